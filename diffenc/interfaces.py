@@ -1,0 +1,151 @@
+"""What a plugin can be. Each is a small protocol; a plugin is a frozen dataclass that keeps it.
+
+Notation, as in VDM (arXiv:2107.00630) and DiffEnc (arXiv:2310.19789):
+
+  t        diffusion time in [0, 1]; 0 = data, 1 = noise; s < t
+  log_snr  lambda = log(alpha^2 / sigma^2), strictly decreasing in t; variance preserving, so
+           alpha^2 = sigmoid(lambda), sigma^2 = sigmoid(-lambda)
+  x        pixels scaled to the open interval (-1, 1)
+  x_phi    the encoded data x_phi(lambda): the mean of the diffusion process is alpha * x_phi
+  z        alpha * x_phi + sigma * eps  [10]
+  x_hat    the network's estimate of x_phi
+
+Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32.
+"""
+
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+Params = Any  # a pytree of arrays
+Key = PRNGKeyArray
+Data = Float[Array, "b *d"]
+PerExample = Float[Array, " b"]
+Times = Float[Array, " b"]
+LogSNR = Float[Array, " b"]
+Condition = Int[Array, " b"]
+
+
+class Example(TypedDict):
+    """One element of a data source."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    label: Int[np.ndarray, ""] | int
+
+
+class Batch(TypedDict):
+    """Examples stacked along a leading axis."""
+
+    image: UInt8[np.ndarray, "b h w c"]
+    label: Int[np.ndarray, " b"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A family x_phi(lambda) of representations of x, smooth in lambda [10]."""
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        """Parameters; only the shapes of `x` and `log_snr` matter."""
+        ...
+
+    def apply(
+        self,
+        params: Params,
+        x: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        """x_phi at `log_snr`, shaped like `x`. `key` draws the dropout mask; None means no dropout."""
+        ...
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A function of (z, log_snr) shaped like z. It knows nothing of the loss."""
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params: ...
+
+    def apply(
+        self,
+        params: Params,
+        z: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        """Output shaped like `z`. `key` draws the dropout mask; None means no dropout."""
+        ...
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """log_snr as a strictly decreasing function of t."""
+
+    def init(self, key: Key) -> Params: ...
+
+    def apply(self, params: Params, t: Times) -> LogSNR: ...
+
+
+@runtime_checkable
+class Parameterization(Protocol):
+    """What the network estimates: p(lambda) x_phi + q(lambda) eps."""
+
+    def __call__(self, log_snr: LogSNR) -> tuple[LogSNR, LogSNR]:
+        """(p, q) at `log_snr`."""
+        ...
+
+
+@runtime_checkable
+class GenerativeMean(Protocol):
+    """kappa(lambda): the reverse process assumes d x_phi / d lambda = kappa x_hat [17]."""
+
+    def __call__(self, log_snr: LogSNR) -> LogSNR: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by index; grain's RandomAccessDataSource with a vectorised look-up beside it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        """The examples at `indices`, gathered in one go."""
+        ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Images of integer levels 0 .. num_levels - 1, in splits `train`, `validation` and `test`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        ...
+
+    @property
+    def num_levels(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def source(self, split: str) -> Source:
+        """Raises UserError if the files are absent, truncated or not what they claim to be."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """Hex SHA-256 of the split's uint8 [N, H, W, C] pixels in source order."""
+        ...
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Makes an optax transformation."""
+
+    def build(self) -> optax.GradientTransformation: ...

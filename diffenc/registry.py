@@ -1,0 +1,96 @@
+"""Plugins by kind and name, and how packages that hold them are found."""
+
+import difflib
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from absl import logging
+
+from diffenc import interfaces
+from diffenc.errors import UserError
+
+ENTRY_POINT_GROUP = "diffenc.plugins"
+
+T = TypeVar("T")
+Plugin = TypeVar("Plugin", bound=type)
+
+
+class Registry(Generic[T]):
+    """The plugins of one kind. `register` is the decorator a plugin's class stands under."""
+
+    def __init__(self, kind: str, interface: type[T]):
+        self.kind = kind
+        self.interface = interface
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[Plugin], Plugin]:
+        """Make a class known as `KIND.NAME`, here and in gin files.
+
+        Raises:
+          ValueError: the name is taken; the message names both classes.
+        """
+
+        def decorate(cls: Plugin) -> Plugin:
+            if name in self._classes:
+                raise ValueError(
+                    f"{self.kind}.{name} is already {_full_name(self._classes[name])}; "
+                    f"{_full_name(cls)} needs another name"
+                )
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class registered under `name`.
+
+        Raises:
+          UserError: no such name; the nearest known one is offered.
+        """
+        if name not in self._classes:
+            near = difflib.get_close_matches(name, self._classes, n=1, cutoff=0.0)
+            raise UserError(f"no {self.kind} is called {name!r}; nearest: {', '.join(near) or 'none registered'}")
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def name_of(self, cls: type) -> str | None:
+        """The name `cls` is registered under, or None."""
+        return next((name for name, known in self._classes.items() if known is cls), None)
+
+
+encoders = Registry("encoder", interfaces.Encoder)
+schedules = Registry("schedule", interfaces.Schedule)
+parameterizations = Registry("parameterization", interfaces.Parameterization)
+means = Registry("mean", interfaces.GenerativeMean)
+networks = Registry("network", interfaces.Network)
+datasets = Registry("dataset", interfaces.Dataset)
+optimizers = Registry("optimizer", interfaces.Optimizer)
+
+REGISTRIES: dict[str, Registry] = {
+    registry.kind: registry
+    for registry in (encoders, schedules, parameterizations, means, networks, datasets, optimizers)
+}
+
+
+def discover() -> list[str]:
+    """Import every package behind the entry-point group, so that its plugins register themselves.
+
+    Returns one line for each package that could not be imported; such a package is skipped, with a
+    warning that names it, and takes nothing else down.
+    """
+    broken = []
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+        try:
+            entry.load()
+        except Exception as error:  # a third party's module may fail in any way
+            owner = entry.dist.name if entry.dist else entry.value
+            broken.append(f"plugin package {owner} ({entry.value}) skipped: {type(error).__name__}: {error}")
+            logging.warning(broken[-1])
+    return broken
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
