@@ -1,0 +1,115 @@
+"""A variational diffusion model put together from plugins."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffenc import objective
+from diffenc.gaussian import diffuse
+from diffenc.interfaces import (
+    Condition,
+    Data,
+    Encoder,
+    GenerativeMean,
+    Key,
+    LogSNR,
+    Network,
+    Parameterization,
+    Params,
+    PerExample,
+    Schedule,
+    Times,
+)
+from diffenc.pixels import Levels, scale_pixels
+
+
+class Terms(NamedTuple):
+    """-ELBO in nats, [B] each."""
+
+    reconstruction: PerExample
+    latent: PerExample
+    diffusion: PerExample
+
+    @property
+    def total(self) -> PerExample:
+        return self.reconstruction + self.latent + self.diffusion
+
+
+class Draws(NamedTuple):
+    """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0."""
+
+    t: Times
+    eps: Data
+    eps_0: Data
+
+
+def draw(key: Key, shape: tuple[int, ...]) -> Draws:
+    """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch."""
+    time_key, eps_key, eps_0_key = jax.random.split(key, 3)
+    t = objective.stratified_times(jax.random.uniform(time_key), shape[0])
+    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean."""
+
+    encoder: Encoder
+    schedule: Schedule
+    parameterization: Parameterization
+    mean: GenerativeMean
+    network: Network
+
+    def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
+        """Parameters {"encoder", "schedule", "network"}. Compile it (`jax.jit`): eagerly it is slow."""
+        encoder_key, schedule_key, network_key = jax.random.split(key, 3)
+        x, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+        return {
+            "encoder": self.encoder.init(encoder_key, x, log_snr),
+            "schedule": self.schedule.init(schedule_key),
+            "network": self.network.init(network_key, x, log_snr),
+        }
+
+    def elbo(
+        self,
+        params: Params,
+        levels: Levels,
+        draws: Draws,
+        *,
+        num_levels: int,
+        condition: Condition | None = None,
+        key: Key | None = None,
+        step_rule: objective.StepRule = objective.continuous,
+    ) -> Terms:
+        """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
+
+        `key` draws the dropout masks; None means no dropout. All evaluations of the encoder share one
+        mask, so that the loss with dropout is the bound of one model.
+        """
+        encoder_key, network_key = (None, None) if key is None else jax.random.split(key)
+        x = scale_pixels(levels, num_levels)
+
+        def encode(log_snr: LogSNR) -> Data:
+            return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, key=encoder_key)
+
+        def log_snr_at(t: Times) -> LogSNR:
+            return self.schedule.apply(params["schedule"], t)
+
+        def network(z: Data, log_snr: LogSNR) -> Data:
+            return self.network.apply(params["network"], z, log_snr, condition=condition, key=network_key)
+
+        log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
+        z_0 = diffuse(encode(log_snr_0), draws.eps_0, log_snr_0)
+        step = step_rule(encode, log_snr_at, draws.t)
+        return Terms(
+            reconstruction=objective.reconstruction_loss(z_0, levels, log_snr_0, num_levels),
+            latent=objective.latent_loss(encode(log_snr_1), log_snr_1),
+            diffusion=objective.diffusion_loss(step, draws.eps, network, self.parameterization, self.mean),
+        )
+
+
+def bits_per_dim(nats, num_dims: int):
+    """nats / (d ln 2)."""
+    return nats / (num_dims * jnp.log(2.0))

@@ -1,0 +1,111 @@
+"""The three terms of -ELBO, in nats per example; the diffusion loss once for all plugins and depths.
+
+A reverse step from lambda_t to lambda_s costs  weight * || (1 + stretch kappa) x_hat - x_phi - slope ||^2,
+in discrete time with the secant of x_phi over the step, in the limit T -> infinity with its tangent.
+A *step rule* says which: it makes a `Step` from the encoder, the schedule and the drawn times.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffenc.gaussian import (
+    alpha_sigma,
+    alpha_squared,
+    diffuse,
+    scale,
+    step_fraction,
+    sum_data,
+    sum_squares,
+)
+from diffenc.interfaces import Data, GenerativeMean, LogSNR, Parameterization, PerExample, Times
+from diffenc.pixels import Levels, level_values, scale_pixels
+
+Encode = Callable[[LogSNR], Data]
+LogSNRAt = Callable[[Times], LogSNR]
+Denoise = Callable[[Data, LogSNR], Data]
+
+
+class Step(NamedTuple):
+    """One reverse step seen from its noisier end.
+
+    Attributes:
+      log_snr: lambda_t.
+      weight: of the squared error, the factor that makes a uniformly drawn t unbiased included.
+      stretch: (lambda_s - lambda_t) / c, which multiplies kappa; 1 in continuous time.
+      x_phi: x_phi(lambda_t).
+      slope: (x_phi(lambda_s) - x_phi(lambda_t)) / c, or d x_phi / d lambda in continuous time.
+    """
+
+    log_snr: LogSNR
+    weight: PerExample
+    stretch: PerExample
+    x_phi: Data
+    slope: Data
+
+
+StepRule = Callable[[Encode, LogSNRAt, Times], Step]
+
+
+def continuous(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
+    """T -> infinity [14, 18]: weight -1/2 dSNR/dt. One jvp gives x_phi and its slope under one mask."""
+    log_snr, rate = jax.jvp(log_snr_at, (t,), (jnp.ones_like(t),))
+    x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
+    return Step(log_snr, -0.5 * rate * jnp.exp(log_snr), jnp.ones_like(log_snr), x_phi, slope)
+
+
+def discrete(num_steps: int) -> StepRule:
+    """T = num_steps equal steps of t, one of them drawn [8, 9]: weight T/2 (SNR_s - SNR_t)."""
+
+    def rule(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
+        step = jnp.floor(t * num_steps) + 1  # 1 .. T; ceil would give 0 at t = 0
+        log_snr_t, log_snr_s = log_snr_at(step / num_steps), log_snr_at((step - 1) / num_steps)
+        fraction = step_fraction(log_snr_t, log_snr_s)
+        x_t, x_s = encode(log_snr_t), encode(log_snr_s)
+        weight = 0.5 * num_steps * fraction * jnp.exp(log_snr_s)
+        return Step(log_snr_t, weight, (log_snr_s - log_snr_t) / fraction, x_t, scale(1 / fraction, x_s - x_t))
+
+    return rule
+
+
+def diffusion_loss(
+    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
+) -> PerExample:
+    """One draw of the diffusion loss [9, 14, 18], for a network that estimates p x_phi + q eps.
+
+    Written through the network's own error, which stays exact in float32 where alpha or sigma vanish:
+    x_hat - x_phi = -sigma / (q alpha - p sigma) (out - p x_phi - q eps).
+    """
+    alpha, sigma = alpha_sigma(step.log_snr)
+    p, q = parameterization(step.log_snr)
+    out = network(diffuse(step.x_phi, eps, step.log_snr), step.log_snr)
+    error = scale(-sigma / (q * alpha - p * sigma), out - scale(p, step.x_phi) - scale(q, eps))
+    kappa = step.stretch * mean(step.log_snr)
+    return step.weight * sum_squares(scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope)
+
+
+def latent_loss(x_phi: Data, log_snr: LogSNR) -> PerExample:
+    """KL(q(z_1 | x) || N(0, 1)) [51]; `x_phi` and `log_snr` at t = 1."""
+    alpha_2, num_dims = alpha_squared(log_snr), x_phi[0].size
+    # sigma^2 - 1 - log sigma^2 = softplus(lambda) - alpha^2
+    return 0.5 * (alpha_2 * sum_squares(x_phi) + num_dims * (jax.nn.softplus(log_snr) - alpha_2))
+
+
+def reconstruction_loss(z_0: Data, levels: Levels, log_snr: LogSNR, num_levels: int) -> PerExample:
+    """-log p(x | z_0) [55], p(v | z_0) proportional to N(z_0; alpha_0 v, sigma_0^2) over the levels v.
+
+    `z_0` and `log_snr` at t = 0; `levels` are the image's integers.
+    """
+    pixels = scale(1 / alpha_sigma(log_snr)[0], z_0)
+    half_snr = 0.5 * jnp.exp(log_snr)
+    distance = scale(half_snr, jnp.square(pixels[..., None] - level_values(num_levels)))
+    chosen = scale(half_snr, jnp.square(pixels - scale_pixels(levels, num_levels)))
+    return sum_data(chosen + jax.nn.logsumexp(-distance, axis=-1))
+
+
+def stratified_times(u: Float[Array, ""], count: int) -> Times:
+    """t_i = (u + i / count) mod 1: each uniform on [0, 1), together one in every stratum (VDM, App. I.1)."""
+    return jnp.mod(u + jnp.arange(count) / count, 1.0)

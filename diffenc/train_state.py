@@ -1,0 +1,129 @@
+"""What training changes, and the one step that changes it: a pure function of (state, batch)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from diffenc.experiment import Experiment
+from diffenc.interfaces import Key, Params
+from diffenc.model import Terms, bits_per_dim, draw
+from diffenc.pixels import Levels
+from diffenc.sharding import on_each, split_over
+
+Scalar = Float[Array, ""]
+Count = Int[Array, ""]
+
+
+class Sums(NamedTuple):
+    """Sums over the steps since the last log line; they live on the device, so that no step waits.
+
+    Attributes:
+      steps: how many were summed.
+      terms: bits/dim.
+      grad_norm: global norm of the gradient.
+      bad_step: the first step ever whose loss or gradient was not finite; 0 = none.
+    """
+
+    steps: Count
+    terms: Terms
+    grad_norm: Scalar
+    bad_step: Count
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: optimiser steps taken. With the seed it determines data, times, noise and dropout masks.
+      params: {"encoder", "schedule", "network"}.
+      ema: their moving average, which evaluation and sampling use.
+    """
+
+    step: Count
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    sums: Sums
+
+
+TrainStep = Callable[[TrainState, Levels], TrainState]
+
+
+def no_sums() -> Sums:
+    zero = jnp.zeros(())
+    return Sums(jnp.zeros((), jnp.int32), Terms(zero, zero, zero), zero, jnp.zeros((), jnp.int32))
+
+
+def keys(seed: int) -> tuple[Key, Key]:
+    """(key of the initialisation, key that each step folds its number into)."""
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    return init_key, step_key
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step. Compile it: eagerly it is slow."""
+    params = experiment.model.init(keys(experiment.seed)[0], experiment.dataset.image_shape)
+    ema = jax.tree.map(jnp.copy, params)
+    opt_state = experiment.optimizer.build().init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, no_sums())
+
+
+def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed.
+
+    Raises:
+      UserError: a plugin cannot be built for these images.
+    """
+    shapes = jax.eval_shape(lambda: init_state(experiment))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), shapes)
+
+
+def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
+    """The compiled step. The old state's buffers are given up to the new one."""
+    optimizer = experiment.optimizer.build()
+    step_key = keys(experiment.seed)[1]
+
+    def train_step(state: TrainState, levels: Levels) -> TrainState:
+        key = jax.random.fold_in(step_key, state.step)
+        gradient, terms = jax.grad(mean_bits, has_aux=True)(state.params, experiment, levels, key)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, state.step, experiment.ema_decay)
+        sums = add(state.sums, terms, optax.global_norm(gradient), state.step + 1)
+        return TrainState(state.step + 1, params, ema, opt_state, sums)
+
+    return jax.jit(
+        train_step,
+        in_shardings=(on_each(mesh), split_over(mesh)),
+        out_shardings=on_each(mesh),
+        donate_argnums=0,
+    )
+
+
+def mean_bits(params: Params, experiment: Experiment, levels: Levels, key: Key) -> tuple[Scalar, Terms]:
+    """-ELBO of a batch in bits/dim, and its three terms; dropout on."""
+    draw_key, dropout_key = jax.random.split(key)
+    draws = draw(draw_key, levels.shape)
+    num_levels = experiment.dataset.num_levels
+    terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, key=dropout_key)
+    means = jax.tree.map(lambda nats: bits_per_dim(jnp.mean(nats), levels[0].size), terms)
+    return means.total, means
+
+
+def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:
+    """Moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
+
+
+def add(sums: Sums, terms: Terms, grad_norm: Scalar, step: Count) -> Sums:
+    """Sums with one more step; remembers the first step that was not finite."""
+    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
+    bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
+    totals = jax.tree.map(jnp.add, sums.terms, terms)
+    return Sums(sums.steps + 1, totals, sums.grad_norm + grad_norm, bad_step)

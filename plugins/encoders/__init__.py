@@ -1,0 +1,7 @@
+"""What the mean of the diffusion process is made of."""
+
+from diffenc_plugins.encoders.identity import Identity
+from diffenc_plugins.encoders.nontrainable import Nontrainable
+from diffenc_plugins.encoders.trainable import Trainable
+
+__all__ = ["Identity", "Nontrainable", "Trainable"]

@@ -1,0 +1,24 @@
+import dataclasses
+
+from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.registry import encoders
+
+
+@encoders.register("identity")
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """x_phi = x: VDM. Its mean is mean.vdm."""
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        return {}
+
+    def apply(
+        self,
+        params: Params,
+        x: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        return x

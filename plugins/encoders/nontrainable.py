@@ -1,0 +1,25 @@
+import dataclasses
+
+from diffenc.gaussian import alpha_squared, scale
+from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.registry import encoders
+
+
+@encoders.register("nontrainable")
+@dataclasses.dataclass(frozen=True)
+class Nontrainable:
+    """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is mean.counterterm."""
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        return {}
+
+    def apply(
+        self,
+        params: Params,
+        x: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        return scale(alpha_squared(log_snr), x)

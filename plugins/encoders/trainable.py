@@ -1,0 +1,33 @@
+import dataclasses
+
+from diffenc.gaussian import alpha_squared, scale, sigma_squared
+from diffenc.interfaces import Condition, Data, Key, LogSNR, Network, Params
+from diffenc.registry import encoders
+
+
+@encoders.register("trainable")
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """x_phi = alpha^2 x + sigma^2 y_phi(x, lambda) [15]: DiffEnc. Its mean is mean.counterterm.
+
+    Attributes:
+      network: y_phi. One whose last layer starts at zero makes this encoder the non-trainable one
+        at initialisation.
+    """
+
+    network: Network
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        return self.network.init(key, x, log_snr, condition=condition)
+
+    def apply(
+        self,
+        params: Params,
+        x: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        y = self.network.apply(params, x, log_snr, condition=condition, key=key)
+        return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

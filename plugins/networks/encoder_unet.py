@@ -1,0 +1,104 @@
+import dataclasses
+
+import haiku as hk
+import jax.numpy as jnp
+
+from diffenc.errors import UserError
+from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.registry import networks
+from diffenc_plugins.networks import layers
+from diffenc_plugins.networks.layers import Maps
+
+NAME = "network.encoder_unet"
+
+
+@networks.register("encoder_unet")
+@dataclasses.dataclass(frozen=True)
+class EncoderUNet:
+    """DiffEnc's y_phi: a U-Net that pools by 2 after each level, ends in tanh, and starts at zero.
+
+    Attributes:
+      blocks: m; 1 is one level of one block, an even m two levels of m / 2 blocks each way.
+      channels: of the first level; the second has twice as many.
+      groups: of the group norms; None = the largest divisor of `channels` up to min(32, channels / 2).
+        The last norm has half as many, and at m = 2 so have the middle blocks (as published).
+      dropout: rate, inside the blocks.
+      log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+    """
+
+    blocks: int = 2
+    channels: int = 64
+    groups: int | None = None
+    dropout: float = 0.1
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+
+    def __post_init__(self):
+        if self.blocks != 1 and (self.blocks < 2 or self.blocks % 2):
+            raise UserError(f"{NAME}.blocks = {self.blocks}: must be 1 or an even number")
+        layers.resolve_groups(NAME, self.channels, self.groups)
+        layers.check_dropout(NAME, self.dropout)
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        return hk.transform(self._forward).init(key, z, log_snr, condition)
+
+    def apply(
+        self,
+        params: Params,
+        z: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        key: Key | None = None,
+    ) -> Data:
+        return hk.transform(self._forward).apply(params, key, z, log_snr, condition)
+
+    def _forward(self, z: Maps, log_snr: LogSNR, condition: Condition | None) -> Maps:
+        levels, depth = self._levels()
+        check_pooling(z.shape[1:3], len(levels))
+        groups = layers.resolve_groups(NAME, self.channels, self.groups)
+        half_groups = max(1, groups // 2)
+        embedding = layers.embed_log_snr(
+            log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
+        )
+
+        def blocks(h: Maps, channels: int, name: str) -> Maps:
+            for i in range(depth):
+                h = layers.resnet_block(h, embedding, channels, groups, self.dropout, f"{name}_{i}")
+            return h
+
+        h = layers.conv3x3(z, self.channels, "conv_in")
+        skips = []
+        for level, channels in enumerate(levels):
+            h = blocks(h, channels, f"down_{level}")
+            skips.append(h)
+            h = max_pool(h)
+        middle_groups = half_groups if self.blocks == 2 else groups
+        h = layers.middle(h, embedding, groups, middle_groups, self.dropout)
+        for level, channels in reversed(list(enumerate(levels))):
+            h = hk.Conv2DTranspose(
+                channels, 2, stride=2, w_init=layers.LECUN_NORMAL, name=f"unpool_{level}"
+            )(h)
+            h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
+        return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
+
+    def _levels(self) -> tuple[tuple[int, ...], int]:
+        """The channels of each level, and the number of blocks in one."""
+        if self.blocks == 1:
+            return (self.channels,), 1
+        return (self.channels, 2 * self.channels), self.blocks // 2
+
+
+def check_pooling(size: tuple[int, ...], levels: int) -> None:
+    """Raise UserError unless the image halves exactly `levels` times."""
+    if any(side % 2**levels for side in size):
+        raise UserError(
+            f"{NAME} pools {levels} times by 2, but the image is {size[0]}x{size[1]}: its sides must be "
+            f"multiples of {2**levels} ({NAME}.blocks = 1 pools once)"
+        )
+
+
+def max_pool(h: Maps) -> Maps:
+    """The largest of every 2x2 positions."""
+    b, height, width, c = h.shape
+    return h.reshape(b, height // 2, 2, width // 2, 2, c).max(axis=(2, 4))

@@ -1,0 +1,47 @@
+import dataclasses
+
+import jax
+import optax
+
+from diffenc.interfaces import Params
+from diffenc.registry import optimizers
+
+NEVER_DECAYED = ("b", "bias", "offset", "scale")
+
+
+@optimizers.register("adamw")
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW after a linear warm-up, without gradient clipping.
+
+    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule.
+    """
+
+    learning_rate: float = 2e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    def build(self) -> optax.GradientTransformation:
+        return optax.adamw(
+            optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+            if self.warmup_steps
+            else self.learning_rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=decay_mask,
+        )
+
+
+def decay_mask(params: Params) -> Params:
+    """True for every parameter that weight decay reaches."""
+
+    def decays(path, leaf) -> bool:
+        names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+        return "schedule" not in names[:1] and names[-1] not in NEVER_DECAYED and leaf.ndim > 1
+
+    return jax.tree_util.tree_map_with_path(decays, params)

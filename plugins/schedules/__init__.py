@@ -1,0 +1,6 @@
+"""How log_snr falls with t."""
+
+from diffenc_plugins.schedules.learned_endpoints import LearnedEndpoints
+from diffenc_plugins.schedules.linear import Linear
+
+__all__ = ["LearnedEndpoints", "Linear"]
