@@ -6,6 +6,27 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Dataset, Optimizer
 from diffenc.model import Model
 
+SPLITS = ("train", "validation", "test")
+
+# What may differ between two visits to one workdir: how long, how often and with what effort, never what.
+FREE_TO_CHANGE = (
+    "Experiment.steps",
+    "Experiment.log_every",
+    "Experiment.checkpoint_every",
+    "Experiment.evaluate_every",
+    "Experiment.sample_every",
+    "Experiment.keep_last",
+    "Experiment.keep_every",
+    "evaluate.",
+    "sample.",
+)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless `condition`."""
+    if not condition:
+        raise UserError(message)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -94,25 +115,3 @@ class Experiment:
         for name in ("checkpoint_every", "evaluate_every", "sample_every", "keep_every"):
             require(getattr(self, name) >= 0, f"Experiment.{name} = {getattr(self, name)}: must not be negative")
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
-
-
-SPLITS = ("train", "validation", "test")
-
-# What may differ between two visits to one workdir: how long, how often and with what effort, never what.
-FREE_TO_CHANGE = (
-    "Experiment.steps",
-    "Experiment.log_every",
-    "Experiment.checkpoint_every",
-    "Experiment.evaluate_every",
-    "Experiment.sample_every",
-    "Experiment.keep_last",
-    "Experiment.keep_every",
-    "evaluate.",
-    "sample.",
-)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise UserError(message) unless `condition`."""
-    if not condition:
-        raise UserError(message)
