@@ -3,7 +3,7 @@
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from absl import logging
 
@@ -28,16 +28,24 @@ class Registry(Generic[T]):
         """Make a class known as `KIND.NAME`, here and in gin files.
 
         Raises:
-          ValueError: the name is taken; the message names both classes.
+          ValueError: the name is taken (the message names both classes), or is no identifier, which a
+            config file could not spell.
+          TypeError: the class is no dataclass.
         """
+        if not name.isidentifier():
+            raise ValueError(f"{self.kind} name {name!r} must be a Python identifier")
 
         def decorate(cls: Plugin) -> Plugin:
+            if "__dataclass_params__" not in vars(cls):
+                raise TypeError(
+                    f"{_full_name(cls)} must be a dataclass: put @dataclass(frozen=True) right above it"
+                )
             if name in self._classes:
                 raise ValueError(
                     f"{self.kind}.{name} is already {_full_name(self._classes[name])}; "
                     f"{_full_name(cls)} needs another name"
                 )
-            self._classes[name] = cls
+            self._classes[name] = cast(type[T], cls)
             return cls
 
         return decorate
@@ -49,8 +57,9 @@ class Registry(Generic[T]):
           UserError: no such name; the nearest known one is offered.
         """
         if name not in self._classes:
-            near = difflib.get_close_matches(name, self._classes, n=1, cutoff=0.0)
-            raise UserError(f"no {self.kind} is called {name!r}; nearest: {', '.join(near) or 'none registered'}")
+            near = difflib.get_close_matches(name, sorted(self._classes), n=1, cutoff=0.0)
+            offer = f"nearest: {self.kind}.{near[0]}" if near else "none is registered"
+            raise UserError(f"no {self.kind} is called {name!r}; {offer}")
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:

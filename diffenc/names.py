@@ -1,0 +1,88 @@
+"""Every class a config can name, and what its fields may hold."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from diffenc.errors import UserError
+from diffenc.experiment import Evaluate, Experiment, Sample
+from diffenc.model import Model
+from diffenc.registry import REGISTRIES
+
+FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, "evaluate": Evaluate, "sample": Sample}
+
+
+class Field(NamedTuple):
+    """One field that can be bound. `hint` is its evaluated annotation."""
+
+    name: str
+    hint: Any
+    required: bool
+
+
+def classes() -> dict[str, type]:
+    """Classes by selector: `Model`, `encoder.trainable`, ..."""
+    plugins = {f"{kind}.{name}": registry[name] for kind, registry in REGISTRIES.items() for name in registry}
+    return FIXED | plugins
+
+
+def selector_of(cls: type) -> str | None:
+    """The selector under which `cls` is known, or None."""
+    return next((selector for selector, known in classes().items() if known is cls), None)
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+    """The fields that `cls` takes, in their order."""
+    hints = typing.get_type_hints(cls)
+    return {
+        field.name: Field(field.name, hints[field.name], _is_required(field))
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+
+
+def resolve(selector: str) -> str:
+    """The full selector that `selector`, maybe without its kind, stands for.
+
+    Raises:
+      UserError: nothing or more than one thing is called so.
+    """
+    known = classes()
+    if selector in known:
+        return selector
+    kind, _, name = selector.rpartition(".")
+    if kind in REGISTRIES:
+        REGISTRIES[kind][name]  # has the better message for an unknown name
+    matches = sorted(full for full in known if full.endswith(f".{selector}"))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"{selector!r} can be {' or '.join(matches)}")
+    raise UserError(f"nothing is called {selector!r}; nearest: {nearest(selector, known)}")
+
+
+def kinds_in(hint: Any) -> list[str]:
+    """What a reference may name where `hint` stands: `encoder`, ... or a selector as `Model`."""
+    kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in leaves(hint)]
+    return kinds + [selector for selector, cls in classes().items() if cls in leaves(hint)]
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    """The types that a hint such as `tuple[Network, ...] | None` is made of."""
+    arguments = typing.get_args(hint)
+    if not arguments or typing.get_origin(hint) is typing.Literal:
+        yield hint
+    for argument in arguments:
+        yield from leaves(argument)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The name most like `word`."""
+    near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.0)
+    return near[0] if near else "none"
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

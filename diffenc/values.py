@@ -1,0 +1,96 @@
+"""Values as fields of a given type hold them, and as a config file spells them."""
+
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from beartype.door import is_bearable
+
+LITERALS = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set)
+
+
+def coerce(value: Any, hint: Any) -> Any:
+    """`value` as a field annotated with `hint` holds it.
+
+    An int becomes a float and a list a tuple where the hint says so; a bool is never a number, and NaN and
+    infinities are refused. What is not a literal (a plugin) passes unchanged.
+
+    Raises:
+      TypeError: the value does not fit; the message is `expected HINT`.
+    """
+    if not isinstance(value, LITERALS):
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(value, hint, arguments)
+    if hint is float:
+        return _finite_float(value)
+    if (hint is tuple or origin is tuple) and isinstance(value, list | tuple):
+        return _tuple(value, hint, arguments)
+    if origin is list and isinstance(value, list):
+        return [coerce(item, arguments[0]) for item in value]
+    if (isinstance(value, bool) and hint is int) or not is_bearable(value, hint):
+        raise TypeError(f"expected {spell_hint(hint)}")
+    return value
+
+
+def spell(value: Any, spell_other: Callable[[Any], str] = repr) -> str:
+    """`value` as one reads it in a config file; `spell_other` spells what is not a literal."""
+    if isinstance(value, tuple | list):
+        items = [spell(item, spell_other) for item in value]
+        return _bracket(items, "[]") if isinstance(value, list) else _bracket(items, "()")
+    if isinstance(value, dict):
+        pairs = [f"{spell(k, spell_other)}: {spell(v, spell_other)}" for k, v in value.items()]
+        return _bracket(pairs, "{}")
+    return repr(value) if isinstance(value, LITERALS) else spell_other(value)
+
+
+def spell_hint(hint: Any) -> str:
+    """`hint` as one writes it in Python."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def parts(value: Any) -> Iterable[Any]:
+    """What is not a container in `value`, however deep."""
+    if not isinstance(value, tuple | list | set | dict):
+        yield value
+        return
+    for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+        yield from parts(item)
+
+
+def _first_that_fits(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
+    for choice in sorted(choices, key=lambda choice: choice is not type(value)):
+        try:
+            return coerce(value, choice)
+        except TypeError:
+            continue
+    raise TypeError(f"expected {spell_hint(hint)}")
+
+
+def _finite_float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("expected float")
+    if not abs(value) <= sys.float_info.max:
+        raise TypeError("expected a finite float")
+    return float(value)
+
+
+def _tuple(value: list | tuple, hint: Any, items: tuple[Any, ...]) -> tuple:
+    if hint is tuple:
+        items = (Any, ...)
+    if items[-1:] == (Ellipsis,):
+        items = items[:1] * len(value)
+    if len(items) != len(value):
+        raise TypeError(f"expected {spell_hint(hint)}")
+    try:
+        return tuple(coerce(item, item_hint) for item, item_hint in zip(value, items, strict=True))
+    except TypeError:
+        raise TypeError(f"expected {spell_hint(hint)}") from None
+
+
+def _bracket(items: list[str], brackets: str) -> str:
+    comma = "," if brackets == "()" and len(items) == 1 else ""
+    return f"{brackets[0]}{', '.join(items)}{comma}{brackets[1]}"
