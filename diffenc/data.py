@@ -1,0 +1,162 @@
+"""Sources of examples, and the batches a run sees.
+
+A source holds its images in memory. Training order is decided on indices, and each batch is gathered in one
+vectorised look-up: per-example pipelines are several times slower.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int, Int32, UInt8
+
+from diffenc.errors import UserError
+from diffenc.interfaces import Batch, Example, Source
+
+SPLITS = ("train", "validation", "test")
+_CHUNK = 4096  # images hashed at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Examples in two arrays, which become read-only here because data sets share them.
+
+    Attributes:
+      images: levels of the pixels.
+      labels: classes from 0.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+
+    def __post_init__(self):
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images, {len(self.labels)} labels")
+        for name in ("images", "labels"):
+            view = getattr(self, name).view()
+            view.setflags(write=False)
+            object.__setattr__(self, name, view)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self.images[index], "label": np.asarray(self.labels[index])}
+
+    def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """The examples of `source` at `indices`, in that order; copies no image."""
+
+    source: Source
+    indices: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[int(self.indices[index])]
+
+    def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        return self.source.__getitems__(self.indices[indices])
+
+
+def split_source(read: Callable[[str], Source], split: str, validation: int, name: str) -> Source:
+    """The examples of `split`, where only `read("train")` and `read("test")` exist on disk.
+
+    Args:
+      validation: number of images cut from train.
+      name: registered name of the data set, for messages.
+
+    Raises:
+      UserError: no such split, or `validation` does not fit.
+    """
+    if split not in SPLITS:
+        raise UserError(f"dataset.{name} has no split {split!r}; splits: {', '.join(SPLITS)}")
+    return read("test") if split == "test" else cut(read("train"), split, validation, name)
+
+
+def cut(train: Source, split: str, validation: int, name: str) -> Source:
+    """`split` "validation": `validation` of train's examples; "train": the others, in their order.
+
+    Raises:
+      UserError: `validation` is negative, leaves no example to train on, or is 0 where split is "validation".
+    """
+    key = f"dataset.{name}.validation = {validation}"
+    if validation < 0:
+        raise UserError(f"{key}: must not be negative")
+    if validation == 0 and split == "validation":
+        raise UserError(
+            f"{key}: there is no validation split; give it the number of images to cut from train"
+        )
+    if validation >= len(train):
+        raise UserError(f"{key}: must be less than the {len(train)} images of train")
+    if validation == 0:
+        return train
+    chosen = held_out(len(train), validation)
+    return Subset(train, chosen if split == "validation" else np.delete(np.arange(len(train)), chosen))
+
+
+def held_out(num: int, validation: int) -> Int[np.ndarray, " v"]:
+    """`validation` increasing indices below `num`, one from each of as many equal stretches.
+
+    So every class keeps its share in a set ordered by class. Where in its stretch an index lies moves by
+    the golden ratio, or a stretch as long as a cycle of classes would always hit the same class.
+    """
+    edges = np.arange(validation + 1, dtype=np.uint64) * np.uint64(num) // np.uint64(validation)
+    place = np.arange(validation, dtype=np.uint64) * np.uint64(0x9E3779B9) % np.uint64(2**32)
+    return (edges[:-1] + (place * np.diff(edges) >> np.uint64(32))).astype(np.int64)
+
+
+def fingerprint(source: Source) -> str:
+    """Hex SHA-256 of the uint8 [N, H, W, C] pixels in source order."""
+    digest = hashlib.sha256()
+    for first in range(0, len(source), _CHUNK):
+        batch = source.__getitems__(np.arange(first, min(first + _CHUNK, len(source))))
+        digest.update(np.ascontiguousarray(batch["image"]).data)
+    return digest.hexdigest()
+
+
+def train_batches(source: Source, batch_size: int, seed: int, start: int = 0) -> grain.DatasetIterator[Batch]:
+    """Endless shuffled batches, from batch number `start` on.
+
+    Batch k is a function of (seed, k) alone and is found without the ones before it. Every example comes
+    once an epoch, each epoch in an order of its own; a batch may straddle epochs, and hold several. Batches
+    are made ahead in threads, which `close()` ends.
+
+    Raises:
+      UserError: `source` is empty.
+    """
+    if len(source) == 0:
+        raise UserError("the train split is empty: there is nothing to train on")
+    # grain shuffles epoch e with seed + e; hashing keeps the orders of neighbouring seeds apart.
+    first_epoch = int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
+    order = grain.MapDataset.range(len(source)).shuffle(seed=first_epoch).repeat()
+    batches = order.batch(batch_size).map(source.__getitems__)[start:]
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
+    """Every example once, in source order, each with weight 1.
+
+    Batches are full; the last is filled up with the source's first example at weight 0.
+    """
+    for first in range(0, len(source), batch_size):
+        places = np.arange(first, first + batch_size)
+        real = places < len(source)
+        yield source.__getitems__(np.where(real, places, 0)), real.astype(np.float32)
+
+
+def warn_unless_official(title: str, split: str, count: int, official: int) -> None:
+    """Log one line if a split has not its published number of images."""
+    if count != official:
+        logging.warning(
+            f"not the official {title}: {count:,} {split} images, not {official:,}; "
+            "its bits/dim are not comparable with published ones"
+        )

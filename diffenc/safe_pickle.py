@@ -1,0 +1,118 @@
+"""Reading pickled batches of arrays without running anything that is in the pickle.
+
+A pickle may name any function of any module and have it called. Here only the few names that numpy's
+arrays need are known, and even they stand for small functions of this module: numpy's own trust what they
+are given, and a forged dtype makes them read memory that is not theirs.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from diffenc.errors import UserError
+from diffenc.paths import reading
+
+
+def load(stream: BinaryIO, name: str) -> dict[str, Any]:
+    """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays as numpy arrays.
+
+    Other values keep the type they have in the pickle (Python 2's str comes as bytes).
+
+    Raises:
+      UserError: names `name` and the offending global, or says what else is wrong with the pickle.
+    """
+    with reading(name):
+        found = _Unpickler(stream, name).load()
+        if stream.read(1):  # reading to the end also has an archive check its sum
+            raise UserError(f"{name}: bytes follow the pickle's end; get it again")
+    if not isinstance(found, dict):
+        raise UserError(f"{name}: holds a {type(found).__name__}, not the dictionary of a batch")
+    return {_text(key): value.array if isinstance(value, _Array) else value for key, value in found.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: BinaryIO, name: str):
+        super().__init__(stream, encoding="bytes")
+        self._name = name
+
+    def find_class(self, module: str, qualname: str, /) -> Any:
+        known = _KNOWN.get((module, qualname))
+        if known is None:
+            raise UserError(
+                f"{self._name}: its pickle asks for {module}.{qualname}; only arrays are admitted"
+            )
+        return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
+
+
+class _Dtype:
+    """Stands for numpy.dtype: plain numbers only."""
+
+    def __init__(self, spec: Any, align: Any = False, copy: Any = True):
+        del align, copy
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", _text(spec)):
+            raise ValueError(f"dtype {spec!r} is not a plain number")
+        self.dtype = np.dtype(_text(spec))
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, subdtype, names, fields, *_ = state
+        if (subdtype, names, fields) != (None, None, None):
+            raise ValueError("a structured dtype")
+        self.dtype = self.dtype.newbyteorder(_text(order))  # pyright: ignore[reportArgumentType]
+
+
+class _Array:
+    """Stands for numpy.ndarray: `array` is there once the state has been set."""
+
+    array: np.ndarray
+
+    def __init__(self, *args: Any):
+        self.array = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _Dtype):
+        raise ValueError("an array without bytes or dtype")
+    if math.prod(shape) * dtype.dtype.itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
+    return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    made = _Array()
+    made.array = _from_bytes(raw, dtype, shape, order)
+    return made
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """How Python 3 writes bytes into a pickle of protocol 2."""
+    if _text(encoding) != "latin1":
+        raise ValueError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"{value!r:.40} where text belongs")
+    return value.decode("ascii") if isinstance(value, bytes) else value
+
+
+def _opaque(*args: Any) -> None:
+    raise ValueError("numpy.ndarray is called")
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _opaque,  # named, never called: the argument of _reconstruct
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+for _core in ("numpy.core", "numpy._core"):  # before and after numpy 2
+    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _from_buffer
