@@ -1,0 +1,97 @@
+"""Files that are either whole or not there: written under a temporary name, synced, then renamed."""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffenc.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; on leaving, the file there takes the place of `path`.
+
+    If the body raises, `path` keeps its old content and the temporary is removed.
+
+    Raises:
+      UserError: the disk refused (full, read-only, a file where a folder should be).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone if it was renamed, never there if opening failed
+            temporary.unlink()
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Replace the content of `path` by `data`, all or nothing. Raises UserError like `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Replace the content of `path` by `text` in UTF-8, all or nothing. Raises UserError like `replacing`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Replace the content of `path` by `value` as indented JSON (see `to_json`), all or nothing."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every reader accepts: NaN and infinities, which JSON lacks, become null.
+
+    Scalars of numpy and jax become plain numbers.
+
+    Raises:
+      TypeError: something in `value` has no JSON form.
+    """
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def sync(path: PathLike) -> None:
+    """Make the content of a file, or the names in a folder, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: PathLike) -> None:
+    """`sync` a folder and everything in it."""
+    for inner, _, files in os.walk(folder):
+        for file in files:
+            sync(os.path.join(inner, file))
+        sync(inner)
+
+
+def unwritable(path: PathLike, error: OSError) -> UserError:
+    """What to tell a user whose disk refused `path`."""
+    reason = error.strerror or str(error)
+    return UserError(f"could not write {path}: {reason}; free space there and run the same command again")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""The folder of one run: who may write to it, and the evaluations it collects."""
+
+import contextlib
+import fcntl
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffenc import atomic
+from diffenc.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(workdir: atomic.PathLike) -> Iterator[Path]:
+    """Make `workdir` if need be and be its only trainer until leaving, or until the process dies.
+
+    Raises:
+      UserError: another process trains there (named by its pid), or the folder cannot be made.
+    """
+    workdir = _made(Path(workdir))
+    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(descriptor, workdir)
+        yield workdir
+    finally:
+        os.close(descriptor)  # lets go of the lock; the file stays, for removing it would race a newcomer
+
+
+def keep_evaluation(
+    workdir: atomic.PathLike, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> int:
+    """File one evaluation as evaluations/NNNN.{json,npz} for good, and as evaluation.{json,npz} until the next.
+
+    Args:
+      record: JSON-able figures; NaN and infinities are written as null.
+      arrays: what is behind them, for numpy.savez.
+
+    Returns:
+      The evaluation's number, counted from 1.
+
+    Raises:
+      UserError: the disk refused; nothing is left half-written.
+    """
+    workdir = Path(workdir)
+    text, data = atomic.to_json(record, indent=1).encode() + b"\n", _npz(arrays)
+    folder = _made(workdir / "evaluations")
+    number = _file_new(folder, data)
+    atomic.write_bytes(folder / f"{number:04d}.json", text)
+    atomic.write_bytes(workdir / "evaluation.npz", data)
+    atomic.write_bytes(workdir / "evaluation.json", text)  # last: where it stands, its arrays stand too
+    return number
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        raise UserError(
+            f"cannot make the folder {folder}: {file} is a file; choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another --workdir"
+        ) from error
+    return folder
+
+
+def _lock(descriptor: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise UserError(
+            f"{workdir} is in use by the training process with pid {owner}; wait for it, stop it, "
+            "or choose another --workdir"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **dict(arrays))
+    return buffer.getvalue()
+
+
+def _file_new(folder: Path, data: bytes) -> int:
+    """Write `data` as NNNN.npz under the next free number, also against others who do the same now."""
+    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()), default=0)
+    staged = folder / f".{number:04d}-{os.getpid()}.npz"
+    atomic.write_bytes(staged, data)
+    try:
+        while not _linked(staged, folder / f"{number:04d}.npz"):
+            number += 1
+    finally:
+        staged.unlink()
+    return number
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """A hard link is the one way to take a name only if it is free; renaming would overwrite."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    return True

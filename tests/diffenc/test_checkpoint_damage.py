@@ -1,0 +1,288 @@
+"""Checkpoints under real kills, real damage, a real full disk, and another architecture."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.checkpoint import Checkpoints
+from diffenc.errors import UserError
+
+
+def _tree(value: float):
+    return {
+        "params": {
+            "unet/~/conv": {"w": jnp.full((3, 40), float(value)), "b": jnp.zeros(3)},
+            "log_snr": jnp.float32(value),
+        },
+        "ema": {"w": jnp.full((2,), value, jnp.bfloat16)},
+        "opt_state": (jnp.int32(value), (), None, {"mu": [jnp.full((2, 2), float(value))]}),
+        "step": jnp.uint32(value),
+    }
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+ABSTRACT = _abstract(_tree(0))
+
+
+def _saved(directory: Path, *steps: int, keep_last: int = 99, keep_every: int = 0) -> Checkpoints:
+    with Checkpoints(directory, keep_last, keep_every) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, _tree(step), {"name": "täglich", "step": step})
+    return checkpoints
+
+
+def _equal(a, b) -> bool:
+    """Same structure, and every leaf the same bit for bit."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_leaf_with_a_sharding_is_placed_by_it(tmp_path):
+    _saved(tmp_path, 4)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), ABSTRACT)
+    tree = Checkpoints(tmp_path).restore(abstract).tree
+    assert {leaf.sharding for leaf in jax.tree.leaves(tree)} == {sharding}
+    assert _equal(tree, _tree(4))
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
+    """The newest is damaged: the run resumes from before it and passes it again."""
+    _saved(tmp_path, 10, 20)
+    (tmp_path / "000000020" / "manifest.ocdbt").write_bytes(b"")
+    assert _saved(tmp_path, 15, keep_last=1).steps() == [15, 20]
+    assert Checkpoints(tmp_path).restore(ABSTRACT).step == 15
+    assert _saved(tmp_path, 20, keep_last=1).steps() == [20]
+    assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
+
+
+def test_temporaries_of_the_dead_are_swept_on_the_first_save(tmp_path):
+    for left in (".tmp-000000003", ".tmp-old-000000001"):
+        shutil.copytree(_saved(tmp_path / "other", 3).directory / "000000003", tmp_path / "run" / left)
+    assert Checkpoints(tmp_path / "run").steps() == []
+    assert _saved(tmp_path / "run", 4).steps() == [4]
+    assert os.listdir(tmp_path / "run") == ["000000004"]
+
+
+def test_an_interrupted_removal_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    def interrupted(path, **_):
+        raise OSError(5, "Input/output error")
+
+    _saved(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(UserError):
+            _saved(tmp_path, 2, keep_last=1)
+    assert Checkpoints(tmp_path).steps() == [2]
+    assert _saved(tmp_path, 3, keep_last=1).steps() == [3]
+    assert os.listdir(tmp_path) == ["000000003"]
+
+
+def test_every_damage_to_the_newest_is_named_and_passed_over(tmp_path, caplog):
+    _saved(tmp_path, 10, 20)
+    rng = random.Random(0)
+    for path in _files(tmp_path / "000000020"):
+        whole = path.read_bytes()
+        flips = [
+            whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), 29)
+        ]
+        cuts = [whole[:size] for size in (0, 1, rng.randrange(len(whole)), len(whole) - 1)]
+        for damaged in [*flips, *cuts, None]:
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            caplog.clear()
+            restored = Checkpoints(tmp_path).restore(ABSTRACT)
+            assert restored.step == 10, (path, damaged)
+            assert "000000020 cannot be read, skipped" in caplog.text
+            path.write_bytes(whole)
+    assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
+
+
+def test_where_none_can_be_read_the_user_is_told(tmp_path):
+    _saved(tmp_path, 10, 20)
+    for path in _files(tmp_path):
+        path.write_bytes(b"\x00" * 100)
+    with pytest.raises(UserError, match=r"none of its checkpoints \[10, 20\] can be read"):
+        Checkpoints(tmp_path).restore(ABSTRACT)
+    with pytest.raises(UserError, match="000000010 cannot be read"):
+        Checkpoints(tmp_path).restore(ABSTRACT, step=10)
+
+
+def test_a_step_that_is_not_there_lists_those_that_are(tmp_path):
+    _saved(tmp_path, 10, 20)
+    with pytest.raises(UserError, match=r"no checkpoint of step 15; there are \[10, 20\]"):
+        Checkpoints(tmp_path).restore(ABSTRACT, step=15)
+
+
+def _with(change):
+    tree = jax.tree.map(lambda leaf: leaf, ABSTRACT)
+    change(tree)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("abstract", "message"),
+    [
+        (
+            _with(lambda t: t["params"]["unet/~/conv"].update(w=jax.ShapeDtypeStruct((3, 64), jnp.float32))),
+            r'params/"unet/~/conv"/w is float32\[3, 40\] there and float32\[3, 64\] here',
+        ),
+        (
+            _with(lambda t: t["ema"].update(w=jax.ShapeDtypeStruct((2,), jnp.float32))),
+            r"ema/w is bfloat16\[2\] there and float32\[2\] here",
+        ),
+        (
+            _with(lambda t: t["ema"].update(v=jax.ShapeDtypeStruct((), jnp.float32))),
+            r"ema/v is absent there and float32\[\] here",
+        ),
+        (_with(lambda t: t["params"].pop("log_snr")), r"params/log_snr is float32\[\] there and absent here"),
+        (_with(lambda t: t.pop("opt_state")), r"opt_state/0 is int32\[\] there and absent here"),
+    ],
+)
+def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstract, message):
+    _saved(tmp_path, 10, 20)
+    for step in (None, 10):
+        with pytest.raises(
+            UserError, match=rf"0000000{step or 20} is of another .*{message}; use the"
+        ) as refused:
+            Checkpoints(tmp_path).restore(abstract, step)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_later_format_is_refused(tmp_path):
+    from diffenc import checkpoint
+
+    _saved(tmp_path, 1)
+    meta = {"format": 2, "step": 1, "leaves": {}, "metadata": {}}
+    (tmp_path / "000000001" / "META.json").write_text(checkpoint._meta_text(meta))
+    with pytest.raises(UserError, match="has format 2, not 1"):
+        Checkpoints(tmp_path).restore(ABSTRACT)
+
+
+def test_metadata_without_json_form_and_64_bits_are_refused_at_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(TypeError):
+            checkpoints.save(1, {}, {"a": object()})
+        with pytest.raises(TypeError, match="leaf a is float64"):
+            checkpoints.save(1, {"a": np.zeros(2)}, {})
+    assert checkpoints.steps() == []
+
+
+FULL_DISK = """
+import os, resource, sys
+import numpy as np
+from diffenc.checkpoint import Checkpoints
+from diffenc.errors import UserError
+tree = {"w": np.ones(50_000, np.float32)}
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, tree, {})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints.save(2, tree, {})
+try:
+    checkpoints.save(3, tree, {})
+except UserError as error:
+    print(error)
+checkpoints.wait()
+print(sorted(os.listdir(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+checkpoints.save(2, tree, {})
+checkpoints.wait()
+print(checkpoints.steps())
+"""
+
+
+def test_a_full_disk_is_one_line_at_the_next_save_and_costs_no_checkpoint(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True
+    )
+    message, left, after = done.stdout.splitlines()
+    assert str(tmp_path) in message
+    assert "File too large; free space there and run the same command again" in message
+    assert left == "['000000001']"
+    assert after == "[1, 2]"
+    abstract = {"w": jax.ShapeDtypeStruct((50_000,), jnp.float32)}
+    assert float(Checkpoints(tmp_path).restore(abstract).tree["w"].sum()) == 50_000
+
+
+def test_leaving_by_an_error_does_not_hide_it(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+
+    def fail():
+        with Checkpoints(tmp_path / "file") as checkpoints:
+            checkpoints.save(1, {}, {})
+            raise KeyError("the real trouble")
+
+    with pytest.raises(KeyError, match="the real trouble"):
+        fail()
+    assert "could not write" in caplog.text
+
+
+# Imports once, then a fresh process for every line it reads: it saves step after step until it is killed.
+SAVE_FOR_EVER = """
+import os, sys
+import numpy as np
+from diffenc.checkpoint import Checkpoints
+for line in sys.stdin:
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("dead", flush=True)
+        continue
+    checkpoints = Checkpoints(sys.argv[1], keep_last=2)
+    step = max(checkpoints.steps(), default=0)
+    while True:
+        step += 1
+        tree = {name: np.full((120, 500), step, np.float32) for name in "abc"}
+        checkpoints.save(step, {**tree, "step": np.int32(step)}, {"step": step})
+"""
+
+
+def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path):
+    leaf = jax.ShapeDtypeStruct((120, 500), jnp.float32)
+    abstract = {"a": leaf, "b": leaf, "c": leaf, "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    command = [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)]
+    nursery = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    rng, last, torn = random.Random(0), 0, 0
+    for _ in range(15):
+        print("go", file=nursery.stdin, flush=True)
+        child = int(nursery.stdout.readline())
+        time.sleep(rng.uniform(0.2, 0.6))
+        os.kill(child, signal.SIGKILL)
+        assert nursery.stdout.readline() == "dead\n"
+        torn += any(name.startswith(".tmp-") for name in os.listdir(tmp_path))
+        newest = Checkpoints(tmp_path).steps()[-1]
+        tree, metadata, step = Checkpoints(tmp_path).restore(abstract)
+        assert step == newest >= last, "the newest committed checkpoint is readable, and none was lost"
+        assert metadata == {"step": step}
+        assert {float(v) for x in jax.tree.leaves(tree) for v in np.unique(x)} == {float(step)}
+        last = step
+    nursery.stdin.close()
+    assert nursery.wait() == 0
+    nursery.stdout.close()
+    assert last > 15
+    assert torn > 0, "no kill fell into a write: the test showed nothing"
