@@ -9,6 +9,7 @@ from absl import logging
 
 from diffenc import names
 from diffenc.errors import UserError
+from diffenc.registry import REGISTRIES
 from diffenc.values import coerce, parts, spell, spell_hint
 
 REQUIRED = "gin.REQUIRED"
@@ -103,7 +104,7 @@ class Settings:
     def placed(self, error: UserError) -> UserError:
         """The error with its place, where its message starts with the name of a binding."""
         culprit = next((b for b in self._in_effect.values() if str(error).startswith(f"{b.name} ")), None)
-        return self._blame(culprit).error(str(error)) if culprit else error
+        return UserError(f"{self._place(culprit)}: {error}") if culprit else error
 
     def check_read(self, visits: Iterable[Visit]) -> None:
         """Judge what nothing read, given all that was built.
@@ -122,9 +123,11 @@ class Settings:
             elif binding.typed or self._is_stray(binding, visits):
                 raise binding.error(f"{binding}: {self._why_unread(binding, visits, read)}")
             elif self._is_replaced(binding, visits):
-                dropped[binding.selector].append(binding.where)
-        for selector, places in dropped.items():
-            logging.info("%s is not used in this experiment; dropped: %s", selector, ", ".join(places))
+                used = binding.selector in {selector for _, selector in visits}
+                plugin = _scoped(binding.scope * used, binding.selector)
+                dropped[plugin].append(binding.where)
+        for plugin, places in dropped.items():
+            logging.info("%s is not used in this experiment; dropped: %s", plugin, ", ".join(places))
 
     def _macro(self, mention: tuple[str, Binding]) -> Binding:
         name, mentioned_by = mention
@@ -164,17 +167,16 @@ class Settings:
         except TypeError as error:
             kinds = names.kinds_in(hint)
             expected = f"expected {_example(kinds)}" if kinds else str(error)
-            raise self._blame(binding).error(f"{self._blame_text(binding)}: {expected}") from None
+            raise UserError(
+                f"{self._place(binding)}: {binding.name} = {spell(value, str)}: {expected}"
+            ) from None
 
-    def _blame(self, binding: Binding) -> Binding:
-        """The binding that states the value: the binding itself, or the macro it takes the value from."""
-        while isinstance(binding.value, Macro):
-            binding = self._macro((binding.value.name, binding))
-        return binding
-
-    def _blame_text(self, binding: Binding) -> str:
-        source = self._blame(binding)
-        return str(source) if source is binding else f"{source} for {binding.name}"
+    def _place(self, binding: Binding) -> str:
+        """Where the value was read: at the binding, or at the macro that the binding is."""
+        source = binding
+        while isinstance(source.value, Macro) and source.value.name != REQUIRED:
+            source = self._macro((source.value.name, binding))
+        return binding.where if source is binding else f"{source.where} ({source.field}) for {binding.where}"
 
     def _read_by(self, visits: set[Visit]) -> set[Key]:
         """Keys of the bindings and macros that `visits` took values from."""
@@ -230,11 +232,9 @@ def missing_field(scope: str, selector: str, field: names.Field) -> UserError:
     """The error of a required field that nothing binds."""
     name = _scoped(scope, f"{selector}.{field.name}")
     kinds = names.kinds_in(field.hint)
-    known = sorted(selector for selector in names.classes() if selector.partition(".")[0] in kinds)
-    known_names = f" (known: {', '.join(known)})" if known else ""
-    return UserError(
-        f"{name} is not bound: add {name} = {_example(kinds) if kinds else 'VALUE'}{known_names}"
-    )
+    known = ", ".join(f"{kind}.{known}" for kind in kinds if kind in REGISTRIES for known in REGISTRIES[kind])
+    way_out = _example(kinds) if kinds else "VALUE"
+    return UserError(f"{name} is not bound: add {name} = {way_out}" + f" (known: {known})" * bool(known))
 
 
 def _with_full_names(binding: Binding) -> Binding:

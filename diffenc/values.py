@@ -3,7 +3,7 @@
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from beartype.door import is_bearable
@@ -29,8 +29,12 @@ def coerce(value: Any, hint: Any) -> Any:
         return _finite_float(value)
     if (hint is tuple or origin is tuple) and isinstance(value, list | tuple):
         return _tuple(value, hint, arguments)
+    if origin is Sequence and isinstance(value, list | tuple):
+        return _tuple(value, hint, (*arguments, ...))
     if origin is list and isinstance(value, list):
         return [coerce(item, arguments[0]) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {coerce(k, arguments[0]): coerce(item, arguments[1]) for k, item in value.items()}
     if (isinstance(value, bool) and hint is int) or not is_bearable(value, hint):
         raise TypeError(f"expected {spell_hint(hint)}")
     return value

@@ -1,0 +1,123 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffenc import config, registry
+from diffenc.describe import config_text
+
+ROOT = Path(__file__).parents[2]
+NAMES = [
+    "quickstart",
+    *(
+        f"{data}_{model}"
+        for data in ("mnist", "cifar10")
+        for model in ("vdmv_8", "diffenc_8_2", "diffenc_8_nt")
+    ),
+    "cifar10_diffenc_8_4",
+    "cifar10_vdmv_32",
+    "cifar10_diffenc_32_2",
+    "cifar10_diffenc_32_4",
+    "imagenet32_vdmv_32",
+    "imagenet32_diffenc_32_8",
+]
+PUBLISHED = NAMES[1:]
+LEARNED = "gin/learned_endpoints.gin"
+
+
+def load(name, *more) -> Any:
+    return config.load([f"gin/{name}.gin", *more], [])
+
+
+def comment(name):
+    text = (ROOT / "gin" / f"{name}.gin").read_text(encoding="utf-8")
+    return "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+
+
+def test_these_are_the_run_files():
+    assert config.shipped_files() == sorted([LEARNED, *(f"gin/{name}.gin" for name in NAMES)])
+    assert not (ROOT / "gin" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_file_is_the_same_read_back_from_its_complete_text(name, tmp_path):
+    experiment = load(name)
+    (tmp_path / "config.gin").write_text(config_text(experiment))
+    assert config.load([str(tmp_path / "config.gin")], []) == experiment
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learned_endpoints_stack_on_a_run_file(name):
+    fixed, learned = load(name).model.schedule, load(name, LEARNED).model.schedule
+    assert type(fixed) is registry.schedules["linear"]
+    assert type(learned) is registry.schedules["learned_endpoints"]
+    assert (learned.log_snr_max, learned.log_snr_min) == (fixed.log_snr_max, fixed.log_snr_min)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedule_and_networks_share_the_ends(name):
+    model = load(name).model
+    networks = [model.network, *filter(None, [getattr(model.encoder, "network", None)])]
+    ends = {(part.log_snr_max, part.log_snr_min) for part in (model.schedule, *networks)}
+    assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "learned_endpoints"])
+def test_nothing_is_said_twice(name):
+    said = {}
+    for binding in config.read_file(f"gin/{name}.gin"):
+        assert said.get(binding.key, ()) != binding.value, f"{binding.where}: {binding} is known already"
+        said[binding.key] = binding.value
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_run_is_what_its_name_says(name):
+    dataset, kind, *sizes = name.split("_")
+    experiment = load(name)
+    model = experiment.model
+    encoder = {"vdmv": "identity", "diffenc": "nontrainable" if sizes[1:] == ["nt"] else "trainable"}[kind]
+    assert registry.datasets.name_of(type(experiment.dataset)) == dataset
+    assert registry.encoders.name_of(type(model.encoder)) == encoder
+    assert registry.means.name_of(type(model.mean)) == ("vdm" if kind == "vdmv" else "counterterm")
+    assert registry.parameterizations.name_of(type(model.parameterization)) == "v"
+    assert model.network.blocks == int(sizes[0])
+    assert encoder != "trainable" or (model.encoder.network.blocks, model.encoder.network.channels) == (
+        int(sizes[1]),
+        64,
+    )
+    large = dataset == "imagenet32"
+    assert (model.network.channels, experiment.batch_size) == ((256, 256) if large else (128, 128))
+
+
+STEPS = {  # tables 2, 6 and 7; all others 2 million
+    "cifar10_vdmv_32": 8_000_000,
+    "cifar10_diffenc_32_4": 8_000_000,
+    "cifar10_diffenc_8_4": 1_300_000,
+    "imagenet32_vdmv_32": 1_500_000,
+    "imagenet32_diffenc_32_8": 1_500_000,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_run_trains_as_published(name):
+    experiment = load(name)
+    optimizer = experiment.optimizer
+    assert experiment.steps == STEPS.get(name, 2_000_000)
+    assert experiment.ema_decay == 0.9999
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == (2e-4, 100, 0.01)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.99, 1e-8)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_header_states_row_command_result_and_cost(name):
+    head, experiment = comment(name), load(name)
+    assert re.search(r"table \d of DiffEnc", head)
+    assert f"python -m diffenc.run --gin_file=gin/{name}.gin\n" in head
+    assert re.search(r"Expected: \d\.\d{3} ± 0\.\d{3} bits/dim .*published", head)
+    assert re.search(r"Parameters: [\d,]+", head)
+    cost = re.search(r"Cost: ([\d.]+) GFLOPs an image x (\d+) images x ([\d,]+) steps = (\S+) FLOPs", head)
+    assert cost is not None
+    image, images, steps = float(cost[1]) * 1e9, int(cost[2]), int(cost[3].replace(",", ""))
+    assert (images, steps) == (experiment.batch_size, experiment.steps)
+    assert float(cost[4]) == pytest.approx(image * images * steps, rel=0.05)
