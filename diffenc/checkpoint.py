@@ -164,6 +164,7 @@ class Checkpoints:
         self._retire(step)
 
     def _commit(self, torn: Path, final: Path) -> None:
+        # Killed between the two renames this step is gone; the one the run went back to is not.
         replaced = _set_aside(final) if final.exists() else None
         torn.rename(final)
         atomic.sync(self.directory)
@@ -223,10 +224,7 @@ def _read(folder: Path, abstract: Tree, select: Select) -> Restored:
     wanted = _leaves(named)
     _require_same(folder, select(meta["leaves"], wanted), wanted)
     host = arrays.read(folder, wanted)
-    placed = [
-        jax.device_put(host[name], getattr(leaf, "sharding", None), may_alias=False)
-        for name, leaf in named.items()
-    ]
+    placed = [jax.device_put(host[name], getattr(leaf, "sharding", None)) for name, leaf in named.items()]
     return Restored(jax.tree.unflatten(jax.tree.structure(abstract), placed), meta["metadata"], meta["step"])
 
 

@@ -236,7 +236,7 @@ def cut_rows(path: atomic.PathLike, step: int) -> None:
 def _step_of(path: Path, line: bytes) -> int | None:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         logging.warning("%s: dropped a line that is no row: %r", path, line[:80])
         return None
 

@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from diffenc import arrays
 
@@ -83,6 +84,16 @@ def test_a_lost_or_cut_file_is_noticed(tmp_path):
         with pytest.raises(arrays.UnreadableError):
             arrays.read(tmp_path, ARRAYS)
         path.write_bytes(whole)
+
+
+def test_a_lost_value_is_not_read_as_zeros(tmp_path):
+    arrays.write(tmp_path, {"a": np.ones(3000, np.float32)})
+    base = {"driver": "file", "path": f"{tmp_path}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    assert store.list().result() == [b"a/c/0", b"a/zarr.json"]
+    store.delete_range(ts.KvStore.KeyRange(b"a/c", b"a/d")).result()
+    with pytest.raises(arrays.UnreadableError, match="array a:"):
+        arrays.read(tmp_path, ["a"])
 
 
 def test_a_refusing_disk_is_an_os_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import arrays
 from diffenc.checkpoint import Checkpoints, restore_from, same_branches
 from diffenc.errors import UserError
 
@@ -101,15 +103,18 @@ def test_a_bare_leaf_python_scalars_and_an_empty_tree(tmp_path):
         assert _equal(Checkpoints(tmp_path).restore(_abstract(expected)).tree, expected)
 
 
-def test_saving_leaves_the_buffers_to_the_caller(tmp_path):
+def test_saving_leaves_the_buffers_to_the_caller(tmp_path, monkeypatch):
+    donated, write = threading.Event(), arrays.write
+    monkeypatch.setattr(arrays, "write", lambda *args: donated.wait(10) and write(*args))
     update = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     x, host = jnp.full((512, 512), 3.0), np.full(1000, 3.0, np.float32)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": x, "host": host}, {})
-        after = update(x)  # takes x's memory while the write is on its way
-        host[:] = -1
+        after = update(x)  # takes x's memory while the write waits
+        host[:] = float(after[0, 0])
+        donated.set()
     assert x.is_deleted()
-    assert float(after[0, 0]) == -1
+    assert host[0] == -1
     tree = Checkpoints(tmp_path).restore(_abstract({"x": after, "host": host})).tree
     assert float(tree["x"].min()) == float(tree["host"].min()) == 3
 
@@ -119,6 +124,25 @@ def test_restored_arrays_can_be_donated(tmp_path):
     tree = Checkpoints(tmp_path).restore(ABSTRACT).tree
     doubled = jax.jit(lambda t: jax.tree.map(lambda x: x + x, t), donate_argnums=0)(tree)
     assert _equal(doubled["params"]["log_snr"], jnp.float32(8))
+
+
+def test_a_leaf_with_a_sharding_is_placed_by_it(tmp_path):
+    _saved(tmp_path, 4)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), ABSTRACT)
+    tree = Checkpoints(tmp_path).restore(abstract).tree
+    assert {leaf.sharding for leaf in jax.tree.leaves(tree)} == {sharding}
+    assert _equal(tree, _tree(4))
+
+
+def test_metadata_without_json_form_and_64_bits_are_refused_at_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(TypeError):
+            checkpoints.save(1, {}, {"a": object()})
+        with pytest.raises(TypeError, match="leaf a is float64"):
+            checkpoints.save(1, {"a": np.zeros(2)}, {})
+    assert checkpoints.steps() == []
 
 
 def test_reading_writes_nothing(tmp_path):
@@ -171,7 +195,7 @@ def test_branches_of_another_run_must_agree_and_exist(tmp_path):
 
 
 def test_a_branch_whose_name_needs_quotes(tmp_path):
-    tree = {"a/b": {"c": jnp.ones(2)}, "a": jnp.zeros(1)}
+    tree = {"a/b": {"c": jnp.ones(2)}, "a/d": jnp.zeros(3), "a": jnp.zeros(1)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, {})
     wanted = {"a/b": _abstract(tree)["a/b"]}

@@ -56,16 +56,6 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_leaf_with_a_sharding_is_placed_by_it(tmp_path):
-    _saved(tmp_path, 4)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), ABSTRACT)
-    tree = Checkpoints(tmp_path).restore(abstract).tree
-    assert {leaf.sharding for leaf in jax.tree.leaves(tree)} == {sharding}
-    assert _equal(tree, _tree(4))
-
-
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     """The newest is damaged: the run resumes from before it and passes it again."""
     _saved(tmp_path, 10, 20)
@@ -73,6 +63,7 @@ def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     assert _saved(tmp_path, 15, keep_last=1).steps() == [15, 20]
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 15
     assert _saved(tmp_path, 20, keep_last=1).steps() == [20]
+    assert os.listdir(tmp_path) == ["000000020"]
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
 
 
@@ -178,15 +169,6 @@ def test_a_later_format_is_refused(tmp_path):
     (tmp_path / "000000001" / "META.json").write_text(checkpoint._meta_text(meta))
     with pytest.raises(UserError, match="has format 2, not 1"):
         Checkpoints(tmp_path).restore(ABSTRACT)
-
-
-def test_metadata_without_json_form_and_64_bits_are_refused_at_once(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(TypeError):
-            checkpoints.save(1, {}, {"a": object()})
-        with pytest.raises(TypeError, match="leaf a is float64"):
-            checkpoints.save(1, {"a": np.zeros(2)}, {})
-    assert checkpoints.steps() == []
 
 
 FULL_DISK = """

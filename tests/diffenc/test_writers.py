@@ -187,7 +187,7 @@ KEPT = b'{"step": 1,  "bpd":2.50}\n{"bpd": 2, "step": 3}\r\n{"step": 2, "eval_bp
         (b'{"step": 2}', False),  # torn just before its end
         (b'{"step": 9}\n\x00\x00\x00', False),
         (b"\x00\x00\x00\n", True),
-        (b"[]\n17\n{}\n\xff\n", True),
+        (b'[]\n17\n{}\n\xff\n{"step": Infinity}\n{"step": null}\n', True),
     ],
 )
 def test_cut_rows(tmp_path, caplog, tail, warned):
