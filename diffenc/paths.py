@@ -5,12 +5,22 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from diffenc.errors import UserError
 
 ENVIRONMENT_VARIABLE = "DIFFENC_DATA"
 
 Names = tuple[str, ...]  # relative to a data set's folder, with "/" between components
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Bytes to be read: a file, a member of an archive, an answer from the net."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
 
 
 def data_directory() -> Path:

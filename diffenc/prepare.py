@@ -20,7 +20,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from diffenc import data, registry
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
-from diffenc.paths import Download, OfficialFiles, data_directory, one_line
+from diffenc.paths import Download, OfficialFiles, Stream, data_directory, one_line
 
 MANIFEST = "manifest.json"
 _CHUNK = 2**20  # bytes copied at a time
@@ -198,7 +198,7 @@ def _fetch(downloads: Sequence[Download], folder: Path, progress: Progress) -> N
             raise UserError(f"{wanted.url}: what came has not the MD5 {wanted.md5} of the official file")
 
 
-def _pour(stream: BinaryIO | http.client.HTTPResponse, target: Path, size: int, progress: Progress) -> int:
+def _pour(stream: Stream, target: Path, size: int, progress: Progress) -> int:
     """Write `stream` to the new file `target`, down to the disk; returns the number of bytes."""
     task = progress.add_task(target.name, total=size or None)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,15 +9,15 @@ import math
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.paths import reading
+from diffenc.paths import Stream, reading
 
 
-def load(stream: BinaryIO, name: str) -> dict[str, Any]:
+def load(stream: Stream, name: str) -> dict[str, Any]:
     """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays as numpy arrays.
 
     Other values keep the type they have in the pickle (Python 2's str comes as bytes).
@@ -29,22 +29,24 @@ def load(stream: BinaryIO, name: str) -> dict[str, Any]:
         found = _Unpickler(stream, name).load()
         if stream.read(1):  # reading to the end also has an archive check its sum
             raise UserError(f"{name}: bytes follow the pickle's end; get it again")
-    if not isinstance(found, dict):
-        raise UserError(f"{name}: holds a {type(found).__name__}, not the dictionary of a batch")
-    return {_text(key): value.array if isinstance(value, _Array) else value for key, value in found.items()}
+        if not isinstance(found, dict):
+            raise UserError(f"{name}: holds a {type(found).__name__}, not the dictionary of a batch")
+        return {
+            _text(key): value.array if isinstance(value, _Array) else value for key, value in found.items()
+        }
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, name: str):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index)."""
+
+    def __init__(self, stream: Stream, name: str):
         super().__init__(stream, encoding="bytes")
         self._name = name
 
-    def find_class(self, module: str, qualname: str, /) -> Any:
-        known = _KNOWN.get((module, qualname))
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get((module, name))
         if known is None:
-            raise UserError(
-                f"{self._name}: its pickle asks for {module}.{qualname}; only arrays are admitted"
-            )
+            raise UserError(f"{self._name}: its pickle asks for {module}.{name}; only arrays are admitted")
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
 
 

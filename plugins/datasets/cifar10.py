@@ -111,4 +111,4 @@ def _load(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> dict[
     stream = archive.extractfile(member)  # in memory: nothing of an archive is ever written to disk
     assert stream is not None
     with stream:
-        return safe_pickle.load(stream, name)  # pyright: ignore[reportArgumentType]
+        return safe_pickle.load(stream, name)

@@ -6,14 +6,14 @@ import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from diffenc import data, safe_pickle
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
-from diffenc.paths import OfficialFiles, data_directory, reading
+from diffenc.paths import OfficialFiles, Stream, data_directory, reading
 from diffenc.registry import datasets
 from diffenc_plugins.datasets.rows import collect
 
@@ -87,13 +87,13 @@ def _cached(folder: Path, split: str) -> data.ArraySource:
     return Imagenet32.read(folder, split)
 
 
-def _plain(files: tuple[Path, ...]) -> Iterator[tuple[str, BinaryIO]]:
+def _plain(files: tuple[Path, ...]) -> Iterator[tuple[str, Stream]]:
     for path in files:
         with open(path, "rb") as stream:
             yield str(path), stream
 
 
-def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, BinaryIO]]:
+def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Stream]]:
     """The batches in an archive, read in memory: no name in it is ever used as a path."""
     names = _npz(batches) if path.stem.endswith("_npz") else batches
     with reading(path), zipfile.ZipFile(path) as archive:
@@ -103,10 +103,10 @@ def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Binary
                 raise UserError(f"{path}: has no member {name}; get it again")
             _refuse_bomb(f"{path}:{name}", known[name])
             with archive.open(known[name]) as stream:
-                yield f"{path}:{name}", stream  # pyright: ignore[reportReturnType]
+                yield f"{path}:{name}", stream
 
 
-def _load(stream: BinaryIO, name: str) -> dict[str, Any]:
+def _load(stream: Stream, name: str) -> dict[str, Any]:
     if not name.endswith(".npz"):
         return safe_pickle.load(stream, name)
     with reading(name), np.load(io.BytesIO(stream.read()), allow_pickle=False) as arrays:

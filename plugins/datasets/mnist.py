@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import gzip
+import io
 import struct
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,7 +14,7 @@ from jaxtyping import UInt8
 from diffenc import data
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
-from diffenc.paths import Download, OfficialFiles, data_directory, reading
+from diffenc.paths import Download, OfficialFiles, Stream, data_directory, reading
 from diffenc.registry import datasets
 
 _UNSIGNED_BYTES = (
@@ -101,7 +102,7 @@ def _idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n ..."]:
     return np.frombuffer(content, np.uint8).reshape(count, *shape)
 
 
-def _header(stream: BinaryIO, path: Path, shape: tuple[int, ...]) -> int:
+def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:
     """The number of entries, once the rest of the header has been checked."""
     header = stream.read(8 + 4 * len(shape))
     if len(header) < 8 + 4 * len(shape):
@@ -119,5 +120,5 @@ def _header(stream: BinaryIO, path: Path, shape: tuple[int, ...]) -> int:
     return count
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # pyright: ignore[reportReturnType]
+def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
