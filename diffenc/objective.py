@@ -94,16 +94,23 @@ def latent_loss(x_phi: Data, log_snr: LogSNR) -> PerExample:
     return 0.5 * (alpha_2 * sum_squares(x_phi) + num_dims * (jax.nn.softplus(log_snr) - alpha_2))
 
 
-def reconstruction_loss(z_0: Data, levels: Levels, log_snr: LogSNR, num_levels: int) -> PerExample:
+def reconstruction_loss(pixels: Data, levels: Levels, log_snr: LogSNR, num_levels: int) -> PerExample:
     """-log p(x | z_0) [55], p(v | z_0) proportional to N(z_0; alpha_0 v, sigma_0^2) over the levels v.
 
-    `z_0` and `log_snr` at t = 0; `levels` are the image's integers.
+    Args:
+      pixels: z_0 / alpha_0; made by `diffused_pixels`, since a product by alpha and its undoing cost digits.
+      levels: the image's integers.
+      log_snr: at t = 0.
     """
-    pixels = scale(1 / alpha_sigma(log_snr)[0], z_0)
     half_snr = 0.5 * jnp.exp(log_snr)
     distance = scale(half_snr, jnp.square(pixels[..., None] - level_values(num_levels)))
     chosen = scale(half_snr, jnp.square(pixels - scale_pixels(levels, num_levels)))
     return sum_data(chosen + jax.nn.logsumexp(-distance, axis=-1))
+
+
+def diffused_pixels(x_phi: Data, eps: Data, log_snr: LogSNR) -> Data:
+    """z / alpha = x_phi + (sigma / alpha) eps."""
+    return x_phi + scale(jnp.exp(-0.5 * log_snr), eps)
 
 
 def stratified_times(u: Float[Array, ""], count: int) -> Times:

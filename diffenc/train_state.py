@@ -54,6 +54,11 @@ class TrainState(NamedTuple):
 TrainStep = Callable[[TrainState, Levels], TrainState]
 
 
+def count_parameters(params: Params) -> int:
+    """The number of scalars in a pytree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def no_sums() -> Sums:
     zero = jnp.zeros(())
     return Sums(jnp.zeros((), jnp.int32), Terms(zero, zero, zero), zero, jnp.zeros((), jnp.int32))

@@ -1,0 +1,143 @@
+"""Bits/dim of a whole split: every image once a pass, with the errors of the figure.
+
+Two errors are stated. `_se`: the standard error over images, which says how far another sample of as
+many images would lie. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from diffenc import describe
+from diffenc.data import eval_batches
+from diffenc.experiment import Evaluate, Experiment
+from diffenc.interfaces import Key, Params, Source
+from diffenc.model import Model, Terms, draw
+from diffenc.pixels import Levels
+from diffenc.registry import datasets
+from diffenc.sharding import check_divisible, on_each, split_over, to_devices
+
+TERMS = Terms._fields
+KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
+
+PerImage = Float[np.ndarray, "passes images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Per-image terms of -ELBO.
+
+    Attributes:
+      terms: by name, nats [passes, N] in source order, each the mean over `times_per_image` draws.
+      batch: [N], the batch each image was in; images of one batch share their stratified times.
+      num_dims: H * W * C.
+    """
+
+    terms: dict[str, PerImage]
+    batch: Int[np.ndarray, " images"]
+    num_dims: int
+
+    def summary(self) -> dict[str, float]:
+        """`bpd`, `bpd_diffusion`, ... with `_se` and, from two passes on, `_mc_se`."""
+        bits = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
+        bits = {"bpd": sum(bits.values()), **bits}
+        return {name: value for key in KEYS for name, value in self._statistics(key, bits[key]).items()}
+
+    def _statistics(self, key: str, bits: PerImage) -> dict[str, float]:
+        passes, count = bits.shape
+        figures = {key: float(bits.mean())}
+        if count > 1:
+            figures[f"{key}_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
+        if passes > 1:
+            figures[f"{key}_mc_se"] = monte_carlo_error(bits, self.batch)
+        return figures
+
+
+def monte_carlo_error(bits: PerImage, batch: Int[np.ndarray, " images"]) -> float:
+    """Standard error, over times and noise, of the mean of `bits`.
+
+    From the spread of each batch's sum over passes: images of a batch share stratified times, so their
+    errors are not independent; those of different batches and passes are.
+    """
+    passes, count = bits.shape
+    sums = np.stack([np.bincount(batch, weights=row) for row in bits])
+    return float(np.sqrt(sums.var(axis=0, ddof=1).sum() / passes) / count)
+
+
+def record(experiment: Experiment, measured: Measured, step: int, num_params: int) -> dict[str, Any]:
+    """What evaluation.json says: the figures, and all that one must know to compare them."""
+    settings, dataset = experiment.evaluate, experiment.dataset
+    return {
+        **measured.summary(),
+        "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
+        "split": settings.split,
+        "num_images": len(measured.batch),
+        "fingerprint": dataset.fingerprint(settings.split),
+        "T": "continuous",
+        "passes": settings.passes,
+        "times_per_image": settings.times_per_image,
+        "seed": settings.seed,
+        "step": step,
+        "num_params": num_params,
+        "config_hash": describe.config_hash(experiment),
+    }
+
+
+class Evaluator:
+    """Measures parameters on one split. Compiled once, used at every cadence."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self.settings: Evaluate = experiment.evaluate
+        self.source: Source = experiment.dataset.source(self.settings.split)
+        self.batch_size = self.settings.batch_size or experiment.batch_size
+        self.num_dims = int(np.prod(experiment.dataset.image_shape))
+        self._mesh = mesh
+        check_divisible("evaluate.batch_size", self.batch_size, mesh)
+        self._terms = jax.jit(
+            partial(batch_terms, experiment.model, experiment.dataset.num_levels, self.settings.times_per_image),
+            in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
+            out_shardings=on_each(mesh),
+        )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in all passes together."""
+        return self.settings.passes * -(-len(self.source) // self.batch_size)
+
+    def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> Measured:
+        """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
+        key = jax.random.key(self.settings.seed)
+        passes = [
+            self._one_pass(params, jax.random.fold_in(key, number), after_batch)
+            for number in range(self.settings.passes)
+        ]
+        terms = {name: np.stack([one[name] for one in passes]) for name in TERMS}
+        batch = np.arange(len(self.source)) // self.batch_size
+        return Measured(terms, batch, self.num_dims)
+
+    def _one_pass(self, params: Params, key: Key, after_batch: Callable[[], None]) -> dict[str, np.ndarray]:
+        rows: list[Terms] = []
+        for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
+            levels = to_devices(batch["image"], self._mesh)
+            terms = jax.device_get(self._terms(params, levels, jax.random.fold_in(key, index)))
+            rows.append(jax.tree.map(lambda nats, real=weight > 0: nats[real].astype(np.float64), terms))
+            after_batch()
+        return {name: np.concatenate([getattr(row, name) for row in rows]) for name in TERMS}
+
+
+def batch_terms(
+    model: Model, num_levels: int, times_per_image: int, params: Params, levels: Levels, key: Key
+) -> Terms:
+    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout."""
+
+    def once(key: Key) -> Terms:
+        return model.elbo(params, levels, draw(key, levels.shape), num_levels=num_levels)
+
+    draws = jax.lax.map(once, jax.random.split(key, times_per_image))
+    return jax.tree.map(lambda nats: nats.mean(axis=0), draws)

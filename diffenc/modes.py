@@ -1,0 +1,83 @@
+"""What can be done with a trained run: measure it, and draw from it. Each reads a workdir's checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from diffenc import checkpoint
+from diffenc import workdir as workdirs
+from diffenc.errors import UserError
+from diffenc.evaluate import KEYS, Evaluator, record
+from diffenc.experiment import Experiment
+from diffenc.images import save_png
+from diffenc.interfaces import Params
+from diffenc.progress import Progress
+from diffenc.sample_images import ImageSampler
+from diffenc.sharding import data_mesh
+from diffenc.train import CONFIG, check_config
+from diffenc.train_state import abstract_state, count_parameters
+
+
+def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> tuple[Params, int]:
+    """The averaged parameters of a checkpoint, and its step; `step` None = the newest.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
+    check_config(experiment, workdir)
+    abstract = {"ema": abstract_state(experiment, mesh).ema}
+    restored = checkpoint.restore_from(workdir / checkpoint.FOLDER, abstract, step)
+    return restored.tree["ema"], restored.step
+
+
+def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+    """Measure bits/dim, print a table, file it in the workdir; returns what evaluation.json says.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    workdir, mesh = Path(workdir), data_mesh()
+    evaluator = Evaluator(experiment, mesh)
+    ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
+    measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
+    num_params = count_parameters(ema)
+    figures = record(experiment, measured, step, num_params)
+    number = workdirs.keep_evaluation(workdir, figures, measured.terms)
+    Console(soft_wrap=True).print(table(figures))
+    logging.info("in %s, kept as number %d", workdir / "evaluation.json", number)
+    return figures
+
+
+def sample(experiment: Experiment, workdir: str | Path) -> Path:
+    """Draw a grid of images into the workdir's samples/; returns the PNG's path.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.sample
+    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    sampler = ImageSampler(experiment, mesh)
+    images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
+    path = workdir / "samples" / f"{step:09d}_T{settings.steps}_n{settings.num}_seed{settings.seed}.png"
+    save_png(path, images, experiment.dataset.num_levels)
+    logging.info("%d images of %d steps in %s", settings.num, settings.steps, path)
+    return path
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """An evaluation as a table: bits/dim and both errors of each term."""
+    images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
+    title = f"{figures['dataset']} {figures['split']}, {images}, T {figures['T']}, step {figures['step']}"
+    result = Table(title=title, caption=f"pixels {figures['fingerprint'][:16]}")
+    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
+        result.add_column(column, justify="right" if column else "left")
+    for key in KEYS:
+        errors = (figures.get(f"{key}_{kind}") for kind in ("se", "mc_se"))
+        result.add_row(key, f"{figures[key]:.4f}", *("-" if e is None else f"{e:.4f}" for e in errors))
+    return result

@@ -1,0 +1,93 @@
+"""The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample]."""
+
+import difflib
+import logging as std_logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from diffenc import config, modes, registry
+from diffenc.errors import UserError
+from diffenc.interrupts import Interrupted
+from diffenc.train import CONFIG, train
+
+MODES = {"train": train, "evaluate": modes.evaluate, "sample": modes.sample}
+
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
+_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'.")
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/NAME.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache.")
+_LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
+
+
+def run(_: Sequence[str]) -> None:
+    """The program; see the module's flags."""
+    show_log_lines_plainly()
+    try:
+        registry.discover()
+        if _LIST.value:
+            print(listing())
+            return
+        perform = _choose_mode(_MODE.value)
+        if not _GIN_FILE.value:
+            raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
+        if _DATA_DIR.value:
+            os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
+        experiment = config.load(_GIN_FILE.value, _GIN_BINDINGS.value)
+        perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signum)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+
+
+def _choose_mode(name: str):
+    if name not in MODES:
+        near = difflib.get_close_matches(name, MODES, n=1, cutoff=0.0)
+        raise UserError(f"--mode={name}: no such mode; nearest: {near[0]}; modes: {', '.join(MODES)}")
+    return MODES[name]
+
+
+def default_workdir(gin_files: Sequence[str]) -> Path:
+    """runs/NAME, the names of several files joined by "+"; the workdir itself for its own config.gin."""
+    paths = [Path(name) for name in gin_files]
+    if paths[0].name == CONFIG:
+        return paths[0].parent
+    return Path("runs") / "+".join(path.stem for path in paths)
+
+
+def listing() -> str:
+    """Every registered plugin by kind, with the first line of its documentation."""
+    lines = []
+    for kind, plugins in registry.REGISTRIES.items():
+        for name in plugins:
+            doc = (plugins[name].__doc__ or "").strip().split("\n")[0]
+            lines.append(f"{kind + '.' + name:<28}{doc}")
+    return "\n".join(lines)
+
+
+def show_log_lines_plainly() -> None:
+    """HH:MM:SS message, on standard error."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def main() -> None:
+    app.run(run)
+
+
+if __name__ == "__main__":
+    main()

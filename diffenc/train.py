@@ -1,0 +1,206 @@
+"""Training: one loop, whose order is fixed.
+
+After each step, each where its cadence says so: the log line, the evaluation, the samples, the checkpoint.
+The log line comes first because it empties the sums that a checkpoint would carry. A request to stop is
+heeded after every step and within evaluation and sampling; what a step still owes then is written into
+its checkpoint, and done first when the run goes on.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+from absl import logging
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from diffenc import atomic, checkpoint, describe, writers
+from diffenc import workdir as workdirs
+from diffenc.clock import Clock
+from diffenc.data import train_batches
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+from diffenc.interrupts import Interrupted, Interrupts
+from diffenc.progress import duration
+from diffenc.sharding import check_divisible, data_mesh, on_each, to_devices
+from diffenc.train_state import TrainState, abstract_state, count_parameters, init_state, make_train_step
+from diffenc.visits import Visits, fetch_row
+
+CONFIG = "config.gin"
+METRICS = "metrics.jsonl"
+
+
+def train(experiment: Experiment, workdir: str | Path) -> None:
+    """Train `experiment` in `workdir`, or go on with the run that is there.
+
+    Raises:
+      UserError: something is wrong with the experiment, its data or the workdir (then nothing was written),
+        or the loss became NaN or infinite.
+      Interrupted: SIGTERM or Ctrl-C came; the run is saved.
+    """
+    workdir, mesh = Path(workdir), data_mesh()
+    check_config(experiment, workdir)
+    check_divisible("Experiment.batch_size", experiment.batch_size, mesh)
+    with Interrupts() as interrupts:
+        run = Run(experiment, workdir, mesh, interrupts)
+        with workdirs.claim(workdir), run.checkpoints:
+            run.start()
+            run.loop()
+
+
+def check_config(experiment: Experiment, workdir: Path) -> None:
+    """Raise UserError if `workdir` holds a run of another config."""
+    saved = workdir / CONFIG
+    if not saved.is_file():
+        return
+    differing = describe.differences(saved.read_text(), describe.config_text(experiment))
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir, "
+            f"or go on with its own config, --gin_file={saved}"
+        )
+
+
+class Run:
+    """One training run. Making it checks all that can be wrong with it, and writes nothing."""
+
+    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, interrupts: Interrupts):
+        self.experiment = experiment
+        self.workdir = workdir
+        self.checkpoints = checkpoint.Checkpoints(
+            workdir / checkpoint.FOLDER, experiment.keep_last, experiment.keep_every
+        )
+        self._mesh = mesh
+        self._interrupts = interrupts
+        self._source = experiment.dataset.source("train")
+        self._abstract = abstract_state(experiment, mesh)
+        self._train_step = make_train_step(experiment, mesh)
+        self._clock = Clock()
+        self._visits = Visits(experiment, workdir, mesh, interrupts.check)
+        self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
+        self._origin = None if self._restored else self._from_other_run()
+
+    def _from_other_run(self) -> checkpoint.Restored | None:
+        if self.experiment.init_from is None:
+            return None
+        wanted = {"params": self._abstract.params, "ema": self._abstract.ema}
+        return checkpoint.restore_from(self.experiment.init_from, wanted)
+
+    def start(self) -> None:
+        """Set the workdir to the step the run goes on from."""
+        step = self._restored.step if self._restored else 0
+        atomic.write_text(self.workdir / CONFIG, describe.config_text(self.experiment))
+        if (self.workdir / METRICS).exists():
+            writers.cut_rows(self.workdir / METRICS, step)
+        self._writer = writers.create_writer(self.workdir, resume_step=step if self._restored else None)
+        self._state = self._restored.tree if self._restored else self._first_state()
+        self._say_what_starts(step)
+
+    def _first_state(self) -> TrainState:
+        began = time.monotonic()
+        state = jax.jit(lambda: init_state(self.experiment), out_shardings=on_each(self._mesh))()
+        jax.block_until_ready(state)
+        logging.info("initialised in %s", duration(time.monotonic() - began))
+        if self._origin:
+            state = state._replace(**self._origin.tree)
+            logging.info("parameters taken from %s, step %d", self.experiment.init_from, self._origin.step)
+        return state
+
+    def _say_what_starts(self, step: int) -> None:
+        params = self._state.params
+        overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+        atomic.write_text(self.workdir / "parameters.txt", overview + "\n")
+        parts = ", ".join(f"{part} {count_parameters(branch):,}" for part, branch in params.items())
+        logging.info("%s parameters (%s); all in parameters.txt", f"{count_parameters(params):,}", parts)
+        logging.info(
+            "%s from step %d to %d: %d images in train, batches of %d on %d x %s",
+            "resuming" if self._restored else "training", step, self.experiment.steps, len(self._source),
+            self.experiment.batch_size, self._mesh.devices.size, jax.devices()[0].device_kind,
+        )  # fmt: skip
+
+    def loop(self) -> None:
+        """Steps up to `Experiment.steps`, each followed by what is due."""
+        first, steps = int(self._state.step), self.experiment.steps
+        batches = train_batches(self._source, self.experiment.batch_size, self.experiment.seed, start=first)
+        try:
+            if self._restored:
+                self._settle(first, list(self._restored.metadata["owed"]))
+            for step in range(first + 1, steps + 1):
+                self._step(next(batches)["image"], compiles=step == first + 1)
+                self._after(step, last=step == steps)
+        finally:
+            batches.close()
+            self._writer.close()
+        if first >= steps:
+            logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
+        logging.info("all in %s", self.workdir)
+
+    def _step(self, levels, *, compiles: bool) -> None:
+        self._state = self._train_step(self._state, to_devices(levels, self._mesh))
+        self._clock.tick()
+        if compiles:
+            jax.block_until_ready(self._state.step)
+            logging.info("first step, compilation included: %s", duration(self._clock.restart()))
+
+    def _after(self, step: int, last: bool) -> None:
+        experiment = self.experiment
+
+        def due(every: int) -> bool:
+            return every > 0 and (last or step % every == 0)
+
+        if due(experiment.log_every):
+            self._log(step)
+        cadences = {"evaluation": experiment.evaluate_every, "samples": experiment.sample_every}
+        self._settle(step, [name for name, every in cadences.items() if due(every)])
+        if last or due(experiment.checkpoint_every):
+            self._save(step, owed=[])
+
+    def _settle(self, step: int, owed: list[str]) -> None:
+        """Do what `step` owes; if asked to stop, save with what is left of it."""
+        try:
+            self._interrupts.check()
+            while owed:
+                with self._clock.paused():
+                    self._visits[owed[0]](self._writer, self._state, step)
+                owed = owed[1:]
+                self._interrupts.check()
+        except Interrupted:
+            self._save(step, owed)
+            self.checkpoints.wait()
+            logging.info("stopped at step %d, and saved: run the same command again to go on", step)
+            raise
+
+    def _log(self, step: int) -> None:
+        row, self._state = fetch_row(self._state, self._mesh)
+        self._refuse_bad()
+        rate = self._clock.rate()
+        speed = {"steps_per_second": rate, "images_per_second": rate * self.experiment.batch_size}
+        self._writer.write_scalars(step, {**row, **speed})
+        left = duration((self.experiment.steps - step) / max(rate, 1e-9))
+        logging.info("step %d of %d, %s left", step, self.experiment.steps, left)
+
+    def _save(self, step: int, owed: list[str]) -> None:
+        self._refuse_bad()
+        self._writer.flush()
+        metadata = {
+            "owed": owed,
+            "next_batch": step,  # the data's order: batch k is a function of (seed, k)
+            "seed": self.experiment.seed,
+            "config_hash": describe.config_hash(self.experiment),
+        }
+        with self._clock.paused():
+            self.checkpoints.save(step, self._state, metadata)
+
+    def _refuse_bad(self) -> None:
+        """Raise UserError if any step so far was not finite, so that such a state is never saved."""
+        bad_step = int(self._state.sums.bad_step)
+        if not bad_step:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.steps()
+        saved = f"the last good checkpoint is of step {good[-1]}" if good else "no checkpoint was written yet"
+        raise UserError(
+            f"the loss or its gradient became NaN or infinite at step {bad_step}; {saved} in {self.workdir}. "
+            "Try a smaller optimizer.adamw.learning_rate or a longer warmup_steps, in a new --workdir "
+            "(Experiment.init_from starts it from this one)"
+        )

@@ -1,0 +1,70 @@
+"""What training does now and then besides training: log rows, evaluations and samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import logging
+from clu import metric_writers
+from jax.sharding import Mesh
+
+from diffenc import workdir as workdirs
+from diffenc.evaluate import Evaluator, record
+from diffenc.experiment import Experiment
+from diffenc.images import save_png
+from diffenc.progress import Progress
+from diffenc.sample_images import ImageSampler
+from diffenc.sharding import on_each
+from diffenc.train_state import TrainState, count_parameters, no_sums
+
+Visit = Callable[[metric_writers.MetricWriter, TrainState, int], None]
+
+
+def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
+    """Means since the last log line, and the state with its sums emptied (`bad_step` stays)."""
+    sums = jax.device_get(state.sums)
+    steps = int(sums.steps)
+    terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
+    row = {"bpd": sum(terms.values()), **terms, "grad_norm": float(sums.grad_norm) / steps}
+    empty = jax.device_put(no_sums()._replace(bad_step=sums.bad_step), on_each(mesh))
+    return row, state._replace(sums=empty)
+
+
+class Visits:
+    """Evaluation and sampling within a run, by name. `check` is called between their parts, and may raise."""
+
+    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, check: Callable[[], None]):
+        self._experiment = experiment
+        self._workdir = workdir
+        self._check = check
+        self._evaluator = Evaluator(experiment, mesh) if experiment.evaluate_every else None
+        self._sampler = ImageSampler(experiment, mesh)
+        self._visits: dict[str, Visit] = {"evaluation": self._evaluate, "samples": self._sample}
+
+    def __getitem__(self, name: str) -> Visit:
+        return self._visits[name]
+
+    def _evaluate(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
+        if self._evaluator is None:  # owed by an earlier visit to the workdir, and given up since
+            return
+        measured = self._evaluator.measure(state.ema, self._between("evaluation", self._evaluator.num_batches))
+        split = self._experiment.evaluate.split
+        writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
+        if step == self._experiment.steps:
+            figures = record(self._experiment, measured, step, count_parameters(state.params))
+            workdirs.keep_evaluation(self._workdir, figures, measured.terms)
+
+    def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
+        images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
+        path = self._workdir / "samples" / f"{step:09d}.png"
+        save_png(path, images, self._experiment.dataset.num_levels)
+        logging.info("samples in %s", path)
+
+    def _between(self, task: str, parts: int) -> Callable[[], None]:
+        progress = Progress(task, parts)
+
+        def between() -> None:
+            progress()
+            self._check()
+
+        return between
