@@ -66,11 +66,9 @@ def load(files, bindings) -> Any:
 
 def test_a_file_makes_plain_objects(small):
     experiment = load([small], [])
-    trainable: Any = registry.encoders["trainable"]
     unet: Any = registry.networks["unet"]
-    assert type(experiment) is Experiment
-    assert type(experiment.model) is Model
-    assert type(experiment.model.encoder) is trainable
+    assert [type(part) for part in (experiment, experiment.model)] == [Experiment, Model]
+    assert registry.encoders.name_of(type(experiment.model.encoder)) == "trainable"
     assert experiment.model.network == unet(blocks=2, channels=16, log_snr_max=9.0)
     assert experiment.model.schedule.log_snr_max == 9.0
     assert type(experiment.model.schedule.log_snr_max) is float
@@ -108,7 +106,7 @@ def test_a_plugin_registered_after_a_load_is_known_to_the_next(small, scratch_ne
         "network.late.inner = [@network.unet(), @a/network.unet()]",
     ]
     late = load([small], [*bindings, "a/network.unet.blocks = 5"]).model.network
-    assert type(late) is Late
+    assert registry.networks.name_of(type(late)) == "late"
     assert [inner.blocks for inner in late.inner] == [2, 5]
     assert type(late.inner) is tuple
 

@@ -209,5 +209,6 @@ def test_differences_name_key_old_and_new():
         "Experiment.seed: 0 -> 2",
         "Model.encoder: @encoder.identity() -> @encoder.nontrainable()",
     ]
+    assert differences("Experiment.steps_ahead = 1\n", "Experiment.steps_ahead = 2\n") != []
     assert differences("A.x = 1\nB.y = 'a = b'\n", "B.y = 2\n") == ["A.x: 1 -> absent", "B.y: 'a = b' -> 2"]
     assert differences(config_text(old), config_text(experiment(steps=9))) == []
