@@ -133,6 +133,20 @@ def test_other_files_are_not_overwritten(capsys, source, data_dir, where):
     assert [path.name for path in data_dir.iterdir()] == ["mnist"]
 
 
+def test_the_folder_appears_whole(capsys, monkeypatch, source, data_dir):
+    """One rename brings it, of a folder that has everything in it."""
+    seen, rename = [], os.rename
+
+    def watched(old, new):
+        if Path(new) == data_dir / "mnist":
+            seen.append(({path.name for path in Path(old).iterdir()}, Path(new).exists()))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", watched)
+    call(capsys, "mnist", f"--source={source}", f"--data_dir={data_dir}")
+    assert seen == [({*CONTENT, "manifest.json"}, False)]
+
+
 def test_bad_files_leave_nothing(capsys, source, data_dir):
     (source / IMAGES).write_bytes(CONTENT[IMAGES][:-30])
     assert "cannot be read" in error(capsys, "mnist", f"--source={source}", f"--data_dir={data_dir}")

@@ -99,10 +99,6 @@ BAD = {
     "narrow rows": ({"data": np.zeros((3, 3071), np.uint8)}, r"uint8 \(3, 3071\), not uint8 \(N, 3072\)"),
     "float data": ({"data": np.zeros((3, 3072), np.float32)}, "float32"),
     "no data": ({"data": b"abc"}, "its data are bytes"),
-    "no rows": (
-        {"data": np.zeros((0, 1), np.uint8).reshape(0, 1), "labels": []},
-        "not uint8|cannot|asks for",
-    ),
 }
 
 

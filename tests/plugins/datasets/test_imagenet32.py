@@ -92,6 +92,13 @@ def test_labels_count_from_1_to_1000(folder, layout, labels):
         Imagenet32().source("train")
 
 
+def test_an_empty_batch_is_refused(folder):
+    empty = npz("val_data", data=np.zeros((0, 3072), np.uint8), labels=np.zeros(0, np.int64))
+    lay(folder, "npz in zip", val_data=empty)
+    with pytest.raises(UserError, match=r"val_data\.npz: holds no image"):
+        Imagenet32().source("test")
+
+
 def test_a_missing_batch_is_named(folder):
     lay(folder, "unpacked npz")
     (folder / "train_data_batch_7.npz").unlink()
