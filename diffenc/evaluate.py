@@ -100,7 +100,9 @@ class Evaluator:
         self._mesh = mesh
         check_divisible("evaluate.batch_size", self.batch_size, mesh)
         self._terms = jax.jit(
-            partial(batch_terms, experiment.model, experiment.dataset.num_levels, self.settings.times_per_image),
+            partial(
+                batch_terms, experiment.model, experiment.dataset.num_levels, self.settings.times_per_image
+            ),
             in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
             out_shardings=on_each(mesh),
         )

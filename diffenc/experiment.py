@@ -111,7 +111,11 @@ class Experiment:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "keep_last"):
-            require(getattr(self, name) >= 1, f"Experiment.{name} = {getattr(self, name)}: must be at least 1")
+            require(
+                getattr(self, name) >= 1, f"Experiment.{name} = {getattr(self, name)}: must be at least 1"
+            )
         for name in ("checkpoint_every", "evaluate_every", "sample_every", "keep_every"):
-            require(getattr(self, name) >= 0, f"Experiment.{name} = {getattr(self, name)}: must not be negative")
+            require(
+                getattr(self, name) >= 0, f"Experiment.{name} = {getattr(self, name)}: must not be negative"
+            )
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")

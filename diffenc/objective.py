@@ -66,7 +66,9 @@ def discrete(num_steps: int) -> StepRule:
         fraction = step_fraction(log_snr_t, log_snr_s)
         x_t, x_s = encode(log_snr_t), encode(log_snr_s)
         weight = 0.5 * num_steps * fraction * jnp.exp(log_snr_s)
-        return Step(log_snr_t, weight, (log_snr_s - log_snr_t) / fraction, x_t, scale(1 / fraction, x_s - x_t))
+        return Step(
+            log_snr_t, weight, (log_snr_s - log_snr_t) / fraction, x_t, scale(1 / fraction, x_s - x_t)
+        )
 
     return rule
 

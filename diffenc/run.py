@@ -17,10 +17,14 @@ from diffenc.train import CONFIG, train
 MODES = {"train": train, "evaluate": modes.evaluate, "sample": modes.sample}
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
-_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'.")
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'."
+)
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/NAME.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
+)
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
 
 
@@ -77,6 +81,7 @@ def listing() -> str:
 def show_log_lines_plainly() -> None:
     """HH:MM:SS message, on standard error."""
     logging.set_verbosity(logging.INFO)
+    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it reports every backend that is not there
     logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 

@@ -35,7 +35,9 @@ class ImageSampler:
             lambda params: sampler.sampling_log_snrs(self._model, params, self.settings.steps)
         )
 
-    def draw(self, params: Params, after_stretch: Callable[[], None] = lambda: None) -> Int[np.ndarray, "n h w c"]:
+    def draw(
+        self, params: Params, after_stretch: Callable[[], None] = lambda: None
+    ) -> Int[np.ndarray, "n h w c"]:
         """Integer levels. `after_stretch` is called after each stretch: to show progress, or to raise."""
         z_key, step_key = jax.random.split(jax.random.key(self.settings.seed))
         z = jax.random.normal(z_key, self._shape)

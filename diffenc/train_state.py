@@ -60,8 +60,9 @@ def count_parameters(params: Params) -> int:
 
 
 def no_sums() -> Sums:
-    zero = jnp.zeros(())
-    return Sums(jnp.zeros((), jnp.int32), Terms(zero, zero, zero), zero, jnp.zeros((), jnp.int32))
+    # each a buffer of its own: the train step is given all of them to reuse
+    terms = Terms(*(jnp.zeros(()) for _ in Terms._fields))
+    return Sums(jnp.zeros((), jnp.int32), terms, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def keys(seed: int) -> tuple[Key, Key]:

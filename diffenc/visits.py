@@ -47,7 +47,9 @@ class Visits:
     def _evaluate(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         if self._evaluator is None:  # owed by an earlier visit to the workdir, and given up since
             return
-        measured = self._evaluator.measure(state.ema, self._between("evaluation", self._evaluator.num_batches))
+        measured = self._evaluator.measure(
+            state.ema, self._between("evaluation", self._evaluator.num_batches)
+        )
         split = self._experiment.evaluate.split
         writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
         if step == self._experiment.steps:

@@ -76,9 +76,9 @@ class EncoderUNet:
         middle_groups = half_groups if self.blocks == 2 else groups
         h = layers.middle(h, embedding, groups, middle_groups, self.dropout)
         for level, channels in reversed(list(enumerate(levels))):
-            h = hk.Conv2DTranspose(
-                channels, 2, stride=2, w_init=layers.LECUN_NORMAL, name=f"unpool_{level}"
-            )(h)
+            h = hk.Conv2DTranspose(channels, 2, stride=2, w_init=layers.LECUN_NORMAL, name=f"unpool_{level}")(
+                h
+            )
             h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
         return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
 

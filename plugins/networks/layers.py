@@ -91,7 +91,9 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
     return jnp.pad(waves, ((0, 0), (0, channels % 2)))
 
 
-def resnet_block(h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float, name: str) -> Maps:
+def resnet_block(
+    h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float, name: str
+) -> Maps:
     """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
     with hk.experimental.name_scope(name):
         shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
