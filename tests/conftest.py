@@ -8,10 +8,10 @@ CACHE = Path(__file__).parent.parent / ".cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import jax
-import pytest
+import jax  # noqa: E402 - reads the environment set above
+import pytest  # noqa: E402
 
-from diffenc import registry
+from diffenc import registry  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 registry.discover()

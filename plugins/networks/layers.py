@@ -3,6 +3,7 @@
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
@@ -55,7 +56,7 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
     haiku's own makes several passes over the maps; under jvp and gradient it costs more than the convolutions.
     """
     channels, ones = h.shape[-1], hk.initializers.Constant(1.0)
-    with hk.experimental.name_scope(name):
+    with name_scope(name):
         gain = hk.get_parameter("scale", (channels,), h.dtype, init=ones)
         offset = hk.get_parameter("offset", (channels,), h.dtype, init=ZEROS)
     moments = jnp.stack([jnp.mean(h, axis=(1, 2)), jnp.mean(jnp.square(h), axis=(1, 2))])
@@ -95,7 +96,7 @@ def resnet_block(
     h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float, name: str
 ) -> Maps:
     """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
-    with hk.experimental.name_scope(name):
+    with name_scope(name):
         shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
         h = conv3x3(jax.nn.swish(norm(h, groups, "norm_0")), channels, "conv_0")
         shift = hk.Linear(channels, with_bias=False, w_init=ZEROS, name="embedding")(embedding)
@@ -105,7 +106,7 @@ def resnet_block(
 
 def attention(h: Maps, groups: int, name: str) -> Maps:
     """Residual self-attention over all positions, with one head."""
-    with hk.experimental.name_scope(name):
+    with name_scope(name):
         b, height, width, c = h.shape
         tokens = norm(h, groups, "norm").reshape(b, height * width, 1, c)
         query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
