@@ -27,7 +27,6 @@ from diffenc.train_state import TrainState, abstract_state, count_parameters, in
 from diffenc.visits import Visits, fetch_row
 
 CONFIG = "config.gin"
-METRICS = "metrics.jsonl"
 
 
 def train(experiment: Experiment, workdir: str | Path) -> None:
@@ -89,11 +88,13 @@ class Run:
     def start(self) -> None:
         """Set the workdir to the step the run goes on from."""
         step = self._restored.step if self._restored else 0
-        atomic.write_text(self.workdir / CONFIG, describe.config_text(self.experiment))
-        if (self.workdir / METRICS).exists():
-            writers.cut_rows(self.workdir / METRICS, step)
+        config_text = describe.config_text(self.experiment)
+        atomic.write_text(self.workdir / CONFIG, config_text)
         self._writer = writers.create_writer(self.workdir, resume_step=step if self._restored else None)
         self._state = self._restored.tree if self._restored else self._first_state()
+        if not self._restored:
+            pairs = (line.split(" = ", 1) for line in config_text.splitlines())
+            self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
 
     def _first_state(self) -> TrainState:

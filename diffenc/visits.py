@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from diffenc import workdir as workdirs
 from diffenc.evaluate import Evaluator, record
 from diffenc.experiment import Experiment
-from diffenc.images import save_png
+from diffenc.images import grid, save_png, to_uint8
 from diffenc.progress import Progress
 from diffenc.sample_images import ImageSampler
 from diffenc.sharding import on_each
@@ -58,8 +58,9 @@ class Visits:
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
-        path = self._workdir / "samples" / f"{step:09d}.png"
-        save_png(path, images, self._experiment.dataset.num_levels)
+        path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
+        save_png(path, images, num_levels)
+        writer.write_images(step, {"samples": grid(to_uint8(images, num_levels))})
         logging.info("samples in %s", path)
 
     def _between(self, task: str, parts: int) -> Callable[[], None]:
