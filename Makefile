@@ -1,0 +1,60 @@
+# Needs Python 3.11 or newer, with its venv module; everything else is installed into a virtual environment:
+# .venv, or .venv-VERSION for a Python named by `make ... PYTHON=/path/to/python3.12`.
+# All paths are relative, so that the checkout may lie in a folder with spaces in its name.
+
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+VENV := .venv
+else
+VENV := .venv-$(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+endif
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs/quickstart
+
+.PHONY: help quickstart test test-slow check clean
+.NOTPARALLEL:
+
+help:
+	@echo "make quickstart   train a small model on the CPU (minutes), evaluate it, draw samples"
+	@echo "make test         lint, types and tests"
+	@echo "make test-slow    the tests that make test leaves out"
+	@echo "make check        lint and types alone"
+	@echo "make clean        remove the virtual environment, caches and build outputs"
+	@echo "Each takes PYTHON=/path/to/python (3.11 or newer)."
+
+quickstart: $(VENV)/run.stamp
+	$(RUN) --mode=train
+	$(RUN) --mode=evaluate
+	@echo "The samples are in runs/quickstart/samples, everything else beside that folder."
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.stamp
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist diffenc.egg-info
+
+# A stamp is written last, so an interrupted installation is taken up again.
+TOO_OLD := error: $(PYTHON) is older than Python 3.11; name a newer one: make ... PYTHON=/path/to/python3.12
+define install
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
+@echo "installing into $(VENV) (minutes the first time)"
+@"$(PYTHON)" -m venv $(VENV)
+$(INSTALL) --editable '$(1)'
+@touch $(2)
+endef
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	$(call install,.,$@)
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	$(call install,.[dev],$(VENV)/run.stamp $@)
