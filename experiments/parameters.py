@@ -1,0 +1,129 @@
+"""The number of parameters of every run that comes with diffenc, beside the published number.
+
+  python -m experiments.parameters [--json=FILE]
+
+Only shapes are computed: seconds, and no memory to speak of. Published numbers are those of the authors'
+code for DiffEnc (arXiv:2310.19789), which hold for fixed ends of the log-SNR; learned ends add 2.
+The exit status is 1 if any number differs from the published one.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from diffenc import atomic, config, registry
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+from diffenc.train_state import count_parameters
+
+STACKABLE = ("gin/learned_endpoints.gin",)  # no runs of their own
+
+# (score network, encoder), in the authors' code
+PUBLISHED = {
+    "cifar10_diffenc_32_2": (30_578_179, 1_906_243),
+    "cifar10_diffenc_32_4": (30_578_179, 2_744_131),
+    "cifar10_diffenc_8_2": (8_905_219, 1_906_243),
+    "cifar10_diffenc_8_4": (8_905_219, 2_744_131),
+    "cifar10_diffenc_8_nt": (8_905_219, 0),
+    "cifar10_vdmv_32": (30_578_179, 0),
+    "cifar10_vdmv_8": (8_905_219, 0),
+    "imagenet32_diffenc_32_8": (122_137_603, 4_419_907),
+    "imagenet32_vdmv_32": (122_137_603, 0),
+    "mnist_diffenc_8_2": (8_891_393, 1_903_937),
+    "mnist_diffenc_8_nt": (8_891_393, 0),
+    "mnist_vdmv_8": (8_891_393, 0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run. `published` is (score network, encoder), or None for a run of our own."""
+
+    name: str
+    network: int
+    encoder: int
+    schedule: int
+    published: tuple[int, int] | None
+
+    @property
+    def total(self) -> int:
+        return self.network + self.encoder + self.schedule
+
+    @property
+    def agrees(self) -> bool:
+        return self.published is None or self.published == (self.network, self.encoder)
+
+
+def count(experiment: Experiment) -> dict[str, int]:
+    """Parameters of each part of the model, by shape evaluation.
+
+    Raises:
+      UserError: a plugin cannot be built for these images.
+    """
+    init, shape = experiment.model.init, experiment.dataset.image_shape
+    params = jax.eval_shape(lambda: init(jax.random.key(0), shape))
+    return {part: count_parameters(branch) for part, branch in params.items()}
+
+
+def rows() -> list[Row]:
+    """Every shipped run, in the order of names."""
+    files = [name for name in config.shipped_files() if name not in STACKABLE]
+    return [row(name) for name in files]
+
+
+def row(gin_file: str) -> Row:
+    """The row of one run file."""
+    name = Path(gin_file).stem
+    return Row(name, published=PUBLISHED.get(name), **count(config.load([gin_file], [])))
+
+
+def table(runs: Sequence[Row]) -> Table:
+    """For people: a number that differs from the published one has ≠ before the latter."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("parameters", "network", "encoder", "total", "published"):
+        result.add_column(column, justify="left" if column == "parameters" else "right", no_wrap=True)
+    for run in runs:
+        published = "-" if run.published is None else f"{sum(run.published):,}"
+        verdict = published if run.agrees else f"≠ {published}"
+        result.add_row(
+            run.name, *(f"{number:,}" for number in (run.network, run.encoder, run.total)), verdict
+        )
+    return result
+
+
+def record(runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """For programs: one object a run; `published` is the total."""
+    return [
+        {**dataclasses.asdict(run), "published": run.published and sum(run.published), "total": run.total}
+        for run in runs
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.parameters", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", metavar="FILE", help="write the table there too, as JSON")
+    given = parser.parse_args(argv)
+    registry.discover()
+    found = rows()
+    Console(soft_wrap=True).print(table(found))
+    try:
+        if given.json:
+            atomic.write_json(given.json, record(found))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if all(run.agrees for run in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
