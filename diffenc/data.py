@@ -15,9 +15,9 @@ from absl import logging
 from jaxtyping import Float, Int, Int32, UInt8
 
 from diffenc.errors import UserError
+from diffenc.experiment import SPLITS
 from diffenc.interfaces import Batch, Example, Source
 
-SPLITS = ("train", "validation", "test")
 _CHUNK = 4096  # images hashed at a time
 _ENDLESS = 2**60  # examples
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffenc import objective
 from diffenc.interfaces import (
@@ -25,14 +26,14 @@ from diffenc.pixels import Levels, scale_pixels
 
 
 class Terms(NamedTuple):
-    """-ELBO in nats, [B] each."""
+    """-ELBO in nats, [B] each; or the means of such, scalars."""
 
     reconstruction: PerExample
     latent: PerExample
     diffusion: PerExample
 
     @property
-    def total(self) -> PerExample:
+    def total(self) -> Float[Array, "*b"]:
         return self.reconstruction + self.latent + self.diffusion
 
 

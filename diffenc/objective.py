@@ -105,7 +105,8 @@ def reconstruction_loss(pixels: Data, levels: Levels, log_snr: LogSNR, num_level
       log_snr: at t = 0.
     """
     half_snr = 0.5 * jnp.exp(log_snr)
-    distance = scale(half_snr, jnp.square(pixels[..., None] - level_values(num_levels)))
+    values = jnp.expand_dims(level_values(num_levels), tuple(range(pixels.ndim)))
+    distance = scale(half_snr, jnp.square(pixels[..., None] - values))
     chosen = scale(half_snr, jnp.square(pixels - scale_pixels(levels, num_levels)))
     return sum_data(chosen + jax.nn.logsumexp(-distance, axis=-1))
 

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import http.client
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from diffenc import data, registry
+from diffenc import atomic, data, registry
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
 from diffenc.paths import Download, OfficialFiles, Stream, data_directory, one_line
@@ -82,9 +81,9 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> str:
         else:
             _copy(found, folder, progress)
         manifest = _verified(dataset, folder, found)
-        _write_manifest(folder, manifest)
+        atomic.write_json(folder / MANIFEST, manifest)
         os.rename(folder, target)
-        _sync(data_dir)
+        atomic.sync(data_dir)
     return f"prepared {name}: {_counted(manifest)} in {target}"
 
 
@@ -101,7 +100,8 @@ def _already(dataset: Preparable, target: Path, found: Mapping[str, Path] | None
                 f"{target} already holds other files ({name} differs or is absent); to replace them delete that folder"
             )
     if not (target / MANIFEST).is_file():
-        _write_manifest(target, _verified(dataset, target, {name: target / name for name in expected}))
+        found = {name: target / name for name in expected}
+        atomic.write_json(target / MANIFEST, _verified(dataset, target, found))
     return f"{dataset.files.name} is already prepared in {target}"
 
 
@@ -121,16 +121,6 @@ def _verified(dataset: Preparable, folder: Path, found: Mapping[str, Path] | Non
         "files": {name: {"sha256": _digest(folder / name, "sha256")} for name in names},
         "diffenc_version": importlib.metadata.version("diffenc"),
     }
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    partial = folder / f".{MANIFEST}.partial"
-    with open(partial, "w") as stream:
-        stream.write(json.dumps(manifest, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(partial, folder / MANIFEST)
-    _sync(folder)
 
 
 def _counted(manifest: dict[str, Any]) -> str:
@@ -208,7 +198,7 @@ def _pour(stream: Stream, target: Path, size: int, progress: Progress) -> int:
             progress.advance(task, len(chunk))
         out.flush()
         os.fsync(out.fileno())
-    _sync(target.parent)
+    atomic.sync(target.parent)
     return target.stat().st_size
 
 
@@ -220,14 +210,6 @@ def _progress() -> Progress:
 def _digest(path: Path, algorithm: str) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parser() -> argparse.ArgumentParser:
