@@ -62,8 +62,8 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
     moments = jnp.stack([jnp.mean(h, axis=(1, 2)), jnp.mean(jnp.square(h), axis=(1, 2))])
     grouped = moments.reshape(2, -1, groups, channels // groups).mean(axis=-1)
     mean, square = jnp.repeat(grouped, channels // groups, axis=-1)
-    factor = gain * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
-    return h * factor[:, None, None, :] + (offset - mean * factor)[:, None, None, :]
+    factor = gain[None] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
+    return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
 
 
 def drop(h: Maps, rate: float) -> Maps:
@@ -87,7 +87,7 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
     """[sin, cos] at frequencies from 1 down to 1e-4; an odd last channel is zero."""
     half = channels // 2
     frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / max(half - 1, 1))
-    angles = time[:, None] * frequencies
+    angles = jnp.multiply.outer(time, frequencies)
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(waves, ((0, 0), (0, channels % 2)))
 

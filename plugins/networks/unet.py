@@ -75,5 +75,5 @@ class UNet:
 def fourier_features(z: Maps, powers: tuple[int, ...]) -> Maps:
     """z with sin and cos of 2 pi 2^k z appended; they amplify z by up to 2 pi 2^k."""
     frequencies = 2 * jnp.pi * 2.0 ** jnp.asarray(powers, z.dtype)
-    angles = (z[..., None] * frequencies).reshape(*z.shape[:-1], z.shape[-1] * len(powers))
+    angles = jnp.multiply.outer(z, frequencies).reshape(*z.shape[:-1], z.shape[-1] * len(powers))
     return jnp.concatenate([z, jnp.sin(angles), jnp.cos(angles)], axis=-1)
