@@ -46,6 +46,7 @@ def run(_: Sequence[str]) -> None:
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
         _fail(str(error))

@@ -137,6 +137,8 @@ class Run:
         logging.info("all in %s", self.workdir)
 
     def _step(self, levels, *, compiles: bool) -> None:
+        if compiles:
+            logging.info("compiling the train step")
         self._state = self._train_step(self._state, to_devices(levels, self._mesh))
         self._clock.tick()
         if compiles:
@@ -177,8 +179,9 @@ class Run:
         rate = self._clock.rate()
         speed = {"steps_per_second": rate, "images_per_second": rate * self.experiment.batch_size}
         self._writer.write_scalars(step, {**row, **speed})
+        done = 100 * step // self.experiment.steps
         left = duration((self.experiment.steps - step) / max(rate, 1e-9))
-        logging.info("step %d of %d, %s left", step, self.experiment.steps, left)
+        logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, left)
 
     def _save(self, step: int, owed: list[str]) -> None:
         self._refuse_bad()
