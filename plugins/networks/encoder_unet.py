@@ -2,12 +2,13 @@ import dataclasses
 
 import haiku as hk
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Maps
+from diffenc_plugins.networks.layers import Maps, MapsOut
 
 NAME = "network.encoder_unet"
 
@@ -62,7 +63,7 @@ class EncoderUNet:
             log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
         )
 
-        def blocks(h: Maps, channels: int, name: str) -> Maps:
+        def blocks(h: Maps, channels: int, name: str) -> MapsOut:
             for i in range(depth):
                 h = layers.resnet_block(h, embedding, channels, groups, self.dropout, f"{name}_{i}")
             return h
@@ -98,7 +99,7 @@ def check_pooling(size: tuple[int, ...], levels: int) -> None:
         )
 
 
-def max_pool(h: Maps) -> Maps:
+def max_pool(h: Maps) -> Float[Array, "b half_h half_w c"]:
     """The largest of every 2x2 positions."""
     b, height, width, c = h.shape
     return h.reshape(b, height // 2, 2, width // 2, 2, c).max(axis=(2, 4))

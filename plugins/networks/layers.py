@@ -10,6 +10,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Condition, LogSNR
 
 Maps = Float[Array, "b h w c"]
+MapsOut = Float[Array, "b h w c_out"]  # the same positions in other channels
 Embedding = Float[Array, "b e"]
 
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
@@ -42,7 +43,7 @@ def check_dropout(name: str, dropout: float) -> None:
         raise UserError(f"{name}.dropout = {dropout}: must be in [0, 1)")
 
 
-def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> Maps:
+def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> MapsOut:
     return hk.Conv2D(channels, 3, w_init=w_init, name=name)(h)
 
 
@@ -94,7 +95,7 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
 
 def resnet_block(
     h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float, name: str
-) -> Maps:
+) -> MapsOut:
     """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
     with name_scope(name):
         shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
@@ -122,6 +123,6 @@ def middle(h: Maps, embedding: Embedding, groups: int, block_groups: int, dropou
     return resnet_block(h, embedding, channels, block_groups, dropout, "middle_1")
 
 
-def head(h: Maps, channels: int, groups: int) -> Maps:
+def head(h: Maps, channels: int, groups: int) -> MapsOut:
     """norm swish conv; zero at initialisation."""
     return conv3x3(jax.nn.swish(norm(h, groups, "norm_out")), channels, "conv_out", w_init=ZEROS)

@@ -7,7 +7,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Maps
+from diffenc_plugins.networks.layers import Maps, MapsOut
 
 
 @networks.register("unet")
@@ -58,7 +58,7 @@ class UNet:
             log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
         )
 
-        def block(h: Maps, name: str) -> Maps:
+        def block(h: Maps, name: str) -> MapsOut:
             return layers.resnet_block(h, embedding, self.channels, groups, self.dropout, name)
 
         h = layers.conv3x3(fourier_features(z, self.fourier_powers), self.channels, "conv_in")
@@ -72,7 +72,7 @@ class UNet:
         return z + layers.head(h, z.shape[-1], groups)
 
 
-def fourier_features(z: Maps, powers: tuple[int, ...]) -> Maps:
+def fourier_features(z: Maps, powers: tuple[int, ...]) -> MapsOut:
     """z with sin and cos of 2 pi 2^k z appended; they amplify z by up to 2 pi 2^k."""
     frequencies = 2 * jnp.pi * 2.0 ** jnp.asarray(powers, z.dtype)
     angles = jnp.multiply.outer(z, frequencies).reshape(*z.shape[:-1], z.shape[-1] * len(powers))

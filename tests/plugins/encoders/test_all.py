@@ -1,0 +1,103 @@
+"""What every encoder keeps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc import registry
+
+SHAPE = (4, 8, 8, 2)
+LOG_SNR = np.array([-15.0, -5.0, 1.3, 15.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """A network in closed form that depends on all it is given."""
+
+    def init(self, key, z, log_snr, *, condition=None):
+        return {"gain": jax.random.normal(key, (z.shape[-1],))}
+
+    def apply(self, params, z, log_snr, *, condition=None, key=None):
+        kept = 1.0 if key is None else jax.random.bernoulli(key, 0.5, z.shape) * 2.0
+        shift = log_snr / 3 if condition is None else log_snr / 3 + condition
+        return jnp.sin(jnp.broadcast_to(params["gain"], z.shape) * z * kept + shift[:, None, None, None])
+
+
+NEEDS: dict[str, Any] = {"trainable": {"network": Wave()}}
+every_encoder = pytest.mark.parametrize("name", list(registry.encoders))
+
+
+def make(name):
+    """(encoder, params, x, log_snr) of the default precision."""
+    encoder = registry.encoders[name](**NEEDS.get(name, {}))
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, SHAPE), jnp.result_type(float))
+    log_snr = jnp.asarray(LOG_SNR, x.dtype)
+    return encoder, encoder.init(jax.random.key(1), x, log_snr), x, log_snr
+
+
+@every_encoder
+def test_shape_dtype_and_compilation(name):
+    encoder, params, x, log_snr = make(name)
+    got = encoder.apply(params, x, log_snr)
+    assert (got.shape, got.dtype) == (x.shape, x.dtype)
+    np.testing.assert_allclose(jax.jit(encoder.apply)(params, x, log_snr), got, rtol=1e-6, atol=1e-7)
+
+
+@every_encoder
+def test_value_slope_and_gradient_are_finite(name):
+    encoder, params, x, log_snr = make(name)
+
+    def total(params, x, log_snr):
+        encode = lambda v: encoder.apply(params, x, v)  # noqa: E731
+        value, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
+        return jnp.sum(value + slope), (value, slope)
+
+    gradients, values = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(params, x, log_snr)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, values)))
+
+
+@every_encoder
+@pytest.mark.parametrize("key", [None, 7])
+def test_the_slope_is_that_of_the_value(x64, name, key):
+    encoder, params, x, log_snr = make(name)
+    key = None if key is None else jax.random.key(key)
+    encode = lambda v: encoder.apply(params, x, v, key=key)  # noqa: E731
+    value, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
+    np.testing.assert_allclose(value, encode(log_snr), rtol=1e-12)
+    h = 1e-5
+    np.testing.assert_allclose(slope, (encode(log_snr + h) - encode(log_snr - h)) / (2 * h), atol=1e-9)
+
+
+@every_encoder
+def test_no_example_sees_another(name):
+    encoder, params, x, log_snr = make(name)
+    whole, order = encoder.apply(params, x, log_snr), jnp.asarray([2, 0, 3, 1])
+    np.testing.assert_array_equal(encoder.apply(params, x[order], log_snr[order]), whole[order])
+    np.testing.assert_allclose(encoder.apply(params, x[1:3], log_snr[1:3]), whole[1:3], rtol=1e-6)
+
+
+@every_encoder
+def test_at_t_0_the_representation_is_the_image(name):
+    """Or the bound on log p(x) would be that of something else."""
+    encoder, params, x, _ = make(name)
+    np.testing.assert_allclose(encoder.apply(params, x, jnp.full(4, 15.0)), x, atol=2e-6)
+
+
+@every_encoder
+def test_one_key_is_one_mask_and_no_key_is_none(name):
+    encoder, params, x, log_snr = make(name)
+
+    def encode(key=None):
+        key = None if key is None else jax.random.key(key)
+        return np.asarray(encoder.apply(params, x, log_snr, condition=jnp.ones(4, jnp.int32), key=key))
+
+    np.testing.assert_array_equal(encode(), encode())
+    np.testing.assert_array_equal(encode(3), encode(3))
+    if name == "trainable":
+        assert np.any(encode(3) != encode(4))
+        assert np.any(encode(3) != encode())
+        assert np.any(encode() != encoder.apply(params, x, log_snr))  # the condition counts
