@@ -6,6 +6,7 @@ heeded after every step and within evaluation and sampling; what a step still ow
 its checkpoint, and done first when the run goes on.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class Run:
         self._train_step = make_train_step(experiment, mesh)
         self._clock = Clock()
         self._visits = Visits(experiment, workdir, mesh, interrupts.check)
+        self._config_text = describe.config_text(experiment)
         self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
+        self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         self._origin = None if self._restored else self._from_other_run()
 
     def _from_other_run(self) -> checkpoint.Restored | None:
@@ -88,14 +91,21 @@ class Run:
     def start(self) -> None:
         """Set the workdir to the step the run goes on from."""
         step = self._restored.step if self._restored else 0
-        config_text = describe.config_text(self.experiment)
-        atomic.write_text(self.workdir / CONFIG, config_text)
+        atomic.write_text(self.workdir / CONFIG, self._config_text)
+        if self._restored:
+            self._cut_metrics(self._restored.metadata["metrics_bytes"])
         self._writer = writers.create_writer(self.workdir, resume_step=step if self._restored else None)
         self._state = self._restored.tree if self._restored else self._first_state()
         if not self._restored:
-            pairs = (line.split(" = ", 1) for line in config_text.splitlines())
+            pairs = (line.split(" = ", 1) for line in self._config_text.splitlines())
             self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
+
+    def _cut_metrics(self, size: int) -> None:
+        """Back to what stood there at the checkpoint: what it owed may have been done, and written, since."""
+        path = self.workdir / writers.METRICS
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
 
     def _first_state(self) -> TrainState:
         began = time.monotonic()
@@ -126,6 +136,7 @@ class Run:
         try:
             if self._restored:
                 self._settle(first, list(self._restored.metadata["owed"]))
+                self._save(first, owed=[])
             for step in range(first + 1, steps + 1):
                 self._step(next(batches)["image"], compiles=step == first + 1)
                 self._after(step, last=step == steps)
@@ -160,6 +171,8 @@ class Run:
 
     def _settle(self, step: int, owed: list[str]) -> None:
         """Do what `step` owes; if asked to stop, save with what is left of it."""
+        if owed:
+            self._refuse_bad()
         try:
             self._interrupts.check()
             while owed:
@@ -184,16 +197,21 @@ class Run:
         logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, left)
 
     def _save(self, step: int, owed: list[str]) -> None:
+        """A checkpoint with what `step` still owes; none if the newest is that already."""
         self._refuse_bad()
+        if (step, owed) == self._saved:
+            return
         self._writer.flush()
         metadata = {
             "owed": owed,
+            "metrics_bytes": (self.workdir / writers.METRICS).stat().st_size,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "seed": self.experiment.seed,
             "config_hash": describe.config_hash(self.experiment),
         }
         with self._clock.paused():
             self.checkpoints.save(step, self._state, metadata)
+        self._saved = (step, owed)
 
     def _refuse_bad(self) -> None:
         """Raise UserError if any step so far was not finite, so that such a state is never saved."""
@@ -204,7 +222,8 @@ class Run:
         good = self.checkpoints.steps()
         saved = f"the last good checkpoint is of step {good[-1]}" if good else "no checkpoint was written yet"
         raise UserError(
-            f"the loss or its gradient became NaN or infinite at step {bad_step}; {saved} in {self.workdir}. "
+            f"the loss, its gradient or the update became NaN or infinite at step {bad_step}; "
+            f"{saved} in {self.workdir}. "
             "Try a smaller optimizer.adamw.learning_rate or a longer warmup_steps, in a new --workdir "
             "(Experiment.init_from starts it from this one)"
         )

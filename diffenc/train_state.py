@@ -26,7 +26,7 @@ class Sums(NamedTuple):
       steps: how many were summed.
       terms: bits/dim.
       grad_norm: global norm of the gradient.
-      bad_step: the first step ever whose loss or gradient was not finite; 0 = none.
+      bad_step: the first step ever whose loss, gradient or update was not finite; 0 = none.
     """
 
     steps: Count
@@ -74,6 +74,8 @@ def keys(seed: int) -> tuple[Key, Key]:
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step. Compile it: eagerly it is slow."""
     params = experiment.model.init(keys(experiment.seed)[0], experiment.dataset.image_shape)
+    # A plugin's Python numbers become weakly typed arrays; the step returns others, and would compile twice.
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build().init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, no_sums())
@@ -100,7 +102,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, experiment.ema_decay)
-        sums = add(state.sums, terms, optax.global_norm(gradient), state.step + 1)
+        norms = optax.global_norm(gradient), optax.global_norm(updates)
+        sums = add(state.sums, terms, *norms, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state, sums)
 
     return jax.jit(
@@ -127,9 +130,12 @@ def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params
     return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
 
 
-def add(sums: Sums, terms: Terms, grad_norm: Scalar, step: Count) -> Sums:
-    """Sums with one more step; remembers the first step that was not finite."""
-    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
+def add(sums: Sums, terms: Terms, grad_norm: Scalar, update_norm: Scalar, step: Count) -> Sums:
+    """Sums with one more step; remembers the first step that was not finite.
+
+    The update counts too: of a finite gradient it may break the parameters, whose loss is known a step later.
+    """
+    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
     totals = jax.tree.map(jnp.add, sums.terms, terms)
     return Sums(sums.steps + 1, totals, sums.grad_norm + grad_norm, bad_step)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 from absl import logging
-from clu import metric_writers
 from jax.sharding import Mesh
 
 from diffenc import workdir as workdirs
@@ -16,6 +15,7 @@ from diffenc.progress import Progress
 from diffenc.sample_images import ImageSampler
 from diffenc.sharding import on_each
 from diffenc.train_state import TrainState, count_parameters, no_sums
+from diffenc.writers import metric_writers  # not from clu, which needs what that module does first
 
 Visit = Callable[[metric_writers.MetricWriter, TrainState, int], None]
 

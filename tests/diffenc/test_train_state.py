@@ -187,6 +187,7 @@ def test_the_first_average_is_the_first_parameters(tiny):
     state = _compiled(tiny())[0]()
     _assert_same(state.params, state.ema)
     assert int(state.step) == 0
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state)), "the step would compile twice"
 
 
 def test_the_old_state_is_given_up_to_the_new_one(tiny):
@@ -212,7 +213,7 @@ def test_parameters_are_counted_by_scalars(tiny):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["terms", "grad_norm"])
+@pytest.mark.parametrize("where", ["terms", "gradient", "update"])
 def test_the_first_bad_step_is_remembered(where, bad):
     sums = train_state.no_sums()
     good = Terms(*(jnp.float32(v) for v in (1, 2, 3)))
@@ -220,7 +221,7 @@ def test_the_first_bad_step_is_remembered(where, bad):
     for step in range(1, 7):
         broken = step in (3, 5)
         terms = wrong if broken and where == "terms" else good
-        norm = jnp.float32(bad if broken and where == "grad_norm" else 1.0)
-        sums = train_state.add(sums, terms, norm, jnp.int32(step))
+        gradient, update = (jnp.float32(bad if broken and where == n else 1) for n in ("gradient", "update"))
+        sums = train_state.add(sums, terms, gradient, update, jnp.int32(step))
         assert int(sums.bad_step) == (3 if step >= 3 else 0)
     assert int(sums.steps) == 6

@@ -1,0 +1,220 @@
+"""Evaluation against plain loops over models in closed form, and its errors against real spreads."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.evaluate import Evaluator, Measured, monte_carlo_error, record
+from diffenc.experiment import Evaluate
+from diffenc.model import Model, Terms
+from diffenc.sharding import data_mesh
+
+NUM_IMAGES, NUM_DIMS = 13, 16
+PARAMS = {"network": {"w": np.float32(3.0)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Known(Model):
+    """Terms that are functions of the image alone."""
+
+    def elbo(self, params, levels, draws, *, num_levels, condition=None, key=None, step_rule=None):
+        assert key is None, "evaluation drops nothing out"
+        pixels = levels.astype(jnp.float32)
+        return Terms(
+            reconstruction=pixels.sum(axis=(1, 2, 3)),
+            latent=jnp.square(pixels).sum(axis=(1, 2, 3)),
+            diffusion=params["network"]["w"] * pixels[:, 0, 0, 0],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Model):
+    """Terms that are what was drawn: a time, noise of its own for each image, noise a batch shares."""
+
+    def elbo(self, params, levels, draws, *, num_levels, condition=None, key=None, step_rule=None):
+        shared = jnp.cos(2 * jnp.pi * len(levels) * draws.t)  # stratified times: the same for a whole batch
+        return Terms(reconstruction=draws.t, latent=5 * draws.eps[:, 0, 0, 0], diffusion=4 * shared)
+
+
+@pytest.fixture
+def measure(tiny):
+    """What an evaluation of a stub gives, with other settings than the default where they are named."""
+
+    def make(model: type[Model], batch_size=4, after_batch=lambda: None, params=PARAMS, **settings):
+        stub = model(**vars(tiny().model))
+        experiment = tiny(model=stub, batch_size=batch_size, evaluate=Evaluate(**settings))
+        return Evaluator(experiment, data_mesh()).measure(params, after_batch)
+
+    return make
+
+
+def _images(tiny) -> np.ndarray:
+    return tiny().dataset.source("test").images.astype(np.float64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 16])
+def test_every_image_counts_once_whatever_the_batch(measure, tiny, batch_size):
+    """13 images fill none of these batches evenly, except of 1 and of 13."""
+    measured = measure(Known, batch_size, passes=2)
+    for number, image in enumerate(_images(tiny)):
+        for one_pass in range(2):
+            assert measured.terms["reconstruction"][one_pass, number] == image.sum()
+            assert measured.terms["latent"][one_pass, number] == (image**2).sum()
+            assert measured.terms["diffusion"][one_pass, number] == 3 * image[0, 0, 0]
+    assert {terms.shape for terms in measured.terms.values()} == {(2, NUM_IMAGES)}
+    assert [*measured.batch] == [number // batch_size for number in range(NUM_IMAGES)]
+
+
+def test_bits_per_dim_weigh_the_short_last_batch_by_its_images(measure, tiny):
+    summary = measure(Known, batch_size=5).summary()
+    expected = np.mean([image.sum() for image in _images(tiny)]) / NUM_DIMS / np.log(2)
+    np.testing.assert_allclose(summary["bpd_reconstruction"], expected, rtol=1e-12)
+    parts = sum(summary[f"bpd_{part}"] for part in ("reconstruction", "latent", "diffusion"))
+    np.testing.assert_allclose(summary["bpd"], parts, rtol=1e-12)
+
+
+def test_the_error_over_images_is_that_of_their_means(measure, tiny):
+    images = _images(tiny)
+    total = images.sum(axis=(1, 2, 3)) + (images**2).sum(axis=(1, 2, 3)) + 3 * images[:, 0, 0, 0]
+    bits = total / NUM_DIMS / np.log(2)
+    expected = np.sqrt(((bits - bits.mean()) ** 2).sum() / (NUM_IMAGES - 1)) / np.sqrt(NUM_IMAGES)
+    for passes in (1, 3):  # passes that say the same do not make more images
+        summary = measure(Known, passes=passes).summary()
+        np.testing.assert_allclose(summary["bpd_se"], expected, rtol=1e-9)
+
+
+def test_which_figures_there_are(measure):
+    keys = {"bpd", "bpd_reconstruction", "bpd_latent", "bpd_diffusion"}
+    errors = {f"{key}_se" for key in keys}
+    assert set(measure(Known).summary()) == keys | errors
+    assert set(measure(Known, passes=2).summary()) == keys | errors | {f"{key}_mc_se" for key in keys}
+    one = Measured({term: np.ones((1, 1)) for term in Terms._fields}, np.zeros(1, int), NUM_DIMS)
+    assert set(one.summary()) == keys, "one image has no spread"
+
+
+def test_no_draws_no_monte_carlo_error(measure):
+    assert measure(Known, passes=3).summary()["bpd_mc_se"] < 1e-12
+
+
+def test_passes_batches_and_images_are_drawn_afresh(measure):
+    measured = measure(Drawn, passes=3)
+    noise = measured.terms["latent"].ravel()
+    assert len(set(noise)) == noise.size == 3 * NUM_IMAGES
+    shared = np.unique(measured.terms["diffusion"].round(3))
+    assert len(shared) == 3 * 4, "four batches a pass, each with times of its own"
+
+
+def test_the_same_seed_draws_the_same_for_every_model(measure):
+    one = measure(Drawn, seed=5, passes=2)
+    again = measure(Drawn, seed=5, passes=2, params={"network": {"w": np.float32(9.0)}})
+    other = measure(Drawn, seed=6, passes=2)
+    for term in Terms._fields:
+        np.testing.assert_array_equal(one.terms[term], again.terms[term])
+        assert (one.terms[term] != other.terms[term]).all()
+
+
+def test_times_per_image_are_averaged(measure):
+    """A uniform time has variance 1/12, the mean of 16 of them 1/192."""
+    for times in (1, 16):
+        t = measure(Drawn, passes=60, times_per_image=times).terms["reconstruction"]
+        assert t.shape == (60, NUM_IMAGES)
+        np.testing.assert_allclose(t.mean(), 0.5, atol=0.05)
+        np.testing.assert_allclose(t.var(), 1 / 12 / times, rtol=0.3)
+
+
+def test_the_batch_is_its_own_where_bound_and_else_that_of_training(tiny):
+    bound = tiny(batch_size=4, evaluate=Evaluate(batch_size=6, passes=3))
+    assert Evaluator(bound, data_mesh()).batch_size == 6
+    assert Evaluator(bound, data_mesh()).num_batches == 3 * 3
+    assert Evaluator(tiny(batch_size=4), data_mesh()).batch_size == 4
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 23), ("validation", 7), ("test", 13)])
+def test_the_split_is_measured_whole(measure, split, count):
+    assert measure(Known, split=split).terms["latent"].shape == (1, count)
+
+
+def test_between_batches_one_may_stop(measure):
+    calls = []
+
+    def stop_at_the_fifth():
+        calls.append(None)
+        if len(calls) == 5:
+            raise KeyError("stop")
+
+    measure(Known, passes=1, after_batch=lambda: calls.append(None))
+    assert len(calls) == 4
+    calls.clear()
+    with pytest.raises(KeyError, match="stop"):
+        measure(Known, passes=2, after_batch=stop_at_the_fifth)
+
+
+def test_monte_carlo_error_meets_the_spread_of_many_evaluations(tiny):
+    """The figure's real spread over seeds, against the error that each single evaluation states.
+
+    Each batch shares most of its noise, so an error that took images to be independent would be half as large.
+    """
+    experiment = tiny(model=Drawn(**vars(tiny().model)), batch_size=4, evaluate=Evaluate(passes=4))
+    evaluator = Evaluator(experiment, data_mesh())
+    figures, variances = [], []
+    for seed in range(150):
+        evaluator.settings = dataclasses.replace(evaluator.settings, seed=seed)
+        summary = evaluator.measure(PARAMS).summary()
+        figures.append(summary["bpd_diffusion"])
+        variances.append(summary["bpd_diffusion_mc_se"] ** 2)
+    np.testing.assert_allclose(np.mean(variances), np.var(figures, ddof=1), rtol=0.3)
+    # in closed form: cos of a uniform phase has variance 1/2; batches of 4, 4, 4 and 1 images
+    exact = 16 * 0.5 * (4**2 + 4**2 + 4**2 + 1) / NUM_IMAGES**2 / 4 / (NUM_DIMS * np.log(2)) ** 2
+    np.testing.assert_allclose(np.mean(variances), exact, rtol=0.15)
+
+
+@pytest.mark.parametrize("passes", [2, 5])
+def test_monte_carlo_error_is_unbiased_also_from_few_passes(passes):
+    random = np.random.default_rng(passes)
+    batch = np.arange(10) // 3
+    trials = []
+    for _ in range(4000):
+        shared = random.normal(size=(passes, 4))[:, batch]
+        bits = 7 + np.arange(10) + 2 * shared + random.normal(size=(passes, 10))
+        trials.append((bits.mean(), monte_carlo_error(bits, batch) ** 2))
+    means, variances = np.array(trials).T
+    np.testing.assert_allclose(variances.mean(), means.var(ddof=1), rtol=0.1)
+
+
+def test_the_record_says_what_was_measured(tiny, measure):
+    experiment = tiny(evaluate=Evaluate(split="validation", passes=2, times_per_image=3, seed=4))
+    measured = measure(Drawn, split="validation", passes=2, times_per_image=3, seed=4)
+    figures = record(experiment, measured, step=70, num_params=66)
+    expected = {
+        "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
+        "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 4, "step": 70, "num_params": 66,
+    }  # fmt: skip
+    assert {key: figures[key] for key in expected} == expected
+    assert {key: figures[key] for key in measured.summary()} == measured.summary()
+    assert json.loads(json.dumps(figures)) == figures
+    assert len(figures["config_hash"]) == 64
+
+
+def test_the_configs_hash_tells_models_apart_and_not_settings(tiny, measure):
+    def hash_of(**changes):
+        return record(tiny(**changes), measure(Known), 1, 1)["config_hash"]
+
+    assert hash_of(evaluate=Evaluate(passes=7)) == hash_of(steps=99) == hash_of()
+    assert hash_of(seed=9) != hash_of()
+
+
+def test_a_model_that_trains_has_terms_per_image(tiny):
+    """The real model, through the real thing: finite, positive, another figure for other parameters."""
+    experiment = tiny()
+    evaluator = Evaluator(experiment, data_mesh())
+    params = [
+        jax.jit(lambda seed=seed: experiment.model.init(jax.random.key(seed), (4, 4, 1)))() for seed in (0, 1)
+    ]
+    summaries = [evaluator.measure(p).summary() for p in params]
+    assert all(np.isfinite(list(s.values())).all() for s in summaries)
+    assert summaries[0]["bpd"] > 0.1
+    assert summaries[0]["bpd"] != summaries[1]["bpd"]

@@ -1,0 +1,548 @@
+"""The trainer: a plain loop's numbers, interrupted and resumed without a trace, and never a bad checkpoint."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffenc import checkpoint, config, describe, train, visits
+from diffenc.data import train_batches
+from diffenc.errors import UserError
+from diffenc.evaluate import Evaluator
+from diffenc.experiment import Evaluate
+from diffenc.interrupts import Interrupted
+from diffenc.sharding import data_mesh, to_devices
+from diffenc.train_state import abstract_state, init_state
+
+TIMINGS = {"steps_per_second", "images_per_second"}
+
+
+def _rows(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what a clock says."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def _steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints, by the folders' names."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def _state(experiment, workdir: Path, step: int | None = None):
+    wanted = abstract_state(experiment, data_mesh())
+    return jax.device_get(checkpoint.Checkpoints(workdir / "checkpoints").restore(wanted, step).tree)
+
+
+def _assert_same(a, b):
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Runs of one kind share what is compiled, which takes longer than all they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((train, "make_train_step"), (visits, "Evaluator"), (visits, "ImageSampler")):
+            patch.setattr(module, name, _shared(getattr(module, name)))
+        yield
+
+
+def _shared(make):
+    made = {}
+
+    def get(experiment, mesh):
+        free = {"steps", "init_from", *(name for name in vars(experiment) if re.search("_every|keep_", name))}
+        key = tuple(value for name, value in vars(experiment).items() if name not in free)
+        return made.setdefault(key, None) or made.update({key: make(experiment, mesh)}) or made[key]
+
+    return get
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The log lines of the trainer."""
+    lines: list[str] = []
+    monkeypatch.setattr(train.logging, "info", lambda text, *values: lines.append(text % values))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def full(tiny):
+    """Evaluations, samples and logs at cadences that fall together and apart."""
+    return tiny(evaluate_every=4, sample_every=6)
+
+
+@pytest.fixture(scope="module")
+def straight(full, tmp_path_factory):
+    """A workdir in which nothing disturbed `full`."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    train.train(full, workdir)
+    return workdir
+
+
+def test_a_run_is_the_plain_loop(full, straight):
+    """The same steps by hand, in one row of sums."""
+    mesh, source = data_mesh(), full.dataset.source("train")
+    state, step = jax.jit(lambda: init_state(full))(), train.make_train_step(full, mesh)
+    batches, totals = train_batches(source, full.batch_size, full.seed), []
+    for _ in range(full.steps):
+        state = step(state, to_devices(next(batches)["image"], mesh))
+        totals.append([*map(float, state.sums.terms), float(state.sums.grad_norm)])
+    saved = _state(full, straight)
+    _assert_same(saved.params, state.params)
+    _assert_same(saved.ema, state.ema)
+    _assert_same(saved.opt_state, state.opt_state)
+    each = np.diff(totals, axis=0, prepend=0)
+    keys = ["bpd_reconstruction", "bpd_latent", "bpd_diffusion", "grad_norm"]
+    rows = [row for row in _rows(straight) if "bpd" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    for row in rows:
+        means = each[row["step"] - 3 : row["step"]].mean(axis=0)
+        np.testing.assert_allclose([row[key] for key in keys], means, rtol=1e-4)
+        np.testing.assert_allclose(row["bpd"], means[:3].sum(), rtol=1e-4)
+
+
+def test_what_a_step_is_followed_by(full, straight):
+    kinds = [(row["step"], "bpd" if "bpd" in row else "test_bpd") for row in _rows(straight)]
+    assert kinds == [
+        (3, "bpd"), (4, "test_bpd"), (6, "bpd"), (8, "test_bpd"), (9, "bpd"), (12, "bpd"), (12, "test_bpd"),
+    ]  # fmt: skip
+    assert sorted(path.name for path in (straight / "samples").iterdir()) == [
+        "000000006.png",
+        "000000012.png",
+    ]
+    assert _steps(straight) == [5, 10, 12]
+    assert int(_state(full, straight, 10).sums.steps) == 1, "steps since the row of step 9"
+    assert int(_state(full, straight, 12).sums.steps) == 0, "the row comes before the checkpoint"
+
+
+def test_the_evaluation_within_a_run_is_of_the_average(full, straight):
+    measured = Evaluator(full, data_mesh()).measure(_state(full, straight).ema).summary()
+    last = _rows(straight)[-1]
+    assert last == {"step": 12} | {f"test_{key}": value for key, value in measured.items()}
+    figures = json.loads((straight / "evaluation.json").read_text())
+    assert {key: figures[key] for key in measured} == measured
+
+
+def test_tensorboard_shows_the_rows(straight):
+    events = EventAccumulator(str(straight), size_guidance={"scalars": 0}).Reload()
+    shown = {
+        (tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)
+    }
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    written = {(key, row["step"]): value for row in rows for key, value in row.items() if key != "step"}
+    shown = {(tag, step): value for (tag, step), value in shown.items() if step > 0}  # 0: the hparams tab's
+    assert shown.keys() == written.keys()
+    np.testing.assert_allclose([shown[key] for key in written], [*written.values()], rtol=1e-6)
+
+
+def test_rates_are_images_over_steps(straight):
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "bpd" in row:
+            assert row["images_per_second"] == pytest.approx(4 * row["steps_per_second"])
+            assert row["steps_per_second"] > 0
+
+
+def test_the_config_alone_is_the_run_again(straight, tmp_path):
+    """Through text and gin, into a new workdir."""
+    train.train(config.load([str(straight / "config.gin")], []), tmp_path)
+    assert _rows(tmp_path) == _rows(straight)
+    assert (tmp_path / "config.gin").read_text() == (straight / "config.gin").read_text()
+
+
+# Interrupted runs
+
+
+@pytest.fixture
+def signal_after(monkeypatch):
+    """Has this process sent a signal after a step."""
+
+    def arrange(step: int, signum: int = signal.SIGTERM):
+        real = train.Run._step
+
+        def stepping(self, levels, *, compiles):
+            real(self, levels, compiles=compiles)
+            if int(self._state.step) == step:
+                os.kill(os.getpid(), signum)
+
+        monkeypatch.setattr(train.Run, "_step", stepping)
+
+    return arrange
+
+
+@pytest.fixture
+def signal_within(monkeypatch):
+    """Has this process sent a signal amid the nth visit of a kind, before a part of it."""
+
+    def arrange(task: str, visit: int, part: int = 2):
+        seen = []
+
+        class Progress:
+            def __init__(self, name, total):
+                self.parts = 0
+                self.here = name == task
+                if self.here:
+                    seen.append(name)
+
+            def __call__(self):
+                self.parts += 1
+                if self.here and len(seen) == visit and self.parts == part:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(visits, "Progress", Progress)
+
+    return arrange
+
+
+def _assert_undisturbed(experiment, workdir: Path, straight: Path):
+    _assert_same(_state(experiment, workdir), _state(experiment, straight))
+    assert _rows(workdir) == _rows(straight)
+    for name in ("evaluation.json", "samples/000000006.png", "samples/000000012.png"):
+        assert (workdir / name).read_bytes() == (straight / name).read_bytes()
+    assert len(list((workdir / "evaluations").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("step", "signum"), [(1, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM)])
+def test_a_signal_saves_and_the_same_run_goes_on(full, straight, tmp_path, signal_after, told, step, signum):
+    signal_after(step, signum)
+    with pytest.raises(Interrupted) as interrupted:
+        train.train(full, tmp_path)
+    assert interrupted.value.signum == signum
+    assert max(_steps(tmp_path)) == step
+    assert f"stopped at step {step}, and saved: run the same command again to go on" in told
+    signal_after(0)
+    train.train(full, tmp_path)
+    assert any(line.startswith(f"resuming from step {step} to 12") for line in told)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+@pytest.mark.parametrize(
+    ("task", "visit", "step"), [("evaluation", 1, 4), ("evaluation", 3, 12), ("samples", 2, 12)]
+)
+def test_what_a_signal_cut_short_is_done_on_resuming(
+    full, straight, tmp_path, signal_within, task, visit, step
+):
+    signal_within(task, visit)
+    with pytest.raises(Interrupted):
+        train.train(full, tmp_path)
+    assert max(_steps(tmp_path)) == step
+    signal_within("nothing", 1)
+    train.train(full, tmp_path)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(full, straight, tmp_path, signal_within, told):
+    """Also one whose last evaluation was made up for when it was resumed."""
+    signal_within("evaluation", 3)
+    with pytest.raises(Interrupted):
+        train.train(full, tmp_path)
+    for _ in range(3):
+        train.train(full, tmp_path)
+        assert "already trained to step 12; bind Experiment.steps to train longer" in told
+        _assert_undisturbed(full, tmp_path, straight)
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL at one line."""
+
+
+@contextlib.contextmanager
+def _patched(owner, name: str, value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, value)
+        yield
+
+
+def _dying(at: int):
+    """A step for Run that dies after so many."""
+    real = train.Run._step
+
+    def step(self, levels, *, compiles):
+        if int(self._state.step) == at:
+            raise KilledError
+        real(self, levels, compiles=compiles)
+
+    return step
+
+
+def test_killed_after_making_up_for_an_evaluation_its_row_stays_one(full, straight, tmp_path, signal_within):
+    signal_within("evaluation", 1)
+    with pytest.raises(Interrupted):
+        train.train(full, tmp_path)
+
+    def die(*_):
+        raise KilledError
+
+    with _patched(checkpoint.Checkpoints, "save", die), pytest.raises(KilledError):
+        train.train(full, tmp_path)
+    assert _rows(tmp_path)[-1]["step"] == 4
+    train.train(full, tmp_path)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+def test_rows_past_the_restored_step_are_written_again(full, straight, tmp_path):
+    """Dead after the row of step 9, with a checkpoint of step 5."""
+    with _patched(train.Run, "_step", _dying(9)), pytest.raises(KilledError):
+        train.train(full, tmp_path)
+    assert (_rows(tmp_path)[-1]["step"], _steps(tmp_path)) == (9, [5])
+    train.train(full, tmp_path)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+def test_dead_before_any_checkpoint_the_run_starts_anew(full, straight, tmp_path):
+    with _patched(train.Run, "_step", _dying(4)), pytest.raises(KilledError):
+        train.train(full, tmp_path)
+    assert len(_rows(tmp_path)) == 2
+    train.train(full, tmp_path)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+def test_a_second_signal_while_nothing_changed_leaves_the_checkpoint_alone(
+    full, tmp_path, signal_after, monkeypatch
+):
+    """Replacing the one checkpoint by itself would risk it for nothing."""
+    signal_after(7)
+    with pytest.raises(Interrupted):
+        train.train(full, tmp_path)
+    before = {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")}
+    real = train.Run.start
+
+    def start(self):
+        real(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with _patched(train.Run, "start", start), pytest.raises(Interrupted):
+        train.train(full, tmp_path)
+    assert {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+# Longer, elsewhere, from elsewhere
+
+
+def test_a_finished_run_can_be_trained_longer(tiny, tmp_path):
+    long, short = tiny(steps=12), tiny(steps=6)
+    train.train(long, tmp_path / "long")
+    train.train(short, tmp_path / "short")
+    train.train(long, tmp_path / "short")
+    _assert_same(_state(long, tmp_path / "short"), _state(long, tmp_path / "long"))
+    assert _rows(tmp_path / "short") == _rows(tmp_path / "long")
+    assert (tmp_path / "short" / "config.gin").read_text() == describe.config_text(long)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch_size": 8}, {"ema_decay": 0.5}, {"init_from": "else"}]
+)
+def test_another_config_is_refused(tiny, straight, change):
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    key = next(iter(change))
+    with pytest.raises(UserError, match=rf"holds a run of another config \(Experiment.{key}: ") as refused:
+        train.train(tiny(evaluate_every=4, sample_every=6, **change), straight)
+    assert "\n" not in str(refused.value)
+    assert str(straight / "config.gin") in str(refused.value)
+    assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
+
+
+def test_cadences_and_efforts_may_change(tiny, tmp_path):
+    train.train(tiny(steps=1), tmp_path)
+    changed = tiny(
+        steps=2, log_every=1, checkpoint_every=1, evaluate_every=1, sample_every=2, keep_last=1, keep_every=1,
+        evaluate=Evaluate(passes=1, split="train"), sample=dataclasses.replace(tiny().sample, num=1),
+    )  # fmt: skip
+    train.train(changed, tmp_path)
+    assert [row["step"] for row in _rows(tmp_path)] == [1, 2, 2]
+    assert "train_bpd" in _rows(tmp_path)[-1]
+
+
+@pytest.mark.parametrize("inner", ["", "checkpoints", "checkpoints/000000010"])
+def test_a_run_can_start_from_another(tiny, full, straight, tmp_path, inner, told):
+    frozen = dataclasses.replace(tiny().optimizer, learning_rate=0.0)
+    other = tiny(optimizer=frozen, steps=1, init_from=str(straight / inner), ema_decay=0.5)
+    train.train(other, tmp_path)
+    origin, state = _state(full, straight, 10 if inner.endswith("10") else 12), _state(other, tmp_path)
+    _assert_same(state.params, origin.params)
+    used = 1 / 10  # of the averaging at the first update, by a decay that starts small
+    average = jax.tree.map(lambda ema, new: used * ema + (1 - used) * new, origin.ema, origin.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, average)
+    assert int(state.step) == 1
+    assert any(f"parameters taken from {straight / inner}, step" in line for line in told)
+
+
+def test_a_run_resumes_itself_rather_than_what_it_started_from(tiny, straight, tmp_path, signal_after):
+    other = tiny(init_from=str(straight))
+    train.train(other, tmp_path / "whole")
+    signal_after(7)
+    with pytest.raises(Interrupted):
+        train.train(other, tmp_path / "cut")
+    signal_after(0)
+    train.train(other, tmp_path / "cut")
+    _assert_same(_state(other, tmp_path / "cut"), _state(other, tmp_path / "whole"))
+
+
+def test_an_origin_that_is_not_there_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        train.train(tiny(init_from=str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "kept"), [(1, 0, [7]), (2, 0, [6, 7]), (1, 3, [3, 6, 7]), (3, 2, [2, 4, 5, 6, 7])]
+)
+def test_which_checkpoints_are_kept(tiny, tmp_path, last, every, kept):
+    train.train(tiny(steps=7, checkpoint_every=1, log_every=7, keep_last=last, keep_every=every), tmp_path)
+    assert _steps(tmp_path) == kept
+
+
+def test_without_cadences_the_end_still_logs_and_saves(tiny, tmp_path):
+    train.train(tiny(steps=2, log_every=100, checkpoint_every=0), tmp_path)
+    assert [row["step"] for row in _rows(tmp_path)] == [2]
+    assert _steps(tmp_path) == [2]
+    assert not (tmp_path / "samples").exists()
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+# What must never happen
+
+
+@dataclasses.dataclass(frozen=True)
+class Leap:
+    """Gradient descent whose updates are `size` times larger from update `at` on."""
+
+    at: int = 6
+    size: float = 1e30
+
+    def build(self):
+        return optax.sgd(
+            lambda count: jnp.asarray(1e-3) * jnp.where(jnp.less(count, self.at), 1.0, self.size)
+        )
+
+
+@pytest.fixture
+def leap(tiny, monkeypatch):
+    def make(at: int, size: float, **changes):
+        monkeypatch.setitem(train.describe.names.REGISTRIES["optimizer"]._classes, "leap", Leap)
+        return tiny(optimizer=Leap(at, size), **{"evaluate_every": 1, "log_every": 12} | changes)
+
+    return make
+
+
+def _finite(tree) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38])
+def test_a_loss_that_is_not_finite_stops_the_run(leap, tmp_path, size):
+    """Update 6 breaks the parameters, if not the loss that it came from."""
+    experiment = leap(6, size, checkpoint_every=2, keep_last=99)
+    with pytest.raises(UserError) as stopped:
+        train.train(experiment, tmp_path)
+    message = str(stopped.value)
+    assert "\n" not in message
+    bad = next(step for step in (7, 8) if f"NaN or infinite at step {step};" in message)
+    assert f"the last good checkpoint is of step {max(_steps(tmp_path))} in {tmp_path}" in message
+    assert "smaller optimizer.adamw.learning_rate" in message
+    assert max(_steps(tmp_path)) in (bad - 1, bad - 2)
+    for step in _steps(tmp_path):
+        assert _finite(_state(experiment, tmp_path, step))
+    assert all(value is not None for row in _rows(tmp_path) for value in row.values() if row["step"] < 7)
+    assert _rows(tmp_path)[-1]["step"] < bad
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 2, 7])
+def test_no_checkpoint_is_ever_of_broken_parameters(leap, tmp_path, checkpoint_every):
+    """An update of 1e36 overflows as soon as it is squared; the loss it came from was fine."""
+    experiment = leap(6, 1e38, checkpoint_every=checkpoint_every, keep_last=99, evaluate_every=0)
+    with pytest.raises(UserError, match="NaN or infinite at step 7"):
+        train.train(experiment, tmp_path)
+    kept = _steps(tmp_path) if (tmp_path / "checkpoints").exists() else []
+    assert kept == [step for step in range(1, 7) if step % checkpoint_every == 0]
+
+
+def test_without_a_checkpoint_the_message_says_so(leap, tmp_path):
+    with pytest.raises(UserError, match="at step 7; no checkpoint was written yet in"):
+        train.train(leap(6, 1e38, checkpoint_every=0), tmp_path)
+
+
+def test_a_bad_step_is_told_also_when_resuming_finds_it_first(leap, tmp_path, signal_after):
+    """Asked to stop just after it, the run says what is wrong instead of saving it."""
+    signal_after(7)
+    with pytest.raises(UserError, match="NaN or infinite at step 7"):
+        train.train(leap(6, 1e38), tmp_path)
+    assert _steps(tmp_path) == [5]
+
+
+@contextlib.contextmanager
+def _counting_reads(monkeypatch):
+    """How often anything waits for the device: each way from an array to the host passes here."""
+    reads, kind = [], type(jnp.zeros(1))
+    with monkeypatch.context() as patch:
+        for name in (
+            "__array__",
+            "__int__",
+            "__float__",
+            "__bool__",
+            "__index__",
+            "block_until_ready",
+            "item",
+        ):
+            patch.setattr(kind, name, _counted(getattr(kind, name), reads))
+        patch.setattr(jax, "device_get", _counted(jax.device_get, reads))
+        patch.setattr(jax, "block_until_ready", _counted(jax.block_until_ready, reads))
+        yield reads
+
+
+def _counted(real, calls: list):
+    def call(*args, **kwargs):
+        calls.append(real)
+        return real(*args, **kwargs)
+
+    return call
+
+
+def test_no_step_waits_for_the_device(tiny, tmp_path, monkeypatch):
+    """jax's transfer guard lets everything pass on the CPU, where the host's memory is the device's."""
+    with _counting_reads(monkeypatch) as reads:
+        float(jnp.ones(()))
+        np.asarray(jnp.ones(3))
+        jax.device_get(jnp.ones(3))
+        assert len(reads) >= 3, "the count sees what a step might do"
+
+    counted = {}
+    real = train.Run._after
+
+    def after(self, step, last):
+        if step == 2:  # compilation is over
+            counted["before"] = len(reads)
+        real(self, step, last)
+        counted[step] = len(reads)
+
+    with _counting_reads(monkeypatch) as reads:
+        monkeypatch.setattr(train.Run, "_after", after)
+        train.train(tiny(steps=12, log_every=10, checkpoint_every=0), tmp_path)
+    assert counted[9] == counted["before"]
+    assert counted[10] > counted[9], "a log line does read"
+
+
+def test_what_can_be_wrong_is_found_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(UserError, match="is not registered, so no config can name it"):
+        train.train(dataclasses.replace(tiny(), optimizer=Unknown()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """An optimizer that no config can name."""
+
+    def build(self):
+        return optax.sgd(0.1)
