@@ -109,9 +109,11 @@ def attention(h: Maps, groups: int, name: str) -> Maps:
     """Residual self-attention over all positions, with one head."""
     with name_scope(name):
         b, height, width, c = h.shape
-        tokens = norm(h, groups, "norm").reshape(b, height * width, 1, c)
+        tokens = norm(h, groups, "norm").reshape(b, height * width, c)
         query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
-        mixed = jax.nn.dot_product_attention(query, key, value).reshape(h.shape)
+        # not jax.nn.dot_product_attention: it takes the softmax in float32 whatever its inputs
+        weights = jax.nn.softmax(jnp.einsum("bic,bjc->bij", query, key) / c**0.5, axis=-1)
+        mixed = jnp.einsum("bij,bjc->bic", weights, value).reshape(h.shape)
         return h + dense(mixed, c, "out", w_init=ZEROS)
 
 
