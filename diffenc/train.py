@@ -190,10 +190,13 @@ class Run:
         row, self._state = fetch_row(self._state, self._mesh)
         self._refuse_bad()
         rate = self._clock.rate()
+        if not rate:  # all there was since the last line is the step that compiled, and that is not timed
+            self._writer.write_scalars(step, row)
+            return
         speed = {"steps_per_second": rate, "images_per_second": rate * self.experiment.batch_size}
         self._writer.write_scalars(step, {**row, **speed})
         done = 100 * step // self.experiment.steps
-        left = duration((self.experiment.steps - step) / max(rate, 1e-9))
+        left = duration((self.experiment.steps - step) / rate)
         logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, left)
 
     def _save(self, step: int, owed: list[str]) -> None:

@@ -59,25 +59,26 @@ class Dots:
         return f"{split} of dots"
 
 
+def make(**changes) -> Experiment:
+    """12 steps of 4 dots, with changes."""
+    base = Experiment(
+        model=Model(Trainable(Affine()), LearnedEndpoints(6.0, -5.0), V(), Counterterm(), Affine()),
+        dataset=Dots(),
+        optimizer=AdamW(learning_rate=0.01, warmup_steps=2),
+        steps=12,
+        batch_size=4,
+        ema_decay=0.8,
+        log_every=3,
+        checkpoint_every=5,
+        evaluate=Evaluate(passes=2),
+        sample=Sample(steps=6, num=3),
+    )
+    return dataclasses.replace(base, **changes)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Callable[..., Experiment]]:
-    """Makes experiments: 12 steps of 4 dots unless told otherwise. The plugins are known in one module only."""
-
-    def make(**changes) -> Experiment:
-        base = Experiment(
-            model=Model(Trainable(Affine()), LearnedEndpoints(6.0, -5.0), V(), Counterterm(), Affine()),
-            dataset=Dots(),
-            optimizer=AdamW(learning_rate=0.01, warmup_steps=2),
-            steps=12,
-            batch_size=4,
-            ema_decay=0.8,
-            log_every=3,
-            checkpoint_every=5,
-            evaluate=Evaluate(passes=2),
-            sample=Sample(steps=6, num=3),
-        )
-        return dataclasses.replace(base, **changes)
-
+    """Makes such experiments. Their plugins are registered while one module's tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.networks._classes, "affine", Affine)
         patch.setitem(registry.datasets._classes, "dots", Dots)

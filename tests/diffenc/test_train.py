@@ -154,6 +154,13 @@ def test_rates_are_images_over_steps(straight):
             assert row["steps_per_second"] > 0
 
 
+def test_the_step_that_compiles_is_not_timed(tiny, tmp_path, told):
+    train.train(tiny(steps=2, log_every=1), tmp_path)
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (TIMINGS & first.keys(), TIMINGS & second.keys()) == (set(), TIMINGS)
+    assert not any("days" in line or " d " in line for line in told), "nor is the time left told by it"
+
+
 def test_the_config_alone_is_the_run_again(straight, tmp_path):
     """Through text and gin, into a new workdir."""
     train.train(config.load([str(straight / "config.gin")], []), tmp_path)

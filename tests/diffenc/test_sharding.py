@@ -1,0 +1,118 @@
+"""Four devices compute what one does; in a process that has four, for XLA reads their number once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffenc import sharding
+from diffenc.checkpoint import Checkpoints
+from diffenc.train_state import abstract_state
+
+TRAIN = """
+import json, pathlib, runpy, sys
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh
+from diffenc import modes, registry, sharding, train
+from diffenc.errors import UserError
+
+plugins = runpy.run_path(sys.argv[1])
+registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
+experiment = plugins["make"](batch_size=8, evaluate_every=12, sample_every=12)
+four = sharding.data_mesh()
+for count in (1, 4):
+    mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
+    for module in (train, modes):
+        module.data_mesh = lambda: mesh
+    train.train(experiment, pathlib.Path(sys.argv[2], str(count)))
+    modes.evaluate(experiment, pathlib.Path(sys.argv[2], str(count)))
+
+batch = sharding.to_devices(np.arange(8 * 3).reshape(8, 3), four)
+facts = {
+    "devices": four.devices.size,
+    "shards": [np.asarray(shard.data).tolist() for shard in batch.addressable_shards],
+    "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.on_each(four)).addressable_shards],
+}
+for name, size in {"Experiment.batch_size": {"batch_size": 6}, "evaluate.batch_size": {}}.items():
+    other = plugins["make"](**{"batch_size": 8, "evaluate_every": 1} | size)
+    if not size:
+        other = plugins["make"](batch_size=8, evaluate_every=1, evaluate=type(other.evaluate)(batch_size=10))
+    try:
+        train.train(other, pathlib.Path(sys.argv[2], "refused"))
+    except UserError as error:
+        facts[name] = str(error)
+pathlib.Path(sys.argv[2], "facts.json").write_text(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    """A folder with the same run on one device and on four, and facts.json."""
+    folder = tmp_path_factory.mktemp("four")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    plugins = Path(__file__).with_name("conftest.py")
+    process = subprocess.run(
+        [sys.executable, "-c", TRAIN, plugins, folder], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture
+def facts(four):
+    return json.loads((four / "facts.json").read_text())
+
+
+def _rows(workdir: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def test_losses_are_those_of_one_device(four):
+    one, many = _rows(four / "1"), _rows(four / "4")
+    assert [row.keys() for row in one] == [row.keys() for row in many]
+    assert len(one) == 5
+    for a, b in zip(one, many, strict=True):
+        for key, value in a.items():
+            if not key.endswith("latent_mc_se"):  # rounding alone: the latent loss draws nothing
+                assert b[key] == pytest.approx(value, rel=1e-5), (key, a["step"])
+
+
+def test_parameters_are_those_of_one_device_and_go_back_to_one(four, tiny):
+    """Checkpoints of four devices, restored here, where there is one."""
+    experiment = tiny(batch_size=8, evaluate_every=12, sample_every=12)
+    wanted = abstract_state(experiment, sharding.data_mesh())
+    one, many = (Checkpoints(four / count / "checkpoints").restore(wanted).tree for count in ("1", "4"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, many)
+
+
+def test_an_evaluation_is_that_of_one_device(four):
+    one, many = (np.load(four / count / "evaluation.npz") for count in ("1", "4"))
+    for term in ("reconstruction", "latent", "diffusion"):
+        assert one[term].shape == many[term].shape == (2, 13)
+        np.testing.assert_allclose(one[term], many[term], rtol=1e-3)
+
+
+def test_a_batch_is_split_and_all_else_copied(facts):
+    assert facts["devices"] == 4
+    rows = np.arange(8 * 3).reshape(4, 2, 3)
+    assert facts["shards"] == rows.tolist()
+    assert facts["copies"] == [[5]] * 4
+
+
+@pytest.mark.parametrize(("name", "size"), [("Experiment.batch_size", 6), ("evaluate.batch_size", 10)])
+def test_a_batch_that_does_not_split_evenly_is_refused(four, facts, name, size):
+    assert facts[name] == f"{name} = {size} does not divide evenly over 4 devices: take a multiple of 4"
+    assert not (four / "refused").exists()
+
+
+def test_one_device_takes_any_batch():
+    mesh = sharding.data_mesh()
+    for size in (1, 7):
+        sharding.check_divisible("Experiment.batch_size", size, mesh)
+    assert sharding.to_devices(np.zeros((7, 2)), mesh).shape == (7, 2)
