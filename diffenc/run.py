@@ -28,10 +28,12 @@ _DATA_DIR = flags.DEFINE_string(
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
 
 
-def run(_: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """The program; see the module's flags."""
     show_log_lines_plainly()
     try:
+        if arguments[1:]:
+            raise UserError(f"{arguments[1]!r} is no flag; give --gin_file=FILE, and put a binding in quotes")
         registry.discover()
         if _LIST.value:
             print(listing())

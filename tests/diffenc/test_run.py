@@ -1,0 +1,156 @@
+"""The program's own part: flags to a mode, errors to one line, signals to exit codes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from diffenc import registry, run
+from diffenc.errors import UserError
+from diffenc.interrupts import Interrupted
+
+GIN = "gin/quickstart.gin"
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What was performed, in place of each mode; an exception in it is raised by them."""
+    calls: list = []
+
+    def perform(name):
+        def stand_in(experiment, workdir):
+            if calls and isinstance(calls[-1], BaseException):
+                raise calls[-1]
+            calls.append((name, experiment, workdir))
+
+        return stand_in
+
+    for name in run.MODES:
+        monkeypatch.setitem(run.MODES, name, perform(name))
+    return calls
+
+
+@pytest.fixture
+def go(monkeypatch, tmp_path):
+    """Runs the program with flags, in an empty folder; returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFENC_DATA", "before")
+    flags.FLAGS.mark_as_parsed()
+
+    def make(*arguments, **values) -> int:
+        with flagsaver.flagsaver(**values):
+            try:
+                run.run(["diffenc", *arguments])
+            except SystemExit as leaving:
+                return leaving.code if isinstance(leaving.code, int) else -1
+        return 0
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+def test_the_mode_is_performed_on_what_the_flags_describe(called, go, mode):
+    assert go(gin_file=[GIN], gin_bindings=["Experiment.seed = 3"], workdir="there", mode=mode) == 0
+    ((name, experiment, workdir),) = called
+    assert (name, experiment.seed, workdir) == (mode, 3, "there")
+
+
+def test_training_is_what_is_done_unless_told(called, go):
+    assert go(gin_file=[GIN]) == 0
+    assert called[0][0] == "train"
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        (["gin/quickstart.gin"], "runs/quickstart"),
+        (["deep/er/my.run.gin"], "runs/my.run"),
+        (["gin/cifar10_vdmv_8.gin", "gin/learned_endpoints.gin"], "runs/cifar10_vdmv_8+learned_endpoints"),
+        (["old/run/config.gin"], "old/run"),
+        (["old/run/config.gin", "more.gin"], "old/run"),
+    ],
+)
+def test_where_a_run_lives_unless_told(files, folder):
+    assert run.default_workdir(files) == Path(folder)
+
+
+def test_the_default_workdir_is_used(called, go):
+    go(gin_file=[GIN])
+    assert called[0][2] == Path("runs/quickstart")
+
+
+def test_the_data_folder_reaches_the_data_sets(called, go):
+    go(gin_file=[GIN])
+    assert os.environ["DIFFENC_DATA"] == "before"
+    go(gin_file=[GIN], data_dir="data")
+    assert os.environ["DIFFENC_DATA"] == str(Path.cwd() / "data")
+
+
+def test_the_list_has_every_plugin_with_its_first_doc_line(go, capsys):
+    assert go(list=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [f"{kind}.{name}" for kind, plugins in registry.REGISTRIES.items() for name in plugins]
+    assert [line.split()[0] for line in lines] == names
+    assert {"encoder.trainable", "dataset.digits", "schedule.linear", "network.unet"} <= set(names)
+    for line, name in zip(lines, names, strict=True):
+        kind, _, short = name.partition(".")
+        first = (registry.REGISTRIES[kind][short].__doc__ or "").strip().splitlines()[0]
+        assert line.split(maxsplit=1)[1] == first
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"mode": "evalute", "gin_file": [GIN]},
+            "--mode=evalute: no such mode; nearest: evaluate; modes: train, ",
+        ),
+        ({"mode": "figures", "gin_file": [GIN]}, "--mode=figures: no such mode"),
+        ({}, "no --gin_file given; for example --gin_file=gin/quickstart.gin"),
+        ({"gin_file": ["gin/quickstrt.gin"]}, "gin/quickstrt.gin: no such file; nearest: gin/quickstart.gin"),
+    ],
+)
+def test_a_mistake_is_one_line(called, go, capsys, values, message):
+    assert go(**values) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert called == []
+
+
+def test_a_word_that_is_no_flag_is_refused(called, go, capsys):
+    """A second file, or part of a binding without quotes, would otherwise be dropped silently."""
+    assert go("gin/learned_endpoints.gin", gin_file=[GIN]) == 1
+    assert capsys.readouterr().err.startswith("error: 'gin/learned_endpoints.gin' is no flag")
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("two\n  lines"), 1, "error: two lines\n"),
+        (
+            OSError(28, "No space left on device", "/disk/file"),
+            1,
+            "error: No space left on device: /disk/file\n",
+        ),
+        (OSError("odd"), 1, "error: odd: no file named\n"),
+        (Interrupted(signal.SIGTERM), 143, ""),
+        (Interrupted(signal.SIGINT), 130, ""),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_ends_a_mode_ends_the_program(called, go, capsys, error, status, message):
+    called.append(error)
+    assert go(gin_file=[GIN]) == status
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_a_defect_keeps_its_traceback(called, go):
+    called.append(ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        go(gin_file=[GIN])
