@@ -1,0 +1,128 @@
+"""What every network keeps."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc import registry
+from diffenc.errors import UserError
+
+SHAPE = (4, 8, 8, 2)
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"blocks": 1, "channels": 8, "dropout": 0.5},
+    "encoder_unet": {"blocks": 2, "channels": 8, "dropout": 0.5},
+}
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module", params=list(registry.networks))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(name):
+    return registry.networks[name](**SMALL.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def params(network):
+    """As initialised, every leaf shaken so that nothing is silent."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(SHAPE), jnp.zeros(4))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def apply(network):
+    return quick(network.apply)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    z = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
+    return z, jnp.asarray([-15.0, -5.0, 1.3, 15.0])
+
+
+def test_the_output_is_shaped_like_the_input_and_deterministic(apply, params, inputs):
+    z, log_snr = inputs
+    out = apply(params, z, log_snr)
+    assert (out.shape, out.dtype) == (z.shape, z.dtype)
+    np.testing.assert_array_equal(out, apply(params, z, log_snr))
+
+
+def test_values_and_derivatives_are_finite(network, params, inputs):
+    @quick
+    def everything(params, z, log_snr):
+        def total(params, z, log_snr):
+            f = lambda v: network.apply(params, z, v)  # noqa: E731
+            value, slope = jax.jvp(f, (log_snr,), (jnp.ones_like(log_snr),))
+            return jnp.sum(value * slope), (value, slope)
+
+        return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(params, z, log_snr)
+
+    leaves = jax.tree.leaves(everything(params, *inputs))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    silent = [leaf.shape for leaf in leaves if not np.any(leaf)]
+    assert not silent, f"nothing reaches parameters of shape {silent}"
+
+
+def test_no_example_sees_another(apply, params, inputs):
+    z, log_snr = inputs
+    out, order = np.asarray(apply(params, z, log_snr)), np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(apply(params, z[order], log_snr[order]), out[order], rtol=1e-5, atol=1e-5)
+    others = apply(params, z.at[1].set(9.0), log_snr.at[1].set(0.0))
+    np.testing.assert_allclose(np.delete(others, 1, axis=0), np.delete(out, 1, axis=0), rtol=1e-5, atol=1e-5)
+    assert np.all(others[1] != out[1])
+
+
+def test_the_noise_level_is_seen(apply, params, inputs):
+    z, log_snr = inputs
+    change = np.asarray(apply(params, z, log_snr + 0.5) - apply(params, z, log_snr))
+    assert np.all(np.max(np.abs(change), axis=(1, 2, 3)) > 1e-2)
+
+
+def test_the_condition_is_seen(apply, params, inputs):
+    z, log_snr = inputs
+    bare = np.asarray(apply(params, z, log_snr))
+    labelled = np.asarray(apply(params, z, log_snr, condition=jnp.asarray([0, 1, 0, 2])))
+    np.testing.assert_allclose(labelled[[0, 2]], bare[[0, 2]], rtol=1e-5, atol=1e-5)
+    assert np.all(np.max(np.abs(labelled - bare)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
+
+
+def test_the_condition_needs_no_parameters_of_its_own(network):
+    z, log_snr, key = jnp.zeros(SHAPE), jnp.zeros(4), jax.random.key(0)
+    bare, labelled = (
+        jax.eval_shape(network.init, key, z, log_snr, condition=condition)
+        for condition in (None, jnp.zeros(4, jnp.int32))
+    )
+    assert bare == labelled
+
+
+def test_a_key_draws_the_dropout_mask(apply, params, inputs):
+    first, same, other = (apply(params, *inputs, key=jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert np.any(first != other)
+    assert np.any(first != apply(params, *inputs))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("channels", 0, "must be at least 1"),
+        ("channels", -8, "must be at least 1"),
+        ("groups", 3, "does not divide"),
+        ("groups", 0, "does not divide"),
+        ("dropout", 1.0, r"must be in \[0, 1\)"),
+        ("dropout", -0.1, r"must be in \[0, 1\)"),
+        ("blocks", 0, "must be"),
+    ],
+)
+def test_impossible_settings_are_refused(name, field, value, why):
+    with pytest.raises(UserError, match=rf"^network\.{name}\.{field} = {value}.*{why}") as caught:
+        registry.networks[name](**{**SMALL.get(name, {}), field: value})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,123 @@
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffenc_plugins.networks import layers
+
+
+def run(function, params, *arguments, key=None):
+    """A layer under given parameters."""
+    return hk.transform(function).apply(params, key, *arguments)
+
+
+def group_norm(h, groups, gain, offset):
+    """Group by group in numpy float64."""
+    out, width = np.empty(h.shape), h.shape[-1] // groups
+    for i in range(len(h)):
+        for g in range(groups):
+            part = slice(g * width, (g + 1) * width)
+            centred = h[i, ..., part] - h[i, ..., part].mean(dtype=np.float64)
+            out[i, ..., part] = centred / np.sqrt((centred**2).mean() + 1e-6)
+    return out * gain + offset
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("centre", [0.0, 10.0])
+def test_norm_is_group_norm(groups, centre):
+    rng = np.random.default_rng(0)
+    h = (centre + rng.normal(size=(3, 4, 5, 6)) * np.arange(1, 7)).astype(np.float32)
+    gain, offset = rng.normal(size=(2, 6)).astype(np.float32)
+    params = {"n": {"scale": jnp.asarray(gain), "offset": jnp.asarray(offset)}}
+    got = run(lambda h: layers.norm(h, groups, "n"), params, jnp.asarray(h))
+    np.testing.assert_allclose(got, group_norm(h, groups, gain, offset), atol=2e-4 if centre else 2e-5)
+
+
+def test_norm_of_a_tiny_signal_is_damped_by_its_epsilon():
+    h = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32) * 1e-3  # a variance of 1e-6
+    params = {"n": {"scale": jnp.ones(4), "offset": jnp.zeros(4)}}
+    got = np.asarray(run(lambda h: layers.norm(h, 2, "n"), params, jnp.asarray(h)))
+    assert 0.6 < got.std() < 0.8  # 1 / sqrt(2)
+
+
+def test_norm_of_constant_maps_is_the_offset_with_a_finite_gradient():
+    params = {"n": {"scale": jnp.ones(4), "offset": jnp.arange(4.0)}}
+    f = lambda h: run(lambda h: layers.norm(h, 2, "n"), params, h)  # noqa: E731
+    h = jnp.full((1, 3, 3, 4), 0.7)
+    np.testing.assert_allclose(f(h), jnp.broadcast_to(jnp.arange(4.0), h.shape), atol=2e-3)
+    assert jnp.isfinite(jax.grad(lambda h: jnp.sum(jnp.square(f(h))))(h)).all()
+
+
+@given(st.integers(1, 600))
+@settings(deadline=None, max_examples=200)
+def test_default_groups_is_the_largest_divisor_that_leaves_two_channels_a_group(channels):
+    divisors = [g for g in range(1, 33) if channels % g == 0 and channels // g >= 2]
+    assert layers.default_groups(channels) == max(divisors, default=1)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (128, 32), (256, 32), (32, 16)])
+def test_default_groups_at_the_published_widths(channels, groups):
+    assert layers.default_groups(channels) == groups
+
+
+@pytest.mark.parametrize("channels", [8, 9])
+def test_sinusoids(channels):
+    time, half = np.array([0.0, 0.7, 1000.0]), channels // 2
+    want = np.zeros((3, channels))
+    for k in range(half):
+        frequency = 1e4 ** (-k / (half - 1))
+        want[:, k], want[:, half + k] = np.sin(time * frequency), np.cos(time * frequency)
+    got = layers.sinusoids(jnp.asarray(time, jnp.float32), channels)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert np.isfinite(layers.sinusoids(jnp.ones(2), 2)).all()
+
+
+def test_attention_is_softmax_over_all_positions(x64):
+    rng, (b, height, width, c) = np.random.default_rng(2), (2, 3, 2, 4)
+    h = rng.normal(size=(b, height, width, c))
+    attend = functools.partial(layers.attention, groups=2, name="a")
+    shapes = jax.eval_shape(hk.transform(lambda h: attend(h)).init, jax.random.key(0), jnp.asarray(h))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+    tokens = group_norm(h, 2, params["a/norm"]["scale"], params["a/norm"]["offset"]).reshape(b, -1, c)
+    query, key, value = (
+        tokens @ params[f"a/{part}"]["w"] + params[f"a/{part}"]["b"] for part in ("query", "key", "value")
+    )
+    mixed = np.zeros_like(tokens)
+    for i in range(b):
+        for j in range(height * width):
+            logits = np.array([query[i, j] @ other / np.sqrt(c) for other in key[i]])
+            mixed[i, j] = np.exp(logits) @ value[i] / np.exp(logits).sum()
+    want = h + (mixed @ params["a/out"]["w"] + params["a/out"]["b"]).reshape(h.shape)
+    got = run(lambda h: attend(h), jax.tree.map(jnp.asarray, params), jnp.asarray(h))
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+def test_drop_silences_its_share_and_lifts_the_rest():
+    h = jnp.ones((1, 100, 100, 1))
+    dropped = np.asarray(run(lambda h: layers.drop(h, 0.3), {}, h, key=jax.random.key(0))).ravel()
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.7, rtol=1e-6)
+    assert abs(np.mean(dropped == 0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / dropped.size)
+
+
+def test_without_a_key_nothing_is_dropped():
+    h = jnp.ones((1, 4, 4, 1))
+    np.testing.assert_array_equal(run(lambda h: layers.drop(h, 0.3), {}, h), h)
+
+
+def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
+    h, embedding = (
+        jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, 4, 4)), jnp.float32),
+        jnp.ones((1, 8)),
+    )
+
+    def both(h):
+        return layers.resnet_block(h, embedding, 4, 2, 0.0, "block"), layers.attention(h, 2, "attention")
+
+    params = hk.transform(both).init(jax.random.key(0, impl="unsafe_rbg"), h)
+    for out in run(both, params, h):
+        np.testing.assert_array_equal(out, h)
