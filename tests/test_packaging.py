@@ -136,11 +136,15 @@ def test_away_from_a_checkout_run_files_are_found_by_name(unpacked, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-WHERE = "import diffenc.run, diffenc_plugins, gin; print(*(m.__file__ for m in (diffenc.run, diffenc_plugins, gin)))"
+WHERE = """
+import diffenc.run, diffenc_plugins, gin
+for module in (diffenc.run, diffenc_plugins, gin):
+    print(module.__file__)
+"""
 
 
 def test_modules_come_from_the_wheel_and_gin_is_the_library(unpacked, tmp_path):
-    core, plugins, gin = away(unpacked, ["-c", WHERE], tmp_path).stdout.split()
+    core, plugins, gin = away(unpacked, ["-c", WHERE], tmp_path).stdout.splitlines()
     assert Path(core) == unpacked / "diffenc" / "run.py"
     assert Path(plugins) == unpacked / "diffenc_plugins" / "__init__.py"
     assert Path(gin).parent == Path(sysconfig.get_paths()["purelib"]) / "gin"
