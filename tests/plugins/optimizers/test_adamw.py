@@ -1,0 +1,76 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffenc.model import Model
+from diffenc_plugins.encoders import Trainable
+from diffenc_plugins.means import Counterterm
+from diffenc_plugins.networks import EncoderUNet, UNet
+from diffenc_plugins.optimizers import AdamW
+from diffenc_plugins.parameterizations import V
+from diffenc_plugins.schedules import LearnedEndpoints
+
+
+def adamw_by_hand(w, gradients, rates, decay, b1=0.9, b2=0.99, eps=1e-8):
+    """Loshchilov and Hutter's algorithm 2, in float64."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for k, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        w = w - rate * (m / (1 - b1**k) / (np.sqrt(v / (1 - b2**k)) + eps) + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_steps_are_those_of_adamw_after_a_linear_warm_up(x64, warmup_steps):
+    rng = np.random.default_rng(0)
+    start = {"layer": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}}
+    gradients = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), start) for _ in range(7)]
+    optimizer = AdamW(learning_rate=1e-2, warmup_steps=warmup_steps, weight_decay=0.3).build()
+    params: Any = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    rates = [1e-2 * min(k / warmup_steps, 1) if warmup_steps else 1e-2 for k in range(7)]
+    for name, decay in (("w", 0.3), ("b", 0.0)):
+        history = [gradient["layer"][name] for gradient in gradients]
+        want = adamw_by_hand(start["layer"][name], history, rates, decay)
+        np.testing.assert_allclose(params["layer"][name], want, rtol=1e-7)  # optax keeps the rate in float32
+
+
+def test_the_published_settings_are_the_defaults():
+    assert AdamW() == AdamW(2e-4, 100, 0.01, 0.9, 0.99, 1e-8)
+
+
+def test_gradients_are_not_clipped():
+    """Adam's first step does not depend on the gradient's size; the moments kept for the next do."""
+    params = {"layer": {"w": jnp.ones((2, 2))}}
+    optimizer = AdamW().build()
+    _, state = optimizer.update({"layer": {"w": jnp.full((2, 2), 1e6)}}, optimizer.init(params), params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
+    np.testing.assert_allclose(np.sort([leaf[0, 0] for leaf in moments]), [1e5, 1e10], rtol=1e-5)
+
+
+def test_weight_decay_reaches_the_kernels_of_a_real_model_and_nothing_else():
+    model = Model(
+        Trainable(EncoderUNet(2, channels=8)), LearnedEndpoints(), V(), Counterterm(), UNet(1, channels=8)
+    )
+    shapes = jax.eval_shape(lambda key: model.init(key, (8, 8, 1)), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    optimizer = AdamW(learning_rate=1.0, warmup_steps=0, weight_decay=0.5).build()
+    still = jax.tree.map(np.zeros_like, params)  # with no gradient all that moves is what decays
+    updates, _ = jax.jit(optimizer.update)(still, optimizer.init(params), params)
+    updates = jax.tree.map(np.asarray, updates)
+    decayed = {}
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert np.all(update == update.ravel()[0])
+        decayed["/".join(entry.key for entry in path)] = float(update.ravel()[0])
+    assert set(decayed.values()) == {-0.5, 0.0}
+    leaves = {"w", "b", "scale", "offset", "start", "raw_drop"}
+    assert {name.rpartition("/")[2] for name in decayed} == leaves
+    for name, update in decayed.items():
+        assert (update != 0) == (name.rpartition("/")[2] == "w"), name
