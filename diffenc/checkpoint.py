@@ -117,6 +117,11 @@ class Checkpoints:
         if error is not None:
             raise error
 
+    def check(self) -> None:
+        """Raise UserError if the last save has failed by now; does not wait for it."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def restore(self, abstract: Tree, step: int | None = None, select: Select = everything) -> Restored:
         """Read a checkpoint into the structure of `abstract`.
 

@@ -9,12 +9,12 @@ class Clock:
     """Counts steps and the seconds they took; what happens inside `paused` does not count."""
 
     def __init__(self):
-        self.restart()
+        self._start, self._steps = time.monotonic(), 0
 
     def restart(self) -> float:
         """Count from now on; returns the seconds counted so far."""
         now = time.monotonic()
-        seconds = now - getattr(self, "_start", now)
+        seconds = now - self._start
         self._start, self._steps = now, 0
         return seconds
 

@@ -122,6 +122,8 @@ def _parse(text: str, file: str | None, including: tuple[Path, ...]) -> list[Bin
             found += _interpret(statement, where, file is None, including)
     except SyntaxError as error:
         raise _syntax_error(text, file, error.lineno or 1, error.msg) from None
+    except (TypeError, ValueError) as error:  # a value that is no literal, as {[1]: 2}
+        raise _syntax_error(text, file, 1, str(error)) from None
     except tokenize.TokenError as error:
         raise _syntax_error(text, file, error.args[1][0], error.args[0]) from None
     return found

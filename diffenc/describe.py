@@ -9,6 +9,7 @@ from typing import Any
 from diffenc import names
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_CHANGE, Experiment
+from diffenc.registry import plugin_packages
 from diffenc.values import coerce, parts, spell
 
 SPELLABLE = (bool, int, float, str, bytes, type(None))
@@ -50,7 +51,8 @@ def config_text(experiment: Experiment) -> str:
         variants[item.selector].add(str(item))
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
     lines = {line for item in objects for line in _lines(item, ambiguous)}
-    return "".join(f"{line}\n" for line in sorted(lines))
+    imports = {f"import {module}" for item in objects if (module := _undiscovered_module(item.selector))}
+    return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
 
 
 def config_hash(experiment: Experiment) -> str:
@@ -60,8 +62,12 @@ def config_hash(experiment: Experiment) -> str:
 
 
 def differences(old_text: str, new_text: str) -> list[str]:
-    """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change."""
+    """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
+
+    A field that the old text lacks and the new one has at its default came with a later version: no difference.
+    """
     old, new = _bindings(old_text), _bindings(new_text)
+    new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
@@ -69,10 +75,27 @@ def differences(old_text: str, new_text: str) -> list[str]:
     ]
 
 
+def _undiscovered_module(selector: str) -> str | None:
+    """The module to import before a config can name `selector`, where no entry point leads to it."""
+    module = names.classes()[selector].__module__
+    found = {"diffenc", "__main__", *plugin_packages()}
+    return None if module.partition(".")[0] in found else module
+
+
 def _bindings(text: str) -> dict[str, str]:
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
     pairs = [line.partition(" = ") for line in lines if not _is_free(line)]
     return {key: value for key, _, value in pairs}
+
+
+def _default(key: str) -> str | None:
+    """How a config spells the default of `[scope/]selector.field`; None if it has none."""
+    selector, _, name = key.rpartition("/")[2].rpartition(".")
+    cls = names.classes().get(selector)
+    fields = [field for field in dataclasses.fields(cls) if field.name == name] if cls else []
+    if not fields or fields[0].default is dataclasses.MISSING:
+        return None
+    return spell(coerce(fields[0].default, names.fields_of(cls)[name].hint), str)
 
 
 def _is_free(line: str) -> bool:

@@ -20,6 +20,7 @@ from diffenc.experiment import Evaluate, Experiment
 from diffenc.interfaces import Key, Params, Source
 from diffenc.model import Model, Terms, draw
 from diffenc.pixels import Levels
+from diffenc.randomness import root_key
 from diffenc.registry import datasets
 from diffenc.sharding import check_divisible, on_each, split_over, to_devices
 
@@ -82,10 +83,12 @@ def record(experiment: Experiment, measured: Measured, step: int, num_params: in
         "T": "continuous",
         "passes": settings.passes,
         "times_per_image": settings.times_per_image,
+        "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
         "step": step,
         "num_params": num_params,
         "config_hash": describe.config_hash(experiment),
+        "device": jax.devices()[0].device_kind,
     }
 
 
@@ -114,7 +117,7 @@ class Evaluator:
 
     def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> Measured:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
-        key = jax.random.key(self.settings.seed)
+        key = root_key(self.settings.seed, "evaluate")
         passes = [
             self._one_pass(params, jax.random.fold_in(key, number), after_batch)
             for number in range(self.settings.passes)

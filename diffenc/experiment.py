@@ -28,6 +28,11 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raise UserError unless `seed` has 32 bits: jax drops the others, and the data's order would not."""
+    require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """How bits/dim are measured.
@@ -38,7 +43,7 @@ class Evaluate:
       times_per_image: diffusion times drawn for an image in a pass.
       batch_size: images at a time; 0 = the training batch size.
       step: the checkpoint's step; None = the newest.
-      seed: of times and noise; the same seed gives every model the same draws.
+      seed: of times and noise; with the same batch size, the same seed gives every model the same draws.
     """
 
     split: str = "test"
@@ -49,6 +54,7 @@ class Evaluate:
     seed: int = 0
 
     def __post_init__(self):
+        check_seed("evaluate.seed", self.seed)
         require(self.split in SPLITS, f"evaluate.split = {self.split!r}: must be one of {', '.join(SPLITS)}")
         for name in ("passes", "times_per_image"):
             require(getattr(self, name) >= 1, f"evaluate.{name} = {getattr(self, name)}: must be at least 1")
@@ -72,6 +78,7 @@ class Sample:
     seed: int = 0
 
     def __post_init__(self):
+        check_seed("sample.seed", self.seed)
         for name in ("steps", "num"):
             require(getattr(self, name) >= 1, f"sample.{name} = {getattr(self, name)}: must be at least 1")
 
@@ -110,6 +117,7 @@ class Experiment:
     sample: Sample = Sample()
 
     def __post_init__(self):
+        check_seed("Experiment.seed", self.seed)
         for name in ("steps", "batch_size", "log_every", "keep_last"):
             require(
                 getattr(self, name) >= 1, f"Experiment.{name} = {getattr(self, name)}: must be at least 1"

@@ -67,7 +67,9 @@ class Encoder(Protocol):
 class Network(Protocol):
     """A function of (z, log_snr) shaped like z. It knows nothing of the loss."""
 
-    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params: ...
+    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+        """Parameters; only the shapes of `z` and `log_snr` matter. Raises UserError if it cannot take them."""
+        ...
 
     def apply(
         self,

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a request to finish the step, save and leave."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -40,6 +41,8 @@ class Interrupts:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self._signum = signum
         self._restore()
+        # not through logging, whose lock the interrupted code may hold
+        os.write(2, b"stopping after this step, and saving; a second time stops at once, without saving\n")
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():

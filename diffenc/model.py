@@ -112,6 +112,6 @@ class Model:
         )
 
 
-def bits_per_dim(nats, num_dims: int):
-    """nats / (d ln 2)."""
+def bits_per_dim(nats: Float[Array, "..."], num_dims: int) -> Float[Array, "..."]:
+    """nats / (d ln 2), for d = `num_dims`."""
     return nats / (num_dims * jnp.log(2.0))

@@ -84,6 +84,12 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
+def plugin_packages() -> set[str]:
+    """The top-level packages that entry points lead to."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return {entry.module.partition(".")[0] for entry in entries}
+
+
 def discover() -> list[str]:
     """Import every package behind the entry-point group, so that its plugins register themselves.
 
@@ -91,14 +97,22 @@ def discover() -> list[str]:
     warning that names it, and takes nothing else down.
     """
     broken = []
-    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_ours_first):
+        before = {kind: dict(registry._classes) for kind, registry in REGISTRIES.items()}
         try:
             entry.load()
         except Exception as error:  # a third party's module may fail in any way
+            for kind, registry in REGISTRIES.items():  # half a package is worse than none
+                registry._classes = before[kind]
             owner = entry.dist.name if entry.dist else entry.value
             broken.append(f"plugin package {owner} ({entry.value}) skipped: {type(error).__name__}: {error}")
             logging.warning(broken[-1])
     return broken
+
+
+def _ours_first(entry: importlib.metadata.EntryPoint) -> tuple[bool, str]:
+    """So that a third party's plugin that takes one of our names is the one refused."""
+    return entry.dist is None or entry.dist.name != "diffenc", entry.name
 
 
 def _full_name(cls: type) -> str:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from diffenc import sampler
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Data, Key, Params
-from diffenc.sharding import on_each
+from diffenc.randomness import root_key
+from diffenc.sharding import on_each, split_over
 
 MOST_STRETCHES = 20
 
@@ -30,7 +31,9 @@ class ImageSampler:
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
-        self._stretch = jax.jit(self._run_stretch, out_shardings=on_each(mesh), donate_argnums=1)
+        # a number that does not divide over the devices is drawn whole on each
+        self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
+        self._stretch = jax.jit(self._run_stretch, out_shardings=self._sharding, donate_argnums=1)
         self._log_snrs = jax.jit(
             lambda params: sampler.sampling_log_snrs(self._model, params, self.settings.steps)
         )
@@ -39,8 +42,8 @@ class ImageSampler:
         self, params: Params, after_stretch: Callable[[], None] = lambda: None
     ) -> Int[np.ndarray, "n h w c"]:
         """Integer levels. `after_stretch` is called after each stretch: to show progress, or to raise."""
-        z_key, step_key = jax.random.split(jax.random.key(self.settings.seed))
-        z = jax.random.normal(z_key, self._shape)
+        z_key, step_key = jax.random.split(root_key(self.settings.seed, "sample"))
+        z = jax.device_put(jax.random.normal(z_key, self._shape), self._sharding)
         log_snrs = self._log_snrs(params)
         length = self.settings.steps // self.num_stretches
         for first in range(0, self.settings.steps, length):

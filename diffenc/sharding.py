@@ -8,7 +8,15 @@ from diffenc.errors import UserError
 
 
 def data_mesh() -> Mesh:
-    """All devices along one axis, `data`."""
+    """All devices along one axis, `data`.
+
+    Raises:
+      UserError: there are several processes; each would train on a copy of the same batch.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            "training by several processes is not supported: start one, which uses all local devices"
+        )
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 

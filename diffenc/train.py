@@ -30,7 +30,7 @@ from diffenc.visits import Visits, fetch_row
 CONFIG = "config.gin"
 
 
-def train(experiment: Experiment, workdir: str | Path) -> None:
+def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> None:
     """Train `experiment` in `workdir`, or go on with the run that is there.
 
     Raises:
@@ -44,6 +44,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     with Interrupts() as interrupts:
         run = Run(experiment, workdir, mesh, interrupts)
         with workdirs.claim(workdir), run.checkpoints:
+            run.check_unchanged()
             run.start()
             run.loop()
 
@@ -81,6 +82,22 @@ class Run:
         self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         self._origin = None if self._restored else self._from_other_run()
+        self._seen = self.checkpoints.steps()
+        if self._restored and not (workdir / CONFIG).is_file():
+            self._check_hash(self._restored.metadata["config_hash"])
+
+    def _check_hash(self, saved: str) -> None:
+        if saved != describe.config_hash(self.experiment):
+            raise UserError(
+                f"{self.workdir} holds checkpoints of another config, and its {CONFIG} is gone: "
+                "choose another --workdir"
+            )
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if another process worked in the workdir between the reading and the claim."""
+        check_config(self.experiment, self.workdir)
+        if self.checkpoints.steps() != self._seen:
+            raise UserError(f"another process wrote to {self.workdir} just now: run the same command again")
 
     def _from_other_run(self) -> checkpoint.Restored | None:
         if self.experiment.init_from is None:
@@ -132,7 +149,8 @@ class Run:
     def loop(self) -> None:
         """Steps up to `Experiment.steps`, each followed by what is due."""
         first, steps = int(self._state.step), self.experiment.steps
-        batches = train_batches(self._source, self.experiment.batch_size, self.experiment.seed, start=first)
+        start = self._restored.metadata["next_batch"] if self._restored else 0
+        batches = train_batches(self._source, self.experiment.batch_size, self.experiment.seed, start)
         try:
             if self._restored:
                 self._settle(first, list(self._restored.metadata["owed"]))
@@ -155,6 +173,7 @@ class Run:
         if compiles:
             jax.block_until_ready(self._state.step)
             logging.info("first step, compilation included: %s", duration(self._clock.restart()))
+            self._timed_from = int(self._state.step), time.monotonic()
 
     def _after(self, step: int, last: bool) -> None:
         experiment = self.experiment
@@ -180,15 +199,17 @@ class Run:
                     self._visits[owed[0]](self._writer, self._state, step)
                 owed = owed[1:]
                 self._interrupts.check()
-        except Interrupted:
+        except Exception as error:  # a visit that fails, or is stopped, must not cost the steps before it
             self._save(step, owed)
             self.checkpoints.wait()
-            logging.info("stopped at step %d, and saved: run the same command again to go on", step)
+            if isinstance(error, Interrupted):
+                logging.info("stopped at step %d, and saved: run the same command again to go on", step)
             raise
 
     def _log(self, step: int) -> None:
         row, self._state = fetch_row(self._state, self._mesh)
         self._refuse_bad()
+        self.checkpoints.check()
         rate = self._clock.rate()
         if not rate:  # all there was since the last line is the step that compiled, and that is not timed
             self._writer.write_scalars(step, row)
@@ -196,8 +217,9 @@ class Run:
         speed = {"steps_per_second": rate, "images_per_second": rate * self.experiment.batch_size}
         self._writer.write_scalars(step, {**row, **speed})
         done = 100 * step // self.experiment.steps
-        left = duration((self.experiment.steps - step) / rate)
-        logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, left)
+        first, began = self._timed_from  # evaluation and sampling included, unlike the rate above
+        left = (time.monotonic() - began) / (step - first) * (self.experiment.steps - step)
+        logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, duration(left))
 
     def _save(self, step: int, owed: list[str]) -> None:
         """A checkpoint with what `step` still owes; none if the newest is that already."""
@@ -209,7 +231,6 @@ class Run:
             "owed": owed,
             "metrics_bytes": (self.workdir / writers.METRICS).stat().st_size,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
-            "seed": self.experiment.seed,
             "config_hash": describe.config_hash(self.experiment),
         }
         with self._clock.paused():

@@ -13,6 +13,7 @@ from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params
 from diffenc.model import Terms, bits_per_dim, draw
 from diffenc.pixels import Levels
+from diffenc.randomness import root_key
 from diffenc.sharding import on_each, split_over
 
 Scalar = Float[Array, ""]
@@ -51,6 +52,9 @@ class TrainState(NamedTuple):
     sums: Sums
 
 
+# Updates that the average of another run counts as having seen: its decay does not start anew.
+LONG_AVERAGED = 10**6
+
 TrainStep = Callable[[TrainState, Levels], TrainState]
 
 
@@ -65,15 +69,9 @@ def no_sums() -> Sums:
     return Sums(jnp.zeros((), jnp.int32), terms, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
-def keys(seed: int) -> tuple[Key, Key]:
-    """(key of the initialisation, key that each step folds its number into)."""
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    return init_key, step_key
-
-
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step. Compile it: eagerly it is slow."""
-    params = experiment.model.init(keys(experiment.seed)[0], experiment.dataset.image_shape)
+    params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
     # A plugin's Python numbers become weakly typed arrays; the step returns others, and would compile twice.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
     ema = jax.tree.map(jnp.copy, params)
@@ -94,14 +92,15 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     """The compiled step. The old state's buffers are given up to the new one."""
     optimizer = experiment.optimizer.build()
-    step_key = keys(experiment.seed)[1]
+    averaged = 0 if experiment.init_from is None else LONG_AVERAGED
+    step_key = root_key(experiment.seed, "train")
 
     def train_step(state: TrainState, levels: Levels) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
         gradient, terms = jax.grad(mean_bits, has_aux=True)(state.params, experiment, levels, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, state.step, experiment.ema_decay)
+        ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
         norms = optax.global_norm(gradient), optax.global_norm(updates)
         sums = add(state.sums, terms, *norms, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state, sums)

@@ -188,9 +188,9 @@ class LogWriter(_Silent):
         self._log = log
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
-        parts = [f"{name} {_brief(_number(v))}" for name, v in scalars.items() if name != "steps_per_sec"]
-        if "steps_per_sec" in scalars:
-            parts.append(f"{_number(scalars['steps_per_sec']):.3g} steps/s")
+        parts = [f"{name} {_brief(_number(v))}" for name, v in scalars.items() if name != "steps_per_second"]
+        if "steps_per_second" in scalars:
+            parts.append(f"{_number(scalars['steps_per_second']):.3g} steps/s")
         self._log("%s", "  ".join([f"step {int(step)}", *parts]))
 
 

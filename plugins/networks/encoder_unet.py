@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
+from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
 from diffenc_plugins.networks.layers import Maps, MapsOut
 
@@ -39,6 +40,7 @@ class EncoderUNet:
             raise UserError(f"{NAME}.blocks = {self.blocks}: must be 1 or an even number")
         layers.resolve_groups(NAME, self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
+        check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return hk.transform(self._forward).init(key, z, log_snr, condition)

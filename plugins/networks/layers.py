@@ -60,11 +60,18 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
     with name_scope(name):
         gain = hk.get_parameter("scale", (channels,), h.dtype, init=ones)
         offset = hk.get_parameter("offset", (channels,), h.dtype, init=ZEROS)
-    moments = jnp.stack([jnp.mean(h, axis=(1, 2)), jnp.mean(jnp.square(h), axis=(1, 2))])
-    grouped = moments.reshape(2, -1, groups, channels // groups).mean(axis=-1)
-    mean, square = jnp.repeat(grouped, channels // groups, axis=-1)
-    factor = gain[None] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
-    return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
+
+    def by_group(values: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        size = channels // groups
+        return jnp.repeat(values.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
+
+    channel_mean = jnp.mean(h, axis=(1, 2))
+    spread = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
+    mean = by_group(channel_mean)
+    # about the means, not E[h^2] - E[h]^2, which loses float32's digits where the mean is large
+    variance = by_group(spread + jnp.square(channel_mean - mean))
+    factor = gain * jax.lax.rsqrt(variance + 1e-6)
+    return h * factor[:, None, None, :] + (offset - mean * factor)[:, None, None, :]
 
 
 def drop(h: Maps, rate: float) -> Maps:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
+from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
 from diffenc_plugins.networks.layers import Maps, MapsOut
 
@@ -37,6 +38,7 @@ class UNet:
             raise UserError(f"network.unet.blocks = {self.blocks}: must be at least 1")
         layers.resolve_groups("network.unet", self.channels, self.groups)
         layers.check_dropout("network.unet", self.dropout)
+        check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return hk.transform(self._forward).init(key, z, log_snr, condition)

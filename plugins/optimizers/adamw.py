@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import optax
 
+from diffenc.errors import UserError
 from diffenc.interfaces import Params
 from diffenc.registry import optimizers
 
@@ -23,6 +24,18 @@ class AdamW:
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+
+    def __post_init__(self):
+        for name, good, range_ in (
+            ("learning_rate", self.learning_rate > 0, "positive"),
+            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("b1", 0 <= self.b1 < 1, "in [0, 1)"),
+            ("b2", 0 <= self.b2 < 1, "in [0, 1)"),
+            ("eps", self.eps > 0, "positive"),
+        ):
+            if not good:
+                raise UserError(f"optimizer.adamw.{name} = {getattr(self, name)}: must be {range_}")
 
     def build(self) -> optax.GradientTransformation:
         return optax.adamw(

@@ -6,7 +6,7 @@ import numpy as np
 
 from diffenc.interfaces import Key, LogSNR, Params, Times
 from diffenc.registry import schedules
-from diffenc_plugins.schedules.ends import check_ends
+from diffenc_plugins.ends import check_ends
 
 SMALLEST_DROP = 1e-2
 

@@ -2,7 +2,7 @@ import dataclasses
 
 from diffenc.interfaces import Key, LogSNR, Params, Times
 from diffenc.registry import schedules
-from diffenc_plugins.schedules.ends import check_ends
+from diffenc_plugins.ends import check_ends
 
 
 @schedules.register("linear")

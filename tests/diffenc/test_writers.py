@@ -250,7 +250,7 @@ def test_the_log_line_is_for_people():
     writer = writers.LogWriter(lambda form, *args: lines.append(form % args))
     scalars = {
         "bpd": np.float32(2.31),
-        "steps_per_sec": 12.34,
+        "steps_per_second": 12.34,
         "learning_rate": 2e-4,
         "bpd_diffusion": 2.1,
         "n": 60000,

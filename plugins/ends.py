@@ -1,4 +1,4 @@
-"""The two ends every schedule here is given."""
+"""The two ends of log_snr, which schedules and time embeddings are given."""
 
 from diffenc.errors import UserError
 
