@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from diffenc import objective
@@ -112,6 +113,6 @@ class Model:
         )
 
 
-def bits_per_dim(nats: Float[Array, "..."], num_dims: int) -> Float[Array, "..."]:
+def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:
     """nats / (d ln 2), for d = `num_dims`."""
     return nats / (num_dims * jnp.log(2.0))

@@ -114,7 +114,7 @@ class Run:
         self._writer = writers.create_writer(self.workdir, resume_step=step if self._restored else None)
         self._state = self._restored.tree if self._restored else self._first_state()
         if not self._restored:
-            pairs = (line.split(" = ", 1) for line in self._config_text.splitlines())
+            pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
             self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
 

@@ -70,8 +70,8 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
     mean = by_group(channel_mean)
     # about the means, not E[h^2] - E[h]^2, which loses float32's digits where the mean is large
     variance = by_group(spread + jnp.square(channel_mean - mean))
-    factor = gain * jax.lax.rsqrt(variance + 1e-6)
-    return h * factor[:, None, None, :] + (offset - mean * factor)[:, None, None, :]
+    factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
+    return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
 
 
 def drop(h: Maps, rate: float) -> Maps:
