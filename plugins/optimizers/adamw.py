@@ -27,7 +27,7 @@ class AdamW:
 
     def __post_init__(self):
         for name, good, range_ in (
-            ("learning_rate", self.learning_rate > 0, "positive"),
+            ("learning_rate", self.learning_rate >= 0, "0 or more"),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("b1", 0 <= self.b1 < 1, "in [0, 1)"),

@@ -218,7 +218,7 @@ def test_what_a_class_refuses_is_named_with_its_place(small, tmp_path):
     path.write_text("\nevaluate.split = 'tset'\n")
     assert refused([small, str(path)], []).startswith(f"{path}:2: evaluate.split = 'tset': must be one of")
     assert refused([small], ["HIGH = -9"]).startswith(
-        f"--gin_bindings (HIGH) for {small}:12: schedule.linear"
+        f"--gin_bindings (HIGH) for {small}:13: network.encoder_unet.log_snr_max = -9.0"
     )
 
 

@@ -246,4 +246,4 @@ def test_draws_depend_on_the_key_alone():
 
 def test_bits_per_dim_of_fair_coins():
     """An image of d pixels, each one of 2^8 equally likely levels, holds 8 bits a pixel."""
-    np.testing.assert_allclose(bits_per_dim(784 * np.log(256), 784), 8, rtol=1e-6)
+    np.testing.assert_allclose(bits_per_dim(jnp.asarray(784 * np.log(256)), 784), 8, rtol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from diffenc import sampler
 from diffenc.experiment import Sample
 from diffenc.model import Model
+from diffenc.randomness import root_key
 from diffenc.sample_images import ImageSampler, stretches
 from diffenc.sharding import data_mesh
 from diffenc_plugins.encoders import Identity
@@ -48,7 +49,7 @@ def test_stretches_make_one_chain(tiny, params, steps):
     experiment = tiny(sample=Sample(steps=steps, num=3, seed=8))
     drawn = ImageSampler(experiment, data_mesh()).draw(params)
     whole = sampler.sample(
-        experiment.model, params, jax.random.key(8), (3, 4, 4, 1), num_levels=5, steps=steps
+        experiment.model, params, root_key(8, "sample"), (3, 4, 4, 1), num_levels=5, steps=steps
     )
     np.testing.assert_array_equal(drawn, whole)
 
