@@ -99,7 +99,7 @@ def losses(golden):
     draws = Draws(*(jnp.asarray(arrays[name]) for name in ("t", "eps", "eps_0")))
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, terms), gradient = compiled(golden.params, jnp.asarray(arrays["images"]), draws)
-    return jax.tree.map(np.asarray, terms), gradient
+    return terms, gradient
 
 
 def sampling_log_snrs(arrays):
@@ -141,8 +141,9 @@ def test_the_network(golden, outputs):
 
 
 def test_the_encoders_network_and_its_slope(golden, outputs):
-    if golden.name != "diffenc_m2":
-        pytest.skip("this encoder has no network")
+    if "y_phi_t" not in golden.arrays:
+        assert outputs.encoded is None  # this encoder has no network
+        return
     y, slope = outputs.encoded
     np.testing.assert_allclose(y, golden.arrays["y_phi_t"], atol=1e-4)
     np.testing.assert_allclose(slope, golden.arrays["dy_dlambda"], atol=1e-3 * np.abs(slope).max())
@@ -223,7 +224,7 @@ def test_the_reconstruction_loss(golden, losses):
 def test_bits_per_dim(golden, losses):
     arrays = golden.arrays
     terms = losses[0]
-    means = [float(bits_per_dim(term.mean(), PIXELS)) for term in (np.sum(terms, axis=0), *terms)]
+    means = bits_per_dim(jnp.mean(jnp.stack([terms.total, *terms]), axis=1), PIXELS)
     want = [arrays[name] for name in ("bpd", "bpd_recon", "bpd_latent", "bpd_diff")]
     np.testing.assert_allclose(means, want, rtol=1e-3)
     np.testing.assert_allclose(means[0], want[0], rtol=1e-4)

@@ -120,6 +120,7 @@ def test_a_key_draws_the_dropout_mask(apply, params, inputs):
         ("dropout", 1.0, r"must be in \[0, 1\)"),
         ("dropout", -0.1, r"must be in \[0, 1\)"),
         ("blocks", 0, "must be"),
+        ("log_snr_max", -6.0, "greater than log_snr_min"),
     ],
 )
 def test_impossible_settings_are_refused(name, field, value, why):

@@ -28,14 +28,14 @@ def group_norm(h, groups, gain, offset):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
-@pytest.mark.parametrize("centre", [0.0, 10.0])
+@pytest.mark.parametrize("centre", [0.0, 300.0])
 def test_norm_is_group_norm(groups, centre):
     rng = np.random.default_rng(0)
     h = (centre + rng.normal(size=(3, 4, 5, 6)) * np.arange(1, 7)).astype(np.float32)
     gain, offset = rng.normal(size=(2, 6)).astype(np.float32)
     params = {"n": {"scale": jnp.asarray(gain), "offset": jnp.asarray(offset)}}
     got = run(lambda h: layers.norm(h, groups, "n"), params, jnp.asarray(h))
-    np.testing.assert_allclose(got, group_norm(h, groups, gain, offset), atol=2e-4 if centre else 2e-5)
+    np.testing.assert_allclose(got, group_norm(h, groups, gain, offset), atol=2e-3 if centre else 2e-5)
 
 
 def test_norm_of_a_tiny_signal_is_damped_by_its_epsilon():

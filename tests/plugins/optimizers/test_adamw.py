@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffenc.errors import UserError
 from diffenc.model import Model
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.means import Counterterm
@@ -44,6 +45,23 @@ def test_steps_are_those_of_adamw_after_a_linear_warm_up(x64, warmup_steps):
 
 def test_the_published_settings_are_the_defaults():
     assert AdamW() == AdamW(2e-4, 100, 0.01, 0.9, 0.99, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", -1e-4),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("b1", 1.0),
+        ("b2", -0.1),
+        ("eps", 0.0),
+        ("learning_rate", float("nan")),
+    ],
+)
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(UserError, match=rf"^optimizer\.adamw\.{field} = {value}: must be .*$"):
+        AdamW(**{field: value})
 
 
 def test_gradients_are_not_clipped():
