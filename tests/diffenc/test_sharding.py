@@ -54,7 +54,8 @@ pathlib.Path(sys.argv[2], "facts.json").write_text(json.dumps(facts))
 def four(tmp_path_factory) -> Path:
     """A folder with the same run on one device and on four, and facts.json."""
     folder = tmp_path_factory.mktemp("four")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags}
     plugins = Path(__file__).with_name("conftest.py")
     process = subprocess.run(
         [sys.executable, "-c", TRAIN, plugins, folder], env=environment, capture_output=True, text=True

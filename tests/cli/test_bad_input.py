@@ -1,0 +1,372 @@
+"""Whatever a user gets wrong: one line on standard error, a status other than 0, nothing written or lost."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+@pytest.fixture(scope="session")
+def trained(start, tiny, tmp_path_factory) -> Path:
+    """The workdir of a finished run of 6 steps; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    child = start([f"--gin_file={tiny}", "--workdir=run", bind("Experiment.steps = 6"), NEITHER], cwd=folder)
+    assert child.wait() == 0, child.err
+    return folder / "run"
+
+
+def bind(text: str) -> str:
+    return f"--gin_bindings={text}"
+
+
+NEITHER = bind("Experiment.evaluate_every = 0\nExperiment.sample_every = 0")
+
+
+@pytest.fixture
+def place(tmp_path, trained, tiny) -> Path:
+    """Where the program is run: beside a run, a file, a folder of data and a gin file of one's own."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "typo.gin").write_text(f"include '{tiny}'\nExperiment.seeed = 1\n")
+    (tmp_path / "odd.gin").write_text("Experiment.seed =\n")
+    return tmp_path
+
+
+@pytest.fixture
+def fails(start, tiny, place):
+    """Runs the program on `tiny` and the flags; checks what holds of every mistake; returns its message."""
+
+    def make(*flags: str, gin_file: object = tiny, **settings) -> str:
+        before = _everything(place)
+        own = [] if gin_file is None else [f"--gin_file={gin_file}"]
+        child = start([*own, *flags], cwd=place, **settings)
+        assert child.wait() == 1, child.err
+        assert "Traceback" not in child.err
+        told = [line for line in child.err.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+        assert len(told) == 1, child.err
+        assert child.err.splitlines()[-1] == told[0], "the error comes last"
+        assert child.out == ""
+        assert _everything(place) == before
+        assert told[0].startswith("error: ")
+        return told[0].removeprefix("error: ")
+
+    return make
+
+
+def _everything(folder: Path) -> dict[str, bytes | None]:
+    """All that is there, byte for byte; None for folders."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+# What is typed
+
+ELSEWHERE = "--workdir=new"  # would be made if anything went on
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            [bind("Experiment.stepss = 3")],
+            "--gin_bindings: Experiment has no field 'stepss'; nearest: Experiment.steps",
+        ),
+        ([bind("Experimnt.steps = 3")], "--gin_bindings: nothing is called 'Experimnt'; nearest: Experiment"),
+        (
+            [bind("Model.encoder = @encoder.trainble()")],
+            "--gin_bindings: no encoder is called 'trainble'; nearest: encoder.trainable",
+        ),
+        (
+            [bind("Experiment.dataset = @dataset.digit()")],
+            "--gin_bindings: no dataset is called 'digit'; nearest: dataset.digits",
+        ),
+        ([bind("network.unet.blocks = 2")], "network.unet is not used in this experiment"),
+        ([bind("Experiment.steps = 'many'")], "--gin_bindings: Experiment.steps = 'many': expected int"),
+        ([bind("optimizer.adamw.learning_rate = 'fast'")], "learning_rate = 'fast': expected float"),
+        ([bind("Experiment.steps = 2.5")], "Experiment.steps = 2.5: expected int"),
+        ([bind("Model.encoder = 3")], "Model.encoder = 3: expected @encoder.NAME()"),
+        ([bind("Experiment.steps = 0")], "Experiment.steps = 0: must be at least 1"),
+        ([bind("Experiment.ema_decay = 1.0")], "Experiment.ema_decay = 1.0: must be in [0, 1)"),
+        ([bind("evaluate.split = 'tst'")], "evaluate.split = 'tst': must be one of train, validation, test"),
+        (
+            [bind("evaluate.split = 'validation'")],
+            "dataset.digits.validation = 0: there is no validation split",
+        ),
+        ([bind("dataset.digits.validation = 1498")], "must be less than the 1498 images of train"),
+        ([bind("LOG_SNR_MAX = -6.0")], "log_snr_max = -6.0 must be greater than log_snr_min = -5.0"),
+        ([bind("LOG_SNR_MAX = -5.0")], "log_snr_max = -5.0 must be greater than log_snr_min = -5.0"),
+        (
+            [bind("schedule.linear.log_snr_min = 9.0")],
+            "log_snr_max = 8.0 must be greater than log_snr_min = 9.0",
+        ),
+        (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
+        (["--mode=export"], "--mode=export: no such mode"),
+        (["more.gin"], "'more.gin' is no flag"),
+    ],
+)
+def test_what_is_typed_wrongly(fails, flags, message):
+    assert message in fails(*flags, ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("gin_file", "message"),
+    [
+        (None, "no --gin_file given; for example --gin_file=gin/quickstart.gin"),
+        ("gin/quikstart.gin", "gin/quikstart.gin: no such file; nearest: gin/quickstart.gin"),
+        ("tpyo.gin", "tpyo.gin: no such file; nearest: typo.gin"),
+        ("typo.gin", "typo.gin:2: Experiment has no field 'seeed'; nearest: Experiment.seed"),
+        ("odd.gin", "odd.gin:1: 'Experiment.seed ='"),
+    ],
+)
+def test_a_file_that_is_not_right(fails, gin_file, message):
+    assert message in fails(ELSEWHERE, gin_file=gin_file)
+
+
+UNET_ENCODER = "encoder.trainable.network = @network.encoder_unet()\nnetwork.encoder_unet.channels = 4"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        ("network.encoder_unet.blocks = 3", "network.encoder_unet.blocks = 3: must be 1 or an even number"),
+        (
+            "network.encoder_unet.blocks = 2\nExperiment.dataset = @dataset.six()",
+            "network.encoder_unet pools 2 times by 2, but the image is 6x6: its sides must be multiples of 4",
+        ),
+        ("network.encoder_unet.groups = 3", "network.encoder_unet.groups = 3 does not divide"),
+        ("network.encoder_unet.dropout = 1.5", "network.encoder_unet.dropout = 1.5: must be in [0, 1)"),
+    ],
+)
+def test_an_encoder_that_cannot_be_built(fails, bindings, message):
+    assert message in fails(bind(f"{UNET_ENCODER}\n{bindings}"), ELSEWHERE)
+
+
+def test_a_batch_that_the_devices_cannot_share(fails):
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    message = fails(bind("Experiment.batch_size = 6"), ELSEWHERE, env=four)
+    assert message == "Experiment.batch_size = 6 does not divide evenly over 4 devices: take a multiple of 4"
+    message = fails(bind("evaluate.batch_size = 6"), ELSEWHERE, env=four)
+    assert message == "evaluate.batch_size = 6 does not divide evenly over 4 devices: take a multiple of 4"
+
+
+# The data
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet32"])
+def test_data_that_are_not_there(fails, place, name):
+    message = fails(bind(f"Experiment.dataset = @dataset.{name}()"), "--data_dir=data", ELSEWHERE)
+    assert f"python -m diffenc.prepare {name} --source=FILE_OR_DIR --data_dir={place}/data" in message
+
+
+def _idx(magic: int, *dims: int, content: int | None = None) -> bytes:
+    """An IDX file of zeros: of `content` bytes, or as many as its dimensions say."""
+    size = 1
+    for dim in dims:
+        size *= dim
+    return struct.pack(f">{1 + len(dims)}I", magic, *dims) + bytes(size if content is None else content)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (_idx(0x803, 2, 28, 28, content=1000), "holds fewer than the 1568 bytes its header states"),
+        (_idx(0x803, 2, 28, 28)[:9], "ends within its header"),
+        (_idx(0x803, 2, 28, 28) + b"more", "holds more than the 1568 bytes its header states"),
+        (_idx(0x801, 999), "starts with 0x00000801, not with 0x00000803: not the IDX file it is named"),
+        (_idx(0x803, 2, 32, 32), "dimensions (2, 32, 32), not ('N', 28, 28)"),
+        (_idx(0x803, 3, 28, 28), "2 labels for 3 images"),
+        (b"<html>404 Not Found</html>", "not the IDX file it is named"),
+        (b"", "ends within its header"),
+    ],
+)
+def test_data_that_are_not_what_they_claim(fails, place, images, message):
+    folder = place / "data" / "mnist"
+    folder.mkdir()
+    (folder / IMAGES).write_bytes(images)
+    (folder / LABELS).write_bytes(_idx(0x801, 2))
+    told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
+    assert message in told
+    assert str(folder) in told
+
+
+def test_an_archive_cut_short(fails, place):
+    folder = place / "data" / "mnist"
+    folder.mkdir()
+    (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(os.urandom(9000))[:5000])
+    (folder / LABELS).write_bytes(_idx(0x801, 2))
+    told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
+    assert f"{folder / IMAGES}.gz: " in told
+
+
+# The workdir
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/below", "file/far/below"])
+def test_a_workdir_below_a_file(fails, place, workdir):
+    told = fails(NEITHER, f"--workdir={workdir}")
+    assert told == f"cannot make the folder {workdir}: file is a file; choose another --workdir"
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+def test_a_workdir_of_another_config(fails, mode):
+    told = fails(
+        f"--mode={mode}", "--workdir=run", bind("Experiment.seed = 9"), bind("optimizer.adamw.b1 = 0.5")
+    )
+    assert told == (
+        "run holds a run of another config (Experiment.seed: 0 -> 9; optimizer.adamw.b1: 0.9 -> 0.5): choose "
+        "another --workdir, or go on with its own config, --gin_file=run/config.gin"
+    )
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+def test_a_checkpoint_of_another_architecture(fails, start, tiny, place, mode):
+    """Swapped by hand: a run of learned end points, whose checkpoint has other parameters."""
+    other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
+    child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=place)
+    assert child.wait() == 0, child.err
+    shutil.rmtree(place / "run" / "checkpoints")
+    shutil.move(place / "other" / "checkpoints", place / "run" / "checkpoints")
+    told = fails(f"--mode={mode}", "--workdir=run", NEITHER)
+    assert "checkpoint run/checkpoints/000000001 is of another architecture: " in told
+    assert "schedule/raw_drop is " in told or "schedule/start is " in told
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ("nowhere", "nowhere: no checkpoint there"),
+        ("file", "file: no checkpoint there"),
+        ("run", "is of another architecture: "),
+        ("run/checkpoints/000000006", "is of another architecture: "),
+    ],
+)
+def test_an_origin_that_does_not_fit(fails, origin, message):
+    other = [bind("Model.schedule = @schedule.learned_endpoints()"), NEITHER, ELSEWHERE]
+    assert message in fails(*other, bind(f"Experiment.init_from = '{origin}'"))
+
+
+def test_damaged_checkpoints(fails, place):
+    """All of them; if one can be read, the run goes on from it."""
+    for meta in place.glob("run/checkpoints/*/META.json"):
+        meta.write_text(meta.read_text().replace('"step": ', '"step": 1'))
+    assert "run/checkpoints: none of its checkpoints [6] can be read" in fails(NEITHER, "--workdir=run")
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+@pytest.mark.parametrize("workdir", ["new", "data", "file"])
+def test_no_run_to_measure(fails, mode, workdir):
+    told = fails(f"--mode={mode}", f"--workdir={workdir}")
+    assert told == f"{workdir} holds no run: train first, or name its --workdir"
+
+
+def test_no_run_in_the_default_workdir(fails):
+    assert fails("--mode=evaluate", gin_file="gin/quickstart.gin").startswith("runs/quickstart holds no run")
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+def test_no_such_checkpoint(fails, mode):
+    told = fails(f"--mode={mode}", "--workdir=run", bind(f"{mode}.step = 3"))
+    assert told == "run/checkpoints: no checkpoint of step 3; there are [6]"
+
+
+def test_another_trainer_in_the_workdir(start, tiny, tmp_path):
+    flags = [f"--gin_file={tiny}", "--workdir=busy", bind("Experiment.steps = 1_000_000"), NEITHER]
+    first = start(flags, cwd=tmp_path)
+    assert first.wait_until((tmp_path / "busy" / "metrics.jsonl").exists), first.err
+    second = start(flags, cwd=tmp_path)
+    assert second.wait() == 1
+    (told,) = [line for line in second.err.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert told.startswith(f"error: busy is in use by the training process with pid {first.pid};")
+    assert first.poll() is None, "the first is not disturbed"
+    os.kill(first.pid, 9)
+    first.wait()
+
+
+# The disk, and the numbers
+
+
+def test_a_disk_that_fills_up_while_training(start, tiny, place):
+    """The limit lets everything through but a checkpoint; the run's last one stays, and goes on later."""
+    largest = max(path.stat().st_size for path in place.glob("run/checkpoints/**/*") if path.is_file())
+    before = {p.name: p.read_bytes() for p in place.glob("run/checkpoints/000000006/*") if p.is_file()}
+    flags = [f"--gin_file={tiny}", "--workdir=run", bind("Experiment.steps = 20"), NEITHER]
+    child = start(flags, cwd=place, largest_file=largest * 3 // 4)
+    assert child.wait() == 1, child.err
+    assert "Traceback" not in child.err
+    errors = [line for line in child.err.splitlines() if line.startswith("error: ")]
+    assert errors == [child.err.splitlines()[-1]]
+    assert "could not write run/checkpoints: File too large; free space there and run the same" in errors[0]
+    assert [path.name for path in (place / "run" / "checkpoints").iterdir()] == ["000000006"]
+    assert {
+        p.name: p.read_bytes() for p in place.glob("run/checkpoints/000000006/*") if p.is_file()
+    } == before
+    again = start(flags, cwd=place)
+    assert again.wait() == 0, again.err
+    assert "resuming from step 6 to 20" in again.err
+    steps = [json.loads(line)["step"] for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 6, 8, 12, 16, 20]
+
+
+def test_a_disk_that_is_full_from_the_start(start, tiny, place):
+    """Not even the config can be written over."""
+    before = _everything(place / "run")
+    flags = [f"--gin_file={tiny}", "--workdir=run", NEITHER, bind("Experiment.steps = 9")]
+    child = start(flags, cwd=place, largest_file=1000)
+    assert child.wait() == 1
+    told = child.err.splitlines()[-1]
+    assert told.startswith("error: could not write run/config.gin: File too large; free space there")
+    after = _everything(place / "run")
+    assert after.pop(".lock") != before.pop(".lock"), "which tells the last trainer's pid"
+    assert after == before
+
+
+def test_a_learning_rate_that_breaks_the_run(start, tiny, tmp_path):
+    """For real: adamw at 1e30 after one step of warm-up."""
+    rate = bind("optimizer.adamw.learning_rate = 1e30\noptimizer.adamw.warmup_steps = 1")
+    often = bind("Experiment.checkpoint_every = 1\nExperiment.log_every = 3")
+    child = start([f"--gin_file={tiny}", "--workdir=run", rate, often, NEITHER], cwd=tmp_path)
+    assert child.wait() == 1
+    (told,) = [line for line in child.err.splitlines() if line.startswith("error: ")]
+    assert "became NaN or infinite at step 2; the last good checkpoint is of step 1 in run" in told
+    assert "Try a smaller optimizer.adamw.learning_rate" in told
+    assert "Traceback" not in child.err
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["000000001"]
+
+
+# As a user would, through the interpreter
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "error: no --gin_file given; for example --gin_file=gin/quickstart.gin\n"),
+        (["--gin_file=gin/quickstart.gin", "--mode=evaluate"], "error: runs/quickstart holds no run"),
+    ],
+)
+def test_the_command_itself(start_python, tmp_path, flags, message):
+    child = start_python(flags, cwd=tmp_path)
+    assert child.wait() == 1
+    assert child.err.startswith(message)
+    assert child.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_by_the_command_itself(start_python, tmp_path):
+    child = start_python(["--list"], cwd=tmp_path)
+    assert child.wait() == 0
+    names = [line.split()[0] for line in child.out.splitlines()]
+    kinds = [name.split(".")[0] for name in names]
+    assert kinds == sorted(kinds, key=list(dict.fromkeys(kinds)).index), "by kind"
+    assert {"encoder.identity", "encoder.nontrainable", "encoder.trainable", "schedule.linear",
+            "schedule.learned_endpoints", "parameterization.epsilon", "parameterization.v", "parameterization.x",
+            "mean.vdm", "mean.counterterm", "network.unet", "network.encoder_unet", "dataset.digits",
+            "dataset.mnist", "dataset.cifar10", "dataset.imagenet32"} <= set(names)  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
