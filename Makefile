@@ -30,7 +30,7 @@ quickstart: $(VENV)/run.stamp
 	@echo "The samples are in runs/quickstart/samples, everything else beside that folder."
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
