@@ -92,7 +92,9 @@ def _default(key: str) -> str | None:
     """How a config spells the default of `[scope/]selector.field`; None if it has none."""
     selector, _, name = key.rpartition("/")[2].rpartition(".")
     cls = names.classes().get(selector)
-    fields = [field for field in dataclasses.fields(cls) if field.name == name] if cls else []
+    if cls is None:
+        return None
+    fields = [field for field in dataclasses.fields(cls) if field.name == name]
     if not fields or fields[0].default is dataclasses.MISSING:
         return None
     return spell(coerce(fields[0].default, names.fields_of(cls)[name].hint), str)

@@ -115,4 +115,4 @@ class Model:
 
 def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:
     """nats / (d ln 2), for d = `num_dims`."""
-    return nats / (num_dims * jnp.log(2.0))
+    return jnp.asarray(nats) / (num_dims * jnp.log(2.0))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -79,7 +80,7 @@ def told(monkeypatch):
 @pytest.fixture(scope="module")
 def full(tiny):
     """Evaluations, samples and logs at cadences that fall together and apart."""
-    return tiny(evaluate_every=4, sample_every=6)
+    return tiny(seed=3, evaluate_every=4, sample_every=6)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,16 @@ def test_the_step_that_compiles_is_not_timed(tiny, tmp_path, told):
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (TIMINGS & first.keys(), TIMINGS & second.keys()) == (set(), TIMINGS)
     assert not any("days" in line or " d " in line for line in told), "nor is the time left told by it"
+
+
+def test_evaluating_does_not_count_as_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(visits.Visits, "_evaluate", lambda *_: time.sleep(1))
+    train.train(tiny(steps=6, evaluate_every=5), tmp_path)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 6
+    assert row["steps_per_second"] > 3, (
+        "three steps since the last row took far less than the second between them"
+    )
 
 
 def test_the_config_alone_is_the_run_again(straight, tmp_path):
@@ -354,7 +365,7 @@ def test_another_config_is_refused(tiny, straight, change):
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     key = next(iter(change))
     with pytest.raises(UserError, match=rf"holds a run of another config \(Experiment.{key}: ") as refused:
-        train.train(tiny(evaluate_every=4, sample_every=6, **change), straight)
+        train.train(tiny(**{"seed": 3, "evaluate_every": 4, "sample_every": 6} | change), straight)
     assert "\n" not in str(refused.value)
     assert str(straight / "config.gin") in str(refused.value)
     assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
