@@ -55,6 +55,7 @@ def _stop(child, signum: signal.Signals) -> None:
     """Interrupt a run; it must leave as programs do, and say how to go on."""
     os.kill(child.pid, signum)
     assert child.wait() == {signal.SIGTERM: 143, signal.SIGINT: 130}[signum], child.err
+    assert "stopping after this step, and saving; a second time stops at once, without saving\n" in child.err
     last = child.err.splitlines()[-1]
     assert "saved: run the same command again to go on" in last
     assert "Traceback" not in child.err

@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffenc import sharding
 from diffenc.checkpoint import Checkpoints
 from diffenc.train_state import abstract_state
 
 TRAIN = """
-import json, pathlib, runpy, sys
+import dataclasses, json, pathlib, runpy, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
 from diffenc import modes, registry, sharding, train
@@ -24,6 +25,7 @@ from diffenc.errors import UserError
 plugins = runpy.run_path(sys.argv[1])
 registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
 experiment = plugins["make"](batch_size=8, evaluate_every=12, sample_every=12)
+samples = {num: type(experiment.sample)(steps=6, num=num) for num in (3, 4)}
 four = sharding.data_mesh()
 for count in (1, 4):
     mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
@@ -31,6 +33,8 @@ for count in (1, 4):
         module.data_mesh = lambda: mesh
     train.train(experiment, pathlib.Path(sys.argv[2], str(count)))
     modes.evaluate(experiment, pathlib.Path(sys.argv[2], str(count)))
+    for chosen in samples.values():
+        modes.sample(dataclasses.replace(experiment, sample=chosen), pathlib.Path(sys.argv[2], str(count)))
 
 batch = sharding.to_devices(np.arange(8 * 3).reshape(8, 3), four)
 facts = {
@@ -97,6 +101,16 @@ def test_an_evaluation_is_that_of_one_device(four):
     for term in ("reconstruction", "latent", "diffusion"):
         assert one[term].shape == many[term].shape == (2, 13)
         np.testing.assert_allclose(one[term], many[term], rtol=1e-3)
+
+
+@pytest.mark.parametrize("num", [3, 4])
+def test_samples_are_those_of_one_device(four, num):
+    """Split over the devices where they divide evenly, else drawn whole on each."""
+    one, many = (
+        np.asarray(Image.open(four / n / f"samples/000000012_T6_n{num}_seed0.png")) for n in ("1", "4")
+    )
+    assert one.shape == many.shape
+    assert (one != many).mean() < 0.02, "but for a level that rounding tipped over"
 
 
 def test_a_batch_is_split_and_all_else_copied(facts):

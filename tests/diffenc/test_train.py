@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -64,6 +65,7 @@ def _shared(make):
     def get(experiment, mesh):
         free = {"steps", "init_from", *(name for name in vars(experiment) if re.search("_every|keep_", name))}
         key = tuple(value for name, value in vars(experiment).items() if name not in free)
+        key = (*key, experiment.init_from is None)
         return made.setdefault(key, None) or made.update({key: make(experiment, mesh)}) or made[key]
 
     return get
@@ -343,6 +345,53 @@ def test_a_second_signal_while_nothing_changed_leaves_the_checkpoint_alone(
     with _patched(train.Run, "start", start), pytest.raises(Interrupted):
         train.train(full, tmp_path)
     assert {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tmp_path):
+    def fail(*_):
+        raise KilledError
+
+    with _patched(visits.Visits, "_evaluate", fail), pytest.raises(KilledError):
+        train.train(full, tmp_path)
+    assert _steps(tmp_path) == [4]
+    train.train(full, tmp_path)
+    _assert_undisturbed(full, tmp_path, straight)
+
+
+def test_what_another_process_writes_before_the_claim_is_respected(full, straight, tmp_path):
+    """A whole run, or only its config, between this one's reading and its claim."""
+    real = train.workdirs.claim
+
+    def meanwhile(write):
+        @contextlib.contextmanager
+        def claim(workdir):
+            write(workdir)
+            with real(workdir):
+                yield
+
+        return claim
+
+    def run(workdir):
+        shutil.copytree(straight, workdir)
+
+    with _patched(train.workdirs, "claim", meanwhile(run)):
+        with pytest.raises(
+            UserError, match=r"another process wrote to .*one just now: run the same command again"
+        ):
+            train.train(full, tmp_path / "one")
+        with pytest.raises(UserError, match=r"holds a run of another config \(Experiment.seed"):
+            train.train(dataclasses.replace(full, seed=4), tmp_path / "two")
+    assert _rows(tmp_path / "one") == _rows(tmp_path / "two") == _rows(straight)
+
+
+def test_checkpoints_without_their_config_are_not_taken_for_anothers(full, straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / "config.gin").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints of another config, and its config.gin is gone"):
+        train.train(dataclasses.replace(full, seed=4), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.gin").exists()
+    train.train(full, tmp_path / "run")
+    _assert_undisturbed(full, tmp_path / "run", straight)
 
 
 # Longer, elsewhere, from elsewhere
