@@ -101,7 +101,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
-        norms = optax.global_norm(gradient), optax.global_norm(updates)
+        norms = optax.tree.norm(gradient), optax.tree.norm(updates)
         sums = add(state.sums, terms, *norms, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state, sums)
 
