@@ -127,12 +127,13 @@ def chain(key, z, log_snrs, **options):
 
 
 @pytest.mark.parametrize("cuts", [[7], [1, 19], [4, 5, 12]])
-def test_a_chain_in_stretches_is_the_whole_chain_bit_for_bit(cuts):
+def test_a_chain_in_stretches_is_the_whole_chain(cuts, x64):
     key, z, log_snrs = jax.random.key(2), jnp.ones((3, 5)), jnp.linspace(-5.0, 13.3, 21)
     whole, stretch = jax.jit(chain)(key, z, log_snrs), jax.jit(chain)
     for first, last in zip([0, *cuts], [*cuts, 20], strict=True):
         z = stretch(key, z, log_snrs[first : last + 1], first=first)
-    np.testing.assert_array_equal(z, whole)
+    # scans of other lengths are other programs, whose last bits need not agree; other noise would be O(1) off
+    np.testing.assert_allclose(z, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_every_step_has_its_own_noise():
