@@ -54,17 +54,48 @@ pathlib.Path(sys.argv[2], "facts.json").write_text(json.dumps(facts))
 """
 
 
+ELBO = """
+import re, sys
+import jax, jax.numpy as jnp
+from diffenc.model import Draws, Model
+from diffenc.sharding import data_mesh, on_each, split_over
+from diffenc_plugins.encoders import Trainable
+from diffenc_plugins.means import Counterterm
+from diffenc_plugins.networks import EncoderUNet, UNet
+from diffenc_plugins.parameterizations import V
+from diffenc_plugins.schedules import Linear
+
+model = Model(Trainable(EncoderUNet(1, 4)), Linear(), V(), Counterterm(), UNet(1, 4))
+mesh = data_mesh()
+split = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split_over(mesh))
+params = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 1)))
+params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), params)
+levels = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8, sharding=split_over(mesh))
+draws = Draws(split(8), split(8, 8, 8, 1), split(8, 8, 8, 1))
+elbo = jax.jit(lambda *a: model.elbo(*a, num_levels=17, key=jax.random.key(1)).total.sum())
+text = elbo.lower(params, levels, draws).compile().as_text()
+print(sorted(set(re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", text))))
+"""
+
+
+def _on_four(program: str, *arguments: Path) -> str:
+    """Standard output of a Python program that has four devices."""
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    process = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> Path:
     """A folder with the same run on one device and on four, and facts.json."""
     folder = tmp_path_factory.mktemp("four")
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    plugins = Path(__file__).with_name("conftest.py")
-    process = subprocess.run(
-        [sys.executable, "-c", TRAIN, plugins, folder], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
+    _on_four(TRAIN, Path(__file__).with_name("conftest.py"), folder)
     return folder
 
 
@@ -76,6 +107,11 @@ def facts(four):
 def _rows(workdir: Path) -> list[dict]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def test_the_loss_of_a_split_batch_moves_no_activation():
+    """Each device keeps to its own images: all that crosses is the sum over the batch."""
+    assert _on_four(ELBO).strip() == "['all-reduce']"
 
 
 def test_losses_are_those_of_one_device(four):
