@@ -347,6 +347,16 @@ def test_a_second_signal_while_nothing_changed_leaves_the_checkpoint_alone(
     assert {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")} == before
 
 
+def test_a_stop_that_cannot_save_does_not_say_it_did(full, tmp_path, signal_after, told):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    signal_after(2)
+    with _patched(checkpoint.Checkpoints, "_write", fail), pytest.raises(UserError, match="No space left"):
+        train.train(full, tmp_path)
+    assert not any("and saved" in line for line in told)
+
+
 def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tmp_path):
     def fail(*_):
         raise KilledError
