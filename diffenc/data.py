@@ -116,6 +116,13 @@ def held_out(num: int, validation: int) -> Int[np.ndarray, " v"]:
     return (edges[:-1] + (place * np.diff(edges) >> np.uint64(32))).astype(np.int64)
 
 
+def some_of(source: Source, num: int | None, seed: int) -> Source:
+    """`num` of the examples, drawn by `seed`, in source order; all of them if None or if there are no more."""
+    if num is None or num >= len(source):
+        return source
+    return Subset(source, np.sort(epoch_order(len(source), seed, 0)[:num]))
+
+
 def fingerprint(source: Source) -> str:
     """Hex SHA-256 of the uint8 [N, H, W, C] pixels in source order."""
     digest = hashlib.sha256()

@@ -7,27 +7,35 @@ many images would lie. `_mc_se`: the Monte-Carlo error over times and noise, whi
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from diffenc import describe
-from diffenc.data import eval_batches
+from diffenc import describe, fits
+from diffenc.data import eval_batches, some_of
+from diffenc.errors import UserError
 from diffenc.experiment import Evaluate, Experiment
 from diffenc.interfaces import Key, Params, Source
-from diffenc.model import Model, Terms, draw
+from diffenc.model import Model, Propose, Terms, draw
+from diffenc.objective import StepRule, continuous, discrete
 from diffenc.pixels import Levels
 from diffenc.randomness import root_key
-from diffenc.registry import datasets
+from diffenc.registry import datasets, proposals
 from diffenc.sharding import check_divisible, on_each, split_over, to_devices
 
 TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
 PerImage = Float[np.ndarray, "passes images"]
+RuleOf = Callable[[Params], StepRule]
+
+# Deeper, a secant of the encoder over one step has too few digits left in float32.
+DEEPEST_IN_FLOAT32 = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +81,12 @@ def monte_carlo_error(bits: PerImage, batch: Int[np.ndarray, " images"]) -> floa
 
 def record(experiment: Experiment, measured: Measured, step: int, num_params: int) -> dict[str, Any]:
     """What evaluation.json says: the figures, and all that one must know to compare them."""
-    settings, dataset = experiment.evaluate, experiment.dataset
+    settings = experiment.evaluate
     return {
         **measured.summary(),
-        "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
-        "split": settings.split,
-        "num_images": len(measured.batch),
-        "fingerprint": dataset.fingerprint(settings.split),
-        "T": "continuous",
+        **identity(experiment, len(measured.batch)),
+        **depth(settings),
+        "proposal": proposals.name_of(type(settings.proposal)) or type(settings.proposal).__name__,
         "passes": settings.passes,
         "times_per_image": settings.times_per_image,
         "batch_size": settings.batch_size or experiment.batch_size,
@@ -88,23 +94,79 @@ def record(experiment: Experiment, measured: Measured, step: int, num_params: in
         "step": step,
         "num_params": num_params,
         "config_hash": describe.config_hash(experiment),
+        "precision": jnp.zeros(()).dtype.name,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def identity(experiment: Experiment, num_images: int) -> dict[str, Any]:
+    """Which images a figure is of; without it two figures cannot be compared."""
+    settings, dataset = experiment.evaluate, experiment.dataset
+    return {
+        "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
+        "split": settings.split,
+        "num_images": num_images,
+        "fingerprint": dataset.fingerprint(settings.split),
+    }
+
+
+def depth(settings: Evaluate) -> dict[str, Any]:
+    """Which model's bound it is: T, and in discrete time its times and variances."""
+    if settings.steps == 0:
+        return {"T": "continuous"}
+    return {
+        "T": settings.steps,
+        "times": settings.times,
+        "variance": fits.variance_name(settings.variance),
+    }
+
+
+def check_precision(steps: int) -> None:
+    """Raise UserError if T = `steps` is too deep for the precision in use."""
+    if steps > DEEPEST_IN_FLOAT32 and jnp.zeros(()).dtype != jnp.float64:
+        raise UserError(
+            f"T = {steps}: in float32 the bound is good to a thousandth up to T = {DEEPEST_IN_FLOAT32}, and no "
+            "further; add --x64"
+        )
+
+
+def rule_of(experiment: Experiment, workdir: Path, step: int | None = None) -> RuleOf:
+    """Params -> the step rule that `experiment.evaluate` asks for; fits are read from `workdir`.
+
+    Raises:
+      UserError: T is too deep for float32, or what must be fitted is not.
+    """
+    settings, schedule = experiment.evaluate, experiment.model.schedule
+    if settings.steps == 0:
+        return lambda params: continuous
+    check_precision(settings.steps)
+    plan = fits.plan(workdir, settings, step)
+    jax.eval_shape(lambda: plan.chain(schedule, schedule.init(root_key(0, "init"))))  # raises now, not later
+    return lambda params: discrete(plan.chain(schedule, params["schedule"]))
 
 
 class Evaluator:
     """Measures parameters on one split. Compiled once, used at every cadence."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh):
+    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
+        """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`."""
         self.settings: Evaluate = experiment.evaluate
-        self.source: Source = experiment.dataset.source(self.settings.split)
+        whole: Source = experiment.dataset.source(self.settings.split)
+        self.source = some_of(whole, self.settings.num_images, self.settings.seed)
         self.batch_size = self.settings.batch_size or experiment.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         self._mesh = mesh
         check_divisible("evaluate.batch_size", self.batch_size, mesh)
+        rule = rule_of(experiment, workdir, step)
+        propose = partial(self.settings.proposal, curve=None)
         self._terms = jax.jit(
             partial(
-                batch_terms, experiment.model, experiment.dataset.num_levels, self.settings.times_per_image
+                batch_terms,
+                experiment.model,
+                experiment.dataset.num_levels,
+                self.settings.times_per_image,
+                rule,
+                propose,
             ),
             in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
             out_shardings=on_each(mesh),
@@ -137,12 +199,21 @@ class Evaluator:
 
 
 def batch_terms(
-    model: Model, num_levels: int, times_per_image: int, params: Params, levels: Levels, key: Key
+    model: Model,
+    num_levels: int,
+    times_per_image: int,
+    rule_of: RuleOf,
+    propose: Propose,
+    params: Params,
+    levels: Levels,
+    key: Key,
 ) -> Terms:
     """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout."""
+    rule = rule_of(params)
 
     def once(key: Key) -> Terms:
-        return model.elbo(params, levels, draw(key, levels.shape), num_levels=num_levels)
+        draws = draw(key, levels.shape, propose)
+        return model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
 
     draws = jax.lax.map(once, jax.random.split(key, times_per_image))
     return jax.tree.map(lambda nats: nats.mean(axis=0), draws)

@@ -2,13 +2,16 @@
 
 import dataclasses
 
+from diffenc.chain import EQUAL
 from diffenc.errors import UserError
-from diffenc.interfaces import Dataset, Optimizer
-from diffenc.model import Model
+from diffenc.interfaces import Dataset, Optimizer, Proposal, Variance
+from diffenc.model import UNIFORM, Model
 
 SPLITS = ("train", "validation", "test")
+TIMES = ("equal", "fitted")
 
-# What may differ between two visits to one workdir: how long, how often and with what effort, never what.
+# What may differ between two visits to one workdir: how long, how often and with what effort, and all that
+# is chosen after training; never what is trained.
 FREE_TO_CHANGE = (
     "Experiment.steps",
     "Experiment.log_every",
@@ -17,8 +20,14 @@ FREE_TO_CHANGE = (
     "Experiment.sample_every",
     "Experiment.keep_last",
     "Experiment.keep_every",
+    "Experiment.evaluate",
+    "Experiment.sample",
+    "Experiment.fit",
     "evaluate.",
     "sample.",
+    "fit.",
+    "variance.",
+    "proposal.",
 )
 
 
@@ -33,32 +42,63 @@ def check_seed(name: str, seed: int) -> None:
     require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
 
 
+def check_images(name: str, split: str, num_images: int | None) -> None:
+    """Raise UserError unless these can be images of a split."""
+    require(split in SPLITS, f"{name}.split = {split!r}: must be one of {', '.join(SPLITS)}")
+    require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
+
+
+def check_times(name: str, times: str) -> None:
+    """Raise UserError unless `times` is one of TIMES."""
+    require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """How bits/dim are measured.
 
     Attributes:
       split: the split, every image of which is seen once a pass.
+      num_images: so many of them, drawn by the seed; None = all.
       passes: K; from two passes on the Monte-Carlo error is known.
       times_per_image: diffusion times drawn for an image in a pass.
       batch_size: images at a time; 0 = the training batch size.
       step: the checkpoint's step; None = the newest.
       seed: of times and noise; with the same batch size, the same seed gives every model the same draws.
+      steps: T, the depth of the model whose bound is measured; 0 = continuous time.
+      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps.
+      proposal: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
     """
 
     split: str = "test"
+    num_images: int | None = None
     passes: int = 1
     times_per_image: int = 1
     batch_size: int = 0
     step: int | None = None
     seed: int = 0
+    steps: int = 0
+    times: str = "equal"
+    variance: Variance = EQUAL
+    proposal: Proposal = UNIFORM
 
     def __post_init__(self):
         check_seed("evaluate.seed", self.seed)
-        require(self.split in SPLITS, f"evaluate.split = {self.split!r}: must be one of {', '.join(SPLITS)}")
+        check_images("evaluate", self.split, self.num_images)
+        check_times("evaluate", self.times)
         for name in ("passes", "times_per_image"):
             require(getattr(self, name) >= 1, f"evaluate.{name} = {getattr(self, name)}: must be at least 1")
-        require(self.batch_size >= 0, f"evaluate.batch_size = {self.batch_size}: must not be negative")
+        for name in ("batch_size", "steps"):
+            require(
+                getattr(self, name) >= 0, f"evaluate.{name} = {getattr(self, name)}: must not be negative"
+            )
+        if self.steps == 0:  # any w other than 1 makes the continuous bound infinite
+            chosen = "times" if self.times != "equal" else "variance"
+            require(
+                self.times == "equal" and self.variance == EQUAL,
+                f"evaluate.{chosen} needs discrete time: bind evaluate.steps = T, or give --steps=T",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +106,56 @@ class Sample:
     """How images are drawn.
 
     Attributes:
-      steps: T, the number of ancestral steps.
+      steps: T, the number of steps.
       num: number of images in the grid.
       step: the checkpoint's step; None = the newest.
       seed: of the noise.
+      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps.
     """
 
     steps: int = 1000
     num: int = 64
     step: int | None = None
     seed: int = 0
+    times: str = "equal"
+    variance: Variance = EQUAL
 
     def __post_init__(self):
         check_seed("sample.seed", self.seed)
+        check_times("sample", self.times)
         for name in ("steps", "num"):
             require(getattr(self, name) >= 1, f"sample.{name} = {getattr(self, name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What --mode=fit_variance and --mode=fit_schedule measure on, of the checkpoint that evaluation reads.
+
+    Attributes:
+      split: the split. A bound fitted on the images it is stated for would flatter itself: leave it at "train".
+      num_images: so many of its images, drawn by the seed; None = all.
+      passes: how often each is seen.
+      times_per_image: diffusion times drawn for an image in a pass.
+      batch_size: images at a time; 0 = the training batch size.
+      knots: equally spaced times that the table of costs is measured at.
+      seed: of images, times and noise.
+    """
+
+    split: str = "train"
+    num_images: int | None = 1024
+    passes: int = 1
+    times_per_image: int = 8
+    batch_size: int = 0
+    knots: int = 65
+    seed: int = 0
+
+    def __post_init__(self):
+        check_seed("fit.seed", self.seed)
+        check_images("fit", self.split, self.num_images)
+        for name, least in (("passes", 1), ("times_per_image", 1), ("batch_size", 0), ("knots", 5)):
+            value = getattr(self, name)
+            require(value >= least, f"fit.{name} = {value}: must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +190,7 @@ class Experiment:
     init_from: str | None = None
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()
+    fit: Fit = Fit()
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

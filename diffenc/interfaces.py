@@ -25,6 +25,7 @@ Data = Float[Array, "b *d"]
 PerExample = Float[Array, " b"]
 Times = Float[Array, " b"]
 LogSNR = Float[Array, " b"]
+PerStep = Float[Array, " steps"]
 Condition = Int[Array, " b"]
 
 
@@ -107,6 +108,38 @@ class GenerativeMean(Protocol):
     """kappa(lambda): the reverse process assumes d x_phi / d lambda = kappa x_hat [17]."""
 
     def __call__(self, log_snr: LogSNR) -> LogSNR: ...
+
+
+@runtime_checkable
+class Variance(Protocol):
+    """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9]."""
+
+    def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
+        """log w of each step from log_snr_t to log_snr_s.
+
+        Args:
+          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not.
+
+        Raises:
+          UserError: `excess` is needed, and None.
+        """
+        ...
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """The density on [0, 1] that diffusion times are drawn from."""
+
+    def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
+        """Times t, and 1 / their density, for u uniform on [0, 1); t rises with u.
+
+        Args:
+          curve: root mean square of the diffusion loss in equal bins of t; None if it was not measured.
+
+        Raises:
+          UserError: `curve` is needed, and None.
+        """
+        ...
 
 
 @runtime_checkable

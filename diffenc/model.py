@@ -1,6 +1,7 @@
 """A variational diffusion model put together from plugins."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -39,18 +40,39 @@ class Terms(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0."""
+    """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0.
+
+    `weight` is 1 / the density that t was drawn from.
+    """
 
     t: Times
     eps: Data
     eps_0: Data
+    weight: PerExample | float = 1.0
 
 
-def draw(key: Key, shape: tuple[int, ...]) -> Draws:
-    """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch."""
+Propose = Callable[[Times], tuple[Times, PerExample]]
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformProposal:
+    """Times drawn uniformly, as in VDM."""
+
+    def __call__(self, u: Times, curve: Float[Array, " bins"] | None = None) -> tuple[Times, PerExample]:
+        return u, jnp.ones_like(u)
+
+
+UNIFORM = UniformProposal()
+
+
+def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
+    """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
+
+    `propose` moves uniform times to where more of them are wanted, and says by what to weigh them.
+    """
     time_key, eps_key, eps_0_key = jax.random.split(key, 3)
-    t = objective.stratified_times(jax.random.uniform(time_key), shape[0])
-    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape))
+    t, weight = propose(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
+    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape), weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +128,11 @@ class Model:
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
         pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
         step = step_rule(encode, log_snr_at, draws.t)
+        diffusion = objective.diffusion_loss(step, draws.eps, network, self.parameterization, self.mean)
         return Terms(
             reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
             latent=objective.latent_loss(x_phi_1, log_snr_1),
-            diffusion=objective.diffusion_loss(step, draws.eps, network, self.parameterization, self.mean),
+            diffusion=draws.weight * diffusion,
         )
 
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import logging
+from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
@@ -31,9 +34,15 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir)
-    abstract = {"ema": abstract_state(experiment, mesh).ema}
-    restored = checkpoint.restore_from(workdir / checkpoint.FOLDER, abstract, step)
-    return restored.tree["ema"], restored.step
+    with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
+        abstract = {"ema": abstract_state(experiment, mesh).ema}
+        restored = checkpoint.restore_from(workdir / checkpoint.FOLDER, abstract, step)
+    return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+
+
+def in_precision(leaf: Array) -> Array:
+    """`leaf`, of the default precision if it is of floats."""
+    return leaf.astype(jnp.zeros(()).dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
@@ -43,8 +52,8 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       UserError: no run there, one of another config, or no such checkpoint.
     """
     workdir, mesh = Path(workdir), data_mesh()
-    evaluator = Evaluator(experiment, mesh)
     ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
+    evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)
     figures = record(experiment, measured, step, num_params)
@@ -73,7 +82,10 @@ def sample(experiment: Experiment, workdir: str | Path) -> Path:
 def table(figures: dict[str, Any]) -> Table:
     """An evaluation as a table: bits/dim and both errors of each term."""
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
-    title = f"{figures['dataset']} {figures['split']}, {images}, T {figures['T']}, step {figures['step']}"
+    chain = "".join(f", {figures[key]} {key}" for key in ("times", "variance") if key in figures)
+    title = (
+        f"{figures['dataset']} {figures['split']}, {images}, T {figures['T']}{chain}, step {figures['step']}"
+    )
     result = Table(title=title, caption=f"pixels {figures['fingerprint'][:16]}")
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
         result.add_column(column, justify="right" if column else "left")

@@ -7,11 +7,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Sample
+from diffenc.experiment import Evaluate, Experiment, Fit, Sample
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
 
-FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, "evaluate": Evaluate, "sample": Sample}
+FIXED: dict[str, type] = {
+    "Experiment": Experiment,
+    "Model": Model,
+    "evaluate": Evaluate,
+    "sample": Sample,
+    "fit": Fit,
+}
 
 
 class Field(NamedTuple):

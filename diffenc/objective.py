@@ -1,6 +1,9 @@
 """The three terms of -ELBO, in nats per example; the diffusion loss once for all plugins and depths.
 
-A reverse step from lambda_t to lambda_s costs  weight * || (1 + stretch kappa) x_hat - x_phi - slope ||^2,
+A reverse step from lambda_t to lambda_s costs
+
+    offset + weight * || (1 + stretch kappa) x_hat - x_phi - slope ||^2,
+
 in discrete time with the secant of x_phi over the step, in the limit T -> infinity with its tangent.
 A *step rule* says which: it makes a `Step` from the encoder, the schedule and the drawn times.
 """
@@ -10,8 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from diffenc.chain import Chain
 from diffenc.gaussian import (
     alpha_sigma,
     alpha_squared,
@@ -35,6 +39,7 @@ class Step(NamedTuple):
     Attributes:
       log_snr: lambda_t.
       weight: of the squared error, the factor that makes a uniformly drawn t unbiased included.
+      offset: what unequal variances cost where the means agree.
       stretch: (lambda_s - lambda_t) / c, which multiplies kappa; 1 in continuous time.
       x_phi: x_phi(lambda_t).
       slope: (x_phi(lambda_s) - x_phi(lambda_t)) / c, or d x_phi / d lambda in continuous time.
@@ -42,6 +47,7 @@ class Step(NamedTuple):
 
     log_snr: LogSNR
     weight: PerExample
+    offset: PerExample
     stretch: PerExample
     x_phi: Data
     slope: Data
@@ -54,31 +60,45 @@ def continuous(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
     """T -> infinity [14, 18]: weight -1/2 dSNR/dt. One jvp gives x_phi and its slope under one mask."""
     log_snr, rate = jax.jvp(log_snr_at, (t,), (jnp.ones_like(t),))
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
-    return Step(log_snr, -0.5 * rate * jnp.exp(log_snr), jnp.ones_like(log_snr), x_phi, slope)
+    weight = -0.5 * rate * jnp.exp(log_snr)
+    return Step(log_snr, weight, jnp.zeros_like(t), jnp.ones_like(t), x_phi, slope)
 
 
-def discrete(num_steps: int) -> StepRule:
-    """T = num_steps equal steps of t, one of them drawn [8, 9]: weight T/2 (SNR_s - SNR_t)."""
+def secant(encode: Encode, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
+    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) [8]."""
+    fraction = step_fraction(log_snr_t, log_snr_s)
+    x_t, x_s = encode(log_snr_t), encode(log_snr_s)
+    weight = 0.5 * fraction * jnp.exp(log_snr_s)
+    stretch = (log_snr_s - log_snr_t) / fraction
+    return Step(log_snr_t, weight, jnp.zeros_like(weight), stretch, x_t, scale(1 / fraction, x_s - x_t))
+
+
+def discrete(chain: Chain) -> StepRule:
+    """One of the chain's T steps, drawn uniformly [9]: weight T w/2 (SNR_s - SNR_t)."""
+    num_steps = len(chain.log_w)
 
     def rule(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
-        step = jnp.floor(t * num_steps) + 1  # 1 .. T; ceil would give 0 at t = 0
-        log_snr_t, log_snr_s = log_snr_at(step / num_steps), log_snr_at((step - 1) / num_steps)
-        fraction = step_fraction(log_snr_t, log_snr_s)
-        x_t, x_s = encode(log_snr_t), encode(log_snr_s)
-        weight = 0.5 * num_steps * fraction * jnp.exp(log_snr_s)
-        return Step(
-            log_snr_t, weight, (log_snr_s - log_snr_t) / fraction, x_t, scale(1 / fraction, x_s - x_t)
-        )
+        index = step_index(t, num_steps)
+        log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
+        step, log_w = secant(encode, log_snr_t, log_snr_s), chain.log_w[index]
+        offset = 0.5 * step.x_phi[0].size * num_steps * (jnp.expm1(log_w) - log_w)
+        return step._replace(weight=num_steps * jnp.exp(log_w) * step.weight, offset=offset)
 
     return rule
 
 
-def diffusion_loss(
-    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
-) -> PerExample:
-    """One draw of the diffusion loss [9, 14, 18], for a network that estimates p x_phi + q eps.
+def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
+    """In which of `num_steps` equal parts of [0, 1) t lies: 0 .. T - 1, also where t T rounds up to T."""
+    return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)
 
-    Written through the network's own error, which stays exact in float32 where alpha or sigma vanish:
+
+def residual(
+    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
+) -> Data:
+    """(1 + stretch kappa) x_hat - x_phi - slope, for a network that estimates p x_phi + q eps.
+
+    In discrete time it is (mu_P - mu_Q) / (alpha_s c). Written through the network's own error, which stays
+    exact in float32 where alpha or sigma vanish:
     x_hat - x_phi = -sigma / (q alpha - p sigma) (out - p x_phi - q eps).
     """
     alpha, sigma = alpha_sigma(step.log_snr)
@@ -86,7 +106,14 @@ def diffusion_loss(
     out = network(diffuse(step.x_phi, eps, step.log_snr), step.log_snr)
     error = scale(-sigma / (q * alpha - p * sigma), out - scale(p, step.x_phi) - scale(q, eps))
     kappa = step.stretch * mean(step.log_snr)
-    return step.weight * sum_squares(scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope)
+    return scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope
+
+
+def diffusion_loss(
+    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
+) -> PerExample:
+    """One draw of the diffusion loss [9, 14, 18]."""
+    return step.offset + step.weight * sum_squares(residual(step, eps, network, parameterization, mean))
 
 
 def latent_loss(x_phi: Data, log_snr: LogSNR) -> PerExample:

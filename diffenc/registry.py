@@ -75,12 +75,24 @@ schedules = Registry("schedule", interfaces.Schedule)
 parameterizations = Registry("parameterization", interfaces.Parameterization)
 means = Registry("mean", interfaces.GenerativeMean)
 networks = Registry("network", interfaces.Network)
+variances = Registry("variance", interfaces.Variance)
+proposals = Registry("proposal", interfaces.Proposal)
 datasets = Registry("dataset", interfaces.Dataset)
 optimizers = Registry("optimizer", interfaces.Optimizer)
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry
-    for registry in (encoders, schedules, parameterizations, means, networks, datasets, optimizers)
+    for registry in (
+        encoders,
+        schedules,
+        parameterizations,
+        means,
+        networks,
+        variances,
+        proposals,
+        datasets,
+        optimizers,
+    )
 }
 
 

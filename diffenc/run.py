@@ -1,4 +1,4 @@
-"""The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample]."""
+"""The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]."""
 
 import difflib
 import logging as std_logging
@@ -7,14 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from diffenc import config, modes, registry
 from diffenc.errors import UserError
+from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
 from diffenc.train import CONFIG, train
 
-MODES = {"train": train, "evaluate": modes.evaluate, "sample": modes.sample}
+MODES = {
+    "train": train,
+    "evaluate": modes.evaluate,
+    "sample": modes.sample,
+    "fit_variance": fit_variance,
+}
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -25,6 +32,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default ru
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
 )
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "T, in every mode but train; the same as binding evaluate.steps or sample.steps."
+)
+_X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train.")
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
 
 
@@ -43,7 +54,12 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
         if _DATA_DIR.value:
             os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
-        experiment = config.load(_GIN_FILE.value, _GIN_BINDINGS.value)
+        experiment = config.load(
+            _GIN_FILE.value, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value)
+        )
+        if _X64.value:
+            _refuse_to_train("--x64", "training is in float32")
+            jax.config.update("jax_enable_x64", True)
         perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
@@ -54,6 +70,25 @@ def run(arguments: Sequence[str]) -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+
+
+def steps_bindings(mode: str, steps: int | None) -> list[str]:
+    """What --steps=T binds.
+
+    Raises:
+      UserError: T is not positive, or the mode trains.
+    """
+    if steps is None:
+        return []
+    _refuse_to_train("--steps", "it is T; for the length of training bind Experiment.steps")
+    if steps < 1:
+        raise UserError(f"--steps={steps}: must be at least 1")
+    return [f"{'sample' if mode == 'sample' else 'evaluate'}.steps = {steps}"]
+
+
+def _refuse_to_train(flag: str, reason: str) -> None:
+    if _MODE.value == "train":
+        raise UserError(f"{flag} is not for --mode=train: {reason}")
 
 
 def _choose_mode(name: str):

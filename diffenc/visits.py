@@ -37,7 +37,7 @@ class Visits:
         self._experiment = experiment
         self._workdir = workdir
         self._check = check
-        self._evaluator = Evaluator(experiment, mesh) if experiment.evaluate_every else None
+        self._evaluator = Evaluator(experiment, mesh, workdir) if experiment.evaluate_every else None
         self._sampler = ImageSampler(experiment, mesh)
         self._visits: dict[str, Visit] = {"evaluation": self._evaluate, "samples": self._sample}
 

@@ -7,7 +7,19 @@ from diffenc_plugins import (
     networks,
     optimizers,
     parameterizations,
+    proposals,
     schedules,
+    variances,
 )
 
-__all__ = ["datasets", "encoders", "means", "networks", "optimizers", "parameterizations", "schedules"]
+__all__ = [
+    "datasets",
+    "encoders",
+    "means",
+    "networks",
+    "optimizers",
+    "parameterizations",
+    "proposals",
+    "schedules",
+    "variances",
+]

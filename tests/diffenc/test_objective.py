@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc import objective, registry
+from diffenc.chain import equal_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
     t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
     encode, log_snr_at = functions(encoder, schedule, x)
     prm, kappa = make("parameterization", parameterization), make("mean", mean)
-    step = objective.discrete(num_steps)(encode, log_snr_at, t)
+    step = objective.discrete(equal_steps(num_steps))(encode, log_snr_at, t)
     got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
     want = [
         num_steps * step_kl(i, int(t[i] * num_steps), num_steps, encode, log_snr_at, eps, x_hat, kappa)
@@ -122,7 +123,7 @@ def test_discrete_tends_to_continuous_at_first_order(x64, encoder, parameterizat
         return np.asarray(objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa))
 
     depths, limit = [2**10, 2**12, 2**14], loss(objective.continuous)
-    errors = np.array([np.abs(loss(objective.discrete(depth)) / limit - 1) for depth in depths])
+    errors = np.array([np.abs(loss(objective.discrete(equal_steps(depth))) / limit - 1) for depth in depths])
     orders = -np.polyfit(np.log(depths), np.log(errors), 1)[0]
     np.testing.assert_allclose(orders, 1, atol=0.1)
 
@@ -179,7 +180,7 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
 @combined["parameterization"]
 @combined["mean"]
 @pytest.mark.parametrize(
-    ("rule", "tolerance"), [(objective.continuous, 1e-5), (objective.discrete(1000), 1e-4)]
+    ("rule", "tolerance"), [(objective.continuous, 1e-5), (objective.discrete(equal_steps(1000)), 1e-4)]
 )
 def test_the_mean_loss_keeps_its_digits_in_float32(encoder, parameterization, mean, rule, tolerance):
     prm, kappa = make("parameterization", parameterization), make("mean", mean)

@@ -10,6 +10,7 @@ from diffenc.describe import config_text
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "quickstart",
+    "mnist_small",
     *(
         f"{data}_{model}"
         for data in ("mnist", "cifar10")
@@ -22,7 +23,7 @@ NAMES = [
     "imagenet32_vdmv_32",
     "imagenet32_diffenc_32_8",
 ]
-PUBLISHED = NAMES[1:]
+PUBLISHED = NAMES[2:]
 LEARNED = "gin/learned_endpoints.gin"
 
 

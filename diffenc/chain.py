@@ -1,0 +1,62 @@
+"""A reverse chain of T steps: the times it stops at, and how wide each step is."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffenc.interfaces import LogSNR, PerStep, Times, Variance
+
+Stops = Float[Array, " steps_plus_one"]
+
+
+class Chain(NamedTuple):
+    """What a bound in discrete time is the bound of, and what ancestral sampling walks down.
+
+    Attributes:
+      times: 0 = t_0 < t_1 < ... < t_T = 1.
+      log_w: log(sigma_Q^2 / sigma_P^2) of the step from times[i + 1] to times[i].
+    """
+
+    times: Stops
+    log_w: PerStep
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualVariance:
+    """sigma_P = sigma_Q, as in VDM: w = 1."""
+
+    def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
+        return jnp.zeros_like(log_snr_t)
+
+
+EQUAL = EqualVariance()
+
+
+def equal_times(num_steps: int) -> Float[np.ndarray, " steps_plus_one"]:
+    """`num_steps` equal steps of t, in float64."""
+    return np.linspace(0.0, 1.0, num_steps + 1)
+
+
+def equal_steps(num_steps: int) -> Chain:
+    """T = `num_steps` equal steps of t with sigma_P = sigma_Q."""
+    return Chain(jnp.asarray(equal_times(num_steps)), jnp.zeros(num_steps))
+
+
+def build(
+    log_snr_at: Callable[[Times], LogSNR],
+    times: Float[np.ndarray, " steps_plus_one"],
+    variance: Variance,
+    excess: Float[np.ndarray, " steps"] | None = None,
+) -> Chain:
+    """The chain through `times`; `excess` is what `variance` may need to know of its steps.
+
+    Raises:
+      UserError: `variance` needs `excess`, and it is None.
+    """
+    log_snr = log_snr_at(jnp.asarray(times))
+    measured = None if excess is None else jnp.asarray(excess)
+    return Chain(jnp.asarray(times), variance(log_snr[1:], log_snr[:-1], measured))

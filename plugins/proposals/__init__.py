@@ -1,0 +1,5 @@
+"""The densities that diffusion times are drawn from."""
+
+from diffenc_plugins.proposals.uniform import Uniform
+
+__all__ = ["Uniform"]

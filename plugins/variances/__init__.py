@@ -1,0 +1,6 @@
+"""How wide the reverse steps are: sigma_P^2."""
+
+from diffenc_plugins.variances.equal import Equal
+from diffenc_plugins.variances.fitted import Fitted
+
+__all__ = ["Equal", "Fitted"]

@@ -1,0 +1,4 @@
+from diffenc.chain import EqualVariance
+from diffenc.registry import variances
+
+Equal = variances.register("equal")(EqualVariance)
