@@ -141,7 +141,9 @@ def rule_of(experiment: Experiment, workdir: Path, step: int | None = None) -> R
         return lambda params: continuous
     check_precision(settings.steps)
     plan = fits.plan(workdir, settings, step)
-    jax.eval_shape(lambda: plan.chain(schedule, schedule.init(root_key(0, "init"))))  # raises now, not later
+    plan.chain(
+        schedule, schedule.init(root_key(0, "init"))
+    )  # what is not fitted is told now, not while compiling
     return lambda params: discrete(plan.chain(schedule, params["schedule"]))
 
 

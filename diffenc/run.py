@@ -33,7 +33,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "T, in every mode but train; the same as binding evaluate.steps or sample.steps."
+    "steps", None, "T, in every mode but train: binds evaluate.steps, or sample.steps."
 )
 _X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train.")
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")

@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc.chain import equal_steps
+from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, Measured, monte_carlo_error, record
 from diffenc.experiment import Evaluate
-from diffenc.model import Model, Terms
+from diffenc.model import Draws, Model, Terms
+from diffenc.objective import discrete
 from diffenc.sharding import data_mesh
+from diffenc_plugins.variances import Fitted
 
 NUM_IMAGES, NUM_DIMS = 13, 16
 PARAMS = {"network": {"w": np.float32(3.0)}}
@@ -218,3 +223,77 @@ def test_a_model_that_trains_has_terms_per_image(tiny):
     assert all(np.isfinite(list(s.values())).all() for s in summaries)
     assert summaries[0]["bpd"] > 0.1
     assert summaries[0]["bpd"] != summaries[1]["bpd"]
+
+
+def real(tiny, **settings):
+    """An evaluator of the tiny model, and parameters for it."""
+    experiment = tiny(evaluate=Evaluate(**settings))
+    params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
+    return Evaluator(experiment, data_mesh()), params, experiment
+
+
+def test_in_discrete_time_the_bound_is_the_sum_over_all_steps(tiny):
+    """Every step enumerated, with many noises; the evaluator draws one step at a time."""
+    evaluator, params, experiment = real(tiny, steps=3, passes=300)
+    got = evaluator.measure(params).terms["diffusion"].mean(axis=1)  # by pass
+    levels = jnp.asarray(experiment.dataset.source("test").images)
+    rule = discrete(equal_steps(3))
+
+    @jax.jit
+    def one_step(t, key):
+        eps = jax.random.normal(key, levels.shape)
+        draws = Draws(jnp.full(13, t), eps, eps)
+        return experiment.model.elbo(params, levels, draws, num_levels=5, step_rule=rule).diffusion.mean()
+
+    keys = jax.random.split(jax.random.key(9), 200)
+    sums = sum(np.asarray(jax.lax.map(lambda key, t=t: one_step(t, key), keys)) for t in (0.1, 0.5, 0.9)) / 3
+    error = np.hypot(got.std() / np.sqrt(300), sums.std() / np.sqrt(200))
+    assert abs(got.mean() - sums.mean()) < 4 * error
+    assert error < 0.02 * got.mean()
+    limit, *_ = real(tiny, passes=30)
+    assert limit.measure(params).terms["diffusion"].mean() < 0.9 * got.mean()
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 13, 99])
+def test_some_of_the_images_are_drawn_once_each_by_the_seed(measure, tiny, num_images):
+    pixel_sums = np.sort(_images(tiny).sum(axis=(1, 2, 3)))
+    some = measure(Known, num_images=num_images).terms["reconstruction"][0]
+    assert len(some) == min(num_images, 13)
+    assert all(np.sum(some == value) <= np.sum(pixel_sums == value) for value in some)
+    np.testing.assert_array_equal(some, measure(Known, num_images=num_images).terms["reconstruction"][0])
+    if num_images == 5:
+        others = measure(Known, num_images=5, seed=1).terms["reconstruction"][0]
+        assert np.any(np.sort(some) != np.sort(others))
+
+
+def test_deeper_than_float32_can_bear_is_refused(tiny):
+    real(tiny, steps=10_000)
+    with pytest.raises(UserError, match=r"^T = 10001: in float32 .* add --x64$"):
+        real(tiny, steps=10_001)
+    with jax.enable_x64(True):
+        evaluator, params, _ = real(tiny, steps=10_001)
+        assert evaluator.measure(params).summary()["bpd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variance": Fitted()}, "evaluate.variance needs discrete time: bind evaluate.steps = T"),
+        ({"times": "fitted"}, "evaluate.times needs discrete time: bind evaluate.steps = T"),
+        ({"times": "even"}, "evaluate.times = 'even': must be one of equal, fitted"),
+        ({"steps": -1}, "evaluate.steps = -1: must not be negative"),
+        ({"num_images": 0}, "evaluate.num_images = 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Evaluate(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [({"variance": Fitted()}, "fit_variance"), ({"times": "fitted"}, "fit_schedule")],
+)
+def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, settings, mode):
+    with pytest.raises(UserError, match=f"--mode={mode} --steps=7 first$"):
+        real(tiny, steps=7, **settings)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc import objective, registry
-from diffenc.chain import equal_steps
+from diffenc.chain import Chain, equal_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,42 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@combined["encoder"]
+@combined["mean"]
+@given(data=st.data())
+@settings(deadline=None, max_examples=5)
+def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, mean, data):
+    """sigma_P^2 = sigma_Q^2 / w [9]."""
+    gaps = data.draw(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
+    log_w = data.draw(st.lists(st.floats(-3, 3), min_size=len(gaps), max_size=len(gaps)))
+    times = np.concatenate([[0.0], np.cumsum(gaps) / np.sum(gaps)])
+    with jax.enable_x64(True):
+        x, eps, x_hat = normals(0, 4, 3)
+        encode, log_snr_at = functions(encoder, "linear", x)
+        prm, kappa = make("parameterization", "v"), make("mean", mean)
+        t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
+        step = objective.discrete(Chain(jnp.asarray(times), jnp.asarray(log_w)))(encode, log_snr_at, t)
+        got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
+        index = [int(v * len(gaps)) for v in t]
+        want = [
+            len(gaps) * kl_between(i, times[k + 1], times[k], encode, log_snr_at, eps, x_hat, kappa, log_w[k])
+            for i, k in enumerate(index)
+        ]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def step_kl(i, index, num_steps, encode, log_snr_at, eps, x_hat, kappa):
-    """KL(q(z_s|z_t,x) || p(z_s|z_t)) of example i for s = index / T, t = (index + 1) / T, by Bayes's rule.
+    """`kl_between` for s = index / T, t = (index + 1) / T and sigma_P = sigma_Q."""
+    times = ((index + k) / num_steps for k in (1, 0))
+    return kl_between(i, *times, encode, log_snr_at, eps, x_hat, kappa, 0.0)
+
+
+def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, log_w):
+    """KL(q(z_s|z_t,x) || p(z_s|z_t)) of example i, by Bayes's rule.
 
     q(z_s|z_t,x) is proportional to q(z_t|z_s,x) [11] times q(z_s|x) [10]: a product of two Gaussians in z_s.
     """
-    log_snr_t, log_snr_s = (float(log_snr_at(jnp.full(4, index + k) / num_steps)[i]) for k in (1, 0))
+    log_snr_t, log_snr_s = (float(log_snr_at(jnp.full(4, v))[i]) for v in (t, s))
     x_t, x_s = (np.asarray(encode(jnp.full(4, v)))[i] for v in (log_snr_t, log_snr_s))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ends(log_snr_t), ends(log_snr_s)
     z_t = alpha_t * x_t + sigma_t * np.asarray(eps)[i]
@@ -106,7 +136,14 @@ def step_kl(i, index, num_steps, encode, log_snr_at, eps, x_hat, kappa):
     k, guess = float(kappa(jnp.asarray([log_snr_t]))[0]), np.asarray(x_hat)[i]
     mean_p = variance * (alpha_s * guess / sigma_s**2 + ratio * z_t / noise)  # the posterior if x_phi = x_hat
     mean_p = mean_p + alpha_s * (log_snr_s - log_snr_t) * k * guess  # and its counterterm [17]
-    return kl(mean_q, variance, mean_p, variance)
+    return kl(mean_q, variance, mean_p, variance / np.exp(log_w))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 1000, 10**4, 10**6])
+def test_every_time_belongs_to_one_of_the_steps(num_steps):
+    t = np.float32([0, 0.5, np.nextafter(np.float32(1), np.float32(0))])
+    want = [0, num_steps // 2, num_steps - 1]
+    np.testing.assert_array_equal(objective.step_index(jnp.asarray(t), num_steps), want)
 
 
 @combined["encoder"]
@@ -179,10 +216,8 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
 @combined["encoder"]
 @combined["parameterization"]
 @combined["mean"]
-@pytest.mark.parametrize(
-    ("rule", "tolerance"), [(objective.continuous, 1e-5), (objective.discrete(equal_steps(1000)), 1e-4)]
-)
-def test_the_mean_loss_keeps_its_digits_in_float32(encoder, parameterization, mean, rule, tolerance):
+@pytest.mark.parametrize(("depth", "tolerance"), [(None, 1e-5), (100, 1e-4), (1000, 1e-4), (10**4, 1e-3)])
+def test_the_mean_loss_keeps_its_digits_in_float32(encoder, parameterization, mean, depth, tolerance):
     prm, kappa = make("parameterization", parameterization), make("mean", mean)
     rng = np.random.default_rng(3)
     x, eps = rng.uniform(-1, 1, (256, 8)).astype(np.float32), rng.normal(size=(256, 8)).astype(np.float32)
@@ -192,6 +227,7 @@ def test_the_mean_loss_keeps_its_digits_in_float32(encoder, parameterization, me
         return 0.3 * jnp.sin(z + log_snr[:, None] / 3)
 
     def mean_loss(dtype):
+        rule = objective.continuous if depth is None else objective.discrete(equal_steps(depth))
         encode, log_snr_at = functions(encoder, "linear", jnp.asarray(x, dtype))
         step = rule(encode, log_snr_at, jnp.asarray(t, dtype))
         return float(jnp.mean(objective.diffusion_loss(step, jnp.asarray(eps, dtype), network, prm, kappa)))
