@@ -2,5 +2,6 @@
 
 from diffenc_plugins.variances.equal import Equal
 from diffenc_plugins.variances.fitted import Fitted
+from diffenc_plugins.variances.fixed import Fixed
 
-__all__ = ["Equal", "Fitted"]
+__all__ = ["Equal", "Fitted", "Fixed"]

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -11,6 +12,7 @@ from absl.testing import flagsaver
 from diffenc import registry, run
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
+from diffenc_plugins.variances import Fitted
 
 GIN = "gin/quickstart.gin"
 
@@ -102,8 +104,37 @@ def test_the_list_has_every_plugin_with_its_first_doc_line(go, capsys):
 
 
 @pytest.mark.parametrize(
+    ("mode", "where"), [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample")]
+)
+def test_steps_is_the_depth(called, go, mode, where):
+    assert go(gin_file=[GIN], mode=mode, steps=9) == 0
+    experiment = called[0][1]
+    depths = {"evaluate": experiment.evaluate.steps, "sample": experiment.sample.steps}
+    assert depths == {"evaluate": 0, "sample": 250} | {where: 9}
+
+
+def test_the_depth_comes_before_what_needs_it(called, go):
+    bindings = ["evaluate.variance = @variance.fitted()"]
+    assert go(gin_file=[GIN], mode="evaluate", steps=9, gin_bindings=bindings) == 0
+    assert called[0][1].evaluate.variance == Fitted()
+
+
+def test_x64_is_asked_for(called, go):
+    assert go(gin_file=[GIN], mode="evaluate") == 0
+    assert not jax.config.read("jax_enable_x64")
+    try:
+        assert go(gin_file=[GIN], mode="evaluate", x64=True) == 0
+        assert jax.config.read("jax_enable_x64")
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"steps": 9, "gin_file": [GIN]}, "--steps is not for --mode=train"),
+        ({"x64": True, "gin_file": [GIN]}, "--x64 is not for --mode=train"),
+        ({"steps": 0, "mode": "evaluate", "gin_file": [GIN]}, "--steps=0: must be at least 1"),
         (
             {"mode": "evalute", "gin_file": [GIN]},
             "--mode=evalute: no such mode; nearest: evaluate; modes: train, ",
