@@ -1,0 +1,152 @@
+"""One step down in noise, by name: from z at lambda_t to z at lambda_s, h = lambda_s - lambda_t > 0.
+
+The minimiser of the diffusion loss is x_hat = E[x_phi + d x_phi / d lambda | z] / (1 + kappa). The steps of the
+generative SDE use x_hat only as (1 + kappa) x_hat, so they are consistent for every encoder. The steps of the
+probability-flow ODE need E[x_phi | z] and E[d x_phi / d lambda | z] apart, and take them to be x_hat and
+kappa x_hat, which holds where d x_phi / d lambda = kappa x_phi: `slope_is_modelled`. For any other encoder, a
+trained one above all, they sample another model than the one whose bound was trained.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffenc.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
+from diffenc.interfaces import Data, GenerativeMean, LogSNR, Params, PerExample
+from diffenc.model import Model
+
+XHat = Callable[[Data, LogSNR], Data]
+
+# (z, log_snr_t, log_snr_s, log_w, x_hat, mean, noise) -> z_s; the noise is standard normal, shaped like z
+Solver = Callable[[Data, LogSNR, LogSNR, PerExample, XHat, GenerativeMean, Data], Data]
+
+
+def reverse_step(
+    z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean
+) -> tuple[Data, LogSNR]:
+    """Mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q."""
+    alpha_t, _ = alpha_sigma(log_snr_t)
+    alpha_s, sigma_s = alpha_sigma(log_snr_s)
+    fraction = step_fraction(log_snr_t, log_snr_s)
+    gain = fraction + (log_snr_s - log_snr_t) * mean(log_snr_t)
+    mu = scale(alpha_s / alpha_t * (1 - fraction), z) + scale(alpha_s * gain, x_hat)
+    return mu, sigma_s * jnp.sqrt(fraction)
+
+
+def ancestral(
+    z: Data,
+    log_snr_t: LogSNR,
+    log_snr_s: LogSNR,
+    log_w: PerExample,
+    x_hat: XHat,
+    mean: GenerativeMean,
+    noise: Data,
+) -> Data:
+    """A draw from p(z_s | z_t) = N(mu_P, sigma_P^2) [17], sigma_P^2 = sigma_Q^2 / w [9]: any encoder.
+
+    The one step that draws from the model whose bound in discrete time is measured.
+    """
+    mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean)
+    return mu + scale(sigma * jnp.exp(-0.5 * log_w), noise)
+
+
+def euler_maruyama(
+    z: Data,
+    log_snr_t: LogSNR,
+    log_snr_s: LogSNR,
+    log_w: PerExample,
+    x_hat: XHat,
+    mean: GenerativeMean,
+    noise: Data,
+) -> Data:
+    """First order in law, for the generative SDE [App. H] in lambda: any encoder.
+
+    dz = (1/2 sigma^2 z + alpha (1 + kappa) x_hat - z) dlambda + sigma dW.
+    """
+    alpha, sigma = alpha_sigma(log_snr_t)
+    rise = log_snr_s - log_snr_t
+    to_z = rise * (0.5 * sigma_squared(log_snr_t) - 1)
+    to_x_hat = rise * alpha * (1 + mean(log_snr_t))
+    drift = scale(to_z, z) + scale(to_x_hat, x_hat(z, log_snr_t))
+    return z + drift + scale(sigma * jnp.sqrt(rise), noise)
+
+
+def ddim(
+    z: Data,
+    log_snr_t: LogSNR,
+    log_snr_s: LogSNR,
+    log_w: PerExample,
+    x_hat: XHat,
+    mean: GenerativeMean,
+    noise: Data,
+) -> Data:
+    """eps_hat kept, x_hat moved along its modelled slope: only where `slope_is_modelled`.
+
+    z_s = alpha_s (1 + h kappa) x_hat + sigma_s eps_hat, eps_hat = (z - alpha_t x_hat) / sigma_t. Deterministic,
+    first order for dz/dlambda = -1/2 alpha^2 z + alpha (kappa + 1/2) x_hat; exact if x_hat = x and kappa = 0.
+    """
+    rise = log_snr_s - log_snr_t
+    # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
+    gain = rise * mean(log_snr_t) - jnp.expm1(-0.5 * rise)
+    return _moved(z, log_snr_t, log_snr_s, gain, x_hat(z, log_snr_t))
+
+
+def exponential_midpoint(
+    z: Data,
+    log_snr_t: LogSNR,
+    log_snr_s: LogSNR,
+    log_w: PerExample,
+    x_hat: XHat,
+    mean: GenerativeMean,
+    noise: Data,
+) -> Data:
+    """Second order for the probability-flow ODE: only where `slope_is_modelled`. Two calls of x_hat.
+
+    y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 + kappa) x_hat, of which e^(lambda/2) is integrated exactly
+    and the rest taken at the middle lambda, where a first-order step of the same kind leads.
+    """
+    middle = 0.5 * (log_snr_t + log_snr_s)
+
+    def step(end: LogSNR, at: LogSNR, estimate: Data) -> Data:
+        # sigma_s 2 (e^(lambda_s/2) - e^(lambda_t/2)) = 2 alpha_s (1 - e^(-h/2)), which cannot overflow
+        gain = -2 * jnp.expm1(0.5 * (log_snr_t - end)) * (0.5 + mean(at))
+        return _moved(z, log_snr_t, end, gain, estimate)
+
+    z_middle = step(middle, log_snr_t, x_hat(z, log_snr_t))
+    return step(log_snr_s, middle, x_hat(z_middle, middle))
+
+
+def _moved(z: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, gain: PerExample, x_hat: Data) -> Data:
+    """(sigma_s / sigma_t) z + alpha_s gain x_hat."""
+    (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(log_snr_t), alpha_sigma(log_snr_s)
+    return scale(sigma_s / sigma_t, z) + scale(alpha_s * gain, x_hat)
+
+
+SDE_SOLVERS: dict[str, Solver] = {"ancestral": ancestral, "euler_maruyama": euler_maruyama}
+ODE_SOLVERS: dict[str, Solver] = {"ddim": ddim, "exponential_midpoint": exponential_midpoint}
+SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
+
+
+def slope_is_modelled(model: Model, params: Params, image_shape: tuple[int, ...]) -> bool:
+    """Whether d x_phi / d lambda = kappa x_phi, to 1e-4 of x_phi: what an ODE's solver and likelihood rely on.
+
+    Tried on one image of noise at each of a few log_snr, by one jvp of the encoder, compiled at each call.
+    """
+    return bool(jax.jit(partial(_slope_error, model, image_shape=image_shape))(params) <= 1e-4)
+
+
+def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> Float[Array, ""]:
+    """max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image."""
+    log_snr = jnp.array([-4.0, -1.0, 2.0])  # where the noise is small, so is every slope
+    x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
+
+    def encode(log_snr: LogSNR) -> Data:
+        return model.encoder.apply(params["encoder"], x, log_snr)
+
+    x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
+    error = slope - scale(model.mean(log_snr), x_phi)
+    axes = tuple(range(1, x.ndim))
+    return jnp.max(jnp.sqrt(jnp.sum(error**2, axes) / jnp.sum(x_phi**2, axes)))
