@@ -13,13 +13,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs/quickstart
 
-.PHONY: help quickstart test test-slow check clean
+.PHONY: help quickstart test test-slow mutations check clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   train a small model on the CPU (minutes), evaluate it, draw samples"
 	@echo "make test         lint, types and tests"
 	@echo "make test-slow    the tests that make test leaves out"
+	@echo "make mutations    plant faults in copies of the code, and show which test kills each"
 	@echo "make check        lint and types alone"
 	@echo "make clean        remove the virtual environment, caches and build outputs"
 	@echo "Each takes PYTHON=/path/to/python (3.11 or newer)."
@@ -34,6 +35,9 @@ test: check
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+mutations: $(VENV)/dev.stamp
+	$(BIN)/python tests/mutations.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .

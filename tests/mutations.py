@@ -1,0 +1,287 @@
+"""Plants the classic faults of this field, one at a time, and shows which test kills each.
+
+  python tests/mutations.py [--only=WORD]
+
+Each fault is a change of a line or two in a copy of the checkout, where the tests that should know better are
+run until one fails. The table says which; the exit status is 1 if a fault survives. About a minute a fault.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEFT_BEHIND = shutil.ignore_patterns(
+    ".git", ".venv*", ".cache", "__pycache__", "runs", ".pytest_cache", "build"
+)
+
+OBJECTIVE = "tests/diffenc/test_objective.py"
+MODEL = "tests/diffenc/test_model.py"
+SAMPLER = "tests/diffenc/test_sampler.py"
+SOLVERS = "tests/diffenc/test_solvers.py"
+ODE = "tests/diffenc/test_ode.py"
+K_SAMPLE = "tests/diffenc/test_k_sample.py"
+GAUSSIAN = "tests/diffenc/test_gaussian.py"
+TRAIN_STATE = "tests/diffenc/test_train_state.py"
+FIT_VARIANCE = "tests/diffenc/test_fit_variance.py"
+ENCODERS = "tests/plugins/encoders"
+MEANS = "tests/plugins/means"
+PARAMETERIZATIONS = "tests/plugins/parameterizations"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """`old`, which `file` holds once, becomes `new`; `tests` should tell."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "counterterm dropped from the loss",
+        "diffenc/objective.py",
+        "kappa = step.stretch * mean(step.log_snr)",
+        "kappa = 0 * step.stretch * mean(step.log_snr)",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "counterterm not stretched over a discrete step",
+        "diffenc/objective.py",
+        "kappa = step.stretch * mean(step.log_snr)",
+        "kappa = mean(step.log_snr)",
+        (OBJECTIVE,),
+    ),
+    Fault("sign of the slope", "diffenc/objective.py", "- step.slope", "+ step.slope", (OBJECTIVE,)),
+    Fault(
+        "sign of the secant",
+        "diffenc/objective.py",
+        "scale(1 / fraction, x_s - x_t)",
+        "scale(1 / fraction, x_t - x_s)",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "lambda_t for lambda_s in the weight",
+        "diffenc/objective.py",
+        "fraction * jnp.exp(log_snr_s)",
+        "fraction * jnp.exp(log_snr_t)",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "factor 1/2 of the discrete loss",
+        "diffenc/objective.py",
+        "weight = 0.5 * fraction",
+        "weight = fraction",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "factor 1/2 of the continuous loss",
+        "diffenc/objective.py",
+        "-0.5 * rate",
+        "-1.0 * rate",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "factor 1/2 of the variances' cost",
+        "diffenc/objective.py",
+        "offset = 0.5 * step",
+        "offset = step",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "w for 1 / w",
+        "diffenc/objective.py",
+        "num_steps * jnp.exp(log_w)",
+        "num_steps * jnp.exp(-log_w)",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "factor 1/2 of the latent loss",
+        "diffenc/objective.py",
+        "return 0.5 * (alpha_2",
+        "return (alpha_2",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "alpha^2 for sigma^2 in the latent loss",
+        "diffenc/objective.py",
+        "(jax.nn.softplus(log_snr) - alpha_2)",
+        "(jax.nn.softplus(log_snr) - (1 - alpha_2))",
+        (OBJECTIVE,),
+    ),
+    Fault(
+        "alpha^2 for sigma^2 in the encoder",
+        "plugins/encoders/trainable.py",
+        "scale(sigma_squared(log_snr), y)",
+        "scale(alpha_squared(log_snr), y)",
+        (ENCODERS,),
+    ),
+    Fault(
+        "alpha^2 for sigma^2 in the counterterm",
+        "plugins/means/counterterm.py",
+        "return sigma_squared(log_snr)",
+        "return 1 - sigma_squared(log_snr)",
+        (MEANS,),
+    ),
+    Fault(
+        "alpha for alpha^2 in the non-trainable encoder",
+        "plugins/encoders/nontrainable.py",
+        "scale(alpha_squared(log_snr), x)",
+        "scale(alpha_squared(log_snr) ** 0.5, x)",
+        (ENCODERS,),
+    ),
+    Fault(
+        "sign of v",
+        "plugins/parameterizations/v.py",
+        "return -sigma, alpha",
+        "return sigma, -alpha",
+        (PARAMETERIZATIONS,),
+    ),
+    Fault(
+        "d alpha^2 / d lambda by JAX's own rule",
+        "diffenc/gaussian.py",
+        "value * sigma_squared(log_snr) * tangent",
+        "value * (1 - value) * tangent",
+        (GAUSSIAN,),
+    ),
+    Fault(
+        "a second dropout mask in the encoder",
+        "diffenc/model.py",
+        "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
+        "x_phi_0, x_phi_1 = encode(log_snr_0), self.encoder.apply("
+        "params['encoder'], x, log_snr_1, condition=condition, key=network_key)",
+        (MODEL,),
+    ),
+    Fault(
+        "one noise for z_t and z_0",
+        "diffenc/model.py",
+        "jax.random.normal(eps_0_key, shape), weight",
+        "jax.random.normal(eps_key, shape), weight",
+        (MODEL,),
+    ),
+    Fault(
+        "the latent loss at lambda_0",
+        "diffenc/model.py",
+        "latent_loss(x_phi_1, log_snr_1)",
+        "latent_loss(x_phi_1, log_snr_0)",
+        (MODEL,),
+    ),
+    Fault(
+        "x for x_phi in z_0",
+        "diffenc/model.py",
+        "pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)",
+        "pixels = objective.diffused_pixels(x, draws.eps_0, log_snr_0)",
+        (MODEL,),
+    ),
+    Fault(
+        "the average of the parameters not used: evaluation",
+        "diffenc/modes.py",
+        'abstract = {"ema": abstract_state(experiment, mesh).ema}',
+        'abstract = {"params": abstract_state(experiment, mesh).params}',
+        ("tests/diffenc/test_modes.py",),
+    ),
+    Fault(
+        "the average of the parameters not used: during training",
+        "diffenc/visits.py",
+        '            state.ema, self._between("evaluation"',
+        '            state.params, self._between("evaluation"',
+        ("tests/diffenc/test_visits.py",),
+    ),
+    Fault(
+        "the average of the parameters not kept",
+        "diffenc/train_state.py",
+        "average + rate.astype(new.dtype) * (new - average)",
+        "new",
+        (TRAIN_STATE,),
+    ),
+    Fault(
+        "the short last batch counted whole",
+        "diffenc/evaluate.py",
+        "nats[real].astype(np.float64)",
+        "nats.astype(np.float64)",
+        ("tests/diffenc/test_evaluate.py",),
+    ),
+    Fault(
+        "factor 2 of the fitted variance",
+        "diffenc/fit_variance.py",
+        "to_excess = 2 / np.prod",
+        "to_excess = 1 / np.prod",
+        (FIT_VARIANCE,),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="only faults whose name holds this")
+    only = parser.parse_args(argv).only
+    verdicts = []
+    for fault in (fault for fault in FAULTS if only in fault.name):
+        verdicts.append((fault, killer(fault)))
+        print(row(*verdicts[-1]), file=sys.stderr, flush=True)
+    print("| fault | killed by |\n|---|---|")
+    print("\n".join(row(*verdict) for verdict in verdicts))
+    return 0 if all(test for _, test in verdicts) else 1
+
+
+def row(fault: Fault, test: str | None) -> str:
+    """A line of the table."""
+    return f"| {fault.name} (`{fault.file}`) | {f'`{test}`' if test else '**survived**'} |"
+
+
+def killer(fault: Fault) -> str | None:
+    """The first test that fails on the planted fault; None if all pass.
+
+    Raises:
+      RuntimeError: pytest could not even collect the tests.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "checkout"
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=LEFT_BEHIND)
+        plant(fault, copy)
+        done = run_tests(copy, fault.tests)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{fault.name}: pytest ended with status {done.returncode}\n{done.stdout}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else None
+
+
+def plant(fault: Fault, folder: Path) -> None:
+    """Change the copy in `folder`.
+
+    Raises:
+      ValueError: the text is not there, or there more than once.
+    """
+    file = folder / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.name}: {fault.file} holds {fault.old!r} {text.count(fault.old)} times")
+    file.write_text(text.replace(fault.old, fault.new))
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """pytest in `folder`, on the packages that lie there, until the first failure."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (folder, folder / "typings"))),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
