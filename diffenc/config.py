@@ -171,7 +171,7 @@ def _build(lines: Sequence[str]) -> Experiment:
     gin.clear_config()  # unlocks it too
     _visits.clear()
     _register_all()
-    gin.parse_config([*(f"Experiment.{name} = @{name}()" for name in ("evaluate", "sample")), *lines])
+    gin.parse_config([*(f"Experiment.{name} = @{name}()" for name in names.SETTINGS), *lines])
     try:
         return gin.get_configurable("Experiment")()
     except UserError as error:  # gin has appended the stack of its calls

@@ -23,9 +23,11 @@ FREE_TO_CHANGE = (
     "Experiment.evaluate",
     "Experiment.sample",
     "Experiment.fit",
+    "Experiment.k_sample",
     "evaluate.",
     "sample.",
     "fit.",
+    "k_sample.",
     "variance.",
     "proposal.",
 )
@@ -159,6 +161,20 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class KSample:
+    """What --mode=k_sample adds to the settings of evaluation: it is the bound of `evaluate`'s T steps.
+
+    Attributes:
+      samples: K, the chains drawn for an image in a pass.
+    """
+
+    samples: int = 16
+
+    def __post_init__(self):
+        require(self.samples >= 1, f"k_sample.samples = {self.samples}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run. A cadence of 0 means never.
 
@@ -191,6 +207,7 @@ class Experiment:
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()
     fit: Fit = Fit()
+    k_sample: KSample = KSample()
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

@@ -7,17 +7,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Fit, Sample
+from diffenc.experiment import Evaluate, Experiment, Fit, KSample, Sample
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
 
-FIXED: dict[str, type] = {
-    "Experiment": Experiment,
-    "Model": Model,
+# Each is read from the field of Experiment that has its name.
+SETTINGS: dict[str, type] = {
     "evaluate": Evaluate,
     "sample": Sample,
     "fit": Fit,
+    "k_sample": KSample,
 }
+FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 
 
 class Field(NamedTuple):

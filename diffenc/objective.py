@@ -92,21 +92,34 @@ def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
     return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)
 
 
+def network_error(
+    log_snr: LogSNR, x_phi: Data, eps: Data, network: Denoise, parameterization: Parameterization
+) -> Data:
+    """x_hat - x_phi at z = alpha x_phi + sigma eps, for a network that estimates p x_phi + q eps.
+
+    Written through the network's own error, which stays exact in float32 where alpha or sigma vanish:
+    -sigma / (q alpha - p sigma) (out - p x_phi - q eps).
+    """
+    alpha, sigma = alpha_sigma(log_snr)
+    p, q = parameterization(log_snr)
+    out = network(diffuse(x_phi, eps, log_snr), log_snr)
+    return scale(-sigma / (q * alpha - p * sigma), out - scale(p, x_phi) - scale(q, eps))
+
+
+def step_error(step: Step, error: Data, mean: GenerativeMean) -> Data:
+    """(1 + stretch kappa) x_hat - x_phi - slope, from `error` = x_hat - x_phi.
+
+    In discrete time it is (mu_P - mu_Q) / (alpha_s c).
+    """
+    kappa = step.stretch * mean(step.log_snr)
+    return scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope
+
+
 def residual(
     step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
 ) -> Data:
-    """(1 + stretch kappa) x_hat - x_phi - slope, for a network that estimates p x_phi + q eps.
-
-    In discrete time it is (mu_P - mu_Q) / (alpha_s c). Written through the network's own error, which stays
-    exact in float32 where alpha or sigma vanish:
-    x_hat - x_phi = -sigma / (q alpha - p sigma) (out - p x_phi - q eps).
-    """
-    alpha, sigma = alpha_sigma(step.log_snr)
-    p, q = parameterization(step.log_snr)
-    out = network(diffuse(step.x_phi, eps, step.log_snr), step.log_snr)
-    error = scale(-sigma / (q * alpha - p * sigma), out - scale(p, step.x_phi) - scale(q, eps))
-    kappa = step.stretch * mean(step.log_snr)
-    return scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope
+    """`step_error` of what the network makes of x_phi and `eps`."""
+    return step_error(step, network_error(step.log_snr, step.x_phi, eps, network, parameterization), mean)
 
 
 def diffusion_loss(
