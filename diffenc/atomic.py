@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,6 +9,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from diffenc.errors import UserError
 
@@ -51,6 +54,13 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Replace the content of `path` by `value` as indented JSON (see `to_json`), all or nothing."""
     write_text(path, to_json(value, indent=1) + "\n")
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """`arrays` as an .npz file without pickles."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **dict(arrays))
+    return buffer.getvalue()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

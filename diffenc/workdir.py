@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,7 +47,7 @@ def keep_evaluation(
       UserError: the disk refused; nothing is left half-written.
     """
     workdir = Path(workdir)
-    text, data = atomic.to_json(record, indent=1).encode() + b"\n", _npz(arrays)
+    text, data = atomic.to_json(record, indent=1).encode() + b"\n", atomic.npz(arrays)
     folder = _made(workdir / "evaluations")
     number = _file_new(folder, data)
     atomic.write_bytes(folder / f"{number:04d}.json", text)
@@ -83,12 +82,6 @@ def _lock(descriptor: int, workdir: Path) -> None:
         ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(arrays))
-    return buffer.getvalue()
 
 
 def _file_new(folder: Path, data: bytes) -> int:
