@@ -1,11 +1,13 @@
 """What a user binds: one run, described by values alone."""
 
 import dataclasses
+import difflib
 
 from diffenc.chain import EQUAL
 from diffenc.errors import UserError
 from diffenc.interfaces import Dataset, Optimizer, Proposal, Variance
 from diffenc.model import UNIFORM, Model
+from diffenc.solvers import SOLVERS
 
 SPLITS = ("train", "validation", "test")
 TIMES = ("equal", "fitted")
@@ -48,6 +50,19 @@ def check_images(name: str, split: str, num_images: int | None) -> None:
     """Raise UserError unless these can be images of a split."""
     require(split in SPLITS, f"{name}.split = {split!r}: must be one of {', '.join(SPLITS)}")
     require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
+
+
+def check_sampler(sampler: str, variance: Variance) -> None:
+    """Raise UserError unless there is such a sampler, and `variance` has a meaning for it."""
+    nearest = difflib.get_close_matches(sampler, SOLVERS, n=1, cutoff=0.0)[0]
+    require(
+        sampler in SOLVERS,
+        f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest}; there are {', '.join(SOLVERS)}",
+    )
+    require(
+        sampler == "ancestral" or variance == EQUAL,
+        f"sample.variance is only for sample.sampler = 'ancestral', and it is {sampler!r}: unbind one of them",
+    )
 
 
 def check_times(name: str, times: str) -> None:
@@ -114,6 +129,8 @@ class Sample:
       seed: of the noise.
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
       variance: sigma_P^2 of the T steps.
+      sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
+        step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
     """
 
     steps: int = 1000
@@ -122,10 +139,12 @@ class Sample:
     seed: int = 0
     times: str = "equal"
     variance: Variance = EQUAL
+    sampler: str = "ancestral"
 
     def __post_init__(self):
         check_seed("sample.seed", self.seed)
         check_times("sample", self.times)
+        check_sampler(self.sampler, self.variance)
         for name in ("steps", "num"):
             require(getattr(self, name) >= 1, f"sample.{name} = {getattr(self, name)}: must be at least 1")
 

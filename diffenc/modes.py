@@ -19,7 +19,7 @@ from diffenc.experiment import Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
 from diffenc.progress import Progress
-from diffenc.sample_images import ImageSampler
+from diffenc.sample_images import ImageSampler, file_name
 from diffenc.sharding import data_mesh
 from diffenc.train import CONFIG, check_config
 from diffenc.train_state import abstract_state, count_parameters
@@ -71,9 +71,9 @@ def sample(experiment: Experiment, workdir: str | Path) -> Path:
     """
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.sample
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    sampler = ImageSampler(experiment, mesh)
+    sampler = ImageSampler(experiment, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
-    path = workdir / "samples" / f"{step:09d}_T{settings.steps}_n{settings.num}_seed{settings.seed}.png"
+    path = workdir / "samples" / file_name(settings, step)
     save_png(path, images, experiment.dataset.num_levels)
     logging.info("%d images of %d steps in %s", settings.num, settings.steps, path)
     return path

@@ -1,18 +1,23 @@
 """A grid's worth of images from a trained model, in stretches of one compiled scan."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from diffenc import sampler
-from diffenc.experiment import Experiment
+from diffenc import fits, sampler
+from diffenc.chain import EQUAL
+from diffenc.experiment import Experiment, Sample
 from diffenc.interfaces import Data, Key, Params
 from diffenc.randomness import root_key
+from diffenc.sampler import Descent
 from diffenc.sharding import on_each, split_over
+from diffenc.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 
 MOST_STRETCHES = 20
 
@@ -22,10 +27,26 @@ def stretches(steps: int) -> int:
     return max(count for count in range(1, min(steps, MOST_STRETCHES) + 1) if steps % count == 0)
 
 
-class ImageSampler:
-    """Draws `sample.num` images by `sample.steps` ancestral steps. Compiled once, used at every cadence."""
+def file_name(settings: Sample, step: int) -> str:
+    """The PNG's name: what was drawn from the checkpoint of `step`, and how where it is not the usual way."""
+    unusual = {
+        settings.sampler: settings.sampler != "ancestral",
+        f"{settings.times}-times": settings.times != "equal",
+        f"{fits.variance_name(settings.variance)}-variance": settings.variance != EQUAL,
+    }
+    parts = [f"{step:09d}", f"T{settings.steps}", *(part for part, named in unusual.items() if named)]
+    return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
 
-    def __init__(self, experiment: Experiment, mesh: Mesh):
+
+class ImageSampler:
+    """Draws `sample.num` images by the chain and solver of `experiment.sample`. Compiled once."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
+        """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`.
+
+        Raises:
+          UserError: times or variances that must be fitted are not.
+        """
         self.settings = experiment.sample
         self.num_stretches = stretches(self.settings.steps)
         self._model = experiment.model
@@ -33,33 +54,51 @@ class ImageSampler:
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
-        self._stretch = jax.jit(self._run_stretch, out_shardings=self._sharding, donate_argnums=1)
-        self._log_snrs = jax.jit(
-            lambda params: sampler.sampling_log_snrs(self._model, params, self.settings.steps)
+        self._solver = SOLVERS[self.settings.sampler]
+        self._must_check_slope = self.settings.sampler in ODE_SOLVERS
+        self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
+        plan, model = fits.plan(workdir, self.settings, step), self._model
+        jax.eval_shape(lambda: plan.chain(model.schedule, model.schedule.init(root_key(0, "init"))))
+        self._descent = jax.jit(
+            lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
         )
 
     def draw(
         self, params: Params, after_stretch: Callable[[], None] = lambda: None
     ) -> Int[np.ndarray, "n h w c"]:
         """Integer levels. `after_stretch` is called after each stretch: to show progress, or to raise."""
-        z_key, step_key = jax.random.split(root_key(self.settings.seed, "sample"))
-        z = jax.device_put(jax.random.normal(z_key, self._shape), self._sharding)
-        log_snrs = self._log_snrs(params)
-        length = self.settings.steps // self.num_stretches
-        for first in range(0, self.settings.steps, length):
-            z = self._stretch(params, z, log_snrs[first : first + length + 1], step_key, jnp.asarray(first))
-            jax.block_until_ready(z)
-            after_stretch()
-        log_snr_0 = jnp.broadcast_to(log_snrs[-1], self._shape[:1])
-        return np.asarray(sampler.decode(z, log_snr_0, self._num_levels))
+        self._warn_of_another_model(params)
 
-    def _run_stretch(
-        self,
-        params: Params,
-        z: Data,
-        log_snrs: Float[Array, " length_plus_one"],
-        key: Key,
-        first: Int[Array, ""],
+        def walk_down(key: Key, z: Data, down: Descent) -> Data:
+            z, length = jax.device_put(z, self._sharding), self.settings.steps // self.num_stretches
+            for first in range(0, self.settings.steps, length):
+                stretch = Descent(
+                    down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
+                )
+                z = self._stretch(params, z, stretch, key, jnp.asarray(first))
+                jax.block_until_ready(z)
+                after_stretch()
+            return z
+
+        key = root_key(self.settings.seed, "sample")
+        return np.asarray(
+            sampler.sample_along(self._descent(params), key, self._shape, self._num_levels, walk_down)
+        )
+
+    def _walk_stretch(
+        self, params: Params, z: Data, stretch: Descent, key: Key, first: Int[Array, ""]
     ) -> Data:
         x_hat = sampler.x_hat_of(self._model, params)
-        return sampler.ancestral(key, z, log_snrs, x_hat, self._model.mean, first)
+        return sampler.walk(key, z, *stretch, x_hat, self._model.mean, self._solver, first)
+
+    def _warn_of_another_model(self, params: Params) -> None:
+        """Once, and with the parameters in use: a trainable encoder is born as the non-trainable one."""
+        if not self._must_check_slope or slope_is_modelled(self._model, params, self._shape[1:]):
+            return
+        self._must_check_slope = False
+        logging.warning(
+            "sample.sampler = %s takes the encoder's slope to be kappa x_phi, and it is not: these are samples of "
+            "another model than the one whose bits/dim are measured; %s draw from that one",
+            self.settings.sampler,
+            " and ".join(SDE_SOLVERS),
+        )

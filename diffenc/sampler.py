@@ -1,17 +1,19 @@
-"""Ancestral sampling, once for all plugins; one compiled scan over the steps."""
+"""Sampling, once for all plugins and solvers; one compiled scan over the steps."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffenc.gaussian import alpha_sigma, scale, step_fraction
-from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Parameterization, Params
+from diffenc.chain import Chain
+from diffenc.gaussian import alpha_sigma, scale
+from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Parameterization, Params, PerStep
 from diffenc.model import Model
 from diffenc.pixels import Levels, nearest_levels
-
-XHat = Callable[[Data, LogSNR], Data]
+from diffenc.solvers import Solver, XHat, ancestral
+from diffenc.solvers import reverse_step as reverse_step
 
 
 def x_hat_from(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameterization) -> Data:
@@ -21,39 +23,28 @@ def x_hat_from(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameteri
     return scale(1 / (q * alpha - p * sigma), scale(q, z) - scale(sigma, out))
 
 
-def reverse_step(
-    z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean
-) -> tuple[Data, LogSNR]:
-    """Mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q."""
-    alpha_t, _ = alpha_sigma(log_snr_t)
-    alpha_s, sigma_s = alpha_sigma(log_snr_s)
-    fraction = step_fraction(log_snr_t, log_snr_s)
-    gain = fraction + (log_snr_s - log_snr_t) * mean(log_snr_t)
-    mu = scale(alpha_s / alpha_t * (1 - fraction), z) + scale(alpha_s * gain, x_hat)
-    return mu, sigma_s * jnp.sqrt(fraction)
-
-
-def ancestral(
+def walk(
     key: Key,
     z: Data,
     log_snrs: Float[Array, " steps_plus_one"],
+    log_w: PerStep,
     x_hat: XHat,
     mean: GenerativeMean,
+    solver: Solver,
     first: int | Int[Array, ""] = 0,
 ) -> Data:
     """z at log_snrs[-1], from z at log_snrs[0], the noisiest.
 
-    The noise of step i is fold_in(key, first + i), so that a chain cut into stretches stays the same chain.
+    The noise of step i is fold_in(key, first + i), so that a walk cut into stretches stays the same walk.
     """
 
     def body(z: Data, step) -> tuple[Data, None]:
-        index, log_snr_t, log_snr_s = step
-        log_snr_t, log_snr_s = (jnp.broadcast_to(value, z.shape[:1]) for value in (log_snr_t, log_snr_s))
-        mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean)
+        index, *at_step = step
+        log_snr_t, log_snr_s, log_w = (jnp.broadcast_to(value, z.shape[:1]) for value in at_step)
         noise = jax.random.normal(jax.random.fold_in(key, index), z.shape, z.dtype)
-        return mu + scale(sigma, noise), None
+        return solver(z, log_snr_t, log_snr_s, log_w, x_hat, mean, noise), None
 
-    steps = (first + jnp.arange(len(log_snrs) - 1), log_snrs[:-1], log_snrs[1:])
+    steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
     return jax.lax.scan(body, z, steps)[0]
 
 
@@ -72,9 +63,29 @@ def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -
     return x_hat
 
 
-def sampling_log_snrs(model: Model, params: Params, steps: int) -> Float[Array, " steps_plus_one"]:
-    """log_snr at `steps` equal steps of t, from 1 down to 0."""
-    return model.schedule.apply(params["schedule"], jnp.linspace(1.0, 0.0, steps + 1))
+class Descent(NamedTuple):
+    """A chain as sampling walks it, the noisiest first: log_snr at its stops, and log_w of each step."""
+
+    log_snrs: Float[Array, " steps_plus_one"]
+    log_w: PerStep
+
+
+def descent(model: Model, params: Params, chain: Chain) -> Descent:
+    """`chain` from t = 1 down to 0, under the schedule's parameters."""
+    return Descent(model.schedule.apply(params["schedule"], chain.times[::-1]), chain.log_w[::-1])
+
+
+def sample_along(
+    down: Descent,
+    key: Key,
+    shape: tuple[int, ...],
+    num_levels: int,
+    walk_down: Callable[[Key, Data, Descent], Data],
+) -> Levels:
+    """int32 levels of `shape`: standard normal noise, taken to log_snrs[-1] by `walk_down`, and decoded."""
+    z_key, step_key = jax.random.split(key)
+    z_0 = walk_down(step_key, jax.random.normal(z_key, shape), down)
+    return decode(z_0, jnp.broadcast_to(down.log_snrs[-1], shape[:1]), num_levels)
 
 
 def sample(
@@ -84,12 +95,16 @@ def sample(
     shape: tuple[int, ...],
     *,
     num_levels: int,
-    steps: int,
+    chain: Chain,
+    solver: Solver = ancestral,
     condition: Condition | None = None,
 ) -> Levels:
-    """Images of `shape` [B, H, W, C], int32 levels, by `steps` equal steps of t. The encoder is not used."""
-    z_key, step_key = jax.random.split(key)
-    log_snrs = sampling_log_snrs(model, params, steps)
-    z_1 = jax.random.normal(z_key, shape)
-    z_0 = ancestral(step_key, z_1, log_snrs, x_hat_of(model, params, condition), model.mean)
-    return decode(z_0, jnp.broadcast_to(log_snrs[-1], shape[:1]), num_levels)
+    """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used.
+
+    Which solvers are consistent with which encoders: see `diffenc.solvers`.
+    """
+
+    def walk_down(key: Key, z: Data, down: Descent) -> Data:
+        return walk(key, z, *down, x_hat_of(model, params, condition), model.mean, solver)
+
+    return sample_along(descent(model, params, chain), key, shape, num_levels, walk_down)

@@ -38,7 +38,7 @@ class Visits:
         self._workdir = workdir
         self._check = check
         self._evaluator = Evaluator(experiment, mesh, workdir) if experiment.evaluate_every else None
-        self._sampler = ImageSampler(experiment, mesh)
+        self._sampler = ImageSampler(experiment, mesh, workdir) if experiment.sample_every else None
         self._visits: dict[str, Visit] = {"evaluation": self._evaluate, "samples": self._sample}
 
     def __getitem__(self, name: str) -> Visit:
@@ -57,6 +57,8 @@ class Visits:
             workdirs.keep_evaluation(self._workdir, figures, measured.terms)
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
+        if self._sampler is None:  # owed, as above
+            return
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
         save_png(path, images, num_levels)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc import sampler
+from diffenc.chain import equal_steps
 from diffenc.experiment import Sample
 from diffenc.model import Model
 from diffenc.randomness import root_key
@@ -48,9 +49,8 @@ def test_stretches_are_equal_and_at_most_twenty(steps):
 def test_stretches_make_one_chain(tiny, params, steps):
     experiment = tiny(sample=Sample(steps=steps, num=3, seed=8))
     drawn = ImageSampler(experiment, data_mesh()).draw(params)
-    whole = sampler.sample(
-        experiment.model, params, root_key(8, "sample"), (3, 4, 4, 1), num_levels=5, steps=steps
-    )
+    start = root_key(8, "sample"), (3, 4, 4, 1)
+    whole = sampler.sample(experiment.model, params, *start, num_levels=5, chain=equal_steps(steps))
     np.testing.assert_array_equal(drawn, whole)
 
 

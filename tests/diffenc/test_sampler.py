@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc import registry, sampler
+from diffenc.chain import Chain, equal_steps
 from diffenc.model import Model
+from diffenc.solvers import ancestral
 
 PARAMETERIZATIONS = {name: registry.parameterizations[name]() for name in registry.parameterizations}
 MEANS: dict[str, Any] = {name: registry.means[name]() for name in registry.means}
@@ -87,9 +89,9 @@ def test_a_tiny_step_keeps_its_digits_in_float32():
 @pytest.mark.parametrize("mean", MEANS)
 def test_a_drawn_step_has_that_mean_and_deviation(mean):
     n, z, log_snrs = 100_000, 0.4, [-1.0, 0.5]
-    drawn = sampler.ancestral(
-        jax.random.key(0), jnp.full((n, 1), z), jnp.asarray(log_snrs), lambda z, log_snr: 0.5 * z, MEANS[mean]
-    )
+    x_hat = lambda z, log_snr: 0.5 * z  # noqa: E731
+    start = jax.random.key(0), jnp.full((n, 1), z)
+    drawn = sampler.walk(*start, jnp.asarray(log_snrs), jnp.zeros(1), x_hat, MEANS[mean], ancestral)
     mu, sigma = reverse_step(z, 0.5 * z, log_snrs[0], log_snrs[1], MEANS[mean])
     drawn = np.asarray(drawn, np.float64)
     assert abs(drawn.mean() - mu) < 4 * sigma / np.sqrt(n)
@@ -113,7 +115,8 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
 
     log_snrs = jnp.linspace(-8.0, 6.0, 513)
     key, z_key = jax.random.split(jax.random.key(1))
-    z = sampler.ancestral(key, jax.random.normal(z_key, (n, 1)), log_snrs, x_hat, mean)
+    start = key, jax.random.normal(z_key, (n, 1))
+    z = sampler.walk(*start, log_snrs, jnp.zeros(512), x_hat, mean, ancestral)
     alpha, sigma = ends(6.0)
     spread = variance * (alpha**4 if encoder == "nontrainable" else 1.0)
     truth = alpha**2 * spread + sigma**2
@@ -121,24 +124,26 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
     assert abs(float(jnp.var(z)) / truth - 1) < 4 * np.sqrt(2 / n) + bias
 
 
-def chain(key, z, log_snrs, **options):
+def walk(key, z, log_snrs, log_w=None, **options):
     x_hat = lambda z, log_snr: jnp.tanh(z + log_snr[:, None] / 9)  # noqa: E731
-    return sampler.ancestral(key, z, log_snrs, x_hat, MEANS["counterterm"], **options)
+    log_w = jnp.zeros(len(log_snrs) - 1) if log_w is None else log_w
+    return sampler.walk(key, z, log_snrs, log_w, x_hat, MEANS["counterterm"], ancestral, **options)
 
 
 @pytest.mark.parametrize("cuts", [[7], [1, 19], [4, 5, 12]])
-def test_a_chain_in_stretches_is_the_whole_chain(cuts, x64):
+def test_a_walk_in_stretches_is_the_whole_walk(cuts, x64):
     key, z, log_snrs = jax.random.key(2), jnp.ones((3, 5)), jnp.linspace(-5.0, 13.3, 21)
-    whole, stretch = jax.jit(chain)(key, z, log_snrs), jax.jit(chain)
+    log_w = jnp.linspace(-0.3, 0.2, 20)
+    whole, stretch = jax.jit(walk)(key, z, log_snrs, log_w), jax.jit(walk)
     for first, last in zip([0, *cuts], [*cuts, 20], strict=True):
-        z = stretch(key, z, log_snrs[first : last + 1], first=first)
+        z = stretch(key, z, log_snrs[first : last + 1], log_w[first:last], first=first)
     # scans of other lengths are other programs, whose last bits need not agree; other noise would be O(1) off
     np.testing.assert_allclose(z, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_every_step_has_its_own_noise():
     key, z, log_snrs = jax.random.key(2), jnp.zeros((2000, 1)), jnp.asarray([-1.0, 0.0])
-    noises = [np.asarray(chain(key, z, log_snrs, first=first)).ravel() for first in (0, 1, 2)]
+    noises = [np.asarray(walk(key, z, log_snrs, first=first)).ravel() for first in (0, 1, 2)]
     assert np.all(np.abs(np.corrcoef(noises) - np.eye(3)) < 4 / np.sqrt(2000))
 
 
@@ -194,7 +199,7 @@ def model_that_means(image, parameterization="v", schedule=None):
     return model, {"encoder": None, "schedule": {}, "network": {"gain": 1.0}}
 
 
-def test_sampling_falls_in_equal_steps_of_t():
+def test_a_walk_descends_the_chain_from_its_noisy_end():
     @dataclasses.dataclass(frozen=True)
     class Quadratic:
         def init(self, key):
@@ -204,8 +209,10 @@ def test_sampling_falls_in_equal_steps_of_t():
             return params - 10 * t**2
 
     model, _ = model_that_means(jnp.zeros((1, 1, 1)), schedule=Quadratic())
-    got = sampler.sampling_log_snrs(model, {"schedule": 4.0}, 4)
-    np.testing.assert_allclose(got, [-6, 4 - 5.625, 1.5, 3.375, 4], rtol=1e-6)
+    chain = Chain(jnp.asarray([0.0, 0.1, 0.5, 1.0]), jnp.asarray([-0.1, -0.2, -0.3]))
+    log_snrs, log_w = sampler.descent(model, {"schedule": 4.0}, chain)
+    np.testing.assert_allclose(log_snrs, [-6, 1.5, 3.9, 4], rtol=1e-6)
+    np.testing.assert_allclose(log_w, [-0.3, -0.2, -0.1])
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
@@ -213,7 +220,7 @@ def test_a_model_sure_of_an_image_samples_it(parameterization):
     levels = np.arange(16).reshape(4, 4, 1)
     model, params = model_that_means(jnp.asarray((2 * levels + 1) / 16 - 1, jnp.float32), parameterization)
     shape = (3, 4, 4, 1)
-    images = sampler.sample(model, params, jax.random.key(0), shape, num_levels=16, steps=50)
+    images = sampler.sample(model, params, jax.random.key(0), shape, num_levels=16, chain=equal_steps(50))
     assert images.dtype == jnp.int32
     np.testing.assert_array_equal(images, np.broadcast_to(levels, shape))
 
@@ -223,7 +230,7 @@ def test_sampling_takes_parameters_key_and_condition():
 
     def sample(key=0, params=params, **options):
         key = jax.random.key(key)
-        options = {"num_levels": 256, "steps": 10, **options}
+        options = {"num_levels": 256, "chain": equal_steps(10), **options}
         return np.asarray(sampler.sample(model, params, key, (2, 8, 8, 1), **options))
 
     np.testing.assert_array_equal(sample(), sample())
