@@ -95,6 +95,15 @@ class Schedule(Protocol):
 
 
 @runtime_checkable
+class LearnedInterior(Schedule, Protocol):
+    """A schedule that learns how log_snr falls between its ends; diffenc.interior says for what."""
+
+    def interior(self, params: Params, t: Times) -> LogSNR:
+        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others."""
+        ...
+
+
+@runtime_checkable
 class Parameterization(Protocol):
     """What the network estimates: p(lambda) x_phi + q(lambda) eps."""
 

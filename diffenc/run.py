@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from diffenc import config, modes, registry
 from diffenc.errors import UserError
+from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
 from diffenc.train import CONFIG, train
@@ -21,6 +22,7 @@ MODES = {
     "evaluate": modes.evaluate,
     "sample": modes.sample,
     "fit_variance": fit_variance,
+    "fit_schedule": fit_schedule,
 }
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from diffenc import interior
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params
 from diffenc.model import Terms, bits_per_dim, draw
@@ -114,13 +115,14 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
 
 def mean_bits(params: Params, experiment: Experiment, levels: Levels, key: Key) -> tuple[Scalar, Terms]:
-    """-ELBO of a batch in bits/dim, and its three terms; dropout on."""
+    """-ELBO of a batch in bits/dim, and its three terms; dropout on. Its gradient is also that of the interior."""
     draw_key, dropout_key = jax.random.split(key)
     draws = draw(draw_key, levels.shape)
     num_levels = experiment.dataset.num_levels
     terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, key=dropout_key)
     means = jax.tree.map(lambda nats: bits_per_dim(jnp.mean(nats), levels[0].size), terms)
-    return means.total, means
+    trained = interior.objective(experiment.model.schedule, params["schedule"], draws.t, terms.diffusion)
+    return means.total + trained, means
 
 
 def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:

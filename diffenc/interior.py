@@ -1,0 +1,63 @@
+"""What lies between the ends of a learned schedule, trained for a quiet estimate of the loss.
+
+In continuous time the mean of the diffusion loss l(t) depends on the schedule through its ends alone; what lies
+between them decides how much l(t) varies over uniformly drawn t, hence how noisy gradients are. Let m2(lambda) be the
+mean square of the loss per unit of lambda and r_eta(lambda) = |d lambda / dt| the rate at which a schedule with
+parameters eta passes lambda. Then l = r times the loss per unit of lambda, and dt = d lambda / r, so
+
+    V = E_t[l^2] = integral of r_eta m2 d lambda,
+    dV / d eta = integral of m2 d r_eta / d eta d lambda = E_t[(l^2 / r) d r_eta(lambda_t) / d eta],
+
+where lambda_t stays put while eta moves: lambda is the variable of integration, and its limits are the ends, which
+are not eta's. V is least where 1 / r, the density of lambda, is proportional to sqrt(m2).
+
+VDM (arXiv:2107.00630, App. I.2) has the same aim, and takes the gradient of l^2 through the network by a second
+backward pass, or by sharing the first. This needs l alone, is unbiased as well, and costs nothing to speak of.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffenc.interfaces import LearnedInterior, LogSNR, Params, PerExample, Schedule, Times
+
+Scalar = Float[Array, ""]
+
+
+def objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) -> Scalar:
+    """Zero, with the gradient that the interior is to follow; of a schedule without one, plain zero.
+
+    Args:
+      params: the schedule's.
+      t: drawn uniformly.
+      loss: the diffusion losses there; none of its own gradients are used.
+    """
+    if not isinstance(schedule, LearnedInterior):
+        return jnp.zeros(())
+    value = surrogate(schedule, params, t, loss)
+    return value - jax.lax.stop_gradient(value)
+
+
+def surrogate(schedule: LearnedInterior, params: Params, t: Times, loss: PerExample) -> Scalar:
+    """Mean square of the loss over its squared mean, in this form: the mean of (l^2 / r) r_eta(lambda_t).
+
+    The quotient makes it about 1 whatever the data; only the numerator has a gradient.
+    """
+    rate = rate_at_fixed_log_snr(schedule, params, t)
+    squares = jax.lax.stop_gradient(jnp.square(loss / jnp.mean(loss)) / rate)
+    return jnp.mean(squares * rate)
+
+
+def rate_at_fixed_log_snr(schedule: LearnedInterior, params: Params, t: Times) -> PerExample:
+    """|d lambda / dt| at t, differentiable in the interior's parameters with lambda(t) held fixed.
+
+    When eta moves, lambda is passed at another time: by d t / d eta = -(d lambda / d eta) / lambda'. The Newton step
+    below has the value t and that derivative.
+    """
+
+    def value_and_rate(t: Times) -> tuple[LogSNR, LogSNR]:
+        return jax.jvp(lambda t: schedule.interior(params, t), (t,), (jnp.ones_like(t),))
+
+    log_snr, rate = value_and_rate(t)
+    moved = t - (log_snr - jax.lax.stop_gradient(log_snr)) / jax.lax.stop_gradient(rate)
+    return jnp.abs(value_and_rate(moved)[1])

@@ -1,0 +1,85 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffenc.errors import UserError
+from diffenc.interfaces import Key, LogSNR, Params, Times
+from diffenc.registry import schedules
+from diffenc_plugins.ends import check_ends
+from diffenc_plugins.schedules.learned_endpoints import LearnedEndpoints
+
+LEAST_LINEAR = 0.05  # of the fall, at least this part is linear (but for what 1 / (1 + 0.05) takes off)
+FIRST_BUMPS = 0.2  # how much of the fall comes from the sigmoids at first
+
+
+@schedules.register("monotone")
+@dataclasses.dataclass(frozen=True)
+class Monotone:
+    """Learned ends, and between them a learned monotone network trained for a quiet loss (VDM, App. I.2).
+
+    log_snr = start - drop * (g(t) - g(0)) / (g(1) - g(0)), start and drop as in schedule.learned_endpoints, and
+    g(t) = l t + sum_k w_k sigmoid(a_k t + b_k) with l, w_k, a_k > 0: it falls strictly whatever the parameters (in
+    float32, over a hundred steps, while |start| <= 64). Parameters of zero, the first ones, give nearly a line.
+
+    The bound is trained through the ends alone: in continuous time its mean does not depend on what lies between
+    them. `interior` is for diffenc.interior, which trains that to lower the variance.
+
+    Attributes:
+      log_snr_max: the first value at t = 0.
+      log_snr_min: the first value at t = 1.
+      units: number of sigmoids.
+    """
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+    units: int = 32
+
+    def __post_init__(self):
+        check_ends("schedule.monotone", self.log_snr_max, self.log_snr_min)
+        if self.units < 1:
+            raise UserError(f"schedule.monotone.units = {self.units}: must be at least 1")
+
+    @property
+    def _ends(self) -> LearnedEndpoints:
+        return LearnedEndpoints(self.log_snr_max, self.log_snr_min)
+
+    def init(self, key: Key) -> Params:
+        zeros = jnp.zeros(self.units)
+        interior = {"linear": jnp.zeros(()), "weight": zeros, "steepness": zeros, "offset": zeros}
+        return {"ends": self._ends.init(key), "interior": interior}
+
+    def apply(self, params: Params, t: Times) -> LogSNR:
+        return self._log_snr(params["ends"], jax.lax.stop_gradient(params["interior"]), t)
+
+    def interior(self, params: Params, t: Times) -> LogSNR:
+        return self._log_snr(jax.lax.stop_gradient(params["ends"]), params["interior"], t)
+
+    def _log_snr(self, ends: Params, interior: Params, t: Times) -> LogSNR:
+        return self._ends.apply(ends, self._fallen(interior, t))
+
+    def _fallen(self, params: Params, t: Times) -> Float[Array, " b"]:
+        """(g(t) - g(0)) / (g(1) - g(0)); 0 at t = 0 and 1 at t = 1."""
+        weight = positive(params["weight"], FIRST_BUMPS / self.units)
+        steepness = positive(params["steepness"], 0.5 * self.units + 2)
+        centres = (np.arange(self.units) + 0.5) / self.units
+        offset = params["offset"] - steepness * centres
+
+        def risen(t: Float[Array, ""]) -> Float[Array, ""]:
+            """sum_k w_k (sigmoid(a_k t + b_k) - sigmoid(b_k)), by sigmoid(x) - sigmoid(y) =
+            sigmoid(x) sigmoid(-y) (1 - exp(y - x)), which has no cancellation and is 0 at t = 0."""
+            reach = steepness * t
+            steps = jax.nn.sigmoid(reach + offset) * jax.nn.sigmoid(-offset) * -jnp.expm1(-reach)
+            return jnp.sum(weight * steps)
+
+        whole = risen(jnp.ones((), t.dtype))
+        linear = positive(params["linear"], 1 - FIRST_BUMPS) + 1e-3 + LEAST_LINEAR * whole
+        return (linear * t + jax.vmap(risen)(t)) / (linear + whole)
+
+
+def positive(raw: Any, first: float) -> Float[Array, "..."]:
+    """softplus, moved so that zero means `first`."""
+    return jax.nn.softplus(raw + float(first + np.log(-np.expm1(-first))))
