@@ -23,7 +23,7 @@ class Monotone:
 
     log_snr = start - drop * (g(t) - g(0)) / (g(1) - g(0)), start and drop as in schedule.learned_endpoints, and
     g(t) = l t + sum_k w_k sigmoid(a_k t + b_k) with l, w_k, a_k > 0: it falls strictly whatever the parameters (in
-    float32, over a hundred steps, while |start| <= 64). Parameters of zero, the first ones, give nearly a line.
+    float32, over a hundred steps, while |start| <= 32). Parameters of zero, the first ones, give nearly a line.
 
     The bound is trained through the ends alone: in continuous time its mean does not depend on what lies between
     them. `interior` is for diffenc.interior, which trains that to lower the variance.

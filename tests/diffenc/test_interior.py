@@ -164,8 +164,6 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
         bits(schedule)[0], terms.reconstruction + terms.latent + terms.diffusion, rtol=1e-6
     )
     h, start = 1e-2, schedule["ends"]["start"]
-    ahead, behind = (
-        bits({**schedule, "ends": {**schedule["ends"], "start": start + d}})[0] for d in (h, -h)
-    )
+    ahead, behind = (bits({**schedule, "ends": {**schedule["ends"], "start": start + d}})[0] for d in (h, -h))
     np.testing.assert_allclose(gradient["ends"]["start"], (ahead - behind) / (2 * h), rtol=2e-2)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["interior"]))

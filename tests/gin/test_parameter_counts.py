@@ -54,8 +54,8 @@ def test_the_size_is_the_published_one(name):
     assert sum(sizes) == TOTALS.get(name, sizes[0])
 
 
-def test_learned_endpoints_are_two_more_of_the_whole_model():
-    for more, extra in (((), 0), (("learned_endpoints",), 2)):
+def test_learned_schedules_are_few_more_of_the_whole_model():
+    for more, extra in (((), 0), (("learned_endpoints",), 2), (("learned_schedule",), 2 + 3 * 32 + 1)):
         model, image_shape = load("mnist_diffenc_8_2", *more)
         params = jax.eval_shape(functools.partial(model.init, image_shape=image_shape), jax.random.key(0))
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10_795_330 + extra
@@ -63,4 +63,4 @@ def test_learned_endpoints_are_two_more_of_the_whole_model():
 
 def test_no_run_file_is_left_out():
     files = {Path(name).stem for name in config.shipped_files()}
-    assert files - {"quickstart", "mnist_small", "learned_endpoints"} == set(PUBLISHED)
+    assert files - {"quickstart", "mnist_small", "learned_endpoints", "learned_schedule"} == set(PUBLISHED)

@@ -24,7 +24,7 @@ NAMES = [
     "imagenet32_diffenc_32_8",
 ]
 PUBLISHED = NAMES[2:]
-LEARNED = "gin/learned_endpoints.gin"
+STACKABLE = {"learned_endpoints": "learned_endpoints", "learned_schedule": "monotone"}  # file: its schedule
 
 
 def load(name, *more) -> Any:
@@ -37,7 +37,7 @@ def comment(name):
 
 
 def test_these_are_the_run_files():
-    assert config.shipped_files() == sorted([LEARNED, *(f"gin/{name}.gin" for name in NAMES)])
+    assert config.shipped_files() == sorted(f"gin/{name}.gin" for name in [*STACKABLE, *NAMES])
     assert not (ROOT / "gin" / "__init__.py").exists()
 
 
@@ -49,11 +49,18 @@ def test_a_run_file_is_the_same_read_back_from_its_complete_text(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learned_endpoints_stack_on_a_run_file(name):
-    fixed, learned = load(name).model.schedule, load(name, LEARNED).model.schedule
+@pytest.mark.parametrize(("file", "schedule"), STACKABLE.items())
+def test_a_learned_schedule_stacks_on_a_run_file(name, file, schedule):
+    fixed, learned = load(name).model.schedule, load(name, f"gin/{file}.gin").model.schedule
     assert registry.schedules.name_of(type(fixed)) == "linear"
-    assert registry.schedules.name_of(type(learned)) == "learned_endpoints"
+    assert registry.schedules.name_of(type(learned)) == schedule
     assert (learned.log_snr_max, learned.log_snr_min) == (fixed.log_snr_max, fixed.log_snr_min)
+
+
+@pytest.mark.parametrize("files", [list(STACKABLE), list(STACKABLE)[::-1]])
+def test_of_two_that_stack_the_later_wins(files):
+    schedule = load("quickstart", *(f"gin/{file}.gin" for file in files)).model.schedule
+    assert registry.schedules.name_of(type(schedule)) == STACKABLE[files[-1]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +71,7 @@ def test_schedule_and_networks_share_the_ends(name):
     assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
 
 
-@pytest.mark.parametrize("name", [*NAMES, "learned_endpoints"])
+@pytest.mark.parametrize("name", [*NAMES, *STACKABLE])
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in config.read_file(f"gin/{name}.gin"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import registry
+from diffenc import interfaces, registry
 from diffenc.errors import UserError
 
 every_schedule = pytest.mark.parametrize("name", list(registry.schedules))
@@ -33,6 +33,42 @@ def test_it_falls_strictly_from_end_to_end(name, ends):
     log_snr = np.asarray(schedule.apply(params, jnp.linspace(0, 1, 1001)))
     np.testing.assert_allclose(log_snr[[0, -1]], ends, rtol=1e-6)
     assert np.all(np.diff(log_snr) < 0)
+
+
+def perturbed(params, seed, scale):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: a + jnp.asarray(random.normal(0, scale, a.shape), a.dtype), params)
+
+
+@every_schedule
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+def test_it_falls_strictly_whatever_was_learned(name, scale):
+    schedule, params = make(name, 8.0, -5.0)
+    compiled = jax.jit(schedule.apply)
+    for seed in range(8):
+        log_snr = np.asarray(compiled(perturbed(params, seed, scale), jnp.linspace(0, 1, 101)))
+        assert np.isfinite(log_snr).all()
+        assert np.all(np.diff(log_snr) < 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in registry.schedules
+        if isinstance(registry.schedules[name](), interfaces.LearnedInterior)
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_an_interior_moves_no_end_and_shares_no_parameter_with_the_bound(name, seed):
+    schedule, params = make(name, 8.0, -5.0)
+    params, t = perturbed(params, seed, 2.0), jnp.linspace(0, 1, 9)
+    np.testing.assert_array_equal(schedule.interior(params, t), schedule.apply(params, t))
+    bound, interior = (jax.jacobian(f)(params, t) for f in (schedule.apply, schedule.interior))
+    for one, other in zip(jax.tree.leaves(bound), jax.tree.leaves(interior), strict=True):
+        assert not (np.any(one != 0) and np.any(other != 0))
+        np.testing.assert_allclose(other[np.array([0, -1])], 0, atol=1e-5)
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(interior))
 
 
 @every_schedule
