@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 
 from diffenc.chain import EQUAL
+from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.interfaces import Dataset, Optimizer, Proposal, Variance
 from diffenc.model import UNIFORM, Model
@@ -26,10 +27,14 @@ FREE_TO_CHANGE = (
     "Experiment.sample",
     "Experiment.fit",
     "Experiment.k_sample",
+    "Experiment.diagnose",
+    "Experiment.likelihood",
     "evaluate.",
     "sample.",
     "fit.",
     "k_sample.",
+    "diagnose.",
+    "likelihood.",
     "variance.",
     "proposal.",
 )
@@ -194,6 +199,63 @@ class KSample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """How --mode=likelihood solves the ODE, for the images, passes, seed and checkpoint of `evaluate`.
+
+    Attributes:
+      dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
+      rtol, atol: a step's error in z, and in nats/dim of the divergence, at most about atol + rtol |z|.
+      probes: of Hutchinson's estimate of the divergence.
+      exact_up_to: so many dimensions have their divergence computed exactly, without probes.
+    """
+
+    dequantisation: str = "truncated_normal"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    probes: int = 1
+    exact_up_to: int = 16
+
+    def __post_init__(self):
+        require(
+            self.dequantisation in DEQUANTISATIONS,
+            f"likelihood.dequantisation = {self.dequantisation!r}: must be one of {', '.join(DEQUANTISATIONS)}",
+        )
+        for name in ("rtol", "atol"):
+            require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
+        for name, least in (("probes", 1), ("exact_up_to", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"likelihood.{name} = {value}: must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnose:
+    """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
+
+    Attributes:
+      split: the split. For importance sampling of times it should not be the one that is evaluated.
+      num_images: so many of its images, drawn by the seed; None = all.
+      passes: how often each is seen, each time at another diffusion time.
+      bins: of t, equal.
+      batch_size: images at a time; 0 = the training batch size.
+      seed: of images, times and noise.
+    """
+
+    split: str = "train"
+    num_images: int | None = 512
+    passes: int = 16
+    bins: int = 64
+    batch_size: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_seed("diagnose.seed", self.seed)
+        check_images("diagnose", self.split, self.num_images)
+        for name, least in (("passes", 1), ("bins", 1), ("batch_size", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"diagnose.{name} = {value}: must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run. A cadence of 0 means never.
 
@@ -227,6 +289,8 @@ class Experiment:
     sample: Sample = Sample()
     fit: Fit = Fit()
     k_sample: KSample = KSample()
+    diagnose: Diagnose = Diagnose()
+    likelihood: Likelihood = Likelihood()
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

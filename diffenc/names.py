@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Fit, KSample, Sample
+from diffenc.experiment import Evaluate, Experiment, Fit, KSample, Likelihood, Sample
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
 
@@ -17,6 +17,8 @@ SETTINGS: dict[str, type] = {
     "sample": Sample,
     "fit": Fit,
     "k_sample": KSample,
+    "diagnose": Diagnose,
+    "likelihood": Likelihood,
 }
 FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 
