@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from diffenc import describe, fits
+from diffenc import curves, describe, fits
 from diffenc.data import eval_batches, some_of
 from diffenc.errors import UserError
 from diffenc.experiment import Evaluate, Experiment
@@ -151,7 +151,7 @@ class Evaluator:
     """Measures parameters on one split. Compiled once, used at every cadence."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
-        """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`."""
+        """`workdir` is where fits, for the checkpoint of `step`, and the curve of the loss are read from."""
         self.settings: Evaluate = experiment.evaluate
         whole: Source = experiment.dataset.source(self.settings.split)
         self.source = some_of(whole, self.settings.num_images, self.settings.seed)
@@ -160,7 +160,8 @@ class Evaluator:
         self._mesh = mesh
         check_divisible("evaluate.batch_size", self.batch_size, mesh)
         rule = rule_of(experiment, workdir, step)
-        propose = partial(self.settings.proposal, curve=None)
+        propose = partial(self.settings.proposal, curve=curves.load(workdir))
+        jax.eval_shape(propose, jnp.zeros(1))  # raises now, not later
         self._terms = jax.jit(
             partial(
                 batch_terms,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Fit, KSample, Likelihood, Sample
+from diffenc.experiment import Diagnose, Evaluate, Experiment, Fit, KSample, Likelihood, Sample
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
 

@@ -11,6 +11,7 @@ import jax
 from absl import app, flags, logging
 
 from diffenc import config, modes, registry
+from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
@@ -21,6 +22,7 @@ MODES = {
     "train": train,
     "evaluate": modes.evaluate,
     "sample": modes.sample,
+    "diagnose": diagnose,
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,
 }

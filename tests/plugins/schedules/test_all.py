@@ -62,6 +62,7 @@ def test_it_falls_strictly_whatever_was_learned(name, scale):
 @pytest.mark.parametrize("seed", range(4))
 def test_an_interior_moves_no_end_and_shares_no_parameter_with_the_bound(name, seed):
     schedule, params = make(name, 8.0, -5.0)
+    assert isinstance(schedule, interfaces.LearnedInterior)
     params, t = perturbed(params, seed, 2.0), jnp.linspace(0, 1, 9)
     np.testing.assert_array_equal(schedule.interior(params, t), schedule.apply(params, t))
     bound, interior = (jax.jacobian(f)(params, t) for f in (schedule.apply, schedule.interior))
