@@ -32,6 +32,7 @@ Divergence = Callable[[Flow, Data], tuple[Data, PerExample]]
 Scalar = Float[Array, ""]
 
 MAX_STEPS = 2000
+SMALLEST_STEP = 1e-6  # of lambda; float32 knows no smaller one where lambda = 13
 
 
 class Stats(NamedTuple):
@@ -121,8 +122,8 @@ def require_reached(stats: Stats) -> None:
     """Raise UserError if the solver gave up; for a solve that has been computed, not while tracing."""
     if not stats.reached:
         raise UserError(
-            f"the ODE was not solved within {MAX_STEPS} steps: bind likelihood.rtol and likelihood.atol "
-            "higher, or add --x64 if they are near float32's own precision"
+            f"the ODE was not solved: it takes more than {MAX_STEPS} steps, or steps below {SMALLEST_STEP} of log_snr; "
+            "bind likelihood.rtol and likelihood.atol higher, or add --x64"
         )
 
 
@@ -135,7 +136,9 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: float, 
         log_snr_to,
         dt0=None,
         y0=start,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_worst_example),
+        stepsize_controller=diffrax.PIDController(
+            rtol=rtol, atol=atol, norm=_worst_example, dtmin=SMALLEST_STEP, force_dtmin=False
+        ),
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_STEPS,
         throw=False,
@@ -146,6 +149,7 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: float, 
 
 
 def _worst_example(errors) -> Scalar:
-    """The largest error of any example, each the root mean square over its dimensions."""
+    """The largest error of any example, each the root mean square over its dimensions; NaN is infinite."""
     squares = [jnp.square(leaf).reshape(len(leaf), -1).mean(axis=1) for leaf in jax.tree.leaves(errors)]
-    return jnp.sqrt(jnp.max(jnp.stack(squares)))
+    worst = jnp.sqrt(jnp.max(jnp.stack(squares)))
+    return jnp.where(jnp.isnan(worst), jnp.inf, worst)  # so that the step is tried again, shorter

@@ -16,12 +16,14 @@ from diffenc.errors import UserError
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
+from diffenc.likelihood import likelihood
 from diffenc.train import CONFIG, train
 
 MODES = {
     "train": train,
     "evaluate": modes.evaluate,
     "sample": modes.sample,
+    "likelihood": likelihood,
     "diagnose": diagnose,
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,

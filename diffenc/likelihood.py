@@ -1,0 +1,206 @@
+"""--mode=likelihood: bits/dim of a trained run by its probability-flow ODE, beside those of its ELBO.
+
+The ODE gives a density exactly, up to the solver's tolerance and, for images of many dimensions, up to the
+unbiased noise of Hutchinson's estimate. Images are discrete, though: what is stated for them is the bound
+-log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] that dequantisation leaves. Whose P that is depends on the encoder;
+see MODELLED and UNMODELLED.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Int
+from rich.console import Console
+from rich.table import Table
+
+from diffenc import atomic, describe, ode
+from diffenc.data import eval_batches, some_of
+from diffenc.dequantise import DEQUANTISATIONS
+from diffenc.evaluate import PerImage, identity, monte_carlo_error
+from diffenc.experiment import Experiment, Likelihood
+from diffenc.interfaces import Key, Params, PerExample, Source
+from diffenc.model import Model
+from diffenc.modes import restore_ema
+from diffenc.pixels import Levels, scale_pixels
+from diffenc.progress import Progress
+from diffenc.randomness import root_key
+from diffenc.sampler import x_hat_of
+from diffenc.sharding import check_divisible, data_mesh, on_each, split_over, to_devices
+from diffenc.solvers import slope_is_modelled
+from diffenc.train_state import count_parameters
+
+MODELLED = "the probability-flow ODE of the trained SDE: it has the SDE's marginals where the denoiser is the best one"
+UNMODELLED = (
+    "an ODE of its own: the encoder's slope is not kappa x_phi, so this likelihood is not that of the SDE "
+    "whose bound was trained"
+)
+
+
+class Solved(NamedTuple):
+    """What solving for a set of images gave.
+
+    Attributes:
+      nats: log q(z_0 | x) - log p_0(z_0) of each image in source order; its mean bounds -log P(x).
+      evaluations: of the network, for each batch of each pass.
+    """
+
+    nats: PerImage
+    evaluations: Int[np.ndarray, "passes batches"]
+
+
+def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+    """Measure bits/dim by the ODE, print a table, file it as likelihood.{json,npz}; returns what the JSON says.
+
+    Raises:
+      UserError: no run there, one of another config, no such checkpoint, or the ODE could not be solved.
+    """
+    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    source, batch_size = images(experiment)
+    progress = Progress("likelihood", settings.passes * -(-len(source) // batch_size))
+    solved = measure(experiment, mesh, ema, progress)
+    modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
+    figures = {
+        **record(experiment, solved),
+        "model": MODELLED if modelled else UNMODELLED,
+        "step": step,
+        "num_params": count_parameters(ema),
+    }
+    atomic.write_bytes(workdir / "likelihood.npz", atomic.npz(solved._asdict()))
+    atomic.write_json(workdir / "likelihood.json", figures)  # last: where it stands, its arrays stand too
+    Console(soft_wrap=True).print(table(figures))
+    logging.info("in %s", workdir / "likelihood.json")
+    return figures
+
+
+def images(experiment: Experiment) -> tuple[Source, int]:
+    """The images that `experiment.evaluate` names, and how many are taken at a time."""
+    settings = experiment.evaluate
+    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
+    return source, settings.batch_size or experiment.batch_size
+
+
+def measure(
+    experiment: Experiment, mesh: Mesh, params: Params, after_batch: Callable[[], None] = lambda: None
+) -> Solved:
+    """Every image once a pass, each time with dequantisation and probes drawn afresh.
+
+    `after_batch` is called after each batch: to show progress, or to raise and so stop.
+
+    Raises:
+      UserError: the ODE could not be solved, or the batch does not split over the devices.
+    """
+    source, batch_size = images(experiment)
+    check_divisible("evaluate.batch_size", batch_size, mesh)
+    compiled = jax.jit(
+        partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood),
+        in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
+        out_shardings=on_each(mesh),
+    )
+    root = root_key(experiment.evaluate.seed, "likelihood")
+
+    def one_pass(key: Key) -> tuple[list[np.ndarray], list[int]]:
+        nats, evaluations = [], []
+        for number, (batch, weight) in enumerate(eval_batches(source, batch_size)):
+            levels = to_devices(batch["image"], mesh)
+            bound, stats = jax.device_get(compiled(params, levels, jax.random.fold_in(key, number)))
+            ode.require_reached(stats)
+            nats.append(bound[weight > 0].astype(np.float64))
+            evaluations.append(int(stats.evaluations))
+            after_batch()
+        return nats, evaluations
+
+    passes = [one_pass(jax.random.fold_in(root, number)) for number in range(experiment.evaluate.passes)]
+    return Solved(
+        np.stack([np.concatenate(nats) for nats, _ in passes]), np.array([count for _, count in passes])
+    )
+
+
+def batch_nats(
+    model: Model, num_levels: int, settings: Likelihood, params: Params, levels: Levels, key: Key
+) -> tuple[PerExample, ode.Stats]:
+    """log q(z_0 | x) - log p_0(z_0) in nats [B], from one z_0 of each image; no dropout."""
+    dequantise_key, probe_key = jax.random.split(key)
+    x = scale_pixels(levels, num_levels)
+    log_snr_0, log_snr_1 = model.schedule.apply(params["schedule"], jnp.array([0.0, 1.0]))
+    dequantise = DEQUANTISATIONS[settings.dequantisation]
+    z_0, log_q = dequantise(dequantise_key, x, jnp.broadcast_to(log_snr_0, x.shape[:1]), num_levels)
+    log_p, stats = ode.log_density(
+        z_0,
+        log_snr_0,
+        log_snr_1,
+        ode.velocity(x_hat_of(model, params), model.mean),
+        divergence_of(settings, probe_key, x.shape),
+        settings.rtol,
+        settings.atol,
+    )
+    return log_q - log_p, stats
+
+
+def divergence_of(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> ode.Divergence:
+    """Exact for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
+    if is_exact(settings, shape[1:]):
+        return ode.exact_divergence
+    return ode.hutchinson(jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype))
+
+
+def is_exact(settings: Likelihood, image_shape: tuple[int, ...]) -> bool:
+    return int(np.prod(image_shape)) <= settings.exact_up_to
+
+
+def summary(nats: PerImage, num_dims: int) -> dict[str, float]:
+    """`bpd_ode`, over two images `bpd_ode_se`, over two passes `bpd_ode_mc_se`, the error of draws and probes."""
+    bits = nats / (num_dims * np.log(2))
+    passes, count = bits.shape
+    figures = {"bpd_ode": float(bits.mean())}
+    if count > 1:
+        figures["bpd_ode_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
+    if passes > 1:  # every image draws for itself
+        figures["bpd_ode_mc_se"] = monte_carlo_error(bits, np.arange(count))
+    return figures
+
+
+def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
+    """The figures, and all of the settings that one must know to compare them."""
+    settings, evaluate, shape = experiment.likelihood, experiment.evaluate, experiment.dataset.image_shape
+    exact = is_exact(settings, shape)
+    return {
+        **summary(solved.nats, int(np.prod(shape))),
+        **identity(experiment, solved.nats.shape[1]),
+        "dequantisation": settings.dequantisation,
+        "divergence": "exact" if exact else "hutchinson",
+        **({} if exact else {"probes": settings.probes}),
+        "rtol": settings.rtol,
+        "atol": settings.atol,
+        "evaluations": float(solved.evaluations.mean()),
+        "passes": evaluate.passes,
+        "batch_size": evaluate.batch_size or experiment.batch_size,
+        "seed": evaluate.seed,
+        "config_hash": describe.config_hash(experiment),
+        "precision": jnp.zeros(()).dtype.name,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The bound in bits/dim with both errors, and below it whose bound it is."""
+    title = (
+        f"{figures['dataset']} {figures['split']}, {figures['num_images']} images, {figures['passes']} pass(es), "
+        f"ODE with {figures['divergence']} divergence, {figures['evaluations']:.0f} evaluations, "
+        f"{figures['dequantisation']} dequantisation, step {figures['step']}"
+    )
+    caption = f"{figures['model']}\npixels {figures['fingerprint'][:16]}"
+    result = Table(title=title, caption=caption)
+    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
+        result.add_column(column, justify="right" if column else "left")
+    errors = (figures.get(f"bpd_ode_{kind}") for kind in ("se", "mc_se"))
+    shown = ("-" if error is None else f"{error:.4f}" for error in errors)
+    result.add_row("bpd_ode", f"{figures['bpd_ode']:.4f}", *shown)
+    return result
