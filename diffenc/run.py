@@ -16,6 +16,7 @@ from diffenc.errors import UserError
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
+from diffenc.k_sample import k_sample
 from diffenc.likelihood import likelihood
 from diffenc.train import CONFIG, train
 
@@ -27,6 +28,7 @@ MODES = {
     "diagnose": diagnose,
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,
+    "k_sample": k_sample,
 }
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
