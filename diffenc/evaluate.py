@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from diffenc import curves, describe, fits
+from diffenc.chain import Chain
 from diffenc.data import eval_batches, some_of
 from diffenc.errors import UserError
 from diffenc.experiment import Evaluate, Experiment
@@ -32,7 +33,6 @@ TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
 PerImage = Float[np.ndarray, "passes images"]
-RuleOf = Callable[[Params], StepRule]
 
 # Deeper, a secant of the encoder over one step has too few digits left in float32.
 DEEPEST_IN_FLOAT32 = 10_000
@@ -130,21 +130,31 @@ def check_precision(steps: int) -> None:
         )
 
 
-def rule_of(experiment: Experiment, workdir: Path, step: int | None = None) -> RuleOf:
-    """Params -> the step rule that `experiment.evaluate` asks for; fits are read from `workdir`.
+class Depth(NamedTuple):
+    """What decides how deep the measured model is.
+
+    Attributes:
+      chain_of: params -> its chain; None in continuous time.
+      rule: chain -> the step rule.
+    """
+
+    chain_of: Callable[[Params], Chain | None]
+    rule: Callable[[Any], StepRule]
+
+
+def depth_of(experiment: Experiment, workdir: Path, step: int | None = None) -> Depth:
+    """What `experiment.evaluate` asks for; fits are read from `workdir`.
 
     Raises:
       UserError: T is too deep for float32, or what must be fitted is not.
     """
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.steps == 0:
-        return lambda params: continuous
+        return Depth(lambda params: None, lambda chain: continuous)
     check_precision(settings.steps)
     plan = fits.plan(workdir, settings, step)
-    plan.chain(
-        schedule, schedule.init(root_key(0, "init"))
-    )  # what is not fitted is told now, not while compiling
-    return lambda params: discrete(plan.chain(schedule, params["schedule"]))
+    plan.chain(schedule, schedule.init(root_key(0, "init")))  # what is not fitted is told now
+    return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete)
 
 
 class Evaluator:
@@ -159,19 +169,19 @@ class Evaluator:
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         self._mesh = mesh
         check_divisible("evaluate.batch_size", self.batch_size, mesh)
-        rule = rule_of(experiment, workdir, step)
+        self._depth = depth_of(experiment, workdir, step)
         propose = partial(self.settings.proposal, curve=curves.load(workdir))
-        jax.eval_shape(propose, jnp.zeros(1))  # raises now, not later
+        propose(jnp.zeros(1))  # what is not measured is told now
         self._terms = jax.jit(
             partial(
                 batch_terms,
                 experiment.model,
                 experiment.dataset.num_levels,
                 self.settings.times_per_image,
-                rule,
+                self._depth.rule,
                 propose,
             ),
-            in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
+            in_shardings=(on_each(mesh), on_each(mesh), split_over(mesh), on_each(mesh)),
             out_shardings=on_each(mesh),
         )
 
@@ -183,19 +193,23 @@ class Evaluator:
     def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> Measured:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
         key = root_key(self.settings.seed, "evaluate")
+        # an argument of what is compiled: chains of one length share a program
+        given = self._depth.chain_of(params), params
         passes = [
-            self._one_pass(params, jax.random.fold_in(key, number), after_batch)
+            self._one_pass(given, jax.random.fold_in(key, number), after_batch)
             for number in range(self.settings.passes)
         ]
         terms = {name: np.stack([one[name] for one in passes]) for name in TERMS}
         batch = np.arange(len(self.source)) // self.batch_size
         return Measured(terms, batch, self.num_dims)
 
-    def _one_pass(self, params: Params, key: Key, after_batch: Callable[[], None]) -> dict[str, np.ndarray]:
+    def _one_pass(
+        self, given: tuple[Chain | None, Params], key: Key, after_batch: Callable[[], None]
+    ) -> dict[str, np.ndarray]:
         rows: list[Terms] = []
         for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
             levels = to_devices(batch["image"], self._mesh)
-            terms = jax.device_get(self._terms(params, levels, jax.random.fold_in(key, index)))
+            terms = jax.device_get(self._terms(*given, levels, jax.random.fold_in(key, index)))
             rows.append(jax.tree.map(lambda nats, real=weight > 0: nats[real].astype(np.float64), terms))
             after_batch()
         return {name: np.concatenate([getattr(row, name) for row in rows]) for name in TERMS}
@@ -205,18 +219,18 @@ def batch_terms(
     model: Model,
     num_levels: int,
     times_per_image: int,
-    rule_of: RuleOf,
+    rule: Callable[[Any], StepRule],
     propose: Propose,
+    chain: Chain | None,
     params: Params,
     levels: Levels,
     key: Key,
 ) -> Terms:
     """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout."""
-    rule = rule_of(params)
 
     def once(key: Key) -> Terms:
         draws = draw(key, levels.shape, propose)
-        return model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
+        return model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule(chain))
 
     draws = jax.lax.map(once, jax.random.split(key, times_per_image))
     return jax.tree.map(lambda nats: nats.mean(axis=0), draws)

@@ -1,0 +1,361 @@
+"""The bounds of one trained run side by side: at many T, in continuous time, with K samples, and of its ODE.
+
+  python -m experiments.bounds --workdir=runs/mnist_small
+
+In discrete time with sigma_P = sigma_Q, with fitted variances, with fitted variances on fitted times, and with
+a fixed w = sigma_Q^2 / sigma_P^2 other than 1, whose bound grows like T. Variances and times are fitted on train
+and stay in WORKDIR/fits. All columns share images, times and noise. The table, its figures and the plot of bound
+against T go to WORKDIR/bounds; what was measured before is not measured again, so one may stop and go on.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
+from diffenc.data import epoch_order
+from diffenc.errors import UserError
+from diffenc.evaluate import Evaluator, identity, monte_carlo_error
+from diffenc.experiment import Evaluate, Experiment, KSample
+from diffenc.fit_schedule import fit_schedule
+from diffenc.fit_variance import fit_variance
+from diffenc.modes import restore_ema
+from diffenc.progress import Progress
+from diffenc.run import show_log_lines_plainly
+from diffenc.sharding import data_mesh
+from diffenc.solvers import slope_is_modelled
+from diffenc.train import CONFIG
+from diffenc_plugins.variances import Equal, Fitted, Fixed
+
+STEPS = (5, 10, 25, 50, 100, 250, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Bits/dim of images, and the errors of their mean.
+
+    Attributes:
+      values: [passes, N].
+      batch: [N], the batch each image was in.
+    """
+
+    values: Float[np.ndarray, "passes images"]
+    batch: Int[np.ndarray, " images"]
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def se(self) -> float:
+        """Over images."""
+        return float(self.values.mean(axis=0).std(ddof=1) / np.sqrt(self.values.shape[1]))
+
+    @property
+    def mc_se(self) -> float:
+        """Over times and noise."""
+        return monte_carlo_error(self.values, self.batch)
+
+    def of(self, images: Int[np.ndarray, " n"]) -> "Bits":
+        """The same of some of the images."""
+        return Bits(self.values[:, images], self.batch[images])
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.mc_se:.4f}"
+
+
+class Bounds:
+    """Measures what it is asked for, or takes it from an earlier time."""
+
+    def __init__(self, experiment: Experiment, workdir: Path):
+        self.experiment = experiment
+        self.workdir = workdir
+        self.mesh = data_mesh()
+        self.params, self.step = restore_ema(experiment, workdir, self.mesh, experiment.evaluate.step)
+        self.num_dims = int(np.prod(experiment.dataset.image_shape))
+
+    def _with(self, **changes: Any) -> Experiment:
+        evaluate = dataclasses.replace(self.experiment.evaluate, step=self.step, **changes)
+        return dataclasses.replace(self.experiment, evaluate=evaluate)
+
+    def _kept(self, name: str, settings: Evaluate, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """What `compute` gives, filed under a name that says all it depends on."""
+        of = f"n{settings.num_images}_p{settings.passes}_seed{settings.seed}_step{self.step}"
+        file = self.workdir / "bounds" / "cells" / f"{name}_{of}.npz"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_bytes(file, atomic.npz(compute()))
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def elbo(self, label: str, **changes: Any) -> Bits:
+        """The ELBO under these settings of `evaluate`; what they need is fitted first."""
+        experiment = self._with(**changes)
+        settings = experiment.evaluate
+
+        def compute() -> dict[str, np.ndarray]:
+            say(f"{label}, T = {settings.steps or 'continuous'}")
+            fit_what_is_missing(experiment, self.workdir)
+            evaluator = Evaluator(experiment, self.mesh, self.workdir, self.step)
+            measured = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
+            return {"nats": np.sum(list(measured.terms.values()), axis=0), "batch": measured.batch}
+
+        kept = self._kept(f"{label}_T{settings.steps}", settings, compute)
+        return Bits(self._bits(kept["nats"]), kept["batch"])
+
+    def k_sample(self, steps: int, samples: int, few: int) -> dict[str, Bits]:
+        """The K-sample bound of the chain of T = `steps` with fitted variances, and the ELBO of its chains."""
+        experiment = dataclasses.replace(
+            self._with(steps=steps, variance=Fitted(), num_images=few), k_sample=KSample(samples)
+        )
+
+        def compute() -> dict[str, np.ndarray]:
+            say(f"the {samples}-sample bound, T = {steps}")
+            fit_what_is_missing(experiment, self.workdir)
+            progress = Progress("k_sample", k_sample.num_batches(experiment))
+            measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step, progress)
+            return {"log_w": measured.log_w}
+
+        log_w = self._kept(f"k{samples}_T{steps}", experiment.evaluate, compute)["log_w"]
+        each = np.arange(log_w.shape[-1])  # every image has chains of its own
+        return {
+            f"ELBO, T = {steps}, fitted": Bits(-self._bits(log_w.mean(axis=1)), each),
+            f"{samples} samples, T = {steps}, fitted": Bits(-self._bits(k_sample.bound(log_w)), each),
+        }
+
+    def ode(self, few: int) -> dict[str, Bits]:
+        """The likelihood of the probability-flow ODE."""
+        experiment = self._with(num_images=few)
+        source, batch_size = likelihood.images(experiment)
+
+        def compute() -> dict[str, np.ndarray]:
+            say("the likelihood of the ODE")
+            batches = experiment.evaluate.passes * -(-len(source) // batch_size)
+            solved = likelihood.measure(experiment, self.mesh, self.params, Progress("likelihood", batches))
+            return {"nats": solved.nats}
+
+        nats = self._kept("ode", experiment.evaluate, compute)["nats"]
+        shape = self.experiment.dataset.image_shape
+        modelled = slope_is_modelled(self.experiment.model, self.params, shape)
+        name = "ODE" if modelled else "ODE (a model of its own)"
+        return {name: Bits(self._bits(nats), np.arange(nats.shape[1]))}
+
+    def places(self, few: int) -> Int[np.ndarray, " few"]:
+        """Where the `few` images stand among all that are measured: a smaller draw is part of a larger one."""
+        settings, dataset = self.experiment.evaluate, self.experiment.dataset
+        order = epoch_order(len(dataset.source(settings.split)), settings.seed, 0)
+        return np.searchsorted(np.sort(order[: settings.num_images]), np.sort(order[:few]))
+
+    def _bits(self, nats: np.ndarray) -> np.ndarray:
+        return nats / (self.num_dims * np.log(2))
+
+
+def say(what: str) -> None:
+    """What is being measured, for whoever waits."""
+    logging.info("measuring %s", what)
+
+
+def fit_what_is_missing(experiment: Experiment, workdir: Path) -> None:
+    """Fit the times and variances that `experiment.evaluate` asks for, unless they are there."""
+    settings = experiment.evaluate
+    if fits.path(workdir, settings.steps, settings.times, settings.variance).is_file():
+        return
+    if settings.times == "fitted":
+        fit_schedule(experiment, workdir)
+    elif isinstance(settings.variance, Fitted):
+        fit_variance(experiment, workdir)
+
+
+def columns(w: float) -> dict[str, dict[str, Any]]:
+    """Settings of `evaluate` by the heading of their column."""
+    return {
+        "equal": {"variance": Equal()},
+        "fitted": {"variance": Fitted()},
+        "fitted, times too": {"variance": Fitted(), "times": "fitted"},
+        f"w = {w:g}": {"variance": Fixed(w)},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that one run of the program found.
+
+    Attributes:
+      by_steps: ELBO by column, then by T.
+      continuous: ELBO, T -> infinity.
+      beside: other bounds and likelihoods by name, each with the continuous ELBO of the same images.
+      of: what all of it is of: data set, split, images, passes, checkpoint.
+    """
+
+    by_steps: dict[str, dict[int, Bits]]
+    continuous: Bits
+    beside: dict[str, tuple[Bits, Bits]]
+    of: dict[str, Any]
+
+
+def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
+    """Measure, or find measured, everything."""
+    continuous = bounds.elbo("equal")
+    by_steps = {
+        name: {steps: bounds.elbo(slug(name), steps=steps, **settings) for steps in given.steps}
+        for name, settings in columns(given.w).items()
+    }
+    beside = bounds.k_sample(given.k_steps, given.k, given.few) | bounds.ode(given.few)
+    few = {name: (bits, continuous.of(bounds.places(given.few))) for name, bits in beside.items()}
+    of = identity(bounds.experiment, continuous.values.shape[1])
+    settings = bounds.experiment.evaluate
+    return Results(by_steps, continuous, few, of | {"passes": settings.passes, "step": bounds.step})
+
+
+def slug(name: str) -> str:
+    """A column's heading as part of a file's name."""
+    return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
+
+
+def table(results: Results) -> Table:
+    """bits/dim ± Monte-Carlo error by T."""
+    of = results.of
+    title = (
+        f"{of['dataset']} {of['split']}, {of['num_images']} images, {of['passes']} passes, step {of['step']}"
+    )
+    caption = f"± Monte Carlo; over images ± {results.continuous.se:.4f}; pixels {of['fingerprint'][:16]}"
+    made = Table(title=f"ELBO, bits/dim: {title}", caption=caption, box=box.MARKDOWN)
+    for heading in ("T", *results.by_steps):
+        made.add_column(heading, justify="right")
+    depths = next(iter(results.by_steps.values()))
+    for steps in depths:
+        made.add_row(str(steps), *(str(column[steps]) for column in results.by_steps.values()))
+    limit = str(results.continuous)
+    made.add_row("continuous", *[limit] * (len(results.by_steps) - 1), "infinite")
+    return made
+
+
+def table_beside(results: Results) -> Table:
+    """What else is known of the likelihood of some of the images, and their ELBO."""
+    made = Table(title="On fewer of the images, bits/dim", box=box.MARKDOWN)
+    for heading in ("", "images", "bits/dim", "± over images", "their ELBO, continuous"):
+        made.add_column(heading, justify="right" if heading else "left")
+    for name, (bits, elbo) in results.beside.items():
+        made.add_row(name, str(bits.values.shape[1]), str(bits), f"{bits.se:.4f}", str(elbo))
+    return made
+
+
+def figures(results: Results) -> dict[str, Any]:
+    """The same for programs."""
+
+    def plain(bits: Bits) -> dict[str, float]:
+        return {"bpd": bits.mean, "bpd_se": bits.se, "bpd_mc_se": bits.mc_se}
+
+    return {
+        **results.of,
+        "continuous": plain(results.continuous),
+        "by_steps": {
+            name: {str(steps): plain(bits) for steps, bits in column.items()}
+            for name, column in results.by_steps.items()
+        },
+        "beside": {
+            name: plain(bits) | {"num_images": bits.values.shape[1], "elbo": plain(elbo)}
+            for name, (bits, elbo) in results.beside.items()
+        },
+    }
+
+
+def plot(results: Results) -> Figure:
+    """Bound against T, and how far each is above the continuous one, with Monte-Carlo errors."""
+    of, limit = results.of, results.continuous
+    figure = Figure((10.0, 4.2), layout="constrained")
+    whole, distance = figure.subplots(1, 2)
+    whole.axhline(limit.mean, color="black", lw=1, ls="--", label="continuous")
+    for name, column in results.by_steps.items():
+        draw_bits(whole, name, column)
+        gaps = {steps: Bits(bits.values - limit.values, bits.batch) for steps, bits in column.items()}
+        draw_bits(distance, name, gaps)
+    best = [bits.mean for name in list(results.by_steps)[:3] for bits in results.by_steps[name].values()]
+    whole.set_ylim(limit.mean - 0.1 * (max(best) - limit.mean), max(best) + 0.2 * (max(best) - limit.mean))
+    whole.set(xscale="log", xlabel="T", ylabel="ELBO, bits/dim")
+    distance.set(xscale="log", yscale="log", xlabel="T", ylabel="above the continuous ELBO, bits/dim")
+    for side in (whole, distance):
+        side.grid(alpha=0.3)
+    whole.legend(frameon=False)
+    figure.suptitle(f"{of['dataset']} {of['split']}, {of['num_images']} images, {of['passes']} passes")
+    return figure
+
+
+def draw_bits(axes: Axes, name: str, column: dict[int, Bits]) -> None:
+    """Points with their Monte-Carlo errors."""
+    means, errors = ([getattr(bits, kind) for bits in column.values()] for kind in ("mean", "mc_se"))
+    axes.errorbar(list(column), means, yerr=errors, marker="o", ms=3, lw=1, capsize=2, label=name)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bounds", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--workdir", required=True, type=Path, help="a trained run")
+    add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
+    add(
+        "--steps",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=list(STEPS),
+        metavar="T,T,...",
+    )
+    add("--w", type=float, default=0.9, help="the fixed sigma_Q^2 / sigma_P^2 (default: 0.9)")
+    add("--num_images", type=int, default=512, help="of evaluate.split (default: 512)")
+    add("--passes", type=int, default=4, help="over them; at least 2, for the Monte-Carlo error (default: 4)")
+    add("--few", type=int, default=64, help="images for the K-sample bound and the ODE (default: 64)")
+    add("--k", type=int, default=16, help="K (default: 16)")
+    add("--k_steps", type=int, default=25, help="T of the K-sample bound (default: 25)")
+    add(
+        "--gin_bindings", action="append", default=[], help="over the run's config, as 'fit.num_images = 256'"
+    )
+    return parser.parse_args(argv)
+
+
+def prepared(given: argparse.Namespace) -> Experiment:
+    """The run's experiment, with the images and passes asked for."""
+    if given.data_dir:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
+    if given.passes < 2:
+        raise UserError(f"--passes={given.passes}: the Monte-Carlo error takes at least 2")
+    if not (given.workdir / CONFIG).is_file():
+        raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
+    experiment = config.load([str(given.workdir / CONFIG)], given.gin_bindings)
+    changes = {"num_images": given.num_images, "passes": given.passes}
+    return dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, **changes))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parse(argv)
+    registry.discover()
+    show_log_lines_plainly()
+    try:
+        results = gather(Bounds(prepared(given), given.workdir), given)
+        folder = given.workdir / "bounds"
+        atomic.write_json(folder / "bounds.json", figures(results))
+        plots.save(plot(results), folder / "bounds.png")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console = Console(soft_wrap=True)
+    console.print(table(results))
+    console.print(table_beside(results))
+    print(f"in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
