@@ -265,7 +265,7 @@ def plot_ends(record: Record) -> plots.Figure:
         rms, error = np.asarray(record[f"{name}_rms"]), np.asarray(record[f"{name}_rms_se"])
         plots.band(axes, np.asarray(record["log_snr"]), rms, error, label)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
