@@ -71,7 +71,7 @@ class Table:
 
 
 def half_snr_rise(
-    log_snr_t: Float[np.ndarray, "*edges"], log_snr_s: Float[np.ndarray, "*edges"]
+    log_snr_t: Float[np.ndarray, "*#edges"], log_snr_s: Float[np.ndarray, "*#edges"]
 ) -> Float[np.ndarray, "..."]:
     """1/2 (SNR_s - SNR_t), without cancellation as s -> t."""
     return -0.5 * np.expm1(log_snr_t - log_snr_s) * np.exp(log_snr_s)
