@@ -19,6 +19,7 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffenc.errors import UserError
@@ -30,6 +31,7 @@ Velocity = Callable[[Data, LogSNR], Data]
 Flow = Callable[[Data], Data]  # a velocity at a given lambda
 Divergence = Callable[[Flow, Data], tuple[Data, PerExample]]
 Scalar = Float[Array, ""]
+Tolerance = Float[ArrayLike, ""]
 
 MAX_STEPS = 2000
 SMALLEST_STEP = 1e-6  # of lambda; float32 knows no smaller one where lambda = 13
@@ -89,8 +91,8 @@ def log_density(
     log_snr_1: Scalar,
     velocity: Velocity,
     divergence: Divergence,
-    rtol: float,
-    atol: float,
+    rtol: Tolerance,
+    atol: Tolerance,
 ) -> tuple[PerExample, Stats]:
     """log p_0(z_0) in nats [B] of the ODE between `log_snr_0`, the data's end, and `log_snr_1`, the noise's."""
     num_dims = z_0[0].size
@@ -108,7 +110,7 @@ def log_density(
 
 
 def transport(
-    z: Data, log_snr_from: Scalar, log_snr_to: Scalar, velocity: Velocity, rtol: float, atol: float
+    z: Data, log_snr_from: Scalar, log_snr_to: Scalar, velocity: Velocity, rtol: Tolerance, atol: Tolerance
 ) -> tuple[Data, Stats]:
     """z carried along the ODE: a sampler, from noise at the smallest log_snr to data at the largest."""
 
@@ -127,7 +129,7 @@ def require_reached(stats: Stats) -> None:
         )
 
 
-def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: float, atol: float):
+def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Tolerance, atol: Tolerance):
     """The state at `log_snr_to`, and Stats."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda log_snr, state, _: field(log_snr, state)),
