@@ -85,7 +85,9 @@ def load(file: Path) -> dict[str, Any]:
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content
         }
         sound = times.ndim == 1 and len(times) == content["steps"] + 1 and bool(np.all(np.diff(times) > 0))
-        sound &= all(array.shape == (len(times) - 1,) for array in arrays.values())
+        sound &= all(
+            array.shape == (len(times) - 1,) and bool(np.all(array >= 0)) for array in arrays.values()
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not a fit ({type(error).__name__}: {error}): delete it and fit again"
