@@ -18,17 +18,13 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from rich import box
+from jaxtyping import Int
 from rich.console import Console
-from rich.table import Table
 
 from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
 from diffenc.data import epoch_order
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator, identity, monte_carlo_error
+from diffenc.evaluate import Evaluator, identity
 from diffenc.experiment import Evaluate, Experiment, KSample
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
@@ -39,42 +35,9 @@ from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc.train import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
+from experiments.bounds_shown import Bits, Results, figures, plot, table, table_beside
 
 STEPS = (5, 10, 25, 50, 100, 250, 1000)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bits:
-    """Bits/dim of images, and the errors of their mean.
-
-    Attributes:
-      values: [passes, N].
-      batch: [N], the batch each image was in.
-    """
-
-    values: Float[np.ndarray, "passes images"]
-    batch: Int[np.ndarray, " images"]
-
-    @property
-    def mean(self) -> float:
-        return float(self.values.mean())
-
-    @property
-    def se(self) -> float:
-        """Over images."""
-        return float(self.values.mean(axis=0).std(ddof=1) / np.sqrt(self.values.shape[1]))
-
-    @property
-    def mc_se(self) -> float:
-        """Over times and noise."""
-        return monte_carlo_error(self.values, self.batch)
-
-    def of(self, images: Int[np.ndarray, " n"]) -> "Bits":
-        """The same of some of the images."""
-        return Bits(self.values[:, images], self.batch[images])
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.mc_se:.4f}"
 
 
 class Bounds:
@@ -189,23 +152,6 @@ def columns(w: float) -> dict[str, dict[str, Any]]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """All that one run of the program found.
-
-    Attributes:
-      by_steps: ELBO by column, then by T.
-      continuous: ELBO, T -> infinity.
-      beside: other bounds and likelihoods by name, each with the continuous ELBO of the same images.
-      of: what all of it is of: data set, split, images, passes, checkpoint.
-    """
-
-    by_steps: dict[str, dict[int, Bits]]
-    continuous: Bits
-    beside: dict[str, tuple[Bits, Bits]]
-    of: dict[str, Any]
-
-
 def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
     """Measure, or find measured, everything."""
     continuous = bounds.elbo("equal")
@@ -223,81 +169,6 @@ def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
 def slug(name: str) -> str:
     """A column's heading as part of a file's name."""
     return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
-
-
-def table(results: Results) -> Table:
-    """bits/dim ± Monte-Carlo error by T."""
-    of = results.of
-    title = (
-        f"{of['dataset']} {of['split']}, {of['num_images']} images, {of['passes']} passes, step {of['step']}"
-    )
-    caption = f"± Monte Carlo; over images ± {results.continuous.se:.4f}; pixels {of['fingerprint'][:16]}"
-    made = Table(title=f"ELBO, bits/dim: {title}", caption=caption, box=box.MARKDOWN)
-    for heading in ("T", *results.by_steps):
-        made.add_column(heading, justify="right")
-    depths = next(iter(results.by_steps.values()))
-    for steps in depths:
-        made.add_row(str(steps), *(str(column[steps]) for column in results.by_steps.values()))
-    limit = str(results.continuous)
-    made.add_row("continuous", *[limit] * (len(results.by_steps) - 1), "infinite")
-    return made
-
-
-def table_beside(results: Results) -> Table:
-    """What else is known of the likelihood of some of the images, and their ELBO."""
-    made = Table(title="On fewer of the images, bits/dim", box=box.MARKDOWN)
-    for heading in ("", "images", "bits/dim", "± over images", "their ELBO, continuous"):
-        made.add_column(heading, justify="right" if heading else "left")
-    for name, (bits, elbo) in results.beside.items():
-        made.add_row(name, str(bits.values.shape[1]), str(bits), f"{bits.se:.4f}", str(elbo))
-    return made
-
-
-def figures(results: Results) -> dict[str, Any]:
-    """The same for programs."""
-
-    def plain(bits: Bits) -> dict[str, float]:
-        return {"bpd": bits.mean, "bpd_se": bits.se, "bpd_mc_se": bits.mc_se}
-
-    return {
-        **results.of,
-        "continuous": plain(results.continuous),
-        "by_steps": {
-            name: {str(steps): plain(bits) for steps, bits in column.items()}
-            for name, column in results.by_steps.items()
-        },
-        "beside": {
-            name: plain(bits) | {"num_images": bits.values.shape[1], "elbo": plain(elbo)}
-            for name, (bits, elbo) in results.beside.items()
-        },
-    }
-
-
-def plot(results: Results) -> Figure:
-    """Bound against T, and how far each is above the continuous one, with Monte-Carlo errors."""
-    of, limit = results.of, results.continuous
-    figure = Figure((10.0, 4.2), layout="constrained")
-    whole, distance = figure.subplots(1, 2)
-    whole.axhline(limit.mean, color="black", lw=1, ls="--", label="continuous")
-    for name, column in results.by_steps.items():
-        draw_bits(whole, name, column)
-        gaps = {steps: Bits(bits.values - limit.values, bits.batch) for steps, bits in column.items()}
-        draw_bits(distance, name, gaps)
-    best = [bits.mean for name in list(results.by_steps)[:3] for bits in results.by_steps[name].values()]
-    whole.set_ylim(limit.mean - 0.1 * (max(best) - limit.mean), max(best) + 0.2 * (max(best) - limit.mean))
-    whole.set(xscale="log", xlabel="T", ylabel="ELBO, bits/dim")
-    distance.set(xscale="log", yscale="log", xlabel="T", ylabel="above the continuous ELBO, bits/dim")
-    for side in (whole, distance):
-        side.grid(alpha=0.3)
-    whole.legend(frameon=False)
-    figure.suptitle(f"{of['dataset']} {of['split']}, {of['num_images']} images, {of['passes']} passes")
-    return figure
-
-
-def draw_bits(axes: Axes, name: str, column: dict[int, Bits]) -> None:
-    """Points with their Monte-Carlo errors."""
-    means, errors = ([getattr(bits, kind) for bits in column.values()] for kind in ("mean", "mc_se"))
-    axes.errorbar(list(column), means, yerr=errors, marker="o", ms=3, lw=1, capsize=2, label=name)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -341,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
     registry.discover()
+    logging.use_absl_handler()
     show_log_lines_plainly()
     try:
         results = gather(Bounds(prepared(given), given.workdir), given)
