@@ -1,5 +1,7 @@
 """Dequantisation against scipy's truncated normal, and its bound against probabilities by quadrature."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def drawn(name, log_snr, num_levels, x, seed=0):
     return np.asarray(z, np.float64), np.asarray(log_q, np.float64)
 
 
-def reference(name, log_snr, num_levels, x):
+def reference(name, log_snr, num_levels, x) -> Any:
     """The distribution of z_0, by scipy."""
     alpha, sigma = ends(log_snr)
     if name == "uniform":
@@ -99,7 +101,9 @@ def probabilities(data, log_snr, num_levels):
     edges = np.linspace(-1, 1, 20 * num_levels + 1)
     half = np.diff(edges)[0] / 2
     points = (edges[:-1] + half)[:, None] + half * node
-    log_p = data.log_density(jnp.asarray(alpha * points.reshape(-1, 1)), jnp.full(points.size, log_snr))
+    log_p = jax.jit(data.log_density)(
+        jnp.asarray(alpha * points.reshape(-1, 1)), jnp.full(points.size, log_snr)
+    )
     mass = np.exp(np.asarray(log_p)).reshape(points.shape) @ weight * half * alpha
     return np.log(mass.reshape(num_levels, 20).sum(axis=1))
 
@@ -108,7 +112,7 @@ def weights(name, data, log_snr, num_levels, count=4000):
     """log p_0(z_0) - log q(z_0 | x) of draws for every level, [levels, count]."""
     x = np.repeat(level_of(num_levels, np.arange(num_levels)), count)[:, None]
     z, log_q = drawn(name, log_snr, num_levels, x)
-    log_p = np.asarray(data.log_density(jnp.asarray(z), jnp.full(len(z), log_snr)))
+    log_p = np.asarray(jax.jit(data.log_density)(jnp.asarray(z), jnp.full(len(z), log_snr)))
     return (log_p - log_q).reshape(num_levels, count)
 
 
