@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
             _GIN_FILE.value, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value)
         )
         if _X64.value:
-            _refuse_to_train("--x64", "training is in float32")
+            _refuse_to_train(_MODE.value, "--x64", "training is in float32")
             jax.config.update("jax_enable_x64", True)
         perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
@@ -88,14 +88,14 @@ def steps_bindings(mode: str, steps: int | None) -> list[str]:
     """
     if steps is None:
         return []
-    _refuse_to_train("--steps", "it is T; for the length of training bind Experiment.steps")
+    _refuse_to_train(mode, "--steps", "it is T; for the length of training bind Experiment.steps")
     if steps < 1:
         raise UserError(f"--steps={steps}: must be at least 1")
     return [f"{'sample' if mode == 'sample' else 'evaluate'}.steps = {steps}"]
 
 
-def _refuse_to_train(flag: str, reason: str) -> None:
-    if _MODE.value == "train":
+def _refuse_to_train(mode: str, flag: str, reason: str) -> None:
+    if mode == "train":
         raise UserError(f"{flag} is not for --mode=train: {reason}")
 
 

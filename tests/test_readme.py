@@ -81,7 +81,7 @@ def test_it_opens_with_the_two_commands():
 
 def test_every_make_target_exists():
     targets = {arguments[1] for arguments in commands("make ")}
-    assert targets >= {"quickstart", "test", "test-slow", "check"}
+    assert targets >= {"quickstart", "test", "test-slow", "mutations", "check"}
     for target in targets:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
@@ -94,9 +94,11 @@ def test_every_run_command_is_accepted():
         files, bindings = values(command, "gin_file"), values(command, "gin_bindings")
         if "shifted" in str(bindings) or not files or files[0].startswith("runs/"):
             continue  # run above; --list; another command's workdir
-        config.load(files, bindings)
-        seen.add((*files, *bindings))
-    assert len(seen) >= 6
+        steps = [int(value) for value in values(command, "steps")]
+        mode = (values(command, "mode") or ["train"])[0]
+        config.load(files, bindings + command_line.steps_bindings(mode, steps[0] if steps else None))
+        seen.add((mode, *files, *bindings, *steps))
+    assert len(seen) >= 16
 
 
 def test_lone_bindings_in_the_text_are_accepted():
