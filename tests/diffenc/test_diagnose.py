@@ -13,6 +13,7 @@ from diffenc import atomic, diagnose, registry, run, train
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
 from diffenc.experiment import Diagnose, Evaluate
+from diffenc.fit_variance import StreamingMean
 from diffenc.model import Model
 from diffenc.sharding import data_mesh
 from diffenc_plugins.encoders import Identity, Nontrainable
@@ -94,6 +95,9 @@ def test_errors_and_root_mean_square_are_those_of_the_draws(loss):
     """se^2 n = variance, and variance = rms^2 - mean^2, for n in the place of n - 1."""
     variance = np.square(loss["loss_se"]) * (loss["draws"] - 1)
     np.testing.assert_allclose(np.square(loss["rms"]) - np.square(loss["loss"]), variance, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss["density_se"] / loss["density"], loss["loss_se"] / loss["loss"], rtol=1e-6
+    )
     together = np.sqrt(np.sum(np.square(loss["loss_se"]))) / BINS
     np.testing.assert_allclose(loss["bpd_diffusion_se"], together)
 
@@ -168,6 +172,18 @@ def test_the_ends_of_a_known_model(wiener):
         stated = ends[end].item()[name]
         assert abs(stated["distance"] - value) < 4 * stated["distance_se"] < 0.5 * value
     assert np.isnan(ends["at_1"].item()["v_hat_from_minus_slope"]["distance"]), "there is no slope"
+
+
+def test_the_error_of_a_root_is_the_spread_of_many_roots():
+    trials, draws = 2000, 400
+    squares = np.random.default_rng(0).exponential(3.0, size=trials * draws)
+    means = StreamingMean(trials)
+    means.add(np.repeat(np.arange(trials), draws), squares)
+    roots = np.sqrt(squares.reshape(trials, draws).mean(axis=1))
+    np.testing.assert_allclose(diagnose.root_error(means).mean(), roots.std(ddof=1), rtol=0.1)
+    nothing = StreamingMean(1)
+    nothing.add(np.zeros(3, int), np.zeros(3))
+    assert diagnose.root_error(nothing) == 0
 
 
 @pytest.fixture(scope="module")
