@@ -77,6 +77,18 @@ def test_float32_stays_finite_and_within_the_cell(name, log_snr, num_levels):
 
 
 @each
+def test_the_rarest_draw_is_finite_too(monkeypatch, name):
+    """One float32 in 2^23 is the lowest that a uniform draw can be; a data set has more pixels."""
+    monkeypatch.setattr(
+        jax.random, "uniform", lambda key, shape, dtype, low, high: jnp.full(shape, low, dtype)
+    )
+    for log_snr in (13.3, 25.0):
+        z, log_q = drawn(name, log_snr, 256, np.zeros((2, 1), np.float32))
+        assert np.isfinite(log_q).all()
+        assert np.abs(z).max() <= ends(log_snr)[0] / 256 * (1 + 1e-6)
+
+
+@each
 def test_float32_has_the_density_of_float64(name):
     """Summed over the dimensions: 192 of them, at the data end of a CIFAR-10 run."""
     x = level_of(256, np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3))).astype(np.float32)
