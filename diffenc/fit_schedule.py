@@ -5,7 +5,6 @@ T edges. What edges cost is measured once a checkpoint (diffenc.costs) and kept 
 """
 
 import dataclasses
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -172,10 +171,8 @@ def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
 
 
 def _write(file: Path, table: Table, origin: str) -> None:
-    buffer, fields = io.BytesIO(), dataclasses.fields(table)
-    arrays = {field.name: np.asarray(getattr(table, field.name)) for field in fields}
-    np.savez(buffer, allow_pickle=False, origin=np.asarray(origin), **arrays)
-    atomic.write_bytes(file, buffer.getvalue())
+    arrays = {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)}
+    atomic.write_bytes(file, atomic.npz({"origin": np.asarray(origin), **arrays}))
 
 
 def _read(file: Path, origin: str) -> Table | None:
