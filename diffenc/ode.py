@@ -19,7 +19,6 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffenc.errors import UserError
@@ -31,7 +30,7 @@ Velocity = Callable[[Data, LogSNR], Data]
 Flow = Callable[[Data], Data]  # a velocity at a given lambda
 Divergence = Callable[[Flow, Data], tuple[Data, PerExample]]
 Scalar = Float[Array, ""]
-Tolerance = Float[ArrayLike, ""]
+Tolerance = float | Scalar
 
 MAX_STEPS = 2000
 SMALLEST_STEP = 1e-6  # of lambda; float32 knows no smaller one where lambda = 13
