@@ -21,7 +21,6 @@ from scipy.interpolate import RectBivariateSpline
 
 from diffenc.data import eval_batches, some_of
 from diffenc.experiment import Experiment, Fit
-from diffenc.fit_variance import StreamingMean
 from diffenc.gaussian import scale, step_fraction, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Source, Variance
 from diffenc.model import Model
@@ -30,6 +29,7 @@ from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.randomness import root_key
 from diffenc.sharding import check_divisible, on_each, split_over, to_devices
+from diffenc.streaming import StreamingMean
 
 PerEdge = Float[np.ndarray, " edges"]
 Square = Float[np.ndarray, "knots knots"]

@@ -16,20 +16,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc import atomic, curves, describe, plots
-from diffenc.data import eval_batches, some_of
+from diffenc.data import some_of
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.fit_variance import StreamingMean
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Times
 from diffenc.model import Draws, bits_per_dim, draw
 from diffenc.modes import restore_ema
 from diffenc.objective import continuous, network_error, step_index
+from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
-from diffenc.randomness import root_key
 from diffenc.registry import datasets
-from diffenc.sharding import check_divisible, data_mesh, on_each, split_over, to_devices
+from diffenc.sharding import data_mesh
+from diffenc.streaming import StreamingMean
 
 Places = Int[Array, " b"]
 Figures = dict[str, PerExample]
@@ -183,28 +183,19 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
     Raises:
       UserError: the batch does not divide over the devices, or a place was drawn less than twice.
     """
-    settings = experiment.diagnose
-    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
-    batch_size = settings.batch_size or experiment.batch_size
-    check_divisible("diagnose.batch_size", batch_size, mesh)
 
     def measured(params: Params, levels: Levels, key: Key) -> tuple[Places, Figures]:
         return measure(params, levels, draw(key, levels.shape))
 
-    compiled = jax.jit(
-        measured, in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)), out_shardings=on_each(mesh)
-    )
+    passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
     result: Means = {}
-    progress = Progress("diagnosis", settings.passes * -(-len(source) // batch_size))
-    for visit in range(settings.passes):
-        root = jax.random.fold_in(root_key(settings.seed, "diagnose"), visit)
-        for number, (batch, weight) in enumerate(eval_batches(source, batch_size)):
-            key, levels = jax.random.fold_in(root, number), to_devices(batch["image"], mesh)
-            place, figures = jax.device_get(compiled(params, levels, key))
-            for name, values in figures.items():
-                mean = result.setdefault(name, StreamingMean(places))
-                mean.add(place[weight > 0], values[weight > 0].astype(np.float64))
-            progress()
+    progress = Progress("diagnosis", len(passes))
+    for _, levels, real, key in passes:
+        place, figures = jax.device_get(compiled(params, levels, key))
+        for name, values in figures.items():
+            mean = result.setdefault(name, StreamingMean(places))
+            mean.add(place[real], values[real].astype(np.float64))
+        progress()
     fewest = min(mean.count.min() for mean in result.values())
     if fewest < 2:
         raise UserError(

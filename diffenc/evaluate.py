@@ -5,7 +5,7 @@ many images would lie. `_mc_se`: the Monte-Carlo error over times and noise, whi
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
+from rich.table import Table
 
 from diffenc import curves, describe, fits
 from diffenc.chain import Chain
-from diffenc.data import eval_batches, some_of
 from diffenc.errors import UserError
 from diffenc.experiment import Evaluate, Experiment
-from diffenc.interfaces import Key, Params, Source
+from diffenc.interfaces import Key, Params
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
+from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels
 from diffenc.randomness import root_key
 from diffenc.registry import datasets, proposals
-from diffenc.sharding import check_divisible, on_each, split_over, to_devices
 
 TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
@@ -56,16 +56,22 @@ class Measured:
         """`bpd`, `bpd_diffusion`, ... with `_se` and, from two passes on, `_mc_se`."""
         bits = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
         bits = {"bpd": sum(bits.values()), **bits}
-        return {name: value for key in KEYS for name, value in self._statistics(key, bits[key]).items()}
+        return {name: value for key in KEYS for name, value in statistics(key, bits[key], self.batch).items()}
 
-    def _statistics(self, key: str, bits: PerImage) -> dict[str, float]:
-        passes, count = bits.shape
-        figures = {key: float(bits.mean())}
-        if count > 1:
-            figures[f"{key}_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
-        if passes > 1:
-            figures[f"{key}_mc_se"] = monte_carlo_error(bits, self.batch)
-        return figures
+
+def statistics(key: str, bits: PerImage, batch: Int[np.ndarray, " images"]) -> dict[str, float]:
+    """The mean as `key`; from two images on `key_se`, from two passes on `key_mc_se`.
+
+    Args:
+      batch: which batch an image was in, if images of one batch share draws; else a number for each.
+    """
+    passes, count = bits.shape
+    figures = {key: float(bits.mean())}
+    if count > 1:
+        figures[f"{key}_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
+    if passes > 1:
+        figures[f"{key}_mc_se"] = monte_carlo_error(bits, batch)
+    return figures
 
 
 def monte_carlo_error(bits: PerImage, batch: Int[np.ndarray, " images"]) -> float:
@@ -157,62 +163,54 @@ def depth_of(experiment: Experiment, workdir: Path, step: int | None = None) -> 
     return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete)
 
 
+def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
+    """Bits/dim and both errors of each of `keys`, for people."""
+    result = Table(title=title, caption=caption)
+    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
+        result.add_column(column, justify="right" if column else "left")
+    for key in keys:
+        errors = (figures.get(f"{key}_{kind}") for kind in ("se", "mc_se"))
+        result.add_row(key, f"{figures[key]:.4f}", *("-" if e is None else f"{e:.4f}" for e in errors))
+    return result
+
+
 class Evaluator:
     """Measures parameters on one split. Compiled once, used at every cadence."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
         """`workdir` is where fits, for the checkpoint of `step`, and the curve of the loss are read from."""
         self.settings: Evaluate = experiment.evaluate
-        whole: Source = experiment.dataset.source(self.settings.split)
-        self.source = some_of(whole, self.settings.num_images, self.settings.seed)
-        self.batch_size = self.settings.batch_size or experiment.batch_size
+        self.passes = Passes(experiment, self.settings, mesh, "evaluate")
+        self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
-        self._mesh = mesh
-        check_divisible("evaluate.batch_size", self.batch_size, mesh)
         self._depth = depth_of(experiment, workdir, step)
         propose = partial(self.settings.proposal, curve=curves.load(workdir))
         propose(jnp.zeros(1))  # what is not measured is told now
-        self._terms = jax.jit(
-            partial(
-                batch_terms,
-                experiment.model,
-                experiment.dataset.num_levels,
-                self.settings.times_per_image,
-                self._depth.rule,
-                propose,
-            ),
-            in_shardings=(on_each(mesh), on_each(mesh), split_over(mesh), on_each(mesh)),
-            out_shardings=on_each(mesh),
-        )
+        model, num_levels = experiment.model, experiment.dataset.num_levels
+        times, rule = self.settings.times_per_image, self._depth.rule
+        self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, times, rule, propose))
 
     @property
     def num_batches(self) -> int:
         """Batches in all passes together."""
-        return self.settings.passes * -(-len(self.source) // self.batch_size)
+        return len(self.passes)
 
     def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> Measured:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
-        key = root_key(self.settings.seed, "evaluate")
-        # an argument of what is compiled: chains of one length share a program
-        given = self._depth.chain_of(params), params
-        passes = [
-            self._one_pass(given, jax.random.fold_in(key, number), after_batch)
-            for number in range(self.settings.passes)
-        ]
-        terms = {name: np.stack([one[name] for one in passes]) for name in TERMS}
+        given = params, self._depth.chain_of(params)
+        rows: list[Terms] = []
+        for _, levels, real, key in self.passes:
+            terms = jax.device_get(self._terms(given, levels, key))
+            rows.append(jax.tree.map(lambda nats, real=real: nats[real].astype(np.float64), terms))
+            after_batch()
+        terms = {
+            name: np.stack(
+                [np.concatenate(one) for one in self.passes.by_pass([getattr(row, name) for row in rows])]
+            )
+            for name in TERMS
+        }
         batch = np.arange(len(self.source)) // self.batch_size
         return Measured(terms, batch, self.num_dims)
-
-    def _one_pass(
-        self, given: tuple[Chain | None, Params], key: Key, after_batch: Callable[[], None]
-    ) -> dict[str, np.ndarray]:
-        rows: list[Terms] = []
-        for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
-            levels = to_devices(batch["image"], self._mesh)
-            terms = jax.device_get(self._terms(*given, levels, jax.random.fold_in(key, index)))
-            rows.append(jax.tree.map(lambda nats, real=weight > 0: nats[real].astype(np.float64), terms))
-            after_batch()
-        return {name: np.concatenate([getattr(row, name) for row in rows]) for name in TERMS}
 
 
 def batch_terms(
@@ -221,12 +219,15 @@ def batch_terms(
     times_per_image: int,
     rule: Callable[[Any], StepRule],
     propose: Propose,
-    chain: Chain | None,
-    params: Params,
+    given: tuple[Params, Chain | None],
     levels: Levels,
     key: Key,
 ) -> Terms:
-    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout."""
+    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout.
+
+    The chain is an argument, so that chains of one length share a program.
+    """
+    params, chain = given
 
     def once(key: Key) -> Terms:
         draws = draw(key, levels.shape, propose)

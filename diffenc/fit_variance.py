@@ -4,7 +4,6 @@ With sigma_P = sigma_Q a step costs || mu_P - mu_Q ||^2 / (2 sigma_Q^2) nats, so
 that the best sigma_P^2 = sigma_Q^2 + E || mu_P - mu_Q ||^2 / d takes to know: sigma_P^2 / sigma_Q^2 = 1 + 2 E KL / d.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc import fits
-from diffenc.data import eval_batches, some_of
+from diffenc.data import some_of
 from diffenc.errors import UserError
 from diffenc.evaluate import check_precision
 from diffenc.experiment import Experiment
@@ -24,37 +23,11 @@ from diffenc.interfaces import Key, Params, PerExample, Times
 from diffenc.model import draw
 from diffenc.modes import restore_ema
 from diffenc.objective import discrete, step_index
+from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels
 from diffenc.progress import Progress
-from diffenc.randomness import root_key
-from diffenc.sharding import check_divisible, data_mesh, on_each, split_over, to_devices
-
-
-class StreamingMean:
-    """Means and their standard errors of values that arrive in groups, one mean for each of `size` bins."""
-
-    def __init__(self, size: int):
-        self.count = np.zeros(size, np.int64)
-        self.mean = np.zeros(size)
-        self._squares = np.zeros(size)  # sum of squared deviations from the mean
-
-    def add(self, index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> None:
-        """Put each value in the bin of its index (Chan, Golub and LeVeque's update)."""
-        count = np.bincount(index, minlength=len(self.mean))
-        seen = np.maximum(count, 1)
-        mean = np.bincount(index, value, len(self.mean)) / seen
-        squares = np.bincount(index, np.square(value - mean[index]), len(self.mean))
-        total = np.maximum(self.count + count, 1)
-        shift = np.where(count > 0, mean - self.mean, 0.0)
-        self._squares += squares + np.square(shift) * self.count * count / total
-        self.mean += shift * count / total
-        self.count += count
-
-    @property
-    def standard_error(self) -> Float[np.ndarray, " size"]:
-        """Of each mean; infinite below two values."""
-        variance = self._squares / np.maximum(self.count - 1, 1)
-        return np.where(self.count > 1, np.sqrt(variance / np.maximum(self.count, 1)), np.inf)
+from diffenc.sharding import data_mesh
+from diffenc.streaming import StreamingMean
 
 
 def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
@@ -75,6 +48,7 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             f"only {costs.count.sum()} draws for {settings.steps} steps, {costs.count.min()} for one of them: "
             "bind fit.num_images, fit.passes or fit.times_per_image higher"
         )
+    split = experiment.dataset.source(experiment.fit.split)
     to_excess = 2 / np.prod(experiment.dataset.image_shape)
     target = fits.path(workdir, settings.steps, settings.times, settings.variance)
     record = {
@@ -83,6 +57,7 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         "excess_se": (to_excess * costs.standard_error).tolist(),
         "fewest_draws": int(costs.count.min()),
         "split": experiment.fit.split,
+        "num_images": len(some_of(split, experiment.fit.num_images, experiment.fit.seed)),
         "step": step,
     }
     fits.save(target, plan.times, record)
@@ -95,33 +70,23 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
 def measure(experiment: Experiment, mesh: Mesh, params: Params, plan: fits.Plan) -> StreamingMean:
     """Mean cost in nats of each step of `plan` with sigma_P = sigma_Q, over the images of `experiment.fit`."""
     settings, model, num_levels = experiment.fit, experiment.model, experiment.dataset.num_levels
-    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
-    batch_size = settings.batch_size or experiment.batch_size
-    check_divisible("fit.batch_size", batch_size, mesh)
     num_steps = len(plan.times) - 1
 
-    def costs(params: Params, levels: Levels, t: Times, key: Key) -> tuple[Int[Array, " b"], PerExample]:
+    def costs(given: tuple[Params, Times], levels: Levels, key: Key) -> tuple[Int[Array, " b"], PerExample]:
+        params, t = given
         draws = draw(key, levels.shape)._replace(t=t)
         rule = discrete(plan.chain(model.schedule, params["schedule"]))
         terms = model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
-        return step_index(draws.t, num_steps), terms.diffusion / num_steps
+        return step_index(t, num_steps), terms.diffusion / num_steps
 
-    compiled = jax.jit(
-        costs,
-        in_shardings=(on_each(mesh), split_over(mesh), split_over(mesh), on_each(mesh)),
-        out_shardings=on_each(mesh),
-    )
-    result, root, drawn = StreamingMean(num_steps), root_key(settings.seed, "fit"), 0
-    visits = settings.passes * settings.times_per_image
-    progress: Callable[[], None] = Progress("fitting", visits * -(-len(source) // batch_size))
-    for visit in range(visits):
-        for number, (batch, weight) in enumerate(eval_batches(source, batch_size)):
-            key = jax.random.fold_in(jax.random.fold_in(root, visit), number)
-            levels, t = (to_devices(array, mesh) for array in (batch["image"], even_times(drawn, batch_size)))
-            index, nats = jax.device_get(compiled(params, levels, t, key))
-            result.add(index[weight > 0], nats[weight > 0].astype(np.float64))
-            drawn += batch_size
-            progress()
+    passes = Passes(experiment, settings, mesh, "fit", settings.passes * settings.times_per_image)
+    compiled, result = compile_over(mesh, costs), StreamingMean(num_steps)
+    progress = Progress("fitting", len(passes))
+    for number, (_, levels, real, key) in enumerate(passes):
+        t = even_times(number * passes.batch_size, passes.batch_size)
+        index, nats = jax.device_get(compiled((params, t), levels, key))
+        result.add(index[real], nats[real].astype(np.float64))
+        progress()
     return result
 
 

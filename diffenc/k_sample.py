@@ -21,19 +21,18 @@ from scipy.special import logsumexp
 
 from diffenc import atomic, describe, fits
 from diffenc.chain import Chain
-from diffenc.data import eval_batches, some_of
 from diffenc.errors import UserError
-from diffenc.evaluate import check_precision, depth, identity, monte_carlo_error
+from diffenc.evaluate import check_precision, depth, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
 from diffenc.model import Model
 from diffenc.modes import restore_ema
 from diffenc.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
+from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
-from diffenc.randomness import root_key
-from diffenc.sharding import check_divisible, data_mesh, on_each, split_over, to_devices
+from diffenc.sharding import data_mesh
 
 KEYS = ("bpd_k_sample", "bpd_1_sample", "bpd_gain")
 
@@ -61,19 +60,8 @@ class Measured:
         to_bits = -1 / (self.num_dims * np.log(2))
         many, one = to_bits * bound(self.log_w), to_bits * self.log_w.mean(axis=1)
         bits = dict(zip(KEYS, (many, one, one - many), strict=True))
-        return {name: value for key in KEYS for name, value in _statistics(key, bits[key]).items()}
-
-
-def _statistics(key: str, bits: PerImage) -> dict[str, float]:
-    passes, count = bits.shape
-    figures = {key: float(bits.mean())}
-    if count > 1:
-        figures[f"{key}_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
-    if passes > 1:
-        figures[f"{key}_mc_se"] = monte_carlo_error(
-            bits, np.arange(count)
-        )  # each image has chains of its own
-    return figures
+        each = np.arange(one.shape[1])  # every image has chains of its own
+        return {name: value for key in KEYS for name, value in statistics(key, bits[key], each).items()}
 
 
 def bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:
@@ -170,7 +158,7 @@ def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     if settings.steps == 0:
         raise UserError("--mode=k_sample needs T: give --steps=T")
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    measured = measure(experiment, mesh, ema, workdir, step, Progress("k_sample", num_batches(experiment)))
+    measured = measure(experiment, mesh, ema, workdir, step)
     figures = record(experiment, measured, step)
     atomic.write_bytes(workdir / "k_sample.npz", atomic.npz({"log_w": measured.log_w}))
     atomic.write_json(workdir / "k_sample.json", figures)  # last: where it stands, its arrays stand too
@@ -179,26 +167,17 @@ def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     return figures
 
 
-def num_batches(experiment: Experiment) -> int:
-    """Batches in all passes together."""
-    settings = experiment.evaluate
-    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
-    return settings.passes * -(-len(source) // (settings.batch_size or experiment.batch_size))
-
-
 def measure(
     experiment: Experiment,
     mesh: Mesh,
     params: Params,
     workdir: Path = Path(),
     step: int | None = None,
-    after_batch: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Weights of K chains for each image in each pass of `experiment.evaluate`.
 
     Args:
       workdir: where fitted times and variances are read from, for the checkpoint of `step`.
-      after_batch: called after each batch: to show progress, or to raise and so stop.
 
     Raises:
       UserError: T is too deep for float32, the batch does not divide over the devices, or what must be
@@ -206,27 +185,20 @@ def measure(
     """
     settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
     check_precision(settings.steps)
-    batch_size = settings.batch_size or experiment.batch_size
-    check_divisible("evaluate.batch_size", batch_size, mesh)
     chain = fits.plan(workdir, settings, step).chain(model.schedule, params["schedule"])
-    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
 
-    def weights(params: Params, levels: Levels, key: Key) -> Float[Array, "samples b"]:
+    def weights(given: tuple[Params, Chain], levels: Levels, key: Key) -> Float[Array, "samples b"]:
+        params, chain = given
         return log_weights(model, params, levels, chain, key, num_levels, experiment.k_sample.samples)
 
-    compiled = jax.jit(
-        weights, in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)), out_shardings=on_each(mesh)
-    )
-    root, passes = root_key(settings.seed, "k_sample"), []
-    for number in range(settings.passes):
-        rows = []
-        for index, (batch, weight) in enumerate(eval_batches(source, batch_size)):
-            key = jax.random.fold_in(jax.random.fold_in(root, number), index)
-            log_w = jax.device_get(compiled(params, to_devices(batch["image"], mesh), key))
-            rows.append(log_w[:, weight > 0].astype(np.float64))
-            after_batch()
-        passes.append(np.concatenate(rows, axis=1))
-    return Measured(np.stack(passes), int(np.prod(experiment.dataset.image_shape)))
+    passes, compiled = Passes(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
+    progress, rows = Progress("k_sample", len(passes)), []
+    for _, levels, real, key in passes:
+        log_w = jax.device_get(compiled((params, chain), levels, key))
+        rows.append(log_w[:, real].astype(np.float64))
+        progress()
+    log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])
+    return Measured(log_w, int(np.prod(experiment.dataset.image_shape)))
 
 
 def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, Any]:
@@ -252,10 +224,4 @@ def table(figures: dict[str, Any]) -> Table:
     chain = f"T {figures['T']}, {figures['times']} times, {figures['variance']} variance, K {figures['K']}"
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
     title = f"{figures['dataset']} {figures['split']}, {images}, {chain}, step {figures['step']}"
-    result = Table(title=title, caption=f"pixels {figures['fingerprint'][:16]}")
-    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
-        result.add_column(column, justify="right" if column else "left")
-    for key in KEYS:
-        errors = (figures.get(f"{key}_{kind}") for kind in ("se", "mc_se"))
-        result.add_row(key, f"{figures[key]:.4f}", *("-" if e is None else f"{e:.4f}" for e in errors))
-    return result
+    return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

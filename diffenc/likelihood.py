@@ -6,7 +6,6 @@ unbiased noise of Hutchinson's estimate. Images are discrete, though: what is st
 see MODELLED and UNMODELLED.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +20,17 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc import atomic, describe, ode
-from diffenc.data import eval_batches, some_of
 from diffenc.dequantise import DEQUANTISATIONS
-from diffenc.evaluate import PerImage, identity, monte_carlo_error
+from diffenc.evaluate import PerImage, errors_table, identity, statistics
 from diffenc.experiment import Experiment, Likelihood
-from diffenc.interfaces import Key, Params, PerExample, Source
+from diffenc.interfaces import Key, Params, PerExample
 from diffenc.model import Model
 from diffenc.modes import restore_ema
+from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
-from diffenc.randomness import root_key
 from diffenc.sampler import x_hat_of
-from diffenc.sharding import check_divisible, data_mesh, on_each, split_over, to_devices
+from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc.train_state import count_parameters
 
@@ -63,9 +61,7 @@ def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    source, batch_size = images(experiment)
-    progress = Progress("likelihood", settings.passes * -(-len(source) // batch_size))
-    solved = measure(experiment, mesh, ema, progress)
+    solved = measure(experiment, mesh, ema)
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
     figures = {
         **record(experiment, solved),
@@ -80,47 +76,24 @@ def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     return figures
 
 
-def images(experiment: Experiment) -> tuple[Source, int]:
-    """The images that `experiment.evaluate` names, and how many are taken at a time."""
-    settings = experiment.evaluate
-    source = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
-    return source, settings.batch_size or experiment.batch_size
-
-
-def measure(
-    experiment: Experiment, mesh: Mesh, params: Params, after_batch: Callable[[], None] = lambda: None
-) -> Solved:
+def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
     """Every image once a pass, each time with dequantisation and probes drawn afresh.
 
-    `after_batch` is called after each batch: to show progress, or to raise and so stop.
-
     Raises:
-      UserError: the ODE could not be solved, or the batch does not split over the devices.
+      UserError: the ODE could not be solved, or the batch does not divide over the devices.
     """
-    source, batch_size = images(experiment)
-    check_divisible("evaluate.batch_size", batch_size, mesh)
-    compiled = jax.jit(
-        partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood),
-        in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)),
-        out_shardings=on_each(mesh),
-    )
-    root = root_key(experiment.evaluate.seed, "likelihood")
-
-    def one_pass(key: Key) -> tuple[list[np.ndarray], list[int]]:
-        nats, evaluations = [], []
-        for number, (batch, weight) in enumerate(eval_batches(source, batch_size)):
-            levels = to_devices(batch["image"], mesh)
-            bound, stats = jax.device_get(compiled(params, levels, jax.random.fold_in(key, number)))
-            ode.require_reached(stats)
-            nats.append(bound[weight > 0].astype(np.float64))
-            evaluations.append(int(stats.evaluations))
-            after_batch()
-        return nats, evaluations
-
-    passes = [one_pass(jax.random.fold_in(root, number)) for number in range(experiment.evaluate.passes)]
-    return Solved(
-        np.stack([np.concatenate(nats) for nats, _ in passes]), np.array([count for _, count in passes])
-    )
+    passes = Passes(experiment, experiment.evaluate, mesh, "likelihood")
+    solve = partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood)
+    compiled, progress = compile_over(mesh, solve), Progress("likelihood", len(passes))
+    nats, evaluations = [], []
+    for _, levels, real, key in passes:
+        bound, stats = jax.device_get(compiled(params, levels, key))
+        ode.require_reached(stats)
+        nats.append(bound[real].astype(np.float64))
+        evaluations.append(stats.evaluations)
+        progress()
+    by_pass = np.stack([np.concatenate(one) for one in passes.by_pass(nats)])
+    return Solved(by_pass, np.array(passes.by_pass(evaluations)))
 
 
 def batch_nats(
@@ -155,24 +128,14 @@ def is_exact(settings: Likelihood, image_shape: tuple[int, ...]) -> bool:
     return int(np.prod(image_shape)) <= settings.exact_up_to
 
 
-def summary(nats: PerImage, num_dims: int) -> dict[str, float]:
-    """`bpd_ode`, over two images `bpd_ode_se`, over two passes `bpd_ode_mc_se`, the error of draws and probes."""
-    bits = nats / (num_dims * np.log(2))
-    passes, count = bits.shape
-    figures = {"bpd_ode": float(bits.mean())}
-    if count > 1:
-        figures["bpd_ode_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
-    if passes > 1:  # every image draws for itself
-        figures["bpd_ode_mc_se"] = monte_carlo_error(bits, np.arange(count))
-    return figures
-
-
 def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
     """The figures, and all of the settings that one must know to compare them."""
     settings, evaluate, shape = experiment.likelihood, experiment.evaluate, experiment.dataset.image_shape
     exact = is_exact(settings, shape)
     return {
-        **summary(solved.nats, int(np.prod(shape))),
+        **statistics(
+            "bpd_ode", solved.nats / (np.prod(shape) * np.log(2)), np.arange(solved.nats.shape[1])
+        ),  # each on its own
         **identity(experiment, solved.nats.shape[1]),
         "dequantisation": settings.dequantisation,
         "divergence": "exact" if exact else "hutchinson",
@@ -197,10 +160,4 @@ def table(figures: dict[str, Any]) -> Table:
         f"{figures['dequantisation']} dequantisation, step {figures['step']}"
     )
     caption = f"{figures['model']}\npixels {figures['fingerprint'][:16]}"
-    result = Table(title=title, caption=caption)
-    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
-        result.add_column(column, justify="right" if column else "left")
-    errors = (figures.get(f"bpd_ode_{kind}") for kind in ("se", "mc_se"))
-    shown = ("-" if error is None else f"{error:.4f}" for error in errors)
-    result.add_row("bpd_ode", f"{figures['bpd_ode']:.4f}", *shown)
-    return result
+    return errors_table(figures, ("bpd_ode",), title, caption)

@@ -14,7 +14,7 @@ from rich.table import Table
 from diffenc import checkpoint
 from diffenc import workdir as workdirs
 from diffenc.errors import UserError
-from diffenc.evaluate import KEYS, Evaluator, record
+from diffenc.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.experiment import Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
@@ -86,10 +86,4 @@ def table(figures: dict[str, Any]) -> Table:
     title = (
         f"{figures['dataset']} {figures['split']}, {images}, T {figures['T']}{chain}, step {figures['step']}"
     )
-    result = Table(title=title, caption=f"pixels {figures['fingerprint'][:16]}")
-    for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
-        result.add_column(column, justify="right" if column else "left")
-    for key in KEYS:
-        errors = (figures.get(f"{key}_{kind}") for kind in ("se", "mc_se"))
-        result.add_row(key, f"{figures[key]:.4f}", *("-" if e is None else f"{e:.4f}" for e in errors))
-    return result
+    return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

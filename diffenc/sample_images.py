@@ -58,7 +58,7 @@ class ImageSampler:
         self._must_check_slope = self.settings.sampler in ODE_SOLVERS
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         plan, model = fits.plan(workdir, self.settings, step), self._model
-        jax.eval_shape(lambda: plan.chain(model.schedule, model.schedule.init(root_key(0, "init"))))
+        plan.chain(model.schedule, model.schedule.init(root_key(0, "init")))  # what is not fitted is told now
         self._descent = jax.jit(
             lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
         )

@@ -87,8 +87,7 @@ class Bounds:
         def compute() -> dict[str, np.ndarray]:
             say(f"the {samples}-sample bound, T = {steps}")
             fit_what_is_missing(experiment, self.workdir)
-            progress = Progress("k_sample", k_sample.num_batches(experiment))
-            measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step, progress)
+            measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step)
             return {"log_w": measured.log_w}
 
         log_w = self._kept(f"k{samples}_T{steps}", experiment.evaluate, compute)["log_w"]
@@ -101,13 +100,10 @@ class Bounds:
     def ode(self, few: int) -> dict[str, Bits]:
         """The likelihood of the probability-flow ODE."""
         experiment = self._with(num_images=few, passes=2)
-        source, batch_size = likelihood.images(experiment)
 
         def compute() -> dict[str, np.ndarray]:
             say("the likelihood of the ODE")
-            batches = experiment.evaluate.passes * -(-len(source) // batch_size)
-            solved = likelihood.measure(experiment, self.mesh, self.params, Progress("likelihood", batches))
-            return {"nats": solved.nats}
+            return {"nats": likelihood.measure(experiment, self.mesh, self.params).nats}
 
         nats = self._kept("ode", experiment.evaluate, compute)["nats"]
         shape = self.experiment.dataset.image_shape

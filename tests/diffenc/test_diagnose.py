@@ -13,9 +13,9 @@ from diffenc import atomic, diagnose, registry, run, train
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
 from diffenc.experiment import Diagnose, Evaluate
-from diffenc.fit_variance import StreamingMean
 from diffenc.model import Model
 from diffenc.sharding import data_mesh
+from diffenc.streaming import StreamingMean
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
 from diffenc_plugins.parameterizations import V

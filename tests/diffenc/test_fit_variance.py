@@ -15,7 +15,6 @@ from diffenc import fit_schedule, fit_variance, fits, modes, objective, registry
 from diffenc.chain import EQUAL, Chain, equal_times
 from diffenc.errors import UserError
 from diffenc.experiment import Evaluate, Fit
-from diffenc.fit_variance import StreamingMean
 from diffenc.model import Draws, Model
 from diffenc_plugins.schedules import Linear
 
@@ -23,23 +22,6 @@ FITTED = registry.variances["fitted"]()
 NUM_LEVELS, NUM_IMAGES, NUM_DIMS, TOP, DROP = 5, 300, 3, 6.0, 10.0
 LEVELS = np.random.default_rng(0).integers(0, NUM_LEVELS, (NUM_IMAGES, NUM_DIMS))
 PARAMS: Any = {"encoder": {}, "schedule": {}, "network": {}}
-
-
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 50], [0, 7], [2] * 20])
-def test_streamed_means_and_errors_are_numpys(sizes):
-    rng, bins = np.random.default_rng(len(sizes)), 6
-    result, kept = StreamingMean(bins), [[] for _ in range(bins)]
-    for size in sizes:
-        index = rng.integers(0, bins - 1, size)  # the last stays empty
-        value = 1e6 * (index + 1) + rng.normal(size=size)
-        result.add(index, value)
-        for i, v in zip(index, value, strict=True):
-            kept[i].append(v)
-    np.testing.assert_array_equal(result.count, [len(values) for values in kept])
-    for i, values in enumerate(kept):
-        assert result.mean[i] == pytest.approx(np.mean(values) if values else 0, rel=1e-14)
-        error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf
-        assert result.standard_error[i] == pytest.approx(error, rel=1e-7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,3 +211,13 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(fitting, workdir, f
         fitting(fit=fit, **changes)
     assert "\n" not in str(refused.value)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("steps", "draws"), [(5, 40), (1000, 8192), (997, 3000)])
+def test_times_come_to_every_step_equally_often(steps, draws):
+    """Independent times would come to a step draws / steps times give or take the root of that."""
+    parts = [fit_variance.even_times(first, 16) for first in range(0, draws, 16)]
+    t = np.concatenate(parts)[:draws]
+    assert np.all((t >= 0) & (t < 1))
+    count = np.bincount((t.astype(np.float64) * steps).astype(int), minlength=steps)
+    assert count.max() - count.min() <= 3

@@ -1,7 +1,6 @@
 """--mode=k_sample on a trained run: what is filed, recomputed from the weights beside it."""
 
 import dataclasses
-import itertools
 import json
 
 import numpy as np
@@ -91,22 +90,6 @@ def test_the_error_over_chains_is_their_spread_over_seeds(tiny, workdir):
         spread = np.var([figures[key] for figures in pairs], ddof=1)
         stated = np.mean([figures[f"{key}_mc_se"] ** 2 for figures in pairs])
         np.testing.assert_allclose(stated, spread, rtol=0.5)
-
-
-def test_between_batches_one_may_stop(tiny, workdir):
-    experiment, mesh = dataclasses.replace(settings(tiny), steps=3), data_mesh()
-    ema, step = modes.restore_ema(experiment, workdir, mesh, None)
-    calls = itertools.count(1)
-
-    def stop():
-        if next(calls) == 3:
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError, match="stop"):
-        k_sample.measure(experiment, mesh, ema, workdir, step, stop)
-    counted = []
-    k_sample.measure(experiment, mesh, ema, workdir, step, lambda: counted.append(None))
-    assert len(counted) == k_sample.num_batches(experiment) == 2 * 4
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_linear_model_by_scipy(tiny, settings):
 def measured(tiny, monkeypatch):
     """What is measured where an image's nats are its first pixel, and noise of the batch's key."""
 
-    def make(noise=0.0, after_batch=lambda: None, **settings):
+    def make(noise=0.0, **settings):
         def batch_nats(model, num_levels, settings, params, levels, key):
             drawn = noise * jax.random.normal(key, levels.shape[:1])
             reached = Stats(len(levels) + jnp.zeros((), jnp.int32), jnp.ones((), bool))
@@ -115,7 +115,7 @@ def measured(tiny, monkeypatch):
 
         monkeypatch.setattr(likelihood, "batch_nats", batch_nats)
         experiment = tiny(evaluate=Evaluate(**settings))
-        return likelihood.measure(experiment, data_mesh(), {}, after_batch)
+        return likelihood.measure(experiment, data_mesh(), {})
 
     return make
 
@@ -134,19 +134,6 @@ def test_passes_and_batches_draw_afresh_by_the_seed(measured):
     assert not np.any(one == other)
     noise = one - measured(batch_size=4, passes=3).nats
     assert len(np.unique(noise.round(5))) == noise.size
-
-
-def test_between_batches_one_may_stop(measured):
-    calls = []
-
-    def stop_at_the_third():
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError):
-        measured(after_batch=stop_at_the_third, batch_size=4)
-    assert len(calls) == 3
 
 
 def test_some_images_of_another_split(measured):

@@ -64,7 +64,7 @@ def ends(log_snr):
     return 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
 
 
-def kl(mean_q, variance_q, mean_p, variance_p):
+def kl(mean_q, variance_q, mean_p, variance_p) -> Any:
     ratio = variance_q / variance_p
     return 0.5 * np.sum(ratio - 1 - np.log(ratio) + (mean_q - mean_p) ** 2 / variance_p)
 
@@ -116,8 +116,8 @@ def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, mea
 
 def step_kl(i, index, num_steps, encode, log_snr_at, eps, x_hat, kappa):
     """`kl_between` for s = index / T, t = (index + 1) / T and sigma_P = sigma_Q."""
-    times = ((index + k) / num_steps for k in (1, 0))
-    return kl_between(i, *times, encode, log_snr_at, eps, x_hat, kappa, 0.0)
+    t, s = (index + 1) / num_steps, index / num_steps
+    return kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, 0.0)
 
 
 def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, log_w):
@@ -141,7 +141,7 @@ def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, log_w):
 
 @pytest.mark.parametrize("num_steps", [1, 3, 1000, 10**4, 10**6])
 def test_every_time_belongs_to_one_of_the_steps(num_steps):
-    t = np.float32([0, 0.5, np.nextafter(np.float32(1), np.float32(0))])
+    t = np.array([0, 0.5, np.nextafter(np.float32(1), np.float32(0))], np.float32)
     want = [0, num_steps // 2, num_steps - 1]
     np.testing.assert_array_equal(objective.step_index(jnp.asarray(t), num_steps), want)
 

@@ -62,11 +62,11 @@ def _compiled_once():
 def _shared(make):
     made = {}
 
-    def get(experiment, mesh):
+    def get(experiment, mesh, *where):
         free = {"steps", "init_from", *(name for name in vars(experiment) if re.search("_every|keep_", name))}
         key = tuple(value for name, value in vars(experiment).items() if name not in free)
         key = (*key, experiment.init_from is None)
-        return made.setdefault(key, None) or made.update({key: make(experiment, mesh)}) or made[key]
+        return made.setdefault(key, None) or made.update({key: make(experiment, mesh, *where)}) or made[key]
 
     return get
 

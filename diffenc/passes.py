@@ -1,0 +1,78 @@
+"""Passes over the images that a measurement names: every image once a pass, each batch with a key of its own."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Integer
+
+from diffenc.data import eval_batches, some_of
+from diffenc.experiment import Diagnose, Evaluate, Experiment, Fit
+from diffenc.interfaces import Key, Source
+from diffenc.randomness import root_key
+from diffenc.sharding import check_divisible, on_each, split_over, to_devices
+
+
+class Visit(NamedTuple):
+    """One batch of one pass.
+
+    Attributes:
+      number: of the pass.
+      levels: full; the last batch of a pass is filled up.
+      real: which of the images are not filling.
+      key: of this batch in this pass alone.
+    """
+
+    number: int
+    levels: Integer[Array, "b h w c"]
+    real: Bool[np.ndarray, " b"]
+    key: Key
+
+
+class Passes:
+    """`settings.passes` passes over `settings.num_images` images of `settings.split`. To be iterated over."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Evaluate | Fit | Diagnose,
+        mesh: Mesh,
+        purpose: str,
+        passes: int | None = None,
+    ):
+        """`purpose` keeps the draws of two measurements apart; `passes` overrides the settings' own.
+
+        Raises:
+          UserError: the batch does not divide over the devices, or there is no such split.
+        """
+        whole = experiment.dataset.source(settings.split)
+        self.source: Source = some_of(whole, settings.num_images, settings.seed)
+        self.batch_size = settings.batch_size or experiment.batch_size
+        self.passes = settings.passes if passes is None else passes
+        check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
+        self._root = root_key(settings.seed, purpose)
+        self._mesh = mesh
+
+    def __len__(self) -> int:
+        """Batches in all passes together."""
+        return self.passes * -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Visit]:
+        for number in range(self.passes):
+            key = jax.random.fold_in(self._root, number)
+            for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
+                levels = to_devices(batch["image"], self._mesh)
+                yield Visit(number, levels, weight > 0, jax.random.fold_in(key, index))
+
+    def by_pass(self, rows: list[np.ndarray]) -> list[list[np.ndarray]]:
+        """`rows`, one for each visit in turn, cut into passes."""
+        size = len(rows) // self.passes
+        return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def compile_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(params, levels, key)` compiled: the levels split over the devices, all else on each of them."""
+    shardings = (on_each(mesh), split_over(mesh), on_each(mesh))
+    return jax.jit(function, in_shardings=shardings, out_shardings=on_each(mesh))
