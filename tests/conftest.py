@@ -1,6 +1,8 @@
-"""Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named."""
+"""Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,9 +11,20 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402 - reads the environment set above
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from diffenc import registry  # noqa: E402
+from diffenc.data import ArraySource  # noqa: E402
+from diffenc.experiment import Evaluate, Experiment, Sample  # noqa: E402
+from diffenc.interfaces import Source  # noqa: E402
+from diffenc.model import Model  # noqa: E402
+from diffenc_plugins.encoders import Trainable  # noqa: E402
+from diffenc_plugins.means import Counterterm  # noqa: E402
+from diffenc_plugins.optimizers import AdamW  # noqa: E402
+from diffenc_plugins.parameterizations import V  # noqa: E402
+from diffenc_plugins.schedules import LearnedEndpoints  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 registry.discover()
@@ -31,3 +44,68 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """w z + b, pixel by pixel, half of it dropped in training; `scale` is how large w starts."""
+
+    scale: float = 0.1
+
+    def init(self, key, z, log_snr, *, condition=None):
+        return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
+
+    def apply(self, params, z, log_snr, *, condition=None, key=None):
+        out = params["w"][None] * z + params["b"][None]
+        return out if key is None else out * jax.random.bernoulli(key, 0.5, out.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dots:
+    """4x4x1 images in 5 levels: 23 to train on, 13 to test on."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 4, 4, 1
+
+    @property
+    def num_levels(self) -> int:
+        return 5
+
+    @property
+    def num_classes(self) -> int:
+        return 3
+
+    def source(self, split: str) -> Source:
+        count = {"train": 23, "validation": 7, "test": 13}[split]
+        images = np.random.default_rng(count).integers(0, 5, (count, 4, 4, 1)).astype(np.uint8)
+        return ArraySource(images, np.zeros(len(images), np.int32))
+
+    def fingerprint(self, split: str) -> str:
+        return f"{split} of dots"
+
+
+def make(**changes) -> Experiment:
+    """12 steps of 4 dots, with changes."""
+    base = Experiment(
+        model=Model(Trainable(Affine()), LearnedEndpoints(6.0, -5.0), V(), Counterterm(), Affine()),
+        dataset=Dots(),
+        optimizer=AdamW(learning_rate=0.01, warmup_steps=2),
+        steps=12,
+        batch_size=4,
+        ema_decay=0.8,
+        log_every=3,
+        checkpoint_every=5,
+        evaluate=Evaluate(passes=2),
+        sample=Sample(steps=6, num=3),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Callable[..., Experiment]]:
+    """Makes such experiments. Their plugins are registered while one module's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.networks._classes, "affine", Affine)
+        patch.setitem(registry.datasets._classes, "dots", Dots)
+        yield make

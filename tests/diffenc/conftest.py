@@ -1,88 +1,12 @@
-"""An experiment that compiles in a second, and data whose every density is known in closed form."""
+"""Data whose every density is known in closed form."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from diffenc import registry
-from diffenc.data import ArraySource
-from diffenc.experiment import Evaluate, Experiment, Sample
-from diffenc.interfaces import Source
-from diffenc.model import Model
-from diffenc_plugins.encoders import Trainable
-from diffenc_plugins.means import Counterterm
-from diffenc_plugins.optimizers import AdamW
-from diffenc_plugins.parameterizations import V
-from diffenc_plugins.schedules import LearnedEndpoints
-
-
-@dataclasses.dataclass(frozen=True)
-class Affine:
-    """w z + b, pixel by pixel, half of it dropped in training; `scale` is how large w starts."""
-
-    scale: float = 0.1
-
-    def init(self, key, z, log_snr, *, condition=None):
-        return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
-
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
-        out = params["w"][None] * z + params["b"][None]
-        return out if key is None else out * jax.random.bernoulli(key, 0.5, out.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dots:
-    """4x4x1 images in 5 levels: 23 to train on, 13 to test on."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return 4, 4, 1
-
-    @property
-    def num_levels(self) -> int:
-        return 5
-
-    @property
-    def num_classes(self) -> int:
-        return 3
-
-    def source(self, split: str) -> Source:
-        count = {"train": 23, "validation": 7, "test": 13}[split]
-        images = np.random.default_rng(count).integers(0, 5, (count, 4, 4, 1)).astype(np.uint8)
-        return ArraySource(images, np.zeros(len(images), np.int32))
-
-    def fingerprint(self, split: str) -> str:
-        return f"{split} of dots"
-
-
-def make(**changes) -> Experiment:
-    """12 steps of 4 dots, with changes."""
-    base = Experiment(
-        model=Model(Trainable(Affine()), LearnedEndpoints(6.0, -5.0), V(), Counterterm(), Affine()),
-        dataset=Dots(),
-        optimizer=AdamW(learning_rate=0.01, warmup_steps=2),
-        steps=12,
-        batch_size=4,
-        ema_decay=0.8,
-        log_every=3,
-        checkpoint_every=5,
-        evaluate=Evaluate(passes=2),
-        sample=Sample(steps=6, num=3),
-    )
-    return dataclasses.replace(base, **changes)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Callable[..., Experiment]]:
-    """Makes such experiments. Their plugins are registered while one module's tests run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.networks._classes, "affine", Affine)
-        patch.setitem(registry.datasets._classes, "dots", Dots)
-        yield make
 
 
 @dataclasses.dataclass(frozen=True)

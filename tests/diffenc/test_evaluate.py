@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import atomic, curves
 from diffenc.chain import equal_steps
+from diffenc.diagnose import loss_record
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, Measured, monte_carlo_error, record
-from diffenc.experiment import Evaluate
+from diffenc.experiment import Diagnose, Evaluate
 from diffenc.model import Draws, Model, Terms
 from diffenc.objective import discrete
 from diffenc.passes import Passes
 from diffenc.sharding import data_mesh
+from diffenc_plugins.proposals import Importance
 from diffenc_plugins.variances import Fitted
 
 NUM_IMAGES, NUM_DIMS = 13, 16
@@ -300,3 +303,20 @@ def test_what_cannot_be_measured_is_refused(settings, message):
 def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, settings, mode):
     with pytest.raises(UserError, match=f"--mode={mode} --steps=7 first$"):
         real(tiny, steps=7, **settings)
+
+
+@pytest.mark.parametrize(("steps", "share"), [(0, 0.8), (6, 1.0)])
+def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path, steps, share):
+    def measure(**settings):
+        experiment = tiny(evaluate=Evaluate(passes=60, steps=steps, **settings))
+        params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
+        return Evaluator(experiment, data_mesh(), tmp_path).measure(params).summary()
+
+    experiment = tiny(diagnose=Diagnose(passes=40, bins=16))
+    params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
+    curves.path(tmp_path).parent.mkdir()
+    atomic.write_json(curves.path(tmp_path), loss_record(experiment, data_mesh(), params))
+    plain, aimed = measure(), measure(proposal=Importance())
+    error = np.hypot(plain["bpd_diffusion_mc_se"], aimed["bpd_diffusion_mc_se"])
+    assert abs(plain["bpd_diffusion"] - aimed["bpd_diffusion"]) < 4 * error
+    assert aimed["bpd_diffusion_mc_se"] < share * plain["bpd_diffusion_mc_se"]

@@ -250,3 +250,23 @@ def test_draws_depend_on_the_key_alone():
 def test_bits_per_dim_of_fair_coins():
     """An image of d pixels, each one of 2^8 equally likely levels, holds 8 bits a pixel."""
     np.testing.assert_allclose(bits_per_dim(jnp.asarray(784 * np.log(256)), 784), 8, rtol=1e-6)
+
+
+def test_the_weight_of_a_time_multiplies_the_diffusion_term_alone(x64):
+    model, (levels, draws) = model_of(), inputs()
+    params, weight = model.init(jax.random.key(0), SHAPE[1:]), np.array([0.5, 2.0, 3.0])
+    plain = model.elbo(params, levels, draws, num_levels=NUM_LEVELS)
+    weighed = model.elbo(params, levels, draws._replace(weight=jnp.asarray(weight)), num_levels=NUM_LEVELS)
+    np.testing.assert_allclose(weighed.diffusion, weight * plain.diffusion, rtol=1e-12)
+    np.testing.assert_array_equal(weighed.latent, plain.latent)
+    np.testing.assert_array_equal(weighed.reconstruction, plain.reconstruction)
+
+
+def test_proposed_times_are_those_moved_from_the_stratified_ones():
+    key, shape = jax.random.key(3), (5, 2, 2, 1)
+    plain, moved = draw(key, shape), draw(key, shape, lambda u: (u**2, 2 * u))
+    np.testing.assert_array_equal(moved.t, np.asarray(plain.t) ** 2)
+    np.testing.assert_array_equal(moved.weight, 2 * np.asarray(plain.t))
+    np.testing.assert_array_equal(plain.weight, np.ones(5))
+    np.testing.assert_array_equal(moved.eps, plain.eps)
+    np.testing.assert_array_equal(moved.eps_0, plain.eps_0)
