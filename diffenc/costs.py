@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from scipy.interpolate import RectBivariateSpline
 
 from diffenc.data import eval_batches, some_of
-from diffenc.experiment import Experiment, Fit
+from diffenc.experiment import Experiment
 from diffenc.gaussian import scale, step_fraction, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Source, Variance
 from diffenc.model import Model
@@ -28,6 +28,7 @@ from diffenc.objective import Step, network_error, step_error
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.randomness import root_key
+from diffenc.settings import Fit
 from diffenc.sharding import check_divisible, on_each, split_over, to_devices
 from diffenc.streaming import StreamingMean
 

@@ -15,8 +15,8 @@ from absl import logging
 from jaxtyping import Float, Int, Int32, UInt8
 
 from diffenc.errors import UserError
-from diffenc.experiment import SPLITS
 from diffenc.interfaces import Batch, Example, Source
+from diffenc.settings import SPLITS
 
 _CHUNK = 4096  # images hashed at a time
 _ENDLESS = 2**60  # examples

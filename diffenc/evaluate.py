@@ -20,7 +20,7 @@ from rich.table import Table
 from diffenc import curves, describe, fits
 from diffenc.chain import Chain
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
@@ -28,6 +28,7 @@ from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels
 from diffenc.randomness import root_key
 from diffenc.registry import datasets, proposals
+from diffenc.settings import Evaluate
 
 TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))

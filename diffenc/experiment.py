@@ -1,17 +1,20 @@
 """What a user binds: one run, described by values alone."""
 
 import dataclasses
-import difflib
 
-from diffenc.chain import EQUAL
-from diffenc.dequantise import DEQUANTISATIONS
-from diffenc.errors import UserError
-from diffenc.interfaces import Dataset, Optimizer, Proposal, Variance
-from diffenc.model import UNIFORM, Model
-from diffenc.solvers import SOLVERS
-
-SPLITS = ("train", "validation", "test")
-TIMES = ("equal", "fitted")
+from diffenc.interfaces import Dataset, Optimizer
+from diffenc.model import Model
+from diffenc.settings import (
+    Diagnose,
+    Evaluate,
+    Fit,
+    KSample,
+    Likelihood,
+    Sample,
+    check_least,
+    check_seed,
+    require,
+)
 
 # What may differ between two visits to one workdir: how long, how often and with what effort, and all that
 # is chosen after training; never what is trained.
@@ -38,221 +41,6 @@ FREE_TO_CHANGE = (
     "variance.",
     "proposal.",
 )
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise UserError(message) unless `condition`."""
-    if not condition:
-        raise UserError(message)
-
-
-def check_seed(name: str, seed: int) -> None:
-    """Raise UserError unless `seed` has 32 bits: jax drops the others, and the data's order would not."""
-    require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
-
-
-def check_images(name: str, split: str, num_images: int | None) -> None:
-    """Raise UserError unless these can be images of a split."""
-    require(split in SPLITS, f"{name}.split = {split!r}: must be one of {', '.join(SPLITS)}")
-    require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
-
-
-def check_sampler(sampler: str, variance: Variance) -> None:
-    """Raise UserError unless there is such a sampler, and `variance` has a meaning for it."""
-    nearest = difflib.get_close_matches(sampler, SOLVERS, n=1, cutoff=0.0)[0]
-    require(
-        sampler in SOLVERS,
-        f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest}; there are {', '.join(SOLVERS)}",
-    )
-    require(
-        sampler == "ancestral" or variance == EQUAL,
-        f"sample.variance is only for sample.sampler = 'ancestral', and it is {sampler!r}: unbind one of them",
-    )
-
-
-def check_times(name: str, times: str) -> None:
-    """Raise UserError unless `times` is one of TIMES."""
-    require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """How bits/dim are measured.
-
-    Attributes:
-      split: the split, every image of which is seen once a pass.
-      num_images: so many of them, drawn by the seed; None = all.
-      passes: K; from two passes on the Monte-Carlo error is known.
-      times_per_image: diffusion times drawn for an image in a pass.
-      batch_size: images at a time; 0 = the training batch size.
-      step: the checkpoint's step; None = the newest.
-      seed: of times and noise; with the same batch size, the same seed gives every model the same draws.
-      steps: T, the depth of the model whose bound is measured; 0 = continuous time.
-      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps.
-      proposal: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
-    """
-
-    split: str = "test"
-    num_images: int | None = None
-    passes: int = 1
-    times_per_image: int = 1
-    batch_size: int = 0
-    step: int | None = None
-    seed: int = 0
-    steps: int = 0
-    times: str = "equal"
-    variance: Variance = EQUAL
-    proposal: Proposal = UNIFORM
-
-    def __post_init__(self):
-        check_seed("evaluate.seed", self.seed)
-        check_images("evaluate", self.split, self.num_images)
-        check_times("evaluate", self.times)
-        for name in ("passes", "times_per_image"):
-            require(getattr(self, name) >= 1, f"evaluate.{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("batch_size", "steps"):
-            require(
-                getattr(self, name) >= 0, f"evaluate.{name} = {getattr(self, name)}: must not be negative"
-            )
-        if self.steps == 0:  # any w other than 1 makes the continuous bound infinite
-            chosen = "times" if self.times != "equal" else "variance"
-            require(
-                self.times == "equal" and self.variance == EQUAL,
-                f"evaluate.{chosen} needs discrete time: bind evaluate.steps = T, or give --steps=T",
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """How images are drawn.
-
-    Attributes:
-      steps: T, the number of steps.
-      num: number of images in the grid.
-      step: the checkpoint's step; None = the newest.
-      seed: of the noise.
-      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps.
-      sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
-        step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
-    """
-
-    steps: int = 1000
-    num: int = 64
-    step: int | None = None
-    seed: int = 0
-    times: str = "equal"
-    variance: Variance = EQUAL
-    sampler: str = "ancestral"
-
-    def __post_init__(self):
-        check_seed("sample.seed", self.seed)
-        check_times("sample", self.times)
-        check_sampler(self.sampler, self.variance)
-        for name in ("steps", "num"):
-            require(getattr(self, name) >= 1, f"sample.{name} = {getattr(self, name)}: must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """What --mode=fit_variance and --mode=fit_schedule measure on, of the checkpoint that evaluation reads.
-
-    Attributes:
-      split: the split. A bound fitted on the images it is stated for would flatter itself: leave it at "train".
-      num_images: so many of its images, drawn by the seed; None = all.
-      passes: how often each is seen.
-      times_per_image: diffusion times drawn for an image in a pass.
-      batch_size: images at a time; 0 = the training batch size.
-      knots: equally spaced times that the table of costs is measured at.
-      seed: of images, times and noise.
-    """
-
-    split: str = "train"
-    num_images: int | None = 1024
-    passes: int = 1
-    times_per_image: int = 8
-    batch_size: int = 0
-    knots: int = 65
-    seed: int = 0
-
-    def __post_init__(self):
-        check_seed("fit.seed", self.seed)
-        check_images("fit", self.split, self.num_images)
-        for name, least in (("passes", 1), ("times_per_image", 1), ("batch_size", 0), ("knots", 5)):
-            value = getattr(self, name)
-            require(value >= least, f"fit.{name} = {value}: must be at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
-class KSample:
-    """What --mode=k_sample adds to the settings of evaluation: it is the bound of `evaluate`'s T steps.
-
-    Attributes:
-      samples: K, the chains drawn for an image in a pass.
-    """
-
-    samples: int = 16
-
-    def __post_init__(self):
-        require(self.samples >= 1, f"k_sample.samples = {self.samples}: must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """How --mode=likelihood solves the ODE, for the images, passes, seed and checkpoint of `evaluate`.
-
-    Attributes:
-      dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
-      rtol, atol: a step's error in z, and in nats/dim of the divergence, at most about atol + rtol |z|.
-      probes: of Hutchinson's estimate of the divergence.
-      exact_up_to: so many dimensions have their divergence computed exactly, without probes.
-    """
-
-    dequantisation: str = "truncated_normal"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    probes: int = 1
-    exact_up_to: int = 16
-
-    def __post_init__(self):
-        require(
-            self.dequantisation in DEQUANTISATIONS,
-            f"likelihood.dequantisation = {self.dequantisation!r}: must be one of {', '.join(DEQUANTISATIONS)}",
-        )
-        for name in ("rtol", "atol"):
-            require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
-        for name, least in (("probes", 1), ("exact_up_to", 0)):
-            value = getattr(self, name)
-            require(value >= least, f"likelihood.{name} = {value}: must be at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Diagnose:
-    """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
-
-    Attributes:
-      split: the split. For importance sampling of times it should not be the one that is evaluated.
-      num_images: so many of its images, drawn by the seed; None = all.
-      passes: how often each is seen, each time at another diffusion time.
-      bins: of t, equal.
-      batch_size: images at a time; 0 = the training batch size.
-      seed: of images, times and noise.
-    """
-
-    split: str = "train"
-    num_images: int | None = 512
-    passes: int = 16
-    bins: int = 64
-    batch_size: int = 0
-    seed: int = 0
-
-    def __post_init__(self):
-        check_seed("diagnose.seed", self.seed)
-        check_images("diagnose", self.split, self.num_images)
-        for name, least in (("passes", 1), ("bins", 1), ("batch_size", 0)):
-            value = getattr(self, name)
-            require(value >= least, f"diagnose.{name} = {value}: must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,12 +82,6 @@ class Experiment:
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)
-        for name in ("steps", "batch_size", "log_every", "keep_last"):
-            require(
-                getattr(self, name) >= 1, f"Experiment.{name} = {getattr(self, name)}: must be at least 1"
-            )
-        for name in ("checkpoint_every", "evaluate_every", "sample_every", "keep_every"):
-            require(
-                getattr(self, name) >= 0, f"Experiment.{name} = {getattr(self, name)}: must not be negative"
-            )
+        check_least("Experiment", self, steps=1, batch_size=1, log_every=1, keep_last=1)
+        check_least("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from diffenc import atomic
 from diffenc.chain import EQUAL, Chain, build, equal_times
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Sample
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
 from diffenc.registry import variances
+from diffenc.settings import Evaluate, Sample
 
 FOLDER = "fits"
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from diffenc import atomic, describe, ode
 from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.evaluate import PerImage, errors_table, identity, statistics
-from diffenc.experiment import Experiment, Likelihood
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample
 from diffenc.model import Model
 from diffenc.modes import restore_ema
@@ -30,6 +30,7 @@ from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.sampler import x_hat_of
+from diffenc.settings import Likelihood
 from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc.train_state import count_parameters

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.experiment import Diagnose, Evaluate, Experiment, Fit, KSample, Likelihood, Sample
+from diffenc.experiment import Experiment
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
+from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, Sample
 
 # Each is read from the field of Experiment that has its name.
 SETTINGS: dict[str, type] = {

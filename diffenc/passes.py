@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Integer
 
 from diffenc.data import eval_batches, some_of
-from diffenc.experiment import Diagnose, Evaluate, Experiment, Fit
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Source
 from diffenc.randomness import root_key
+from diffenc.settings import Diagnose, Evaluate, Fit
 from diffenc.sharding import check_divisible, on_each, split_over, to_devices
 
 

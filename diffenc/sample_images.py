@@ -12,10 +12,11 @@ from jaxtyping import Array, Int
 
 from diffenc import fits, sampler
 from diffenc.chain import EQUAL
-from diffenc.experiment import Experiment, Sample
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Data, Key, Params
 from diffenc.randomness import root_key
 from diffenc.sampler import Descent
+from diffenc.settings import Sample
 from diffenc.sharding import on_each, split_over
 from diffenc.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 

@@ -25,12 +25,13 @@ from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
 from diffenc.data import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, identity
-from diffenc.experiment import Evaluate, Experiment, KSample
+from diffenc.experiment import Experiment
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
 from diffenc.run import show_log_lines_plainly
+from diffenc.settings import Evaluate, KSample
 from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc.train import CONFIG

@@ -17,9 +17,10 @@ import pytest  # noqa: E402
 
 from diffenc import registry  # noqa: E402
 from diffenc.data import ArraySource  # noqa: E402
-from diffenc.experiment import Evaluate, Experiment, Sample  # noqa: E402
+from diffenc.experiment import Experiment  # noqa: E402
 from diffenc.interfaces import Source  # noqa: E402
 from diffenc.model import Model  # noqa: E402
+from diffenc.settings import Evaluate, Sample  # noqa: E402
 from diffenc_plugins.encoders import Trainable  # noqa: E402
 from diffenc_plugins.means import Counterterm  # noqa: E402
 from diffenc_plugins.optimizers import AdamW  # noqa: E402

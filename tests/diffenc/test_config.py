@@ -12,9 +12,10 @@ import pytest
 
 from diffenc import config, registry
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Sample
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Network
 from diffenc.model import Model
+from diffenc.settings import Evaluate, Sample
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ import pytest
 from diffenc import costs, registry
 from diffenc.chain import EQUAL
 from diffenc.errors import UserError
-from diffenc.experiment import Fit
 from diffenc.model import Model
+from diffenc.settings import Fit
 from diffenc.sharding import data_mesh
 from diffenc_plugins.schedules import Linear
 

@@ -8,9 +8,10 @@ import pytest
 from diffenc import config, names, registry
 from diffenc.describe import config_hash, config_text, differences
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Experiment, Sample
+from diffenc.experiment import Experiment
 from diffenc.interfaces import Network
 from diffenc.model import Model
+from diffenc.settings import Evaluate, Sample
 
 
 def plugin(kind, name, **values):

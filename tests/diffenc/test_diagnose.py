@@ -12,8 +12,8 @@ from PIL import Image
 from diffenc import atomic, diagnose, registry, run, train
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
-from diffenc.experiment import Diagnose, Evaluate
 from diffenc.model import Model
+from diffenc.settings import Diagnose, Evaluate
 from diffenc.sharding import data_mesh
 from diffenc.streaming import StreamingMean
 from diffenc_plugins.encoders import Identity, Nontrainable

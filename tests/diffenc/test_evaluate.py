@@ -14,10 +14,10 @@ from diffenc.chain import equal_steps
 from diffenc.diagnose import loss_record
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, Measured, monte_carlo_error, record
-from diffenc.experiment import Diagnose, Evaluate
 from diffenc.model import Draws, Model, Terms
 from diffenc.objective import discrete
 from diffenc.passes import Passes
+from diffenc.settings import Diagnose, Evaluate
 from diffenc.sharding import data_mesh
 from diffenc_plugins.proposals import Importance
 from diffenc_plugins.variances import Fitted

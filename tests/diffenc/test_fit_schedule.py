@@ -13,8 +13,8 @@ import pytest
 from diffenc import costs, fit_schedule, fit_variance, fits, modes, objective, registry, train
 from diffenc.chain import EQUAL, Chain
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Fit
 from diffenc.model import Draws, Model
+from diffenc.settings import Evaluate, Fit
 from diffenc_plugins.schedules import Linear
 
 FITTED = registry.variances["fitted"]()

@@ -11,7 +11,7 @@ import pytest
 from diffenc import fits, registry
 from diffenc.chain import EQUAL
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Sample
+from diffenc.settings import Evaluate, Sample
 from diffenc_plugins.schedules import Linear
 
 FITTED = registry.variances["fitted"]()

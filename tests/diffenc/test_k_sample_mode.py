@@ -8,7 +8,7 @@ import pytest
 
 from diffenc import k_sample, modes, registry, train
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, KSample
+from diffenc.settings import Evaluate, KSample
 from diffenc.sharding import data_mesh
 
 

@@ -14,9 +14,9 @@ from diffenc import likelihood, modes, train
 from diffenc.data import ArraySource
 from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
-from diffenc.experiment import Evaluate, Likelihood
 from diffenc.model import Model
 from diffenc.ode import Stats
+from diffenc.settings import Evaluate, Likelihood
 from diffenc.sharding import data_mesh
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
@@ -244,7 +244,7 @@ def test_a_folder_without_a_run_is_refused(trained, tmp_path):
     [
         ({"dequantisation": "none"}, "dequantisation = 'none': must be one of truncated_normal, uniform"),
         ({"probes": 0}, "probes = 0: must be at least 1"),
-        ({"exact_up_to": -1}, "exact_up_to = -1: must be at least 0"),
+        ({"exact_up_to": -1}, "exact_up_to = -1: must not be negative"),
         ({"rtol": 0.0}, "rtol = 0.0: must be positive"),
         ({"atol": -1.0}, "atol = -1.0: must be positive"),
     ],

@@ -12,9 +12,9 @@ from PIL import Image
 from diffenc import checkpoint, modes, train
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
-from diffenc.experiment import Evaluate, Sample
 from diffenc.images import grid
 from diffenc.sample_images import ImageSampler
+from diffenc.settings import Evaluate, Sample
 from diffenc.sharding import data_mesh
 from diffenc.train_state import abstract_state
 

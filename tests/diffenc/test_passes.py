@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.experiment import Diagnose, Evaluate, Fit
 from diffenc.passes import Passes, compile_over
+from diffenc.settings import Diagnose, Evaluate, Fit
 from diffenc.sharding import data_mesh
 
 

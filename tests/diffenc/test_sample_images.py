@@ -12,10 +12,10 @@ from absl import logging
 from diffenc import modes, sampler, train
 from diffenc.chain import Chain, equal_steps
 from diffenc.errors import UserError
-from diffenc.experiment import Sample
 from diffenc.model import Model
 from diffenc.randomness import root_key
 from diffenc.sample_images import ImageSampler, file_name, stretches
+from diffenc.settings import Sample
 from diffenc.sharding import data_mesh
 from diffenc.solvers import SOLVERS
 from diffenc.visits import Visits

@@ -21,8 +21,8 @@ from diffenc import checkpoint, config, describe, train, visits
 from diffenc.data import train_batches
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
-from diffenc.experiment import Evaluate
 from diffenc.interrupts import Interrupted
+from diffenc.settings import Evaluate
 from diffenc.sharding import data_mesh, to_devices
 from diffenc.train_state import abstract_state, init_state
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from diffenc import writers
 from diffenc.evaluate import Evaluator
-from diffenc.experiment import Evaluate, Sample
 from diffenc.images import grid
 from diffenc.model import Terms
 from diffenc.sample_images import ImageSampler
+from diffenc.settings import Evaluate, Sample
 from diffenc.sharding import data_mesh, on_each, to_devices
 from diffenc.train_state import Sums, init_state, make_train_step
 from diffenc.visits import Visits, fetch_row

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffenc import modes, train
 from diffenc.evaluate import Evaluator
-from diffenc.experiment import Evaluate
+from diffenc.settings import Evaluate
 from diffenc.sharding import data_mesh
 from experiments import bounds, bounds_shown
 
