@@ -1,15 +1,20 @@
 """The curve of the loss over time, as --mode=diagnose files it and importance sampling of times reads it."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
+from diffenc.interfaces import Proposal
+from diffenc.model import Propose
 
 FOLDER = "diagnostics"
+OF = ("step", "split", "num_images", "passes", "seed")
 
 
 def path(workdir: Path) -> Path:
@@ -17,23 +22,38 @@ def path(workdir: Path) -> Path:
     return workdir / FOLDER / "loss.json"
 
 
-def load(workdir: Path) -> Float[Array, " bins"] | None:
-    """Root mean square of the diffusion loss, bits/dim, in equal bins of t; None if it was not measured.
+def propose(proposal: Proposal, workdir: Path | None) -> tuple[Propose, dict[str, Any]]:
+    """How a proposal draws times, and what the curve it needs is of; {} if it needs none.
+
+    Raises:
+      UserError: it needs the curve, and that was not measured, or the file is no such curve.
+    """
+    try:
+        proposal(jnp.zeros(1), None)
+    except UserError:
+        if workdir is None or not path(workdir).is_file():
+            raise
+        curve, of = load(path(workdir))
+        return partial(proposal, curve=curve), {"curve_of": of}
+    return partial(proposal, curve=None), {}
+
+
+def load(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
+    """Root mean square of the diffusion loss, bits/dim, in equal bins of t; and what it was measured on.
 
     Raises:
       UserError: the file is no such curve.
     """
-    file = path(workdir)
-    if not file.is_file():
-        return None
     try:
-        curve = np.asarray(json.loads(file.read_text())["rms"], np.float64)
+        content = json.loads(file.read_text())
+        curve = np.asarray(content["rms"], np.float64)
+        of = {key: content[key] for key in OF if key in content}
         sound = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_advice(file)} ({type(error).__name__}: {error})") from error
     if not sound:
         raise UserError(f"{_advice(file)} (its figures are no root mean squares)")
-    return jnp.asarray(curve)
+    return jnp.asarray(curve), of
 
 
 def _advice(file: Path) -> str:

@@ -29,12 +29,12 @@ from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.registry import datasets
 from diffenc.sharding import data_mesh
-from diffenc.streaming import StreamingMean
+from diffenc.streaming import ImageMeans
 
 Places = Int[Array, " b"]
 Figures = dict[str, PerExample]
 Measure = Callable[[Params, Levels, Draws], tuple[Places, Figures]]
-Means = dict[str, StreamingMean]
+Means = dict[str, ImageMeans]
 Record = dict[str, Any]
 
 
@@ -78,8 +78,7 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     """The diffusion loss in equal bins of t, in bits/dim.
 
     `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, whose
-    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are standard errors over draws of image,
-    time and noise. `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
+    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws. `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
     """
     bins, num_levels = experiment.diagnose.bins, experiment.dataset.num_levels
 
@@ -96,7 +95,7 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     width = -np.diff(log_snr) * bins  # mean |d lambda / dt| of a bin
     return {
         "bpd_diffusion": loss.mean.mean(),
-        "bpd_diffusion_se": np.sqrt(np.square(loss.standard_error).sum()) / bins,
+        "bpd_diffusion_se": loss.mean_error,
         "num_images": num_images(experiment),
         "t": edges.tolist(),
         "log_snr": log_snr.tolist(),
@@ -190,11 +189,12 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
     passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
     result: Means = {}
     progress = Progress("diagnosis", len(passes))
-    for _, levels, real, key in passes:
-        place, figures = jax.device_get(compiled(params, levels, key))
+    for visit in passes:
+        place, figures = jax.device_get(compiled(params, visit.levels, visit.key))
+        image = visit.first + np.flatnonzero(visit.real)
         for name, values in figures.items():
-            mean = result.setdefault(name, StreamingMean(places))
-            mean.add(place[real], values[real].astype(np.float64))
+            mean = result.setdefault(name, ImageMeans(len(passes.source), places))
+            mean.add(image, place[visit.real], values[visit.real].astype(np.float64))
         progress()
     fewest = min(mean.count.min() for mean in result.values())
     if fewest < 2:
@@ -216,7 +216,7 @@ def log_snr_at(experiment: Experiment, params: Params, t: Float[np.ndarray, " n"
     return np.asarray(experiment.model.schedule.apply(params["schedule"], jnp.asarray(t)), np.float64)
 
 
-def root_error(mean: StreamingMean) -> Float[np.ndarray, " places"]:
+def root_error(mean: ImageMeans) -> Float[np.ndarray, " places"]:
     """Standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
     return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
 

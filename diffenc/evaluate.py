@@ -26,8 +26,7 @@ from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
 from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels
-from diffenc.randomness import root_key
-from diffenc.registry import datasets, proposals
+from diffenc.registry import datasets, proposals, variances
 from diffenc.settings import Evaluate
 
 TERMS = Terms._fields
@@ -86,20 +85,35 @@ def monte_carlo_error(bits: PerImage, batch: Int[np.ndarray, " images"]) -> floa
     return float(np.sqrt(sums.var(axis=0, ddof=1).sum() / passes) / count)
 
 
-def record(experiment: Experiment, measured: Measured, step: int, num_params: int) -> dict[str, Any]:
-    """What evaluation.json says: the figures, and all that one must know to compare them."""
+def record(
+    experiment: Experiment, measured: Measured, step: int, num_params: int, of: dict[str, Any]
+) -> dict[str, Any]:
+    """What evaluation.json says: the figures, and all that one must know to compare them.
+
+    Args:
+      of: what was fitted or measured before, and used here (`Evaluator.of`).
+    """
     settings = experiment.evaluate
     return {
         **measured.summary(),
         **identity(experiment, len(measured.batch)),
         **depth(settings),
-        "proposal": proposals.name_of(type(settings.proposal)) or type(settings.proposal).__name__,
-        "passes": settings.passes,
+        "proposal": proposals.spell(settings.proposal),
         "times_per_image": settings.times_per_image,
-        "batch_size": settings.batch_size or experiment.batch_size,
-        "seed": settings.seed,
+        **circumstances(experiment),
         "step": step,
         "num_params": num_params,
+        **of,
+    }
+
+
+def circumstances(experiment: Experiment) -> dict[str, Any]:
+    """How a figure came about, as far as every measurement of `experiment.evaluate` shares it."""
+    settings = experiment.evaluate
+    return {
+        "passes": settings.passes,
+        "batch_size": settings.batch_size or experiment.batch_size,
+        "seed": settings.seed,
         "config_hash": describe.config_hash(experiment),
         "precision": jnp.zeros(()).dtype.name,
         "device": jax.devices()[0].device_kind,
@@ -124,7 +138,7 @@ def depth(settings: Evaluate) -> dict[str, Any]:
     return {
         "T": settings.steps,
         "times": settings.times,
-        "variance": fits.variance_name(settings.variance),
+        "variance": variances.spell(settings.variance),
     }
 
 
@@ -143,13 +157,15 @@ class Depth(NamedTuple):
     Attributes:
       chain_of: params -> its chain; None in continuous time.
       rule: chain -> the step rule.
+      of: what its times and variances were fitted on, where they were.
     """
 
     chain_of: Callable[[Params], Chain | None]
     rule: Callable[[Any], StepRule]
+    of: dict[str, Any]
 
 
-def depth_of(experiment: Experiment, workdir: Path, step: int | None = None) -> Depth:
+def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = None) -> Depth:
     """What `experiment.evaluate` asks for; fits are read from `workdir`.
 
     Raises:
@@ -157,11 +173,11 @@ def depth_of(experiment: Experiment, workdir: Path, step: int | None = None) -> 
     """
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.steps == 0:
-        return Depth(lambda params: None, lambda chain: continuous)
+        return Depth(lambda params: None, lambda chain: continuous, {})
     check_precision(settings.steps)
     plan = fits.plan(workdir, settings, step)
-    plan.chain(schedule, schedule.init(root_key(0, "init")))  # what is not fitted is told now
-    return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete)
+    plan.check()
+    return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)
 
 
 def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
@@ -178,18 +194,24 @@ def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, capti
 class Evaluator:
     """Measures parameters on one split. Compiled once, used at every cadence."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
+    ):
         """`workdir` is where fits, for the checkpoint of `step`, and the curve of the loss are read from."""
         self.settings: Evaluate = experiment.evaluate
         self.passes = Passes(experiment, self.settings, mesh, "evaluate")
         self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         self._depth = depth_of(experiment, workdir, step)
-        propose = partial(self.settings.proposal, curve=curves.load(workdir))
-        propose(jnp.zeros(1))  # what is not measured is told now
+        propose, self.curve_of = curves.propose(self.settings.proposal, workdir)
         model, num_levels = experiment.model, experiment.dataset.num_levels
         times, rule = self.settings.times_per_image, self._depth.rule
         self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, times, rule, propose))
+
+    @property
+    def of(self) -> dict[str, Any]:
+        """What was fitted or measured before, and is used: its checkpoint, images and seed."""
+        return self._depth.of | self.curve_of
 
     @property
     def num_batches(self) -> int:
@@ -200,9 +222,9 @@ class Evaluator:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
         given = params, self._depth.chain_of(params)
         rows: list[Terms] = []
-        for _, levels, real, key in self.passes:
-            terms = jax.device_get(self._terms(given, levels, key))
-            rows.append(jax.tree.map(lambda nats, real=real: nats[real].astype(np.float64), terms))
+        for visit in self.passes:
+            terms = jax.device_get(self._terms(given, visit.levels, visit.key))
+            rows.append(jax.tree.map(lambda nats, real=visit.real: nats[real].astype(np.float64), terms))
             after_batch()
         terms = {
             name: np.stack(

@@ -22,12 +22,12 @@ from diffenc import atomic, fits
 from diffenc.chain import equal_times
 from diffenc.cheapest_path import cheapest_path
 from diffenc.costs import Table, measure, price
-from diffenc.describe import config_hash
 from diffenc.errors import UserError
 from diffenc.evaluate import check_precision
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Params, Variance
 from diffenc.modes import in_precision, restore_ema
+from diffenc.registry import variances
 from diffenc.sharding import data_mesh
 
 CACHE = "costs.npz"
@@ -78,16 +78,16 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             f"bpd_diffusion_{name}": made.nats * to_bits
             for name, made in (("equal", equal), ("fitted", best))
         },
-        "split": experiment.fit.split,
         "num_images": table.num_images,
-        "step": step,
+        "times_of": fits.origin(experiment, step),
+        "excess_of": fits.origin(experiment, step),
     }
     target = fits.path(workdir, settings.steps, "fitted", settings.variance)
     fits.save(target, best.times, record)
     logging.info(
-        "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted; times in %s",
+        "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images fitted to; times in %s",
         settings.steps,
-        fits.variance_name(settings.variance),
+        variances.spell(settings.variance),
         record["bpd_diffusion_equal"],
         record["bpd_diffusion_fitted"],
         target,
@@ -162,12 +162,10 @@ def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, ste
 
 
 def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
-    """All that a table depends on."""
-    fit = dataclasses.asdict(experiment.fit)
-    fit.pop("times_per_image")  # the knots take its place
-    fit["batch_size"] = fit["batch_size"] or experiment.batch_size
-    precision = jnp.zeros(()).dtype.name
-    return {"step": step, "fit": fit, "config_hash": config_hash(experiment), "precision": precision}
+    """All that a table depends on: all that a fit does, but for the draws a time, whose place the knots take."""
+    origin = fits.origin(experiment, step)
+    origin["fit"].pop("times_per_image")
+    return origin
 
 
 def _write(file: Path, table: Table, origin: str) -> None:
@@ -182,7 +180,7 @@ def _read(file: Path, origin: str) -> Table | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if str(arrays["origin"]) != origin:
-                logging.info("%s is of another checkpoint, config or fit.: measuring anew", file)
+                logging.info("%s is of another checkpoint, config or settings of fit: measuring anew", file)
                 return None
             names = ("knots", "mean", "standard_error")
             return Table(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))

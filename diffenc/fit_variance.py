@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc import fits
-from diffenc.data import some_of
+from diffenc.chain import equal_times
 from diffenc.errors import UserError
 from diffenc.evaluate import check_precision
 from diffenc.experiment import Experiment
@@ -41,36 +41,53 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         raise UserError("--mode=fit_variance needs T: give --steps=T")
     check_precision(settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    plan = fits.plan(workdir, settings)
-    costs = measure(experiment, mesh, ema, fits.Plan(plan.times))
-    if costs.count.min() < 2:
-        raise UserError(
-            f"only {costs.count.sum()} draws for {settings.steps} steps, {costs.count.min()} for one of them: "
-            "bind fit.num_images, fit.passes or fit.times_per_image higher"
-        )
-    split = experiment.dataset.source(experiment.fit.split)
-    to_excess = 2 / np.prod(experiment.dataset.image_shape)
     target = fits.path(workdir, settings.steps, settings.times, settings.variance)
+    times, chosen = equal_times(settings.steps), {}
+    if settings.times != "equal":
+        times, of = (plan := fits.plan(workdir, settings, step)).times, plan.of
+        chosen = {"times_of": of.get("times_of")}
+    passes = Passes(
+        experiment, experiment.fit, mesh, "fit", experiment.fit.passes * experiment.fit.times_per_image
+    )
+    check_draws(settings.steps, passes)
+    costs = measure(experiment, mesh, ema, times, passes)
+    to_excess = 2 / np.prod(experiment.dataset.image_shape)
     record = {
-        **(fits.load(target) if target.is_file() else {}),
         "excess": (to_excess * costs.mean).tolist(),
         "excess_se": (to_excess * costs.standard_error).tolist(),
         "fewest_draws": int(costs.count.min()),
-        "split": experiment.fit.split,
-        "num_images": len(some_of(split, experiment.fit.num_images, experiment.fit.seed)),
-        "step": step,
+        "num_images": len(passes.source),
+        **chosen,
+        "excess_of": fits.origin(experiment, step),
     }
-    fits.save(target, plan.times, record)
+    fits.save(target, times, record)
     logging.info(
         "variances of %d steps, each from %d draws or more, in %s", settings.steps, costs.count.min(), target
     )
     return fits.load(target)
 
 
-def measure(experiment: Experiment, mesh: Mesh, params: Params, plan: fits.Plan) -> StreamingMean:
-    """Mean cost in nats of each step of `plan` with sigma_P = sigma_Q, over the images of `experiment.fit`."""
-    settings, model, num_levels = experiment.fit, experiment.model, experiment.dataset.num_levels
-    num_steps = len(plan.times) - 1
+def check_draws(num_steps: int, passes: Passes) -> None:
+    """Raise UserError unless every step is drawn twice at least, without which it has no standard error."""
+    number, visits = len(passes.source), range(passes.passes)
+    index = np.concatenate([even_times(visit, 0, number) for visit in visits]) * num_steps
+    fewest = np.bincount(index.astype(int), minlength=num_steps).min()
+    if fewest < 2:
+        raise UserError(
+            f"{number * passes.passes} draws for {num_steps} steps leave {fewest} for one of them: bind "
+            "fit.num_images, fit.passes or fit.times_per_image higher"
+        )
+
+
+def measure(
+    experiment: Experiment, mesh: Mesh, params: Params, times: Float[np.ndarray, " stops"], passes: Passes
+) -> StreamingMean:
+    """Mean cost in nats of each step between `times` with sigma_P = sigma_Q.
+
+    Its errors take draws to be independent; those of one image at one step are not, if that comes twice.
+    """
+    model, num_levels, num_steps = experiment.model, experiment.dataset.num_levels, len(times) - 1
+    plan = fits.Plan(times)
 
     def costs(given: tuple[Params, Times], levels: Levels, key: Key) -> tuple[Int[Array, " b"], PerExample]:
         params, t = given
@@ -79,21 +96,22 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params, plan: fits.Plan)
         terms = model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps
 
-    passes = Passes(experiment, settings, mesh, "fit", settings.passes * settings.times_per_image)
     compiled, result = compile_over(mesh, costs), StreamingMean(num_steps)
     progress = Progress("fitting", len(passes))
-    for number, (_, levels, real, key) in enumerate(passes):
-        t = even_times(number * passes.batch_size, passes.batch_size)
-        index, nats = jax.device_get(compiled((params, t), levels, key))
-        result.add(index[real], nats[real].astype(np.float64))
+    for visit in passes:
+        t = even_times(visit.number, visit.first, passes.batch_size)
+        index, nats = jax.device_get(compiled((params, t), visit.levels, visit.key))
+        result.add(index[visit.real], nats[visit.real].astype(np.float64))
         progress()
     return result
 
 
-def even_times(first: int, count: int) -> Float[np.ndarray, " count"]:
-    """Places `first`, `first` + 1, ... of the golden ratio's sequence, which visits equal parts of [0, 1) evenly.
+def even_times(visit: int, first: int, count: int) -> Float[np.ndarray, " count"]:
+    """Times for images `first`, `first` + 1, ... in a visit to all of them, even over steps and over visits.
 
-    Drawn at random, some of a thousand steps would be missed by eight thousand draws.
+    The golden ratio's sequence visits equal parts of [0, 1) evenly, where of thousands of random times some
+    would miss one of a thousand steps; the root of two moves an image's time from visit to visit.
     """
-    t = np.mod(np.arange(first, first + count) * ((np.sqrt(5) - 1) / 2), 1.0)
-    return t.astype(jnp.zeros(()).dtype)
+    places = np.arange(first, first + count) * ((np.sqrt(5) - 1) / 2) + visit * np.sqrt(2)
+    below_one = np.nextafter(np.float32(1), np.float32(0))  # where rounding would reach 1
+    return np.minimum(np.mod(places, 1.0), below_one).astype(jnp.zeros(()).dtype)

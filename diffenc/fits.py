@@ -6,16 +6,20 @@ fitted for. A bound holds for any times and variances, so a fit to an older chec
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Float
 
 from diffenc import atomic
 from diffenc.chain import EQUAL, Chain, build, equal_times
+from diffenc.describe import config_hash
 from diffenc.errors import UserError
+from diffenc.experiment import Experiment
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
 from diffenc.registry import variances
 from diffenc.settings import Evaluate, Sample
@@ -29,13 +33,15 @@ class Plan:
 
     Attributes:
       times: 0 = t_0 < ... < t_T = 1.
-      excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step; None if it was not measured.
+      excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step; None if it was not measured, or is not needed.
       variance: sigma_P^2 of the steps.
+      of: what times and excess were fitted on, where they were (see `origin`).
     """
 
     times: Float[np.ndarray, " steps_plus_one"]
     excess: Float[np.ndarray, " steps"] | None = None
     variance: Variance = EQUAL
+    of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def chain(self, schedule: Schedule, params: Params) -> Chain:
         """The chain under `params`, those of the schedule.
@@ -49,16 +55,48 @@ class Plan:
 
         return build(log_snr_at, self.times, self.variance, self.excess)
 
+    def check(self) -> None:
+        """Raise UserError if the variance needs `excess`, and it is None: before anything is compiled."""
+        log_snr = jnp.linspace(1.0, 0.0, len(self.times))
+        self.variance(log_snr[1:], log_snr[:-1], None if self.excess is None else jnp.asarray(self.excess))
+
 
 def path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
     """Where the fit of such a chain is filed; equal times do not depend on the variance."""
-    suffix = "" if times == "equal" else f"_{times}_{variance_name(variance)}"
+    spelt = re.sub(r"[^\w.=-]+", "_", variances.spell(variance)).strip("_")
+    suffix = "" if times == "equal" else f"_{times}_{spelt}"
     return workdir / FOLDER / f"T{steps}{suffix}.json"
 
 
-def variance_name(variance: Variance) -> str:
-    """The name a variance is registered under."""
-    return variances.name_of(type(variance)) or type(variance).__name__
+def origin(experiment: Experiment, step: int) -> dict[str, Any]:
+    """All that a fit to the checkpoint of `step` depends on, its T and variance aside."""
+    settings = dataclasses.asdict(experiment.fit)
+    settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
+    precision = jnp.zeros(()).dtype.name
+    return {"step": step, "fit": settings, "config_hash": config_hash(experiment), "precision": precision}
+
+
+def needs_excess(variance: Variance) -> bool:
+    """Whether a variance must be fitted."""
+    try:
+        variance(jnp.zeros(1), jnp.ones(1), None)
+    except UserError:
+        return True
+    return False
+
+
+def refuse_untrained(settings: Evaluate | Sample) -> None:
+    """Raise UserError if settings that training would use ask for what is fitted to a trained run."""
+    name = type(settings).__name__.lower()
+    for field, fitted in (
+        ("times", settings.times != "equal"),
+        ("variance", needs_excess(settings.variance)),
+    ):
+        if fitted:
+            raise UserError(
+                f"{name}.{field}: what is fitted belongs to a trained run; train without it, or with "
+                f"Experiment.{name}_every = 0, and bind it for --mode={name}"
+            )
 
 
 def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> None:
@@ -97,26 +135,35 @@ def load(file: Path) -> dict[str, Any]:
     return content | {"times": times} | arrays
 
 
-def plan(workdir: Path, settings: Evaluate | Sample, checkpoint_step: int | None = None) -> Plan:
-    """The plan that the settings of an evaluation or of sampling ask for.
+def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None) -> Plan:
+    """The plan that the settings of an evaluation or of sampling ask for, from the fits in `workdir`.
 
     Raises:
-      UserError: its times were to be fitted, and are not.
+      UserError: times or variances were to be fitted, and are not.
     """
-    file = path(workdir, settings.steps, settings.times, settings.variance)
-    if not file.is_file():
-        if settings.times == "equal":
-            return Plan(equal_times(settings.steps), None, settings.variance)
+    needed = settings.times != "equal" or needs_excess(settings.variance)
+    file = path(workdir or Path(), settings.steps, settings.times, settings.variance)
+    if needed and workdir is not None and file.is_file():
+        fit = load(file)
+        warn_if_old(file, fit, checkpoint_step)
+        of = {key: fit[key] for key in ("times_of", "excess_of") if key in fit}
+        return Plan(fit["times"], fit.get("excess"), settings.variance, of)
+    if settings.times != "equal":
+        spelt = variances.spell(settings.variance)
         raise UserError(
-            f"no times are fitted for T = {settings.steps} and variance.{variance_name(settings.variance)} "
-            f"({file} is not there): run the same command with --mode=fit_schedule --steps={settings.steps} first"
+            f"no times are fitted for T = {settings.steps} and variance.{spelt} ({file} is not there): run "
+            f"--mode=fit_schedule --steps={settings.steps} first, with that variance bound to evaluate.variance"
         )
-    fit = load(file)
-    if checkpoint_step is not None and fit.get("step") != checkpoint_step:
+    return Plan(equal_times(settings.steps), None, settings.variance)
+
+
+def warn_if_old(file: Path, fit: dict[str, Any], checkpoint_step: int | None) -> None:
+    """Log a line if a fit is of another checkpoint: its bound holds, but a better one may be had."""
+    steps = {fit[key]["step"] for key in ("times_of", "excess_of") if key in fit}
+    if checkpoint_step is not None and steps - {checkpoint_step}:
         logging.warning(
             "%s was fitted at step %s, not %d: fit again for the best bound",
             file,
-            fit.get("step"),
+            " and ".join(map(str, sorted(steps))),
             checkpoint_step,
         )
-    return Plan(fit["times"], fit.get("excess"), settings.variance)

@@ -127,7 +127,8 @@ class Variance(Protocol):
         """log w of each step from log_snr_t to log_snr_s.
 
         Args:
-          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not.
+          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not, and
+            for a variance that does without.
 
         Raises:
           UserError: `excess` is needed, and None.

@@ -12,7 +12,8 @@ where lambda_t stays put while eta moves: lambda is the variable of integration,
 are not eta's. V is least where 1 / r, the density of lambda, is proportional to sqrt(m2).
 
 VDM (arXiv:2107.00630, App. I.2) has the same aim, and takes the gradient of l^2 through the network by a second
-backward pass, or by sharing the first. This needs l alone, is unbiased as well, and costs nothing to speak of.
+backward pass, or by sharing the first. This needs l alone and costs nothing to speak of. Its gradient of V is unbiased; what is followed is that of V over
+the squared mean of l, both of one batch: a ratio, whose bias falls like 1 over the batch.
 """
 
 import jax

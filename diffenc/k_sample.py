@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp
 
-from diffenc import atomic, describe, fits
+from diffenc import fits
+from diffenc import workdir as workdirs
 from diffenc.chain import Chain
 from diffenc.errors import UserError
-from diffenc.evaluate import check_precision, depth, errors_table, identity, statistics
+from diffenc.evaluate import check_precision, circumstances, depth, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
@@ -159,11 +160,10 @@ def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         raise UserError("--mode=k_sample needs T: give --steps=T")
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     measured = measure(experiment, mesh, ema, workdir, step)
-    figures = record(experiment, measured, step)
-    atomic.write_bytes(workdir / "k_sample.npz", atomic.npz({"log_w": measured.log_w}))
-    atomic.write_json(workdir / "k_sample.json", figures)  # last: where it stands, its arrays stand too
+    figures = record(experiment, measured, step) | fits.plan(workdir, settings).of
+    number = workdirs.keep(workdir, "k_sample", figures, {"log_w": measured.log_w})
     Console(soft_wrap=True).print(table(figures))
-    logging.info("in %s", workdir / "k_sample.json")
+    logging.info("in %s, kept as number %d", workdir / "k_sample.json", number)
     return figures
 
 
@@ -171,7 +171,7 @@ def measure(
     experiment: Experiment,
     mesh: Mesh,
     params: Params,
-    workdir: Path = Path(),
+    workdir: Path | None = None,
     step: int | None = None,
 ) -> Measured:
     """Weights of K chains for each image in each pass of `experiment.evaluate`.
@@ -185,7 +185,9 @@ def measure(
     """
     settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
     check_precision(settings.steps)
-    chain = fits.plan(workdir, settings, step).chain(model.schedule, params["schedule"])
+    plan = fits.plan(workdir, settings, step)
+    plan.check()
+    chain = plan.chain(model.schedule, params["schedule"])
 
     def weights(given: tuple[Params, Chain], levels: Levels, key: Key) -> Float[Array, "samples b"]:
         params, chain = given
@@ -193,9 +195,9 @@ def measure(
 
     passes, compiled = Passes(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
     progress, rows = Progress("k_sample", len(passes)), []
-    for _, levels, real, key in passes:
-        log_w = jax.device_get(compiled((params, chain), levels, key))
-        rows.append(log_w[:, real].astype(np.float64))
+    for visit in passes:
+        log_w = jax.device_get(compiled((params, chain), visit.levels, visit.key))
+        rows.append(log_w[:, visit.real].astype(np.float64))
         progress()
     log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])
     return Measured(log_w, int(np.prod(experiment.dataset.image_shape)))
@@ -203,19 +205,14 @@ def measure(
 
 def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, Any]:
     """What k_sample.json says: the figures, and all that one must know to compare them."""
-    settings, (passes, samples, num_images) = experiment.evaluate, measured.log_w.shape
+    _, samples, num_images = measured.log_w.shape
     return {
         **measured.summary(),
         **identity(experiment, num_images),
-        **depth(settings),
+        **depth(experiment.evaluate),
         "K": samples,
-        "passes": passes,
-        "batch_size": settings.batch_size or experiment.batch_size,
-        "seed": settings.seed,
+        **circumstances(experiment),
         "step": step,
-        "config_hash": describe.config_hash(experiment),
-        "precision": jnp.zeros(()).dtype.name,
-        "device": jax.devices()[0].device_kind,
     }
 
 

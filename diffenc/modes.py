@@ -56,8 +56,8 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)
-    figures = record(experiment, measured, step, num_params)
-    number = workdirs.keep_evaluation(workdir, figures, measured.terms)
+    figures = record(experiment, measured, step, num_params, evaluator.of)
+    number = workdirs.keep(workdir, "evaluation", figures, measured.terms)
     Console(soft_wrap=True).print(table(figures))
     logging.info("in %s, kept as number %d", workdir / "evaluation.json", number)
     return figures

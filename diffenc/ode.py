@@ -10,7 +10,7 @@ Read from t = 1 it turns N(0, I) into a density of z_0. Along a path d log p / d
     log p_0(z_0) = log N(z_1; 0, I) + integral from lambda_0 to lambda_1 of div d lambda.
 
 A whole batch is solved as one system, whose steps suit the most difficult of its examples; what an example
-is given depends on the others, then, but by less than the tolerance.
+is given depends on the others, then, as it does on the tolerance.
 """
 
 from collections.abc import Callable

@@ -21,12 +21,14 @@ class Visit(NamedTuple):
 
     Attributes:
       number: of the pass.
+      first: place of its first image in the source.
       levels: full; the last batch of a pass is filled up.
       real: which of the images are not filling.
       key: of this batch in this pass alone.
     """
 
     number: int
+    first: int
     levels: Integer[Array, "b h w c"]
     real: Bool[np.ndarray, " b"]
     key: Key
@@ -65,7 +67,8 @@ class Passes:
             key = jax.random.fold_in(self._root, number)
             for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
                 levels = to_devices(batch["image"], self._mesh)
-                yield Visit(number, levels, weight > 0, jax.random.fold_in(key, index))
+                first, real = index * self.batch_size, weight > 0
+                yield Visit(number, first, levels, real, jax.random.fold_in(key, index))
 
     def by_pass(self, rows: list[np.ndarray]) -> list[list[np.ndarray]]:
         """`rows`, one for each visit in turn, cut into passes."""

@@ -1,5 +1,6 @@
 """Plugins by kind and name, and how packages that hold them are found."""
 
+import dataclasses
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterator
@@ -64,6 +65,13 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
+
+    def spell(self, plugin: T) -> str:
+        """A plugin as `name`, or `name(field=value, ...)` where it has fields: what tells it from all others."""
+        name = self.name_of(type(plugin)) or type(plugin).__name__
+        fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+        values = [f"{field.name}={getattr(plugin, field.name)!r}" for field in fields]
+        return f"{name}({', '.join(values)})" if values else name
 
     def name_of(self, cls: type) -> str | None:
         """The name `cls` is registered under, or None."""

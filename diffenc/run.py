@@ -31,6 +31,8 @@ MODES = {
     "k_sample": k_sample,
 }
 
+CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
+
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'."
@@ -89,6 +91,8 @@ def steps_bindings(mode: str, steps: int | None) -> list[str]:
     if steps is None:
         return []
     _refuse_to_train(mode, "--steps", "it is T; for the length of training bind Experiment.steps")
+    if mode in CONTINUOUS:
+        raise UserError(f"--steps is not for --mode={mode}, which is of continuous time")
     if steps < 1:
         raise UserError(f"--steps={steps}: must be at least 1")
     return [f"{'sample' if mode == 'sample' else 'evaluate'}.steps = {steps}"]

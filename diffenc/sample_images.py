@@ -15,6 +15,7 @@ from diffenc.chain import EQUAL
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Data, Key, Params
 from diffenc.randomness import root_key
+from diffenc.registry import variances
 from diffenc.sampler import Descent
 from diffenc.settings import Sample
 from diffenc.sharding import on_each, split_over
@@ -33,7 +34,7 @@ def file_name(settings: Sample, step: int) -> str:
     unusual = {
         settings.sampler: settings.sampler != "ancestral",
         f"{settings.times}-times": settings.times != "equal",
-        f"{fits.variance_name(settings.variance)}-variance": settings.variance != EQUAL,
+        f"{variances.spell(settings.variance)}-variance": settings.variance != EQUAL,
     }
     parts = [f"{step:09d}", f"T{settings.steps}", *(part for part, named in unusual.items() if named)]
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
@@ -42,7 +43,9 @@ def file_name(settings: Sample, step: int) -> str:
 class ImageSampler:
     """Draws `sample.num` images by the chain and solver of `experiment.sample`. Compiled once."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: Path = Path(), step: int | None = None):
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
+    ):
         """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`.
 
         Raises:
@@ -59,7 +62,7 @@ class ImageSampler:
         self._must_check_slope = self.settings.sampler in ODE_SOLVERS
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         plan, model = fits.plan(workdir, self.settings, step), self._model
-        plan.chain(model.schedule, model.schedule.init(root_key(0, "init")))  # what is not fitted is told now
+        plan.check()
         self._descent = jax.jit(
             lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
         )

@@ -13,7 +13,6 @@ from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Par
 from diffenc.model import Model
 from diffenc.pixels import Levels, nearest_levels
 from diffenc.solvers import Solver, XHat, ancestral
-from diffenc.solvers import reverse_step as reverse_step
 
 
 def x_hat_from(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameterization) -> Data:

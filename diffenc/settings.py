@@ -184,8 +184,8 @@ class Likelihood:
     """
 
     dequantisation: str = "truncated_normal"
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    rtol: float = 1e-6
+    atol: float = 1e-6
     probes: int = 1
     exact_up_to: int = 16
 
@@ -204,7 +204,7 @@ class Diagnose:
     """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
 
     Attributes:
-      split: the split. For importance sampling of times it should not be the one that is evaluated.
+      split: the split.
       num_images: so many of its images, drawn by the seed; None = all.
       passes: how often each is seen, each time at another diffusion time.
       bins: of t, equal.

@@ -29,3 +29,49 @@ class StreamingMean:
         """Of each mean; infinite below two values."""
         variance = self._squares / np.maximum(self.count - 1, 1)
         return np.where(self.count > 1, np.sqrt(variance / np.maximum(self.count, 1)), np.inf)
+
+
+class ImageMeans:
+    """The same where values come with the image they are of, whose values are not independent.
+
+    Errors are those over images: of a ratio of sums over images, by the spread of each image's share in it.
+    """
+
+    def __init__(self, num_images: int, size: int):
+        self._counts = np.zeros((num_images, size))
+        self._sums = np.zeros((num_images, size))
+
+    def add(
+        self, image: Int[np.ndarray, " n"], index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]
+    ) -> None:
+        """Put each value in the bin of its index, as one of its image."""
+        np.add.at(self._counts, (image, index), 1)
+        np.add.at(self._sums, (image, index), value)
+
+    @property
+    def count(self) -> Int[np.ndarray, " size"]:
+        return self._counts.sum(axis=0).astype(np.int64)
+
+    @property
+    def mean(self) -> Float[np.ndarray, " size"]:
+        return self._sums.sum(axis=0) / np.maximum(self.count, 1)
+
+    @property
+    def standard_error(self) -> Float[np.ndarray, " size"]:
+        """Of each mean."""
+        return spread(self._shares)
+
+    @property
+    def mean_error(self) -> float:
+        """The standard error of the mean of all the means."""
+        return float(spread(self._shares.mean(axis=1, keepdims=True))[0])
+
+    @property
+    def _shares(self) -> Float[np.ndarray, "images size"]:
+        """How far each image moves each mean from what the others make it."""
+        return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
+
+
+def spread(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:
+    """The standard errors of sums of independent shares."""
+    return np.sqrt(np.square(shares).sum(axis=0) * len(shares) / max(len(shares) - 1, 1))

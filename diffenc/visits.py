@@ -7,6 +7,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from diffenc import fits
 from diffenc import workdir as workdirs
 from diffenc.evaluate import Evaluator, record
 from diffenc.experiment import Experiment
@@ -37,6 +38,10 @@ class Visits:
         self._experiment = experiment
         self._workdir = workdir
         self._check = check
+        if experiment.evaluate_every:
+            fits.refuse_untrained(experiment.evaluate)
+        if experiment.sample_every:
+            fits.refuse_untrained(experiment.sample)
         self._evaluator = Evaluator(experiment, mesh, workdir) if experiment.evaluate_every else None
         self._sampler = ImageSampler(experiment, mesh, workdir) if experiment.sample_every else None
         self._visits: dict[str, Visit] = {"evaluation": self._evaluate, "samples": self._sample}
@@ -53,8 +58,10 @@ class Visits:
         split = self._experiment.evaluate.split
         writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
         if step == self._experiment.steps:
-            figures = record(self._experiment, measured, step, count_parameters(state.params))
-            workdirs.keep_evaluation(self._workdir, figures, measured.terms)
+            figures = record(
+                self._experiment, measured, step, count_parameters(state.params), self._evaluator.of
+            )
+            workdirs.keep(self._workdir, "evaluation", figures, measured.terms)
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         if self._sampler is None:  # owed, as above

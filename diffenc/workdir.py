@@ -31,28 +31,29 @@ def claim(workdir: atomic.PathLike) -> Iterator[Path]:
         os.close(descriptor)  # lets go of the lock; the file stays, for removing it would race a newcomer
 
 
-def keep_evaluation(
-    workdir: atomic.PathLike, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+def keep(
+    workdir: atomic.PathLike, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> int:
-    """File one evaluation as evaluations/NNNN.{json,npz} for good, and as evaluation.{json,npz} until the next.
+    """File a measurement as NAMEs/NNNN.{json,npz} for good, and as NAME.{json,npz} until the next.
 
     Args:
+      name: "evaluation", "k_sample" or "likelihood".
       record: JSON-able figures; NaN and infinities are written as null.
       arrays: what is behind them, for numpy.savez.
 
     Returns:
-      The evaluation's number, counted from 1.
+      The measurement's number, counted from 1.
 
     Raises:
       UserError: the disk refused; nothing is left half-written.
     """
     workdir = Path(workdir)
     text, data = atomic.to_json(record, indent=1).encode() + b"\n", atomic.npz(arrays)
-    folder = _made(workdir / "evaluations")
+    folder = _made(workdir / f"{name}s")
     number = _file_new(folder, data)
     atomic.write_bytes(folder / f"{number:04d}.json", text)
-    atomic.write_bytes(workdir / "evaluation.npz", data)
-    atomic.write_bytes(workdir / "evaluation.json", text)  # last: where it stands, its arrays stand too
+    atomic.write_bytes(workdir / f"{name}.npz", data)
+    atomic.write_bytes(workdir / f"{name}.json", text)  # last: where it stands, its arrays stand too
     return number
 
 

@@ -31,7 +31,7 @@ from diffenc.fit_variance import fit_variance
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
 from diffenc.run import show_log_lines_plainly
-from diffenc.settings import Evaluate, KSample
+from diffenc.settings import KSample
 from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc.train import CONFIG
@@ -55,15 +55,23 @@ class Bounds:
         evaluate = dataclasses.replace(self.experiment.evaluate, step=self.step, **changes)
         return dataclasses.replace(self.experiment, evaluate=evaluate)
 
-    def _kept(self, name: str, settings: Evaluate, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
-        """What `compute` gives, filed under a name that says all it depends on."""
-        of = f"n{settings.num_images}_p{settings.passes}_seed{settings.seed}_step{self.step}"
-        file = self.workdir / "bounds" / "cells" / f"{name}_{of}.npz"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_bytes(file, atomic.npz(compute()))
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+    def _kept(self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
+        file = self.workdir / "bounds" / "cells" / f"{name}.npz"
+        origin = self._origin(experiment)
+        if file.is_file():
+            with np.load(file, allow_pickle=False) as arrays:
+                if str(arrays["origin"]) == origin:
+                    return dict(arrays)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        arrays = compute()
+        atomic.write_bytes(file, atomic.npz(arrays | {"origin": np.asarray(origin)}))
+        return arrays
+
+    def _origin(self, experiment: Experiment) -> str:
+        split, dataset = experiment.evaluate.split, experiment.dataset
+        settings = (experiment.evaluate, experiment.k_sample, experiment.likelihood)
+        return repr((fits.origin(experiment, self.step), settings, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> Bits:
         """The ELBO under these settings of `evaluate`; what they need is fitted first."""
@@ -72,12 +80,12 @@ class Bounds:
 
         def compute() -> dict[str, np.ndarray]:
             say(f"{label}, T = {settings.steps or 'continuous'}")
-            fit_what_is_missing(experiment, self.workdir)
+            fit_what_is_missing(experiment, self.workdir, self.step)
             evaluator = Evaluator(experiment, self.mesh, self.workdir, self.step)
             measured = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
             return {"nats": np.sum(list(measured.terms.values()), axis=0), "batch": measured.batch}
 
-        kept = self._kept(f"{label}_T{settings.steps}", settings, compute)
+        kept = self._kept(f"{label}_T{settings.steps}", experiment, compute)
         return Bits(self._bits(kept["nats"]), kept["batch"])
 
     def k_sample(self, steps: int, samples: int, few: int) -> dict[str, Bits]:
@@ -87,11 +95,11 @@ class Bounds:
 
         def compute() -> dict[str, np.ndarray]:
             say(f"the {samples}-sample bound, T = {steps}")
-            fit_what_is_missing(experiment, self.workdir)
+            fit_what_is_missing(experiment, self.workdir, self.step)
             measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step)
             return {"log_w": measured.log_w}
 
-        log_w = self._kept(f"k{samples}_T{steps}", experiment.evaluate, compute)["log_w"]
+        log_w = self._kept(f"k{samples}_T{steps}", experiment, compute)["log_w"]
         each = np.arange(log_w.shape[-1])  # every image has chains of its own
         return {
             f"ELBO, T = {steps}, fitted": Bits(-self._bits(log_w.mean(axis=1)), each),
@@ -106,7 +114,7 @@ class Bounds:
             say("the likelihood of the ODE")
             return {"nats": likelihood.measure(experiment, self.mesh, self.params).nats}
 
-        nats = self._kept("ode", experiment.evaluate, compute)["nats"]
+        nats = self._kept("ode", experiment, compute)["nats"]
         shape = self.experiment.dataset.image_shape
         modelled = slope_is_modelled(self.experiment.model, self.params, shape)
         name = "ODE" if modelled else "ODE (a model of its own)"
@@ -127,14 +135,15 @@ def say(what: str) -> None:
     logging.info("measuring %s", what)
 
 
-def fit_what_is_missing(experiment: Experiment, workdir: Path) -> None:
-    """Fit the times and variances that `experiment.evaluate` asks for, unless they are there."""
+def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> None:
+    """Fit the times and variances that `experiment.evaluate` asks for, unless just these are there."""
     settings = experiment.evaluate
-    if fits.path(workdir, settings.steps, settings.times, settings.variance).is_file():
+    file = fits.path(workdir, settings.steps, settings.times, settings.variance)
+    if file.is_file() and fits.load(file).get("excess_of") == fits.origin(experiment, step):
         return
     if settings.times == "fitted":
         fit_schedule(experiment, workdir)
-    elif isinstance(settings.variance, Fitted):
+    elif fits.needs_excess(settings.variance):
         fit_variance(experiment, workdir)
 
 
@@ -182,7 +191,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--w", type=float, default=0.9, help="the fixed sigma_Q^2 / sigma_P^2 (default: 0.9)")
     add("--num_images", type=int, default=512, help="of evaluate.split (default: 512)")
     add("--passes", type=int, default=4, help="over them; at least 2, for the Monte-Carlo error (default: 4)")
-    add("--few", type=int, default=64, help="images for the K-sample bound and the ODE (default: 64)")
+    add("--few", type=int, default=16, help="images for the K-sample bound and the ODE (default: 16)")
     add("--k", type=int, default=16, help="K (default: 16)")
     add("--k_steps", type=int, default=25, help="T of the K-sample bound (default: 25)")
     add(
@@ -197,6 +206,8 @@ def prepared(given: argparse.Namespace) -> Experiment:
         os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
     if given.passes < 2:
         raise UserError(f"--passes={given.passes}: the Monte-Carlo error takes at least 2")
+    if given.few > given.num_images:
+        raise UserError(f"--few={given.few}: must not be more than --num_images={given.num_images}")
     if not (given.workdir / CONFIG).is_file():
         raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
     experiment = config.load([str(given.workdir / CONFIG)], given.gin_bindings)
@@ -215,7 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = given.workdir / "bounds"
         atomic.write_json(folder / "bounds.json", figures(results))
         plots.save(plot(results), folder / "bounds.png")
-    except UserError as error:
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console(soft_wrap=True)

@@ -13,7 +13,7 @@ import pytest
 # Imports once what takes seconds to import, then forks: each child is a process of its own that runs the
 # program from its first line to its exit.
 SERVER = """
-import atexit, json, os, resource, sys, threading
+import atexit, json, os, resource, signal, sys, threading
 import diffenc.run, diffenc_plugins, sklearn.datasets
 
 def start(order):
@@ -22,6 +22,7 @@ def start(order):
         return pid
     for name, flags in (("in", os.O_RDONLY), ("out", os.O_WRONLY | os.O_CREAT), ("err", os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(order[name], flags, 0o644), ("in", "out", "err").index(name))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs behind it
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
     if order["largest_file"] is not None:

@@ -15,7 +15,7 @@ from diffenc.evaluate import Evaluator
 from diffenc.model import Model
 from diffenc.settings import Diagnose, Evaluate
 from diffenc.sharding import data_mesh
-from diffenc.streaming import StreamingMean
+from diffenc.streaming import ImageMeans
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
 from diffenc_plugins.parameterizations import V
@@ -91,15 +91,25 @@ def test_every_draw_is_in_one_bin(loss):
     np.testing.assert_allclose(loss["t"], np.linspace(0, 1, BINS + 1))
 
 
-def test_errors_and_root_mean_square_are_those_of_the_draws(loss):
-    """se^2 n = variance, and variance = rms^2 - mean^2, for n in the place of n - 1."""
-    variance = np.square(loss["loss_se"]) * (loss["draws"] - 1)
-    np.testing.assert_allclose(np.square(loss["rms"]) - np.square(loss["loss"]), variance, rtol=1e-4)
+def test_the_root_mean_square_is_of_the_draws(loss):
+    """Of squares of a normal error in 16 dimensions: E[l^2] = (1 + 2/16) E[l]^2, but for what bins and images add."""
+    np.testing.assert_allclose(np.square(loss["rms"] / loss["loss"]), 1 + 2 / 16, rtol=0.1)
     np.testing.assert_allclose(
         loss["density_se"] / loss["density"], loss["loss_se"] / loss["loss"], rtol=1e-6
     )
-    together = np.sqrt(np.sum(np.square(loss["loss_se"]))) / BINS
-    np.testing.assert_allclose(loss["bpd_diffusion_se"], together)
+
+
+def test_the_error_is_the_spread_over_images_with_all_their_draws(wiener):
+    """One image's nats over all passes, from the elbo; its draws taken to be independent, the error is smaller."""
+    few = dataclasses.replace(wiener, diagnose=Diagnose(num_images=None, passes=400, bins=1))
+    stated = diagnose.loss_record(few, data_mesh(), EMPTY)
+    experiment = dataclasses.replace(few, evaluate=Evaluate(split="train", passes=400))
+    measured = Evaluator(experiment, data_mesh()).measure(EMPTY)
+    bits = measured.terms["diffusion"] / (16 * np.log(2))
+    by_image = bits.mean(axis=0).std(ddof=1) / np.sqrt(23)
+    np.testing.assert_allclose(stated["bpd_diffusion_se"], by_image, rtol=0.3)
+    np.testing.assert_allclose(stated["loss_se"], [stated["bpd_diffusion_se"]], rtol=1e-9)
+    assert by_image > 1.3 * bits.std() / np.sqrt(bits.size)
 
 
 def test_the_sum_is_the_evaluators_diffusion_loss(wiener, loss):
@@ -177,12 +187,12 @@ def test_the_ends_of_a_known_model(wiener):
 def test_the_error_of_a_root_is_the_spread_of_many_roots():
     trials, draws = 2000, 400
     squares = np.random.default_rng(0).exponential(3.0, size=trials * draws)
-    means = StreamingMean(trials)
-    means.add(np.repeat(np.arange(trials), draws), squares)
+    means = ImageMeans(draws, trials)
+    means.add(np.tile(np.arange(draws), trials), np.repeat(np.arange(trials), draws), squares)
     roots = np.sqrt(squares.reshape(trials, draws).mean(axis=1))
     np.testing.assert_allclose(diagnose.root_error(means).mean(), roots.std(ddof=1), rtol=0.1)
-    nothing = StreamingMean(1)
-    nothing.add(np.zeros(3, int), np.zeros(3))
+    nothing = ImageMeans(3, 1)
+    nothing.add(np.arange(3), np.zeros(3, int), np.zeros(3))
     assert diagnose.root_error(nothing) == 0
 
 

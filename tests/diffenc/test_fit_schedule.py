@@ -181,12 +181,15 @@ def measured(monkeypatch):
 @pytest.mark.parametrize("times", ["equal", "fitted"])
 def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, variance, times, caplog):
     if times == "equal":
-        (workdir / "fits" / f"T6_fitted_{fits.variance_name(variance)}.json").unlink(missing_ok=True)
+        (workdir / "fits" / f"T6_fitted_{registry.variances.spell(variance)}.json").unlink(missing_ok=True)
     with caplog.at_level(std_logging.INFO, logger="absl"):
         fit = fitting(variance=variance, times=times)
-    name = fits.variance_name(variance)
+    name = registry.variances.spell(variance)
     file = workdir / "fits" / f"T6_fitted_{name}.json"
-    assert {"split": "train", "num_images": 23, "step": 3, "steps": 6}.items() <= fits.load(file).items()
+    assert {"num_images": 23, "steps": 6}.items() <= fits.load(file).items()
+    of = fits.load(file)["times_of"]
+    assert (of["step"], of["fit"]["split"]) == (3, "train")
+    assert of == fits.load(file)["excess_of"]
     equal, best = fit["bpd_diffusion_equal"], fit["bpd_diffusion_fitted"]
     assert best < equal
     np.testing.assert_allclose(fit["nats_diffusion_fitted"], best * 16 * np.log(2), rtol=1e-12)
@@ -242,7 +245,7 @@ def test_costs_of_another_checkpoint_are_measured_anew(tiny, tmp_path, fitting, 
     train.train(tiny(steps=3, checkpoint_every=2, keep_last=2), tmp_path)
     one, two = (fitting(folder=tmp_path, step=step) for step in (2, 3))
     assert len(measured) == 2
-    assert (one["step"], two["step"]) == (2, 3)
+    assert (one["times_of"]["step"], two["times_of"]["step"]) == (2, 3)
     assert one["bpd_diffusion_equal"] != two["bpd_diffusion_equal"]
 
 

@@ -13,9 +13,11 @@ from diffenc.chain import EQUAL
 from diffenc.errors import UserError
 from diffenc.settings import Evaluate, Sample
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.variances import Fixed
 
 FITTED = registry.variances["fitted"]()
 TIMES = np.array([0.0, 0.1, 0.6, 1.0])
+OF = {"times_of": {"step": 7}, "excess_of": {"step": 7}}
 EXCESS = [0.5, 0.1 + 0.2, 1e-300]
 
 
@@ -23,7 +25,7 @@ EXCESS = [0.5, 0.1 + 0.2, 1e-300]
 def file(tmp_path):
     """A fit of three steps with fitted times and variances."""
     file = fits.path(tmp_path, 3, "fitted", FITTED)
-    fits.save(file, TIMES, {"excess": EXCESS, "excess_se": [0.1, 0.2, 0.3], "step": 7, "split": "train"})
+    fits.save(file, TIMES, {"excess": EXCESS, "excess_se": [0.1, 0.2, 0.3], "split": "train", **OF})
     return file
 
 
@@ -34,6 +36,8 @@ def file(tmp_path):
         ("equal", FITTED, "T12.json"),
         ("fitted", EQUAL, "T12_fitted_equal.json"),
         ("fitted", FITTED, "T12_fitted_fitted.json"),
+        ("fitted", Fixed(0.9), "T12_fitted_fixed_w=0.9.json"),
+        ("fitted", Fixed(0.5), "T12_fitted_fixed_w=0.5.json"),
     ],
 )
 def test_fits_of_other_chains_have_other_names(tmp_path, times, variance, name):
@@ -54,7 +58,7 @@ def test_what_is_read_is_what_was_filed_to_the_last_bit(file):
     np.testing.assert_array_equal(fit["excess"], EXCESS)
     np.testing.assert_array_equal(fit["excess_se"], [0.1, 0.2, 0.3])
     assert (fit["times"].dtype, fit["excess"].dtype) == (np.float64, np.float64)
-    assert {"step": 7, "split": "train", "steps": 3}.items() <= fit.items()
+    assert {"split": "train", "steps": 3, **OF}.items() <= fit.items()
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing half-written is left"
 
 
@@ -106,7 +110,9 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
 @pytest.mark.parametrize("make", [Evaluate, Sample])
 @pytest.mark.parametrize(("variance", "name"), [(EQUAL, "equal"), (FITTED, "fitted")])
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
-    message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --steps=5 first"
+    message = (
+        rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --steps=5 first, with"
+    )
     with pytest.raises(UserError, match=message) as refused:
         fits.plan(tmp_path, make(steps=5, times="fitted", variance=variance))
     assert str(fits.path(tmp_path, 5, "fitted", variance)) in str(refused.value)
@@ -145,3 +151,34 @@ def test_a_disk_that_refuses_is_named(tmp_path):
     (tmp_path / "fits" / "T1.json").mkdir()  # a folder where the file should be
     with pytest.raises(UserError, match=r"could not write .*T1\.json"):
         fits.save(tmp_path / "fits" / "T1.json", np.array([0.0, 1.0]), {})
+
+
+@pytest.mark.parametrize("variance", [EQUAL, Fixed(0.9)])
+def test_what_needs_no_fit_reads_none(tmp_path, variance):
+    """Nor warns of one, nor is stopped by one that is damaged."""
+    fits.path(tmp_path, 3, "equal", variance).parent.mkdir()
+    fits.path(tmp_path, 3, "equal", variance).write_text("damaged")
+    plan = fits.plan(tmp_path, Evaluate(steps=3, variance=variance))
+    assert (plan.excess, plan.of) == (None, {})
+
+
+@pytest.mark.usefixtures("file")
+def test_a_plan_says_what_it_was_fitted_on(tmp_path):
+    assert fits.plan(tmp_path, Evaluate(steps=3, times="fitted", variance=FITTED)).of == OF
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (Evaluate(steps=3, variance=FITTED), "evaluate.variance"),
+        (Evaluate(steps=3, times="fitted"), "evaluate.times"),
+        (Sample(variance=FITTED), "sample.variance"),
+        (Sample(times="fitted"), "sample.times"),
+    ],
+)
+def test_training_is_not_begun_with_what_only_a_trained_run_can_have(settings, key):
+    every = f"Experiment.{key.split('.')[0]}_every = 0"
+    with pytest.raises(UserError, match=rf"^{key}: what is fitted belongs to a trained run.*{every}"):
+        fits.refuse_untrained(settings)
+    fits.refuse_untrained(Evaluate(steps=3, variance=Fixed(0.9)))
+    fits.refuse_untrained(Sample())

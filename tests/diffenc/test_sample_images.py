@@ -162,14 +162,14 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
 def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         ImageSampler(tiny(sample=settings), data_mesh(), tmp_path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
         Visits(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None)
     Visits(tiny(sample=settings), tmp_path, data_mesh(), lambda: None)  # which draws none
 
 
 def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_path, warnings):
     train.train(tiny(), tmp_path)
-    file_fit(tmp_path, "T4_fitted_equal.json", times=TIMES, step=7)
+    file_fit(tmp_path, "T4_fitted_equal.json", times=TIMES, times_of={"step": 7})
     paths = [
         modes.sample(tiny(sample=Sample(steps=4, num=3, times=times)), tmp_path)
         for times in ("equal", "fitted")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffenc import registry, sampler
+from diffenc import registry, sampler, solvers
 from diffenc.chain import Chain, equal_steps
 from diffenc.model import Model
 from diffenc.solvers import ancestral
@@ -36,7 +36,7 @@ def test_x_hat_is_what_the_network_means(x64, name):
 def reverse_step(z, x_hat, log_snr_t, log_snr_s, mean):
     """The product's step for single numbers."""
     pair = jnp.asarray([log_snr_t]), jnp.asarray([log_snr_s])
-    mu, sigma = sampler.reverse_step(jnp.asarray([[z]]), jnp.asarray([[x_hat]]), *pair, mean)
+    mu, sigma = solvers.reverse_step(jnp.asarray([[z]]), jnp.asarray([[x_hat]]), *pair, mean)
     return float(mu[0, 0]), float(sigma[0])
 
 

@@ -95,7 +95,7 @@ def _on_four(program: str, *arguments: Path) -> str:
 def four(tmp_path_factory) -> Path:
     """A folder with the same run on one device and on four, and facts.json."""
     folder = tmp_path_factory.mktemp("four")
-    _on_four(TRAIN, Path(__file__).with_name("conftest.py"), folder)
+    _on_four(TRAIN, Path(__file__).parents[1] / "conftest.py", folder)
     return folder
 
 

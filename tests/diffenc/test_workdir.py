@@ -72,7 +72,7 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
 def test_evaluations_are_numbered_and_the_newest_is_at_hand(tmp_path):
     for number, bpd in enumerate([3.5, 3.25], start=1):
         record = {"bpd": np.float32(bpd), "bpd_error": float("nan")}
-        assert workdir.keep_evaluation(tmp_path, record, {"bpd": np.full(4, bpd)}) == number
+        assert workdir.keep(tmp_path, "evaluation", record, {"bpd": np.full(4, bpd)}) == number
     for name, bpd in [("evaluations/0001", 3.5), ("evaluations/0002", 3.25), ("evaluation", 3.25)]:
         assert json.loads((tmp_path / f"{name}.json").read_text()) == {"bpd": bpd, "bpd_error": None}
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npz")["bpd"], [bpd] * 4)
@@ -84,7 +84,7 @@ def test_evaluations_are_numbered_and_the_newest_is_at_hand(tmp_path):
 def test_a_half_filed_evaluation_is_never_written_over(tmp_path):
     (tmp_path / "evaluations").mkdir()
     (tmp_path / "evaluations" / "0007.npz").write_bytes(b"what a killed process filed")
-    assert workdir.keep_evaluation(tmp_path, {}, {}) == 8
+    assert workdir.keep(tmp_path, "evaluation", {}, {}) == 8
     assert (tmp_path / "evaluations" / "0007.npz").read_bytes() == b"what a killed process filed"
 
 
@@ -94,7 +94,7 @@ import numpy as np
 from diffenc import workdir
 for i in range(10):
     id = [int(sys.argv[2]), i]
-    workdir.keep_evaluation(sys.argv[1], {"id": id}, {"id": np.array(id)})
+    workdir.keep(sys.argv[1], "evaluation", {"id": id}, {"id": np.array(id)})
 """
 
 

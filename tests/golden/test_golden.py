@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import objective, sampler
+from diffenc import objective, sampler, solvers
 from diffenc.gaussian import diffuse
 from diffenc.model import Draws, Model, bits_per_dim
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
@@ -244,7 +244,7 @@ def test_steps_of_the_sampler(golden, outputs):
     for i, v_hat, pair in zip(STEPS, outputs.at_steps, sampling_log_snrs(arrays), strict=True):
         log_snr_t, log_snr_s = (jnp.full(4, value, jnp.float32) for value in pair)
         x_hat = sampler.x_hat_from(jnp.asarray(v_hat), z, log_snr_t, V())
-        mu, sigma = sampler.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean)
+        mu, sigma = solvers.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean)
         z_s = np.asarray(mu) + np.asarray(sigma)[:, None, None, None] * eps
         np.testing.assert_allclose(z_s, arrays[f"sample/z_s_i{i}"], atol=1e-4)
 
