@@ -110,6 +110,17 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
         (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
         (["--mode=export"], "--mode=export: no such mode"),
         (["more.gin"], "'more.gin' is no flag"),
+        (["--steps=9"], "--steps is not for --mode=train: it is T"),
+        (["--x64"], "--x64 is not for --mode=train"),
+        (["--mode=likelihood", "--steps=9"], "--steps is not for --mode=likelihood"),
+        (["--mode=evaluate", "--steps=0"], "--steps=0: must be at least 1"),
+        ([bind("evaluate.variance = @variance.fitted()")], "evaluate.variance needs discrete time"),
+        (
+            [bind("evaluate.steps = 5"), bind("evaluate.variance = @variance.fitted()")],
+            "evaluate.variance: what is fitted belongs to a trained run",
+        ),
+        ([bind("sample.sampler = 'dim'")], "sample.sampler = 'dim': no such sampler; nearest: ddim"),
+        ([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5"),
     ],
 )
 def test_what_is_typed_wrongly(fails, flags, message):

@@ -34,7 +34,7 @@ def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
         curves.propose(Importance(), None)
     file.write_text("no curve")
     propose, curve_of = curves.propose(UNIFORM, tmp_path)
-    np.testing.assert_array_equal(propose(jnp.array([0.3])), [[0.3], [1]])
+    np.testing.assert_array_equal(propose(jnp.array([0.25])), [[0.25], [1]])
     assert curve_of == {}
 
 
