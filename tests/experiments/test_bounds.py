@@ -1,12 +1,13 @@
 """The bounds of one run side by side: on a run that trains in seconds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import modes, train
+from diffenc import fits, modes, train
 from diffenc.evaluate import Evaluator
 from diffenc.settings import Evaluate
 from diffenc.sharding import data_mesh
@@ -85,9 +86,26 @@ def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     np.testing.assert_array_equal(bits.of(few).values[0], few)
 
 
+def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
+    shutil.copytree(workdir, tmp_path / "run")
+    other = [*SMALL, "--gin_bindings=evaluate.split = 'train'", "--gin_bindings=fit.num_images = 20"]
+    assert bounds.main([f"--workdir={tmp_path / 'run'}", *other]) == 0
+    again = json.loads((tmp_path / "run" / "bounds" / "bounds.json").read_text())
+    assert (again["split"], found["split"]) == ("train", "test")
+    for name, cells in again["by_steps"].items():
+        assert all(cells[steps]["bpd"] != found["by_steps"][name][steps]["bpd"] for steps in cells)
+    assert all(again["beside"][name]["bpd"] != found["beside"][name]["bpd"] for name in found["beside"])
+    fit = fits.load(tmp_path / "run" / "fits" / "T2.json")
+    assert fit["num_images"] == 20
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--workdir=nowhere"], "nowhere holds no run"), (["--passes=1"], "takes at least 2")],
+    [
+        (["--workdir=nowhere"], "nowhere holds no run"),
+        (["--passes=1"], "takes at least 2"),
+        (["--few=9", "--num_images=8"], "--few=9: must not be more than --num_images=8"),
+    ],
 )
 def test_mistakes_are_told_in_a_line(workdir, capsys, flags, message):
     assert bounds.main([f"--workdir={workdir}", *flags]) == 1
