@@ -55,10 +55,12 @@ class Bounds:
         evaluate = dataclasses.replace(self.experiment.evaluate, step=self.step, **changes)
         return dataclasses.replace(self.experiment, evaluate=evaluate)
 
-    def _kept(self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+    def _kept(
+        self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]], *more: Any
+    ) -> dict:
         """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
-        origin = self._origin(experiment)
+        origin = self._origin(experiment, *more)
         if file.is_file():
             with np.load(file, allow_pickle=False) as arrays:
                 if str(arrays["origin"]) == origin:
@@ -68,9 +70,9 @@ class Bounds:
         atomic.write_bytes(file, atomic.npz(arrays | {"origin": np.asarray(origin)}))
         return arrays
 
-    def _origin(self, experiment: Experiment) -> str:
+    def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
-        settings = (experiment.evaluate, experiment.k_sample, experiment.likelihood)
+        settings = (experiment.evaluate, *more)
         return repr((fits.origin(experiment, self.step), settings, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> Bits:
@@ -99,7 +101,7 @@ class Bounds:
             measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step)
             return {"log_w": measured.log_w}
 
-        log_w = self._kept(f"k{samples}_T{steps}", experiment, compute)["log_w"]
+        log_w = self._kept(f"k{samples}_T{steps}", experiment, compute, experiment.k_sample)["log_w"]
         each = np.arange(log_w.shape[-1])  # every image has chains of its own
         return {
             f"ELBO, T = {steps}, fitted": Bits(-self._bits(log_w.mean(axis=1)), each),
@@ -114,7 +116,7 @@ class Bounds:
             say("the likelihood of the ODE")
             return {"nats": likelihood.measure(experiment, self.mesh, self.params).nats}
 
-        nats = self._kept("ode", experiment, compute)["nats"]
+        nats = self._kept("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape
         modelled = slope_is_modelled(self.experiment.model, self.params, shape)
         name = "ODE" if modelled else "ODE (a model of its own)"
