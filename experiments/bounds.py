@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console = Console(soft_wrap=True)
+    console = Console(width=140)  # wide enough for its lines, wherever they go
     console.print(table(results))
     console.print(table_beside(results))
     print(f"in {folder}")
