@@ -25,11 +25,12 @@ from diffenc.gaussian import scale, step_fraction, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Source, Variance
 from diffenc.model import Model
 from diffenc.objective import Step, network_error, step_error
+from diffenc.passes import compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.randomness import root_key
 from diffenc.settings import Fit
-from diffenc.sharding import check_divisible, on_each, split_over, to_devices
+from diffenc.sharding import check_divisible, to_devices
 from diffenc.streaming import StreamingMean
 
 PerEdge = Float[np.ndarray, " edges"]
@@ -175,6 +176,4 @@ def _compiled(
         num_levels = experiment.dataset.num_levels
         return squared_errors(experiment.model, params, levels, eps, jnp.asarray(knots), num_levels)
 
-    return jax.jit(
-        squares, in_shardings=(on_each(mesh), split_over(mesh), on_each(mesh)), out_shardings=on_each(mesh)
-    )
+    return compile_over(mesh, squares)

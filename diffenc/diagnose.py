@@ -15,9 +15,9 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from diffenc import atomic, curves, describe, plots
-from diffenc.data import some_of
+from diffenc import atomic, curves, plots
 from diffenc.errors import UserError
+from diffenc.evaluate import circumstances, identity
 from diffenc.experiment import Experiment
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Times
@@ -27,7 +27,6 @@ from diffenc.objective import continuous, network_error, step_index
 from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
-from diffenc.registry import datasets
 from diffenc.sharding import data_mesh
 from diffenc.streaming import ImageMeans
 
@@ -46,9 +45,10 @@ def diagnose(experiment: Experiment, workdir: str | Path) -> dict[str, Record]:
     """
     workdir, mesh = Path(workdir), data_mesh()
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
-    of = {**identity(experiment), "step": step}
-    loss = loss_record(experiment, mesh, params) | of
-    ends = ends_record(experiment, mesh, params) | of
+    loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
+    settings = experiment.diagnose
+    of = identity(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
+    loss, ends = ({**record, **of, "step": step} for record in (loss, ends))
     target = curves.path(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plot_loss(loss), target.with_suffix(".png"))
@@ -60,25 +60,12 @@ def diagnose(experiment: Experiment, workdir: str | Path) -> dict[str, Record]:
     return {"loss": loss, "ends": ends}
 
 
-def identity(experiment: Experiment) -> Record:
-    """Which images and which draws the figures are of."""
-    settings, dataset = experiment.diagnose, experiment.dataset
-    return {
-        "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
-        "split": settings.split,
-        "fingerprint": dataset.fingerprint(settings.split),
-        "passes": settings.passes,
-        "batch_size": settings.batch_size or experiment.batch_size,
-        "seed": settings.seed,
-        "config_hash": describe.config_hash(experiment),
-    }
-
-
 def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     """The diffusion loss in equal bins of t, in bits/dim.
 
     `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, whose
-    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws. `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
+    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
+    `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
     """
     bins, num_levels = experiment.diagnose.bins, experiment.dataset.num_levels
 
@@ -96,7 +83,7 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     return {
         "bpd_diffusion": loss.mean.mean(),
         "bpd_diffusion_se": loss.mean_error,
-        "num_images": num_images(experiment),
+        "num_images": loss.num_images,
         "t": edges.tolist(),
         "log_snr": log_snr.tolist(),
         "t_centre": centres.tolist(),
@@ -132,7 +119,7 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     means = collect(experiment, mesh, params, bins + 1, measure)
     t = np.linspace(0, 1, bins + 1)
     return {
-        "num_images": num_images(experiment),
+        "num_images": means["v_hat"].num_images,
         "t": t.tolist(),
         "log_snr": log_snr_at(experiment, params, t).tolist(),
         **{f"{name}_rms": np.sqrt(mean.mean).tolist() for name, mean in means.items()},
@@ -203,12 +190,6 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
             "or diagnose.bins lower"
         )
     return result
-
-
-def num_images(experiment: Experiment) -> int:
-    """How many images are seen."""
-    settings = experiment.diagnose
-    return len(some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed))
 
 
 def log_snr_at(experiment: Experiment, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -27,7 +27,7 @@ from diffenc.objective import StepRule, continuous, discrete
 from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels
 from diffenc.registry import datasets, proposals, variances
-from diffenc.settings import Evaluate
+from diffenc.settings import Diagnose, Evaluate
 
 TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
@@ -96,20 +96,19 @@ def record(
     settings = experiment.evaluate
     return {
         **measured.summary(),
-        **identity(experiment, len(measured.batch)),
+        **identity(experiment, settings, len(measured.batch)),
         **depth(settings),
         "proposal": proposals.spell(settings.proposal),
         "times_per_image": settings.times_per_image,
-        **circumstances(experiment),
+        **circumstances(experiment, settings),
         "step": step,
         "num_params": num_params,
         **of,
     }
 
 
-def circumstances(experiment: Experiment) -> dict[str, Any]:
-    """How a figure came about, as far as every measurement of `experiment.evaluate` shares it."""
-    settings = experiment.evaluate
+def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict[str, Any]:
+    """How a figure came about, as far as every measurement shares it."""
     return {
         "passes": settings.passes,
         "batch_size": settings.batch_size or experiment.batch_size,
@@ -120,9 +119,9 @@ def circumstances(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def identity(experiment: Experiment, num_images: int) -> dict[str, Any]:
+def identity(experiment: Experiment, settings: Evaluate | Diagnose, num_images: int) -> dict[str, Any]:
     """Which images a figure is of; without it two figures cannot be compared."""
-    settings, dataset = experiment.evaluate, experiment.dataset
+    dataset = experiment.dataset
     return {
         "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
         "split": settings.split,

@@ -44,8 +44,8 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     target = fits.path(workdir, settings.steps, settings.times, settings.variance)
     times, chosen = equal_times(settings.steps), {}
     if settings.times != "equal":
-        times, of = (plan := fits.plan(workdir, settings, step)).times, plan.of
-        chosen = {"times_of": of.get("times_of")}
+        plan = fits.plan(workdir, settings, step)
+        times, chosen = plan.times, {key: of for key, of in plan.of.items() if key == "times_of"}
     passes = Passes(
         experiment, experiment.fit, mesh, "fit", experiment.fit.passes * experiment.fit.times_per_image
     )

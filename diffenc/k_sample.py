@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp
 
-from diffenc import fits
 from diffenc import workdir as workdirs
 from diffenc.chain import Chain
 from diffenc.errors import UserError
-from diffenc.evaluate import check_precision, circumstances, depth, errors_table, identity, statistics
+from diffenc.evaluate import circumstances, depth, depth_of, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
@@ -38,7 +37,6 @@ from diffenc.sharding import data_mesh
 KEYS = ("bpd_k_sample", "bpd_1_sample", "bpd_gain")
 
 Walking = tuple[Float[Array, "samples b *d"], Float[Array, "samples b"]]
-PerImage = Float[np.ndarray, "passes images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +46,12 @@ class Measured:
     Attributes:
       log_w: nats [passes, K, N], images in source order.
       num_dims: H * W * C.
+      of: what the chain's times and variances were fitted on, where they were.
     """
 
     log_w: Float[np.ndarray, "passes samples images"]
     num_dims: int
+    of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """Bits/dim with `_se` over images and, from two passes on, `_mc_se` over chains.
@@ -160,7 +160,7 @@ def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         raise UserError("--mode=k_sample needs T: give --steps=T")
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     measured = measure(experiment, mesh, ema, workdir, step)
-    figures = record(experiment, measured, step) | fits.plan(workdir, settings).of
+    figures = record(experiment, measured, step) | measured.of
     number = workdirs.keep(workdir, "k_sample", figures, {"log_w": measured.log_w})
     Console(soft_wrap=True).print(table(figures))
     logging.info("in %s, kept as number %d", workdir / "k_sample.json", number)
@@ -184,10 +184,8 @@ def measure(
         fitted is not.
     """
     settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
-    check_precision(settings.steps)
-    plan = fits.plan(workdir, settings, step)
-    plan.check()
-    chain = plan.chain(model.schedule, params["schedule"])
+    found = depth_of(experiment, workdir, step)
+    chain = found.chain_of(params)
 
     def weights(given: tuple[Params, Chain], levels: Levels, key: Key) -> Float[Array, "samples b"]:
         params, chain = given
@@ -200,18 +198,18 @@ def measure(
         rows.append(log_w[:, visit.real].astype(np.float64))
         progress()
     log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])
-    return Measured(log_w, int(np.prod(experiment.dataset.image_shape)))
+    return Measured(log_w, int(np.prod(experiment.dataset.image_shape)), found.of)
 
 
 def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, Any]:
     """What k_sample.json says: the figures, and all that one must know to compare them."""
-    _, samples, num_images = measured.log_w.shape
+    settings, (_, samples, num_images) = experiment.evaluate, measured.log_w.shape
     return {
         **measured.summary(),
-        **identity(experiment, num_images),
-        **depth(experiment.evaluate),
+        **identity(experiment, settings, num_images),
+        **depth(settings),
         "K": samples,
-        **circumstances(experiment),
+        **circumstances(experiment, settings),
         "step": step,
     }
 

@@ -138,14 +138,14 @@ def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
         **statistics(
             "bpd_ode", solved.nats / (np.prod(shape) * np.log(2)), np.arange(solved.nats.shape[1])
         ),  # each on its own
-        **identity(experiment, solved.nats.shape[1]),
+        **identity(experiment, experiment.evaluate, solved.nats.shape[1]),
         "dequantisation": settings.dequantisation,
         "divergence": "exact" if exact else "hutchinson",
         **({} if exact else {"probes": settings.probes}),
         "rtol": settings.rtol,
         "atol": settings.atol,
         "evaluations": float(solved.evaluations.mean()),
-        **circumstances(experiment),
+        **circumstances(experiment, experiment.evaluate),
     }
 
 

@@ -49,6 +49,10 @@ class ImageMeans:
         np.add.at(self._sums, (image, index), value)
 
     @property
+    def num_images(self) -> int:
+        return len(self._sums)
+
+    @property
     def count(self) -> Int[np.ndarray, " size"]:
         return self._counts.sum(axis=0).astype(np.int64)
 

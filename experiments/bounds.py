@@ -168,8 +168,8 @@ def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
     }
     beside = bounds.k_sample(given.k_steps, given.k, given.few) | bounds.ode(given.few)
     few = {name: (bits, continuous.of(bounds.places(given.few))) for name, bits in beside.items()}
-    of = identity(bounds.experiment, continuous.values.shape[1])
     settings = bounds.experiment.evaluate
+    of = identity(bounds.experiment, settings, continuous.values.shape[1])
     return Results(by_steps, continuous, few, of | {"passes": settings.passes, "step": bounds.step})
 
 
