@@ -1,0 +1,43 @@
+"""The same sums on every device; written out in full on the CPU alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc import loops
+
+PARTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+
+def _running_sums(weight, parts):
+    """The weighted sum of the parts, and its value before each of them."""
+
+    def turn(total, part):
+        return total + weight * part, total
+
+    return loops.scan(turn, jnp.zeros(4), parts)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    """Its name; what is compiled is for the CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+def test_a_loop_sums_and_stacks(backend):
+    total, before = jax.jit(_running_sums)(2.0, PARTS)
+    np.testing.assert_allclose(total, 2 * PARTS.sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(before, 2 * (PARTS.cumsum(axis=0) - PARTS), rtol=1e-5, atol=1e-6)
+
+
+def test_its_gradient_is_that_of_the_sum(backend):
+    gradient = jax.grad(lambda weight: _running_sums(weight, PARTS)[0].sum())(2.0)
+    np.testing.assert_allclose(gradient, PARTS.sum(), rtol=1e-5)
+
+
+def test_on_the_cpu_it_is_written_out(backend):
+    assert loops.unrolls() == (backend == "cpu")
+    text = jax.jit(jax.grad(lambda weight: _running_sums(weight, PARTS)[0].sum())).lower(2.0).as_text()
+    assert ("while" in text) == (backend != "cpu")
