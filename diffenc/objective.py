@@ -26,7 +26,7 @@ from diffenc.gaussian import (
     sum_squares,
 )
 from diffenc.interfaces import Data, GenerativeMean, LogSNR, Parameterization, PerExample, Times
-from diffenc.pixels import Levels, level_values, scale_pixels
+from diffenc.pixels import Levels, log_partition, scale_pixels
 
 Encode = Callable[[LogSNR], Data]
 LogSNRAt = Callable[[Times], LogSNR]
@@ -145,10 +145,8 @@ def reconstruction_loss(pixels: Data, levels: Levels, log_snr: LogSNR, num_level
       log_snr: at t = 0.
     """
     half_snr = 0.5 * jnp.exp(log_snr)
-    values = jnp.expand_dims(level_values(num_levels), tuple(range(pixels.ndim)))
-    distance = scale(half_snr, jnp.square(pixels[..., None] - values))
     chosen = scale(half_snr, jnp.square(pixels - scale_pixels(levels, num_levels)))
-    return sum_data(chosen + jax.nn.logsumexp(-distance, axis=-1))
+    return sum_data(chosen + log_partition(pixels, half_snr, num_levels))
 
 
 def diffused_pixels(x_phi: Data, eps: Data, log_snr: LogSNR) -> Data:
