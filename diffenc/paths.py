@@ -28,10 +28,15 @@ def data_directory() -> Path:
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
+    return cache_directory("data")
+
+
+def cache_directory(name: str) -> Path:
+    """The folder for things of one kind in the per-user cache: $XDG_CACHE_HOME, else ~/.cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if not cache.is_absolute():  # the XDG specification has relative paths ignored
         cache = Path.home() / ".cache"
-    return cache / "diffenc" / "data"
+    return cache / "diffenc" / name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 from absl import app, flags, logging
 
 from diffenc import config, modes, registry
+from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
 from diffenc.fit_schedule import fit_schedule
@@ -70,6 +71,7 @@ def run(arguments: Sequence[str]) -> None:
         if _X64.value:
             _refuse_to_train(_MODE.value, "--x64", "training is in float32")
             jax.config.update("jax_enable_x64", True)
+        enable_cache()
         perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)

@@ -106,6 +106,14 @@ def test_the_list_has_every_plugin_with_its_first_doc_line(go, capsys):
 @pytest.mark.parametrize(
     ("mode", "where"), [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample")]
 )
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
+    before: list[int] = []
+    monkeypatch.setattr(run, "enable_cache", lambda: before.append(len(called)))
+    assert go(gin_file=[GIN], mode=mode) == 0
+    assert before == [0], "once, before anything is performed"
+
+
 def test_steps_is_the_depth(called, go, mode, where):
     assert go(gin_file=[GIN], mode=mode, steps=9) == 0
     experiment = called[0][1]
