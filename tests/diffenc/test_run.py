@@ -103,9 +103,6 @@ def test_the_list_has_every_plugin_with_its_first_doc_line(go, capsys):
         assert line.split(maxsplit=1)[1] == first
 
 
-@pytest.mark.parametrize(
-    ("mode", "where"), [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample")]
-)
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
     before: list[int] = []
@@ -114,6 +111,9 @@ def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
     assert before == [0], "once, before anything is performed"
 
 
+@pytest.mark.parametrize(
+    ("mode", "where"), [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample")]
+)
 def test_steps_is_the_depth(called, go, mode, where):
     assert go(gin_file=[GIN], mode=mode, steps=9) == 0
     experiment = called[0][1]
