@@ -10,6 +10,7 @@ from diffenc.settings import (
     Fit,
     KSample,
     Likelihood,
+    Plan,
     Sample,
     check_least,
     check_seed,
@@ -32,12 +33,14 @@ FREE_TO_CHANGE = (
     "Experiment.k_sample",
     "Experiment.diagnose",
     "Experiment.likelihood",
+    "Experiment.plan",
     "evaluate.",
     "sample.",
     "fit.",
     "k_sample.",
     "diagnose.",
     "likelihood.",
+    "plan.",
     "variance.",
     "proposal.",
 )
@@ -79,6 +82,7 @@ class Experiment:
     k_sample: KSample = KSample()
     diagnose: Diagnose = Diagnose()
     likelihood: Likelihood = Likelihood()
+    plan: Plan = Plan()
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

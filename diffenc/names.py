@@ -10,7 +10,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
-from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, Sample
+from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, Plan, Sample
 
 # Each is read from the field of Experiment that has its name.
 SETTINGS: dict[str, type] = {
@@ -20,6 +20,7 @@ SETTINGS: dict[str, type] = {
     "k_sample": KSample,
     "diagnose": Diagnose,
     "likelihood": Likelihood,
+    "plan": Plan,
 }
 FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 

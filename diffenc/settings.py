@@ -9,6 +9,7 @@ from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.interfaces import Proposal, Variance
 from diffenc.model import UNIFORM
+from diffenc.peaks import ACCELERATORS
 from diffenc.solvers import SOLVERS
 
 SPLITS = ("train", "validation", "test")
@@ -223,3 +224,34 @@ class Diagnose:
         check_seed("diagnose.seed", self.seed)
         check_images("diagnose", self.split, self.num_images)
         check_least("diagnose", self, passes=1, bins=1, batch_size=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What --mode=plan expects of the machine that will train.
+
+    Attributes:
+      accelerator: a name in `diffenc.peaks`, as "h200"; None = the one that is there.
+      peak_tflops: of one device; None = as stated for the accelerator, or measured if it is not known.
+      share: of the peak that the train step reaches.
+      devices: so many train; 0 = as many as there are.
+      compile: False = memory is known of the state alone.
+    """
+
+    accelerator: str | None = None
+    peak_tflops: float | None = None
+    share: float = 0.35
+    devices: int = 0
+    compile: bool = True
+
+    def __post_init__(self):
+        known = self.accelerator is None or self.accelerator in ACCELERATORS
+        names = ", ".join(ACCELERATORS)
+        require(
+            known,
+            f"plan.accelerator = {self.accelerator!r}: must be one of {names}; or bind plan.peak_tflops",
+        )
+        given = self.peak_tflops is None or self.peak_tflops > 0
+        require(given, f"plan.peak_tflops = {self.peak_tflops}: must be positive")
+        require(0 < self.share <= 1, f"plan.share = {self.share}: must be above 0, and at most 1")
+        check_least("plan", self, devices=0)
