@@ -3,29 +3,50 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Speed(NamedTuple):
+    """Over some steps.
+
+    Attributes:
+      steps_per_second: their rate.
+      data_wait: seconds a step that went by waiting for data.
+    """
+
+    steps_per_second: float
+    data_wait: float
 
 
 class Clock:
     """Counts steps and the seconds they took; what happens inside `paused` does not count."""
 
     def __init__(self):
-        self._start, self._steps = time.monotonic(), 0
+        self.restart()
 
-    def restart(self) -> float:
-        """Count from now on; returns the seconds counted so far."""
-        now = time.monotonic()
-        seconds = now - self._start
-        self._start, self._steps = now, 0
-        return seconds
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
 
     def tick(self) -> None:
         """One more step is done."""
         self._steps += 1
 
-    def rate(self) -> float:
-        """Steps per second since the last call or restart."""
-        steps = self._steps
-        return steps / max(self.restart(), 1e-9)
+    def speed(self) -> Speed:
+        """Since the last call or restart. At least one step must have been done."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        speed = Speed(self._steps / seconds, self._waited / self._steps)
+        self.restart()
+        return speed
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

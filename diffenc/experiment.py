@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     "Experiment.sample_every",
     "Experiment.keep_last",
     "Experiment.keep_every",
+    "Experiment.profile_at",
     "Experiment.evaluate",
     "Experiment.sample",
     "Experiment.fit",
@@ -59,6 +60,7 @@ class Experiment:
         always logs and saves, and evaluates and samples where their cadence is not 0.
       keep_last: how many of the newest checkpoints are kept.
       keep_every: checkpoints at multiples of it are kept for good.
+      profile_at: the step from which on a few are profiled.
       init_from: a workdir or checkpoint of another run to take the first parameters from.
     """
 
@@ -75,6 +77,7 @@ class Experiment:
     sample_every: int = 0
     keep_last: int = 3
     keep_every: int = 0
+    profile_at: int = 0
     init_from: str | None = None
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()
@@ -88,4 +91,9 @@ class Experiment:
         check_seed("Experiment.seed", self.seed)
         check_least("Experiment", self, steps=1, batch_size=1, log_every=1, keep_last=1)
         check_least("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
+        check_least("Experiment", self, profile_at=0)
+        require(
+            self.profile_at <= self.steps,
+            f"Experiment.profile_at = {self.profile_at}: there are only Experiment.steps = {self.steps}",
+        )
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -18,13 +19,23 @@ from jax.sharding import Mesh
 from diffenc import atomic, checkpoint, describe, writers
 from diffenc import workdir as workdirs
 from diffenc.clock import Clock
+from diffenc.compilation import compile_ahead
 from diffenc.data import train_batches
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.feed import Feed, InFlight
 from diffenc.interrupts import Interrupted, Interrupts
+from diffenc.profiling import Profile
 from diffenc.progress import duration
-from diffenc.sharding import check_divisible, data_mesh, on_each, to_devices
-from diffenc.train_state import TrainState, abstract_state, count_parameters, init_state, make_train_step
+from diffenc.sharding import check_divisible, data_mesh, on_each
+from diffenc.train_state import (
+    TrainState,
+    abstract_levels,
+    abstract_state,
+    count_parameters,
+    init_state,
+    make_train_step,
+)
 from diffenc.visits import Visits, fetch_row
 
 CONFIG = "config.gin"
@@ -76,7 +87,8 @@ class Run:
         self._source = experiment.dataset.source("train")
         self._abstract = abstract_state(experiment, mesh)
         self._train_step = make_train_step(experiment, mesh)
-        self._clock = Clock()
+        self._clock, self._in_flight = Clock(), InFlight()
+        self._profile = Profile(workdir, experiment.profile_at, self._clock)
         self._visits = Visits(experiment, workdir, mesh, interrupts.check)
         self._config_text = describe.config_text(experiment)
         self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
@@ -117,6 +129,9 @@ class Run:
             pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
             self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
+        if step < self.experiment.steps:
+            levels = abstract_levels(self.experiment, self._mesh)
+            self._train_step = compile_ahead("the train step", self._train_step, self._abstract, levels)
 
     def _cut_metrics(self, size: int) -> None:
         """Back to what stood there at the checkpoint: what it owed may have been done, and written, since."""
@@ -125,10 +140,8 @@ class Run:
             os.truncate(path, size)
 
     def _first_state(self) -> TrainState:
-        began = time.monotonic()
-        state = jax.jit(lambda: init_state(self.experiment), out_shardings=on_each(self._mesh))()
-        jax.block_until_ready(state)
-        logging.info("initialised in %s", duration(time.monotonic() - began))
+        first_state = jax.jit(lambda: init_state(self.experiment), out_shardings=on_each(self._mesh))
+        state = compile_ahead("the initialisation", first_state)()
         if self._origin:
             state = state._replace(**self._origin.tree)
             logging.info("parameters taken from %s, step %d", self.experiment.init_from, self._origin.step)
@@ -151,29 +164,31 @@ class Run:
         first, steps = int(self._state.step), self.experiment.steps
         start = self._restored.metadata["next_batch"] if self._restored else 0
         batches = train_batches(self._source, self.experiment.batch_size, self.experiment.seed, start)
+        feed = Feed(batches, self._mesh, self._clock)
         try:
             if self._restored:
                 self._settle(first, list(self._restored.metadata["owed"]))
                 self._save(first, owed=[])
+            self._clock.restart()
+            self._timed_from = first, time.monotonic()
             for step in range(first + 1, steps + 1):
-                self._step(next(batches)["image"], compiles=step == first + 1)
+                self._profile.before(step, self._state.step)
+                self._step(feed.take())
                 self._after(step, last=step == steps)
         finally:
+            self._profile.finish(self._state.step)
             batches.close()
             self._writer.close()
         if first >= steps:
             logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
         logging.info("all in %s", self.workdir)
 
-    def _step(self, levels, *, compiles: bool) -> None:
-        if compiles:
-            logging.info("compiling the train step")
-        self._state = self._train_step(self._state, to_devices(levels, self._mesh))
+    def _step(self, levels: jax.Array) -> None:
+        with jax.transfer_guard("disallow"):  # what crosses unasked makes host and device wait for each other
+            self._state = self._train_step(self._state, levels)
+            done = jnp.copy(self._state.step)  # a copy, for the next step takes the state over
+            self._in_flight.add(done)
         self._clock.tick()
-        if compiles:
-            jax.block_until_ready(self._state.step)
-            logging.info("first step, compilation included: %s", duration(self._clock.restart()))
-            self._timed_from = int(self._state.step), time.monotonic()
 
     def _after(self, step: int, last: bool) -> None:
         experiment = self.experiment
@@ -210,12 +225,9 @@ class Run:
         row, self._state = fetch_row(self._state, self._mesh)
         self._refuse_bad()
         self.checkpoints.check()
-        rate = self._clock.rate()
-        if not rate:  # all there was since the last line is the step that compiled, and that is not timed
-            self._writer.write_scalars(step, row)
-            return
-        speed = {"steps_per_second": rate, "images_per_second": rate * self.experiment.batch_size}
-        self._writer.write_scalars(step, {**row, **speed})
+        speed = self._clock.speed()
+        images = {"images_per_second": speed.steps_per_second * self.experiment.batch_size}
+        self._writer.write_scalars(step, {**row, **speed._asdict(), **images})
         done = 100 * step // self.experiment.steps
         first, began = self._timed_from  # evaluation and sampling included, unlike the rate above
         left = (time.monotonic() - began) / (step - first) * (self.experiment.steps - step)

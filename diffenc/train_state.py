@@ -90,8 +90,14 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), shapes)
 
 
+def abstract_levels(experiment: Experiment, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of a batch's levels [B, H, W, C]."""
+    shape = (experiment.batch_size, *experiment.dataset.image_shape)
+    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_over(mesh))
+
+
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
-    """The compiled step. The old state's buffers are given up to the new one."""
+    """The step under `jax.jit`. The old state's buffers are given up to the new one."""
     optimizer = experiment.optimizer.build()
     averaged = 0 if experiment.init_from is None else LONG_AVERAGED
     step_key = root_key(experiment.seed, "train")

@@ -14,7 +14,7 @@ import pytest
 
 from diffenc import arrays
 
-TIMINGS = {"steps_per_second", "images_per_second"}
+TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 
 
 def _rows(workdir: Path) -> list[str]:

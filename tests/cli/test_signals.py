@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TIMINGS = {"steps_per_second", "images_per_second"}
+TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 
 # Evaluation and sampling that last long enough to be hit.
 SLOW = [

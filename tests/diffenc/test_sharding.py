@@ -106,7 +106,10 @@ def facts(four):
 
 def _rows(workdir: Path) -> list[dict]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+    return [
+        {key: value for key, value in row.items() if "second" not in key and key != "data_wait"}
+        for row in rows
+    ]
 
 
 def test_the_loss_of_a_split_batch_moves_no_activation():
