@@ -19,6 +19,7 @@ from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
 from diffenc.k_sample import k_sample
 from diffenc.likelihood import likelihood
+from diffenc.plan import plan
 from diffenc.train import CONFIG, train
 
 MODES = {
@@ -30,8 +31,10 @@ MODES = {
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,
     "k_sample": k_sample,
+    "plan": plan,
 }
 
+OF_TRAINING = ("train", "plan")
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
@@ -44,9 +47,9 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "T, in every mode but train: binds evaluate.steps, or sample.steps."
+    "steps", None, "T, in every mode but train and plan: binds evaluate.steps, or sample.steps."
 )
-_X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train.")
+_X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train and plan.")
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
 
 
@@ -88,7 +91,7 @@ def steps_bindings(mode: str, steps: int | None) -> list[str]:
     """What --steps=T binds.
 
     Raises:
-      UserError: T is not positive, or the mode trains.
+      UserError: T is not positive, or the mode is of training.
     """
     if steps is None:
         return []
@@ -101,8 +104,8 @@ def steps_bindings(mode: str, steps: int | None) -> list[str]:
 
 
 def _refuse_to_train(mode: str, flag: str, reason: str) -> None:
-    if mode == "train":
-        raise UserError(f"{flag} is not for --mode=train: {reason}")
+    if mode in OF_TRAINING:
+        raise UserError(f"{flag} is not for --mode={mode}: {reason}")
 
 
 def _choose_mode(name: str):
