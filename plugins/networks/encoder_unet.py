@@ -2,6 +2,7 @@ import dataclasses
 
 import haiku as hk
 import jax.numpy as jnp
+from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
@@ -9,7 +10,7 @@ from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Maps, MapsOut
+from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut, Precision
 
 NAME = "network.encoder_unet"
 
@@ -26,6 +27,8 @@ class EncoderUNet:
         The last norm has half as many, and at m = 2 so have the middle blocks (as published).
       dropout: rate, inside the blocks.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+      remat: keep only the blocks' inputs for the gradient, and compute the rest again.
+      precision: of the maps; parameters, statistics and the output stay float32.
     """
 
     blocks: int = 2
@@ -34,12 +37,15 @@ class EncoderUNet:
     dropout: float = 0.1
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
+    remat: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self):
         if self.blocks != 1 and (self.blocks < 2 or self.blocks % 2):
             raise UserError(f"{NAME}.blocks = {self.blocks}: must be 1 or an even number")
         layers.resolve_groups(NAME, self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
+        layers.check_precision(NAME, self.precision)
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
@@ -67,10 +73,11 @@ class EncoderUNet:
 
         def blocks(h: Maps, channels: int, name: str) -> MapsOut:
             for i in range(depth):
-                h = layers.resnet_block(h, embedding, channels, groups, self.dropout, f"{name}_{i}")
+                with name_scope(f"{name}_{i}"):
+                    h = self._block(h, embedding, channels, groups)
             return h
 
-        h = layers.conv3x3(z, self.channels, "conv_in")
+        h = layers.conv3x3(layers.in_precision(z, self.precision), self.channels, "conv_in")
         skips = []
         for level, channels in enumerate(levels):
             h = blocks(h, channels, f"down_{level}")
@@ -79,11 +86,15 @@ class EncoderUNet:
         middle_groups = half_groups if self.blocks == 2 else groups
         h = layers.middle(h, embedding, groups, middle_groups, self.dropout)
         for level, channels in reversed(list(enumerate(levels))):
-            h = hk.Conv2DTranspose(channels, 2, stride=2, w_init=layers.LECUN_NORMAL, name=f"unpool_{level}")(
-                h
-            )
+            h = layers.unpool(h, channels, f"unpool_{level}")
             h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
-        return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
+        return jnp.tanh(layers.head(h, z.shape[-1], half_groups).astype(z.dtype))
+
+    def _block(self, h: Maps, embedding: Embedding, channels: int, groups: int) -> MapsOut:
+        def block(h: Maps, embedding: Embedding) -> MapsOut:
+            return layers.resnet_block(h, embedding, channels, groups, self.dropout)
+
+        return (hk.remat(block) if self.remat else block)(h, embedding)
 
     def _levels(self) -> tuple[tuple[int, ...], int]:
         """The channels of each level, and the number of blocks in one."""

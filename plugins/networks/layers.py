@@ -1,4 +1,9 @@
-"""The layers both U-Nets are built of. Called inside a haiku transform."""
+"""The layers both U-Nets are built of. Called inside a haiku transform.
+
+Parameters are kept in the default precision; a layer computes in that of the maps it is given.
+"""
+
+from typing import Literal, get_args
 
 import haiku as hk
 import jax
@@ -12,9 +17,13 @@ from diffenc.interfaces import Condition, LogSNR
 Maps = Float[Array, "b h w c"]
 MapsOut = Float[Array, "b h w c_out"]  # the same positions in other channels
 Embedding = Float[Array, "b e"]
+Heads = Float[Array, "b positions heads c"]
 
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
 ZEROS = hk.initializers.Constant(0.0)
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def default_groups(channels: int) -> int:
@@ -43,28 +52,63 @@ def check_dropout(name: str, dropout: float) -> None:
         raise UserError(f"{name}.dropout = {dropout}: must be in [0, 1)")
 
 
+def check_precision(name: str, precision: str) -> None:
+    """Raise UserError unless `precision` is one there is."""
+    if precision not in get_args(Precision):
+        raise UserError(f"{name}.precision = {precision!r}: must be {' or '.join(get_args(Precision))}")
+
+
+def parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
+    """A parameter in the default precision, whatever the activations are in."""
+    return hk.get_parameter(name, shape, jnp.result_type(float), init=init)
+
+
 def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> MapsOut:
-    return hk.Conv2D(channels, 3, w_init=w_init, name=name)(h)
+    """In the precision of `h`."""
+    with name_scope(name):
+        w = parameter("w", (3, 3, h.shape[-1], channels), w_init).astype(h.dtype)
+        b = parameter("b", (channels,), ZEROS).astype(h.dtype)
+    return add_bias(jax.lax.conv_general_dilated(h, w, (1, 1), "SAME", dimension_numbers=NHWC), b)
+
+
+def unpool(h: Maps, channels: int, name: str) -> Float[Array, "b twice_h twice_w c_out"]:
+    """Each position becomes 2x2: a transposed convolution of stride 2, in the precision of `h`."""
+    b, height, width, c = h.shape
+    with name_scope(name):
+        w = parameter("w", (2, 2, channels, c), LECUN_NORMAL).astype(h.dtype)
+        bias = parameter("b", (channels,), ZEROS).astype(h.dtype)
+    out = jnp.einsum("bhwc,ijoc->bhiwjo", h, w[::-1, ::-1])
+    return add_bias(out.reshape(b, 2 * height, 2 * width, channels), bias)
 
 
 def dense(h: Array, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> Array:
-    return hk.Linear(channels, w_init=w_init, name=name)(h)
+    """In the precision of `h`."""
+    with name_scope(name):
+        w = parameter("w", (h.shape[-1], channels), w_init).astype(h.dtype)
+        b = parameter("b", (channels,), ZEROS).astype(h.dtype)
+    return add_bias(h @ w, b)
+
+
+def add_bias(h: Float[Array, "*positions c"], bias: Float[Array, " c"]) -> Float[Array, "*positions c"]:
+    return h + jnp.broadcast_to(bias, h.shape)
 
 
 def norm(h: Maps, groups: int, name: str) -> Maps:
     """Group norm, eps 1e-6: statistics by channel first, then one multiply-add over the maps.
 
     haiku's own makes several passes over the maps; under jvp and gradient it costs more than the convolutions.
+    The statistics, and so the result, are in float32 at least; the caller rounds it after the activation.
     """
     channels, ones = h.shape[-1], hk.initializers.Constant(1.0)
     with name_scope(name):
-        gain = hk.get_parameter("scale", (channels,), h.dtype, init=ones)
-        offset = hk.get_parameter("offset", (channels,), h.dtype, init=ZEROS)
+        gain = parameter("scale", (channels,), ones)
+        offset = parameter("offset", (channels,), ZEROS)
 
     def by_group(values: Float[Array, "b c"]) -> Float[Array, "b c"]:
         size = channels // groups
         return jnp.repeat(values.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
 
+    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
     channel_mean = jnp.mean(h, axis=(1, 2))
     spread = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
     mean = by_group(channel_mean)
@@ -72,6 +116,16 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
     variance = by_group(spread + jnp.square(channel_mean - mean))
     factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
     return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
+
+
+def activate(h: Maps, groups: int, name: str) -> Maps:
+    """swish of the norm, rounded once, to the precision of `h`."""
+    return jax.nn.swish(norm(h, groups, name)).astype(h.dtype)
+
+
+def in_precision(h: Maps, precision: Precision) -> Maps:
+    """`h` as the layers after it compute: rounded to bfloat16, or as it is."""
+    return h.astype(jnp.bfloat16) if precision == "bfloat16" else h
 
 
 def drop(h: Maps, rate: float) -> Maps:
@@ -100,38 +154,44 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
     return jnp.pad(waves, ((0, 0), (0, channels % 2)))
 
 
-def resnet_block(
-    h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float, name: str
-) -> MapsOut:
+def resnet_block(h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float) -> MapsOut:
     """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
-    with name_scope(name):
-        shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
-        h = conv3x3(jax.nn.swish(norm(h, groups, "norm_0")), channels, "conv_0")
-        shift = hk.Linear(channels, with_bias=False, w_init=ZEROS, name="embedding")(embedding)
-        h = jax.nn.swish(norm(h + shift[:, None, None, :], groups, "norm_1"))
-        return shortcut + conv3x3(drop(h, dropout), channels, "conv_1", w_init=ZEROS)
+    shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
+    h = conv3x3(activate(h, groups, "norm_0"), channels, "conv_0")
+    with name_scope("embedding"):
+        shift = embedding @ parameter("w", (embedding.shape[-1], channels), ZEROS)
+    h = activate(h + shift.astype(h.dtype)[:, None, None, :], groups, "norm_1")
+    return shortcut + conv3x3(drop(h, dropout), channels, "conv_1", w_init=ZEROS)
 
 
-def attention(h: Maps, groups: int, name: str) -> Maps:
+def attention(h: Maps, groups: int) -> Maps:
     """Residual self-attention over all positions, with one head."""
-    with name_scope(name):
-        b, height, width, c = h.shape
-        tokens = norm(h, groups, "norm").reshape(b, height * width, c)
-        query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
-        # not jax.nn.dot_product_attention: it takes the softmax in float32 whatever its inputs
-        weights = jax.nn.softmax(jnp.einsum("bic,bjc->bij", query, key) / c**0.5, axis=-1)
-        mixed = jnp.einsum("bij,bjc->bic", weights, value).reshape(h.shape)
-        return h + dense(mixed, c, "out", w_init=ZEROS)
+    b, height, width, c = h.shape
+    tokens = norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, 1, c)
+    query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
+    mixed = attend(query, key, value).reshape(h.shape)
+    return h + dense(mixed, c, "out", w_init=ZEROS)
+
+
+def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+    """Softmax attention. JAX's own takes the softmax in float32 even of float64, which is then written out."""
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value)
+    logits = jnp.einsum("btnc,bsnc->bnts", query, key) / query.shape[-1] ** 0.5
+    return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
 
 
 def middle(h: Maps, embedding: Embedding, groups: int, block_groups: int, dropout: float) -> Maps:
     """block, attention, block."""
     channels = h.shape[-1]
-    h = resnet_block(h, embedding, channels, block_groups, dropout, "middle_0")
-    h = attention(h, groups, "attention")
-    return resnet_block(h, embedding, channels, block_groups, dropout, "middle_1")
+    with name_scope("middle_0"):
+        h = resnet_block(h, embedding, channels, block_groups, dropout)
+    with name_scope("attention"):
+        h = attention(h, groups)
+    with name_scope("middle_1"):
+        return resnet_block(h, embedding, channels, block_groups, dropout)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:
     """norm swish conv; zero at initialisation."""
-    return conv3x3(jax.nn.swish(norm(h, groups, "norm_out")), channels, "conv_out", w_init=ZEROS)
+    return conv3x3(activate(h, groups, "norm_out"), channels, "conv_out", w_init=ZEROS)

@@ -1,20 +1,38 @@
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.loops import unrolls
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Maps, MapsOut
+from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut, Precision
+
+Block = tuple[Params, Key | None]
+Body = Callable[[Maps, Block, Any], tuple[Maps, Any]]
+
+
+class Pieces(NamedTuple):
+    """What the network is put together from; `block` serves all blocks down, and all up."""
+
+    stem: hk.Transformed
+    block: hk.Transformed
+    middle: hk.Transformed
+    head: hk.Transformed
 
 
 @networks.register("unet")
 @dataclasses.dataclass(frozen=True)
 class UNet:
     """VDM's score network: a U-Net without down-sampling, whose output adds z.
+
+    `scan`, `remat` and `precision` say how it is computed, not what: they share parameters and dropout masks.
 
     Attributes:
       blocks: n; n blocks down, two in the middle, n + 1 up.
@@ -23,6 +41,10 @@ class UNet:
       dropout: rate, inside the blocks.
       fourier_powers: k; sin and cos of 2 pi 2^k z are appended to z.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+      scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
+      remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory, a
+        third more arithmetic.
+      precision: of the maps; parameters, statistics, Fourier features and the output stay float32.
     """
 
     blocks: int = 8
@@ -32,16 +54,33 @@ class UNet:
     fourier_powers: tuple[int, ...] = (6, 7)
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
+    scan: bool | None = None
+    remat: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self):
         if self.blocks < 1:
             raise UserError(f"network.unet.blocks = {self.blocks}: must be at least 1")
         layers.resolve_groups("network.unet", self.channels, self.groups)
         layers.check_dropout("network.unet", self.dropout)
+        layers.check_precision("network.unet", self.precision)
         check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        return hk.transform(self._forward).init(key, z, log_snr, condition)
+        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 2 * self.blocks + 4)
+        h, embedding = jnp.zeros((*z.shape[:-1], self.channels)), jnp.zeros((len(z), 4 * self.channels))
+        wide, (stem, middle, head, *blocks) = jnp.concatenate([h, h], axis=-1), keys
+        params = {
+            **pieces.stem.init(stem, z, log_snr, condition),
+            **pieces.middle.init(middle, h, embedding),
+            **pieces.head.init(head, h),
+        }
+        names = [(f"down_{i}", h) for i in range(self.blocks)] + [
+            (f"up_{i}", wide) for i in range(self.blocks + 1)
+        ]
+        for key, (name, h) in zip(blocks, names, strict=True):
+            params |= add_prefix(name, pieces.block.init(key, h, embedding))
+        return params
 
     def apply(
         self,
@@ -52,26 +91,88 @@ class UNet:
         condition: Condition | None = None,
         key: Key | None = None,
     ) -> Data:
-        return hk.transform(self._forward).apply(params, key, z, log_snr, condition)
+        n, pieces, loop = self.blocks, self._pieces(z.shape[-1]), self._loop()
+        keys = [None] * (2 * n + 2) if key is None else jax.random.split(key, 2 * n + 2)
 
-    def _forward(self, z: Maps, log_snr: LogSNR, condition: Condition | None) -> Maps:
+        def blocks(way: str, keys) -> list[Block]:
+            return [(without_prefix(f"{way}_{i}", params), key) for i, key in enumerate(keys)]
+
+        def down(h: Maps, block: Block, _: None) -> tuple[Maps, Maps]:
+            return pieces.block.apply(*block, h, embedding), h
+
+        def up(h: Maps, block: Block, skip: Maps) -> tuple[Maps, None]:
+            return pieces.block.apply(*block, jnp.concatenate([h, skip], axis=-1), embedding), None
+
+        h, embedding = pieces.stem.apply(params, None, z, log_snr, condition)
+        deepest, skips = loop(down, h, blocks("down", keys[:n]), None)
+        h = pieces.middle.apply(params, keys[n], deepest, embedding)
+        first, *others = blocks("up", keys[n + 1 :])
+        h, _ = up(h, first, deepest)
+        h, _ = loop(up, h, others[::-1], skips, reverse=True)
+        return z + pieces.head.apply(params, None, h).astype(z.dtype)
+
+    def _pieces(self, image_channels: int) -> Pieces:
         groups = layers.resolve_groups("network.unet", self.channels, self.groups)
-        embedding = layers.embed_log_snr(
-            log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
-        )
 
-        def block(h: Maps, name: str) -> MapsOut:
-            return layers.resnet_block(h, embedding, self.channels, groups, self.dropout, name)
+        def stem(z: Maps, log_snr: LogSNR, condition: Condition | None) -> tuple[MapsOut, Embedding]:
+            embedding = layers.embed_log_snr(
+                log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
+            )
+            features = layers.in_precision(fourier_features(z, self.fourier_powers), self.precision)
+            return layers.conv3x3(features, self.channels, "conv_in"), embedding
 
-        h = layers.conv3x3(fourier_features(z, self.fourier_powers), self.channels, "conv_in")
-        skips = [h]
-        for i in range(self.blocks):
-            h = block(h, f"down_{i}")
-            skips.append(h)
-        h = layers.middle(h, embedding, groups, groups, self.dropout)
-        for i in range(self.blocks + 1):
-            h = block(jnp.concatenate([h, skips.pop()], axis=-1), f"up_{i}")
-        return z + layers.head(h, z.shape[-1], groups)
+        def block(h: Maps, embedding: Embedding) -> MapsOut:
+            return layers.resnet_block(h, embedding, self.channels, groups, self.dropout)
+
+        def middle(h: Maps, embedding: Embedding) -> Maps:
+            return layers.middle(h, embedding, groups, groups, self.dropout)
+
+        def head(h: Maps) -> MapsOut:
+            return layers.head(h, image_channels, groups)
+
+        return Pieces(*map(hk.transform, (stem, block, middle, head)))
+
+    def _loop(self) -> Callable:
+        scan = not unrolls() if self.scan is None else self.scan
+        loop = looped if scan else written_out
+        if not self.remat:
+            return loop
+        # within a loop, XLA cannot merge what is computed again with what was computed first
+        return lambda body, *rest, **how: loop(jax.checkpoint(body, prevent_cse=not scan), *rest, **how)
+
+
+def looped(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool = False) -> tuple[Maps, Any]:
+    """`body` compiled once, and run over the blocks in a loop.
+
+    Args:
+      body: (h, block, x) -> (h, y).
+      xs: what an earlier loop returned as its ys, or None.
+      reverse: begin with the last block and x.
+
+    Returns:
+      h after the last block, and the ys.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return jax.lax.scan(lambda h, at: body(h, *at), h, (stacked, xs), reverse=reverse)
+
+
+def written_out(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool = False) -> tuple[Maps, Any]:
+    """The same, compiled block by block."""
+    ys, steps = [], list(zip(blocks, xs or [None] * len(blocks), strict=True))
+    for block, x in reversed(steps) if reverse else steps:
+        h, y = body(h, block, x)
+        ys.append(y)
+    return h, ys[::-1] if reverse else ys
+
+
+def add_prefix(name: str, params: Params) -> Params:
+    return {f"{name}/{module}": leaves for module, leaves in params.items()}
+
+
+def without_prefix(name: str, params: Params) -> Params:
+    """The modules called NAME/..., without it."""
+    start = f"{name}/"
+    return {module.removeprefix(start): params[module] for module in params if module.startswith(start)}
 
 
 def fourier_features(z: Maps, powers: tuple[int, ...]) -> MapsOut:

@@ -1,4 +1,3 @@
-import functools
 
 import haiku as hk
 import jax
@@ -77,24 +76,60 @@ def test_sinusoids(channels):
     assert np.isfinite(layers.sinusoids(jnp.ones(2), 2)).all()
 
 
-def test_attention_is_softmax_over_all_positions(x64):
-    rng, (b, height, width, c) = np.random.default_rng(2), (2, 3, 2, 4)
-    h = rng.normal(size=(b, height, width, c))
-    attend = functools.partial(layers.attention, groups=2, name="a")
-    shapes = jax.eval_shape(hk.transform(lambda h: attend(h)).init, jax.random.key(0), jnp.asarray(h))
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
-    tokens = group_norm(h, 2, params["a/norm"]["scale"], params["a/norm"]["offset"]).reshape(b, -1, c)
-    query, key, value = (
-        tokens @ params[f"a/{part}"]["w"] + params[f"a/{part}"]["b"] for part in ("query", "key", "value")
-    )
+def attention_by_numpy(h, params):
+    """Position by position in float64."""
+    (b, height, width, c), gain = h.shape, params["norm"]
+    tokens = group_norm(h, 2, gain["scale"], gain["offset"]).reshape(b, -1, c)
+    query, key, value = (tokens @ params[part]["w"] + params[part]["b"] for part in ("query", "key", "value"))
     mixed = np.zeros_like(tokens)
     for i in range(b):
         for j in range(height * width):
             logits = np.array([query[i, j] @ other / np.sqrt(c) for other in key[i]])
             mixed[i, j] = np.exp(logits) @ value[i] / np.exp(logits).sum()
-    want = h + (mixed @ params["a/out"]["w"] + params["a/out"]["b"]).reshape(h.shape)
-    got = run(lambda h: attend(h), jax.tree.map(jnp.asarray, params), jnp.asarray(h))
-    np.testing.assert_allclose(got, want, rtol=1e-10)
+    return h + (mixed @ params["out"]["w"] + params["out"]["b"]).reshape(h.shape)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-10), ("float32", 1e-4), ("bfloat16", 0.05)])
+def test_attention_is_softmax_over_all_positions(dtype, rtol):
+    """JAX's own takes the softmax of float64 in float32: ours must not."""
+    rng = np.random.default_rng(2)
+    h = rng.normal(size=(2, 3, 2, 4))
+    with jax.enable_x64(dtype == "float64"):
+        maps = jnp.asarray(h, dtype)
+        shapes = jax.eval_shape(hk.transform(lambda h: layers.attention(h, 2)).init, jax.random.key(0), maps)
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+        got = run(lambda h: layers.attention(h, 2), jax.tree.map(jnp.asarray, params), maps)
+        assert got.dtype == dtype
+        want = attention_by_numpy(h, params)
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=rtol * np.abs(want).max())
+
+
+@pytest.mark.parametrize("layer", ["conv3x3", "dense", "unpool", "norm", "activate", "resnet_block"])
+def test_parameters_are_float32_whatever_the_maps_are(layer):
+    """And all layers but the norm, whose statistics and output are float32, answer in the maps' precision."""
+    embedding = jnp.ones((1, 8))
+    given = {
+        "conv3x3": lambda h: layers.conv3x3(h, 6, "x"),
+        "dense": lambda h: layers.dense(h, 6, "x"),
+        "unpool": lambda h: layers.unpool(h, 6, "x"),
+        "norm": lambda h: layers.norm(h, 2, "x"),
+        "activate": lambda h: layers.activate(h, 2, "x"),
+        "resnet_block": lambda h: layers.resnet_block(h, embedding, 6, 2, 0.0),
+    }[layer]
+    transform, h = hk.transform(given), jnp.ones((1, 4, 4, 4), jnp.bfloat16)
+    params = jax.eval_shape(transform.init, jax.random.key(0), h)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = jax.eval_shape(transform.apply, params, None, h)
+    assert out.dtype == ("float32" if layer == "norm" else "bfloat16")
+
+
+def test_statistics_of_bfloat16_maps_are_taken_in_float32():
+    """Of 64 x 64 positions about 10: their sum in bfloat16 would be good to a few digits in a thousand."""
+    h = jnp.asarray(10 + np.random.default_rng(5).normal(size=(1, 64, 64, 2)), jnp.bfloat16)
+    params = {"n": {"scale": jnp.ones(2), "offset": jnp.zeros(2)}}
+    got = run(lambda h: layers.norm(h, 1, "n"), params, h)
+    want = group_norm(np.asarray(h, np.float64), 1, np.ones(2), np.zeros(2))
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_drop_silences_its_share_and_lifts_the_rest():
@@ -116,7 +151,7 @@ def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
     )
 
     def both(h):
-        return layers.resnet_block(h, embedding, 4, 2, 0.0, "block"), layers.attention(h, 2, "attention")
+        return layers.resnet_block(h, embedding, 4, 2, 0.0), layers.attention(h, 2)
 
     params = hk.transform(both).init(jax.random.key(0, impl="unsafe_rbg"), h)
     for out in run(both, params, h):

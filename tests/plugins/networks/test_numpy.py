@@ -128,8 +128,9 @@ def compare(network, image_shape, reference, **options):
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)
 
 
-def test_unet(x64):
-    network = UNet(blocks=2, channels=8, fourier_powers=(1, 3))
+@pytest.mark.parametrize("scan", [False, True])
+def test_unet(x64, scan):
+    network = UNet(blocks=2, channels=8, fourier_powers=(1, 3), scan=scan)
     compare(network, (4, 6, 2), unet, n=2, channels=8, groups=4, powers=(1, 3))
 
 

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffenc_plugins.networks import UNet
 from diffenc_plugins.networks.unet import fourier_features
@@ -31,14 +32,75 @@ def test_at_initialisation_it_returns_z():
     np.testing.assert_array_equal(quick(network.apply)(params, z, jnp.asarray([-5.0, 13.3])), z)
 
 
+def shapes(n, **options):
+    network = UNet(blocks=n, channels=8, **options)
+    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1))
+
+
 def test_more_blocks_are_more_of_the_same():
     """n blocks down and n + 1 up; the parameters of one more of each, and nothing else."""
 
     def names(n):
-        shapes = jax.eval_shape(
-            UNet(blocks=n, channels=8).init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
-        )
-        return {name.split("/")[0] for name in shapes}
+        return {name.split("/")[0] for name in shapes(n)}
 
     assert names(3) - names(2) == {"down_2", "up_3"}
     assert names(2) - names(3) == set()
+
+
+def test_blocks_start_apart():
+    network, z = UNet(blocks=2, channels=4), jnp.zeros((1, 4, 4, 1))
+    params = quick(network.init)(jax.random.key(0, impl="unsafe_rbg"), z, jnp.zeros(1))
+    kernels = [params[f"{block}/conv_0"]["w"][:, :, :4] for block in ("down_0", "down_1", "up_0", "middle_0")]
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 4
+
+
+@pytest.fixture(scope="module")
+def shaken():
+    """Random parameters of a small network, and what it is given."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes(2))
+    return params, jnp.asarray(rng.normal(size=(2, 4, 4, 1)), jnp.float32), jnp.asarray([-3.0, 8.0])
+
+
+def gradient(params, z, log_snr, **options):
+    """Of the mean square of the output, under one dropout mask."""
+
+    def loss(params):
+        network = UNet(blocks=2, channels=8, dropout=0.5, **options)
+        return jnp.mean(jnp.square(network.apply(params, z, log_snr, key=jax.random.key(0))))
+
+    return quick(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("options", [{"scan": True, "remat": True}, {"remat": True}])
+def test_a_loop_and_recomputing_change_no_number(shaken, options):
+    """One tree of parameters and one mask serve all forms: a checkpoint, and a run, move between them."""
+    plain, other = gradient(*shaken, scan=False), gradient(*shaken, **options)
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(plain))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * largest)
+
+
+def test_a_loop_compiles_a_block_once():
+    """However many blocks: one body down and one up; written out, there are two convolutions for each block."""
+
+    def convolutions(n, scan):
+        network, z, log_snr = UNet(blocks=n, channels=8, scan=scan), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
+        return jax.jit(network.apply).lower(shapes(n), z, log_snr).as_text().count("stablehlo.convolution")
+
+    # in and out; two middle blocks; n blocks down and n + 1 up, or one of each and the first up
+    assert [convolutions(n, scan=False) for n in (2, 4)] == [2 + 2 * (2 + 5), 2 + 2 * (2 + 9)]
+    assert [convolutions(n, scan=True) for n in (2, 4)] == [2 + 2 * (2 + 3)] * 2
+
+
+def test_recomputing_keeps_less():
+    """What the gradient has to keep from the forward pass: the input of each block, not all that is within."""
+
+    def kept(remat):
+        network = UNet(blocks=4, channels=8, scan=True, remat=remat)
+        z, log_snr, params = jnp.zeros((4, 16, 16, 1)), jnp.zeros(4), shapes(4)
+        backward = lambda params: jax.vjp(lambda p: network.apply(p, z, log_snr), params)[1]  # noqa: E731
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params))
+        return sum(leaf.size for leaf in leaves if leaf.shape[:4] == (4, 4, 16, 16))  # blocks, then maps
+
+    assert kept(remat=True) < 0.4 * kept(remat=False)
