@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Carry = TypeVar("Carry")
 
@@ -27,4 +28,18 @@ def scan(turn: Callable[[Carry, Any], tuple[Carry, Any]], first: Carry, parts: A
     Returns:
       The last carry, and the results stacked [n, ...].
     """
-    return jax.lax.scan(turn, first, parts, unroll=unrolls())
+    # 0 is all of it; True is the length, and a length of 1 stays a loop of one turn
+    return jax.lax.scan(turn, first, parts, unroll=0 if unrolls() else 1)
+
+
+def after(done: Any, part: Any) -> Any:
+    """`part` unchanged, but not to be worked on before `done` is known; for turns that do not need each other.
+
+    A loop keeps them apart by itself. Written out, turns would be mixed and their intermediate results take
+    memory all at once: XLA drops `jax.lax.optimization_barrier` on the CPU before it settles the order. So a
+    zero is added that it cannot foresee: 0 times the sum of all in `done`, NaN where that is not finite.
+    """
+    if not unrolls():
+        return part
+    zero = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done))
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero).astype(leaf.dtype), part)
