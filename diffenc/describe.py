@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
+
+import jax.numpy as jnp
 
 from diffenc import names
 from diffenc.errors import UserError
@@ -100,9 +103,23 @@ def _default(key: str) -> str | None:
     return spell(coerce(fields[0].default, names.fields_of(cls)[name].hint), str)
 
 
+def precision(experiment: Experiment) -> str:
+    """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
+    chosen = {getattr(item, "precision", None) for item in _parts(experiment)}
+    return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
+
+
+def _parts(item: Any) -> Iterator[Any]:
+    """`item` and every dataclass in its fields, however deep."""
+    yield item
+    for value in parts([getattr(item, field.name) for field in dataclasses.fields(item)]):
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value)
+
+
 def _is_free(line: str) -> bool:
-    key = line.partition(" = ")[0]
-    return any(key.startswith(free) if free.endswith(".") else key == free for free in FREE_TO_CHANGE)
+    key = line.partition(" = ")[0].rpartition("/")[2]
+    return any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
 
 
 def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:

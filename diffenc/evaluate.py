@@ -114,7 +114,8 @@ def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
         "config_hash": describe.config_hash(experiment),
-        "precision": jnp.zeros(()).dtype.name,
+        "precision": describe.precision(experiment),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
         "device": jax.devices()[0].device_kind,
     }
 

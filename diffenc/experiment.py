@@ -17,8 +17,8 @@ from diffenc.settings import (
     require,
 )
 
-# What may differ between two visits to one workdir: how long, how often and with what effort, and all that
-# is chosen after training; never what is trained.
+# What may differ between two visits to one workdir: how long, how often and with what effort, how networks are
+# computed, and all that is chosen after training; never what is trained.
 FREE_TO_CHANGE = (
     "Experiment.steps",
     "Experiment.log_every",
@@ -35,15 +35,18 @@ FREE_TO_CHANGE = (
     "Experiment.diagnose",
     "Experiment.likelihood",
     "Experiment.plan",
-    "evaluate.",
-    "sample.",
-    "fit.",
-    "k_sample.",
-    "diagnose.",
-    "likelihood.",
-    "plan.",
-    "variance.",
-    "proposal.",
+    "evaluate.*",
+    "sample.*",
+    "fit.*",
+    "k_sample.*",
+    "diagnose.*",
+    "likelihood.*",
+    "plan.*",
+    "variance.*",
+    "proposal.*",
+    "network.*.scan",
+    "network.*.remat",
+    "network.*.precision",
 )
 
 
@@ -55,6 +58,8 @@ class Experiment:
       seed: with the step, the only source of randomness.
       steps: optimiser steps in all.
       batch_size: images a step, over all devices.
+      microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
+        devices' memory at once. Parts have dropout masks of their own; nothing else depends on it.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every, evaluate_every, sample_every, checkpoint_every: cadences in steps; the end of training
         always logs and saves, and evaluates and samples where their cadence is not 0.
@@ -70,6 +75,7 @@ class Experiment:
     seed: int = 0
     steps: int = 1000
     batch_size: int = 128
+    microbatches: int = 1
     ema_decay: float = 0.9999
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -89,7 +95,7 @@ class Experiment:
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)
-        check_least("Experiment", self, steps=1, batch_size=1, log_every=1, keep_last=1)
+        check_least("Experiment", self, steps=1, batch_size=1, microbatches=1, log_every=1, keep_last=1)
         check_least("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
         check_least("Experiment", self, profile_at=0)
         require(

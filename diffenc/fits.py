@@ -15,9 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from diffenc import atomic
 from diffenc.chain import EQUAL, Chain, build, equal_times
-from diffenc.describe import config_hash
+from diffenc import atomic, describe
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
@@ -72,8 +71,8 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """All that a fit to the checkpoint of `step` depends on, its T and variance aside."""
     settings = dataclasses.asdict(experiment.fit)
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
-    precision = jnp.zeros(()).dtype.name
-    return {"step": step, "fit": settings, "config_hash": config_hash(experiment), "precision": precision}
+    precision = describe.precision(experiment)
+    return {"step": step, "fit": settings, "config_hash": describe.config_hash(experiment), "precision": precision}
 
 
 def needs_excess(variance: Variance) -> bool:

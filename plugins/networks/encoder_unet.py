@@ -28,7 +28,7 @@ class EncoderUNet:
       dropout: rate, inside the blocks.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again.
-      precision: of the maps; parameters, statistics and the output stay float32.
+      precision: of the maps; parameters, statistics, the first convolution and the output stay float32.
     """
 
     blocks: int = 2
@@ -77,7 +77,7 @@ class EncoderUNet:
                     h = self._block(h, embedding, channels, groups)
             return h
 
-        h = layers.conv3x3(layers.in_precision(z, self.precision), self.channels, "conv_in")
+        h = layers.stem(z, self.channels, self.precision)
         skips = []
         for level, channels in enumerate(levels):
             h = blocks(h, channels, f"down_{level}")

@@ -123,8 +123,14 @@ def activate(h: Maps, groups: int, name: str) -> Maps:
     return jax.nn.swish(norm(h, groups, name)).astype(h.dtype)
 
 
-def in_precision(h: Maps, precision: Precision) -> Maps:
-    """`h` as the layers after it compute: rounded to bfloat16, or as it is."""
+def stem(h: Maps, channels: int, precision: Precision) -> MapsOut:
+    """The first convolution, whose output says what precision the layers after it compute in.
+
+    Itself it is in float32 on every device: where the noise is small, most of what there is to see is in digits
+    that bfloat16 (a TPU's way with float32, unless told otherwise) does not have.
+    """
+    with jax.default_matmul_precision("highest"):
+        h = conv3x3(h, channels, "conv_in")
     return h.astype(jnp.bfloat16) if precision == "bfloat16" else h
 
 

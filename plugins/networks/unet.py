@@ -44,7 +44,7 @@ class UNet:
       scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory, a
         third more arithmetic.
-      precision: of the maps; parameters, statistics, Fourier features and the output stay float32.
+      precision: of the maps; parameters, statistics, the first convolution and the output stay float32.
     """
 
     blocks: int = 8
@@ -118,8 +118,8 @@ class UNet:
             embedding = layers.embed_log_snr(
                 log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
             )
-            features = layers.in_precision(fourier_features(z, self.fourier_powers), self.precision)
-            return layers.conv3x3(features, self.channels, "conv_in"), embedding
+            features = fourier_features(z, self.fourier_powers)
+            return layers.stem(features, self.channels, self.precision), embedding
 
         def block(h: Maps, embedding: Embedding) -> MapsOut:
             return layers.resnet_block(h, embedding, self.channels, groups, self.dropout)
