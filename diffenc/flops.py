@@ -55,6 +55,11 @@ class Contraction:
         count = _convolution if self.is_convolution else _matrix_product
         return 2 * count(self.lhs.shape, self.rhs.shape, dict(self.params))
 
+    @property
+    def operation(self) -> "Contraction":
+        """The same whatever it is for."""
+        return dataclasses.replace(self, role="")
+
     def __call__(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         """Perform it."""
         return PRIMITIVES[self.name].bind(lhs, rhs, **dict(self.params))

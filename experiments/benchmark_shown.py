@@ -1,0 +1,137 @@
+"""What experiments.benchmark measured, as tables for people."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Row = tuple[str, str]
+Figures = dict[str, Any]
+
+
+def tables(figures: Figures) -> Iterator[Table]:
+    """One for each part that was measured."""
+    for part, rows in ROWS.items():
+        if part in figures:
+            yield two_columns(f"{part}: {of(figures)}", rows(figures[part]))
+
+
+def of(figures: Figures) -> str:
+    """What the figures are of."""
+    hardware, shape = figures["hardware"], "x".join(map(str, figures["image_shape"]))
+    where = hardware["device"] if hardware["platform"] != "cpu" else f"{hardware['cpu']}"
+    return (
+        f"batch {figures['batch_size']} of {shape} on {hardware['devices']} x {where}, "
+        f"{hardware['cores_usable']} cores, jax {figures['versions']['jax']}"
+    )
+
+
+def two_columns(title: str, rows: list[Row]) -> Table:
+    made = Table(title=title, box=box.MARKDOWN)
+    made.add_column("")
+    made.add_column("median (quartiles)", justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def took(figures: Figures) -> str:
+    """Seconds with their quartiles."""
+    middle = figures["seconds"]
+    scale, unit = (1, "s") if middle >= 1 else (1e3, "ms") if middle >= 1e-3 else (1e6, "µs")
+    low, high = (scale * figures[f"quartile_{i}"] for i in (1, 3))
+    return f"{scale * middle:.4g} {unit} ({low:.4g} .. {high:.4g})"
+
+
+def times(figures: Figures) -> str:
+    """A ratio with its quartiles."""
+    return f"{figures['ratio']:.3f} ({figures['quartile_1']:.3f} .. {figures['quartile_3']:.3f})"
+
+
+def _step(found: Figures) -> list[Row]:
+    flops, memory, build = found["flops_per_image"], found["memory"], found["build_seconds"]
+    compiled = memory["compiled"] or {}
+    return [
+        *((f"parameters, {part}", f"{count:,}") for part, count in found["parameters"].items()),
+        ("FLOPs an image, counted", f"{flops['counted'] / 1e9:,.4g} G"),
+        ("FLOPs an image, XLA's count", f"{flops['xla'] / 1e9:,.4g} G"),
+        *((f"to {name}, once", f"{seconds:.3g} s") for name, seconds in build.items()),
+        ("train step", took(found["step"])),
+        ("images a second", f"{found['images_per_second']:,.4g}"),
+        *(
+            (
+                f"share of {found['matrix_peak'][dtype] / 1e12:.4g} TFLOP/s, {dtype} matrix products",
+                f"{share:.1%}",
+            )
+            for dtype, share in found["share_of_peak"].items()
+        ),
+        *(
+            (f"memory, {name}", f"{memory[name] / 1e6:,.1f} MB")
+            for name in ("state", "peak_in_use")
+            if name in memory
+        ),
+        *((f"memory, compiled step: {name}", f"{size / 1e6:,.1f} MB") for name, size in compiled.items()),
+    ]
+
+
+def _variants(found: Figures) -> list[Row]:
+    return [
+        *((f"train step, {name}", took(step)) for name, step in found["steps"].items()),
+        *((f"{name} / vdmv", times(ratio)) for name, ratio in found["over_vdmv"].items()),
+    ]
+
+
+def _sampler(found: Figures) -> list[Row]:
+    return [
+        (f"sampling step, of {found['sampling_steps']}", took(found["step"])),
+        ("network, once", took(found["network"])),
+        ("sampling step / network", times(found["step_over_network"])),
+    ]
+
+
+def _input(found: Figures) -> list[Row]:
+    return [
+        ("images a second", f"{found['images_per_second']:,.4g}"),
+        *((f"train step, {name}", took(step)) for name, step in found["steps"].items()),
+        ("fed / resident", times(found["fed_over_resident"])),
+        ("of a step, waiting for images", f"{found['share_waited']:.2%}"),
+    ]
+
+
+def _checkpoint(found: Figures) -> list[Row]:
+    names = {
+        "save": "save, until on disk",
+        "save_holds_training_up": "save, until training goes on",
+        "file_write": "np.save and fsync",
+        "restore": "restore",
+        "file_read": "np.load",
+    }
+    return [
+        ("state", f"{found['bytes'] / 1e6:,.1f} MB"),
+        *((text, took(found[name])) for name, text in names.items()),
+        ("save / np.save", times(found["save_over_file"])),
+        ("restore / np.load", times(found["restore_over_file"])),
+    ]
+
+
+def _contractions(found: Figures) -> list[Row]:
+    over = {"all": "step / all of them", "convolution": "step / convolutions"}
+    return [
+        ("train step", took(found["step"])),
+        *(
+            (f"alone, {name}", f"{1e3 * seconds:.4g} ms")
+            for name, seconds in sorted(found["seconds"].items())
+        ),
+        *((over[name], times(ratio)) for name, ratio in found["step_over"].items()),
+    ]
+
+
+ROWS: dict[str, Callable[[Figures], list[Row]]] = {
+    "step": _step,
+    "variants": _variants,
+    "sampler": _sampler,
+    "input": _input,
+    "checkpoint": _checkpoint,
+    "contractions": _contractions,
+}

@@ -1,0 +1,186 @@
+"""Parts of the benchmark that time programs on the devices: the step, its variants, its contractions, sampling."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from diffenc import peaks, sampler
+from diffenc.chain import equal_steps
+from diffenc.experiment import Experiment
+from diffenc.flops import Contraction, Operand
+from diffenc.plan import compiled_memory, state_memory
+from diffenc.progress import Progress
+from diffenc.solvers import ancestral
+from diffenc.train_state import count_parameters
+from diffenc_plugins.encoders import Identity, Nontrainable
+from diffenc_plugins.means import VDM, Counterterm
+from experiments.benchmark_subject import Stepper, Subject, compile_step, first_params, first_state
+from experiments.timing import Times, side_by_side, spread
+
+PEAKS = ("float32", "bfloat16")  # dtypes whose matrix products are timed
+
+
+def step(subject: Subject) -> dict[str, Any]:
+    """The train step: what it costs on paper, to compile, in memory, in time."""
+    experiment, devices = subject.experiment, subject.mesh.devices.size
+    compiled, stepper = subject.compiled, subject.stepper
+    best = {dtype: peaks.measured(dtype) for dtype in PEAKS}
+    logging.info("timing the train step")
+    took = side_by_side({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
+    counted = subject.work.flops
+    return {
+        "parameters": {part: count_parameters(part_of) for part, part_of in stepper.state.params.items()},
+        "flops_per_image": {
+            "counted": counted * devices / experiment.batch_size,
+            "xla": xla_flops(compiled.step) * devices / experiment.batch_size,
+        },
+        "build_seconds": compiled.seconds,
+        "step": took.figures(),
+        "images_per_second": experiment.batch_size / took.median,
+        "flops_per_second": counted / took.median,
+        "matrix_peak": best,
+        "share_of_peak": {dtype: counted / took.median / peak for dtype, peak in best.items()},
+        "memory": {
+            **state_memory(stepper.state),
+            "compiled": compiled_memory(compiled.step),
+            **device_memory(),
+        },
+    }
+
+
+def xla_flops(compiled: Any) -> float:
+    """XLA's count of a compiled program on one device, in which the body of a loop counts once; NaN if unknown."""
+    analysis = compiled.cost_analysis()
+    return float(analysis.get("flops", math.nan)) if analysis else math.nan
+
+
+def device_memory() -> dict[str, int]:
+    """Most bytes ever in use on the first device, where the backend keeps count."""
+    said = jax.devices()[0].memory_stats() or {}
+    return {"peak_in_use": said["peak_bytes_in_use"]} if "peak_bytes_in_use" in said else {}
+
+
+def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
+    """VDMv, DiffEnc-nt and the file's own model, where it is neither."""
+
+    def replace(**changes: Any) -> Experiment:
+        return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
+
+    found = {
+        "vdmv": replace(encoder=Identity(), mean=VDM()),
+        "nt": replace(encoder=Nontrainable(), mean=Counterterm()),
+    }
+    return found if experiment in found.values() else {**found, "own": experiment}
+
+
+def variants(subject: Subject) -> dict[str, Any]:
+    """Steps of models that differ by their encoder, side by side."""
+    steppers = {}
+    for name, experiment in with_encoders(subject.experiment).items():
+        if name == "own":
+            steppers[name] = subject.stepper
+            continue
+        compiled = compile_step(experiment, subject.mesh)
+        steppers[name] = Stepper(compiled.step, first_state(experiment, subject.mesh), subject.levels)
+    logging.info("timing %s side by side", ", ".join(steppers))
+    took = side_by_side(steppers, subject.settings.rounds, subject.settings.least)
+    return {
+        "steps": {name: times.figures() for name, times in took.items()},
+        "over_vdmv": {name: times.over(took["vdmv"]) for name, times in took.items() if name != "vdmv"},
+    }
+
+
+def sampling(subject: Subject) -> dict[str, Any]:
+    """A step of ancestral sampling beside one call of the network, both of a training batch of images."""
+    experiment, steps = subject.experiment, subject.settings.sampling_steps
+    model, params = experiment.model, first_params(experiment, subject.mesh)
+    z = jax.random.normal(jax.random.key(0), subject.levels.shape)
+    z = jax.device_put(z, subject.levels.sharding)
+    log_snr = jnp.zeros(len(z))
+
+    @jax.jit
+    def walk(params, z):
+        down = sampler.descent(model, params, equal_steps(steps))
+        return sampler.walk(
+            jax.random.key(1), z, *down, sampler.x_hat_of(model, params), model.mean, ancestral
+        )
+
+    @jax.jit
+    def forward(params, z, log_snr):
+        return model.network.apply(params["network"], z, log_snr)
+
+    logging.info("timing %d sampling steps beside a call of the network", steps)
+    calls = {"walk": lambda: walk(params, z), "network": lambda: forward(params, z, log_snr)}
+    took = side_by_side(calls, subject.settings.rounds, subject.settings.least)
+    one = took["walk"] / steps
+    return {
+        "sampling_steps": steps,
+        "step": one.figures(),
+        "network": took["network"].figures(),
+        "step_over_network": one.over(took["network"]),
+    }
+
+
+def contractions(subject: Subject) -> dict[str, Any]:
+    """Every convolution and matrix product of one device's step by itself, beside the whole step.
+
+    What the step takes beyond their sum is all that is not one of them: memory traffic, launches, sums over devices.
+    """
+    counts = subject.work.counts
+    alone = time_alone(subject, {one.operation for one in counts})
+    took = side_by_side({"step": subject.stepper}, subject.settings.rounds, subject.settings.least)["step"]
+    rows = [row(one, count, alone[one.operation]) for one, count in counts.items()]
+    totals: dict[str, float] = defaultdict(float)
+    for found in rows:
+        for name in ("all", found["kind"], f"{found['kind']} {found['role']}"):
+            totals[name] += found["count"] * found["seconds"]
+    return {
+        "step": took.figures(),
+        "seconds": dict(totals),
+        "step_over": {
+            name: spread(took.seconds / totals[name], "ratio")
+            for name in ("all", "convolution")
+            if name in totals
+        },
+        "each": sorted(rows, key=lambda found: -found["count"] * found["seconds"]),
+    }
+
+
+def row(one: Contraction, count: int, took: Times) -> dict[str, Any]:
+    """One contraction and its time alone, for programs."""
+    return {
+        "kind": "convolution" if one.is_convolution else "matrix product",
+        "role": one.role,
+        "lhs": spell(one.lhs),
+        "rhs": spell(one.rhs),
+        "count": count,
+        "flops": one.flops,
+        "flops_per_second": one.flops / took.median,
+        **took.figures(),
+    }
+
+
+def time_alone(subject: Subject, operations: set[Contraction]) -> dict[Contraction, Times]:
+    """Each compiled by itself and given random operands."""
+    took, progress = {}, Progress("contractions alone", len(operations))
+    for operation in sorted(operations, key=lambda one: -one.flops):
+        perform = jax.jit(operation.__call__)
+        lhs, rhs = random_array(operation.lhs), random_array(operation.rhs)
+        call = {"": lambda perform=perform, lhs=lhs, rhs=rhs: perform(lhs, rhs)}
+        took[operation] = side_by_side(call, subject.settings.rounds, subject.settings.least / 10)[""]
+        progress()
+    return took
+
+
+def random_array(operand: Operand) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), operand.shape, jnp.float32).astype(operand.dtype)
+
+
+def spell(operand: Operand) -> str:
+    """float32[128,28,28,1]"""
+    return f"{operand.dtype.name}[{','.join(map(str, operand.shape))}]"

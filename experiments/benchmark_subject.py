@@ -1,0 +1,164 @@
+"""The experiment that is benchmarked: its compiled step, its state, and images of random levels."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+
+from diffenc import flops
+from diffenc.data import ArraySource
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+from diffenc.flops import Work
+from diffenc.interfaces import Params
+from diffenc.plan import one_device, one_share
+from diffenc.randomness import root_key
+from diffenc.sharding import check_divisible, data_mesh, on_each, to_devices
+from diffenc.train_state import TrainState, abstract_levels, abstract_state, init_state, make_train_step
+
+
+class Compiled(NamedTuple):
+    """A train step ready to run.
+
+    Attributes:
+      step: (state, levels) -> state.
+      seconds: that tracing, lowering and compiling took.
+    """
+
+    step: Any
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How everything is timed.
+
+    Attributes:
+      rounds: how often.
+      least: seconds that one timing should last.
+      sampling_steps: in one walk.
+      images: of the synthetic data set.
+    """
+
+    rounds: int = 10
+    least: float = 0.2
+    sampling_steps: int = 10
+    images: int = 8192
+
+    def __post_init__(self):
+        for name in ("rounds", "sampling_steps", "images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if self.least < 0:
+            raise UserError(f"--least={self.least}: must not be negative")
+
+
+class Subject:
+    """What the parts of the benchmark share; each thing is made when it is first asked for."""
+
+    def __init__(self, experiment: Experiment, settings: Settings):
+        self.experiment = experiment
+        self.settings = settings
+        self.mesh: Mesh = data_mesh()
+        check_divisible("Experiment.batch_size", experiment.batch_size, self.mesh)
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        """The train step."""
+        return compile_step(self.experiment, self.mesh)
+
+    @functools.cached_property
+    def stepper(self) -> "Stepper":
+        return Stepper(self.compiled.step, first_state(self.experiment, self.mesh), self.levels)
+
+    @functools.cached_property
+    def work(self) -> Work:
+        """The contractions of one device's share of a step."""
+        share, mesh = one_share(self.experiment, self.mesh.devices.size), one_device()
+        step = make_train_step(share, mesh)
+        return flops.work_of(step, abstract_state(share, mesh), abstract_levels(share, mesh))
+
+    @functools.cached_property
+    def levels(self) -> jax.Array:
+        """A batch, on the devices."""
+        return to_devices(random_levels(self.experiment, self.experiment.batch_size), self.mesh)
+
+    @functools.cached_property
+    def source(self) -> ArraySource:
+        """A data set in memory."""
+        images = random_levels(self.experiment, self.settings.images)
+        return ArraySource(images, np.zeros(len(images), np.int32))
+
+
+class Stepper:
+    """Calling it takes one train step, from the state that the last one left."""
+
+    def __init__(self, step: Any, state: TrainState, levels: jax.Array):
+        self.step, self.state, self.levels = step, state, levels
+
+    def __call__(self) -> jax.Array:
+        return self.take(self.levels)
+
+    def take(self, levels: jax.Array) -> jax.Array:
+        """A step on a batch [B, H, W, C]; returns its number, to wait for."""
+        self.state = self.step(self.state, levels)
+        return self.state.step
+
+
+def random_levels(experiment: Experiment, count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Images in which every level is as likely as any other."""
+    shape = (count, *experiment.dataset.image_shape)
+    return np.random.default_rng(0).integers(0, experiment.dataset.num_levels, shape, dtype=np.uint8)
+
+
+def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:
+    """Trace and compile the train step, without the persistent cache."""
+    step = cast(jax.stages.Wrapped, make_train_step(experiment, mesh))
+    arguments = abstract_state(experiment, mesh), abstract_levels(experiment, mesh)
+    logging.info("compiling the train step of batch %d", experiment.batch_size)
+    with uncached():
+        at = [time.perf_counter()]
+        traced = step.trace(*arguments)
+        at.append(time.perf_counter())
+        lowered = traced.lower()
+        at.append(time.perf_counter())
+        compiled = lowered.compile()
+        at.append(time.perf_counter())
+    return Compiled(compiled, dict(zip(("trace", "lower", "compile"), np.diff(at).tolist(), strict=True)))
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Nothing that is compiled inside comes from the persistent cache, or goes there."""
+    before: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    _enable_cache(False)
+    try:
+        yield
+    finally:
+        _enable_cache(before)
+
+
+def _enable_cache(enable: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enable)
+    compilation_cache.reset_cache()  # JAX looks at that setting once, until it is told to look again
+
+
+def first_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """The state before the first step, on the devices."""
+    return jax.jit(lambda: init_state(experiment), out_shardings=on_each(mesh))()
+
+
+def first_params(experiment: Experiment, mesh: Mesh) -> Params:
+    """Its parameters alone."""
+    model, shape = experiment.model, experiment.dataset.image_shape
+    make = jax.jit(lambda: model.init(root_key(experiment.seed, "init"), shape), out_shardings=on_each(mesh))
+    return make()

@@ -1,0 +1,246 @@
+"""The benchmark, on a model that takes a step in no time: what it counts, compares and files."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from diffenc.data import ArraySource
+from diffenc_plugins.encoders import Identity
+from diffenc_plugins.means import VDM
+from experiments import benchmark, benchmark_host, benchmark_shown, benchmark_steps, benchmark_subject
+from experiments.benchmark_subject import Settings, Subject, random_levels, uncached
+from experiments.timing import Times
+
+QUICK = Settings(rounds=2, least=0.0, sampling_steps=3, images=40)
+ONE = 2 * 16 * 16  # FLOPs of `Mixed` by one image
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """A network that mixes all 16 pixels by a matrix."""
+
+    def init(self, key, z, log_snr, *, condition=None):
+        return jnp.zeros((16, 16))
+
+    def apply(self, params, z, log_snr, *, condition=None, key=None):
+        return (z.reshape(-1, 16) @ params).reshape(z.shape)
+
+
+@pytest.fixture(autouse=True)
+def cached(monkeypatch):
+    """The tests' own cache makes their compilation quick."""
+    monkeypatch.setattr(benchmark_subject, "uncached", contextlib.nullcontext)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    """4x4 images, 4 a step; a matrix in the score network."""
+    return Subject(tiny(model=dataclasses.replace(tiny().model, network=Mixed())), QUICK)
+
+
+def shown(part, figures):
+    """The rows of its table, by heading."""
+    return dict(benchmark_shown.ROWS[part](figures))
+
+
+def test_the_step(subject, monkeypatch):
+    monkeypatch.setattr(benchmark_steps.peaks, "measured", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
+    found = benchmark_steps.step(subject)
+    assert found["parameters"] == {"encoder": 32, "network": 256, "schedule": 2}
+    assert found["flops_per_image"]["counted"] == 3 * ONE
+    assert found["flops_per_image"]["xla"] > 3 * ONE  # with what is element by element
+    assert set(found["build_seconds"]) == {"trace", "lower", "compile"}
+    assert min(found["build_seconds"].values()) > 0
+    seconds = found["step"]["seconds"]
+    assert found["images_per_second"] == pytest.approx(4 / seconds)
+    assert found["share_of_peak"]["float32"] == pytest.approx(4 * 3 * ONE / seconds / 1e9)
+    assert found["share_of_peak"]["bfloat16"] == pytest.approx(4 * 3 * ONE / seconds / 2e9)
+    assert found["memory"]["compiled"]["total"] > found["memory"]["state"]
+    assert shown("step", found)["FLOPs an image, counted"] == "1.536e-06 G"
+
+
+def test_steps_really_are_taken(subject):
+    before = int(subject.stepper.state.step)
+    subject.stepper()
+    assert int(subject.stepper.state.step) == before + 1
+
+
+def test_variants_differ_by_their_encoder(subject):
+    models = {name: one.model for name, one in benchmark_steps.with_encoders(subject.experiment).items()}
+    assert list(models) == ["vdmv", "nt", "own"]
+    assert models["own"] == subject.experiment.model
+    for name, encoder, mean in (("vdmv", "Identity", "VDM"), ("nt", "Nontrainable", "Counterterm")):
+        assert type(models[name].encoder).__name__ == encoder
+        assert type(models[name].mean).__name__ == mean
+        assert models[name].network == subject.experiment.model.network
+
+
+def test_a_vdm_is_not_timed_twice(tiny):
+    model = dataclasses.replace(tiny().model, encoder=Identity(), mean=VDM())
+    assert list(benchmark_steps.with_encoders(tiny(model=model))) == ["vdmv", "nt"]
+
+
+def test_variants_side_by_side(subject):
+    found = benchmark_steps.variants(subject)
+    assert list(found["steps"]) == ["vdmv", "nt", "own"]
+    ratio = found["steps"]["own"]["seconds"] / found["steps"]["vdmv"]["seconds"]
+    assert found["over_vdmv"]["own"]["ratio"] == pytest.approx(ratio)
+    assert "own / vdmv" in shown("variants", found)
+
+
+def test_a_sampling_step_is_a_part_of_the_walk(subject, monkeypatch):
+    def measured(calls, rounds, least):
+        shapes = {name: jax.eval_shape(call).shape for name, call in calls.items()}
+        assert set(shapes.values()) == {(4, 4, 4, 1)}
+        return {"walk": Times(np.asarray([6.0, 9.0])), "network": Times(np.asarray([1.0, 2.0]))}
+
+    monkeypatch.setattr(benchmark_steps, "side_by_side", measured)
+    found = benchmark_steps.sampling(subject)
+    assert found["step"]["seconds"] == 7.5 / 3
+    assert found["step_over_network"]["ratio"] == pytest.approx(7.5 / 3 / 1.5)
+    assert "sampling step / network" in shown("sampler", found)
+
+
+def test_the_sampler_walks(subject):
+    assert benchmark_steps.sampling(subject)["step"]["seconds"] > 0
+
+
+def test_the_pipeline(subject):
+    found = benchmark_host.pipeline(subject)
+    assert found["images"] == 40
+    assert found["images_per_second"] == pytest.approx(4 / found["batch"]["seconds"])
+    assert 0 <= found["share_waited"] < 1
+    assert "fed / resident" in shown("input", found)
+
+
+class Slow(ArraySource):
+    """Takes its time."""
+
+    def __getitems__(self, indices):
+        time.sleep(0.1)
+        return super().__getitems__(indices)
+
+
+def test_a_pipeline_that_is_too_slow_is_seen(subject, monkeypatch):
+    slow = Subject(subject.experiment, Settings(rounds=6, least=0.0))
+    slow.__dict__["source"] = Slow(subject.source.images, subject.source.labels)
+    slow.__dict__["stepper"] = subject.stepper
+    found = benchmark_host.pipeline(slow)
+    assert found["share_waited"] > 0.5
+    assert found["wait_seconds_per_step"] > 0.01
+
+
+def test_checkpoints(subject, tmp_path):
+    found = benchmark_host.checkpoints(subject, tmp_path)
+    assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(subject.stepper.state))
+    assert found["save_holds_training_up"]["seconds"] < found["save"]["seconds"]
+    assert found["save_holds_training_up"]["rounds"] == 2
+    assert found["restore"]["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert "restore / np.load" in shown("checkpoint", found)
+
+
+def test_contractions_one_by_one(subject):
+    found = benchmark_steps.contractions(subject)
+    by_role = {
+        role: [row for row in found["each"] if row["role"] == role] for role in ("forward", "gradient")
+    }
+    ((forward,), gradients) = by_role.values()
+    assert (forward["lhs"], forward["rhs"]) == ("float32[4,16]", "float32[16,16]")
+    assert (forward["count"], forward["flops"]) == (1, 4 * ONE)
+    assert sum(row["count"] for row in gradients) == 2
+    total = sum(row["count"] * row["seconds"] for row in found["each"])
+    assert found["seconds"]["all"] == found["seconds"]["matrix product"] == pytest.approx(total)
+    assert found["step_over"]["all"]["ratio"] == pytest.approx(found["step"]["seconds"] / total)
+    assert forward["flops_per_second"] == pytest.approx(4 * ONE / forward["seconds"])
+    assert "step / all of them" in shown("contractions", found)
+
+
+def test_levels_are_random_and_within_range(subject):
+    levels = random_levels(subject.experiment, 100)
+    assert levels.shape == (100, 4, 4, 1)
+    assert set(np.unique(levels)) == set(range(5))
+
+
+def test_nothing_is_taken_from_the_persistent_cache(tmp_path):
+    before: Any = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    least: Any = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        compilation_cache.reset_cache()
+        with uncached():
+            jax.jit(lambda x: x + 31)(1.0)
+        assert list(tmp_path.iterdir()) == []
+        jax.jit(lambda x: x + 32)(1.0)
+        assert list(tmp_path.iterdir()) != []
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def go(subject, tiny, monkeypatch):
+    """Runs the program on dots, but measures `subject`; returns the exit status and what it would measure."""
+    given = []
+
+    def make(*arguments):
+        given.append(arguments)
+        return subject
+
+    def run(*flags):
+        return benchmark.main(["--gin_file=dots.gin", "--rounds=2", "--least=0", *flags]), given
+
+    monkeypatch.setattr(benchmark.config, "load", lambda files, bindings: tiny())
+    monkeypatch.setattr(benchmark, "Subject", make)
+    return run
+
+
+def test_figures_are_printed_and_filed(go, tmp_path, capsys):
+    flags = ["--only=input", "--batch_size=2", "--images=30", "--sampling_steps=7"]
+    status, ((experiment, settings),) = go(*flags, f"--json={tmp_path / 'found.json'}")
+    assert status == 0
+    assert (experiment.batch_size, settings) == (2, Settings(2, 0.0, sampling_steps=7, images=30))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["batch_size"], found["image_shape"]) == (2, [4, 4, 1])
+    assert found["input"]["images_per_second"] > 0
+    assert not set(found) & set(benchmark.PARTS) - {"input"}
+    assert found["hardware"]["platform"] == "cpu"
+    assert found["hardware"]["cores"] >= found["hardware"]["cores_usable"] >= 1
+    assert found["versions"]["jax"] == jax.__version__
+    assert "--batch_size=2" in found["command"]
+    assert found["date"].startswith("20")
+    assert "Experiment.batch_size = 2" in found["config"]
+    printed = capsys.readouterr().out
+    assert "input: batch 2 of 4x4x1" in printed
+    assert "images a second" in printed
+
+
+def test_parts_come_in_their_own_order():
+    assert benchmark.chosen("contractions,step") == ["step", "contractions"]
+    assert benchmark.chosen(None) == list(benchmark.PARTS) == list(benchmark_shown.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only=stop"], "--only=stop: 'stop' is no part; parts: step, variants"),
+        (["--rounds=0"], "--rounds=0: must be at least 1"),
+        (["--batch_size=0"], "Experiment.batch_size = 0"),
+        (["--least=-1"], "--least=-1.0: must not be negative"),
+        (["--json=nowhere/found.json"], "--json=nowhere/found.json: there is no folder"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(go, capsys, flags, message):
+    assert go(*flags) == (1, [])
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in told
