@@ -34,8 +34,8 @@ KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
 PerImage = Float[np.ndarray, "passes images"]
 
-# Deeper, a secant of the encoder over one step has too few digits left in float32.
-DEEPEST_IN_FLOAT32 = 10_000
+# Deeper, a secant of the encoder over one step has too few digits left.
+DEEPEST = {"bfloat16": 1_000, "float32": 10_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +142,15 @@ def depth(settings: Evaluate) -> dict[str, Any]:
     }
 
 
-def check_precision(steps: int) -> None:
-    """Raise UserError if T = `steps` is too deep for the precision in use."""
-    if steps > DEEPEST_IN_FLOAT32 and jnp.zeros(()).dtype != jnp.float64:
-        raise UserError(
-            f"T = {steps}: in float32 the bound is good to a thousandth up to T = {DEEPEST_IN_FLOAT32}, and no "
-            "further; add --x64"
-        )
+def check_precision(precision: str, steps: int) -> None:
+    """Raise UserError if T = `steps` is too deep for `precision`, as `describe.precision` tells it."""
+    deepest = DEEPEST.get(precision)
+    if deepest is None or steps <= deepest:
+        return
+    way_out = {"float32": "add --x64", "bfloat16": "bind the networks' precision to 'float32'"}[precision]
+    raise UserError(
+        f"T = {steps}: in {precision} the bound is good up to T = {deepest}, and no further; {way_out}"
+    )
 
 
 class Depth(NamedTuple):
@@ -174,7 +176,7 @@ def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = No
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.steps == 0:
         return Depth(lambda params: None, lambda chain: continuous, {})
-    check_precision(settings.steps)
+    check_precision(describe.precision(experiment), settings.steps)
     plan = fits.plan(workdir, settings, step)
     plan.check()
     return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)

@@ -18,7 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from diffenc import atomic, fits
+from diffenc import atomic, describe, fits
 from diffenc.chain import equal_times
 from diffenc.cheapest_path import cheapest_path
 from diffenc.costs import Table, measure, price
@@ -63,6 +63,7 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
     check_steps(settings.steps)
+    check_precision(describe.precision(experiment), settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     table = costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))
@@ -103,7 +104,6 @@ def check_steps(num_steps: int) -> None:
         raise UserError(
             f"T = {num_steps}: times are fitted up to T = {MOST_STEPS}, beyond which equal ones are as good"
         )
-    check_precision(num_steps)
 
 
 def fitted(table: Table, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int) -> Schedule:

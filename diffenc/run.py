@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from diffenc import config, modes, registry
+from diffenc import config, describe, modes, registry
 from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
@@ -73,6 +73,8 @@ def run(arguments: Sequence[str]) -> None:
         )
         if _X64.value:
             _refuse_to_train(_MODE.value, "--x64", "training is in float32")
+            if describe.precision(experiment) == "bfloat16":
+                raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
             jax.config.update("jax_enable_x64", True)
         enable_cache()
         perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))

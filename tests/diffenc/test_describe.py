@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from diffenc import config, names, registry
-from diffenc.describe import config_hash, config_text, differences
+from diffenc.describe import config_hash, config_text, differences, precision
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Network
@@ -187,6 +187,7 @@ def test_the_hash_is_of_what_is_not_free_to_change():
         and not line.startswith(tuple(f"Experiment.{name} " for name in names.SETTINGS))
         and "_every = " not in line
         and not line.startswith("Experiment.steps ")
+        and not line.startswith(tuple(f"network.unet.{name} " for name in ("scan", "remat", "precision")))
     ]
     assert config_hash(experiment()) == hashlib.sha256("\n".join(kept).encode()).hexdigest()
     free = experiment(
@@ -215,3 +216,25 @@ def test_differences_name_key_old_and_new():
     assert differences("Experiment.steps_ahead = 1\n", "Experiment.steps_ahead = 2\n") != []
     assert differences("A.x = 1\nB.y = 'a = b'\n", "B.y = 2\n") == ["A.x: 1 -> absent", "B.y: 'a = b' -> 2"]
     assert differences(config_text(old), config_text(experiment(steps=9))) == []
+
+
+def test_how_networks_are_computed_may_change(tmp_path):
+    """`scan`, `remat` and `precision` of any network, in a scope or not; nothing else of one."""
+    network = plugin("network", "unet", blocks=1, channels=16)
+    encoder = plugin("encoder", "trainable", network=dataclasses.replace(network, channels=8))
+    plain = experiment(encoder=encoder)
+    other = dataclasses.replace(network, scan=True, remat=True, precision="bfloat16")
+    encoder = plugin("encoder", "trainable", network=dataclasses.replace(other, channels=8))
+    computed = experiment(encoder=encoder, network=other)
+    assert "model_network/network.unet.precision = 'bfloat16'" in config_text(computed)
+    assert config_hash(computed) == config_hash(plain)
+    assert not differences(config_text(plain), config_text(computed))
+    assert round_trip(tmp_path, computed) == computed
+    wider = experiment(encoder=encoder, network=dataclasses.replace(other, channels=32))
+    assert config_hash(wider) != config_hash(plain)
+
+
+def test_the_precision_is_the_lowest_of_any_network(x64):
+    network = plugin("network", "encoder_unet", precision="bfloat16")
+    assert precision(experiment()) == "float64"
+    assert precision(experiment(encoder=plugin("encoder", "trainable", network=network))) == "bfloat16"

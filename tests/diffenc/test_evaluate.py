@@ -13,7 +13,7 @@ from diffenc import atomic, curves
 from diffenc.chain import equal_steps
 from diffenc.diagnose import loss_record
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator, Measured, monte_carlo_error, record
+from diffenc.evaluate import Evaluator, Measured, check_precision, monte_carlo_error, record
 from diffenc.model import Draws, Model, Terms
 from diffenc.objective import discrete
 from diffenc.passes import Passes
@@ -280,6 +280,14 @@ def test_deeper_than_float32_can_bear_is_refused(tiny):
     with jax.enable_x64(True):
         evaluator, params, _ = real(tiny, steps=10_001)
         assert evaluator.measure(params).summary()["bpd"] > 0
+
+
+@pytest.mark.parametrize(("precision", "deepest"), [("bfloat16", 1_000), ("float32", 10_000)])
+def test_each_precision_has_its_depth(precision, deepest):
+    check_precision(precision, deepest)
+    with pytest.raises(UserError, match=rf"^T = {deepest + 1}: in {precision} .*; "):
+        check_precision(precision, deepest + 1)
+    check_precision("float64", 10**6)
 
 
 @pytest.mark.parametrize(

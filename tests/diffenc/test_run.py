@@ -142,6 +142,10 @@ def test_x64_is_asked_for(called, go):
     [
         ({"steps": 9, "gin_file": [GIN]}, "--steps is not for --mode=train"),
         ({"x64": True, "gin_file": [GIN]}, "--x64 is not for --mode=train"),
+        (
+            {"x64": True, "mode": "evaluate", "gin_file": [GIN], "gin_bindings": ["PRECISION = 'bfloat16'"]},
+            "--x64 is for networks in full precision: bind their precision to 'float32'",
+        ),
         ({"steps": 9, "mode": "plan", "gin_file": [GIN]}, "--steps is not for --mode=plan: it is T"),
         ({"steps": 0, "mode": "evaluate", "gin_file": [GIN]}, "--steps=0: must be at least 1"),
         (
