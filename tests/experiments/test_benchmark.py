@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from diffenc.checkpoint import Checkpoints
 from diffenc.data import ArraySource
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.means import VDM
@@ -146,6 +147,12 @@ def test_checkpoints(subject, tmp_path):
     assert found["restore"]["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
     assert "restore / np.load" in shown("checkpoint", found)
+
+
+def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
+    with Checkpoints(tmp_path) as kept:
+        benchmark_host.Saver(kept, subject.stepper.state)()
+        assert kept.steps() == [1]
 
 
 def test_contractions_one_by_one(subject):
