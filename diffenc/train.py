@@ -24,10 +24,11 @@ from diffenc.data import train_batches
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.feed import Feed, InFlight
+from diffenc.gradient import check_batch
 from diffenc.interrupts import Interrupted, Interrupts
 from diffenc.profiling import Profile
 from diffenc.progress import duration
-from diffenc.sharding import check_divisible, data_mesh, on_each
+from diffenc.sharding import data_mesh, on_each
 from diffenc.train_state import (
     TrainState,
     abstract_levels,
@@ -51,7 +52,7 @@ def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> No
     """
     workdir, mesh = Path(workdir), data_mesh()
     check_config(experiment, workdir)
-    check_divisible("Experiment.batch_size", experiment.batch_size, mesh)
+    check_batch(experiment, mesh)
     with Interrupts() as interrupts:
         run = Run(experiment, workdir, mesh, interrupts)
         with workdirs.claim(workdir), run.checkpoints:

@@ -9,10 +9,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from diffenc import interior
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Params
-from diffenc.model import Terms, bits_per_dim, draw
+from diffenc.gradient import batch_gradient
+from diffenc.interfaces import Params
+from diffenc.model import Terms
 from diffenc.pixels import Levels
 from diffenc.randomness import root_key
 from diffenc.sharding import on_each, split_over
@@ -104,7 +104,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
     def train_step(state: TrainState, levels: Levels) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = jax.grad(mean_bits, has_aux=True)(state.params, experiment, levels, key)
+        gradient, terms = batch_gradient(state.params, experiment, levels, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
@@ -118,17 +118,6 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         out_shardings=on_each(mesh),
         donate_argnums=0,
     )
-
-
-def mean_bits(params: Params, experiment: Experiment, levels: Levels, key: Key) -> tuple[Scalar, Terms]:
-    """-ELBO of a batch in bits/dim, and its three terms; dropout on. Its gradient is also that of the interior."""
-    draw_key, dropout_key = jax.random.split(key)
-    draws = draw(draw_key, levels.shape)
-    num_levels = experiment.dataset.num_levels
-    terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, key=dropout_key)
-    means = jax.tree.map(lambda nats: bits_per_dim(jnp.mean(nats), levels[0].size), terms)
-    trained = interior.objective(experiment.model.schedule, params["schedule"], draws.t, terms.diffusion)
-    return means.total + trained, means
 
 
 def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:

@@ -16,15 +16,16 @@ from diffenc.checkpoint import Checkpoints
 from diffenc.train_state import abstract_state
 
 TRAIN = """
-import dataclasses, json, pathlib, runpy, sys
+import dataclasses, json, pathlib, re, runpy, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh
 from diffenc import modes, registry, sharding, train
 from diffenc.errors import UserError
+from diffenc.train_state import abstract_levels, abstract_state, make_train_step
 
 plugins = runpy.run_path(sys.argv[1])
 registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
-experiment = plugins["make"](batch_size=8, evaluate_every=12, sample_every=12)
+experiment = plugins["make"](batch_size=8, microbatches=2, evaluate_every=12, sample_every=12)
 samples = {num: type(experiment.sample)(steps=6, num=num) for num in (3, 4)}
 four = sharding.data_mesh()
 for count in (1, 4):
@@ -42,7 +43,11 @@ facts = {
     "shards": [np.asarray(shard.data).tolist() for shard in batch.addressable_shards],
     "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.on_each(four)).addressable_shards],
 }
-for name, size in {"Experiment.batch_size": {"batch_size": 6}, "evaluate.batch_size": {}}.items():
+lowered = make_train_step(experiment, four).lower(abstract_state(experiment, four), abstract_levels(experiment, four))
+crossing = re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", lowered.compile().as_text())
+facts["crossing"] = sorted(set(crossing))
+refused = {"Experiment.batch_size": {"batch_size": 6}, "Experiment.microbatches": {"microbatches": 4}}
+for name, size in {**refused, "evaluate.batch_size": {}}.items():
     other = plugins["make"](**{"batch_size": 8, "evaluate_every": 1} | size)
     if not size:
         other = plugins["make"](batch_size=8, evaluate_every=1, evaluate=type(other.evaluate)(batch_size=10))
@@ -117,6 +122,18 @@ def test_the_loss_of_a_split_batch_moves_no_activation():
     assert _on_four(ELBO).strip() == "['all-reduce']"
 
 
+def test_taking_a_batch_in_parts_moves_no_image(facts):
+    """Each device cuts its own share into parts."""
+    assert facts["crossing"] == ["all-reduce"]
+
+
+def test_a_batch_whose_parts_do_not_split_evenly_is_refused(facts):
+    assert facts["Experiment.microbatches"] == (
+        "Experiment.batch_size = 8 does not divide evenly into Experiment.microbatches = 4 parts, each "
+        "split over the devices (4): take a multiple of 16, or another number of parts"
+    )
+
+
 def test_losses_are_those_of_one_device(four):
     one, many = _rows(four / "1"), _rows(four / "4")
     assert [row.keys() for row in one] == [row.keys() for row in many]
@@ -129,7 +146,7 @@ def test_losses_are_those_of_one_device(four):
 
 def test_parameters_are_those_of_one_device_and_go_back_to_one(four, tiny):
     """Checkpoints of four devices, restored here, where there is one."""
-    experiment = tiny(batch_size=8, evaluate_every=12, sample_every=12)
+    experiment = tiny(batch_size=8, microbatches=2, evaluate_every=12, sample_every=12)
     wanted = abstract_state(experiment, sharding.data_mesh())
     one, many = (Checkpoints(four / count / "checkpoints").restore(wanted).tree for count in ("1", "4"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, many)
