@@ -21,18 +21,18 @@ from experiments.benchmark_subject import Settings, Subject, random_levels, unca
 from experiments.timing import Times
 
 QUICK = Settings(rounds=2, least=0.0, sampling_steps=3, images=40)
-ONE = 2 * 16 * 16  # FLOPs of `Mixed` by one image
+ONE = 2 * 16 * 16  # FLOPs of one of the two by one image
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """A network that mixes all 16 pixels by a matrix."""
+    """A network that mixes all 16 pixels by a matrix, twice."""
 
     def init(self, key, z, log_snr, *, condition=None):
         return jnp.zeros((16, 16))
 
     def apply(self, params, z, log_snr, *, condition=None, key=None):
-        return (z.reshape(-1, 16) @ params).reshape(z.shape)
+        return (z.reshape(-1, 16) @ params @ params).reshape(z.shape)
 
 
 @pytest.fixture(autouse=True)
@@ -56,16 +56,16 @@ def test_the_step(subject, monkeypatch):
     monkeypatch.setattr(benchmark_steps.peaks, "measured", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
     found = benchmark_steps.step(subject)
     assert found["parameters"] == {"encoder": 32, "network": 256, "schedule": 2}
-    assert found["flops_per_image"]["counted"] == 3 * ONE
-    assert found["flops_per_image"]["xla"] > 3 * ONE  # with what is element by element
+    assert found["flops_per_image"]["counted"] == 6 * ONE
+    assert found["flops_per_image"]["xla"] > 6 * ONE  # with what is element by element
     assert set(found["build_seconds"]) == {"trace", "lower", "compile"}
     assert min(found["build_seconds"].values()) > 0
     seconds = found["step"]["seconds"]
     assert found["images_per_second"] == pytest.approx(4 / seconds)
-    assert found["share_of_peak"]["float32"] == pytest.approx(4 * 3 * ONE / seconds / 1e9)
-    assert found["share_of_peak"]["bfloat16"] == pytest.approx(4 * 3 * ONE / seconds / 2e9)
+    assert found["share_of_peak"]["float32"] == pytest.approx(4 * 6 * ONE / seconds / 1e9)
+    assert found["share_of_peak"]["bfloat16"] == pytest.approx(4 * 6 * ONE / seconds / 2e9)
     assert found["memory"]["compiled"]["total"] > found["memory"]["state"]
-    assert shown("step", found)["FLOPs an image, counted"] == "1.536e-06 G"
+    assert shown("step", found)["FLOPs an image, counted"] == "3.072e-06 G"
 
 
 def test_steps_really_are_taken(subject):
@@ -162,8 +162,8 @@ def test_contractions_one_by_one(subject):
     }
     ((forward,), gradients) = by_role.values()
     assert (forward["lhs"], forward["rhs"]) == ("float32[4,16]", "float32[16,16]")
-    assert (forward["count"], forward["flops"]) == (1, 4 * ONE)
-    assert sum(row["count"] for row in gradients) == 2
+    assert (forward["count"], forward["flops"]) == (2, 4 * ONE)
+    assert sum(row["count"] for row in gradients) == 4
     total = sum(row["count"] * row["seconds"] for row in found["each"])
     assert found["seconds"]["all"] == found["seconds"]["matrix product"] == pytest.approx(total)
     assert found["step_over"]["all"]["ratio"] == pytest.approx(found["step"]["seconds"] / total)
