@@ -15,6 +15,7 @@ from absl import flags
 
 from diffenc import config, prepare, registry
 from diffenc import run as command_line
+from experiments import benchmark
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,6 +100,13 @@ def test_every_run_command_is_accepted():
         config.load(files, bindings + command_line.steps_bindings(mode, steps[0] if steps else None))
         seen.add((mode, *files, *bindings, *steps))
     assert len(seen) >= 16
+
+
+def test_the_benchmark_is_called_as_it_wants_to_be():
+    (command,) = commands("python -m experiments.benchmark")
+    given = benchmark.parse(command[3:])
+    assert benchmark.load(given).batch_size == 128
+    assert set(benchmark.chosen("step,variants")) == {"step", "variants"}
 
 
 def test_lone_bindings_in_the_text_are_accepted():
