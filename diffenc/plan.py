@@ -76,9 +76,11 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
 
 def one_share(experiment: Experiment, devices: int) -> Experiment:
     """The experiment with one device's share of the batch. Raises UserError if there is no such share."""
-    if experiment.batch_size % devices:
+    least = devices * experiment.microbatches
+    if experiment.batch_size % least:
         raise UserError(
-            f"Experiment.batch_size = {experiment.batch_size} does not divide evenly over plan.devices = {devices}"
+            f"Experiment.batch_size = {experiment.batch_size} does not divide evenly over plan.devices = {devices}, "
+            f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {least}"
         )
     return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices)
 

@@ -172,8 +172,8 @@ def check_writable(path: Path | None) -> None:
 def show(figures: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console(width=140)  # wide enough for their lines, wherever they go
-    for table in benchmark_shown.tables(figures):
-        console.print(table)
+    for part in benchmark_shown.tables(figures):
+        console.print(part)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ Row = tuple[str, str]
 Figures = dict[str, Any]
 
 
-def tables(figures: Figures) -> Iterator[Table]:
-    """One for each part that was measured."""
+def tables(figures: Figures) -> Iterator[str | Table]:
+    """A heading and a table for each part that was measured."""
     for part, rows in ROWS.items():
         if part in figures:
-            yield two_columns(f"{part}: {of(figures)}", rows(figures[part]))
+            yield f"\n{part}: {of(figures)}"
+            yield two_columns(rows(figures[part]))
 
 
 def of(figures: Figures) -> str:
@@ -27,8 +28,8 @@ def of(figures: Figures) -> str:
     )
 
 
-def two_columns(title: str, rows: list[Row]) -> Table:
-    made = Table(title=title, box=box.MARKDOWN)
+def two_columns(rows: list[Row]) -> Table:
+    made = Table(box=box.MARKDOWN)
     made.add_column("")
     made.add_column("median (quartiles)", justify="right")
     for row in rows:

@@ -19,10 +19,11 @@ from diffenc.data import ArraySource
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.flops import Work
+from diffenc.gradient import check_batch
 from diffenc.interfaces import Params
 from diffenc.plan import one_device, one_share
 from diffenc.randomness import root_key
-from diffenc.sharding import check_divisible, data_mesh, on_each, to_devices
+from diffenc.sharding import data_mesh, on_each, to_devices
 from diffenc.train_state import TrainState, abstract_levels, abstract_state, init_state, make_train_step
 
 
@@ -69,7 +70,7 @@ class Subject:
         self.experiment = experiment
         self.settings = settings
         self.mesh: Mesh = data_mesh()
-        check_divisible("Experiment.batch_size", experiment.batch_size, self.mesh)
+        check_batch(experiment, self.mesh)
 
     @functools.cached_property
     def compiled(self) -> Compiled:

@@ -157,9 +157,17 @@ def test_a_published_run_without_its_data(monkeypatch, tmp_path):
     )
 
 
-def test_devices_must_divide_the_batch(planned):
-    with pytest.raises(UserError, match=r"batch_size = 4 does not divide evenly over plan.devices = 3"):
-        figures_of(planned(devices=3))
+def test_a_batch_in_parts_takes_as_many_flops(planned):
+    whole = planned()
+    parts = figures_of(dataclasses.replace(whole, microbatches=2))
+    assert parts["flops"] == figures_of(whole)["flops"]
+
+
+@pytest.mark.parametrize(("devices", "parts", "least"), [(3, 1, 3), (2, 4, 8)])
+def test_devices_and_parts_must_divide_the_batch(planned, devices, parts, least):
+    experiment = dataclasses.replace(planned(devices=devices), microbatches=parts)
+    with pytest.raises(UserError, match=rf"over plan.devices = {devices}, .*take a multiple of {least}$"):
+        figures_of(experiment)
 
 
 @pytest.mark.parametrize(
