@@ -15,6 +15,7 @@ from diffenc.model import Draws, Model, Terms, draw
 from diffenc.sharding import data_mesh
 from diffenc_plugins.schedules import Monotone
 
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BATCH, NUM_DIMS = 8, 16
 KEY = jax.random.key(5)
 LEVELS = jnp.asarray(np.random.default_rng(0).integers(0, 5, (BATCH, 4, 4, 1)).astype(np.uint8))
@@ -78,7 +79,11 @@ def stub(tiny):
 
 def _measure(params, experiment, levels=LEVELS):
     """The gradient and the terms of a batch."""
-    return jax.jit(lambda params, levels: batch_gradient(params, experiment, levels, KEY))(params, levels)
+
+    def measure(params, levels):
+        return batch_gradient(params, experiment, levels, KEY)
+
+    return jax.jit(measure, compiler_options=QUICK_TO_COMPILE)(params, levels)
 
 
 @pytest.fixture(scope="module")
