@@ -56,7 +56,7 @@ def _step(found: Figures) -> list[Row]:
     return [
         *((f"parameters, {part}", f"{count:,}") for part, count in found["parameters"].items()),
         ("FLOPs an image, counted", f"{flops['counted'] / 1e9:,.4g} G"),
-        ("FLOPs an image, XLA's count", f"{flops['xla'] / 1e9:,.4g} G"),
+        ("FLOPs an image, XLA's count (a loop once)", f"{flops['xla'] / 1e9:,.4g} G"),
         *((f"to {name}, once", f"{seconds:.3g} s") for name, seconds in build.items()),
         ("train step", took(found["step"])),
         ("images a second", f"{found['images_per_second']:,.4g}"),

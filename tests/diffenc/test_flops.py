@@ -246,8 +246,9 @@ def score_network(blocks, channels, side, colours):
     return embedding + (blocks + 2) * block(channels) + attention + (blocks + 1) * block(2 * channels) + ends
 
 
-def test_the_score_network():
-    network, z, log_snr = UNet(blocks=2, channels=16), array(3, 12, 12, 1), array(3)
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_score_network(scan):
+    network, z, log_snr = UNet(blocks=2, channels=16, scan=scan), array(3, 12, 12, 1), array(3)
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(z.shape), jnp.zeros(3)))
     work = work_of(network.apply, params, z, log_snr)
     assert work.flops == 3 * 2 * score_network(blocks=2, channels=16, side=12, colours=1)
