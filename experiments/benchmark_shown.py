@@ -86,8 +86,10 @@ def _variants(found: Figures) -> list[Row]:
 def _sampler(found: Figures) -> list[Row]:
     return [
         (f"sampling step, of {found['sampling_steps']}", took(found["step"])),
-        ("network, once", took(found["network"])),
-        ("sampling step / network", times(found["step_over_network"])),
+        ("network, by itself", took(found["network"])),
+        ("network, in a loop as long", took(found["network_in_loop"])),
+        ("sampling step / network by itself", times(found["step_over_network"])),
+        ("sampling step / network in a loop", times(found["step_over_network_in_loop"])),
     ]
 
 

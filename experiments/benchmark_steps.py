@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,7 +97,10 @@ def variants(subject: Subject) -> dict[str, Any]:
 
 
 def sampling(subject: Subject) -> dict[str, Any]:
-    """A step of ancestral sampling beside one call of the network, both of a training batch of images."""
+    """A step of ancestral sampling beside the network: called by itself, and in a loop of as many calls.
+
+    A call by itself also pays for memory that a loop takes once.
+    """
     experiment, steps = subject.experiment, subject.settings.sampling_steps
     model, params = experiment.model, first_params(experiment, subject.mesh)
     z = jax.random.normal(jax.random.key(0), subject.levels.shape)
@@ -111,18 +115,27 @@ def sampling(subject: Subject) -> dict[str, Any]:
         )
 
     @jax.jit
-    def forward(params, z, log_snr):
+    def forward(params, z):
         return model.network.apply(params["network"], z, log_snr)
 
-    logging.info("timing %d sampling steps beside a call of the network", steps)
-    calls = {"walk": lambda: walk(params, z), "network": lambda: forward(params, z, log_snr)}
+    @jax.jit
+    def loop(params, z):
+        return jax.lax.scan(lambda z, _: (forward(params, z), None), z, length=steps)[0]
+
+    logging.info("timing %d sampling steps beside calls of the network", steps)
+    calls = {
+        name: partial(call, params, z)
+        for name, call in (("walk", walk), ("network", forward), ("loop", loop))
+    }
     took = side_by_side(calls, subject.settings.rounds, subject.settings.least)
-    one = took["walk"] / steps
+    one, looped = took["walk"] / steps, took["loop"] / steps
     return {
         "sampling_steps": steps,
         "step": one.figures(),
         "network": took["network"].figures(),
+        "network_in_loop": looped.figures(),
         "step_over_network": one.over(took["network"]),
+        "step_over_network_in_loop": one.over(looped),
     }
 
 
