@@ -205,6 +205,20 @@ FAULTS = (
         (TRAIN_STATE,),
     ),
     Fault(
+        "one dropout mask for all parts of a batch",
+        "diffenc/gradient.py",
+        "jax.random.split(more_key, count - 1)",
+        "jnp.repeat(dropout_key[None], count - 1)",
+        ("tests/diffenc/test_gradient.py",),
+    ),
+    Fault(
+        "the schedule's interior trained on a part of the batch",
+        "diffenc/gradient.py",
+        'params["schedule"], draws.t, terms.diffusion',
+        'params["schedule"], draws.t[::2], terms.diffusion[::2]',
+        ("tests/diffenc/test_gradient.py",),
+    ),
+    Fault(
         "the short last batch counted whole",
         "diffenc/evaluate.py",
         "nats[real].astype(np.float64)",
