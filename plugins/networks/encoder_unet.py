@@ -10,7 +10,7 @@ from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut, Precision
+from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
 
 NAME = "network.encoder_unet"
 
@@ -38,7 +38,7 @@ class EncoderUNet:
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     remat: bool = False
-    precision: Precision = "float32"
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.blocks != 1 and (self.blocks < 2 or self.blocks % 2):

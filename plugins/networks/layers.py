@@ -3,8 +3,6 @@
 Parameters are kept in the default precision; a layer computes in that of the maps it is given.
 """
 
-from typing import Literal, get_args
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal"
 ZEROS = hk.initializers.Constant(0.0)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-Precision = Literal["float32", "bfloat16"]
+PRECISIONS = ("float32", "bfloat16")
 
 
 def default_groups(channels: int) -> int:
@@ -54,8 +52,8 @@ def check_dropout(name: str, dropout: float) -> None:
 
 def check_precision(name: str, precision: str) -> None:
     """Raise UserError unless `precision` is one there is."""
-    if precision not in get_args(Precision):
-        raise UserError(f"{name}.precision = {precision!r}: must be {' or '.join(get_args(Precision))}")
+    if precision not in PRECISIONS:
+        raise UserError(f"{name}.precision = {precision!r}: must be {' or '.join(PRECISIONS)}")
 
 
 def parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
@@ -123,7 +121,7 @@ def activate(h: Maps, groups: int, name: str) -> Maps:
     return jax.nn.swish(norm(h, groups, name)).astype(h.dtype)
 
 
-def stem(h: Maps, channels: int, precision: Precision) -> MapsOut:
+def stem(h: Maps, channels: int, precision: str) -> MapsOut:
     """The first convolution, whose output says what precision the layers after it compute in.
 
     Itself it is in float32 on every device: where the noise is small, most of what there is to see is in digits

@@ -12,7 +12,7 @@ from diffenc.loops import unrolls
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut, Precision
+from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
 
 Block = tuple[Params, Key | None]
 Body = Callable[[Maps, Block, Any], tuple[Maps, Any]]
@@ -56,7 +56,7 @@ class UNet:
     log_snr_min: float = -5.0
     scan: bool | None = None
     remat: bool = False
-    precision: Precision = "float32"
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.blocks < 1:
