@@ -27,8 +27,8 @@ class EncoderUNet:
         The last norm has half as many, and at m = 2 so have the middle blocks (as published).
       dropout: rate, inside the blocks.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
-      remat: keep only the blocks' inputs for the gradient, and compute the rest again.
-      precision: of the maps; parameters, statistics, the first convolution and the output stay float32.
+      remat: keep only the blocks' inputs for the gradient, and compute the rest again; saves nothing on a CPU.
+      precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
     """
 
     blocks: int = 2
@@ -84,17 +84,23 @@ class EncoderUNet:
             skips.append(h)
             h = max_pool(h)
         middle_groups = half_groups if self.blocks == 2 else groups
-        h = layers.middle(h, embedding, groups, middle_groups, self.dropout)
+        h = self._middle(h, embedding, groups, middle_groups)
         for level, channels in reversed(list(enumerate(levels))):
             h = layers.unpool(h, channels, f"unpool_{level}")
             h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
-        return jnp.tanh(layers.head(h, z.shape[-1], half_groups).astype(z.dtype))
+        return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
 
     def _block(self, h: Maps, embedding: Embedding, channels: int, groups: int) -> MapsOut:
         def block(h: Maps, embedding: Embedding) -> MapsOut:
             return layers.resnet_block(h, embedding, channels, groups, self.dropout)
 
         return (hk.remat(block) if self.remat else block)(h, embedding)
+
+    def _middle(self, h: Maps, embedding: Embedding, groups: int, block_groups: int) -> Maps:
+        def middle(h: Maps, embedding: Embedding) -> Maps:
+            return layers.middle(h, embedding, groups, block_groups, self.dropout)
+
+        return (hk.remat(middle) if self.remat else middle)(h, embedding)
 
     def _levels(self) -> tuple[tuple[int, ...], int]:
         """The channels of each level, and the number of blocks in one."""

@@ -65,7 +65,7 @@ def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializ
     """In the precision of `h`."""
     with name_scope(name):
         w = parameter("w", (3, 3, h.shape[-1], channels), w_init).astype(h.dtype)
-        b = parameter("b", (channels,), ZEROS).astype(h.dtype)
+        b = parameter("b", (channels,), ZEROS)
     return add_bias(jax.lax.conv_general_dilated(h, w, (1, 1), "SAME", dimension_numbers=NHWC), b)
 
 
@@ -74,7 +74,7 @@ def unpool(h: Maps, channels: int, name: str) -> Float[Array, "b twice_h twice_w
     b, height, width, c = h.shape
     with name_scope(name):
         w = parameter("w", (2, 2, channels, c), LECUN_NORMAL).astype(h.dtype)
-        bias = parameter("b", (channels,), ZEROS).astype(h.dtype)
+        bias = parameter("b", (channels,), ZEROS)
     out = jnp.einsum("bhwc,ijoc->bhiwjo", h, w[::-1, ::-1])
     return add_bias(out.reshape(b, 2 * height, 2 * width, channels), bias)
 
@@ -83,12 +83,24 @@ def dense(h: Array, channels: int, name: str, w_init: hk.initializers.Initialize
     """In the precision of `h`."""
     with name_scope(name):
         w = parameter("w", (h.shape[-1], channels), w_init).astype(h.dtype)
-        b = parameter("b", (channels,), ZEROS).astype(h.dtype)
+        b = parameter("b", (channels,), ZEROS)
     return add_bias(h @ w, b)
 
 
-def add_bias(h: Float[Array, "*positions c"], bias: Float[Array, " c"]) -> Float[Array, "*positions c"]:
-    return h + jnp.broadcast_to(bias, h.shape)
+def add_bias(
+    h: Float[Array, "*positions c"], bias: Float[Array, "#*positions c"]
+) -> Float[Array, "*positions c"]:
+    """`h` + `bias` in the precision of `h`, the sum rounded once.
+
+    Added in float32 at least: the gradient of the bias is a sum over all positions, which in bfloat16 comes to a
+    standstill after a few hundred.
+    """
+    return (widen(h) + jnp.broadcast_to(bias, h.shape)).astype(h.dtype)
+
+
+def widen(h: Array) -> Array:
+    """`h` in float32 at least."""
+    return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 
 def norm(h: Maps, groups: int, name: str) -> Maps:
@@ -106,7 +118,7 @@ def norm(h: Maps, groups: int, name: str) -> Maps:
         size = channels // groups
         return jnp.repeat(values.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
 
-    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    h = widen(h)
     channel_mean = jnp.mean(h, axis=(1, 2))
     spread = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
     mean = by_group(channel_mean)
@@ -164,7 +176,7 @@ def resnet_block(h: Maps, embedding: Embedding, channels: int, groups: int, drop
     h = conv3x3(activate(h, groups, "norm_0"), channels, "conv_0")
     with name_scope("embedding"):
         shift = embedding @ parameter("w", (embedding.shape[-1], channels), ZEROS)
-    h = activate(h + shift.astype(h.dtype)[:, None, None, :], groups, "norm_1")
+    h = activate(add_bias(h, shift[:, None, None, :]), groups, "norm_1")
     return shortcut + conv3x3(drop(h, dropout), channels, "conv_1", w_init=ZEROS)
 
 
@@ -197,5 +209,5 @@ def middle(h: Maps, embedding: Embedding, groups: int, block_groups: int, dropou
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:
-    """norm swish conv; zero at initialisation."""
-    return conv3x3(activate(h, groups, "norm_out"), channels, "conv_out", w_init=ZEROS)
+    """norm swish conv, in float32 at least; zero at initialisation."""
+    return conv3x3(jax.nn.swish(norm(h, groups, "norm_out")), channels, "conv_out", w_init=ZEROS)

@@ -42,9 +42,9 @@ class UNet:
       fourier_powers: k; sin and cos of 2 pi 2^k z are appended to z.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
-      remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory, a
-        third more arithmetic.
-      precision: of the maps; parameters, statistics, the first convolution and the output stay float32.
+      remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory for about a
+        sixth more arithmetic. Written out on a CPU it saves nothing, since XLA merges the two there.
+      precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
     """
 
     blocks: int = 8
@@ -91,25 +91,29 @@ class UNet:
         condition: Condition | None = None,
         key: Key | None = None,
     ) -> Data:
-        n, pieces, loop = self.blocks, self._pieces(z.shape[-1]), self._loop()
+        n, pieces = self.blocks, self._pieces(z.shape[-1])
+        loop = written_out if (unrolls() if self.scan is None else not self.scan) else looped
+        saving = jax.checkpoint if self.remat else lambda function: function
         keys = [None] * (2 * n + 2) if key is None else jax.random.split(key, 2 * n + 2)
 
         def blocks(way: str, keys) -> list[Block]:
             return [(without_prefix(f"{way}_{i}", params), key) for i, key in enumerate(keys)]
 
+        @saving
         def down(h: Maps, block: Block, _: None) -> tuple[Maps, Maps]:
             return pieces.block.apply(*block, h, embedding), h
 
+        @saving
         def up(h: Maps, block: Block, skip: Maps) -> tuple[Maps, None]:
             return pieces.block.apply(*block, jnp.concatenate([h, skip], axis=-1), embedding), None
 
         h, embedding = pieces.stem.apply(params, None, z, log_snr, condition)
         deepest, skips = loop(down, h, blocks("down", keys[:n]), None)
-        h = pieces.middle.apply(params, keys[n], deepest, embedding)
+        h = saving(pieces.middle.apply)(params, keys[n], deepest, embedding)
         first, *others = blocks("up", keys[n + 1 :])
         h, _ = up(h, first, deepest)
         h, _ = loop(up, h, others[::-1], skips, reverse=True)
-        return z + pieces.head.apply(params, None, h).astype(z.dtype)
+        return z + saving(pieces.head.apply)(params, None, h)
 
     def _pieces(self, image_channels: int) -> Pieces:
         groups = layers.resolve_groups("network.unet", self.channels, self.groups)
@@ -131,14 +135,6 @@ class UNet:
             return layers.head(h, image_channels, groups)
 
         return Pieces(*map(hk.transform, (stem, block, middle, head)))
-
-    def _loop(self) -> Callable:
-        scan = not unrolls() if self.scan is None else self.scan
-        loop = looped if scan else written_out
-        if not self.remat:
-            return loop
-        # within a loop, XLA cannot merge what is computed again with what was computed first
-        return lambda body, *rest, **how: loop(jax.checkpoint(body, prevent_cse=not scan), *rest, **how)
 
 
 def looped(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool = False) -> tuple[Maps, Any]:

@@ -1,3 +1,5 @@
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc_plugins.networks import layers
+
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def run(function, params, *arguments, key=None):
@@ -120,6 +124,17 @@ def test_parameters_are_float32_whatever_the_maps_are(layer):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = jax.eval_shape(transform.apply, params, None, h)
     assert out.dtype == ("float32" if layer == "norm" else "bfloat16")
+
+
+@pytest.mark.parametrize("layer", ["conv3x3", "dense", "unpool"])
+def test_the_gradient_of_a_bias_is_summed_in_float32(layer):
+    """One for each of 65,536 positions; in bfloat16, where 256 + 1 = 256, the sum would stop there."""
+    h = jnp.zeros((16, 64, 64, 1), jnp.bfloat16)
+    transform = hk.transform(lambda h: getattr(layers, layer)(h, 1, "x"))
+    params = quick(transform.init)(jax.random.key(0), h[:1, :2, :2])
+    total = lambda params: jnp.sum(transform.apply(params, None, h).astype(jnp.float32))  # noqa: E731
+    gradient = quick(jax.grad(total))(params)["x"]["b"]
+    np.testing.assert_allclose(gradient, 65536 * (4 if layer == "unpool" else 1), rtol=1e-6)
 
 
 def test_statistics_of_bfloat16_maps_are_taken_in_float32():
