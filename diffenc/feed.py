@@ -11,9 +11,7 @@ from diffenc.interfaces import Batch
 from diffenc.sharding import to_devices
 
 AHEAD = 2  # batches on their way to the devices, or there, beside the one that is taken
-IN_FLIGHT = (
-    4  # steps; so many batches and gradients may wait in the devices' memory, and a stop for so many steps
-)
+IN_FLIGHT = 4  # steps; so many batches may wait in the devices' memory, and a stop waits for so many steps
 
 
 class Feed:
@@ -30,9 +28,13 @@ class Feed:
         self._ready: deque[jax.Array] = deque()
 
     def take(self) -> jax.Array:
-        """The next batch's levels [B, H, W, C], split over the devices."""
+        """The next batch's levels [B, H, W, C], split over the devices.
+
+        The first call also fills the queue, once; to the clock that is neither training nor waiting.
+        """
+        watched = self._clock.waiting if self._ready else self._clock.paused
         while len(self._ready) <= AHEAD:
-            with self._clock.waiting():
+            with watched():
                 batch = next(self._batches)
             self._ready.append(to_devices(batch["image"], self._mesh))
         return self._ready.popleft()

@@ -26,7 +26,7 @@ class Profile:
         """To be called before each step; `last` is ready when the step before is done."""
         if step == self._first:
             jax.block_until_ready(last)
-            self._running = self._managed(lambda: profiler.start(str(self._workdir)))
+            self._running = self._managed(self._start)
         elif step == self._first + NUM_STEPS:
             self.finish(last)
 
@@ -35,17 +35,28 @@ class Profile:
         if not self._running:
             return
         self._running = False
-        jax.block_until_ready(last)
-        if self._managed(profiler.stop):
+        if self._managed(lambda: self._stop(last)):
             folder = self._workdir / "plugins" / "profile"
             logging.info("profile from step %d on in %s; TensorBoard shows it", self._first, folder)
 
-    def _managed(self, action: Callable[[], object]) -> bool:
+    def _start(self) -> None:
+        with self._clock.paused():
+            profiler.start(str(self._workdir))
+
+    def _stop(self, last: jax.Array) -> None:
+        try:
+            jax.block_until_ready(last)  # training, which the clock counts
+        finally:
+            with self._clock.paused():
+                profiler.stop()
+
+    def _managed(self, action: Callable[[], None]) -> bool:
         """Whether `action` did what it should; if not, says why."""
         try:
-            with self._clock.paused():
-                action()
-        except Exception as error:  # such as: a profile is being taken already, the disk is full
+            action()
+        except (
+            Exception
+        ) as error:  # such as: a profile is being taken already, the disk is full, a step failed
             logging.warning("no profile: %s", error)
             return False
         return True

@@ -70,6 +70,16 @@ def test_waiting_for_a_slow_source_is_told(fed):
     assert 0.03 <= _waits(batches, clock, 8) < 0.1
 
 
+def test_filling_the_queue_does_not_count(fed):
+    _, batches, clock = fed(0.05)
+    clock.restart()
+    batches.take()  # makes three
+    clock.tick()
+    speed = clock.speed()
+    assert speed.data_wait == 0
+    assert speed.steps_per_second > 1 / 0.05
+
+
 def test_a_quick_source_is_not_waited_for(fed):
     _, batches, clock = fed()
     batches.take()

@@ -4,6 +4,7 @@ import itertools
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from diffenc import peaks
@@ -35,11 +36,30 @@ def test_no_two_share_a_name():
     assert len(set(kinds)) == len(kinds)
 
 
-def test_the_measured_peak_is_the_best_of_several_tries(monkeypatch):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_measured_peak_is_the_best_of_several_tries(monkeypatch, devices):
     # the clock at the start; then by try: before, after, and to see whether there is time for another
     passed = itertools.accumulate([0, *(0, 4, 0), *(0, 2, 0), *(0, 8, 100)])
     monkeypatch.setattr(peaks, "time", types.SimpleNamespace(perf_counter=lambda: next(passed)))
-    assert peaks.measured("float32", 8, seconds=10.0) == peaks.PRODUCTS * 2 * 8**3 / 2
+    monkeypatch.setattr(peaks.jax, "local_device_count", lambda: devices)  # of one processor
+    assert peaks.measured("float32", 8, seconds=10.0) == peaks.PRODUCTS * 2 * 8**3 / 2 / devices
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_multiplied_is_random(monkeypatch, dtype):
+    seen: list[tuple[jax.Array, jax.Array]] = []
+
+    def multiply(lhs, rhs):
+        seen.append((lhs, rhs))
+        return lhs
+
+    monkeypatch.setattr(peaks.jax, "jit", lambda _: multiply)
+    peaks.measured(dtype, 64, seconds=0.0)
+    lhs, rhs = (np.asarray(side, np.float64) for side in seen[-1])
+    assert {str(side.dtype) for side in seen[-1]} == {dtype}
+    for side in (lhs, rhs):  # the error of the mean of 4096 is 1/64, that of their deviation 1/90
+        assert (side.mean(), side.std()) == (pytest.approx(0, abs=0.07), pytest.approx(1, abs=0.06))
+    assert abs(np.corrcoef(lhs.ravel(), rhs.ravel())[0, 1]) < 0.07
 
 
 def test_a_peak_is_measured():

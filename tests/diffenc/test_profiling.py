@@ -1,5 +1,7 @@
 """Which steps are profiled, what is written, and that nothing that goes wrong with it stops a run."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,6 +67,33 @@ def test_a_profile_that_fails_costs_one_line(recorded, tmp_path, told, monkeypat
         profile.before(step, jnp.zeros(()))
     profile.finish(jnp.zeros(()))
     assert told == ["no profile: no room"]
+
+
+def test_a_step_that_fails_is_not_hidden_by_its_profile(tmp_path, told, monkeypatch):
+    on: list[str] = []
+    monkeypatch.setattr(profiling.profiler, "start", on.append)
+    monkeypatch.setattr(profiling.profiler, "stop", on.clear)
+    profile, gone = profiling.Profile(tmp_path, 1, Clock()), jnp.zeros(())
+    gone.delete()  # waiting for it raises, as for what a step that failed left
+    profile.before(1, jnp.zeros(()))
+    assert on, "it is being taken"
+    profile.finish(gone)
+    assert not on, "it was stopped"
+    (line,) = told
+    assert line.startswith("no profile: ")
+
+
+def test_the_clock_counts_steps_but_no_profile(tmp_path, told, monkeypatch):
+    for which in ("start", "stop"):
+        monkeypatch.setattr(profiling.profiler, which, lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(profiling.jax, "block_until_ready", lambda _: time.sleep(0.1))  # as long as a step
+    clock = Clock()
+    profile = profiling.Profile(tmp_path, 1, clock)
+    clock.restart()
+    profile.before(1, jnp.zeros(()))
+    profile.finish(jnp.zeros(()))
+    clock.tick()
+    assert 1 / 0.5 < clock.speed().steps_per_second <= 1 / 0.2
 
 
 def test_a_run_writes_the_profile_that_tensorboard_reads(tiny, tmp_path, told):
