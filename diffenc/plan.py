@@ -1,4 +1,4 @@
-"""--mode=plan: what a run will cost, before anything is trained. It reads no data and writes nothing.
+"""--mode=plan: what a run will cost, before anything is trained. It reads no data and touches no workdir.
 
 Counted: FLOPs of convolutions and matrix products (`diffenc.flops`). Exact: the memory of the state. As XLA
 reports for the backend that is here: what the compiled step takes beside it. Expected: the time, at a share of
@@ -22,7 +22,7 @@ from diffenc.compilation import compile_ahead
 from diffenc.errors import UserError
 from diffenc.evaluate import batch_terms
 from diffenc.experiment import Experiment
-from diffenc.flops import Work
+from diffenc.flops import Contraction, Work
 from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.progress import duration
@@ -68,8 +68,10 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         "memory": state_memory(state),
         "compiled": compiled and compiled_memory(compiled),
         "backend": jax.default_backend(),
+        "accelerator": experiment.plan.accelerator,
         "capacity": capacity(experiment),
         "speed": speed(experiment, work, devices),
+        "full_precision": work.where(asks_full_precision).flops / max(work.flops, 1),
         "notes": work.notes,
     }
 
@@ -147,6 +149,12 @@ def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     return Peak({dtype: known.get(dtype, known["float32"]) * 1e12 for dtype in dtypes}, f"stated for {name}")
 
 
+def asks_full_precision(one: Contraction) -> bool:
+    """Whether its float32 must not be rounded on the way, which costs an accelerator several times as much."""
+    asked = dict(one.params)["precision"]  # of both operands, of each, or None
+    return jax.lax.Precision.HIGHEST in (asked if isinstance(asked, tuple) else (asked,))
+
+
 def speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
     """The pace at `plan.share` of the peak, and what the whole run takes; None for a step without contractions.
 
@@ -187,9 +195,25 @@ def table(figures: dict[str, Any]) -> Table:
 def caption(figures: dict[str, Any]) -> str:
     """What the reader must know of the figures."""
     said = ["FLOPs: of convolutions and matrix products", "time: without evaluations and samples"]
+    if figures["devices"] > 1:
+        said.append("communication between devices is in neither time nor memory")
+    if figures["full_precision"]:
+        said.append(
+            f"{figures['full_precision']:.2%} of the FLOPs ask for full precision, slower than the peak; the time leaves it out"
+        )
     if figures["compiled"]:
-        said.append(f"the compiled step: of the {figures['backend']} backend; another's differs")
+        said += _of_the_compiled(figures["backend"], figures["accelerator"])
     return "\n".join(said)
+
+
+def _of_the_compiled(backend: str, accelerator: str | None) -> list[str]:
+    """Whose memory the compiled step's is. A network may take another form on a CPU: no loops."""
+    if accelerator is None or backend != "cpu":
+        return [f"the compiled step: of the {backend} backend; another's differs"]
+    return [
+        "the compiled step: of the cpu backend, its loops written out",
+        f"memory on {accelerator} differs; what network.unet.remat saves there does not show",
+    ]
 
 
 Rows = list[tuple[str, str, str]]

@@ -20,12 +20,15 @@ class Mixed:
     """A network that mixes all 16 pixels by a matrix of `dtype`."""
 
     dtype: str = "float32"
+    precision: jax.lax.Precision | None = None
 
     def init(self, key, z, log_snr, *, condition=None):
         return jnp.zeros((16, 16))
 
     def apply(self, params, z, log_snr, *, condition=None, key=None):
-        flat = z.reshape(-1, 16).astype(self.dtype) @ params.astype(self.dtype)
+        flat = jnp.matmul(
+            z.reshape(-1, 16).astype(self.dtype), params.astype(self.dtype), precision=self.precision
+        )
         return flat.astype(z.dtype).reshape(z.shape)
 
 
@@ -48,9 +51,9 @@ class Absent:
 def planned(tiny):
     """Makes such experiments: 12 steps of 4 images, a matrix of 16x16 in their network."""
 
-    def make(dtype="float32", **settings):
+    def make(dtype="float32", precision=None, **settings):
         base = tiny()
-        model = dataclasses.replace(base.model, network=Mixed(dtype))
+        model = dataclasses.replace(base.model, network=Mixed(dtype, precision))
         settings = {"compile": False, "peak_tflops": 1e-6} | settings
         return dataclasses.replace(base, model=model, dataset=Absent(), plan=Plan(**settings))
 
@@ -120,12 +123,36 @@ def test_memory_is_what_the_state_then_takes(planned, compiled):
     assert taken["results"] < size(state) / 2  # the new state takes the old one's place
 
 
+def text(figures) -> str:
+    """The table as it is printed, its lines joined."""
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(table(figures))
+    return " ".join(console.export_text().split())
+
+
 def test_the_backend_of_the_compiled_step_is_named(compiled):
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(table(compiled))
-    said = console.export_text()
-    assert "of the cpu backend" in said
+    said = text(compiled)
+    assert "of the cpu backend; another's differs" in said
     assert "12 steps of 4 images on 4 device(s)" in said
+
+
+@pytest.mark.parametrize(("backend", "warned"), [("cpu", True), ("gpu", False)])
+def test_an_accelerator_does_not_take_the_memory_of_a_cpu(compiled, backend, warned):
+    said = text(compiled | {"accelerator": "h200", "backend": backend})
+    assert ("memory on h200 differs" in said) == ("network.unet.remat" in said) == warned
+    assert (f"of the {backend} backend; another's differs" in said) != warned
+
+
+@pytest.mark.parametrize(("devices", "warned"), [(1, False), (2, True)])
+def test_communication_is_left_out(planned, devices, warned):
+    assert ("communication between devices" in text(figures_of(planned(devices=devices)))) == warned
+
+
+@pytest.mark.parametrize(("precision", "share"), [(jax.lax.Precision.HIGHEST, 1), (None, 0)])
+def test_what_asks_for_full_precision_is_told(planned, precision, share):
+    figures = figures_of(planned(precision=precision))
+    assert figures["full_precision"] == share
+    assert ("100.00% of the FLOPs ask for full precision" in text(figures)) == bool(share)
 
 
 def test_nothing_is_read_and_nothing_written(planned, tmp_path, monkeypatch, capsys):
@@ -152,6 +179,10 @@ def test_a_published_run_without_its_data(monkeypatch, tmp_path):
     assert 0.94 < figures["flops"]["train"] / 35.3e9 < 1
     assert figures["memory"]["parameters"] == 4 * 8_891_393
     assert figures["images"] == 16
+    assert figures["accelerator"] == "h200"
+    # the first convolution, 5 channels to 128, forward and to its kernel; of 28 rows two lack one of three taps
+    first = 2 * 5 * 128 * (3 * 28 - 2) ** 2
+    assert figures["full_precision"] == pytest.approx(2 * first / figures["flops"]["train"])
     assert figures["speed"]["device_hours"] == pytest.approx(
         2e6 * 128 * figures["flops"]["train"] / 494.5e12 / 3600
     )
