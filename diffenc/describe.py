@@ -64,12 +64,12 @@ def config_hash(experiment: Experiment) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def differences(old_text: str, new_text: str) -> list[str]:
+def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
     """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
 
-    A field that the old text lacks and the new one has at its default came with a later version: no difference.
+    `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one has at its default came with a later version: no difference.
     """
-    old, new = _bindings(old_text), _bindings(new_text)
+    old, new = (_bindings(text, also_free) for text in (old_text, new_text))
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -85,9 +85,9 @@ def _undiscovered_module(selector: str) -> str | None:
     return None if module.partition(".")[0] in found else module
 
 
-def _bindings(text: str) -> dict[str, str]:
+def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
-    pairs = [line.partition(" = ") for line in lines if not _is_free(line)]
+    pairs = [line.partition(" = ") for line in lines if not _is_free(line, also_free)]
     return {key: value for key, _, value in pairs}
 
 
@@ -117,9 +117,9 @@ def _parts(item: Any) -> Iterator[Any]:
             yield from _parts(value)
 
 
-def _is_free(line: str) -> bool:
+def _is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:
     key = line.partition(" = ")[0].rpartition("/")[2]
-    return any(fnmatchcase(key, free) for free in FREE_TO_CHANGE)
+    return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
 
 
 def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
@@ -35,7 +34,7 @@ KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 PerImage = Float[np.ndarray, "passes images"]
 
 # Deeper, a secant of the encoder over one step has too few digits left.
-DEEPEST = {"bfloat16": 1_000, "float32": 10_000}
+DEEPEST = {"bfloat16": 300, "float32": 10_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +141,7 @@ def depth(settings: Evaluate) -> dict[str, Any]:
     }
 
 
-def check_precision(precision: str, steps: int) -> None:
+def check_depth(precision: str, steps: int) -> None:
     """Raise UserError if T = `steps` is too deep for `precision`, as `describe.precision` tells it."""
     deepest = DEEPEST.get(precision)
     if deepest is None or steps <= deepest:
@@ -176,7 +175,7 @@ def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = No
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.steps == 0:
         return Depth(lambda params: None, lambda chain: continuous, {})
-    check_precision(describe.precision(experiment), settings.steps)
+    check_depth(describe.precision(experiment), settings.steps)
     plan = fits.plan(workdir, settings, step)
     plan.check()
     return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)

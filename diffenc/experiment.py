@@ -21,6 +21,7 @@ from diffenc.settings import (
 # computed, and all that is chosen after training; never what is trained.
 FREE_TO_CHANGE = (
     "Experiment.steps",
+    "Experiment.microbatches",
     "Experiment.log_every",
     "Experiment.checkpoint_every",
     "Experiment.evaluate_every",
@@ -46,8 +47,10 @@ FREE_TO_CHANGE = (
     "proposal.*",
     "network.*.scan",
     "network.*.remat",
-    "network.*.precision",
 )
+
+# What besides may differ where a run is measured, not trained on.
+FREE_TO_MEASURE = ("network.*.precision",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from diffenc.chain import equal_times
 from diffenc.cheapest_path import cheapest_path
 from diffenc.costs import Table, measure, price
 from diffenc.errors import UserError
-from diffenc.evaluate import check_precision
+from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Params, Variance
 from diffenc.modes import in_precision, restore_ema
@@ -63,7 +63,7 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
     check_steps(settings.steps)
-    check_precision(describe.precision(experiment), settings.steps)
+    check_depth(describe.precision(experiment), settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     table = costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from diffenc import describe, fits
 from diffenc.chain import equal_times
 from diffenc.errors import UserError
-from diffenc.evaluate import check_precision
+from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample, Times
 from diffenc.model import draw
@@ -39,7 +39,7 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=fit_variance needs T: give --steps=T")
-    check_precision(describe.precision(experiment), settings.steps)
+    check_depth(describe.precision(experiment), settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     target = fits.path(workdir, settings.steps, settings.times, settings.variance)
     times, chosen = equal_times(settings.steps), {}

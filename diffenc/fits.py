@@ -15,8 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from diffenc.chain import EQUAL, Chain, build, equal_times
 from diffenc import atomic, describe
+from diffenc.chain import EQUAL, Chain, build, equal_times
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance

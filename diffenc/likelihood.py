@@ -20,9 +20,10 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import ode
+from diffenc import describe, ode
 from diffenc import workdir as workdirs
 from diffenc.dequantise import DEQUANTISATIONS
+from diffenc.errors import UserError
 from diffenc.evaluate import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample
@@ -60,9 +61,15 @@ def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """Measure bits/dim by the ODE, print a table, file it as likelihood.{json,npz}; returns what the JSON says.
 
     Raises:
-      UserError: no run there, one of another config, no such checkpoint, or the ODE could not be solved.
+      UserError: no run there, one of another config, no such checkpoint, networks in bfloat16, or the ODE could
+        not be solved.
     """
     workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    if describe.precision(experiment) == "bfloat16":
+        raise UserError(
+            "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "
+            "networks' precision to 'float32'"
+        )
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     solved = measure(experiment, mesh, ema)
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)

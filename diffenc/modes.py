@@ -15,7 +15,7 @@ from diffenc import checkpoint
 from diffenc import workdir as workdirs
 from diffenc.errors import UserError
 from diffenc.evaluate import KEYS, Evaluator, errors_table, record
-from diffenc.experiment import Experiment
+from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
 from diffenc.progress import Progress
@@ -33,7 +33,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     """
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
-    check_config(experiment, workdir)
+    check_config(experiment, workdir, FREE_TO_MEASURE)
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
         restored = checkpoint.restore_from(workdir / checkpoint.FOLDER, abstract, step)

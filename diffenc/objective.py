@@ -65,9 +65,13 @@ def continuous(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
 
 
 def secant(encode: Encode, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
-    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) [8]."""
+    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) [8].
+
+    The encoder is evaluated at full precision on every device: its difference over a short step has few digits.
+    """
     fraction = step_fraction(log_snr_t, log_snr_s)
-    x_t, x_s = encode(log_snr_t), encode(log_snr_s)
+    with jax.default_matmul_precision("highest"):
+        x_t, x_s = encode(log_snr_t), encode(log_snr_s)
     weight = 0.5 * fraction * jnp.exp(log_snr_s)
     stretch = (log_snr_s - log_snr_t) / fraction
     return Step(log_snr_t, weight, jnp.zeros_like(weight), stretch, x_t, scale(1 / fraction, x_s - x_t))

@@ -61,12 +61,12 @@ def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> No
             run.loop()
 
 
-def check_config(experiment: Experiment, workdir: Path) -> None:
-    """Raise UserError if `workdir` holds a run of another config."""
+def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
+    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
     saved = workdir / CONFIG
     if not saved.is_file():
         return
-    differing = describe.differences(saved.read_text(), describe.config_text(experiment))
+    differing = describe.differences(saved.read_text(), describe.config_text(experiment), also_free)
     if differing:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir, "
@@ -130,6 +130,8 @@ class Run:
             pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
             self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
+        if not self._restored:
+            self._settle(step, owed=[])  # a stop is heeded before what may compile for minutes
         if step < self.experiment.steps:
             levels = abstract_levels(self.experiment, self._mesh)
             self._train_step = compile_ahead("the train step", self._train_step, self._abstract, levels)
@@ -174,7 +176,7 @@ class Run:
             self._timed_from = first, time.monotonic()
             for step in range(first + 1, steps + 1):
                 self._profile.before(step, self._state.step)
-                self._step(feed.take())
+                self._step(self._next_batch(feed, step))
                 self._after(step, last=step == steps)
         finally:
             self._profile.finish(self._state.step)
@@ -183,6 +185,14 @@ class Run:
         if first >= steps:
             logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
         logging.info("all in %s", self.workdir)
+
+    def _next_batch(self, feed: Feed, step: int) -> jax.Array:
+        try:
+            return feed.take()
+        except Exception:  # data that cannot be read must not cost the steps before it
+            self._save(step - 1, owed=[])
+            self.checkpoints.wait()
+            raise
 
     def _step(self, levels: jax.Array) -> None:
         with jax.transfer_guard("disallow"):  # what crosses unasked makes host and device wait for each other

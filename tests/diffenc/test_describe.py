@@ -1,6 +1,7 @@
 import dataclasses
 import enum
 import hashlib
+import re
 from typing import Any
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from diffenc import config, names, registry
 from diffenc.describe import config_hash, config_text, differences, precision
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
+from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.interfaces import Network
 from diffenc.model import Model
 from diffenc.settings import Evaluate, Sample
+from diffenc.train import check_config
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def plugin(kind, name, **values):
@@ -186,8 +190,8 @@ def test_the_hash_is_of_what_is_not_free_to_change():
         and not line.startswith(tuple(f"{name}." for name in names.SETTINGS))
         and not line.startswith(tuple(f"Experiment.{name} " for name in names.SETTINGS))
         and "_every = " not in line
-        and not line.startswith(("Experiment.steps ", "Experiment.profile_at "))
-        and not line.startswith(tuple(f"network.unet.{name} " for name in ("scan", "remat", "precision")))
+        and not line.startswith(("Experiment.steps ", "Experiment.profile_at ", "Experiment.microbatches "))
+        and not line.startswith(("network.unet.scan ", "network.unet.remat "))
     ]
     assert config_hash(experiment()) == hashlib.sha256("\n".join(kept).encode()).hexdigest()
     free = experiment(
@@ -219,19 +223,30 @@ def test_differences_name_key_old_and_new():
 
 
 def test_how_networks_are_computed_may_change(tmp_path):
-    """`scan`, `remat` and `precision` of any network, in a scope or not; nothing else of one."""
+    """`scan` and `remat` of any network, in a scope or not; nothing else of one."""
     network = plugin("network", "unet", blocks=1, channels=16)
     encoder = plugin("encoder", "trainable", network=dataclasses.replace(network, channels=8))
     plain = experiment(encoder=encoder)
-    other = dataclasses.replace(network, scan=True, remat=True, precision="bfloat16")
+    other = dataclasses.replace(network, scan=True, remat=True)
     encoder = plugin("encoder", "trainable", network=dataclasses.replace(other, channels=8))
     computed = experiment(encoder=encoder, network=other)
-    assert "model_network/network.unet.precision = 'bfloat16'" in config_text(computed)
+    assert "model_network/network.unet.scan = True" in config_text(computed)
     assert config_hash(computed) == config_hash(plain)
     assert not differences(config_text(plain), config_text(computed))
     assert round_trip(tmp_path, computed) == computed
     wider = experiment(encoder=encoder, network=dataclasses.replace(other, channels=32))
     assert config_hash(wider) != config_hash(plain)
+
+
+def test_a_run_is_trained_in_one_precision_and_measured_in_any(tmp_path):
+    trained, other = (experiment(network=plugin("network", "unet", precision=p)) for p in PRECISIONS)
+    (tmp_path / "config.gin").write_text(config_text(trained))
+    change = "network.unet.precision: 'float32' -> 'bfloat16'"
+    assert differences(config_text(trained), config_text(other)) == [change]
+    with pytest.raises(UserError, match=re.escape(change)):
+        check_config(other, tmp_path)
+    check_config(other, tmp_path, FREE_TO_MEASURE)
+    assert config_hash(trained) != config_hash(other)
 
 
 def test_the_precision_is_the_lowest_of_any_network(x64):

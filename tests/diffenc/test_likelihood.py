@@ -20,6 +20,7 @@ from diffenc.settings import Evaluate, Likelihood
 from diffenc.sharding import data_mesh
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
+from diffenc_plugins.networks import UNet
 from diffenc_plugins.parameterizations import X
 from diffenc_plugins.schedules import Linear
 
@@ -192,7 +193,7 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     assert record == {
         "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
         "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "passes": 1,
-        "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32",
+        "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "default",
         "device": "cpu", "model": likelihood.UNMODELLED, "step": 12, "num_params": 66,
     }  # fmt: skip
 
@@ -233,6 +234,13 @@ def test_what_cannot_be_solved_files_nothing(trained, workdir, tmp_path, monkeyp
     with pytest.raises(UserError, match="not solved"):
         likelihood.likelihood(trained(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_in_bfloat16_are_refused(tiny, tmp_path):
+    experiment = tiny()
+    model = dataclasses.replace(experiment.model, network=UNet(precision="bfloat16"))
+    with pytest.raises(UserError, match=r"^--mode=likelihood: .*bind the networks' precision to 'float32'$"):
+        likelihood.likelihood(dataclasses.replace(experiment, model=model), tmp_path)
 
 
 def test_a_folder_without_a_run_is_refused(trained, tmp_path):

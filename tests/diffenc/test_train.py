@@ -662,6 +662,21 @@ def test_a_row_tells_how_long_a_step_waits_for_data(tiny, tmp_path, monkeypatch)
     assert 0 < waits["fast"] < 0.01
 
 
+def test_data_that_cannot_be_read_costs_no_step_before_it(tiny, tmp_path, monkeypatch):
+    """The eighth batch is asked for two steps ahead of its own."""
+
+    def failing(*of):
+        batches = train_batches(*of)
+        for _ in range(7):
+            yield next(batches)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(train, "train_batches", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train.train(tiny(seed=3, steps=12, checkpoint_every=0), tmp_path)
+    assert int(_state(tiny(seed=3, steps=12), tmp_path).step) == 5
+
+
 def test_nothing_crosses_to_the_device_unasked(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(feed.InFlight, "add", lambda self, token: jnp.ones(3) + 1.0)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
