@@ -6,7 +6,7 @@
 Images are of random levels: no data is read. Parts:
 
   step          the train step: parameters, FLOPs, tracing and compiling, seconds, share of the peak, memory
-  variants      the same step with VDMv, DiffEnc-nt and the file's own encoder, in turns
+  variants      the same step with VDMv, DiffEnc-nt and the file's own encoder, in turns; building them, their FLOPs
   sampler       a step of ancestral sampling beside one call of the network, in turns
   input         the input pipeline, and how long the step waits for it
   checkpoint    saving and restoring the state, beside one file of the same size
@@ -173,7 +173,10 @@ def show(figures: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console(width=140)  # wide enough for their lines, wherever they go
     for part in benchmark_shown.tables(figures):
-        console.print(part)
+        if isinstance(part, str):
+            print(part)
+        else:
+            console.print(part)
 
 
 if __name__ == "__main__":

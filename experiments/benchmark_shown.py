@@ -11,11 +11,26 @@ Figures = dict[str, Any]
 
 
 def tables(figures: Figures) -> Iterator[str | Table]:
-    """A heading and a table for each part that was measured."""
+    """What was run where; then for each part that was measured a heading, a table and what to know of it."""
+    yield "\n".join(circumstances(figures))
     for part, rows in ROWS.items():
         if part in figures:
-            yield f"\n{part}: {of(figures)}"
+            yield f"\n{part}: {of(figures)}\n"
             yield two_columns(rows(figures[part]))
+            yield f"\n{NOTES[part]}" if part in NOTES else ""
+
+
+def circumstances(figures: Figures) -> list[str]:
+    """A list in Markdown."""
+    hardware = figures["hardware"]
+    return [
+        f"- date: {figures['date']}",
+        f"- command: `{figures['command']}`",
+        f"- devices: {hardware['devices']} x {hardware['device']} ({hardware['platform']})",
+        f"- host: {hardware['cpu']}, {hardware['cores_usable']} of {hardware['cores']} cores",
+        "- versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
+        f"- medians and quartiles of {figures['rounds']} rounds",
+    ]
 
 
 def of(figures: Figures) -> str:
@@ -68,18 +83,36 @@ def _step(found: Figures) -> list[Row]:
             for dtype, share in found["share_of_peak"].items()
         ),
         *(
-            (f"memory, {name}", f"{memory[name] / 1e6:,.1f} MB")
-            for name in ("state", "peak_in_use")
+            (f"memory, {text}", f"{memory[name] / 1e6:,.1f} MB")
+            for name, text in (("state", "state"), ("peak_in_use", "most in use until the steps were timed"))
             if name in memory
         ),
         *((f"memory, compiled step: {name}", f"{size / 1e6:,.1f} MB") for name, size in compiled.items()),
     ]
 
 
+ON_PAPER = {
+    "compile_seconds": ("to compile", 1, "s"),
+    "build_seconds": ("to trace, lower and compile", 1, "s"),
+    "flops_counted": ("FLOPs an image, counted", 1e9, "G"),
+    "flops_xla": ("FLOPs an image, XLA's count", 1e9, "G"),
+}
+
+
 def _variants(found: Figures) -> list[Row]:
     return [
         *((f"train step, {name}", took(step)) for name, step in found["steps"].items()),
         *((f"{name} / vdmv", times(ratio)) for name, ratio in found["over_vdmv"].items()),
+        *(
+            (f"{name}, {text}", f"{paper[key] / scale:,.4g} {unit}".rstrip())
+            for name, paper in found["on_paper"].items()
+            for key, (text, scale, unit) in ON_PAPER.items()
+        ),
+        *(
+            (f"{name} / vdmv, {text}", f"{ratio[key]:.3f}")
+            for name, ratio in found["on_paper_over_vdmv"].items()
+            for key, (text, _, _) in ON_PAPER.items()
+        ),
     ]
 
 
@@ -127,6 +160,7 @@ def _contractions(found: Figures) -> list[Row]:
             for name, seconds in sorted(found["seconds"].items())
         ),
         *((over[name], times(ratio)) for name, ratio in found["step_over"].items()),
+        (f"a call that computes nothing, of {found['calls']:,} calls", took(found["empty_call"])),
     ]
 
 
@@ -137,4 +171,14 @@ ROWS: dict[str, Callable[[Figures], list[Row]]] = {
     "input": _input,
     "checkpoint": _checkpoint,
     "contractions": _contractions,
+}
+
+NOTES = {
+    "step": "Memory most in use: of this process on its first device, from its start until the steps were timed.",
+    "variants": "Each was built once, one after the other: a later one may profit from what was traced or tuned before.",
+    "contractions": (
+        "A contraction alone is a call of its own: its time includes the call's dispatch, and changes of layout that\n"
+        "the step makes once for several. So the sum is overstated and the step's ratio to it understated, by much\n"
+        "on an accelerator with many small contractions."
+    ),
 }

@@ -13,15 +13,23 @@ from absl import logging
 from diffenc import peaks, sampler
 from diffenc.chain import equal_steps
 from diffenc.experiment import Experiment
-from diffenc.flops import Contraction, Operand
+from diffenc.flops import Contraction, Operand, Work
 from diffenc.plan import compiled_memory, state_memory
 from diffenc.progress import Progress
 from diffenc.solvers import ancestral
 from diffenc.train_state import count_parameters
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
-from experiments.benchmark_subject import Stepper, Subject, compile_step, first_params, first_state
-from experiments.timing import Times, side_by_side, spread
+from experiments.benchmark_subject import (
+    Compiled,
+    Stepper,
+    Subject,
+    compile_step,
+    first_params,
+    first_state,
+    work_of_share,
+)
+from experiments.timing import Call, Times, side_by_side, spread
 
 PEAKS = ("float32", "bfloat16")  # dtypes whose matrix products are timed
 
@@ -30,16 +38,14 @@ def step(subject: Subject) -> dict[str, Any]:
     """The train step: what it costs on paper, to compile, in memory, in time."""
     experiment, devices = subject.experiment, subject.mesh.devices.size
     compiled, stepper = subject.compiled, subject.stepper
-    best = {dtype: peaks.measured(dtype) for dtype in PEAKS}
     logging.info("timing the train step")
     took = side_by_side({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
+    in_use = device_memory()  # before other operands come
+    best = {dtype: peaks.measured(dtype) for dtype in PEAKS}
     counted = subject.work.flops
     return {
         "parameters": {part: count_parameters(part_of) for part, part_of in stepper.state.params.items()},
-        "flops_per_image": {
-            "counted": counted * devices / experiment.batch_size,
-            "xla": xla_flops(compiled.step) * devices / experiment.batch_size,
-        },
+        "flops_per_image": flops_per_image(experiment, devices, subject.work, compiled),
         "build_seconds": compiled.seconds,
         "step": took.figures(),
         "images_per_second": experiment.batch_size / took.median,
@@ -49,9 +55,15 @@ def step(subject: Subject) -> dict[str, Any]:
         "memory": {
             **state_memory(stepper.state),
             "compiled": compiled_memory(compiled.step),
-            **device_memory(),
+            **in_use,
         },
     }
+
+
+def flops_per_image(experiment: Experiment, devices: int, work: Work, compiled: Compiled) -> dict[str, float]:
+    """Of the train step: counted in one device's `work`, and XLA's count."""
+    images = experiment.batch_size / devices
+    return {"counted": work.flops / images, "xla": xla_flops(compiled.step) / images}
 
 
 def xla_flops(compiled: Any) -> float:
@@ -61,7 +73,7 @@ def xla_flops(compiled: Any) -> float:
 
 
 def device_memory() -> dict[str, int]:
-    """Most bytes ever in use on the first device, where the backend keeps count."""
+    """Most bytes that this process had in use on the first device so far, where the backend keeps count."""
     said = jax.devices()[0].memory_stats() or {}
     return {"peak_in_use": said["peak_bytes_in_use"]} if "peak_bytes_in_use" in said else {}
 
@@ -80,20 +92,42 @@ def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def variants(subject: Subject) -> dict[str, Any]:
-    """Steps of models that differ by their encoder, side by side."""
-    steppers = {}
+    """Steps of models that differ by their encoder, side by side; and what they cost to build, and in FLOPs."""
+    steppers, paper = {}, {}
     for name, experiment in with_encoders(subject.experiment).items():
-        if name == "own":
-            steppers[name] = subject.stepper
-            continue
-        compiled = compile_step(experiment, subject.mesh)
-        steppers[name] = Stepper(compiled.step, first_state(experiment, subject.mesh), subject.levels)
+        own = name == "own"
+        compiled = subject.compiled if own else compile_step(experiment, subject.mesh)
+        paper[name] = on_paper(experiment, subject.mesh.devices.size, compiled)
+        steppers[name] = (
+            subject.stepper
+            if own
+            else Stepper(compiled.step, first_state(experiment, subject.mesh), subject.levels)
+        )
     logging.info("timing %s side by side", ", ".join(steppers))
     took = side_by_side(steppers, subject.settings.rounds, subject.settings.least)
+    others = [name for name in took if name != "vdmv"]
     return {
         "steps": {name: times.figures() for name, times in took.items()},
-        "over_vdmv": {name: times.over(took["vdmv"]) for name, times in took.items() if name != "vdmv"},
+        "over_vdmv": {name: took[name].over(took["vdmv"]) for name in others},
+        "on_paper": paper,
+        "on_paper_over_vdmv": {name: ratios(paper[name], paper["vdmv"]) for name in others},
     }
+
+
+def on_paper(experiment: Experiment, devices: int, compiled: Compiled) -> dict[str, float]:
+    """Seconds to compile, and to build in all (tracing and lowering too); FLOPs an image."""
+    counts = flops_per_image(experiment, devices, work_of_share(experiment, devices), compiled)
+    return {
+        "compile_seconds": compiled.seconds["compile"],
+        "build_seconds": sum(compiled.seconds.values()),
+        "flops_counted": counts["counted"],
+        "flops_xla": counts["xla"],
+    }
+
+
+def ratios(over: dict[str, float], under: dict[str, float]) -> dict[str, float]:
+    """Of each figure; NaN where there is nothing to divide by."""
+    return {name: value / under[name] if under[name] else math.nan for name, value in over.items()}
 
 
 def sampling(subject: Subject) -> dict[str, Any]:
@@ -101,6 +135,22 @@ def sampling(subject: Subject) -> dict[str, Any]:
 
     A call by itself also pays for memory that a loop takes once.
     """
+    steps = subject.settings.sampling_steps
+    logging.info("timing %d sampling steps beside calls of the network", steps)
+    took = side_by_side(sampling_calls(subject), subject.settings.rounds, subject.settings.least)
+    one, looped = took["walk"] / steps, took["loop"] / steps
+    return {
+        "sampling_steps": steps,
+        "step": one.figures(),
+        "network": took["network"].figures(),
+        "network_in_loop": looped.figures(),
+        "step_over_network": one.over(took["network"]),
+        "step_over_network_in_loop": one.over(looped),
+    }
+
+
+def sampling_calls(subject: Subject) -> dict[str, Call]:
+    """Sampling (`walk`), the network once (`network`), and as often as sampling calls it (`loop`)."""
     experiment, steps = subject.experiment, subject.settings.sampling_steps
     model, params = experiment.model, first_params(experiment, subject.mesh)
     z = jax.random.normal(jax.random.key(0), subject.levels.shape)
@@ -122,27 +172,17 @@ def sampling(subject: Subject) -> dict[str, Any]:
     def loop(params, z):
         return jax.lax.scan(lambda z, _: (forward(params, z), None), z, length=steps)[0]
 
-    logging.info("timing %d sampling steps beside calls of the network", steps)
-    calls = {
-        name: partial(call, params, z)
-        for name, call in (("walk", walk), ("network", forward), ("loop", loop))
-    }
-    took = side_by_side(calls, subject.settings.rounds, subject.settings.least)
-    one, looped = took["walk"] / steps, took["loop"] / steps
-    return {
-        "sampling_steps": steps,
-        "step": one.figures(),
-        "network": took["network"].figures(),
-        "network_in_loop": looped.figures(),
-        "step_over_network": one.over(took["network"]),
-        "step_over_network_in_loop": one.over(looped),
-    }
+    calls = {"walk": walk, "network": forward, "loop": loop}
+    return {name: partial(call, params, z) for name, call in calls.items()}
 
 
 def contractions(subject: Subject) -> dict[str, Any]:
     """Every convolution and matrix product of one device's step by itself, beside the whole step.
 
-    What the step takes beyond their sum is all that is not one of them: memory traffic, launches, sums over devices.
+    What the step takes beyond their sum is all that is not one of them: memory traffic, sums over devices. But a
+    time alone includes a call's dispatch, and changes of layout that the step makes once for several. So the sum is
+    overstated and the ratio understated, by much on an accelerator with many small contractions: `empty_call` is
+    what the least of calls takes.
     """
     counts = subject.work.counts
     alone = time_alone(subject, {one.operation for one in counts})
@@ -154,6 +194,8 @@ def contractions(subject: Subject) -> dict[str, Any]:
             totals[name] += found["count"] * found["seconds"]
     return {
         "step": took.figures(),
+        "calls": sum(counts.values()),
+        "empty_call": time_empty(subject).figures(),
         "seconds": dict(totals),
         "step_over": {
             name: spread(took.seconds / totals[name], "ratio")
@@ -188,6 +230,13 @@ def time_alone(subject: Subject, operations: set[Contraction]) -> dict[Contracti
         took[operation] = side_by_side(call, subject.settings.rounds, subject.settings.least / 10)[""]
         progress()
     return took
+
+
+def time_empty(subject: Subject) -> Times:
+    """A call of two operands that computes next to nothing."""
+    least, lhs = jax.jit(lambda lhs, rhs: lhs + rhs), jnp.ones(())
+    settings = subject.settings
+    return side_by_side({"": partial(least, lhs, lhs)}, settings.rounds, settings.least / 10)[""]
 
 
 def random_array(operand: Operand) -> jax.Array:

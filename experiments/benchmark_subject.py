@@ -84,9 +84,7 @@ class Subject:
     @functools.cached_property
     def work(self) -> Work:
         """The contractions of one device's share of a step."""
-        share, mesh = one_share(self.experiment, self.mesh.devices.size), one_device()
-        step = make_train_step(share, mesh)
-        return flops.work_of(step, abstract_state(share, mesh), abstract_levels(share, mesh))
+        return work_of_share(self.experiment, self.mesh.devices.size)
 
     @functools.cached_property
     def levels(self) -> jax.Array:
@@ -119,6 +117,13 @@ def random_levels(experiment: Experiment, count: int) -> UInt8[np.ndarray, "n h 
     """Images in which every level is as likely as any other."""
     shape = (count, *experiment.dataset.image_shape)
     return np.random.default_rng(0).integers(0, experiment.dataset.num_levels, shape, dtype=np.uint8)
+
+
+def work_of_share(experiment: Experiment, devices: int) -> Work:
+    """The contractions of a train step on one of so many devices."""
+    share, mesh = one_share(experiment, devices), one_device()
+    step = make_train_step(share, mesh)
+    return flops.work_of(step, abstract_state(share, mesh), abstract_levels(share, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:

@@ -1,50 +1,21 @@
 """The benchmark, on a model that takes a step in no time: what it counts, compares and files."""
 
-import contextlib
 import dataclasses
 import json
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from diffenc.checkpoint import Checkpoints
-from diffenc.data import ArraySource
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.means import VDM
-from experiments import benchmark, benchmark_host, benchmark_shown, benchmark_steps, benchmark_subject
-from experiments.benchmark_subject import Settings, Subject, random_levels, uncached
+from experiments import benchmark, benchmark_shown, benchmark_steps
+from experiments.benchmark_subject import Compiled, Settings, Subject, random_levels, uncached
 from experiments.timing import Times
 
-QUICK = Settings(rounds=2, least=0.0, sampling_steps=3, images=40)
-ONE = 2 * 16 * 16  # FLOPs of one of the two by one image
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixed:
-    """A network that mixes all 16 pixels by a matrix, twice."""
-
-    def init(self, key, z, log_snr, *, condition=None):
-        return jnp.zeros((16, 16))
-
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
-        return (z.reshape(-1, 16) @ params @ params).reshape(z.shape)
-
-
-@pytest.fixture(autouse=True)
-def cached(monkeypatch):
-    """The tests' own cache makes their compilation quick."""
-    monkeypatch.setattr(benchmark_subject, "uncached", contextlib.nullcontext)
-
-
-@pytest.fixture(scope="module")
-def subject(tiny):
-    """4x4 images, 4 a step; a matrix in the score network."""
-    return Subject(tiny(model=dataclasses.replace(tiny().model, network=Mixed())), QUICK)
+ONE = 2 * 16 * 16  # FLOPs of one of the two matrices by one image
 
 
 def shown(part, figures):
@@ -66,6 +37,29 @@ def test_the_step(subject, monkeypatch):
     assert found["share_of_peak"]["bfloat16"] == pytest.approx(4 * 6 * ONE / seconds / 2e9)
     assert found["memory"]["compiled"]["total"] > found["memory"]["state"]
     assert shown("step", found)["FLOPs an image, counted"] == "3.072e-06 G"
+
+
+def test_memory_is_read_after_the_steps_and_before_other_operands_come(subject, monkeypatch):
+    seen = []
+
+    def side_by_side(*_):
+        seen.append("steps")
+        return {"step": Times(np.asarray([1.0]))}
+
+    def measured(dtype):
+        seen.append("peak")
+        return 1.0
+
+    def memory():
+        seen.append("memory")
+        return {"peak_in_use": 7_000_000}
+
+    monkeypatch.setattr(benchmark_steps, "side_by_side", side_by_side)
+    monkeypatch.setattr(benchmark_steps.peaks, "measured", measured)
+    monkeypatch.setattr(benchmark_steps, "device_memory", memory)
+    found = benchmark_steps.step(subject)
+    assert seen[:3] == ["steps", "memory", "peak"]
+    assert shown("step", found)["memory, most in use until the steps were timed"] == "7.0 MB"
 
 
 def test_steps_really_are_taken(subject):
@@ -97,6 +91,43 @@ def test_variants_side_by_side(subject):
     assert "own / vdmv" in shown("variants", found)
 
 
+def test_what_variants_cost_to_build_and_on_paper(subject, monkeypatch):
+    class Fake:
+        """Compiles in so many seconds to so many FLOPs, by XLA's count."""
+
+        def __init__(self, number):
+            self.number = number
+
+        def cost_analysis(self):
+            return {"flops": self.number}
+
+    seconds = iter([2.0, 3.0])
+
+    def compiled(*_):
+        took = next(seconds)
+        return Compiled(Fake(4 * 1e9 * took), {"trace": 1.0, "lower": 1.0, "compile": took})
+
+    own = Subject(subject.experiment, subject.settings)
+    own.__dict__["stepper"], own.__dict__["compiled"] = (
+        subject.stepper,
+        Compiled(Fake(20e9), {"trace": 2.0, "lower": 1.0, "compile": 5.0}),
+    )
+    times = {name: Times(np.asarray([1.0])) for name in ("vdmv", "nt", "own")}
+    monkeypatch.setattr(benchmark_steps, "compile_step", compiled)
+    monkeypatch.setattr(benchmark_steps, "side_by_side", lambda *_: times)
+    found = benchmark_steps.variants(own)
+    assert found["on_paper"]["vdmv"] == {
+        "compile_seconds": 2.0, "build_seconds": 4.0, "flops_counted": 6 * ONE, "flops_xla": 2e9
+    }  # fmt: skip
+    assert found["on_paper_over_vdmv"] == {
+        "nt": {"compile_seconds": 1.5, "build_seconds": 1.25, "flops_counted": 1, "flops_xla": 1.5},
+        "own": {"compile_seconds": 2.5, "build_seconds": 2.0, "flops_counted": 1, "flops_xla": 2.5},
+    }
+    rows = shown("variants", found)
+    assert rows["own / vdmv, to compile"] == "2.500"
+    assert rows["vdmv, FLOPs an image, XLA's count"] == "2 G"
+
+
 def test_a_sampling_step_is_a_part_of_the_walk(subject, monkeypatch):
     def measured(calls, rounds, least):
         shapes = {name: jax.eval_shape(call).shape for name, call in calls.items()}
@@ -117,47 +148,6 @@ def test_the_sampler_walks(subject):
     assert min(found[name]["seconds"] for name in ("step", "network", "network_in_loop")) > 0
 
 
-def test_the_pipeline(subject):
-    found = benchmark_host.pipeline(subject)
-    assert found["images"] == 40
-    assert found["images_per_second"] == pytest.approx(4 / found["batch"]["seconds"])
-    assert 0 <= found["share_waited"] < 1
-    assert "fed / resident" in shown("input", found)
-
-
-class Slow(ArraySource):
-    """Takes its time."""
-
-    def __getitems__(self, indices):
-        time.sleep(0.1)
-        return super().__getitems__(indices)
-
-
-def test_a_pipeline_that_is_too_slow_is_seen(subject, monkeypatch):
-    slow = Subject(subject.experiment, Settings(rounds=6, least=0.0))
-    slow.__dict__["source"] = Slow(subject.source.images, subject.source.labels)
-    slow.__dict__["stepper"] = subject.stepper
-    found = benchmark_host.pipeline(slow)
-    assert found["share_waited"] > 0.5
-    assert found["wait_seconds_per_step"] > 0.01
-
-
-def test_checkpoints(subject, tmp_path):
-    found = benchmark_host.checkpoints(subject, tmp_path)
-    assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(subject.stepper.state))
-    assert found["save_holds_training_up"]["seconds"] < found["save"]["seconds"]
-    assert found["save_holds_training_up"]["rounds"] == 2
-    assert found["restore"]["seconds"] > 0
-    assert list(tmp_path.iterdir()) == []
-    assert "restore / np.load" in shown("checkpoint", found)
-
-
-def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
-    with Checkpoints(tmp_path) as kept:
-        benchmark_host.Saver(kept, subject.stepper.state)()
-        assert kept.steps() == [1]
-
-
 def test_contractions_one_by_one(subject):
     found = benchmark_steps.contractions(subject)
     by_role = {
@@ -172,6 +162,9 @@ def test_contractions_one_by_one(subject):
     assert found["step_over"]["all"]["ratio"] == pytest.approx(found["step"]["seconds"] / total)
     assert forward["flops_per_second"] == pytest.approx(4 * ONE / forward["seconds"])
     assert "step / all of them" in shown("contractions", found)
+    assert found["calls"] == 2 + 4
+    assert found["empty_call"]["seconds"] > 0
+    assert "a call that computes nothing, of 6 calls" in shown("contractions", found)
 
 
 def test_levels_are_random_and_within_range(subject):
@@ -232,6 +225,10 @@ def test_figures_are_printed_and_filed(go, tmp_path, capsys):
     assert "Experiment.batch_size = 2" in found["config"]
     printed = capsys.readouterr().out
     assert "input: batch 2 of 4x4x1" in printed
+    assert f"- date: {found['date']}" in printed
+    assert f"- command: `{found['command']}`" in printed
+    assert f"jax {jax.__version__}, jaxlib" in printed
+    assert "medians and quartiles of 2 rounds" in printed
     assert "images a second" in printed
 
 

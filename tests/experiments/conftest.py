@@ -1,0 +1,36 @@
+"""An experiment to benchmark that takes a step in no time."""
+
+import contextlib
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from experiments import benchmark_subject
+from experiments.benchmark_subject import Settings, Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """A network that mixes all 16 pixels by a matrix, twice."""
+
+    def init(self, key, z, log_snr, *, condition=None):
+        return jnp.zeros((16, 16))
+
+    def apply(self, params, z, log_snr, *, condition=None, key=None):
+        return (z.reshape(-1, 16) @ params @ params).reshape(z.shape)
+
+
+@pytest.fixture(autouse=True)
+def cached(monkeypatch):
+    """The tests' own cache makes their compilation quick."""
+    monkeypatch.setattr(benchmark_subject, "uncached", contextlib.nullcontext)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny):
+    """4x4 images, 4 a step; a matrix in the score network."""
+    return Subject(
+        tiny(model=dataclasses.replace(tiny().model, network=Mixed())),
+        Settings(rounds=2, least=0.0, sampling_steps=3, images=40),
+    )

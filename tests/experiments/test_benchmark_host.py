@@ -1,0 +1,52 @@
+"""The benchmark's parts in which the host takes part."""
+
+import time
+
+import jax
+import pytest
+
+from diffenc.checkpoint import Checkpoints
+from diffenc.data import ArraySource
+from experiments import benchmark_host, benchmark_shown
+from experiments.benchmark_subject import Settings, Subject
+
+
+def test_the_pipeline(subject):
+    found = benchmark_host.pipeline(subject)
+    assert found["images"] == 40
+    assert found["images_per_second"] == pytest.approx(4 / found["batch"]["seconds"])
+    assert 0 <= found["share_waited"] < 1
+    assert "fed / resident" in dict(benchmark_shown.ROWS["input"](found))
+
+
+class Slow(ArraySource):
+    """Takes its time."""
+
+    def __getitems__(self, indices):
+        time.sleep(0.1)
+        return super().__getitems__(indices)
+
+
+def test_a_pipeline_that_is_too_slow_is_seen(subject, monkeypatch):
+    slow = Subject(subject.experiment, Settings(rounds=6, least=0.0))
+    slow.__dict__["source"] = Slow(subject.source.images, subject.source.labels)
+    slow.__dict__["stepper"] = subject.stepper
+    found = benchmark_host.pipeline(slow)
+    assert found["share_waited"] > 0.5
+    assert found["wait_seconds_per_step"] > 0.01
+
+
+def test_checkpoints(subject, tmp_path):
+    found = benchmark_host.checkpoints(subject, tmp_path)
+    assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(subject.stepper.state))
+    assert found["save_holds_training_up"]["seconds"] < found["save"]["seconds"]
+    assert found["save_holds_training_up"]["rounds"] == 2
+    assert found["restore"]["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert "restore / np.load" in dict(benchmark_shown.ROWS["checkpoint"](found))
+
+
+def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
+    with Checkpoints(tmp_path) as kept:
+        benchmark_host.Saver(kept, subject.stepper.state)()
+        assert kept.steps() == [1]
