@@ -72,7 +72,12 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     settings = dataclasses.asdict(experiment.fit)
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
     precision = describe.precision(experiment)
-    return {"step": step, "fit": settings, "config_hash": describe.config_hash(experiment), "precision": precision}
+    return {
+        "step": step,
+        "fit": settings,
+        "config_hash": describe.config_hash(experiment),
+        "precision": precision,
+    }
 
 
 def needs_excess(variance: Variance) -> bool:
