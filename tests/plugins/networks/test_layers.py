@@ -137,6 +137,17 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(layer):
     np.testing.assert_allclose(gradient, 65536 * (4 if layer == "unpool" else 1), rtol=1e-6)
 
 
+def test_the_first_convolution_is_rounded_after_it_and_the_last_not_at_all():
+    h = jnp.asarray(np.random.default_rng(6).normal(size=(1, 6, 6, 2)), jnp.float32)
+    params = {"conv_in": {"w": jnp.ones((3, 3, 2, 4)) / 3, "b": jnp.full(4, 0.1)}}
+    exact, rounded = (run(lambda h, p=p: layers.stem(h, 4, p), params, h) for p in ("float32", "bfloat16"))
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+    params = {"conv_out": {"w": jnp.ones((3, 3, 4, 1)) / 7, "b": jnp.zeros(1)}}
+    params["norm_out"] = {"scale": jnp.ones(4), "offset": jnp.zeros(4)}
+    out = run(lambda h: layers.head(h, 1, 2), params, rounded)
+    assert np.mean(np.asarray(out.astype(jnp.bfloat16), np.float32) == out) < 0.1
+
+
 def test_statistics_of_bfloat16_maps_are_taken_in_float32():
     """Of 64 x 64 positions about 10: their sum in bfloat16 would be good to a few digits in a thousand."""
     h = jnp.asarray(10 + np.random.default_rng(5).normal(size=(1, 64, 64, 2)), jnp.bfloat16)
