@@ -70,20 +70,20 @@ from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
 
-model = Model(Trainable(EncoderUNet(1, 4)), Linear(), V(), Counterterm(), UNet(1, 4))
+model = Model(Trainable(EncoderUNet(1, 4)), Linear(), V(), Counterterm(), UNet(2, 4, scan=sys.argv[1] == 'loop'))
 mesh = data_mesh()
 split = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split_over(mesh))
 params = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 1)))
 params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), params)
 levels = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8, sharding=split_over(mesh))
 draws = Draws(split(8), split(8, 8, 8, 1), split(8, 8, 8, 1))
-elbo = jax.jit(lambda *a: model.elbo(*a, num_levels=17, key=jax.random.key(1)).total.sum())
-text = elbo.lower(params, levels, draws).compile().as_text()
+elbo = lambda *a: model.elbo(*a, num_levels=17, key=jax.random.key(1)).total.sum()
+text = jax.jit(jax.grad(elbo) if sys.argv[2] == "gradient" else elbo).lower(params, levels, draws).compile().as_text()
 print(sorted(set(re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", text))))
 """
 
 
-def _on_four(program: str, *arguments: Path) -> str:
+def _on_four(program: str, *arguments: Path | str) -> str:
     """Standard output of a Python program that has four devices."""
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     process = subprocess.run(
@@ -117,9 +117,17 @@ def _rows(workdir: Path) -> list[dict]:
     ]
 
 
-def test_the_loss_of_a_split_batch_moves_no_activation():
+@pytest.mark.parametrize(
+    ("form", "of"),
+    [
+        ("written out", "loss"),
+        pytest.param("loop", "gradient", marks=pytest.mark.slow),
+        pytest.param("written out", "gradient", marks=pytest.mark.slow),
+    ],
+)
+def test_the_loss_of_a_split_batch_moves_no_activation(form, of):
     """Each device keeps to its own images: all that crosses is the sum over the batch."""
-    assert _on_four(ELBO).strip() == "['all-reduce']"
+    assert _on_four(ELBO, form, of).strip() == "['all-reduce']"
 
 
 def test_taking_a_batch_in_parts_moves_no_image(facts):
