@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 Carry = TypeVar("Carry")
 
@@ -43,3 +44,15 @@ def after(done: Any, part: Any) -> Any:
         return part
     zero = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done))
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero).astype(leaf.dtype), part)
+
+
+def stored(value: Array) -> Array:
+    """`value` unchanged, but computed once and kept; for what the turns of a loop add to, one after the other.
+
+    Written out, XLA fuses such a sum into everything that reads it, and adds up all turns before anew in each: a
+    fifth of the train step of an 8-block U-Net on a CPU. What goes through a branch it has to keep. Which branch
+    cannot be foreseen, and does not matter: the other one is taken where the first number is NaN, and all is lost.
+    """
+    if not unrolls():
+        return value
+    return jax.lax.cond(jnp.isnan(value.ravel()[0]), lambda kept: 2 * kept, lambda kept: kept, value)

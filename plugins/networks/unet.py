@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
-from diffenc.loops import unrolls
+from diffenc.loops import stored, unrolls
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
@@ -156,7 +156,7 @@ def written_out(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool
     """The same, compiled block by block."""
     ys, steps = [], list(zip(blocks, xs or [None] * len(blocks), strict=True))
     for block, x in reversed(steps) if reverse else steps:
-        h, y = body(h, block, x)
+        h, y = body(stored(h), block, x)
         ys.append(y)
     return h, ys[::-1] if reverse else ys
 

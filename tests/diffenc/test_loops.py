@@ -1,5 +1,7 @@
 """The same sums on every device; written out in full on the CPU alone."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,3 +46,31 @@ def test_on_the_cpu_it_is_written_out(backend, turns):
         jax.jit(jax.grad(lambda weight: _running_sums(weight, PARTS[:turns])[0].sum())).lower(2.0).as_text()
     )
     assert ("while" in text) == (backend != "cpu")
+
+
+def test_what_is_stored_is_unchanged_and_so_is_its_gradient():
+    x = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
+
+    def total(x):
+        return jnp.sum(jnp.sin(loops.stored(2 * x)))
+
+    np.testing.assert_allclose(total(jnp.asarray(x)), np.sin(2 * x.astype(np.float64)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(total))(jnp.asarray(x)), 2 * np.cos(2 * x), rtol=1e-5, atol=1e-6
+    )
+    value, slope = jax.jvp(loops.stored, (jnp.asarray(x),), (jnp.ones_like(x),))
+    np.testing.assert_array_equal(value, x)
+    np.testing.assert_array_equal(slope, np.ones_like(x))
+
+
+def test_xla_keeps_the_branches_that_store():
+    """It would remove them if it could tell that they change nothing, and fuse across them."""
+
+    def last(terms):
+        total = jnp.zeros_like(terms[0])
+        for term in terms:
+            total = loops.stored(total + jnp.tanh(term))
+        return total
+
+    compiled = jax.jit(last).lower([jnp.ones((64, 64))] * 4).compile()
+    assert len(re.findall(r" conditional\(", compiled.as_text())) == 4
