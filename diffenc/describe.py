@@ -67,7 +67,8 @@ def config_hash(experiment: Experiment) -> str:
 def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
     """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
 
-    `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one has at its default came with a later version: no difference.
+    `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one
+    has at its default came with a later version: no difference.
     """
     old, new = (_bindings(text, also_free) for text in (old_text, new_text))
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}

@@ -47,7 +47,7 @@ def _log_partition_jvp(num_levels: int, primals, tangents) -> tuple[Data, Data]:
 
 def _log_sum(pixels: Data, half_snr: PerExample, num_levels: int) -> tuple[Data, Data, Data]:
     """The log of the sum, and the means of (pixels - v) and its square over what is summed."""
-    nearest = 2 * (nearest_levels(pixels, num_levels) + 0.5) / num_levels - 1  # has the largest term
+    nearest = scale_pixels(nearest_levels(pixels, num_levels), num_levels)  # has the largest term
     least = jnp.square(pixels - nearest)
     gap = pixels[..., None] - jnp.expand_dims(level_values(num_levels), tuple(range(pixels.ndim)))
     terms = jnp.exp(scale(-half_snr, jnp.square(gap) - least[..., None]))

@@ -97,7 +97,8 @@ def variants(subject: Subject) -> dict[str, Any]:
     for name, experiment in with_encoders(subject.experiment).items():
         own = name == "own"
         compiled = subject.compiled if own else compile_step(experiment, subject.mesh)
-        paper[name] = on_paper(experiment, subject.mesh.devices.size, compiled)
+        work = subject.work if own else work_of_share(experiment, subject.mesh.devices.size)
+        paper[name] = on_paper(experiment, subject.mesh.devices.size, work, compiled)
         steppers[name] = (
             subject.stepper
             if own
@@ -114,9 +115,9 @@ def variants(subject: Subject) -> dict[str, Any]:
     }
 
 
-def on_paper(experiment: Experiment, devices: int, compiled: Compiled) -> dict[str, float]:
+def on_paper(experiment: Experiment, devices: int, work: Work, compiled: Compiled) -> dict[str, float]:
     """Seconds to compile, and to build in all (tracing and lowering too); FLOPs an image."""
-    counts = flops_per_image(experiment, devices, work_of_share(experiment, devices), compiled)
+    counts = flops_per_image(experiment, devices, work, compiled)
     return {
         "compile_seconds": compiled.seconds["compile"],
         "build_seconds": sum(compiled.seconds.values()),
