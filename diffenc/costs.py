@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from scipy.interpolate import RectBivariateSpline
 
-from diffenc.data import eval_batches, some_of
+from diffenc.batches import eval_batches
+from diffenc.data import some_of
 from diffenc.experiment import Experiment
 from diffenc.gaussian import scale, step_fraction, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Source, Variance

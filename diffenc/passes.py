@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Integer
 
-from diffenc.data import eval_batches, some_of
+from diffenc.batches import eval_batches
+from diffenc.data import some_of
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Source
 from diffenc.randomness import root_key

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from diffenc import atomic, checkpoint, describe, writers
 from diffenc import workdir as workdirs
+from diffenc.batches import train_batches
 from diffenc.clock import Clock
 from diffenc.compilation import compile_ahead
-from diffenc.data import train_batches
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.feed import Feed, InFlight

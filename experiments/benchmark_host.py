@@ -13,9 +13,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from diffenc.batches import train_batches
 from diffenc.checkpoint import Checkpoints
 from diffenc.clock import Clock
-from diffenc.data import train_batches
 from diffenc.feed import Feed, InFlight
 from diffenc.interfaces import Batch
 from diffenc.sharding import to_devices

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from rich.console import Console
 
 from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
-from diffenc.data import epoch_order
+from diffenc.batches import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, identity
 from diffenc.experiment import Experiment

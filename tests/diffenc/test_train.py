@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffenc import checkpoint, config, describe, feed, train, visits
-from diffenc.data import train_batches
+from diffenc.batches import train_batches
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
 from diffenc.interrupts import Interrupted

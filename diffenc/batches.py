@@ -1,0 +1,60 @@
+"""The batches a run sees: the order of training, decided on indices, and passes over a split.
+
+Each batch is gathered in one look-up: per-example pipelines are several times slower.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from jaxtyping import Float, Int
+
+from diffenc.errors import UserError
+from diffenc.interfaces import Batch, Source
+
+_ENDLESS = 2**60  # examples
+
+
+def train_batches(source: Source, batch_size: int, seed: int, start: int = 0) -> grain.DatasetIterator[Batch]:
+    """Endless shuffled batches, from batch number `start` on.
+
+    Batch k is a function of (seed, k) alone and is found without the ones before it. Every example comes
+    once an epoch, each epoch in an order of its own; a batch may straddle epochs, and hold several. Batches
+    are made ahead in threads, which `close()` ends.
+
+    Raises:
+      UserError: `source` is empty.
+    """
+    if len(source) == 0:
+        raise UserError("the train split is empty: there is nothing to train on")
+    order = functools.lru_cache(maxsize=4)(functools.partial(epoch_order, len(source), seed))
+
+    def gather(k: int) -> Batch:
+        epochs, places = np.divmod(np.arange(k * batch_size, (k + 1) * batch_size), len(source))
+        parts = [order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return source.__getitems__(np.concatenate(parts))
+
+    batches = grain.MapDataset.range(start, _ENDLESS // batch_size).map(gather)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+
+def epoch_order(num: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """A permutation of `num` places.
+
+    Not grain's shuffle: it gives neighbouring seeds each other's epochs and, walking cycles, takes
+    milliseconds an index in small sets. Sorting raw bits: numpy promises those alone never to change.
+    """
+    bits = np.random.PCG64(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
+    return np.argsort(bits.random_raw(num), kind="stable")
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
+    """Every example once, in source order, each with weight 1.
+
+    Batches are full; the last is filled up with the source's first example at weight 0.
+    """
+    for first in range(0, len(source), batch_size):
+        places = np.arange(first, first + batch_size)
+        real = places < len(source)
+        yield source.__getitems__(np.where(real, places, 0)), real.astype(np.float32)
