@@ -1,0 +1,283 @@
+"""Several processes of one run on this machine.
+
+  python -m experiments.launch.local --processes=2 -- --gin_file=gin/quickstart.gin --workdir=runs/two
+
+Everything after `--` goes to each process of `python -m diffenc.run`. The lines that process k writes are shown with
+[k] before them. Ctrl-C and SIGTERM are passed on, once; a second one ends all at once. When a process fails, the
+others have --grace seconds to end by themselves, then they are killed. None outlives this program (on Linux), however
+it ends. The exit status is that of the first process that failed; 128 + N if signal N ended it; else 0.
+"""
+
+import argparse
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import IO, cast
+
+from diffenc.errors import UserError
+
+PROGRAM = (sys.executable, "-m", "diffenc.run")
+GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone
+POLL = 0.2  # seconds between two looks at the signals that came
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+class Lines:
+    """What a process writes, passed on line by line."""
+
+    def __init__(self, prefix: str, source: IO[bytes], sink: IO[bytes]):
+        self._prefix, self._source, self._sink = prefix.encode(), source, sink
+        self._begun = b""
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def pump(self) -> bool:
+        """Pass on all that is there; whether more may come."""
+        read = os.read(self.fileno(), 2**20)  # more than a pipe holds
+        *whole, self._begun = (self._begun + read).split(b"\n")
+        self._show(whole)
+        if not read:
+            self.finish()
+        return bool(read)
+
+    def finish(self) -> None:
+        """Pass on a last line that was not ended."""
+        self._show([self._begun] if self._begun else [])
+        self._begun = b""
+
+    def _show(self, lines: list[bytes]) -> None:
+        self._sink.write(b"".join(self._prefix + line + b"\n" for line in lines))
+        self._sink.flush()
+
+
+class Group:
+    """Processes that end together.
+
+    Attributes:
+      status: the exit status of the first that failed; 0 while none has.
+    """
+
+    def __init__(self, grace: float):
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.status = 0
+        self._grace = grace
+        self._deadline = float("inf")
+        self._ended: set[int] = set()
+
+    def start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start one, in a process group of its own: the terminal's Ctrl-C reaches it through us alone."""
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            process_group=0, preexec_fn=ends_with_parent(),
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def send(self, signum: int) -> None:
+        """To all that still run."""
+        for process in self.processes:
+            process.send_signal(signum)
+
+    def look(self) -> bool:
+        """Note who ended, and kill the rest if their time is over; whether any still runs."""
+        for number, process in enumerate(self.processes):
+            if number not in self._ended and process.poll() is not None:
+                self._ended.add(number)
+                self._note(number, process.returncode)
+        running = len(self._ended) < len(self.processes)
+        if running and time.monotonic() > self._deadline:
+            say(f"the others did not end within {self._grace:g} s: killed")
+            self._deadline = float("inf")
+            self.send(signal.SIGKILL)
+        return running
+
+    def _note(self, number: int, returncode: int) -> None:
+        if returncode == 0 or self.status:
+            return
+        self.status = returncode if returncode > 0 else 128 - returncode
+        self._deadline = time.monotonic() + self._grace
+        if len(self._ended) < len(self.processes):
+            say(f"process {number} ended with status {self.status}; the others have {self._grace:g} s")
+
+
+class Signals:
+    """While entered, SIGINT and SIGTERM are gathered; `take` hands them over."""
+
+    def __init__(self):
+        self._came: list[int] = []
+
+    def __enter__(self) -> "Signals":
+        numbers = signal.SIGINT, signal.SIGTERM
+        self._previous = {number: signal.signal(number, self._gather) for number in numbers}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def take(self) -> list[int]:
+        came, self._came = self._came, []
+        return came
+
+    def _gather(self, number: int, frame: FrameType | None) -> None:
+        self._came.append(number)
+
+
+def launch(environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float) -> int:
+    """Run one process for each environment and command; returns the exit status."""
+    group, selector, asked = Group(grace), selectors.DefaultSelector(), False
+    with Signals() as signals:
+        try:
+            for number, (env, command) in enumerate(zip(environments, commands, strict=True)):
+                for lines in of_process(number, group.start(command, env)):
+                    selector.register(lines, selectors.EVENT_READ)
+            while group.look():
+                pump(selector)
+                for signum in signals.take():
+                    group.send(signal.SIGKILL if asked else signum)
+                    asked = True
+            drain(selector)
+        finally:
+            group.send(signal.SIGKILL)
+    return group.status
+
+
+def of_process(number: int, process: subprocess.Popen[bytes]) -> Iterator[Lines]:
+    """What it writes, to our own streams."""
+    for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+        assert source is not None
+        yield Lines(f"[{number}] ", source, sink.buffer)
+
+
+def pump(selector: selectors.BaseSelector, wait: float = POLL) -> None:
+    """Pass on what is written within `wait` seconds. A process that ends cuts this short: it closes its pipes."""
+    if not selector.get_map():
+        time.sleep(wait)
+    for key, _ in selector.select(wait):
+        if not cast(Lines, key.fileobj).pump():
+            selector.unregister(key.fileobj)
+
+
+def drain(selector: selectors.BaseSelector) -> None:
+    """Pass on the rest. It does not wait for the end, which a grandchild that still runs may put off."""
+    pump(selector, wait=0)
+    for key in selector.get_map().values():
+        cast(Lines, key.fileobj).finish()
+
+
+def ends_with_parent() -> Callable[[], None] | None:
+    """What a child calls before its program starts, to be killed when this process is gone; None but on Linux."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def tie() -> None:
+        prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # gone before it was tied
+            os._exit(128 + signal.SIGKILL)
+
+    return tie
+
+
+def environments(
+    processes: int, devices: int | None, env: dict[str, str], gpus: list[str]
+) -> list[dict[str, str]]:
+    """The environment of each process: its share of `gpus`; without any, so many virtual CPU devices.
+
+    Raises:
+      UserError: there are not so many GPUs.
+    """
+    env = {"PYTHONUNBUFFERED": "1"} | env
+    if not gpus:
+        count = f"--xla_force_host_platform_device_count={devices}"
+        flags = {"XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} {count}".strip()} if (devices or 1) > 1 else {}
+        return [env | flags for _ in range(processes)]
+    each = devices or len(gpus) // processes
+    if each * processes > len(gpus) or each == 0:
+        raise UserError(
+            f"--processes={processes} of {each or 'at least 1'} GPUs each: there are {len(gpus)}; "
+            "take fewer, or set JAX_PLATFORMS=cpu"
+        )
+    shares = (gpus[each * number : each * (number + 1)] for number in range(processes))
+    return [env | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+
+
+def visible_gpus(env: dict[str, str]) -> list[str]:
+    """Names of the GPUs that JAX would use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    if (env.get("JAX_PLATFORMS") or "cuda").split(",")[0] not in ("cuda", "gpu"):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in env:
+        return [name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, env=env
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+
+
+def flags_of(process: int, processes: int, port: int) -> list[str]:
+    """How a process finds the others."""
+    return [
+        f"--coordinator=127.0.0.1:{port}",
+        f"--num_processes={processes}",
+        f"--process_id={process}",
+    ]
+
+
+def free_port() -> int:
+    """A port nobody listens on. Another program might take it before the run does: then start again."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def say(what: str) -> None:
+    print(f"[launch] {what}", file=sys.stderr, flush=True)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own flags, and those of the run. Raises UserError if something is wrong with ours."""
+    own, found, of_run = [*argv], "--" in argv, []
+    if found:
+        own, of_run = [*argv[: argv.index("--")]], [*argv[argv.index("--") + 1 :]]
+    parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--processes", type=int, required=True, help="how many")
+    add("--devices", type=int, help="of each process (default: its share of the GPUs; 1 on a CPU)")
+    add("--grace", type=float, default=GRACE, help=f"seconds to end in after one failed (default: {GRACE:g})")
+    given = parser.parse_args(own)
+    for name in ("processes", "devices"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            raise UserError(f"--{name}={getattr(given, name)}: must be at least 1")
+    if not of_run:
+        raise UserError("no flags for the run: put them after --, as -- --gin_file=gin/quickstart.gin")
+    return given, of_run
+
+
+def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
+    """The command line; returns the exit status."""
+    try:
+        given, of_run = parse(sys.argv[1:] if argv is None else argv)
+        env = dict(os.environ)
+        each = environments(given.processes, given.devices, env, visible_gpus(env))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    port = free_port()
+    commands = [[*program, *of_run, *flags_of(k, given.processes, port)] for k in range(given.processes)]
+    return launch(each, commands, given.grace)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
