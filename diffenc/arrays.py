@@ -1,94 +1,156 @@
 """Named arrays in a folder: one tensorstore OCDBT key-value store, one zarr3 array per name.
 
 Every byte lies under a crc32c (OCDBT's own over its nodes, zarr's over the values), so that damage is
-noticed on reading. One array is one chunk.
+noticed on reading. An array is cut into chunks as the devices that wrote it had cut it. Each process writes
+the pieces it has to a folder of its own; `merge` makes them one, without copying them.
 """
 
-import errno
-import os
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
-# No cache: everything is read once. No fsync by tensorstore: `write` syncs all files at the end.
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False})
+from diffenc.stores import CONTEXT, Store, as_os_error
+
+Index = tuple[slice, ...]
+
+# Given on creation only: a reader that names another value is refused.
+_CONFIG = {"max_inline_value_bytes": 1024}
 
 
 class UnreadableError(Exception):
     """What is in the folder is not there whole, or not as it was written."""
 
 
-def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write all arrays into `folder`, which should be empty, in one transaction. Does not sync.
+class Piece(NamedTuple):
+    """A part of an array, in host memory, and where in the array it lies."""
 
-    Names must be such that none is another one followed by "/…". The arrays must not change meanwhile.
+    at: Index
+    data: np.ndarray
+
+
+class Cut(NamedTuple):
+    """An array of which this process has some of the pieces; each is one chunk, so all are of one shape."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    pieces: list[Piece]
+
+
+def whole(array: np.ndarray) -> Cut:
+    """An array in one piece."""
+    everywhere = tuple(slice(0, n) for n in array.shape)
+    return Cut(array.shape, array.dtype, array.shape, [Piece(everywhere, array)])
+
+
+def write(store: Store, folder: str, arrays: Mapping[str, Cut]) -> None:
+    """Write all pieces into `folder`, which should be empty, in one transaction. Does not sync.
+
+    Names must be such that none is another one followed by "/…". The pieces must not change meanwhile.
 
     Raises:
       OSError: the disk refused; what is in the folder is then of no use.
     """
+    context = _context()
+    base = store.kvstore(folder)
     # Not atomic, it may commit in several goes and leave nodes that nothing refers to and no checksum guards.
     transaction = ts.Transaction(atomic=True)
     try:
-        stores = [
-            ts.open(_new_spec(folder, name, array), create=True, context=_CONTEXT, transaction=transaction)
-            for name, array in arrays.items()
+        opened = [
+            ts.open(_new_spec(base, name, cut), create=True, context=context, transaction=transaction)
+            for name, cut in arrays.items()
         ]
         writes = [
-            store.result().write(array, can_reference_source_data_indefinitely=True)
-            for store, array in zip(stores, arrays.values(), strict=True)
+            array.result()[piece.at].write(piece.data, can_reference_source_data_indefinitely=True)
+            for array, cut in zip(opened, arrays.values(), strict=True)
+            for piece in cut.pieces
         ]
         for pending in writes:
             pending.result()
         transaction.commit_sync()
     except ValueError as error:
-        raise _as_os_error(error) from error
+        raise as_os_error(error, f"{store}/{folder}") from error
 
 
-def read(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays called `names`.
+def merge(store: Store, folder: str, parts: Iterable[str]) -> None:
+    """Make `folder` hold all that its subfolders `parts` hold, which must stay. Does not sync.
+
+    Raises:
+      OSError: the disk refused.
+    """
+    context, transaction = _context(), ts.Transaction(atomic=True)
+    spec = {"driver": "ocdbt", "config": _CONFIG}
+    try:
+        target = ts.KvStore.open({**spec, "base": store.kvstore(folder)}, context=context).result()
+        sources = [
+            ts.KvStore.open({**spec, "base": store.kvstore(f"{folder}/{part}")}, context=context)
+            for part in parts
+        ]
+        copies = [
+            source.result().experimental_copy_range_to(target.with_transaction(transaction))
+            for source in sources
+        ]
+        for pending in copies:
+            pending.result()
+        transaction.commit_sync()
+    except ValueError as error:
+        raise as_os_error(error, f"{store}/{folder}") from error
+
+
+def read(store: Store, folder: str, wanted: Mapping[str, Index | None]) -> dict[str, np.ndarray]:
+    """Of each array named in `wanted` what lies in the index given there, or all of it for None.
 
     Raises:
       UnreadableError: one of them is missing or damaged; the message names it.
     """
-    pending = {name: ts.open(_spec(folder, name), read=True, context=_CONTEXT) for name in names}
-    return {name: _result(name, store) for name, store in pending.items()}
+    context = _context()
+    base = store.kvstore(folder)
+    opened = {name: ts.open(_spec(base, name), read=True, context=context) for name in wanted}
+    pending = {name: _reading(name, array, wanted[name]) for name, array in opened.items()}
+    return {name: _result(name, reading) for name, reading in pending.items()}
 
 
-def _result(name: str, store: "ts.Future[ts.TensorStore]") -> np.ndarray:
+def _context() -> ts.Context:
+    """Anew each time: what was read once is not taken for what is there now.
+
+    The cache is for OCDBT's nodes, which else are read again for each array. No fsync by tensorstore: the
+    store syncs all files at the end.
+    """
+    return ts.Context({"cache_pool": {"total_bytes_limit": 64 << 20}, "file_io_sync": False}, parent=CONTEXT)
+
+
+def _reading(name: str, array: "ts.Future[ts.TensorStore]", index: Index | None) -> "ts.Future[np.ndarray]":
+    opened = _result(name, array)
+    return (opened if index is None else opened[index]).read()
+
+
+def _result(name: str, pending: "ts.Future[Any]") -> Any:
     try:
-        return store.result().read().result()
+        return pending.result()
     except Exception as error:  # tensorstore turns damage into errors of many types
         raise UnreadableError(f"array {name}: {str(error).splitlines()[0][:200]}") from error
 
 
-def _spec(folder: Path, name: str) -> dict:
-    base = {"driver": "file", "path": f"{folder}/"}
+def _spec(base: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
         "fill_missing_data_reads": False,  # a lost chunk is an error, not zeros
+        "recheck_cached_metadata": "open",
+        "recheck_cached_data": "open",
     }
 
 
-def _new_spec(folder: Path, name: str, array: np.ndarray) -> dict:
-    spec = _spec(folder, name)
-    # Given on creation only: a reader that names another value is refused.
-    spec["kvstore"]["config"] = {"max_inline_value_bytes": 1024}
+def _new_spec(base: dict[str, Any], name: str, cut: Cut) -> dict[str, Any]:
+    spec = _spec(base, name)
+    spec["kvstore"]["config"] = _CONFIG
     spec["store_data_equal_to_fill_value"] = True
     spec["metadata"] = {
-        "shape": list(array.shape),
-        "data_type": str(array.dtype),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in array.shape]}},
+        "shape": list(cut.shape),
+        "data_type": str(cut.dtype),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in cut.chunk]}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
     }
     return spec
-
-
-def _as_os_error(error: ValueError) -> OSError:
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return OSError(int(code[1]), os.strerror(int(code[1])))
-    return OSError(errno.EIO, str(error).splitlines()[0][:200])

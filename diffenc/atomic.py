@@ -26,18 +26,30 @@ def replacing(path: PathLike) -> Iterator[Path]:
     Raises:
       UserError: the disk refused (full, read-only, a file where a folder should be).
     """
-    path = Path(path)
+    try:
+        with _replacing(Path(path)) as temporary:
+            yield temporary
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # gone if it was renamed, never there if opening failed
             temporary.unlink()
+
+
+def replace_bytes(path: PathLike, data: bytes) -> None:
+    """`write_bytes`, for one who has more to say of a refusal. Raises OSError."""
+    with _replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:

@@ -1,42 +1,35 @@
 """Checkpoints of a run: each a folder that is there whole, or not there.
 
-DIRECTORY/000001000/ holds the leaves (see `diffenc.arrays`) and META.json:
+DIRECTORY/000001000/ holds the leaves (see `diffenc.arrays`) and META.json (see `diffenc.meta`), which is the
+commit marker: written last, removed first, nothing without it counts. A step that is saved again gets a folder
+of its own, 000001000-1, -2 …; the newest that is committed is the step's, and only then are older ones removed.
+Nothing is renamed, so an object store will do.
 
-  format     version of this layout
-  step       the step the tree stood at
-  leaves     {name: [shape, dtype]}; a name is the path of the leaf, parts joined by "/"
-  metadata   what the caller gave
-  checksum   SHA-256 of the above
-
-A checkpoint is written under a temporary name, synced and then renamed: the name is the commit marker.
+With several processes every one makes the same saves; see `diffenc.attempt`.
 """
 
-import hashlib
-import json
-import re
-import shutil
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 
-from diffenc import arrays, atomic
-from diffenc.arrays import UnreadableError
+from diffenc import arrays, atomic, leaves, meta, stores
+from diffenc.agreement import all_succeeded, as_first
+from diffenc.arrays import Cut, UnreadableError
+from diffenc.attempt import Attempt, Patience
 from diffenc.errors import UserError
+from diffenc.leaves import Described, Tree
+from diffenc.meta import META, Name
+from diffenc.stores import Store
 
-FORMAT = 1
 FOLDER = "checkpoints"  # in a workdir
-META = "META.json"
-TEMPORARY = ".tmp-"
+GRACE = 20.0  # seconds that a run which ends by an error gives other processes to finish a save
+TIDY = 60.0  # seconds that other processes give the first one to sweep up
 
-Tree = Any
-Leaves = dict[str, list]  # name: [shape, dtype]
-Select = Callable[[Leaves, Leaves], Leaves]
+Select = Callable[[Described, Described], Described]
 
 
 class Restored(NamedTuple):
@@ -47,37 +40,49 @@ class Restored(NamedTuple):
     step: int
 
 
-def everything(saved: Leaves, wanted: Leaves) -> Leaves:
+def everything(saved: Described, wanted: Described) -> Described:
     """For `Checkpoints.restore`: the wanted tree must be all that was saved."""
     return saved
 
 
-def same_branches(saved: Leaves, wanted: Leaves) -> Leaves:
+def same_branches(saved: Described, wanted: Described) -> Described:
     """For `Checkpoints.restore`: of what was saved, only the top-level branches that are wanted count."""
-    branches = {_branch(name) for name in wanted}
-    return {name: leaf for name, leaf in saved.items() if _branch(name) in branches}
+    branches = {leaves.branch(name) for name in wanted}
+    return {name: leaf for name, leaf in saved.items() if leaves.branch(name) in branches}
 
 
 class Checkpoints:
-    """The checkpoints in `directory`. Nothing is made or removed there before the first `save`.
+    """The checkpoints in `directory`, a path or a URL. Nothing is made or removed there before the first `save`.
 
-    One process at a time may save. As a context manager it waits for the last save on leaving.
+    One run at a time may save. As a context manager it waits for the last save on leaving.
+
+    Several processes of one run make theirs at the same time, with nobody saving meanwhile (between two
+    barriers), for each lists what is there to give the same names as the others. From then on all make the
+    same calls. The first one writes META.json and removes what is old.
 
     `keep_last` of the newest are kept, at least 1, and those at multiples of `keep_every` for good (0 = none).
     """
 
-    def __init__(self, directory: atomic.PathLike, keep_last: int = 3, keep_every: int = 0):
-        self.directory = Path(directory)
+    def __init__(self, directory: stores.PathLike, keep_last: int = 3, keep_every: int = 0):
+        self.directory = directory
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self._store = stores.at(directory)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._patience = Patience()
         self._pending: Future[None] | None = None
-        self._swept = False
+        self._step = 0  # of the last save
+        self._failure: UserError | None = None
+        found = meta.found(self._store)
+        self._torn = [name for name, committed in found.items() if not committed]
+        self._generations = {name.step: name.generation for name in sorted(found)}
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            self._patience.shorten(GRACE)  # another process may be dead
         try:
             self.wait()
         except UserError as failure:
@@ -87,46 +92,52 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, ascending."""
-        if not self.directory.is_dir():
-            return []
-        names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if re.fullmatch(r"\d{9,}", name))
+        return sorted({name.step for name in self._committed()})
 
     def save(self, step: int, tree: Tree, metadata: Mapping[str, Any]) -> None:
         """Copy `tree` to host memory, then write it in the background; its buffers may be donated at once.
 
-        An earlier save still on its way is waited for first. A checkpoint of the same step is replaced.
+        An earlier save still on its way is waited for first; if it failed that is logged, and this one is
+        tried all the same. A checkpoint of the same step is replaced, once this one is committed.
 
         Raises:
-          UserError: the earlier save failed, usually of a full disk; what was committed before is whole.
           TypeError: `metadata` has no JSON form, or jax could not hold a leaf (64 bits without x64).
         """
-        self.wait()
-        host = _host_copies(tree)
-        content = {"format": FORMAT, "step": int(step), "leaves": _leaves(host), "metadata": dict(metadata)}
-        self._pending = self._thread.submit(self._write, step, host, _meta_text(content))
+        self._settle()
+        host = leaves.cut(tree)
+        content = {
+            "step": int(step),
+            "leaves": leaves.describe(host),
+            "metadata": dict(metadata),
+        }
+        name = Name(int(step), self._generations.get(step, -1) + 1)
+        told = meta.text(content)
+        self._generations[step] = name.generation
+        self._step, self._failure = step, None
+        self._pending = self._thread.submit(self._write, name, host, told)
 
     def wait(self) -> None:
-        """Return when the last save is committed. Raises UserError if it failed."""
-        if self._pending is None:
-            return
-        error = self._pending.exception()
-        self._pending = None
-        if isinstance(error, OSError):
-            raise atomic.unwritable(self.directory, error) from error
-        if error is not None:
-            raise error
+        """Return when the last save is committed. Raises UserError if it failed, logged before or not."""
+        self._finish()
+        if self._failure is not None:
+            raise self._failure
 
     def check(self) -> None:
-        """Raise UserError if the last save has failed by now; does not wait for it."""
+        """Log the failure of the last save if it has failed by now; does not wait for it."""
         if self._pending is not None and self._pending.done():
-            self.wait()
+            self._settle()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save is known to have failed."""
+        return self._failure is not None
 
     def restore(self, abstract: Tree, step: int | None = None, select: Select = everything) -> Restored:
-        """Read a checkpoint into the structure of `abstract`.
+        """Read a checkpoint into the structure of `abstract`; it does not matter on how many devices it was.
 
         Args:
-          abstract: a pytree of jax.ShapeDtypeStruct; a leaf with a sharding is placed by it.
+          abstract: a pytree of jax.ShapeDtypeStruct; a leaf with a sharding is placed by it, and every
+            process reads only what its devices need.
           step: which; None = the newest that can be read, with a logged warning for each that cannot.
           select: what of the saved leaves must agree with `abstract`: `everything` or `same_branches`.
 
@@ -134,169 +145,148 @@ class Checkpoints:
           UserError: there is none (ask `steps()` first), none can be read, no such step, or it is of another
             architecture; the message names the first leaf that differs.
         """
-        self.wait()
-        steps = self.steps()
-        if step is not None:
-            return self._restore_one(abstract, step, steps, select)
-        for newest in reversed(steps):
+        self._settle()
+        steps, unread = self.steps(), ""
+        if step is not None and step not in steps:
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
+        for name in self._newest_first(step):
             try:
-                return _read(self._folder(newest), abstract, select)
+                return _read_by_all(self._store, str(name), abstract, select)
             except UnreadableError as error:
-                logging.warning("checkpoint %s cannot be read, skipped: %s", self._folder(newest), error)
+                unread = f"checkpoint {stores.join(self.directory, str(name))} cannot be read"
+                logging.warning("%s, skipped: %s", unread, error)
+        if step is not None:
+            raise UserError(f"{unread}; name another one")
         found = f"none of its checkpoints {steps} can be read" if steps else "no checkpoint there"
         raise UserError(f"{self.directory}: {found}; train first, or name another workdir")
 
-    def _restore_one(self, abstract: Tree, step: int, steps: list[int], select: Select) -> Restored:
-        if step not in steps:
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
-        return _read_or_refuse(self._folder(step), abstract, select)
+    def _newest_first(self, step: int | None) -> Iterator[Name]:
+        """The committed ones, or those of `step`, as the first process sees them."""
+        names = [name for name in reversed(self._committed()) if step in (None, name.step)]
+        (count,) = as_first(len(names))
+        for i in range(count):
+            yield Name(*as_first(*(names[i] if i < len(names) else (0, 0))))
 
-    def _folder(self, step: int) -> Path:
-        return self.directory / f"{step:09d}"
+    def _committed(self) -> list[Name]:
+        return sorted(name for name, committed in meta.found(self._store).items() if committed)
 
-    def _write(self, step: int, host: dict[str, np.ndarray], meta: str) -> None:
+    def _settle(self) -> None:
+        """Wait for the last save; log its failure."""
+        known = self._failure
+        self._finish()
+        if self._failure is not None and self._failure is not known:
+            steps = self.steps()
+            good = (
+                f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            )
+            logging.error("%s; %s, and the run goes on", self._failure, good)
+
+    def _finish(self) -> None:
+        if self._pending is None:
+            return
+        error = self._pending.exception()
+        self._pending = None
+        if isinstance(error, OSError):
+            refused = atomic.unwritable(self.directory, error)
+            self._failure = UserError(f"the checkpoint of step {self._step} was not saved: {refused}")
+        elif error is not None:
+            raise error
+
+    def _write(self, name: Name, host: dict[str, Cut], told: str) -> None:
         self._sweep()
-        torn = self.directory / f"{TEMPORARY}{step:09d}"
+        attempt = Attempt(self._store, str(name), jax.process_index(), jax.process_count(), self._patience)
         try:
-            torn.mkdir()
-            arrays.write(torn, host)
-            (torn / META).write_text(meta)
-            atomic.sync_all(torn)
-            self._commit(torn, self._folder(step))
+            attempt.write(host, told)
         except OSError:
-            shutil.rmtree(torn, ignore_errors=True)
+            self._torn.append(name)
             raise
-        self._retire(step)
-
-    def _commit(self, torn: Path, final: Path) -> None:
-        # Killed between the two renames this step is gone; the one the run went back to is not.
-        replaced = _set_aside(final) if final.exists() else None
-        torn.rename(final)
-        atomic.sync(self.directory)
-        if replaced:
-            shutil.rmtree(replaced)
+        if jax.process_index() == 0:
+            self._retire(name.step)
 
     def _sweep(self) -> None:
-        """Before the first save: make the folder, remove what killed processes left."""
-        if self._swept:
+        """What was begun and not committed: the first process removes it, the others wait for that."""
+        torn, self._torn = self._torn, []
+        if not torn:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        atomic.sync(self.directory.parent)
-        for left in self.directory.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(left)
-        self._swept = True
+        if jax.process_index() == 0:
+            self._remove(torn)
+            return
+        patience = Patience()
+        patience.shorten(TIDY)
+        with contextlib.suppress(TimeoutError):  # it is in the way of nobody
+            patience.wait_for(
+                lambda: not set(torn) & set(meta.found(self._store)), "the first process to sweep up"
+            )
 
     def _retire(self, newest: int) -> None:
         """Remove checkpoints that are too old. Later ones stay: a run that went back comes by them again."""
-        past = [step for step in self.steps() if step <= newest]
-        for step in past[: -self.keep_last]:
-            if not (self.keep_every and step % self.keep_every == 0):
-                shutil.rmtree(_set_aside(self._folder(step)))
+        names = [name for name in self._committed() if name.step <= newest]
+        latest = {name.step: name for name in names}  # ascending, so of each step the last generation
+        past = list(latest)
+        kept = {
+            *past[-self.keep_last :],
+            *(step for step in past if self.keep_every and step % self.keep_every == 0),
+        }
+        self._remove([name for name in names if name.step not in kept or name != latest[name.step]])
+
+    def _remove(self, names: Iterable[Name]) -> None:
+        try:
+            for name in names:
+                self._store.remove(f"{name}/{META}")  # first, so that no half of it ever counts as one
+                self._store.remove(str(name))
+        except OSError as error:
+            logging.warning("%s: what is old could not be removed: %s", self.directory, error)
 
 
-def restore_from(path: atomic.PathLike, abstract: Tree, step: int | None = None) -> Restored:
+def restore_from(path: stores.PathLike, abstract: Tree, step: int | None = None) -> Restored:
     """Read the branches that `abstract` has at its top level, say params and ema, from another run.
 
     Args:
-      path: a workdir, its folder of checkpoints, or one checkpoint.
+      path: a workdir, its folder of checkpoints, or one checkpoint; a path or a URL.
       abstract, step: as in `Checkpoints.restore`; `step` means nothing where `path` is one checkpoint.
 
     Raises:
       UserError: as in `Checkpoints.restore`.
     """
-    path = Path(path)
-    if (path / META).is_file():
-        return _read_or_refuse(path, abstract, same_branches)
-    inner = path / FOLDER
-    return Checkpoints(inner if inner.is_dir() else path).restore(abstract, step, same_branches)
+    store = stores.at(path)
+    if store.read(META) is not None:
+        try:
+            return _read_by_all(store, "", abstract, same_branches)
+        except UnreadableError as error:
+            raise UserError(f"checkpoint {path} cannot be read: {error}; name another one") from error
+    inner = FOLDER in store.names()
+    return Checkpoints(stores.join(path, FOLDER) if inner else path).restore(abstract, step, same_branches)
 
 
-def _set_aside(folder: Path) -> Path:
-    """Take a checkpoint's name from it before it is removed, so that no half of it ever counts as one."""
-    return folder.rename(folder.with_name(f"{TEMPORARY}old-{folder.name}"))
-
-
-def _read_or_refuse(folder: Path, abstract: Tree, select: Select) -> Restored:
+def _read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
+    """Raises UnreadableError in all processes if it is unreadable in one."""
+    restored, unreadable = None, UnreadableError("another process could not read it")
     try:
-        return _read(folder, abstract, select)
+        restored = _read(store, name, abstract, select)
     except UnreadableError as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}; name another one") from error
+        unreadable = error
+    if not all_succeeded(restored is not None) or restored is None:
+        raise unreadable
+    return restored
 
 
-def _read(folder: Path, abstract: Tree, select: Select) -> Restored:
-    named = _named(abstract)
-    meta = _read_meta(folder)
-    wanted = _leaves(named)
-    _require_same(folder, select(meta["leaves"], wanted), wanted)
-    host = arrays.read(folder, wanted)
-    placed = [jax.device_put(host[name], getattr(leaf, "sharding", None)) for name, leaf in named.items()]
-    return Restored(jax.tree.unflatten(jax.tree.structure(abstract), placed), meta["metadata"], meta["step"])
+def _read(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
+    named = leaves.by_name(abstract)
+    content = meta.read(store, name)
+    wanted = leaves.describe(named)
+    _require_same(f"{store}/{name}".rstrip("/"), select(content["leaves"], wanted), wanted)
+    host = arrays.read(store, name, {name: leaves.index_here(leaf) for name, leaf in named.items()})
+    return Restored(leaves.place(abstract, host), content["metadata"], content["step"])
 
 
-def _require_same(folder: Path, saved: Leaves, wanted: Leaves) -> None:
+def _require_same(where: str, saved: Described, wanted: Described) -> None:
     for name in {**wanted, **saved}:
         if saved.get(name) != wanted.get(name):
             raise UserError(
-                f"checkpoint {folder} is of another architecture: {name} is {_describe(saved.get(name))} there "
-                f"and {_describe(wanted.get(name))} here; use the config it was trained with, or another workdir"
+                f"checkpoint {where} is of another architecture: {name} is {_told(saved.get(name))} there "
+                f"and {_told(wanted.get(name))} here; use the config it was trained with, or another workdir"
             )
 
 
-def _describe(leaf: list | None) -> str:
+def _told(leaf: list | None) -> str:
     return f"{leaf[1]}{leaf[0]}" if leaf else "absent"
-
-
-def _named(tree: Tree) -> dict[str, Any]:
-    """The leaves by name. A part with a "/" of its own (haiku's) is quoted, so no two paths share a name."""
-    return {"/".join(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _part(key: Any) -> str:
-    text = jax.tree_util.keystr((key,), simple=True)
-    return json.dumps(text) if "/" in text or '"' in text else text
-
-
-def _branch(name: str) -> str:
-    quoted = re.match(r'"(\\.|[^"\\])*"', name)
-    return quoted[0] if quoted else name.split("/")[0]
-
-
-def _leaves(named: Mapping[str, Any]) -> Leaves:
-    return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in named.items()}
-
-
-def _host_copies(tree: Tree) -> dict[str, np.ndarray]:
-    named = _named(tree)
-    for leaf in named.values():
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()  # all transfers at once, before the first is waited for
-    return {name: _host_copy(name, leaf) for name, leaf in named.items()}
-
-
-def _host_copy(name: str, leaf: Any) -> np.ndarray:
-    # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate.
-    array = np.array(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), copy=True)
-    if array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
-        raise TypeError(f"leaf {name} is {array.dtype}, which jax would cut to 32 bits on reading")
-    return array
-
-
-def _meta_text(content: Mapping[str, Any]) -> str:
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps({**content, "checksum": checksum}, indent=1)
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        text = (folder / META).read_bytes().decode()
-        meta = json.loads(text)
-        whole = _meta_text({key: meta[key] for key in meta if key != "checksum"}) == text
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise UnreadableError(f"{META}: {error}") from error
-    if not whole:
-        raise UnreadableError(f"{META}: wrong checksum")
-    if meta["format"] != FORMAT:
-        raise UserError(
-            f"checkpoint {folder} has format {meta['format']}, not {FORMAT}; use the version it is of"
-        )
-    return meta

@@ -152,7 +152,7 @@ def test_reading_writes_nothing(tmp_path):
         checkpoints.restore(ABSTRACT)
     assert os.listdir(tmp_path) == []
     _saved(tmp_path, 1)
-    (tmp_path / ".tmp-000000002").mkdir()
+    (tmp_path / "000000002").mkdir()
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1]

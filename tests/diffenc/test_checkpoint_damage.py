@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import meta
 from diffenc.checkpoint import Checkpoints
 from diffenc.errors import UserError
 
@@ -63,27 +64,30 @@ def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     assert _saved(tmp_path, 15, keep_last=1).steps() == [15, 20]
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 15
     assert _saved(tmp_path, 20, keep_last=1).steps() == [20]
-    assert os.listdir(tmp_path) == ["000000020"]
+    assert os.listdir(tmp_path) == ["000000020-1"], "the older one stood until this was committed"
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
 
 
-def test_temporaries_of_the_dead_are_swept_on_the_first_save(tmp_path):
-    for left in (".tmp-000000003", ".tmp-old-000000001"):
-        shutil.copytree(_saved(tmp_path / "other", 3).directory / "000000003", tmp_path / "run" / left)
+def test_what_the_dead_left_is_swept_on_the_first_save(tmp_path):
+    _saved(tmp_path / "other", 3)
+    for left in ("000000003", "000000001", "000000001-2"):
+        shutil.copytree(tmp_path / "other" / "000000003", tmp_path / "run" / left)
+        (tmp_path / "run" / left / "META.json").unlink()
+    (tmp_path / "run" / "notes").mkdir()
     assert Checkpoints(tmp_path / "run").steps() == []
-    assert _saved(tmp_path / "run", 4).steps() == [4]
-    assert os.listdir(tmp_path / "run") == ["000000004"]
+    assert _saved(tmp_path / "run", 1).steps() == [1]
+    assert sorted(os.listdir(tmp_path / "run")) == ["000000001-3", "notes"]
 
 
-def test_an_interrupted_removal_leaves_nothing_that_counts(tmp_path, monkeypatch):
+def test_an_interrupted_removal_leaves_nothing_that_counts(tmp_path, monkeypatch, caplog):
     def interrupted(path, **_):
         raise OSError(5, "Input/output error")
 
     _saved(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
-        with pytest.raises(UserError):
-            _saved(tmp_path, 2, keep_last=1)
+        _saved(tmp_path, 2, keep_last=1)
+    assert "what is old could not be removed: [Errno 5] Input/output error" in caplog.text
     assert Checkpoints(tmp_path).steps() == [2]
     assert _saved(tmp_path, 3, keep_last=1).steps() == [3]
     assert os.listdir(tmp_path) == ["000000003"]
@@ -105,7 +109,8 @@ def test_every_damage_to_the_newest_is_named_and_passed_over(tmp_path, caplog):
             caplog.clear()
             restored = Checkpoints(tmp_path).restore(ABSTRACT)
             assert restored.step == 10, (path, damaged)
-            assert "000000020 cannot be read, skipped" in caplog.text
+            if path.name != "META.json" or damaged is not None:  # without it there is no checkpoint
+                assert "000000020 cannot be read, skipped" in caplog.text
             path.write_bytes(whole)
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
 
@@ -162,50 +167,11 @@ def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstrac
 
 
 def test_a_later_format_is_refused(tmp_path):
-    from diffenc import checkpoint
-
     _saved(tmp_path, 1)
-    meta = {"format": 2, "step": 1, "leaves": {}, "metadata": {}}
-    (tmp_path / "000000001" / "META.json").write_text(checkpoint._meta_text(meta))
+    content = {"format": 2, "step": 1, "leaves": {}, "metadata": {}}
+    (tmp_path / "000000001" / "META.json").write_text(meta.text(content))
     with pytest.raises(UserError, match="has format 2, not 1"):
         Checkpoints(tmp_path).restore(ABSTRACT)
-
-
-FULL_DISK = """
-import os, resource, sys
-import numpy as np
-from diffenc.checkpoint import Checkpoints
-from diffenc.errors import UserError
-tree = {"w": np.ones(50_000, np.float32)}
-checkpoints = Checkpoints(sys.argv[1])
-checkpoints.save(1, tree, {})
-checkpoints.wait()
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-checkpoints.save(2, tree, {})
-try:
-    checkpoints.save(3, tree, {})
-except UserError as error:
-    print(error)
-checkpoints.wait()
-print(sorted(os.listdir(sys.argv[1])))
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-checkpoints.save(2, tree, {})
-checkpoints.wait()
-print(checkpoints.steps())
-"""
-
-
-def test_a_full_disk_is_one_line_at_the_next_save_and_costs_no_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True
-    )
-    message, left, after = done.stdout.splitlines()
-    assert str(tmp_path) in message
-    assert "File too large; free space there and run the same command again" in message
-    assert left == "['000000001']"
-    assert after == "[1, 2]"
-    abstract = {"w": jax.ShapeDtypeStruct((50_000,), jnp.float32)}
-    assert float(Checkpoints(tmp_path).restore(abstract).tree["w"].sum()) == 50_000
 
 
 def test_leaving_by_an_error_does_not_hide_it(tmp_path, caplog):
@@ -256,7 +222,7 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path):
         time.sleep(rng.uniform(0.2, 0.6))
         os.kill(child, signal.SIGKILL)
         assert nursery.stdout.readline() == "dead\n"
-        torn += any(name.startswith(".tmp-") for name in os.listdir(tmp_path))
+        torn += any(not (tmp_path / name / "META.json").exists() for name in os.listdir(tmp_path))
         newest = Checkpoints(tmp_path).steps()[-1]
         tree, metadata, step = Checkpoints(tmp_path).restore(abstract)
         assert step == newest >= last, "the newest committed checkpoint is readable, and none was lost"

@@ -37,7 +37,7 @@ def _rows(workdir: Path) -> list[dict]:
 
 def _steps(workdir: Path) -> list[int]:
     """The steps of the checkpoints, by the folders' names."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(path.name.split("-")[0]) for path in (workdir / "checkpoints").iterdir())
 
 
 def _state(experiment, workdir: Path, step: int | None = None):

@@ -1,0 +1,19 @@
+"""What processes that compute together must decide alike. All of them have to ask, from their main threads."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def all_succeeded(here: bool) -> bool:
+    """Whether `here` is true in every process."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def as_first(*numbers: int) -> tuple[int, ...]:
+    """The first process's `numbers`, which must fit into 32 bits."""
+    if jax.process_count() == 1:
+        return numbers
+    return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
