@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from diffenc.stores import CONTEXT, Store, as_os_error
+from diffenc.stores import CONTEXT, REFUSALS, Store, as_os_error
 
 Index = tuple[slice, ...]
 
@@ -70,7 +70,7 @@ def write(store: Store, folder: str, arrays: Mapping[str, Cut]) -> None:
         for pending in writes:
             pending.result()
         transaction.commit_sync()
-    except ValueError as error:
+    except REFUSALS as error:
         raise as_os_error(error, f"{store}/{folder}") from error
 
 
@@ -95,7 +95,7 @@ def merge(store: Store, folder: str, parts: Iterable[str]) -> None:
         for pending in copies:
             pending.result()
         transaction.commit_sync()
-    except ValueError as error:
+    except REFUSALS as error:
         raise as_os_error(error, f"{store}/{folder}") from error
 
 

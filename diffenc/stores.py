@@ -15,11 +15,14 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from diffenc import atomic
+from diffenc.errors import UserError
 
 PathLike = atomic.PathLike
 
 # One for all, for a store in memory lives as long as its context.
 CONTEXT = ts.Context({"memory_key_value_store": {}})
+
+REFUSALS = (ValueError, NotImplementedError, MemoryError)  # the types that tensorstore gives its errors
 
 
 @runtime_checkable
@@ -36,6 +39,10 @@ class Store(Protocol):
 
     def names(self) -> dict[str, set[str]]:
         """Every folder here, empty ones too where there are such, with the files right in it."""
+        ...
+
+    def files(self) -> list[str]:
+        """Every file, in folders too."""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -56,7 +63,11 @@ class Store(Protocol):
 
 
 def at(place: PathLike) -> Store:
-    """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder."""
+    """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
+
+    Raises:
+      UserError: the URL is of no kind that tensorstore knows.
+    """
     text = os.fspath(place)
     if not is_url(text):
         return Disk(Path(text))
@@ -94,10 +105,14 @@ class Disk:
             return {}
         return {path.name: set(os.listdir(path)) for path in self.folder.iterdir() if path.is_dir()}
 
+    def files(self) -> list[str]:
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
     def read(self, name: str) -> bytes | None:
         try:
             return (self.folder / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -129,7 +144,11 @@ class Objects:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        self._spec = ts.KvStore.Spec(f"{self.url}/").to_json()
+        try:
+            self._spec = ts.KvStore.Spec(f"{self.url}/").to_json()
+        except ValueError as error:
+            reason = str(error).rsplit(": ", 1)[-1]
+            raise UserError(f"{url} is no address of a store ({reason}); use gs://BUCKET/FOLDER") from error
 
     def __str__(self) -> str:
         return self.url
@@ -142,11 +161,13 @@ class Objects:
 
     def names(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for key in self._ask(lambda kv: kv.list()):
-            folder, _, file = key.decode().partition("/")
+        for folder, _, file in (name.partition("/") for name in self.files()):
             if file:
                 found.setdefault(folder, set()).add(file.split("/")[0])
         return found
+
+    def files(self) -> list[str]:
+        return sorted(key.decode() for key in self._ask(lambda kv: kv.list()))
 
     def read(self, name: str) -> bytes | None:
         found = self._ask(lambda kv: kv.read(name))
@@ -165,11 +186,11 @@ class Objects:
     def _ask(self, question: Any) -> Any:
         try:
             return question(ts.KvStore.open(self._spec, context=CONTEXT).result()).result()
-        except ValueError as error:
+        except REFUSALS as error:
             raise as_os_error(error, self.url) from error
 
 
-def as_os_error(error: ValueError, where: str) -> OSError:
+def as_os_error(error: Exception, where: str) -> OSError:
     """What tensorstore says of a disk or a store that refuses, as an OSError with its number if it has one."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:

@@ -214,6 +214,11 @@ def create_writer(
     return metric_writers.MultiWriter(writers)
 
 
+def silent() -> metric_writers.MultiWriter:
+    """Takes everything and writes nothing: for the processes of a run that do not write."""
+    return metric_writers.MultiWriter([])
+
+
 def cut_rows(path: atomic.PathLike, step: int) -> None:
     """Drop the rows after `step` from a JSON-lines file, and a torn last line; keep the rest byte for byte.
 

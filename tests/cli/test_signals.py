@@ -34,7 +34,7 @@ def _has_row(workdir: Path, step: int, key: str) -> bool:
 def _owed(workdir: Path) -> tuple[int, list[str]]:
     """The newest checkpoint's step, and what it says is still to be done."""
     newest = max(path for path in (workdir / "checkpoints").iterdir() if path.name[0].isdigit())
-    return int(newest.name), json.loads((newest / "META.json").read_text())["metadata"]["owed"]
+    return int(newest.name.split("-")[0]), json.loads((newest / "META.json").read_text())["metadata"]["owed"]
 
 
 @pytest.fixture(scope="module")

@@ -271,3 +271,14 @@ def test_a_file_in_the_way_is_the_users_to_mend(tmp_path):
     ):
         with pytest.raises(UserError, match="could not write"):
             make()
+
+
+def test_the_silent_writer_takes_all_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = writers.silent()
+    writer.write_scalars(1, {"bpd": 2.0})
+    writer.write_images(1, {"samples": np.zeros((1, 4, 4, 1))})
+    writer.write_hparams({"seed": 1})
+    writer.flush()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
