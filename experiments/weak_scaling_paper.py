@@ -1,0 +1,136 @@
+"""Weak scaling on paper: how long a step computes, how long its all-reduce takes at best, and what is left.
+
+  compute     = FLOPs an image x images a device / (peak x share)
+  all-reduce  = 2 (N - 1) / N x bytes / bandwidth          a ring, or one ring along each axis of a torus at once
+  efficiency  = compute / (compute + exposed)              exposed: what does not hide behind computing
+
+A cluster of several levels reduces within the inner one, then its N-th parts over the next (hierarchical all-reduce).
+Latency, stragglers and the input are left out.
+"""
+
+import dataclasses
+import math
+
+from diffenc.flops import Work
+from diffenc.peaks import ACCELERATORS
+
+BYTES = 4  # of a gradient's number: float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """What joins `size` devices, or groups of them. `bandwidth`: bytes/s that a device sends over it at best."""
+
+    size: int
+    bandwidth: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.peaks.ACCELERATORS."""
+
+    name: str
+    accelerator: str
+    levels: tuple[Level, ...]
+
+    @property
+    def devices(self) -> int:
+        return math.prod(level.size for level in self.levels)
+
+
+def torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
+    """A TPU slice. An axis gives each chip two links, but one where it does not close to a ring.
+
+    Slices made of whole 4 x 4 x 4 cubes close along all axes, smaller ones along none.
+
+    Args:
+      link: bytes/s in one direction.
+      axes: chips along each.
+    """
+    links = 2 if all(size % 4 == 0 for size in axes) else 1
+    bandwidth = link * links * sum(size > 1 for size in axes)
+    return Cluster(name, accelerator, (Level(math.prod(axes), bandwidth),))
+
+
+def nodes(name: str, accelerator: str, count: int) -> Cluster:
+    """Nodes of 8 GPUs: NVLink within, a network card for each GPU between."""
+    return Cluster(name, accelerator, (Level(8, NVLINK), Level(count, INFINIBAND)))
+
+
+# Bytes/s in one direction.
+V4_LINK = 50e9  # Jouppi et al., TPU v4 (arXiv:2304.01433): six links of 50 GB/s
+V5P_LINK = 100e9  # Google Cloud, TPU v5p: 1,200 GB/s a chip in both directions together, six links
+NVLINK = 450e9  # NVIDIA, H100 SXM and H200 SXM: NVLink 900 GB/s a GPU, both directions together
+INFINIBAND = 50e9  # NVIDIA, DGX H100 and DGX H200: eight ports of 400 Gbit/s for eight GPUs
+
+SOURCES = (
+    "TPU v4: 275 TFLOP/s (Google Cloud, TPU v4), six links of 50 GB/s in each direction (arXiv:2304.01433)",
+    "TPU v5p: 459 TFLOP/s, 1,200 GB/s of links a chip, both directions (Google Cloud, TPU v5p), so 100 GB/s a link",
+    "H100 and H200 SXM: 989 TFLOP/s in bfloat16, NVLink 900 GB/s a GPU, both directions (NVIDIA, data sheets)",
+    "DGX H100 and H200: eight network ports of 400 Gbit/s for eight GPUs (NVIDIA, data sheets), so 50 GB/s a GPU",
+)
+
+CLUSTERS = (
+    torus("v4-32", "tpu_v4", V4_LINK, 2, 2, 4),
+    torus("v4-128", "tpu_v4", V4_LINK, 4, 4, 4),
+    torus("v5p-128", "tpu_v5p", V5P_LINK, 4, 4, 4),
+    torus("v5p-256", "tpu_v5p", V5P_LINK, 4, 4, 8),
+    torus("v5p-512", "tpu_v5p", V5P_LINK, 4, 8, 8),
+    torus("v5p-1024", "tpu_v5p", V5P_LINK, 8, 8, 8),
+    nodes("1 x 8 H100", "h100", 1),
+    nodes("4 x 8 H100", "h100", 4),
+    nodes("16 x 8 H100", "h100", 16),
+    nodes("16 x 8 H200", "h200", 16),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a cluster does on paper. Seconds are of a step; `enough`: images a device for 95 % with nothing hidden."""
+
+    cluster: Cluster
+    images: int
+    compute: float
+    all_reduce: float
+
+    @property
+    def efficiency(self) -> float:
+        """Computing and sending one after the other."""
+        return self.compute / (self.compute + self.all_reduce)
+
+    @property
+    def efficiency_hidden(self) -> float:
+        """As much as can be is sent while computing."""
+        return self.compute / max(self.compute, self.all_reduce)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the whole cluster, with nothing hidden."""
+        return self.cluster.devices * self.images / (self.compute + self.all_reduce)
+
+    @property
+    def enough(self) -> int:
+        return math.ceil(round(0.95 / 0.05 * self.all_reduce / (self.compute / self.images), 6))
+
+
+def row(cluster: Cluster, work: Work, images: int, parameters: int, share: float) -> Row:
+    """One cluster on paper.
+
+    Args:
+      work: of a step on one device.
+      images: in it.
+      parameters: of the model, whose gradients are summed.
+      share: of the peak that is reached.
+    """
+    peak = ACCELERATORS[cluster.accelerator].tflops
+    at_peak = sum(flops / (1e12 * peak.get(dtype, peak["float32"])) for dtype, flops in work.by_dtype.items())
+    return Row(cluster, images, at_peak / share, all_reduce_seconds(cluster.levels, BYTES * parameters))
+
+
+def all_reduce_seconds(levels: tuple[Level, ...], size: float) -> float:
+    """How long the sum of `size` bytes over all devices takes at best."""
+    seconds = 0.0
+    for level in levels:
+        seconds += 2 * (level.size - 1) / level.size * size / level.bandwidth
+        size /= level.size
+    return seconds
