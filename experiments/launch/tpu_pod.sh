@@ -13,6 +13,7 @@ set -euo pipefail
 
 : "${NAME:?of the slice}" "${ZONE:?as us-central2-b}" "${ACCELERATOR:?as v4-32}" "${RUNTIME:?as tpu-ubuntu2204-base}"
 PRICE=${PRICE---spot} # set it empty for a slice on demand, or to --reserved
+PREPARE=${PREPARE-:}  # run on all hosts when all is installed
 PAUSE=${PAUSE-30}     # seconds between two looks at a slice
 TRIES=3               # of a run that fails though the slice is there
 
@@ -59,7 +60,7 @@ install() {
         diffenc plugins gin pyproject.toml constraints.txt README.md LICENSE
     gcloud compute tpus tpu-vm scp "$archive" "$NAME": --zone="$ZONE" --worker=all
     rm -r "$(dirname "$archive")"
-    everywhere "$INSTALL"
+    everywhere "$INSTALL"$'\n'"$PREPARE"
 }
 
 # shellcheck disable=SC2016 # for the hosts' shells

@@ -23,7 +23,7 @@ exit $status
 # A task: notes what it was called with; waits to be told its exit status.
 PYTHON = """#!/bin/bash
 printf '%s\\n' "$@" > "$LOG/task$SLURM_PROCID"
-until [[ -f $LOG/status ]]; do sleep 0.02; done
+for _ in {1..1000}; do [[ -f $LOG/status ]] && break; sleep 0.02; done
 exit "$(cat "$LOG/status")"
 """
 # --signal=TERM of a job goes to its tasks: they save, and end as told.
@@ -94,8 +94,9 @@ def test_a_preempted_run_is_requeued(tmp_path):
 def test_a_cancelled_run_is_not(tmp_path):
     """Slurm tells the script too. It waits until the run has saved."""
     job = Job(tmp_path)
-    job.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    for _ in range(3):
+        job.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
     assert job.process.poll() is None
     job.end_tasks(143)
     assert job.wait() == 143

@@ -127,7 +127,7 @@ def test_install_puts_this_checkout_on_every_host(tmp_path):
     cloud = Cloud(tmp_path, ["ACTIVE"])
     (tmp_path / "host1" / "diffenc").mkdir()
     (tmp_path / "host1" / "diffenc" / "stale").touch()
-    done = cloud.call("install")
+    done = cloud.call("install", PREPARE="echo 'prepared  here' > prepared && pwd >> prepared")
     assert done.returncode == 0, done.stderr
     for host in ("host0", "host1"):
         for file in ("constraints.txt", "pyproject.toml", "plugins/__init__.py", "gin/quickstart.gin"):
@@ -136,6 +136,7 @@ def test_install_puts_this_checkout_on_every_host(tmp_path):
         assert make.split()[0] == "venv"
         assert install.split()[-2:] == ["./diffenc", "jax[tpu]"]
         assert (tmp_path / host / install.split("--constraint ")[1].split()[0]).is_file()
+        assert (tmp_path / host / "prepared").read_text() == f"prepared  here\n{tmp_path / host}\n"
     assert not (tmp_path / "host1" / "diffenc" / "stale").exists()
     assert all("--worker=all" in rest for _, _, rest in cloud.calls)
 
