@@ -15,9 +15,13 @@ from diffenc.interfaces import Batch, Source
 
 _ENDLESS = 2**60  # examples
 
+Rows = Int[np.ndarray, " rows"]  # places in a batch
 
-def train_batches(source: Source, batch_size: int, seed: int, start: int = 0) -> grain.DatasetIterator[Batch]:
-    """Endless shuffled batches, from batch number `start` on.
+
+def train_batches(
+    source: Source, batch_size: int, seed: int, start: int = 0, rows: Rows | None = None
+) -> grain.DatasetIterator[Batch]:
+    """Endless shuffled batches, or of each the `rows` that this process takes, from batch number `start` on.
 
     Batch k is a function of (seed, k) alone and is found without the ones before it. Every example comes
     once an epoch, each epoch in an order of its own; a batch may straddle epochs, and hold several. Batches
@@ -33,7 +37,8 @@ def train_batches(source: Source, batch_size: int, seed: int, start: int = 0) ->
     def gather(k: int) -> Batch:
         epochs, places = np.divmod(np.arange(k * batch_size, (k + 1) * batch_size), len(source))
         parts = [order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-        return source.__getitems__(np.concatenate(parts))
+        chosen = np.concatenate(parts)
+        return source.__getitems__(chosen if rows is None else chosen[rows])
 
     batches = grain.MapDataset.range(start, _ENDLESS // batch_size).map(gather)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
@@ -49,12 +54,15 @@ def epoch_order(num: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     return np.argsort(bits.random_raw(num), kind="stable")
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
-    """Every example once, in source order, each with weight 1.
+def eval_batches(
+    source: Source, batch_size: int, rows: Rows | None = None
+) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
+    """Every example once, in source order, each with weight 1; or of each batch `rows`, but all its weights.
 
     Batches are full; the last is filled up with the source's first example at weight 0.
     """
     for first in range(0, len(source), batch_size):
         places = np.arange(first, first + batch_size)
         real = places < len(source)
-        yield source.__getitems__(np.where(real, places, 0)), real.astype(np.float32)
+        chosen = np.where(real, places, 0)
+        yield source.__getitems__(chosen if rows is None else chosen[rows]), real.astype(np.float32)

@@ -31,7 +31,7 @@ from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.randomness import root_key
 from diffenc.settings import Fit
-from diffenc.sharding import check_divisible, to_devices
+from diffenc.sharding import check_divisible, rows_here, to_devices
 from diffenc.streaming import StreamingMean
 
 PerEdge = Float[np.ndarray, " edges"]
@@ -153,7 +153,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Table:
     compiled = _compiled(experiment, mesh, knots)
     result, index = StreamingMean(size), np.arange(size)
     progress: Callable[[], None] = Progress("costs", settings.passes * -(-len(source) // batch_size))
-    for number, (batch, weight) in enumerate(eval_batches(source, batch_size)):
+    for number, (batch, weight) in enumerate(eval_batches(source, batch_size, rows_here(mesh, batch_size))):
         levels, total = to_devices(batch["image"], mesh), np.zeros((size, batch_size))
         for visit in range(settings.passes):
             squares = compiled(params, levels, _key(settings, visit, number))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc import atomic, curves, plots
+from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, identity
 from diffenc.experiment import Experiment
@@ -43,13 +44,18 @@ def diagnose(experiment: Experiment, workdir: str | Path) -> dict[str, Record]:
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
     """
-    workdir, mesh = Path(workdir), data_mesh()
+    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
     settings = experiment.diagnose
     of = identity(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
     loss, ends = ({**record, **of, "step": step} for record in (loss, ends))
-    target = curves.path(workdir)
+    _file(curves.path(workdir), loss, ends)
+    return {"loss": loss, "ends": ends}
+
+
+@by_main
+def _file(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plot_loss(loss), target.with_suffix(".png"))
     plots.save(plot_ends(ends), target.with_name("ends.png"))
@@ -57,7 +63,6 @@ def diagnose(experiment: Experiment, workdir: str | Path) -> dict[str, Record]:
     atomic.write_json(target, loss)
     bits, error = loss["bpd_diffusion"], loss["bpd_diffusion_se"]
     logging.info("diffusion loss %.4f ± %.4f bits/dim, by log-SNR in %s", bits, error, target.parent)
-    return {"loss": loss, "ends": ends}
 
 
 def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:

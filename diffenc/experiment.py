@@ -10,6 +10,7 @@ from diffenc.settings import (
     Fit,
     KSample,
     Likelihood,
+    MeshShape,
     Plan,
     Sample,
     check_least,
@@ -36,6 +37,7 @@ FREE_TO_CHANGE = (
     "Experiment.diagnose",
     "Experiment.likelihood",
     "Experiment.plan",
+    "Experiment.mesh",
     "evaluate.*",
     "sample.*",
     "fit.*",
@@ -43,6 +45,7 @@ FREE_TO_CHANGE = (
     "diagnose.*",
     "likelihood.*",
     "plan.*",
+    "mesh.*",
     "variance.*",
     "proposal.*",
     "network.*.scan",
@@ -62,7 +65,7 @@ class Experiment:
       steps: optimiser steps in all.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
-        devices' memory at once. Parts have dropout masks of their own; nothing else depends on it.
+        devices' memory at once. It changes no result but by rounding.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every, evaluate_every, sample_every, checkpoint_every: cadences in steps; the end of training
         always logs and saves, and evaluates and samples where their cadence is not 0.
@@ -95,6 +98,7 @@ class Experiment:
     diagnose: Diagnose = Diagnose()
     likelihood: Likelihood = Likelihood()
     plan: Plan = Plan()
+    mesh: MeshShape = MeshShape()
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

@@ -22,6 +22,7 @@ from diffenc import atomic, describe, fits
 from diffenc.chain import equal_times
 from diffenc.cheapest_path import cheapest_path
 from diffenc.costs import Table, measure, price
+from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
@@ -61,7 +62,7 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
     check_steps(settings.steps)
     check_depth(describe.precision(experiment), settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
@@ -155,7 +156,6 @@ def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, ste
         logging.info("costs of steps: as measured before, in %s", file)
         return table
     table = measure(experiment, mesh, params)
-    file.parent.mkdir(parents=True, exist_ok=True)
     _write(file, table, origin)
     logging.info("costs of steps: measured on %d images, in %s", table.num_images, file)
     return table
@@ -168,7 +168,9 @@ def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
     return origin
 
 
+@by_main
 def _write(file: Path, table: Table, origin: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)}
     atomic.write_bytes(file, atomic.npz({"origin": np.asarray(origin), **arrays}))
 

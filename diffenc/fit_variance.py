@@ -36,7 +36,7 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: no T is given, there is no run, or a step was drawn less than twice.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=fit_variance needs T: give --steps=T")
     check_depth(describe.precision(experiment), settings.steps)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from diffenc import atomic, describe
 from diffenc.chain import EQUAL, Chain, build, equal_times
+from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
@@ -103,6 +104,7 @@ def refuse_untrained(settings: Evaluate | Sample) -> None:
             )
 
 
+@by_main
 def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> None:
     """File a fit: its times, and whatever `record` says of them.
 

@@ -1,22 +1,23 @@
 """The gradient of a batch's loss, taken in one piece or in several that follow each other."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from diffenc import interior, loops
+from diffenc import interior, loops, placement
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Params
+from diffenc.interfaces import ImageKeys, Key, Params, PerExample
 from diffenc.model import Draws, Terms, bits_per_dim, draw
 from diffenc.pixels import Levels
-from diffenc.sharding import check_divisible
+from diffenc.sharding import AXES, OVER_BATCH, check_divisible
 
 Scalar = Float[Array, ""]
-Part = tuple[Levels, Draws, Key]
+Part = tuple[Levels, Draws, ImageKeys]
 
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
@@ -31,33 +32,54 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
         )
 
 
-def batch_gradient(params: Params, experiment: Experiment, levels: Levels, key: Key) -> tuple[Params, Terms]:
+def batch_gradient(
+    params: Params, experiment: Experiment, levels: Levels, key: Key, mesh: Mesh
+) -> tuple[Params, Terms]:
     """The gradient of -ELBO of a batch in bits/dim, and its three terms; dropout on.
 
-    The batch is taken in `Experiment.microbatches` parts, one after the other, so that the activations of one
-    alone take memory. Times and noise are those of the undivided batch; only the dropout masks are others. To
-    the parameters of a schedule's interior the gradient is that of its own objective.
+    Each device takes its own images, in `Experiment.microbatches` parts, one after the other, so that the activations
+    of one alone take memory. The devices' gradients are then added up, once. Times, noise and dropout masks are those
+    of the undivided batch. To the parameters of a schedule's interior the gradient is that of its own objective.
+
+    Args:
+      params: split over `mesh` as `diffenc.placement` says; so is the gradient.
+      levels: split over all of `mesh`.
     """
-    draw_key, dropout_key, more_key = jax.random.split(key, 3)
-    draws = draw(draw_key, levels.shape)
-    count = experiment.microbatches
-    # an undivided batch has the key that is also the first part's
-    keys = jnp.concatenate([dropout_key[None], jax.random.split(more_key, count - 1)])
-    summed, nats = _sum_over_parts(params, experiment, (*divide((levels, draws), count), keys))
-    gradient = jax.tree.map(lambda leaf, total: (total / count).astype(leaf.dtype), params, summed)
-    terms = unite(nats)
+    draw_key, dropout_key = jax.random.split(key)
+    batch = levels, draw(draw_key, levels.shape), jax.random.split(dropout_key, len(levels))
+    specs = placement.specs_of(params, experiment.mesh)
+    over_devices = jax.shard_map(
+        partial(_device_gradient, experiment, specs, mesh.devices.size),
+        mesh=mesh,
+        in_specs=(specs, OVER_BATCH),
+        out_specs=(specs, PartitionSpec(), OVER_BATCH),
+        check_vma=False,  # it would add up the gradients of each use of a parameter on its own
+    )
+    gradient, means, diffusion = over_devices(params, batch)
     of_interior = jax.grad(interior.objective, argnums=1)(
-        experiment.model.schedule, params["schedule"], draws.t, terms.diffusion
+        experiment.model.schedule, params["schedule"], batch[1].t, diffusion
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], of_interior)
-    return {**gradient, "schedule": schedule}, _mean_bits(terms, levels[0].size)
+    return {**gradient, "schedule": schedule}, means
+
+
+def _device_gradient(
+    experiment: Experiment, specs: placement.Specs, num_devices: int, params: Params, share: Part
+) -> tuple[Params, Terms, PerExample]:
+    """The batch's mean gradient and terms in bits/dim, and the diffusion losses of this device's images in nats."""
+    summed, nats = _sum_over_parts(
+        placement.gather(params, specs), experiment, divide(share, experiment.microbatches)
+    )
+    mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
+    gradient = placement.sum_over_devices(mean, specs)
+    gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
+    terms = unite(nats)
+    means = jax.lax.pmean(_mean_bits(terms, share[0][0].size), AXES)
+    return gradient, means, terms.diffusion
 
 
 def divide(batch: Any, count: int) -> Any:
-    """Arrays [B, ...] as [count, B / count, ...], image i in part i mod count.
-
-    So a batch that is split over devices needs none of its images moved.
-    """
+    """Arrays [B, ...] as [count, B / count, ...], image i in part i mod count."""
 
     def cut(leaf: Array) -> Array:
         return jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0)
@@ -75,8 +97,8 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: tuple[Any, ..
     gradient_of = jax.grad(_part_loss, has_aux=True)
 
     def turn(total: Params, part: Part) -> tuple[Params, Terms]:
-        images, key = part[:2], part[2]
-        gradient, nats = gradient_of(params, experiment, (*loops.after(total, images), key))
+        images, keys = part[:2], part[2]
+        gradient, nats = gradient_of(params, experiment, (*loops.after(total, images), keys))
         return jax.tree.map(jnp.add, total, gradient), nats
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
@@ -85,9 +107,9 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: tuple[Any, ..
 
 def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scalar, Terms]:
     """-ELBO of a part in bits/dim, and its terms in nats [B / count]."""
-    levels, draws, key = part
+    levels, draws, keys = part
     num_levels = experiment.dataset.num_levels
-    nats = experiment.model.elbo(params, levels, draws, num_levels=num_levels, key=key)
+    nats = experiment.model.elbo(params, levels, draws, num_levels=num_levels, keys=keys)
     return _mean_bits(nats, levels[0].size).total, nats
 
 

@@ -10,17 +10,20 @@ Notation, as in VDM (arXiv:2107.00630) and DiffEnc (arXiv:2310.19789):
   z        alpha * x_phi + sigma * eps  [10]
   x_hat    the network's estimate of x_phi
 
-Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32.
+Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32. What happens to an image depends on no other
+image of its batch, its dropout mask neither: so results are the same however a batch is divided.
 """
 
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import jaxtyping
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 Params = Any  # a pytree of arrays
 Key = PRNGKeyArray
+ImageKeys = jaxtyping.Key[Array, " b"]  # one for each image
 Data = Float[Array, "b *d"]
 PerExample = Float[Array, " b"]
 Times = Float[Array, " b"]
@@ -58,9 +61,9 @@ class Encoder(Protocol):
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
-        """x_phi at `log_snr`, shaped like `x`. `key` draws the dropout mask; None means no dropout."""
+        """x_phi at `log_snr`, shaped like `x`. An image's key draws its dropout mask; None means no dropout."""
         ...
 
 
@@ -79,9 +82,9 @@ class Network(Protocol):
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
-        """Output shaped like `z`. `key` draws the dropout mask; None means no dropout."""
+        """Output shaped like `z`. An image's key draws its dropout mask; None means no dropout."""
         ...
 
 

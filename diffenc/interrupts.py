@@ -4,6 +4,10 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Protocol
+
+import jax
+from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
@@ -12,6 +16,26 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
+
+
+MESSAGE = b"stopping after this step, and saving; a second time stops at once, without saving\n"
+
+
+class Watch(Protocol):
+    """Looks out for a request to stop, while entered."""
+
+    def __enter__(self) -> "Watch": ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def check(self) -> None:
+        """Raise Interrupted if one came."""
+        ...
+
+
+def interrupts_of_all() -> Watch:
+    """What looks out for a request to any process of this run."""
+    return SharedInterrupts() if jax.process_count() > 1 else Interrupts()
 
 
 class Interrupts:
@@ -42,9 +66,39 @@ class Interrupts:
         self._signum = signum
         self._restore()
         # not through logging, whose lock the interrupted code may hold
-        os.write(2, b"stopping after this step, and saving; a second time stops at once, without saving\n")
+        os.write(2, MESSAGE)
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
         self._previous = {}
+
+
+class SharedInterrupts:
+    """The same for several processes: once one is asked to stop, all heed it at the same check.
+
+    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; Ctrl-C becomes one.
+    """
+
+    def __init__(self):
+        self._checks = 0
+
+    def __enter__(self) -> "SharedInterrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._pass_on)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._previous)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came to any process. All must make the same checks."""
+        self._checks += 1
+        if multihost_utils.reached_preemption_sync_point(self._checks):
+            raise Interrupted(signal.SIGTERM)
+
+    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+        os.write(2, MESSAGE)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -12,14 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp
 
-from diffenc import workdir as workdirs
 from diffenc.chain import Chain
 from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, depth, depth_of, errors_table, identity, statistics
@@ -27,7 +24,7 @@ from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
 from diffenc.model import Model
-from diffenc.modes import restore_ema
+from diffenc.modes import publish, restore_ema
 from diffenc.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
 from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
@@ -155,15 +152,13 @@ def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: no T is given, there is no run, or what must be fitted is not.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=k_sample needs T: give --steps=T")
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     measured = measure(experiment, mesh, ema, workdir, step)
     figures = record(experiment, measured, step) | measured.of
-    number = workdirs.keep(workdir, "k_sample", figures, {"log_w": measured.log_w})
-    Console(soft_wrap=True).print(table(figures))
-    logging.info("in %s, kept as number %d", workdir / "k_sample.json", number)
+    publish(workdir, "k_sample", figures, {"log_w": measured.log_w}, table(figures))
     return figures
 
 

@@ -14,21 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Int
-from rich.console import Console
 from rich.table import Table
 
 from diffenc import describe, ode
-from diffenc import workdir as workdirs
 from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.evaluate import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample
 from diffenc.model import Model
-from diffenc.modes import restore_ema
+from diffenc.modes import publish, restore_ema
 from diffenc.passes import Passes, compile_over
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
@@ -64,7 +61,7 @@ def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       UserError: no run there, one of another config, no such checkpoint, networks in bfloat16, or the ODE could
         not be solved.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.evaluate
+    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
     if describe.precision(experiment) == "bfloat16":
         raise UserError(
             "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "
@@ -79,9 +76,7 @@ def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         "step": step,
         "num_params": count_parameters(ema),
     }
-    number = workdirs.keep(workdir, "likelihood", figures, solved._asdict())
-    Console(soft_wrap=True).print(table(figures))
-    logging.info("in %s, kept as number %d", workdir / "likelihood.json", number)
+    publish(workdir, "likelihood", figures, solved._asdict(), table(figures))
     return figures
 
 

@@ -15,6 +15,7 @@ from diffenc.interfaces import (
     Data,
     Encoder,
     GenerativeMean,
+    ImageKeys,
     Key,
     LogSNR,
     Network,
@@ -103,25 +104,27 @@ class Model:
         *,
         num_levels: int,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
         step_rule: objective.StepRule = objective.continuous,
     ) -> Terms:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
 
-        `key` draws the dropout masks; None means no dropout. All evaluations of the encoder share one
+        `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
         """
-        encoder_key, network_key = (None, None) if key is None else jax.random.split(key)
+        encoder_keys, network_keys = (
+            (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
+        )
         x = scale_pixels(levels, num_levels)
 
         def encode(log_snr: LogSNR) -> Data:
-            return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, key=encoder_key)
+            return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=encoder_keys)
 
         def log_snr_at(t: Times) -> LogSNR:
             return self.schedule.apply(params["schedule"], t)
 
         def network(z: Data, log_snr: LogSNR) -> Data:
-            return self.network.apply(params["network"], z, log_snr, condition=condition, key=network_key)
+            return self.network.apply(params["network"], z, log_snr, condition=condition, keys=network_keys)
 
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices

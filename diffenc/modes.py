@@ -1,10 +1,12 @@
 """What can be done with a trained run: measure it, and draw from it. Each reads a workdir's checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax import Array
 from jax.sharding import Mesh
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from diffenc import checkpoint
 from diffenc import workdir as workdirs
+from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
@@ -51,15 +54,13 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
-    workdir, mesh = Path(workdir), data_mesh()
+    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
     ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)
     figures = record(experiment, measured, step, num_params, evaluator.of)
-    number = workdirs.keep(workdir, "evaluation", figures, measured.terms)
-    Console(soft_wrap=True).print(table(figures))
-    logging.info("in %s, kept as number %d", workdir / "evaluation.json", number)
+    publish(workdir, "evaluation", figures, measured.terms, table(figures))
     return figures
 
 
@@ -69,14 +70,24 @@ def sample(experiment: Experiment, workdir: str | Path) -> Path:
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(), experiment.sample
+    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.sample
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     sampler = ImageSampler(experiment, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
     path = workdir / "samples" / file_name(settings, step)
-    save_png(path, images, experiment.dataset.num_levels)
+    by_main(save_png)(path, images, experiment.dataset.num_levels)
     logging.info("%d images of %d steps in %s", settings.num, settings.steps, path)
     return path
+
+
+@by_main
+def publish(
+    workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
+) -> None:
+    """File a measurement in the workdir (see `diffenc.workdir.keep`), and print it."""
+    number = workdirs.keep(workdir, name, figures, arrays)
+    Console(soft_wrap=True).print(shown)
+    logging.info("in %s, kept as number %d", workdir / f"{name}.json", number)
 
 
 def table(figures: dict[str, Any]) -> Table:

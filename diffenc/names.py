@@ -10,7 +10,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
-from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, Plan, Sample
+from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshShape, Plan, Sample
 
 # Each is read from the field of Experiment that has its name.
 SETTINGS: dict[str, type] = {
@@ -21,6 +21,7 @@ SETTINGS: dict[str, type] = {
     "diagnose": Diagnose,
     "likelihood": Likelihood,
     "plan": Plan,
+    "mesh": MeshShape,
 }
 FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 

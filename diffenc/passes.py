@@ -14,7 +14,7 @@ from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Source
 from diffenc.randomness import root_key
 from diffenc.settings import Diagnose, Evaluate, Fit
-from diffenc.sharding import check_divisible, on_each, split_over, to_devices
+from diffenc.sharding import check_divisible, on_each, rows_here, split_over, to_devices
 
 
 class Visit(NamedTuple):
@@ -57,7 +57,7 @@ class Passes:
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
         self._root = root_key(settings.seed, purpose)
-        self._mesh = mesh
+        self._mesh, self._rows = mesh, rows_here(mesh, self.batch_size)
 
     def __len__(self) -> int:
         """Batches in all passes together."""
@@ -66,7 +66,7 @@ class Passes:
     def __iter__(self) -> Iterator[Visit]:
         for number in range(self.passes):
             key = jax.random.fold_in(self._root, number)
-            for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size)):
+            for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size, self._rows)):
                 levels = to_devices(batch["image"], self._mesh)
                 first, real = index * self.batch_size, weight > 0
                 yield Visit(number, first, levels, real, jax.random.fold_in(key, index))
@@ -78,6 +78,6 @@ class Passes:
 
 
 def compile_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(params, levels, key)` compiled: the levels split over the devices, all else on each of them."""
-    shardings = (on_each(mesh), split_over(mesh), on_each(mesh))
+    """`function(params, levels, key)` compiled: params as they lie, levels split, all else on each device."""
+    shardings = (None, split_over(mesh), on_each(mesh))
     return jax.jit(function, in_shardings=shardings, out_shardings=on_each(mesh))

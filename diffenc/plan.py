@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +26,8 @@ from diffenc.flops import Contraction, Work
 from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.progress import duration
+from diffenc.settings import MeshShape
+from diffenc.sharding import arranged
 from diffenc.train_state import TrainState, abstract_levels, abstract_state, count_parameters, make_train_step
 
 
@@ -84,12 +86,12 @@ def one_share(experiment: Experiment, devices: int) -> Experiment:
             f"Experiment.batch_size = {experiment.batch_size} does not divide evenly over plan.devices = {devices}, "
             f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {least}"
         )
-    return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices)
+    return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices, mesh=MeshShape())
 
 
 def one_device() -> Mesh:
     """A mesh of one device, whatever else there is: each does the same, on a share of the batch."""
-    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    return arranged()
 
 
 def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from diffenc import config, describe, modes, registry
+from diffenc import config, describe, distributed, modes, registry
 from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
@@ -50,6 +50,18 @@ _STEPS = flags.DEFINE_integer(
     "steps", None, "T, in every mode but train and plan: binds evaluate.steps, or sample.steps."
 )
 _X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train and plan.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: HOST:PORT of the first, where the others find it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many there are, each on devices of its own."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Have JAX find the other processes; default: under srun, and on a TPU pod that says so.",
+)
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
 
 
@@ -64,6 +76,7 @@ def run(arguments: Sequence[str]) -> None:
             print(listing())
             return
         perform = _choose_mode(_MODE.value)
+        _meet_others(_MODE.value)
         if not _GIN_FILE.value:
             raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
         if _DATA_DIR.value:
@@ -77,16 +90,23 @@ def run(arguments: Sequence[str]) -> None:
                 raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
             jax.config.update("jax_enable_x64", True)
         enable_cache()
-        perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
+        with distributed.losses_explained():
+            perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        distributed.leave(130)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+
+
+def _meet_others(mode: str) -> None:
+    address = distributed.check_address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    detect = distributed.announced(os.environ) if _DISTRIBUTED.value is None else _DISTRIBUTED.value
+    distributed.start(address, detect, notice=mode == "train")
 
 
 def steps_bindings(mode: str, steps: int | None) -> list[str]:
@@ -144,7 +164,7 @@ def show_log_lines_plainly() -> None:
 
 def _fail(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
+    distributed.leave(1)
 
 
 def main() -> None:

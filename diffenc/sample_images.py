@@ -61,6 +61,8 @@ class ImageSampler:
         self._solver = SOLVERS[self.settings.sampler]
         self._must_check_slope = self.settings.sampler in ODE_SOLVERS
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
+        self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
+        self._collect = jax.jit(lambda z: z, out_shardings=on_each(mesh))  # no process holds all of it before
         plan, model = fits.plan(workdir, self.settings, step), self._model
         plan.check()
         self._descent = jax.jit(
@@ -74,7 +76,7 @@ class ImageSampler:
         self._warn_of_another_model(params)
 
         def walk_down(key: Key, z: Data, down: Descent) -> Data:
-            z, length = jax.device_put(z, self._sharding), self.settings.steps // self.num_stretches
+            z, length = self._spread(z), self.settings.steps // self.num_stretches
             for first in range(0, self.settings.steps, length):
                 stretch = Descent(
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
@@ -82,7 +84,7 @@ class ImageSampler:
                 z = self._stretch(params, z, stretch, key, jnp.asarray(first))
                 jax.block_until_ready(z)
                 after_stretch()
-            return z
+            return self._collect(z)
 
         key = root_key(self.settings.seed, "sample")
         return np.asarray(

@@ -227,6 +227,25 @@ class Diagnose:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How all devices of all processes are arranged. It changes no result but by rounding.
+
+    Attributes:
+      data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.
+      fsdp: over so many devices each copy is split, with its average and the optimiser's moments.
+      rules: exceptions, as pairs of a pattern for parameters' names (`*`, `?`, `[...]` as in a shell) and the axis
+        to split, or None to copy; the first that fits counts. --mode=plan and parameters.txt list the names.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    rules: tuple[tuple[str, int | None], ...] = ()
+
+    def __post_init__(self):
+        check_least("mesh", self, data=0, fsdp=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What --mode=plan expects of the machine that will train.
 

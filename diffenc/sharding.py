@@ -1,28 +1,45 @@
-"""Where arrays live: one mesh over all devices, batches split along it, everything else on each."""
+"""Where batches live: one mesh over all devices of all processes, batches split over all of it.
+
+The mesh has two axes. Along `data` parameters are copied; along `fsdp` they may be split (see `diffenc.placement`).
+"""
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, Shaped
 
 from diffenc.errors import UserError
+from diffenc.settings import MeshShape
+
+AXES = ("data", "fsdp")
+OVER_BATCH = PartitionSpec(AXES)
 
 
-def data_mesh() -> Mesh:
-    """All devices along one axis, `data`.
+def data_mesh(shape: MeshShape = MeshShape()) -> Mesh:
+    """All devices, arranged as `shape` says.
 
     Raises:
-      UserError: there are several processes; each would train on a copy of the same batch.
+      UserError: there are more or fewer devices.
     """
-    if jax.process_count() > 1:
+    count = jax.device_count()
+    data = shape.data or max(1, count // shape.fsdp)
+    if data * shape.fsdp != count:
         raise UserError(
-            "training by several processes is not supported: start one, which uses all local devices"
+            f"mesh.data = {shape.data} and mesh.fsdp = {shape.fsdp} do not arrange the {count} devices there are: "
+            "mesh.data x mesh.fsdp must be their number; mesh.data = 0 takes what is left"
         )
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return arranged(data, shape.fsdp)
+
+
+def arranged(data: int = 1, fsdp: int = 1) -> Mesh:
+    """The first data x fsdp devices."""
+    devices = jax.devices()[: data * fsdp]
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def split_over(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, OVER_BATCH)
 
 
 def on_each(mesh: Mesh) -> NamedSharding:
@@ -39,6 +56,12 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def to_devices(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's part of a batch, as one array split over all devices."""
+def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """The places in a batch, ascending, of the images that this process's devices take."""
+    spans = split_over(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
+
+
+def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
+    """This process's rows of a batch, as one array split over all devices of all processes."""
     return jax.make_array_from_process_local_data(split_over(mesh), np.asarray(array))

@@ -6,6 +6,7 @@ heeded after every step and within evaluation and sampling; what a step still ow
 its checkpoint, and done first when the run goes on.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffenc import atomic, checkpoint, describe, writers
+from diffenc import atomic, checkpoint, describe, distributed, writers
 from diffenc import workdir as workdirs
 from diffenc.batches import train_batches
 from diffenc.clock import Clock
@@ -25,10 +26,10 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.feed import Feed, InFlight
 from diffenc.gradient import check_batch
-from diffenc.interrupts import Interrupted, Interrupts
+from diffenc.interrupts import Interrupted, Watch, interrupts_of_all
 from diffenc.profiling import Profile
 from diffenc.progress import duration
-from diffenc.sharding import data_mesh, on_each
+from diffenc.sharding import data_mesh, rows_here
 from diffenc.train_state import (
     TrainState,
     abstract_levels,
@@ -36,6 +37,7 @@ from diffenc.train_state import (
     count_parameters,
     init_state,
     make_train_step,
+    shardings,
 )
 from diffenc.visits import Visits, fetch_row
 
@@ -50,13 +52,16 @@ def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> No
         or the loss became NaN or infinite.
       Interrupted: SIGTERM or Ctrl-C came; the run is saved.
     """
-    workdir, mesh = Path(workdir), data_mesh()
+    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
     check_config(experiment, workdir)
     check_batch(experiment, mesh)
-    with Interrupts() as interrupts:
+    with interrupts_of_all() as interrupts:
+        distributed.meet("before the checkpoints are read")
         run = Run(experiment, workdir, mesh, interrupts)
-        with workdirs.claim(workdir), run.checkpoints:
+        claim = workdirs.claim(workdir) if distributed.is_main() else contextlib.nullcontext()
+        with claim, run.checkpoints:
             run.check_unchanged()
+            distributed.meet("the workdir is ours")
             run.start()
             run.loop()
 
@@ -77,7 +82,7 @@ def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ..
 class Run:
     """One training run. Making it checks all that can be wrong with it, and writes nothing."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, interrupts: Interrupts):
+    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, interrupts: Watch):
         self.experiment = experiment
         self.workdir = workdir
         self.checkpoints = checkpoint.Checkpoints(
@@ -121,20 +126,26 @@ class Run:
     def start(self) -> None:
         """Set the workdir to the step the run goes on from."""
         step = self._restored.step if self._restored else 0
-        atomic.write_text(self.workdir / CONFIG, self._config_text)
-        if self._restored:
-            self._cut_metrics(self._restored.metadata["metrics_bytes"])
-        self._writer = writers.create_writer(self.workdir, resume_step=step if self._restored else None)
+        self._writer = self._open_files() or writers.silent()
         self._state = self._restored.tree if self._restored else self._first_state()
-        if not self._restored:
-            pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
-            self._writer.write_hparams(dict(pairs))
         self._say_what_starts(step)
         if not self._restored:
             self._settle(step, owed=[])  # a stop is heeded before what may compile for minutes
         if step < self.experiment.steps:
             levels = abstract_levels(self.experiment, self._mesh)
             self._train_step = compile_ahead("the train step", self._train_step, self._abstract, levels)
+
+    @distributed.by_main
+    def _open_files(self) -> writers.metric_writers.MetricWriter:
+        """The config, and the metrics as they were at the checkpoint."""
+        atomic.write_text(self.workdir / CONFIG, self._config_text)
+        if self._restored:
+            self._cut_metrics(self._restored.metadata["metrics_bytes"])
+            return writers.create_writer(self.workdir, resume_step=self._restored.step)
+        writer = writers.create_writer(self.workdir, resume_step=None)
+        pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
+        writer.write_hparams(dict(pairs))
+        return writer
 
     def _cut_metrics(self, size: int) -> None:
         """Back to what stood there at the checkpoint: what it owed may have been done, and written, since."""
@@ -143,13 +154,14 @@ class Run:
             os.truncate(path, size)
 
     def _first_state(self) -> TrainState:
-        first_state = jax.jit(lambda: init_state(self.experiment), out_shardings=on_each(self._mesh))
+        first_state = jax.jit(lambda: init_state(self.experiment), out_shardings=shardings(self._abstract))
         state = compile_ahead("the initialisation", first_state)()
         if self._origin:
             state = state._replace(**self._origin.tree)
             logging.info("parameters taken from %s, step %d", self.experiment.init_from, self._origin.step)
         return state
 
+    @distributed.by_main
     def _say_what_starts(self, step: int) -> None:
         params = self._state.params
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
@@ -166,7 +178,9 @@ class Run:
         """Steps up to `Experiment.steps`, each followed by what is due."""
         first, steps = int(self._state.step), self.experiment.steps
         start = self._restored.metadata["next_batch"] if self._restored else 0
-        batches = train_batches(self._source, self.experiment.batch_size, self.experiment.seed, start)
+        size = self.experiment.batch_size
+        rows = rows_here(self._mesh, size)
+        batches = train_batches(self._source, size, self.experiment.seed, start, rows)
         feed = Feed(batches, self._mesh, self._clock)
         try:
             if self._restored:
@@ -252,13 +266,17 @@ class Run:
         self._writer.flush()
         metadata = {
             "owed": owed,
-            "metrics_bytes": (self.workdir / writers.METRICS).stat().st_size,
+            "metrics_bytes": self._metrics_bytes(),
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "config_hash": describe.config_hash(self.experiment),
         }
         with self._clock.paused():
             self.checkpoints.save(step, self._state, metadata)
         self._saved = (step, owed)
+
+    @distributed.by_main
+    def _metrics_bytes(self) -> int:
+        return (self.workdir / writers.METRICS).stat().st_size
 
     def _refuse_bad(self) -> None:
         """Raise UserError if any step so far was not finite, so that such a state is never saved."""

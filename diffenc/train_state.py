@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from diffenc import placement
 from diffenc.experiment import Experiment
 from diffenc.gradient import batch_gradient
 from diffenc.interfaces import Params
 from diffenc.model import Terms
 from diffenc.pixels import Levels
 from diffenc.randomness import root_key
-from diffenc.sharding import on_each, split_over
+from diffenc.sharding import split_over
 
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
@@ -87,7 +88,15 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
       UserError: a plugin cannot be built for these images.
     """
     shapes = jax.eval_shape(lambda: init_state(experiment))
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), shapes)
+    shardings = placement.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
+    return jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, shardings
+    )
+
+
+def shardings(abstract: PyTree) -> PyTree:
+    """Those of each leaf."""
+    return jax.tree.map(lambda a: a.sharding, abstract)
 
 
 def abstract_levels(experiment: Experiment, mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -104,7 +113,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
     def train_step(state: TrainState, levels: Levels) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = batch_gradient(state.params, experiment, levels, key)
+        gradient, terms = batch_gradient(state.params, experiment, levels, key, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
@@ -112,11 +121,9 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         sums = add(state.sums, terms, *norms, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state, sums)
 
+    placed = shardings(abstract_state(experiment, mesh))
     return jax.jit(
-        train_step,
-        in_shardings=(on_each(mesh), split_over(mesh)),
-        out_shardings=on_each(mesh),
-        donate_argnums=0,
+        train_step, in_shardings=(placed, split_over(mesh)), out_shardings=placed, donate_argnums=0
     )
 
 

@@ -1,5 +1,6 @@
 """What training does now and then besides training: log rows, evaluations and samples."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from diffenc import fits
+from diffenc import distributed, fits
 from diffenc import workdir as workdirs
 from diffenc.evaluate import Evaluator, record
 from diffenc.experiment import Experiment
@@ -15,7 +16,7 @@ from diffenc.images import grid, save_png, to_uint8
 from diffenc.progress import Progress
 from diffenc.sample_images import ImageSampler
 from diffenc.sharding import on_each
-from diffenc.train_state import TrainState, count_parameters, no_sums
+from diffenc.train_state import Sums, TrainState, count_parameters, no_sums
 from diffenc.writers import metric_writers  # not from clu, which needs what that module does first
 
 Visit = Callable[[metric_writers.MetricWriter, TrainState, int], None]
@@ -27,8 +28,15 @@ def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainSta
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
     row = {"bpd": sum(terms.values()), **terms, "grad_norm": float(sums.grad_norm) / steps}
-    empty = jax.device_put(no_sums()._replace(bad_step=sums.bad_step), on_each(mesh))
-    return row, state._replace(sums=empty)
+    return row, state._replace(sums=_emptier(mesh)(state.sums))
+
+
+@functools.cache
+def _emptier(mesh: Mesh) -> Callable[[Sums], Sums]:
+    def empty(sums: Sums) -> Sums:
+        return no_sums()._replace(bad_step=sums.bad_step)
+
+    return jax.jit(empty, out_shardings=on_each(mesh))
 
 
 class Visits:
@@ -58,17 +66,16 @@ class Visits:
         split = self._experiment.evaluate.split
         writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
         if step == self._experiment.steps:
-            figures = record(
-                self._experiment, measured, step, count_parameters(state.params), self._evaluator.of
-            )
-            workdirs.keep(self._workdir, "evaluation", figures, measured.terms)
+            num_params = count_parameters(state.params)
+            figures = record(self._experiment, measured, step, num_params, self._evaluator.of)
+            distributed.by_main(workdirs.keep)(self._workdir, "evaluation", figures, measured.terms)
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         if self._sampler is None:  # owed, as above
             return
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
-        save_png(path, images, num_levels)
+        distributed.by_main(save_png)(path, images, num_levels)
         writer.write_images(step, {"samples": grid(to_uint8(images, num_levels))})
         logging.info("samples in %s", path)
 

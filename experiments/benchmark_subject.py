@@ -69,7 +69,7 @@ class Subject:
     def __init__(self, experiment: Experiment, settings: Settings):
         self.experiment = experiment
         self.settings = settings
-        self.mesh: Mesh = data_mesh()
+        self.mesh: Mesh = data_mesh(experiment.mesh)
         check_batch(experiment, self.mesh)
 
     @functools.cached_property

@@ -47,7 +47,7 @@ class Bounds:
     def __init__(self, experiment: Experiment, workdir: Path):
         self.experiment = experiment
         self.workdir = workdir
-        self.mesh = data_mesh()
+        self.mesh = data_mesh(experiment.mesh)
         self.params, self.step = restore_ema(experiment, workdir, self.mesh, experiment.evaluate.step)
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
 

@@ -56,9 +56,11 @@ class Affine:
     def init(self, key, z, log_snr, *, condition=None):
         return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         out = params["w"][None] * z + params["b"][None]
-        return out if key is None else out * jax.random.bernoulli(key, 0.5, out.shape)
+        if keys is None:
+            return out
+        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(keys)
 
 
 @dataclasses.dataclass(frozen=True)

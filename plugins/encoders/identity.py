@@ -1,6 +1,6 @@
 import dataclasses
 
-from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import encoders
 
 
@@ -19,6 +19,6 @@ class Identity:
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
         return x

@@ -1,7 +1,7 @@
 import dataclasses
 
 from diffenc.gaussian import alpha_squared, scale
-from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import encoders
 
 
@@ -20,6 +20,6 @@ class Nontrainable:
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
         return scale(alpha_squared(log_snr), x)

@@ -1,7 +1,7 @@
 import dataclasses
 
 from diffenc.gaussian import alpha_squared, scale, sigma_squared
-from diffenc.interfaces import Condition, Data, Key, LogSNR, Network, Params
+from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Network, Params
 from diffenc.registry import encoders
 
 
@@ -27,7 +27,7 @@ class Trainable:
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
-        y = self.network.apply(params, x, log_snr, condition=condition, key=key)
+        y = self.network.apply(params, x, log_snr, condition=condition, keys=keys)
         return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

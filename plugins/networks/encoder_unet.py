@@ -6,7 +6,7 @@ from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
@@ -49,7 +49,7 @@ class EncoderUNet:
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        return hk.transform(self._forward).init(key, z, log_snr, condition)
+        return hk.transform(self._forward).init(key, z, log_snr, condition, None)
 
     def apply(
         self,
@@ -58,12 +58,13 @@ class EncoderUNet:
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
-        return hk.transform(self._forward).apply(params, key, z, log_snr, condition)
+        return hk.transform(self._forward).apply(params, None, z, log_snr, condition, keys)
 
-    def _forward(self, z: Maps, log_snr: LogSNR, condition: Condition | None) -> Maps:
+    def _forward(self, z: Maps, log_snr: LogSNR, condition: Condition | None, keys: ImageKeys | None) -> Maps:
         levels, depth = self._levels()
+        unused_keys = iter(layers.split_keys(keys, 2 * len(levels) * depth + 1))
         check_pooling(z.shape[1:3], len(levels))
         groups = layers.resolve_groups(NAME, self.channels, self.groups)
         half_groups = max(1, groups // 2)
@@ -74,7 +75,7 @@ class EncoderUNet:
         def blocks(h: Maps, channels: int, name: str) -> MapsOut:
             for i in range(depth):
                 with name_scope(f"{name}_{i}"):
-                    h = self._block(h, embedding, channels, groups)
+                    h = self._block(h, embedding, next(unused_keys), channels, groups)
             return h
 
         h = layers.stem(z, self.channels, self.precision)
@@ -84,23 +85,27 @@ class EncoderUNet:
             skips.append(h)
             h = max_pool(h)
         middle_groups = half_groups if self.blocks == 2 else groups
-        h = self._middle(h, embedding, groups, middle_groups)
+        h = self._middle(h, embedding, next(unused_keys), groups, middle_groups)
         for level, channels in reversed(list(enumerate(levels))):
             h = layers.unpool(h, channels, f"unpool_{level}")
             h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
         return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
 
-    def _block(self, h: Maps, embedding: Embedding, channels: int, groups: int) -> MapsOut:
-        def block(h: Maps, embedding: Embedding) -> MapsOut:
-            return layers.resnet_block(h, embedding, channels, groups, self.dropout)
+    def _block(
+        self, h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int
+    ) -> MapsOut:
+        def block(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> MapsOut:
+            return layers.resnet_block(h, embedding, keys, channels, groups, self.dropout)
 
-        return (hk.remat(block) if self.remat else block)(h, embedding)
+        return (hk.remat(block) if self.remat else block)(h, embedding, keys)
 
-    def _middle(self, h: Maps, embedding: Embedding, groups: int, block_groups: int) -> Maps:
-        def middle(h: Maps, embedding: Embedding) -> Maps:
-            return layers.middle(h, embedding, groups, block_groups, self.dropout)
+    def _middle(
+        self, h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int
+    ) -> Maps:
+        def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
+            return layers.middle(h, embedding, keys, groups, block_groups, self.dropout)
 
-        return (hk.remat(middle) if self.remat else middle)(h, embedding)
+        return (hk.remat(middle) if self.remat else middle)(h, embedding, keys)
 
     def _levels(self) -> tuple[tuple[int, ...], int]:
         """The channels of each level, and the number of blocks in one."""

@@ -10,7 +10,7 @@ from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, LogSNR
+from diffenc.interfaces import Condition, ImageKeys, LogSNR
 
 Maps = Float[Array, "b h w c"]
 MapsOut = Float[Array, "b h w c_out"]  # the same positions in other channels
@@ -144,10 +144,19 @@ def stem(h: Maps, channels: int, precision: str) -> MapsOut:
     return h.astype(jnp.bfloat16) if precision == "bfloat16" else h
 
 
-def drop(h: Maps, rate: float) -> Maps:
-    """Dropout under the transform's key; none where the transform has no key."""
-    key = hk.maybe_next_rng_key()
-    return h if key is None else hk.dropout(key, rate, h)
+def split_keys(keys: ImageKeys | None, num: int) -> list[ImageKeys | None]:
+    """`num` keys of each image's, for as many blocks; None for each where there are none."""
+    if keys is None:
+        return [None] * num
+    return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0))
+
+
+def drop(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
+    """Dropout, each image's mask drawn by its own key; none where there are no keys."""
+    if keys is None:
+        return h
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[1:]))(keys)
+    return jnp.where(kept, h / (1 - rate), jnp.zeros_like(h))
 
 
 def embed_log_snr(
@@ -170,14 +179,16 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
     return jnp.pad(waves, ((0, 0), (0, channels % 2)))
 
 
-def resnet_block(h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float) -> MapsOut:
+def resnet_block(
+    h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int, dropout: float
+) -> MapsOut:
     """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
     h = conv3x3(activate(h, groups, "norm_0"), channels, "conv_0")
     with name_scope("embedding"):
         shift = embedding @ parameter("w", (embedding.shape[-1], channels), ZEROS)
     h = activate(add_bias(h, shift[:, None, None, :]), groups, "norm_1")
-    return shortcut + conv3x3(drop(h, dropout), channels, "conv_1", w_init=ZEROS)
+    return shortcut + conv3x3(drop(h, dropout, keys), channels, "conv_1", w_init=ZEROS)
 
 
 def attention(h: Maps, groups: int) -> Maps:
@@ -197,15 +208,17 @@ def attend(query: Heads, key: Heads, value: Heads) -> Heads:
     return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
 
 
-def middle(h: Maps, embedding: Embedding, groups: int, block_groups: int, dropout: float) -> Maps:
+def middle(
+    h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int, dropout: float
+) -> Maps:
     """block, attention, block."""
-    channels = h.shape[-1]
+    channels, (first, second) = h.shape[-1], split_keys(keys, 2)
     with name_scope("middle_0"):
-        h = resnet_block(h, embedding, channels, block_groups, dropout)
+        h = resnet_block(h, embedding, first, channels, block_groups, dropout)
     with name_scope("attention"):
         h = attention(h, groups)
     with name_scope("middle_1"):
-        return resnet_block(h, embedding, channels, block_groups, dropout)
+        return resnet_block(h, embedding, second, channels, block_groups, dropout)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:

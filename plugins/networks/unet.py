@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, Data, Key, LogSNR, Params
+from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.loops import stored, unrolls
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
 from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
 
-Block = tuple[Params, Key | None]
+Block = tuple[Params, ImageKeys | None]
 Body = Callable[[Maps, Block, Any], tuple[Maps, Any]]
 
 
@@ -72,14 +72,14 @@ class UNet:
         wide, (stem, middle, head, *blocks) = jnp.concatenate([h, h], axis=-1), keys
         params = {
             **pieces.stem.init(stem, z, log_snr, condition),
-            **pieces.middle.init(middle, h, embedding),
+            **pieces.middle.init(middle, h, embedding, None),
             **pieces.head.init(head, h),
         }
         names = [(f"down_{i}", h) for i in range(self.blocks)] + [
             (f"up_{i}", wide) for i in range(self.blocks + 1)
         ]
         for key, (name, h) in zip(blocks, names, strict=True):
-            params |= add_prefix(name, pieces.block.init(key, h, embedding))
+            params |= add_prefix(name, pieces.block.init(key, h, embedding, None))
         return params
 
     def apply(
@@ -89,28 +89,30 @@ class UNet:
         log_snr: LogSNR,
         *,
         condition: Condition | None = None,
-        key: Key | None = None,
+        keys: ImageKeys | None = None,
     ) -> Data:
         n, pieces = self.blocks, self._pieces(z.shape[-1])
         loop = written_out if (unrolls() if self.scan is None else not self.scan) else looped
         saving = jax.checkpoint if self.remat else lambda function: function
-        keys = [None] * (2 * n + 2) if key is None else jax.random.split(key, 2 * n + 2)
+        block_keys = layers.split_keys(keys, 2 * n + 2)
 
-        def blocks(way: str, keys) -> list[Block]:
-            return [(without_prefix(f"{way}_{i}", params), key) for i, key in enumerate(keys)]
+        def blocks(way: str, block_keys: list[ImageKeys | None]) -> list[Block]:
+            return [(without_prefix(f"{way}_{i}", params), keys) for i, keys in enumerate(block_keys)]
 
         @saving
         def down(h: Maps, block: Block, _: None) -> tuple[Maps, Maps]:
-            return pieces.block.apply(*block, h, embedding), h
+            own, keys = block
+            return pieces.block.apply(own, None, h, embedding, keys), h
 
         @saving
         def up(h: Maps, block: Block, skip: Maps) -> tuple[Maps, None]:
-            return pieces.block.apply(*block, jnp.concatenate([h, skip], axis=-1), embedding), None
+            own, keys = block
+            return pieces.block.apply(own, None, jnp.concatenate([h, skip], axis=-1), embedding, keys), None
 
         h, embedding = pieces.stem.apply(params, None, z, log_snr, condition)
-        deepest, skips = loop(down, h, blocks("down", keys[:n]), None)
-        h = saving(pieces.middle.apply)(params, keys[n], deepest, embedding)
-        first, *others = blocks("up", keys[n + 1 :])
+        deepest, skips = loop(down, h, blocks("down", block_keys[:n]), None)
+        h = saving(pieces.middle.apply)(params, None, deepest, embedding, block_keys[n])
+        first, *others = blocks("up", block_keys[n + 1 :])
         h, _ = up(h, first, deepest)
         h, _ = loop(up, h, others[::-1], skips, reverse=True)
         return z + saving(pieces.head.apply)(params, None, h)
@@ -125,11 +127,11 @@ class UNet:
             features = fourier_features(z, self.fourier_powers)
             return layers.stem(features, self.channels, self.precision), embedding
 
-        def block(h: Maps, embedding: Embedding) -> MapsOut:
-            return layers.resnet_block(h, embedding, self.channels, groups, self.dropout)
+        def block(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> MapsOut:
+            return layers.resnet_block(h, embedding, keys, self.channels, groups, self.dropout)
 
-        def middle(h: Maps, embedding: Embedding) -> Maps:
-            return layers.middle(h, embedding, groups, groups, self.dropout)
+        def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
+            return layers.middle(h, embedding, keys, groups, groups, self.dropout)
 
         def head(h: Maps) -> MapsOut:
             return layers.head(h, image_channels, groups)

@@ -64,7 +64,7 @@ class Affine:
     def init(self, key, z, log_snr, *, condition=None):
         return {"w": 0.1 * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         out = params["w"][None] * z + params["b"][None]
         return out if key is None else out * jax.random.bernoulli(key, 0.5, out.shape)
 

@@ -35,7 +35,7 @@ class Wiener:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * log_snr))[:, None, None, None] for s in (1, -1))
         x_hat = alpha * self.power * z / (alpha**2 * self.power + sigma**2)
         return (alpha * z - x_hat) / sigma
@@ -48,7 +48,7 @@ class Multiple:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         return 0.6 * z
 
 

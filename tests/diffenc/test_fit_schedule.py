@@ -67,7 +67,7 @@ class Wave:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 

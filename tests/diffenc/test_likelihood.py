@@ -37,7 +37,7 @@ class Best:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         assert key is None, "nothing is dropped out"
         return self.data.x_hat(z.reshape(-1, 1), log_snr).reshape(z.shape)  # pyright: ignore
 

@@ -24,9 +24,13 @@ class Wave:
     def init(self, key, z, log_snr, *, condition=None):
         return {"gain": jax.random.normal(key)}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         out = jnp.sin(params["gain"] * z + self.phase * log_snr[:, None, None, None])
         return out if condition is None else out + condition[:, None, None, None]
+
+
+def mask(keys, rate, shape):
+    return jnp.stack([jax.random.bernoulli(key, rate, shape) for key in keys])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +40,15 @@ class MaskedWave(Wave):
     rate: float = 0.5
     keys: list = dataclasses.field(default_factory=list, compare=False)
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
-        self.keys.append(None if key is None else tuple(np.asarray(jax.random.key_data(key))))
-        kept = 1.0 if key is None else jax.random.bernoulli(key, self.rate, z.shape) / self.rate
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        self.keys.append(None if keys is None else tuple(map(tuple, np.asarray(jax.random.key_data(keys)))))
+        kept = 1.0 if keys is None else mask(keys, self.rate, z.shape[1:]) / self.rate
         return super().apply(params, z * kept, log_snr, condition=condition)
 
 
 @dataclasses.dataclass(frozen=True)
 class WithKey:
-    """A network under one key for ever, whatever key it is given."""
+    """A network under the same keys for ever, whatever keys it is given."""
 
     network: Any
     key_data: tuple
@@ -52,9 +56,9 @@ class WithKey:
     def init(self, *args, **options):
         return self.network.init(*args, **options)
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         fixed = jax.random.wrap_key_data(jnp.asarray(self.key_data, jnp.uint32))
-        return self.network.apply(params, z, log_snr, condition=condition, key=fixed)
+        return self.network.apply(params, z, log_snr, condition=condition, keys=fixed)
 
 
 ENCODERS = {name: registry.encoders[name] for name in registry.encoders}
@@ -175,10 +179,14 @@ def test_the_condition_reaches_encoder_and_network(x64, encoder, changed):
     np.testing.assert_array_equal(one != without, np.outer(changed, [False, True, False]))
 
 
-def dropout_terms(model, key):
+def keys_of(seed):
+    return jax.random.split(jax.random.key(seed), SHAPE[0])
+
+
+def dropout_terms(model, keys):
     levels, draws = inputs()
     params = model.init(jax.random.key(0), SHAPE[1:])
-    return model.elbo(params, levels, draws, num_levels=NUM_LEVELS, key=key)
+    return model.elbo(params, levels, draws, num_levels=NUM_LEVELS, keys=keys)
 
 
 @pytest.mark.parametrize("rule", [objective.continuous, objective.discrete(equal_steps(10))])
@@ -186,11 +194,11 @@ def test_the_encoder_has_one_mask_and_the_network_another(rule):
     inner, network = MaskedWave(), MaskedWave()
     model, (levels, draws) = model_of(inner=inner, network=network), inputs()
     params = model.init(jax.random.key(0), SHAPE[1:])
-    model.elbo(params, levels, draws, num_levels=NUM_LEVELS, key=jax.random.key(5), step_rule=rule)
+    model.elbo(params, levels, draws, num_levels=NUM_LEVELS, keys=keys_of(5), step_rule=rule)
     assert len(inner.keys) >= 2
     assert len(set(inner.keys)) == len(set(network.keys)) == 1
     assert None not in inner.keys + network.keys
-    assert inner.keys[0] != network.keys[0]
+    assert len({*inner.keys[0], *network.keys[0]}) == 2 * SHAPE[0]
 
 
 def test_without_a_key_there_is_no_dropout():
@@ -203,12 +211,12 @@ def test_without_a_key_there_is_no_dropout():
 def test_the_loss_with_dropout_is_that_of_one_model(x64):
     """With its masks nailed down, the model without dropout has the very same terms."""
     inner, network = MaskedWave(), MaskedWave()
-    dropped = dropout_terms(model_of(inner=inner, network=network), jax.random.key(5))
+    dropped = dropout_terms(model_of(inner=inner, network=network), keys_of(5))
     nailed = model_of(
         inner=WithKey(MaskedWave(), inner.keys[0]), network=WithKey(MaskedWave(), network.keys[0])
     )
     np.testing.assert_allclose(dropped, dropout_terms(nailed, None), rtol=1e-12)
-    assert not np.allclose(dropped, dropout_terms(model_of(inner=inner, network=network), jax.random.key(6)))
+    assert not np.allclose(dropped, dropout_terms(model_of(inner=inner, network=network), keys_of(6)))
 
 
 @pytest.mark.parametrize("term", ["reconstruction", "latent", "diffusion"])

@@ -21,7 +21,7 @@ class Wave:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         return jnp.sin(2 * z + log_snr[:, None] / 3)
 
 

@@ -25,7 +25,7 @@ class Mixed:
     def init(self, key, z, log_snr, *, condition=None):
         return jnp.zeros((16, 16))
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         flat = jnp.matmul(
             z.reshape(-1, 16).astype(self.dtype), params.astype(self.dtype), precision=self.precision
         )

@@ -35,7 +35,7 @@ class Sure:
     def init(self, key, z, log_snr, *, condition=None):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         assert key is None, "sampling drops nothing out"
         return jnp.broadcast_to(2 * (jnp.asarray(TARGET) + 0.5) / 5 - 1, z.shape)
 

@@ -183,7 +183,7 @@ class Means:
     def init(self, key, z, log_snr, *, condition=None):
         return {"gain": 1.0}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         assert key is None, "dropout in sampling"
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(v))[:, None, None, None] for v in (log_snr, -log_snr))
         p, q = (v[:, None, None, None] for v in self.parameterization(log_snr))

@@ -18,7 +18,6 @@ from diffenc.train_state import abstract_state
 TRAIN = """
 import dataclasses, json, pathlib, re, runpy, sys
 import jax, numpy as np
-from jax.sharding import AxisType, Mesh
 from diffenc import modes, registry, sharding, train
 from diffenc.errors import UserError
 from diffenc.train_state import abstract_levels, abstract_state, make_train_step
@@ -29,9 +28,9 @@ experiment = plugins["make"](batch_size=8, microbatches=2, evaluate_every=12, sa
 samples = {num: type(experiment.sample)(steps=6, num=num) for num in (3, 4)}
 four = sharding.data_mesh()
 for count in (1, 4):
-    mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
+    mesh = sharding.arranged(count)
     for module in (train, modes):
-        module.data_mesh = lambda: mesh
+        module.data_mesh = lambda shape: mesh
     train.train(experiment, pathlib.Path(sys.argv[2], str(count)))
     modes.evaluate(experiment, pathlib.Path(sys.argv[2], str(count)))
     for chosen in samples.values():
@@ -77,7 +76,8 @@ params = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 1)))
 params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), params)
 levels = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8, sharding=split_over(mesh))
 draws = Draws(split(8), split(8, 8, 8, 1), split(8, 8, 8, 1))
-elbo = lambda *a: model.elbo(*a, num_levels=17, key=jax.random.key(1)).total.sum()
+keys = jax.random.split(jax.random.key(1), 8)
+elbo = lambda *a: model.elbo(*a, num_levels=17, keys=keys).total.sum()
 text = jax.jit(jax.grad(elbo) if sys.argv[2] == "gradient" else elbo).lower(params, levels, draws).compile().as_text()
 print(sorted(set(re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", text))))
 """

@@ -261,7 +261,7 @@ class Gain:
     def init(self, key, z, log_snr, *, condition=None):
         return {"gain": 0.0}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         assert key is None, "dropout in sampling"
         return params["gain"] * z
 

@@ -158,7 +158,7 @@ class Tangent:
     def init(self, *args, **options):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
         return self.y + (log_snr - self.at)[:, None, None, None] * self.slope
 
 

@@ -21,8 +21,9 @@ class Wave:
     def init(self, key, z, log_snr, *, condition=None):
         return {"gain": jax.random.normal(key, (z.shape[-1],))}
 
-    def apply(self, params, z, log_snr, *, condition=None, key=None):
-        kept = 1.0 if key is None else jax.random.bernoulli(key, 0.5, z.shape) * 2.0
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        draw = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, z.shape[1:]))
+        kept = 1.0 if keys is None else draw(keys) * 2.0
         shift = log_snr / 3 if condition is None else log_snr / 3 + condition
         return jnp.sin(jnp.broadcast_to(params["gain"], z.shape) * z * kept + shift[:, None, None, None])
 
@@ -64,8 +65,8 @@ def test_value_slope_and_gradient_are_finite(name):
 @pytest.mark.parametrize("key", [None, 7])
 def test_the_slope_is_that_of_the_value(x64, name, key):
     encoder, params, x, log_snr = make(name)
-    key = None if key is None else jax.random.key(key)
-    encode = lambda v: encoder.apply(params, x, v, key=key)  # noqa: E731
+    keys = None if key is None else jax.random.split(jax.random.key(key), 4)
+    encode = lambda v: encoder.apply(params, x, v, keys=keys)  # noqa: E731
     value, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
     np.testing.assert_allclose(value, encode(log_snr), rtol=1e-12)
     h = 1e-5
@@ -88,12 +89,21 @@ def test_at_t_0_the_representation_is_the_image(name):
 
 
 @every_encoder
+def test_an_images_mask_is_that_of_its_key_whatever_the_batch(name):
+    encoder, params, x, log_snr = make(name)
+    keys, some = jax.random.split(jax.random.key(1), 4), jnp.asarray([2, 0])
+    whole = encoder.apply(params, x, log_snr, keys=keys)
+    part = encoder.apply(params, x[some], log_snr[some], keys=keys[some])
+    np.testing.assert_allclose(part, whole[some], rtol=1e-6)
+
+
+@every_encoder
 def test_one_key_is_one_mask_and_no_key_is_none(name):
     encoder, params, x, log_snr = make(name)
 
     def encode(key=None):
-        key = None if key is None else jax.random.key(key)
-        return np.asarray(encoder.apply(params, x, log_snr, condition=jnp.ones(4, jnp.int32), key=key))
+        keys = None if key is None else jax.random.split(jax.random.key(key), 4)
+        return np.asarray(encoder.apply(params, x, log_snr, condition=jnp.ones(4, jnp.int32), keys=keys))
 
     np.testing.assert_array_equal(encode(), encode())
     np.testing.assert_array_equal(encode(3), encode(3))

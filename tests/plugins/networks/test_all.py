@@ -104,8 +104,19 @@ def test_the_condition_needs_no_parameters_of_its_own(network):
     assert bare == labelled
 
 
+def keys_of(seed):
+    return jax.random.split(jax.random.key(seed), SHAPE[0])
+
+
+def test_an_images_mask_is_that_of_its_key_whatever_the_batch(apply, params, inputs):
+    (z, log_snr), keys, order = inputs, keys_of(0), np.array([2, 0, 3, 1])
+    out = np.asarray(apply(params, z, log_snr, keys=keys))
+    moved = apply(params, z[order], log_snr[order], keys=keys[order])
+    np.testing.assert_allclose(moved, out[order], rtol=1e-5, atol=1e-5)
+
+
 def test_a_key_draws_the_dropout_mask(apply, params, inputs):
-    first, same, other = (apply(params, *inputs, key=jax.random.key(k)) for k in (0, 0, 1))
+    first, same, other = (apply(params, *inputs, keys=keys_of(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert np.any(first != other)
     assert np.any(first != apply(params, *inputs))

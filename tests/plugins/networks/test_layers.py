@@ -13,9 +13,9 @@ from diffenc_plugins.networks import layers
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def run(function, params, *arguments, key=None):
+def run(function, params, *arguments):
     """A layer under given parameters."""
-    return hk.transform(function).apply(params, key, *arguments)
+    return hk.transform(function).apply(params, None, *arguments)
 
 
 def group_norm(h, groups, gain, offset):
@@ -117,7 +117,7 @@ def test_parameters_are_float32_whatever_the_maps_are(layer):
         "unpool": lambda h: layers.unpool(h, 6, "x"),
         "norm": lambda h: layers.norm(h, 2, "x"),
         "activate": lambda h: layers.activate(h, 2, "x"),
-        "resnet_block": lambda h: layers.resnet_block(h, embedding, 6, 2, 0.0),
+        "resnet_block": lambda h: layers.resnet_block(h, embedding, None, 6, 2, 0.0),
     }[layer]
     transform, h = hk.transform(given), jnp.ones((1, 4, 4, 4), jnp.bfloat16)
     params = jax.eval_shape(transform.init, jax.random.key(0), h)
@@ -159,14 +159,16 @@ def test_statistics_of_bfloat16_maps_are_taken_in_float32():
 
 def test_drop_silences_its_share_and_lifts_the_rest():
     h = jnp.ones((1, 100, 100, 1))
-    dropped = np.asarray(run(lambda h: layers.drop(h, 0.3), {}, h, key=jax.random.key(0))).ravel()
+    dropped = np.asarray(
+        run(lambda h: layers.drop(h, 0.3, jax.random.split(jax.random.key(0), 1)), {}, h)
+    ).ravel()
     np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.7, rtol=1e-6)
     assert abs(np.mean(dropped == 0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / dropped.size)
 
 
 def test_without_a_key_nothing_is_dropped():
     h = jnp.ones((1, 4, 4, 1))
-    np.testing.assert_array_equal(run(lambda h: layers.drop(h, 0.3), {}, h), h)
+    np.testing.assert_array_equal(run(lambda h: layers.drop(h, 0.3, None), {}, h), h)
 
 
 def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
@@ -176,7 +178,7 @@ def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
     )
 
     def both(h):
-        return layers.resnet_block(h, embedding, 4, 2, 0.0), layers.attention(h, 2)
+        return layers.resnet_block(h, embedding, None, 4, 2, 0.0), layers.attention(h, 2)
 
     params = hk.transform(both).init(jax.random.key(0, impl="unsafe_rbg"), h)
     for out in run(both, params, h):

@@ -67,7 +67,9 @@ def gradient(params, z, log_snr, **options):
 
     def loss(params):
         network = UNet(blocks=2, channels=8, dropout=0.5, **options)
-        return jnp.mean(jnp.square(network.apply(params, z, log_snr, key=jax.random.key(0))))
+        return jnp.mean(
+            jnp.square(network.apply(params, z, log_snr, keys=jax.random.split(jax.random.key(0), len(z))))
+        )
 
     return quick(jax.value_and_grad(loss))(params)
 
