@@ -66,7 +66,9 @@ class Affine:
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
         out = params["w"][None] * z + params["b"][None]
-        return out if key is None else out * jax.random.bernoulli(key, 0.5, out.shape)
+        if keys is None:
+            return out
+        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(keys)
 
 @datasets.register("six")
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Wave:
         return {}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert key is None, "dropout in a bound"
+        assert keys is None, "dropout in a bound"
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 

@@ -34,7 +34,7 @@ class Known(Model):
     """Terms that are functions of the image alone."""
 
     def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule=None):
-        assert key is None, "evaluation drops nothing out"
+        assert keys is None, "evaluation drops nothing out"
         pixels = levels.astype(jnp.float32)
         return Terms(
             reconstruction=pixels.sum(axis=(1, 2, 3)),

@@ -38,7 +38,7 @@ class Best:
         return {}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert key is None, "nothing is dropped out"
+        assert keys is None, "nothing is dropped out"
         return self.data.x_hat(z.reshape(-1, 1), log_snr).reshape(z.shape)  # pyright: ignore
 
 

@@ -36,7 +36,7 @@ class Sure:
         return {}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert key is None, "sampling drops nothing out"
+        assert keys is None, "sampling drops nothing out"
         return jnp.broadcast_to(2 * (jnp.asarray(TARGET) + 0.5) / 5 - 1, z.shape)
 
 

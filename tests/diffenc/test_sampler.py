@@ -184,7 +184,7 @@ class Means:
         return {"gain": 1.0}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert key is None, "dropout in sampling"
+        assert keys is None, "dropout in sampling"
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(v))[:, None, None, None] for v in (log_snr, -log_snr))
         p, q = (v[:, None, None, None] for v in self.parameterization(log_snr))
         x_hat = jnp.broadcast_to(self.image, z.shape) * params["gain"]

@@ -262,7 +262,7 @@ class Gain:
         return {"gain": 0.0}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert key is None, "dropout in sampling"
+        assert keys is None, "dropout in sampling"
         return params["gain"] * z
 
 

@@ -35,7 +35,7 @@ class Noise(Quadratic):
     """Terms that tell what was random: times, noise, dropout's key."""
 
     def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule=None):
-        assert key is not None, "training drops out"
+        assert keys is not None, "training drops out"
         zero = 0 * params["network"]["w"].sum()
         return Terms(
             reconstruction=draws.eps[:, 0, 0, 0] + zero,
