@@ -261,7 +261,7 @@ class Run:
     def _save(self, step: int, owed: list[str]) -> None:
         """A checkpoint with what `step` still owes; none if the newest is that already."""
         self._refuse_bad()
-        if (step, owed) == self._saved:
+        if (step, owed) == self._saved and not self.checkpoints.failed:
             return
         self._writer.flush()
         metadata = {
