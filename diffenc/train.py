@@ -203,9 +203,8 @@ class Run:
     def _next_batch(self, feed: Feed, step: int) -> jax.Array:
         try:
             return feed.take()
-        except Exception:  # data that cannot be read must not cost the steps before it
-            self._save(step - 1, owed=[])
-            self.checkpoints.wait()
+        except Exception as error:  # data that cannot be read must not cost the steps before it
+            self._rescue(step - 1, [], error)
             raise
 
     def _step(self, levels: jax.Array) -> None:
@@ -240,11 +239,17 @@ class Run:
                 owed = owed[1:]
                 self._interrupts.check()
         except Exception as error:  # a visit that fails, or is stopped, must not cost the steps before it
-            self._save(step, owed)
-            self.checkpoints.wait()
-            if isinstance(error, Interrupted):
-                logging.info("stopped at step %d, and saved: run the same command again to go on", step)
+            self._rescue(step, owed, error)
             raise
+
+    def _rescue(self, step: int, owed: list[str], error: Exception) -> None:
+        """Save what there is before `error` ends the run."""
+        if jax.process_count() > 1 and not isinstance(error, Interrupted):
+            return  # nobody knows what the others do, and a part of the state is theirs
+        self._save(step, owed)
+        self.checkpoints.wait()
+        if isinstance(error, Interrupted):
+            logging.info("stopped at step %d, and saved: run the same command again to go on", step)
 
     def _log(self, step: int) -> None:
         row, self._state = fetch_row(self._state, self._mesh)
