@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
@@ -15,6 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from diffenc.errors import UserError
+from diffenc.interrupts import Interrupted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,6 +24,9 @@ R = TypeVar("R")
 # Seconds until a process that went without a word counts as lost; so long a hung machine keeps the others waiting.
 LOST_AFTER = 30
 MEET_WITHIN = 300  # seconds
+
+# In what the transports between processes raise; of types they raise all kinds.
+SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination service")
 
 
 class Address(NamedTuple):
@@ -125,13 +130,21 @@ def meet(where: str) -> None:
 
 
 @contextlib.contextmanager
-def losses_explained() -> Iterator[None]:
-    """Turn JAX's word for a lost process into a UserError; what fails in a process alone is raised as it is."""
+def not_waiting_for_the_lost() -> Iterator[None]:
+    """Among several processes, turn JAX's word for a lost one into a UserError, and end this one at any other failure.
+
+    An exception that goes on to the interpreter's end would wait there for the others, which wait for this one.
+    """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
             raise
+        if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            traceback.print_exc()
+            leave(1)
         raise UserError(
             f"another process of this run was lost, or the connection to it ({_first_line(error)}); "
             "run the same command again in all of them: the run goes on from its last checkpoint"

@@ -90,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
                 raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
             jax.config.update("jax_enable_x64", True)
         enable_cache()
-        with distributed.losses_explained():
+        with distributed.not_waiting_for_the_lost():
             perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)

@@ -139,7 +139,8 @@ def test_the_other_ends_within_a_minute_when_one_dies(start_two, tmp_path, victi
     began = time.monotonic()
     assert children[1 - victim].wait() != 0
     assert time.monotonic() - began < 60
-    assert "another process of this run was lost" in children[1 - victim].err
+    said = children[1 - victim].err
+    assert "another process of this run was lost" in said, said
 
 
 def test_a_part_of_an_address_is_refused(start, tiny, tmp_path):
