@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,6 +21,7 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
 MESSAGE = b"stopping after this step, and saving; a second time stops at once, without saving\n"
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Looks out for a request to stop, while entered."""
 
