@@ -62,8 +62,9 @@ def measured(figures: Figures) -> Iterator[str]:
     )
     heading = ("devices", "batch", "step (quartiles)", "images/s", "collectives", "bytes", "efficiency")
     yield table(heading, [point_row(point, points[0], real) for point in points])
-    yield f"Bytes are those of the collectives' results; {BYTES} for each parameter would be " + (
-        f"{BYTES * points[0]['parameters']:,}."
+    yield (
+        f"Bytes are those of the collectives' results, of which one device alone sends none; {BYTES} for each parameter would be "
+        + (f"{BYTES * points[0]['parameters']:,}.")
     )
     yield REAL if real else VIRTUAL
 
