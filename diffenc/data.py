@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int, Int32, UInt8
 
 from diffenc.batches import epoch_order
 from diffenc.errors import UserError
-from diffenc.interfaces import Batch, Example, Source
+from diffenc.interfaces import Batch, Dataset, Example, Source
 from diffenc.settings import SPLITS
 
 _CHUNK = 4096  # images hashed at a time
@@ -126,10 +126,54 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def warn_unless_official(title: str, split: str, count: int, official: int) -> None:
-    """Log one line if a split has not its published number of images."""
-    if count != official:
-        logging.warning(
-            f"not the official {title}: {count:,} {split} images, not {official:,}; "
-            "its bits/dim are not comparable with published ones"
-        )
+def skipping(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+    """The examples of `batches` without the first `first` of them."""
+    for batch in batches:
+        count = len(batch["image"])
+        if first < count:
+            yield {"image": batch["image"][first:], "label": batch["label"][first:]}
+        first = max(0, first - count)
+
+
+def source_name(dataset: Dataset) -> str | None:
+    """Which images these are, as the data set's files say; None where it lies in no files."""
+    return getattr(dataset, "source_name", None)
+
+
+def train_identity(dataset: Dataset) -> str:
+    """Tells what a run trains on from any other images. Cheap to ask, also of data larger than memory.
+
+    Raises:
+      UserError: the data are not there.
+    """
+    of_files = getattr(dataset, "train_identity", None)
+    return of_files() if of_files else dataset.fingerprint("train")
+
+
+def require_same_images(records: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to put figures of different images side by side.
+
+    Args:
+      records: what `evaluate` and its like write: with `fingerprint`, `dataset`, `split`, `num_images` and,
+        of data that lie in files, `source`.
+
+    Raises:
+      UserError: names both images.
+    """
+    records = list(records)
+    for other in records[1:]:
+        if _images(other) != _images(records[0]):
+            raise UserError(
+                f"these figures are of different images, and not to be compared: {_described(records[0])}; "
+                f"and {_described(other)}"
+            )
+
+
+def _images(record: Mapping[str, Any]) -> tuple:
+    return record["fingerprint"], record.get("num_images")
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    source = f" ({record['source']})" if record.get("source") else ""
+    count = f"{record['num_images']:,} images" if "num_images" in record else "images"
+    return f"{count} of {record['dataset']} {record['split']}{source}, pixels {record['fingerprint'][:16]}"

@@ -11,16 +11,16 @@ from diffenc.errors import UserError
 
 ENVIRONMENT_VARIABLE = "DIFFENC_DATA"
 
-Names = tuple[str, ...]  # relative to a data set's folder, with "/" between components
+Names = tuple[str, ...]  # relative to a folder, with "/" between components; a folder's ends in "/"
 
 
 @runtime_checkable
 class Stream(Protocol):
     """Bytes to be read: a file, a member of an archive, an answer from the net."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes | bytearray: ...
 
-    def readline(self) -> bytes: ...
+    def readline(self, size: int = -1, /) -> bytes: ...
 
 
 def data_directory() -> Path:
@@ -29,6 +29,13 @@ def data_directory() -> Path:
     if chosen:
         return Path(chosen).expanduser().absolute()
     return cache_directory("data")
+
+
+def plain_name(name: str, key: str) -> str:
+    """`name`, which may be that of a folder in the data directory. Raises UserError, naming `key`, if not."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UserError(f"{key} = {name!r}: must be the name of a folder, without / and no . in front")
+    return name
 
 
 def cache_directory(name: str) -> Path:
@@ -46,10 +53,12 @@ class Download:
     Attributes:
       url: its address; the last component is the file's name.
       md5: hex digest of its bytes.
+      bytes: its size.
     """
 
     url: str
     md5: str
+    bytes: int
 
     @property
     def name(self) -> str:
@@ -61,7 +70,7 @@ class OfficialFiles:
     """The files a data set is read from.
 
     Attributes:
-      name: the data set's registered name, also that of its folder.
+      name: the data set's registered name.
       parts: for each part, its layouts; a layout is a tuple of file names, and one whole layout suffices.
       downloads: what `prepare --download` fetches; empty if that cannot be done.
       origin: where the files come from, for people.
@@ -72,23 +81,8 @@ class OfficialFiles:
     downloads: tuple[Download, ...]
     origin: str
 
-    def present(self, folder: Path, part: str) -> tuple[Path, ...]:
-        """The files of `part` in the prepared `folder`.
-
-        Raises:
-          UserError: they are not there; says how to put them there.
-        """
-        names = first_whole(folder, self.parts[part])
-        if names is None:
-            download = " (or --download)" if self.downloads else ""
-            raise UserError(
-                f"{missing(folder, self.parts[part])}; prepare the files of {self.name} ({self.origin}): "
-                f"python -m diffenc.prepare {self.name} --source=FILE_OR_DIR --data_dir={folder.parent}{download}"
-            )
-        return tuple(folder / name for name in names)
-
     def locate(self, source: Path) -> dict[str, Path]:
-        """All parts in what a user points at, as name in the prepared folder -> file.
+        """All parts in what a user points at, as name -> file or folder.
 
         `source` is a folder that holds the files, or one of them (or of the folders they come in), the
         others beside it.
@@ -113,18 +107,26 @@ class OfficialFiles:
             found |= {name: folder / name for name in names}
         return found
 
+    def is_at(self, folder: Path) -> bool:
+        """Whether all parts are in `folder`."""
+        return all(first_whole(folder, part) for part in self.parts.values())
+
     def _examples(self) -> str:
         return ", ".join(_brief(layouts[0]) for layouts in self.parts.values())
 
 
 def first_whole(folder: Path, layouts: tuple[Names, ...] | list[Names]) -> Names | None:
     """The first layout all of whose files are in `folder`, or None."""
-    return next((names for names in layouts if all((folder / name).is_file() for name in names)), None)
+    return next((names for names in layouts if all(_is_there(folder, name) for name in names)), None)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
 
 
 def missing(folder: Path, layouts: tuple[Names, ...] | list[Names]) -> str:
     """What `folder` lacks, said of the layout of which it holds the most files."""
-    lacking = [[name for name in names if not (folder / name).is_file()] for names in layouts]
+    lacking = [[name for name in names if not _is_there(folder, name)] for names in layouts]
     begun = [absent for absent, names in zip(lacking, layouts, strict=True) if len(absent) < len(names)]
     if begun:
         return f"{folder} lacks {_brief(min(begun, key=len))}"

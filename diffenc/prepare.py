@@ -1,253 +1,238 @@
-"""Put a data set's official files where its plugin reads them, verified.
+"""Convert a data set, once, into the shards that training reads.
 
-  python -m diffenc.prepare mnist|cifar10|imagenet32 --source=FILE_OR_DIR [--data_dir=DIR]
-  python -m diffenc.prepare mnist|cifar10 --download [--data_dir=DIR]
+  python -m diffenc.prepare mnist|cifar10|imagenet32|imagenet32_oord --source=FILE_OR_DIR [--data_dir=DIR] [--as=FOLDER]
+  python -m diffenc.prepare mnist|cifar10 --download [--data_dir=DIR] [--as=FOLDER]
+  python -m diffenc.prepare folder --source=DIR_OF_IMAGES [--size=32] [--data_dir=DIR] [--as=FOLDER]
+  python -m diffenc.prepare tfds --source=DIR --as=FOLDER [--data_dir=DIR]
 
-Everything happens in a folder `.NAME.partial` beside the final one, which is renamed into place at the end:
-DATA_DIR/NAME is whole or absent. The next call clears what an interrupted one left.
+Everything happens in a folder `.FOLDER.partial` beside the final one, which is renamed into place at the end:
+DATA_DIR/FOLDER is whole or absent. Stopped at any moment, the same command goes on.
 """
 
 import argparse
-import contextlib
-import fcntl
-import hashlib
-import http.client
-import importlib.metadata
+import dataclasses
 import os
 import shutil
 import sys
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-from diffenc import atomic, data, registry
+from diffenc import atomic, digests, download, image_folder, manifest, recipe, registry, shards, tfds_folder
+from diffenc.bars import Bars
 from diffenc.errors import UserError
-from diffenc.interfaces import Source
-from diffenc.paths import Download, OfficialFiles, Stream, data_directory, one_line
+from diffenc.manifest import Manifest
+from diffenc.paths import Download, data_directory, one_line, plain_name
+from diffenc.recipe import Preparable, Recipe
+from diffenc.workspace import workspace
 
-MANIFEST = "manifest.json"
-_CHUNK = 2**20  # bytes copied at a time
-_TIMEOUT = 60  # seconds without a byte
-
-
-@runtime_checkable
-class Preparable(Protocol):
-    """What the class of a data set that lies in files has beside the interface `Dataset`."""
-
-    @property
-    def files(self) -> OfficialFiles: ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def num_levels(self) -> int: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def read(self, folder: Path, split: str) -> Source:
-        """Split "train" or "test" from the files in `folder`; raises UserError if they are not good."""
-        ...
+VERBS = ("folder", "tfds")  # what is no data set of its own
 
 
-def prepare(name: str, source: Path | None, data_dir: Path) -> str:
-    """Bring the files of data set `name` to `data_dir`/`name`, from `source` or (None) from the net.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a user wants prepared.
 
-    Returns one line that says what was done. Does nothing if the same files are there already.
+    Attributes:
+      source: the folder or file to convert; None = download it.
+      folder: the name of the prepared folder; None = `name`, or for any images that of their folder.
+      size: side in pixels that images are cut and reduced to; None = they stay as they are.
+    """
+
+    name: str
+    source: Path | None
+    data_dir: Path
+    folder: str | None = None
+    size: int | None = None
+
+
+def prepare(asked: Asked) -> str:
+    """Convert a data set into DATA_DIR/FOLDER. Returns what was done, for people.
+
+    Does nothing if the same was converted already and is still good.
 
     Raises:
-      UserError: unknown name, files absent, damaged or not the official ones, other files there already,
-        no network, or another process preparing the same.
+      UserError: unknown name, files absent, damaged or not the official ones, other data there already, no
+        network, or another process preparing the same.
+      OSError: the disk refused.
     """
-    dataset: Any = registry.datasets[name]
+    make = _maker(asked)
+    if make is None:
+        return f"{asked.name} needs no files: nothing to prepare"
+    downloads = _downloads(asked)
+    target = asked.data_dir / plain_name(asked.folder or _folder(asked), "--as")
+    with workspace(target) as work, Bars() as bars:
+        there = manifest.read(target)
+        if there is not None and downloads:
+            return _already(there, target, {wanted.name: {"md5": wanted.md5} for wanted in downloads})
+        if downloads:
+            download.fetch(downloads, work / shards.DOWNLOADS, bars)
+        wanted = make(asked.source or work / shards.DOWNLOADS)
+        files = {name: _digest(path, bars) for name, path in wanted.files.items()}
+        if there is not None:
+            return _already(there, target, files)
+        _refuse_others(target, wanted)
+        made = _converted(wanted, files, work, bars)
+        shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
+        _settle(work, target, made)
+    return _said(f"prepared {asked.name}", made, target)
+
+
+def _maker(asked: Asked) -> Callable[[Path], Recipe] | None:
+    """What makes the recipe, given the source; None for a data set that needs no files."""
+    if asked.name == "folder":
+        return lambda source: image_folder.recipe(source, asked.size)
+    if asked.size is not None:
+        raise UserError("--size is for `folder` alone: official images stay as they are")
+    if asked.name == "tfds":
+        return tfds_folder.recipe
+    dataset: Any = registry.datasets[asked.name]
     if not isinstance(dataset, Preparable):
-        return f"{name} needs no files: nothing to prepare"
-    if source is None and not dataset.files.downloads:
+        return None
+    return lambda source: recipe.of(dataset, source)
+
+
+def _downloads(asked: Asked) -> tuple[Download, ...]:
+    """What to fetch; nothing if there is a source."""
+    if asked.source is not None:
+        return ()
+    files = getattr(registry.datasets[asked.name], "files", None) if asked.name not in VERBS else None
+    if files is None:
+        raise UserError(f"{asked.name} takes --source=DIR: it has no official address")
+    if not files.downloads:
         raise UserError(
-            f"{name} cannot be downloaded from here: get it at {dataset.files.origin}; then use --source"
+            f"{asked.name} cannot be downloaded from here: get it at {files.origin}; then use --source"
         )
-    target = data_dir / name
-    found = None if source is None else dataset.files.locate(source)
-    with _workspace(target) as folder, _progress() as progress:
-        if target.is_dir() and any(target.iterdir()):
-            return _already(dataset, target, found)
-        if found is None:
-            _fetch(dataset.files.downloads, folder, progress)
-        else:
-            _copy(found, folder, progress)
-        manifest = _verified(dataset, folder, found)
-        atomic.write_json(folder / MANIFEST, manifest)
-        os.rename(folder, target)
-        atomic.sync(data_dir)
-    return f"prepared {name}: {_counted(manifest)} in {target}"
+    return files.downloads
 
 
-def _already(dataset: Preparable, target: Path, found: Mapping[str, Path] | None) -> str:
-    """Says that `target` holds what would be put there; without a manifest (files put there by hand) adds it."""
-    if found is None:
-        expected = {wanted.name: wanted.md5 for wanted in dataset.files.downloads}
+def _folder(asked: Asked) -> str:
+    """The name of the prepared folder where none is given."""
+    if asked.name not in VERBS or asked.source is None:
+        return asked.name
+    if asked.name == "tfds":
+        raise UserError("tfds: give the prepared folder a name with --as=FOLDER")
+    return asked.source.name
+
+
+def _digest(path: Path, bars: Bars) -> dict[str, Any]:
+    size = path.stat().st_size if path.is_file() else None
+    return digests.of(path, bars.start(f"reading {path.name}", size))
+
+
+def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Says that `target` holds what these files would be converted to, once its shards are verified."""
+    for name, digest in files.items():
+        held = there.files.get(name, {})
+        if any(held.get(key) != value for key, value in digest.items()):
+            raise UserError(
+                f"{target} already holds other data ({there.source}; {name} differs or is absent); to have "
+                "both give this one a name with --as=FOLDER, to replace that one delete its folder"
+            )
+    for split in there.splits.values():
+        for shard in split.shards:
+            path = target / shard.name
+            if not path.is_file() or digests.of_file(path)["sha256"] != shard.sha256:
+                raise UserError(
+                    f"{path}: is damaged or missing; delete {target} and run the same command again"
+                )
+    return _said(f"{there.name} is already prepared", there, target)
+
+
+def _refuse_others(target: Path, wanted: Recipe) -> None:
+    """Raise UserError if `target` holds anything but the very files to be converted."""
+    if not target.exists():
+        return
+    ours = {path.absolute() for path in wanted.files.values()}
+    inside = any(target in path.parents for path in ours)
+    if not target.is_dir() or (any(target.iterdir()) and not inside):
+        raise UserError(
+            f"{target} already holds something else; delete it, or choose another name with --as=FOLDER"
+        )
+
+
+def _converted(wanted: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: Bars) -> Manifest:
+    try:
+        return shards.convert(wanted, files, work, bars)
+    except UserError:  # the source is no good: there is nothing to go on with
+        shards.clear(work)
+        shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
+        raise
+
+
+def _settle(work: Path, target: Path, made: Manifest) -> None:
+    """Bring everything into place; beside the official files, where they lie in `target`, the manifest last."""
+    if target.exists() and any(target.iterdir()):
+        for split in made.splits.values():
+            for shard in split.shards:
+                os.replace(work / shard.name, target / shard.name)
+        atomic.sync(target)
+        os.replace(work / manifest.NAME, target / manifest.NAME)
+        atomic.sync(target)
     else:
-        expected = {name: _digest(path, "md5") for name, path in found.items()}
-    for name, digest in expected.items():
-        held = target / name
-        if not held.is_file() or _digest(held, "md5") != digest:
-            raise UserError(
-                f"{target} already holds other files ({name} differs or is absent); to replace them delete that folder"
-            )
-    if not (target / MANIFEST).is_file():
-        found = {name: target / name for name in expected}
-        atomic.write_json(target / MANIFEST, _verified(dataset, target, found))
-    return f"{dataset.files.name} is already prepared in {target}"
-
-
-def _verified(dataset: Preparable, folder: Path, found: Mapping[str, Path] | None) -> dict[str, Any]:
-    """The manifest of `folder`, every split of which has been read by the data set's own reader."""
-    splits = {}
-    for split in ("train", "test"):
-        source = dataset.read(folder, split)
-        splits[split] = {"count": len(source), "fingerprint": data.fingerprint(source)}
-    names = [wanted.name for wanted in dataset.files.downloads] if found is None else list(found)
-    return {
-        "name": dataset.files.name,
-        "image_shape": list(dataset.image_shape),
-        "num_levels": dataset.num_levels,
-        "num_classes": dataset.num_classes,
-        "splits": splits,
-        "files": {name: {"sha256": _digest(folder / name, "sha256")} for name in names},
-        "diffenc_version": importlib.metadata.version("diffenc"),
-    }
-
-
-def _counted(manifest: dict[str, Any]) -> str:
-    return ", ".join(f"{entry['count']:,} {split} images" for split, entry in manifest["splits"].items())
-
-
-@contextlib.contextmanager
-def _workspace(target: Path) -> Iterator[Path]:
-    """The empty folder `.NAME.partial` beside `target`, locked while open, removed at the end if still there."""
-    folder = target.with_name(f".{target.name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        for left_over in folder.iterdir():  # by a call that was killed
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        try:
-            yield folder
-        finally:
-            if _is_at(descriptor, folder):  # renamed into place, it may already have a successor there
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    """Death releases the lock, so a folder that can be locked is nobody's."""
-    busy = UserError(f"{folder} is in use: another process prepares the same data set; wait for it")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None
-    if not _is_at(descriptor, folder):  # its owner renamed or removed it between our open and our lock
-        raise busy
-
-
-def _is_at(descriptor: int, folder: Path) -> bool:
-    return folder.exists() and os.path.samestat(os.fstat(descriptor), os.stat(folder))
-
-
-def _copy(found: Mapping[str, Path], folder: Path, progress: Progress) -> None:
-    for name, path in found.items():
-        with open(path, "rb") as stream:
-            _pour(stream, folder / name, path.stat().st_size, progress)
-
-
-def _fetch(downloads: Sequence[Download], folder: Path, progress: Progress) -> None:
-    """Download every file, its checksum verified.
-
-    Raises:
-      UserError: a file cannot be fetched, is cut short, or has another checksum.
-    """
-    for wanted in downloads:
-        try:
-            with urllib.request.urlopen(wanted.url, timeout=_TIMEOUT) as stream:
-                size = int(stream.headers.get("Content-Length") or 0)
-                got = _pour(stream, folder / wanted.name, size, progress)
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"{wanted.url}: cannot be downloaded ({one_line(error)})") from error
-        if size and got < size:
-            raise UserError(
-                f"{wanted.url}: the download was cut short at {got:,} of {size:,} bytes; try again"
-            )
-        if _digest(folder / wanted.name, "md5") != wanted.md5:
-            raise UserError(f"{wanted.url}: what came has not the MD5 {wanted.md5} of the official file")
-
-
-def _pour(stream: Stream, target: Path, size: int, progress: Progress) -> int:
-    """Write `stream` to the new file `target`, down to the disk; returns the number of bytes."""
-    task = progress.add_task(target.name, total=size or None)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "xb") as out:
-        while chunk := stream.read(_CHUNK):
-            out.write(chunk)
-            progress.advance(task, len(chunk))
-        out.flush()
-        os.fsync(out.fileno())
+        os.rename(work, target)
     atomic.sync(target.parent)
-    return target.stat().st_size
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True))
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
+def _said(done: str, made: Manifest, target: Path) -> str:
+    note = f"; {made.note}" if made.note else ""
+    return f"{done}: {made.counted} in {target}: {made.source}{note}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m diffenc.prepare",
-        description="Copy or download a data set's official files, verify them, and put them in DATA_DIR/NAME.",
+        description="Convert a data set into the shards that training reads, in DATA_DIR/FOLDER.",
     )
-    parser.add_argument("name", help="mnist, cifar10, imagenet32, or another registered data set")
+    parser.add_argument(
+        "name",
+        help="mnist, cifar10, imagenet32, imagenet32_oord or another registered data set in its official "
+        "files; folder: any folder of images; tfds: what tensorflow-datasets has prepared as array_record",
+    )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--source", metavar="FILE_OR_DIR", help="the official files: a folder, or one of them")
+    where.add_argument("--source", metavar="FILE_OR_DIR", help="the files: a folder, or one of them")
     where.add_argument("--download", action="store_true", help="fetch them (mnist, cifar10)")
     parser.add_argument("--data_dir", metavar="DIR", help="default: $DIFFENC_DATA, else a per-user cache")
+    parser.add_argument("--as", metavar="FOLDER", dest="folder", help="its name in DATA_DIR; default: NAME")
+    parser.add_argument("--size", type=int, metavar="N", help="folder: cut and reduce images to N x N")
     return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    return _parser().parse_args(argv)
+
+
+def _asked(given: argparse.Namespace) -> Asked:
+    source = None if given.source is None else _absolute(given.source)
+    if source is None and not given.download:
+        _require_none(given.name)
+    data_dir = _absolute(given.data_dir) if given.data_dir else data_directory()
+    return Asked(given.name, source, data_dir, given.folder, given.size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = _parser().parse_args(argv)
+    given = parse(argv)
     registry.discover()
     try:
-        source = None if given.source is None else _absolute(given.source)
-        if source is None and not given.download:
-            _require_none(given.name)
-        print(prepare(given.name, source, _absolute(given.data_dir) if given.data_dir else data_directory()))
+        print(prepare(_asked(given)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that may not be written to
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}; mended, the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     return 0
 
 
 def _require_none(name: str) -> None:
     """Raise UserError if the data set `name` lies in files."""
+    if name in VERBS:
+        raise UserError(f"{name}: give --source=DIR")
     dataset = registry.datasets[name]
     if isinstance(dataset, Preparable):
         download = ", or --download" if dataset.files.downloads else ""

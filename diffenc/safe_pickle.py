@@ -8,26 +8,34 @@ are given, and a forged dtype makes them read memory that is not theirs.
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from diffenc.errors import UserError
+from diffenc.limits import Limited
 from diffenc.paths import Stream, reading
 
+_MAX_OPERATIONS = 2**21  # official batches take 130,000; each can make an object of a hundred bytes
 
-def load(stream: Stream, name: str) -> dict[str, Any]:
+
+def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
     """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays as numpy arrays.
 
     Other values keep the type they have in the pickle (Python 2's str comes as bytes).
+
+    Args:
+      limit: the most bytes there may be; the objects take no more than twice as many, and 200 MB.
 
     Raises:
       UserError: names `name` and the offending global, or says what else is wrong with the pickle.
     """
     with reading(name):
-        found = _Unpickler(stream, name).load()
-        if stream.read(1):  # reading to the end also has an archive check its sum
+        limited = Limited(stream, limit, name)
+        found = _Unpickler(limited, name, limit).load()
+        if limited.read(1):  # reading to the end also has an archive check its sum
             raise UserError(f"{name}: bytes follow the pickle's end; get it again")
         if not isinstance(found, dict):
             raise UserError(f"{name}: holds a {type(found).__name__}, not the dictionary of a batch")
@@ -39,15 +47,52 @@ def load(stream: Stream, name: str) -> dict[str, Any]:
 class _Unpickler(pickle._Unpickler):
     """The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index)."""
 
-    def __init__(self, stream: Stream, name: str):
-        super().__init__(stream, encoding="bytes")
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
+    def __init__(self, stream: Stream, name: str, limit: int):
+        super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
+        self._left = limit  # bytes that may be encoded
+        self.dispatch = _Counted(  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
+            self.dispatch | {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
+        )
+
+    def _load_bytearray(self) -> None:
+        """The inherited one takes memory for as many bytes as are claimed."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
+        if _text(encoding) != "latin1":
+            raise ValueError(f"encoding {encoding!r}")
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("too many bytes")
+        return text.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, encoding: self._encode(text, encoding)
         known = _KNOWN.get((module, name))
         if known is None:
             raise UserError(f"{self._name}: its pickle asks for {module}.{name}; only arrays are admitted")
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
+
+
+class _Counted(dict):
+    """What a pickle's operations do, for so many of them."""
+
+    def __init__(self, operations: dict[int, Any]):
+        super().__init__(operations)
+        self._left = _MAX_OPERATIONS
+
+    def __getitem__(self, operation: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
+        return super().__getitem__(operation)
 
 
 class _Dtype:
@@ -93,13 +138,6 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     return made
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    """How Python 3 writes bytes into a pickle of protocol 2."""
-    if _text(encoding) != "latin1":
-        raise ValueError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str | bytes):
         raise ValueError(f"{value!r:.40} where text belongs")
@@ -113,7 +151,6 @@ def _opaque(*args: Any) -> None:
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _opaque,  # named, never called: the argument of _reconstruct
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
 }
 for _core in ("numpy.core", "numpy._core"):  # before and after numpy 2
     _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array

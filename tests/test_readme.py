@@ -15,6 +15,7 @@ from absl import flags
 
 from diffenc import config, prepare, registry
 from diffenc import run as command_line
+from diffenc.recipe import Preparable
 from experiments import benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -124,14 +125,15 @@ def test_a_config_of_a_workdir_is_that_of_a_command_above_it():
 
 
 def test_prepare_is_shown_for_data_sets_that_lie_in_files():
-    shown = {command[3]: command[4] for command in commands("python -m diffenc.prepare")}
-    preparable = [
-        name for name in registry.datasets if isinstance(registry.datasets[name], prepare.Preparable)
-    ]
-    assert sorted(shown) == preparable
-    for name, argument in shown.items():
-        dataset = registry.datasets[name]
-        assert argument.startswith("--source=") or (argument == "--download" and dataset.files.downloads)  # pyright: ignore[reportAttributeAccessIssue]
+    shown = {command[3] for command in commands("python -m diffenc.prepare")}
+    preparable = {name for name in registry.datasets if isinstance(registry.datasets[name], Preparable)}
+    assert shown == {*preparable, *prepare.VERBS}
+
+
+def test_every_prepare_command_is_understood():
+    for command in commands("python -m diffenc.prepare"):
+        given = prepare.parse(command[3:])
+        assert given.source is not None or registry.datasets[given.name].files.downloads  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_plugin_is_listed(plugin_folder, tmp_path):

@@ -1,39 +1,100 @@
-"""CIFAR-10, from its official Python archive."""
+"""CIFAR-10, from its official Python or binary archive."""
 
 import dataclasses
-import functools
 import gzip
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from diffenc import data, safe_pickle
 from diffenc.errors import UserError
-from diffenc.interfaces import Source
-from diffenc.paths import Download, OfficialFiles, data_directory, reading
+from diffenc.interfaces import Batch
+from diffenc.limits import Limited
+from diffenc.paths import Download, OfficialFiles, Stream, reading
+from diffenc.prepared import Prepared
 from diffenc.registry import datasets
-from diffenc_plugins.datasets.rows import collect
+from diffenc.versions import Version
+from diffenc_plugins.datasets.rows import ROW, examples
 
-_ARCHIVE = "cifar-10-python.tar.gz"
-_FOLDER = "cifar-10-batches-py"
-_BATCHES = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
-_OFFICIAL = {"train": 50_000, "test": 10_000}
-_MAX_BATCH_BYTES = 2**28  # official batches have 31 MB; a header that claims more than this is refused
+_BATCH_BYTES = 2**26  # official batches have 31 MB; what claims or unpacks to more is refused
+_ARCHIVE_BYTES = 2**28  # official archives unpack to 186 MB
+_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+
+Read = Callable[[Stream, str], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """One of the forms in which the batches come.
+
+    Attributes:
+      batches: their names by split.
+      read: the stream of a batch, its name -> `data` and `labels`.
+    """
+
+    archive: str
+    folder: str
+    batches: Mapping[str, tuple[str, ...]]
+    read: Read
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """All batches, with their folder."""
+        return tuple(f"{self.folder}/{name}" for names in self.batches.values() for name in names)
+
+
+def _read_pickle(stream: Stream, name: str) -> Mapping[str, Any]:
+    return safe_pickle.load(stream, name, _BATCH_BYTES)
+
+
+def _read_binary(stream: Stream, name: str) -> Mapping[str, Any]:
+    """A byte of label and 3,072 of pixels an image."""
+    content = Limited(stream, _BATCH_BYTES, name).read()
+    if len(content) % (1 + ROW):
+        raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; get it again")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + ROW)
+    return {"data": rows[:, 1:], "labels": rows[:, 0]}
+
+
+_LAYOUTS = (
+    _Layout(
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
+        _read_pickle,
+    ),
+    _Layout(
+        "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test": ("test_batch.bin",)},
+        _read_binary,
+    ),
+)
 
 
 @datasets.register("cifar10")
 @dataclasses.dataclass(frozen=True)
-class Cifar10:
+class Cifar10(Prepared):
     """60,000 photographs in ten classes, 32x32x3 in 256 levels (Krizhevsky 2009).
 
-    Read from cifar-10-python.tar.gz, or its unpacked folder, in DATA_DIR/cifar10.
+    Prepared from cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or the folder unpacked from either.
 
     Attributes:
       validation: number of images cut from train, spread over it.
+      folder: where in DATA_DIR the prepared data lie.
     """
 
-    validation: int = 0
+    folder: str = "cifar10"
 
     image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
     num_levels: ClassVar[int] = 256
@@ -41,74 +102,84 @@ class Cifar10:
     files: ClassVar[OfficialFiles] = OfficialFiles(
         name="cifar10",
         parts={
-            "batches": (
-                (_ARCHIVE,),
-                tuple(f"{_FOLDER}/{name}" for names in _BATCHES.values() for name in names),
-            )
+            "batches": (*((layout.archive,) for layout in _LAYOUTS), *(layout.members for layout in _LAYOUTS))
         },
         downloads=(
-            Download(f"https://www.cs.toronto.edu/~kriz/{_ARCHIVE}", "c58f30108f718f92721af3b95e74349a"),
+            Download(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "c58f30108f718f92721af3b95e74349a",
+                170_498_071,
+            ),
         ),
         origin="https://www.cs.toronto.edu/~kriz/cifar.html",
     )
-
-    def source(self, split: str) -> Source:
-        read = functools.partial(_cached, data_directory() / "cifar10")
-        return data.split_source(read, split, self.validation, "cifar10")
-
-    def fingerprint(self, split: str) -> str:
-        return data.fingerprint(self.source(split))
+    versions: ClassVar[tuple[Version, ...]] = (
+        Version(
+            "CIFAR-10 (Krizhevsky 2009)",
+            files=(
+                {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+                {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
+                _MD5,
+            ),
+        ),
+    )
 
     @classmethod
-    def read(cls, folder: Path, split: str) -> data.ArraySource:
-        """Train or test from the files in `folder`.
+    def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
+        """The examples of `split` from number `first` on, from the official files by their names.
 
         Raises:
-          UserError: a file is absent, damaged, or not what its name says.
+          UserError: a file is damaged, or not what its name says.
         """
-        files = cls.files.present(folder, "batches")
-        if len(files) == 1:
-            batches = _from_archive(files[0], _BATCHES[split])
+        layout = next(layout for layout in _LAYOUTS if {layout.archive, *layout.members} & set(found))
+        if layout.archive in found:
+            batches = _from_archive(found[layout.archive], layout, split)
         else:
-            batches = _from_folder([path for path in files if path.name in _BATCHES[split]])
-        source = collect(batches, first_label=0, num_classes=cls.num_classes)
-        data.warn_unless_official("CIFAR-10", split, len(source), _OFFICIAL[split])
-        return source
+            batches = _from_folder(found, layout, split)
+        return data.skipping(examples(batches, first_label=0, num_classes=cls.num_classes), first)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached(folder: Path, split: str) -> data.ArraySource:
-    return Cifar10.read(folder, split)
+def _from_folder(
+    found: Mapping[str, Path], layout: _Layout, split: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for batch in layout.batches[split]:
+        path = found[f"{layout.folder}/{batch}"]
+        with reading(path), open(path, "rb") as stream:
+            yield str(path), layout.read(stream, str(path))
 
 
-def _from_folder(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in files:
-        with open(path, "rb") as stream:
-            yield str(path), safe_pickle.load(stream, str(path))
+def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The batches in the order of their names, whatever their order in the archive.
 
-
-def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The batches in the order of `names`, whatever their order in the archive."""
+    They are read in memory: nothing of an archive is ever written to disk.
+    """
+    names = layout.batches[split]
     found = {}
-    with reading(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            name = member.name.removeprefix("./").removeprefix(f"{_FOLDER}/")
-            if name in names and member.isreg():
-                found[name] = _load(archive, member, f"{path}:{name}")
-        while stream.read(2**20):  # gzip checks its sum at the end, which tar leaves unread
-            pass
+    with reading(path), gzip.open(path) as packed:
+        unpacked = Limited(packed, _ARCHIVE_BYTES, str(path))
+        with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**18) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for member in archive:
+                _check_size(member, path)
+                name = member.name.removeprefix("./").removeprefix(f"{layout.folder}/")
+                if name in names and member.isreg():
+                    found[name] = _member(archive, member, f"{path}:{name}", layout.read)
+        unpacked.drain()  # gzip checks its sum at the end, which tar leaves unread
     for name in names:
         if name not in found:
-            raise UserError(f"{path}: has no member {_FOLDER}/{name}; get it again")
+            raise UserError(f"{path}: has no member {layout.folder}/{name}; get it again")
         yield f"{path}:{name}", found[name]
 
 
-def _load(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> dict[str, Any]:
-    if member.size > _MAX_BATCH_BYTES:
+def _check_size(member: tarfile.TarInfo, path: Path) -> None:
+    """Refuses a member that cannot be: also to skip one, tarfile counts through all that it claims."""
+    if not 0 <= member.size <= _BATCH_BYTES:
         raise UserError(
-            f"{name}: claims {member.size:,} bytes, more than a batch can have ({_MAX_BATCH_BYTES:,})"
+            f"{path}:{member.name}: claims {member.size:,} bytes, more than a batch can have ({_BATCH_BYTES:,})"
         )
-    stream = archive.extractfile(member)  # in memory: nothing of an archive is ever written to disk
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, read: Read) -> Mapping[str, Any]:
+    stream = archive.extractfile(member)
     assert stream is not None
     with stream:
-        return safe_pickle.load(stream, name)
+        return read(stream, name)

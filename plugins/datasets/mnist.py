@@ -1,10 +1,10 @@
-"""MNIST, from its official four IDX files."""
+"""MNIST, and what comes in its four IDX files as well."""
 
 import dataclasses
-import functools
 import gzip
 import io
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,35 +13,39 @@ from jaxtyping import UInt8
 
 from diffenc import data
 from diffenc.errors import UserError
-from diffenc.interfaces import Source
-from diffenc.paths import Download, OfficialFiles, Stream, data_directory, reading
+from diffenc.interfaces import Batch
+from diffenc.limits import Limited
+from diffenc.paths import Download, OfficialFiles, Stream, reading
+from diffenc.prepared import Prepared
 from diffenc.registry import datasets
+from diffenc.versions import Version
 
 _UNSIGNED_BYTES = (
     0x0800  # an IDX magic number: two zero bytes, the type of the data, the number of dimensions
 )
-_MAX_EXAMPLES = 1_000_000  # a header that claims more is refused before memory is taken for it
+_MAX_EXAMPLES = 1_000_000  # a header that claims more is refused
+_CHUNK = 4096  # images read at a time
 _FILES = {
-    "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+    "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422),
+    "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", 28_881),
+    "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", 1_648_877),
+    "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", 4_542),
 }
-_OFFICIAL = {"train": 60_000, "test": 10_000}
 
 
 @datasets.register("mnist")
 @dataclasses.dataclass(frozen=True)
-class Mnist:
+class Mnist(Prepared):
     """70,000 handwritten digits, 28x28x1 in 256 levels (LeCun et al. 1998).
 
-    Read from the four official IDX files, gzipped or not, in DATA_DIR/mnist.
+    Prepared from the four official IDX files, gzipped or not; Fashion-MNIST comes in the same ones.
 
     Attributes:
       validation: number of images cut from train, spread over it.
+      folder: where in DATA_DIR the prepared data lie.
     """
 
-    validation: int = 0
+    folder: str = "mnist"
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
     num_levels: ClassVar[int] = 256
@@ -50,56 +54,78 @@ class Mnist:
         name="mnist",
         parts={name: ((f"{name}.gz",), (name,)) for name in _FILES},
         downloads=tuple(
-            Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz", md5)
-            for name, md5 in _FILES.items()
+            Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz", md5, size)
+            for name, (md5, size) in _FILES.items()
         ),
         origin="https://ossci-datasets.s3.amazonaws.com/mnist",
     )
-
-    def source(self, split: str) -> Source:
-        read = functools.partial(_cached, data_directory() / "mnist")
-        return data.split_source(read, split, self.validation, "mnist")
-
-    def fingerprint(self, split: str) -> str:
-        return data.fingerprint(self.source(split))
+    versions: ClassVar[tuple[Version, ...]] = (
+        Version(
+            "MNIST (LeCun et al. 1998)",
+            pixels={
+                "train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+                "test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            },
+        ),
+        Version(
+            "Fashion-MNIST (Xiao et al. 2017)",
+            pixels={
+                "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+                "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+            },
+        ),
+    )
 
     @classmethod
-    def read(cls, folder: Path, split: str) -> data.ArraySource:
-        """Train or test from the files in `folder`.
+    def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
+        """The examples of `split` from number `first` on, from the official files by their names.
 
         Raises:
-          UserError: a file is absent, damaged, or not what its name says.
+          UserError: a file is damaged, or not what its name says.
         """
         prefix = "train" if split == "train" else "t10k"
-        (image_file,) = cls.files.present(folder, f"{prefix}-images-idx3-ubyte")
-        (label_file,) = cls.files.present(folder, f"{prefix}-labels-idx1-ubyte")
-        images = _idx(image_file, cls.image_shape[:2])
-        labels = _idx(label_file, ())
-        if len(images) != len(labels):
-            raise UserError(
-                f"{label_file}: {len(labels)} labels for {len(images)} images in {image_file.name}"
-            )
-        if labels.max() >= cls.num_classes:
-            raise UserError(f"{label_file}: label {labels.max()} is not below {cls.num_classes}")
-        data.warn_unless_official("MNIST", split, len(images), _OFFICIAL[split])
-        return data.ArraySource(images[..., None], labels.astype(np.int32))
+        images, labels = (
+            next(path for name, path in found.items() if name.startswith(f"{prefix}-{kind}"))
+            for kind in ("images", "labels")
+        )
+        return data.skipping(_paired(images, labels, cls.image_shape, cls.num_classes), first)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached(folder: Path, split: str) -> data.ArraySource:
-    return Mnist.read(folder, split)
+def _paired(
+    image_file: Path, label_file: Path, shape: tuple[int, int, int], num_classes: int
+) -> Iterator[Batch]:
+    classes = np.concatenate(list(_idx(label_file, ())))
+    if classes.max() >= num_classes:
+        raise UserError(f"{label_file}: label {classes.max()} is not below {num_classes}")
+    done = 0
+    for images in _idx(image_file, shape[:2], len(classes), label_file):
+        labels = classes[done : done + len(images)].astype(np.int32)
+        yield {"image": images.reshape(-1, *shape), "label": labels}
+        done += len(images)
 
 
-def _idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n ..."]:
-    """The array in an IDX file of unsigned bytes, each entry of `shape`."""
-    with reading(path), _open(path) as stream:
+def _idx(
+    path: Path, shape: tuple[int, ...], labels: int | None = None, label_file: Path | None = None
+) -> Iterator[UInt8[np.ndarray, "n ..."]]:
+    """The entries, each of `shape`, of an IDX file of unsigned bytes; as many as there are `labels`."""
+    size = int(np.prod(shape))
+    with reading(path), _open(path) as packed:
+        stream = Limited(packed, _MAX_EXAMPLES * size + 64, str(path))
         count = _header(stream, path, shape)
-        length = count * int(np.prod(shape))
-        content = stream.read(length + 1)
-    if len(content) != length:
-        less = "fewer" if len(content) < length else "more"
-        raise UserError(f"{path}: holds {less} than the {length} bytes its header states; get it again")
-    return np.frombuffer(content, np.uint8).reshape(count, *shape)
+        if labels is not None and count != labels:
+            raise UserError(f"{label_file}: {labels} labels for {count} images in {path.name}")
+        for first in range(0, count, _CHUNK):
+            want = min(_CHUNK, count - first) * size
+            content = stream.read(want)
+            if len(content) < want:
+                raise _wrong_length(path, "fewer", count * size)
+            yield np.frombuffer(content, np.uint8).reshape(-1, *shape)
+        if stream.read(1):  # reading to the end also has gzip check its sum
+            raise _wrong_length(path, "more", count * size)
+
+
+def _wrong_length(path: Path, which: str, length: int) -> UserError:
+    return UserError(f"{path}: holds {which} than the {length} bytes its header states; get it again")
 
 
 def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:

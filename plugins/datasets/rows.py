@@ -1,48 +1,40 @@
 """Batches of rows, as CIFAR-10 and downsampled ImageNet come: 32x32 images stored channel by channel."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffenc.data import ArraySource
 from diffenc.errors import UserError
+from diffenc.interfaces import Batch
 
 _CHANNELS, _SIDE = 3, 32
-_ROW = _CHANNELS * _SIDE * _SIDE
+ROW = _CHANNELS * _SIDE * _SIDE
 
 
-def collect(
+def examples(
     batches: Iterable[tuple[str, Mapping[str, Any]]], first_label: int, num_classes: int
-) -> ArraySource:
-    """All batches in one source, labels counted from 0.
+) -> Iterator[Batch]:
+    """The batches as images [N, 32, 32, 3], labels counted from 0.
 
     Args:
       batches: a name for messages and `data` uint8 [N, 3072], `labels` N integers from `first_label`.
 
-    Memory: the result, and one batch beside it.
-
     Raises:
       UserError: names the batch that is not so.
     """
-    images = np.empty((0, _SIDE, _SIDE, _CHANNELS), np.uint8)
-    labels = []
     for name, batch in batches:
         rows = _rows(name, batch)
-        labels.append(_labels(name, batch, len(rows), first_label, num_classes))
-        start = len(images)
-        # In place: the kernel moves the pages of so large an array instead of copying them.
-        images.resize((start + len(rows), *images.shape[1:]), refcheck=False)
-        images[start:] = rows.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return ArraySource(images, np.concatenate(labels))
+        labels = _labels(name, batch, len(rows), first_label, num_classes)
+        yield {"image": rows.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1), "label": labels}
 
 
 def _rows(name: str, batch: Mapping[str, Any]) -> UInt8[np.ndarray, "n row"]:
     rows = batch.get("data")
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != _ROW:
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != ROW:
         held = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise UserError(f"{name}: its data are {held}, not uint8 (N, {_ROW})")
+        raise UserError(f"{name}: its data are {held}, not uint8 (N, {ROW})")
     if len(rows) == 0:
         raise UserError(f"{name}: holds no image")
     return rows

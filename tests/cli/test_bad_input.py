@@ -1,6 +1,5 @@
 """Whatever a user gets wrong: one line on standard error, a status other than 0, nothing written or lost."""
 
-import gzip
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+from diffenc import prepare
 
 
 @pytest.fixture(scope="session")
@@ -177,44 +176,42 @@ def test_data_that_are_not_there(fails, place, name):
     assert f"python -m diffenc.prepare {name} --source=FILE_OR_DIR --data_dir={place}/data" in message
 
 
-def _idx(magic: int, *dims: int, content: int | None = None) -> bytes:
-    """An IDX file of zeros: of `content` bytes, or as many as its dimensions say."""
-    size = 1
-    for dim in dims:
-        size *= dim
-    return struct.pack(f">{1 + len(dims)}I", magic, *dims) + bytes(size if content is None else content)
+def _official(folder: Path) -> None:
+    """Two gray images a split, in MNIST's four files."""
+    folder.mkdir()
+    for prefix in ("train", "t10k"):
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4I", 0x803, 2, 28, 28) + bytes(1568)
+        )
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes(2))
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("spoil", "message"),
     [
-        (_idx(0x803, 2, 28, 28, content=1000), "holds fewer than the 1568 bytes its header states"),
-        (_idx(0x803, 2, 28, 28)[:9], "ends within its header"),
-        (_idx(0x803, 2, 28, 28) + b"more", "holds more than the 1568 bytes its header states"),
-        (_idx(0x801, 999), "starts with 0x00000801, not with 0x00000803: not the IDX file it is named"),
-        (_idx(0x803, 2, 32, 32), "dimensions (2, 32, 32), not ('N', 28, 28)"),
-        (_idx(0x803, 3, 28, 28), "2 labels for 3 images"),
-        (b"<html>404 Not Found</html>", "not the IDX file it is named"),
-        (b"", "ends within its header"),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), " bytes, not "),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\7" * 784, b"\6" * 784, 1)), "hash"),
     ],
+    ids=["missing", "cut", "flipped"],
 )
-def test_data_that_are_not_what_they_claim(fails, place, images, message):
-    folder = place / "data" / "mnist"
-    folder.mkdir()
-    (folder / IMAGES).write_bytes(images)
-    (folder / LABELS).write_bytes(_idx(0x801, 2))
+def test_a_shard_that_is_damaged(fails, place, spoil, message):
+    _official(place / "files")
+    prepare.prepare(prepare.Asked("mnist", place / "files", place / "data"))
+    shard = place / "data" / "mnist" / "train-00000-of-00001.array_record"
+    spoil(shard)
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
+    assert f"{shard}: is damaged or missing" in told
     assert message in told
-    assert str(folder) in told
+    assert f"delete {shard.parent} and prepare it again with python -m diffenc.prepare" in told
 
 
-def test_an_archive_cut_short(fails, place):
-    folder = place / "data" / "mnist"
-    folder.mkdir()
-    (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(os.urandom(9000))[:5000])
-    (folder / LABELS).write_bytes(_idx(0x801, 2))
+def test_official_files_that_are_not_prepared(fails, place):
+    _official(place / "data" / "mnist")
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
-    assert f"{folder / IMAGES}.gz: " in told
+    assert told.endswith(
+        f"python -m diffenc.prepare mnist --source={place}/data/mnist --data_dir={place}/data"
+    )
 
 
 # The workdir

@@ -3,7 +3,6 @@ import pickle
 
 import numpy as np
 import pytest
-from absl import logging
 
 from diffenc import data, interfaces
 from diffenc.errors import UserError
@@ -103,13 +102,3 @@ def test_a_cut_that_cannot_be_is_refused(split, validation, says):
 def test_split_source_reads_what_lies_on_disk():
     read = {"train": toy(6), "test": toy(2)}.__getitem__
     assert [len(data.split_source(read, split, 2, "toy")) for split in data.SPLITS] == [4, 2, 2]
-
-
-def test_only_other_counts_are_warned_of(caplog):
-    caplog.set_level("WARNING", logger=logging.get_absl_logger().name)
-    data.warn_unless_official("MNIST", "train", 60_000, 60_000)
-    assert not caplog.records
-    data.warn_unless_official("MNIST", "train", 59_999, 60_000)
-    (record,) = caplog.records
-    assert record.getMessage().startswith("not the official MNIST: 59,999 train images")
-    assert "not comparable" in record.getMessage()

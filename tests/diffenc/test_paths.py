@@ -77,16 +77,6 @@ def test_what_is_missing_is_said_of_the_layout_that_was_begun(tmp_path):
         FILES.locate(tmp_path)
 
 
-def test_absent_files_come_with_the_command_that_brings_them(tmp_path):
-    with pytest.raises(UserError) as caught:
-        FILES.present(tmp_path / "toy", "batches")
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/toy holds no all.zip or unpacked/one … unpacked/two; ")
-    assert f"python -m diffenc.prepare toy --source=FILE_OR_DIR --data_dir={tmp_path}" in message
-    assert "the attic" in message
-    assert "\n" not in message
-
-
 def test_reading_makes_one_line_of_any_error():
     with pytest.raises(UserError) as caught, paths.reading("some.gz"):
         raise KeyError("first\nsecond")
@@ -99,4 +89,4 @@ def test_reading_makes_one_line_of_any_error():
 
 
 def test_a_download_is_named_by_its_url():
-    assert paths.Download("https://host/a/b.tar.gz", "0").name == "b.tar.gz"
+    assert paths.Download("https://host/a/b.tar.gz", "0", 1).name == "b.tar.gz"

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
-from diffenc import interfaces
+from diffenc import interfaces, records
 from diffenc.errors import UserError
-from diffenc.prepare import Preparable
+from diffenc.prepare import Asked, prepare
+from diffenc.prepare import main as prepare_main
+from diffenc.recipe import Preparable
 from diffenc.registry import datasets
 
 OURS = [name for name in datasets if datasets[name].__module__.startswith("diffenc_plugins.")]
@@ -53,33 +57,51 @@ def write_imagenet32(folder: Path) -> None:
                 archive.writestr(name, rows(seed + 20 * (part == "val"), 1))
 
 
-FILES = {"mnist": write_mnist, "cifar10": write_cifar10, "imagenet32": write_imagenet32}
+def write_pngs(folder: Path) -> None:
+    for seed, (part, count) in enumerate((("train_32x32", 20), ("valid_32x32", 6))):
+        (folder / part).mkdir()
+        for k in range(count):
+            levels = np.random.default_rng((seed, k)).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(levels).save(folder / part / f"{k:05d}.png")
+
+
+FILES = {
+    "mnist": write_mnist,
+    "cifar10": write_cifar10,
+    "imagenet32": write_imagenet32,
+    "imagenet32_oord": write_pngs,
+}
+OF_FOLDER = {"array_record": {"folder": "mine"}}  # fields without which a data set is not whole
 
 
 @pytest.fixture(params=OURS)
 def name(request, monkeypatch, tmp_path) -> str:
-    """A data set's name, its official files laid out small under $DIFFENC_DATA."""
-    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
+    """A data set's name; small official files of it are prepared under $DIFFENC_DATA."""
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
+    (tmp_path / "files").mkdir()
     if request.param in FILES:
-        (tmp_path / request.param).mkdir()
-        FILES[request.param](tmp_path / request.param)
+        FILES[request.param](tmp_path / "files")
+        prepare(Asked(request.param, tmp_path / "files", tmp_path / "data"))
+    if request.param == "array_record":
+        write_mnist(tmp_path / "files")
+        prepare(Asked("mnist", tmp_path / "files", tmp_path / "data", folder="mine"))
     return request.param
 
 
 def make(name: str, **fields: Any) -> interfaces.Dataset:
-    return datasets[name](**fields)
+    return datasets[name](**OF_FOLDER.get(name, {}) | fields)
 
 
 def everything(source: interfaces.Source) -> interfaces.Batch:
     return source.__getitems__(np.arange(len(source)))
 
 
-def test_all_four_are_registered():
-    assert set(OURS) >= {"digits", "mnist", "cifar10", "imagenet32"}
+def test_all_are_registered():
+    assert set(OURS) == {"digits", "array_record", *FILES}
 
 
 def test_interface(name):
-    dataset = datasets[name]()
+    dataset = make(name)
     assert isinstance(dataset, interfaces.Dataset)
     assert name not in FILES or isinstance(datasets[name], Preparable)
     assert datasets[name].__doc__
@@ -89,7 +111,7 @@ def test_interface(name):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_examples_are_what_they_claim(name, split):
-    dataset = datasets[name]()
+    dataset = make(name)
     source = dataset.source(split)
     batch = everything(source)
     assert batch["image"].shape == (len(source), *dataset.image_shape)
@@ -103,7 +125,7 @@ def test_examples_are_what_they_claim(name, split):
 
 
 def test_it_reads_the_same_again(name):
-    first, second = (everything(datasets[name]().source("train")) for _ in range(2))
+    first, second = (everything(make(name).source("train")) for _ in range(2))
     np.testing.assert_array_equal(first["image"], second["image"])
     np.testing.assert_array_equal(first["label"], second["label"])
 
@@ -119,7 +141,7 @@ def test_fingerprint_is_the_hash_of_the_pixels(name, split):
 
 
 def test_validation_is_cut_from_train_alone(name):
-    whole, parted = datasets[name](), make(name, validation=7)
+    whole, parted = make(name), make(name, validation=7)
     rows = {split: images(parted.source(split)) for split in ("train", "validation", "test")}
     assert len(rows["validation"]) == 7
     assert sorted(rows["train"] + rows["validation"]) == sorted(images(whole.source("train")))
@@ -138,7 +160,7 @@ def test_a_validation_that_does_not_fit_names_its_key(name, validation, split):
 
 def test_another_split_is_refused(name):
     with pytest.raises(UserError, match=rf"dataset\.{name} has no split 'eval'"):
-        datasets[name]().source("eval")
+        make(name).source("eval")
 
 
 def test_data_sets_and_sources_pickle(name):
@@ -150,6 +172,19 @@ def test_data_sets_and_sources_pickle(name):
         assert images(again) == images(source)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", [name for name in OURS if name != "digits"], indirect=True)
+def test_what_does_not_fit_in_memory_is_read_the_same_from_its_shards(name, monkeypatch, split):
+    dataset = make(name)
+    held = everything(dataset.source(split))
+    monkeypatch.setattr(records, "IN_MEMORY", 1)
+    source = dataset.source(split)
+    assert isinstance(source, records.ShardSource)
+    read = everything(source)
+    np.testing.assert_array_equal(read["image"], held["image"])
+    np.testing.assert_array_equal(read["label"], held["label"])
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_absent_files_come_with_the_folder_and_the_command(name, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "nothing"))
@@ -159,3 +194,33 @@ def test_absent_files_come_with_the_folder_and_the_command(name, monkeypatch, tm
     assert str(tmp_path / "nothing" / name) in message
     assert f"python -m diffenc.prepare {name} --source=FILE_OR_DIR --data_dir={tmp_path}/nothing" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_official_files_that_lie_unprepared_are_told_with_the_command(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
+    (tmp_path / name).mkdir()
+    FILES[name](tmp_path / name)
+    with pytest.raises(UserError, match="holds official files that are not prepared yet") as caught:
+        datasets[name]().source("test")
+    (command,) = re.findall(
+        r"run python -m diffenc\.prepare (\S+ --source=\S+ --data_dir=[^ ;]+)", str(caught.value)
+    )
+    assert prepare_main(command.split()) == 0  # in place, beside the files
+    assert len(datasets[name]().source("test")) > 0
+
+
+def test_images_of_another_shape_are_refused_with_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
+    write_mnist(tmp_path)
+    prepare(Asked("mnist", tmp_path, tmp_path / "data", folder="cifar10"))
+    with pytest.raises(
+        UserError, match=r"images \(28, 28, 1\).*not \(32, 32, 3\).*array_record\.folder = 'cifar10'"
+    ):
+        make("cifar10").source("train")
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/etc", ".hidden", ""])
+def test_a_folder_is_one_in_the_data_directory(folder):
+    with pytest.raises(UserError, match=r"dataset\.mnist\.folder"):
+        make("mnist", folder=folder).source("train")

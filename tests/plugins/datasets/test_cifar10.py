@@ -9,6 +9,7 @@ import pytest
 from absl import logging
 
 from diffenc.errors import UserError
+from diffenc.interfaces import Source
 from diffenc_plugins.datasets import Cifar10
 
 NAMES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
@@ -46,14 +47,12 @@ def official() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path) -> Path:
-    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
-    (tmp_path / "cifar10").mkdir()
-    return tmp_path / "cifar10"
+def folder(tmp_path) -> Path:
+    (tmp_path / "files").mkdir()
+    return tmp_path / "files"
 
 
-def check(split: str, names: list[str]) -> None:
-    source = Cifar10().source(split)
+def check(source: Source, names: list[str]) -> None:
     assert len(source) == 3 * len(names)
     for k in range(len(source)):
         name, row = names[k // 3], k % 3
@@ -63,31 +62,32 @@ def check(split: str, names: list[str]) -> None:
             assert example["image"][y, x, channel] == rows(name)[row, 1024 * channel + 32 * y + x]
 
 
-def test_the_archive_is_read(folder):
+def test_the_archive_is_read(folder, read):
     pack(folder / "cifar-10-python.tar.gz", {"./cifar-10-batches-py/readme.html": b"hello", **official()})
-    check("train", NAMES[:5])
-    check("test", NAMES[5:])
+    check(read("cifar10", folder, "train"), NAMES[:5])
+    check(read("cifar10", folder, "test"), NAMES[5:])
 
 
-def test_the_order_is_that_of_the_names_not_of_the_archive(folder):
+def test_the_order_is_that_of_the_names_not_of_the_archive(folder, read):
     pack(folder / "cifar-10-python.tar.gz", dict(reversed(official().items())))
-    check("train", NAMES[:5])
+    check(read("cifar10", folder, "train"), NAMES[:5])
 
 
-def test_the_unpacked_folder_is_read(folder):
+def test_the_unpacked_folder_is_read(folder, read):
     for name, content in official().items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    check("train", NAMES[:5])
-    check("test", NAMES[5:])
+    check(read("cifar10", folder, "train"), NAMES[:5])
+    check(read("cifar10", folder, "test"), NAMES[5:])
 
 
-def test_counts_that_are_not_the_official_ones_are_warned_of(folder, caplog):
+def test_images_that_are_not_the_official_ones_are_warned_of(folder, read, caplog):
     caplog.set_level("WARNING", logger=logging.get_absl_logger().name)
     pack(folder / "cifar-10-python.tar.gz", official())
-    Cifar10().source("test")
+    read("cifar10", folder, "test")
     (record,) = caplog.records
-    assert record.getMessage().startswith("not the official CIFAR-10: 3 test images, not 10,000")
+    assert "unknown version of CIFAR-10 (Krizhevsky 2009), 15 train images, 3 test" in record.getMessage()
+    assert "not comparable" in record.getMessage()
 
 
 BAD = {
@@ -103,15 +103,21 @@ BAD = {
 
 
 @pytest.mark.parametrize(("other", "says"), BAD.values(), ids=BAD)
-def test_a_bad_batch_is_refused_by_name(folder, other, says):
+def test_a_bad_batch_is_refused_by_name(folder, read, other, says):
     pack(
         folder / "cifar-10-python.tar.gz",
         official() | {"cifar-10-batches-py/data_batch_4": batch("data_batch_4", **other)},
     )
     with pytest.raises(UserError, match=says) as caught:
-        Cifar10().source("train")
+        read("cifar10", folder, "train")
     assert "cifar-10-python.tar.gz:data_batch_4" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def everything(folder: Path) -> None:
+    """Reads what training needs."""
+    for _ in Cifar10.read(Cifar10.files.locate(folder), "train", 0):
+        pass
 
 
 class Evil:
@@ -122,15 +128,15 @@ class Evil:
         return os.system, (f"touch {self.trace}",)
 
 
-def test_an_evil_batch_is_named_and_not_run(folder, tmp_path):
+def test_an_evil_batch_is_named_and_not_run(folder, read, tmp_path):
     evil = pickle.dumps({"data": Evil(tmp_path / "trace")}, 2)
     pack(folder / "cifar-10-python.tar.gz", official() | {"cifar-10-batches-py/test_batch": evil})
     with pytest.raises(UserError, match=r"test_batch: its pickle asks for posix\.system"):
-        Cifar10().source("test")
+        read("cifar10", folder, "test")
     assert not (tmp_path / "trace").exists()
 
 
-def test_nothing_in_an_archive_is_written_to_disk(folder, tmp_path):
+def test_nothing_in_an_archive_is_written_to_disk(folder, read, tmp_path):
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
         for name in (
             "../../escaped",
@@ -142,25 +148,31 @@ def test_nothing_in_an_archive_is_written_to_disk(folder, tmp_path):
         add(archive, "cifar-10-batches-py/link", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         for name, content in official().items():
             add(archive, name, content)
-    check("train", NAMES[:5])
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cifar-10-python.tar.gz", "cifar10"]
+    check(read("cifar10", folder, "train"), NAMES[:5])
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("escaped", "link", "data_batch_1")]
     assert not Path("/escaped").exists()
 
 
-def test_a_link_is_no_batch(folder):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "cifar-10-batches-py/data_batch_1", "../../escaped"])
+def test_a_link_is_no_batch(folder, read, kind, target):
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
-        add(archive, "cifar-10-batches-py/test_batch", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        for name, content in list(official().items())[:5]:
+            add(archive, name, content)
+        add(archive, "cifar-10-batches-py/test_batch", b"", type=kind, linkname=target)
     with pytest.raises(UserError, match="has no member cifar-10-batches-py/test_batch"):
-        Cifar10().source("test")
+        read("cifar10", folder, "test")
 
 
-def test_an_absurd_size_is_refused_before_memory_is_taken(folder):
+def test_an_absurd_size_is_refused_before_memory_is_taken(folder, read):
     member = tarfile.TarInfo("cifar-10-batches-py/test_batch")
     member.size = 2**40
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name, content in list(official().items())[:5]:
+            add(archive, name, content)
         archive.fileobj.write(member.tobuf())  # pyright: ignore[reportOptionalMemberAccess]
     with pytest.raises(UserError, match="claims 1,099,511,627,776 bytes"):
-        Cifar10().source("test")
+        read("cifar10", folder, "test")
 
 
 def test_every_way_to_damage_the_archive_is_a_user_error(folder):
@@ -171,32 +183,72 @@ def test_every_way_to_damage_the_archive_is_a_user_error(folder):
     for cut in (0, 1, 9, 100, len(good) // 2, len(good) - 9, len(good) - 1):
         path.write_bytes(good[:cut])
         with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
-            Cifar10.read(folder, "train")
+            everything(folder)
     for place in range(0, len(good), len(good) // 60):
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
         try:
-            Cifar10.read(folder, "train")
+            everything(folder)
         except UserError:
             refused += 1
     assert refused >= 58  # a few bytes of gzip's header say nothing
 
 
-def test_the_real_archive(monkeypatch, tmp_path):
+BINARY = [f"{name}.bin" for name in NAMES]
+
+
+def binary(name: str) -> bytes:
+    """A byte of label and 3,072 of pixels an image."""
+    pairs = zip(classes(name), rows(name), strict=True)
+    return b"".join(bytes([label]) + row.tobytes() for label, row in pairs)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_binary_version_is_read(folder, read, packed):
+    members = {f"cifar-10-batches-bin/{name}.bin": binary(name) for name in NAMES}
+    if packed:
+        pack(folder / "cifar-10-binary.tar.gz", members)
+    else:
+        (folder / "cifar-10-batches-bin").mkdir()
+        for name, content in members.items():
+            (folder / name).write_bytes(content)
+    check(read("cifar10", folder, "train"), NAMES[:5])
+    check(read("cifar10", folder, "test"), NAMES[5:])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (binary("data_batch_2")[:-1], "9,218 bytes are no whole number of images"),
+        (b"", "holds no image"),
+        (b"\x0a" + binary("data_batch_2")[1:], r"labels 0 \.\. 10 are not within 0 \.\. 9"),
+    ],
+)
+def test_a_bad_binary_batch_is_refused_by_name(folder, read, content, says):
+    members = {f"cifar-10-batches-bin/{name}.bin": binary(name) for name in NAMES}
+    pack(folder / "cifar-10-binary.tar.gz", members | {"cifar-10-batches-bin/data_batch_2.bin": content})
+    with pytest.raises(UserError, match=says) as caught:
+        read("cifar10", folder, "train")
+    assert "cifar-10-binary.tar.gz:data_batch_2.bin" in str(caught.value)
+
+
+def trusted(archive: tarfile.TarFile, name: str) -> tuple[np.ndarray, list[int]]:
+    """A batch as the stock unpickler gives it: images [N, 32, 32, 3] and labels."""
+    stream = archive.extractfile(f"cifar-10-batches-py/{name}")
+    assert stream is not None
+    batch = {key.decode(): value for key, value in pickle.load(stream, encoding="bytes").items()}
+    planes = [batch["data"][:, 1024 * channel : 1024 * (channel + 1)] for channel in range(3)]
+    return np.stack([plane.reshape(-1, 32, 32) for plane in planes], axis=-1), batch["labels"]
+
+
+def test_the_real_archive(read):
     if "DIFFENC_SHARED" not in os.environ:
         pytest.skip("DIFFENC_SHARED is not set")
     real = Path(os.environ["DIFFENC_SHARED"]) / "data" / "cifar10_jpeg"
-    (tmp_path / "cifar10").symlink_to(real)
-    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     with tarfile.open(real / "cifar-10-python.tar.gz") as archive:
-        stream = archive.extractfile("cifar-10-batches-py/test_batch")
-        assert stream is not None
-        expected = pickle.load(stream, encoding="latin1")  # the stock unpickler, on a file that is trusted
-        key = "data" if "data" in expected else b"data"
-        labels = expected.get("labels") or expected[b"labels"]
-    source = Cifar10().source("test")
-    found = source.__getitems__(np.arange(len(source)))
-    planes = [
-        expected[key][:, 1024 * channel : 1024 * (channel + 1)].reshape(-1, 32, 32) for channel in range(3)
-    ]
-    np.testing.assert_array_equal(found["image"], np.stack(planes, axis=-1))
-    np.testing.assert_array_equal(found["label"], labels)
+        batches = {name: trusted(archive, name) for name in NAMES}
+    for split, names, count in (("train", NAMES[:5], 15_000), ("test", NAMES[5:], 2_000)):
+        source = read("cifar10", real, split)
+        assert len(source) == count
+        found = source.__getitems__(np.arange(count))
+        np.testing.assert_array_equal(found["image"], np.concatenate([batches[name][0] for name in names]))
+        np.testing.assert_array_equal(found["label"], np.concatenate([batches[name][1] for name in names]))

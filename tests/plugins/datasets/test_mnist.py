@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffenc import prepare
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import Mnist
 
@@ -24,14 +25,13 @@ def labels(values: Sequence[int] = tuple(LABELS.tolist()), magic: int = 2049) ->
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path) -> Path:
-    """Seven images in the official layout, the same in both splits, under $DIFFENC_DATA."""
-    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
-    (tmp_path / "mnist").mkdir()
+def folder(tmp_path) -> Path:
+    """Seven images in the official layout, the same in both splits."""
+    (tmp_path / "files").mkdir()
     for prefix in ("train", "t10k"):
-        (tmp_path / "mnist" / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images()))
-        (tmp_path / "mnist" / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels()))
-    return tmp_path / "mnist"
+        (tmp_path / "files" / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images()))
+        (tmp_path / "files" / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels()))
+    return tmp_path / "files"
 
 
 def check(source):
@@ -40,20 +40,20 @@ def check(source):
     np.testing.assert_array_equal(batch["label"], LABELS)
 
 
-def test_gzipped_files_are_read(folder):
-    check(Mnist().source("train"))
-    check(Mnist().source("test"))
+def test_gzipped_files_are_read(folder, read):
+    check(read("mnist", folder, "train"))
+    check(read("mnist", folder, "test"))
 
 
-def test_unpacked_files_are_read_beside_packed_ones(folder):
+def test_unpacked_files_are_read_beside_packed_ones(folder, read):
     (folder / "train-images-idx3-ubyte.gz").unlink()
     (folder / "train-images-idx3-ubyte").write_bytes(images())
-    check(Mnist().source("train"))
+    check(read("mnist", folder, "train"))
 
 
-def test_files_are_read_once_a_process(folder):
-    first = Mnist().source("train")
-    for path in folder.iterdir():
+def test_shards_are_read_once_a_process(folder, read, tmp_path):
+    first = read("mnist", folder, "train")
+    for path in (tmp_path / "data" / "mnist").glob("*.array_record"):
         path.unlink()
     assert Mnist().source("train") is first
     assert len(Mnist(validation=2).source("validation")) == 2
@@ -84,47 +84,60 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize(("content", "says"), BAD_IMAGES.values(), ids=BAD_IMAGES)
-def test_bad_image_files_are_refused_by_name(folder, content, says):
+def test_bad_image_files_are_refused_by_name(folder, read, content, says):
     (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        Mnist().source("train")
+        read("mnist", folder, "train")
     assert "train-images-idx3-ubyte.gz" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_out_of_range_is_refused(folder):
+def test_a_label_out_of_range_is_refused(folder, read):
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels(values=[0, 1, 2, 3, 4, 5, 10])))
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz: label 10 is not below 10"):
-        Mnist().source("test")
+        read("mnist", folder, "test")
 
 
-def test_absent_files_are_named(folder):
-    (folder / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(
-        UserError, match=r"no train-labels-idx1-ubyte\.gz.*python -m diffenc\.prepare mnist --source="
-    ):
-        Mnist().source("train")
+def test_more_images_than_there_can_be_are_not_waited_for(folder):
+    """4,097 images: the chunks that they are read in, and one more."""
+    many = np.tile(IMAGES, (586, 1, 1))[:4097]
+    found = {f"train-{kind}": folder / f"many-{kind}" for kind in ("images", "labels")}
+    found["train-images"].write_bytes(struct.pack(">4I", 2051, 4097, 28, 28) + many.tobytes())
+    found["train-labels"].write_bytes(struct.pack(">2I", 2049, 4097) + bytes(k % 10 for k in range(4097)))
+    for first in (0, 5, 4096):
+        parts = list(Mnist.read(found, "train", first))
+        np.testing.assert_array_equal(np.concatenate([part["image"] for part in parts])[..., 0], many[first:])
+        expected = np.arange(4097) % 10
+        np.testing.assert_array_equal(np.concatenate([part["label"] for part in parts]), expected[first:])
 
 
-def test_the_real_files(monkeypatch, tmp_path):
+def test_the_real_files(read):
     if "DIFFENC_SHARED" not in os.environ:
         pytest.skip("DIFFENC_SHARED is not set")
     real = Path(os.environ["DIFFENC_SHARED"]) / "data" / "mnist"
-    (tmp_path / "mnist").symlink_to(real)
-    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     for split, prefix, count in (("train", "train", 60_000), ("test", "t10k", 10_000)):
         raw = gzip.decompress((real / f"{prefix}-images-idx3-ubyte.gz").read_bytes())
         classes = gzip.decompress((real / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())
-        source = Mnist().source(split)
+        source = read("mnist", real, split)
         assert len(source) == count
-        for k in (0, 1, 777, count - 1):
-            example = source[k]
-            assert example["image"].tobytes() == raw[16 + 784 * k : 16 + 784 * (k + 1)]
-            assert int(example["label"]) == classes[8 + k]
-    assert [int(Mnist().source("train")[k]["label"]) for k in range(5)] == [
-        5,
-        0,
-        4,
-        1,
-        9,
-    ]  # as everybody knows them
+        everything = source.__getitems__(np.arange(count))
+        assert everything["image"].tobytes() == raw[16:]
+        assert everything["label"].tolist() == list(classes[8:])
+    as_everybody_knows_them = [5, 0, 4, 1, 9]
+    assert [int(Mnist().source("train")[k]["label"]) for k in range(5)] == as_everybody_knows_them
+    assert Mnist().source_name == "MNIST (LeCun et al. 1998)"
+
+
+def test_fashion_mnist_is_read_beside_mnist_and_known(folder, read, tmp_path):
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    if not debian.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    read("mnist", folder, "train")
+    prepare.prepare(prepare.Asked("mnist", debian, tmp_path / "data", folder="fashion_mnist"))
+    fashion = Mnist(folder="fashion_mnist")
+    raw = gzip.decompress((debian / "t10k-images-idx3-ubyte.gz").read_bytes())
+    assert fashion.source("test").__getitems__(np.arange(10_000))["image"].tobytes() == raw[16:]
+    assert fashion.source_name == "Fashion-MNIST (Xiao et al. 2017)"
+    assert len(fashion.source("train")) == 60_000
+    assert Mnist().source_name == "unknown version of MNIST (LeCun et al. 1998)"
+    assert len(Mnist().source("train")) == 7

@@ -1,0 +1,55 @@
+"""Digests of what is converted, so that it is known again."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffenc.errors import UserError
+from diffenc.paths import one_line
+
+_CHUNK = 2**20  # bytes read at a time
+
+
+def of(path: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    """What tells the file or the folder at `path` from others, as a manifest lists it.
+
+    Args:
+      advance: told how many more bytes have been read.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return of_folder(path) if path.is_dir() else of_file(path, advance)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def of_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    """`bytes`, `md5` and `sha256` (hex) of a file."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            md5.update(chunk)
+            sha256.update(chunk)
+            advance(len(chunk))
+    return {"bytes": path.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+
+
+def of_folder(folder: Path) -> dict[str, Any]:
+    """`files`, `bytes`, and a `sha256` of the names and sizes of all files: images may be millions."""
+    digest, count, total = hashlib.sha256(), 0, 0
+    for path in all_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\n".encode(errors="surrogateescape"))
+        count, total = count + 1, total + size
+    return {"files": count, "bytes": total, "sha256": digest.hexdigest()}
+
+
+def all_files(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, in the order of names; hidden ones and links to folders are left out."""
+    for inner, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(inner, name) for name in sorted(files) if not name.startswith("."))

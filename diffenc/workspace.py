@@ -1,0 +1,48 @@
+"""The folder in which something is made before it is renamed into place; one process at a time."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffenc.errors import UserError
+
+
+@contextlib.contextmanager
+def workspace(target: Path) -> Iterator[Path]:
+    """The folder `.NAME.partial` beside `target`, locked while open.
+
+    What an earlier call left in it is there. It is removed at the end if it is empty.
+
+    Raises:
+      UserError: another process is in it.
+    """
+    folder = target.with_name(f".{target.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        try:
+            yield folder
+        finally:
+            if _is_at(descriptor, folder):  # renamed into place, it may already have a successor there
+                with contextlib.suppress(OSError):  # something is left for the next call
+                    folder.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Death releases the lock, so a folder that can be locked is nobody's."""
+    busy = UserError(f"{folder} is in use: another process prepares the same data set; wait for it")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    if not _is_at(descriptor, folder):  # its owner renamed or removed it between our open and our lock
+        raise busy
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    return folder.exists() and os.path.samestat(os.fstat(descriptor), os.stat(folder))

@@ -1,0 +1,115 @@
+"""ImageNet downsampled to 32x32 by van den Oord et al., from its official archives of PNGs."""
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from diffenc.digests import all_files
+from diffenc.errors import UserError
+from diffenc.image_folder import Labelled, batches, pixels
+from diffenc.interfaces import Batch
+from diffenc.paths import OfficialFiles, reading
+from diffenc.prepared import Prepared
+from diffenc.registry import datasets
+from diffenc.versions import Version
+
+_NAMES = {"train": "train_32x32", "test": "valid_32x32"}
+_FILE_BYTES = 2**20  # official PNGs have a few thousand
+_BATCH = 256  # images unpacked at a time
+
+
+@datasets.register("imagenet32_oord")
+@dataclasses.dataclass(frozen=True)
+class Imagenet32Oord(Prepared):
+    """1.3 million photographs without labels, 32x32x3 in 256 levels (van den Oord et al. 2016).
+
+    Prepared from train_32x32.tar and valid_32x32.tar, or the folders unpacked from them, in the order of
+    names. Test is what they call valid. Every label is 0. These are not the images of `imagenet32`.
+
+    Attributes:
+      validation: number of images cut from train, spread over it.
+      folder: where in DATA_DIR the prepared data lie.
+    """
+
+    folder: str = "imagenet32_oord"
+
+    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
+    num_levels: ClassVar[int] = 256
+    num_classes: ClassVar[int] = 1
+    files: ClassVar[OfficialFiles] = OfficialFiles(
+        name="imagenet32_oord",
+        parts={split: ((f"{name}.tar",), (f"{name}/",)) for split, name in _NAMES.items()},
+        downloads=(),
+        origin="https://image-net.org/small, which offers them no more",
+    )
+    versions: ClassVar[tuple[Version, ...]] = (
+        Version(
+            "ImageNet32 (van den Oord et al. 2016)",
+            files=(
+                {
+                    "train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5",
+                    "valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7",
+                },
+            ),
+        ),
+    )
+
+    @classmethod
+    def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
+        """The examples of `split` from number `first` on, from the official files by their names.
+
+        Raises:
+          UserError: a file is damaged, or not what its name says.
+        """
+        name = _NAMES[split]
+        if f"{name}.tar" in found:
+            return _from_archive(found[f"{name}.tar"], cls.image_shape, first)
+        folder = found[f"{name}/"]
+        items = [Labelled(path, 0) for path in all_files(folder) if path.suffix == ".png"]
+        if not items:
+            raise UserError(f"{folder}: holds no .png")
+        return batches(items[first:], cls.image_shape, None)
+
+
+class _Member(NamedTuple):
+    """Where in an archive a file lies."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterator[Batch]:
+    """The images by name; they are read in memory, and no name in the archive is used as a path."""
+    members = _members(path)
+    with open(path, "rb") as stream:
+        for start in range(first, len(members), _BATCH):
+            part = members[start : start + _BATCH]
+            images = []
+            for member in part:
+                stream.seek(member.offset)
+                content = io.BytesIO(stream.read(member.size))
+                images.append(pixels(content, f"{path}:{member.name}", shape))
+            yield {"image": np.stack(images), "label": np.zeros(len(part), np.int32)}
+
+
+def _members(path: Path) -> Sequence[_Member]:
+    """All PNGs in the archive, in the order of names."""
+    found = []
+    with reading(path), tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.isreg() and member.name.endswith(".png"):
+                if member.size > _FILE_BYTES:
+                    raise UserError(
+                        f"{path}:{member.name}: claims {member.size:,} bytes, more than the {_FILE_BYTES:,} it may have"
+                    )
+                found.append(_Member(member.name, member.offset_data, member.size))
+            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - a million of them would take gigabytes
+    if not found:
+        raise UserError(f"{path}: holds no .png")
+    return sorted(found)
