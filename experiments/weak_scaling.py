@@ -52,6 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--turns", type=int, default=2, help="through all numbers of devices (default: 2)")
     add("--paper", default="gin/imagenet32_diffenc_32_8.gin", metavar="GIN_FILE", help="the run on paper")
     add("--paper_images", type=int, default=8, help="of each device, on paper (default: 8)")
+    add("--remark", default="", help="to be told beside the figures, as what else the machine was doing")
     add("--page", type=Path, default=PAGE, help=f"default: {PAGE.name} beside this program")
     given = parser.parse_args(argv)
     for name in ("images", "rounds", "turns", "paper_images"):
@@ -130,6 +131,7 @@ def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, A
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "run": ", ".join(bound),
         "images": given.images,
+        "remark": given.remark,
     }
 
 

@@ -58,6 +58,7 @@ def measured(figures: Figures) -> Iterator[str]:
             f"- host: {figures['cpu']}, {figures['cores']} cores usable",
             "- versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
             f"- run: {figures['run']}, {figures['images']} images a device, {points[0]['parameters']:,} parameters",
+            *([f"- {figures['remark']}"] if figures["remark"] else []),
         ]
     )
     heading = ("devices", "batch", "step (quartiles)", "images/s", "collectives", "bytes", "efficiency")

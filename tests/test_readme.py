@@ -16,7 +16,8 @@ from absl import flags
 from diffenc import config, prepare, registry
 from diffenc import run as command_line
 from diffenc.recipe import Preparable
-from experiments import benchmark
+from experiments import benchmark, weak_scaling
+from experiments.launch import local
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,6 +109,26 @@ def test_the_benchmark_is_called_as_it_wants_to_be():
     given = benchmark.parse(command[3:])
     assert benchmark.load(given).batch_size == 128
     assert set(benchmark.chosen("step,variants")) == {"step", "variants"}
+
+
+def test_weak_scaling_is_called_as_it_wants_to_be():
+    (command,) = commands("python -m experiments.weak_scaling")
+    given = weak_scaling.parse(command[3:])
+    config.load(given.gin_file, given.gin_bindings)
+
+
+def test_the_launcher_is_called_as_it_wants_to_be():
+    (command,) = commands("python -m experiments.launch.local")
+    given, of_run = local.parse(command[3:])
+    assert given.processes == 2
+    assert {flag[2:].split("=")[0] for flag in of_run} <= set(flags.FLAGS)
+    config.load(values(of_run, "gin_file"), [])
+
+
+def test_pages_that_are_linked_to_are_there():
+    linked = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert len(linked) >= 4
+    assert [path for path in linked if not (ROOT / path).is_file()] == []
 
 
 def test_lone_bindings_in_the_text_are_accepted():

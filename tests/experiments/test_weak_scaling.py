@@ -157,6 +157,7 @@ def measured(monkeypatch, tmp_path):
     registry.discover()
     monkeypatch.setattr(weak_scaling, "point", point)
     flags = ["--gin_file=gin/quickstart.gin", "--devices=1,2", "--turns=2", "--paper=gin/quickstart.gin"]
+    flags += ["--remark=on a train"]
     assert weak_scaling.main([*flags, "--paper_images=2", f"--page={tmp_path / 'page.md'}"]) == 0
     return asked, (tmp_path / "page.md").read_text()
 
@@ -173,6 +174,7 @@ def test_the_page(measured):
     assert cells(page, "2")[1:] == ["8", "2500 ms (2500 .. 2500)", "3.2", "2 all-reduce", "56", "0.800"]
     assert "would be 40." in page
     assert "share the cores" in page
+    assert "\n- on a train\n" in page
     assert "196,882 parameters" in page  # as the README says of the quickstart
     for cluster in CLUSTERS:
         assert cells(page, cluster.name)[1:3] == [str(cluster.devices), f"{2 * cluster.devices:,}"]
