@@ -181,7 +181,7 @@ def _official(folder: Path) -> None:
     folder.mkdir()
     for prefix in ("train", "t10k"):
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(
-            struct.pack(">4I", 0x803, 2, 28, 28) + bytes(1568)
+            struct.pack(">4I", 0x803, 2, 28, 28) + b"\7" * 1568
         )
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes(2))
 
