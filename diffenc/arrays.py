@@ -1,156 +1,228 @@
-"""Named arrays in a folder: one tensorstore OCDBT key-value store, one zarr3 array per name.
+"""Pieces of named arrays in folders: the bytes of all of a folder's one after the other, and where each lies.
 
-Every byte lies under a crc32c (OCDBT's own over its nodes, zarr's over the values), so that damage is
-noticed on reading. An array is cut into chunks as the devices that wrote it had cut it. Each process writes
-the pieces it has to a folder of its own; `merge` makes them one, without copying them.
+  blocks/c/0, 1, …  one zarr3 array of bytes in blocks, each under a crc32c
+  index.json        {"size": bytes, "pieces": {name: [[start, shape, offset], …]}}, under a SHA-256
+
+so that damage to any byte is noticed on reading. Many small arrays cost no more than a large one. Each process
+that writes has a folder of its own; to read an array, every piece that overlaps what is wanted is looked up.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import UInt8
 
+from diffenc import sealed
+from diffenc.sealed import UnreadableError
 from diffenc.stores import CONTEXT, REFUSALS, Store, as_os_error
 
-Index = tuple[slice, ...]
+BLOCKS, INDEX = "blocks", "index.json"
+BLOCK = 16 << 20  # bytes, at most
+ALIGN = 64  # bytes; XLA for CPUs takes over what lies so without copying it
 
-# Given on creation only: a reader that names another value is refused.
-_CONFIG = {"max_inline_value_bytes": 1024}
+Bytes = UInt8[np.ndarray, " n"]
 
 
-class UnreadableError(Exception):
-    """What is in the folder is not there whole, or not as it was written."""
+class Box(NamedTuple):
+    """A box within an array: its corner, its shape."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 class Piece(NamedTuple):
-    """A part of an array, in host memory, and where in the array it lies."""
+    """Where the content of a box of an array begins in a folder's bytes."""
 
-    at: Index
-    data: np.ndarray
+    name: str
+    box: Box
+    offset: int
 
 
-class Cut(NamedTuple):
-    """An array of which this process has some of the pieces; each is one chunk, so all are of one shape."""
+class Part(NamedTuple):
+    """What goes into one folder."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    chunk: tuple[int, ...]
+    data: Bytes
     pieces: list[Piece]
 
 
-def whole(array: np.ndarray) -> Cut:
-    """An array in one piece."""
-    everywhere = tuple(slice(0, n) for n in array.shape)
-    return Cut(array.shape, array.dtype, array.shape, [Piece(everywhere, array)])
+def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Bytes | None = None) -> Part:
+    """Copies of (name, corner, content), one after the other.
+
+    Args:
+      memory: of an earlier `Part` that is of no more use; taken if it fits, for memory that is new costs more
+        time than the copying.
+    """
+    arrays = list(arrays)
+    ends = np.cumsum([0, *(-(-array.nbytes // ALIGN) * ALIGN for _, _, array in arrays)]).tolist()
+    data = memory if memory is not None and memory.size == ends[-1] else _aligned(ends[-1])
+    for (_, _, array), offset in zip(arrays, ends, strict=False):
+        np.copyto(_view(data, offset, array.shape, array.dtype), array)
+    boxes = (
+        Piece(name, Box(start, array.shape), at)
+        for (name, start, array), at in zip(arrays, ends, strict=False)
+    )
+    return Part(data, list(boxes))
 
 
-def write(store: Store, folder: str, arrays: Mapping[str, Cut]) -> None:
-    """Write all pieces into `folder`, which should be empty, in one transaction. Does not sync.
-
-    Names must be such that none is another one followed by "/…". The pieces must not change meanwhile.
+def write(store: Store, folder: str, part: Part) -> None:
+    """Write `part`, which must not change meanwhile, into `folder`. Does not sync.
 
     Raises:
       OSError: the disk refused; what is in the folder is then of no use.
     """
-    context = _context()
-    base = store.kvstore(folder)
-    # Not atomic, it may commit in several goes and leave nodes that nothing refers to and no checksum guards.
-    transaction = ts.Transaction(atomic=True)
+    index: dict[str, list] = {}
+    for name, box, offset in part.pieces:
+        index.setdefault(name, []).append([*box, offset])
+    text = sealed.text({"size": part.data.size, "pieces": index})
     try:
-        opened = [
-            ts.open(_new_spec(base, name, cut), create=True, context=context, transaction=transaction)
-            for name, cut in arrays.items()
-        ]
-        writes = [
-            array.result()[piece.at].write(piece.data, can_reference_source_data_indefinitely=True)
-            for array, cut in zip(opened, arrays.values(), strict=True)
-            for piece in cut.pieces
-        ]
-        for pending in writes:
-            pending.result()
-        transaction.commit_sync()
+        files = ts.KvStore.open(store.kvstore(folder), context=_context())
+        pending: list[ts.Future[Any]] = [files.result().write(INDEX, text)]
+        if part.data.size:
+            blocks = _open(store, folder, part.data.size).result()
+            pending.append(blocks.write(part.data, can_reference_source_data_indefinitely=True).commit)
+        for write in pending:
+            write.result()
     except REFUSALS as error:
         raise as_os_error(error, f"{store}/{folder}") from error
 
 
-def merge(store: Store, folder: str, parts: Iterable[str]) -> None:
-    """Make `folder` hold all that its subfolders `parts` hold, which must stay. Does not sync.
+def read(
+    store: Store, folders: Iterable[str], wanted: Mapping[str, tuple[Box, np.dtype]]
+) -> dict[str, np.ndarray]:
+    """The boxes of arrays named in `wanted`, from the pieces in all `folders`.
 
     Raises:
-      OSError: the disk refused.
+      UnreadableError: something needed is missing or damaged; the message says what.
     """
-    context, transaction = _context(), ts.Transaction(atomic=True)
-    spec = {"driver": "ocdbt", "config": _CONFIG}
-    try:
-        target = ts.KvStore.open({**spec, "base": store.kvstore(folder)}, context=context).result()
-        sources = [
-            ts.KvStore.open({**spec, "base": store.kvstore(f"{folder}/{part}")}, context=context)
-            for part in parts
+    readings = [_Reading(store, folder, wanted) for folder in folders]
+    found: dict[str, list[tuple[Box, np.ndarray]]] = {}
+    for reading in readings:
+        for name, box, content in reading.result(wanted):
+            found.setdefault(name, []).append((box, content))
+    return {name: _assembled(name, box, dtype, found.get(name, [])) for name, (box, dtype) in wanted.items()}
+
+
+class _Run(NamedTuple):
+    """Bytes on their way, and the pieces within."""
+
+    begin: int
+    data: Bytes
+    pieces: list[Piece]
+    pending: Any
+
+
+class _Reading:
+    """Of one folder what is wanted; begun when made."""
+
+    def __init__(self, store: Store, folder: str, wanted: Mapping[str, tuple[Box, np.dtype]]):
+        self._where = folder
+        index = sealed.read(store, f"{folder}/{INDEX}")
+        needed = [
+            Piece(name, Box(tuple(start), tuple(shape)), offset)
+            for name, (box, _) in wanted.items()
+            for start, shape, offset in index["pieces"].get(name, [])
+            if _overlap(Box(start, shape), box) is not None
         ]
-        copies = [
-            source.result().experimental_copy_range_to(target.with_transaction(transaction))
-            for source in sources
-        ]
-        for pending in copies:
-            pending.result()
-        transaction.commit_sync()
-    except REFUSALS as error:
-        raise as_os_error(error, f"{store}/{folder}") from error
+        self._runs = []
+        if needed:
+            blocks = _open(store, folder, index["size"])
+            ends = {piece: _end(piece, wanted[piece.name][1]) for piece in needed}
+            self._runs = [_begin(blocks, run, ends) for run in _runs(needed, ends)]
+
+    def result(self, wanted: Mapping[str, tuple[Box, np.dtype]]) -> Iterable[tuple[str, Box, np.ndarray]]:
+        for run in self._runs:
+            try:
+                run.pending.result()
+            except Exception as error:  # tensorstore turns damage into errors of many types
+                names = run.pieces[0].name if len(run.pieces) == 1 else f"{run.pieces[0].name} …"
+                reason = str(error).splitlines()[0][:200]
+                raise UnreadableError(f"{self._where}, array {names}: {reason}") from error
+            for piece in run.pieces:
+                dtype = wanted[piece.name][1]
+                yield piece.name, piece.box, _view(run.data, piece.offset - run.begin, piece.box.shape, dtype)
 
 
-def read(store: Store, folder: str, wanted: Mapping[str, Index | None]) -> dict[str, np.ndarray]:
-    """Of each array named in `wanted` what lies in the index given there, or all of it for None.
+def _runs(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list[Piece]]:
+    """Pieces that follow on each other, together."""
+    runs: list[list[Piece]] = []
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        if runs and piece.offset - ends[runs[-1][-1]] < ALIGN:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
 
-    Raises:
-      UnreadableError: one of them is missing or damaged; the message names it.
-    """
-    context = _context()
-    base = store.kvstore(folder)
-    opened = {name: ts.open(_spec(base, name), read=True, context=context) for name in wanted}
-    pending = {name: _reading(name, array, wanted[name]) for name, array in opened.items()}
-    return {name: _result(name, reading) for name, reading in pending.items()}
+
+def _begin(blocks: Any, pieces: list[Piece], ends: Mapping[Piece, int]) -> _Run:
+    begin, end = pieces[0].offset, ends[pieces[-1]]
+    data = _aligned(end - begin)
+    return _Run(begin, data, pieces, ts.array(data).write(blocks.result()[begin:end]))
+
+
+def _end(piece: Piece, dtype: np.dtype) -> int:
+    return piece.offset + math.prod(piece.box.shape) * dtype.itemsize
+
+
+def _assembled(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
+    for found, content in parts:
+        if found == box:
+            return content
+    whole, missing = np.empty(box.shape, dtype), math.prod(box.shape)
+    for found, content in parts:
+        both = _overlap(found, box)
+        if both is not None:
+            whole[_within(both, box)] = content[_within(both, found)]
+            missing -= math.prod(both.shape)
+    if missing:
+        raise UnreadableError(f"array {name}: {missing} of its numbers are missing")
+    return whole
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    start = tuple(map(max, one.start, other.start))
+    ends = [min(a + n, b + m) for a, n, b, m in zip(*one, *other, strict=True)]
+    shape = tuple(end - begin for end, begin in zip(ends, start, strict=True))
+    return Box(start, shape) if all(size > 0 for size in shape) else None
+
+
+def _within(inner: Box, outer: Box) -> tuple[slice, ...]:
+    """The indices of `inner`, counted from the corner of `outer`."""
+    corners = zip(inner.start, outer.start, inner.shape, strict=True)
+    return tuple(slice(a - b, a - b + n) for a, b, n in corners)
+
+
+def _view(data: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    return data[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _aligned(size: int) -> Bytes:
+    data = np.empty(size + ALIGN, np.uint8)
+    begin = -data.ctypes.data % ALIGN
+    return data[begin : begin + size]
 
 
 def _context() -> ts.Context:
-    """Anew each time: what was read once is not taken for what is there now.
-
-    The cache is for OCDBT's nodes, which else are read again for each array. No fsync by tensorstore: the
-    store syncs all files at the end.
-    """
-    return ts.Context({"cache_pool": {"total_bytes_limit": 64 << 20}, "file_io_sync": False}, parent=CONTEXT)
+    """No cache: all is read once. No fsync by tensorstore: the store syncs all files at the end."""
+    return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}, parent=CONTEXT)
 
 
-def _reading(name: str, array: "ts.Future[ts.TensorStore]", index: Index | None) -> "ts.Future[np.ndarray]":
-    opened = _result(name, array)
-    return (opened if index is None else opened[index]).read()
-
-
-def _result(name: str, pending: "ts.Future[Any]") -> Any:
-    try:
-        return pending.result()
-    except Exception as error:  # tensorstore turns damage into errors of many types
-        raise UnreadableError(f"array {name}: {str(error).splitlines()[0][:200]}") from error
-
-
-def _spec(base: dict[str, Any], name: str) -> dict[str, Any]:
-    return {
+def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
+    """The bytes of a folder. What they are is known, so there is no file to say it, and to be damaged."""
+    block = -(-size // -(-size // BLOCK))  # all alike, for the last one would be filled up
+    spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
-        "fill_missing_data_reads": False,  # a lost chunk is an error, not zeros
-        "recheck_cached_metadata": "open",
-        "recheck_cached_data": "open",
+        "kvstore": store.kvstore(f"{folder}/{BLOCKS}"),
+        "fill_missing_data_reads": False,  # a lost block is an error, not zeros
+        "store_data_equal_to_fill_value": True,
+        "metadata": {
+            "shape": [size],
+            "data_type": "uint8",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block]}},
+            "codecs": [{"name": "bytes"}, {"name": "crc32c"}],
+        },
     }
-
-
-def _new_spec(base: dict[str, Any], name: str, cut: Cut) -> dict[str, Any]:
-    spec = _spec(base, name)
-    spec["kvstore"]["config"] = _CONFIG
-    spec["store_data_equal_to_fill_value"] = True
-    spec["metadata"] = {
-        "shape": list(cut.shape),
-        "data_type": str(cut.dtype),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in cut.chunk]}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-    }
-    return spec
+    return ts.open(spec, open=True, assume_metadata=True, context=_context())

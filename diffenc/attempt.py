@@ -1,22 +1,21 @@
 """One attempt to write a checkpoint, by all processes at once, each from a thread of its own.
 
 They must not speak through devices, which are training meanwhile. So each leaves a marker in the attempt's
-folder when its part is on disk; the first process waits for all of them, joins the parts, and commits by
-writing META.json, last. Once that stands the checkpoint exists; before, nothing does.
+folder when its part is on disk; the first process waits for all of them, and commits by writing
+META.json, last. Once that stands the checkpoint exists; before, nothing does.
 
-  000001000/              the joined store, and then
+  000001000/process_0/    the part of a process
+  000001000/process_1.done, process_1.failed    the marker of another; the latter says why
   000001000/META.json     the marker of the commit
-  000001000/process_1/    the part of a process, if there are several
-  000001000/process_1.done, process_1.failed    its marker; the latter says why
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from diffenc import arrays
-from diffenc.arrays import Cut
-from diffenc.meta import META
+from diffenc.arrays import Part
+from diffenc.meta import META, part_of
 from diffenc.stores import Store
 
 PATIENCE = 600.0  # seconds that processes wait for each other
@@ -53,35 +52,34 @@ class Attempt:
         self._count = count
         self._patience = patience
 
-    def write(self, leaves: Mapping[str, Cut], meta: str) -> None:
+    def write(self, mine: Part, meta: str) -> None:
         """Return when all have written their parts and the checkpoint is committed.
 
         Raises:
           OSError: it is not, in this process or another; what it took of the disk is free again.
         """
         if self._index:
-            self._take_part(leaves)
+            self._take_part(mine)
         else:
-            self._lead(leaves, meta)
+            self._lead(mine, meta)
 
-    def _lead(self, leaves: Mapping[str, Cut], meta: str) -> None:
+    def _lead(self, mine: Part, meta: str) -> None:
         try:
             try:
-                self._write_part(leaves)
+                self._write_part(mine)
             finally:  # also if it failed: who is still writing would leave something behind
                 reasons = self._of_others()
             if reasons:
                 raise OSError("; ".join(reasons))
-            self._join()
             self._store.write(f"{self._name}/{META}", meta.encode())
         except OSError:
             with contextlib.suppress(OSError):
                 self._store.remove(self._name)  # tells the others too
             raise
 
-    def _take_part(self, leaves: Mapping[str, Cut]) -> None:
+    def _take_part(self, mine: Part) -> None:
         try:
-            self._write_part(leaves)
+            self._write_part(mine)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._store.remove(self._part(self._index))  # makes room for the marker
@@ -92,14 +90,13 @@ class Attempt:
         if self._store.read(f"{self._name}/{META}") is None:
             raise OSError("the first process gave it up; its log says why")
 
-    def _write_part(self, leaves: Mapping[str, Cut]) -> None:
-        mine = {name: leaf for name, leaf in leaves.items() if leaf.pieces}
+    def _write_part(self, mine: Part) -> None:
         part = self._part(self._index)
         arrays.write(self._store, part, mine)
         self._store.sync(part)
 
     def _part(self, index: int) -> str:
-        return self._name if self._count == 1 else f"{self._name}/process_{index}"
+        return part_of(self._name, index)
 
     def _of_others(self) -> list[str]:
         """Wait for the others' markers; returns what went wrong there."""
@@ -115,13 +112,6 @@ class Attempt:
             return ""
         reason = self._store.read(f"{self._part(index)}.{FAILED}")
         return None if reason is None else f"process {index}: {reason.decode()}"
-
-    def _join(self) -> None:
-        if self._count == 1:
-            return
-        parts = [f"process_{index}" for index in range(self._count)]
-        arrays.merge(self._store, self._name, parts)
-        self._store.sync(self._name)
 
     def _settled(self) -> bool:
         """Whether the first process committed, or removed the attempt."""

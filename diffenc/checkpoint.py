@@ -18,11 +18,12 @@ from absl import logging
 
 from diffenc import arrays, atomic, leaves, meta, stores
 from diffenc.agreement import all_succeeded, as_first
-from diffenc.arrays import Cut, UnreadableError
+from diffenc.arrays import Part
 from diffenc.attempt import Attempt, Patience
 from diffenc.errors import UserError
 from diffenc.leaves import Described, Tree
-from diffenc.meta import META, Name
+from diffenc.meta import META, Name, part_of
+from diffenc.sealed import UnreadableError
 from diffenc.stores import Store
 
 FOLDER = "checkpoints"  # in a workdir
@@ -71,6 +72,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._patience = Patience()
         self._pending: Future[None] | None = None
+        self._memory: arrays.Bytes | None = None  # of the last save
         self._step = 0  # of the last save
         self._failure: UserError | None = None
         found = meta.found(self._store)
@@ -104,17 +106,14 @@ class Checkpoints:
           TypeError: `metadata` has no JSON form, or jax could not hold a leaf (64 bits without x64).
         """
         self._settle()
-        host = leaves.cut(tree)
-        content = {
-            "step": int(step),
-            "leaves": leaves.describe(host),
-            "metadata": dict(metadata),
-        }
+        mine = leaves.pack(tree, self._memory)
+        self._memory = mine.data
+        content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe(tree)}
+        told = meta.text({**content, "metadata": dict(metadata)})
         name = Name(int(step), self._generations.get(step, -1) + 1)
-        told = meta.text(content)
         self._generations[step] = name.generation
         self._step, self._failure = step, None
-        self._pending = self._thread.submit(self._write, name, host, told)
+        self._pending = self._thread.submit(self._write, name, mine, told)
 
     def wait(self) -> None:
         """Return when the last save is committed. Raises UserError if it failed, logged before or not."""
@@ -192,11 +191,11 @@ class Checkpoints:
         elif error is not None:
             raise error
 
-    def _write(self, name: Name, host: dict[str, Cut], told: str) -> None:
+    def _write(self, name: Name, mine: Part, told: str) -> None:
         self._sweep()
         attempt = Attempt(self._store, str(name), jax.process_index(), jax.process_count(), self._patience)
         try:
-            attempt.write(host, told)
+            attempt.write(mine, told)
         except OSError:
             self._torn.append(name)
             raise
@@ -271,11 +270,11 @@ def _read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Res
 
 
 def _read(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
-    named = leaves.by_name(abstract)
     content = meta.read(store, name)
-    wanted = leaves.describe(named)
+    wanted = leaves.describe(abstract)
     _require_same(f"{store}/{name}".rstrip("/"), select(content["leaves"], wanted), wanted)
-    host = arrays.read(store, name, {name: leaves.index_here(leaf) for name, leaf in named.items()})
+    parts = [part_of(name, index) for index in range(content["parts"])]
+    host = arrays.read(store, parts, leaves.boxes_here(abstract))
     return Restored(leaves.place(abstract, host), content["metadata"], content["step"])
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.arrays import Cut, Index, Piece, whole
+from diffenc import arrays
+from diffenc.arrays import Box, Part
 
 Tree = Any
 Described = dict[str, list]  # name: [shape, dtype]
@@ -23,8 +24,9 @@ def by_name(tree: Tree) -> dict[str, Any]:
     return {"/".join(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def describe(named: Mapping[str, Any]) -> Described:
-    """Shape and dtype of each leaf, or of each `Cut`, as JSON has them."""
+def describe(tree: Tree) -> Described:
+    """Shape and dtype of each leaf, as JSON has them."""
+    named = {name: _array(leaf) for name, leaf in by_name(tree).items()}
     return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in named.items()}
 
 
@@ -34,45 +36,32 @@ def branch(name: str) -> str:
     return quoted[0] if quoted else name.split("/")[0]
 
 
-def cut(tree: Tree) -> dict[str, Cut]:
+def pack(tree: Tree, memory: arrays.Bytes | None = None) -> Part:
     """Copies in host memory of the pieces that this process has to write; no piece is another's too.
+
+    Args:
+      memory: see `arrays.pack`.
 
     Raises:
       TypeError: jax could not hold a leaf (64 bits without x64).
     """
-    named = {
-        name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in by_name(tree).items()
-    }
-    shards = {name: _owned(leaf) for name, leaf in named.items()}
-    for of_leaf in shards.values():
-        for _, data in of_leaf:
-            if isinstance(data, jax.Array):
-                data.copy_to_host_async()  # all transfers at once, before the first is waited for
-    return {name: _cut(name, leaf, shards[name]) for name, leaf in named.items()}
+    pieces = [piece for name, leaf in by_name(tree).items() for piece in _owned(name, leaf)]
+    for _, _, data in pieces:
+        if isinstance(data, jax.Array):
+            data.copy_to_host_async()  # all transfers at once, before the first is waited for
+    # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate: pack copies.
+    return arrays.pack(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
-def index_here(leaf: Any) -> Index | None:
-    """The smallest box that holds all that this process's devices need of an abstract leaf; None = everything."""
-    places = _places(leaf)
-    if places is None:
-        return None
-    corners = [
-        [span.indices(size)[:2] for span, size in zip(at, leaf.shape, strict=True)] for at in places.values()
-    ]
-    return tuple(
-        slice(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*corners, strict=True)
-    )
+def boxes_here(abstract: Tree) -> dict[str, tuple[Box, np.dtype]]:
+    """Of each leaf what this process's devices need, and its dtype."""
+    return {name: (_box_here(leaf), np.dtype(leaf.dtype)) for name, leaf in by_name(abstract).items()}
 
 
 def place(abstract: Tree, host: Mapping[str, np.ndarray]) -> Tree:
-    """Onto the devices: `host` holds, for each leaf of `abstract`, what `index_here` says."""
-    named = by_name(abstract)
-    parts = {name: _parts(leaf, host[name]) for name, leaf in named.items()}
-    pieces = [piece for of_leaf in parts.values() for piece, _ in of_leaf]
-    devices = [device for of_leaf in parts.values() for _, device in of_leaf]
-    placed = iter(jax.device_put(pieces, devices))  # one call: a thousand take longer than the copying
-    leaves = [_joined(leaf, [next(placed) for _ in parts[name]]) for name, leaf in named.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    """Onto the devices: `host` holds, for each leaf of `abstract`, what `boxes_here` says."""
+    placed = [_placed(leaf, host[name]) for name, leaf in by_name(abstract).items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
 
 
 def _part(key: Any) -> str:
@@ -80,43 +69,48 @@ def _part(key: Any) -> str:
     return json.dumps(text) if "/" in text or '"' in text else text
 
 
-def _owned(leaf: Any) -> list[tuple[Index, Any]]:
-    """The pieces of which this process has the first copy: what is not on devices is the first process's."""
-    if isinstance(leaf, jax.Array):
-        return [(shard.index, shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
-    return [whole(np.asarray(leaf)).pieces[0]] if jax.process_index() == 0 else []
+def _array(leaf: Any) -> Any:
+    """A Python number as the array that it is to jax."""
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
-def _cut(name: str, leaf: Any, shards: list[tuple[Index, Any]]) -> Cut:
+def _owned(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+    """The pieces, and their corners, of which this process has the first copy.
+
+    What is not on devices is the first process's.
+    """
+    leaf = _array(leaf)
     if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
         raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would cut to 32 bits on reading")
-    # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate.
-    pieces = [Piece(index, np.array(data, copy=True)) for index, data in shards]
-    chunk = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
-    return Cut(tuple(leaf.shape), np.dtype(leaf.dtype), tuple(chunk), pieces)
+    if not isinstance(leaf, jax.Array):
+        return [(name, (0,) * leaf.ndim, leaf)] if jax.process_index() == 0 else []
+    first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    return [(name, _corners(shard.index, leaf.shape)[0], shard.data) for shard in first]
 
 
-def _places(leaf: Any) -> dict[Any, Index] | None:
-    """What each device of this process needs of an abstract leaf; None = it has no sharding."""
-    sharding = getattr(leaf, "sharding", None)
-    return None if sharding is None else sharding.addressable_devices_indices_map(tuple(leaf.shape))
+def _box_here(leaf: Any) -> Box:
+    """The smallest box that holds all that this process's devices need of an abstract leaf."""
+    shape, sharding = tuple(leaf.shape), getattr(leaf, "sharding", None)
+    if sharding is None or sharding.is_fully_replicated:
+        return Box((0,) * len(shape), shape)
+    corners = [_corners(at, shape) for at in sharding.addressable_devices_indices_map(shape).values()]
+    start, end = np.min(corners, axis=0)[0].tolist(), np.max(corners, axis=0)[1].tolist()
+    return Box(tuple(start), tuple(b - a for a, b in zip(start, end, strict=True)))
 
 
-def _parts(leaf: Any, host: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    places, box = _places(leaf), index_here(leaf)
-    if places is None or box is None:
-        return [(host, None)]
-    # the dots keep a scalar an array
-    return [(host[(..., *_within(box, at, leaf.shape))], device) for device, at in places.items()]
-
-
-def _within(box: Index, at: Index, shape: tuple[int, ...]) -> Index:
-    """`at`, counted from the corner of `box`."""
-    spans = [(span.indices(size), edge.start) for span, size, edge in zip(at, shape, box, strict=True)]
-    return tuple(slice(start - edge, stop - edge) for (start, stop, _), edge in spans)
-
-
-def _joined(leaf: Any, parts: list[jax.Array]) -> jax.Array:
+def _placed(leaf: Any, host: np.ndarray) -> jax.Array:
     if getattr(leaf, "sharding", None) is None:
-        return parts[0]
-    return jax.make_array_from_single_device_arrays(tuple(leaf.shape), leaf.sharding, parts)
+        return jax.device_put(host)
+    shape, edge = tuple(leaf.shape), _box_here(leaf).start
+
+    def part(at: tuple[slice, ...] | None) -> np.ndarray:
+        begin, end = _corners(at or (), shape)
+        return host[(..., *(slice(a - c, b - c) for a, b, c in zip(begin, end, edge, strict=True)))]
+
+    return jax.make_array_from_callback(shape, leaf.sharding, part, dtype=leaf.dtype)
+
+
+def _corners(at: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first and the last corner of a box."""
+    spans = [span.indices(size)[:2] for span, size in zip(at, shape, strict=True)]
+    return tuple(a for a, _ in spans), tuple(b for _, b in spans)

@@ -7,17 +7,15 @@ metadata   what the caller gave
 checksum   SHA-256 of the above
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffenc.arrays import UnreadableError
+from diffenc import sealed
 from diffenc.errors import UserError
 from diffenc.stores import Store
 
-FORMAT = 1
+FORMAT = 2
 META = "META.json"
 
 
@@ -42,11 +40,14 @@ def found(store: Store) -> dict[Name, bool]:
     return {name: committed for name, committed in parsed.items() if name is not None}
 
 
+def part_of(name: str, index: int) -> str:
+    """The folder of what process `index` wrote of the checkpoint `name`."""
+    return f"{name}/process_{index}".lstrip("/")
+
+
 def text(content: Mapping[str, Any]) -> str:
     """The file that says `content`. Raises TypeError if that has no JSON form."""
-    content = {"format": FORMAT, **content}
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps({**content, "checksum": checksum}, indent=1)
+    return sealed.text({"format": FORMAT, **content})
 
 
 def read(store: Store, name: str) -> dict[str, Any]:
@@ -56,14 +57,7 @@ def read(store: Store, name: str) -> dict[str, Any]:
       UnreadableError: it is damaged.
       UserError: it is of another format.
     """
-    try:
-        raw = (store.read(f"{name}/{META}".lstrip("/")) or b"").decode()
-        content = json.loads(raw)
-        whole = text({key: content[key] for key in content if key != "checksum"}) == raw
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise UnreadableError(f"{META}: {error}") from error
-    if not whole:
-        raise UnreadableError(f"{META}: wrong checksum")
+    content = sealed.read(store, f"{name}/{META}".lstrip("/"))
     if content["format"] != FORMAT:
         raise UserError(
             f"checkpoint {store}/{name} has format {content['format']}, not {FORMAT}; use the version it is of"

@@ -27,12 +27,14 @@ def _rows(workdir: Path) -> list[str]:
 
 def _leaves(checkpoint: Path) -> dict[str, tuple]:
     """Parameters, averages, optimizer state and sums, by name: dtype, shape, bytes."""
-    names = json.loads((checkpoint / "META.json").read_text())["leaves"]
-    return {n: (a.dtype, a.shape, a.tobytes()) for n, a in _read(checkpoint, names).items()}
-
-
-def _read(checkpoint: Path, names) -> dict[str, np.ndarray]:
-    return arrays.read(stores.at(checkpoint), "", dict.fromkeys(names))
+    leaves = json.loads((checkpoint / "META.json").read_text())["leaves"]
+    wanted = {
+        name: (arrays.Box((0,) * len(shape), tuple(shape)), np.dtype(dtype))
+        for name, (shape, dtype) in leaves.items()
+    }
+    parts = [part.name for part in checkpoint.glob("process_*") if part.is_dir()]
+    found = arrays.read(stores.at(checkpoint), parts, wanted)
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in found.items()}
 
 
 def _steps(workdir: Path) -> list[int]:

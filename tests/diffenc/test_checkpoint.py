@@ -67,7 +67,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_the_format_is_as_documented(tmp_path):
     _saved(tmp_path, 7)
     meta = json.loads((tmp_path / "000000007" / "META.json").read_text())
-    assert (meta["format"], meta["step"]) == (1, 7)
+    assert (meta["format"], meta["step"], meta["parts"]) == (2, 7, 1)
     assert meta["leaves"] == {
         "ema/w": [[2], "bfloat16"],
         "opt_state/0": [[], "int32"],
@@ -188,7 +188,7 @@ def test_branches_of_another_run_must_agree_and_exist(tmp_path):
         restore_from(tmp_path, {"opt": {"mu": jax.ShapeDtypeStruct((), jnp.float32)}})
     with pytest.raises(UserError, match="nowhere: no checkpoint there"):
         restore_from(tmp_path / "nowhere", ABSTRACT)
-    (tmp_path / "checkpoints" / "000000020" / "manifest.ocdbt").unlink()
+    (tmp_path / "checkpoints" / "000000020" / "process_0" / "index.json").unlink()
     with pytest.raises(UserError, match="000000020 cannot be read"):
         restore_from(tmp_path / "checkpoints" / "000000020", ABSTRACT)
     assert restore_from(tmp_path, ABSTRACT).step == 10

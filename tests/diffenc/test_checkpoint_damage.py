@@ -60,7 +60,7 @@ def _files(folder: Path) -> list[Path]:
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     """The newest is damaged: the run resumes from before it and passes it again."""
     _saved(tmp_path, 10, 20)
-    (tmp_path / "000000020" / "manifest.ocdbt").write_bytes(b"")
+    (tmp_path / "000000020" / "process_0" / "index.json").write_bytes(b"")
     assert _saved(tmp_path, 15, keep_last=1).steps() == [15, 20]
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 15
     assert _saved(tmp_path, 20, keep_last=1).steps() == [20]
@@ -168,9 +168,9 @@ def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstrac
 
 def test_a_later_format_is_refused(tmp_path):
     _saved(tmp_path, 1)
-    content = {"format": 2, "step": 1, "leaves": {}, "metadata": {}}
+    content = {"format": 3, "step": 1, "leaves": {}, "metadata": {}}
     (tmp_path / "000000001" / "META.json").write_text(meta.text(content))
-    with pytest.raises(UserError, match="has format 2, not 1"):
+    with pytest.raises(UserError, match="has format 3, not 2"):
         Checkpoints(tmp_path).restore(ABSTRACT)
 
 
