@@ -19,6 +19,7 @@ from array_record.python import array_record_module as array_record  # pyright: 
 
 from diffenc import atomic, digests, manifest, records
 from diffenc.bars import Advance, Bars
+from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.manifest import Manifest, Shard, Split
 from diffenc.paths import one_line
@@ -105,7 +106,7 @@ def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> 
     size = per_shard(recipe.image_shape)
     shards = list(_finished(recipe, split, folder, digest.update, advance))
     first = sum(shard.count for shard in shards)
-    stream = _encoded(recipe.read(split, first), digest.update)
+    stream = _encoded(_sound(recipe, split, first), digest.update)
     while head := next(stream, None):
         path = folder / f"{split}-{len(shards):05d}.array_record"
         shards.append(_write_shard(path, itertools.chain([head], itertools.islice(stream, size - 1))))
@@ -141,6 +142,17 @@ def _number(path: Path) -> str:
 def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     reader = records.open_shard(path)
     return np.ascontiguousarray(records.decode(reader.read_all(), image_shape)["image"])
+
+
+def _sound(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
+    """What `recipe` reads, once the labels are seen to be classes."""
+    for batch in recipe.read(split, first):
+        low, high = int(np.min(batch["label"])), int(np.max(batch["label"]))
+        if low < 0 or high >= recipe.num_classes:
+            raise UserError(
+                f"{recipe.name} {split}: labels {low} .. {high} are not within 0 .. {recipe.num_classes - 1}"
+            )
+        yield batch
 
 
 def _encoded(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterator[bytes]:

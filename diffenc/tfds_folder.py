@@ -24,7 +24,8 @@ def recipe(source: Path) -> Recipe:
     builder = _builder(source)
     with reading(source):
         info = builder.info
-        image, label = info.features["image"], info.features.get("label")
+        image = info.features["image"]
+        label = info.features["label"] if "label" in info.features else None
         shape, splits = tuple(image.shape), _splits(source, info.splits)
         sources = {split: builder.as_data_source(name) for split, name in splits.items()}
     if len(shape) != 3 or None in shape or image.np_dtype != np.uint8:
