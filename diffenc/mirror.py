@@ -3,9 +3,11 @@
 Checkpoints go to the store themselves; see `diffenc.checkpoint`.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,38 @@ from diffenc.errors import UserError
 
 Stamp = tuple[int, int]  # size, time of the last change in nanoseconds
 
+_OPEN: "dict[Path, Mirror]" = {}  # by their folder
+
+
+@contextlib.contextmanager
+def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
+    """A folder on a disk to work in: `workdir` itself, or while entered the mirror of its address.
+
+    Raises:
+      UserError: as `Mirror`.
+    """
+    if not stores.is_url(workdir):
+        yield Path(workdir)
+        return
+    with Mirror(os.fspath(workdir), writes) as mirror:
+        _OPEN[mirror.folder] = mirror
+        try:
+            yield mirror.folder
+        finally:
+            del _OPEN[mirror.folder]
+
+
+def checkpoints_of(folder: Path) -> stores.PathLike:
+    """Where the checkpoints of the workdir opened as `folder` are."""
+    mirror = _OPEN.get(folder)
+    return folder / FOLDER if mirror is None else stores.join(mirror.url, FOLDER)
+
+
+def push(folder: Path) -> None:
+    """Copy what has changed in the workdir opened as `folder` to the store it mirrors, if it does."""
+    if folder in _OPEN:
+        _OPEN[folder].push()
+
 
 class Mirror:
     """The files under `url`, but for checkpoints, in a local folder of this process's own.
@@ -24,6 +58,7 @@ class Mirror:
     As a context manager it pushes on leaving, and removes the folder if all is in the store.
 
     Attributes:
+      url: the store's address.
       folder: the local folder.
     """
 
@@ -36,6 +71,7 @@ class Mirror:
         Raises:
           UserError: the store refused.
         """
+        self.url = url
         self._store = stores.at(url)
         self._writes = writes
         self.folder = Path(tempfile.mkdtemp(prefix="diffenc-"))

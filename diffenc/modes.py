@@ -21,6 +21,7 @@ from diffenc.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
+from diffenc.mirror import checkpoints_of
 from diffenc.progress import Progress
 from diffenc.sample_images import ImageSampler, file_name
 from diffenc.sharding import data_mesh
@@ -39,7 +40,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     check_config(experiment, workdir, FREE_TO_MEASURE)
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
-        restored = checkpoint.restore_from(workdir / checkpoint.FOLDER, abstract, step)
+        restored = checkpoint.restore_from(checkpoints_of(workdir), abstract, step)
     return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
 
 

@@ -71,11 +71,17 @@ def sum_over_devices(gradient: Params, specs: Specs) -> Params:
     def part(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _axis(spec)
         if axis is None:
-            return jax.lax.psum(leaf, AXES)
+            return _sum(leaf, AXES)
         scattered = jax.lax.psum_scatter(leaf, SPLIT, scatter_dimension=axis, tiled=True)
-        return jax.lax.psum(scattered, AXES[0])
+        return _sum(scattered, AXES[:1])
 
     return jax.tree.map(part, gradient, specs)
+
+
+def _sum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Over those axes that have more than one place; XLA does not take out a sum over one."""
+    several = tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
+    return jax.lax.psum(leaf, several) if several else leaf
 
 
 def _spec(name: str, of: tuple[int, ...], shape: MeshShape) -> PartitionSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from diffenc import config, describe, distributed, modes, registry
+from diffenc import config, describe, distributed, mirror, modes, registry
 from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
@@ -42,7 +42,7 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'."
 )
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/NAME.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, a folder or gs://…; default runs/NAME.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
 )
@@ -90,8 +90,9 @@ def run(arguments: Sequence[str]) -> None:
                 raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
             jax.config.update("jax_enable_x64", True)
         enable_cache()
-        with distributed.not_waiting_for_the_lost():
-            perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
+        workdir = _WORKDIR.value or default_workdir(_GIN_FILE.value)
+        with distributed.not_waiting_for_the_lost(), mirror.opened(workdir, distributed.is_main()) as folder:
+            perform(experiment, folder)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:

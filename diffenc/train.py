@@ -17,7 +17,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffenc import atomic, checkpoint, describe, distributed, writers
+from diffenc import atomic, checkpoint, describe, distributed, mirror, writers
 from diffenc import workdir as workdirs
 from diffenc.batches import train_batches
 from diffenc.clock import Clock
@@ -86,7 +86,7 @@ class Run:
         self.experiment = experiment
         self.workdir = workdir
         self.checkpoints = checkpoint.Checkpoints(
-            workdir / checkpoint.FOLDER, experiment.keep_last, experiment.keep_every
+            mirror.checkpoints_of(workdir), experiment.keep_last, experiment.keep_every
         )
         self._mesh = mesh
         self._interrupts = interrupts
@@ -269,6 +269,7 @@ class Run:
         if (step, owed) == self._saved and not self.checkpoints.failed:
             return
         self._writer.flush()
+        mirror.push(self.workdir)
         metadata = {
             "owed": owed,
             "metrics_bytes": self._metrics_bytes(),

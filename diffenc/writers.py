@@ -252,8 +252,3 @@ def _number(value: Any) -> float:
 
 def _brief(value: float) -> str:
     return f"{value:.3f}" if 0.1 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def silent() -> metric_writers.MultiWriter:
-    """Writes nothing: for all processes of a run but the first."""
-    return metric_writers.MultiWriter([])
