@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -210,6 +211,29 @@ def start(environment, tmp_path_factory):
     orders.close()
     server.wait()
     answers.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def start_two(start, tmp_path_factory):
+    """Starts two processes of one run: start_two(gin_file, workdir, bindings) -> both children."""
+
+    def make(gin_file: Path, workdir: Path, bindings=()) -> list[Child]:
+        arguments = [
+            f"--gin_file={gin_file}",
+            f"--workdir={workdir}",
+            *(f"--gin_bindings={b}" for b in bindings),
+        ]
+        address = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
+        cwd = tmp_path_factory.mktemp("cwd")
+        return [start([*arguments, *address, f"--process_id={k}"], cwd=cwd) for k in range(2)]
+
+    return make
 
 
 @pytest.fixture(scope="session")

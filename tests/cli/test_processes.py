@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -23,29 +22,6 @@ def _arguments(gin: Path, workdir: Path, bindings: list[str]) -> list[str]:
     return [f"--gin_file={gin}", f"--workdir={workdir}", *(f"--gin_bindings={one}" for one in bindings)]
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def start_two(start, tiny, tmp_path_factory):
-    """Starts two processes of one run: start_two(workdir, bindings, more flags) -> both."""
-
-    def make(workdir: Path, bindings: list[str], *flags: str):
-        address = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
-        return [
-            start(
-                [*_arguments(tiny, workdir, bindings), *address, f"--process_id={k}", *flags],
-                cwd=tmp_path_factory.mktemp("cwd"),
-            )
-            for k in range(2)
-        ]
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def one(start, tiny, tmp_path_factory) -> Path:
     """The run of one process with one device."""
@@ -55,13 +31,15 @@ def one(start, tiny, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["two processes", "two processes, split", "eight devices", "eight, split"])
+@pytest.fixture(
+    scope="module", params=["two processes", "two processes, split", "eight devices", "eight, split"]
+)
 def other(request, start, start_two, tiny, tmp_path_factory) -> Path:
     """The same run, done otherwise."""
     folder = tmp_path_factory.mktemp("other")
     bindings = LONGER + (SPLIT if "split" in request.param else [])
     if "two" in request.param:
-        children = start_two(folder / "run", bindings)
+        children = start_two(tiny, folder / "run", bindings)
     else:
         children = [start(_arguments(tiny, folder / "run", bindings), cwd=folder, env=EIGHT)]
     for child in children:
@@ -114,7 +92,7 @@ def test_one_process_goes_on_where_others_stopped(other, start, tiny, tmp_path):
 
 def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, start, tiny, tmp_path):
     workdir = tmp_path / "run"
-    first, second = start_two(workdir, ENDLESS)
+    first, second = start_two(tiny, workdir, ENDLESS)
     metrics = workdir / "metrics.jsonl"
     assert first.wait_until(lambda: metrics.exists() and metrics.stat().st_size), first.err
     os.kill(second.pid, signal.SIGTERM)
@@ -124,15 +102,15 @@ def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, start, tiny, 
     steps = {int(name) for name in os.listdir(workdir / "checkpoints")}
     assert max(steps) == int(said)
     more = [*ENDLESS, f"Experiment.steps = {int(said) + 1}"]
-    again = start_two(workdir, more)
+    again = start_two(tiny, workdir, more)
     assert [child.wait() for child in again] == [0, 0], again[0].err + again[1].err
     assert f"resuming from step {said}" in again[0].err
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_other_ends_within_a_minute_when_one_dies(start_two, tmp_path, victim):
+def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path, victim):
     workdir = tmp_path / "run"
-    children = start_two(workdir, ENDLESS)
+    children = start_two(tiny, workdir, ENDLESS)
     metrics = workdir / "metrics.jsonl"
     assert children[0].wait_until(lambda: metrics.exists() and metrics.stat().st_size), children[0].err
     os.kill(children[victim].pid, signal.SIGKILL)
@@ -157,7 +135,7 @@ def test_a_workdir_in_use_ends_both(start_two, start, tiny, tmp_path):
     owner = start(_arguments(tiny, workdir, ENDLESS), cwd=tmp_path)
     metrics = workdir / "metrics.jsonl"
     assert owner.wait_until(lambda: metrics.exists() and metrics.stat().st_size), owner.err
-    children = start_two(workdir, ENDLESS)
+    children = start_two(tiny, workdir, ENDLESS)
     began = time.monotonic()
     assert all(child.wait() != 0 for child in children)
     assert time.monotonic() - began < 60

@@ -191,6 +191,43 @@ def test_many_kills_at_random_seconds(start_python, unet, straight_unet, tmp_pat
     assert_same_run(tmp_path / "run", straight_unet)
 
 
+def _kill_two(start_two, gin_file: Path, workdir: Path, both: bool, seconds: float) -> list[int]:
+    """Starts two processes and kills one, or both, so many seconds after the run is there. Their exit statuses."""
+    children = start_two(gin_file, workdir)
+    rows = _step(workdir)
+    children[0].wait_until(lambda: _step(workdir) > rows)
+    children[0].wait_until(_after(seconds))
+    for child in children if both else random.sample(children, 1):
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+    return [child.wait() for child in children]
+
+
+@pytest.fixture(scope="module")
+def straight_two(start_two, tiny, tmp_path_factory) -> Path:
+    """The workdir of `tiny` trained by two processes, undisturbed."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    for child in start_two(tiny, workdir):
+        assert child.wait() == 0, child.err
+    return workdir
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_two_processes_killed_again_and_again_are_the_undisturbed_two(
+    start_two, tiny, straight_two, tmp_path, kills
+):
+    """Both at once, or one of them, whose death ends the other."""
+    workdir, statuses = tmp_path / "run", []
+    for _ in range(kills):
+        both = kills == 2 or random.random() < 0.7
+        statuses.append(_kill_two(start_two, tiny, workdir, both, random.uniform(0, 0.4)))
+    assert -signal.SIGKILL in statuses[0]
+    for child in start_two(tiny, workdir):
+        assert child.wait() == 0, child.err
+    assert_same_run(workdir, straight_two)
+    assert not _writing(workdir), "what kills left behind is swept up"
+
+
 def test_20_steps_and_then_40_are_40(finish, tiny, straight, tmp_path):
     finish(tiny, tmp_path / "run", "--gin_bindings=Experiment.steps = 20")
     finish(tiny, tmp_path / "run")
