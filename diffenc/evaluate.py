@@ -18,6 +18,7 @@ from rich.table import Table
 
 from diffenc import curves, describe, fits
 from diffenc.chain import Chain
+from diffenc.data import source_name
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params
@@ -122,8 +123,10 @@ def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict
 def identity(experiment: Experiment, settings: Evaluate | Diagnose, num_images: int) -> dict[str, Any]:
     """Which images a figure is of; without it two figures cannot be compared."""
     dataset = experiment.dataset
+    source = source_name(dataset)
     return {
         "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
+        **({} if source is None else {"source": source}),
         "split": settings.split,
         "num_images": num_images,
         "fingerprint": dataset.fingerprint(settings.split),

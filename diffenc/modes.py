@@ -23,9 +23,9 @@ from diffenc.images import save_png
 from diffenc.interfaces import Params
 from diffenc.mirror import checkpoints_of
 from diffenc.progress import Progress
+from diffenc.same_run import CONFIG, check_config, check_data
 from diffenc.sample_images import ImageSampler, file_name
 from diffenc.sharding import data_mesh
-from diffenc.train import CONFIG, check_config
 from diffenc.train_state import abstract_state, count_parameters
 
 
@@ -41,6 +41,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
         restored = checkpoint.restore_from(checkpoints_of(workdir), abstract, step)
+    check_data(experiment, restored, workdir)
     return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
 
 

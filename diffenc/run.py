@@ -20,7 +20,8 @@ from diffenc.interrupts import Interrupted
 from diffenc.k_sample import k_sample
 from diffenc.likelihood import likelihood
 from diffenc.plan import plan
-from diffenc.train import CONFIG, train
+from diffenc.same_run import CONFIG
+from diffenc.train import train
 
 MODES = {
     "train": train,

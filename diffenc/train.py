@@ -22,6 +22,7 @@ from diffenc import workdir as workdirs
 from diffenc.batches import train_batches
 from diffenc.clock import Clock
 from diffenc.compilation import compile_ahead
+from diffenc.data import train_identity
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.feed import Feed, InFlight
@@ -29,6 +30,7 @@ from diffenc.gradient import check_batch
 from diffenc.interrupts import Interrupted, Watch, interrupts_of_all
 from diffenc.profiling import Profile
 from diffenc.progress import duration
+from diffenc.same_run import CONFIG, check_config, check_data
 from diffenc.sharding import data_mesh, rows_here
 from diffenc.train_state import (
     TrainState,
@@ -40,8 +42,6 @@ from diffenc.train_state import (
     shardings,
 )
 from diffenc.visits import Visits, fetch_row
-
-CONFIG = "config.gin"
 
 
 def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> None:
@@ -66,19 +66,6 @@ def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> No
             run.loop()
 
 
-def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
-    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
-    saved = workdir / CONFIG
-    if not saved.is_file():
-        return
-    differing = describe.differences(saved.read_text(), describe.config_text(experiment), also_free)
-    if differing:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir, "
-            f"or go on with its own config, --gin_file={saved}"
-        )
-
-
 class Run:
     """One training run. Making it checks all that can be wrong with it, and writes nothing."""
 
@@ -99,6 +86,8 @@ class Run:
         self._config_text = describe.config_text(experiment)
         self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
+        if self._restored:
+            check_data(experiment, self._restored, workdir)
         self._origin = None if self._restored else self._from_other_run()
         self._seen = self.checkpoints.steps()
         if self._restored and not (workdir / CONFIG).is_file():
@@ -275,6 +264,7 @@ class Run:
             "metrics_bytes": self._metrics_bytes(),
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "config_hash": describe.config_hash(self.experiment),
+            "train_images": train_identity(self.experiment.dataset),
         }
         with self._clock.paused():
             self.checkpoints.save(step, self._state, metadata)

@@ -31,10 +31,10 @@ from diffenc.fit_variance import fit_variance
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
 from diffenc.run import show_log_lines_plainly
+from diffenc.same_run import CONFIG
 from diffenc.settings import KSample
 from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
-from diffenc.train import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds_shown import Bits, Results, figures, plot, table, table_beside
 

@@ -12,8 +12,8 @@ from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.interfaces import Network
 from diffenc.model import Model
+from diffenc.same_run import check_config
 from diffenc.settings import Evaluate, Sample
-from diffenc.train import check_config
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -9,6 +9,7 @@ import pytest
 from diffenc import interior
 from diffenc.gradient import batch_gradient
 from diffenc.sharding import data_mesh, to_devices
+from diffenc.sharding import data_mesh
 from diffenc.train_state import init_state, make_train_step
 from diffenc_plugins.schedules import LearnedEndpoints, Linear, Monotone
 
@@ -158,7 +159,9 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
     @jax.jit
     def measured(schedule):
         changed = {**params, "schedule": schedule}
-        return batch_gradient(changed, learning, jnp.asarray(levels_of(0)), jax.random.key(2))
+        return batch_gradient(
+            changed, learning, jnp.asarray(levels_of(0)), jax.random.key(2), data_mesh()
+        )
 
     def bits(schedule):
         return sum(map(float, measured(schedule)[1]))

@@ -39,7 +39,7 @@ class Noise(Quadratic):
         zero = 0 * params["network"]["w"].sum()
         return Terms(
             reconstruction=draws.eps[:, 0, 0, 0] + zero,
-            latent=jax.random.uniform(key, (len(levels),)) + zero,
+            latent=jax.vmap(jax.random.uniform)(keys) + zero,
             diffusion=jnp.square(draws.t) + zero,
         )
 

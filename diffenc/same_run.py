@@ -1,0 +1,33 @@
+"""Whether a workdir holds the run that it is about to be used for."""
+
+from pathlib import Path
+
+from diffenc import describe
+from diffenc.checkpoint import Restored
+from diffenc.data import train_identity
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+
+CONFIG = "config.gin"
+
+
+def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
+    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    saved = workdir / CONFIG
+    if not saved.is_file():
+        return
+    differing = describe.differences(saved.read_text(), describe.config_text(experiment), also_free)
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir, "
+            f"or go on with its own config, --gin_file={saved}"
+        )
+
+
+def check_data(experiment: Experiment, restored: Restored, workdir: Path) -> None:
+    """Raise UserError if the run in `workdir`, of which this was restored, was trained on other images."""
+    if restored.metadata["train_images"] != train_identity(experiment.dataset):
+        raise UserError(
+            f"{workdir} holds a run on other images than the train split of the data set has now: put back the data "
+            "it was trained on (--data_dir, or the data set's folder), or choose another --workdir"
+        )
