@@ -233,17 +233,10 @@ FAULTS = (
         ("tests/diffenc/test_pixels.py",),
     ),
     Fault(
-        "one dropout mask for all parts of a batch",
-        "diffenc/gradient.py",
-        "jax.random.split(more_key, count - 1)",
-        "jnp.repeat(dropout_key[None], count - 1)",
-        ("tests/diffenc/test_gradient.py",),
-    ),
-    Fault(
         "the schedule's interior trained on a part of the batch",
         "diffenc/gradient.py",
-        'params["schedule"], draws.t, terms.diffusion',
-        'params["schedule"], draws.t[::2], terms.diffusion[::2]',
+        'params["schedule"], batch[1].t, diffusion',
+        'params["schedule"], batch[1].t[::2], diffusion[::2]',
         ("tests/diffenc/test_gradient.py",),
     ),
     Fault(
@@ -357,6 +350,34 @@ FAULTS = (
         "jnp.square(loss / jnp.mean(loss)) / rate",
         "jnp.square(loss / jnp.mean(loss))",
         ("tests/diffenc/test_interior.py",),
+    ),
+    Fault(
+        "the devices' gradients not averaged",
+        "diffenc/gradient.py",
+        "total / (experiment.microbatches * num_devices)",
+        "total / experiment.microbatches",
+        ("tests/diffenc/test_sharding.py",),
+    ),
+    Fault(
+        "one dropout mask for all images",
+        "diffenc/gradient.py",
+        "jax.random.split(dropout_key, len(levels))",
+        "jnp.stack([dropout_key] * len(levels))",
+        ("tests/diffenc/test_gradient.py",),
+    ),
+    Fault(
+        "a split parameter's moments copied",
+        "diffenc/placement.py",
+        "        if spec is not None and shape == of:\n",
+        "        if spec is not None and shape == of and start < 1:\n",
+        ("tests/diffenc/test_placement.py",),
+    ),
+    Fault(
+        "each process takes the first rows",
+        "diffenc/sharding.py",
+        "return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))",
+        "return np.arange(sum(len(np.arange(batch_size)[span]) for span in spans))",
+        ("tests/cli/test_processes.py",),
     ),
 )
 

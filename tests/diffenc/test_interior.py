@@ -9,7 +9,6 @@ import pytest
 from diffenc import interior
 from diffenc.gradient import batch_gradient
 from diffenc.sharding import data_mesh, to_devices
-from diffenc.sharding import data_mesh
 from diffenc.train_state import init_state, make_train_step
 from diffenc_plugins.schedules import LearnedEndpoints, Linear, Monotone
 
