@@ -18,7 +18,7 @@ from diffenc.errors import UserError
 from diffenc.limits import Limited
 from diffenc.paths import Stream, reading
 
-_MAX_OPERATIONS = 2**21  # official batches take 130,000; each can make an object of a hundred bytes
+_MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an object of a hundred bytes
 
 
 def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
     Other values keep the type they have in the pickle (Python 2's str comes as bytes).
 
     Args:
-      limit: the most bytes there may be; the objects take no more than twice as many, and 200 MB.
+      limit: the most bytes there may be; the objects take no more than twice as many, and 100 MB.
 
     Raises:
       UserError: names `name` and the offending global, or says what else is wrong with the pickle.

@@ -4,8 +4,10 @@ import pickle
 import numpy as np
 import pytest
 
-from diffenc import data, interfaces
+from diffenc import data, interfaces, manifest, registry
 from diffenc.errors import UserError
+from diffenc.manifest import Manifest, Split
+from diffenc_plugins.datasets import Digits, Mnist
 
 
 def toy(num: int) -> data.ArraySource:
@@ -102,3 +104,54 @@ def test_a_cut_that_cannot_be_is_refused(split, validation, says):
 def test_split_source_reads_what_lies_on_disk():
     read = {"train": toy(6), "test": toy(2)}.__getitem__
     assert [len(data.split_source(read, split, 2, "toy")) for split in data.SPLITS] == [4, 2, 2]
+
+
+def test_skipping_leaves_out_examples_across_batches():
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    batches = [{"image": images[a:b], "label": np.arange(a, b)} for a, b in ((0, 4), (4, 5), (5, 10))]
+    for first in range(12):
+        left = list(data.skipping(batches, first))  # pyright: ignore[reportArgumentType]
+        assert [int(label) for part in left for label in part["label"]] == list(range(first, 10))
+        assert [int(level) for part in left for level in part["image"].ravel()] == list(range(first, 10))
+
+
+FIGURES = {
+    "dataset": "mnist",
+    "split": "test",
+    "num_images": 100,
+    "fingerprint": "ab" * 32,
+    "source": "MNIST",
+}
+
+
+def test_figures_of_the_same_images_may_be_compared():
+    data.require_same_images([])
+    data.require_same_images([FIGURES])
+    data.require_same_images([FIGURES, FIGURES | {"bpd": 3.0, "seed": 1}])
+
+
+@pytest.mark.parametrize(
+    "other", [{"fingerprint": "cd" * 32, "source": "Fashion-MNIST"}, {"num_images": 50}], ids=str
+)
+def test_figures_of_other_images_are_refused_by_name(other):
+    with pytest.raises(UserError, match="not to be compared") as caught:
+        data.require_same_images([FIGURES, FIGURES | other])
+    assert "100 images of mnist test (MNIST), pixels abababababababab" in str(caught.value)
+    assert str(*list(other.values())[-1:]) in str(caught.value)
+
+
+def test_what_is_trained_on_is_told_without_reading_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
+    assert data.source_name(registry.datasets["digits"]()) is None
+    assert data.train_identity(registry.datasets["digits"]()) == Digits().fingerprint("train")
+    split = Split("ab" * 32, ())
+    made = Manifest(
+        "x", "those images", (28, 28, 1), 256, 10, (), {"train": split, "test": split}, {}, "", "0"
+    )
+    (tmp_path / "mnist").mkdir()
+    manifest.write(made, tmp_path / "mnist")
+    whole, parted = registry.datasets["mnist"](), Mnist(validation=5)
+    assert data.source_name(whole) == "those images"
+    identities = {data.train_identity(whole), data.train_identity(parted)}  # pyright: ignore[reportArgumentType]
+    assert len(identities) == 2
+    assert all("ab" * 32 in identity for identity in identities)
