@@ -68,7 +68,7 @@ def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Byte
 
 
 def write(store: Store, folder: str, part: Part) -> None:
-    """Write `part`, which must not change meanwhile, into `folder`. Does not sync.
+    """Write `part`, which must not change meanwhile (see `Store.copies`), into `folder`. Does not sync.
 
     Raises:
       OSError: the disk refused; what is in the folder is then of no use.

@@ -107,7 +107,7 @@ class Checkpoints:
         """
         self._settle()
         mine = leaves.pack(tree, self._memory)
-        self._memory = mine.data
+        self._memory = mine.data if self._store.copies else None
         content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe(tree)}
         told = meta.text({**content, "metadata": dict(metadata)})
         name = Name(int(step), self._generations.get(step, -1) + 1)

@@ -27,7 +27,13 @@ REFUSALS = (ValueError, NotImplementedError, MemoryError)  # the types that tens
 
 @runtime_checkable
 class Store(Protocol):
-    """Files by name; "/" in a name makes folders. Whatever the store refuses is an OSError."""
+    """Files by name; "/" in a name makes folders. Whatever the store refuses is an OSError.
+
+    Attributes:
+      copies: whether memory may be used anew once its content is written; a store in memory may refer to it.
+    """
+
+    copies: bool
 
     def kvstore(self, name: str = "") -> dict[str, Any]:
         """The folder `name` as a JSON spec of tensorstore."""
@@ -88,6 +94,8 @@ def join(place: PathLike, name: str) -> str | Path:
 class Disk:
     """A folder on a local or a shared disk, made when it is first written to."""
 
+    copies = True
+
     def __init__(self, folder: Path):
         self.folder = folder
 
@@ -144,6 +152,7 @@ class Objects:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
+        self.copies = not url.startswith("memory:")
         try:
             self._spec = ts.KvStore.Spec(f"{self.url}/").to_json()
         except ValueError as error:

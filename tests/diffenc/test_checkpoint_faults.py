@@ -1,0 +1,132 @@
+"""A disk that is really full, or really read-only: the run goes on, and the last good checkpoint stands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.checkpoint import Checkpoints
+from diffenc.errors import UserError
+
+SIZE = 100_000  # numbers, of four bytes
+ABSTRACT = {"w": jax.ShapeDtypeStruct((SIZE,), jnp.float32)}
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if _mount("-t", "tmpfs", "-o", "size=1m", "none", folder):
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def _mount(*arguments) -> int:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
+
+
+def _save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, {"w": jnp.full(SIZE, float(step))}, {})
+
+
+def _value(directory: Path) -> float:
+    (value,) = np.unique(Checkpoints(directory).restore(ABSTRACT).tree["w"])
+    return float(value)
+
+
+def _fails(act: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as refused:
+        act()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_full_disk_costs_a_save_and_not_the_run(disk, caplog):
+    checkpoints = Checkpoints(disk / "run", keep_last=9)
+    _save(checkpoints, 1)
+    checkpoints.wait()
+    (disk / "others").write_bytes(bytes(400_000))
+    _save(checkpoints, 2)
+    _save(checkpoints, 3)  # waits for the one before, and goes on
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == (
+        f"the checkpoint of step 2 was not saved: could not write {disk}/run: No space left on device; free space "
+        "there and run the same command again; the last good checkpoint is of step 1, and the run goes on"
+    )
+    assert "the checkpoint of step 3 was not saved" in _fails(checkpoints.wait)
+    assert checkpoints.failed
+    assert os.listdir(disk / "run") == ["000000001"], "what was written in vain is gone"
+    (disk / "others").unlink()
+    _save(checkpoints, 4)
+    checkpoints.wait()
+    assert (checkpoints.failed, checkpoints.steps(), _value(disk / "run")) == (False, [1, 4], 4)
+
+
+def test_a_failure_is_told_once_and_not_forgotten(disk, caplog):
+    (disk / "others").write_bytes(bytes(800_000))
+    checkpoints = Checkpoints(disk / "run")
+    _save(checkpoints, 2)
+    assert checkpoints._pending is not None
+    checkpoints._pending.exception()  # until it is done
+    for _ in range(3):
+        checkpoints.check()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "there is no checkpoint yet, and the run goes on" in told
+    assert "step 2 was not saved" in _fails(checkpoints.wait), "though it was logged: the run may end here"
+    assert "step 2 was not saved" in _fails(checkpoints.wait)
+
+
+@pytest.mark.parametrize("free", range(0, 440_000, 40_000))
+def test_wherever_the_disk_runs_full_all_is_removed(disk, free):
+    checkpoints = Checkpoints(disk / "run")
+    _save(checkpoints, 1)
+    checkpoints.wait()
+    stat = os.statvfs(disk)
+    (disk / "others").write_bytes(bytes(max(0, stat.f_bavail * stat.f_frsize - free)))
+    _save(checkpoints, 2)
+    if free < 400_000:
+        _fails(checkpoints.wait)
+    assert os.listdir(disk / "run") == ["000000001"]
+    assert _value(disk / "run") == 1
+
+
+def test_a_read_only_disk_is_one_line(disk):
+    with Checkpoints(disk / "run") as checkpoints:
+        _save(checkpoints, 1)
+    assert _mount("-o", "remount,ro", disk) == 0
+    checkpoints = Checkpoints(disk / "run")
+    _save(checkpoints, 2)
+    assert f"could not write {disk}/run: Read-only file system" in _fails(checkpoints.wait)
+    assert (checkpoints.steps(), _value(disk / "run")) == ([1], 1)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from diffenc.checkpoint import Checkpoints
+from diffenc.errors import UserError
+checkpoints = Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints.save(2, {"w": np.ones(50_000, np.float32)}, {})
+try:
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    """Without root too."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert f"could not write {tmp_path}: File too large; free space there" in done.stdout
+    assert os.listdir(tmp_path) == []
