@@ -10,10 +10,13 @@ from experiments.weak_scaling_paper import BYTES, SOURCES, Row
 
 Figures = dict[str, Any]
 
+SENT = f"""\
+Bytes are those of the collectives' results; {BYTES} for each parameter would be {{:,}}. Gradients that are equal are sent once:
+those of two biases that are added up, as at a block's shortcut. The three terms of the loss go along."""
 VIRTUAL = """\
 Virtual devices share the cores of this machine: N of them do N times the work with the same cores. So the last column
-compares images a second: 1 means that splitting, synchronising and summing cost nothing beside the work itself. It says
-nothing of networks between devices."""
+compares images a second: 1 means that splitting, synchronising and summing cost nothing beside the work itself, and more
+that one device alone does not keep the cores busy. It says nothing of networks between devices."""
 REAL = """\
 The last column is images a second over N times those of one device."""
 PAPER = f"""\
@@ -63,10 +66,7 @@ def measured(figures: Figures) -> Iterator[str]:
     )
     heading = ("devices", "batch", "step (quartiles)", "images/s", "collectives", "bytes", "efficiency")
     yield table(heading, [point_row(point, points[0], real) for point in points])
-    yield (
-        f"Bytes are those of the collectives' results, of which one device alone sends none; {BYTES} for each parameter would be "
-        + (f"{BYTES * points[0]['parameters']:,}.")
-    )
+    yield SENT.format(BYTES * points[0]["parameters"])
     yield REAL if real else VIRTUAL
 
 
