@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from diffenc.errors import UserError
@@ -39,7 +39,9 @@ def specs_of(params: Params, shape: MeshShape) -> Specs:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(_name(path), leaf.shape, shape), params)
 
 
-def shardings_of(state: PyTree, params: Params, mesh: Mesh, shape: MeshShape) -> PyTree[NamedSharding]:
+def shardings_of(
+    state: PyTree, params: Params, mesh: Mesh | AbstractMesh, shape: MeshShape
+) -> PyTree[NamedSharding]:
     """For each leaf of a train state whose parameters are `params`, where it lies. Raises as `specs_of`."""
     specs = specs_of(params, shape)
     known = {

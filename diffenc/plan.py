@@ -6,6 +6,7 @@ the peak that the reader chooses.
 """
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import flops, peaks
+from diffenc import flops, peaks, placement
 from diffenc.compilation import compile_ahead
 from diffenc.errors import UserError
 from diffenc.evaluate import batch_terms
@@ -27,7 +28,7 @@ from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.progress import duration
 from diffenc.settings import MeshShape
-from diffenc.sharding import arranged
+from diffenc.sharding import AXES, arranged
 from diffenc.train_state import TrainState, abstract_levels, abstract_state, count_parameters, make_train_step
 
 
@@ -67,7 +68,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         "images": share.batch_size,
         "parameters": {part: count_parameters(branch) for part, branch in state.params.items()},
         "flops": {"train": work.flops / share.batch_size, **forward_flops(experiment, state)},
-        "memory": state_memory(state),
+        "memory": state_memory(state, experiment.mesh),
         "compiled": compiled and compiled_memory(compiled),
         "backend": jax.default_backend(),
         "accelerator": experiment.plan.accelerator,
@@ -107,14 +108,18 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     }
 
 
-def state_memory(state: TrainState) -> dict[str, int]:
-    """Bytes of the training state on each device, which all hold the whole of it."""
+def state_memory(state: TrainState, shape: MeshShape) -> dict[str, int]:
+    """Bytes of the training state on each device of a mesh, which splits what `diffenc.placement` says."""
+    mesh = AbstractMesh((1, shape.fsdp), AXES)
+    shardings = placement.shardings_of(state, state.params, mesh, shape)
 
-    def size(tree: Any) -> int:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    def size(leaf: Any, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-    parts = {"parameters": size(state.params), "average": size(state.ema), "optimizer": size(state.opt_state)}
-    return {**parts, "state": size(state)}
+    sizes = jax.tree.map(size, state, shardings)
+    total = {name: sum(jax.tree.leaves(part)) for name, part in sizes._asdict().items()}
+    parts = {"parameters": total["params"], "average": total["ema"], "optimizer": total["opt_state"]}
+    return {**parts, "state": sum(total.values())}
 
 
 def compiled_memory(compiled: Any) -> dict[str, int] | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from diffenc import config, describe, peaks
 from diffenc.errors import UserError
 from diffenc.plan import figures_of, plan, table
-from diffenc.settings import Plan
+from diffenc.settings import MeshShape, Plan
 from diffenc.train_state import init_state
 
 
@@ -104,6 +104,19 @@ def test_what_is_there_and_not_known_is_measured(planned, monkeypatch):
 def compiled(planned):
     """The figures, its step compiled for one image on each of four devices."""
     return figures_of(planned(compile=True, devices=4))
+
+
+def test_what_is_split_takes_a_part_on_each_device(planned):
+    """The matrix of 16 x 16, its average and two moments, over two devices: half of each."""
+    shape = MeshShape(fsdp=2, rules=(("network", 0),))
+    whole = figures_of(planned())["memory"]
+    split = figures_of(dataclasses.replace(planned(devices=2), mesh=shape))["memory"]
+    assert {name: whole[name] - split[name] for name in whole} == {
+        "parameters": 512,
+        "average": 512,
+        "optimizer": 1024,
+        "state": 2048,
+    }
 
 
 def test_memory_is_what_the_state_then_takes(planned, compiled):
