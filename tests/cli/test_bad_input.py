@@ -302,7 +302,7 @@ def test_another_trainer_in_the_workdir(start, tiny, tmp_path):
 
 
 def test_a_disk_that_fills_up_while_training(start, tiny, place):
-    """The limit lets everything through but a checkpoint; the run's last one stays, and goes on later."""
+    """The limit lets everything through but a checkpoint: the run goes on, its last good one stays, and is gone on from."""
     largest = max(path.stat().st_size for path in place.glob("run/checkpoints/**/*") if path.is_file())
     before = {p.name: p.read_bytes() for p in place.glob("run/checkpoints/000000006/*") if p.is_file()}
     flags = [f"--gin_file={tiny}", "--workdir=run", bind("Experiment.steps = 20"), NEITHER]
@@ -311,7 +311,12 @@ def test_a_disk_that_fills_up_while_training(start, tiny, place):
     assert "Traceback" not in child.err
     errors = [line for line in child.err.splitlines() if line.startswith("error: ")]
     assert errors == [child.err.splitlines()[-1]]
-    assert "could not write run/checkpoints: File too large; free space there and run the same" in errors[0]
+    refused = "was not saved: could not write run/checkpoints: File too large; free space there"
+    assert f"the checkpoint of step 20 {refused}" in errors[0]
+    (warned,) = re.findall(r"the checkpoint of step 12 .*", child.err)
+    assert warned.startswith(f"the checkpoint of step 12 {refused}")
+    assert warned.endswith("the last good checkpoint is of step 6, and the run goes on")
+    assert _last_step(place / "run") == 20
     assert [path.name for path in (place / "run" / "checkpoints").iterdir()] == ["000000006"]
     assert {
         p.name: p.read_bytes() for p in place.glob("run/checkpoints/000000006/*") if p.is_file()
@@ -321,6 +326,10 @@ def test_a_disk_that_fills_up_while_training(start, tiny, place):
     assert "resuming from step 6 to 20" in again.err
     steps = [json.loads(line)["step"] for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 6, 8, 12, 16, 20]
+
+
+def _last_step(workdir: Path) -> int:
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
 
 
 def test_a_disk_that_is_full_from_the_start(start, tiny, place):

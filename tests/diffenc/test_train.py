@@ -17,7 +17,7 @@ import optax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffenc import checkpoint, config, describe, feed, train, visits
+from diffenc import checkpoint, config, describe, feed, mirror, modes, stores, train, visits
 from diffenc.batches import train_batches
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
@@ -695,3 +695,24 @@ class Unknown:
 
     def build(self):
         return optax.sgd(0.1)
+
+
+def test_a_run_on_an_object_store_is_the_run_on_a_disk(full, straight, tmp_path):
+    """Trained to step 8, gone on with to the end, and measured, each in a local folder that is gone afterwards."""
+    url = f"memory://{tmp_path}/run"
+    for steps in (8, full.steps):
+        with mirror.opened(url) as folder:
+            train.train(dataclasses.replace(full, steps=steps), folder)
+        assert not folder.exists()
+    with mirror.opened(url) as folder:
+        assert not (folder / "checkpoints").exists()
+        wanted = abstract_state(full, data_mesh())
+        held = checkpoint.Checkpoints(mirror.checkpoints_of(folder))
+        _assert_same(jax.device_get(held.restore(wanted).tree), _state(full, straight))
+        assert held.steps() == [8, 10, 12]
+        names = {path.relative_to(straight).as_posix() for path in straight.rglob("*.*") if path.is_file()}
+        held_names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert {n for n in names if n.startswith(("samples/", "config", "metrics"))} <= held_names
+        assert _rows(folder)[-1] == _rows(straight)[-1]
+        figures = modes.evaluate(full, folder)
+    assert json.loads(stores.at(url).read("evaluation.json") or b"")["bpd"] == figures["bpd"]
