@@ -106,9 +106,10 @@ class Checkpoints:
           TypeError: `metadata` has no JSON form, or jax could not hold a leaf (64 bits without x64).
         """
         self._settle()
-        mine = leaves.pack(tree, self._memory)
+        named = leaves.by_name(tree)
+        mine = leaves.pack(named, self._memory)
         self._memory = mine.data if self._store.copies else None
-        content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe(tree)}
+        content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe(named)}
         told = meta.text({**content, "metadata": dict(metadata)})
         name = Name(int(step), self._generations.get(step, -1) + 1)
         self._generations[step] = name.generation
@@ -271,11 +272,13 @@ def _read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Res
 
 def _read(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
     content = meta.read(store, name)
-    wanted = leaves.describe(abstract)
+    named = leaves.by_name(abstract)
+    wanted = leaves.describe(named)
     _require_same(f"{store}/{name}".rstrip("/"), select(content["leaves"], wanted), wanted)
     parts = [part_of(name, index) for index in range(content["parts"])]
-    host = arrays.read(store, parts, leaves.boxes_here(abstract))
-    return Restored(leaves.place(abstract, host), content["metadata"], content["step"])
+    host = arrays.read(store, parts, leaves.boxes_here(named))
+    tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place(named, host))
+    return Restored(tree, content["metadata"], content["step"])
 
 
 def _require_same(where: str, saved: Described, wanted: Described) -> None:

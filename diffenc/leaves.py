@@ -13,20 +13,24 @@ from diffenc import arrays
 from diffenc.arrays import Box, Part
 
 Tree = Any
+Named = dict[str, Any]  # leaves
 Described = dict[str, list]  # name: [shape, dtype]
 
 
-def by_name(tree: Tree) -> dict[str, Any]:
-    """The leaves by name: the parts of the path joined by "/".
+def by_name(tree: Tree) -> Named:
+    """The leaves by name: the parts of the path joined by "/". Python's numbers become arrays.
 
     A part with a "/" of its own (haiku's) is quoted, so no two paths share a name.
     """
-    return {"/".join(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        "/".join(map(_part, path)): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        for path, leaf in found
+    }
 
 
-def describe(tree: Tree) -> Described:
+def describe(named: Named) -> Described:
     """Shape and dtype of each leaf, as JSON has them."""
-    named = {name: _array(leaf) for name, leaf in by_name(tree).items()}
     return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in named.items()}
 
 
@@ -36,7 +40,7 @@ def branch(name: str) -> str:
     return quoted[0] if quoted else name.split("/")[0]
 
 
-def pack(tree: Tree, memory: arrays.Bytes | None = None) -> Part:
+def pack(named: Named, memory: arrays.Bytes | None = None) -> Part:
     """Copies in host memory of the pieces that this process has to write; no piece is another's too.
 
     Args:
@@ -45,7 +49,7 @@ def pack(tree: Tree, memory: arrays.Bytes | None = None) -> Part:
     Raises:
       TypeError: jax could not hold a leaf (64 bits without x64).
     """
-    pieces = [piece for name, leaf in by_name(tree).items() for piece in _owned(name, leaf)]
+    pieces = [piece for name, leaf in named.items() for piece in _owned(name, leaf)]
     for _, _, data in pieces:
         if isinstance(data, jax.Array):
             data.copy_to_host_async()  # all transfers at once, before the first is waited for
@@ -53,15 +57,14 @@ def pack(tree: Tree, memory: arrays.Bytes | None = None) -> Part:
     return arrays.pack(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
-def boxes_here(abstract: Tree) -> dict[str, tuple[Box, np.dtype]]:
+def boxes_here(abstract: Named) -> dict[str, tuple[Box, np.dtype]]:
     """Of each leaf what this process's devices need, and its dtype."""
-    return {name: (_box_here(leaf), np.dtype(leaf.dtype)) for name, leaf in by_name(abstract).items()}
+    return {name: (_box_here(leaf), np.dtype(leaf.dtype)) for name, leaf in abstract.items()}
 
 
-def place(abstract: Tree, host: Mapping[str, np.ndarray]) -> Tree:
-    """Onto the devices: `host` holds, for each leaf of `abstract`, what `boxes_here` says."""
-    placed = [_placed(leaf, host[name]) for name, leaf in by_name(abstract).items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
+def place(abstract: Named, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
+    """Onto the devices, in order: `host` holds, for each leaf of `abstract`, what `boxes_here` says."""
+    return [_placed(leaf, host[name]) for name, leaf in abstract.items()]
 
 
 def _part(key: Any) -> str:
@@ -69,17 +72,11 @@ def _part(key: Any) -> str:
     return json.dumps(text) if "/" in text or '"' in text else text
 
 
-def _array(leaf: Any) -> Any:
-    """A Python number as the array that it is to jax."""
-    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-
-
 def _owned(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]]:
     """The pieces, and their corners, of which this process has the first copy.
 
     What is not on devices is the first process's.
     """
-    leaf = _array(leaf)
     if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
         raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would cut to 32 bits on reading")
     if not isinstance(leaf, jax.Array):

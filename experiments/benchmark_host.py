@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from diffenc.interfaces import Batch
 from diffenc.sharding import to_devices
 from diffenc.train_state import abstract_state
 from experiments.benchmark_subject import Subject
-from experiments.timing import Times, side_by_side, timed
+from experiments.timing import Call, Times, side_by_side, timed
 
 
 def pipeline(subject: Subject) -> dict[str, Any]:
@@ -76,33 +76,73 @@ def checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
     Args:
       folder: on the disk in question; None = where temporary files are.
     """
-    rounds, least = subject.settings.rounds, 0.0
-    state, flat = subject.stepper.state, bytes_of(subject.stepper.state)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        at = Path(name)
-        with Checkpoints(at / "ours", keep_last=1) as ours:
-            saver = Saver(ours, state)
-            logging.info("timing checkpoints of %.1f MB", flat.nbytes / 1e6)
-            writes = side_by_side(
-                {"save": saver, "file": lambda: write(at / "flat.npy", flat)}, rounds, least
-            )
-            abstract = abstract_state(subject.experiment, subject.mesh)
-            reads = side_by_side(
-                {"restore": lambda: ours.restore(abstract).tree, "file": lambda: np.load(at / "flat.npy")},
-                rounds,
-                least,
-            )
+    rounds, state, flat = subject.settings.rounds, subject.stepper.state, bytes_of(subject.stepper.state)
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as name,
+        Checkpoints(Path(name, "ours"), keep_last=1) as ours,
+    ):
+        logging.info("timing checkpoints of %.1f MB", flat.nbytes / 1e6)
+        saver, file = Saver(ours, state), File(Path(name), flat)
+        writes = side_by_side({"save": saver, "file": file}, rounds, least=0.0)
+        abstract = abstract_state(subject.experiment, subject.mesh)
+        calls = {"restore": lambda: ours.restore(abstract).tree, "file": lambda: np.load(file.path)}
+        cached = side_by_side(calls, rounds, least=0.0)
+        reads = from_disk(calls, Path(name), rounds)
     held = Times(np.asarray(saver.held[-rounds:]))
     return {
         "bytes": flat.nbytes,
         "save": writes["save"].figures(),
         "save_holds_training_up": held.figures(),
+        "held_up_over_save": held.over(writes["save"]),
         "file_write": writes["file"].figures(),
         "save_over_file": writes["save"].over(writes["file"]),
         "restore": reads["restore"].figures(),
         "file_read": reads["file"].figures(),
         "restore_over_file": reads["restore"].over(reads["file"]),
+        "restore_cached": cached["restore"].figures(),
+        "file_read_cached": cached["file"].figures(),
+        "restore_over_file_cached": cached["restore"].over(cached["file"]),
     }
+
+
+def from_disk(calls: Mapping[str, Call], folder: Path, rounds: int) -> dict[str, Times]:
+    """`side_by_side`, where what is in `folder` has to come from the disk, as after a machine's restart."""
+    rows: list[dict[str, float]] = []
+    for _ in range(1 + rounds):  # the first warms up
+        rows.append({})
+        for name, call in calls.items():
+            forget(folder)
+            rows[-1][name] = timed(call, 1)
+    return {name: Times(np.asarray([row[name] for row in rows[1:]])) for name in calls}
+
+
+def forget(folder: Path) -> None:
+    """Have the operating system give up its copies, in memory, of the files in `folder`."""
+    for path in folder.rglob("*"):
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class File:
+    """Calling it writes `array` to a new file, on disk when it returns, and then removes the one before.
+
+    Attributes:
+      path: the newest.
+    """
+
+    def __init__(self, folder: Path, array: np.ndarray):
+        self._folder, self._array, self._number = folder, array, 0
+
+    def __call__(self) -> None:
+        before = self.path
+        self._number += 1
+        write(self.path, self._array)
+        before.unlink(missing_ok=True)
+
+    @property
+    def path(self) -> Path:
+        return self._folder / f"{self._number}.npy"
 
 
 class Saver:

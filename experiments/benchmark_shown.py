@@ -140,14 +140,18 @@ def _checkpoint(found: Figures) -> list[Row]:
         "save": "save, until on disk",
         "save_holds_training_up": "save, until training goes on",
         "file_write": "np.save and fsync",
-        "restore": "restore",
-        "file_read": "np.load",
+        "restore": "restore, from the disk",
+        "file_read": "np.load, from the disk",
+        "restore_cached": "restore, from the page cache",
+        "file_read_cached": "np.load, from the page cache",
     }
     return [
         ("state", f"{found['bytes'] / 1e6:,.1f} MB"),
         *((text, took(found[name])) for name, text in names.items()),
+        ("training held up / save", times(found["held_up_over_save"])),
         ("save / np.save", times(found["save_over_file"])),
         ("restore / np.load", times(found["restore_over_file"])),
+        ("the same, from the page cache", times(found["restore_over_file_cached"])),
     ]
 
 

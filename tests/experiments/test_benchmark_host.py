@@ -1,8 +1,11 @@
 """The benchmark's parts in which the host takes part."""
 
+import ctypes
+import mmap
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from diffenc.checkpoint import Checkpoints
@@ -41,7 +44,13 @@ def test_checkpoints(subject, tmp_path):
     assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(subject.stepper.state))
     assert found["save_holds_training_up"]["seconds"] < found["save"]["seconds"]
     assert found["save_holds_training_up"]["rounds"] == 2
-    assert found["restore"]["seconds"] > 0
+    for over, above, below in [
+        ("held_up_over_save", "save_holds_training_up", "save"),
+        ("save_over_file", "save", "file_write"),
+        ("restore_over_file", "restore", "file_read"),
+        ("restore_over_file_cached", "restore_cached", "file_read_cached"),
+    ]:
+        assert found[over]["ratio"] == found[above]["seconds"] / found[below]["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
     assert "restore / np.load" in dict(benchmark_shown.ROWS["checkpoint"](found))
 
@@ -50,3 +59,30 @@ def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
     with Checkpoints(tmp_path) as kept:
         benchmark_host.Saver(kept, subject.stepper.state)()
         assert kept.steps() == [1]
+
+
+def test_a_file_of_its_own_each_time(tmp_path):
+    file = benchmark_host.File(tmp_path, np.arange(5))
+    for _ in range(3):
+        file()
+    assert list(tmp_path.iterdir()) == [file.path]
+    assert np.load(file.path).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_forgotten_is_not_in_memory(tmp_path):
+    """Told by mincore(2), page by page."""
+    path = tmp_path / "inner" / "file"
+    path.parent.mkdir()
+    benchmark_host.write(path, np.zeros(100_000))
+    assert all(_resident(path))
+    benchmark_host.forget(tmp_path)
+    assert not any(_resident(path))
+
+
+def _resident(path) -> list[bool]:
+    size = path.stat().st_size
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as pages:
+        status = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), status) == 0
+        return [bool(page & 1) for page in status]
