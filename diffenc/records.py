@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,13 +40,22 @@ def encode(batch: Batch) -> list[bytes]:
 
 
 def decode(records: Sequence[bytes], image_shape: tuple[int, int, int]) -> Batch:
-    """The examples in `records`. Raises ValueError if one has not the right length."""
-    length = LABEL_BYTES + int(np.prod(image_shape))
-    if any(len(record) != length for record in records):
-        raise ValueError("a record is cut short")
-    rows = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), length)
-    labels = np.ascontiguousarray(rows[:, :LABEL_BYTES]).view("<i4")[:, 0]
+    """The examples in `records`, which `whole` has let pass."""
+    rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, LABEL_BYTES + math.prod(image_shape))
+    labels = np.ascontiguousarray(rows[:, :LABEL_BYTES]).view("<i4").reshape(-1)
     return {"image": rows[:, LABEL_BYTES:].reshape(-1, *image_shape), "label": labels.astype(np.int32)}
+
+
+def whole(records: list[bytes], count: int, image_shape: tuple[int, int, int]) -> list[bytes]:
+    """`records`, if they are `count` and of the right length: what is cut off a file is read as nothing.
+
+    Raises:
+      ValueError: they are not.
+    """
+    length = LABEL_BYTES + math.prod(image_shape)
+    if len(records) != count or any(len(record) != length for record in records):
+        raise ValueError("a record is cut short")
+    return records
 
 
 def open_shard(path: Path, count: int | None = None) -> Any:
@@ -94,14 +105,14 @@ class ShardSource:
     def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Batch:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"{indices.min()} .. {indices.max()} of {len(self)} examples")
-        images = np.empty((len(indices), *self.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
-        for number in np.unique(shards):
-            places = np.flatnonzero(shards == number)
-            part = self._read(int(number), indices[places] - self._starts[number])
-            images[places], labels[places] = part["image"], part["label"]
-        return {"image": images, "label": labels}
+        order = np.argsort(shards, kind="stable")  # shard by shard
+        numbers, counts = np.unique(shards, return_counts=True)
+        positions = np.split((indices - self._starts[shards])[order], np.cumsum(counts)[:-1])
+        parts = map(self._read, numbers.tolist(), positions)
+        found = decode(list(itertools.chain.from_iterable(parts)), self.image_shape)
+        places = np.argsort(order)
+        return {"image": found["image"][places], "label": found["label"][places]}
 
     @functools.cached_property
     def _starts(self) -> Int[np.ndarray, " shards"]:
@@ -124,10 +135,10 @@ class ShardSource:
                     readers[number] = open_shard(path, shard.count)
             return readers[number]
 
-    def _read(self, number: int, positions: Int[np.ndarray, " b"]) -> Batch:
+    def _read(self, number: int, positions: Int[np.ndarray, " b"]) -> list[bytes]:
         reader = self._reader(number)
         with damage(self.folder / self.split.shards[number].name):
-            return decode(reader.read(positions.tolist()), self.image_shape)
+            return whole(reader.read(positions.tolist()), len(positions), self.image_shape)
 
 
 def load(source: ShardSource) -> ArraySource:

@@ -141,7 +141,8 @@ def _number(path: Path) -> str:
 
 def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     reader = records.open_shard(path)
-    return np.ascontiguousarray(records.decode(reader.read_all(), image_shape)["image"])
+    held = records.whole(reader.read_all(), reader.num_records(), image_shape)
+    return np.ascontiguousarray(records.decode(held, image_shape)["image"])
 
 
 def _sound(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
