@@ -23,7 +23,7 @@ from diffenc.bars import Bars
 from diffenc.errors import UserError
 from diffenc.manifest import Manifest
 from diffenc.paths import Download, data_directory, one_line, plain_name
-from diffenc.recipe import Preparable, Recipe
+from diffenc.recipe import BadSourceError, Preparable, Recipe
 from diffenc.workspace import workspace
 
 VERBS = ("folder", "tfds")  # what is no data set of its own
@@ -64,7 +64,7 @@ def prepare(asked: Asked) -> str:
     with workspace(target) as work, Bars() as bars:
         there = manifest.read(target)
         if there is not None and downloads:
-            return _already(there, target, {wanted.name: {"md5": wanted.md5} for wanted in downloads})
+            return _already(there, target, _expected(asked.name, there, downloads))
         if downloads:
             download.fetch(downloads, work / shards.DOWNLOADS, bars)
         wanted = make(asked.source or work / shards.DOWNLOADS)
@@ -120,6 +120,14 @@ def _digest(path: Path, bars: Bars) -> dict[str, Any]:
     return digests.of(path, bars.start(f"reading {path.name}", size))
 
 
+def _expected(name: str, there: Manifest, downloads: Sequence[Download]) -> dict[str, dict[str, Any]]:
+    """The files that a download would be converted from; none where these images are there from others."""
+    official: Any = registry.datasets[name]
+    if there.source == official.versions[0].title:
+        return {}
+    return {wanted.name: {"md5": wanted.md5} for wanted in downloads}
+
+
 def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
     """Says that `target` holds what these files would be converted to, once its shards are verified."""
     for name, digest in files.items():
@@ -154,7 +162,7 @@ def _refuse_others(target: Path, wanted: Recipe) -> None:
 def _converted(wanted: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: Bars) -> Manifest:
     try:
         return shards.convert(wanted, files, work, bars)
-    except UserError:  # the source is no good: there is nothing to go on with
+    except BadSourceError:
         shards.clear(work)
         shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
         raise

@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.paths import OfficialFiles
 from diffenc.versions import UNKNOWN, Version
 
 ON_DISK = ("train", "test")  # what lies on disk; validation is cut from train
+
+
+class BadSourceError(UserError):
+    """What is to be converted is not good: there is nothing to go on with."""
 
 
 @dataclasses.dataclass(frozen=True)

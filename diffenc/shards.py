@@ -23,7 +23,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.manifest import Manifest, Shard, Split
 from diffenc.paths import one_line
-from diffenc.recipe import ON_DISK, Recipe
+from diffenc.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.versions import identify
 
 SHARD_BYTES = 2**26  # of records in a shard, about
@@ -43,8 +43,8 @@ def convert(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path
       files: by name, the digests of what is converted.
 
     Raises:
-      UserError: the source is not good; nothing of it is left.
-      OSError: the disk refused; what is finished is kept.
+      BadSourceError: as it says.
+      OSError, UserError: the disk refused; what is finished is kept.
     """
     _same_work(recipe, files, folder)
     splits = {}
@@ -146,14 +146,17 @@ def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _sound(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
-    """What `recipe` reads, once the labels are seen to be classes."""
-    for batch in recipe.read(split, first):
-        low, high = int(np.min(batch["label"])), int(np.max(batch["label"]))
-        if low < 0 or high >= recipe.num_classes:
-            raise UserError(
-                f"{recipe.name} {split}: labels {low} .. {high} are not within 0 .. {recipe.num_classes - 1}"
-            )
-        yield batch
+    """What `recipe` reads, once the labels are seen to be classes. Raises BadSourceError."""
+    try:
+        for batch in recipe.read(split, first):
+            low, high = int(np.min(batch["label"])), int(np.max(batch["label"]))
+            if low < 0 or high >= recipe.num_classes:
+                raise UserError(
+                    f"{recipe.name} {split}: labels {low} .. {high} are not within 0 .. {recipe.num_classes - 1}"
+                )
+            yield batch
+    except UserError as error:
+        raise BadSourceError(str(error)) from error
 
 
 def _encoded(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterator[bytes]:

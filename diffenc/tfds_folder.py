@@ -25,7 +25,7 @@ def recipe(source: Path) -> Recipe:
     with reading(source):
         info = builder.info
         image = info.features["image"]
-        label = info.features["label"] if "label" in info.features else None
+        label = dict(info.features).get("label")
         shape, splits = tuple(image.shape), _splits(source, info.splits)
         sources = {split: builder.as_data_source(name) for split, name in splits.items()}
     if len(shape) != 3 or None in shape or image.np_dtype != np.uint8:

@@ -1,7 +1,12 @@
 """Against a real server that does what bad servers do."""
 
+import dataclasses
 import hashlib
 import http.server
+import io
+import json
+import pickle
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc import download
+from diffenc import download, prepare
 from diffenc.bars import Bars
 from diffenc.errors import UserError
 from diffenc.paths import Download
+from diffenc_plugins.datasets import Cifar10
 
 CONTENT = np.random.default_rng(0).bytes(900_000)
 OTHER = np.random.default_rng(1).bytes(900_000)
@@ -23,6 +29,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     plan: tuple[str, ...] = ("good",)
+    content = CONTENT
     asked: list[str | None]
 
     def do_GET(self):
@@ -30,10 +37,10 @@ class Server(http.server.BaseHTTPRequestHandler):
         what = self.plan[min(len(self.asked), len(self.plan) - 1)]
         self.asked.append(given)
         start = int(given[6:-1]) if given and what != "ignores ranges" else 0
-        whole = OTHER if what == "other" else CONTENT
+        whole = OTHER if what == "other" else self.content
         if what == "absent":
             return self.send_error(404)
-        if start >= len(whole) or what == "no such range":
+        if start >= len(whole) or (given and what == "refuses ranges"):
             return self.send_error(416)
         body = whole[start:]
         self.send_response(206 if start else 200)
@@ -106,7 +113,7 @@ def test_a_good_server_is_asked_once(server, tmp_path):
         ("breaks off", "breaks off", "breaks off", "good"),
         ("breaks off", "ignores ranges"),
         ("breaks off", "another range"),
-        ("breaks off", "no such range", "good"),
+        ("breaks off", "refuses ranges"),
         ("other", "good"),
         ("absent", "good"),
         ("says more",),
@@ -125,6 +132,11 @@ def test_what_can_be_mended_is(server, tmp_path, plan):
 def test_what_has_come_is_not_asked_for_again(server, tmp_path):
     fetch(server, tmp_path, "breaks off", "breaks off", "good")
     assert server.RequestHandlerClass.asked == [None, "bytes=450000-", "bytes=675000-"]
+
+
+def test_all_that_a_server_without_ranges_sends_is_taken_from_its_first_byte(server, tmp_path):
+    fetch(server, tmp_path, "breaks off", "ignores ranges")
+    assert server.RequestHandlerClass.asked == [None, "bytes=450000-"]
 
 
 @pytest.mark.parametrize(
@@ -174,3 +186,49 @@ def test_no_server_is_told(server, tmp_path):
 def test_a_disk_that_refuses_is_no_fault_of_the_servers(server, tmp_path):
     with pytest.raises(OSError, match="No such file"):
         fetch(server, tmp_path / "a" / "b", "good")
+
+
+# The whole command
+
+
+@pytest.fixture
+def archive(server, monkeypatch) -> bytes:
+    """CIFAR-10's one file, with two images a batch, at the server's address."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as packed:
+        for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+            batch = {"data": np.random.default_rng(0).integers(0, 256, (2, 3072), np.uint8), "labels": [1, 2]}
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content := pickle.dumps(batch, 2))
+            packed.addfile(member, io.BytesIO(content))
+    content = server.RequestHandlerClass.content = stream.getvalue()
+    url = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
+    wanted = Download(url, hashlib.md5(content).hexdigest(), len(content))
+    monkeypatch.setattr(Cifar10, "files", dataclasses.replace(Cifar10.files, downloads=(wanted,)))
+    return content
+
+
+def test_what_is_downloaded_is_converted_and_not_kept(server, archive, capsys, tmp_path):
+    args = ["cifar10", "--download", f"--data_dir={tmp_path}"]
+    assert prepare.main(args) == 0
+    names = sorted(path.name for path in (tmp_path / "cifar10").iterdir())
+    assert [name.split("-")[0] for name in names] == ["manifest.json", "test", "train"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]
+    said = json.loads((tmp_path / "cifar10" / "manifest.json").read_text())
+    assert said["files"]["cifar-10-python.tar.gz"]["md5"] == hashlib.md5(archive).hexdigest()
+    server.RequestHandlerClass.asked.clear()
+    assert prepare.main(args) == 0
+    assert "cifar10 is already prepared: 10 train images, 2 test images" in capsys.readouterr().out
+    assert server.RequestHandlerClass.asked == []
+
+
+def test_a_command_that_failed_goes_on_with_what_had_come(server, archive, capsys, tmp_path):
+    args = ["cifar10", "--download", f"--data_dir={tmp_path}"]
+    server.RequestHandlerClass.plan = ("breaks off", "absent")
+    assert prepare.main(args) == 1
+    assert "run the same command again to go on" in capsys.readouterr().err
+    server.RequestHandlerClass.plan = ("good",)
+    server.RequestHandlerClass.asked.clear()
+    assert prepare.main(args) == 0
+    assert server.RequestHandlerClass.asked == [f"bytes={len(archive) // 2}-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]

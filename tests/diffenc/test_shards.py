@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from diffenc import prepare, shards
+from diffenc import manifest, prepare, shards
 from diffenc.bars import Bars
 from diffenc.errors import UserError
 from diffenc.recipe import Recipe
@@ -70,7 +70,7 @@ def everything(folder: Path, split: str) -> list[bytes]:
     return found
 
 
-def whole(folder: Path, manifest) -> None:
+def whole(folder: Path, made) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "manifest.json",
         "test-00000-of-00002.array_record",
@@ -83,13 +83,13 @@ def whole(folder: Path, manifest) -> None:
         rows = zip(labels(split), pixels(split), strict=True)
         expected = [int(label).to_bytes(4, "little") + image.tobytes() for label, image in rows]
         assert everything(folder, split) == expected
-        held = manifest.splits[split]
+        held = made.splits[split]
         assert held.sha256 == hashlib.sha256(pixels(split).tobytes()).hexdigest()
         assert held.count == COUNTS[split]
         for shard in held.shards:
             content = (folder / shard.name).read_bytes()
             assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    assert [shard.count for shard in manifest.splits["train"].shards] == [8, 8, 7]
+    assert [shard.count for shard in made.splits["train"].shards] == [8, 8, 7]
 
 
 def test_a_split_is_cut_into_shards_of_one_size(tmp_path):
@@ -161,12 +161,34 @@ def test_a_source_that_is_no_good_raises_as_it_is(tmp_path):
         convert(tmp_path / "a", Reads(stop_at=10, error=UserError("moth-eaten")))
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_is_refused(tmp_path, label):
+    def read(split, first):
+        yield {"image": pixels(split), "label": np.full(COUNTS[split], label, np.int32)}
+
+    with pytest.raises(UserError, match=rf"toy train: labels {label} \.\. {label} are not within 0 \.\. 2"):
+        convert(tmp_path / "a", read)
+
+
+def test_a_full_disk_at_the_last_moment_keeps_the_shards(official, goes_on, tmp_path, monkeypatch):
+    def refuses(*args):
+        raise UserError("no room for the manifest")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", refuses)
+        assert goes_on() == 1
+    kept = {path.stat().st_ino for path in (tmp_path / "data" / ".mnist.partial").glob("*.array_record")}
+    assert len(kept) == 14
+    assert goes_on() == 0
+    assert kept <= {path.stat().st_ino for path in (tmp_path / "data" / "mnist").iterdir()}
+
+
 # Real processes, killed or without room
 
 COMMAND = """
 import sys
 from pathlib import Path
-from diffenc import prepare, shards
+from diffenc import manifest, prepare, shards
 shards.SHARD_BYTES = 30 * 788
 write = shards._write_shard
 def slowly(path, stream):

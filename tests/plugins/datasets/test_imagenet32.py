@@ -169,7 +169,7 @@ def test_an_array_that_claims_more_than_there_is_is_refused(folder, read, claim)
         packed.writestr("data.npy", header.getvalue())
         packed.writestr("labels.npy", b"")
     lay(folder, "npz in zip", val_data=stream.getvalue())
-    with pytest.raises(UserError, match=r"val_data\.npz:data: claims"):
+    with pytest.raises(UserError, match=r"val_data\.npz:data: (claims|has not)"):
         read("imagenet32", folder, "test")
 
 
