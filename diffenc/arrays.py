@@ -78,13 +78,13 @@ def write(store: Store, folder: str, part: Part) -> None:
         index.setdefault(name, []).append([*box, offset])
     text = sealed.text({"size": part.data.size, "pieces": index})
     try:
-        files = ts.KvStore.open(store.kvstore(folder), context=_context())
-        pending: list[ts.Future[Any]] = [files.result().write(INDEX, text)]
+        files = ts.KvStore.open(store.kvstore(folder), context=_context()).result()
+        pending: list[ts.Future[Any]] = [files.write(INDEX, text)]
         if part.data.size:
-            blocks = _open(store, folder, part.data.size).result()
-            pending.append(blocks.write(part.data, can_reference_source_data_indefinitely=True).commit)
-        for write in pending:
-            write.result()
+            pending += _writing(_open(store, folder, part.data.size).result(), part.data)
+        failed = [error for write in pending if (error := write.exception()) is not None]
+        if failed:  # and all others are done, so that what is there can be removed for good
+            raise failed[0]
     except REFUSALS as error:
         raise as_os_error(error, f"{store}/{folder}") from error
 
@@ -143,6 +143,13 @@ class _Reading:
             for piece in run.pieces:
                 dtype = wanted[piece.name][1]
                 yield piece.name, piece.box, _view(run.data, piece.offset - run.begin, piece.box.shape, dtype)
+
+
+def _writing(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]":
+    """Each block by itself."""
+    step = _block(data.size)
+    spans = [slice(begin, min(begin + step, data.size)) for begin in range(0, data.size, step)]
+    return [blocks[at].write(data[at], can_reference_source_data_indefinitely=True).commit for at in spans]
 
 
 def _runs(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list[Piece]]:
@@ -205,6 +212,11 @@ def _aligned(size: int) -> Bytes:
     return data[begin : begin + size]
 
 
+def _block(size: int) -> int:
+    """The size of all blocks: alike, for a smaller last one would be filled up."""
+    return -(-size // -(-size // BLOCK))
+
+
 def _context() -> ts.Context:
     """No cache: all is read once. No fsync by tensorstore: the store syncs all files at the end."""
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}, parent=CONTEXT)
@@ -212,7 +224,6 @@ def _context() -> ts.Context:
 
 def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
     """The bytes of a folder. What they are is known, so there is no file to say it, and to be damaged."""
-    block = -(-size // -(-size // BLOCK))  # all alike, for the last one would be filled up
     spec = {
         "driver": "zarr3",
         "kvstore": store.kvstore(f"{folder}/{BLOCKS}"),
@@ -221,7 +232,7 @@ def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
         "metadata": {
             "shape": [size],
             "data_type": "uint8",
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_block(size)]}},
             "codecs": [{"name": "bytes"}, {"name": "crc32c"}],
         },
     }

@@ -138,7 +138,8 @@ class Disk:
     def sync(self, name: str) -> None:
         self._make(self.folder / name)
         atomic.sync_all(self.folder / name)
-        atomic.sync((self.folder / name).parent)
+        for folder in [*Path(name).parents, Path("..")]:  # tensorstore may have made them all
+            atomic.sync(self.folder / folder)
 
     def _make(self, folder: Path) -> None:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]

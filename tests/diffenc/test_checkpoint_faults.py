@@ -1,6 +1,7 @@
 """A disk that is really full, or really read-only: the run goes on, and the last good checkpoint stands."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import arrays, atomic
 from diffenc.checkpoint import Checkpoints
 from diffenc.errors import UserError
 
@@ -26,7 +28,7 @@ def disk(tmp_path) -> Iterator[Path]:
     if _mount("-t", "tmpfs", "-o", "size=1m", "none", folder):
         pytest.skip("mounting a small disk needs root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # tensorstore may be closing files still
 
 
 def _mount(*arguments) -> int:
@@ -85,7 +87,8 @@ def test_a_failure_is_told_once_and_not_forgotten(disk, caplog):
 
 
 @pytest.mark.parametrize("free", range(0, 400_000, 40_000))
-def test_wherever_the_disk_runs_full_all_is_removed(disk, free):
+def test_wherever_the_disk_runs_full_all_is_removed(disk, monkeypatch, free):
+    monkeypatch.setattr(arrays, "BLOCK", 50_000)
     checkpoints = Checkpoints(disk / "run")
     _save(checkpoints, 1)
     checkpoints.wait()
@@ -105,6 +108,37 @@ def test_a_read_only_disk_is_one_line(disk):
     _save(checkpoints, 2)
     assert f"could not write {disk}/run: Read-only file system" in _fails(checkpoints.wait)
     assert (checkpoints.steps(), _value(disk / "run")) == ([1], 1)
+
+
+def test_what_could_not_be_removed_either_goes_with_the_next_save(disk, monkeypatch):
+    def refuse(path, **_):
+        raise OSError(5, "Input/output error")
+
+    (disk / "others").write_bytes(bytes(800_000))
+    checkpoints = Checkpoints(disk / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        _save(checkpoints, 2)
+        assert "No space left on device" in _fails(checkpoints.wait)
+    assert os.listdir(disk / "run") == ["000000002"]
+    (disk / "others").unlink()
+    _save(checkpoints, 2)
+    checkpoints.wait()
+    assert os.listdir(disk / "run") == ["000000002-1"]
+
+
+def test_all_is_on_the_disk_before_the_marker_is(tmp_path, monkeypatch):
+    synced, real, place = [], atomic.sync, tmp_path / "run" / "000000001"
+    monkeypatch.setattr(atomic, "sync", lambda path: (synced.append(Path(path).resolve()), real(path)))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        _save(checkpoints, 1)
+    part = [path for path in place.rglob("*") if path.name != "META.json"]
+    assert {path.name for path in part} == {"process_0", "blocks", "c", "0", "index.json"}
+    (marker,) = [at for at, path in enumerate(synced) if path.name.startswith(".META.json")]
+    assert {*part, place, tmp_path / "run", tmp_path} <= set(synced[:marker]), (
+        "its name and all names above it"
+    )
+    assert synced[marker + 1 :] == [place], "the marker's own name"
 
 
 LIMITED = """
