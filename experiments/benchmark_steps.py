@@ -53,7 +53,7 @@ def step(subject: Subject) -> dict[str, Any]:
         "matrix_peak": best,
         "share_of_peak": {dtype: counted / took.median / peak for dtype, peak in best.items()},
         "memory": {
-            **state_memory(stepper.state),
+            **state_memory(stepper.state, experiment.mesh),
             "compiled": compiled_memory(compiled.step),
             **in_use,
         },

@@ -24,7 +24,14 @@ from diffenc.interfaces import Params
 from diffenc.plan import one_device, one_share
 from diffenc.randomness import root_key
 from diffenc.sharding import data_mesh, on_each, to_devices
-from diffenc.train_state import TrainState, abstract_levels, abstract_state, init_state, make_train_step
+from diffenc.train_state import (
+    TrainState,
+    abstract_levels,
+    abstract_state,
+    init_state,
+    make_train_step,
+    shardings,
+)
 
 
 class Compiled(NamedTuple):
@@ -160,7 +167,8 @@ def _enable_cache(enable: bool) -> None:
 
 def first_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """The state before the first step, on the devices."""
-    return jax.jit(lambda: init_state(experiment), out_shardings=on_each(mesh))()
+    placed = shardings(abstract_state(experiment, mesh))
+    return jax.jit(lambda: init_state(experiment), out_shardings=placed)()
 
 
 def first_params(experiment: Experiment, mesh: Mesh) -> Params:
