@@ -255,7 +255,8 @@ class Run:
     def _save(self, step: int, owed: list[str]) -> None:
         """A checkpoint with what `step` still owes; none if the newest is that already."""
         self._refuse_bad()
-        if (step, owed) == self._saved and not self.checkpoints.failed:
+        lost = self.checkpoints.failed and jax.process_count() == 1  # among several each knows its own part
+        if (step, owed) == self._saved and not lost:
             return
         self._writer.flush()
         mirror.push(self.workdir)
