@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from diffenc import config, prepare, registry
+from diffenc import config, manifest, prepare, registry
 from diffenc import run as command_line
+from diffenc.manifest import Manifest
 from diffenc.recipe import Preparable
 from experiments import benchmark, weak_scaling
 from experiments.launch import local
@@ -89,7 +90,16 @@ def test_every_make_target_exists():
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_every_run_command_is_accepted():
+@pytest.fixture
+def mine(monkeypatch, tmp_path):
+    """Prepared images of one's own, as far as a config asks for them."""
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    made = Manifest("folder", "mine", (64, 64, 3), 256, 1, (), {}, {}, "", "0")
+    manifest.write(made, tmp_path / "mine")
+
+
+def test_every_run_command_is_accepted(mine):
     seen = set()
     for command in commands("python -m diffenc.run"):
         assert {argument[2:].split("=")[0] for argument in command[3:]} <= set(flags.FLAGS)

@@ -30,6 +30,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     plan: tuple[str, ...] = ("good",)
     content = CONTENT
+    endless = 0  # pieces of 100 kB that were taken beyond the end
     asked: list[str | None]
 
     def do_GET(self):
@@ -58,6 +59,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
             while what == "never ends":
                 self.wfile.write(bytes(100_000))
+                type(self).endless += 1
         except OSError:
             pass
         if what in ("breaks off", "says more", "never ends"):
@@ -151,6 +153,7 @@ def test_what_cannot_be_mended_is_told(server, tmp_path, what, says):
     assert says in refused(server, tmp_path, what)
     assert len(server.RequestHandlerClass.asked) == 4
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+    assert server.RequestHandlerClass.endless < 4 * 200  # what the sockets hold
 
 
 def test_a_server_that_says_less_than_it_sends_is_gone_on_with(server, tmp_path):
