@@ -26,7 +26,9 @@ from diffenc.paths import one_line
 from diffenc.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.versions import identify
 
-SHARD_BYTES = 2**26  # of records in a shard, about
+SHARD_BYTES = (
+    2**28
+)  # of records in a shard, about: a batch reads each of them once, so many small ones are slow
 DOWNLOADS = "downloads"  # in a folder under way: official files
 _RECIPE = "recipe.json"  # in a folder under way: what it is being made from
 _WRITE = "group_size:1,uncompressed"  # photographs hardly compress, and so every record is read alone
