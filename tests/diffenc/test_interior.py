@@ -158,9 +158,7 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
     @jax.jit
     def measured(schedule):
         changed = {**params, "schedule": schedule}
-        return batch_gradient(
-            changed, learning, jnp.asarray(levels_of(0)), jax.random.key(2), data_mesh()
-        )
+        return batch_gradient(changed, learning, jnp.asarray(levels_of(0)), jax.random.key(2), data_mesh())
 
     def bits(schedule):
         return sum(map(float, measured(schedule)[1]))
