@@ -6,6 +6,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Advance = Callable[[int], None]  # told how many more are done
+Start = Callable[[str, int | None], Advance]  # `Bars.start`
+
+
+def unseen(task: str, total: int | None) -> Advance:
+    """A bar that is not shown."""
+    del task, total
+    return lambda count: None
 
 
 class Bars:

@@ -2,32 +2,35 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffenc.bars import Advance, Start, unseen
 from diffenc.errors import UserError
 from diffenc.paths import one_line
 
 _CHUNK = 2**20  # bytes read at a time
 
 
-def of(path: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+def of(path: Path, start: Start = unseen) -> dict[str, Any]:
     """What tells the file or the folder at `path` from others, as a manifest lists it.
 
     Args:
-      advance: told how many more bytes have been read.
+      start: makes the bar that shows how many bytes have been read.
 
     Raises:
       UserError: it cannot be read.
     """
     try:
-        return of_folder(path) if path.is_dir() else of_file(path, advance)
+        paths = list(all_files(path)) if path.is_dir() else [path]
+        advance = start(f"reading {path.name}", sum(one.stat().st_size for one in paths))
+        return _of_folder(path, paths, advance) if path.is_dir() else of_file(path, advance)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
-def of_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+def of_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
     """`bytes`, `md5` and `sha256` (hex) of a file."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with open(path, "rb") as stream:
@@ -38,14 +41,15 @@ def of_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> 
     return {"bytes": path.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
 
 
-def of_folder(folder: Path) -> dict[str, Any]:
-    """`files`, `bytes`, and a `sha256` of the names and sizes of all files: images may be millions."""
-    digest, count, total = hashlib.sha256(), 0, 0
-    for path in all_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\n".encode(errors="surrogateescape"))
-        count, total = count + 1, total + size
-    return {"files": count, "bytes": total, "sha256": digest.hexdigest()}
+def _of_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[str, Any]:
+    """`files`, `bytes`, and a `sha256` of the names and contents of all files."""
+    digest, total = hashlib.sha256(), 0
+    for path in paths:
+        held = of_file(path, advance)
+        line = f"{path.relative_to(folder).as_posix()}\0{held['sha256']}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+        total += held["bytes"]
+    return {"files": len(paths), "bytes": total, "sha256": digest.hexdigest()}
 
 
 def all_files(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffenc.bars import Advance, Start, unseen
 from diffenc.data import held_out
 from diffenc.digests import all_files
 from diffenc.errors import UserError
@@ -17,6 +18,7 @@ from diffenc.interfaces import Batch
 from diffenc.paths import reading
 from diffenc.recipe import Recipe
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow runs other programs for some others
 MAX_PIXELS = 2**26  # in one image; what claims more is refused before it is unpacked
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _TEST_SHARE = 10  # one image of so many is held out where no folder is for testing
@@ -31,12 +33,15 @@ class Labelled(NamedTuple):
     label: int
 
 
-def recipe(source: Path, size: int | None) -> Recipe:
+def recipe(source: Path, size: int | None, start: Start = unseen) -> Recipe:
     """The images below `source`, centre cut and box-reduced to `size` x `size` unless that is None.
 
     In `source`/train and `source`/test (or val, valid), else an even tenth of all is held out for testing.
     Within a split a sub-folder is a class; where there are none all images are of one. Images become gray
     if all of them are, else RGB; transparency is dropped.
+
+    Args:
+      start: makes the bars that show how many images have been looked at.
 
     Raises:
       UserError: no images, one that cannot be read, or not all of one shape and no `size`.
@@ -45,11 +50,12 @@ def recipe(source: Path, size: int | None) -> Recipe:
         raise UserError(f"--size={size}: must be at least 1")
     if not source.is_dir():
         raise UserError(f"--source={source}: is no folder")
-    splits, classes, note = _splits(source)
-    shape = _shape([item.path for items in splits.values() for item in items], size)
+    splits, classes, note = _splits(source, start)
+    paths = [item.path for items in splits.values() for item in items]
+    shape = _shape(paths, size, start(f"looking at {source.name}", len(paths)))
 
     def read(split: str, first: int) -> Iterator[Batch]:
-        return batches(splits[split][first:], shape, size)
+        return batches(splits[split][first:], shape, FORMATS, size)
 
     return Recipe(
         name="folder",
@@ -64,23 +70,33 @@ def recipe(source: Path, size: int | None) -> Recipe:
     )
 
 
-def batches(items: Sequence[Labelled], shape: tuple[int, int, int], size: int | None) -> Iterator[Batch]:
-    """The images in `items`, all of which come out in `shape`."""
+def batches(
+    items: Sequence[Labelled], shape: tuple[int, int, int], formats: tuple[str, ...], size: int | None = None
+) -> Iterator[Batch]:
+    """The images in `items`, all of which come out in `shape`; the rest as `pixels` has it."""
     for first in range(0, len(items), _BATCH):
         part = items[first : first + _BATCH]
-        images = np.stack([_read(item.path, shape, size) for item in part])
+        images = np.stack([pixels(item.path, str(item.path), shape, formats, size) for item in part])
         yield {"image": images, "label": np.array([item.label for item in part], np.int32)}
 
 
 def pixels(
-    stream: Path | io.BytesIO, name: str, shape: tuple[int, int, int], size: int | None = None
+    stream: Path | io.BytesIO,
+    name: str,
+    shape: tuple[int, int, int],
+    formats: tuple[str, ...],
+    size: int | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
     """The levels of one image file.
+
+    Args:
+      formats: those of FORMATS that the file may be in, whatever its name.
+      size: side in pixels that it is cut and reduced to; None = it stays as it is.
 
     Raises:
       UserError: it cannot be read, is too large, or has not `shape`.
     """
-    with reading(name), Image.open(stream) as image:
+    with reading(name), Image.open(stream, formats=formats) as image:
         _check(image, name)
         if size is not None:
             image = _cut(image.convert("RGB" if shape[2] == 3 else "L"), size)
@@ -88,10 +104,6 @@ def pixels(
             raise UserError(f"{name}: is {image.width}x{image.height}, not {shape[1]}x{shape[0]}")
         levels = np.asarray(image.convert("RGB" if shape[2] == 3 else "L"))
         return levels.reshape(shape)
-
-
-def _read(path: Path, shape: tuple[int, int, int], size: int | None) -> UInt8[np.ndarray, "h w c"]:
-    return pixels(path, str(path), shape, size)
 
 
 def _check(image: Image.Image, name: str) -> None:
@@ -108,15 +120,16 @@ def _cut(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX, (left, top, left + side, top + side))
 
 
-def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
-    """(H, W, C) of all images, by their headers alone."""
+def _shape(paths: Sequence[Path], size: int | None, advance: Advance) -> tuple[int, int, int]:
+    """(H, W, C) of all images, by their headers alone; `advance` is told how many more were looked at."""
     sizes: dict[tuple[int, int], Path] = {}
     gray = True
     for path in paths:
-        with reading(path), Image.open(path) as image:
+        with reading(path), Image.open(path, formats=FORMATS) as image:
             _check(image, str(path))
             sizes.setdefault(image.size, path)
             gray = gray and image.mode in _GRAY
+        advance(1)
         if size is None and len(sizes) > 1:
             (one, first), (other, second) = itertools.islice(sizes.items(), 2)
             raise UserError(
@@ -127,16 +140,21 @@ def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
     return height, width, 1 if gray else 3
 
 
-def _splits(source: Path) -> tuple[dict[str, list[Labelled]], list[str], str]:
+def _splits(source: Path, start: Start) -> tuple[dict[str, list[Labelled]], list[str], str]:
     """The images of both splits, the names of the classes, and what was cut if anything was."""
     test = next((source / name for name in _TEST_NAMES if (source / name).is_dir()), None)
     if (source / "train").is_dir() and test is not None:
-        classes = _classes(source / "train")
-        splits = {"train": _labelled(source / "train", classes), "test": _labelled(test, classes)}
+        train, tested = _images(source / "train", start), _images(test, start)
+        classes = _classes(source / "train", train)
+        splits = {
+            "train": _labelled(source / "train", train, classes),
+            "test": _labelled(test, tested, classes),
+        }
         return splits, classes, ""
     whole = source / "train" if (source / "train").is_dir() else source
-    classes = _classes(whole)
-    items = _labelled(whole, classes)
+    paths = _images(whole, start)
+    classes = _classes(whole, paths)
+    items = _labelled(whole, paths, classes)
     chosen = set(held_out(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
     if len(items) < 2:
         raise UserError(f"{whole}: one image is too few: one is held out for testing")
@@ -151,9 +169,9 @@ def _splits(source: Path) -> tuple[dict[str, list[Labelled]], list[str], str]:
     )
 
 
-def _classes(folder: Path) -> list[str]:
-    """The sub-folders that hold images; none of them where images lie in `folder` itself."""
-    parts = [path.relative_to(folder).parts for path in _images(folder)]
+def _classes(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """The sub-folders that hold images, at `paths`; none of them where images lie in `folder` itself."""
+    parts = [path.relative_to(folder).parts for path in paths]
     if not parts:
         raise UserError(f"{folder}: holds no image")
     loose = next((part[0] for part in parts if len(part) == 1), None)
@@ -165,19 +183,21 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _labelled(folder: Path, classes: Sequence[str]) -> list[Labelled]:
-    found = _classes(folder)
+def _labelled(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[Labelled]:
+    found = _classes(folder, paths)
     if unknown := sorted(set(found) - set(classes)) or (bool(classes) and not found):
         what = unknown if isinstance(unknown, list) else "images without a class"
         raise UserError(f"{folder}: holds {what}, of which train has nothing")
     number = {name: label for label, name in enumerate(classes)}
-    return [
-        Labelled(path, number[path.relative_to(folder).parts[0]] if classes else 0)
-        for path in _images(folder)
-    ]
+    return [Labelled(path, number[path.relative_to(folder).parts[0]] if classes else 0) for path in paths]
 
 
-def _images(folder: Path) -> list[Path]:
-    """The files whose ending is that of an image, in the order of names."""
-    known = Image.registered_extensions()
-    return [path for path in all_files(folder) if path.suffix.lower() in known]
+def _images(folder: Path, start: Start) -> list[Path]:
+    """The files whose ending is that of one of FORMATS, in the order of names."""
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    advance, found = start(f"finding images in {folder.name}", None), []
+    for path in all_files(folder):
+        if path.suffix.lower() in endings:
+            found.append(path)
+            advance(1)
+    return found

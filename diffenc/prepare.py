@@ -56,21 +56,22 @@ def prepare(asked: Asked) -> str:
         network, or another process preparing the same.
       OSError: the disk refused.
     """
-    make = _maker(asked)
+    bars = Bars()
+    make = _maker(asked, bars)
     if make is None:
         return f"{asked.name} needs no files: nothing to prepare"
     downloads = _downloads(asked)
     target = asked.data_dir / plain_name(asked.folder or _folder(asked), "--as")
-    with workspace(target) as work, Bars() as bars:
+    with workspace(target) as work, bars:
         there = manifest.read(target)
         if there is not None and downloads:
-            return _already(there, target, _expected(asked.name, there, downloads))
+            return _already(there, target, _expected(asked.name, there, downloads), bars)
         if downloads:
             download.fetch(downloads, work / shards.DOWNLOADS, bars)
         wanted = make(asked.source or work / shards.DOWNLOADS)
-        files = {name: _digest(path, bars) for name, path in wanted.files.items()}
+        files = {name: digests.of(path, bars.start) for name, path in wanted.files.items()}
         if there is not None:
-            return _already(there, target, files)
+            return _already(there, target, files, bars)
         _refuse_others(target, wanted)
         made = _converted(wanted, files, work, bars)
         shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
@@ -78,10 +79,10 @@ def prepare(asked: Asked) -> str:
     return _said(f"prepared {asked.name}", made, target)
 
 
-def _maker(asked: Asked) -> Callable[[Path], Recipe] | None:
+def _maker(asked: Asked, bars: Bars) -> Callable[[Path], Recipe] | None:
     """What makes the recipe, given the source; None for a data set that needs no files."""
     if asked.name == "folder":
-        return lambda source: image_folder.recipe(source, asked.size)
+        return lambda source: image_folder.recipe(source, asked.size, bars.start)
     if asked.size is not None:
         raise UserError("--size is for `folder` alone: official images stay as they are")
     if asked.name == "tfds":
@@ -115,11 +116,6 @@ def _folder(asked: Asked) -> str:
     return asked.source.name
 
 
-def _digest(path: Path, bars: Bars) -> dict[str, Any]:
-    size = path.stat().st_size if path.is_file() else None
-    return digests.of(path, bars.start(f"reading {path.name}", size))
-
-
 def _expected(name: str, there: Manifest, downloads: Sequence[Download]) -> dict[str, dict[str, Any]]:
     """The files that a download would be converted from; none where these images are there from others."""
     official: Any = registry.datasets[name]
@@ -128,7 +124,7 @@ def _expected(name: str, there: Manifest, downloads: Sequence[Download]) -> dict
     return {wanted.name: {"md5": wanted.md5} for wanted in downloads}
 
 
-def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]], bars: Bars) -> str:
     """Says that `target` holds what these files would be converted to, once its shards are verified."""
     for name, digest in files.items():
         held = there.files.get(name, {})
@@ -137,13 +133,12 @@ def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any
                 f"{target} already holds other data ({there.source}; {name} differs or is absent); to have "
                 "both give this one a name with --as=FOLDER, to replace that one delete its folder"
             )
-    for split in there.splits.values():
-        for shard in split.shards:
-            path = target / shard.name
-            if not path.is_file() or digests.of_file(path)["sha256"] != shard.sha256:
-                raise UserError(
-                    f"{path}: is damaged or missing; delete {target} and run the same command again"
-                )
+    shards = [shard for split in there.splits.values() for shard in split.shards]
+    advance = bars.start(f"verifying {target.name}", sum(shard.bytes for shard in shards))
+    for shard in shards:
+        path = target / shard.name
+        if not path.is_file() or digests.of_file(path, advance)["sha256"] != shard.sha256:
+            raise UserError(f"{path}: is damaged or missing; delete {target} and run the same command again")
     return _said(f"{there.name} is already prepared", there, target)
 
 

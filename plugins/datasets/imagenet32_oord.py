@@ -19,6 +19,7 @@ from diffenc.registry import datasets
 from diffenc.versions import Version
 
 _NAMES = {"train": "train_32x32", "test": "valid_32x32"}
+_FORMATS = ("PNG",)
 _FILE_BYTES = 2**20  # official PNGs have a few thousand
 _BATCH = 256  # images unpacked at a time
 
@@ -73,7 +74,7 @@ class Imagenet32Oord(Prepared):
         items = [Labelled(path, 0) for path in all_files(folder) if path.suffix == ".png"]
         if not items:
             raise UserError(f"{folder}: holds no .png")
-        return batches(items[first:], cls.image_shape, None)
+        return batches(items[first:], cls.image_shape, _FORMATS)
 
 
 class _Member(NamedTuple):
@@ -94,7 +95,7 @@ def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterat
             for member in part:
                 stream.seek(member.offset)
                 content = io.BytesIO(stream.read(member.size))
-                images.append(pixels(content, f"{path}:{member.name}", shape))
+                images.append(pixels(content, f"{path}:{member.name}", shape, _FORMATS))
             yield {"image": np.stack(images), "label": np.zeros(len(part), np.int32)}
 
 

@@ -1,12 +1,14 @@
+import io
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from diffenc import image_folder, prepare
+from diffenc import image_folder, prepare, shards
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import ArrayRecord
 
@@ -87,14 +89,70 @@ def test_size_cuts_the_centre_and_takes_means_of_boxes(tmp_path):
         assert min(np.abs(image - means).max() for image in found) <= 1  # rounded along each axis
 
 
-def test_every_format_that_pillow_reads_is_read(tmp_path):
+def test_every_common_format_is_read(tmp_path):
     levels = np.full((4, 6, 3), 77, np.uint8)
     (tmp_path / "a").mkdir()
-    for ending in ("png", "jpg", "bmp", "tiff", "webp", "gif"):
+    for ending in ("png", "jpg", "bmp", "tiff", "webp", "gif", "ppm"):
         Image.fromarray(levels).save(tmp_path / "a" / f"x.{ending}")
     images = np.concatenate([examples(tmp_path / "a", split)[0] for split in ("train", "test")])
-    assert len(images) == 6
+    assert len(images) == 7
     assert np.abs(images.astype(int) - 77).max() <= 2
+
+
+def ghostscript(folder: Path, monkeypatch) -> Path:
+    """The path of a file that is there once Pillow has run Ghostscript."""
+    trace, program = folder / "ran", folder / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return trace
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n%%EOF\n"
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_program_under_the_name_of_an_image_is_not_run(tmp_path, monkeypatch, size):
+    trace = ghostscript(tmp_path, monkeypatch)
+    for k in range(2):
+        draw(tmp_path / "a" / f"{k}.png", k)
+    (tmp_path / "a" / "2.png").write_bytes(EPS)
+    with pytest.raises(UserError, match=r"2\.png: cannot be read"):
+        [examples(tmp_path / "a", split, size) for split in ("train", "test")]
+    with pytest.raises(UserError, match=r"tar:2\.png: cannot be read"):
+        image_folder.pixels(io.BytesIO(EPS), "tar:2.png", (4, 6, 3), ("PNG",))
+    assert not trace.exists()
+
+
+def test_only_the_formats_asked_for_are_read():
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(stream, "bmp")
+    with pytest.raises(UserError, match="cannot be read"):
+        image_folder.pixels(stream, "a.png", (4, 6, 3), ("PNG",))
+    assert image_folder.pixels(stream, "a.png", (4, 6, 3), ("BMP",)).shape == (4, 6, 3)
+
+
+def test_what_could_be_a_program_is_no_image(tmp_path):
+    draw(tmp_path / "a" / "0.png", 0)
+    draw(tmp_path / "a" / "1.png", 1)
+    for ending in ("eps", "ps", "wmf", "pdf", "hdf"):
+        (tmp_path / "a" / f"x.{ending}").write_bytes(EPS)
+    assert image_folder.recipe(tmp_path / "a", None).counts == {"train": 1, "test": 1}
+
+
+def test_looking_at_many_images_is_seen(tmp_path):
+    for k in range(5):
+        draw(tmp_path / "a" / f"{k}.png", k)
+    bars: dict[str, list[int | None]] = {}
+
+    def start(task, total):
+        bars[task] = [total]
+        return bars[task].append
+
+    image_folder.recipe(tmp_path / "a", None, start)
+    assert bars == {"finding images in a": [None, *[1] * 5], "looking at a": [5, *[1] * 5]}
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -191,6 +249,41 @@ def test_other_images_in_the_same_place_are_told(capsys, tmp_path):
     args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
     assert prepare.main(args) == 0
     assert prepare.main(args) == 0
-    draw(tmp_path / "pets" / "2.png", 1)
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "pets" / "2.png")
     assert prepare.main(args) == 1
     assert "already holds other data (images of the folder pets; pets/ differs" in capsys.readouterr().err
+
+
+def paint(folder: Path, level: int) -> None:
+    """Files whose names, sizes and times are the same whatever the level."""
+    folder.mkdir(exist_ok=True)
+    for k in range(20):
+        path = folder / f"{k:02d}.bmp"
+        Image.fromarray(np.full((4, 6, 3), level, np.uint8)).save(path)
+        os.utime(path, (0, 0))
+
+
+def test_images_painted_over_are_other_images(capsys, tmp_path):
+    args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
+    paint(tmp_path / "pets", 7)
+    assert prepare.main(args) == 0
+    paint(tmp_path / "pets", 8)
+    assert prepare.main(args) == 1
+    assert "pets/ differs" in capsys.readouterr().err
+
+
+def test_a_conversion_does_not_mix_images_with_those_painted_over_them(monkeypatch, tmp_path):
+    args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 76)
+    paint(tmp_path / "pets", 7)
+    write = shards._write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shards, "_write_shard", lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more)
+        )
+        with pytest.raises(ZeroDivisionError):
+            prepare.main(args)
+    paint(tmp_path / "pets", 8)
+    assert prepare.main(args) == 0
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
+    assert (ArrayRecord(folder="pets").source("train").__getitems__(np.arange(18))["image"] == 8).all()

@@ -17,9 +17,9 @@ def levels(part: str, number: int, side: int = 32) -> np.ndarray:
     return np.random.default_rng((len(part), number)).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def png(array: np.ndarray) -> bytes:
+def png(array: np.ndarray, kind: str = "png") -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "png")
+    Image.fromarray(array).save(stream, kind)
     return stream.getvalue()
 
 
@@ -70,6 +70,7 @@ def test_reading_can_begin_anywhere(tmp_path, lay):
         (png(levels("x", 0, 31)), "is 31x31, not 32x32"),
         (png(levels("x", 0))[:-40], "cannot be read"),
         (b"not a png", "cannot be read"),
+        (png(levels("x", 0), "bmp"), "cannot be read"),
     ],
 )
 def test_a_bad_image_is_named(read, tmp_path, content, says):
