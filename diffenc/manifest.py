@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from diffenc import atomic
 from diffenc.errors import UserError
 
 NAME = "manifest.json"
+_MOST_LEVELS = 2**28  # in one image
+_MOST = 2**50  # examples or bytes in one shard
 _FORMAT = 1  # a manifest of another number was written by another version of this module
 
 
@@ -88,7 +92,7 @@ def read(folder: Path) -> Manifest | None:
         return _parsed(said) if said.pop("format", None) == _FORMAT else None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged; delete {folder} and prepare it again ({error!r})") from error
 
 
@@ -99,4 +103,45 @@ def _parsed(said: dict[str, Any]) -> Manifest:
     }
     for key in ("image_shape", "classes"):
         said[key] = tuple(said[key])
-    return Manifest(splits=splits, **said)
+    made = Manifest(splits=splits, **said)
+    _check(made)
+    return made
+
+
+def _check(made: Manifest) -> None:
+    """Raise ValueError if a value is not of its type, or not what a prepared folder can have."""
+    _whole(_MOST_LEVELS, image_shape=made.image_shape)
+    if len(made.image_shape) != 3 or math.prod(made.image_shape) > _MOST_LEVELS:
+        raise ValueError(f"image_shape is not (H, W, C) of up to {_MOST_LEVELS:,} levels")
+    _whole(256, num_levels=[made.num_levels])
+    _whole(2**31, num_classes=[made.num_classes])
+    _typed(str, name=made.name, source=made.source, note=made.note, diffenc_version=made.diffenc_version)
+    for name in made.classes:
+        _typed(str, classes=name)
+    for digests in (made.files, *made.files.values()):
+        _typed(dict, files=digests)
+    if set(made.splits) != {"train", "test"}:
+        raise ValueError("splits are not train and test")
+    for split in made.splits.values():
+        _check_split(split)
+
+
+def _check_split(split: Split) -> None:
+    _typed(str, sha256=split.sha256)
+    for shard in split.shards:
+        _typed(str, sha256=shard.sha256, name=shard.name)
+        _whole(_MOST, count=[shard.count], bytes=[shard.bytes])
+        if not re.fullmatch(r"\w[\w.-]*", shard.name):
+            raise ValueError("a shard's name is that of no plain file")
+
+
+def _whole(most: int, **values: Sequence[Any]) -> None:
+    for key, numbers in values.items():
+        if not all(type(number) is int and 1 <= number <= most for number in numbers):
+            raise ValueError(f"{key} is not within 1 .. {most:,}")
+
+
+def _typed(kind: type, **values: Any) -> None:
+    for key, value in values.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} is a {type(value).__name__}, not a {kind.__name__}")

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from absl import logging
 
 from diffenc import data, manifest, records
@@ -130,7 +130,7 @@ def _opened(path: Path, sha256: str, split: str, in_memory: int) -> Source:
     found = manifest.read(path)
     assert found is not None
     source = records.ShardSource(path, found.splits[split], found.image_shape)
-    size = len(source) * int(np.prod(found.image_shape))
+    size = len(source) * math.prod(found.image_shape)
     return source if size > in_memory else records.load(source)
 
 

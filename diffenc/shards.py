@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -26,9 +27,7 @@ from diffenc.paths import one_line
 from diffenc.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.versions import identify
 
-SHARD_BYTES = (
-    2**28
-)  # of records in a shard, about: a batch reads each of them once, so many small ones are slow
+SHARD_BYTES = 2**28  # of records in a shard, about; a batch reads from every shard, so many of them are slow
 DOWNLOADS = "downloads"  # in a folder under way: official files
 _RECIPE = "recipe.json"  # in a folder under way: what it is being made from
 _WRITE = "group_size:1,uncompressed"  # photographs hardly compress, and so every record is read alone
@@ -80,7 +79,7 @@ def clear(folder: Path) -> None:
 
 def per_shard(image_shape: tuple[int, int, int]) -> int:
     """The number of examples in every shard of a split but the last."""
-    return max(1, SHARD_BYTES // (int(np.prod(image_shape)) + records.LABEL_BYTES))
+    return max(1, SHARD_BYTES // (math.prod(image_shape) + records.LABEL_BYTES))
 
 
 def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
