@@ -22,6 +22,7 @@ from diffenc.evaluate import circumstances, identity
 from diffenc.experiment import Experiment
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Times
+from diffenc.mirror import mirrored
 from diffenc.model import Draws, bits_per_dim, draw
 from diffenc.modes import restore_ema
 from diffenc.objective import continuous, network_error, step_index
@@ -38,13 +39,14 @@ Means = dict[str, ImageMeans]
 Record = dict[str, Any]
 
 
-def diagnose(experiment: Experiment, workdir: str | Path) -> dict[str, Record]:
+@mirrored
+def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     """File WORKDIR/diagnostics/{loss,ends}.{json,png} of the averaged parameters; returns what both JSONs say.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
     """
-    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
+    mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
     settings = experiment.diagnose

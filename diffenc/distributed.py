@@ -96,6 +96,8 @@ def start(address: Address | None, detect: bool, notice: bool) -> None:
         "heartbeat_timeout_seconds": LOST_AFTER,
         "shutdown_timeout_seconds": LOST_AFTER,
     }
+    # Before, for where they do not meet XLA ends the process in words of its own.
+    logging.info("waiting for %s, for at most %d s", _others(address), MEET_WITHIN)
     try:
         jax.distributed.initialize(**given, **patience)
     except (RuntimeError, ValueError) as error:
@@ -158,6 +160,15 @@ def leave(status: int) -> NoReturn:
     if jax.distributed.is_initialized() and jax.process_count() > 1 and status:
         os._exit(status)
     sys.exit(status)
+
+
+def _others(address: Address | None) -> str:
+    if address is None:
+        return "the other processes, as JAX finds them (--nodistributed runs alone)"
+    return (
+        f"{address.num_processes} processes to meet at {address.coordinator}, each started with this --coordinator "
+        f"and --num_processes, and a --process_id of its own (here {address.process_id})"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Params, Variance
+from diffenc.mirror import mirrored
 from diffenc.modes import in_precision, restore_ema
 from diffenc.registry import variances
 from diffenc.sharding import data_mesh
@@ -56,13 +57,14 @@ class Schedule:
     nats: float
 
 
-def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+@mirrored
+def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Find the best times for the T and the variance that `evaluate` names, and file them in the workdir.
 
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     check_steps(settings.steps)
     check_depth(describe.precision(experiment), settings.steps)
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
@@ -85,7 +87,7 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         "excess_of": fits.origin(experiment, step),
     }
     target = fits.path(workdir, settings.steps, "fitted", settings.variance)
-    fits.save(target, best.times, record)
+    fit = fits.save(target, best.times, record)
     logging.info(
         "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images fitted to; times in %s",
         settings.steps,
@@ -94,7 +96,7 @@ def fit_schedule(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         record["bpd_diffusion_fitted"],
         target,
     )
-    return fits.load(target)
+    return fit
 
 
 def check_steps(num_steps: int) -> None:

@@ -20,6 +20,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample, Times
+from diffenc.mirror import mirrored
 from diffenc.model import draw
 from diffenc.modes import restore_ema
 from diffenc.objective import discrete, step_index
@@ -30,13 +31,14 @@ from diffenc.sharding import data_mesh
 from diffenc.streaming import StreamingMean
 
 
-def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+@mirrored
+def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure the excess of every step of the chain that `evaluate` names, and file it in the workdir.
 
     Raises:
       UserError: no T is given, there is no run, or a step was drawn less than twice.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=fit_variance needs T: give --steps=T")
     check_depth(describe.precision(experiment), settings.steps)
@@ -60,11 +62,11 @@ def fit_variance(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         **chosen,
         "excess_of": fits.origin(experiment, step),
     }
-    fits.save(target, times, record)
+    fit = fits.save(target, times, record)
     logging.info(
         "variances of %d steps, each from %d draws or more, in %s", settings.steps, costs.count.min(), target
     )
-    return fits.load(target)
+    return fit
 
 
 def check_draws(num_steps: int, passes: Passes) -> None:

@@ -104,16 +104,22 @@ def refuse_untrained(settings: Evaluate | Sample) -> None:
             )
 
 
-@by_main
-def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> None:
-    """File a fit: its times, and whatever `record` says of them.
+def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> dict[str, Any]:
+    """File a fit: its times, and whatever `record` says of them. Returns what `load` then gives.
 
     Raises:
       UserError: the disk refused.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     content = {**record, "steps": len(times) - 1, "times": times.tolist()}
-    atomic.write_text(target, atomic.to_json(content, indent=1) + "\n")
+    text = atomic.to_json(content, indent=1) + "\n"
+    _write(target, text)
+    return _parsed(text, target)
+
+
+@by_main
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(target, text)
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -122,8 +128,12 @@ def load(file: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is not a fit.
     """
+    return _parsed(file.read_text(), file)
+
+
+def _parsed(text: str, file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(text)
         times = np.asarray(content["times"], np.float64)
         arrays = {
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content

@@ -23,6 +23,7 @@ from diffenc.evaluate import circumstances, depth, depth_of, errors_table, ident
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
+from diffenc.mirror import mirrored
 from diffenc.model import Model
 from diffenc.modes import publish, restore_ema
 from diffenc.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
@@ -146,13 +147,14 @@ def step_log_weight(eps: Data, shift: Data, log_w: Float[Array, ""]) -> PerExamp
     return width + w * (sum_data(eps * shift) - 0.5 * sum_squares(shift))
 
 
-def k_sample(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+@mirrored
+def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure the K-sample bound of the chain that `evaluate` names, print a table, file it in the workdir.
 
     Raises:
       UserError: no T is given, there is no run, or what must be fitted is not.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=k_sample needs T: give --steps=T")
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)

@@ -24,6 +24,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Key, Params, PerExample
+from diffenc.mirror import mirrored
 from diffenc.model import Model
 from diffenc.modes import publish, restore_ema
 from diffenc.passes import Passes, compile_over
@@ -54,14 +55,15 @@ class Solved(NamedTuple):
     evaluations: Int[np.ndarray, "passes batches"]
 
 
-def likelihood(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+@mirrored
+def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure bits/dim by the ODE, print a table, file it as likelihood.{json,npz}; returns what the JSON says.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, networks in bfloat16, or the ODE could
         not be solved.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if describe.precision(experiment) == "bfloat16":
         raise UserError(
             "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "

@@ -4,20 +4,24 @@ Checkpoints go to the store themselves; see `diffenc.checkpoint`.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import logging
 
-from diffenc import stores
+from diffenc import distributed, stores
 from diffenc.checkpoint import FOLDER
 from diffenc.errors import UserError
 
 Stamp = tuple[int, int]  # size, time of the last change in nanoseconds
+
+R = TypeVar("R")
 
 _OPEN: "dict[Path, Mirror]" = {}  # by their folder
 
@@ -40,16 +44,36 @@ def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
             del _OPEN[mirror.folder]
 
 
+def mirrored(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
+    """`function(experiment, workdir)` for a workdir that may be an address; the function is given a folder."""
+
+    @functools.wraps(function)
+    def on_folder(experiment: Any, workdir: stores.PathLike) -> R:
+        with opened(workdir, distributed.is_main()) as folder:
+            return function(experiment, folder)
+
+    return on_folder
+
+
+def name_of(folder: Path) -> str:
+    """What a user calls the workdir opened as `folder`."""
+    mirror = _OPEN.get(folder)
+    return str(folder) if mirror is None else mirror.url
+
+
 def checkpoints_of(folder: Path) -> stores.PathLike:
     """Where the checkpoints of the workdir opened as `folder` are."""
     mirror = _OPEN.get(folder)
     return folder / FOLDER if mirror is None else stores.join(mirror.url, FOLDER)
 
 
-def push(folder: Path) -> None:
-    """Copy what has changed in the workdir opened as `folder` to the store it mirrors, if it does."""
-    if folder in _OPEN:
-        _OPEN[folder].push()
+def push(folder: Path) -> bool:
+    """Copy what has changed in the workdir opened as `folder` to the store it mirrors, if it does.
+
+    Returns:
+      Whether everything is there.
+    """
+    return folder not in _OPEN or _OPEN[folder].push()
 
 
 class Mirror:

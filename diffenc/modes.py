@@ -15,13 +15,14 @@ from rich.table import Table
 
 from diffenc import checkpoint
 from diffenc import workdir as workdirs
+from diffenc.data import train_identity
 from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
-from diffenc.mirror import checkpoints_of
+from diffenc.mirror import checkpoints_of, mirrored, name_of
 from diffenc.progress import Progress
 from diffenc.same_run import CONFIG, check_config, check_data
 from diffenc.sample_images import ImageSampler, file_name
@@ -41,7 +42,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
         restored = checkpoint.restore_from(checkpoints_of(workdir), abstract, step)
-    check_data(experiment, restored, workdir)
+    check_data(train_identity(experiment.dataset), restored, workdir)
     return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
 
 
@@ -50,13 +51,14 @@ def in_precision(leaf: Array) -> Array:
     return leaf.astype(jnp.zeros(()).dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
+@mirrored
+def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure bits/dim, print a table, file it in the workdir; returns what evaluation.json says.
 
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
-    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
+    mesh = data_mesh(experiment.mesh)
     ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
@@ -66,19 +68,21 @@ def evaluate(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     return figures
 
 
-def sample(experiment: Experiment, workdir: str | Path) -> Path:
+@mirrored
+def sample(experiment: Experiment, workdir: Path) -> Path:
     """Draw a grid of images into the workdir's samples/; returns the PNG's path.
 
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
-    workdir, mesh, settings = Path(workdir), data_mesh(experiment.mesh), experiment.sample
+    mesh, settings = data_mesh(experiment.mesh), experiment.sample
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     sampler = ImageSampler(experiment, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
     path = workdir / "samples" / file_name(settings, step)
     by_main(save_png)(path, images, experiment.dataset.num_levels)
-    logging.info("%d images of %d steps in %s", settings.num, settings.steps, path)
+    where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
+    logging.info("%d images of %d steps in %s", settings.num, settings.steps, where)
     return path
 
 
@@ -89,7 +93,7 @@ def publish(
     """File a measurement in the workdir (see `diffenc.workdir.keep`), and print it."""
     number = workdirs.keep(workdir, name, figures, arrays)
     Console(soft_wrap=True).print(shown)
-    logging.info("in %s, kept as number %d", workdir / f"{name}.json", number)
+    logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)
 
 
 def table(figures: dict[str, Any]) -> Table:

@@ -1,16 +1,18 @@
 """The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]."""
 
+import contextlib
 import difflib
 import logging as std_logging
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
-from diffenc import config, describe, distributed, mirror, modes, registry
+from diffenc import config, describe, distributed, modes, registry, stores
 from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
@@ -78,22 +80,18 @@ def run(arguments: Sequence[str]) -> None:
             return
         perform = _choose_mode(_MODE.value)
         _meet_others(_MODE.value)
-        if not _GIN_FILE.value:
-            raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
         if _DATA_DIR.value:
             os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
-        experiment = config.load(
-            _GIN_FILE.value, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value)
-        )
+        with gin_files(_GIN_FILE.value, _WORKDIR.value) as files:
+            experiment = config.load(files, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value))
         if _X64.value:
             _refuse_to_train(_MODE.value, "--x64", "training is in float32")
             if describe.precision(experiment) == "bfloat16":
                 raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
             jax.config.update("jax_enable_x64", True)
         enable_cache()
-        workdir = _WORKDIR.value or default_workdir(_GIN_FILE.value)
-        with distributed.not_waiting_for_the_lost(), mirror.opened(workdir, distributed.is_main()) as folder:
-            perform(experiment, folder)
+        with distributed.not_waiting_for_the_lost():
+            perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
@@ -105,7 +103,28 @@ def run(arguments: Sequence[str]) -> None:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
 
 
+@contextlib.contextmanager
+def gin_files(given: Sequence[str], workdir: str | None) -> Iterator[Sequence[str]]:
+    """The files given; without any, the config of the run that `workdir` holds, copied to where gin can read it.
+
+    Raises:
+      UserError: none given, and no run there.
+    """
+    if given:
+        yield given
+        return
+    text = None if workdir is None else stores.at(workdir).read(CONFIG)
+    if text is None:
+        raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / CONFIG
+        file.write_bytes(text)
+        yield [str(file)]
+
+
 def _meet_others(mode: str) -> None:
+    if mode == "plan":  # which reads and writes nothing, and computes nothing together
+        return
     address = distributed.check_address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     detect = distributed.announced(os.environ) if _DISTRIBUTED.value is None else _DISTRIBUTED.value
     distributed.start(address, detect, notice=mode == "train")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from diffenc import describe
 from diffenc.checkpoint import Restored
-from diffenc.data import train_identity
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 
@@ -24,9 +23,13 @@ def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ..
         )
 
 
-def check_data(experiment: Experiment, restored: Restored, workdir: Path) -> None:
-    """Raise UserError if the run in `workdir`, of which this was restored, was trained on other images."""
-    if restored.metadata["train_images"] != train_identity(experiment.dataset):
+def check_data(images: str, restored: Restored, workdir: Path) -> None:
+    """Raise UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
+
+    Args:
+      images: as `diffenc.data.train_identity` tells them.
+    """
+    if restored.metadata["train_images"] != images:
         raise UserError(
             f"{workdir} holds a run on other images than the train split of the data set has now: put back the data "
             "it was trained on (--data_dir, or the data set's folder), or choose another --workdir"

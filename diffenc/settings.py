@@ -234,7 +234,7 @@ class MeshShape:
       data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.
       fsdp: over so many devices each copy is split, with its average and the optimiser's moments.
       rules: exceptions, as pairs of a pattern for parameters' names (`*`, `?`, `[...]` as in a shell) and the axis
-        to split, or None to copy; the first that fits counts. --mode=plan and parameters.txt list the names.
+        to split, or None to copy; the first that fits counts. parameters.txt of a workdir lists the names.
     """
 
     data: int = 0

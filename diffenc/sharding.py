@@ -5,6 +5,7 @@ The mesh has two axes. Along `data` parameters are copied; along `fsdp` they may
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, Shaped
 
@@ -32,9 +33,13 @@ def data_mesh(shape: MeshShape = MeshShape()) -> Mesh:
 
 
 def arranged(data: int = 1, fsdp: int = 1) -> Mesh:
-    """The first data x fsdp devices."""
+    """The first data x fsdp devices, neighbours along `fsdp` where their wiring allows it."""
     devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    try:
+        grid = mesh_utils.create_device_mesh((data, fsdp), devices=devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError):  # no such arrangement on this wiring, or several slices
+        grid = np.array(devices).reshape(data, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def split_over(mesh: Mesh) -> NamedSharding:

@@ -17,7 +17,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffenc import atomic, checkpoint, describe, distributed, mirror, writers
+from diffenc import atomic, checkpoint, describe, distributed, mirror, stores, writers
 from diffenc import workdir as workdirs
 from diffenc.batches import train_batches
 from diffenc.clock import Clock
@@ -44,15 +44,20 @@ from diffenc.train_state import (
 from diffenc.visits import Visits, fetch_row
 
 
-def train(experiment: Experiment, workdir: str | Path = "runs/experiment") -> None:
-    """Train `experiment` in `workdir`, or go on with the run that is there.
+def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> None:
+    """Train `experiment` in `workdir`, a folder or an address, or go on with the run that is there.
 
     Raises:
       UserError: something is wrong with the experiment, its data or the workdir (then nothing was written),
         or the loss became NaN or infinite.
       Interrupted: SIGTERM or Ctrl-C came; the run is saved.
     """
-    workdir, mesh = Path(workdir), data_mesh(experiment.mesh)
+    _train(experiment, workdir)
+
+
+@mirror.mirrored
+def _train(experiment: Experiment, workdir: Path) -> None:
+    mesh = data_mesh(experiment.mesh)
     check_config(experiment, workdir)
     check_batch(experiment, mesh)
     with interrupts_of_all() as interrupts:
@@ -77,7 +82,10 @@ class Run:
         )
         self._mesh = mesh
         self._interrupts = interrupts
-        self._source = experiment.dataset.source("train")
+        self._source, self._train_images = (
+            experiment.dataset.source("train"),
+            train_identity(experiment.dataset),
+        )
         self._abstract = abstract_state(experiment, mesh)
         self._train_step = make_train_step(experiment, mesh)
         self._clock, self._in_flight = Clock(), InFlight()
@@ -87,7 +95,7 @@ class Run:
         self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         if self._restored:
-            check_data(experiment, self._restored, workdir)
+            check_data(self._train_images, self._restored, workdir)
         self._origin = None if self._restored else self._from_other_run()
         self._seen = self.checkpoints.steps()
         if self._restored and not (workdir / CONFIG).is_file():
@@ -131,6 +139,10 @@ class Run:
         if self._restored:
             self._cut_metrics(self._restored.metadata["metrics_bytes"])
             return writers.create_writer(self.workdir, resume_step=self._restored.step)
+        if not mirror.push(self.workdir):
+            raise UserError(
+                f"cannot write to {mirror.name_of(self.workdir)}: check the address, and your access"
+            )
         writer = writers.create_writer(self.workdir, resume_step=None)
         pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
         writer.write_hparams(dict(pairs))
@@ -187,7 +199,7 @@ class Run:
             self._writer.close()
         if first >= steps:
             logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
-        logging.info("all in %s", self.workdir)
+        logging.info("all in %s", mirror.name_of(self.workdir))
 
     def _next_batch(self, feed: Feed, step: int) -> jax.Array:
         try:
@@ -260,20 +272,17 @@ class Run:
             return
         self._writer.flush()
         mirror.push(self.workdir)
+        metrics = self.workdir / writers.METRICS
         metadata = {
             "owed": owed,
-            "metrics_bytes": self._metrics_bytes(),
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "config_hash": describe.config_hash(self.experiment),
-            "train_images": train_identity(self.experiment.dataset),
+            "train_images": self._train_images,
         }
         with self._clock.paused():
             self.checkpoints.save(step, self._state, metadata)
         self._saved = (step, owed)
-
-    @distributed.by_main
-    def _metrics_bytes(self) -> int:
-        return (self.workdir / writers.METRICS).stat().st_size
 
     def _refuse_bad(self) -> None:
         """Raise UserError if any step so far was not finite, so that such a state is never saved."""

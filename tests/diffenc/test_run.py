@@ -57,7 +57,7 @@ def go(monkeypatch, tmp_path):
 def test_the_mode_is_performed_on_what_the_flags_describe(called, go, mode):
     assert go(gin_file=[GIN], gin_bindings=["Experiment.seed = 3"], workdir="there", mode=mode) == 0
     ((name, experiment, workdir),) = called
-    assert (name, experiment.seed, workdir) == (mode, 3, Path("there"))
+    assert (name, experiment.seed, workdir) == (mode, 3, "there")
 
 
 def test_training_is_what_is_done_unless_told(called, go):
