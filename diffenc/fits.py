@@ -128,10 +128,10 @@ def load(file: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is not a fit.
     """
-    return _parsed(file.read_text(), file)
+    return _parsed(file.read_bytes(), file)
 
 
-def _parsed(text: str, file: Path) -> dict[str, Any]:
+def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         times = np.asarray(content["times"], np.float64)

@@ -223,7 +223,7 @@ def _free_port() -> int:
 def start_two(start, tmp_path_factory):
     """Starts two processes of one run: start_two(gin_file, workdir, bindings) -> both children."""
 
-    def make(gin_file: Path, workdir: Path, bindings=()) -> list[Child]:
+    def make(gin_file: Path, workdir: Path | str, bindings=(), *flags: str) -> list[Child]:
         arguments = [
             f"--gin_file={gin_file}",
             f"--workdir={workdir}",
@@ -231,7 +231,7 @@ def start_two(start, tmp_path_factory):
         ]
         address = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
         cwd = tmp_path_factory.mktemp("cwd")
-        return [start([*arguments, *address, f"--process_id={k}"], cwd=cwd) for k in range(2)]
+        return [start([*arguments, *address, f"--process_id={k}", *flags], cwd=cwd) for k in range(2)]
 
     return make
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 LONGER = ["Experiment.steps = 50", "Experiment.checkpoint_every = 25", "Experiment.evaluate_every = 50"]
 SPLIT = ["mesh.fsdp = 2", "mesh.rules = (('*/w', 0), ('*/b', 1))"]
+MORE = [*LONGER, "Experiment.steps = 58"]
 ENDLESS = ["Experiment.steps = 1_000_000", "Experiment.checkpoint_every = 100", "Experiment.log_every = 50"]
 TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"}
@@ -79,23 +81,37 @@ def test_the_first_process_alone_writes(one, other):
     assert len(theirs) == len(ours)
 
 
-def test_one_process_goes_on_where_others_stopped(other, start, tiny, tmp_path):
-    """And no bit of the state is another for it: its first rows follow from those of the longer run."""
-    before = _rows(other)
-    child = start(_arguments(tiny, other, [*LONGER, "Experiment.steps = 54"]), cwd=tmp_path)
+@pytest.fixture(scope="module")
+def longer(start, tiny, one, tmp_path_factory) -> list[dict]:
+    """The rows after step 50 of the run of one process, gone on with."""
+    workdir = tmp_path_factory.mktemp("longer") / "run"
+    shutil.copytree(one, workdir)
+    child = start(_arguments(tiny, workdir, MORE), cwd=workdir)
     assert child.wait() == 0, child.err
-    assert "resuming from step 50 to 54" in child.err
-    after = _rows(other)
-    assert after[: len(before)] == before
-    assert after[-1]["step"] == 54
+    return [row for row in _rows(workdir) if row["step"] > 50]
 
 
-def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, start, tiny, tmp_path):
+def test_one_process_goes_on_where_others_stopped(other, longer, start, tiny, tmp_path):
+    child = start(_arguments(tiny, other, MORE), cwd=tmp_path)
+    assert child.wait() == 0, child.err
+    assert "resuming from step 50 to 58" in child.err
+    rows = [row for row in _rows(other) if row["step"] > 50]
+    assert [row["step"] for row in rows] == [row["step"] for row in longer] == [52, 56, 58, 58]
+    for a, b in zip(longer, rows, strict=True):
+        for key in a:
+            if not key.endswith("latent_mc_se"):
+                assert b[key] == pytest.approx(a[key], rel=1e-5), (key, a["step"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "signum"), [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, tiny, tmp_path, asked, signum):
     workdir = tmp_path / "run"
-    first, second = start_two(tiny, workdir, ENDLESS)
+    first, second = children = start_two(tiny, workdir, ENDLESS)
     metrics = workdir / "metrics.jsonl"
     assert first.wait_until(lambda: metrics.exists() and metrics.stat().st_size), first.err
-    os.kill(second.pid, signal.SIGTERM)
+    os.kill(children[asked].pid, signum)
     assert (first.wait(), second.wait()) == (143, 143), first.err + second.err
     (said,) = re.findall(r"stopped at step (\d+), and saved", first.err)
     assert "stopped at step" not in second.err, "the first alone speaks"
@@ -107,7 +123,7 @@ def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, start, tiny, 
     assert f"resuming from step {said}" in again[0].err
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path, victim):
     workdir = tmp_path / "run"
     children = start_two(tiny, workdir, ENDLESS)
@@ -141,3 +157,42 @@ def test_a_workdir_in_use_ends_both(start_two, start, tiny, tmp_path):
     assert time.monotonic() - began < 60
     assert f"in use by the training process with pid {owner.pid}" in children[0].err
     os.kill(owner.pid, signal.SIGKILL)
+
+
+ALL_MODES = {
+    "evaluate": (),
+    "sample": (),
+    "fit_variance": ("--steps=5",),
+    "fit_schedule": ("--steps=5",),
+    "k_sample": ("--steps=5", "--gin_bindings=k_sample.samples = 2"),
+    "diagnose": (),
+    "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
+    "plan": ("--gin_bindings=plan.compile = False",),
+}
+FEW = [
+    "evaluate.num_images = 32",
+    "evaluate.batch_size = 16",
+    "fit.num_images = 64",
+    "fit.batch_size = 16",
+    "fit.knots = 5",
+    "diagnose.num_images = 64",
+    "diagnose.batch_size = 16",
+    "diagnose.bins = 4",
+]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "fit_variance",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ALL_MODES if mode != "fit_variance"),
+    ],
+)
+def test_two_processes_measure_a_run_that_lies_elsewhere(start_two, tiny, one, tmp_path, mode):
+    """The workdir is an address, which each process works on in a folder of its own."""
+    shutil.copytree(one, tmp_path / "run")
+    url = f"file://{tmp_path}/run"
+    children = start_two(tiny, url, [*LONGER, *FEW], f"--mode={mode}", *ALL_MODES[mode])
+    assert [child.wait() for child in children] == [0, 0], children[0].err + children[1].err
+    assert children[1].out.replace("[Gloo]", "").count("bpd") == 0, "the first alone speaks"
+    assert not list((tmp_path / "run").rglob("*.tmp*"))
