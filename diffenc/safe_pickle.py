@@ -18,6 +18,13 @@ from diffenc.errors import UserError
 from diffenc.limits import Limited
 from diffenc.paths import Stream, reading
 
+_REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
+_KEYS = {  # where on the stack the keys are that an operation hashes
+    pickle.SETITEM[0]: slice(-2, -1),
+    pickle.SETITEMS[0]: slice(None, None, 2),
+    pickle.DICT[0]: slice(None, None, 2),
+}
+_MAX_DIMS = 32
 _MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an object of a hundred bytes
 
 
@@ -54,9 +61,10 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
         self._left = limit  # bytes that may be encoded
-        self.dispatch = _Counted(  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
-            self.dispatch | {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
-        )
+        own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
+        own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
+        admitted = {operation: load for operation, load in self.dispatch.items() if operation not in _REFUSED}
+        self.dispatch = _Counted(admitted | own)  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
 
     def _load_bytearray(self) -> None:
         """The inherited one takes memory for as many bytes as are claimed."""
@@ -79,6 +87,21 @@ class _Unpickler(pickle._Unpickler):
         if known is None:
             raise UserError(f"{self._name}: its pickle asks for {module}.{name}; only arrays are admitted")
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
+
+
+def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """`load`, an operation that puts what lies at `keys` of the stack into a dictionary, for texts alone.
+
+    A pair of a pair of a pair ..., each time twice the same one, takes a few bytes and forever to hash.
+    """
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            if not isinstance(key, str | bytes):
+                raise ValueError(f"a {type(key).__name__} for a key")
+        load(unpickler)
+
+    return checked
 
 
 class _Counted(dict):
@@ -127,9 +150,15 @@ class _Array:
 def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _Dtype):
         raise ValueError("an array without bytes or dtype")
+    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
+        raise ValueError("a shape that no array has")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+
+
+def _is_size(size: Any) -> bool:
+    return type(size) is int and 0 <= size < 2**31
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
@@ -140,7 +169,7 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str | bytes):
-        raise ValueError(f"{value!r:.40} where text belongs")
+        raise ValueError(f"a {type(value).__name__} where text belongs")
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 

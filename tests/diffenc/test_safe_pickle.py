@@ -1,8 +1,10 @@
 import io
+import itertools
 import os
 import pickle
 import struct
 import subprocess
+import time
 import tracemalloc
 
 import numpy as np
@@ -113,6 +115,51 @@ def test_the_hand_made_array_is_good():
 def test_forged_arrays_are_refused(content, says):
     with pytest.raises(UserError, match=f"^batch: .*{says}"):
         load(content)
+
+
+def number(size: int) -> bytes:
+    """A pickled number of `size` bytes."""
+    return b"\x8b" + struct.pack("<i", size) + b"\x55" * size
+
+
+def pairs(depth: int, inner: bytes = b"K\x01") -> bytes:
+    """A pickled pair of a pair of ...: twice the same each time, so that it takes 2^depth to go through."""
+    return inner + b"2\x86" * depth
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (state(PLAIN, b"\x05", 1, number(400_000) + number(400_000) + b"\x86"), "KeyError"),
+        (b"\x80\x02}(" + number(400_000) + b"K\x01u.", "KeyError"),
+        (state(PLAIN, b"\x05", 1, b"(" + b"K\x01" * 33 + b"t"), "shape"),
+        (state(PLAIN, b"\x05", 1, b"(" + b"\x8a\xff" + b"\x55" * 255 + b"K\x00t"), "shape"),
+        (state(PLAIN, b"\x05", 1, pairs(24)), "shape"),
+        (state(PLAIN, b"\x05", 1, pairs(24, b"U\x01a")), "shape"),
+        (state(PLAIN, b"\x05", 1, b"K\x02K\x03\x86J\xff\xff\xff\x7f\x86"), "shape"),
+        (state(PLAIN, b"\x05", 1, b"X\x01\x00\x00\x00a"), "shape"),
+        (state(PLAIN.replace(b"U\x02u1", pairs(24)), b"\x05", 1), "where text belongs"),
+        (b"\x80\x02}" + pairs(24) + b"K\x01s.", "tuple"),
+        (b"\x80\x02}(" + pairs(24) + b"K\x01u.", "tuple"),
+        (b"\x80\x02(" + pairs(24) + b"K\x01d.", "tuple"),
+        (b"\x80\x04\x8f(" + pairs(24) + b"\x90.", "KeyError"),
+        (b"\x80\x04(" + pairs(24) + b"\x91.", "KeyError"),
+    ],
+    ids=itertools.count(),
+)
+def test_what_takes_long_to_go_through_is_refused_at_once(content, says):
+    began = time.process_time()
+    with pytest.raises(UserError, match=f"^batch: .*({says})") as caught:
+        load(content)
+    assert time.process_time() - began < 0.2
+    assert len(str(caught.value)) < 200
+
+
+def test_operations_have_an_end(monkeypatch):
+    monkeypatch.setattr(safe_pickle, "_MAX_OPERATIONS", 1000)
+    assert load(b"\x80\x02}" + b"]0" * 400 + b".") == {}
+    with pytest.raises(UserError, match="more than 1,000 operations"):
+        load(b"\x80\x02}" + b"]0" * 600 + b".")
 
 
 def test_attributes_that_a_pickle_sets_do_not_outlive_it():
