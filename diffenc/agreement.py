@@ -1,5 +1,7 @@
 """What processes that compute together must decide alike. All of them have to ask, from their main threads."""
 
+from collections.abc import Iterable
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -17,3 +19,10 @@ def as_first(*numbers: int) -> tuple[int, ...]:
     if jax.process_count() == 1:
         return numbers
     return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
+
+
+def list_of_first(numbers: Iterable[int]) -> list[int]:
+    """The first process's list, whatever its length; each must fit into 32 bits."""
+    mine = list(numbers)
+    (count,) = as_first(len(mine))
+    return list(as_first(*[*mine, *[0] * count][:count])) if count else []

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from diffenc import sealed
 from diffenc.sealed import UnreadableError
-from diffenc.stores import CONTEXT, REFUSALS, Store, as_os_error
+from diffenc.stores import CONTEXT, REFUSALS, Store, as_os_error, is_damage
 
 BLOCKS, INDEX = "blocks", "index.json"
 BLOCK = 16 << 20  # bytes, at most
@@ -96,6 +96,7 @@ def read(
 
     Raises:
       UnreadableError: something needed is missing or damaged; the message says what.
+      OSError: the store refused.
     """
     readings = [_Reading(store, folder, wanted) for folder in folders]
     found: dict[str, list[tuple[Box, np.ndarray]]] = {}
@@ -119,6 +120,7 @@ class _Reading:
 
     def __init__(self, store: Store, folder: str, wanted: Mapping[str, tuple[Box, np.dtype]]):
         self._where = folder
+        self._store = store
         index = sealed.read(store, f"{folder}/{INDEX}")
         needed = [
             Piece(name, Box(tuple(start), tuple(shape)), offset)
@@ -137,6 +139,8 @@ class _Reading:
             try:
                 run.pending.result()
             except Exception as error:  # tensorstore turns damage into errors of many types
+                if not is_damage(error):
+                    raise as_os_error(error, f"{self._store}/{self._where}") from error
                 names = run.pieces[0].name if len(run.pieces) == 1 else f"{run.pieces[0].name} …"
                 reason = str(error).splitlines()[0][:200]
                 raise UnreadableError(f"{self._where}, array {names}: {reason}") from error

@@ -72,20 +72,22 @@ class Attempt:
             if reasons:
                 raise OSError("; ".join(reasons))
             self._store.write(f"{self._name}/{META}", meta.encode())
-        except OSError:
+        except Exception:
             with contextlib.suppress(OSError):
                 self._store.remove(self._name)  # tells the others too
             raise
 
     def _take_part(self, mine: Part) -> None:
+        part = self._part(self._index)
         try:
             self._write_part(mine)
-        except OSError as error:
+            self._store.write(f"{part}.{DONE}", b"")
+        except Exception as error:  # whatever it is, the first process must not wait in vain
             with contextlib.suppress(OSError):
-                self._store.remove(self._part(self._index))  # makes room for the marker
-                self._store.write(f"{self._part(self._index)}.{FAILED}", str(error).encode())
+                if self._store.read(f"{part}.{DONE}") is None:  # else the first may have committed by now
+                    self._store.remove(part)  # makes room for the marker
+                    self._store.write(f"{part}.{FAILED}", str(error).encode())
             raise
-        self._store.write(f"{self._part(self._index)}.{DONE}", b"")
         self._patience.wait_for(self._settled, "the first process to commit")
         if self._store.read(f"{self._name}/{META}") is None:
             raise OSError("the first process gave it up; its log says why")
@@ -108,10 +110,10 @@ class Attempt:
 
     def _marker(self, index: int) -> str | None:
         """None = still writing, "" = done, otherwise why process `index` failed."""
-        if self._store.read(f"{self._part(index)}.{DONE}") is not None:
-            return ""
         reason = self._store.read(f"{self._part(index)}.{FAILED}")
-        return None if reason is None else f"process {index}: {reason.decode()}"
+        if reason is not None:  # looked for first: a `.done` that was refused may have got there all the same
+            return f"process {index}: {reason.decode()}"
+        return None if self._store.read(f"{self._part(index)}.{DONE}") is None else ""
 
     def _settled(self) -> bool:
         """Whether the first process committed, or removed the attempt."""

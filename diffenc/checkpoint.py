@@ -11,45 +11,24 @@ With several processes every one makes the same saves; see `diffenc.attempt`.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
 
 from diffenc import arrays, atomic, leaves, meta, stores
-from diffenc.agreement import all_succeeded, as_first
+from diffenc.agreement import as_first, list_of_first
 from diffenc.arrays import Part
 from diffenc.attempt import Attempt, Patience
 from diffenc.errors import UserError
-from diffenc.leaves import Described, Tree
-from diffenc.meta import META, Name, part_of
+from diffenc.leaves import Tree
+from diffenc.meta import META, Name
+from diffenc.restoring import Restored, Select, everything, read_by_all, reading, same_branches
 from diffenc.sealed import UnreadableError
-from diffenc.stores import Store
 
 FOLDER = "checkpoints"  # in a workdir
 GRACE = 20.0  # seconds that a run which ends by an error gives other processes to finish a save
 TIDY = 60.0  # seconds that other processes give the first one to sweep up
-
-Select = Callable[[Described, Described], Described]
-
-
-class Restored(NamedTuple):
-    """A checkpoint read back: the tree, the caller's metadata, the step."""
-
-    tree: Tree
-    metadata: dict[str, Any]
-    step: int
-
-
-def everything(saved: Described, wanted: Described) -> Described:
-    """For `Checkpoints.restore`: the wanted tree must be all that was saved."""
-    return saved
-
-
-def same_branches(saved: Described, wanted: Described) -> Described:
-    """For `Checkpoints.restore`: of what was saved, only the top-level branches that are wanted count."""
-    branches = {leaves.branch(name) for name in wanted}
-    return {name: leaf for name, leaf in saved.items() if leaves.branch(name) in branches}
 
 
 class Checkpoints:
@@ -57,11 +36,14 @@ class Checkpoints:
 
     One run at a time may save. As a context manager it waits for the last save on leaving.
 
-    Several processes of one run make theirs at the same time, with nobody saving meanwhile (between two
-    barriers), for each lists what is there to give the same names as the others. From then on all make the
-    same calls. The first one writes META.json and removes what is old.
+    Several processes of one run make theirs at the same time, with nobody saving meanwhile, and from then on
+    all make the same calls. What is there the first one tells the others, for disks that are shared may not
+    show all of them the same. It also writes META.json and removes what is old.
 
     `keep_last` of the newest are kept, at least 1, and those at multiples of `keep_every` for good (0 = none).
+
+    Attributes:
+      found: the steps of the checkpoints committed when this was made, ascending; the same in all processes.
     """
 
     def __init__(self, directory: stores.PathLike, keep_last: int = 3, keep_every: int = 0):
@@ -75,9 +57,11 @@ class Checkpoints:
         self._memory: arrays.Bytes | None = None  # of the last save
         self._step = 0  # of the last save
         self._failure: UserError | None = None
-        found = meta.found(self._store)
-        self._torn = [name for name, committed in found.items() if not committed]
-        self._generations = {name.step: name.generation for name in sorted(found)}
+        listed = self._listed_by_first()
+        self._torn = [name for name, committed in listed.items() if not committed]
+        self._generations = {name.step: name.generation for name in listed}
+        self._at_first = _committed(listed)
+        self.found = _steps(self._at_first)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -93,8 +77,17 @@ class Checkpoints:
             logging.error("%s", failure)  # raised here, it would hide the error that brought us here
 
     def steps(self) -> list[int]:
-        """The steps of all committed checkpoints, ascending."""
-        return sorted({name.step for name in self._committed()})
+        """The steps of all committed checkpoints, ascending, as this process sees them: for messages.
+
+        Raises:
+          UserError: the store refused to say.
+        """
+        with reading(self.directory):
+            return _steps(_committed(meta.found(self._store)))
+
+    def unchanged(self) -> bool:
+        """Whether the same are committed as when this was made, as the first process sees it. Called by all."""
+        return _committed(self._listed_by_first()) == self._at_first
 
     def save(self, step: int, tree: Tree, metadata: Mapping[str, Any]) -> None:
         """Copy `tree` to host memory, then write it in the background; its buffers may be donated at once.
@@ -142,16 +135,18 @@ class Checkpoints:
           select: what of the saved leaves must agree with `abstract`: `everything` or `same_branches`.
 
         Raises:
-          UserError: there is none (ask `steps()` first), none can be read, no such step, or it is of another
-            architecture; the message names the first leaf that differs.
+          UserError: there is none (ask `found` first), none can be read, no such step, or it is of another
+            architecture (the message names the first leaf that differs); or the store refuses, so that
+            nobody can tell whether the newest can be read.
         """
         self._settle()
-        steps, unread = self.steps(), ""
+        committed, unread = _committed(self._listed_by_first()), ""
+        steps = _steps(committed)
         if step is not None and step not in steps:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
-        for name in self._newest_first(step):
+        for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
-                return _read_by_all(self._store, str(name), abstract, select)
+                return read_by_all(self._store, str(name), abstract, select)
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -160,26 +155,33 @@ class Checkpoints:
         found = f"none of its checkpoints {steps} can be read" if steps else "no checkpoint there"
         raise UserError(f"{self.directory}: {found}; train first, or name another workdir")
 
-    def _newest_first(self, step: int | None) -> Iterator[Name]:
-        """The committed ones, or those of `step`, as the first process sees them."""
-        names = [name for name in reversed(self._committed()) if step in (None, name.step)]
-        (count,) = as_first(len(names))
-        for i in range(count):
-            yield Name(*as_first(*(names[i] if i < len(names) else (0, 0))))
+    def _listed_by_first(self) -> dict[Name, bool]:
+        """Every checkpoint and whether it is committed, ascending, as the first process sees it.
 
-    def _committed(self) -> list[Name]:
-        return sorted(name for name, committed in meta.found(self._store).items() if committed)
+        Raises:
+          UserError: the store refused to say.
+        """
+        listed = []
+        if jax.process_index() == 0:
+            with reading(self.directory):
+                listed = sorted(meta.found(self._store).items())
+        told = list_of_first(n for name, committed in listed for n in (*name, committed))
+        rows = zip(told[::3], told[1::3], told[2::3], strict=True)
+        return {Name(step, generation): bool(committed) for step, generation, committed in rows}
 
     def _settle(self) -> None:
         """Wait for the last save; log its failure."""
         known = self._failure
         self._finish()
         if self._failure is not None and self._failure is not known:
+            logging.error("%s; %s, and the run goes on", self._failure, self._last_good())
+
+    def _last_good(self) -> str:
+        try:
             steps = self.steps()
-            good = (
-                f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            )
-            logging.error("%s; %s, and the run goes on", self._failure, good)
+        except UserError as error:
+            return str(error)
+        return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _finish(self) -> None:
         if self._pending is None:
@@ -197,11 +199,12 @@ class Checkpoints:
         attempt = Attempt(self._store, str(name), jax.process_index(), jax.process_count(), self._patience)
         try:
             attempt.write(mine, told)
-        except OSError:
+        except Exception:
             self._torn.append(name)
             raise
         if jax.process_index() == 0:
-            self._retire(name.step)
+            with self._unimportant():
+                self._retire(name.step)
 
     def _sweep(self) -> None:
         """What was begun and not committed: the first process removes it, the others wait for that."""
@@ -209,18 +212,21 @@ class Checkpoints:
         if not torn:
             return
         if jax.process_index() == 0:
-            self._remove(torn)
+            with self._unimportant():
+                self._remove(torn)
             return
+
+        def gone() -> bool:
+            return all(committed for name, committed in meta.found(self._store).items() if name in torn)
+
         patience = Patience()
         patience.shorten(TIDY)
-        with contextlib.suppress(TimeoutError):  # it is in the way of nobody
-            patience.wait_for(
-                lambda: not set(torn) & set(meta.found(self._store)), "the first process to sweep up"
-            )
+        with contextlib.suppress(OSError):  # it is in the way of nobody, unlike a save that is never tried
+            patience.wait_for(gone, "the first process to sweep up")
 
     def _retire(self, newest: int) -> None:
         """Remove checkpoints that are too old. Later ones stay: a run that went back comes by them again."""
-        names = [name for name in self._committed() if name.step <= newest]
+        names = [name for name in _committed(meta.found(self._store)) if name.step <= newest]
         latest = {name.step: name for name in names}  # ascending, so of each step the last generation
         past = list(latest)
         kept = {
@@ -230,10 +236,14 @@ class Checkpoints:
         self._remove([name for name in names if name.step not in kept or name != latest[name.step]])
 
     def _remove(self, names: Iterable[Name]) -> None:
+        for name in names:
+            self._store.remove(f"{name}/{META}")  # first, so that no half of it ever counts as one
+            self._store.remove(str(name))
+
+    @contextlib.contextmanager
+    def _unimportant(self) -> Iterator[None]:
         try:
-            for name in names:
-                self._store.remove(f"{name}/{META}")  # first, so that no half of it ever counts as one
-                self._store.remove(str(name))
+            yield
         except OSError as error:
             logging.warning("%s: what is old could not be removed: %s", self.directory, error)
 
@@ -249,46 +259,23 @@ def restore_from(path: stores.PathLike, abstract: Tree, step: int | None = None)
       UserError: as in `Checkpoints.restore`.
     """
     store = stores.at(path)
-    if store.read(META) is not None:
+    if _first_finds(path, lambda: store.read(META) is not None):
         try:
-            return _read_by_all(store, "", abstract, same_branches)
+            return read_by_all(store, "", abstract, same_branches)
         except UnreadableError as error:
             raise UserError(f"checkpoint {path} cannot be read: {error}; name another one") from error
-    inner = FOLDER in store.names()
+    inner = _first_finds(path, lambda: FOLDER in store.names())
     return Checkpoints(stores.join(path, FOLDER) if inner else path).restore(abstract, step, same_branches)
 
 
-def _read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
-    """Raises UnreadableError in all processes if it is unreadable in one."""
-    restored, unreadable = None, UnreadableError("another process could not read it")
-    try:
-        restored = _read(store, name, abstract, select)
-    except UnreadableError as error:
-        unreadable = error
-    if not all_succeeded(restored is not None) or restored is None:
-        raise unreadable
-    return restored
+def _first_finds(path: stores.PathLike, question: Callable[[], bool]) -> bool:
+    with reading(path):
+        return bool(as_first(jax.process_index() == 0 and question())[0])
 
 
-def _read(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
-    content = meta.read(store, name)
-    named = leaves.by_name(abstract)
-    wanted = leaves.describe(named)
-    _require_same(f"{store}/{name}".rstrip("/"), select(content["leaves"], wanted), wanted)
-    parts = [part_of(name, index) for index in range(content["parts"])]
-    host = arrays.read(store, parts, leaves.boxes_here(named))
-    tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place(named, host))
-    return Restored(tree, content["metadata"], content["step"])
+def _committed(listed: Mapping[Name, bool]) -> list[Name]:
+    return sorted(name for name, committed in listed.items() if committed)
 
 
-def _require_same(where: str, saved: Described, wanted: Described) -> None:
-    for name in {**wanted, **saved}:
-        if saved.get(name) != wanted.get(name):
-            raise UserError(
-                f"checkpoint {where} is of another architecture: {name} is {_told(saved.get(name))} there "
-                f"and {_told(wanted.get(name))} here; use the config it was trained with, or another workdir"
-            )
-
-
-def _told(leaf: list | None) -> str:
-    return f"{leaf[1]}{leaf[0]}" if leaf else "absent"
+def _steps(names: Iterable[Name]) -> list[int]:
+    return sorted({name.step for name in names})

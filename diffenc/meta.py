@@ -56,6 +56,7 @@ def read(store: Store, name: str) -> dict[str, Any]:
     Raises:
       UnreadableError: it is damaged.
       UserError: it is of another format.
+      OSError: the store refused.
     """
     content = sealed.read(store, f"{name}/{META}".lstrip("/"))
     if content["format"] != FORMAT:

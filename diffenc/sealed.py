@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from diffenc.stores import Store
+from diffenc.stores import Store, is_damage
 
 
 class UnreadableError(Exception):
@@ -19,13 +19,22 @@ def text(content: Mapping[str, Any]) -> str:
 
 
 def read(store: Store, name: str) -> dict[str, Any]:
-    """What the file `name` says. Raises UnreadableError."""
+    """What the file `name` says.
+
+    Raises:
+      UnreadableError: it is absent or damaged.
+      OSError: the store refused to say.
+    """
     try:
         raw = (store.read(name) or b"").decode()
         content = json.loads(raw)
         del content["checksum"]
         whole = text(content) == raw
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        raise UnreadableError(f"{name}: {error}") from error
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise UnreadableError(f"{name}: {error}") from error
     if not whole:
         raise UnreadableError(f"{name}: wrong checksum")

@@ -4,6 +4,7 @@ Both take and give small files whole, list, and remove; arrays go there by `kvst
 for the place. A file of an object store is there at once and whole, so nothing is ever renamed there.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -23,6 +24,13 @@ PathLike = atomic.PathLike
 CONTEXT = ts.Context({"memory_key_value_store": {}})
 
 REFUSALS = (ValueError, NotImplementedError, MemoryError)  # the types that tensorstore gives its errors
+DAMAGE = (
+    "DATA_LOSS",
+    "FAILED_PRECONDITION",
+    "NOT_FOUND",
+    "OUT_OF_RANGE",
+)  # how they begin where content is bad
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 @runtime_checkable
@@ -72,13 +80,17 @@ def at(place: PathLike) -> Store:
     """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
 
     Raises:
-      UserError: the URL is of no kind that tensorstore knows.
+      UserError: the URL is of no kind that tensorstore knows, or is file:// with a host.
     """
     text = os.fspath(place)
     if not is_url(text):
         return Disk(Path(text))
     parts = urlsplit(text)
-    return Disk(Path(parts.path)) if parts.scheme == "file" else Objects(text)
+    if parts.scheme != "file":
+        return Objects(text)
+    if parts.netloc:
+        raise UserError(f"{text} names the host {parts.netloc!r}; use file:///FOLDER, or a plain path")
+    return Disk(Path(parts.path))
 
 
 def is_url(place: PathLike) -> bool:
@@ -109,9 +121,12 @@ class Disk:
         return Disk(self.folder / name)
 
     def names(self) -> dict[str, set[str]]:
-        if not self.folder.is_dir():
-            return {}
-        return {path.name: set(os.listdir(path)) for path in self.folder.iterdir() if path.is_dir()}
+        found: dict[str, set[str]] = {}
+        with contextlib.suppress(*ABSENT):
+            for path in self.folder.iterdir():
+                with contextlib.suppress(*ABSENT):  # a file; or another process removed it just now
+                    found[path.name] = set(os.listdir(path))
+        return found
 
     def files(self) -> list[str]:
         found = (path for path in self.folder.rglob("*") if path.is_file())
@@ -120,7 +135,7 @@ class Disk:
     def read(self, name: str) -> bytes | None:
         try:
             return (self.folder / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (*ABSENT, IsADirectoryError):
             return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -202,7 +217,27 @@ class Objects:
 
 def as_os_error(error: Exception, where: str) -> OSError:
     """What tensorstore says of a disk or a store that refuses, as an OSError with its number if it has one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return OSError(int(code[1]), os.strerror(int(code[1])), where)
-    return OSError(errno.EIO, str(error).splitlines()[0][:200], where)
+    number = _number(error)
+    if number:
+        return OSError(number, os.strerror(number), where)
+    return OSError(errno.EPROTO, str(error).splitlines()[0][:200], where)  # not EIO, see `is_damage`
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a failed reading, of Python or tensorstore, tells of bad content, not of a store that refuses.
+
+    An I/O error of a disk counts as bad content: a bad sector gives it, and the rest of the disk can be read.
+    """
+    number = error.errno if isinstance(error, OSError) else _number(error)
+    return number == errno.EIO if number else str(error).startswith(DAMAGE)
+
+
+def unreadable(place: PathLike, error: OSError) -> UserError:
+    """What to tell a user whose store refused to be read."""
+    reason = error.strerror or error
+    return UserError(f"cannot read {place}: {reason}; check the address, and your access to it")
+
+
+def _number(error: Exception) -> int | None:
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None

@@ -76,3 +76,51 @@ def test_one_that_never_comes(store):
     assert store.files() == []
     with pytest.raises(OSError, match="in vain for the first process to commit"):
         _attempt(store, 1, seconds=0.1).write(PART, "{}")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_any_kind_is_told_to_the_other(store, monkeypatch, failing):
+    def write(store, folder, part):
+        if folder.endswith(str(failing)):
+            raise KeyError("a mistake in the program")
+        real(store, folder, part)
+
+    real = arrays.write
+    monkeypatch.setattr(arrays, "write", write)
+    told = _both(store)
+    assert isinstance(told[failing], KeyError)
+    assert isinstance(told[1 - failing], OSError)
+    assert "in vain" not in str(told[1 - failing])
+    assert store.files() == []
+
+
+def test_a_marker_that_is_refused_is_told_to_the_first(store, monkeypatch):
+    def write(self, name, data):
+        if name.endswith(".done"):
+            raise OSError(28, "No space left on device")
+        real(self, name, data)
+
+    real = stores.Objects.write
+    monkeypatch.setattr(stores.Objects, "write", write)
+    first, second = map(str, _both(store))
+    assert (first, second) == (
+        "process 1: [Errno 28] No space left on device",
+        "[Errno 28] No space left on device",
+    )
+    assert store.files() == []
+
+
+def test_what_the_first_may_have_committed_is_not_removed(store, monkeypatch):
+    """The marker is there, and yet the store says that it refused it."""
+
+    def write(self, name, data):
+        real(self, name, data)
+        if name.endswith(".done"):
+            raise OSError(110, "Connection timed out")
+
+    real = stores.Objects.write
+    monkeypatch.setattr(stores.Objects, "write", write)
+    first, second = _both(store)
+    assert first is None
+    assert "timed out" in str(second)
+    assert [name for name in store.files() if not name.endswith(".done")] == FILES

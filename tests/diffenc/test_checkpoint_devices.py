@@ -18,7 +18,8 @@ COMMON = """
 import json, pathlib, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from diffenc.checkpoint import Checkpoints
+from diffenc import meta
+from diffenc.checkpoint import Checkpoints, restore_from
 from diffenc.errors import UserError
 
 def whole():
@@ -104,6 +105,19 @@ found["fell back to"] = checkpoints.restore(abstract(1, 2, True)).step  # only o
 meet("fell back")
 damaged.write_bytes(whole_again)
 found["steps"] = checkpoints.steps()
+meet("before the listing")
+real = meta.found
+if index == 1:
+    meta.found = lambda store: {}  # as on a disk that is slow to show what the other wrote
+stale = Checkpoints(root / "two", keep_last=2)
+found["found"] = stale.found
+found["step named"] = stale.restore(abstract(1, 2, True), 1).step
+found["same then"] = stale.unchanged()
+stale.save(1, placed(1, 2, True), {"at": 11})
+stale.wait()
+meta.found = real
+found["same now"] = stale.unchanged()
+found["saved again"] = restore_from(root / "two", abstract(1, 2, True), 1).metadata["at"]
 (root / f"found_{index}.json").write_text(json.dumps(found))
 """
 
@@ -194,8 +208,14 @@ def test_where_one_process_cannot_write_neither_saves_and_both_go_on(root, of_tw
     assert "step 2 was not saved" in of_two[0]["refused"]
     assert "process 1: " in of_two[0]["refused"]
     assert "step 2 was not saved" in of_two[1]["refused"]
-    assert sorted(path.name for path in (root / "two").iterdir()) == ["000000001", "000000003-1"]
+    assert sorted(path.name for path in (root / "two").iterdir()) == ["000000001-1", "000000003-1"]
 
 
 def test_where_one_process_cannot_read_both_take_an_older_one(of_two):
     assert [found["fell back to"] for found in of_two] == [1, 1]
+
+
+def test_what_is_there_the_first_tells_all(of_two):
+    for found in of_two:
+        assert (found["found"], found["step named"], found["saved again"]) == ([1, 3], 1, 11)
+        assert (found["same then"], found["same now"]) == (True, False)

@@ -1,9 +1,12 @@
 """A disk that is really full, or really read-only: the run goes on, and the last good checkpoint stands."""
 
+import functools
+import http.server
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import arrays, atomic
-from diffenc.checkpoint import Checkpoints
+from diffenc import arrays, atomic, meta
+from diffenc.checkpoint import Checkpoints, restore_from
 from diffenc.errors import UserError
 
 SIZE = 100_000  # numbers, of four bytes
@@ -163,3 +166,69 @@ def test_a_file_that_may_not_grow(tmp_path):
     )
     assert f"could not write {tmp_path}: File too large; free space there" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+def test_a_listing_that_is_refused_costs_nothing(tmp_path, monkeypatch, caplog):
+    def refuse(_):
+        raise OSError(116, "Stale file handle")
+
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        _save(checkpoints, 1)
+        checkpoints.wait()
+        monkeypatch.setattr(meta, "found", refuse)
+        _save(checkpoints, 2)
+        checkpoints.wait()
+        assert "what is old could not be removed: [Errno 116] Stale file handle" in caplog.text
+        monkeypatch.setattr(arrays, "write", lambda *_: refuse(_))
+        _save(checkpoints, 3)
+        _save(checkpoints, 4)
+        assert f"step 3 was not saved: could not write {tmp_path}/run: Stale file handle" in caplog.text
+        assert f"cannot read {tmp_path}/run: Stale file handle; check the address" in caplog.text
+        assert "step 4 was not saved" in _fails(checkpoints.wait)
+        checkpoints._failure = None
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        checkpoints._sweep()  # waits for the first, and cannot see whether it is done
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "run").found == [1, 2]
+
+
+@pytest.mark.parametrize("file", ["META.json", "process_0/index.json", "process_0/blocks/c/0"])
+def test_a_store_that_refuses_is_no_reason_to_go_back(tmp_path, file):
+    """A loop of links: the one refusal that a disk has for root too."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            _save(checkpoints, step)
+    path = tmp_path / "000000002" / file
+    path.unlink()
+    path.symlink_to(path.name)
+    told = _fails(lambda: Checkpoints(tmp_path).restore(ABSTRACT))
+    assert told == (
+        f"cannot read {tmp_path}/000000002: Too many levels of symbolic links; check the address, and your access to it"
+    )
+
+
+class _Forbidding(http.server.SimpleHTTPRequestHandler):
+    def send_head(self):
+        if self.path.endswith(self.server.forbidden):  # pyright: ignore[reportAttributeAccessIssue]
+            self.send_error(403)
+            return None
+        return super().send_head()
+
+    def log_message(self, format, *args): ...
+
+
+@pytest.mark.parametrize("file", ["META.json", "index.json", "blocks/c/0"])
+def test_an_address_that_refuses_is_named(tmp_path, file):
+    with Checkpoints(tmp_path) as checkpoints:
+        _save(checkpoints, 1)
+    handler = functools.partial(_Forbidding, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.forbidden = "nothing"  # pyright: ignore[reportAttributeAccessIssue]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/000000001"
+        assert float(restore_from(url, ABSTRACT).tree["w"][0]) == 1
+        server.forbidden = file  # pyright: ignore[reportAttributeAccessIssue]
+        told = _fails(lambda: restore_from(url, ABSTRACT))
+        server.shutdown()
+    assert told.startswith(f"cannot read {url}: ")
+    assert "403" in told

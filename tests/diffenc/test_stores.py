@@ -1,5 +1,6 @@
 """Folders on a disk and prefixes of an object store, by the same words."""
 
+import errno
 import os
 
 import pytest
@@ -68,3 +69,36 @@ def test_paths_and_urls():
 def test_no_address_at_all(url):
     with pytest.raises(UserError, match=rf"^{url} is no address of a store \(.*\); use gs://BUCKET/FOLDER$"):
         stores.at(url)
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_not_there(tmp_path, monkeypatch):
+    for name in ("goes", "stays"):
+        (tmp_path / name).mkdir()
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (_removed(path), real(path))[1])
+    assert stores.at(tmp_path).names() == {"stays": set()}
+
+
+def _removed(path) -> None:
+    if os.path.basename(path) == "goes":
+        os.rmdir(path)
+
+
+def test_a_file_url_with_a_host_is_refused():
+    with pytest.raises(UserError, match=r"^file://runs/a names the host 'runs'; use file:///FOLDER, or a"):
+        stores.at("file://runs/a")
+
+
+@pytest.mark.parametrize(
+    ("error", "damage"),
+    [
+        (OSError(errno.EIO, "a bad sector"), True),
+        (OSError(errno.ESTALE, "a server that went"), False),
+        (ValueError("DATA_LOSS: Digest mismatch"), True),
+        (ValueError("UNAVAILABLE: no network"), False),
+        (ValueError("UNKNOWN: Failed to read [os_error_code='5']"), True),
+        (ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"), False),
+    ],
+)
+def test_damage_is_told_from_a_refusal(error, damage):
+    assert stores.is_damage(error) == damage
