@@ -4,6 +4,7 @@ Checkpoints go to the store themselves; see `diffenc.checkpoint`.
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -15,11 +16,18 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from diffenc import distributed, stores
+from diffenc import curves, distributed, fits, stores
 from diffenc.checkpoint import FOLDER
 from diffenc.errors import UserError
+from diffenc.same_run import CONFIG
 
 Stamp = tuple[int, int]  # size, time of the last change in nanoseconds
+
+MOST = 1 << 30  # bytes to copy here
+READ_BY_ALL = (CONFIG, f"{fits.FOLDER}/", f"{curves.FOLDER}/")  # in processes that do not write too
+
+# Local folders: while it is filled, in use, and where the store lacks some of it.
+NEW, OPEN, KEPT = "diffenc-new-", "diffenc-open-", "diffenc-kept-"
 
 R = TypeVar("R")
 
@@ -87,26 +95,28 @@ class Mirror:
     """
 
     def __init__(self, url: str, writes: bool = True):
-        """Copy all that is there into a new folder.
+        """Copy what is there into a new folder; folders of processes that were killed are removed.
 
         Args:
-          writes: whether `push` does anything; False in the processes of a run that do not write.
+          writes: whether `push` does anything; False in the processes of a run that do not write. These
+            copy only what they read.
 
         Raises:
-          UserError: the store refused.
+          UserError: the store refused, holds too much, or a name that is none of a file in a folder.
         """
         self.url = url
         self._store = stores.at(url)
         self._writes = writes
-        self.folder = Path(tempfile.mkdtemp(prefix="diffenc-"))
+        self._copied = 0  # bytes
+        _sweep()
+        self.folder, self._lock = _new_folder()
         try:
             self._pull()
-        except OSError as error:
-            shutil.rmtree(self.folder)
-            reason = error.strerror or error
-            raise UserError(
-                f"cannot read {url}: {reason}; check the address, and your access to it"
-            ) from error
+        except BaseException as error:
+            self._remove()
+            if isinstance(error, OSError):
+                raise stores.unreadable(url, error) from error
+            raise
         self._pushed = self._stamps()
 
     def __enter__(self) -> "Mirror":
@@ -114,8 +124,10 @@ class Mirror:
 
     def __exit__(self, *exception: object) -> None:
         if self.push():
-            shutil.rmtree(self.folder)
+            self._remove()
         else:
+            self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(OPEN, KEPT)))
+            os.close(self._lock)
             logging.error("what %s lacks is in %s", self._store, self.folder)
 
     def push(self) -> bool:
@@ -136,15 +148,34 @@ class Mirror:
         self._pushed.update((name, stamps[name]) for name, ok in zip(changed, done, strict=True) if ok)
         return all(done)
 
+    def _remove(self) -> None:
+        shutil.rmtree(self.folder)
+        os.close(self._lock)
+
     def _pull(self) -> None:
-        names = [name for name in self._store.files() if not name.startswith(f"{FOLDER}/")]
+        names = [name for name in self._store.files() if _is_file(name) and self._needs(name)]
+        for name in names:
+            if os.path.isabs(name) or {"", "..", "."} & set(name.split("/")) or "\0" in name:
+                raise UserError(
+                    f"{self.url} holds {name!r}, which is no name of a file in a folder: remove it"
+                )
         with ThreadPoolExecutor(max_workers=8) as threads:
             list(threads.map(self._get, names))
 
+    def _needs(self, name: str) -> bool:
+        return not name.startswith(f"{FOLDER}/") and (self._writes or name.startswith(READ_BY_ALL))
+
     def _get(self, name: str) -> None:
+        data = self._store.read(name) or b""
+        self._copied += len(data)
+        if self._copied > MOST:
+            raise UserError(
+                f"{self.url} holds more than {MOST / 1e9:.1f} GB beside its checkpoints, which would all be "
+                "copied here: remove what does not belong there"
+            )
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._store.read(name) or b"")
+        path.write_bytes(data)
 
     def _put(self, name: str) -> bool:
         try:
@@ -164,3 +195,31 @@ class Mirror:
             if path.is_file() and not path.name.startswith(".")
             for status in [os.stat(path)]
         }
+
+
+def _is_file(name: str) -> bool:
+    """Consoles of object stores make empty objects that stand for folders."""
+    return bool(name) and not name.endswith("/")
+
+
+def _new_folder() -> tuple[Path, int]:
+    """An empty folder, and the descriptor that locks it until this process ends."""
+    new = Path(tempfile.mkdtemp(prefix=NEW))
+    lock = os.open(new, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a disk without locks
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new = new.rename(new.with_name(new.name.replace(NEW, OPEN)))  # only now is it one to sweep up
+    return new, lock
+
+
+def _sweep() -> None:
+    """Remove the folders of this user's processes that were killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{OPEN}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.getuid():
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
