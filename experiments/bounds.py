@@ -23,6 +23,7 @@ from rich.console import Console
 
 from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
 from diffenc.batches import epoch_order
+from diffenc.data import require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, identity
 from diffenc.experiment import Experiment
@@ -50,6 +51,7 @@ class Bounds:
         self.mesh = data_mesh(experiment.mesh)
         self.params, self.step = restore_ema(experiment, workdir, self.mesh, experiment.evaluate.step)
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
+        self.compared: list[dict[str, Any]] = []  # which images each figure is of, or is of some of
 
     def _with(self, **changes: Any) -> Experiment:
         evaluate = dataclasses.replace(self.experiment.evaluate, step=self.step, **changes)
@@ -59,6 +61,8 @@ class Bounds:
         self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]], *more: Any
     ) -> dict:
         """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
+        among = self.experiment.evaluate.num_images
+        self.compared.append(identity(experiment, experiment.evaluate, among))
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
         origin = self._origin(experiment, *more)
         if file.is_file():
@@ -167,6 +171,7 @@ def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
         for name, settings in columns(given.w).items()
     }
     beside = bounds.k_sample(given.k_steps, given.k, given.few) | bounds.ode(given.few)
+    require_same_images(bounds.compared)  # the data may have been replaced meanwhile
     few = {name: (bits, continuous.of(bounds.places(given.few))) for name, bits in beside.items()}
     settings = bounds.experiment.evaluate
     of = identity(bounds.experiment, settings, continuous.values.shape[1])

@@ -100,6 +100,24 @@ def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     assert fit["num_images"] == 20
 
 
+def test_images_replaced_meanwhile_are_not_put_beside_those_of_before(
+    found, workdir, tmp_path, tiny, monkeypatch, capsys
+):
+    shutil.copytree(workdir, tmp_path / "run")
+    dots, ode = type(tiny().dataset), bounds.Bounds.ode
+
+    def after_another(*given):
+        monkeypatch.setattr(dots, "fingerprint", lambda dataset, split: "other dots")
+        return ode(*given)
+
+    monkeypatch.setattr(bounds.Bounds, "ode", after_another)
+    assert bounds.main([f"--workdir={tmp_path / 'run'}", *SMALL]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: these figures are of different images")
+    assert "test of dots" in told
+    assert "other dots" in told
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
