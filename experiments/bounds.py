@@ -23,7 +23,7 @@ from rich.console import Console
 
 from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
 from diffenc.batches import epoch_order
-from diffenc.data import require_same_images
+from diffenc.data import require_same_images, some_of
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, identity
 from diffenc.experiment import Experiment
@@ -51,6 +51,9 @@ class Bounds:
         self.mesh = data_mesh(experiment.mesh)
         self.params, self.step = restore_ema(experiment, workdir, self.mesh, experiment.evaluate.step)
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
+        settings = experiment.evaluate
+        images = experiment.dataset.source(settings.split)
+        self.num_images = len(some_of(images, settings.num_images, settings.seed))
         self.compared: list[dict[str, Any]] = []  # which images each figure is of, or is of some of
 
     def _with(self, **changes: Any) -> Experiment:
@@ -61,8 +64,7 @@ class Bounds:
         self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]], *more: Any
     ) -> dict:
         """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
-        among = self.experiment.evaluate.num_images
-        self.compared.append(identity(experiment, experiment.evaluate, among))
+        self.compared.append(identity(experiment, experiment.evaluate, self.num_images))
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
         origin = self._origin(experiment, *more)
         if file.is_file():

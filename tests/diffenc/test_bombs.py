@@ -96,13 +96,13 @@ def test_an_idx_header_that_claims_ten_gigabytes(refused, tmp_path):
     assert megabytes < 50
 
 
-def test_a_gzip_bomb_behind_an_idx_header_of_a_million_images(refused, tmp_path):
-    million = struct.pack(">2I", 0x801, 1_000_000) + bytes(1_000_000)
-    images = gzip.compress(struct.pack(">4I", 0x803, 1_000_000, 28, 28)) + packed_zeros(2**30)
-    write_mnist(tmp_path, images, gzip.compress(million))
+def test_a_gzip_bomb_behind_an_idx_header(refused, tmp_path):
+    labels = struct.pack(">2I", 0x801, 200_000) + bytes(200_000)
+    images = gzip.compress(struct.pack(">4I", 0x803, 200_000, 28, 28)) + packed_zeros(2**28)
+    write_mnist(tmp_path, images, gzip.compress(labels))
     told, megabytes = refused("mnist")
-    assert "holds more than the 784000000 bytes" in told
-    assert megabytes < 100
+    assert "holds more than the 156800000 bytes" in told
+    assert megabytes < 60
 
 
 def cifar(folder: Path, content: bytes, claims: int | None = None, kind: bytes = tarfile.REGTYPE) -> None:
@@ -122,7 +122,7 @@ def test_a_tar_member_or_header_that_claims_ten_gigabytes(refused, tmp_path, kin
     assert megabytes < 50
 
 
-@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, pytest.param(tarfile.XHDTYPE, marks=pytest.mark.slow)])
 def test_a_gzip_bomb_in_a_tar(refused, tmp_path, kind):
     member = tarfile.TarInfo("padding")
     member.size, member.type = TEN_GB, kind
@@ -180,6 +180,7 @@ def test_a_pickle_that_encodes_one_text_over_and_over(refused, tmp_path):
     assert megabytes < 250
 
 
+@pytest.mark.slow
 def test_a_pickle_of_endless_empty_lists(refused, tmp_path):
     cifar(tmp_path, b"\x80\x02(" + b"]" * 2**21 + b"t.")
     told, megabytes = refused("cifar10")
@@ -203,7 +204,7 @@ def imagenet(folder: Path, name: str, content: bytes, forged: int | None = None)
 
 def test_a_zip_bomb(refused, tmp_path):
     imagenet(tmp_path, "val_data", b"")
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    deflate = zlib.compressobj(1, zlib.DEFLATED, -15)
     content = b"".join(deflate.compress(bytes(2**24)) for _ in range(33)) + deflate.flush()
     bomb = zipfile.ZipInfo("val_data")
     with zipfile.ZipFile(tmp_path / "Imagenet32_val.zip", "w", zipfile.ZIP_STORED) as packed:

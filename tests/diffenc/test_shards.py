@@ -228,7 +228,8 @@ def goes_on(official, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "how",
+    [signal.SIGKILL, *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGINT, signal.SIGTERM))],
 )
 def test_a_process_that_is_stopped_leaves_whole_shards_that_the_next_keeps(official, goes_on, tmp_path, how):
     process = start(official, 0.2)

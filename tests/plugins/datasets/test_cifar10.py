@@ -240,6 +240,7 @@ def trusted(archive: tarfile.TarFile, name: str) -> tuple[np.ndarray, list[int]]
     return np.stack([plane.reshape(-1, 32, 32) for plane in planes], axis=-1), batch["labels"]
 
 
+@pytest.mark.slow
 def test_the_real_archive(read):
     if "DIFFENC_SHARED" not in os.environ:
         pytest.skip("DIFFENC_SHARED is not set")

@@ -128,6 +128,7 @@ def test_the_real_files(read):
     assert Mnist().source_name == "MNIST (LeCun et al. 1998)"
 
 
+@pytest.mark.slow
 def test_fashion_mnist_is_read_beside_mnist_and_known(folder, read, tmp_path):
     debian = Path("/usr/share/datasets/fashion-mnist")
     if not debian.is_dir():
