@@ -4,11 +4,11 @@ import importlib.util
 import json
 import os
 import socket
+import struct
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 from absl import logging
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import masked_crc32c
 
 from diffenc import atomic
+from diffenc.owing import OwingFile
 
 
 def _stand_in_for_tensorflow() -> None:
@@ -72,7 +73,8 @@ class TensorboardWriter(_Silent):
     """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
 
     Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
-    when its thread dies of a full disk the next `put` hangs for ever.
+    when its thread dies of a full disk the next `put` hangs for ever. A full disk is waited for, see
+    `diffenc.owing`.
     """
 
     def __init__(self, logdir: atomic.PathLike, purge_step: int | None = None):
@@ -82,24 +84,20 @@ class TensorboardWriter(_Silent):
           purge_step: TensorBoard hides what older files hold of this step and later ones.
 
         Raises:
-          UserError: the disk refused; the same holds for every write.
+          UserError: the file cannot be made.
         """
-        self._logdir = Path(logdir)
+        logdir = Path(logdir)
         # Nanoseconds: tensorboardX names its files by the second and empties a namesake.
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
-        with self._refusals():
-            self._logdir.mkdir(parents=True, exist_ok=True)
-            self._file = RecordWriter(str(self._logdir / name))
+        self._file = _opened(logdir / name, logdir)
         self._add(0, file_version="brain.Event:2")
         if purge_step is not None:
             self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         for name, value in scalars.items():
             self._add(step, summary=summary.scalar(name, _number(value)))
-        self.flush()
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Images [H, W, C], or [N, H, W, C] under NAME/0, NAME/1, ...; uint8, or floats in [0, 1]."""
@@ -126,57 +124,39 @@ class TensorboardWriter(_Silent):
         values = {k: v if isinstance(v, bool | int | float | str) else repr(v) for k, v in hparams.items()}
         for part in summary.hparams(values, {"bpd": 0.0}):
             self._add(0, summary=part)
-        self.flush()
 
     def flush(self) -> None:
-        with self._refusals():
-            self._file.flush()
+        self._file.settle()
 
     def close(self) -> None:
-        with self._refusals():
-            self._file.close()
+        """Raises UserError if the disk refuses what is owed to the end."""
+        self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
         event = Event(wall_time=time.time(), step=int(step), **content)
-        with self._refusals():
-            self._file.write(event.SerializeToString())
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise atomic.unwritable(self._logdir, error) from error
+        self._file.add(_framed(event.SerializeToString()))
 
 
 class JsonlWriter(_Silent):
     """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
 
-    Every line is with the operating system when `write_scalars` returns, so a killed process loses none.
+    Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
+    the disk is full, which is waited for, see `diffenc.owing`.
     """
 
     def __init__(self, path: atomic.PathLike):
-        """Append to `path`. Raises UserError if the disk refuses."""
-        self._path = Path(path)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise atomic.unwritable(path, error) from error
+        """Append to `path`. Raises UserError if it cannot be made."""
+        self._file = _opened(Path(path), path)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
-        """Raises UserError if the disk is full; the file then still ends with a whole line."""
         row = {"step": int(step), **{name: _number(value) for name, value in scalars.items()}}
-        line = atomic.to_json(row).encode() + b"\n"
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            while line:  # a nearly full disk takes a part, then says why it takes no more
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            self._file.truncate(size)
-            raise atomic.unwritable(self._path, error) from error
+        self._file.add(atomic.to_json(row).encode() + b"\n")
+
+    def flush(self) -> None:
+        self._file.settle()
 
     def close(self) -> None:
+        """Raises UserError if the disk refuses what is owed to the end."""
         self._file.close()
 
 
@@ -236,6 +216,24 @@ def cut_rows(path: atomic.PathLike, step: int) -> None:
     new = b"".join(line for line in whole if (at := _step_of(path, line)) is not None and at <= step)
     if new != old:
         atomic.write_bytes(path, new)
+
+
+def _opened(path: Path, named: atomic.PathLike) -> OwingFile:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return OwingFile(path)
+    except OSError as error:
+        raise atomic.unwritable(named, error) from error
+
+
+def _framed(event: bytes) -> bytes:
+    """As it stands in an event file, between its length and checksums."""
+    size = struct.pack("<Q", len(event))
+    return b"".join([size, _checksum(size), event, _checksum(event)])
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 def _step_of(path: Path, line: bytes) -> int | None:

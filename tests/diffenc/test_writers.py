@@ -150,23 +150,26 @@ FULL_DISK = """
 import resource, sys
 from diffenc import writers
 from diffenc.errors import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 writer = {"jsonl": writers.JsonlWriter, "events": writers.TensorboardWriter}[sys.argv[1]](sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for step in range(200):
+    writer.write_scalars(step, {"bpd": 1.5})
 try:
-    for step in range(200):
-        writer.write_scalars(step, {"bpd": 1.5})
+    writer.close()
 except UserError as error:
     print(error)
 """
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "events"])
-def test_a_full_disk_is_one_line_and_whole_rows_stay(tmp_path, kind):
+def test_a_disk_that_stays_full_is_one_line_in_the_end_and_whole_rows_stay(tmp_path, kind):
     target = tmp_path / kind
     command = [sys.executable, "-c", FULL_DISK, kind, target]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"could not write {target}: File too large; free space")
+    assert done.stdout.startswith(f"could not write {target}")
+    assert "File too large; free space" in done.stdout
     assert done.stdout.count("\n") == 1
+    assert done.stderr.count("could not write") == 1, "while it ran"
     if kind == "jsonl":
         assert target.read_bytes().endswith(b"}\n")
         assert [row["step"] for row in _rows(target)] == list(range(len(_rows(target))))
