@@ -170,17 +170,17 @@ def test_attributes_that_a_pickle_sets_do_not_outlive_it():
 
 
 def test_every_truncation_is_a_user_error():
-    content = pickle.dumps({"data": np.arange(40, dtype=np.uint8), "labels": [1, 2]}, 2)
+    content = pickle.dumps({"data": np.arange(6, dtype=np.uint8), "labels": [1, 2]}, 2)
     for length in range(len(content)):
         with pytest.raises(UserError, match=r"^batch: "):
             load(content[:length])
 
 
 def test_flipped_bytes_give_a_dictionary_or_a_user_error():
-    content = pickle.dumps({"data": np.arange(40, dtype=np.uint8), "labels": [1, 2]}, 2)
+    content = pickle.dumps({"data": np.arange(6, dtype=np.uint8), "labels": [1, 2]}, 2)
     refusals = []
     for place in range(len(content)):
-        for flip in (0x01, 0x20, 0xFF):
+        for flip in (0x01, 0xFF):
             try:
                 found = load(content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :])
             except UserError as error:
