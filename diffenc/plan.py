@@ -59,6 +59,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     mesh = one_device()
     state = abstract_state(share, mesh)
     step, levels = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_levels(share, mesh)
+    split = state_memory(state, experiment.mesh)
     work = flops.count(step.trace(state, levels).jaxpr)
     compiled = compile_ahead("the train step", step, state, levels) if experiment.plan.compile else None
     return {
@@ -68,8 +69,9 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         "images": share.batch_size,
         "parameters": {part: count_parameters(branch) for part, branch in state.params.items()},
         "flops": {"train": work.flops / share.batch_size, **forward_flops(experiment, state)},
-        "memory": state_memory(state, experiment.mesh),
-        "compiled": compiled and compiled_memory(compiled),
+        "memory": split,
+        "compiled": compiled
+        and with_state(split, state_memory(state, MeshShape()), compiled_memory(compiled)),
         "backend": jax.default_backend(),
         "accelerator": experiment.plan.accelerator,
         "capacity": capacity(experiment),
@@ -134,6 +136,21 @@ def compiled_memory(compiled: Any) -> dict[str, int] | None:
     results = said.output_size_in_bytes - said.alias_size_in_bytes
     total = arguments + results + temporary
     return {"arguments": arguments, "results": results, "temporary": temporary, "total": total}
+
+
+def with_state(
+    split: dict[str, int], whole: dict[str, int], compiled: dict[str, int] | None
+) -> dict[str, int] | None:
+    """`compiled_memory` of a step with a `whole` state, as it is with one that is `split` over devices.
+
+    Parameters are then gathered beside a device's part of them; the gradient is whole in both.
+    """
+    if compiled is None or split == whole:
+        return compiled
+    arguments = compiled["arguments"] - whole["state"] + split["state"]
+    temporary = compiled["temporary"] + whole["parameters"]
+    total = arguments + compiled["results"] + temporary
+    return {**compiled, "arguments": arguments, "temporary": temporary, "total": total}
 
 
 def capacity(experiment: Experiment) -> float | None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from diffenc import config, describe, peaks
+from diffenc import plan as plans
 from diffenc.errors import UserError
 from diffenc.plan import figures_of, plan, table
 from diffenc.settings import MeshShape, Plan
@@ -117,6 +118,16 @@ def test_what_is_split_takes_a_part_on_each_device(planned):
         "optimizer": 1024,
         "state": 2048,
     }
+
+
+def test_a_split_state_is_gathered_for_the_step():
+    whole, split = {"state": 100, "parameters": 30}, {"state": 40, "parameters": 10}
+    compiled = {"arguments": 110, "results": 1, "temporary": 50, "total": 161}
+    assert plans.with_state(whole, whole, compiled) == compiled
+    assert plans.with_state(split, whole, None) is None
+    assert plans.with_state(split, whole, compiled) == {
+        "arguments": 50, "results": 1, "temporary": 80, "total": 131
+    }  # fmt: skip
 
 
 def test_memory_is_what_the_state_then_takes(planned, compiled):
