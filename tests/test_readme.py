@@ -15,7 +15,7 @@ from absl import flags
 
 from diffenc import config, manifest, prepare, registry
 from diffenc import run as command_line
-from diffenc.manifest import Manifest
+from diffenc.manifest import Manifest, Split
 from diffenc.recipe import Preparable
 from experiments import benchmark, weak_scaling
 from experiments.launch import local
@@ -95,7 +95,8 @@ def mine(monkeypatch, tmp_path):
     """Prepared images of one's own, as far as a config asks for them."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     (tmp_path / "mine").mkdir()
-    made = Manifest("folder", "mine", (64, 64, 3), 256, 1, (), {}, {}, "", "0")
+    splits = {name: Split("", ()) for name in ("train", "test")}
+    made = Manifest("folder", "mine", (64, 64, 3), 256, 1, (), splits, {}, "", "0")
     manifest.write(made, tmp_path / "mine")
 
 
