@@ -92,12 +92,11 @@ class Run:
         self._profile = Profile(workdir, experiment.profile_at, self._clock)
         self._visits = Visits(experiment, workdir, mesh, interrupts.check)
         self._config_text = describe.config_text(experiment)
-        self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.steps() else None
+        self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.found else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         if self._restored:
             check_data(self._train_images, self._restored, workdir)
         self._origin = None if self._restored else self._from_other_run()
-        self._seen = self.checkpoints.steps()
         if self._restored and not (workdir / CONFIG).is_file():
             self._check_hash(self._restored.metadata["config_hash"])
 
@@ -111,7 +110,7 @@ class Run:
     def check_unchanged(self) -> None:
         """Raise UserError if another process worked in the workdir between the reading and the claim."""
         check_config(self.experiment, self.workdir)
-        if self.checkpoints.steps() != self._seen:
+        if not self.checkpoints.unchanged():
             raise UserError(f"another process wrote to {self.workdir} just now: run the same command again")
 
     def _from_other_run(self) -> checkpoint.Restored | None:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from diffenc import distributed, fits
 from diffenc import workdir as workdirs
+from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, record
 from diffenc.experiment import Experiment
 from diffenc.images import grid, save_png, to_uint8
@@ -75,7 +76,11 @@ class Visits:
             return
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
-        distributed.by_main(save_png)(path, images, num_levels)
+        try:
+            distributed.by_main(save_png)(path, images, num_levels)
+        except UserError as error:  # a disk that is full now
+            logging.error("%s; the run goes on", error)
+            return
         writer.write_images(step, {"samples": grid(to_uint8(images, num_levels))})
         logging.info("samples in %s", path)
 

@@ -135,6 +135,15 @@ def test_samples_are_of_the_averaged_parameters(visits, state, tmp_path):
     np.testing.assert_array_equal(shown["samples"][..., 0], picture)
 
 
+def test_a_picture_that_a_full_disk_refuses_does_not_end_the_run(visits, state, tmp_path, caplog):
+    """Here a file lies where its folder should."""
+    (tmp_path / "samples").write_text("in the way")
+    writer = Recorder()
+    visits()[0]["samples"](writer, state, 6)
+    assert "could not write" in caplog.text
+    assert "the run goes on" in caplog.text
+
+
 @pytest.mark.parametrize(("name", "parts"), [("evaluation", 2 * 4), ("samples", 6)])
 def test_between_parts_a_visit_asks_whether_to_stop(visits, state, tmp_path, name, parts):
     calls = []
