@@ -14,6 +14,10 @@ import pytest
 
 from diffenc import arrays, stores
 
+QUICKLY = (
+    "Experiment.evaluate_every = 0",
+    "Experiment.sample_every = 0",
+)  # nothing but steps and checkpoints
 TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 
 
@@ -191,9 +195,9 @@ def test_many_kills_at_random_seconds(start_python, unet, straight_unet, tmp_pat
     assert_same_run(tmp_path / "run", straight_unet)
 
 
-def _kill_two(start_two, gin_file: Path, workdir: Path, both: bool, seconds: float) -> list[int]:
-    """Starts two processes and kills one, or both, so many seconds after the run is there. Their exit statuses."""
-    children = start_two(gin_file, workdir)
+def _kill_two(start_two, gin_file: Path, workdir: Path, both: bool, seconds: float, bindings) -> list[int]:
+    """Starts two processes and kills one, or both, so many seconds after their first row. Their exit statuses."""
+    children = start_two(gin_file, workdir, bindings)
     rows = _step(workdir)
     children[0].wait_until(lambda: _step(workdir) > rows)
     children[0].wait_until(_after(seconds))
@@ -203,29 +207,47 @@ def _kill_two(start_two, gin_file: Path, workdir: Path, both: bool, seconds: flo
     return [child.wait() for child in children]
 
 
-@pytest.fixture(scope="module")
-def straight_two(start_two, tiny, tmp_path_factory) -> Path:
-    """The workdir of `tiny` trained by two processes, undisturbed."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    for child in start_two(tiny, workdir):
-        assert child.wait() == 0, child.err
-    return workdir
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "bindings"),
+    [(2, ()), pytest.param(30, ("Experiment.steps = 3_000", *QUICKLY), marks=pytest.mark.slow)],
+)
 def test_two_processes_killed_again_and_again_are_the_undisturbed_two(
-    start_two, tiny, straight_two, tmp_path, kills
+    start_two, tiny, tmp_path, kills, bindings
 ):
     """Both at once, or one of them, whose death ends the other."""
-    workdir, statuses = tmp_path / "run", []
+    straight, workdir, statuses = tmp_path / "straight", tmp_path / "run", []
+    for child in start_two(tiny, straight, bindings):
+        assert child.wait() == 0, child.err
     for _ in range(kills):
         both = kills == 2 or random.random() < 0.7
-        statuses.append(_kill_two(start_two, tiny, workdir, both, random.uniform(0, 0.4)))
-    assert -signal.SIGKILL in statuses[0]
-    for child in start_two(tiny, workdir):
+        statuses.append(_kill_two(start_two, tiny, workdir, both, random.uniform(0, 0.4), bindings))
+    killed = [-signal.SIGKILL in pair for pair in statuses]
+    assert killed[0]
+    assert kills == 2 or sum(killed) >= 25, statuses
+    for child in start_two(tiny, workdir, bindings):
         assert child.wait() == 0, child.err
-    assert_same_run(workdir, straight_two)
+    assert_same_run(workdir, straight)
     assert not _writing(workdir), "what kills left behind is swept up"
+
+
+@pytest.mark.slow
+def test_one_process_killed_thirty_times_is_the_undisturbed_one(start, finish, tiny, tmp_path):
+    """At moments that know nothing of steps or checkpoints, of which there is one every few milliseconds."""
+    flags = [f"--gin_bindings={binding}" for binding in ("Experiment.steps = 6_000", *QUICKLY)]
+    straight, workdir = finish(tiny, tmp_path / "straight", *flags), tmp_path / "run"
+    killed = 0
+    for _ in range(30):
+        child = start([f"--gin_file={tiny}", f"--workdir={workdir}", *flags], cwd=tmp_path)
+        rows = _step(workdir)
+        child.wait_until(lambda rows=rows: _step(workdir) > rows)
+        if child.wait_until(_after(random.uniform(0, 1))):
+            os.kill(child.pid, signal.SIGKILL)
+        killed += child.wait() == -signal.SIGKILL
+        torn = [f for f in (workdir / "checkpoints").iterdir() if not (f / "META.json").exists()]
+        assert len(torn) <= 1
+    assert killed >= 25
+    finish(tiny, workdir, *flags)
+    assert_same_run(workdir, straight)
 
 
 def test_20_steps_and_then_40_are_40(finish, tiny, straight, tmp_path):
