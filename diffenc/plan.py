@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +56,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     """All that is planned, by name: bytes, FLOPs, seconds; memory and `images` are of one device."""
     devices = experiment.plan.devices or jax.device_count()
     share = one_share(experiment, devices)
-    mesh = one_device()
+    mesh = arranged()  # one device, whatever else there is: each does the same, on a share of the batch
     state = abstract_state(share, mesh)
     step, levels = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_levels(share, mesh)
     split = state_memory(state, experiment.mesh)
@@ -90,11 +90,6 @@ def one_share(experiment: Experiment, devices: int) -> Experiment:
             f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {least}"
         )
     return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices, mesh=MeshShape())
-
-
-def one_device() -> Mesh:
-    """A mesh of one device, whatever else there is: each does the same, on a share of the batch."""
-    return arranged()
 
 
 def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:

@@ -31,13 +31,13 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from diffenc import atomic, config, registry
+from diffenc import atomic, config
 from diffenc.describe import config_text
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.run import show_log_lines_plainly
 from experiments import benchmark_host, benchmark_shown, benchmark_steps
 from experiments.benchmark_subject import Settings, Subject
+from experiments.command import start_up, status_of
 
 PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "step": benchmark_steps.step,
@@ -142,10 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     given = parse(argv)
-    registry.discover()
-    logging.use_absl_handler()
-    show_log_lines_plainly()
-    try:
+    start_up()
+
+    def perform() -> None:
         names, experiment = chosen(given.only), load(given)
         check_writable(given.json)
         settings = Settings(given.rounds, given.least, given.sampling_steps, given.images)
@@ -154,13 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(figures)
         if given.json:
             atomic.write_json(given.json, figures)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return status_of(perform)
 
 
 def check_writable(path: Path | None) -> None:

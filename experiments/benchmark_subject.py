@@ -21,9 +21,9 @@ from diffenc.experiment import Experiment
 from diffenc.flops import Work
 from diffenc.gradient import check_batch
 from diffenc.interfaces import Params
-from diffenc.plan import one_device, one_share
+from diffenc.plan import one_share
 from diffenc.randomness import root_key
-from diffenc.sharding import data_mesh, on_each, to_devices
+from diffenc.sharding import arranged, data_mesh, on_each, to_devices
 from diffenc.train_state import (
     TrainState,
     abstract_levels,
@@ -128,7 +128,7 @@ def random_levels(experiment: Experiment, count: int) -> UInt8[np.ndarray, "n h 
 
 def work_of_share(experiment: Experiment, devices: int) -> Work:
     """The contractions of a train step on one of so many devices."""
-    share, mesh = one_share(experiment, devices), one_device()
+    share, mesh = one_share(experiment, devices), arranged()
     step = make_train_step(share, mesh)
     return flops.work_of(step, abstract_state(share, mesh), abstract_levels(share, mesh))
 

@@ -21,7 +21,7 @@ from absl import logging
 from jaxtyping import Int
 from rich.console import Console
 
-from diffenc import atomic, config, fits, k_sample, likelihood, plots, registry
+from diffenc import atomic, config, fits, k_sample, likelihood, plots
 from diffenc.batches import epoch_order
 from diffenc.data import require_same_images, some_of
 from diffenc.errors import UserError
@@ -31,13 +31,13 @@ from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
-from diffenc.run import show_log_lines_plainly
 from diffenc.same_run import CONFIG
 from diffenc.settings import KSample
 from diffenc.sharding import data_mesh
 from diffenc.solvers import slope_is_modelled
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds_shown import Bits, Results, figures, plot, table, table_beside
+from experiments.command import start_up, status_of
 
 STEPS = (5, 10, 25, 50, 100, 250, 1000)
 
@@ -227,25 +227,19 @@ def prepared(given: argparse.Namespace) -> Experiment:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    registry.discover()
-    logging.use_absl_handler()
-    show_log_lines_plainly()
-    try:
+    start_up()
+
+    def perform() -> None:
         results = gather(Bounds(prepared(given), given.workdir), given)
         folder = given.workdir / "bounds"
         atomic.write_json(folder / "bounds.json", figures(results))
         plots.save(plot(results), folder / "bounds.png")
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(width=140)  # wide enough for its lines, wherever they go
-    console.print(table(results))
-    console.print(table_beside(results))
-    print(f"in {folder}")
-    return 0
+        console = Console(width=140)  # wide enough for its lines, wherever they go
+        console.print(table(results))
+        console.print(table_beside(results))
+        print(f"in {folder}")
+
+    return status_of(perform, "interrupted: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ from typing import Any
 
 from absl import logging
 
-from diffenc import atomic, config, registry
+from diffenc import atomic, config
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.plan import one_device
-from diffenc.run import show_log_lines_plainly
+from diffenc.sharding import arranged
 from diffenc.train_state import abstract_state, count_parameters
 from experiments import weak_scaling_paper
 from experiments.benchmark import PACKAGES, cpu_model
 from experiments.benchmark_subject import work_of_share
+from experiments.command import start_up, status_of
 from experiments.launch import local
 from experiments.weak_scaling_paper import CLUSTERS, Row
 from experiments.weak_scaling_shown import page
@@ -116,7 +116,7 @@ def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
 
 def count(experiment: Experiment) -> int:
     """Its parameters."""
-    return count_parameters(abstract_state(experiment, one_device()).params)
+    return count_parameters(abstract_state(experiment, arranged()).params)
 
 
 def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -138,23 +138,17 @@ def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    registry.discover()
-    logging.use_absl_handler()
-    show_log_lines_plainly()
-    try:
+    start_up()
+
+    def perform() -> None:
         given = parse(argv)
         points = measure(given)  # before this process takes a GPU for itself
         common, rows = on_paper(given)
         figures = circumstances(given, argv) | {"points": points, "paper": common}
         atomic.write_text(given.page, page(figures, rows))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"in {given.page}")
-    return 0
+        print(f"in {given.page}")
+
+    return status_of(perform)
 
 
 if __name__ == "__main__":

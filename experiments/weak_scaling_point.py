@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import logging
 
-from diffenc import config, registry
+from diffenc import config
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.run import show_log_lines_plainly
 from diffenc.train_state import count_parameters
 from experiments.benchmark_subject import Settings, Subject
+from experiments.command import start_up
 from experiments.timing import side_by_side
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
@@ -80,9 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    registry.discover()
-    logging.use_absl_handler()
-    show_log_lines_plainly()
+    start_up()
     try:
         if jax.device_count() != given.devices:
             raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")

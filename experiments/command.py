@@ -1,0 +1,34 @@
+"""What the programs in this folder share: how they start, and what they tell the shell in the end."""
+
+import sys
+from collections.abc import Callable
+
+from absl import logging
+
+from diffenc import registry
+from diffenc.errors import UserError
+from diffenc.run import show_log_lines_plainly
+
+
+def start_up() -> None:
+    """All plugins registered, log lines plain."""
+    registry.discover()
+    logging.use_absl_handler()
+    show_log_lines_plainly()
+
+
+def status_of(perform: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """The exit status of `perform()`; what stops it is told in one line.
+
+    Args:
+      interrupted: what to say after Ctrl-C.
+    """
+    try:
+        perform()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
