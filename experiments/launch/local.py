@@ -9,7 +9,6 @@ it ends. The exit status is that of the first process that failed; 128 + N if si
 """
 
 import argparse
-import ctypes
 import os
 import selectors
 import signal
@@ -17,16 +16,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
+from experiments.children import Signals, ends_with_parent
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone
 POLL = 0.2  # seconds between two looks at the signals that came
-SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class Lines:
@@ -108,29 +106,6 @@ class Group:
             say(f"process {number} ended with status {self.status}; the others have {self._grace:g} s")
 
 
-class Signals:
-    """While entered, SIGINT and SIGTERM are gathered; `take` hands them over."""
-
-    def __init__(self):
-        self._came: list[int] = []
-
-    def __enter__(self) -> "Signals":
-        numbers = signal.SIGINT, signal.SIGTERM
-        self._previous = {number: signal.signal(number, self._gather) for number in numbers}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def take(self) -> list[int]:
-        came, self._came = self._came, []
-        return came
-
-    def _gather(self, number: int, frame: FrameType | None) -> None:
-        self._came.append(number)
-
-
 def launch(environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float) -> int:
     """Run one process for each environment and command; returns the exit status."""
     group, selector, asked = Group(grace), selectors.DefaultSelector(), False
@@ -171,20 +146,6 @@ def drain(selector: selectors.BaseSelector) -> None:
     pump(selector, wait=0)
     for key in selector.get_map().values():
         cast(Lines, key.fileobj).finish()
-
-
-def ends_with_parent() -> Callable[[], None] | None:
-    """What a child calls before its program starts, to be killed when this process is gone; None but on Linux."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def tie() -> None:
-        prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before it was tied
-            os._exit(128 + signal.SIGKILL)
-
-    return tie
 
 
 def environments(

@@ -1,0 +1,146 @@
+"""The runs of a sweep: one of each variant and seed, in a folder of its own, and what is still to be done for it."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffenc import config, describe, meta, stores
+from diffenc.checkpoint import FOLDER
+from diffenc.errors import UserError
+from diffenc.evaluate import depth
+from diffenc.experiment import Experiment
+from diffenc.registry import proposals
+from experiments.variants import Variant
+
+PROGRAM = (sys.executable, "-m", "diffenc.run")
+ERROR = "error: "  # how `diffenc.run` begins what it ends with
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One variant with one seed.
+
+    Attributes:
+      folder: of the sweep.
+      experiment: what the variant's files and bindings say, with this seed.
+    """
+
+    variant: Variant
+    seed: int
+    folder: Path
+    experiment: Experiment
+
+    def __str__(self) -> str:
+        return f"{self.variant.name}/seed_{self.seed}"
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder / str(self)
+
+    @property
+    def log(self) -> Path:
+        """Beside the workdir: all that its programs wrote."""
+        return self.folder / f"{self}.log"
+
+    def command(self, mode: str) -> list[str]:
+        """What runs `mode` of it."""
+        files = [f"--gin_file={file}" for file in self.variant.gin_files]
+        bindings = [f"--gin_bindings={text}" for text in (*self.variant.bindings, seed_binding(self.seed))]
+        return [*PROGRAM, *files, *bindings, f"--workdir={self.workdir}", f"--mode={mode}"]
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """WORKDIR/NAME.json, the last measurement of that name; None if there is none.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        file = self.workdir / f"{name}.json"
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{file} is no JSON: remove it, and measure again") from error
+
+    def failure(self) -> str:
+        """The last error in its log, or where to look."""
+        text = self.log.read_text(errors="replace") if self.log.is_file() else ""
+        errors = [line for line in text.splitlines() if line.startswith(ERROR)]
+        return errors[-1].removeprefix(ERROR) if errors else f"see {self.log}"
+
+
+class Task(NamedTuple):
+    """A mode that every run goes through, and whether a run has it behind it."""
+
+    mode: str
+    done: Callable[[Run], bool]
+
+
+def trained(run: Run) -> bool:
+    """Whether it has a checkpoint of its last step."""
+    if not run.workdir.is_dir():
+        return False
+    found = meta.found(stores.at(run.workdir / FOLDER))
+    return any(name.step >= run.experiment.steps for name, committed in found.items() if committed)
+
+
+def evaluated(run: Run) -> bool:
+    """Whether its last evaluation is the one that its config asks for, of its last step."""
+    record = run.record("evaluation")
+    return record is not None and all(
+        record.get(key) == value for key, value in asked(run.experiment).items()
+    )
+
+
+def asked(experiment: Experiment) -> dict[str, Any]:
+    """What an evaluation of `experiment` says of how it was made, as far as that is known beforehand."""
+    settings = experiment.evaluate
+    number = {} if settings.num_images is None else {"num_images": settings.num_images}
+    return {
+        **depth(settings),
+        **number,
+        "split": settings.split,
+        "passes": settings.passes,
+        "times_per_image": settings.times_per_image,
+        "batch_size": settings.batch_size or experiment.batch_size,
+        "seed": settings.seed,
+        "proposal": proposals.spell(settings.proposal),
+        "precision": describe.precision(experiment),
+        "step": settings.step or experiment.steps,
+    }
+
+
+TRAIN = Task("train", trained)
+EVALUATE = Task("evaluate", evaluated)
+TASKS = (TRAIN, EVALUATE)
+
+
+def left(run: Run, tasks: Sequence[Task]) -> list[str]:
+    """The modes that `run` still has to go through, in order."""
+    return [task.mode for task in tasks if not task.done(run)]
+
+
+def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Run]:
+    """Every variant with every seed; all variants of one seed before the next, so that a part can be compared.
+
+    Raises:
+      UserError: a variant's config is at fault, or binds the seed itself.
+    """
+    return [Run(variant, seed, folder, _load(variant, seed)) for seed in seeds for variant in variants]
+
+
+def seed_binding(seed: int) -> str:
+    return f"Experiment.seed = {seed}"
+
+
+def _load(variant: Variant, seed: int) -> Experiment:
+    for text in variant.bindings:
+        if text.partition("=")[0].strip() == "Experiment.seed":
+            raise UserError(f"{text}: a sweep chooses the seeds itself; give --seeds")
+    try:
+        return config.load(variant.gin_files, [*variant.bindings, seed_binding(seed)])
+    except UserError as error:
+        raise UserError(f"{variant.name}: {error}") from error

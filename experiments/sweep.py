@@ -1,0 +1,143 @@
+"""Many runs of one experiment: a grid of bindings, each value with several seeds.
+
+  python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
+      --grid='network.encoder_unet.blocks = [1, 2, 4, 8]'
+  python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
+      --grid='Model.encoder, Model.mean = [(@encoder.identity(), @mean.vdm()), (@encoder.trainable(), @mean.counterterm())]'
+
+Several --grid make a product. A grid over data sets or seeds is refused: nothing could be compared. Each run is trained
+and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of diffenc.run; what it writes is in seed_K.log beside it. The
+same seed gives every variant the same order of the data, the same times and noise, and all are evaluated on the same
+draws, so variants differ by less than their errors say. A run that fails does not stop the others. The same command
+goes on: it runs what is missing, and nothing else.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from absl import logging
+
+from diffenc import workdir
+from diffenc.errors import UserError
+from diffenc.interrupts import Interrupted
+from diffenc.progress import duration
+from diffenc.settings import check_seed
+from experiments.command import start_up, status_of
+from experiments.runs import TASKS, Run, Task, left, runs_of
+from experiments.side_by_side import Job, shares, work_through
+from experiments.variants import Variant, parse_grid, variants_of
+
+Execute = Callable[[Sequence[Run], Sequence[Task]], None]
+
+
+def perform(
+    folder: Path,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    tasks: Sequence[Task] = TASKS,
+    execute: Execute | None = None,
+) -> list[Run]:
+    """Bring every variant, with every seed, through `tasks`, and run nothing that is done; returns all runs.
+
+    Args:
+      folder: of the sweep; made if need be.
+      execute: runs those that are not done, by default one after the other on this machine.
+
+    Raises:
+      UserError: a config is at fault (then nothing was run), another process works in `folder`, or, once all
+        others are done, runs failed.
+      Interrupted: SIGTERM or Ctrl-C came; runs in training are saved.
+    """
+    runs = runs_of(folder, variants, seeds)
+    with workdir.claim(folder):
+        missing = [run for run in runs if left(run, tasks)]
+        logging.info("%d of %d runs are done, in %s", len(runs) - len(missing), len(runs), folder)
+        if missing:
+            (execute or partial(here, 1))(missing, tasks)
+        _check_done(runs, tasks)
+    return runs
+
+
+def here(jobs: int, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+    """On this machine, `jobs` at a time."""
+    ended = 0
+
+    def say(name: str, status: int, seconds: float) -> None:
+        nonlocal ended
+        ended += 1
+        how = "done" if status == 0 else f"ended with status {status}"
+        logging.info("%s %s after %s, %d of %d", name, how, duration(seconds), ended, len(runs))
+
+    each = [Job(str(run), [run.command(mode) for mode in left(run, tasks)], run.log) for run in runs]
+    work_through(each, shares(jobs), say)
+
+
+def _check_done(runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+    failed = [run for run in runs if left(run, tasks)]
+    if failed:
+        told = "; ".join(f"{run}: {run.failure()}" for run in failed)
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed; the same command tries them again: {told}"
+        )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`5` is 0 to 4; `3,7` are those two; `3,` is one. Raises UserError for anything else."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    seeds = numbers if "," in text else [*range(numbers[0])] if numbers else []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={text}: give how many, as 5, or which, as 3,7")
+    for seed in seeds:
+        check_seed("--seeds", seed)
+    return seeds
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--gin_file", action="append", default=[], required=True, help="as for diffenc.run; may be repeated")
+    add("--gin_bindings", action="append", default=[], help="over the files, in every run; may be repeated")
+    add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; may be repeated, for a product")
+    add("--seeds", default="5", help="how many, as 5, or which, as 3,7 (default: 5)")
+    add("--output", type=Path, help="the sweep's folder (default: sweeps/NAME, after the gin files)")
+    add("--jobs", type=int, default=1, help="runs at a time, each on its share of the machine (default: 1)")
+    add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
+    given = parser.parse_args(argv)
+    if given.jobs < 1:
+        raise UserError(f"--jobs={given.jobs}: must be at least 1")
+    return given
+
+
+def run(argv: Sequence[str]) -> None:
+    """The program."""
+    given = parse(argv)
+    start_up()
+    name = "+".join(Path(file).stem for file in given.gin_file)
+    variants = variants_of(
+        given.gin_file, given.gin_bindings, [parse_grid(text) for text in given.grid], name
+    )
+    if given.data_dir:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
+    folder = given.output or Path("sweeps") / name
+    perform(folder, variants, parse_seeds(given.seeds), execute=partial(here, given.jobs))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    try:
+        return status_of(lambda: run(sys.argv[1:] if argv is None else argv))
+    except Interrupted as interrupted:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 128 + interrupted.signum
+
+
+if __name__ == "__main__":
+    sys.exit(main())
