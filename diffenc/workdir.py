@@ -16,16 +16,18 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claim(workdir: atomic.PathLike) -> Iterator[Path]:
+def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Path]:
     """Make `workdir` if need be and be its only trainer until leaving, or until the process dies.
+
+    `option` is what names another one, for messages.
 
     Raises:
       UserError: another process trains there (named by its pid), or the folder cannot be made.
     """
-    workdir = _made(Path(workdir))
+    workdir = _made(Path(workdir), option)
     descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(descriptor, workdir)
+        _lock(descriptor, workdir, option)
         yield workdir
     finally:
         os.close(descriptor)  # lets go of the lock; the file stays, for removing it would race a newcomer
@@ -57,29 +59,29 @@ def keep(
     return number
 
 
-def _made(folder: Path) -> Path:
+def _made(folder: Path, option: str = "--workdir") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next(path for path in (folder, *folder.parents) if path.exists())
         raise UserError(
-            f"cannot make the folder {folder}: {file} is a file; choose another --workdir"
+            f"cannot make the folder {folder}: {file} is a file; choose another {option}"
         ) from error
     except OSError as error:
         raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another --workdir"
+            f"cannot make the folder {folder}: {error.strerror}; choose another {option}"
         ) from error
     return folder
 
 
-def _lock(descriptor: int, workdir: Path) -> None:
+def _lock(descriptor: int, workdir: Path, option: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise UserError(
             f"{workdir} is in use by the training process with pid {owner}; wait for it, stop it, "
-            "or choose another --workdir"
+            f"or choose another {option}"
         ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import logging
+from absl import flags, logging
 
 from diffenc import registry
 from diffenc.errors import UserError
@@ -13,6 +13,7 @@ from diffenc.run import show_log_lines_plainly
 def start_up() -> None:
     """All plugins registered, log lines plain."""
     registry.discover()
+    flags.FLAGS.mark_as_parsed()  # argparse reads them here; absl would warn at the first line it logs
     logging.use_absl_handler()
     show_log_lines_plainly()
 

@@ -53,7 +53,7 @@ def perform(
       Interrupted: SIGTERM or Ctrl-C came; runs in training are saved.
     """
     runs = runs_of(folder, variants, seeds)
-    with workdir.claim(folder):
+    with workdir.claim(folder, "--output"):
         missing = [run for run in runs if left(run, tasks)]
         logging.info("%d of %d runs are done, in %s", len(runs) - len(missing), len(runs), folder)
         if missing:
