@@ -1,0 +1,185 @@
+"""What the seeds of one variant came to: mean ± standard error over them of bits/dim and each of its terms."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diffenc.data import require_same_images
+from diffenc.errors import UserError
+from diffenc.evaluate import TERMS
+from experiments.table_shown import Figure, Sheet, rounded
+
+COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
+# Figures that differ in one of these do not belong into one table.
+ALIKE = (
+    *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
+    *("precision", "matmul_precision", "step"),
+)
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The runs of one variant that have been evaluated.
+
+    Attributes:
+      records: by seed, what evaluation.json says.
+      workdirs: by seed, where it lies.
+    """
+
+    name: str
+    records: Mapping[int, Record]
+    workdirs: Mapping[int, Path]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted(self.records))
+
+    @property
+    def num_params(self) -> int | None:
+        return next((record["num_params"] for record in self.records.values()), None)
+
+    def values(self, component: str) -> Float[np.ndarray, " seeds"]:
+        """Bits/dim by seed; NaN where the run's figure is not finite."""
+        found = (self.records[seed][COMPONENTS[component]] for seed in self.seeds)
+        return np.array([math.nan if value is None else value for value in found], np.float64)
+
+    def figure(self, component: str) -> Figure:
+        """Mean ± standard error over seeds."""
+        return mean_and_error(self.values(component))
+
+    def terms(self, seed: int) -> dict[str, Float[np.ndarray, " images"]]:
+        """Bits/dim of each image, by component, the mean over passes.
+
+        Raises:
+          UserError: evaluation.npz is not that of evaluation.json.
+        """
+        return terms_by_image(self.workdirs[seed], self.records[seed])
+
+
+def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
+    """The evaluated ones among `workdirs`, which are by seed."""
+    found = {seed: record for seed, folder in workdirs.items() if (record := read(folder)) is not None}
+    return Summary(name, found, {seed: workdirs[seed] for seed in found})
+
+
+def seeds_in(folder: Path) -> dict[int, Path]:
+    """The workdirs seed_K in a variant's folder, by K."""
+    matches = [(re.fullmatch(r"seed_(\d+)", path.name), path) for path in folder.glob("seed_*")]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
+    """What WORKDIR/NAME.json says; None if it is not there.
+
+    Raises:
+      UserError: it is no JSON.
+    """
+    path = workdir / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); delete it, and evaluate the run again") from None
+
+
+def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
+    """The mean and, from two values on, its standard error."""
+    if len(values) == 0:
+        return Figure("-")
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return rounded(float(values.mean()), error)
+
+
+def terms_by_image(workdir: Path, record: Record) -> dict[str, Float[np.ndarray, " images"]]:
+    """Bits/dim of each image, by component, the mean over passes."""
+    path = workdir / "evaluation.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate the run again") from None
+    nats["total"] = np.sum(list(nats.values()), axis=0)
+    per_bit = nats_per_bit(nats["total"], record, path)
+    return {component: nats[component] / per_bit for component in COMPONENTS}
+
+
+def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, path: Path) -> float:
+    """d ln 2 of images with d dimensions, which must be whole, or `nats` and `record` do not belong together."""
+    if record["bpd"] is None or len(nats) != record["num_images"]:
+        raise UserError(f"{path}: holds no finite terms of {record['num_images']} images; evaluate again")
+    dims = nats.mean() / (record["bpd"] * math.log(2))
+    if abs(dims - round(dims)) > 1e-6 * dims:
+        raise UserError(f"{path}: is of another evaluation than evaluation.json; evaluate the run again")
+    return round(dims) * math.log(2)
+
+
+def require_alike(summaries: Iterable[Summary]) -> None:
+    """Refuse figures of different images, or measured in different ways, in one table.
+
+    Raises:
+      UserError: names two workdirs and what differs.
+    """
+    found = list(_each(summaries))
+    require_same_images(record for _, record in found)
+    for (first, one), (other, two) in zip(found[:1] * len(found), found, strict=True):
+        differing = [
+            f"{key} {one.get(key)} and {two.get(key)}" for key in ALIKE if one.get(key) != two.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{first} and {other} are not to be compared: {', '.join(differing)}; evaluate both alike"
+            )
+
+
+def _each(summaries: Iterable[Summary]) -> Iterator[tuple[Path, Record]]:
+    for summary in summaries:
+        for seed in summary.seeds:
+            yield summary.workdirs[seed], summary.records[seed]
+
+
+def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """Lines that say which images, how measured and how long trained; for records that are alike."""
+    records = [record for _, record in _each(summaries)]
+    if not records:
+        return ("nothing has been evaluated yet",)
+    first = records[0]
+    chain = "".join(f", {key} {first[key]}" for key in ("times", "variance") if key in first)
+    return (
+        f"images: {first['num_images']:,} of {images(first)}",
+        f"trained for {first['step']:,} steps",
+        f"measured: -ELBO in bits/dim, T {first['T']}{chain}, {first['passes']} pass(es), {first['precision']}",
+        f"± is the standard error over seeds; Monte Carlo, which the runs share: {_monte_carlo(records)}",
+    )
+
+
+def images(record: Record) -> str:
+    """Which images a record is of, without their number."""
+    source = record.get("source")
+    return f"{record['dataset']} {record['split']}{f' ({source})' if source else ''}, pixels {record['fingerprint'][:16]}"
+
+
+def _monte_carlo(records: Sequence[Record]) -> str:
+    errors = [record["bpd_mc_se"] for record in records if record.get("bpd_mc_se") is not None]
+    return f"at most {max(errors):.1g} in a run's total" if errors else "not known from one pass"
+
+
+def sheet(summaries: Sequence[Summary], title: str = "Bits/dim") -> Sheet:
+    """A row for each variant: the components, the number of seeds, and of parameters."""
+    rows = tuple((summary.name, *cells(summary)) for summary in summaries)
+    return Sheet("table", title, ("variant", *COMPONENTS, "seeds", "parameters"), rows)
+
+
+def cells(summary: Summary) -> tuple[Figure | int | str, ...]:
+    """The components, the number of seeds, and of parameters."""
+    params = "-" if summary.num_params is None else summary.num_params
+    return (*(summary.figure(component) for component in COMPONENTS), len(summary.seeds), params)

@@ -1,0 +1,142 @@
+"""Digits, and each form of a table read back."""
+
+import csv
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+
+from experiments import table_shown
+from experiments.table_shown import Figure, Page, Sheet, rounded
+
+SHEET = Sheet(
+    "table",
+    "Bits/dim",
+    ("model", "seeds", "total"),
+    (
+        ("DiffEnc_8 50% & {a|b}", 12_345, Figure("2.783", "0.004")),
+        (r"C:\x^2 ~ #$1", "-", Figure("1.6e-5", "2.0e-8")),
+        ("VDMv", 1, Figure("0.37")),
+        ("missing", 0, "-"),
+    ),
+    ("p < 0.05 ± 1",),
+)
+PAGE = Page("Table 4", ("trained for 10 steps", "pixels ab_cd"), (SHEET, Sheet("tests", "Tests", ("a",), ())))
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "shown"),
+    [
+        (2.64123, 0.00345, ("2.6412", "0.0034")),
+        (0.37, 0.0996, ("0.37", "0.10")),  # the error rounds up to another power of ten
+        (0.0100123, 4.1e-6, ("0.0100123", "4.1e-6")),
+        (1.6e-5, 2e-8, ("1.6000e-5", "2.0e-8")),
+        (1.6e-5, 0.004, ("0.0000", "0.0040")),
+        (-1e-5, 0.004, ("0.0000", "0.0040")),  # no minus zero
+        (-0.021, 0.0067, ("-0.0210", "0.0067")),
+        (0.0045, 0.0, ("0.0045", "0")),
+        (1234.5, 123.4, ("1234", "123")),
+        (2.5, None, ("2.5000", None)),
+        (1.6e-5, None, ("1.6e-5", None)),
+        (0.0, None, ("0.0000", None)),
+        (math.nan, 0.1, ("nan", None)),
+        (math.inf, None, ("inf", None)),
+        (2.5, math.nan, ("2.5000", None)),
+    ],
+)
+def test_digits(mean, error, shown):
+    figure = rounded(mean, error)
+    assert (figure.mean, figure.error) == shown
+
+
+def test_rounding_loses_less_than_a_twentieth_of_the_error():
+    random = np.random.default_rng(0)
+    for exponent in range(-9, 2):
+        for _ in range(50):
+            mean, error = random.normal(), random.uniform(1, 10) * 10.0**exponent
+            figure = rounded(mean, error)
+            assert abs(float(figure.mean) - mean) <= 0.0501 * error
+            assert float(figure.error or "nan") == pytest.approx(error, rel=0.051)
+            if exponent < 0:
+                digits = re.sub(r"^0\.0*|\.", "", figure.error.split("e")[0])  # pyright: ignore[reportOptionalMemberAccess]
+                assert len(digits) == 2
+
+
+def test_a_row_has_a_cell_for_each_head():
+    with pytest.raises(ValueError, match="3 cells"):
+        Sheet("table", "", ("a", "b", "c"), (("1", "2"),))
+
+
+def test_csv_read_back():
+    head, *rows = csv.reader(io.StringIO(table_shown.csv_text(SHEET)))
+    assert head == ["model", "seeds", "total", "total_se"]
+    assert rows == [
+        ["DiffEnc_8 50% & {a|b}", "12345", "2.783", "0.004"],
+        [r"C:\x^2 ~ #$1", "", "1.6e-5", "2.0e-8"],
+        ["VDMv", "1", "0.37", ""],
+        ["missing", "0", "", ""],
+    ]
+
+
+def test_markdown_read_back():
+    lines = table_shown.markdown(PAGE).splitlines()
+    assert lines[0] == "# Table 4"
+    assert lines[2:4] == ["- trained for 10 steps", "- pixels ab_cd"]
+    table = [line for line in lines if line.startswith("|")][:6]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    assert cells[:3] == [
+        ["model", "seeds", "total"],
+        ["---", "---:", "---:"],
+        [r"DiffEnc_8 50% & {a\|b}", "12,345", "2.783 ± 0.004"],
+    ]
+    assert cells[4:] == [["VDMv", "1", "0.37 ± -"], ["missing", "0", "-"]]
+    assert "- p < 0.05 ± 1" in lines
+
+
+def unescaped(latex):
+    """What LaTeX would set, of the commands that occur here."""
+    for command, letter in {"backslash": "\\", "asciitilde": "~", "asciicircum": "^", "less": "<", "bar": "|"}.items():  # fmt: skip
+        latex = latex.replace(rf"\text{command}{{}}", letter)
+    return re.sub(r"\\([&%$#_{}])", r"\1", latex.replace(r"$\pm$", "±"))
+
+
+def test_latex_read_back():
+    latex = table_shown.latex(PAGE)
+    latex.encode("ascii")  # what pdflatex sets without further packages
+    (body,) = re.findall(r"\\begin{tabular}{lrr}\n\\toprule\n(.*?)\\bottomrule", latex, re.DOTALL)
+    rows = [line.removesuffix(r" \\") for line in body.splitlines() if line != r"\midrule"]
+    cells = [re.split(r"(?<!\\) & ", row) for row in rows]
+    assert cells[0] == ["model", "seeds", "total"]
+    assert [unescaped(row[0]) for row in cells[1:]] == [row[0] for row in SHEET.rows]
+    assert [row[2] for row in cells[1:]] == [
+        r"$2.783 \pm 0.004$",
+        r"$1.6 \times 10^{-5} \pm 2.0 \times 10^{-8}$",
+        r"$0.37 \pm -$",
+        "-",
+    ]
+    assert unescaped(latex).count("p < 0.05 ± 1") == 1
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", latex):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+
+
+def test_not_a_number_is_set_upright():
+    sheet = Sheet("table", "", ("a",), ((Figure("nan"),),))
+    assert r"$\mathrm{nan} \pm -$" in table_shown.latex(Page("", (), (sheet,)))
+
+
+def test_all_forms_are_written_and_printed(tmp_path):
+    table_shown.write(PAGE, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md", "table.tex", "tests.csv"]  # fmt: skip
+    assert (tmp_path / "out" / "table.csv").read_text() == table_shown.csv_text(SHEET)
+    out = io.StringIO()
+    table_shown.show(PAGE, out)
+    printed = out.getvalue()
+    assert max(map(len, printed.splitlines())) < 80
+    for shown in ("2.783 ± 0.004", "12,345", "pixels ab_cd", "p < 0.05", "{a|b}"):
+        assert shown in printed
