@@ -14,8 +14,9 @@ from absl import logging
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
 from diffenc.progress import duration
-from experiments.children import Signals, ends_with_parent
 from experiments.launch.local import visible_gpus
+from experiments.signals import Signals
+from experiments.tied import tied
 
 POLL = 0.2  # seconds between two looks
 TELL = 60.0  # seconds between two lines on how far the runs are
@@ -83,18 +84,10 @@ class Going:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _start_next(self) -> None:
-        tie, cores = ends_with_parent(), self.share.cores
-
-        def begin() -> None:
-            if tie is not None:
-                tie()
-            if cores:
-                os.sched_setaffinity(0, cores)
-
         # in a process group of its own: the terminal's Ctrl-C reaches it through us alone
         self._process = subprocess.Popen(
-            self._left.popleft(), env=self.share.env, stdin=subprocess.DEVNULL,
-            stdout=self._file, stderr=subprocess.STDOUT, process_group=0, preexec_fn=begin,
+            tied(self._left.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
+            stdout=self._file, stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
 
 

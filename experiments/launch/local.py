@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
-from experiments.children import Signals, ends_with_parent
+from experiments.signals import Signals
+from experiments.tied import tied
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone
@@ -73,8 +74,8 @@ class Group:
     def start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start one, in a process group of its own: the terminal's Ctrl-C reaches it through us alone."""
         process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            process_group=0, preexec_fn=ends_with_parent(),
+            tied(command), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            process_group=0,
         )  # fmt: skip
         self.processes.append(process)
         return process

@@ -1,13 +1,7 @@
-"""Processes that a program starts and that must not outlive it."""
+"""Signals to a program that has processes of its own to pass them on to."""
 
-import ctypes
-import os
 import signal
-import sys
-from collections.abc import Callable
 from types import FrameType
-
-SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class Signals:
@@ -31,17 +25,3 @@ class Signals:
 
     def _gather(self, number: int, frame: FrameType | None) -> None:
         self._came.append(number)
-
-
-def ends_with_parent() -> Callable[[], None] | None:
-    """What a child calls before its program starts, to be killed when this process is gone; None but on Linux."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def tie() -> None:
-        prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before it was tied
-            os._exit(128 + signal.SIGKILL)
-
-    return tie
