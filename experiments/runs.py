@@ -1,7 +1,6 @@
 """The runs of a sweep: one of each variant and seed, in a folder of its own, and what is still to be done for it."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import depth
 from diffenc.experiment import Experiment
 from diffenc.registry import proposals
+from experiments.summary import read
 from experiments.variants import Variant
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
@@ -51,20 +51,6 @@ class Run:
         bindings = [f"--gin_bindings={text}" for text in (*self.variant.bindings, seed_binding(self.seed))]
         return [*PROGRAM, *files, *bindings, f"--workdir={self.workdir}", f"--mode={mode}"]
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """WORKDIR/NAME.json, the last measurement of that name; None if there is none.
-
-        Raises:
-          UserError: it is damaged.
-        """
-        file = self.workdir / f"{name}.json"
-        try:
-            return json.loads(file.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{file} is no JSON: remove it, and measure again") from error
-
     def failure(self) -> str:
         """The last error in its log, or where to look."""
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
@@ -89,7 +75,7 @@ def trained(run: Run) -> bool:
 
 def evaluated(run: Run) -> bool:
     """Whether its last evaluation is the one that its config asks for, of its last step."""
-    record = run.record("evaluation")
+    record = read(run.workdir)
     return record is not None and all(
         record.get(key) == value for key, value in asked(run.experiment).items()
     )

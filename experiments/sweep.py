@@ -5,11 +5,11 @@
   python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
       --grid='Model.encoder, Model.mean = [(@encoder.identity(), @mean.vdm()), (@encoder.trainable(), @mean.counterterm())]'
 
-Several --grid make a product. A grid over data sets or seeds is refused: nothing could be compared. Each run is trained
-and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of diffenc.run; what it writes is in seed_K.log beside it. The
-same seed gives every variant the same order of the data, the same times and noise, and all are evaluated on the same
-draws, so variants differ by less than their errors say. A run that fails does not stop the others. The same command
-goes on: it runs what is missing, and nothing else.
+Several --grid make a product. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
+diffenc.run; what it writes is in seed_K.log beside it. The same seed gives every variant the same order of the data,
+the same times and noise, and all are evaluated on the same draws, so differences between variants vary less than their
+figures do. A run that fails does not stop the others. The same command goes on: it runs what is missing, and nothing
+else. OUTPUT/table.{md,tex,csv} has what came out.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from diffenc.settings import check_seed
 from experiments.command import start_up, status_of
 from experiments.runs import TASKS, Run, Task, left, runs_of
 from experiments.side_by_side import Job, shares, work_through
+from experiments.summary import facts, require_alike, sheet, summarise
+from experiments.table_shown import Page, show, write
 from experiments.variants import Variant, parse_grid, variants_of
 
 Execute = Callable[[Sequence[Run], Sequence[Task]], None]
@@ -43,13 +45,14 @@ def perform(
 ) -> list[Run]:
     """Bring every variant, with every seed, through `tasks`, and run nothing that is done; returns all runs.
 
+    One that fails does not stop the others: see `check_done`.
+
     Args:
       folder: of the sweep; made if need be.
       execute: runs those that are not done, by default one after the other on this machine.
 
     Raises:
-      UserError: a config is at fault (then nothing was run), another process works in `folder`, or, once all
-        others are done, runs failed.
+      UserError: a config is at fault, or another process works in `folder`; then nothing was run.
       Interrupted: SIGTERM or Ctrl-C came; runs in training are saved.
     """
     runs = runs_of(folder, variants, seeds)
@@ -58,7 +61,6 @@ def perform(
         logging.info("%d of %d runs are done, in %s", len(runs) - len(missing), len(runs), folder)
         if missing:
             (execute or partial(here, 1))(missing, tasks)
-        _check_done(runs, tasks)
     return runs
 
 
@@ -76,7 +78,8 @@ def here(jobs: int, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
     work_through(each, shares(jobs), say)
 
 
-def _check_done(runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+def check_done(runs: Sequence[Run], tasks: Sequence[Task] = TASKS) -> None:
+    """Raise UserError, with what each wrote last, if runs are not done."""
     failed = [run for run in runs if left(run, tasks)]
     if failed:
         told = "; ".join(f"{run}: {run.failure()}" for run in failed)
@@ -127,7 +130,22 @@ def run(argv: Sequence[str]) -> None:
     if given.data_dir:
         os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
     folder = given.output or Path("sweeps") / name
-    perform(folder, variants, parse_seeds(given.seeds), execute=partial(here, given.jobs))
+    runs = perform(folder, variants, parse_seeds(given.seeds), execute=partial(here, given.jobs))
+    page = page_of(name, runs)
+    write(page, folder)
+    show(page)
+    check_done(runs)
+
+
+def page_of(name: str, runs: Sequence[Run]) -> Page:
+    """A table of the variants, of the runs that are done."""
+    workdirs: dict[str, dict[int, Path]] = {}
+    for run in runs:
+        if not left(run, TASKS):
+            workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
+    summaries = [summarise(variant, of) for variant, of in workdirs.items()]
+    require_alike(summaries)
+    return Page(f"Sweep {name}", facts(summaries), (sheet(summaries),))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

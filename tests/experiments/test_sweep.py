@@ -107,10 +107,10 @@ def test_other_passes_are_evaluated_without_training_again(calls):
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(calls):
     Path("refuse").touch()
     with pytest.raises(UserError, match=r"1 of 4 runs failed.*blocks=2/seed_1: the disk is full"):
-        sweep.perform(Path("s"), variants(), [1, 2])
+        sweep.check_done(sweep.perform(Path("s"), variants(), [1, 2]))
     assert len(calls()) == 3 * 2 + 1
     Path("refuse").unlink()
-    sweep.perform(Path("s"), variants(), [1, 2])
+    sweep.check_done(sweep.perform(Path("s"), variants(), [1, 2]))
     assert calls() == ["train s/blocks=2/seed_1", "evaluate s/blocks=2/seed_1"]
 
 
@@ -127,7 +127,7 @@ def test_a_config_at_fault_is_told_before_anything_runs(calls):
 def test_a_damaged_record_is_named(calls):
     run = sweep.perform(Path("s"), variants()[:1], [0])[0]
     (run.workdir / "evaluation.json").write_text("{")
-    with pytest.raises(UserError, match=r"s/blocks=1/seed_0/evaluation\.json is no JSON"):
+    with pytest.raises(UserError, match=r"s/blocks=1/seed_0/evaluation\.json: is no JSON"):
         sweep.perform(Path("s"), variants()[:1], [0])
 
 
