@@ -119,6 +119,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
+def chosen(given: argparse.Namespace) -> tuple[str, list[Variant]]:
+    """The sweep's name, after its gin files, and what it compares.
+
+    Raises:
+      UserError: a grid is at fault.
+    """
+    name = "+".join(Path(file).stem for file in given.gin_file)
+    grids = [parse_grid(text) for text in given.grid]
+    return name, variants_of(given.gin_file, given.gin_bindings, grids, name)
+
+
 def run(argv: Sequence[str]) -> None:
     """The program."""
     given = parse(argv)

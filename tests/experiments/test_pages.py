@@ -1,0 +1,33 @@
+"""The commands that README.md and the pages of experiments show are accepted by what would run them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import sweep
+from experiments.runs import runs_of
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
+
+
+def commands(start: str) -> list[list[str]]:
+    """Every command that starts so, in blocks and in the text of all pages; as lists of arguments."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
+    found = re.findall(rf"(?:^ *|`)({re.escape(start)} -[^`\n]*)", text, re.MULTILINE)
+    return [shlex.split(command, comments=True) for command in found]
+
+
+@pytest.mark.parametrize("command", commands("python -m experiments.sweep"), ids=" ".join)
+def test_a_sweep_that_is_shown_is_of_configs_that_load(command):
+    given = sweep.parse(command[3:])
+    _, variants = sweep.chosen(given)
+    runs = runs_of(Path("unused"), variants, sweep.parse_seeds(given.seeds)[:1])
+    assert len({run.workdir for run in runs}) == len(variants)
+    assert len({repr(run.experiment) for run in runs}) == len(variants)
+
+
+def test_the_readme_shows_a_sweep():
+    assert commands("python -m experiments.sweep")
