@@ -1,9 +1,7 @@
 """What the seeds of one variant came to: mean ± standard error over them of bits/dim and each of its terms."""
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ from jaxtyping import Float
 from diffenc.data import require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluate import TERMS
+from diffenc.experiment import FREE_TO_MEASURE
+from diffenc.same_run import check_config
+from experiments.runs import Run, evaluated
 from experiments.table_shown import Figure, Sheet, rounded
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
@@ -28,20 +29,20 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The runs of one variant that have been evaluated.
+    """The runs of one variant that have been evaluated as their configs ask for.
 
     Attributes:
+      runs: by seed.
       records: by seed, what evaluation.json says.
-      workdirs: by seed, where it lies.
     """
 
     name: str
+    runs: Mapping[int, Run]
     records: Mapping[int, Record]
-    workdirs: Mapping[int, Path]
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(sorted(self.records))
+        return tuple(self.records)
 
     @property
     def num_params(self) -> int | None:
@@ -49,7 +50,7 @@ class Summary:
 
     def values(self, component: str) -> Float[np.ndarray, " seeds"]:
         """Bits/dim by seed; NaN where the run's figure is not finite."""
-        found = (self.records[seed][COMPONENTS[component]] for seed in self.seeds)
+        found = (record[COMPONENTS[component]] for record in self.records.values())
         return np.array([math.nan if value is None else value for value in found], np.float64)
 
     def figure(self, component: str) -> Figure:
@@ -62,34 +63,23 @@ class Summary:
         Raises:
           UserError: evaluation.npz is not that of evaluation.json.
         """
-        return terms_by_image(self.workdirs[seed], self.records[seed])
+        return terms_by_image(self.runs[seed].workdir, self.records[seed])
 
 
-def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
-    """The evaluated ones among `workdirs`, which are by seed."""
-    found = {seed: record for seed, folder in workdirs.items() if (record := read(folder)) is not None}
-    return Summary(name, found, {seed: workdirs[seed] for seed in found})
-
-
-def seeds_in(folder: Path) -> dict[int, Path]:
-    """The workdirs seed_K in a variant's folder, by K."""
-    matches = [(re.fullmatch(r"seed_(\d+)", path.name), path) for path in folder.glob("seed_*")]
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
-
-
-def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
-    """What WORKDIR/NAME.json says; None if it is not there.
+def summarise(name: str, runs: Iterable[Run]) -> Summary:
+    """Of `runs`, all of one variant, those that are evaluated.
 
     Raises:
-      UserError: it is no JSON.
+      UserError: a workdir holds a run of another config than its own here.
     """
-    path = workdir / f"{name}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); delete it, and evaluate the run again") from None
+    found: dict[int, tuple[Run, Record]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        record = run.record("evaluation")
+        if record is not None and evaluated(run):
+            check_config(run.experiment, run.workdir, FREE_TO_MEASURE)
+            found[run.seed] = run, record
+    runs_by_seed = {seed: run for seed, (run, _) in found.items()}
+    return Summary(name, runs_by_seed, {seed: record for seed, (_, record) in found.items()})
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
@@ -144,7 +134,7 @@ def require_alike(summaries: Iterable[Summary]) -> None:
 def _each(summaries: Iterable[Summary]) -> Iterator[tuple[Path, Record]]:
     for summary in summaries:
         for seed in summary.seeds:
-            yield summary.workdirs[seed], summary.records[seed]
+            yield summary.runs[seed].workdir, summary.records[seed]
 
 
 def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:

@@ -1,17 +1,20 @@
 """Mean and error over seeds, from the files that evaluation leaves."""
 
-import json
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from diffenc import atomic
+from diffenc.describe import config_text
 from diffenc.errors import UserError
 from diffenc.evaluate import Measured, record
 from diffenc.settings import Evaluate
 from diffenc.workdir import keep
 from experiments import summary
+from experiments.runs import Run
+from experiments.variants import Variant
 
 DIMS = 16
 TERMS = ("reconstruction", "latent", "diffusion")
@@ -19,14 +22,17 @@ TERMS = ("reconstruction", "latent", "diffusion")
 
 @pytest.fixture
 def evaluated(tiny, tmp_path):
-    """Files an evaluation of given terms, nats [passes, 13] each, as evaluation does; returns the workdir."""
+    """Files an evaluation of given terms, nats [passes, 13] each, as evaluation does; returns the run."""
 
-    def file(name, seed, nats, changes=None):
-        settings = Evaluate(passes=len(next(iter(nats.values()))))
+    def file(name, seed, nats, said=None, **changes):
+        changes = {"evaluate": Evaluate(passes=2), **changes}
+        experiment = tiny(seed=seed, **changes)
+        run = Run(Variant(name, ()), seed, tmp_path, experiment)
         measured = Measured(nats, np.arange(13) // 4, DIMS)
-        figures = record(tiny(evaluate=settings, seed=seed), measured, 12, 99, {}) | (changes or {})
-        keep(tmp_path / name / f"seed_{seed}", "evaluation", figures, nats)
-        return tmp_path / name / f"seed_{seed}"
+        figures = record(experiment, measured, experiment.steps, 99, {}) | (said or {})
+        keep(run.workdir, "evaluation", figures, nats)
+        (run.workdir / "config.gin").write_text(config_text(experiment))
+        return run
 
     return file
 
@@ -36,11 +42,10 @@ def nats(number, passes=2):
     return {term: random.gamma(2.0, size=(passes, 13)) for term in TERMS}
 
 
-def test_mean_and_error_over_seeds(evaluated, tmp_path):
+def test_mean_and_error_over_seeds(evaluated):
     given = [nats(number) for number in range(3)]
-    for seed, terms in enumerate(given):
-        evaluated("a", seed, terms)
-    found = summary.summarise("a", summary.seeds_in(tmp_path / "a"))
+    runs = [evaluated("a", seed, terms) for seed, terms in enumerate(given)]
+    found = summary.summarise("a", runs[::-1])
     assert (found.seeds, found.num_params) == ((0, 1, 2), 99)
     for component, parts in {"total": TERMS, **{term: (term,) for term in TERMS}}.items():
         bits = [sum(terms[part].mean() for part in parts) / (DIMS * math.log(2)) for terms in given]
@@ -52,13 +57,11 @@ def test_mean_and_error_over_seeds(evaluated, tmp_path):
         assert float(figure.error or "nan") == pytest.approx(error, rel=0.06)
 
 
-def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):
-    evaluated("a", 4, nats(0))
-    (tmp_path / "a" / "seed_5").mkdir()
-    (tmp_path / "a" / "seed_of_mine").mkdir()
-    one = summary.summarise("a", summary.seeds_in(tmp_path / "a"))
+def test_one_seed_has_no_error_and_none_no_mean(evaluated):
+    run = evaluated("a", 4, nats(0))
+    one = summary.summarise("a", [run, dataclasses.replace(run, seed=5)])
     assert (one.seeds, one.figure("total").error) == ((4,), None)
-    none = summary.summarise("b", summary.seeds_in(tmp_path / "b"))
+    none = summary.summarise("b", [dataclasses.replace(run, seed=5)])
     assert (none.seeds, str(none.figure("total")), none.num_params) == ((), "- ± -", None)
     assert summary.facts([none]) == ("nothing has been evaluated yet",)
     sheet = summary.sheet([one, none])
@@ -67,74 +70,84 @@ def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):
     assert sheet.rows[1][-2:] == (0, "-")
 
 
-def test_a_run_that_diverged_is_not_left_out(evaluated, tmp_path):
-    for seed in range(2):
-        terms = nats(seed)
-        terms["diffusion"][0, 0] = math.nan if seed else 1.0
-        evaluated("a", seed, terms)
-    found = summary.summarise("a", summary.seeds_in(tmp_path / "a"))
+def test_a_run_that_diverged_is_not_left_out(evaluated):
+    given = [nats(0), nats(1)]
+    given[1]["diffusion"][0, 0] = math.nan
+    found = summary.summarise("a", [evaluated("a", seed, terms) for seed, terms in enumerate(given)])
     assert (found.figure("total").mean, len(found.seeds)) == ("nan", 2)
     assert found.figure("latent").mean != "nan"
     with pytest.raises(UserError, match=r"seed_1/evaluation.npz: holds no finite terms"):
         found.terms(1)
 
 
-def test_terms_by_image(evaluated, tmp_path):
+def test_terms_by_image(evaluated):
     terms = nats(0)
-    evaluated("a", 0, terms)
-    found = summary.summarise("a", summary.seeds_in(tmp_path / "a")).terms(0)
+    found = summary.summarise("a", [evaluated("a", 0, terms)]).terms(0)
     for name in TERMS:
         np.testing.assert_allclose(found[name], terms[name].mean(axis=0) / (DIMS * math.log(2)), rtol=1e-9)
     np.testing.assert_allclose(found["total"], sum(found[name] for name in TERMS), rtol=1e-9)
 
 
-def test_terms_of_another_evaluation_are_refused(evaluated, tmp_path):
-    folder = evaluated("a", 0, nats(0))
-    runs = summary.summarise("a", summary.seeds_in(tmp_path / "a"))
+def test_terms_of_another_evaluation_are_refused(evaluated):
+    run = evaluated("a", 0, nats(0))
+    found = summary.summarise("a", [run])
     other = nats(0)
     other["latent"] *= 1.01
-    (folder / "evaluation.npz").write_bytes(atomic.npz(other))
+    (run.workdir / "evaluation.npz").write_bytes(atomic.npz(other))
     with pytest.raises(UserError, match="is of another evaluation"):
-        runs.terms(0)
-    (folder / "evaluation.npz").unlink()
+        found.terms(0)
+    (run.workdir / "evaluation.npz").unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        runs.terms(0)
+        found.terms(0)
 
 
-def test_damaged_json_is_told(tmp_path):
-    (tmp_path / "evaluation.json").write_text("{")
-    with pytest.raises(UserError, match=r"evaluation.json: is no JSON"):
-        summary.read(tmp_path)
+def test_a_run_of_another_config_is_refused(evaluated):
+    run = evaluated("a", 0, nats(0))
+    other = dataclasses.replace(run.experiment, ema_decay=0.5)
+    with pytest.raises(UserError, match=r"seed_0 holds a run of another config \(Experiment.ema_decay: 0.8"):
+        summary.summarise("a", [dataclasses.replace(run, experiment=other)])
+
+
+def test_a_run_evaluated_otherwise_than_asked_is_not_there_yet(evaluated):
+    run = evaluated("a", 0, nats(0))
+    other = dataclasses.replace(run.experiment, steps=13)
+    assert summary.summarise("a", [dataclasses.replace(run, experiment=other)]).seeds == ()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fingerprint": "other dots"}, "figures are of different images"),
-        ({"num_images": 12}, "figures are of different images"),
-        ({"T": 100}, "T continuous and 100"),
-        ({"passes": 7}, "passes 2 and 7"),
-        ({"seed": 3}, "seed 0 and 3"),
-        ({"batch_size": 3}, "batch_size 4 and 3"),
-        ({"step": 11}, "step 12 and 11"),
-        ({"precision": "bfloat16"}, "precision float32 and bfloat16"),
+        ({"said": {"fingerprint": "other dots"}}, "figures are of different images"),
+        ({"said": {"num_images": 12}}, "figures are of different images"),
+        ({"evaluate": Evaluate(passes=2, steps=100)}, "T continuous and 100"),
+        ({"evaluate": Evaluate(passes=1)}, "passes 2 and 1"),
+        ({"evaluate": Evaluate(passes=2, seed=3)}, "seed 0 and 3"),
+        ({"evaluate": Evaluate(passes=2, batch_size=3)}, "batch_size 4 and 3"),
+        ({"steps": 11}, "step 12 and 11"),
     ],
 )
-def test_what_is_not_alike_is_refused(evaluated, tmp_path, change, message):
-    evaluated("a", 0, nats(0))
-    evaluated("a", 1, nats(1))
-    evaluated("b", 0, nats(2), change)
-    a, b = (summary.summarise(name, summary.seeds_in(tmp_path / name)) for name in "ab")
+def test_what_is_not_alike_is_refused(evaluated, change, message):
+    a = summary.summarise("a", [evaluated("a", seed, nats(seed)) for seed in range(2)])
+    b = summary.summarise("b", [evaluated("b", 0, nats(2), **change)])
+    assert len(b.seeds) == 1
     summary.require_alike([a])
     with pytest.raises(UserError, match=message):
         summary.require_alike([a, b])
 
 
-def test_what_is_stated(evaluated, tmp_path):
-    folder = evaluated("a", 0, nats(0), {"source": "dots of mine"})
-    stated = "\n".join(summary.facts([summary.summarise("a", {0: folder})]))
-    error = json.loads((folder / "evaluation.json").read_text())["bpd_mc_se"]
-    said = ("13 of dots test (dots of mine), pixels test of dots", "12 steps", "T continuous", "2 pass(es)", f"at most {error:.1g}")  # fmt: skip
-    assert all(part in stated for part in said)
-    folder = evaluated("b", 0, nats(0, passes=1))
-    assert "not known from one pass" in "\n".join(summary.facts([summary.summarise("b", {0: folder})]))
+def test_what_is_stated(evaluated):
+    run = evaluated("a", 0, nats(0), {"source": "dots of mine"})
+    stated = "\n".join(summary.facts([summary.summarise("a", [run])]))
+    bits = np.sum(list(nats(0).values()), axis=0) / (DIMS * math.log(2))
+    halves = [np.bincount(np.arange(13) // 4, weights=row) for row in bits]  # sums of batches, by pass
+    error = math.sqrt(np.var(halves, axis=0, ddof=1).sum() / 2) / 13
+    for part in (
+        "13 of dots test (dots of mine), pixels test of dots",
+        "12 steps",
+        "T continuous",
+        "2 pass(es)",
+        f"at most {error:.1g}",
+    ):
+        assert part in stated
+    run = evaluated("b", 0, nats(0, passes=1), evaluate=Evaluate(passes=1))
+    assert "not known from one pass" in "\n".join(summary.facts([summary.summarise("b", [run])]))
