@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.data import require_same_images
+from diffenc.describe import config_text, differences
 from diffenc.errors import UserError
 from diffenc.evaluate import TERMS
 from diffenc.experiment import FREE_TO_MEASURE
-from diffenc.same_run import check_config
+from diffenc.same_run import CONFIG
 from experiments.runs import Run, evaluated
-from experiments.table_shown import Figure, Sheet, rounded
+from experiments.table_shown import MISSING, Figure, Sheet, rounded
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.
@@ -43,10 +44,6 @@ class Summary:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(self.records)
-
-    @property
-    def num_params(self) -> int | None:
-        return next((record["num_params"] for record in self.records.values()), None)
 
     def values(self, component: str) -> Float[np.ndarray, " seeds"]:
         """Bits/dim by seed; NaN where the run's figure is not finite."""
@@ -76,16 +73,27 @@ def summarise(name: str, runs: Iterable[Run]) -> Summary:
     for run in sorted(runs, key=lambda run: run.seed):
         record = run.record("evaluation")
         if record is not None and evaluated(run):
-            check_config(run.experiment, run.workdir, FREE_TO_MEASURE)
+            check_same(run)
             found[run.seed] = run, record
     runs_by_seed = {seed: run for seed, (run, _) in found.items()}
     return Summary(name, runs_by_seed, {seed: record for seed, (_, record) in found.items()})
 
 
+def check_same(run: Run) -> None:
+    """Raise UserError if the run's workdir holds one of another config."""
+    saved = run.workdir / CONFIG
+    if not saved.is_file():
+        return
+    differing = differences(saved.read_text(encoding="utf-8"), config_text(run.experiment), FREE_TO_MEASURE)
+    if differing:
+        raise UserError(
+            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
+            "trained with, or another --output"
+        )
+
+
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
-    """The mean and, from two values on, its standard error."""
-    if len(values) == 0:
-        return Figure("-")
+    """The mean of at least one value and, from two on, its standard error."""
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return rounded(float(values.mean()), error)
 
@@ -171,5 +179,7 @@ def sheet(summaries: Sequence[Summary], title: str = "Bits/dim") -> Sheet:
 
 def cells(summary: Summary) -> tuple[Figure | int | str, ...]:
     """The components, the number of seeds, and of parameters."""
-    params = "-" if summary.num_params is None else summary.num_params
-    return (*(summary.figure(component) for component in COMPONENTS), len(summary.seeds), params)
+    if not summary.seeds:
+        return (*[MISSING] * len(COMPONENTS), 0, MISSING)
+    (params,) = {record["num_params"] for record in summary.records.values()}
+    return (*map(summary.figure, COMPONENTS), len(summary.seeds), params)

@@ -36,7 +36,11 @@ class Figure:
         return f"{self.mean} ± {MISSING if self.error is None else self.error}"
 
 
-Cell = str | int | Figure
+class Digits(str):
+    """A number by itself, as it is shown."""
+
+
+Cell = str | int | Figure  # Digits is a str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Sheet:
 
     def is_numeric(self, index: int) -> bool:
         """Whether the column is set flush right."""
-        return any(not isinstance(cell, str) for cell in self.column(index))
+        return any(isinstance(cell, int | Figure | Digits) for cell in self.column(index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,11 @@ def rounded(mean: float, error: float | None = None) -> Figure:
         return Figure(_digits(mean, _own_places(mean)), "0")
     places = min(max(1 - _exponent(error), 0), MOST_PLACES)
     return Figure(_digits(mean, places), _digits(error, max(places, 1 - _exponent(error))))
+
+
+def digits(value: float | None, error: float | None = None) -> str:
+    """`value` alone, with the digits that `rounded` gives it; MISSING if it is None."""
+    return MISSING if value is None else Digits(rounded(value, error).mean)
 
 
 def _own_places(value: float) -> int:
@@ -219,6 +228,8 @@ def _latex_row(row: Sequence[Cell]) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
+    if isinstance(cell, Digits):
+        return f"${_latex_number(cell)}$"
     if not isinstance(cell, Figure):
         return escaped(text(cell))
     error = MISSING if cell.error is None else _latex_number(cell.error)

@@ -46,7 +46,7 @@ def test_mean_and_error_over_seeds(evaluated):
     given = [nats(number) for number in range(3)]
     runs = [evaluated("a", seed, terms) for seed, terms in enumerate(given)]
     found = summary.summarise("a", runs[::-1])
-    assert (found.seeds, found.num_params) == ((0, 1, 2), 99)
+    assert found.seeds == (0, 1, 2)
     for component, parts in {"total": TERMS, **{term: (term,) for term in TERMS}}.items():
         bits = [sum(terms[part].mean() for part in parts) / (DIMS * math.log(2)) for terms in given]
         np.testing.assert_allclose(found.values(component), bits, rtol=1e-12)
@@ -62,12 +62,12 @@ def test_one_seed_has_no_error_and_none_no_mean(evaluated):
     one = summary.summarise("a", [run, dataclasses.replace(run, seed=5)])
     assert (one.seeds, one.figure("total").error) == ((4,), None)
     none = summary.summarise("b", [dataclasses.replace(run, seed=5)])
-    assert (none.seeds, str(none.figure("total")), none.num_params) == ((), "- ± -", None)
+    assert none.seeds == ()
     assert summary.facts([none]) == ("nothing has been evaluated yet",)
     sheet = summary.sheet([one, none])
     assert [row[0] for row in sheet.rows] == ["a", "b"]
     assert sheet.rows[0][-2:] == (1, 99)
-    assert sheet.rows[1][-2:] == (0, "-")
+    assert sheet.rows[1] == ("b", "-", "-", "-", "-", 0, "-")
 
 
 def test_a_run_that_diverged_is_not_left_out(evaluated):

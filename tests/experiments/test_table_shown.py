@@ -125,6 +125,14 @@ def test_latex_read_back():
     assert depth == 0
 
 
+def test_a_number_without_an_error_is_set_as_one():
+    sheet = Sheet("table", "", ("p",), ((table_shown.digits(-0.0123, 0.1),), (table_shown.digits(None),)))
+    assert sheet.is_numeric(0)
+    assert table_shown.csv_text(sheet) == 'p\n-0.01\n""\n'
+    assert "$-0.01$ " in table_shown.latex(Page("", (), (sheet,)))
+    assert "| -0.01 |\n| - |" in table_shown.markdown(Page("", (), (sheet,)))
+
+
 def test_not_a_number_is_set_upright():
     sheet = Sheet("table", "", ("a",), ((Figure("nan"),),))
     assert r"$\mathrm{nan} \pm -$" in table_shown.latex(Page("", (), (sheet,)))

@@ -1,0 +1,167 @@
+"""Whether A's figure is lower than B's: tests over seeds, and bootstraps over images.
+
+Each answers a question of its own. Welch's t-test and the paired t-test take seeds as drawn from all seeds; the
+bootstrap over images takes the test images as drawn from all images and the seeds as they are; the bootstrap over
+seeds and images draws both. The same seed shares data order, times, noise and evaluation draws between variants, so
+paired differences vary less than the figures themselves.
+"""
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 4_000
+_AT_ONCE = 2**22  # resampled values held at a time
+
+Values = Float[np.ndarray, " n"]
+OneAndAll = Float[np.ndarray, "seeds images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one test says of A − B.
+
+    Attributes:
+      test: its name.
+      of: what n it rests on.
+      difference: A − B.
+      error: standard error of the difference; None where it is not known.
+      interval: of LEVEL; None where it is not known.
+      two_sided: p of "no difference"; None where there is none.
+      lower: p against "A is lower".
+    """
+
+    test: str
+    of: str
+    difference: float
+    error: float | None = None
+    interval: tuple[float, float] | None = None
+    two_sided: float | None = None
+    lower: float | None = None
+
+
+def welch(a: Values, b: Values) -> Finding:
+    """Welch's t-test of two samples, which may be of different sizes and variances."""
+    of = f"{len(a)} + {len(b)} runs"
+    if min(len(a), len(b)) < 2:
+        return _unknown("Welch", of, a, b)
+    error = math.hypot(*(sample.std(ddof=1) / math.sqrt(len(sample)) for sample in (a, b)))
+    both, lower = (_quietly(stats.ttest_ind, a, b, equal_var=False, alternative=side) for side in _SIDES)
+    return Finding("Welch", of, float(a.mean() - b.mean()), error, *_of_t(both, lower))
+
+
+def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) -> Finding:
+    """Welch's t-test from (mean, standard error, n) of both."""
+    of = f"{a[2]} + {b[2]} runs, their means and errors"
+    samples = [value for mean, error, n in (a, b) for value in (mean, error * math.sqrt(n), n)]
+    both, lower = (
+        _quietly(stats.ttest_ind_from_stats, *samples, equal_var=False, alternative=side) for side in _SIDES
+    )
+    ps = _finite(both.pvalue), _finite(lower.pvalue)
+    return Finding("Welch", of, a[0] - b[0], math.hypot(a[1], b[1]), None, *ps)
+
+
+def paired(a: Values, b: Values) -> Finding:
+    """The paired t-test; a[k] and b[k] are of one seed."""
+    of = f"{len(a)} pairs of runs"
+    if len(a) < 2:
+        return _unknown("paired t", of, a, b)
+    differences = a - b
+    error = float(differences.std(ddof=1) / math.sqrt(len(a)))
+    both, lower = (_quietly(stats.ttest_rel, a, b, alternative=side) for side in _SIDES)
+    return Finding("paired t", of, float(differences.mean()), error, *_of_t(both, lower))
+
+
+def over_images(differences: OneAndAll, seed: int = 0) -> Finding:
+    """Percentile bootstrap of the mean difference over images, averaged over these seeds.
+
+    Covers which images were drawn, not which seeds: another seed may well fall outside. Images of a batch share
+    stratified times, which resampling single images takes for independent.
+    """
+    by_image = differences.mean(axis=0)
+    of = f"{by_image.size} images, seeds as they are"
+    if not _can_resample(by_image):
+        return Finding("bootstrap", of, float(by_image.mean()))
+    found = stats.bootstrap(
+        (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
+        batch=max(1, _AT_ONCE // by_image.size), rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    interval = found.confidence_interval
+    return Finding(
+        "bootstrap", of, float(by_image.mean()), float(found.standard_error), (interval.low, interval.high)
+    )
+
+
+def over_seeds_and_images(differences: OneAndAll, seed: int = 0) -> Finding:
+    """Percentile bootstrap that draws seeds and, of all of them alike, images: both with replacement.
+
+    Covers both, but of n seeds a bootstrap sees only (n - 1) / n of their variance: with a few seeds the interval
+    is too narrow, and the paired t-test is the safer one.
+    """
+    seeds, images = differences.shape
+    of = f"{seeds} pairs of runs x {images} images"
+    if seeds < 2 or not _can_resample(differences.mean(axis=0)):
+        return Finding("bootstrap", of, float(differences.mean()))
+    means = resampled_means(differences, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Finding(
+        "bootstrap", of, float(differences.mean()), float(means.std(ddof=1)), (float(low), float(high))
+    )
+
+
+def resampled_means(differences: OneAndAll, random: np.random.Generator) -> Float[np.ndarray, " resamples"]:
+    """The mean of `differences` over rows and columns drawn anew, RESAMPLES times."""
+    seeds, images = differences.shape
+    size = max(1, _AT_ONCE // images)
+    means = []
+    for first in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - first)
+        rows = random.integers(seeds, size=(count, seeds))
+        times_drawn = np.stack([np.bincount(row, minlength=seeds) for row in rows]) / seeds
+        columns = random.integers(images, size=(count, images))
+        by_seed = np.stack([row[columns].mean(axis=1) for row in differences], axis=1)
+        means.append((times_drawn * by_seed).sum(axis=1))
+    return np.concatenate(means)
+
+
+_SIDES = ("two-sided", "less")
+
+
+def _quietly(test: Any, *given: Any, **options: Any) -> Any:
+    """Samples without any spread have no p; what numpy says of that is left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return test(*given, **options)
+
+
+def _of_t(both: Any, lower: Any) -> tuple[tuple[float, float] | None, float | None, float | None]:
+    """The interval, and both p."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = both.confidence_interval(LEVEL)
+    known = math.isfinite(interval.low) and math.isfinite(interval.high)
+    return (
+        (float(interval.low), float(interval.high)) if known else None,
+        _finite(both.pvalue),
+        _finite(lower.pvalue),
+    )
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _can_resample(values: Values) -> bool:
+    return len(values) > 1 and bool(np.isfinite(values).all())
+
+
+def _unknown(test: str, of: str, a: Values, b: Values) -> Finding:
+    """Of too few runs: the difference alone, or nothing."""
+    difference = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
+    return Finding(test, of, difference)
