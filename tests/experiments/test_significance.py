@@ -1,0 +1,144 @@
+"""Tests and intervals against textbook formulas, exact enumeration, and their coverage on data made for it."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import special
+
+from experiments import significance
+
+
+def p_of_t(t, degrees):
+    """P(T < t) of Student's distribution, by its relation to the incomplete beta function."""
+    tail = special.betainc(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+    return tail if t < 0 else 1 - tail
+
+
+def by_hand(mean, error, degrees):
+    """p two-sided and one-sided, of a difference of `mean`."""
+    lower = p_of_t(mean / error, degrees)
+    return 2 * min(lower, 1 - lower), lower
+
+
+def test_the_one_sided_test_gives_the_papers_p():
+    found = significance.welch_from_errors((2.620, 0.006, 3), (2.641, 0.003, 3))  # table 2
+    assert found.lower == pytest.approx(0.027, abs=5e-4)
+    assert found.two_sided == pytest.approx(0.053, abs=5e-4)
+    assert found.difference / (found.error or 0) == pytest.approx(-3.13, abs=5e-3)
+
+
+def test_welch_is_the_textbooks():
+    a, b = np.array([2.1, 2.4, 1.9]), np.array([2.6, 2.5, 2.9, 2.8, 2.55])
+    parts = [np.var(sample, ddof=1) / len(sample) for sample in (a, b)]
+    error = math.sqrt(sum(parts))
+    degrees = sum(parts) ** 2 / sum(part**2 / (len(s) - 1) for part, s in zip(parts, (a, b), strict=True))
+    both, lower = by_hand(a.mean() - b.mean(), error, degrees)
+    found = significance.welch(a, b)
+    assert found.of == "3 + 5 runs"
+    assert (found.difference, found.error) == pytest.approx((a.mean() - b.mean(), error))
+    assert (found.two_sided, found.lower) == pytest.approx((both, lower))
+    half = error * special.stdtrit(degrees, 0.975)
+    assert found.interval == pytest.approx((found.difference - half, found.difference + half))
+    errors = [(s.mean(), math.sqrt(part), len(s)) for s, part in zip((a, b), parts, strict=True)]
+    again = significance.welch_from_errors(*errors)
+    assert (again.two_sided, again.lower) == pytest.approx((both, lower))
+
+
+def test_pairing_takes_out_what_seeds_share():
+    shared = np.array([0.0, 5.0, -3.0, 1.0])
+    a, b = (shared + np.array(own) for own in ([0.1, 0.2, 0.1, 0.3], [0.4, 0.4, 0.5, 0.6]))
+    differences = np.array([-0.3, -0.2, -0.4, -0.3])
+    error = math.sqrt(((differences - differences.mean()) ** 2).sum() / (4 * 3))
+    both, lower = by_hand(differences.mean(), error, 3)
+    found = significance.paired(a, b)
+    assert found.of == "4 pairs of runs"
+    assert (found.difference, found.error) == pytest.approx((-0.3, error))
+    assert (found.two_sided, found.lower) == pytest.approx((both, lower))
+    half = error * special.stdtrit(3, 0.975)
+    assert found.interval == pytest.approx((-0.3 - half, -0.3 + half))
+    assert (significance.welch(a, b).two_sided or 0) > 0.9
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("test", [significance.welch, significance.paired])
+def test_of_less_than_two_runs_there_is_no_error(test, count):
+    found = test(np.full(count, 2.0), np.full(count, 1.5))
+    assert (found.error, found.interval, found.two_sided, found.lower) == (None,) * 4
+    assert found.difference == 0.5 if count else math.isnan(found.difference)
+
+
+def test_runs_that_do_not_differ_have_no_p():
+    same = np.full(3, 2.0)
+    for found in (significance.welch(same, same), significance.paired(same, same)):
+        assert (found.difference, found.error, found.two_sided, found.lower) == (0, 0, None, None)
+
+
+def test_a_run_that_is_not_finite_gives_no_p():
+    a, b = np.array([1.0, math.nan, 2.0]), np.array([1.0, 2.0, 3.0])
+    for found in (significance.welch(a, b), significance.paired(a, b)):
+        assert math.isnan(found.difference)
+        assert (found.interval, found.two_sided, found.lower) == (None, None, None)
+    found = significance.over_images(np.array([[1.0, math.nan]]))
+    assert (found.error, found.interval) == (None, None)
+
+
+def weights(n):
+    """How often each of n is drawn, in all n^n draws."""
+    return np.array([np.bincount(draw, minlength=n) / n for draw in itertools.product(range(n), repeat=n)])
+
+
+def test_the_bootstrap_over_images_is_that_of_all_draws():
+    differences = np.array([[1.0, 4.0, -2.0, 0.5], [0.0, 2.0, 0.0, 1.5]])
+    means = weights(4) @ differences.mean(axis=0)
+    found = significance.over_images(differences)
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.error == pytest.approx(means.std(), rel=0.05)
+    assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.15)
+
+
+def test_the_bootstrap_over_both_is_that_of_all_draws(monkeypatch):
+    differences = np.array([[1.0, 4.0, -2.0], [0.0, 2.0, 0.5], [9.0, 7.0, 8.0]])
+    means = (weights(3) @ differences @ weights(3).T).ravel()
+    monkeypatch.setattr(significance, "_AT_ONCE", 3 * 700)  # several parts, the last smaller
+    found = significance.over_seeds_and_images(differences)
+    assert found.of == "3 pairs of runs x 3 images"
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.error == pytest.approx(means.std(), rel=0.05)
+    assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.3)
+    assert len(significance.resampled_means(differences, np.random.default_rng(0))) == significance.RESAMPLES
+
+
+def test_of_one_seed_or_one_image_nothing_can_be_drawn():
+    one_seed = significance.over_seeds_and_images(np.array([[1.0, 2.0]]))
+    one_image = significance.over_images(np.array([[1.0], [2.0]]))
+    for found in (one_seed, one_image):
+        assert (found.difference, found.error, found.interval) == (1.5, None, None)
+
+
+def coverage(test, seeds, images, spread, rounds=120):
+    """How often the interval holds 0, the true difference. `spread`: of seeds, and of images."""
+    random, hits = np.random.default_rng(5), 0
+    for number in range(rounds):
+        of_seeds, of_images = random.normal(size=(seeds, 1)), random.gamma(1.0, size=(1, images)) - 1
+        noise = 0.3 * random.normal(size=(seeds, images))
+        low, high = test(spread[0] * of_seeds + spread[1] * of_images + noise, seed=number).interval
+        hits += low <= 0 <= high
+    return hits / rounds
+
+
+def test_the_intervals_cover_what_they_say_and_no_more(monkeypatch):
+    monkeypatch.setattr(significance, "RESAMPLES", 400)
+    images, both = significance.over_images, significance.over_seeds_and_images
+    assert coverage(images, 3, 60, (0.0, 1.0)) > 0.88  # images alone vary
+    assert coverage(images, 3, 60, (1.0, 1.0)) < 0.6  # another seed falls outside
+    assert coverage(both, 12, 60, (1.0, 1.0)) > 0.87
+    assert 0.6 < coverage(both, 3, 60, (1.0, 0.3)) < 0.9  # too narrow with few seeds, as said
+
+
+def test_the_same_numbers_come_out_again():
+    differences = np.random.default_rng(0).normal(size=(2, 30))
+    for test in (significance.over_images, significance.over_seeds_and_images):
+        assert test(differences) == test(differences)
+        assert test(differences).interval != test(differences, seed=1).interval
