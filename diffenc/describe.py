@@ -43,7 +43,8 @@ def config_text(experiment: Experiment) -> str:
     """Every field of every object in the experiment as sorted gin bindings, one a line.
 
     Nothing is left to a default, and there are no macros. Where one class appears with different values,
-    scopes named after the way there keep them apart: `@model_network/network.unet()`.
+    scopes named after the way there keep them apart: `@model_network/network.unet()`. Modules that no entry point
+    leads to are imported.
 
     Raises:
       UserError: an object's class is not registered, or a value cannot be written.
@@ -54,7 +55,9 @@ def config_text(experiment: Experiment) -> str:
         variants[item.selector].add(str(item))
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
     lines = {line for item in objects for line in _lines(item, ambiguous)}
-    imports = {f"import {module}" for item in objects if (module := _undiscovered_module(item.selector))}
+    discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
+    modules = {names.classes()[item.selector].__module__ for item in objects}
+    imports = {f"import {module}" for module in modules if module.partition(".")[0] not in discovered}
     return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
 
 
@@ -77,13 +80,6 @@ def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-
-
-def _undiscovered_module(selector: str) -> str | None:
-    """The module to import before a config can name `selector`, where no entry point leads to it."""
-    module = names.classes()[selector].__module__
-    found = {"diffenc", "__main__", *plugin_packages()}
-    return None if module.partition(".")[0] in found else module
 
 
 def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:

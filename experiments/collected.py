@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffenc.describe import config_text, differences
 from diffenc.errors import UserError
+from diffenc.experiment import FREE_TO_MEASURE
+from diffenc.same_run import CONFIG
 from experiments import paper
 from experiments.paper import COLLECTED, Row
-from experiments.runs import Run, Task, left, runs_of
+from experiments.runs import Run, Task, evaluated, left, runs_of
 from experiments.scale import Scale, deviations
-from experiments.summary import Record, Summary, check_same, summarise
+from experiments.summary import Record, Summary, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Line:
 
     @functools.cached_property
     def summary(self) -> Summary:
-        return summarise(self.row.name, self.runs)
+        """Of the runs that are evaluated as their configs ask for."""
+        return summarise(self.row.name, {run.seed: run.workdir for run in self.runs if evaluated(run)})
 
 
 def lines_of(table: int, folder: Path, scale: Scale, wanted: str = "") -> list[Line]:
@@ -54,6 +58,19 @@ def lines_of(table: int, folder: Path, scale: Scale, wanted: str = "") -> list[L
     for run in (run for line in lines for run in line.runs):
         check_same(run)
     return lines
+
+
+def check_same(run: Run) -> None:
+    """Raise UserError if the run's workdir holds one of another config."""
+    saved = run.workdir / CONFIG
+    if not saved.is_file():
+        return
+    differing = differences(saved.read_text(encoding="utf-8"), config_text(run.experiment), FREE_TO_MEASURE)
+    if differing:
+        raise UserError(
+            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
+            "trained with, or another --output"
+        )
 
 
 def _matches(wanted: str, row: Row) -> bool:

@@ -24,7 +24,7 @@ def common_seeds(a: Summary, b: Summary) -> tuple[int, ...]:
 def differences(a: Summary, b: Summary) -> tuple[Figure, ...]:
     """A − B by component: the mean over the seeds they share, and its standard error from the paired differences."""
     shared = common_seeds(a, b)
-    one, two = (_only(summary, shared) for summary in (a, b))
+    one, two = a.of(shared), b.of(shared)
     return tuple(mean_and_error(one.values(name) - two.values(name)) for name in COMPONENTS)
 
 
@@ -34,21 +34,12 @@ def findings(a: Summary, b: Summary) -> list[Finding]:
     shared = common_seeds(a, b)
     if not shared:
         return found
-    one, two = (_only(summary, shared) for summary in (a, b))
+    one, two = a.of(shared), b.of(shared)
     found.append(significance.paired(one.values("total"), two.values("total")))
     if np.isfinite([one.values("total"), two.values("total")]).all():
         by_image = np.stack([one.terms(seed)["total"] - two.terms(seed)["total"] for seed in shared])
         found += [significance.over_images(by_image), significance.over_seeds_and_images(by_image)]
     return found
-
-
-def _only(summary: Summary, seeds: Sequence[int]) -> Summary:
-    """`summary` of some of its seeds."""
-    return Summary(
-        summary.name,
-        {seed: summary.runs[seed] for seed in seeds},
-        {seed: summary.records[seed] for seed in seeds},
-    )
 
 
 def sheets(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:

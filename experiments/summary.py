@@ -1,6 +1,7 @@
 """What the seeds of one variant came to: mean ± standard error over them of bits/dim and each of its terms."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.data import require_same_images
-from diffenc.describe import config_text, differences
 from diffenc.errors import UserError
 from diffenc.evaluate import TERMS
-from diffenc.experiment import FREE_TO_MEASURE
-from diffenc.same_run import CONFIG
-from experiments.runs import Run, evaluated
 from experiments.table_shown import MISSING, Figure, Sheet, rounded
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
@@ -30,15 +27,15 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The runs of one variant that have been evaluated as their configs ask for.
+    """The runs of one variant that have been evaluated.
 
     Attributes:
-      runs: by seed.
+      workdirs: by seed.
       records: by seed, what evaluation.json says.
     """
 
     name: str
-    runs: Mapping[int, Run]
+    workdirs: Mapping[int, Path]
     records: Mapping[int, Record]
 
     @property
@@ -60,36 +57,33 @@ class Summary:
         Raises:
           UserError: evaluation.npz is not that of evaluation.json.
         """
-        return terms_by_image(self.runs[seed].workdir, self.records[seed])
+        return terms_by_image(self.workdirs[seed], self.records[seed])
+
+    def of(self, seeds: Sequence[int]) -> "Summary":
+        """The same of some of the seeds."""
+        workdirs = {seed: self.workdirs[seed] for seed in seeds}
+        return Summary(self.name, workdirs, {seed: self.records[seed] for seed in seeds})
 
 
-def summarise(name: str, runs: Iterable[Run]) -> Summary:
-    """Of `runs`, all of one variant, those that are evaluated.
+def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
+    """Of `workdirs`, which are by seed, those that hold an evaluation."""
+    found = {seed: record for seed in sorted(workdirs) if (record := read(workdirs[seed])) is not None}
+    return Summary(name, {seed: workdirs[seed] for seed in found}, found)
+
+
+def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
+    """What WORKDIR/NAME.json says; None if it is not there.
 
     Raises:
-      UserError: a workdir holds a run of another config than its own here.
+      UserError: it is no JSON.
     """
-    found: dict[int, tuple[Run, Record]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        record = run.record("evaluation")
-        if record is not None and evaluated(run):
-            check_same(run)
-            found[run.seed] = run, record
-    runs_by_seed = {seed: run for seed, (run, _) in found.items()}
-    return Summary(name, runs_by_seed, {seed: record for seed, (_, record) in found.items()})
-
-
-def check_same(run: Run) -> None:
-    """Raise UserError if the run's workdir holds one of another config."""
-    saved = run.workdir / CONFIG
-    if not saved.is_file():
-        return
-    differing = differences(saved.read_text(encoding="utf-8"), config_text(run.experiment), FREE_TO_MEASURE)
-    if differing:
-        raise UserError(
-            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
-            "trained with, or another --output"
-        )
+    path = workdir / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); delete it, and evaluate the run again") from None
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
@@ -142,7 +136,7 @@ def require_alike(summaries: Iterable[Summary]) -> None:
 def _each(summaries: Iterable[Summary]) -> Iterator[tuple[Path, Record]]:
     for summary in summaries:
         for seed in summary.seeds:
-            yield summary.runs[seed].workdir, summary.records[seed]
+            yield summary.workdirs[seed], summary.records[seed]
 
 
 def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:

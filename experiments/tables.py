@@ -38,24 +38,18 @@ def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
 
 
 def run_missing(lines: Sequence[Line], tasks: Sequence[Task], jobs: int) -> None:
-    """Bring every run through `tasks`.
+    """Bring every run through `tasks`, as far as they do not fail.
 
     Raises:
-      UserError: runs failed, once all others are done.
+      UserError: a config is at fault, or another process works there.
       Interrupted: SIGTERM or Ctrl-C came; runs in training are saved.
     """
     groups: dict[tuple[Path, int], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.folder, len(line.runs)), []).append(line)
-    failures = []
     for (folder, seeds), group in groups.items():
-        try:
-            variants = [line.runs[0].variant for line in group]
-            sweep.perform(folder, variants, range(seeds), tasks, partial(sweep.here, jobs))
-        except UserError as error:
-            failures.append(str(error))
-    if failures:
-        raise UserError("; ".join(failures))
+        variants = [line.runs[0].variant for line in group]
+        sweep.perform(folder, variants, range(seeds), tasks, partial(sweep.here, jobs))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -103,19 +97,15 @@ def run(argv: Sequence[str]) -> None:
     if given.data_dir:
         os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
     folder = given.output or Path("tables") / str(given.table)
-    failure = None
-    if given.run:
-        try:
-            run_missing(lines_of(given.table, folder, scale, given.rows), TASKS, given.jobs)
-        except UserError as error:
-            failure = error
     lines = lines_of(given.table, folder, scale, given.rows)
+    if given.run:
+        run_missing(lines, TASKS, given.jobs)
     made = page(given.table, lines, scale)
     write(made, folder)
     show(made)
     print(f"in {folder}")
-    if failure:
-        raise failure
+    if given.run:
+        sweep.check_done([run for line in lines for run in line.runs], TASKS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
