@@ -40,7 +40,10 @@ def interrupts_of_all() -> Watch:
 
 
 class Interrupts:
-    """While entered, the first SIGTERM or SIGINT is remembered; a second one does what it always did.
+    """While entered, the first SIGTERM or SIGINT is remembered; a second of its kind does what it always did.
+
+    One of the other kind is the same request again. So who cannot know whether a SIGTERM reached a run, since Slurm may
+    send it to all processes of a job or to the first alone, may pass it on as SIGINT.
 
     Outside the main thread Python delivers no signals; there it remembers nothing.
     """
@@ -56,7 +59,8 @@ class Interrupts:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._restore()
+        for signum in [*self._previous]:
+            self._restore(signum)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""
@@ -64,15 +68,14 @@ class Interrupts:
             raise Interrupted(self._signum)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self._signum = signum
-        self._restore()
-        # not through logging, whose lock the interrupted code may hold
-        os.write(2, MESSAGE)
+        self._restore(signum)
+        if self._signum is None:
+            self._signum = signum
+            # not through logging, whose lock the interrupted code may hold
+            os.write(2, MESSAGE)
 
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
-        self._previous = {}
+    def _restore(self, signum: int) -> None:
+        signal.signal(signum, self._previous.pop(signum))  # pyright: ignore[reportArgumentType]
 
 
 class SharedInterrupts:

@@ -76,13 +76,6 @@ class Going:
         self._process.kill()
         self._process.wait()
 
-    def last_line(self) -> str:
-        """What it wrote last."""
-        with self.job.log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
     def _start_next(self) -> None:
         # in a process group of its own: the terminal's Ctrl-C reaches it through us alone
         self._process = subprocess.Popen(
@@ -91,17 +84,32 @@ class Going:
         )  # fmt: skip
 
 
-def work_through(jobs: Sequence[Job], shares: Sequence[Share], ended: Ended) -> None:
+def last_line(log: Path) -> str:
+    """What was written to it last; empty if nothing was."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def work_through(
+    jobs: Sequence[Job], shares: Sequence[Share], ended: Ended, signals: Signals | None = None
+) -> None:
     """Run all jobs, as many at a time as there are `shares`; one that fails does not stop the others.
 
     SIGTERM and Ctrl-C are passed on to what runs, once; a second one kills it.
+
+    Args:
+      signals: what gathers them.
 
     Raises:
       Interrupted: one of them came, and nothing runs any more.
     """
     waiting, free, going = deque(jobs), deque(shares), list[Going]()
     told, stopped = time.monotonic(), 0
-    with Signals() as signals:
+    with signals or Signals() as signals:
         try:
             while going or (waiting and not stopped):
                 while waiting and free and not stopped:
@@ -134,7 +142,7 @@ def _finish(each: Going, free: deque[Share], ended: Ended) -> bool:
 def _tell(going: Sequence[Going], waiting: int) -> None:
     for each in going:
         spent = duration(time.monotonic() - each.since)
-        logging.info("%s, for %s: %s", each.job.name, spent, each.last_line())
+        logging.info("%s, for %s: %s", each.job.name, spent, last_line(each.job.log))
     if waiting:
         logging.info("%d waiting", waiting)
 

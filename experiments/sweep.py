@@ -27,6 +27,7 @@ from diffenc.interrupts import Interrupted
 from diffenc.progress import duration
 from diffenc.settings import check_seed
 from experiments.command import start_up, status_of
+from experiments.on_slurm import executor_of, on_slurm, parse_options
 from experiments.runs import TASKS, Run, Task, left, runs_of
 from experiments.side_by_side import Job, shares, work_through
 from experiments.summary import facts, require_alike, sheet, summarise
@@ -111,10 +112,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; may be repeated, for a product")
     add("--seeds", default="5", help="how many, as 5, or which, as 3,7 (default: 5)")
     add("--output", type=Path, help="the sweep's folder (default: sweeps/NAME, after the gin files)")
-    add("--jobs", type=int, default=1, help="runs at a time, each on its share of the machine (default: 1)")
+    add(
+        "--jobs", type=int, help="runs at a time, each on its share of the machine (default: 1; on Slurm all)"
+    )
+    add(
+        "--slurm", nargs="?", const="", metavar="OPTIONS", help="as jobs of a Slurm cluster; sbatch's options"
+    )
     add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
     given = parser.parse_args(argv)
-    if given.jobs < 1:
+    if given.jobs is not None and given.jobs < 1:
         raise UserError(f"--jobs={given.jobs}: must be at least 1")
     return given
 
@@ -130,6 +136,17 @@ def chosen(given: argparse.Namespace) -> tuple[str, list[Variant]]:
     return name, variants_of(given.gin_file, given.gin_bindings, grids, name)
 
 
+def chosen_place(given: argparse.Namespace, folder: Path) -> Execute:
+    """Where and how many at a time.
+
+    Raises:
+      UserError: --slurm, but options are at fault, or something is not installed.
+    """
+    if given.slurm is None:
+        return partial(here, given.jobs or 1)
+    return partial(on_slurm, executor_of(parse_options(given.slurm), given.jobs), folder)
+
+
 def run(argv: Sequence[str]) -> None:
     """The program."""
     given = parse(argv)
@@ -141,7 +158,7 @@ def run(argv: Sequence[str]) -> None:
     if given.data_dir:
         os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
     folder = given.output or Path("sweeps") / name
-    runs = perform(folder, variants, parse_seeds(given.seeds), execute=partial(here, given.jobs))
+    runs = perform(folder, variants, parse_seeds(given.seeds), execute=chosen_place(given, folder))
     page = page_of(name, runs)
     write(page, folder)
     show(page)
