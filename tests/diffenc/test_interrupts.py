@@ -49,6 +49,17 @@ def test_after_the_first_signal_the_second_does_what_it_did():
         press_twice()
 
 
+@pytest.mark.parametrize(("first", "then"), [SIGNALS, SIGNALS[::-1]])
+def test_one_of_the_other_kind_is_the_same_request(first, then, capfd):
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), then)
+        with pytest.raises(Interrupted) as interrupted:
+            interrupts.check()
+    assert interrupted.value.signum == first
+    assert capfd.readouterr().err.count("stopping") == 1
+
+
 def test_outside_the_main_thread_there_is_nothing_to_remember():
     failures = []
 
