@@ -13,6 +13,7 @@ from diffenc.errors import UserError
 LONGEST = 120  # characters of a name that becomes a folder's
 EXAMPLE = "as --grid='network.encoder_unet.blocks = [1, 2, 4]'"
 OPENING, CLOSING = "([{", ")]}"
+STRAY = (tokenize.COMMENT, tokenize.ERRORTOKEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ def parse_grid(text: str) -> Grid:
     Raises:
       UserError: it is neither.
     """
+    text = " ".join(text.split("\n"))  # the tokenizer minds how lines are indented
     left, equals, right = text.partition("=")
     names = tuple(name.strip() for name in left.split(","))
     if not equals or not all(names):
@@ -118,6 +120,8 @@ def _commas(text: str, whole: str) -> Iterator[int]:
                 depth += (token.string in OPENING) - (token.string in CLOSING)
                 if token.string == "," and depth == 0:
                     yield token.start[1]
+            if depth < 0 or token.type in STRAY:
+                raise UserError(f"--grid={whole!r}: {token.string} is out of place")
     except (tokenize.TokenError, SyntaxError) as error:
         raise UserError(f"--grid={whole!r}: {error.args[0]}") from None
 
@@ -128,7 +132,7 @@ def _name(names: Sequence[str], values: Sequence[str]) -> str:
 
     def shown(name: str) -> str:
         field = name.rpartition(".")[2]
-        return field if short[field] == 1 else name
+        return _slug(field if short[field] == 1 else name)
 
     name = ",".join(f"{shown(name)}={_slug(value)}" for name, value in zip(names, values, strict=True))
     if len(name) > LONGEST:
@@ -139,4 +143,4 @@ def _name(names: Sequence[str], values: Sequence[str]) -> str:
 def _slug(value: str) -> str:
     """`@encoder.identity()` as `identity`, `"tanh"` as `tanh`; only what any file system takes."""
     reference = re.fullmatch(r"@(?:.*[./])?(\w+)(?:\(\))?", value)
-    return re.sub(r"[^\w.+-]+", "_", reference[1] if reference else value).strip("_")
+    return re.sub(r"[^\w.+-]+", "_", reference[1] if reference else value, flags=re.ASCII).strip("_")
