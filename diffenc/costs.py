@@ -23,7 +23,7 @@ from diffenc.batches import eval_batches
 from diffenc.data import some_of
 from diffenc.experiment import Experiment
 from diffenc.gaussian import scale, step_fraction, sum_squares
-from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Source, Variance
+from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Source, Variance
 from diffenc.model import Model
 from diffenc.objective import Step, network_error, step_error
 from diffenc.passes import compile_over
@@ -31,7 +31,7 @@ from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
 from diffenc.randomness import root_key
 from diffenc.settings import Fit
-from diffenc.sharding import check_divisible, rows_here, to_devices
+from diffenc.sharding import check_divisible, images_to_devices, rows_here
 from diffenc.streaming import StreamingMean
 
 PerEdge = Float[np.ndarray, " edges"]
@@ -102,6 +102,7 @@ def squared_errors(
     eps: Data,
     knots: Float[Array, " knots"],
     num_levels: int,
+    condition: Condition | None = None,
 ) -> Float[Array, "knots knots b"]:
     """|| (1 + stretch kappa) x_hat - x_phi(t) - secant ||^2, [t, s, B]; one network evaluation a knot."""
     x = scale_pixels(levels, num_levels)
@@ -154,13 +155,14 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Table:
     result, index = StreamingMean(size), np.arange(size)
     progress: Callable[[], None] = Progress("costs", settings.passes * -(-len(source) // batch_size))
     for number, (batch, weight) in enumerate(eval_batches(source, batch_size, rows_here(mesh, batch_size))):
-        levels, total = to_devices(batch["image"], mesh), np.zeros((size, batch_size))
+        images = images_to_devices(batch, experiment.model.conditioning, mesh)
+        total = np.zeros((size, batch_size))
         for visit in range(settings.passes):
-            squares = compiled(params, levels, _key(settings, visit, number))
+            squares = compiled(params, images, _key(settings, visit, number))
             total += np.asarray(jax.device_get(squares), np.float64).reshape(size, batch_size)
             progress()
-        images = total[:, weight > 0] / settings.passes
-        result.add(np.repeat(index, images.shape[1]), images.ravel())
+        each = total[:, weight > 0] / settings.passes
+        result.add(np.repeat(index, each.shape[1]), each.ravel())
     shape = (settings.knots, settings.knots)
     return Table(knots, result.mean.reshape(shape), result.standard_error.reshape(shape), len(source))
 
@@ -171,10 +173,13 @@ def _key(settings: Fit, visit: int, number: int) -> Key:
 
 def _compiled(
     experiment: Experiment, mesh: Mesh, knots: Float[np.ndarray, " knots"]
-) -> Callable[[Params, Levels, Key], Float[Array, "knots knots b"]]:
-    def squares(params: Params, levels: Levels, key: Key) -> Float[Array, "knots knots b"]:
+) -> Callable[[Params, Images, Key], Float[Array, "knots knots b"]]:
+    def squares(params: Params, images: Images, key: Key) -> Float[Array, "knots knots b"]:
+        levels, condition = images
         eps = jax.random.normal(key, levels.shape)
         num_levels = experiment.dataset.num_levels
-        return squared_errors(experiment.model, params, levels, eps, jnp.asarray(knots), num_levels)
+        return squared_errors(
+            experiment.model, params, levels, eps, jnp.asarray(knots), num_levels, condition
+        )
 
     return compile_over(mesh, squares)

@@ -13,7 +13,7 @@ from diffenc import names
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_CHANGE, Experiment
 from diffenc.registry import plugin_packages
-from diffenc.values import coerce, parts, spell
+from diffenc.values import coerce, objects_in, parts, spell
 
 SPELLABLE = (bool, int, float, str, bytes, type(None))
 
@@ -97,21 +97,14 @@ def _default(key: str) -> str | None:
     fields = [field for field in dataclasses.fields(cls) if field.name == name]
     if not fields or fields[0].default is dataclasses.MISSING:
         return None
-    return spell(coerce(fields[0].default, names.fields_of(cls)[name].hint), str)
+    value = _read_value(coerce(fields[0].default, names.fields_of(cls)[name].hint), (name,))
+    return spell(value, lambda other: f"@{other.selector}()")
 
 
 def precision(experiment: Experiment) -> str:
     """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
-    chosen = {getattr(item, "precision", None) for item in _parts(experiment)}
+    chosen = {getattr(item, "precision", None) for item in objects_in(experiment)}
     return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
-
-
-def _parts(item: Any) -> Iterator[Any]:
-    """`item` and every dataclass in its fields, however deep."""
-    yield item
-    for value in parts([getattr(item, field.name) for field in dataclasses.fields(item)]):
-        if dataclasses.is_dataclass(value):
-            yield from _parts(value)
 
 
 def _is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:

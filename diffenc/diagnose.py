@@ -21,20 +21,20 @@ from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, identity
 from diffenc.experiment import Experiment
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
-from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample, Times
+from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Times
 from diffenc.mirror import mirrored
 from diffenc.model import Draws, bits_per_dim, draw
 from diffenc.modes import restore_ema
 from diffenc.objective import continuous, network_error, step_index
 from diffenc.passes import Passes, compile_over
-from diffenc.pixels import Levels, scale_pixels
+from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
 from diffenc.sharding import data_mesh
 from diffenc.streaming import ImageMeans
 
 Places = Int[Array, " b"]
 Figures = dict[str, PerExample]
-Measure = Callable[[Params, Levels, Draws], tuple[Places, Figures]]
+Measure = Callable[[Params, Images, Draws], tuple[Places, Figures]]
 Means = dict[str, ImageMeans]
 Record = dict[str, Any]
 
@@ -76,8 +76,9 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     """
     bins, num_levels = experiment.diagnose.bins, experiment.dataset.num_levels
 
-    def measure(params: Params, levels: Levels, draws: Draws) -> tuple[Places, Figures]:
-        terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels)
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
+        levels, condition = images
+        terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, condition=condition)
         bits = bits_per_dim(terms.diffusion, levels[0].size)
         return step_index(draws.t, bins), {"loss": bits, "square": jnp.square(bits)}
 
@@ -117,10 +118,10 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     """
     bins = experiment.diagnose.bins
 
-    def measure(params: Params, levels: Levels, draws: Draws) -> tuple[Places, Figures]:
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
         place = jnp.round(draws.t * bins).astype(jnp.int32)
-        x = scale_pixels(levels, experiment.dataset.num_levels)
-        arrays = v_and_expectations(experiment, params, x, place / bins, draws.eps)
+        x = scale_pixels(images.levels, experiment.dataset.num_levels)
+        arrays = v_and_expectations(experiment, params, x, place / bins, draws.eps, images.condition)
         return place, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
 
     means = collect(experiment, mesh, params, bins + 1, measure)
@@ -141,16 +142,16 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
 
 
 def v_and_expectations(
-    experiment: Experiment, params: Params, x: Data, t: Times, eps: Data
+    experiment: Experiment, params: Params, x: Data, t: Times, eps: Data, condition: Condition | None = None
 ) -> dict[str, Data]:
     """What `ends_record` takes root mean squares of."""
     model = experiment.model
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr)
+        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
 
     def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.network.apply(params["network"], z, log_snr)
+        return model.network.apply(params["network"], z, log_snr, condition=condition)
 
     step = continuous(encode, lambda t: model.schedule.apply(params["schedule"], t), t)
     alpha, sigma = alpha_sigma(step.log_snr)
@@ -177,14 +178,14 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
       UserError: the batch does not divide over the devices, or a place was drawn less than twice.
     """
 
-    def measured(params: Params, levels: Levels, key: Key) -> tuple[Places, Figures]:
-        return measure(params, levels, draw(key, levels.shape))
+    def measured(params: Params, images: Images, key: Key) -> tuple[Places, Figures]:
+        return measure(params, images, draw(key, images.levels.shape))
 
     passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
     result: Means = {}
     progress = Progress("diagnosis", len(passes))
     for visit in passes:
-        place, figures = jax.device_get(compiled(params, visit.levels, visit.key))
+        place, figures = jax.device_get(compiled(params, visit.images, visit.key))
         image = visit.first + np.flatnonzero(visit.real)
         for name, values in figures.items():
             mean = result.setdefault(name, ImageMeans(len(passes.source), places))

@@ -16,16 +16,15 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from rich.table import Table
 
-from diffenc import curves, describe, fits
+from diffenc import classes, curves, describe, fits
 from diffenc.chain import Chain
 from diffenc.data import source_name
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Params
+from diffenc.interfaces import Images, Key, Params
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
 from diffenc.passes import Passes, compile_over
-from diffenc.pixels import Levels
 from diffenc.registry import datasets, proposals, variances
 from diffenc.settings import Diagnose, Evaluate
 
@@ -121,7 +120,7 @@ def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict
 
 
 def identity(experiment: Experiment, settings: Evaluate | Diagnose, num_images: int) -> dict[str, Any]:
-    """Which images a figure is of; without it two figures cannot be compared."""
+    """Which images a figure is of, and given what; without it two figures cannot be compared."""
     dataset = experiment.dataset
     source = source_name(dataset)
     return {
@@ -130,6 +129,7 @@ def identity(experiment: Experiment, settings: Evaluate | Diagnose, num_images: 
         "split": settings.split,
         "num_images": num_images,
         "fingerprint": dataset.fingerprint(settings.split),
+        **classes.stated(experiment.model),
     }
 
 
@@ -227,7 +227,7 @@ class Evaluator:
         given = params, self._depth.chain_of(params)
         rows: list[Terms] = []
         for visit in self.passes:
-            terms = jax.device_get(self._terms(given, visit.levels, visit.key))
+            terms = jax.device_get(self._terms(given, visit.images, visit.key))
             rows.append(jax.tree.map(lambda nats, real=visit.real: nats[real].astype(np.float64), terms))
             after_batch()
         terms = {
@@ -247,7 +247,7 @@ def batch_terms(
     rule: Callable[[Any], StepRule],
     propose: Propose,
     given: tuple[Params, Chain | None],
-    levels: Levels,
+    images: Images,
     key: Key,
 ) -> Terms:
     """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout.
@@ -257,8 +257,15 @@ def batch_terms(
     params, chain = given
 
     def once(key: Key) -> Terms:
-        draws = draw(key, levels.shape, propose)
-        return model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule(chain))
+        draws = draw(key, images.levels.shape, propose)
+        return model.elbo(
+            params,
+            images.levels,
+            draws,
+            num_levels=num_levels,
+            condition=images.condition,
+            step_rule=rule(chain),
+        )
 
     draws = jax.lax.map(once, jax.random.split(key, times_per_image))
     return jax.tree.map(lambda nats: nats.mean(axis=0), draws)

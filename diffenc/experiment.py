@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from diffenc import classes
 from diffenc.interfaces import Dataset, Optimizer
 from diffenc.model import Model
 from diffenc.settings import (
@@ -110,3 +111,5 @@ class Experiment:
             f"Experiment.profile_at = {self.profile_at}: there are only Experiment.steps = {self.steps}",
         )
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
+        classes.check(self.model, self.dataset)
+        classes.check_samples(self.model, self.dataset, self.sample.classes, self.sample.guidance)

@@ -7,8 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from diffenc.clock import Clock
-from diffenc.interfaces import Batch
-from diffenc.sharding import to_devices
+from diffenc.interfaces import Batch, Conditioning, Images
+from diffenc.sharding import images_to_devices
 
 AHEAD = 2  # batches on their way to the devices, or there, beside the one that is taken
 IN_FLIGHT = 4  # steps; so many batches may wait in the devices' memory, and a stop waits for so many steps
@@ -20,15 +20,16 @@ class Feed:
     Putting a batch on a device takes the host no time; it crosses over while the device works on steps before.
     """
 
-    def __init__(self, batches: Iterator[Batch], mesh: Mesh, clock: Clock):
+    def __init__(self, batches: Iterator[Batch], conditioning: Conditioning, mesh: Mesh, clock: Clock):
         """`clock` is told how long `batches` was waited for."""
         self._batches = batches
+        self._conditioning = conditioning
         self._mesh = mesh
         self._clock = clock
-        self._ready: deque[jax.Array] = deque()
+        self._ready: deque[Images] = deque()
 
-    def take(self) -> jax.Array:
-        """The next batch's levels [B, H, W, C], split over the devices.
+    def take(self) -> Images:
+        """The next batch, split over the devices.
 
         The first call also fills the queue, once; to the clock that is neither training nor waiting.
         """
@@ -36,7 +37,7 @@ class Feed:
         while len(self._ready) <= AHEAD:
             with watched():
                 batch = next(self._batches)
-            self._ready.append(to_devices(batch["image"], self._mesh))
+            self._ready.append(images_to_devices(batch, self._conditioning, self._mesh))
         return self._ready.popleft()
 
 

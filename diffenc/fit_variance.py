@@ -19,13 +19,12 @@ from diffenc.chain import equal_times
 from diffenc.errors import UserError
 from diffenc.evaluate import check_depth
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Params, PerExample, Times
+from diffenc.interfaces import Images, Key, Params, PerExample, Times
 from diffenc.mirror import mirrored
 from diffenc.model import draw
 from diffenc.modes import restore_ema
 from diffenc.objective import discrete, step_index
 from diffenc.passes import Passes, compile_over
-from diffenc.pixels import Levels
 from diffenc.progress import Progress
 from diffenc.sharding import data_mesh
 from diffenc.streaming import StreamingMean
@@ -91,18 +90,18 @@ def measure(
     model, num_levels, num_steps = experiment.model, experiment.dataset.num_levels, len(times) - 1
     plan = fits.Plan(times)
 
-    def costs(given: tuple[Params, Times], levels: Levels, key: Key) -> tuple[Int[Array, " b"], PerExample]:
-        params, t = given
+    def costs(given: tuple[Params, Times], images: Images, key: Key) -> tuple[Int[Array, " b"], PerExample]:
+        (params, t), (levels, condition) = given, images
         draws = draw(key, levels.shape)._replace(t=t)
         rule = discrete(plan.chain(model.schedule, params["schedule"]))
-        terms = model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
+        terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps
 
     compiled, result = compile_over(mesh, costs), StreamingMean(num_steps)
     progress = Progress("fitting", len(passes))
     for visit in passes:
         t = even_times(visit.number, visit.first, passes.batch_size)
-        index, nats = jax.device_get(compiled((params, t), visit.levels, visit.key))
+        index, nats = jax.device_get(compiled((params, t), visit.images, visit.key))
         result.add(index[visit.real], nats[visit.real].astype(np.float64))
         progress()
     return result

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from diffenc import interior, loops, placement
+from diffenc import conditions, interior, loops, placement
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.interfaces import ImageKeys, Key, Params, PerExample
+from diffenc.interfaces import ImageKeys, Images, Key, Params, PerExample
 from diffenc.model import Draws, Terms, bits_per_dim, draw
-from diffenc.pixels import Levels
 from diffenc.sharding import AXES, OVER_BATCH, check_divisible
 
 Scalar = Float[Array, ""]
-Part = tuple[Levels, Draws, ImageKeys]
+
+DROPS_CONDITION = 2  # the number of a key beside those two that one key is split into
+Part = tuple[Images, Draws, ImageKeys]
 
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
@@ -33,20 +34,25 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
 
 
 def batch_gradient(
-    params: Params, experiment: Experiment, levels: Levels, key: Key, mesh: Mesh
+    params: Params, experiment: Experiment, images: Images, key: Key, mesh: Mesh
 ) -> tuple[Params, Terms]:
     """The gradient of -ELBO of a batch in bits/dim, and its three terms; dropout on.
 
     Each device takes its own images, in `Experiment.microbatches` parts, one after the other, so that the activations
-    of one alone take memory. The devices' gradients are then added up, once. Times, noise and dropout masks are those
-    of the undivided batch. To the parameters of a schedule's interior the gradient is that of its own objective.
+    of one alone take memory. The devices' gradients are then added up, once. Times, noise, dropout masks
+    and which images are told nothing are those of the undivided batch. To the parameters of a schedule's interior the gradient is that of its own objective.
 
     Args:
       params: split over `mesh` as `diffenc.placement` says; so is the gradient.
-      levels: split over all of `mesh`.
+      images: split over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
-    batch = levels, draw(draw_key, levels.shape), jax.random.split(dropout_key, len(levels))
+    levels, condition = images
+    condition = conditions.dropped(
+        condition, experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
+    )
+    dropout_keys = jax.random.split(dropout_key, len(levels))
+    batch = Images(levels, condition), draw(draw_key, levels.shape), dropout_keys
     specs = placement.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),
@@ -74,7 +80,7 @@ def _device_gradient(
     gradient = placement.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     terms = unite(nats)
-    means = jax.lax.pmean(_mean_bits(terms, share[0][0].size), AXES)
+    means = jax.lax.pmean(_mean_bits(terms, share[0].levels[0].size), AXES)
     return gradient, means, terms.diffusion
 
 
@@ -107,9 +113,9 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: tuple[Any, ..
 
 def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scalar, Terms]:
     """-ELBO of a part in bits/dim, and its terms in nats [B / count]."""
-    levels, draws, keys = part
+    (levels, condition), draws, keys = part
     num_levels = experiment.dataset.num_levels
-    nats = experiment.model.elbo(params, levels, draws, num_levels=num_levels, keys=keys)
+    nats = experiment.model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, keys=keys)
     return _mean_bits(nats, levels[0].size).total, nats
 
 

@@ -14,12 +14,12 @@ Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32. What hap
 image of its batch, its dropout mask neither: so results are the same however a batch is divided.
 """
 
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jaxtyping
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, UInt8
 
 Params = Any  # a pytree of arrays
 Key = PRNGKeyArray
@@ -29,7 +29,7 @@ PerExample = Float[Array, " b"]
 Times = Float[Array, " b"]
 LogSNR = Float[Array, " b"]
 PerStep = Float[Array, " steps"]
-Condition = Int[Array, " b"]
+Condition = Int[Array, " b"]  # 0 tells nothing of an image, k + 1 its class k
 
 
 class Example(TypedDict):
@@ -46,9 +46,19 @@ class Batch(TypedDict):
     label: Int[np.ndarray, " b"]
 
 
+class Images(NamedTuple):
+    """A batch as compiled functions are given it. Without a condition it is its levels alone, also to XLA."""
+
+    levels: Integer[Array, "b h w c"]
+    condition: Condition | None = None
+
+
 @runtime_checkable
 class Encoder(Protocol):
-    """A family x_phi(lambda) of representations of x, smooth in lambda [10]."""
+    """A family x_phi(lambda) of representations of x, smooth in lambda [10].
+
+    One that looks at the condition has a field `classes`, how many there are; so has such a network.
+    """
 
     def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         """Parameters; only the shapes of `x` and `log_snr` matter."""
@@ -120,6 +130,25 @@ class GenerativeMean(Protocol):
     """kappa(lambda): the reverse process assumes d x_phi / d lambda = kappa x_hat [17]."""
 
     def __call__(self, log_snr: LogSNR) -> LogSNR: ...
+
+
+@runtime_checkable
+class Conditioning(Protocol):
+    """What the model is told of an image beside its noisy self (see diffenc.conditions)."""
+
+    @property
+    def what(self) -> str | None:
+        """In one word, as figures state it; None if the model is told nothing."""
+        ...
+
+    @property
+    def drop(self) -> float:
+        """Share of the images that training tells nothing of."""
+        ...
+
+    def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"] | None:
+        """The condition of images of these classes; None if the model is told nothing."""
+        ...
 
 
 @runtime_checkable

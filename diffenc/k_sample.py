@@ -22,7 +22,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, depth, depth_of, errors_table, identity, statistics
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
-from diffenc.interfaces import Data, Key, LogSNR, Params, PerExample
+from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.mirror import mirrored
 from diffenc.model import Model
 from diffenc.modes import publish, restore_ema
@@ -69,13 +69,20 @@ def bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarra
 
 
 def log_weights(
-    model: Model, params: Params, levels: Levels, chain: Chain, key: Key, num_levels: int, samples: int
+    model: Model,
+    params: Params,
+    levels: Levels,
+    chain: Chain,
+    key: Key,
+    num_levels: int,
+    samples: int,
+    condition: Condition | None = None,
 ) -> Float[Array, "samples b"]:
     """log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr)
+        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
 
     def log_snr_at(index: int | Array) -> LogSNR:
         t = jnp.broadcast_to(chain.times[index], x.shape[:1])
@@ -85,7 +92,7 @@ def log_weights(
         step = secant(encode, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
-        walk = walker(model, params, step, log_snr_at(index), chain.log_w[index])
+        walk = walker(model, params, step, log_snr_at(index), chain.log_w[index], condition)
         eps, gain = jax.lax.map(walk, (eps, keys))
         return (eps, log_w + gain), None
 
@@ -102,7 +109,12 @@ def log_weights(
 
 
 def walker(
-    model: Model, params: Params, step: Step, log_snr_s: LogSNR, log_ratio: Float[Array, ""]
+    model: Model,
+    params: Params,
+    step: Step,
+    log_snr_s: LogSNR,
+    log_ratio: Float[Array, ""],
+    condition: Condition | None = None,
 ) -> Callable[[tuple[Data, Key]], tuple[Data, PerExample]]:
     """Makes (the noise in z_t, a key) -> (the noise in z_s, the step's log weight), z_s drawn from q.
 
@@ -114,7 +126,7 @@ def walker(
     """
 
     def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.network.apply(params["network"], z, log_snr)
+        return model.network.apply(params["network"], z, log_snr, condition=condition)
 
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
@@ -184,14 +196,15 @@ def measure(
     found = depth_of(experiment, workdir, step)
     chain = found.chain_of(params)
 
-    def weights(given: tuple[Params, Chain], levels: Levels, key: Key) -> Float[Array, "samples b"]:
-        params, chain = given
-        return log_weights(model, params, levels, chain, key, num_levels, experiment.k_sample.samples)
+    def weights(given: tuple[Params, Chain], images: Images, key: Key) -> Float[Array, "samples b"]:
+        (params, chain), (levels, condition) = given, images
+        samples = experiment.k_sample.samples
+        return log_weights(model, params, levels, chain, key, num_levels, samples, condition)
 
     passes, compiled = Passes(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
     progress, rows = Progress("k_sample", len(passes)), []
     for visit in passes:
-        log_w = jax.device_get(compiled((params, chain), visit.levels, visit.key))
+        log_w = jax.device_get(compiled((params, chain), visit.images, visit.key))
         rows.append(log_w[:, visit.real].astype(np.float64))
         progress()
     log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])

@@ -23,12 +23,12 @@ from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.evaluate import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Params, PerExample
+from diffenc.interfaces import Images, Key, Params, PerExample
 from diffenc.mirror import mirrored
 from diffenc.model import Model
 from diffenc.modes import publish, restore_ema
 from diffenc.passes import Passes, compile_over
-from diffenc.pixels import Levels, scale_pixels
+from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
 from diffenc.sampler import x_hat_of
 from diffenc.settings import Likelihood
@@ -93,7 +93,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
     compiled, progress = compile_over(mesh, solve), Progress("likelihood", len(passes))
     nats, evaluations = [], []
     for visit in passes:
-        bound, stats = jax.device_get(compiled(params, visit.levels, visit.key))
+        bound, stats = jax.device_get(compiled(params, visit.images, visit.key))
         ode.require_reached(stats)
         nats.append(bound[visit.real].astype(np.float64))
         evaluations.append(stats.evaluations)
@@ -103,11 +103,11 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
 
 
 def batch_nats(
-    model: Model, num_levels: int, settings: Likelihood, params: Params, levels: Levels, key: Key
+    model: Model, num_levels: int, settings: Likelihood, params: Params, images: Images, key: Key
 ) -> tuple[PerExample, ode.Stats]:
     """log q(z_0 | x) - log p_0(z_0) in nats [B], from one z_0 of each image; no dropout."""
     dequantise_key, probe_key = jax.random.split(key)
-    x = scale_pixels(levels, num_levels)
+    x = scale_pixels(images.levels, num_levels)
     log_snr_0, log_snr_1 = model.schedule.apply(params["schedule"], jnp.array([0.0, 1.0]))
     dequantise = DEQUANTISATIONS[settings.dequantisation]
     z_0, log_q = dequantise(dequantise_key, x, jnp.broadcast_to(log_snr_0, x.shape[:1]), num_levels)
@@ -115,7 +115,7 @@ def batch_nats(
         z_0,
         log_snr_0,
         log_snr_1,
-        ode.velocity(x_hat_of(model, params), model.mean),
+        ode.velocity(x_hat_of(model, params, images.condition), model.mean),
         divergence_of(settings, probe_key, x.shape),
         settings.rtol,
         settings.atol,

@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from diffenc import objective
+from diffenc.conditions import UNCONDITIONAL
 from diffenc.interfaces import (
     Condition,
+    Conditioning,
     Data,
     Encoder,
     GenerativeMean,
@@ -78,13 +80,18 @@ def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean."""
+    """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean.
+
+    Attributes:
+      conditioning: what encoder and network are told of an image; nothing, unless they are to know its class.
+    """
 
     encoder: Encoder
     schedule: Schedule
     parameterization: Parameterization
     mean: GenerativeMean
     network: Network
+    conditioning: Conditioning = UNCONDITIONAL
 
     def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
         """Parameters {"encoder", "schedule", "network"}. Compile it (`jax.jit`): eagerly it is slow."""

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Bool
 
 from diffenc.batches import eval_batches
 from diffenc.data import some_of
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Key, Source
+from diffenc.interfaces import Images, Key, Source
 from diffenc.randomness import root_key
 from diffenc.settings import Diagnose, Evaluate, Fit
-from diffenc.sharding import check_divisible, on_each, rows_here, split_over, to_devices
+from diffenc.sharding import check_divisible, images_to_devices, on_each, rows_here, split_over
 
 
 class Visit(NamedTuple):
@@ -23,14 +23,14 @@ class Visit(NamedTuple):
     Attributes:
       number: of the pass.
       first: place of its first image in the source.
-      levels: full; the last batch of a pass is filled up.
+      images: full; the last batch of a pass is filled up.
       real: which of the images are not filling.
       key: of this batch in this pass alone.
     """
 
     number: int
     first: int
-    levels: Integer[Array, "b h w c"]
+    images: Images
     real: Bool[np.ndarray, " b"]
     key: Key
 
@@ -56,6 +56,7 @@ class Passes:
         self.batch_size = settings.batch_size or experiment.batch_size
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
+        self._conditioning = experiment.model.conditioning
         self._root = root_key(settings.seed, purpose)
         self._mesh, self._rows = mesh, rows_here(mesh, self.batch_size)
 
@@ -67,9 +68,9 @@ class Passes:
         for number in range(self.passes):
             key = jax.random.fold_in(self._root, number)
             for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size, self._rows)):
-                levels = to_devices(batch["image"], self._mesh)
+                images = images_to_devices(batch, self._conditioning, self._mesh)
                 first, real = index * self.batch_size, weight > 0
-                yield Visit(number, first, levels, real, jax.random.fold_in(key, index))
+                yield Visit(number, first, images, real, jax.random.fold_in(key, index))
 
     def by_pass(self, rows: list[np.ndarray]) -> list[list[np.ndarray]]:
         """`rows`, one for each visit in turn, cut into passes."""
@@ -78,6 +79,6 @@ class Passes:
 
 
 def compile_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(params, levels, key)` compiled: params as they lie, levels split, all else on each device."""
+    """`function(params, images, key)` compiled: params as they lie, images split, all else on each device."""
     shardings = (None, split_over(mesh), on_each(mesh))
     return jax.jit(function, in_shardings=shardings, out_shardings=on_each(mesh))

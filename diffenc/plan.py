@@ -24,12 +24,13 @@ from diffenc.errors import UserError
 from diffenc.evaluate import batch_terms
 from diffenc.experiment import Experiment
 from diffenc.flops import Contraction, Work
+from diffenc.interfaces import Condition, Data, LogSNR, Params
 from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.progress import duration
 from diffenc.settings import MeshShape
 from diffenc.sharding import AXES, arranged
-from diffenc.train_state import TrainState, abstract_levels, abstract_state, count_parameters, make_train_step
+from diffenc.train_state import TrainState, abstract_images, abstract_state, count_parameters, make_train_step
 
 
 class Peak(NamedTuple):
@@ -58,10 +59,10 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     share = one_share(experiment, devices)
     mesh = arranged()  # one device, whatever else there is: each does the same, on a share of the batch
     state = abstract_state(share, mesh)
-    step, levels = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_levels(share, mesh)
+    step, images = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_images(share, mesh)
     split = state_memory(state, experiment.mesh)
-    work = flops.count(step.trace(state, levels).jaxpr)
-    compiled = compile_ahead("the train step", step, state, levels) if experiment.plan.compile else None
+    work = flops.count(step.trace(state, images).jaxpr)
+    compiled = compile_ahead("the train step", step, state, images) if experiment.plan.compile else None
     return {
         "steps": experiment.steps,
         "batch_size": experiment.batch_size,
@@ -95,13 +96,20 @@ def one_share(experiment: Experiment, devices: int) -> Experiment:
 def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     """FLOPs an image without gradients: one draw of the bound, one call of the network (a sampling step)."""
     model, dataset = experiment.model, experiment.dataset
-    levels = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
-    z, log_snr = jax.ShapeDtypeStruct(levels.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    images = abstract_images(experiment, arranged(), 1)
+    z, log_snr = (
+        jax.ShapeDtypeStruct(images.levels.shape, jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def network(params: Params, z: Data, log_snr: LogSNR, condition: Condition | None) -> Data:
+        return model.network.apply(params, z, log_snr, condition=condition)
+
     terms = partial(batch_terms, model, dataset.num_levels, 1, lambda _: continuous, UNIFORM)
     return {
-        "evaluate": flops.work_of(terms, (state.params, None), levels, key).flops,
-        "network": flops.work_of(model.network.apply, state.params["network"], z, log_snr).flops,
+        "evaluate": flops.work_of(terms, (state.params, None), images, key).flops,
+        "network": flops.work_of(network, state.params["network"], z, log_snr, images.condition).flops,
     }
 
 

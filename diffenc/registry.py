@@ -83,6 +83,7 @@ schedules = Registry("schedule", interfaces.Schedule)
 parameterizations = Registry("parameterization", interfaces.Parameterization)
 means = Registry("mean", interfaces.GenerativeMean)
 networks = Registry("network", interfaces.Network)
+conditionings = Registry("conditioning", interfaces.Conditioning)
 variances = Registry("variance", interfaces.Variance)
 proposals = Registry("proposal", interfaces.Proposal)
 datasets = Registry("dataset", interfaces.Dataset)
@@ -96,6 +97,7 @@ REGISTRIES: dict[str, Registry] = {
         parameterizations,
         means,
         networks,
+        conditionings,
         variances,
         proposals,
         datasets,

@@ -10,7 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from diffenc import fits, sampler
+from diffenc import classes, fits, sampler
 from diffenc.chain import EQUAL
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Data, Key, Params
@@ -31,10 +31,13 @@ def stretches(steps: int) -> int:
 
 def file_name(settings: Sample, step: int) -> str:
     """The PNG's name: what was drawn from the checkpoint of `step`, and how where it is not the usual way."""
+    chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
         settings.sampler: settings.sampler != "ancestral",
         f"{settings.times}-times": settings.times != "equal",
         f"{variances.spell(settings.variance)}-variance": settings.variance != EQUAL,
+        f"classes{chosen}": settings.classes is not None,
+        f"guidance{settings.guidance:g}": settings.guidance != 0,
     }
     parts = [f"{step:09d}", f"T{settings.steps}", *(part for part, named in unusual.items() if named)]
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
@@ -56,6 +59,9 @@ class ImageSampler:
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
+        self._condition = classes.of_samples(
+            experiment.model, experiment.dataset, self.settings.classes, self.settings.num
+        )
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
         self._solver = SOLVERS[self.settings.sampler]
@@ -94,7 +100,8 @@ class ImageSampler:
     def _walk_stretch(
         self, params: Params, z: Data, stretch: Descent, key: Key, first: Int[Array, ""]
     ) -> Data:
-        x_hat = sampler.x_hat_of(self._model, params)
+        condition = jax.tree.map(jnp.asarray, self._condition)
+        x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
         return sampler.walk(key, z, *stretch, x_hat, self._model.mean, self._solver, first)
 
     def _warn_of_another_model(self, params: Params) -> None:

@@ -62,6 +62,26 @@ def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -
     return x_hat
 
 
+def guided(given: XHat, without: XHat, weight: float) -> XHat:
+    """x_hat = (1 + w) x_hat(z | condition) - w x_hat(z): classifier-free guidance (arXiv:2207.12598 [6]).
+
+    At a given z, the estimates of v, of eps and of x_phi are affine in each other and the weights sum to one: it is
+    the same guidance whichever of them it is written for.
+    """
+
+    def x_hat(z: Data, log_snr: LogSNR) -> Data:
+        return (1 + weight) * given(z, log_snr) - weight * without(z, log_snr)
+
+    return x_hat
+
+
+def estimate_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> XHat:
+    """What is walked along: `x_hat_of`, `guided` where the weight `guidance` is not 0."""
+    x_hat = x_hat_of(model, params, condition)
+    nothing = jax.tree.map(jnp.zeros_like, condition)
+    return guided(x_hat, x_hat_of(model, params, nothing), guidance) if guidance else x_hat
+
+
 class Descent(NamedTuple):
     """A chain as sampling walks it, the noisiest first: log_snr at its stops, and log_w of each step."""
 
@@ -97,6 +117,7 @@ def sample(
     chain: Chain,
     solver: Solver = ancestral,
     condition: Condition | None = None,
+    guidance: float = 0.0,
 ) -> Levels:
     """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used.
 
@@ -104,6 +125,6 @@ def sample(
     """
 
     def walk_down(key: Key, z: Data, down: Descent) -> Data:
-        return walk(key, z, *down, x_hat_of(model, params, condition), model.mean, solver)
+        return walk(key, z, *down, estimate_of(model, params, condition, guidance), model.mean, solver)
 
     return sample_along(descent(model, params, chain), key, shape, num_levels, walk_down)

@@ -114,6 +114,9 @@ class Sample:
       variance: sigma_P^2 of the T steps.
       sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
         step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
+      classes: what the images show, in turn, where the network is told classes; None = every class there is.
+      guidance: w of classifier-free guidance, x_hat = (1 + w) x_hat(z | class) - w x_hat(z); 0 = none. What it draws
+        is of no model whose bits/dim are measured.
     """
 
     steps: int = 1000
@@ -123,12 +126,15 @@ class Sample:
     times: str = "equal"
     variance: Variance = EQUAL
     sampler: str = "ancestral"
+    classes: tuple[int, ...] | None = None
+    guidance: float = 0.0
 
     def __post_init__(self):
         check_seed("sample.seed", self.seed)
         check_times("sample", self.times)
         check_sampler(self.sampler, self.variance)
-        check_least("sample", self, steps=1, num=1)
+        check_least("sample", self, steps=1, num=1, guidance=0)
+        require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
 
 
 @dataclasses.dataclass(frozen=True)

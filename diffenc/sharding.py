@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, Shaped
 
 from diffenc.errors import UserError
+from diffenc.interfaces import Batch, Conditioning, Images
 from diffenc.settings import MeshShape
 
 AXES = ("data", "fsdp")
@@ -70,3 +71,9 @@ def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
 def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
     """This process's rows of a batch, as one array split over all devices of all processes."""
     return jax.make_array_from_process_local_data(split_over(mesh), np.asarray(array))
+
+
+def images_to_devices(batch: Batch, conditioning: Conditioning, mesh: Mesh) -> Images:
+    """This process's rows of a batch, with what the model is told of them, split over all devices."""
+    rows = Images(batch["image"], conditioning(batch["label"]))  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(lambda array: to_devices(array, mesh), rows)

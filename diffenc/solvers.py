@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
@@ -133,7 +134,8 @@ SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 def slope_is_modelled(model: Model, params: Params, image_shape: tuple[int, ...]) -> bool:
     """Whether d x_phi / d lambda = kappa x_phi, to 1e-4 of x_phi: what an ODE's solver and likelihood rely on.
 
-    Tried on one image of noise at each of a few log_snr, by one jvp of the encoder, compiled at each call.
+    Tried on one image of noise, of class 0, at each of a few log_snr, by one jvp of the encoder, compiled at
+    each call.
     """
     return bool(jax.jit(partial(_slope_error, model, image_shape=image_shape))(params) <= 1e-4)
 
@@ -142,9 +144,10 @@ def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> 
     """max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image."""
     log_snr = jnp.array([-4.0, -1.0, 2.0])  # where the noise is small, so is every slope
     x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
+    condition = jax.tree.map(jnp.asarray, model.conditioning(np.zeros(len(log_snr), np.int32)))
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr)
+        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
 
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
     error = slope - scale(model.mean(log_snr), x_phi)

@@ -27,6 +27,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.feed import Feed, InFlight
 from diffenc.gradient import check_batch
+from diffenc.interfaces import Images
 from diffenc.interrupts import Interrupted, Watch, interrupts_of_all
 from diffenc.profiling import Profile
 from diffenc.progress import duration
@@ -34,7 +35,7 @@ from diffenc.same_run import CONFIG, check_config, check_data
 from diffenc.sharding import data_mesh, rows_here
 from diffenc.train_state import (
     TrainState,
-    abstract_levels,
+    abstract_images,
     abstract_state,
     count_parameters,
     init_state,
@@ -128,8 +129,8 @@ class Run:
         if not self._restored:
             self._settle(step, owed=[])  # a stop is heeded before what may compile for minutes
         if step < self.experiment.steps:
-            levels = abstract_levels(self.experiment, self._mesh)
-            self._train_step = compile_ahead("the train step", self._train_step, self._abstract, levels)
+            images = abstract_images(self.experiment, self._mesh)
+            self._train_step = compile_ahead("the train step", self._train_step, self._abstract, images)
 
     @distributed.by_main
     def _open_files(self) -> writers.metric_writers.MetricWriter:
@@ -181,7 +182,7 @@ class Run:
         size = self.experiment.batch_size
         rows = rows_here(self._mesh, size)
         batches = train_batches(self._source, size, self.experiment.seed, start, rows)
-        feed = Feed(batches, self._mesh, self._clock)
+        feed = Feed(batches, self.experiment.model.conditioning, self._mesh, self._clock)
         try:
             if self._restored:
                 self._settle(first, list(self._restored.metadata["owed"]))
@@ -200,16 +201,16 @@ class Run:
             logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
         logging.info("all in %s", mirror.name_of(self.workdir))
 
-    def _next_batch(self, feed: Feed, step: int) -> jax.Array:
+    def _next_batch(self, feed: Feed, step: int) -> Images:
         try:
             return feed.take()
         except Exception as error:  # data that cannot be read must not cost the steps before it
             self._rescue(step - 1, [], error)
             raise
 
-    def _step(self, levels: jax.Array) -> None:
+    def _step(self, images: Images) -> None:
         with jax.transfer_guard("disallow"):  # what crosses unasked makes host and device wait for each other
-            self._state = self._train_step(self._state, levels)
+            self._state = self._train_step(self._state, images)
             done = jnp.copy(self._state.step)  # a copy, for the next step takes the state over
             self._in_flight.add(done)
         self._clock.tick()

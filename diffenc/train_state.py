@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
@@ -12,9 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from diffenc import placement
 from diffenc.experiment import Experiment
 from diffenc.gradient import batch_gradient
-from diffenc.interfaces import Params
+from diffenc.interfaces import Images, Params
 from diffenc.model import Terms
-from diffenc.pixels import Levels
 from diffenc.randomness import root_key
 from diffenc.sharding import split_over
 
@@ -57,7 +57,7 @@ class TrainState(NamedTuple):
 # Updates that the average of another run counts as having seen: its decay does not start anew.
 LONG_AVERAGED = 10**6
 
-TrainStep = Callable[[TrainState, Levels], TrainState]
+TrainStep = Callable[[TrainState, Images], TrainState]
 
 
 def count_parameters(params: Params) -> int:
@@ -99,10 +99,14 @@ def shardings(abstract: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.sharding, abstract)
 
 
-def abstract_levels(experiment: Experiment, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding of a batch's levels [B, H, W, C]."""
-    shape = (experiment.batch_size, *experiment.dataset.image_shape)
-    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split_over(mesh))
+def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None) -> Images:
+    """Shapes, dtypes and shardings of `count` images, a batch of them if None."""
+    shape = (experiment.batch_size if count is None else count, *experiment.dataset.image_shape)
+    levels = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    condition = experiment.model.conditioning(np.zeros(shape[0], np.int32))
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split_over(mesh)), Images(levels, condition)
+    )
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
@@ -111,9 +115,9 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     averaged = 0 if experiment.init_from is None else LONG_AVERAGED
     step_key = root_key(experiment.seed, "train")
 
-    def train_step(state: TrainState, levels: Levels) -> TrainState:
+    def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = batch_gradient(state.params, experiment, levels, key, mesh)
+        gradient, terms = batch_gradient(state.params, experiment, images, key, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)

@@ -1,9 +1,10 @@
 """Values as fields of a given type hold them, and as a config file spells them."""
 
+import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from beartype.door import is_bearable
@@ -63,6 +64,14 @@ def parts(value: Any) -> Iterable[Any]:
         return
     for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
         yield from parts(item)
+
+
+def objects_in(item: Any) -> Iterator[Any]:
+    """`item`, and every dataclass in its fields, however deep."""
+    yield item
+    for value in parts([getattr(item, field.name) for field in dataclasses.fields(item)]):
+        if dataclasses.is_dataclass(value):
+            yield from objects_in(value)
 
 
 def _first_that_fits(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:

@@ -17,8 +17,8 @@ from diffenc.batches import train_batches
 from diffenc.checkpoint import Checkpoints
 from diffenc.clock import Clock
 from diffenc.feed import Feed, InFlight
-from diffenc.interfaces import Batch
-from diffenc.sharding import to_devices
+from diffenc.interfaces import Batch, Images
+from diffenc.sharding import images_to_devices
 from diffenc.train_state import abstract_state
 from experiments.benchmark_subject import Subject
 from experiments.timing import Call, Times, side_by_side, timed
@@ -29,8 +29,8 @@ def pipeline(subject: Subject) -> dict[str, Any]:
     experiment, settings = subject.experiment, subject.settings
     batches = train_batches(subject.source, experiment.batch_size, experiment.seed)
 
-    def put() -> jax.Array:
-        return to_devices(next(batches)["image"], subject.mesh)
+    def put() -> Images:
+        return images_to_devices(next(batches), experiment.model.conditioning, subject.mesh)
 
     logging.info("timing the input pipeline")
     try:
@@ -48,7 +48,7 @@ def pipeline(subject: Subject) -> dict[str, Any]:
 def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
     """Steps on batches of the pipeline, as training takes them, beside steps on one that stays on the devices."""
     stepper, clock, in_flight = subject.stepper, Clock(), InFlight()
-    feed = Feed(batches, subject.mesh, clock)
+    feed = Feed(batches, subject.experiment.model.conditioning, subject.mesh, clock)
 
     def step() -> jax.Array:
         done = jnp.copy(stepper.take(feed.take()))

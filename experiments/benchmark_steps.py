@@ -102,7 +102,7 @@ def variants(subject: Subject) -> dict[str, Any]:
         steppers[name] = (
             subject.stepper
             if own
-            else Stepper(compiled.step, first_state(experiment, subject.mesh), subject.levels)
+            else Stepper(compiled.step, first_state(experiment, subject.mesh), subject.images)
         )
     logging.info("timing %s side by side", ", ".join(steppers))
     took = side_by_side(steppers, subject.settings.rounds, subject.settings.least)
@@ -154,8 +154,8 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
     """Sampling (`walk`), the network once (`network`), and as often as sampling calls it (`loop`)."""
     experiment, steps = subject.experiment, subject.settings.sampling_steps
     model, params = experiment.model, first_params(experiment, subject.mesh)
-    z = jax.random.normal(jax.random.key(0), subject.levels.shape)
-    z = jax.device_put(z, subject.levels.sharding)
+    z = jax.random.normal(jax.random.key(0), subject.images.levels.shape)
+    z = jax.device_put(z, subject.images.levels.sharding)
     log_snr = jnp.zeros(len(z))
 
     @jax.jit

@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 
 from diffenc import flops
 from diffenc.data import ArraySource
@@ -20,13 +19,13 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.flops import Work
 from diffenc.gradient import check_batch
-from diffenc.interfaces import Params
+from diffenc.interfaces import Images, Params
 from diffenc.plan import one_share
 from diffenc.randomness import root_key
-from diffenc.sharding import arranged, data_mesh, on_each, to_devices
+from diffenc.sharding import arranged, data_mesh, images_to_devices, on_each
 from diffenc.train_state import (
     TrainState,
-    abstract_levels,
+    abstract_images,
     abstract_state,
     init_state,
     make_train_step,
@@ -38,7 +37,7 @@ class Compiled(NamedTuple):
     """A train step ready to run.
 
     Attributes:
-      step: (state, levels) -> state.
+      step: (state, images) -> state.
       seconds: that tracing, lowering and compiling took.
     """
 
@@ -86,7 +85,7 @@ class Subject:
 
     @functools.cached_property
     def stepper(self) -> "Stepper":
-        return Stepper(self.compiled.step, first_state(self.experiment, self.mesh), self.levels)
+        return Stepper(self.compiled.step, first_state(self.experiment, self.mesh), self.images)
 
     @functools.cached_property
     def work(self) -> Work:
@@ -94,49 +93,52 @@ class Subject:
         return work_of_share(self.experiment, self.mesh.devices.size)
 
     @functools.cached_property
-    def levels(self) -> jax.Array:
+    def images(self) -> Images:
         """A batch, on the devices."""
-        return to_devices(random_levels(self.experiment, self.experiment.batch_size), self.mesh)
+        batch = random_images(self.experiment, self.experiment.batch_size).__getitems__(
+            np.arange(self.experiment.batch_size)
+        )
+        return images_to_devices(batch, self.experiment.model.conditioning, self.mesh)
 
     @functools.cached_property
     def source(self) -> ArraySource:
         """A data set in memory."""
-        images = random_levels(self.experiment, self.settings.images)
-        return ArraySource(images, np.zeros(len(images), np.int32))
+        return random_images(self.experiment, self.settings.images)
 
 
 class Stepper:
     """Calling it takes one train step, from the state that the last one left."""
 
-    def __init__(self, step: Any, state: TrainState, levels: jax.Array):
-        self.step, self.state, self.levels = step, state, levels
+    def __init__(self, step: Any, state: TrainState, images: Images):
+        self.step, self.state, self.images = step, state, images
 
     def __call__(self) -> jax.Array:
-        return self.take(self.levels)
+        return self.take(self.images)
 
-    def take(self, levels: jax.Array) -> jax.Array:
-        """A step on a batch [B, H, W, C]; returns its number, to wait for."""
-        self.state = self.step(self.state, levels)
+    def take(self, images: Images) -> jax.Array:
+        """A step on a batch; returns its number, to wait for."""
+        self.state = self.step(self.state, images)
         return self.state.step
 
 
-def random_levels(experiment: Experiment, count: int) -> UInt8[np.ndarray, "n h w c"]:
-    """Images in which every level is as likely as any other."""
+def random_images(experiment: Experiment, count: int) -> ArraySource:
+    """Images in which every level is as likely as any other, all of class 0."""
     shape = (count, *experiment.dataset.image_shape)
-    return np.random.default_rng(0).integers(0, experiment.dataset.num_levels, shape, dtype=np.uint8)
+    levels = np.random.default_rng(0).integers(0, experiment.dataset.num_levels, shape, dtype=np.uint8)
+    return ArraySource(levels, np.zeros(count, np.int32))
 
 
 def work_of_share(experiment: Experiment, devices: int) -> Work:
     """The contractions of a train step on one of so many devices."""
     share, mesh = one_share(experiment, devices), arranged()
     step = make_train_step(share, mesh)
-    return flops.work_of(step, abstract_state(share, mesh), abstract_levels(share, mesh))
+    return flops.work_of(step, abstract_state(share, mesh), abstract_images(share, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:
     """Trace and compile the train step, without the persistent cache."""
     step = cast(jax.stages.Wrapped, make_train_step(experiment, mesh))
-    arguments = abstract_state(experiment, mesh), abstract_levels(experiment, mesh)
+    arguments = abstract_state(experiment, mesh), abstract_images(experiment, mesh)
     logging.info("compiling the train step of batch %d", experiment.batch_size)
     with uncached():
         at = [time.perf_counter()]

@@ -1,6 +1,7 @@
 """The plugins that ship with diffenc. Importing the package registers all of them."""
 
 from diffenc_plugins import (
+    conditionings,
     datasets,
     encoders,
     means,
@@ -13,6 +14,7 @@ from diffenc_plugins import (
 )
 
 __all__ = [
+    "conditionings",
     "datasets",
     "encoders",
     "means",

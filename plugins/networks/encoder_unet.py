@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 
 import haiku as hk
 import jax.numpy as jnp
@@ -13,12 +14,13 @@ from diffenc_plugins.networks import layers
 from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
 
 NAME = "network.encoder_unet"
+LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y}
 
 
 @networks.register("encoder_unet")
 @dataclasses.dataclass(frozen=True)
 class EncoderUNet:
-    """DiffEnc's y_phi: a U-Net that pools by 2 after each level, ends in tanh, and starts at zero.
+    """DiffEnc's y_phi: a U-Net that pools by 2 after each level, and starts at zero.
 
     Attributes:
       blocks: m; 1 is one level of one block, an even m two levels of m / 2 blocks each way.
@@ -26,6 +28,8 @@ class EncoderUNet:
       groups: of the group norms; None = the largest divisor of `channels` up to min(32, channels / 2).
         The last norm has half as many, and at m = 2 so have the middle blocks (as published).
       dropout: rate, inside the blocks.
+      last: the function that the output goes through: "tanh", as published, or "none".
+      classes: that it is told by the condition; 0 = it does not look at that.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again; saves nothing on a CPU.
       precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
@@ -35,6 +39,8 @@ class EncoderUNet:
     channels: int = 64
     groups: int | None = None
     dropout: float = 0.1
+    last: str = "tanh"
+    classes: int = 0
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     remat: bool = False
@@ -46,6 +52,9 @@ class EncoderUNet:
         layers.resolve_groups(NAME, self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
         layers.check_precision(NAME, self.precision)
+        layers.check_classes(NAME, self.classes)
+        if self.last not in LAST:
+            raise UserError(f"{NAME}.last = {self.last!r}: must be {' or '.join(LAST)}")
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
@@ -69,7 +78,7 @@ class EncoderUNet:
         groups = layers.resolve_groups(NAME, self.channels, self.groups)
         half_groups = max(1, groups // 2)
         embedding = layers.embed_log_snr(
-            log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
+            log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
         )
 
         def blocks(h: Maps, channels: int, name: str) -> MapsOut:
@@ -89,7 +98,7 @@ class EncoderUNet:
         for level, channels in reversed(list(enumerate(levels))):
             h = layers.unpool(h, channels, f"unpool_{level}")
             h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
-        return jnp.tanh(layers.head(h, z.shape[-1], half_groups))
+        return LAST[self.last](layers.head(h, z.shape[-1], half_groups))
 
     def _block(
         self, h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int

@@ -56,6 +56,12 @@ def check_precision(name: str, precision: str) -> None:
         raise UserError(f"{name}.precision = {precision!r}: must be {' or '.join(PRECISIONS)}")
 
 
+def check_classes(name: str, classes: int) -> None:
+    """Raise UserError if `classes` is no number of them."""
+    if classes < 0:
+        raise UserError(f"{name}.classes = {classes}: must not be negative")
+
+
 def parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
     """A parameter in the default precision, whatever the activations are in."""
     return hk.get_parameter(name, shape, jnp.result_type(float), init=init)
@@ -160,14 +166,30 @@ def drop(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
 
 
 def embed_log_snr(
-    log_snr: LogSNR, condition: Condition | None, channels: int, log_snr_max: float, log_snr_min: float
+    log_snr: LogSNR,
+    condition: Condition | None,
+    channels: int,
+    log_snr_max: float,
+    log_snr_min: float,
+    classes: int = 0,
 ) -> Embedding:
-    """[B, 4 channels]: a sinusoidal embedding of the noise level with the condition appended, through a MLP."""
+    """[B, 4 channels]: a sinusoidal embedding of the noise level, and of the class where there are any, by a MLP.
+
+    The published network reads a label's number beside the sinusoids, and is given 0: so is this one, since a
+    number puts classes in an order. They have a table, which is added before the last activation.
+    """
     time = 1000 * (log_snr_max - log_snr) / (log_snr_max - log_snr_min)
-    label = jnp.zeros_like(time) if condition is None else condition.astype(time.dtype)
-    h = jnp.concatenate([sinusoids(time, channels), label[:, None]], axis=-1)
+    h = jnp.concatenate([sinusoids(time, channels), jnp.zeros_like(time)[:, None]], axis=-1)
     h = jax.nn.swish(dense(h, 4 * channels, "embed_0"))
-    return jax.nn.swish(dense(h, 4 * channels, "embed_1"))
+    h = dense(h, 4 * channels, "embed_1")
+    return jax.nn.swish(h + of_class(condition, classes, h) if classes else h)
+
+
+def of_class(condition: Condition | None, classes: int, like: Embedding) -> Embedding:
+    """A row of a table for each image, shaped like `like`: the first row for no class. Zero at initialisation."""
+    with name_scope("classes"):
+        table = parameter("table", (classes + 1, like.shape[-1]), ZEROS)
+    return table[jnp.zeros(len(like), int) if condition is None else condition].astype(like.dtype)
 
 
 def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:

@@ -40,6 +40,7 @@ class UNet:
       groups: of every group norm; None = the largest divisor of C up to min(32, C / 2).
       dropout: rate, inside the blocks.
       fourier_powers: k; sin and cos of 2 pi 2^k z are appended to z.
+      classes: that it is told by the condition; 0 = it does not look at that.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory for about a
@@ -52,6 +53,7 @@ class UNet:
     groups: int | None = None
     dropout: float = 0.1
     fourier_powers: tuple[int, ...] = (6, 7)
+    classes: int = 0
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     scan: bool | None = None
@@ -64,6 +66,7 @@ class UNet:
         layers.resolve_groups("network.unet", self.channels, self.groups)
         layers.check_dropout("network.unet", self.dropout)
         layers.check_precision("network.unet", self.precision)
+        layers.check_classes("network.unet", self.classes)
         check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
@@ -122,7 +125,7 @@ class UNet:
 
         def stem(z: Maps, log_snr: LogSNR, condition: Condition | None) -> tuple[MapsOut, Embedding]:
             embedding = layers.embed_log_snr(
-                log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min
+                log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
             )
             features = fourier_features(z, self.fourier_powers)
             return layers.stem(features, self.channels, self.precision), embedding

@@ -210,7 +210,7 @@ def test_the_table_is_the_mean_over_images_of_the_mean_over_passes(
 ):
     seen = {}
 
-    def stub(model, params, levels, eps, knots, num_levels):
+    def stub(model, params, levels, eps, knots, num_levels, condition):
         """Random numbers, the same for the same image and noise: told apart by what numpy kept of them."""
         each = jnp.sum(levels, axis=(1, 2, 3)) + jnp.sum(eps, axis=(1, 2, 3)) ** 2
         jax.debug.callback(

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from diffenc import distributed
 from diffenc.batches import eval_batches, train_batches
 from diffenc.clock import Clock
+from diffenc.conditions import UNCONDITIONAL
 from diffenc.feed import Feed
 from diffenc.sharding import data_mesh, rows_here
 from diffenc_plugins.datasets import Digits
@@ -34,9 +35,9 @@ if len(sys.argv) > 2:
 mesh, source = data_mesh(), Digits().source("train")
 rows = rows_here(mesh, {BATCH})
 batches = train_batches(source, {BATCH}, {SEED}, {START}, rows)
-feed = Feed(batches, mesh, Clock())
+feed = Feed(batches, UNCONDITIONAL, mesh, Clock())
 for _ in range({COUNT}):
-    levels = feed.take()
+    levels = feed.take().levels
     whole = np.asarray(multihost_utils.process_allgather(levels, tiled=True))
     print(hashlib.sha256(whole.tobytes()).hexdigest(), *levels.shape)
 print(len(rows), sum(len(batch["image"]) for batch, _ in eval_batches(source, {BATCH}, rows)))

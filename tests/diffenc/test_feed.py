@@ -9,6 +9,7 @@ import pytest
 
 from diffenc import feed
 from diffenc.clock import Clock
+from diffenc.conditions import UNCONDITIONAL
 from diffenc.interfaces import Batch
 from diffenc.sharding import data_mesh, split_over
 
@@ -35,7 +36,7 @@ def fed():
 
     def make(seconds: float = 0.0):
         source, clock = Source(seconds), Clock()
-        return source, feed.Feed(source, data_mesh(), clock), clock
+        return source, feed.Feed(source, UNCONDITIONAL, data_mesh(), clock), clock
 
     return make
 
@@ -43,7 +44,8 @@ def fed():
 def test_batches_come_in_order_and_on_the_devices(fed):
     _, batches, _ = fed()
     for number in range(1, 8):
-        levels = batches.take()
+        levels, condition = batches.take()
+        assert condition is None
         assert isinstance(levels, jax.Array)
         assert levels.sharding == split_over(data_mesh())
         np.testing.assert_array_equal(levels, np.full((4, 2, 2, 1), number))

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from diffenc import flops
 from diffenc.flops import work_of
+from diffenc.interfaces import Images
 from diffenc.sharding import data_mesh
 from diffenc.train_state import abstract_state, make_train_step
 from diffenc_plugins.networks import UNet
@@ -259,8 +260,8 @@ def test_a_train_step(tiny):
     experiment, mesh = tiny(), data_mesh()
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, network=Mixed()))
     state = abstract_state(experiment, mesh)
-    levels = array(4, 4, 4, 1, dtype=jnp.uint8)
-    found = by_role(work_of(make_train_step(experiment, mesh), state, levels))
+    images = Images(array(4, 4, 4, 1, dtype=jnp.uint8))
+    found = by_role(work_of(make_train_step(experiment, mesh), state, images))
     one = 2 * 4 * 16 * 16
     assert (found["forward"], found["gradient"]) == (one, 2 * one)
 

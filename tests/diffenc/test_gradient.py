@@ -11,6 +11,7 @@ import pytest
 from diffenc import gradient, interior
 from diffenc.errors import UserError
 from diffenc.gradient import batch_gradient
+from diffenc.interfaces import Images
 from diffenc.model import Draws, Model, Terms, draw
 from diffenc.sharding import data_mesh
 from diffenc_plugins.schedules import Monotone
@@ -81,7 +82,7 @@ def _measure(params, experiment, levels=LEVELS):
     """The gradient and the terms of a batch."""
 
     def measure(params, levels):
-        return batch_gradient(params, experiment, levels, KEY, data_mesh())
+        return batch_gradient(params, experiment, Images(levels), KEY, data_mesh())
 
     return jax.jit(measure, compiler_options=QUICK_TO_COMPILE)(params, levels)
 
@@ -171,7 +172,9 @@ def test_parts_take_the_memory_of_one(stub):
     def bytes_for(parts: int) -> int:
         experiment = stub(Layers, microbatches=parts)
         params = jax.eval_shape(lambda: experiment.model.init(KEY, ()))
-        step = jax.jit(lambda params, levels: batch_gradient(params, experiment, levels, KEY, data_mesh())[0])
+        step = jax.jit(
+            lambda params, levels: batch_gradient(params, experiment, Images(levels), KEY, data_mesh())[0]
+        )
         memory = step.lower(params, batch).compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes

@@ -8,6 +8,7 @@ import pytest
 
 from diffenc import interior
 from diffenc.gradient import batch_gradient
+from diffenc.interfaces import Images
 from diffenc.sharding import data_mesh, to_devices
 from diffenc.train_state import init_state, make_train_step
 from diffenc_plugins.schedules import LearnedEndpoints, Linear, Monotone
@@ -143,7 +144,7 @@ def test_training_moves_ends_and_interior_and_stays_finite(learning):
     state = jax.jit(lambda: init_state(learning))()
     first = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state.params["schedule"])
     for number in range(30):
-        state = step(state, to_devices(levels_of(number), mesh))
+        state = step(state, Images(to_devices(levels_of(number), mesh)))
     last = jax.tree.map(np.asarray, state.params["schedule"])
     assert int(state.sums.bad_step) == 0
     for old, new in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True):
@@ -158,7 +159,9 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
     @jax.jit
     def measured(schedule):
         changed = {**params, "schedule": schedule}
-        return batch_gradient(changed, learning, jnp.asarray(levels_of(0)), jax.random.key(2), data_mesh())
+        return batch_gradient(
+            changed, learning, Images(jnp.asarray(levels_of(0))), jax.random.key(2), data_mesh()
+        )
 
     def bits(schedule):
         return sum(map(float, measured(schedule)[1]))

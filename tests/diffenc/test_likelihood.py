@@ -14,6 +14,7 @@ from diffenc import likelihood, modes, train
 from diffenc.data import ArraySource
 from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
+from diffenc.interfaces import Images
 from diffenc.model import Model
 from diffenc.ode import Stats
 from diffenc.settings import Evaluate, Likelihood
@@ -95,7 +96,7 @@ def test_a_linear_model_by_scipy(tiny, settings):
     params["network"]["b"] += 0.2
     key = jax.random.key(4)
     batch_nats = jax.jit(likelihood.batch_nats, static_argnums=(0, 1, 2))
-    got, result = batch_nats(model, 5, settings, params, jnp.asarray(levels), key)
+    got, result = batch_nats(model, 5, settings, params, Images(jnp.asarray(levels)), key)
     assert result.reached
     x = jnp.asarray(2 * (levels + 0.5) / 5 - 1, jnp.float32)
     dequantise = DEQUANTISATIONS[settings.dequantisation]
@@ -109,7 +110,8 @@ def measured(tiny, monkeypatch):
     """What is measured where an image's nats are its first pixel, and noise of the batch's key."""
 
     def make(noise=0.0, **settings):
-        def batch_nats(model, num_levels, settings, params, levels, key):
+        def batch_nats(model, num_levels, settings, params, images, key):
+            levels = images.levels
             drawn = noise * jax.random.normal(key, levels.shape[:1])
             reached = Stats(len(levels) + jnp.zeros((), jnp.int32), jnp.ones((), bool))
             return levels[:, 0, 0, 0].astype(jnp.float32) + drawn, reached

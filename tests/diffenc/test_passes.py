@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
+from diffenc.interfaces import Images
 from diffenc.passes import Passes, compile_over
 from diffenc.settings import Diagnose, Evaluate, Fit
 from diffenc.sharding import data_mesh
@@ -22,11 +23,11 @@ def test_every_image_comes_once_a_pass_in_source_order(tiny, settings):
     images = tiny().dataset.source("test").images
     visits = list(seen)
     assert len(visits) == len(seen) == 3 * 4
-    rows = [np.asarray(visit.levels)[visit.real] for visit in visits]
+    rows = [np.asarray(visit.images.levels)[visit.real] for visit in visits]
     for one in seen.by_pass(rows):
         np.testing.assert_array_equal(np.concatenate(one), images)
     assert [visit.number for visit in visits] == [0] * 4 + [1] * 4 + [2] * 4
-    assert all(visit.levels.shape == (4, 4, 4, 1) for visit in visits)
+    assert all(visit.images.levels.shape == (4, 4, 4, 1) for visit in visits)
 
 
 def test_all_keys_differ_but_those_of_the_same_seed_and_purpose(tiny):
@@ -61,6 +62,6 @@ def test_a_batch_that_does_not_divide_is_refused_by_its_name(tiny, monkeypatch):
 
 
 def test_what_is_compiled_is_the_function(tiny):
-    compiled = compile_over(data_mesh(), lambda params, levels, key: params["a"] + levels.sum())
+    compiled = compile_over(data_mesh(), lambda params, images, key: params["a"] + images.levels.sum())
     levels = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
-    assert float(compiled({"a": 1.0}, levels, jax.random.key(0))) == 29.0
+    assert float(compiled({"a": 1.0}, Images(levels), jax.random.key(0))) == 29.0

@@ -97,7 +97,7 @@ from diffenc.experiment import Experiment
 from diffenc.model import Model
 from diffenc.settings import MeshShape
 from diffenc.sharding import data_mesh
-from diffenc.train_state import abstract_levels, abstract_state, make_train_step
+from diffenc.train_state import abstract_images, abstract_state, make_train_step
 from diffenc_plugins.datasets import Digits
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.means import Counterterm
@@ -118,7 +118,7 @@ model = Model(Trainable(Perceptron()), LearnedEndpoints(8.0, -5.0), V(), Counter
 experiment = Experiment(model, Digits(), AdamW(), batch_size=8, mesh=MeshShape(fsdp=int(sys.argv[1])))
 mesh = data_mesh(experiment.mesh)
 state = abstract_state(experiment, mesh)
-text = make_train_step(experiment, mesh).lower(state, abstract_levels(experiment, mesh)).compile().as_text()
+text = make_train_step(experiment, mesh).lower(state, abstract_images(experiment, mesh)).compile().as_text()
 found = re.findall(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?[(]", text)
 split = [leaf.size for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
 print(json.dumps([found, split, sum(leaf.size for leaf in jax.tree.leaves(state.params))]))

@@ -20,7 +20,7 @@ import dataclasses, json, pathlib, re, runpy, sys
 import jax, numpy as np
 from diffenc import modes, registry, sharding, train
 from diffenc.errors import UserError
-from diffenc.train_state import abstract_levels, abstract_state, make_train_step
+from diffenc.train_state import abstract_images, abstract_state, make_train_step
 
 plugins = runpy.run_path(sys.argv[1])
 registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
@@ -42,7 +42,7 @@ facts = {
     "shards": [np.asarray(shard.data).tolist() for shard in batch.addressable_shards],
     "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.on_each(four)).addressable_shards],
 }
-lowered = make_train_step(experiment, four).lower(abstract_state(experiment, four), abstract_levels(experiment, four))
+lowered = make_train_step(experiment, four).lower(abstract_state(experiment, four), abstract_images(experiment, four))
 crossing = re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", lowered.compile().as_text())
 facts["crossing"] = sorted(set(crossing))
 refused = {"Experiment.batch_size": {"batch_size": 6}, "Experiment.microbatches": {"microbatches": 4}}

@@ -23,7 +23,7 @@ from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator
 from diffenc.interrupts import Interrupted
 from diffenc.settings import Evaluate
-from diffenc.sharding import data_mesh, to_devices
+from diffenc.sharding import data_mesh, images_to_devices
 from diffenc.train_state import abstract_state, init_state
 
 TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
@@ -113,7 +113,7 @@ def test_a_run_is_the_plain_loop(full, straight):
     state, step = jax.jit(lambda: init_state(full))(), train.make_train_step(full, mesh)
     batches, totals = train_batches(source, full.batch_size, full.seed), []
     for _ in range(full.steps):
-        state = step(state, to_devices(next(batches)["image"], mesh))
+        state = step(state, images_to_devices(next(batches), full.model.conditioning, mesh))
         totals.append([*map(float, state.sums.terms), float(state.sums.grad_norm)])
     saved = _state(full, straight)
     _assert_same(saved.params, state.params)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from diffenc import train_state
+from diffenc.interfaces import Images
 from diffenc.model import Model, Terms, draw
 from diffenc.sharding import data_mesh, to_devices
 from diffenc.train_state import TrainState, init_state, make_train_step
@@ -94,7 +95,7 @@ def _train(experiment, steps: int, state: TrainState | None = None) -> list[Trai
     state = state or first()
     states = [_host(state)]
     for number in range(int(state.step), int(state.step) + steps):
-        state = step(state, to_devices(_levels(number), data_mesh()))
+        state = step(state, Images(to_devices(_levels(number), data_mesh())))
         states.append(_host(state))
     return states
 
@@ -191,7 +192,7 @@ def test_the_first_average_is_the_first_parameters(tiny):
 def test_the_old_state_is_given_up_to_the_new_one(tiny):
     first, step = _compiled(tiny())
     old = first()
-    new = step(old, to_devices(_levels(0), data_mesh()))
+    new = step(old, Images(to_devices(_levels(0), data_mesh())))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 

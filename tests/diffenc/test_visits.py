@@ -11,6 +11,7 @@ from PIL import Image
 from diffenc import writers
 from diffenc.evaluate import Evaluator
 from diffenc.images import grid
+from diffenc.interfaces import Images
 from diffenc.model import Terms
 from diffenc.sample_images import ImageSampler
 from diffenc.settings import Evaluate, Sample
@@ -77,7 +78,7 @@ def test_a_fetched_state_steps_on_in_the_same_compiled_program(tiny):
     step = make_train_step(tiny(), mesh)
     state = jax.jit(lambda: init_state(tiny()), out_shardings=on_each(mesh))()
     for number in range(1, 4):
-        state = step(state, to_devices(levels, mesh))
+        state = step(state, Images(to_devices(levels, mesh)))
         row, state = fetch_row(state, mesh)
         assert int(state.step) == number
         assert np.isfinite(row["bpd"])

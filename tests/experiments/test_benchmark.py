@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.means import VDM
 from experiments import benchmark, benchmark_shown, benchmark_steps
-from experiments.benchmark_subject import Compiled, Settings, Subject, random_levels, uncached
+from experiments.benchmark_subject import Compiled, Settings, Subject, random_images, uncached
 from experiments.timing import Times
 
 ONE = 2 * 16 * 16  # FLOPs of one of the two matrices by one image
@@ -168,7 +168,7 @@ def test_contractions_one_by_one(subject):
 
 
 def test_levels_are_random_and_within_range(subject):
-    levels = random_levels(subject.experiment, 100)
+    levels = random_images(subject.experiment, 100).images
     assert levels.shape == (100, 4, 4, 1)
     assert set(np.unique(levels)) == set(range(5))
 

@@ -1,0 +1,87 @@
+"""Whether the parts of a model take what they are told of an image, and what a figure must say of that.
+
+Told to the network, the bound is one on log p(x | class). Told to the encoder alone it stays one on log p(x): what
+the network learns from has no class in it, and q(z | x) may use whatever is known of x.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from diffenc.errors import UserError
+from diffenc.interfaces import Dataset
+from diffenc.model import Model
+from diffenc.registry import REGISTRIES
+from diffenc.values import objects_in
+
+
+def takers(part: Any) -> dict[str, int]:
+    """`SELECTOR.classes` of all in an encoder or a network that takes a condition, and how many classes it takes."""
+    fields = {type(each): getattr(each, "classes", 0) for each in objects_in(part)}
+    return {f"{_selector(cls)}.classes": classes for cls, classes in fields.items() if classes}
+
+
+def stated(model: Model) -> dict[str, Any]:
+    """What a figure of `model` must say to be understood: what p(x | ...) it is of, and what the encoder is told."""
+    parts = {"condition": model.network, "encoder_condition": model.encoder}
+    return {key: model.conditioning.what for key, part in parts.items() if takers(part)}
+
+
+def check(model: Model, dataset: Dataset) -> None:
+    """Raise UserError unless what the model's parts take is what they are told."""
+    taken = takers(model.encoder) | takers(model.network)
+    if model.conditioning.what is None:
+        for field, classes in taken.items():
+            raise UserError(
+                f"{field} = {classes}, and the model is told no class: bind Model.conditioning = "
+                "@conditioning.by_class(), or leave it at 0"
+            )
+        return
+    for field, classes in taken.items():
+        if classes != dataset.num_classes:
+            raise UserError(
+                f"{field} = {classes}, and {_selector(type(dataset))} has {dataset.num_classes} classes: bind it to "
+                "that, or to 0 for a part that is told nothing"
+            )
+    if not taken:
+        raise UserError(
+            f"Model.conditioning tells each image's {model.conditioning.what}, and neither network nor encoder takes "
+            f"it: bind network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
+        )
+
+
+def check_samples(model: Model, dataset: Dataset, classes: tuple[int, ...] | None, guidance: float) -> None:
+    """Raise UserError unless images of these classes can be drawn, with such guidance."""
+    if not takers(model.network):
+        asked = {"sample.classes": classes, "sample.guidance": guidance or None}
+        for field, value in asked.items():
+            if value is not None:
+                raise UserError(
+                    f"{field} = {value}: the network is told no class; train one that is "
+                    "(--gin_file=gin/by_class.gin), or unbind it"
+                )
+        return
+    if classes is not None and not all(0 <= each < dataset.num_classes for each in classes):
+        raise UserError(
+            f"sample.classes = {classes}: {_selector(type(dataset))} has classes 0 .. {dataset.num_classes - 1}"
+        )
+    if guidance and not model.conditioning.drop:
+        raise UserError(
+            f"sample.guidance = {guidance} needs a network that also knows images without their class: train one "
+            "with conditioning.by_class.drop above 0"
+        )
+
+
+def of_samples(
+    model: Model, dataset: Dataset, classes: tuple[int, ...] | None, count: int
+) -> Int[np.ndarray, " count"] | None:
+    """The conditions of `count` images to draw: of `classes` in turn, of all there are if None."""
+    cycle = np.arange(dataset.num_classes) if classes is None else np.asarray(classes)
+    return model.conditioning(np.resize(cycle, count).astype(np.int32))
+
+
+def _selector(cls: type) -> str:
+    """`KIND.NAME` of a plugin; the class's own name for what is not registered."""
+    found = {kind: registry.name_of(cls) for kind, registry in REGISTRIES.items()}
+    return next((f"{kind}.{name}" for kind, name in found.items() if name), cls.__name__)

@@ -1,0 +1,38 @@
+"""What a model is told of an image beside its noisy self: nothing, or its class.
+
+A condition is an integer an image: 0 tells nothing, k + 1 tells class k. Encoders and networks that take it have a
+field `classes`, their number; with 0, or without the field, they do not look at it.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from diffenc.interfaces import Condition, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconditional:
+    """Nothing: the model is one of p(x)."""
+
+    what: ClassVar[None] = None
+    drop: ClassVar[float] = 0.0
+
+    def __call__(self, labels: Int[np.ndarray, " b"]) -> None:
+        return None
+
+
+UNCONDITIONAL = Unconditional()
+
+
+def dropped(condition: Condition | None, share: float, key: Key) -> Condition | None:
+    """`condition` for training: a `share` of the images are told nothing."""
+
+    def drop(each: Condition) -> Condition:
+        return jnp.where(jax.random.bernoulli(key, share, each.shape), 0, each)
+
+    return jax.tree.map(drop, condition)

@@ -1,0 +1,4 @@
+from diffenc.conditions import Unconditional
+from diffenc.registry import conditionings
+
+Nothing = conditionings.register("none")(Unconditional)
