@@ -16,10 +16,10 @@ from diffenc.registry import REGISTRIES
 from diffenc.values import objects_in
 
 
-def takers(part: Any) -> dict[str, int]:
+def takers(part: Any) -> list[tuple[str, int]]:
     """`SELECTOR.classes` of all in an encoder or a network that takes a condition, and how many classes it takes."""
-    fields = {type(each): getattr(each, "classes", 0) for each in objects_in(part)}
-    return {f"{_selector(cls)}.classes": classes for cls, classes in fields.items() if classes}
+    counts = [(f"{_selector(type(each))}.classes", getattr(each, "classes", 0)) for each in objects_in(part)]
+    return [(field, count) for field, count in counts if count]
 
 
 def stated(model: Model) -> dict[str, Any]:
@@ -30,24 +30,22 @@ def stated(model: Model) -> dict[str, Any]:
 
 def check(model: Model, dataset: Dataset) -> None:
     """Raise UserError unless what the model's parts take is what they are told."""
-    taken = takers(model.encoder) | takers(model.network)
-    if model.conditioning.what is None:
-        for field, classes in taken.items():
+    taken, what = [*takers(model.encoder), *takers(model.network)], model.conditioning.what
+    for field, count in taken:
+        if what is None:
             raise UserError(
-                f"{field} = {classes}, and the model is told no class: bind Model.conditioning = "
+                f"{field} = {count}, and the model is told no class: bind Model.conditioning = "
                 "@conditioning.by_class(), or leave it at 0"
             )
-        return
-    for field, classes in taken.items():
-        if classes != dataset.num_classes:
+        if count != dataset.num_classes:
             raise UserError(
-                f"{field} = {classes}, and {_selector(type(dataset))} has {dataset.num_classes} classes: bind it to "
+                f"{field} = {count}, and {_selector(type(dataset))} has {dataset.num_classes} classes: bind it to "
                 "that, or to 0 for a part that is told nothing"
             )
-    if not taken:
+    if what is not None and not taken:
         raise UserError(
-            f"Model.conditioning tells each image's {model.conditioning.what}, and neither network nor encoder takes "
-            f"it: bind network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
+            f"Model.conditioning tells each image's {what}, and neither network nor encoder takes it: bind "
+            f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
         )
 
 

@@ -5,7 +5,6 @@ field `classes`, their number; with 0, or without the field, they do not look at
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,13 @@ from diffenc.interfaces import Condition, Key
 class Unconditional:
     """Nothing: the model is one of p(x)."""
 
-    what: ClassVar[None] = None
-    drop: ClassVar[float] = 0.0
+    @property
+    def what(self) -> None:
+        return None
+
+    @property
+    def drop(self) -> float:
+        return 0.0
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> None:
         return None

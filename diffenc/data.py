@@ -151,29 +151,40 @@ def train_identity(dataset: Dataset) -> str:
 
 
 def require_same_images(records: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse to put figures of different images side by side.
+    """Refuse to put figures of different images, or of images given different things, side by side.
 
     Args:
-      records: what `evaluate` and its like write: with `fingerprint`, `dataset`, `split`, `num_images` and,
-        of data that lie in files, `source`.
+      records: what `evaluate` and its like write: with `fingerprint`, `dataset`, `split`, `num_images`, of data
+        that lie in files `source`, and, of p(x | condition), `condition`.
 
     Raises:
-      UserError: names both images.
+      UserError: names what both are of.
     """
     records = list(records)
     for other in records[1:]:
-        if _images(other) != _images(records[0]):
-            raise UserError(
-                f"these figures are of different images, and not to be compared: {_described(records[0])}; "
-                f"and {_described(other)}"
-            )
+        for what, of in (("different images", _images), ("images given different things", _condition)):
+            if of(other) != of(records[0]):
+                raise UserError(
+                    f"these figures are of {what}, and not to be compared: {_described(records[0])}; "
+                    f"and {_described(other)}"
+                )
 
 
 def _images(record: Mapping[str, Any]) -> tuple:
     return record["fingerprint"], record.get("num_images")
 
 
+def _condition(record: Mapping[str, Any]) -> str | None:
+    return record.get("condition")
+
+
 def _described(record: Mapping[str, Any]) -> str:
     source = f" ({record['source']})" if record.get("source") else ""
     count = f"{record['num_images']:,} images" if "num_images" in record else "images"
-    return f"{count} of {record['dataset']} {record['split']}{source}, pixels {record['fingerprint'][:16]}"
+    return f"{count} of {subject(record)}{source}, pixels {record['fingerprint'][:16]}"
+
+
+def subject(record: Mapping[str, Any]) -> str:
+    """What figures are of, for titles: data set, split, and what the model was told of each image."""
+    told = f" | {record['condition']}" if record.get("condition") else ""
+    return f"{record['dataset']} {record['split']}{told}"

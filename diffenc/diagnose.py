@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc import atomic, curves, plots
+from diffenc.data import subject
 from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, identity
@@ -250,4 +251,4 @@ def plot_ends(record: Record) -> plots.Figure:
 
 
 def _subject(record: Record) -> str:
-    return f"{record['dataset']} {record['split']}, {record['num_images']} images, step {record['step']}"
+    return f"{subject(record)}, {record['num_images']} images, step {record['step']}"

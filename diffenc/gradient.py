@@ -47,12 +47,9 @@ def batch_gradient(
       images: split over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
-    levels, condition = images
-    condition = conditions.dropped(
-        condition, experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
-    )
-    dropout_keys = jax.random.split(dropout_key, len(levels))
-    batch = Images(levels, condition), draw(draw_key, levels.shape), dropout_keys
+    share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
+    told = images._replace(condition=conditions.dropped(images.condition, share, drop_key))
+    batch = told, draw(draw_key, told.levels.shape), jax.random.split(dropout_key, len(told.levels))
     specs = placement.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),

@@ -18,6 +18,7 @@ from rich.table import Table
 from scipy.special import logsumexp
 
 from diffenc.chain import Chain
+from diffenc.data import subject
 from diffenc.errors import UserError
 from diffenc.evaluate import circumstances, depth, depth_of, errors_table, identity, statistics
 from diffenc.experiment import Experiment
@@ -228,5 +229,5 @@ def table(figures: dict[str, Any]) -> Table:
     """The bounds of 1 and of K samples and their difference, with both errors."""
     chain = f"T {figures['T']}, {figures['times']} times, {figures['variance']} variance, K {figures['K']}"
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
-    title = f"{figures['dataset']} {figures['split']}, {images}, {chain}, step {figures['step']}"
+    title = f"{subject(figures)}, {images}, {chain}, step {figures['step']}"
     return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from rich.table import Table
 
 from diffenc import describe, ode
+from diffenc.data import subject
 from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.evaluate import PerImage, circumstances, errors_table, identity, statistics
@@ -156,7 +157,7 @@ def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
 def table(figures: dict[str, Any]) -> Table:
     """The bound in bits/dim with both errors, and below it whose bound it is."""
     title = (
-        f"{figures['dataset']} {figures['split']}, {figures['num_images']} images, {figures['passes']} pass(es), "
+        f"{subject(figures)}, {figures['num_images']} images, {figures['passes']} pass(es), "
         f"ODE with {figures['divergence']} divergence, {figures['evaluations']:.0f} evaluations, "
         f"{figures['dequantisation']} dequantisation, step {figures['step']}"
     )

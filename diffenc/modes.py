@@ -15,7 +15,7 @@ from rich.table import Table
 
 from diffenc import checkpoint
 from diffenc import workdir as workdirs
-from diffenc.data import train_identity
+from diffenc.data import subject, train_identity
 from diffenc.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.evaluate import KEYS, Evaluator, errors_table, record
@@ -100,7 +100,5 @@ def table(figures: dict[str, Any]) -> Table:
     """An evaluation as a table: bits/dim and both errors of each term."""
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
     chain = "".join(f", {figures[key]} {key}" for key in ("times", "variance") if key in figures)
-    title = (
-        f"{figures['dataset']} {figures['split']}, {images}, T {figures['T']}{chain}, step {figures['step']}"
-    )
+    title = f"{subject(figures)}, {images}, T {figures['T']}{chain}, step {figures['step']}"
     return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

@@ -361,8 +361,8 @@ FAULTS = (
     Fault(
         "one dropout mask for all images",
         "diffenc/gradient.py",
-        "jax.random.split(dropout_key, len(levels))",
-        "jnp.stack([dropout_key] * len(levels))",
+        "jax.random.split(dropout_key, len(told.levels))",
+        "jnp.stack([dropout_key] * len(told.levels))",
         ("tests/diffenc/test_gradient.py",),
     ),
     Fault(

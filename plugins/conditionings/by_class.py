@@ -1,5 +1,4 @@
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -20,11 +19,13 @@ class ByClass:
 
     drop: float = 0.0
 
-    what: ClassVar[str] = "class"
-
     def __post_init__(self):
         if not 0 <= self.drop < 1:
             raise UserError(f"conditioning.by_class.drop = {self.drop}: must be in [0, 1)")
+
+    @property
+    def what(self) -> str:
+        return "class"
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
         return (labels + 1).astype(np.int32)

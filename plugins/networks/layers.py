@@ -179,7 +179,8 @@ def embed_log_snr(
     number puts classes in an order. They have a table, which is added before the last activation.
     """
     time = 1000 * (log_snr_max - log_snr) / (log_snr_max - log_snr_min)
-    h = jnp.concatenate([sinusoids(time, channels), jnp.zeros_like(time)[:, None]], axis=-1)
+    label = jnp.zeros_like(time)
+    h = jnp.concatenate([sinusoids(time, channels), label[:, None]], axis=-1)
     h = jax.nn.swish(dense(h, 4 * channels, "embed_0"))
     h = dense(h, 4 * channels, "embed_1")
     return jax.nn.swish(h + of_class(condition, classes, h) if classes else h)

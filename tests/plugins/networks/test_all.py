@@ -87,21 +87,55 @@ def test_the_noise_level_is_seen(apply, params, inputs):
     assert np.all(np.max(np.abs(change), axis=(1, 2, 3)) > 1e-2)
 
 
-def test_the_condition_is_seen(apply, params, inputs):
-    z, log_snr = inputs
-    bare = np.asarray(apply(params, z, log_snr))
-    labelled = np.asarray(apply(params, z, log_snr, condition=jnp.asarray([0, 1, 0, 2])))
+@pytest.fixture(scope="module")
+def told(network):
+    """(the network that takes 2 classes, its parameters, shaken; apply)."""
+    network, rng = dataclasses.replace(network, classes=2), np.random.default_rng(2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(SHAPE), jnp.zeros(4))
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return network, params, quick(network.apply)
+
+
+CONDITION = np.array([0, 1, 0, 2])
+
+
+def test_the_class_is_seen_by_its_images_alone(told, inputs):
+    _, params, apply = told
+    bare, labelled = (np.asarray(apply(params, *inputs, condition=c)) for c in (None, jnp.asarray(CONDITION)))
     np.testing.assert_allclose(labelled[[0, 2]], bare[[0, 2]], rtol=1e-5, atol=1e-5)
     assert np.all(np.max(np.abs(labelled - bare)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
+    swapped = np.asarray(apply(params, *inputs, condition=jnp.asarray([0, 2, 0, 1])))
+    assert np.all(np.max(np.abs(swapped - labelled)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
 
 
-def test_the_condition_needs_no_parameters_of_its_own(network):
-    z, log_snr, key = jnp.zeros(SHAPE), jnp.zeros(4), jax.random.key(0)
-    bare, labelled = (
-        jax.eval_shape(network.init, key, z, log_snr, condition=condition)
-        for condition in (None, jnp.zeros(4, jnp.int32))
+def test_every_class_learns(told, inputs):
+    network, params, _ = told
+
+    @quick
+    def gradient(params):
+        loss = lambda p: jnp.sum(network.apply(p, *inputs, condition=jnp.asarray(CONDITION)) ** 2)  # noqa: E731
+        return jax.grad(loss)(params)
+
+    rows = gradient(params)["classes"]["table"]
+    assert rows.shape == (3, 32)
+    assert np.all(np.max(np.abs(rows), axis=1) > 0)
+
+
+def test_classes_start_as_one_and_add_nothing_but_their_table(told, network, inputs):
+    told, _, apply = told
+    plain, params = (
+        quick(net.init)(jax.random.key(0, impl="unsafe_rbg"), *inputs) for net in (network, told)
     )
-    assert bare == labelled
+    assert params.keys() - plain.keys() == {"classes"}
+    np.testing.assert_array_equal(params["classes"]["table"], np.zeros((3, 32)))
+    shaken = {**params, "conv_out": jax.tree.map(lambda leaf: leaf + 0.1, params["conv_out"])}
+    bare, labelled = (apply(shaken, *inputs, condition=c) for c in (None, jnp.asarray(CONDITION)))
+    np.testing.assert_array_equal(labelled, bare)
+
+
+def test_without_classes_it_does_not_look(apply, params, inputs):
+    labelled = apply(params, *inputs, condition=jnp.asarray(CONDITION))
+    np.testing.assert_array_equal(labelled, apply(params, *inputs))
 
 
 def keys_of(seed):
@@ -132,6 +166,7 @@ def test_a_key_draws_the_dropout_mask(apply, params, inputs):
         ("dropout", 1.0, r"must be in \[0, 1\)"),
         ("dropout", -0.1, r"must be in \[0, 1\)"),
         ("blocks", 0, "must be"),
+        ("classes", -1, "must not be negative"),
         ("precision", "float8", "must be float32 or bfloat16"),
         ("log_snr_max", -6.0, "greater than log_snr_min"),
     ],

@@ -47,6 +47,11 @@ def test_the_number_of_blocks_is_one_or_even(blocks):
     assert "\n" not in str(caught.value)
 
 
+def test_the_last_function_is_one_there_is():
+    with pytest.raises(UserError, match=r"^network\.encoder_unet\.last = 'relu': must be tanh or none$"):
+        EncoderUNet(last="relu")
+
+
 def test_its_output_starts_at_zero_and_stays_below_one():
     network, x = EncoderUNet(1, channels=4), jnp.ones((2, 4, 4, 2))
     params = quick(network.init)(jax.random.key(0, impl="unsafe_rbg"), x, jnp.zeros(2))

@@ -40,8 +40,9 @@ def norm(h, groups, p):
 def embed(log_snr, condition, channels, params):
     time = 1000 * (LOG_SNR_MAX - log_snr) / (LOG_SNR_MAX - LOG_SNR_MIN)
     angles = time[:, None] * np.geomspace(1, 1e-4, channels // 2)
-    h = np.column_stack([np.sin(angles), np.cos(angles), condition])
-    return swish(dense(swish(dense(h, params["embed_0"])), params["embed_1"]))
+    h = np.column_stack([np.sin(angles), np.cos(angles), np.zeros(len(time))])
+    h = dense(swish(dense(h, params["embed_0"])), params["embed_1"])
+    return swish(h + params["classes"]["table"][condition] if "classes" in params else h)
 
 
 def block(h, embedding, groups, name, params):
@@ -95,7 +96,7 @@ def unpool(h, p):
     return out
 
 
-def encoder_unet(x, log_snr, condition, params, m, channels, groups):
+def encoder_unet(x, log_snr, condition, params, m, channels, groups, last=np.tanh):
     depths = {1: [1], 2: [1, 1], 4: [2, 2]}[m]
     embedding = embed(log_snr, condition, channels, params)
     h, skips = conv(x, params["conv_in"]), []
@@ -111,7 +112,7 @@ def encoder_unet(x, log_snr, condition, params, m, channels, groups):
         h = np.concatenate([unpool(h, params[f"unpool_{level}"]), skips[level]], axis=-1)
         for i in range(depths[level]):
             h = block(h, embedding, groups, f"up_{level}_{i}", params)
-    return np.tanh(head(h, groups // 2, params))
+    return last(head(h, groups // 2, params))
 
 
 def compare(network, image_shape, reference, **options):
@@ -128,12 +129,18 @@ def compare(network, image_shape, reference, **options):
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_unet(x64, scan):
-    network = UNet(blocks=2, channels=8, fourier_powers=(1, 3), scan=scan)
+@pytest.mark.parametrize(("scan", "classes"), [(False, 3), (True, 0)])
+def test_unet(x64, scan, classes):
+    network = UNet(blocks=2, channels=8, fourier_powers=(1, 3), scan=scan, classes=classes)
     compare(network, (4, 6, 2), unet, n=2, channels=8, groups=4, powers=(1, 3))
 
 
 @pytest.mark.parametrize(("m", "image_shape"), [(1, (6, 2, 2)), (2, (8, 4, 2)), (4, (8, 4, 1))])
 def test_encoder_unet(x64, m, image_shape):
-    compare(EncoderUNet(m, channels=8), image_shape, encoder_unet, m=m, channels=8, groups=4)
+    network = EncoderUNet(m, channels=8, classes=3 if m == 1 else 0)
+    compare(network, image_shape, encoder_unet, m=m, channels=8, groups=4)
+
+
+def test_encoder_unet_without_its_tanh(x64):
+    options = {"m": 1, "channels": 8, "groups": 4, "last": lambda y: y}
+    compare(EncoderUNet(1, channels=8, last="none"), (6, 2, 2), encoder_unet, **options)
