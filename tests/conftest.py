@@ -21,6 +21,7 @@ from diffenc.experiment import Experiment  # noqa: E402
 from diffenc.interfaces import Source  # noqa: E402
 from diffenc.model import Model  # noqa: E402
 from diffenc.settings import Evaluate, Sample  # noqa: E402
+from diffenc_plugins.conditionings import ByClass  # noqa: E402
 from diffenc_plugins.encoders import Trainable  # noqa: E402
 from diffenc_plugins.means import Counterterm  # noqa: E402
 from diffenc_plugins.optimizers import AdamW  # noqa: E402
@@ -49,15 +50,21 @@ def x64():
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """w z + b, pixel by pixel, half of it dropped in training; `scale` is how large w starts."""
+    """w z + b, pixel by pixel, half of it dropped in training; `scale` is how large w starts.
+
+    With `classes`, each has a b of its own, and so have images without one.
+    """
 
     scale: float = 0.1
+    classes: int = 0
 
     def init(self, key, z, log_snr, *, condition=None):
-        return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
+        b = jnp.zeros((self.classes + 1, *z.shape[1:])) if self.classes else jnp.zeros(z.shape[1:])
+        return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": b}
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        out = params["w"][None] * z + params["b"][None]
+        b = params["b"][condition] if self.classes else params["b"][None]
+        out = params["w"][None] * z + b
         if keys is None:
             return out
         return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(keys)
@@ -103,6 +110,15 @@ def make(**changes) -> Experiment:
         sample=Sample(steps=6, num=3),
     )
     return dataclasses.replace(base, **changes)
+
+
+def told(**changes) -> Experiment:
+    """The same with all told their classes, but for one image in four in training."""
+    affine, model = Affine(classes=3), make().model
+    model = dataclasses.replace(
+        model, encoder=Trainable(affine), network=affine, conditioning=ByClass(drop=0.25)
+    )
+    return make(**{"model": model, **changes})
 
 
 @pytest.fixture(scope="module")

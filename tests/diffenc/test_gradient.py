@@ -14,6 +14,7 @@ from diffenc.gradient import batch_gradient
 from diffenc.interfaces import Images
 from diffenc.model import Draws, Model, Terms, draw
 from diffenc.sharding import data_mesh
+from diffenc_plugins.conditionings import ByClass
 from diffenc_plugins.schedules import Monotone
 
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -68,6 +69,16 @@ class Layers(Stub):
             for w in params["network"]["w"]:
                 hidden = jnp.tanh(hidden @ w)
         return Terms(hidden.sum(axis=1), zero, zero)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Stub):
+    """-ELBO of an image: w times what is told of it."""
+
+    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+        assert condition is not None
+        zero = jnp.zeros(len(levels))
+        return Terms(params["network"]["w"] * condition, zero, zero + 0 * params["network"]["w"] + condition)
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +207,38 @@ def test_a_batch_that_does_not_divide_is_refused(tiny):
     )
     with pytest.raises(UserError, match=r"Experiment.microbatches = 0: must be at least 1"):
         tiny(microbatches=0)
+
+
+LABELS = np.arange(BATCH) % 3
+
+
+def _told(experiment, drop, parts, key=KEY):
+    """What the mean of Told's loss says of a batch of LABELS, and its gradient."""
+    model = dataclasses.replace(experiment.model, conditioning=ByClass(drop=drop))
+    experiment = dataclasses.replace(experiment, model=model, microbatches=parts)
+    params: Any = {"encoder": {}, "schedule": {}, "network": {"w": jnp.asarray(1.0)}}
+    images = Images(LEVELS, jnp.asarray(LABELS + 1))
+    gradient, terms = batch_gradient(params, experiment, images, key, data_mesh())
+    return float(gradient["network"]["w"]), float(terms.diffusion)
+
+
+@pytest.fixture
+def unchecked(stub, monkeypatch):
+    """Told's experiment; it has no network that is told, and would be refused."""
+    monkeypatch.setattr("diffenc.classes.check", lambda model, dataset: None)
+    return stub(Told)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_every_image_is_told_its_own_class(unchecked, parts):
+    bits = 16 * np.log(2)
+    np.testing.assert_allclose(_told(unchecked, 0.0, parts), np.mean(LABELS + 1) / bits, rtol=1e-6)
+
+
+def test_which_images_are_told_nothing_depends_on_the_key_alone(unchecked):
+    whole, parted = (_told(unchecked, 0.5, parts) for parts in (1, 4))
+    np.testing.assert_allclose(whole, parted, rtol=1e-6)
+    keys = [jax.random.key(k) for k in range(6)]
+    means = {_told(unchecked, 0.5, 1, key)[1] for key in keys}
+    assert len(means) > 2
+    assert max(means) < np.mean(LABELS + 1) / (16 * np.log(2))
