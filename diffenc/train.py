@@ -83,10 +83,8 @@ class Run:
         )
         self._mesh = mesh
         self._interrupts = interrupts
-        self._source, self._train_images = (
-            experiment.dataset.source("train"),
-            train_identity(experiment.dataset),
-        )
+        self._source = experiment.dataset.source("train")
+        self._train_images = train_identity(experiment.dataset)
         self._abstract = abstract_state(experiment, mesh)
         self._train_step = make_train_step(experiment, mesh)
         self._clock, self._in_flight = Clock(), InFlight()

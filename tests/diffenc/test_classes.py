@@ -77,6 +77,7 @@ class Knows:
         mixed = params["gain"] * best(z, log_snr)
         if not self.classes:
             return mixed
+        assert condition is not None
         images = jnp.asarray(SCALED, z.dtype)[jnp.maximum(condition, 1) - 1]
         known = Shifted().apply({}, images, log_snr, condition=condition) if self.shifted else images
         return jnp.where((condition > 0)[:, None, None, None], known, mixed)
@@ -96,6 +97,7 @@ class Plain(Knows):
     """The only image of a class; grey where it is told none."""
 
     def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        assert condition is not None
         images = jnp.asarray(SCALED, z.dtype)[jnp.maximum(condition, 1) - 1]
         return jnp.where((condition > 0)[:, None, None, None], images, 0)
 
@@ -114,6 +116,7 @@ def three(tiny):
     return make
 
 
+DATA: Any = Three()
 PARAMS: Any = {"encoder": {}, "schedule": {}, "network": {"gain": jnp.ones(())}}
 
 
@@ -234,7 +237,7 @@ def refused(match, **parts):
     model = model_of(Trainable(EncoderUNet(1, 4, classes=encoder)), UNet(1, 4, classes=network))
     model = dataclasses.replace(model, conditioning=parts.get("told", ByClass()))
     with pytest.raises(UserError, match=match) as caught:
-        classes.check(model, Three())
+        classes.check(model, DATA)
     assert "\n" not in str(caught.value)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +260,7 @@ def test_a_train_step(tiny):
     experiment, mesh = tiny(), data_mesh()
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, network=Mixed()))
     state = abstract_state(experiment, mesh)
-    images = Images(array(4, 4, 4, 1, dtype=jnp.uint8))
+    images = Images(cast(Any, array(4, 4, 4, 1, dtype=jnp.uint8)))
     found = by_role(work_of(make_train_step(experiment, mesh), state, images))
     one = 2 * 4 * 16 * 16
     assert (found["forward"], found["gradient"]) == (one, 2 * one)

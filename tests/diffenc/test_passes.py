@@ -1,6 +1,7 @@
 """Which images a measurement sees, how often, and with what keys."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,4 +65,4 @@ def test_a_batch_that_does_not_divide_is_refused_by_its_name(tiny, monkeypatch):
 def test_what_is_compiled_is_the_function(tiny):
     compiled = compile_over(data_mesh(), lambda params, images, key: params["a"] + images.levels.sum())
     levels = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
-    assert float(compiled({"a": 1.0}, Images(levels), jax.random.key(0))) == 29.0
+    assert float(compiled({"a": 1.0}, Images(jnp.asarray(levels)), jax.random.key(0))) == 29.0

@@ -37,7 +37,7 @@ def comment(name):
 
 
 def test_these_are_the_run_files():
-    assert config.shipped_files() == sorted(f"gin/{name}.gin" for name in [*STACKABLE, *NAMES])
+    assert config.shipped_files() == sorted(f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES])
     assert not (ROOT / "gin" / "__init__.py").exists()
 
 
@@ -63,6 +63,21 @@ def test_of_two_that_stack_the_later_wins(files):
     assert registry.schedules.name_of(type(schedule)) == STACKABLE[files[-1]]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("imagenet32")])
+def test_classes_stack_on_a_run_file(name):
+    plain, told = load(name).model, load(name, "gin/by_class.gin").model
+    assert (plain.conditioning.what, plain.network.classes) == (None, 0)
+    assert (told.conditioning.what, told.conditioning.drop, told.network.classes) == ("class", 0.1, 10)
+    encoder = getattr(told.encoder, "network", None)
+    assert encoder is None or encoder.classes == 10
+
+
+def test_classes_are_bound_for_another_data_set_or_part():
+    files = ["gin/imagenet32_diffenc_32_8.gin", "gin/by_class.gin"]
+    model = config.load(files, ["CLASSES = 1000", "network.unet.classes = 0"]).model
+    assert (model.network.classes, model.encoder.network.classes) == (0, 1000)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_schedule_and_networks_share_the_ends(name):
     model = load(name).model
@@ -71,7 +86,7 @@ def test_schedule_and_networks_share_the_ends(name):
     assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
 
 
-@pytest.mark.parametrize("name", [*NAMES, *STACKABLE])
+@pytest.mark.parametrize("name", ["by_class", *NAMES, *STACKABLE])
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in config.read_file(f"gin/{name}.gin"):
