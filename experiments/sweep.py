@@ -9,7 +9,7 @@ Several --grid make a product. Each run is trained and then evaluated in OUTPUT/
 diffenc.run; what it writes is in seed_K.log beside it. The same seed gives every variant the same order of the data,
 the same times and noise, and all are evaluated on the same draws, so differences between variants vary less than their
 figures do. A run that fails does not stop the others. The same command goes on: it runs what is missing, and nothing
-else. OUTPUT/table.{md,tex,csv} has what came out.
+else. What came out, and the paired differences from the first variant, are in OUTPUT: table.md, table.tex, *.csv.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
 from diffenc.progress import duration
 from diffenc.settings import check_seed
+from experiments import compared
 from experiments.command import start_up, status_of
 from experiments.on_slurm import executor_of, on_slurm, parse_options
 from experiments.runs import TASKS, Run, Task, left, runs_of
@@ -166,14 +167,15 @@ def run(argv: Sequence[str]) -> None:
 
 
 def page_of(name: str, runs: Sequence[Run]) -> Page:
-    """A table of the variants, of the runs that are done."""
+    """The variants, of the runs that are done, and each of them against the first."""
     workdirs: dict[str, dict[int, Path]] = {}
     for run in runs:
         if not left(run, TASKS):
             workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
     summaries = [summarise(variant, of) for variant, of in workdirs.items()]
     require_alike(summaries)
-    return Page(f"Sweep {name}", facts(summaries), (sheet(summaries),))
+    against = compared.sheets((one, summaries[0]) for one in summaries[1:]) if len(summaries) > 1 else ()
+    return Page(f"Sweep {name}", facts(summaries), (sheet(summaries), *against))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("table.md", "table.tex", "table.csv")
+TABLES = ("table.md", "table.tex", "table.csv", "differences.csv", "tests.csv")
 
 
 @pytest.fixture
