@@ -12,7 +12,7 @@ from diffenc.experiment import FREE_TO_MEASURE
 from diffenc.same_run import CONFIG
 from experiments import paper
 from experiments.paper import COLLECTED, Row
-from experiments.runs import Run, Task, evaluated, left, runs_of
+from experiments.runs import EVALUATE, Run, Task, evaluated, left, runs_of, trained
 from experiments.scale import Scale, deviations
 from experiments.summary import Record, Summary, summarise
 
@@ -106,6 +106,10 @@ def how_published(lines: Sequence[Line], scale: Scale) -> tuple[str, ...]:
         f"NOT the published training: {'; '.join(differing)}",
         "the paper's figures are of its own training: not to be compared with those from here",
     )
+
+
+# A run that is measured may have lost its checkpoints.
+TASKS = (Task("train", lambda run: evaluated(run) or trained(run)), EVALUATE)
 
 
 def missing(lines: Sequence[Line], tasks: Sequence[Task]) -> tuple[str, ...]:

@@ -21,9 +21,11 @@ def common_seeds(a: Summary, b: Summary) -> tuple[int, ...]:
     return tuple(seed for seed in a.seeds if seed in b.seeds)
 
 
-def differences(a: Summary, b: Summary) -> tuple[Figure, ...]:
+def differences(a: Summary, b: Summary) -> tuple[Cell, ...]:
     """A − B by component: the mean over the seeds they share, and its standard error from the paired differences."""
     shared = common_seeds(a, b)
+    if not shared:
+        return (MISSING,) * len(COMPONENTS)
     one, two = a.of(shared), b.of(shared)
     return tuple(mean_and_error(one.values(name) - two.values(name)) for name in COMPONENTS)
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from experiments import collected, compared, paper, summary
 from experiments.collected import Line
-from experiments.runs import TASKS
 from experiments.scale import Scale
 from experiments.significance import welch_from_errors
 from experiments.summary import COMPONENTS
@@ -26,7 +25,7 @@ def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
         *summary.facts(summaries),
         *collected.how_published(lines, scale),
         *_of_paper(table, lines, beside),
-        *collected.missing(lines, TASKS),
+        *collected.missing(lines, collected.TASKS),
     )
     return Page(title(table), facts, tuple(_sheets(lines, beside)))
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
 from experiments import sweep, table_of_components, table_of_others
-from experiments.collected import Line, lines_of
+from experiments.collected import TASKS, Line, lines_of
 from experiments.command import start_up, status_of
 from experiments.paper import TABLES
-from experiments.runs import TASKS, Task
+from experiments.runs import Task
 from experiments.scale import Scale
 from experiments.table_shown import Page, show, write
 
