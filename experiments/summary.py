@@ -119,17 +119,27 @@ def require_alike(summaries: Iterable[Summary]) -> None:
     """Refuse figures of different images, or measured in different ways, in one table.
 
     Raises:
-      UserError: names two workdirs and what differs.
+      UserError: names what differs.
     """
     found = list(_each(summaries))
     require_same_images(record for _, record in found)
-    for (first, one), (other, two) in zip(found[:1] * len(found), found, strict=True):
+    require_same(found, ALIKE)
+
+
+def require_same(found: Sequence[tuple[Path, Record]], keys: Sequence[str]) -> None:
+    """Refuse records, each with its workdir, that differ in one of `keys`.
+
+    Raises:
+      UserError: names two workdirs and what differs.
+    """
+    for other, two in found[1:]:
+        first, one = found[0]
         differing = [
-            f"{key} {one.get(key)} and {two.get(key)}" for key in ALIKE if one.get(key) != two.get(key)
+            f"{key} {one.get(key)} and {two.get(key)}" for key in keys if one.get(key) != two.get(key)
         ]
         if differing:
             raise UserError(
-                f"{first} and {other} are not to be compared: {', '.join(differing)}; evaluate both alike"
+                f"{first} and {other} are not to be compared: {', '.join(differing)}; measure both alike"
             )
 
 

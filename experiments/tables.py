@@ -21,8 +21,8 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
-from experiments import sweep, table_of_components, table_of_others
-from experiments.collected import TASKS, Line, lines_of
+from experiments import collected, sweep, table_of_components, table_of_distances, table_of_others
+from experiments.collected import Line, lines_of
 from experiments.command import start_up, status_of
 from experiments.paper import TABLES
 from experiments.runs import Task
@@ -32,9 +32,16 @@ from experiments.table_shown import Page, show, write
 
 def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
     """What `table` shows of its runs."""
-    if table == 1:
+    if table == table_of_others.TABLE:
         return table_of_others.page(lines, scale)
+    if table == table_of_distances.TABLE:
+        return table_of_distances.page(lines, scale)
     return table_of_components.page(table, lines, scale)
+
+
+def tasks_of(table: int) -> tuple[Task, ...]:
+    """What a run goes through to be in `table`."""
+    return table_of_distances.TASKS if table == table_of_distances.TABLE else collected.TASKS
 
 
 def run_missing(lines: Sequence[Line], tasks: Sequence[Task], jobs: int) -> None:
@@ -99,13 +106,13 @@ def run(argv: Sequence[str]) -> None:
     folder = given.output or Path("tables") / str(given.table)
     lines = lines_of(given.table, folder, scale, given.rows)
     if given.run:
-        run_missing(lines, TASKS, given.jobs)
+        run_missing(lines, tasks_of(given.table), given.jobs)
     made = page(given.table, lines, scale)
     write(made, folder)
     show(made)
     print(f"in {folder}")
     if given.run:
-        sweep.check_done([run for line in lines for run in line.runs], TASKS)
+        sweep.check_done([run for line in lines for run in line.runs], tasks_of(given.table))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
