@@ -11,7 +11,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE
 from diffenc.same_run import CONFIG
 from experiments import paper
-from experiments.paper import COLLECTED, Row
+from experiments.paper import Row
 from experiments.runs import EVALUATE, Run, Task, evaluated, left, runs_of, trained
 from experiments.scale import Scale, deviations
 from experiments.summary import Record, Summary, summarise
@@ -45,8 +45,10 @@ def lines_of(table: int, folder: Path, scale: Scale, wanted: str = "") -> list[L
     Raises:
       UserError: no line matches, a config is at fault, or a workdir holds a run of another.
     """
-    places = {n: folder.parent / str(n) for n in COLLECTED[table]} if table in COLLECTED else {table: folder}
-    rows = [(row, place) for n, place in places.items() for row in paper.rows(n)]
+    rows = [
+        (row, folder if trainer == table else folder.parent / str(trainer))
+        for row, trainer in paper.rows_and_trainers(table)
+    ]
     chosen = [(row, place) for row, place in rows if _matches(wanted, row)]
     if not chosen:
         known = ", ".join(f"{row.dataset}/{row.name}" for row, _ in rows)

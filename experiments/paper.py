@@ -13,8 +13,7 @@ from experiments.variants import Variant
 
 FILE = Path(__file__).with_name("paper_results.json")
 OF_COMPONENTS = (2, 3, 4, 5, 6, 7)
-COLLECTED = {1: (2, 6), 8: (2,)}  # tables of runs that other tables train
-TABLES = tuple(sorted((*OF_COMPONENTS, *COLLECTED)))
+TABLES = (1, *OF_COMPONENTS, 8)
 LEARNED_ENDS = "gin/learned_endpoints.gin"
 
 
@@ -80,6 +79,13 @@ def rows(table: int) -> list[Row]:
     lines = found["rows"]
     both = len({line["noise"] for line in lines}) > 1
     return [_row(line, both, found) for line in lines]
+
+
+def rows_and_trainers(table: int) -> list[tuple[Row, int]]:
+    """The rows of a table with runs, and the table that trains each: those of 1 and 8 are trained by others."""
+    if table == 1:
+        return [(row, trainer) for trainer in (2, 6) for row in rows(trainer)]
+    return [(row, 2 if table == 8 else table) for row in rows(table)]
 
 
 def _row(line: Mapping[str, Any], both: bool, of: Mapping[str, Any]) -> Row:
