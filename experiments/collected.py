@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,9 +100,10 @@ def all_of_test(line: Line) -> bool:
     return settings.split == "test" and settings.num_images is None
 
 
-def how_published(lines: Sequence[Line], scale: Scale) -> tuple[str, ...]:
+def how_published(lines: Sequence[Line]) -> tuple[str, ...]:
     """Whether the training is the published one, and if not, how it differs."""
-    differing = deviations([line.row for line in lines], scale)
+    by_line = (deviations(line.row, line.runs[0].experiment, len(line.runs)) for line in lines)
+    differing = dict.fromkeys(itertools.chain.from_iterable(by_line))
     if not differing:
         return ("training: as published",)
     return (

@@ -115,18 +115,23 @@ def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> 
     Raises:
       UserError: a variant's config is at fault, or binds the seed itself.
     """
-    return [Run(variant, seed, folder, _load(variant, seed)) for seed in seeds for variant in variants]
+    loaded = [(variant, _load(variant)) for variant in variants]
+    return [
+        Run(variant, seed, folder, dataclasses.replace(experiment, seed=seed))
+        for seed in seeds
+        for variant, experiment in loaded
+    ]
 
 
 def seed_binding(seed: int) -> str:
     return f"Experiment.seed = {seed}"
 
 
-def _load(variant: Variant, seed: int) -> Experiment:
+def _load(variant: Variant) -> Experiment:
     for text in variant.bindings:
         if text.partition("=")[0].strip() == "Experiment.seed":
             raise UserError(f"{text}: a sweep chooses the seeds itself; give --seeds")
     try:
-        return config.load(variant.gin_files, [*variant.bindings, seed_binding(seed)])
+        return config.load(variant.gin_files, variant.bindings)
     except UserError as error:
         raise UserError(f"{variant.name}: {error}") from error

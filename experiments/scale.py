@@ -1,9 +1,9 @@
 """A published training, or the same scaled down; and how the two differ."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from diffenc import config, describe
+from diffenc.experiment import Experiment
 from experiments.paper import Row
 from experiments.variants import Variant
 
@@ -64,18 +64,13 @@ def has_network(row: Row) -> bool:
     return not any(part in ENCODERS for part in row.model.split("-"))
 
 
-def deviations(rows: Sequence[Row], scale: Scale) -> list[str]:
-    """`KEY: PUBLISHED -> HERE` of all that differs from the published training, each once, in order."""
-    found: dict[str, None] = {}
-    for row in rows:
-        texts, steps = [], []
-        for variant in (row.variant, scale.variant(row)):
-            experiment = config.load(variant.gin_files, variant.bindings)
-            texts.append(describe.config_text(experiment))
-            steps.append(experiment.steps)
-        if steps[0] != steps[1]:
-            found[f"steps: {steps[0]:,} -> {steps[1]:,}"] = None
-        if len(scale.seeds_of(row)) < row.seeds:
-            found[f"seeds: {row.seeds} -> {len(scale.seeds_of(row))}"] = None
-        found |= dict.fromkeys(describe.differences(texts[0], texts[1]))
-    return list(found)
+def deviations(row: Row, experiment: Experiment, seeds: int) -> list[str]:
+    """`KEY: PUBLISHED -> HERE` of all in which training `experiment` with `seeds` differs from the published `row`."""
+    published = config.load(row.variant.gin_files, row.variant.bindings)
+    found = []
+    if experiment.steps != published.steps:
+        found.append(f"steps: {published.steps:,} -> {experiment.steps:,}")
+    if seeds < row.seeds:
+        found.append(f"seeds: {row.seeds} -> {seeds}")
+    here = dataclasses.replace(experiment, seed=published.seed)
+    return found + describe.differences(describe.config_text(published), describe.config_text(here))

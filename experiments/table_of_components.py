@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from experiments import collected, compared, paper, summary
 from experiments.collected import Line
-from experiments.scale import Scale
 from experiments.significance import welch_from_errors
 from experiments.summary import COMPONENTS
 from experiments.table_shown import Page, Sheet
@@ -12,7 +11,7 @@ from experiments.table_shown import Page, Sheet
 BASELINE = "VDMv"
 
 
-def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
+def page(table: int, lines: Sequence[Line]) -> Page:
     """Of `lines`, as far as they have been evaluated.
 
     Raises:
@@ -23,7 +22,7 @@ def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
     beside = same_images(lines)
     facts = (
         *summary.facts(summaries),
-        *collected.how_published(lines, scale),
+        *collected.how_published(lines),
         *_of_paper(table, lines, beside),
         *collected.missing(lines, collected.TASKS),
     )

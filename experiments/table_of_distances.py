@@ -10,7 +10,6 @@ from diffenc.registry import features
 from experiments import collected, summary
 from experiments.collected import Line
 from experiments.runs import Run, Task, trained
-from experiments.scale import Scale
 from experiments.summary import Record, mean_and_error
 from experiments.table_of_components import title
 from experiments.table_shown import MISSING, Cell, Figure, Page, Sheet
@@ -50,7 +49,7 @@ def by_column(record: Record) -> dict[Measured, Record]:
     return {(found["num"], found["split"]): found for found in record["distances"]}
 
 
-def page(lines: Sequence[Line], scale: Scale) -> Page:
+def page(lines: Sequence[Line]) -> Page:
     """Of `lines`, as far as distances have been measured.
 
     Raises:
@@ -63,7 +62,7 @@ def page(lines: Sequence[Line], scale: Scale) -> Page:
     beside = metric == PUBLISHED and all(_of_published(lines[0], record) for _, record in found)
     facts = (
         *(_facts(found[0][1]) if found else ("nothing has been measured yet",)),
-        *collected.how_published(lines, scale),
+        *collected.how_published(lines),
         *([] if beside else [_why_alone(metric)]),
         *collected.missing(lines, TASKS),
     )

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from experiments import collected, paper, summary
 from experiments.collected import Line
-from experiments.scale import Scale
 from experiments.table_of_components import title
 from experiments.table_shown import MISSING, Cell, Digits, Page, Sheet
 
@@ -13,7 +12,7 @@ TABLE = 1
 DATASETS = ("cifar10", "imagenet32", "imagenet32_oord")
 
 
-def page(lines: Sequence[Line], scale: Scale) -> Page:
+def page(lines: Sequence[Line]) -> Page:
     """Of `lines`, as far as they have been evaluated.
 
     Raises:
@@ -22,7 +21,7 @@ def page(lines: Sequence[Line], scale: Scale) -> Page:
     columns = defaultdict(list)
     for line in lines:
         columns[column(line)].append(line)
-    facts = [fact for of in columns.values() for fact in _facts(of, scale)]
+    facts = [fact for of in columns.values() for fact in _facts(of)]
     facts += [*paper.notes(TABLE), *collected.missing(lines, collected.TASKS)]
     heads = list(dict.fromkeys([*map(paper.images_of, DATASETS), *columns]))
     rows = (*_published(heads), *(_ours(line, heads) for line in lines))
@@ -43,10 +42,10 @@ def column(line: Line) -> str:
     return f"{record.get('source', record['dataset'])}{part}"
 
 
-def _facts(lines: Sequence[Line], scale: Scale) -> tuple[str, ...]:
+def _facts(lines: Sequence[Line]) -> tuple[str, ...]:
     summaries = [line.summary for line in lines]
     summary.require_alike(summaries)
-    return *summary.facts(summaries), *collected.how_published(lines, scale)
+    return *summary.facts(summaries), *collected.how_published(lines)
 
 
 def _published(heads: Sequence[str]) -> Iterator[tuple[Cell, ...]]:

@@ -30,13 +30,13 @@ from experiments.scale import Scale
 from experiments.table_shown import Page, show, write
 
 
-def page(table: int, lines: Sequence[Line], scale: Scale) -> Page:
+def page(table: int, lines: Sequence[Line]) -> Page:
     """What `table` shows of its runs."""
     if table == table_of_others.TABLE:
-        return table_of_others.page(lines, scale)
+        return table_of_others.page(lines)
     if table == table_of_distances.TABLE:
-        return table_of_distances.page(lines, scale)
-    return table_of_components.page(table, lines, scale)
+        return table_of_distances.page(lines)
+    return table_of_components.page(table, lines)
 
 
 def tasks_of(table: int) -> tuple[Task, ...]:
@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> None:
     lines = lines_of(given.table, folder, scale, given.rows)
     if given.run:
         run_missing(lines, tasks_of(given.table), given.jobs)
-    made = page(given.table, lines, scale)
+    made = page(given.table, lines)
     write(made, folder)
     show(made)
     print(f"in {folder}")

@@ -12,7 +12,10 @@ from experiments import paper, table_of_distances, tables
 from experiments.collected import lines_of
 
 SMALL = ["--steps=1000", "--seeds=2", "--blocks=1", "--channels=32", "--encoder_channels=16"]
-SQUEEZENET = ["--gin_bindings=Experiment.fid = @fid()", "--gin_bindings=fid.features = @features.squeezenet()"]
+SQUEEZENET = [
+    "--gin_bindings=Experiment.fid = @fid()",
+    "--gin_bindings=fid.features = @features.squeezenet()",
+]
 NUMS = ["--gin_bindings=fid.nums = (100, 20)"]
 COLUMNS = [(20, "train"), (20, "test"), (100, "train"), (100, "test")]
 INCEPTION = {"metric": "fid", "features": "inception"}
