@@ -91,41 +91,41 @@ def ready(log: Path) -> int:
 
 
 def test_jobs_start_in_order_as_shares_come_free_and_commands_follow_each_other(tmp_path):
-    """Two at a time: 0 is long, so 1, 2 and 3 go through the other share."""
-    note = f"""
+    """Two at a time: 0 takes longest, so 1, 2 and 3 go through the other share."""
+    note = """
 import sys, time
-name, command = sys.argv[1:]
-with open({str(tmp_path / "order")!r}, "a") as file:
-    file.write(name + command + " ")
-time.sleep(1.5 if name == "0" else 0.1)
+name, command, file = sys.argv[1:]
+with open(file, "a") as order:
+    order.write(name + command + " ")
+while name == "0" and "3b" not in open(file).read():
+    time.sleep(0.02)
 """
+    order = tmp_path / "order"
     jobs = [
-        Job(str(k), [python(note, k, c) for c in "ab"[: 1 if k == 0 else 2]], tmp_path / str(k))
+        Job(str(k), [python(note, k, c, order) for c in "ab"[: 1 if k == 0 else 2]], tmp_path / str(k))
         for k in range(4)
     ]
     ends = Ends()
     work_through(jobs, free(2), ends)
-    order = (tmp_path / "order").read_text().split()
-    assert sorted(order[:2]) == ["0a", "1a"]
-    assert order[2:] == ["1b", "2a", "2b", "3a", "3b"]
-    assert ends == [("1", 0), ("2", 0), ("3", 0), ("0", 0)]
+    began = order.read_text().split()
+    assert [each for each in began if each != "0a"] == ["1a", "1b", "2a", "2b", "3a", "3b"]
+    assert ends[:2] == [("1", 0), ("2", 0)]
+    assert sorted(ends[2:]) == [("0", 0), ("3", 0)]
 
 
 def test_no_more_run_than_there_are_shares(tmp_path):
-    count = f"""
-import os, time
-folder = {str(tmp_path / "running")!r}
-os.makedirs(folder, exist_ok=True)
-own = f"{{folder}}/{{os.getpid()}}"
+    count = """
+import os, sys, time
+own = f"{sys.argv[1]}/{os.getpid()}"
 open(own, "w").close()
-print(len(os.listdir(folder)))
+print(len(os.listdir(sys.argv[1])))
 time.sleep(0.3)
 os.unlink(own)
 """
-    jobs = [Job(str(k), [python(count)], tmp_path / f"log{k}") for k in range(5)]
+    (tmp_path / "running").mkdir()
+    jobs = [Job(str(k), [python(count, tmp_path / "running")], tmp_path / f"log{k}") for k in range(5)]
     work_through(jobs, free(2), Ends())
-    seen = [int((tmp_path / f"log{k}").read_text()) for k in range(5)]
-    assert max(seen) == 2
+    assert max(int((tmp_path / f"log{k}").read_text()) for k in range(5)) <= 2
 
 
 def test_one_that_fails_does_not_go_on_and_stops_no_other(tmp_path):
