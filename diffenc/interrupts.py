@@ -42,8 +42,8 @@ def interrupts_of_all() -> Watch:
 class Interrupts:
     """While entered, the first SIGTERM or SIGINT is remembered; a second of its kind does what it always did.
 
-    One of the other kind is the same request again. So who cannot know whether a SIGTERM reached a run, since Slurm may
-    send it to all processes of a job or to the first alone, may pass it on as SIGINT.
+    One of the other kind is the same request again: who cannot know whether a SIGTERM reached a run too, since Slurm
+    may send it to all processes of a job or to the first alone, passes it on as SIGINT.
 
     Outside the main thread Python delivers no signals; there it remembers nothing.
     """

@@ -42,6 +42,9 @@ SETUP = (
     "if [[ $SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",  # srun forgets it
 )
 
+# Slurm sends SIGTERM to all processes of a job, or to the first alone, and again while a run saves.
+SPARED = ("sh", "-c", "trap '' TERM; exec \"$@\"", "sh")
+
 Options = Mapping[str, str | bool]
 MakeExecutor = Callable[[Path], "submitit.Executor"]  # of the folder that submitit writes to
 
@@ -101,7 +104,7 @@ class Follow:
 
     def __call__(self) -> None:
         statuses = [0]
-        commands = [self.run.command(mode) for mode in left(self.run, self.tasks)]
+        commands = [[*SPARED, *self.run.command(mode)] for mode in left(self.run, self.tasks)]
         jobs = [Job(str(self.run), commands, self.run.log)] if commands else []
         try:
             work_through(jobs, shares(1), lambda name, status, seconds: statuses.append(status), Told())
@@ -117,11 +120,7 @@ class Follow:
 
 
 class Told(Signals):
-    """The first signal, as SIGINT, and no other.
-
-    Slurm sends SIGTERM to all processes of a job or to the first alone, and more than once. See `diffenc.interrupts`
-    for why a run may have it twice as long as the second is a SIGINT.
-    """
+    """The first signal, as SIGINT, and no other: a run may have had the SIGTERM, and takes that for the same request."""
 
     def __init__(self):
         super().__init__()

@@ -60,6 +60,18 @@ def test_one_of_the_other_kind_is_the_same_request(first, then, capfd):
     assert capfd.readouterr().err.count("stopping") == 1
 
 
+def test_what_is_ignored_before_is_heeded_once_and_then_ignored_again():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                interrupts.check()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_outside_the_main_thread_there_is_nothing_to_remember():
     failures = []
 

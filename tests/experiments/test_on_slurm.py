@@ -30,6 +30,8 @@ PROGRAM = """
 import os, signal, sys, time
 mode, workdir = sys.argv[1:]
 os.makedirs(workdir, exist_ok=True)
+if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+    sys.exit("error: a second SIGTERM would end it")
 came = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: came.append(number.__index__()))
