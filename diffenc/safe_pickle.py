@@ -9,7 +9,7 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ _KEYS = {  # where on the stack the keys are that an operation hashes
     pickle.SETITEMS[0]: slice(None, None, 2),
     pickle.DICT[0]: slice(None, None, 2),
 }
-_MAX_DIMS = 32
+MAX_DIMS = 32
 _MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an object of a hundred bytes
 
 
 def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
-    """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays as numpy arrays.
+    """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays and lists of arrays as numpy's.
 
     Other values keep the type they have in the pickle (Python 2's str comes as bytes).
 
@@ -41,25 +41,30 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
     """
     with reading(name):
         limited = Limited(stream, limit, name)
-        found = _Unpickler(limited, name, limit).load()
+        found = Unpickler(limited, name, limit, _KNOWN).load()
         if limited.read(1):  # reading to the end also has an archive check its sum
             raise UserError(f"{name}: bytes follow the pickle's end; get it again")
         if not isinstance(found, dict):
-            raise UserError(f"{name}: holds a {type(found).__name__}, not the dictionary of a batch")
-        return {
-            _text(key): value.array if isinstance(value, _Array) else value for key, value in found.items()
-        }
+            raise UserError(f"{name}: holds a {type(found).__name__}, not a dictionary")
+        return {text(key): _unwrapped(value) for key, value in found.items()}
 
 
-class _Unpickler(pickle._Unpickler):
-    """The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index)."""
+class Unpickler(pickle._Unpickler):
+    """Knows the globals it is told of, and no others.
+
+    The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index).
+    """
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
 
-    def __init__(self, stream: Stream, name: str, limit: int):
+    def __init__(
+        self, stream: Stream, name: str, limit: int, known: Mapping[tuple[str, str], Callable[..., Any]]
+    ):
+        """`known` has, by module and name, what stands for each global; `name` is what messages call the file."""
         super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
+        self._known = known
         self._left = limit  # bytes that may be encoded
         own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
         own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
@@ -71,19 +76,19 @@ class _Unpickler(pickle._Unpickler):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
-    def _encode(self, text: Any, encoding: Any) -> bytes:
+    def _encode(self, value: Any, encoding: Any) -> bytes:
         """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
-        if _text(encoding) != "latin1":
+        if text(encoding) != "latin1":
             raise ValueError(f"encoding {encoding!r}")
-        self._left -= len(text)
+        self._left -= len(value)
         if self._left < 0:
             raise ValueError("too many bytes")
-        return text.encode("latin1")
+        return value.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: self._encode(text, encoding)
-        known = _KNOWN.get((module, name))
+            return lambda value, encoding: self._encode(value, encoding)
+        known = self._known.get((module, name))
         if known is None:
             raise UserError(f"{self._name}: its pickle asks for {module}.{name}; only arrays are admitted")
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
@@ -123,15 +128,15 @@ class _Dtype:
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = True):
         del align, copy
-        if not re.fullmatch(r"b1|[iu][1248]|f[248]", _text(spec)):
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", text(spec)):
             raise ValueError(f"dtype {spec!r} is not a plain number")
-        self.dtype = np.dtype(_text(spec))
+        self.dtype = np.dtype(text(spec))
 
     def __setstate__(self, state: tuple) -> None:
         _, order, subdtype, names, fields, *_ = state
         if (subdtype, names, fields) != (None, None, None):
             raise ValueError("a structured dtype")
-        self.dtype = self.dtype.newbyteorder(_text(order))  # pyright: ignore[reportArgumentType]
+        self.dtype = self.dtype.newbyteorder(text(order))  # pyright: ignore[reportArgumentType]
 
 
 class _Array:
@@ -147,17 +152,24 @@ class _Array:
         self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
 
 
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, list):
+        return [item.array if isinstance(item, _Array) else item for item in value]
+    return value.array if isinstance(value, _Array) else value
+
+
 def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _Dtype):
         raise ValueError("an array without bytes or dtype")
-    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(is_size, shape)):
         raise ValueError("a shape that no array has")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
+    """Whether `size` can be that of an array's axis."""
     return type(size) is int and 0 <= size < 2**31
 
 
@@ -167,7 +179,8 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     return made
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """`value`, which must be a text. Raises ValueError."""
     if not isinstance(value, str | bytes):
         raise ValueError(f"a {type(value).__name__} where text belongs")
     return value.decode("ascii") if isinstance(value, bytes) else value
