@@ -14,6 +14,7 @@ Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32. What hap
 image of its batch, its dropout mask neither: so results are the same however a batch is divided.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jaxtyping
@@ -218,6 +219,41 @@ class Dataset(Protocol):
 
     def fingerprint(self, split: str) -> str:
         """Hex SHA-256 of the split's uint8 [N, H, W, C] pixels in source order."""
+        ...
+
+
+Extract = Callable[[UInt8[Array, "b h w c"]], Float[Array, "b features"]]
+
+
+@runtime_checkable
+class Features(Protocol):
+    """A fixed network, by whose features sets of images are compared."""
+
+    @property
+    def metric(self) -> str:
+        """What the Fréchet distance between such features is called: "fid" for Inception's, and for no others."""
+        ...
+
+    @property
+    def num_features(self) -> int: ...
+
+    def identity(self) -> str:
+        """Tells these features from any others: the SHA-256 of their weights, and what else decides them.
+
+        Raises:
+          UserError: the weights are not there.
+        """
+        ...
+
+    def load(self) -> Extract:
+        """Images of levels 0 .. 255, with 1 or 3 channels, to float32 features; each image on its own.
+
+        To be compiled, and a pytree of its weights (`jax.tree_util.Partial`), so that it can be an argument of what
+        is compiled: as constants they would take minutes.
+
+        Raises:
+          UserError: the weights are not there, damaged or other ones.
+        """
         ...
 
 

@@ -87,6 +87,7 @@ conditionings = Registry("conditioning", interfaces.Conditioning)
 variances = Registry("variance", interfaces.Variance)
 proposals = Registry("proposal", interfaces.Proposal)
 datasets = Registry("dataset", interfaces.Dataset)
+features = Registry("features", interfaces.Features)
 optimizers = Registry("optimizer", interfaces.Optimizer)
 
 REGISTRIES: dict[str, Registry] = {
@@ -101,6 +102,7 @@ REGISTRIES: dict[str, Registry] = {
         variances,
         proposals,
         datasets,
+        features,
         optimizers,
     )
 }
