@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 
 
 def all_succeeded(here: bool) -> bool:
@@ -26,3 +27,10 @@ def list_of_first(numbers: Iterable[int]) -> list[int]:
     mine = list(numbers)
     (count,) = as_first(len(mine))
     return list(as_first(*[*mine, *[0] * count][:count])) if count else []
+
+
+def array_of_first(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """The first process's array; of the others' only shape and type matter."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -112,6 +112,13 @@ def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict
         "passes": settings.passes,
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
+        **surroundings(experiment),
+    }
+
+
+def surroundings(experiment: Experiment) -> dict[str, Any]:
+    """Of which run a figure is, and what it was computed on and in."""
+    return {
         "config_hash": describe.config_hash(experiment),
         "precision": describe.precision(experiment),
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,6 +3,7 @@
 import dataclasses
 
 from diffenc import classes
+from diffenc.fid_settings import Fid
 from diffenc.interfaces import Dataset, Optimizer
 from diffenc.model import Model
 from diffenc.settings import (
@@ -37,6 +38,7 @@ FREE_TO_CHANGE = (
     "Experiment.k_sample",
     "Experiment.diagnose",
     "Experiment.likelihood",
+    "Experiment.fid",
     "Experiment.plan",
     "Experiment.mesh",
     "evaluate.*",
@@ -45,10 +47,12 @@ FREE_TO_CHANGE = (
     "k_sample.*",
     "diagnose.*",
     "likelihood.*",
+    "fid.*",
     "plan.*",
     "mesh.*",
     "variance.*",
     "proposal.*",
+    "features.*",
     "network.*.scan",
     "network.*.remat",
 )
@@ -98,6 +102,7 @@ class Experiment:
     k_sample: KSample = KSample()
     diagnose: Diagnose = Diagnose()
     likelihood: Likelihood = Likelihood()
+    fid: Fid = Fid()
     plan: Plan = Plan()
     mesh: MeshShape = MeshShape()
 

@@ -16,6 +16,7 @@ from diffenc import config, describe, distributed, modes, registry, stores
 from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
+from diffenc.fid import fid
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
@@ -34,10 +35,12 @@ MODES = {
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,
     "k_sample": k_sample,
+    "fid": fid,
     "plan": plan,
 }
 
 OF_TRAINING = ("train", "plan")
+OF_SAMPLES = ("sample", "fid")
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
@@ -143,7 +146,7 @@ def steps_bindings(mode: str, steps: int | None) -> list[str]:
         raise UserError(f"--steps is not for --mode={mode}, which is of continuous time")
     if steps < 1:
         raise UserError(f"--steps={steps}: must be at least 1")
-    return [f"{'sample' if mode == 'sample' else 'evaluate'}.steps = {steps}"]
+    return [f"{'sample' if mode in OF_SAMPLES else 'evaluate'}.steps = {steps}"]
 
 
 def _refuse_to_train(mode: str, flag: str, reason: str) -> None:

@@ -69,16 +69,25 @@ class ImageSampler:
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
         self._collect = jax.jit(lambda z: z, out_shardings=on_each(mesh))  # no process holds all of it before
-        plan, model = fits.plan(workdir, self.settings, step), self._model
-        plan.check()
+        self.plan, model = fits.plan(workdir, self.settings, step), self._model
+        self.plan.check()
+        plan = self.plan
         self._descent = jax.jit(
             lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
         )
 
     def draw(
-        self, params: Params, after_stretch: Callable[[], None] = lambda: None
+        self,
+        params: Params,
+        after_stretch: Callable[[], None] = lambda: None,
+        key: Key | None = None,
     ) -> Int[np.ndarray, "n h w c"]:
-        """Integer levels. `after_stretch` is called after each stretch: to show progress, or to raise."""
+        """Integer levels.
+
+        Args:
+          after_stretch: is called after each stretch: to show progress, or to raise.
+          key: of the noise; None = by the seed.
+        """
         self._warn_of_another_model(params)
 
         def walk_down(key: Key, z: Data, down: Descent) -> Data:
@@ -92,7 +101,7 @@ class ImageSampler:
                 after_stretch()
             return self._collect(z)
 
-        key = root_key(self.settings.seed, "sample")
+        key = root_key(self.settings.seed, "sample") if key is None else key
         return np.asarray(
             sampler.sample_along(self._descent(params), key, self._shape, self._num_levels, walk_down)
         )

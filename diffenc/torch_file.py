@@ -107,9 +107,7 @@ def _read_archive(
         return tensors, storages
 
 
-def _read_older(
-    stream: BinaryIO, name: str, limit: int
-) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
     limited = Limited(stream, limit, name)
     if _plain(limited, name) != _MAGIC or _plain(limited, name) != _PROTOCOL:
         raise UserError(f"{name}: is no file of torch.save")

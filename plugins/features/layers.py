@@ -93,7 +93,9 @@ def cornered(size: int, out: int) -> Float[np.ndarray, " out"]:
 
 
 def resized(
-    images: Float[Array, "b h w c"], size: int, places: Callable[[int, int], Float[np.ndarray, " out"]] = centred
+    images: Float[Array, "b h w c"],
+    size: int,
+    places: Callable[[int, int], Float[np.ndarray, " out"]] = centred,
 ) -> Float[Array, "b size size c"]:
     """Bilinear between the two nearest pixels each way, the outermost going on beyond the edge; no smoothing."""
     rows, columns = (jnp.asarray(interpolation(length, places(length, size))) for length in images.shape[1:3])

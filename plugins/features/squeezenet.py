@@ -33,9 +33,7 @@ _LIMIT = 2**24  # bytes; the file has five million
 
 def fire(name: str) -> Layer:
     """Few channels, then two convolutions of them side by side."""
-    return chain(
-        conv(f"{name}/squeeze1x1"), beside(conv(f"{name}/expand1x1"), conv(f"{name}/expand3x3"))
-    )
+    return chain(conv(f"{name}/squeeze1x1"), beside(conv(f"{name}/expand1x1"), conv(f"{name}/expand3x3")))
 
 
 LAYERS: dict[str, Layer] = {  # in their order

@@ -1,0 +1,209 @@
+"""The Fréchet and the kernel distance between samples of a run and the images of its data set, by --mode=fid.
+
+Samples, and their features, are kept in the workdir as they come: called again, the mode goes on where it was
+stopped, and other features are compared on the same samples.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from rich.table import Table
+
+from diffenc import agreement, atomic, describe, kept, mirror
+from diffenc.distributed import by_main, is_main
+from diffenc.errors import UserError
+from diffenc.evaluate import identity, surroundings
+from diffenc.experiment import Experiment
+from diffenc.extraction import Collector, Extractor, Summary
+from diffenc.frechet import distance
+from diffenc.images import to_uint8
+from diffenc.interfaces import Features, Params
+from diffenc.kid import kid
+from diffenc.modes import publish, restore_ema
+from diffenc.progress import Progress
+from diffenc.randomness import root_key
+from diffenc.registry import features, variances
+from diffenc.sample_images import ImageSampler
+from diffenc.settings import Evaluate
+from diffenc.sharding import data_mesh
+from diffenc.split_features import digest, of_split
+from diffenc.train_state import count_parameters
+
+FOLDER = "fid"
+
+
+@mirror.mirrored
+def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Draw samples, compare them with the splits, print a table, file it; returns what fid.json says.
+
+    Raises:
+      UserError: the weights of the features, the data or the run are not there, or images have other than 1 or 3
+        channels.
+    """
+    settings, chosen = experiment.fid, features_of(experiment)
+    extractor = Extractor(chosen)
+    mesh = data_mesh(experiment.mesh)
+    params, step = restore_ema(experiment, workdir, mesh, experiment.sample.step)
+    draws = Draws(experiment, mesh, params, workdir, step)
+    splits = {split: of_split(experiment.dataset, split, settings, extractor) for split in settings.splits}
+    distances = list(compare(sample_summaries(experiment, draws, extractor), splits, settings.kid_block))
+    figures = {
+        "metric": chosen.metric,
+        "distances": distances,
+        "features": features.spell(chosen),
+        "features_identity": extractor.identity,
+        "num_features": extractor.size,
+        "kid_images": settings.kid_images,
+        "kid_block": settings.kid_block,
+        **of_images(experiment, splits),
+        **draws.of,
+        **surroundings(experiment),
+        "num_params": count_parameters(params),
+    }
+    publish(workdir, "fid", figures, {}, table(figures))
+    return figures
+
+
+def features_of(experiment: Experiment) -> Features:
+    """The features that are asked for.
+
+    Raises:
+      UserError: they cannot be had of such images.
+    """
+    channels = experiment.dataset.image_shape[-1]
+    if channels not in (1, 3):
+        raise UserError(f"--mode=fid is for images of 1 or 3 channels, and these have {channels}")
+    return experiment.fid.features or features["inception"]()
+
+
+class Draws:
+    """Samples in chunks of `fid.batch_size`, each drawn once for each way of drawing and kept in the workdir.
+
+    Attributes:
+      of: the checkpoint and how it is sampled.
+      folder: where the chunks are.
+    """
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, params: Params, workdir: Path, step: int):
+        """Raises UserError as `ImageSampler`."""
+        self.size = experiment.fid.batch_size
+        self._shape = (self.size, *experiment.dataset.image_shape)
+        self._params, self._workdir = params, workdir
+        settings = dataclasses.replace(experiment.sample, num=self.size)
+        self._sampler = ImageSampler(dataclasses.replace(experiment, sample=settings), mesh, workdir, step)
+        self._root = root_key(experiment.fid.seed, "fid")
+        self.of = {
+            "step": step,
+            **of_sampling(experiment),
+            **self._sampler.plan.of,
+        }
+        decided_by = {"config": describe.config_hash(experiment), "precision": describe.precision(experiment)}
+        self.folder = workdir / FOLDER / digest({**self.of, **decided_by})
+
+    def progress(self, num: int) -> Progress:
+        """Of drawing what is not there of the first `num` samples."""
+        files = [self._file(index) for index in range(-(-num // self.size))]
+        (there,) = agreement.as_first(sum(file.is_file() for file in files))
+        logging.info("%d samples; %d are drawn already, in %s", num, min(num, there * self.size), self.folder)
+        return Progress("drawing samples", (len(files) - there) * self._sampler.num_stretches)
+
+    def chunk(self, index: int, progress: Progress) -> UInt8[np.ndarray, "n h w c"]:
+        """Levels. All processes have to ask.
+
+        Raises:
+          UserError: the disk refused.
+        """
+        file = self._file(index)
+        found = kept.load(file, self._shape, "uint8") if is_main() else None
+        (there,) = agreement.as_first(int(found is not None))
+        if there:
+            return agreement.array_of_first(np.zeros(self._shape, np.uint8) if found is None else found)
+        key = jax.random.fold_in(self._root, index)
+        new = self._sampler.draw(self._params, progress, key).astype(np.uint8)
+        kept.save(file, new)
+        by_main(atomic.write_json)(self.folder / "of.json", self.of)  # for people
+        mirror.push(self._workdir)
+        return new
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.npy"
+
+
+def of_sampling(experiment: Experiment) -> dict[str, Any]:
+    """How samples are drawn, the checkpoint aside."""
+    settings = vars(experiment.sample)
+    spelt = {
+        name: variances.spell(value) if name == "variance" else value
+        for name, value in settings.items()
+        if name not in ("num", "seed", "step")
+    }
+    return {"sampling": spelt, "seed": experiment.fid.seed, "batch_size": experiment.fid.batch_size}
+
+
+def of_images(experiment: Experiment, splits: Mapping[str, Summary]) -> dict[str, Any]:
+    """What the samples are compared with."""
+    images = {
+        split: identity(experiment, Evaluate(split=split), summary.count) for split, summary in splits.items()
+    }
+    return {"dataset": next(iter(images.values()))["dataset"], "images": images}
+
+
+def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor) -> Iterator[Summary]:
+    """Of the first `num` samples, for each of `fid.nums`, the smallest first."""
+    settings, num_levels = experiment.fid, experiment.dataset.num_levels
+    nums = np.unique(settings.nums)
+    collector = Collector(extractor.size, np.arange(nums[-1]), settings.kid_images)
+    progress = draws.progress(int(nums[-1]))
+    folder = draws.folder / digest({"features": extractor.identity})
+    for first in range(0, int(nums[-1]), draws.size):
+        index = first // draws.size
+        levels = draws.chunk(index, progress)
+
+        def made(levels: np.ndarray = levels) -> np.ndarray:
+            return extractor(to_uint8(levels, num_levels))
+
+        vectors = kept.array(folder / f"{index:06d}.npy", made, (draws.size, extractor.size), "float32")
+        ends = [num - first for num in nums if first < num < first + draws.size]
+        for part in np.split(vectors[: nums[-1] - first], ends):
+            collector.add(part)
+            if collector.count in nums:
+                yield collector.summary()
+
+
+def compare(
+    summaries: Iterator[Summary], splits: Mapping[str, Summary], block: int
+) -> Iterator[dict[str, Any]]:
+    """Each set of samples beside each split."""
+    for drawn in summaries:
+        for split, summary in splits.items():
+            kernel = kid(drawn.some, summary.some, block)
+            yield {
+                "num": drawn.count,
+                "split": split,
+                "distance": distance(drawn.gaussian, summary.gaussian),
+                "kid": kernel.value,
+                "kid_se": kernel.error,
+            }
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The distances, for people."""
+    sampling = figures["sampling"]
+    title = (
+        f"{figures['dataset']}, {sampling['steps']} steps of {sampling['sampler']}, step {figures['step']}"
+    )
+    result = Table(title=title, caption=f"features {figures['features_identity'][:16]}")
+    for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks"):
+        result.add_column(column, justify="left" if column == "split" else "right")
+    for row in figures["distances"]:
+        error = "-" if row["kid_se"] is None else f"{row['kid_se']:.5f}"
+        count = f"{row['num']:,}"
+        result.add_row(count, row["split"], f"{row['distance']:.3f}", f"{row['kid']:.5f}", error)
+    return result

@@ -1,0 +1,54 @@
+"""The kernel distance between two sets of features (KID, arXiv:1801.01401), without bias and with its error."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+Vectors = Float[np.ndarray, "n size"]
+
+FEWEST_BLOCKS = 4  # if there are vectors for them: so that the error is known
+
+
+class Kid(NamedTuple):
+    """The mean over blocks, and its standard error; None from a single block."""
+
+    value: float
+    error: float | None
+
+
+def kid(one: Vectors, other: Vectors, block: int) -> Kid:
+    """MMD^2 of disjoint blocks of vectors, which must be in random order; those beyond the last block are left out.
+
+    Blocks share no vector, so their results are independent, and their spread says what the mean's error is.
+
+    Args:
+      block: vectors of each set in a block; fewer if there would be less than FEWEST_BLOCKS.
+
+    Raises:
+      ValueError: less than two vectors in either set.
+    """
+    fewest = min(len(one), len(other))
+    block = max(2, min(block, fewest // FEWEST_BLOCKS))
+    count = fewest // block
+    each = [mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(max(count, 1))]
+    error = float(np.std(each, ddof=1) / np.sqrt(count)) if count > 1 else None
+    return Kid(float(np.mean(each)), error)
+
+
+def mmd(one: Vectors, other: Vectors) -> float:
+    """The unbiased estimate of MMD^2 under the kernel (x . y / size + 1)^3, float64; it can be negative."""
+    if min(len(one), len(other)) < 2:
+        raise ValueError(f"{len(one)} and {len(other)} vectors: two of each are needed")
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return within(one) + within(other) - 2 * float(kernel(one, other).mean())
+
+
+def within(vectors: Vectors) -> float:
+    """The mean of the kernel over all pairs of two different vectors."""
+    pairs = kernel(vectors, vectors)
+    return float((pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)))
+
+
+def kernel(one: Vectors, other: Vectors) -> Float[np.ndarray, "n m"]:
+    return (one @ other.T / one.shape[1] + 1) ** 3
