@@ -203,7 +203,7 @@ def table(figures: dict[str, Any]) -> Table:
     for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks"):
         result.add_column(column, justify="left" if column == "split" else "right")
     for row in figures["distances"]:
-        error = "-" if row["kid_se"] is None else f"{row['kid_se']:.5f}"
+        error = "-" if row["kid_se"] is None else f"{row['kid_se']:.3g}"
         count = f"{row['num']:,}"
-        result.add_row(count, row["split"], f"{row['distance']:.3f}", f"{row['kid']:.5f}", error)
+        result.add_row(count, row["split"], f"{row['distance']:.4f}", f"{row['kid']:.5g}", error)
     return result

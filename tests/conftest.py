@@ -1,9 +1,17 @@
 """Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
 import dataclasses
+import io
 import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(__file__).parent.parent / ".cache" / "xla"
@@ -128,3 +136,106 @@ def tiny() -> Iterator[Callable[..., Experiment]]:
         patch.setitem(registry.networks._classes, "affine", Affine)
         patch.setitem(registry.datasets._classes, "dots", Dots)
         yield make
+
+
+class TorchWriter:
+    """Writes files as torch.save does, by the description of its formats: no torch is there.
+
+    What a pickle names is made up for as long as it is written.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+        for name in ("torch", "torch._utils"):
+            monkeypatch.setitem(sys.modules, name, {"torch": torch, "torch._utils": utils}[name])
+        self.storage_types = {}
+        for dtype, name in (("f4", "Float"), ("f2", "Half"), ("i8", "Long"), ("?", "Bool"), ("f8", "Double")):
+            made = type(f"{name}Storage", (), {"__module__": "torch"})
+            setattr(torch, made.__name__, made)
+            self.storage_types[np.dtype(dtype)] = made
+        for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+            function = types.FunctionType((lambda *args: None).__code__, {}, name)
+            function.__module__, function.__qualname__ = "torch._utils", name
+            setattr(utils, name, function)
+        self.utils = utils
+
+    def tensor(self, base: np.ndarray, view: np.ndarray | None = None, key: str | None = None, **changes):
+        """What stands for a tensor, `view`, in the storage `base`."""
+        view = base if view is None else view
+        start = (view.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // base.itemsize
+        strides = tuple(stride // base.itemsize for stride in view.strides)
+        said = {"offset": start, "shape": view.shape, "strides": strides, "numel": base.size, **changes}
+        return _Tensor(self, base, key or str(id(base)), said)
+
+    def state(self, arrays: dict[str, np.ndarray]) -> OrderedDict:
+        """A state dict, with the attribute that torch gives it."""
+        found = OrderedDict((name, self.tensor(array)) for name, array in arrays.items())
+        found._metadata = OrderedDict({"": {"version": 1}})  # pyright: ignore[reportAttributeAccessIssue]
+        return found
+
+    def archive(self, path: Path, value, byteorder: str = "little", **members: bytes) -> Path:
+        """The format since PyTorch 1.6."""
+        content, storages = self._pickle(value, ())
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(f"{path.stem}/data.pkl", content)
+            file.writestr(f"{path.stem}/byteorder", byteorder)
+            for key, base in storages.items():
+                raw = members.get(f"data_{key}", self._raw(base, byteorder))
+                file.writestr(f"{path.stem}/data/{key}", raw)
+            file.writestr(f"{path.stem}/version", "3\n")
+        return path
+
+    def older(self, path: Path, value, byteorder: str = "little") -> Path:
+        """The format before."""
+        content, storages = self._pickle(value, (None,))
+        sizes = {"protocol_version": 1001, "little_endian": byteorder == "little", "type_sizes": {"int": 4}}
+        with open(path, "wb") as file:
+            for part in (0x1950A86A20F9469CFC6C, 1001, sizes):
+                pickle.dump(part, file, protocol=2)
+            file.write(content)
+            pickle.dump(list(storages), file, protocol=2)
+            for base in storages.values():
+                file.write(struct.pack("<q" if byteorder == "little" else ">q", base.size))
+                file.write(self._raw(base, byteorder))
+        return path
+
+    def _raw(self, base: np.ndarray, byteorder: str) -> bytes:
+        return base.astype(base.dtype.newbyteorder(byteorder)).tobytes()
+
+    def _pickle(self, value, view: tuple) -> tuple[bytes, dict[str, np.ndarray]]:
+        storages, buffer = {}, io.BytesIO()
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(self, obj):
+                if not isinstance(obj, _Block):
+                    return None
+                storages[obj.key] = obj.base
+                return "storage", obj.kind, obj.key, "cpu", obj.numel, *view
+
+        Pickler(buffer, protocol=2).dump(value)
+        return buffer.getvalue(), storages
+
+
+class _Block(NamedTuple):
+    base: np.ndarray
+    kind: type
+    key: str
+    numel: int
+
+
+@dataclasses.dataclass
+class _Tensor:
+    writer: TorchWriter
+    base: np.ndarray
+    key: str
+    said: dict
+
+    def __reduce__(self):
+        block = _Block(self.base, self.writer.storage_types[self.base.dtype], self.key, self.said["numel"])
+        view = (self.said["offset"], self.said["shape"], self.said["strides"])
+        return self.writer.utils._rebuild_tensor_v2, (block, *view, False, OrderedDict())
+
+
+@pytest.fixture
+def torch_writer(monkeypatch) -> TorchWriter:
+    return TorchWriter(monkeypatch)

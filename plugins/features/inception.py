@@ -201,9 +201,12 @@ def weights_from(state: dict[str, np.ndarray], name: str) -> Weights:
             layer = key.removesuffix(".conv.weight")
             norm = (f"{layer}.bn.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
             try:
-                scale, bias, mean, variance = (state[part].astype(np.float64) for part in norm)
+                parts = [state[part] for part in norm]
             except KeyError as error:
                 raise UserError(f"{name}: has no {error.args[0]}, so it is not {FILE}") from error
+            if not state[key].ndim == 4 or not all(part.shape == state[key].shape[:1] for part in parts):
+                raise UserError(f"{name}: is not {FILE} ({layer} has other shapes)")
+            scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
             scale = scale / np.sqrt(variance + EPSILON)
             kernel = state[key].transpose(2, 3, 1, 0) * scale
             found[layer] = tuple(jnp.asarray(part, jnp.float32) for part in (kernel, bias - mean * scale))

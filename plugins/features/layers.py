@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-Maps = Float[Array, "b h w c"]
+Maps = Float[Array, "_ _ _ _"]  # what goes in and what comes out differ in shape
 Weights = Mapping[str, tuple[Array, Array]]  # by name: a kernel [height, width, in, out], a bias [out]
 Layer = Callable[[Weights, Maps], Maps]
 
@@ -69,10 +69,10 @@ def mean_pool_same(weights: Weights, maps: Maps) -> Maps:
     def sums(of: Maps) -> Maps:
         return lax.reduce_window(of, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
-    return sums(maps) / sums(jnp.ones((1, *maps.shape[1:3], 1)))
+    return sums(maps) / sums(jnp.ones((1, *maps.shape[1:3], 1), maps.dtype))
 
 
-def mean_of_all(maps: Maps) -> Float[Array, "b c"]:
+def mean_of_all(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """The mean over all places."""
     return maps.mean(axis=(1, 2))
 

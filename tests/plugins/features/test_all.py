@@ -1,0 +1,84 @@
+"""What all features promise, as far as their weights are there."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc import interfaces, registry
+from diffenc.errors import UserError
+
+every_kind = pytest.mark.parametrize("name", list(registry.features))
+
+
+@functools.cache
+def loaded(name):
+    """The plugin and its features, or None where the weights are a file of the user's."""
+    plugin = registry.features[name]()
+    try:
+        return plugin, plugin.load()
+    except UserError:
+        return None
+
+
+@pytest.fixture
+def extract(name):
+    """(plugin, features of images)."""
+    if loaded(name) is None:
+        pytest.skip(f"no weights of {name}")
+    plugin, function = loaded(name)
+    compiled = jax.jit(
+        lambda loaded, images: loaded(images), compiler_options={"xla_backend_optimization_level": 0}
+    )
+    return plugin, lambda images: np.asarray(compiled(function, jnp.asarray(images)))
+
+
+@every_kind
+def test_the_interface_is_kept(name):
+    plugin = registry.features[name]()
+    assert isinstance(plugin, interfaces.Features)
+    assert (plugin.metric == "fid") == (name == "inception"), "only a distance of Inception's is called FID"
+    assert plugin.metric.isidentifier()
+    assert plugin.num_features > 0
+    assert plugin == registry.features[name]()
+    hash(plugin)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plugin.weights = "x"
+
+
+@every_kind
+def test_what_is_not_there_is_told_in_one_line_with_key_and_file(name, tmp_path):
+    plugin = registry.features[name](weights=str(tmp_path / "absent"))
+    for call in (plugin.identity, plugin.load):
+        with pytest.raises(UserError, match=rf"absent: .*features\.{name}\.weights") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+
+@every_kind
+def test_each_image_has_features_of_its_own_grey_ones_too(name, extract):
+    plugin, features = extract
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 1), dtype=np.uint8)
+    found = features(images)
+    assert (found.shape, found.dtype) == ((3, plugin.num_features), np.float32)
+    assert np.isfinite(found).all()
+    scale = np.abs(found).max()
+    np.testing.assert_allclose(features(images[::-1])[::-1], found, atol=1e-4 * scale)
+    np.testing.assert_allclose(features(np.repeat(images, 3, axis=-1)), found, atol=1e-4 * scale)
+    assert np.abs(found[0] - found[1]).max() > 1e-3 * scale
+
+
+@every_kind
+def test_in_float64_they_are_the_same(name, extract, x64):
+    plugin, features = extract
+    images = np.random.default_rng(0).integers(0, 256, (1, 12, 10, 3), dtype=np.uint8)
+    assert features(images).dtype == np.float32
+
+
+@every_kind
+def test_weights_are_arguments_of_what_is_compiled(name, extract):
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded(name)[1]))
+    assert count > 100_000
