@@ -21,7 +21,7 @@ from diffenc.distributed import by_main, is_main
 from diffenc.errors import UserError
 from diffenc.evaluate import identity, surroundings
 from diffenc.experiment import Experiment
-from diffenc.extraction import Collector, Extractor, Summary
+from diffenc.extraction import Collector, Extractor, Summary, Vectors
 from diffenc.frechet import distance
 from diffenc.images import to_uint8
 from diffenc.interfaces import Features, Params
@@ -157,24 +157,28 @@ def of_images(experiment: Experiment, splits: Mapping[str, Summary]) -> dict[str
 
 def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor) -> Iterator[Summary]:
     """Of the first `num` samples, for each of `fid.nums`, the smallest first."""
-    settings, num_levels = experiment.fid, experiment.dataset.num_levels
-    nums = np.unique(settings.nums)
-    collector = Collector(extractor.size, np.arange(nums[-1]), settings.kid_images)
-    progress = draws.progress(int(nums[-1]))
-    folder = draws.folder / digest({"features": extractor.identity})
-    for first in range(0, int(nums[-1]), draws.size):
+    nums = np.unique(experiment.fid.nums)
+    collector = Collector(extractor.size, np.arange(nums[-1]), experiment.fid.kid_images)
+    for vectors in sample_features(int(nums[-1]), experiment.dataset.num_levels, draws, extractor):
+        ends = nums - collector.count
+        for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
+            collector.add(part)
+            if collector.count in nums:
+                yield collector.summary()
+
+
+def sample_features(num: int, num_levels: int, draws: Draws, extractor: Extractor) -> Iterator[Vectors]:
+    """Of the first `num` samples, chunk by chunk."""
+    progress, folder = draws.progress(num), draws.folder / digest({"features": extractor.identity})
+    for first in range(0, num, draws.size):
         index = first // draws.size
         levels = draws.chunk(index, progress)
 
         def made(levels: np.ndarray = levels) -> np.ndarray:
             return extractor(to_uint8(levels, num_levels))
 
-        vectors = kept.array(folder / f"{index:06d}.npy", made, (draws.size, extractor.size), "float32")
-        ends = [num - first for num in nums if first < num < first + draws.size]
-        for part in np.split(vectors[: nums[-1] - first], ends):
-            collector.add(part)
-            if collector.count in nums:
-                yield collector.summary()
+        file = folder / f"{index:06d}.npy"
+        yield kept.array(file, made, (draws.size, extractor.size), "float32")[: num - first]
 
 
 def compare(

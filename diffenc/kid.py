@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Vectors = Float[np.ndarray, "n size"]
+Vectors = Float[np.ndarray, "_ size"]
 
 FEWEST_BLOCKS = 4  # if there are vectors for them: so that the error is known
 

@@ -200,7 +200,7 @@ class TorchWriter:
         return path
 
     def _raw(self, base: np.ndarray, byteorder: str) -> bytes:
-        return base.astype(base.dtype.newbyteorder(byteorder)).tobytes()
+        return base.astype(base.dtype.newbyteorder(">" if byteorder == "big" else "<")).tobytes()
 
     def _pickle(self, value, view: tuple) -> tuple[bytes, dict[str, np.ndarray]]:
         storages, buffer = {}, io.BytesIO()

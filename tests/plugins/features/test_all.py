@@ -16,24 +16,23 @@ every_kind = pytest.mark.parametrize("name", list(registry.features))
 
 @functools.cache
 def loaded(name):
-    """The plugin and its features, or None where the weights are a file of the user's."""
-    plugin = registry.features[name]()
+    """The plugin's features, or None where the weights are a file of the user's."""
     try:
-        return plugin, plugin.load()
+        return registry.features[name]().load()
     except UserError:
         return None
 
 
 @pytest.fixture
 def extract(name):
-    """(plugin, features of images)."""
-    if loaded(name) is None:
+    """Features of images."""
+    function = loaded(name)
+    if function is None:
         pytest.skip(f"no weights of {name}")
-    plugin, function = loaded(name)
     compiled = jax.jit(
         lambda loaded, images: loaded(images), compiler_options={"xla_backend_optimization_level": 0}
     )
-    return plugin, lambda images: np.asarray(compiled(function, jnp.asarray(images)))
+    return lambda images: np.asarray(compiled(function, jnp.asarray(images)))
 
 
 @every_kind
@@ -46,12 +45,12 @@ def test_the_interface_is_kept(name):
     assert plugin == registry.features[name]()
     hash(plugin)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plugin.weights = "x"
+        plugin.weights = "x"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @every_kind
 def test_what_is_not_there_is_told_in_one_line_with_key_and_file(name, tmp_path):
-    plugin = registry.features[name](weights=str(tmp_path / "absent"))
+    plugin = registry.features[name](weights=str(tmp_path / "absent"))  # pyright: ignore[reportCallIssue]
     for call in (plugin.identity, plugin.load):
         with pytest.raises(UserError, match=rf"absent: .*features\.{name}\.weights") as refused:
             call()
@@ -60,25 +59,23 @@ def test_what_is_not_there_is_told_in_one_line_with_key_and_file(name, tmp_path)
 
 @every_kind
 def test_each_image_has_features_of_its_own_grey_ones_too(name, extract):
-    plugin, features = extract
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 1), dtype=np.uint8)
-    found = features(images)
-    assert (found.shape, found.dtype) == ((3, plugin.num_features), np.float32)
+    found = extract(images)
+    assert (found.shape, found.dtype) == ((3, registry.features[name]().num_features), np.float32)
     assert np.isfinite(found).all()
     scale = np.abs(found).max()
-    np.testing.assert_allclose(features(images[::-1])[::-1], found, atol=1e-4 * scale)
-    np.testing.assert_allclose(features(np.repeat(images, 3, axis=-1)), found, atol=1e-4 * scale)
+    np.testing.assert_allclose(extract(images[::-1])[::-1], found, atol=1e-4 * scale)
+    np.testing.assert_allclose(extract(np.repeat(images, 3, axis=-1)), found, atol=1e-4 * scale)
     assert np.abs(found[0] - found[1]).max() > 1e-3 * scale
 
 
 @every_kind
 def test_in_float64_they_are_the_same(name, extract, x64):
-    plugin, features = extract
     images = np.random.default_rng(0).integers(0, 256, (1, 12, 10, 3), dtype=np.uint8)
-    assert features(images).dtype == np.float32
+    assert extract(images).dtype == np.float32
 
 
 @every_kind
 def test_weights_are_arguments_of_what_is_compiled(name, extract):
-    count = sum(leaf.size for leaf in jax.tree.leaves(loaded(name)[1]))
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded(name)))
     assert count > 100_000

@@ -35,13 +35,17 @@ class Reference:
         }
         kept = {"conv.weight": weight} | {f"bn.{part}": value for part, value in norm.items()}
         self.state |= {f"{name}.{part}": value.astype(np.float32) for part, value in kept.items()}
-        weight, scale, bias, mean, variance = (value.astype(np.float32).astype(float) for value in kept.values())
+        weight, scale, bias, mean, variance = (
+            value.astype(np.float32).astype(float) for value in kept.values()
+        )
         x = np.pad(x, ((0, 0), (0, 0), (pad[0], pad[0]), (pad[1], pad[1])))
-        rows, columns = ((length - size) // stride + 1 for length, size in zip(x.shape[2:], kernel, strict=True))
-        total = 0
+        rows, columns = (
+            (length - size) // stride + 1 for length, size in zip(x.shape[2:], kernel, strict=True)
+        )
+        total = np.zeros((len(weight), len(x), rows, columns))
         for i, j in np.ndindex(height, width):
             part = x[:, :, i : i + stride * rows : stride, j : j + stride * columns : stride]
-            total = total + np.tensordot(weight[:, :, i, j], part, axes=(1, 1))
+            total += np.tensordot(weight[:, :, i, j], part, axes=(1, 1))
         total = total.transpose(1, 0, 2, 3)
         each = (slice(None), None, None)
         normed = (total - mean[each]) / np.sqrt(variance[each] + 0.001) * scale[each] + bias[each]
@@ -81,7 +85,9 @@ class Reference:
         c = functools.partial(self.named, name)
         three = c("branch3x3", x, 384, (3, 3), stride=2)
         double = c("branch3x3dbl_2", c("branch3x3dbl_1", x, 64, (1, 1)), 96, (3, 3), pad=(1, 1))
-        return np.concatenate([three, c("branch3x3dbl_3", double, 96, (3, 3), stride=2), self.halve(x)], axis=1)
+        return np.concatenate(
+            [three, c("branch3x3dbl_3", double, 96, (3, 3), stride=2), self.halve(x)], axis=1
+        )
 
     def block_c(self, name, x, inner):
         c = functools.partial(self.named, name)
@@ -99,7 +105,9 @@ class Reference:
         three = c("branch3x3_2", c("branch3x3_1", x, 192, (1, 1)), 320, (3, 3), stride=2)
         seven = c("branch7x7x3_2", c("branch7x7x3_1", x, 192, (1, 1)), 192, (1, 7), pad=(0, 3))
         seven = c("branch7x7x3_3", seven, 192, (7, 1), pad=(3, 0))
-        return np.concatenate([three, c("branch7x7x3_4", seven, 192, (3, 3), stride=2), self.halve(x)], axis=1)
+        return np.concatenate(
+            [three, c("branch7x7x3_4", seven, 192, (3, 3), stride=2), self.halve(x)], axis=1
+        )
 
     def block_e(self, name, x, pool):
         c = functools.partial(self.named, name)
@@ -243,7 +251,11 @@ def small(torch_writer, tmp_path, drop=(), **changes):
         ((), {}, r"is not pt_inception-2015-12-05-6726825d\.pth \(128 features\)"),
         (("Mixed_5b.branch1x1.bn.bias",), {}, r"has no Mixed_5b\.branch1x1\.bn\.bias, so it is not"),
         (("Mixed_7a.branch3x3_1.conv.weight",), {}, r"is not .*\(no Mixed_7a\.branch3x3_1\)"),
-        ((), {"Conv2d_4a_3x3.conv.weight": np.zeros((12, 9, 3, 3), np.float32)}, r"is not .*\(other shapes\)"),
+        (
+            (),
+            {"Conv2d_4a_3x3.conv.weight": np.zeros((12, 9, 3, 3), np.float32)},
+            r"is not .*\(other shapes\)",
+        ),
         ((), {"Conv2d_4a_3x3.bn.bias": np.zeros(9, np.float32)}, r"\(Conv2d_4a_3x3 has other shapes\)"),
         ((), {"Conv2d_4a_3x3.conv.weight": np.zeros(12, np.float32)}, r"\(Conv2d_4a_3x3 has other shapes\)"),
     ],
@@ -273,7 +285,9 @@ def test_the_identity_is_of_the_file_and_of_how_images_are_resized(tmp_path, cap
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of the standard
     assert Inception(str(path)).identity() == f"{sha256} port"
     assert Inception(str(path), "graph").identity() == f"{sha256} graph"
-    with pytest.raises(UserError, match=r"features\.inception\.preprocess = 'tf': must be one of port, graph"):
+    with pytest.raises(
+        UserError, match=r"features\.inception\.preprocess = 'tf': must be one of port, graph"
+    ):
         Inception(preprocess="tf")
 
 

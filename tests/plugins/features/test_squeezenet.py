@@ -1,7 +1,7 @@
 """SqueezeNet against a second writing of it, and against the numpy network that comes with its weights."""
 
 import functools
-import importlib.metadata
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -30,7 +30,10 @@ class Reference:
         self.weights[name] = [w.astype(np.float32), b.astype(np.float32)]
         w, b = (part.astype(np.float32).astype(float) for part in (w, b))
         rows, columns = (-(-length // stride) for length in x.shape[1:3])
-        pads = [max(0, (n - 1) * stride + size - length) for n, length in zip((rows, columns), x.shape[1:3])]
+        pads = [
+            max(0, (n - 1) * stride + size - length)
+            for n, length in zip((rows, columns), x.shape[1:3], strict=True)
+        ]
         x = np.pad(x, ((0, 0), *((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))
         parts = [
             x[:, i : i + stride * rows : stride, j : j + stride * columns : stride] @ w[i, j]
