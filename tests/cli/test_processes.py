@@ -168,6 +168,7 @@ ALL_MODES = {
     "diagnose": (),
     "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
     "plan": ("--gin_bindings=plan.compile = False",),
+    "fid": ("--steps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
 }
 FEW = [
     "evaluate.num_images = 32",
@@ -178,6 +179,9 @@ FEW = [
     "diagnose.num_images = 64",
     "diagnose.batch_size = 16",
     "diagnose.bins = 4",
+    "fid.nums = (8,)",
+    "fid.batch_size = 4",
+    "fid.num_images = 16",
 ]
 
 

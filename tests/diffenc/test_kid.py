@@ -52,7 +52,7 @@ def test_between_sets_of_one_kind_it_is_nothing_but_its_error():
     values = np.array([one.value for one in found])
     spread = values.std(ddof=1)
     assert abs(values.mean()) < 4 * spread / 20
-    stated = np.sqrt(np.mean([np.square(one.error) for one in found]))
+    stated = np.sqrt(np.mean([(one.error or np.nan) ** 2 for one in found]))
     assert stated == pytest.approx(spread, rel=0.2)
 
 

@@ -112,7 +112,8 @@ def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "where"), [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample")]
+    ("mode", "where"),
+    [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample"), ("fid", "sample")],
 )
 def test_steps_is_the_depth(called, go, mode, where):
     assert go(gin_file=[GIN], mode=mode, steps=9) == 0

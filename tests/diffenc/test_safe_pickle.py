@@ -40,6 +40,13 @@ def test_arrays_come_back_as_the_stock_unpickler_gives_them(array, protocol):
     assert (found["data"].dtype, found["labels"]) == (array.dtype, [3, 1])
 
 
+def test_arrays_in_lists_come_back_too():
+    found = load(pickle.dumps({"layer": [ARRAYS[0], ARRAYS[4]], "other": [1, "text"]}, 3))
+    for one, other in zip(found["layer"], (ARRAYS[0], ARRAYS[4]), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert found["other"] == [1, "text"]
+
+
 def test_python_2_pickles_are_read():
     """What `pickle.dumps({'data': uint8 [[1, 200]], 'labels': [7]}, 2)` gave under Python 2, by hand."""
     content = (

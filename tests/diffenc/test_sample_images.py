@@ -79,6 +79,16 @@ def test_the_seed_alone_decides_the_images(tiny, params):
     assert (draw(1)[0] != draw(1)[1]).any()
 
 
+def test_a_key_takes_the_place_of_the_seed(tiny, params):
+    images = ImageSampler(tiny(sample=Sample(steps=6, num=3, seed=1)), data_mesh())
+    keys = root_key(2, "sample"), root_key(1, "sample")
+    other, same = (images.draw(params, key=key) for key in keys)
+    np.testing.assert_array_equal(same, images.draw(params))
+    seeded = ImageSampler(tiny(sample=Sample(steps=6, num=3, seed=2)), data_mesh())
+    np.testing.assert_array_equal(other, seeded.draw(params))
+    assert (other != same).any()
+
+
 def test_one_sampler_serves_every_cadence(tiny, params):
     images = ImageSampler(tiny(), data_mesh())
     first = images.draw(params)
