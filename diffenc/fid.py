@@ -126,7 +126,7 @@ class Draws:
         if there:
             return agreement.array_of_first(np.zeros(self._shape, np.uint8) if found is None else found)
         key = jax.random.fold_in(self._root, index)
-        new = self._sampler.draw(self._params, progress, key).astype(np.uint8)
+        new = self._sampler.draw(self._params, progress, key, index * self.size).astype(np.uint8)
         kept.save(file, new)
         by_main(atomic.write_json)(self.folder / "of.json", self.of)  # for people
         mirror.push(self._workdir)

@@ -1,6 +1,7 @@
 """A grid's worth of images from a trained model, in stretches of one compiled scan."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Int
 from diffenc import classes, fits, sampler
 from diffenc.chain import EQUAL
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Data, Key, Params
+from diffenc.interfaces import Condition, Data, Key, Params
 from diffenc.randomness import root_key
 from diffenc.registry import variances
 from diffenc.sampler import Descent
@@ -59,8 +60,8 @@ class ImageSampler:
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
-        self._condition = classes.of_samples(
-            experiment.model, experiment.dataset, self.settings.classes, self.settings.num
+        self._conditions = partial(
+            classes.of_samples, experiment.model, experiment.dataset, self.settings.classes
         )
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
@@ -81,13 +82,16 @@ class ImageSampler:
         params: Params,
         after_stretch: Callable[[], None] = lambda: None,
         key: Key | None = None,
+        before: int = 0,
     ) -> Int[np.ndarray, "n h w c"]:
         """Integer levels.
 
         Args:
           after_stretch: is called after each stretch: to show progress, or to raise.
           key: of the noise; None = by the seed.
+          before: so many images were drawn before these; their classes go on in turn.
         """
+        condition = jax.tree.map(lambda each: each[before:], self._conditions(before + self.settings.num))
         self._warn_of_another_model(params)
 
         def walk_down(key: Key, z: Data, down: Descent) -> Data:
@@ -96,7 +100,7 @@ class ImageSampler:
                 stretch = Descent(
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
                 )
-                z = self._stretch(params, z, stretch, key, jnp.asarray(first))
+                z = self._stretch(params, z, stretch, key, jnp.asarray(first), condition)
                 jax.block_until_ready(z)
                 after_stretch()
             return self._collect(z)
@@ -107,9 +111,14 @@ class ImageSampler:
         )
 
     def _walk_stretch(
-        self, params: Params, z: Data, stretch: Descent, key: Key, first: Int[Array, ""]
+        self,
+        params: Params,
+        z: Data,
+        stretch: Descent,
+        key: Key,
+        first: Int[Array, ""],
+        condition: Condition | None,
     ) -> Data:
-        condition = jax.tree.map(jnp.asarray, self._condition)
         x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
         return sampler.walk(key, z, *stretch, x_hat, self._model.mean, self._solver, first)
 

@@ -191,6 +191,13 @@ def test_samples_show_the_classes_in_turn(three):
     np.testing.assert_array_equal(draw(num=3, guidance=1.0), stretched)
 
 
+def test_images_drawn_in_parts_go_on_with_the_classes(three):
+    experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(steps=8, num=4))
+    images = ImageSampler(experiment, data_mesh())
+    np.testing.assert_array_equal(images.draw(PARAMS, before=4), PATTERNS[[1, 2, 0, 1]])
+    np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])
+
+
 def test_a_known_class_saves_its_logarithm(three):
     """Of three images as likely as each other -log p(x) is log 3, and -log p(x | class) 0: by the best denoisers."""
     encoder, settings = Identity(), Evaluate(passes=300, times_per_image=20, batch_size=7)

@@ -77,13 +77,13 @@ def drawn(monkeypatch):
 
     calls, draw = Drawn(), ImageSampler.draw
 
-    def counted(self, params, after_stretch, key):
+    def counted(self, params, after_stretch, key, before):
         def stretch():
             after_stretch()
             if len(calls) >= calls.stop_after:
                 raise KeyboardInterrupt
 
-        result = draw(self, params, stretch, key)
+        result = draw(self, params, stretch, key, before)
         calls.append(result)
         return result
 
