@@ -137,11 +137,12 @@ def test_what_the_figures_are_of_is_said(experiment, workdir):
         "step": 3,
         "seed": 7,
         "batch_size": 4,
-        "sampling": {"steps": 6, "times": "equal", "variance": "equal", "sampler": "ancestral"},
         "kid_images": 10_000,
         "kid_block": 1000,
     }
     assert {key: figures[key] for key in said} == said
+    sampling = {"steps": 6, "times": "equal", "variance": "equal", "sampler": "ancestral"}
+    assert figures["sampling"] == sampling | {"classes": None, "guidance": 0.0}
     assert figures["features"].startswith("pixels(places=(0, 5, 6, 11)")
     assert {split: (of["num_images"], of["fingerprint"]) for split, of in figures["images"].items()} == {
         "train": (23, "train of dots"),
