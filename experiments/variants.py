@@ -79,7 +79,7 @@ def parse_grid(text: str) -> Grid:
     Raises:
       UserError: it is neither.
     """
-    text = " ".join(text.split("\n"))  # the tokenizer minds how lines are indented
+    text = " ".join(text.splitlines())  # the tokenizer minds how lines are indented
     left, equals, right = text.partition("=")
     names = tuple(name.strip() for name in left.split(","))
     if not equals or not all(names):
@@ -122,7 +122,7 @@ def _commas(text: str, whole: str) -> Iterator[int]:
                     yield token.start[1]
             if depth < 0 or token.type in STRAY:
                 raise UserError(f"--grid={whole!r}: {token.string} is out of place")
-    except (tokenize.TokenError, SyntaxError) as error:
+    except (tokenize.TokenError, SyntaxError, UnicodeError) as error:
         raise UserError(f"--grid={whole!r}: {error.args[0]}") from None
 
 
