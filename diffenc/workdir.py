@@ -39,7 +39,7 @@ def keep(
     """File a measurement as NAMEs/NNNN.{json,npz} for good, and as NAME.{json,npz} until the next.
 
     Args:
-      name: "evaluation", "k_sample" or "likelihood".
+      name: "evaluation", "k_sample", "likelihood" or "fid".
       record: JSON-able figures; NaN and infinities are written as null.
       arrays: what is behind them, for numpy.savez.
 
