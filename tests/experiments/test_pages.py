@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
+from experiments import sweep, tables
+from experiments.collected import lines_of
 from experiments.runs import runs_of
 
 ROOT = Path(__file__).parents[2]
@@ -29,5 +30,16 @@ def test_a_sweep_that_is_shown_is_of_configs_that_load(command):
     assert len({repr(run.experiment) for run in runs}) == len(variants)
 
 
+@pytest.mark.parametrize("command", commands("python -m experiments.tables"), ids=" ".join)
+def test_a_table_that_is_shown_is_of_configs_that_load(command):
+    given = tables.parse(command[3:])
+    lines = lines_of(given.table, Path("unused"), tables.scale_of(given), given.rows)
+    assert len({line.runs[0].workdir for line in lines}) == len(lines)
+
+
 def test_the_readme_shows_a_sweep():
     assert commands("python -m experiments.sweep")
+
+
+def test_the_readme_shows_tables():
+    assert len(commands("python -m experiments.tables")) >= 3
