@@ -21,7 +21,7 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
-from experiments import collected, sweep, table_of_components, table_of_others
+from experiments import collected, sweep, table_of_components, table_of_distances, table_of_others
 from experiments.collected import Line, lines_of
 from experiments.command import start_up, status_of
 from experiments.paper import TABLES
@@ -34,7 +34,14 @@ def page(table: int, lines: Sequence[Line]) -> Page:
     """What `table` shows of its runs."""
     if table == table_of_others.TABLE:
         return table_of_others.page(lines)
+    if table == table_of_distances.TABLE:
+        return table_of_distances.page(lines)
     return table_of_components.page(table, lines)
+
+
+def tasks_of(table: int) -> tuple[Task, ...]:
+    """What a run goes through to be in `table`."""
+    return table_of_distances.TASKS if table == table_of_distances.TABLE else collected.TASKS
 
 
 def run_missing(lines: Sequence[Line], tasks: Sequence[Task], jobs: int) -> None:
@@ -56,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--table", type=int, required=True, choices=TABLES[:-1])
+    add("--table", type=int, required=True, choices=TABLES)
     add("--steps", type=int, help="of training (default: as published)")
     add("--seeds", type=int, help="how many (default: as published)")
     add("--batch_size", type=int, help="of training (default: as published)")
@@ -99,13 +106,13 @@ def run(argv: Sequence[str]) -> None:
     folder = given.output or Path("tables") / str(given.table)
     lines = lines_of(given.table, folder, scale, given.rows)
     if given.run:
-        run_missing(lines, collected.TASKS, given.jobs)
+        run_missing(lines, tasks_of(given.table), given.jobs)
     made = page(given.table, lines)
     write(made, folder)
     show(made)
     print(f"in {folder}")
     if given.run:
-        sweep.check_done([run for line in lines for run in line.runs], collected.TASKS)
+        sweep.check_done([run for line in lines for run in line.runs], tasks_of(given.table))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
