@@ -28,7 +28,7 @@ class Wave:
         return jnp.sin(jnp.broadcast_to(params["gain"], z.shape) * z * kept + shift[:, None, None, None])
 
 
-NEEDS: dict[str, Any] = {"trainable": {"network": Wave()}}
+NEEDS: dict[str, Any] = {"trainable": {"network": Wave()}, "class_template": {"classes": 3}}
 every_encoder = pytest.mark.parametrize("name", list(registry.encoders))
 
 
@@ -79,6 +79,20 @@ def test_no_example_sees_another(name):
     whole, order = encoder.apply(params, x, log_snr), jnp.asarray([2, 0, 3, 1])
     np.testing.assert_array_equal(encoder.apply(params, x[order], log_snr[order]), whole[order])
     np.testing.assert_allclose(encoder.apply(params, x[1:3], log_snr[1:3]), whole[1:3], rtol=1e-6)
+
+
+@every_encoder
+def test_an_image_is_told_of_its_own_class_alone(name):
+    """And none, where an encoder looks at it, is as no condition."""
+    encoder, params, x, log_snr = make(name)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, params)
+
+    def encode(*condition):
+        return np.asarray(encoder.apply(params, x, log_snr, condition=jnp.asarray(condition)))
+
+    told, bare = encode(0, 1, 2, 0), encoder.apply(params, x, log_snr)
+    np.testing.assert_array_equal(told[[0, 3]], np.asarray(bare)[[0, 3]])
+    np.testing.assert_array_equal(encode(0, 3, 2, 0)[[0, 2, 3]], told[[0, 2, 3]])
 
 
 @every_encoder
