@@ -31,6 +31,7 @@ K_SAMPLE = "tests/diffenc/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/test_train_state.py"
 FIT_VARIANCE = "tests/diffenc/test_fit_variance.py"
+CLASSES = "tests/diffenc/test_classes.py"
 ENCODERS = "tests/plugins/encoders"
 MEANS = "tests/plugins/means"
 PARAMETERIZATIONS = "tests/plugins/parameterizations"
@@ -153,6 +154,34 @@ FAULTS = (
         "value * sigma_squared(log_snr) * tangent",
         "value * (1 - value) * tangent",
         (GAUSSIAN,),
+    ),
+    Fault(
+        "every image told to be of class 0",
+        "diffenc/sharding.py",
+        'conditioning(batch["label"])',
+        'conditioning(0 * batch["label"])',
+        (CLASSES,),
+    ),
+    Fault(
+        "a step's network told nothing in the table of costs",
+        "diffenc/costs.py",
+        'params["network"], z, log_snr, condition=condition',
+        'params["network"], z, log_snr, condition=0 * condition',
+        (CLASSES,),
+    ),
+    Fault(
+        "guidance away from the class",
+        "diffenc/sampler.py",
+        "(1 + weight) * given(z, log_snr) - weight * without(z, log_snr)",
+        "(1 - weight) * given(z, log_snr) + weight * without(z, log_snr)",
+        (SAMPLER,),
+    ),
+    Fault(
+        "a blur whose width does not grow with the noise",
+        "plugins/encoders/blurring.py",
+        "self.width * sigma_squared(log_snr)",
+        "self.width * sigma_squared(-log_snr)",
+        (ENCODERS,),
     ),
     Fault(
         "a second dropout mask in the encoder",

@@ -11,7 +11,6 @@ from diffenc.interfaces import Condition, Data, Encoder, ImageKeys, Key, LogSNR,
 from diffenc.registry import encoders
 from diffenc_plugins.encoders.identity import Identity
 
-
 IDENTITY = Identity()
 
 

@@ -240,3 +240,35 @@ def test_sampling_takes_parameters_key_and_condition():
     assert abs(lit[1].mean() - 160) < 2  # x = 0.25
     doubled = sample(params={**params, "network": {"gain": 2.0}})
     assert abs(doubled.mean() - 64) < 2  # x = -0.5
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_guidance_leaves_the_plain_estimate_along_a_line(x64, parameterization):
+    """In numpy: x_hat of an image that `condition` lightens by half of itself; w = 0 is none."""
+    image = np.random.default_rng(0).normal(size=(4, 4, 1))
+    model, params = model_that_means(jnp.asarray(image), parameterization)
+    z, log_snr = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 1))), jnp.asarray([-3.0, 6.0])
+    condition = jnp.asarray([1, 3])
+    lightened = image + np.array([0.5, 1.5])[:, None, None, None]
+    plain = sampler.x_hat_of(model, params, condition)(z, log_snr)
+    np.testing.assert_allclose(plain, lightened, rtol=1e-9)
+    for w in (0.0, 0.5, 2.0):
+        got = sampler.estimate_of(model, params, condition, w)(z, log_snr)
+        np.testing.assert_allclose(got, (1 + w) * lightened - w * image, rtol=1e-9)
+    np.testing.assert_array_equal(sampler.estimate_of(model, params, condition, 0.0)(z, log_snr), plain)
+
+
+def test_guidance_is_the_same_for_v_and_eps(x64):
+    """Guided in v_hat and in eps_hat, by hand, and turned into x_hat: what is guided in x_hat."""
+    rng = np.random.default_rng(2)
+    (z, given, without), w = rng.normal(size=(3, 2, 4, 4, 1)), 1.7
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(-0.7))), np.sqrt(1 / (1 + np.exp(0.7)))
+    eps_hat = [(z - alpha * x_hat) / sigma for x_hat in (given, without)]
+    v_hat = [alpha * eps - sigma * x_hat for eps, x_hat in zip(eps_hat, (given, without), strict=True)]
+    of_eps = (z - sigma * ((1 + w) * eps_hat[0] - w * eps_hat[1])) / alpha
+    of_v = alpha * z - sigma * ((1 + w) * v_hat[0] - w * v_hat[1])
+    got = sampler.guided(lambda *_: jnp.asarray(given), lambda *_: jnp.asarray(without), w)(
+        jnp.asarray(z), jnp.full(2, 0.7)
+    )
+    np.testing.assert_allclose(of_eps, got, rtol=1e-9)
+    np.testing.assert_allclose(of_v, got, rtol=1e-9)
