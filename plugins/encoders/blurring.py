@@ -70,7 +70,7 @@ def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b 
 
 def cosines(size: int) -> Float[np.ndarray, "modes positions"]:
     """The modes of a row of pixels, each of norm 1."""
-    return fft.dct(np.eye(size), norm="ortho", axis=0)
+    return np.asarray(fft.dct(np.eye(size), norm="ortho", axis=0))
 
 
 def frequencies(size: int) -> Float[np.ndarray, " modes"]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,9 @@ LOG_SNR = np.array([-7.0, -0.5, 13.3])
 SIGMA_2 = 1 / (1 + np.exp(LOG_SNR))
 
 
-def by_scipy(images, width):
+def by_scipy(images, width) -> Any:
     """Each image's cosine modes damped, one by one."""
-    modes = fft.dctn(images, axes=(1, 2), norm="ortho")
+    modes: Any = fft.dctn(images, axes=(1, 2), norm="ortho")
     for b, i, j in np.ndindex(*modes.shape[:3]):
         squared = (np.pi * i / images.shape[1]) ** 2 + (np.pi * j / images.shape[2]) ** 2
         modes[b, i, j] *= np.exp(-squared * width[b] ** 2 / 2)
@@ -52,7 +54,8 @@ def test_it_is_the_blur_of_image_processing(x64):
 def test_detail_only_fades_and_the_mean_stays():
     x = jnp.asarray(np.broadcast_to(IMAGES[:1], (20, 6, 8, 2)), jnp.float32)
     encoded = np.asarray(Blurring(width=3.0).apply({}, x, jnp.linspace(13.3, -5, 20)), np.float64)
-    power = np.abs(fft.dctn(encoded, axes=(1, 2), norm="ortho"))
+    modes: Any = fft.dctn(encoded, axes=(1, 2), norm="ortho")
+    power = np.abs(modes)
     assert np.all(np.diff(power, axis=0) <= 1e-5)
     np.testing.assert_allclose(
         encoded.mean(axis=(1, 2)), np.tile(IMAGES[0].mean(axis=(0, 1)), (20, 1)), atol=1e-6
