@@ -212,6 +212,7 @@ def test_samples_drawn_otherwise_lie_elsewhere(experiment, workdir):
     assert folder() == folder(sample=Sample(steps=6, num=9, seed=5)) == folder(nums=(2,), splits=("test",))
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_is_drawn_again(experiment, workdir, drawn):
     whole = fid.fid(experiment(), workdir)
     file = next((workdir / "fid").rglob("000001.npy"))

@@ -69,8 +69,13 @@ def test_the_layers_are_those_of_the_description():
     assert list(squeezenet.LAYERS) == list(Reference().layers)
 
 
-@pytest.mark.parametrize("name", squeezenet.LAYERS)
-@pytest.mark.parametrize("side", [8, 9])
+EDGES = [("conv1", 8), ("conv1", 9), ("maxpool1", 8), ("maxpool1", 9), ("fire2", 9)]
+AGAIN = [(name, 8) for name in squeezenet.LAYERS if name not in dict(EDGES)]  # the same but for their widths
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [*EDGES, *(pytest.param(*case, marks=pytest.mark.slow) for case in AGAIN)]
+)
 def test_each_layer_is_the_one_in_numpy(name, side):
     reference = Reference()
     channels, layer = reference.layers[name]
