@@ -133,6 +133,14 @@ def test_storages_may_not_be_larger_than_agreed(write, torch_writer):
         torch_file.load(path, LIMIT - 1)
 
 
+def test_all_storages_together_may_not_be_larger_than_agreed(write, torch_writer):
+    blocks = [np.full(2**16, k, np.float32) for k in range(3)]
+    path = write({f"t{k}": torch_writer.tensor(block, block[:1]) for k, block in enumerate(blocks)})
+    assert torch_file.load(path, 2**20)["t2"] == 2
+    with pytest.raises(UserError, match="more than"):
+        torch_file.load(path, 5 * 2**17)
+
+
 def test_one_storage_described_twice_is_refused(write, torch_writer):
     other = torch_writer.tensor(BASE.astype(np.float16), key="one")
     with pytest.raises(UserError, match="described in two ways"):
