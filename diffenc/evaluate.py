@@ -21,6 +21,7 @@ from diffenc.chain import Chain
 from diffenc.data import source_name
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.figure_settings import Figures
 from diffenc.interfaces import Images, Key, Params
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
@@ -126,7 +127,9 @@ def surroundings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def identity(experiment: Experiment, settings: Evaluate | Diagnose, num_images: int) -> dict[str, Any]:
+def identity(
+    experiment: Experiment, settings: Evaluate | Diagnose | Figures, num_images: int
+) -> dict[str, Any]:
     """Which images a figure is of, and given what; without it two figures cannot be compared."""
     dataset = experiment.dataset
     source = source_name(dataset)

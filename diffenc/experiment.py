@@ -4,6 +4,7 @@ import dataclasses
 
 from diffenc import classes
 from diffenc.fid_settings import Fid
+from diffenc.figure_settings import Figures
 from diffenc.interfaces import Dataset, Optimizer
 from diffenc.model import Model
 from diffenc.settings import (
@@ -37,6 +38,7 @@ FREE_TO_CHANGE = (
     "Experiment.fit",
     "Experiment.k_sample",
     "Experiment.diagnose",
+    "Experiment.figures",
     "Experiment.likelihood",
     "Experiment.fid",
     "Experiment.plan",
@@ -46,6 +48,7 @@ FREE_TO_CHANGE = (
     "fit.*",
     "k_sample.*",
     "diagnose.*",
+    "figures.*",
     "likelihood.*",
     "fid.*",
     "plan.*",
@@ -101,6 +104,7 @@ class Experiment:
     fit: Fit = Fit()
     k_sample: KSample = KSample()
     diagnose: Diagnose = Diagnose()
+    figures: Figures = Figures()
     likelihood: Likelihood = Likelihood()
     fid: Fid = Fid()
     plan: Plan = Plan()

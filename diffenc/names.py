@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.fid_settings import Fid
+from diffenc.figure_settings import Figures
 from diffenc.model import Model
 from diffenc.registry import REGISTRIES
 from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshShape, Plan, Sample
@@ -20,6 +21,7 @@ SETTINGS: dict[str, type] = {
     "fit": Fit,
     "k_sample": KSample,
     "diagnose": Diagnose,
+    "figures": Figures,
     "likelihood": Likelihood,
     "fid": Fid,
     "plan": Plan,

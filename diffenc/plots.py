@@ -1,18 +1,32 @@
-"""Figures as PNG files, without a display and without state: no pyplot."""
+"""Figures as PNG and PDF files, without a display and without state: no pyplot."""
 
+import io
+import logging
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
 
 from diffenc import atomic
 
 INCHES = (6.4, 4.0)
 DOTS_PER_INCH = 150
+PICTURE_INCHES = 0.78  # the side of one of many pictures
+TITLE_INCHES = 0.45  # two lines
+BETWEEN = 0.06  # pictures, as a share of a picture's side
+logging.getLogger("fontTools.subset").setLevel(logging.WARNING)  # dozens of lines for a PDF
+
+DIVERGING = matplotlib.colormaps["RdBu_r"]  # red is positive
 
 Values = Float[np.ndarray, " points"]
+Colours = Float[np.ndarray, "*shape 3"]  # red, green, blue in 0 .. 1
 
 
 def axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -24,10 +38,89 @@ def axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, result
 
 
+def row_of_axes(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
+    """A figure with a pair of axes for each (x label, y label), side by side."""
+    figure = Figure((4.6 * len(labels), 3.9), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    result = []
+    for place, (x_label, y_label) in enumerate(labels, 1):
+        one = figure.add_subplot(1, len(labels), place, xlabel=x_label, ylabel=y_label)
+        one.grid(alpha=0.3)
+        result.append(one)
+    return figure, result
+
+
 def band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
     """A curve, and one standard error to both sides of it."""
     (line,) = axes.plot(x, y, label=label, linewidth=1.2)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.3, linewidth=0)
+
+
+def statement(title: str, text: str) -> Figure:
+    """A figure that says in words why there is nothing to see."""
+    figure = Figure((6.4, 1.6), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    figure.text(0.5, 0.4, textwrap.fill(text, 80), ha="center", va="center")
+    return figure
+
+
+def greys(x: Float[np.ndarray, "*shape c"]) -> Colours:
+    """Pixels in (-1, 1) as colours; other than 3 channels become their mean."""
+    shown = x if x.shape[-1] == 3 else x.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    return np.clip((shown + 1) / 2, 0, 1)
+
+
+def diverging(values: Float[np.ndarray, "*shape"], limit: Float[np.ndarray, "..."] | float) -> Colours:
+    """Red for positive `values`, blue for negative, white for none; full colour at `limit` (if that is not 0)."""
+    share = values / np.where(np.asarray(limit) > 0, limit, 1)
+    return DIVERGING((share + 1) / 2)[..., :3]
+
+
+def sheet_size(rows: int, columns: int) -> tuple[float, float]:
+    """Inches that so many pictures take, with their labels and a colour bar, without the figure's title."""
+    return max(columns * PICTURE_INCHES + 1.9, INCHES[0]), max(rows * PICTURE_INCHES, 1.8) + 0.5
+
+
+def sheet_figure(rows: int, columns: int) -> Figure:
+    """A figure for so many pictures and two lines of title."""
+    width, height = sheet_size(rows, columns)
+    return Figure((width, height + TITLE_INCHES), layout="constrained")
+
+
+def sheet(
+    figure: Figure | SubFigure,
+    pictures: Float[np.ndarray, "rows columns h w 3"],
+    columns: Sequence[str],
+    rows: Sequence[str],
+) -> Axes:
+    """Pictures side by side on axes that fill `figure`, with a text above each column and beside each row."""
+    height, width = pictures.shape[2:4]
+    border = max(1, round(BETWEEN * max(height, width)))
+    result = figure.add_subplot()
+    result.imshow(mosaic(pictures, border), interpolation="nearest")
+    middles = [border + size / 2 - 0.5 for size in (height, width)]
+    result.set_yticks([middles[0] + k * (height + border) for k in range(len(rows))], rows)
+    result.set_xticks([middles[1] + k * (width + border) for k in range(len(columns))], columns)
+    result.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize="small")
+    result.spines[:].set_visible(False)
+    return result
+
+
+def mosaic(pictures: Float[np.ndarray, "rows columns h w 3"], border: int) -> Colours:
+    """One picture of all, with `border` white pixels around each."""
+    around = ((0, 0), (0, 0), (border, 0), (border, 0), (0, 0))
+    padded = np.pad(pictures, around, constant_values=1.0)
+    rows, columns, height, width, _ = padded.shape
+    whole = padded.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    return np.pad(whole, ((0, border), (0, border), (0, 0)), constant_values=1.0)
+
+
+def colour_bar(figure: Figure | SubFigure, axes: Axes, label: str) -> None:
+    """The scale of `diverging`, from -1 to 1 of the limit, beside `axes` and as tall."""
+    scale = ScalarMappable(Normalize(-1, 1), DIVERGING)
+    width = 0.2 / len(axes.get_xticks())  # of a picture
+    bar = figure.colorbar(scale, cax=axes.inset_axes((1 + width, 0, width, 1)))
+    bar.set_label(label, size="small")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -39,3 +132,16 @@ def save(figure: Figure, path: Path) -> None:
     with atomic.replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+
+
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """A figure as files by suffix, ".pdf" and ".png"; equal figures give equal bytes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out, and need not be again for each
+    files = {}
+    for kind, undated in (("pdf", {"CreationDate": None}), ("png", {})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"pdf.fonttype": 42}):  # text that other programs can read and edit
+            figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, metadata=undated)
+        files[f".{kind}"] = buffer.getvalue()
+    return files

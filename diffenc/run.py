@@ -17,6 +17,7 @@ from diffenc.compilation import enable_cache
 from diffenc.diagnose import diagnose
 from diffenc.errors import UserError
 from diffenc.fid import fid
+from diffenc.figures import figures
 from diffenc.fit_schedule import fit_schedule
 from diffenc.fit_variance import fit_variance
 from diffenc.interrupts import Interrupted
@@ -32,6 +33,7 @@ MODES = {
     "sample": modes.sample,
     "likelihood": likelihood,
     "diagnose": diagnose,
+    "figures": figures,
     "fit_variance": fit_variance,
     "fit_schedule": fit_schedule,
     "k_sample": k_sample,
@@ -40,7 +42,7 @@ MODES = {
 }
 
 OF_TRAINING = ("train", "plan")
-OF_SAMPLES = ("sample", "fid")
+OF_SAMPLES = ("sample", "fid", "figures")
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")

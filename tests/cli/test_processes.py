@@ -166,6 +166,7 @@ ALL_MODES = {
     "fit_schedule": ("--steps=5",),
     "k_sample": ("--steps=5", "--gin_bindings=k_sample.samples = 2"),
     "diagnose": (),
+    "figures": ("--steps=2",),
     "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
     "plan": ("--gin_bindings=plan.compile = False",),
     "fid": ("--steps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
@@ -182,6 +183,7 @@ FEW = [
     "fid.nums = (8,)",
     "fid.batch_size = 4",
     "fid.num_images = 16",
+    "figures.num_images = 20",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Data whose every density is known in closed form."""
+"""Data whose every density is known in closed form; encoders whose every figure is."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,6 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from diffenc.data import ArraySource
+from diffenc.figure_settings import Figures
+from diffenc.figure_subject import Subject
+from diffenc.model import Model
+from diffenc.sharding import data_mesh
+from diffenc_plugins.means import VDM
+from diffenc_plugins.parameterizations import V
+from diffenc_plugins.schedules import Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +104,61 @@ def mixture() -> Callable[..., Mixture]:
         return dataclasses.replace(base, **changes)
 
     return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """x_phi = formula(x, lambda), lambda shaped to multiply x."""
+
+    formula: Callable
+
+    def init(self, key, x, log_snr, *, condition=None):
+        return {}
+
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        return self.formula(x, log_snr[:, None, None, None])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """These images in every split, in 256 levels."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    num_levels: int = 256
+
+    @property
+    def image_shape(self):
+        return self.images.shape[1:]
+
+    def source(self, split):
+        return ArraySource(self.images, self.labels)
+
+    def fingerprint(self, split):
+        return f"{split} of what was given"
+
+
+@pytest.fixture
+def subject_of(tiny, tmp_path) -> Callable[..., Subject]:
+    """What figures are of: an encoder by its formula, some images with their classes, lambda = 13.3 - 18.3 t."""
+
+    def make(formula, given, labels=None, num_classes=None, **settings) -> Subject:
+        labels = np.zeros(len(given), np.int32) if labels is None else np.asarray(labels, np.int32)
+        classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        model = Model(Formula(formula), Linear(13.3, -5.0), V(), VDM(), tiny().model.network)
+        figures = Figures(**{"num_images": None, **settings})
+        experiment = tiny(model=model, dataset=Given(given, labels, classes), figures=figures)
+        return Subject(experiment, tmp_path, data_mesh(), {"encoder": {}, "schedule": {}, "network": {}}, 7)
+
+    return make
+
+
+def levels(seed, n, height=6, width=8, channels=1):
+    """Random images."""
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels)).astype(np.uint8)
+
+
+@pytest.fixture
+def images_of() -> Callable[..., np.ndarray]:
+    return levels
