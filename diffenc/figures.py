@@ -122,6 +122,8 @@ def publish(workdir: Path, name: str, kind: Kind, numbers: Numbers, of: Record) 
     files = {".json": text.encode(), ".npz": arrays}  # the first takes its place last: see `_write`
     files |= plots.rendered(figure)
     _write(workdir / FOLDER / name, files)
+    if not arrays:
+        (workdir / FOLDER / f"{name}.npz").unlink(missing_ok=True)  # of other settings
     logging.info("%s/%s/%s.png%s", name_of(workdir), FOLDER, name, f": {note}" if note else "")
     return numbers.record
 

@@ -16,7 +16,7 @@ from diffenc.errors import UserError
 from diffenc.figure_settings import Figures
 from diffenc.settings import Diagnose, Sample
 
-ARRAYS = {"heat_maps", "encoded", "samples"}
+ARRAYS = {"heat_maps", "encoded", "classes", "samples"}
 SOME = ("heat_maps", "schedule", "classes", "samples")
 
 
@@ -52,11 +52,11 @@ def refuse(monkeypatch):
     return lambda: monkeypatch.setattr(figures, "FIGURES", table)
 
 
-def check_record(workdir, name, said):
+def check_record(workdir, name, said, arrays=True):
     record = json.loads((workdir / "figures" / f"{name}.json").read_text())
     assert record == json.loads(atomic.to_json(said))
     assert (record["of"]["dataset"], record["of"]["step"]) == ("dots", 12)
-    data = (workdir / "figures" / f"{name}.npz").read_bytes() if name in ARRAYS else b""
+    data = (workdir / "figures" / f"{name}.npz").read_bytes() if arrays and name in ARRAYS else b""
     assert record["npz"] == (hashlib.sha256(data).hexdigest() if data else "")
 
 
@@ -106,10 +106,15 @@ def test_samples_are_those_that_the_mode_of_that_name_draws(trained):
     np.testing.assert_array_equal(images.grid(images.to_uint8(levels, 5))[..., 0], drawn)
 
 
-def test_classes_that_a_data_set_does_not_have_are_said_to_lack(trained):
-    """All its images are of class 0."""
-    assert "Fewer than two classes" in trained[2]["classes"]["note"]
-    assert trained[2]["heat_maps"]["rows"] == ["class 0"]
+def test_what_there_is_nothing_to_see_of_is_said_in_words(trained, tmp_path):
+    """Of two images no class has enough; what was there of more is no longer."""
+    experiment, workdir, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    said = figures.figures(only(experiment, "classes", num_images=2), tmp_path / "run")
+    assert "Fewer than two classes" in said["classes"]["note"]
+    check_record(tmp_path / "run", "classes", said["classes"], arrays=False)
+    assert not (tmp_path / "run" / "figures" / "classes.npz").exists()
+    check_pictures(tmp_path / "run", "classes")
 
 
 def test_nothing_is_measured_twice_and_the_same_numbers_give_the_same_files(trained, refuse):
@@ -146,7 +151,7 @@ def test_numbers_that_are_not_whole_are_not_there(trained, suffix):
     target = workdir / "figures" / "heat_maps"
     numbers = figures.filed(target, said["heat_maps"]["of"])
     assert numbers is not None
-    assert numbers.arrays["change"].shape == (1, 10, 4, 4)
+    assert numbers.arrays["change"].shape == (3, 10, 4, 4)
     whole = target.with_suffix(suffix).read_bytes()
     target.with_suffix(suffix).write_bytes(whole[:-9])
     assert figures.filed(target, said["heat_maps"]["of"]) is None
