@@ -56,6 +56,6 @@ def _published(heads: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
 
 def _ours(line: Line, heads: Sequence[str]) -> tuple[Cell, ...]:
     seeds = len(line.summary.seeds)
-    name = f"{line.row.model}, here ({line.runs[0].experiment.steps:,} steps, {seeds} seeds)"
+    name = f"{line.row.model}, here ({line.runs[0].experiment.steps:,} steps, {seeds} seed(s))"
     figure = line.summary.figure("total") if seeds else MISSING
     return name, "Diff", *(figure if head == column(line) else MISSING for head in heads)

@@ -232,7 +232,7 @@ def test_table_1_puts_figures_into_the_column_of_their_images(tmp_path):
         [False, False, True],
         [False, False, True],
     ]
-    assert ours[1]["model"] == "DiffEnc-32-4, here (1,000 steps, 1 seeds)"
+    assert ours[1]["model"] == "DiffEnc-32-4, here (1,000 steps, 1 seed(s))"
     stated = (tmp_path / "1" / "table.md").read_text()
     assert "missing" not in stated
     assert "CIFAR-10 (Krizhevsky 2009)), pixels cifar10" in stated
