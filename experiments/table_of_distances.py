@@ -16,7 +16,7 @@ from experiments.table_shown import MISSING, Cell, Figure, Page, Sheet
 
 TABLE = 8
 PUBLISHED = "fid"
-NAMES = {PUBLISHED: "FID"}  # any other metric goes by its own name
+NAMES = {PUBLISHED: ("FID", "KID")}  # any other metric goes by its own name
 ALIKE = (
     *("metric", "features_identity", "images", "sampling", "seed", "batch_size", "step", "precision"),
     *("matmul_precision", "kid_images", "kid_block"),
@@ -101,8 +101,9 @@ def _sheets(
 ) -> Iterator[Sheet]:
     measured = {key for of in records.values() for _, record in of for key in by_column(record)}
     published = {_key(name) for line in lines for name in line.row.figures} if beside else set()
-    columns = sorted(measured | published)
-    for name, shown, key in (("table", NAMES.get(metric, metric), "distance"), ("kid", "KID", "kid")):
+    columns = sorted(measured | published, key=lambda column: (column[0], column[1] != "train"))
+    frechet, kernel = NAMES.get(metric, (metric, f"kernel distance ({metric})"))
+    for name, shown, key in (("table", frechet, "distance"), ("kid", kernel, "kid")):
         heads = ("model", "from", *(f"{shown} {num:,} {split}" for num, split in columns), "seeds")
         rows = []
         for line in lines:

@@ -102,6 +102,11 @@ def unescaped(latex):
     return re.sub(r"\\([&%$#_{}])", r"\1", latex.replace(r"$\pm$", "±"))
 
 
+@pytest.mark.parametrize("letter", "&%$#_{}")
+def test_what_latex_reads_as_a_command_is_escaped(letter):
+    assert table_shown.escaped(f"a{letter}b") == f"a\\{letter}b"
+
+
 def test_latex_read_back():
     latex = table_shown.latex(PAGE)
     latex.encode("ascii")  # what pdflatex sets without further packages
