@@ -119,6 +119,7 @@ def test_differences_are_paired(finished, shown):
     assert [row["test"] for row in tests] == ["Welch", "paired t", "bootstrap", "bootstrap", "Welch"]
     assert [row["n"] for row in tests[:3]] == ["3 + 3 runs", "3 pairs of runs", "40 images, seeds as they are"]  # fmt: skip
     assert float(tests[2]["total_se"]) == pytest.approx(by_image.std() / math.sqrt(40), rel=0.1)
+    assert [float(row["total"]) for row in tests[:4]] == pytest.approx([by_image.mean()] * 4, abs=0.002)
     assert float(tests[1]["p, two-sided"]) < 0.01 < float(tests[0]["p, two-sided"])
     paper_says = tests[4]
     assert (paper_says["A − B"], paper_says["total"]) == ("DiffEnc-8-2_fixed − VDMv-8_fixed, paper", "-0.0030")  # fmt: skip
