@@ -7,13 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffenc.describe import config_text, differences
 from diffenc.errors import UserError
-from diffenc.experiment import FREE_TO_MEASURE
-from diffenc.same_run import CONFIG
 from experiments import paper
 from experiments.paper import Row
-from experiments.runs import EVALUATE, Run, Task, evaluated, left, runs_of, trained
+from experiments.runs import Run, Task, evaluated, left, runs_of
 from experiments.scale import Scale, deviations
 from experiments.summary import Record, Summary, summarise
 
@@ -58,22 +55,7 @@ def lines_of(table: int, folder: Path, scale: Scale, wanted: str = "") -> list[L
         Line(row, place, tuple(runs_of(place, [scale.variant(row)], scale.seeds_of(row))))
         for row, place in chosen
     ]
-    for run in (run for line in lines for run in line.runs):
-        check_same(run)
     return lines
-
-
-def check_same(run: Run) -> None:
-    """Raise UserError if the run's workdir holds one of another config."""
-    saved = run.workdir / CONFIG
-    if not saved.is_file():
-        return
-    differing = differences(saved.read_text(encoding="utf-8"), config_text(run.experiment), FREE_TO_MEASURE)
-    if differing:
-        raise UserError(
-            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
-            "trained with, or another --output"
-        )
 
 
 def _matches(wanted: str, row: Row) -> bool:
@@ -110,10 +92,6 @@ def how_published(lines: Sequence[Line]) -> tuple[str, ...]:
         f"NOT the published training: {'; '.join(differing)}",
         "the paper's figures are of its own training: not to be compared with those from here",
     )
-
-
-# A run that is measured may have lost its checkpoints.
-TASKS = (Task("train", lambda run: evaluated(run) or trained(run)), EVALUATE)
 
 
 def missing(lines: Sequence[Line], tasks: Sequence[Task]) -> tuple[str, ...]:

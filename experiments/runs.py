@@ -10,12 +10,14 @@ from diffenc import config, describe, meta, stores
 from diffenc.checkpoint import FOLDER
 from diffenc.errors import UserError
 from diffenc.evaluate import depth
-from diffenc.experiment import Experiment
+from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.registry import proposals
+from diffenc.same_run import CONFIG
 from experiments.summary import read
 from experiments.variants import Variant
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
+CHECKPOINT_OF = {"evaluate": "evaluate", "fid": "sample"}  # whose `step` names the checkpoint, by mode
 ERROR = "error: "  # how `diffenc.run` begins what it ends with
 
 
@@ -48,8 +50,16 @@ class Run:
     def command(self, mode: str) -> list[str]:
         """What runs `mode` of it."""
         files = [f"--gin_file={file}" for file in self.variant.gin_files]
-        bindings = [f"--gin_bindings={text}" for text in (*self.variant.bindings, seed_binding(self.seed))]
+        said = (*self.variant.bindings, f"Experiment.seed = {self.seed}", *self._checkpoint(mode))
+        bindings = [f"--gin_bindings={text}" for text in said]
         return [*PROGRAM, *files, *bindings, f"--workdir={self.workdir}", f"--mode={mode}"]
+
+    def _checkpoint(self, mode: str) -> list[str]:
+        """What a run that was trained on for longer is measured at: the step that is asked for here."""
+        settings = CHECKPOINT_OF.get(mode)
+        if settings is None or getattr(self.experiment, settings).step is not None:
+            return []
+        return [f"{settings}.step = {self.experiment.steps}"]
 
     def failure(self) -> str:
         """The last error in its log, or where to look."""
@@ -99,7 +109,8 @@ def asked(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-TRAIN = Task("train", trained)
+# a run that is measured may have lost its checkpoints
+TRAIN = Task("train", lambda run: evaluated(run) or trained(run))
 EVALUATE = Task("evaluate", evaluated)
 TASKS = (TRAIN, EVALUATE)
 
@@ -113,18 +124,31 @@ def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> 
     """Every variant with every seed; all variants of one seed before the next, so that a part can be compared.
 
     Raises:
-      UserError: a variant's config is at fault, or binds the seed itself.
+      UserError: a variant's config is at fault, or binds the seed itself, or a workdir holds a run of another config.
     """
     loaded = [(variant, _load(variant)) for variant in variants]
-    return [
+    runs = [
         Run(variant, seed, folder, dataclasses.replace(experiment, seed=seed))
         for seed in seeds
         for variant, experiment in loaded
     ]
+    for run in runs:
+        check_same(run)
+    return runs
 
 
-def seed_binding(seed: int) -> str:
-    return f"Experiment.seed = {seed}"
+def check_same(run: Run) -> None:
+    """Raise UserError if the run's workdir holds one of another config."""
+    saved = run.workdir / CONFIG
+    if not saved.is_file():
+        return
+    text = saved.read_text(encoding="utf-8")
+    differing = describe.differences(text, describe.config_text(run.experiment), FREE_TO_MEASURE)
+    if differing:
+        raise UserError(
+            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
+            "trained with, or another --output"
+        )
 
 
 def _load(variant: Variant) -> Experiment:

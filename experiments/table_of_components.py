@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments import collected, compared, paper, summary
 from experiments.collected import Line
+from experiments.runs import TASKS
 from experiments.significance import welch_from_errors
 from experiments.summary import COMPONENTS
 from experiments.table_shown import Page, Sheet
@@ -24,7 +25,7 @@ def page(table: int, lines: Sequence[Line]) -> Page:
         *summary.facts(summaries),
         *collected.how_published(lines),
         *_of_paper(table, lines, beside),
-        *collected.missing(lines, collected.TASKS),
+        *collected.missing(lines, TASKS),
     )
     return Page(title(table), facts, tuple(_sheets(lines, beside)))
 

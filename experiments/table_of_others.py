@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments import collected, paper, summary
 from experiments.collected import Line
+from experiments.runs import TASKS
 from experiments.table_of_components import title
 from experiments.table_shown import MISSING, Cell, Digits, Page, Sheet
 
@@ -22,7 +23,7 @@ def page(lines: Sequence[Line]) -> Page:
     for line in lines:
         columns[column(line)].append(line)
     facts = [fact for of in columns.values() for fact in _facts(of)]
-    facts += [*paper.notes(TABLE), *collected.missing(lines, collected.TASKS)]
+    facts += [*paper.notes(TABLE), *collected.missing(lines, TASKS)]
     heads = list(dict.fromkeys([*map(paper.images_of, DATASETS), *columns]))
     rows = (*_published(heads), *(_ours(line, heads) for line in lines))
     note = "Figures are to be compared within a column only."

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 from diffenc.interrupts import Interrupted
-from experiments import collected, sweep, table_of_components, table_of_distances, table_of_others
+from experiments import sweep, table_of_components, table_of_distances, table_of_others
 from experiments.collected import Line, lines_of
 from experiments.command import start_up, status_of
 from experiments.paper import TABLES
-from experiments.runs import Task
+from experiments.runs import TASKS, Task
 from experiments.scale import Scale
 from experiments.table_shown import Page, show, write
 
@@ -41,7 +41,7 @@ def page(table: int, lines: Sequence[Line]) -> Page:
 
 def tasks_of(table: int) -> tuple[Task, ...]:
     """What a run goes through to be in `table`."""
-    return table_of_distances.TASKS if table == table_of_distances.TABLE else collected.TASKS
+    return table_of_distances.TASKS if table == table_of_distances.TABLE else TASKS
 
 
 def run_missing(lines: Sequence[Line], tasks: Sequence[Task], jobs: int) -> None:

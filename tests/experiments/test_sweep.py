@@ -171,3 +171,21 @@ def test_seeds(text, seeds):
 def test_seeds_refused(text):
     with pytest.raises(UserError, match="--seeds"):
         sweep.parse_seeds(text)
+
+
+def test_a_run_of_another_config_is_not_taken_for_one_that_is_done(calls):
+    made = sweep.perform(Path("s"), variants()[:1], [0])[0]
+    (made.workdir / "config.gin").write_text("Experiment.batch_size = 9\n")
+    calls()
+    with pytest.raises(
+        UserError, match=r"s/blocks=1/seed_0 holds a run of another config .*batch_size: 9 -> 8"
+    ):
+        sweep.perform(Path("s"), variants()[:1], [0])
+    assert calls() == []
+
+
+@pytest.mark.parametrize(("mode", "bound"), [("evaluate", ["evaluate.step = 5"]), ("train", [])])
+def test_the_step_measured_is_the_one_asked_for_also_of_a_run_trained_for_longer(calls, mode, bound):
+    (run,) = runs.runs_of(Path("s"), variants()[:1], [0])
+    said = [argument.removeprefix("--gin_bindings=") for argument in run.command(mode)]
+    assert [text for text in said if ".step = " in text] == bound
