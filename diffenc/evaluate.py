@@ -138,6 +138,7 @@ def identity(
         **({} if source is None else {"source": source}),
         "split": settings.split,
         "num_images": num_images,
+        "split_images": len(dataset.source(settings.split)),
         "fingerprint": dataset.fingerprint(settings.split),
         **classes.stated(experiment.model),
     }

@@ -1,7 +1,7 @@
 """The gradient of a batch's loss, taken in one piece or in several that follow each other."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,25 @@ from jaxtyping import Array, Float
 from diffenc import conditions, interior, loops, placement
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.interfaces import ImageKeys, Images, Key, Params, PerExample
+from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.model import Draws, Terms, bits_per_dim, draw
 from diffenc.sharding import AXES, OVER_BATCH, check_divisible
 
 Scalar = Float[Array, ""]
-
 DROPS_CONDITION = 2  # the number of a key beside those two that one key is split into
-Part = tuple[Images, Draws, ImageKeys]
+
+
+class Part(NamedTuple):
+    """Images, and all that is random in their loss.
+
+    Attributes:
+      told: what the network is told of each; None: their condition.
+    """
+
+    images: Images
+    told: Condition | None
+    draws: Draws
+    keys: ImageKeys
 
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
@@ -39,8 +50,9 @@ def batch_gradient(
     """The gradient of -ELBO of a batch in bits/dim, and its three terms; dropout on.
 
     Each device takes its own images, in `Experiment.microbatches` parts, one after the other, so that the activations
-    of one alone take memory. The devices' gradients are then added up, once. Times, noise, dropout masks
-    and which images are told nothing are those of the undivided batch. To the parameters of a schedule's interior the gradient is that of its own objective.
+    of one alone take memory. The devices' gradients are then added up, once. Times, noise, dropout masks and of which
+    images the network is told nothing are those of the undivided batch. To the parameters of a schedule's interior the
+    gradient is that of its own objective.
 
     Args:
       params: split over `mesh` as `diffenc.placement` says; so is the gradient.
@@ -48,8 +60,8 @@ def batch_gradient(
     """
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
-    told = images._replace(condition=conditions.dropped(images.condition, share, drop_key))
-    batch = told, draw(draw_key, told.levels.shape), jax.random.split(dropout_key, len(told.levels))
+    told, shape = conditions.dropped(images.condition, share, drop_key), images.levels.shape
+    batch = Part(images, told, draw(draw_key, shape), jax.random.split(dropout_key, shape[0]))
     specs = placement.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),
@@ -60,7 +72,7 @@ def batch_gradient(
     )
     gradient, means, diffusion = over_devices(params, batch)
     of_interior = jax.grad(interior.objective, argnums=1)(
-        experiment.model.schedule, params["schedule"], batch[1].t, diffusion
+        experiment.model.schedule, params["schedule"], batch.draws.t, diffusion
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], of_interior)
     return {**gradient, "schedule": schedule}, means
@@ -77,7 +89,7 @@ def _device_gradient(
     gradient = placement.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     terms = unite(nats)
-    means = jax.lax.pmean(_mean_bits(terms, share[0].levels[0].size), AXES)
+    means = jax.lax.pmean(_mean_bits(terms, share.images.levels[0].size), AXES)
     return gradient, means, terms.diffusion
 
 
@@ -95,13 +107,13 @@ def unite(parts: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
 
 
-def _sum_over_parts(params: Params, experiment: Experiment, parts: tuple[Any, ...]) -> tuple[Params, Terms]:
-    """Sum of the parts' gradients in float32, and the terms in nats [count, B / count]; `parts`: a stacked Part."""
+def _sum_over_parts(params: Params, experiment: Experiment, parts: Part) -> tuple[Params, Terms]:
+    """Sum of the parts' gradients in float32, and the terms in nats [count, B / count]; `parts`: stacked."""
     gradient_of = jax.grad(_part_loss, has_aux=True)
 
     def turn(total: Params, part: Part) -> tuple[Params, Terms]:
-        images, keys = part[:2], part[2]
-        gradient, nats = gradient_of(params, experiment, (*loops.after(total, images), keys))
+        ordered = loops.after(total, part[:-1])
+        gradient, nats = gradient_of(params, experiment, Part(*ordered, part.keys))
         return jax.tree.map(jnp.add, total, gradient), nats
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
@@ -110,9 +122,11 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: tuple[Any, ..
 
 def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scalar, Terms]:
     """-ELBO of a part in bits/dim, and its terms in nats [B / count]."""
-    (levels, condition), draws, keys = part
+    (levels, condition), told, draws, keys = part
     num_levels = experiment.dataset.num_levels
-    nats = experiment.model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, keys=keys)
+    nats = experiment.model.elbo(
+        params, levels, draws, num_levels=num_levels, condition=condition, told=told, keys=keys
+    )
     return _mean_bits(nats, levels[0].size).total, nats
 
 

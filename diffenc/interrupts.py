@@ -75,7 +75,9 @@ class Interrupts:
             os.write(2, MESSAGE)
 
     def _restore(self, signum: int) -> None:
-        signal.signal(signum, self._previous.pop(signum))  # pyright: ignore[reportArgumentType]
+        if signum in self._previous:  # not if a signal came, and did this, on the way here
+            signal.signal(signum, self._previous[signum])  # pyright: ignore[reportArgumentType]
+            self._previous.pop(signum, None)
 
 
 class SharedInterrupts:

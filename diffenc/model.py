@@ -111,18 +111,20 @@ class Model:
         *,
         num_levels: int,
         condition: Condition | None = None,
+        told: Condition | None = None,
         keys: ImageKeys | None = None,
         step_rule: objective.StepRule = objective.continuous,
     ) -> Terms:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
 
+        `told` is what the network is told in place of `condition`, where that is less. The encoder keeps what it knows,
+        so that with and without the condition it is one process whose images the network learns.
+
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
         """
-        encoder_keys, network_keys = (
-            (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
-        )
-        x = scale_pixels(levels, num_levels)
+        encoder_keys, network_keys = _two_of_each(keys)
+        x, told = scale_pixels(levels, num_levels), condition if told is None else told
 
         def encode(log_snr: LogSNR) -> Data:
             return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=encoder_keys)
@@ -131,7 +133,7 @@ class Model:
             return self.schedule.apply(params["schedule"], t)
 
         def network(z: Data, log_snr: LogSNR) -> Data:
-            return self.network.apply(params["network"], z, log_snr, condition=condition, keys=network_keys)
+            return self.network.apply(params["network"], z, log_snr, condition=told, keys=network_keys)
 
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
@@ -144,6 +146,10 @@ class Model:
             latent=objective.latent_loss(x_phi_1, log_snr_1),
             diffusion=draws.weight * diffusion,
         )
+
+
+def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | None]:
+    return (None, None) if keys is None else tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
 
 
 def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:

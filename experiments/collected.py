@@ -73,7 +73,7 @@ def records(lines: Sequence[Line]) -> Iterator[Record]:
 
 def of_published_images(dataset: str, record: Record) -> bool:
     """Whether a record is of the images that the paper's figures of `dataset` are of."""
-    return record.get("source") == paper.images_of(dataset)
+    return record.get("source") == paper.images_of(dataset) and record.get("condition") is None
 
 
 def all_of_test(line: Line) -> bool:

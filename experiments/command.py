@@ -7,7 +7,10 @@ from absl import flags, logging
 
 from diffenc import registry
 from diffenc.errors import UserError
+from diffenc.interrupts import Interrupted
 from diffenc.run import show_log_lines_plainly
+
+STOPPED = "stopped: the same command goes on"
 
 
 def start_up() -> None:
@@ -22,10 +25,13 @@ def status_of(perform: Callable[[], object], interrupted: str = "interrupted") -
     """The exit status of `perform()`; what stops it is told in one line.
 
     Args:
-      interrupted: what to say after Ctrl-C.
+      interrupted: what to say after Ctrl-C or SIGTERM.
     """
     try:
         perform()
+    except Interrupted as signalled:
+        print(interrupted, file=sys.stderr)
+        return 128 + signalled.signum
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

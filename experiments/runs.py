@@ -13,7 +13,7 @@ from diffenc.evaluate import depth
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.registry import proposals
 from diffenc.same_run import CONFIG
-from experiments.summary import read
+from experiments.summary import Record, read
 from experiments.variants import Variant
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
@@ -86,18 +86,22 @@ def trained(run: Run) -> bool:
 def evaluated(run: Run) -> bool:
     """Whether its last evaluation is the one that its config asks for, of its last step."""
     record = read(run.workdir)
-    return record is not None and all(
-        record.get(key) == value for key, value in asked(run.experiment).items()
-    )
+    if record is None or not of_as_many(record, run.experiment.evaluate.num_images):
+        return False
+    return all(record.get(key) == value for key, value in asked(run.experiment).items())
+
+
+def of_as_many(record: Record, num_images: int | None) -> bool:
+    """Whether a record is of `num_images` of its split, or of all there are."""
+    whole = record.get("split_images")
+    return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
 
 
 def asked(experiment: Experiment) -> dict[str, Any]:
     """What an evaluation of `experiment` says of how it was made, as far as that is known beforehand."""
     settings = experiment.evaluate
-    number = {} if settings.num_images is None else {"num_images": settings.num_images}
     return {
         **depth(settings),
-        **number,
         "split": settings.split,
         "passes": settings.passes,
         "times_per_image": settings.times_per_image,

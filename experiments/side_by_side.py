@@ -51,6 +51,7 @@ class Going:
         self.job, self.share = job, share
         self.since = time.monotonic()
         self._left = deque(job.commands)
+        self._cut_short = 0
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = job.log.open("ab")
         self._start_next()
@@ -64,10 +65,11 @@ class Going:
             self._start_next()
             return None
         self._file.close()
-        return status if status >= 0 else 128 - status
+        return (status if status >= 0 else 128 - status) or self._cut_short
 
     def send(self, signum: int) -> None:
         """To what runs; nothing more is started."""
+        self._cut_short = 128 + signum if self._left else 0
         self._left.clear()
         self._process.send_signal(signum)
 

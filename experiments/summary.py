@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.data import require_same_images
+from diffenc.data import require_same_images, subject
 from diffenc.errors import UserError
 from diffenc.evaluate import TERMS
 from experiments.table_shown import MISSING, Figure, Sheet, rounded
@@ -79,7 +80,10 @@ def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
     """
     path = workdir / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -98,7 +102,7 @@ def terms_by_image(workdir: Path, record: Record) -> dict[str, Float[np.ndarray,
     try:
         with np.load(path, allow_pickle=False) as arrays:
             nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate the run again") from None
     nats["total"] = np.sum(list(nats.values()), axis=0)
     per_bit = nats_per_bit(nats["total"], record, path)
@@ -166,8 +170,8 @@ def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:
 
 def images(record: Record) -> str:
     """Which images a record is of, without their number."""
-    source = record.get("source")
-    return f"{record['dataset']} {record['split']}{f' ({source})' if source else ''}, pixels {record['fingerprint'][:16]}"
+    source = f" ({record['source']})" if record.get("source") else ""
+    return f"{subject(record)}{source}, pixels {record['fingerprint'][:16]}"
 
 
 def _monte_carlo(records: Sequence[Record]) -> str:

@@ -23,11 +23,10 @@ from absl import logging
 
 from diffenc import workdir
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from diffenc.progress import duration
 from diffenc.settings import check_seed
 from experiments import compared
-from experiments.command import start_up, status_of
+from experiments.command import STOPPED, start_up, status_of
 from experiments.on_slurm import executor_of, on_slurm, parse_options
 from experiments.runs import TASKS, Run, Task, left, runs_of
 from experiments.side_by_side import Job, shares, work_through
@@ -152,10 +151,7 @@ def run(argv: Sequence[str]) -> None:
     """The program."""
     given = parse(argv)
     start_up()
-    name = "+".join(Path(file).stem for file in given.gin_file)
-    variants = variants_of(
-        given.gin_file, given.gin_bindings, [parse_grid(text) for text in given.grid], name
-    )
+    name, variants = chosen(given)
     if given.data_dir:
         os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
     folder = given.output or Path("sweeps") / name
@@ -180,11 +176,7 @@ def page_of(name: str, runs: Sequence[Run]) -> Page:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        return status_of(lambda: run(sys.argv[1:] if argv is None else argv))
-    except Interrupted as interrupted:
-        print("stopped: the same command goes on", file=sys.stderr)
-        return 128 + interrupted.signum
+    return status_of(lambda: run(sys.argv[1:] if argv is None else argv), STOPPED)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from experiments import sweep, table_of_components, table_of_distances, table_of_others
 from experiments.collected import Line, lines_of
-from experiments.command import start_up, status_of
+from experiments.command import STOPPED, start_up, status_of
 from experiments.paper import TABLES
 from experiments.runs import TASKS, Task
 from experiments.scale import Scale
@@ -117,11 +116,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        return status_of(lambda: run(sys.argv[1:] if argv is None else argv))
-    except Interrupted as interrupted:
-        print("stopped: the same command goes on", file=sys.stderr)
-        return 128 + interrupted.signum
+    return status_of(lambda: run(sys.argv[1:] if argv is None else argv), STOPPED)
 
 
 if __name__ == "__main__":

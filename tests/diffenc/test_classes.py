@@ -14,7 +14,7 @@ from diffenc.data import ArraySource, require_same_images, subject
 from diffenc.describe import config_text, differences
 from diffenc.errors import UserError
 from diffenc.evaluate import Evaluator, identity
-from diffenc.model import Model
+from diffenc.model import Model, draw
 from diffenc.passes import Passes
 from diffenc.sample_images import ImageSampler
 from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Sample
@@ -138,6 +138,19 @@ def test_labels_reach_training_and_some_are_dropped(three):
         np.testing.assert_array_equal(images.condition, np.arange(16) % 3 + 1)
         state = make_train_step(experiment, mesh)(jax.jit(lambda e=experiment: init_state(e))(), images)
         assert (float(state.sums.terms.diffusion) > 1e-3) == seen
+
+
+def test_the_encoder_keeps_what_the_network_is_not_told():
+    """Else guidance would set two processes against each other."""
+    levels, labels = jnp.asarray(PATTERNS), jnp.arange(1, 4)
+    draws = draw(jax.random.key(0), levels.shape)
+    terms = [
+        model_of(network=Knows(classes)).elbo(
+            PARAMS, levels, draws, num_levels=5, condition=labels, told=told
+        )
+        for classes, told in ((3, jnp.zeros(3, jnp.int32)), (0, None))
+    ]
+    np.testing.assert_array_equal(*terms)
 
 
 def test_labels_reach_the_k_sample_bound(three):

@@ -21,7 +21,12 @@ PARAMS: Any = {"encoder": {}, "schedule": {}, "network": {}}
 LEVELS = np.random.default_rng(0).integers(0, NUM_LEVELS, (40, 3))
 X = (2 * LEVELS + 1) / NUM_LEVELS - 1
 EPS = np.random.default_rng(1).normal(size=(40, 3))
-ENCODERS, MEANS = list(registry.encoders), list(registry.means)
+ENCODERS = (
+    "identity",
+    "nontrainable",
+    "trainable",
+)  # those that do without an image's shape, and without its class
+MEANS = list(registry.means)
 
 
 @dataclasses.dataclass(frozen=True)

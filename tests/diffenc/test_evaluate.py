@@ -33,7 +33,9 @@ PARAMS = {"network": {"w": np.float32(3.0)}}
 class Known(Model):
     """Terms that are functions of the image alone."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule=None):
+    def elbo(
+        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+    ):
         assert keys is None, "evaluation drops nothing out"
         pixels = levels.astype(jnp.float32)
         return Terms(
@@ -47,7 +49,9 @@ class Known(Model):
 class Drawn(Model):
     """Terms that are what was drawn: a time, noise of its own for each image, noise a batch shares."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule=None):
+    def elbo(
+        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+    ):
         shared = jnp.cos(2 * jnp.pi * len(levels) * draws.t)  # stratified times: the same for a whole batch
         return Terms(reconstruction=draws.t, latent=5 * draws.eps[:, 0, 0, 0], diffusion=4 * shared)
 

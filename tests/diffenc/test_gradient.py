@@ -30,7 +30,18 @@ class Stub(Model):
     def init(self, key, image_shape):
         return {"encoder": {}, "schedule": {}, "network": {"w": 0.3 * jax.random.normal(key, (3, 16, 16))}}
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+    def elbo(
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        told=None,
+        keys=None,
+        step_rule: Any = None,
+    ):
         assert keys is not None
         x, eps, eps_0 = (a.reshape(len(levels), -1) for a in (levels / num_levels, draws.eps, draws.eps_0))
         hidden = x + eps * draws.t[:, None]
@@ -44,7 +55,18 @@ class Stub(Model):
 class Product(Stub):
     """-ELBO of an image: w times its first pixel."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+    def elbo(
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        told=None,
+        keys=None,
+        step_rule: Any = None,
+    ):
         zero = jnp.zeros(len(levels))
         return Terms(params["network"]["w"] * levels[:, 0, 0, 0], zero, zero)
 
@@ -53,7 +75,18 @@ class Product(Stub):
 class Known(Stub):
     """A diffusion loss of 1 and the first pixel."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+    def elbo(
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        told=None,
+        keys=None,
+        step_rule: Any = None,
+    ):
         zero = 0 * params["network"]["w"] * levels[:, 0, 0, 0]
         return Terms(zero, zero, zero + 1.0 + levels[:, 0, 0, 0])
 
@@ -62,7 +95,18 @@ class Known(Stub):
 class Layers(Stub):
     """Twelve layers, whose hidden units are what takes memory."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+    def elbo(
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        told=None,
+        keys=None,
+        step_rule: Any = None,
+    ):
         zero = jnp.zeros(len(levels))
         hidden = levels.reshape(len(levels), -1) / num_levels
         for _ in range(4):
@@ -73,12 +117,24 @@ class Layers(Stub):
 
 @dataclasses.dataclass(frozen=True)
 class Told(Stub):
-    """-ELBO of an image: w times what is told of it."""
+    """-ELBO of an image: w times what the network is told of it; `latent` is its condition."""
 
-    def elbo(self, params, levels, draws, *, num_levels, condition=None, keys=None, step_rule: Any = None):
+    def elbo(
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        told=None,
+        keys=None,
+        step_rule: Any = None,
+    ):
         assert condition is not None
-        zero = jnp.zeros(len(levels))
-        return Terms(params["network"]["w"] * condition, zero, zero + 0 * params["network"]["w"] + condition)
+        assert told is not None
+        w = params["network"]["w"]
+        return Terms(w * told, jnp.zeros(len(levels)) + condition, told + 0 * w)
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +269,13 @@ LABELS = np.arange(BATCH) % 3
 
 
 def _told(experiment, drop, parts, key=KEY):
-    """What the mean of Told's loss says of a batch of LABELS, and its gradient."""
+    """What the mean of Told's loss says of a batch of LABELS, and its gradient; the encoder is told all of them."""
     model = dataclasses.replace(experiment.model, conditioning=ByClass(drop=drop))
     experiment = dataclasses.replace(experiment, model=model, microbatches=parts)
     params: Any = {"encoder": {}, "schedule": {}, "network": {"w": jnp.asarray(1.0)}}
     images = Images(LEVELS, jnp.asarray(LABELS + 1))
     gradient, terms = batch_gradient(params, experiment, images, key, data_mesh())
+    np.testing.assert_allclose(terms.latent, np.mean(LABELS + 1) / (16 * np.log(2)), rtol=1e-6)
     return float(gradient["network"]["w"]), float(terms.diffusion)
 
 

@@ -16,7 +16,11 @@ from diffenc_plugins.schedules import Linear
 
 NUM_LEVELS = 5
 VALUES = (2 * np.arange(NUM_LEVELS) + 1) / NUM_LEVELS - 1
-ENCODERS = list(registry.encoders)
+ENCODERS = (
+    "identity",
+    "nontrainable",
+    "trainable",
+)  # those that do without an image's shape, and without its class
 MEANS = list(registry.means)
 PARAMETERIZATIONS = list(registry.parameterizations)
 

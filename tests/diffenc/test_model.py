@@ -61,7 +61,12 @@ class WithKey:
         return self.network.apply(params, z, log_snr, condition=condition, keys=fixed)
 
 
-ENCODERS = {name: registry.encoders[name] for name in registry.encoders}
+OF_ANY_SHAPE = (
+    "identity",
+    "nontrainable",
+    "trainable",
+)  # those that do without an image's shape, and without its class
+ENCODERS = {name: registry.encoders[name] for name in OF_ANY_SHAPE}
 
 
 def model_of(

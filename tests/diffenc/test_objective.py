@@ -26,9 +26,13 @@ class Wave:
 
 
 NEEDS: dict[str, dict[str, Any]] = {"trainable": {"network": Wave()}}
+OF_ANY_SHAPE = ("identity", "nontrainable", "trainable")  # the others need an image, or its class
 combined = {
-    kind: pytest.mark.parametrize(kind, list(registry.REGISTRIES[kind]))
-    for kind in ("encoder", "schedule", "parameterization", "mean")
+    "encoder": pytest.mark.parametrize("encoder", OF_ANY_SHAPE),
+    **{
+        kind: pytest.mark.parametrize(kind, list(registry.REGISTRIES[kind]))
+        for kind in ("schedule", "parameterization", "mean")
+    },
 }
 
 
