@@ -112,8 +112,8 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: Part) -> tupl
     gradient_of = jax.grad(_part_loss, has_aux=True)
 
     def turn(total: Params, part: Part) -> tuple[Params, Terms]:
-        ordered = loops.after(total, part[:-1])
-        gradient, nats = gradient_of(params, experiment, Part(*ordered, part.keys))
+        images, told, draws = loops.after(total, part[:-1])
+        gradient, nats = gradient_of(params, experiment, Part(images, told, draws, part.keys))
         return jax.tree.map(jnp.add, total, gradient), nats
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
