@@ -6,14 +6,19 @@ the network learns from has no class in it, and q(z | x) may use whatever is kno
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Dataset
+from diffenc.interfaces import Dataset, Key
 from diffenc.model import Model
+from diffenc.progress import Progress
 from diffenc.registry import REGISTRIES
 from diffenc.values import objects_in
+
+_CHUNK = 4096  # images whose labels are read at a time
 
 
 def takers(part: Any) -> list[tuple[str, int]]:
@@ -71,12 +76,27 @@ def check_samples(model: Model, dataset: Dataset, classes: tuple[int, ...] | Non
         )
 
 
-def of_samples(
-    model: Model, dataset: Dataset, classes: tuple[int, ...] | None, count: int
-) -> Int[np.ndarray, " count"] | None:
-    """The conditions of `count` images to draw: of `classes` in turn, of all there are if None."""
+def in_turn(dataset: Dataset, classes: tuple[int, ...] | None, count: int) -> Int[np.ndarray, " count"]:
+    """Labels of `count` images to draw: `classes` in turn, all there are if None."""
     cycle = np.arange(dataset.num_classes) if classes is None else np.asarray(classes)
-    return model.conditioning(np.resize(cycle, count).astype(np.int32))
+    return np.resize(cycle, count).astype(np.int32)
+
+
+def at_random(shares: Float[np.ndarray, " classes"], count: int, key: Key) -> Int[np.ndarray, " count"]:
+    """Labels of `count` images to draw, each drawn by the shares of the classes."""
+    drawn = jax.random.choice(key, len(shares), (count,), p=jnp.asarray(shares))
+    return np.asarray(drawn, np.int32)
+
+
+def shares(dataset: Dataset) -> Float[np.ndarray, " classes"]:
+    """Which share of the train split is of each class."""
+    source, counts = dataset.source("train"), np.zeros(dataset.num_classes)
+    progress = Progress("classes of train", -(-len(source) // _CHUNK))
+    for first in range(0, len(source), _CHUNK):
+        labels = source.__getitems__(np.arange(first, min(first + _CHUNK, len(source))))["label"]
+        counts += np.bincount(labels, minlength=dataset.num_classes)
+        progress()
+    return counts / len(source)
 
 
 def _selector(cls: type) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from diffenc import names
@@ -105,6 +106,11 @@ def precision(experiment: Experiment) -> str:
     """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
     chosen = {getattr(item, "precision", None) for item in objects_in(experiment)}
     return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
+
+
+def matmul_precision() -> str:
+    """What products of float32 matrices are computed in."""
+    return jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:

@@ -122,7 +122,7 @@ def surroundings(experiment: Experiment) -> dict[str, Any]:
     return {
         "config_hash": describe.config_hash(experiment),
         "precision": describe.precision(experiment),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+        "matmul_precision": describe.matmul_precision(),
         "device": jax.devices()[0].device_kind,
     }
 

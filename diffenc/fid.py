@@ -6,6 +6,8 @@ stopped, and other features are compared on the same samples.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from rich.table import Table
 
-from diffenc import agreement, atomic, describe, kept, mirror
+from diffenc import agreement, atomic, classes, describe, kept, mirror
+from diffenc.batches import epoch_order
 from diffenc.distributed import by_main, is_main
 from diffenc.errors import UserError
 from diffenc.evaluate import identity, surroundings
@@ -55,11 +58,12 @@ def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     splits = {split: of_split(experiment.dataset, split, settings, extractor) for split in settings.splits}
     distances = list(compare(sample_summaries(experiment, draws, extractor), splits, settings.kid_block))
     figures = {
-        "metric": chosen.metric,
+        "metric": chosen.metric(),
         "distances": distances,
         "features": features.spell(chosen),
         "features_identity": extractor.identity,
         "num_features": extractor.size,
+        "num_images": settings.num_images,
         "kid_images": settings.kid_images,
         "kid_block": settings.kid_block,
         **of_images(experiment, splits),
@@ -99,12 +103,13 @@ class Draws:
         settings = dataclasses.replace(experiment.sample, num=self.size)
         self._sampler = ImageSampler(dataclasses.replace(experiment, sample=settings), mesh, workdir, step)
         self._root = root_key(experiment.fid.seed, "fid")
-        self.of = {
-            "step": step,
-            **of_sampling(experiment),
-            **self._sampler.plan.of,
+        self._labels = Labels(experiment)
+        self.of = {"step": step, **of_sampling(experiment), **self._labels.of, **self._sampler.plan.of}
+        decided_by = {
+            "config": describe.config_hash(experiment),
+            "precision": describe.precision(experiment),
+            "matmul_precision": describe.matmul_precision(),
         }
-        decided_by = {"config": describe.config_hash(experiment), "precision": describe.precision(experiment)}
         self.folder = workdir / FOLDER / digest({**self.of, **decided_by})
 
     def progress(self, num: int) -> Progress:
@@ -126,7 +131,7 @@ class Draws:
         if there:
             return agreement.array_of_first(np.zeros(self._shape, np.uint8) if found is None else found)
         key = jax.random.fold_in(self._root, index)
-        new = self._sampler.draw(self._params, progress, key, index * self.size).astype(np.uint8)
+        new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
         kept.save(file, new)
         by_main(atomic.write_json)(self.folder / "of.json", self.of)  # for people
         mirror.push(self._workdir)
@@ -134,6 +139,34 @@ class Draws:
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.npy"
+
+
+class Labels:
+    """Of which class each sample is: any, drawn by the shares of the train split, or `sample.classes` in turn.
+
+    Attributes:
+      of: which of the two, for a model that is told.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self._dataset, self._classes = experiment.dataset, experiment.sample.classes
+        self._size = experiment.fid.batch_size
+        self._root = root_key(experiment.fid.seed, "classes of fid")
+        self._told = bool(classes.takers(experiment.model.network))
+        how = "at random, by the shares of train" if self._classes is None else "sample.classes in turn"
+        self.of = {"classes_drawn": how} if self._told else {}
+
+    def __call__(self, index: int) -> Int[np.ndarray, " n"] | None:
+        """Those of a chunk; None for a model that is told none."""
+        if not self._told:
+            return None
+        if self._classes is None:
+            return classes.at_random(self._shares, self._size, jax.random.fold_in(self._root, index))
+        return classes.in_turn(self._dataset, self._classes, (index + 1) * self._size)[-self._size :]
+
+    @cached_property
+    def _shares(self) -> Float[np.ndarray, " classes"]:
+        return classes.shares(self._dataset)
 
 
 def of_sampling(experiment: Experiment) -> dict[str, Any]:
@@ -158,7 +191,7 @@ def of_images(experiment: Experiment, splits: Mapping[str, Summary]) -> dict[str
 def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor) -> Iterator[Summary]:
     """Of the first `num` samples, for each of `fid.nums`, the smallest first."""
     nums = np.unique(experiment.fid.nums)
-    collector = Collector(extractor.size, np.arange(nums[-1]), experiment.fid.kid_images)
+    collector = Collector(extractor.size, places(nums, experiment.fid.seed), experiment.fid.kid_images)
     for vectors in sample_features(int(nums[-1]), experiment.dataset.num_levels, draws, extractor):
         ends = nums - collector.count
         for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
@@ -167,17 +200,31 @@ def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor)
                 yield collector.summary()
 
 
+def places(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
+    """Where each sample comes among those of the kernel distance, which wants them in random order.
+
+    The first `num` samples have the first `num` places, for each of the increasing `nums`.
+    """
+    ends = [0, *nums.tolist()]
+    parts = [
+        first + epoch_order(last - first, seed, 2 + k) for k, (first, last) in enumerate(pairwise(ends))
+    ]  # of the epochs of the seed, the splits have the first two
+    return np.concatenate(parts)
+
+
 def sample_features(num: int, num_levels: int, draws: Draws, extractor: Extractor) -> Iterator[Vectors]:
     """Of the first `num` samples, chunk by chunk."""
-    progress, folder = draws.progress(num), draws.folder / digest({"features": extractor.identity})
-    for first in range(0, num, draws.size):
-        index = first // draws.size
-        levels = draws.chunk(index, progress)
+    drawing, folder = draws.progress(num), draws.folder / digest({"features": extractor.identity})
+    files = [folder / f"{index:06d}.npy" for index in range(-(-num // draws.size))]
+    extracting = Progress("features of samples", sum(not file.is_file() for file in files))
+    for index, file in enumerate(files):
+        levels, first = draws.chunk(index, drawing), index * draws.size
 
         def made(levels: np.ndarray = levels) -> np.ndarray:
-            return extractor(to_uint8(levels, num_levels))
+            new = extractor(to_uint8(levels, num_levels))
+            extracting()
+            return new
 
-        file = folder / f"{index:06d}.npy"
         yield kept.array(file, made, (draws.size, extractor.size), "float32")[: num - first]
 
 
@@ -194,6 +241,7 @@ def compare(
                 "distance": distance(drawn.gaussian, summary.gaussian),
                 "kid": kernel.value,
                 "kid_se": kernel.error,
+                "kid_num": kernel.num,
             }
 
 
@@ -204,10 +252,10 @@ def table(figures: dict[str, Any]) -> Table:
         f"{figures['dataset']}, {sampling['steps']} steps of {sampling['sampler']}, step {figures['step']}"
     )
     result = Table(title=title, caption=f"features {figures['features_identity'][:16]}")
-    for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks"):
+    for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks", "of samples"):
         result.add_column(column, justify="left" if column == "split" else "right")
     for row in figures["distances"]:
         error = "-" if row["kid_se"] is None else f"{row['kid_se']:.3g}"
-        count = f"{row['num']:,}"
-        result.add_row(count, row["split"], f"{row['distance']:.4f}", f"{row['kid']:.5g}", error)
+        cells = f"{row['distance']:.4f}", f"{row['kid']:.5g}", error, f"{row['kid_num']:,}"
+        result.add_row(f"{row['num']:,}", row["split"], *cells)
     return result

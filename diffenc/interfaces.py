@@ -229,16 +229,19 @@ Extract = Callable[[UInt8[Array, "b h w c"]], Float[Array, "b features"]]
 class Features(Protocol):
     """A fixed network, by whose features sets of images are compared."""
 
-    @property
     def metric(self) -> str:
-        """What the Fréchet distance between such features is called: "fid" for Inception's, and for no others."""
+        """What the Fréchet distance is called: "fid" for Inception's of the published weights, and for no others.
+
+        Raises:
+          UserError: the weights are not there.
+        """
         ...
 
     @property
     def num_features(self) -> int: ...
 
     def identity(self) -> str:
-        """Tells these features from any others: the SHA-256 of their weights, and what else decides them.
+        """Tells these features from any others: the SHA-256 of their weights, a version of their code, and all else.
 
         Raises:
           UserError: the weights are not there.

@@ -11,10 +11,11 @@ FEWEST_BLOCKS = 4  # if there are vectors for them: so that the error is known
 
 
 class Kid(NamedTuple):
-    """The mean over blocks, and its standard error; None from a single block."""
+    """The mean over blocks, its standard error (None from a single block), and how many vectors of each set it is of."""
 
     value: float
     error: float | None
+    num: int
 
 
 def kid(one: Vectors, other: Vectors, block: int) -> Kid:
@@ -30,10 +31,10 @@ def kid(one: Vectors, other: Vectors, block: int) -> Kid:
     """
     fewest = min(len(one), len(other))
     block = max(2, min(block, fewest // FEWEST_BLOCKS))
-    count = fewest // block
-    each = [mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(max(count, 1))]
+    count = max(1, fewest // block)
+    each = [mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(count)]
     error = float(np.std(each, ddof=1) / np.sqrt(count)) if count > 1 else None
-    return Kid(float(np.mean(each)), error)
+    return Kid(float(np.mean(each)), error, count * block)
 
 
 def mmd(one: Vectors, other: Vectors) -> float:

@@ -25,6 +25,7 @@ _KEYS = {  # where on the stack the keys are that an operation hashes
     pickle.DICT[0]: slice(None, None, 2),
 }
 MAX_DIMS = 32
+_LONGEST_SHOWN = 80  # characters
 _MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an object of a hundred bytes
 
 
@@ -79,7 +80,7 @@ class Unpickler(pickle._Unpickler):
     def _encode(self, value: Any, encoding: Any) -> bytes:
         """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
         if text(encoding) != "latin1":
-            raise ValueError(f"encoding {encoding!r}")
+            raise ValueError(f"encoding {shown(encoding)}")
         self._left -= len(value)
         if self._left < 0:
             raise ValueError("too many bytes")
@@ -90,7 +91,9 @@ class Unpickler(pickle._Unpickler):
             return lambda value, encoding: self._encode(value, encoding)
         known = self._known.get((module, name))
         if known is None:
-            raise UserError(f"{self._name}: its pickle asks for {module}.{name}; only arrays are admitted")
+            raise UserError(
+                f"{self._name}: its pickle asks for {shown(f'{module}.{name}')}; only arrays are admitted"
+            )
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
 
 
@@ -129,7 +132,7 @@ class _Dtype:
     def __init__(self, spec: Any, align: Any = False, copy: Any = True):
         del align, copy
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", text(spec)):
-            raise ValueError(f"dtype {spec!r} is not a plain number")
+            raise ValueError(f"dtype {shown(spec)} is not a plain number")
         self.dtype = np.dtype(text(spec))
 
     def __setstate__(self, state: tuple) -> None:
@@ -184,6 +187,11 @@ def text(value: Any) -> str:
     if not isinstance(value, str | bytes):
         raise ValueError(f"a {type(value).__name__} where text belongs")
     return value.decode("ascii") if isinstance(value, bytes) else value
+
+
+def shown(value: Any) -> str:
+    """What messages show of a value out of a file: short, in one line, nothing in it that a terminal obeys."""
+    return ascii(value)[:_LONGEST_SHOWN]
 
 
 def _opaque(*args: Any) -> None:

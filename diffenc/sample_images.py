@@ -1,7 +1,6 @@
 """A grid's worth of images from a trained model, in stretches of one compiled scan."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -60,9 +59,7 @@ class ImageSampler:
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
-        self._conditions = partial(
-            classes.of_samples, experiment.model, experiment.dataset, self.settings.classes
-        )
+        self._labels = classes.in_turn(experiment.dataset, self.settings.classes, self.settings.num)
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
         self._solver = SOLVERS[self.settings.sampler]
@@ -82,16 +79,16 @@ class ImageSampler:
         params: Params,
         after_stretch: Callable[[], None] = lambda: None,
         key: Key | None = None,
-        before: int = 0,
+        labels: Int[np.ndarray, " n"] | None = None,
     ) -> Int[np.ndarray, "n h w c"]:
         """Integer levels.
 
         Args:
           after_stretch: is called after each stretch: to show progress, or to raise.
           key: of the noise; None = by the seed.
-          before: so many images were drawn before these; their classes go on in turn.
+          labels: of which class each is, for a model that is told; None = `sample.classes` in turn.
         """
-        condition = jax.tree.map(lambda each: each[before:], self._conditions(before + self.settings.num))
+        condition = self._model.conditioning(self._labels if labels is None else labels)
         self._warn_of_another_model(params)
 
         def walk_down(key: Key, z: Data, down: Descent) -> Data:

@@ -21,6 +21,7 @@ from diffenc.interfaces import Dataset, Source
 from diffenc.paths import cache_directory
 from diffenc.progress import Progress
 
+FORMAT = 1  # of what is kept: to be raised where it, or how images become uint8, comes to differ
 CHUNK = 1024  # images; as many are lost at most when it is stopped
 
 
@@ -48,6 +49,7 @@ def described(
 ) -> dict[str, Any]:
     """All that the features depend on, and which of them are kept one by one."""
     return {
+        "format": FORMAT,
         "fingerprint": dataset.fingerprint(split),
         "image_shape": dataset.image_shape,
         "num_levels": dataset.num_levels,

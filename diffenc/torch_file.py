@@ -5,6 +5,7 @@ each a member of its own; and the one before it, five pickles followed by all st
 """
 
 import math
+import os
 import struct
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from diffenc.errors import UserError
 from diffenc.limits import Limited
 from diffenc.paths import Stream, reading
 from diffenc.safe_npz import refuse_bomb
-from diffenc.safe_pickle import MAX_DIMS, Unpickler, is_size, text
+from diffenc.safe_pickle import MAX_DIMS, Unpickler, is_size, shown, text
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what the older format opens with
 _PROTOCOL = 1001
@@ -84,6 +85,9 @@ def load(path: Path, limit: int) -> dict[str, np.ndarray]:
 def _read_archive(
     stream: BinaryIO, name: str, limit: int
 ) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+    size = stream.seek(0, os.SEEK_END)
+    if size > limit:  # zipfile takes memory for as large a directory as the file's end claims
+        raise UserError(f"{name}: has {size:,} bytes, more than the {limit:,} it may have")
     with zipfile.ZipFile(stream) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [member for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
@@ -92,9 +96,11 @@ def _read_archive(
         root = pickles[0].removesuffix("data.pkl")
 
         def read(member: str, most: int) -> bytes | bytearray:
-            refuse_bomb(members[member], f"{name}:{member}", most)
+            if member not in members:
+                raise UserError(f"{name}: lacks {shown(member)}; get it again")
+            refuse_bomb(members[member], f"{name}: {shown(member)}", most)
             with archive.open(members[member]) as packed:
-                return Limited(packed, most, f"{name}:{member}").read()
+                return Limited(packed, most, f"{name}: {shown(member)}").read()
 
         swapped = f"{root}byteorder" in members and read(f"{root}byteorder", 16) != sys.byteorder.encode()
         with archive.open(members[pickles[0]]) as packed:
@@ -116,8 +122,8 @@ def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Ten
     storages = {}
     for key in map(text, _plain(limited, name)):
         (numel,) = struct.unpack(">q" if swapped else "<q", limited.read(8))
-        if numel != named[key].numel:
-            raise ValueError(f"storage {key} has {numel} numbers, not {named[key].numel}")
+        if key not in named or numel != named[key].numel:
+            raise ValueError(f"storage {shown(key)} has {numel} numbers, and no tensor that says so")
         storages[key] = _numbers(limited.read(numel * named[key].dtype.itemsize), named[key], swapped)
     if limited.read(1):
         raise UserError(f"{name}: bytes follow the last storage; get it again")
@@ -137,7 +143,9 @@ def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor]
         raise UserError(f"{name}: holds a {type(found).__name__}, not a dictionary of tensors")
     for key, value in found.items():
         if not isinstance(value, _Tensor):
-            raise UserError(f"{name}: has a {type(value).__name__} as {key!r}; only tensors are admitted")
+            raise UserError(
+                f"{name}: has a {type(value).__name__} as {shown(key)}; only tensors are admitted"
+            )
     return {text(key): value for key, value in found.items()}, unpickler.storages
 
 
@@ -158,13 +166,15 @@ class _Unpickler(Unpickler):
             raise ValueError("a storage of an unknown type")
         storage = _Storage(text(key), dtype, numel)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"storage {storage.key} is described in two ways")
+            raise ValueError(f"storage {shown(storage.key)} is described in two ways")
         return storage
 
 
 def _numbers(raw: bytes | bytearray, storage: _Storage, swapped: bool) -> np.ndarray:
     if len(raw) != storage.numel * storage.dtype.itemsize:
-        raise ValueError(f"storage {storage.key}: {len(raw)} bytes for {storage.numel} {storage.dtype}")
+        raise ValueError(
+            f"storage {shown(storage.key)}: {len(raw)} bytes for {storage.numel} {storage.dtype}"
+        )
     found = np.frombuffer(raw, storage.dtype)
     return found.byteswap() if swapped else found
 
@@ -181,7 +191,7 @@ def _arrays(
             raise ValueError("tensors larger than the file may be")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if count and last >= len(flat):
-            raise ValueError(f"{key}: reaches beyond its storage")
+            raise ValueError(f"{shown(key)}: reaches beyond its storage")
         steps = [stride * flat.itemsize for stride in strides]
         yield key, np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 

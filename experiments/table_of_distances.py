@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffenc import describe
 from diffenc.fid import features_of, of_sampling
 from diffenc.registry import features
 from experiments import collected, summary
@@ -17,6 +18,8 @@ from experiments.table_shown import MISSING, Cell, Figure, Page, Sheet
 TABLE = 8
 PUBLISHED = "fid"
 NAMES = {PUBLISHED: ("FID", "KID")}  # any other metric goes by its own name
+# of the record's distances: the one shown, and of how many samples it is
+SHEETS = {"table": ("distance", "num"), "kid": ("kid", "kid_num")}
 ALIKE = (
     *("metric", "features_identity", "images", "sampling", "seed", "batch_size", "step", "precision"),
     *("matmul_precision", "kid_images", "kid_block"),
@@ -30,23 +33,26 @@ def compared(run: Run) -> bool:
     record, experiment = summary.read(run.workdir, "fid"), run.experiment
     if record is None:
         return False
-    chosen = features_of(experiment)
+    settings = experiment.fid
     asked = {
-        "metric": chosen.metric,
-        "features": features.spell(chosen),
+        "features": features.spell(features_of(experiment)),
         "step": experiment.sample.step or experiment.steps,
+        "precision": describe.precision(experiment),
+        **{key: getattr(settings, key) for key in ("num_images", "kid_images", "kid_block")},
         **of_sampling(experiment),
     }
-    settings = experiment.fid
-    measured = {(num, split) for num in settings.nums for split in settings.splits}
-    return measured == set(by_column(record)) and all(record[key] == value for key, value in asked.items())
+    wanted = {(num, split) for num in settings.nums for split in settings.splits}
+    there = wanted == set(by_column(record, "distance"))
+    return there and all(key in record and record[key] == value for key, value in asked.items())
 
 
 TASKS = (Task("train", lambda run: compared(run) or trained(run)), Task("fid", compared))
 
 
-def by_column(record: Record) -> dict[Measured, Record]:
-    return {(found["num"], found["split"]): found for found in record["distances"]}
+def by_column(record: Record, key: str) -> dict[Measured, float]:
+    """The figures `key` of a record."""
+    count = dict(SHEETS.values())[key]
+    return {(found[count], found["split"]): found[key] for found in record["distances"]}
 
 
 def page(lines: Sequence[Line]) -> Page:
@@ -63,7 +69,7 @@ def page(lines: Sequence[Line]) -> Page:
     facts = (
         *(_facts(found[0][1]) if found else ("nothing has been measured yet",)),
         *collected.how_published(lines),
-        *([] if beside else [_why_alone(metric)]),
+        *([] if beside else [_why_alone(metric, [record for _, record in found])]),
         *collected.missing(lines, TASKS),
     )
     return Page(title(TABLE), facts, tuple(_sheets(lines, records, metric, beside)))
@@ -77,13 +83,16 @@ def _records(line: Line) -> list[tuple[Path, Record]]:
 def _of_published(line: Line, record: Record) -> bool:
     """Whether the samples were compared with whole splits of the paper's images."""
     images = record["images"].values()
-    whole = line.runs[0].experiment.fid.num_images is None
-    return whole and all(collected.of_published_images(line.row.dataset, of) for of in images)
+    return record["num_images"] is None and all(
+        collected.of_published_images(line.row.dataset, of) for of in images
+    )
 
 
-def _why_alone(metric: str) -> str:
+def _why_alone(metric: str, records: Sequence[Record]) -> str:
     if metric != PUBLISHED:
         return f"{metric} is not FID: the paper's figures are of other features, and are left out"
+    if any(record["num_images"] is not None for record in records):
+        return "the paper's figures are of whole splits, and are left out"
     return "the paper's figures are of other images, and are left out"
 
 
@@ -99,11 +108,14 @@ def _facts(record: Record) -> Iterator[str]:
 def _sheets(
     lines: Sequence[Line], records: dict[str, list[tuple[Path, Record]]], metric: str, beside: bool
 ) -> Iterator[Sheet]:
-    measured = {key for of in records.values() for _, record in of for key in by_column(record)}
     published = {_key(name) for line in lines for name in line.row.figures} if beside else set()
-    columns = sorted(measured | published, key=lambda column: (column[0], column[1] != "train"))
-    frechet, kernel = NAMES.get(metric, (metric, f"kernel distance ({metric})"))
-    for name, shown, key in (("table", frechet, "distance"), ("kid", kernel, "kid")):
+    heads_of = NAMES.get(metric, (metric, f"kernel distance ({metric})"))
+    for (name, (key, _)), shown in zip(SHEETS.items(), heads_of, strict=True):
+        measured = {
+            column for of in records.values() for _, record in of for column in by_column(record, key)
+        }
+        wanted = measured | published if name == "table" else measured
+        columns = sorted(wanted, key=lambda column: (column[0], column[1] != "train"))
         heads = ("model", "from", *(f"{shown} {num:,} {split}" for num, split in columns), "seeds")
         rows = []
         for line in lines:
@@ -120,7 +132,7 @@ def _key(name: str) -> Measured:
 
 def _here(found: Sequence[tuple[Path, Record]], key: str, columns: Sequence[Measured]) -> tuple[Cell, ...]:
     values = {
-        column: [by_column(of)[column][key] for _, of in found if column in by_column(of)]
+        column: [by_column(of, key)[column] for _, of in found if column in by_column(of, key)]
         for column in columns
     }
     cells = (mean_and_error(np.array(of, np.float64)) if of else MISSING for of in values.values())

@@ -16,6 +16,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Extract
 from diffenc.paths import data_directory
 from diffenc.registry import features
+from diffenc.safe_pickle import shown
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,
@@ -35,6 +36,7 @@ from diffenc_plugins.features.layers import (
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256_START = "6726825d"  # as its name says
+VERSION = 1  # of the code: to be raised where it comes to give other features of the same weights
 SIDE = 299  # pixels
 EPSILON = 1e-3  # of all norms
 _LIMIT = 2**28  # bytes; the file has 96 million
@@ -144,7 +146,6 @@ class Inception:
     weights: str | None = None
     preprocess: str = "port"
 
-    metric: ClassVar[str] = "fid"
     num_features: ClassVar[int] = 2048
 
     def __post_init__(self):
@@ -153,17 +154,22 @@ class Inception:
                 f"features.inception.preprocess = {self.preprocess!r}: must be one of {', '.join(PREPROCESS)}"
             )
 
+    def metric(self) -> str:
+        """ "fid" for the published weights and for images resized as most figures have it."""
+        published = self._sha256().startswith(SHA256_START)
+        return "fid" if published and self.preprocess == "port" else "fd_inception"
+
     def identity(self) -> str:
-        sha256 = digests.of_file(self._path())["sha256"]
+        sha256 = self._sha256()
         if not sha256.startswith(SHA256_START):
             logging.warning(
-                "%s is not the published %s (its SHA-256 begins with %s): distances are not comparable with "
-                "published ones",
+                "%s is not the published %s (its SHA-256 begins with %s): distances are called fd_inception, and are "
+                "not FID",
                 self._path(),
                 FILE,
                 sha256[:8],
             )
-        return f"{sha256} {self.preprocess}"
+        return f"{sha256} {self.preprocess} v{VERSION}"
 
     def load(self) -> Extract:
         path = self._path()
@@ -171,6 +177,9 @@ class Inception:
         extract = Partial(partial(features_of, PREPROCESS[self.preprocess]), weights)
         _check(extract, str(path), self.num_features)
         return extract
+
+    def _sha256(self) -> str:
+        return digests.of_file(self._path())["sha256"]
 
     def _path(self) -> Path:
         path = Path(self.weights).expanduser() if self.weights else data_directory() / FILE
@@ -203,9 +212,9 @@ def weights_from(state: dict[str, np.ndarray], name: str) -> Weights:
             try:
                 parts = [state[part] for part in norm]
             except KeyError as error:
-                raise UserError(f"{name}: has no {error.args[0]}, so it is not {FILE}") from error
+                raise UserError(f"{name}: has no {shown(error.args[0])}, so it is not {FILE}") from error
             if not state[key].ndim == 4 or not all(part.shape == state[key].shape[:1] for part in parts):
-                raise UserError(f"{name}: is not {FILE} ({layer} has other shapes)")
+                raise UserError(f"{name}: is not {FILE} ({shown(layer)} has other shapes)")
             scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
             scale = scale / np.sqrt(variance + EPSILON)
             kernel = state[key].transpose(2, 3, 1, 0) * scale

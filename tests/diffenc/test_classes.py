@@ -204,11 +204,22 @@ def test_samples_show_the_classes_in_turn(three):
     np.testing.assert_array_equal(draw(num=3, guidance=1.0), stretched)
 
 
-def test_images_drawn_in_parts_go_on_with_the_classes(three):
+def test_images_may_be_of_classes_that_the_caller_names(three):
     experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(steps=8, num=4))
     images = ImageSampler(experiment, data_mesh())
-    np.testing.assert_array_equal(images.draw(PARAMS, before=4), PATTERNS[[1, 2, 0, 1]])
+    np.testing.assert_array_equal(images.draw(PARAMS, labels=np.array([2, 2, 0, 1])), PATTERNS[[2, 2, 0, 1]])
     np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])
+
+
+def test_classes_are_drawn_by_their_shares_of_the_train_split(tiny, monkeypatch):
+    monkeypatch.setattr(classes, "_CHUNK", 5)
+    np.testing.assert_allclose(classes.shares(tiny().dataset), np.array([8, 8, 7]) / 23)
+    one, other = (classes.at_random(np.array([0.7, 0.0, 0.3]), 4000, jax.random.key(seed)) for seed in (0, 1))
+    counts = np.bincount(one, minlength=3)
+    assert counts[1] == 0
+    assert abs(counts[0] - 2800) < 4 * np.sqrt(4000 * 0.7 * 0.3)
+    assert 0.35 < np.mean(one != other) < 0.49  # 2 x 0.7 x 0.3
+    assert np.mean(np.diff(one) != 0) > 0.35, "in no order"
 
 
 def test_a_known_class_saves_its_logarithm(three):

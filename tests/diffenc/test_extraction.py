@@ -12,8 +12,10 @@ from diffenc.extraction import PER_DEVICE, Collector, Extractor
 class Sums:
     """The sum of an image, and its first pixel."""
 
-    metric: str = "fd_sums"
     num_features: int = 2
+
+    def metric(self):
+        return "fd_sums"
 
     def identity(self):
         return "sums"

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ from jax.tree_util import Partial
 from scipy.linalg import sqrtm
 
 from diffenc import fid, modes, registry, train
+from diffenc.data import ArraySource
 from diffenc.errors import UserError
 from diffenc.extraction import Extractor
 from diffenc.fid_settings import Fid
 from diffenc.kid import kid
+from diffenc.progress import Progress
 from diffenc.sample_images import ImageSampler
 from diffenc.settings import Sample
 from diffenc.sharding import data_mesh
 from diffenc.split_features import of_split
+from diffenc_plugins.conditionings import ByClass
 from diffenc_plugins.features import Inception
 from diffenc_plugins.variances import Fixed
 
@@ -32,8 +36,10 @@ class Pixels:
 
     places: tuple[int, ...] = (0, 5, 6, 11)
 
-    metric: str = "fd_pixels"
     num_features: int = 4
+
+    def metric(self):
+        return "fd_pixels"
 
     def identity(self):
         return f"pixels {self.places}"
@@ -77,13 +83,13 @@ def drawn(monkeypatch):
 
     calls, draw = Drawn(), ImageSampler.draw
 
-    def counted(self, params, after_stretch, key, before):
+    def counted(self, params, after_stretch, key, labels):
         def stretch():
             after_stretch()
             if len(calls) >= calls.stop_after:
                 raise KeyboardInterrupt
 
-        result = draw(self, params, stretch, key, before)
+        result = draw(self, params, stretch, key, labels)
         calls.append(result)
         return result
 
@@ -112,6 +118,7 @@ def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, 
     assert json.loads((workdir / "fid.json").read_text()) == figures
     assert json.loads((workdir / "fids" / "0001.json").read_text()) == figures
     images, out = samples(workdir), capsys.readouterr().out
+    places = fid.places(np.array([6, 11]), 0)
     assert images.shape == (12, 4, 4, 1)
     assert len(np.unique(images.reshape(12, 16), axis=0)) > 6, "no chunk is another one again"
     asked = [(num, split) for num in (6, 11) for split in ("train", "test")]
@@ -120,11 +127,110 @@ def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, 
         split = of_split(settings.dataset, row["split"], settings.fid, Extractor(Pixels()))
         mine, theirs = vectors(images[: row["num"]]), vectors(settings.dataset.source(row["split"]).images)
         assert row["distance"] == pytest.approx(frechet(mine, theirs), rel=1e-6)
-        kernel = kid(mine, split.some, 1000)
+        kernel = kid(mine[np.argsort(places[: row["num"]])], split.some, 1000)
         assert (row["kid"], row["kid_se"]) == (pytest.approx(kernel.value), pytest.approx(kernel.error))
+        assert row["kid_num"] == {6: 6, 11: 10}[row["num"]], "blocks of two"
         assert f"{row['distance']:.4f}" in out
     assert figures["metric"] == "fd_pixels"
     assert "fd_pixels" in out
+
+
+def test_places_are_random_and_the_first_samples_have_the_first():
+    found = fid.places(np.array([300, 1000]), 5)
+    for num in (300, 1000):
+        assert sorted(found[:num]) == list(range(num))
+    for part in (found[:300], found[300:]):
+        assert 0.4 < np.mean(np.diff(part) > 0) < 0.6
+    np.testing.assert_array_equal(found[:300], fid.places(np.array([300]), 5))
+    assert (found != fid.places(np.array([300, 1000]), 6)).mean() > 0.9
+
+
+class InTurn(fid.Draws):
+    """Samples whose four features are those of classes in turn, four times the identity."""
+
+    def __init__(self, folder):
+        self.folder, self.size = folder, 40
+
+    def progress(self, num):
+        return fid.Progress("", num)
+
+    def chunk(self, index, progress):
+        levels = np.zeros((40, 16), np.uint8)
+        levels[np.arange(40), np.array([0, 5, 6, 11])[np.arange(40) % 4]] = 4
+        return levels.reshape(40, 4, 4, 1)
+
+
+def test_the_order_in_which_samples_come_does_not_decide_the_kernel_distance(experiment, tmp_path):
+    settings = experiment(nums=(1200,), kid_block=8)
+    (found,) = fid.sample_summaries(settings, InTurn(tmp_path), Extractor(Pixels()))
+    scaled = found.some / 255
+    assert len(np.unique(scaled, axis=0)) == 4
+    others = np.eye(4)[np.random.default_rng(0).integers(0, 4, 1200)]
+    kernel = kid(scaled, others, 8)
+    assert abs(kernel.value) < 4 * (kernel.error or 0)
+
+
+def test_classes_are_drawn_by_the_shares_of_train_or_as_they_are_bound(tiny, monkeypatch, workdir):
+    @dataclasses.dataclass(frozen=True)
+    class Uneven(type(tiny().dataset)):
+        """Three in four are of class 2, none of class 1."""
+
+        def source(self, split):
+            images = super().source(split).images
+            return ArraySource(images, np.where(np.arange(len(images)) % 4, 2, 0).astype(np.int32))
+
+    monkeypatch.setitem(registry.datasets._classes, "uneven", Uneven)
+    blind = tiny().model
+    network = dataclasses.replace(blind.network, classes=3)
+    told = dataclasses.replace(blind, network=network, conditioning=ByClass())
+    seen = []
+
+    def draw(self, params, after_stretch, key, labels):
+        seen.append(labels)
+        return np.zeros((64, 4, 4, 1), np.int32)
+
+    monkeypatch.setattr(ImageSampler, "draw", draw)
+
+    def draws(workdir, classes=None, model=told):
+        settings = tiny(
+            model=model, dataset=Uneven(), sample=Sample(steps=6, classes=classes), fid=Fid(batch_size=64)
+        )
+        made = fid.Draws(settings, data_mesh(), {}, workdir, 3)
+        for index in (0, 1):
+            made.chunk(index, made.progress(128))
+        return made.of.get("classes_drawn")
+
+    assert draws(workdir) == "at random, by the shares of train"
+    assert draws(workdir / "again") == "at random, by the shares of train"
+    assert set(seen[0]) == {0, 2}
+    assert 0.6 < np.mean(np.concatenate(seen) == 2) < 0.9, "17 of 23 are"
+    assert (seen[0] != seen[1]).any()
+    for k in (0, 1):
+        np.testing.assert_array_equal(seen[k], seen[k + 2])
+    assert draws(workdir, (2, 0, 1)) == "sample.classes in turn"
+    np.testing.assert_array_equal(np.concatenate(seen[4:]), np.resize([2, 0, 1], 128))
+    assert draws(workdir, model=blind) is None
+    assert seen[6:] == [None, None]
+
+
+def test_how_far_the_features_of_samples_that_are_there_have_come_is_shown(experiment, workdir, monkeypatch):
+    shown = []
+
+    class Shown(Progress):
+        def __init__(self, task, total):
+            super().__init__(task, total)
+            self.task, self.total, self.done = task, total, 0
+            shown.append(self)
+
+        def __call__(self):
+            self.done += 1
+
+    fid.fid(experiment(), workdir)
+    monkeypatch.setattr(fid, "Progress", Shown)
+    fid.fid(experiment(features=Pixels((1, 2, 3, 4))), workdir)
+    fid.fid(experiment(), workdir)
+    told = [(each.total, each.done) for each in shown if each.task == "features of samples"]
+    assert told == [(3, 3), (0, 0)]
 
 
 def test_what_the_figures_are_of_is_said(experiment, workdir):
@@ -137,6 +243,7 @@ def test_what_the_figures_are_of_is_said(experiment, workdir):
         "step": 3,
         "seed": 7,
         "batch_size": 4,
+        "num_images": None,
         "kid_images": 10_000,
         "kid_block": 1000,
     }
@@ -149,6 +256,9 @@ def test_what_the_figures_are_of_is_said(experiment, workdir):
         "test": (13, "test of dots"),
     }
     assert len(figures["config_hash"]) == 64
+    assert "classes_drawn" not in figures
+    part = fid.fid(experiment(seed=7, num_images=5), workdir)
+    assert (part["num_images"], part["images"]["train"]["num_images"]) == (5, 5)
 
 
 def test_samples_are_of_the_averaged_model_by_the_chosen_sampler(experiment, workdir):
@@ -157,7 +267,7 @@ def test_samples_are_of_the_averaged_model_by_the_chosen_sampler(experiment, wor
     mesh = data_mesh()
     ema, _ = modes.restore_ema(settings, workdir, mesh, None)
     (folder,) = (workdir / "fid").iterdir()
-    key = fid.jax.random.fold_in(fid.root_key(0, "fid"), 0)
+    key = jax.random.fold_in(fid.root_key(0, "fid"), 0)
     alone = dataclasses.replace(settings, sample=dataclasses.replace(settings.sample, num=4))
     np.testing.assert_array_equal(
         np.load(folder / "000000.npy"), ImageSampler(alone, mesh).draw(ema, lambda: None, key)
@@ -208,6 +318,8 @@ def test_samples_drawn_otherwise_lie_elsewhere(experiment, workdir):
         folder(sample=Sample(steps=6, sampler="ddim")),
         folder(sample=Sample(steps=6, variance=Fixed(0.5))),
     ]
+    with jax.default_matmul_precision("highest"):
+        others.append(folder())
     assert len(set(others)) == len(others)
     assert folder() == folder(sample=Sample(steps=6, num=9, seed=5)) == folder(nums=(2,), splits=("test",))
 

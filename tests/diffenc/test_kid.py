@@ -44,6 +44,7 @@ def test_there_are_four_blocks_if_there_can_be(count, size, blocks):
     found = kid(one, other, 1000)
     assert found.value == pytest.approx(np.mean(each), rel=1e-9)
     assert (found.error is None) == (blocks == 1)
+    assert found.num == size * blocks
 
 
 def test_between_sets_of_one_kind_it_is_nothing_but_its_error():

@@ -92,6 +92,15 @@ def test_a_pickle_that_calls_anything_else_is_refused_by_name_and_not_run(tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a\nb\x1b[31m", "c" * 500])
+def test_the_name_of_what_is_refused_is_shown_short_and_in_one_line(name):
+    content = b"\x80\x04X\x02\0\0\0osX" + len(name).to_bytes(4, "little") + name.encode() + b"\x93."
+    with pytest.raises(UserError, match=r"^batch: its pickle asks for 'os\.") as refused:
+        load(content)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 160
+
+
 def state(dtype: bytes, raw: bytes, count: int, shape: bytes = b"K\x02\x85") -> bytes:
     """A pickled array with the given parts of its state."""
     return (

@@ -24,8 +24,10 @@ class Corners:
 
     name: str = "corners"
 
-    metric: str = "fd_corners"
     num_features: int = 3
+
+    def metric(self):
+        return "fd_corners"
 
     def identity(self):
         return self.name
@@ -145,6 +147,13 @@ def test_of_anything_else_it_is_computed_anew(of, other):
     of(num_images=22)
     of(**{"num_images": 22, **other})
     assert of.seen > 0
+
+
+def test_what_an_older_version_has_kept_is_computed_anew(of, monkeypatch):
+    of()
+    monkeypatch.setattr(split_features, "FORMAT", split_features.FORMAT + 1)
+    of()
+    assert of.seen == 23
 
 
 def test_stopped_it_goes_on_from_the_last_whole_chunk(of):

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -76,7 +78,7 @@ class Evil:
 
 def test_nothing_in_the_file_is_run(write, tmp_path):
     path = write({"a": Evil(os.mkdir, str(tmp_path / "made"))})
-    with pytest.raises(UserError, match=r"weights\.pth: its pickle asks for posix\.mkdir"):
+    with pytest.raises(UserError, match=r"weights\.pth: its pickle asks for 'posix\.mkdir'"):
         torch_file.load(path, LIMIT)
     assert not (tmp_path / "made").exists()
 
@@ -171,6 +173,34 @@ def test_other_files_are_told_apart(tmp_path):
         torch_file.load(path, LIMIT)
     with pytest.raises(UserError, match=r"absent\.pth: cannot be read"):
         torch_file.load(tmp_path / "absent.pth", LIMIT)
+
+
+def test_an_archives_directory_takes_no_more_memory_than_was_agreed(tmp_path):
+    """Its end says that the directory fills the file, which has holes on disk alone."""
+    path, size = tmp_path / "w.pth", 2**26
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size - 22, 0, 0)
+    with path.open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(size - len(end))
+        file.write(end)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"w\.pth: has 67,108,864 bytes, more than the 1,048,576 it may have"):
+        torch_file.load(path, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 4 * LIMIT
+    tracemalloc.stop()
+
+
+LONG = "a\n\x1b[31m" + "b" * 200
+
+
+def test_names_out_of_the_file_are_shown_short_and_in_one_line(write, torch_writer):
+    values = {LONG: {}}, {LONG: torch_writer.tensor(BASE, offset=1)}, {"a": torch_writer.tensor(BASE, key=LONG, numel=25)}  # fmt: skip
+    for value in values:
+        with pytest.raises(UserError) as refused:
+            torch_file.load(write(value), LIMIT)
+        said = str(refused.value)
+        assert "b" * 80 not in said
+        assert said.isprintable()
 
 
 def test_a_damaged_storage_of_an_archive_is_refused(torch_writer, tmp_path):

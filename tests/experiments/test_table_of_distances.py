@@ -25,7 +25,7 @@ INCEPTION = {"metric": "fid", "features": features.spell(features["inception"]()
 def distances(name, seed, columns):
     random = np.random.default_rng([len(name), seed])
     return [
-        {"num": num, "split": split, "distance": random.uniform(5, 20), "kid": random.normal(0.01, 0.003), "kid_se": 0.001}
+        {"num": num, "split": split, "distance": random.uniform(5, 20), "kid": random.normal(0.01, 0.003), "kid_se": 0.001, "kid_num": min(num, 50)}
         for num, split in columns
     ]  # fmt: skip
 
@@ -37,11 +37,12 @@ def finish(folder, flags, columns, **said):
         for run in line.runs:
             found = made[line.row.model, run.seed] = distances(line.row.model, run.seed, columns)
             images = {
-                split: {"dataset": "cifar10", "source": paper.images_of("cifar10"), "split": split, "num_images": 5, "fingerprint": f"{split} digest"}
-                for split in ("train", "test")
+                split: {"dataset": "cifar10", "source": paper.images_of("cifar10"), "split": split, "num_images": count, "fingerprint": f"{split} digest"}
+                for split, count in (("train", 50_000), ("test", 10_000))
             }  # fmt: skip
             record = {
                 **{"distances": found, "images": images, "features_identity": "f286bbf4", "step": 1000},
+                **{"num_images": None, "kid_images": 10_000, "kid_block": 1000, "precision": "float32"},
                 **table_of_distances.of_sampling(run.experiment),
                 **said,
             }
@@ -86,8 +87,10 @@ def test_fid_is_shown_beside_the_papers(tmp_path):
     assert [row["from"] for row in kid] == ["here", "here"]
     by_hand = sum(made["DiffEnc-32-4", seed][0]["kid"] for seed in range(2)) / 2
     assert float(kid[1]["KID 20 train"]) == pytest.approx(by_hand, rel=0.05)
+    heads = [head for head in kid[0] if not head.endswith("_se")]
+    assert heads == ["model", "from", *(f"KID {num} {split}" for num in (20, 50) for split in ("train", "test")), "seeds"]  # fmt: skip
     stated = (tmp_path / "8" / "table.md").read_text()
-    assert "5 of cifar10 train (CIFAR-10 (Krizhevsky 2009)), pixels train digest" in stated
+    assert "50,000 of cifar10 train (CIFAR-10 (Krizhevsky 2009)), pixels train digest" in stated
     assert "NOT the published training" in stated
     assert "missing" not in stated
 
@@ -122,6 +125,40 @@ def test_of_other_images_the_papers_are_left_out(tmp_path):
     assert "are of other images" in (tmp_path / "8" / "table.md").read_text()
 
 
+def test_against_a_part_of_a_split_the_papers_are_left_out(tmp_path):
+    flags = [*NUMS, "--gin_bindings=fid.num_images = 5"]
+    finish(tmp_path / "8", flags, COLUMNS, **INCEPTION, num_images=5)
+    assert call(tmp_path / "8", *flags) == 0
+    assert {row["from"] for row in rows_of(tmp_path / "8" / "table.csv")} == {"here"}
+    stated = (tmp_path / "8" / "table.md").read_text()
+    assert "the paper's figures are of whole splits" in stated
+    assert "missing" not in stated
+
+
+def test_by_other_weights_than_the_published_the_papers_are_left_out(tmp_path):
+    finish(tmp_path / "8", NUMS, COLUMNS, **(INCEPTION | {"metric": "fd_inception"}))
+    assert call(tmp_path / "8", *NUMS) == 0
+    rows = rows_of(tmp_path / "8" / "table.csv")
+    assert {row["from"] for row in rows} == {"here"}
+    assert "fd_inception 20 test" in rows[0]
+    assert "fd_inception is not FID" in (tmp_path / "8" / "table.md").read_text()
+
+
+def test_one_number_of_vectors_is_one_column_of_the_kernel_distance(tmp_path):
+    columns = [(num, split) for num in (100, 200) for split in ("train", "test")]
+    flags = ["--gin_bindings=fid.nums = (100, 200)"]
+    finish(tmp_path / "8", flags, columns, **INCEPTION)
+    for file in tmp_path.glob("2/*/*/fid.json"):
+        record = json.loads(file.read_text())
+        for row in record["distances"]:
+            row["kid"] = {"train": 0.25, "test": 0.5}[row["split"]]
+        file.write_text(json.dumps(record))
+    assert call(tmp_path / "8", *flags) == 0
+    row = rows_of(tmp_path / "8" / "kid.csv")[0]
+    assert [head for head in row if head.startswith("KID") and not head.endswith("_se")] == ["KID 50 train", "KID 50 test"]  # fmt: skip
+    assert (float(row["KID 50 train"]), float(row["KID 50 test"])) == (0.25, 0.5)
+
+
 def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
     finish(tmp_path / "8", NUMS, COLUMNS, **INCEPTION)
     scale = tables.scale_of(tables.parse(["--table=8", *SMALL, *NUMS]))
@@ -129,15 +166,21 @@ def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
     record = json.loads((run.workdir / "fid.json").read_text())
     assert table_of_distances.compared(run)
     for said in (
-        {"metric": "fd_squeezenet"},
         {"features": "squeezenet(weights=None)"},
         {"step": 999},
         {"seed": 1},
+        {"num_images": 5},
+        {"kid_images": 100},
+        {"kid_block": 10},
+        {"precision": "bfloat16"},
         {"sampling": record["sampling"] | {"steps": 10}},
         {"distances": record["distances"][:2]},
     ):
         (run.workdir / "fid.json").write_text(json.dumps(record | said))
         assert not table_of_distances.compared(run), said
+    del record["num_images"]
+    (run.workdir / "fid.json").write_text(json.dumps(record))
+    assert not table_of_distances.compared(run), "of a version that did not state it"
     assert call(tmp_path / "8", *NUMS, "--rows=VDMv") == 0
     stated = (tmp_path / "8" / "table.md").read_text()
     assert f"missing: {tmp_path}/2/VDMv-32: seed 0 (to do: train, fid)" in stated

@@ -131,7 +131,7 @@ class Evil:
 def test_an_evil_batch_is_named_and_not_run(folder, read, tmp_path):
     evil = pickle.dumps({"data": Evil(tmp_path / "trace")}, 2)
     pack(folder / "cifar-10-python.tar.gz", official() | {"cifar-10-batches-py/test_batch": evil})
-    with pytest.raises(UserError, match=r"test_batch: its pickle asks for posix\.system"):
+    with pytest.raises(UserError, match=r"test_batch: its pickle asks for 'posix\.system'"):
         read("cifar10", folder, "test")
     assert not (tmp_path / "trace").exists()
 

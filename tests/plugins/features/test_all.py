@@ -39,13 +39,19 @@ def extract(name):
 def test_the_interface_is_kept(name):
     plugin = registry.features[name]()
     assert isinstance(plugin, interfaces.Features)
-    assert (plugin.metric == "fid") == (name == "inception"), "only a distance of Inception's is called FID"
-    assert plugin.metric.isidentifier()
     assert plugin.num_features > 0
     assert plugin == registry.features[name]()
     hash(plugin)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plugin.weights = "x"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@every_kind
+def test_by_any_weights_the_distance_has_a_name_and_it_is_not_fid(name, tmp_path):
+    (tmp_path / "w").write_bytes(b"any")
+    metric = registry.features[name](weights=str(tmp_path / "w")).metric()  # pyright: ignore[reportCallIssue]
+    assert metric.isidentifier()
+    assert metric != "fid"
 
 
 @every_kind

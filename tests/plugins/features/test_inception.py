@@ -255,7 +255,7 @@ def small(torch_writer, tmp_path, drop=(), **changes):
     ("drop", "changes", "says"),
     [
         ((), {}, r"is not pt_inception-2015-12-05-6726825d\.pth \(128 features\)"),
-        (("Mixed_5b.branch1x1.bn.bias",), {}, r"has no Mixed_5b\.branch1x1\.bn\.bias, so it is not"),
+        (("Mixed_5b.branch1x1.bn.bias",), {}, r"has no 'Mixed_5b\.branch1x1\.bn\.bias', so it is not"),
         pytest.param(
             ("Mixed_7a.branch3x3_1.conv.weight",),
             {},
@@ -267,8 +267,17 @@ def small(torch_writer, tmp_path, drop=(), **changes):
             {"Conv2d_4a_3x3.conv.weight": np.zeros((12, 9, 3, 3), np.float32)},
             r"is not .*\(other shapes\)",
         ),
-        ((), {"Conv2d_4a_3x3.bn.bias": np.zeros(9, np.float32)}, r"\(Conv2d_4a_3x3 has other shapes\)"),
-        ((), {"Conv2d_4a_3x3.conv.weight": np.zeros(12, np.float32)}, r"\(Conv2d_4a_3x3 has other shapes\)"),
+        ((), {"Conv2d_4a_3x3.bn.bias": np.zeros(9, np.float32)}, r"\('Conv2d_4a_3x3' has other shapes\)"),
+        (
+            (),
+            {"a\nb.conv.weight": np.zeros((9, 9, 1, 1), np.float32)},
+            r"has no 'a\\nb\.bn\.weight', so it is not",
+        ),
+        (
+            (),
+            {"Conv2d_4a_3x3.conv.weight": np.zeros(12, np.float32)},
+            r"\('Conv2d_4a_3x3' has other shapes\)",
+        ),
     ],
 )
 def test_weights_that_are_not_those_are_refused(torch_writer, tmp_path, drop, changes, says):
@@ -290,16 +299,29 @@ def test_where_the_file_is_looked_for_and_the_way_out(tmp_path, monkeypatch):
     assert Inception().identity() == Inception(str(tmp_path / inception.FILE)).identity()
 
 
-def test_the_identity_is_of_the_file_and_of_how_images_are_resized(tmp_path, caplog):
+def test_the_identity_is_of_the_file_and_of_how_images_are_resized(tmp_path, monkeypatch):
     path = tmp_path / "w.pth"
     path.write_bytes(b"abc")
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of the standard
-    assert Inception(str(path)).identity() == f"{sha256} port"
-    assert Inception(str(path), "graph").identity() == f"{sha256} graph"
+    monkeypatch.setattr(inception, "VERSION", 7)
+    assert Inception(str(path)).identity() == f"{sha256} port v7"
+    assert Inception(str(path), "graph").identity() == f"{sha256} graph v7"
     with pytest.raises(
         UserError, match=r"features\.inception\.preprocess = 'tf': must be one of port, graph"
     ):
         Inception(preprocess="tf")
+
+
+def test_fid_is_of_the_published_weights_and_the_usual_resizing_alone(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"abc")
+    assert Inception(str(path)).metric() == "fd_inception"
+    assert inception.SHA256_START == "6726825d"
+    monkeypatch.setattr(inception, "SHA256_START", "ba7816bf")
+    assert Inception(str(path)).metric() == "fid"
+    assert Inception(str(path), "graph").metric() == "fd_inception"
+    with pytest.raises(UserError, match="no such file"):
+        Inception(str(tmp_path / "absent")).metric()
 
 
 def test_a_file_of_other_weights_is_told_of(tmp_path, monkeypatch):
@@ -309,6 +331,7 @@ def test_a_file_of_other_weights_is_told_of(tmp_path, monkeypatch):
     path.write_bytes(b"abc")
     Inception(str(path)).identity()
     assert "is not the published" in said[0]
+    assert "called fd_inception" in said[0]
     monkeypatch.setattr(inception, "SHA256_START", "ba7816bf")
     Inception(str(path)).identity()
     assert len(said) == 1
@@ -317,6 +340,6 @@ def test_a_file_of_other_weights_is_told_of(tmp_path, monkeypatch):
 def test_the_file_is_read_by_what_runs_nothing(tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match=r"asks for posix\.system"):
+    with pytest.raises(UserError, match=r"asks for 'posix\.system'"):
         Inception(str(path)).load()
     assert inception.torch_file is torch_file
