@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -119,7 +120,6 @@ class Model:
 
         `told` is what the network is told in place of `condition`, where that is less. The encoder keeps what it knows,
         so that with and without the condition it is one process whose images the network learns.
-
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
         """
@@ -129,12 +129,10 @@ class Model:
         def encode(log_snr: LogSNR) -> Data:
             return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=encoder_keys)
 
-        def log_snr_at(t: Times) -> LogSNR:
-            return self.schedule.apply(params["schedule"], t)
-
         def network(z: Data, log_snr: LogSNR) -> Data:
             return self.network.apply(params["network"], z, log_snr, condition=told, keys=network_keys)
 
+        log_snr_at = partial(self.schedule.apply, params["schedule"])
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)

@@ -188,8 +188,15 @@ FAULTS = (
         "diffenc/model.py",
         "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
         "x_phi_0, x_phi_1 = encode(log_snr_0), self.encoder.apply("
-        "params['encoder'], x, log_snr_1, condition=condition, key=network_key)",
+        "params['encoder'], x, log_snr_1, condition=condition, keys=network_keys)",
         (MODEL,),
+    ),
+    Fault(
+        "the encoder told as little as the network",
+        "diffenc/model.py",
+        "condition=condition, keys=encoder_keys",
+        "condition=told, keys=encoder_keys",
+        ("tests/diffenc/test_classes.py",),
     ),
     Fault(
         "one noise for z_t and z_0",
@@ -264,8 +271,8 @@ FAULTS = (
     Fault(
         "the schedule's interior trained on a part of the batch",
         "diffenc/gradient.py",
-        'params["schedule"], batch[1].t, diffusion',
-        'params["schedule"], batch[1].t[::2], diffusion[::2]',
+        'params["schedule"], batch.draws.t, diffusion',
+        'params["schedule"], batch.draws.t[::2], diffusion[::2]',
         ("tests/diffenc/test_gradient.py",),
     ),
     Fault(
@@ -390,8 +397,8 @@ FAULTS = (
     Fault(
         "one dropout mask for all images",
         "diffenc/gradient.py",
-        "jax.random.split(dropout_key, len(told.levels))",
-        "jnp.stack([dropout_key] * len(told.levels))",
+        "jax.random.split(dropout_key, shape[0])",
+        "jnp.stack([dropout_key] * shape[0])",
         ("tests/diffenc/test_gradient.py",),
     ),
     Fault(
