@@ -69,7 +69,8 @@ def parts(value: Any) -> Iterable[Any]:
 def objects_in(item: Any) -> Iterator[Any]:
     """`item`, and every dataclass in its fields, however deep."""
     yield item
-    for value in parts([getattr(item, field.name) for field in dataclasses.fields(item)]):
+    fields = dataclasses.fields(item) if dataclasses.is_dataclass(item) else ()
+    for value in parts([getattr(item, field.name) for field in fields]):
         if dataclasses.is_dataclass(value):
             yield from objects_in(value)
 

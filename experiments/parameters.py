@@ -24,7 +24,11 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.train_state import count_parameters
 
-STACKABLE = ("gin/learned_endpoints.gin", "gin/learned_schedule.gin")  # no runs of their own
+STACKABLE = (
+    "gin/by_class.gin",
+    "gin/learned_endpoints.gin",
+    "gin/learned_schedule.gin",
+)  # no runs of their own
 
 # (score network, encoder), in the authors' code
 PUBLISHED = {

@@ -200,7 +200,8 @@ def test_the_plugin_is_the_formula_it_states(plugin_folder, tmp_path):
 
 
 def test_a_workdir_holds_what_is_said(workdir):
-    said = re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE)
+    section = README.partition("## What a workdir holds\n")[2].partition("\n## ")[0]
+    said = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     held = {path.relative_to(workdir).as_posix() + "/" * path.is_dir() for path in workdir.rglob("*")}
     assert len(said) == 8
     for pattern in said:

@@ -193,7 +193,7 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     for key in ("bpd_ode", "bpd_ode_se", "evaluations"):
         assert record.pop(key) > 0
     assert record == {
-        "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
+        "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "passes": 1,
         "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "default",
         "device": "cpu", "model": likelihood.UNMODELLED, "step": 12, "num_params": 66,

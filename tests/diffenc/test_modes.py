@@ -77,7 +77,7 @@ def test_what_the_figures_are_of_is_said(trained, workdir):
     said = {key: value for key, value in figures.items() if not key.startswith("bpd")}
     config_hash = said.pop("config_hash")
     assert said == {
-        "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
+        "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 7, "step": 12, "num_params": 66,
         "batch_size": 4, "proposal": "uniform", "precision": "float32", "matmul_precision": "default", "device": "cpu",
     }  # fmt: skip

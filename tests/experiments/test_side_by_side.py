@@ -207,7 +207,7 @@ def test_what_ends_well_though_it_was_asked_to_stop_does_not_go_on(tmp_path):
     with pytest.raises(Interrupted):
         work_through([job], free(1), ends)
     thread.join()
-    assert ends == [("a", 0)]
+    assert ends == [("a", 128 + signal.SIGTERM)]
     assert "next" not in (tmp_path / "a").read_text()
 
 
@@ -264,7 +264,7 @@ def test_handlers_are_put_back(tmp_path):
 
 
 def test_now_and_then_it_is_told_what_runs_and_how_much_waits(tmp_path, caplog, monkeypatch):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     monkeypatch.setattr(side_by_side, "TELL", 0.4)
     text = "import time; print('step 3', flush=True); time.sleep(1)"
     work_through([Job(k, [python(text)], tmp_path / k) for k in "ab"], free(1), Ends())
