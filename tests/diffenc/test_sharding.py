@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from diffenc import sharding
 from diffenc.checkpoint import Checkpoints
 from diffenc.train_state import abstract_state
+
+CONFTEST = str(Path(__file__).parents[1] / "conftest.py")
 
 TRAIN = """
 import dataclasses, json, pathlib, re, runpy, sys
@@ -100,7 +103,7 @@ def _on_four(program: str, *arguments: Path | str) -> str:
 def four(tmp_path_factory) -> Path:
     """A folder with the same run on one device and on four, and facts.json."""
     folder = tmp_path_factory.mktemp("four")
-    _on_four(TRAIN, Path(__file__).parents[1] / "conftest.py", folder)
+    _on_four(TRAIN, CONFTEST, folder)
     return folder
 
 
@@ -152,9 +155,9 @@ def test_losses_are_those_of_one_device(four):
                 assert b[key] == pytest.approx(value, rel=1e-5), (key, a["step"])
 
 
-def test_parameters_are_those_of_one_device_and_go_back_to_one(four, tiny):
+def test_parameters_are_those_of_one_device_and_go_back_to_one(four):
     """Checkpoints of four devices, restored here, where there is one."""
-    experiment = tiny(batch_size=8, microbatches=2, evaluate_every=12, sample_every=12)
+    experiment = runpy.run_path(CONFTEST)["told"](batch_size=8, microbatches=2)
     wanted = abstract_state(experiment, sharding.data_mesh())
     one, many = (Checkpoints(four / count / "checkpoints").restore(wanted).tree for count in ("1", "4"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, many)
