@@ -146,7 +146,7 @@ def started(log: Path, lines: int = 1):
 def test_jobs_follow_their_runs_tasks_one_that_fails_stops_no_other_one_that_is_preempted_starts_again(
     stand_in, caplog
 ):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     Path("hang").touch()
     runs, tasks = stand_in(0, 1)
 
@@ -236,7 +236,7 @@ def test_a_run_whose_job_lives_is_waited_for_and_not_submitted_again(stand_in, j
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_jobs_go_on_when_the_program_is_stopped_and_it_says_how_to_end_them(stand_in, job, caplog, signum):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     runs, tasks = stand_in(0)
     timer = soon(os.kill, os.getpid(), signum, after=0.3)
     with pytest.raises(Interrupted) as interrupted:
@@ -270,7 +270,7 @@ def test_a_slurm_that_does_not_answer_for_a_while_ends_no_job(stand_in, job, cap
 
 
 def test_now_and_then_it_is_told_what_the_jobs_do(stand_in, job, caplog, monkeypatch):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     monkeypatch.setattr(on_slurm, "TELL", 0.3)
     runs, tasks = stand_in(0)
     runs[0].log.parent.mkdir(parents=True)
