@@ -129,15 +129,10 @@ def test_fields_of_the_same_name_are_told_apart():
     ]
 
 
-@given(st.text(min_size=1), st.text())
+@given(st.text(min_size=1, max_size=8), st.text(max_size=8))  # escaped, ten letters each: below LONGEST
 def test_any_file_system_takes_them(name, value):
-    made = (
-        variants_of([], [], [Grid((f"a.{name}",), ((repr(value),),))], "f")
-        if len(value) < 50 > len(name)
-        else []
-    )
-    for variant in made:
-        assert re.fullmatch(r"[A-Za-z0-9_.+-]*=[A-Za-z0-9_.+-]*", variant.name)
+    (variant,) = variants_of([], [], [Grid((f"a.{name}",), ((repr(value),),))], "f")
+    assert re.fullmatch(r"[A-Za-z0-9_.+-]*=[A-Za-z0-9_.+-]*", variant.name)
 
 
 @pytest.mark.parametrize(
