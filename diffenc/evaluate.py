@@ -22,7 +22,7 @@ from diffenc.data import source_name
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
-from diffenc.interfaces import Images, Key, Params
+from diffenc.interfaces import Dataset, Images, Key, Params
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
 from diffenc.passes import Passes, compile_over
@@ -134,7 +134,7 @@ def identity(
     dataset = experiment.dataset
     source = source_name(dataset)
     return {
-        "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
+        "dataset": dataset_name(dataset),
         **({} if source is None else {"source": source}),
         "split": settings.split,
         "num_images": num_images,
@@ -142,6 +142,11 @@ def identity(
         "fingerprint": dataset.fingerprint(settings.split),
         **classes.stated(experiment.model),
     }
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """As registered, else its class's own."""
+    return datasets.name_of(type(dataset)) or type(dataset).__name__
 
 
 def depth(settings: Evaluate) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from diffenc import plots
-from diffenc.figure_images import CHANGE, column_title
+from diffenc.figure_images import CHANGE, beside_changes, column_title
 from diffenc.figure_subject import Encoded, Numbers, Record, Subject, labels_of, spread_out
 from diffenc.progress import Progress
 
@@ -145,11 +145,7 @@ def of_means(
 def draw(numbers: Numbers, title: str) -> plots.Figure:
     """Mean changes as heat maps, and below them the distances over t."""
     record, arrays = numbers.record, numbers.arrays
-    change = arrays["mean_change"]
-    limit = np.abs(change).max(axis=(0, 2, 3))
-    pictures = np.concatenate(
-        [plots.greys(arrays["mean_x"])[:, None], plots.diverging(change, limit[:, None, None])], axis=1
-    )
+    limit, pictures = beside_changes(arrays["mean_x"], arrays["mean_change"])
     width, height = plots.sheet_size(*pictures.shape[:2])
     figure = plots.Figure((width, height + 3.4), layout="constrained")
     figure.suptitle(

@@ -18,10 +18,7 @@ def measure_heat_maps(subject: Subject) -> Numbers:
 def draw_heat_maps(numbers: Numbers, title: str) -> plots.Figure:
     """Each column has its own scale, stated above it: changes at different t differ by orders of magnitude."""
     record, x, change = numbers.record, numbers.arrays["x"], numbers.arrays["change"]
-    limit = np.abs(change).max(axis=(0, 2, 3))
-    pictures = np.concatenate(
-        [plots.greys(x)[:, None], plots.diverging(change, limit[:, None, None])], axis=1
-    )
+    limit, pictures = beside_changes(x, change)
     columns = ["x", *map(column_title, record["t"], limit)]
     nothing = "" if limit.any() else ": this encoder changes nothing"
     figure = plots.sheet_figure(*pictures.shape[:2])
@@ -32,6 +29,15 @@ def draw_heat_maps(numbers: Numbers, title: str) -> plots.Figure:
     axes = plots.sheet(figure, pictures, columns, record["rows"])
     plots.colour_bar(figure, axes, CHANGE)
     return figure
+
+
+def beside_changes(
+    x: Float[np.ndarray, "n h w c"], change: Float[np.ndarray, "n t h w"]
+) -> tuple[plots.Values, np.ndarray]:
+    """Each column's limit, and pictures [n, 1 + t, ...]: an image in grey, then its changes."""
+    limit = np.abs(change).max(axis=(0, 2, 3))
+    coloured = plots.diverging(change, limit[:, None, None])
+    return limit, np.concatenate([plots.greys(x)[:, None], coloured], axis=1)
 
 
 def column_title(t: float, limit: float) -> str:

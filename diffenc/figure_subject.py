@@ -16,7 +16,7 @@ from diffenc import describe
 from diffenc.batches import epoch_order, eval_batches
 from diffenc.data import Subset, some_of
 from diffenc.errors import UserError
-from diffenc.evaluate import identity
+from diffenc.evaluate import dataset_name, identity
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
 from diffenc.interfaces import Condition, Conditioning, Data, Dataset, Images, LogSNR, Params, Source
@@ -25,7 +25,6 @@ from diffenc.objective import Encode
 from diffenc.passes import compile_over
 from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
-from diffenc.registry import datasets
 from diffenc.sharding import images_to_devices, rows_here
 
 BATCH = 32  # images at a time
@@ -71,9 +70,8 @@ class Subject:
     @property
     def model_of(self) -> Record:
         """Which parameters these are, and in which precision they are computed with."""
-        dataset = self.experiment.dataset
         return {
-            "dataset": datasets.name_of(type(dataset)) or type(dataset).__name__,
+            "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
             "config_hash": describe.config_hash(self.experiment),
             "precision": describe.precision(self.experiment),

@@ -1,7 +1,6 @@
 """The figures of a trained run: --mode=figures. WORKDIR/figures/ has each as PNG and PDF, beside its numbers."""
 
 import contextlib
-import difflib
 import hashlib
 import io
 import json
@@ -31,6 +30,7 @@ from diffenc.experiment import Experiment
 from diffenc.figure_subject import Numbers, Record, Subject
 from diffenc.mirror import mirrored, name_of
 from diffenc.modes import restore_ema
+from diffenc.names import nearest
 from diffenc.sharding import data_mesh
 
 FOLDER = "figures"
@@ -92,7 +92,7 @@ def chosen(only: tuple[str, ...]) -> Mapping[str, Kind]:
     """
     for name in only:
         if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES, n=1, cutoff=0.0)[0]
+            near = nearest(name, FIGURES)
             raise UserError(
                 f"figures.only: no figure is called {name!r}; nearest: {near}; there are {', '.join(FIGURES)}"
             )

@@ -12,15 +12,21 @@ CONFIG = "config.gin"
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
     """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    way_out = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
+    refuse_other_config(experiment, workdir, also_free, way_out)
+
+
+def refuse_other_config(
+    experiment: Experiment, workdir: Path, also_free: tuple[str, ...], way_out: str
+) -> None:
+    """`check_config`, for one who knows another way out."""
     saved = workdir / CONFIG
     if not saved.is_file():
         return
-    differing = describe.differences(saved.read_text(), describe.config_text(experiment), also_free)
+    text = saved.read_text(encoding="utf-8")
+    differing = describe.differences(text, describe.config_text(experiment), also_free)
     if differing:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir, "
-            f"or go on with its own config, --gin_file={saved}"
-        )
+        raise UserError(f"{workdir} holds a run of another config ({'; '.join(differing)}): {way_out}")
 
 
 def check_data(images: str, restored: Restored, workdir: Path) -> None:

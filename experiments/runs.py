@@ -12,12 +12,13 @@ from diffenc.errors import UserError
 from diffenc.evaluate import depth
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.registry import proposals
-from diffenc.same_run import CONFIG
+from diffenc.same_run import refuse_other_config
 from experiments.summary import Record, read
 from experiments.variants import Variant
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 CHECKPOINT_OF = {"evaluate": "evaluate", "fid": "sample"}  # whose `step` names the checkpoint, by mode
+OTHER_FLAGS = "give the flags that it was trained with, or another --output"
 ERROR = "error: "  # how `diffenc.run` begins what it ends with
 
 
@@ -137,22 +138,8 @@ def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> 
         for variant, experiment in loaded
     ]
     for run in runs:
-        check_same(run)
+        refuse_other_config(run.experiment, run.workdir, FREE_TO_MEASURE, OTHER_FLAGS)
     return runs
-
-
-def check_same(run: Run) -> None:
-    """Raise UserError if the run's workdir holds one of another config."""
-    saved = run.workdir / CONFIG
-    if not saved.is_file():
-        return
-    text = saved.read_text(encoding="utf-8")
-    differing = describe.differences(text, describe.config_text(run.experiment), FREE_TO_MEASURE)
-    if differing:
-        raise UserError(
-            f"{run.workdir} holds a run of another config ({'; '.join(differing)}): give the flags that it was "
-            "trained with, or another --output"
-        )
 
 
 def _load(variant: Variant) -> Experiment:
