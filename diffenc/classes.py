@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffenc.configs.values import objects_in
 from diffenc.errors import UserError
 from diffenc.interfaces import Dataset, Key
 from diffenc.model import Model
 from diffenc.progress import Progress
 from diffenc.registry import REGISTRIES
-from diffenc.values import objects_in
 
 _CHUNK = 4096  # images whose labels are read at a time
 

@@ -11,8 +11,8 @@ import gin
 from gin import config_parser
 
 import diffenc
-from diffenc import names
-from diffenc.bindings import MACRO, Binding, Macro, Reference, Settings, Visit, missing_field
+from diffenc.configs import names
+from diffenc.configs.bindings import MACRO, Binding, Macro, Reference, Settings, Visit, missing_field
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 

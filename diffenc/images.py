@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from diffenc import atomic
+from diffenc.files import atomic
 
 BORDER = 2  # pixels
 BORDER_LEVEL = 128  # told apart from black and from white

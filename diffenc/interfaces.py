@@ -110,7 +110,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class LearnedInterior(Schedule, Protocol):
-    """A schedule that learns how log_snr falls between its ends; diffenc.interior says for what."""
+    """A schedule that learns how log_snr falls between its ends; diffenc.training.interior says for what."""
 
     def interior(self, params: Params, t: Times) -> LogSNR:
         """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others."""

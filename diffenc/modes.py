@@ -13,21 +13,21 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import checkpoint
-from diffenc import workdir as workdirs
-from diffenc.data import subject, train_identity
-from diffenc.distributed import by_main
+from diffenc.checkpoints import checkpoint
+from diffenc.data.sources import subject, train_identity
+from diffenc.devices.distributed import by_main
+from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
-from diffenc.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.images import save_png
 from diffenc.interfaces import Params
-from diffenc.mirror import checkpoints_of, mirrored, name_of
+from diffenc.measuring.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.progress import Progress
-from diffenc.same_run import CONFIG, check_config, check_data
-from diffenc.sample_images import ImageSampler, file_name
-from diffenc.sharding import data_mesh
-from diffenc.train_state import abstract_state, count_parameters
+from diffenc.sampling.sample_images import ImageSampler, file_name
+from diffenc.training.train_state import abstract_state, count_parameters
+from diffenc.workdirs import workdir as workdirs
+from diffenc.workdirs.mirror import checkpoints_of, mirrored, name_of
+from diffenc.workdirs.same_run import CONFIG, check_config, check_data
 
 
 def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> tuple[Params, int]:
@@ -90,7 +90,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
 def publish(
     workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
 ) -> None:
-    """File a measurement in the workdir (see `diffenc.workdir.keep`), and print it."""
+    """File a measurement in the workdir (see `diffenc.workdirs.workdir.keep`), and print it."""
     number = workdirs.keep(workdir, name, figures, arrays)
     Console(soft_wrap=True).print(shown)
     logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
-from diffenc import atomic
+from diffenc.files import atomic
 
 INCHES = (6.4, 4.0)
 DOTS_PER_INCH = 150

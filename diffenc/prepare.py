@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffenc import atomic, digests, download, image_folder, manifest, recipe, registry, shards, tfds_folder
+from diffenc import registry
 from diffenc.bars import Bars
+from diffenc.data import digests, download, image_folder, manifest, recipe, shards, tfds_folder
+from diffenc.data.manifest import Manifest
+from diffenc.data.paths import Download, data_directory, one_line, plain_name
+from diffenc.data.recipe import BadSourceError, Preparable, Recipe
+from diffenc.data.workspace import workspace
 from diffenc.errors import UserError
-from diffenc.manifest import Manifest
-from diffenc.paths import Download, data_directory, one_line, plain_name
-from diffenc.recipe import BadSourceError, Preparable, Recipe
-from diffenc.workspace import workspace
+from diffenc.files import atomic
 
 VERBS = ("folder", "tfds")  # what is no data set of its own
 

@@ -12,20 +12,23 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from diffenc import config, describe, distributed, modes, registry, stores
-from diffenc.compilation import enable_cache
-from diffenc.diagnose import diagnose
+from diffenc import config, modes, registry
+from diffenc.analysis.diagnose import diagnose
+from diffenc.analysis.k_sample import k_sample
+from diffenc.analysis.likelihood import likelihood
+from diffenc.configs import describe
+from diffenc.devices import distributed
+from diffenc.devices.compilation import enable_cache
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.fid import fid
-from diffenc.figures import figures
-from diffenc.fit_schedule import fit_schedule
-from diffenc.fit_variance import fit_variance
-from diffenc.interrupts import Interrupted
-from diffenc.k_sample import k_sample
-from diffenc.likelihood import likelihood
-from diffenc.plan import plan
-from diffenc.same_run import CONFIG
+from diffenc.fid.fid import fid
+from diffenc.figures.figures import figures
+from diffenc.files import stores
+from diffenc.fitting.fit_schedule import fit_schedule
+from diffenc.fitting.fit_variance import fit_variance
+from diffenc.planning.plan import plan
 from diffenc.train import train
+from diffenc.workdirs.same_run import CONFIG
 
 MODES = {
     "train": train,

@@ -4,13 +4,13 @@ import dataclasses
 import difflib
 from typing import Any
 
+from diffenc.analysis.dequantise import DEQUANTISATIONS
 from diffenc.chain import EQUAL
-from diffenc.dequantise import DEQUANTISATIONS
 from diffenc.errors import UserError
 from diffenc.interfaces import Proposal, Variance
 from diffenc.model import UNIFORM
-from diffenc.peaks import ACCELERATORS
-from diffenc.solvers import SOLVERS
+from diffenc.planning.peaks import ACCELERATORS
+from diffenc.sampling.solvers import SOLVERS
 
 SPLITS = ("train", "validation", "test")
 TIMES = ("equal", "fitted")
@@ -256,7 +256,7 @@ class Plan:
     """What --mode=plan expects of the machine that will train.
 
     Attributes:
-      accelerator: a name in `diffenc.peaks`, as "h200"; None = the one that is there.
+      accelerator: a name in `diffenc.planning.peaks`, as "h200"; None = the one that is there.
       peak_tflops: of one device; None = as stated for the accelerator, or measured if it is not known.
       share: of the peak that the train step reaches.
       devices: so many train; 0 = as many as there are.

@@ -17,23 +17,24 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffenc import atomic, checkpoint, describe, distributed, mirror, stores, writers
-from diffenc import workdir as workdirs
-from diffenc.batches import train_batches
-from diffenc.clock import Clock
-from diffenc.compilation import compile_ahead
-from diffenc.data import train_identity
+from diffenc.checkpoints import checkpoint
+from diffenc.configs import describe
+from diffenc.data.batches import train_batches
+from diffenc.data.sources import train_identity
+from diffenc.devices import distributed
+from diffenc.devices.compilation import compile_ahead
+from diffenc.devices.interrupts import Interrupted, Watch, interrupts_of_all
+from diffenc.devices.sharding import data_mesh, rows_here
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.feed import Feed, InFlight
-from diffenc.gradient import check_batch
+from diffenc.files import atomic, stores
 from diffenc.interfaces import Images
-from diffenc.interrupts import Interrupted, Watch, interrupts_of_all
-from diffenc.profiling import Profile
 from diffenc.progress import duration
-from diffenc.same_run import CONFIG, check_config, check_data
-from diffenc.sharding import data_mesh, rows_here
-from diffenc.train_state import (
+from diffenc.training.clock import Clock
+from diffenc.training.feed import Feed, InFlight
+from diffenc.training.gradient import check_batch
+from diffenc.training.profiling import Profile
+from diffenc.training.train_state import (
     TrainState,
     abstract_images,
     abstract_state,
@@ -42,7 +43,10 @@ from diffenc.train_state import (
     make_train_step,
     shardings,
 )
-from diffenc.visits import Visits, fetch_row
+from diffenc.training.visits import Visits, fetch_row
+from diffenc.workdirs import mirror, writers
+from diffenc.workdirs import workdir as workdirs
+from diffenc.workdirs.same_run import CONFIG, check_config, check_data
 
 
 def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> None:

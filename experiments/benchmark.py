@@ -31,10 +31,11 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from diffenc import atomic, config
-from diffenc.describe import config_text
+from diffenc import config
+from diffenc.configs.describe import config_text
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.files import atomic
 from experiments import benchmark_host, benchmark_shown, benchmark_steps
 from experiments.benchmark_subject import Settings, Subject
 from experiments.command import start_up, status_of

@@ -13,13 +13,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from diffenc.batches import train_batches
-from diffenc.checkpoint import Checkpoints
-from diffenc.clock import Clock
-from diffenc.feed import Feed, InFlight
+from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.data.batches import train_batches
+from diffenc.devices.sharding import images_to_devices
 from diffenc.interfaces import Batch, Images
-from diffenc.sharding import images_to_devices
-from diffenc.train_state import abstract_state
+from diffenc.training.clock import Clock
+from diffenc.training.feed import Feed, InFlight
+from diffenc.training.train_state import abstract_state
 from experiments.benchmark_subject import Subject
 from experiments.timing import Call, Times, side_by_side, timed
 

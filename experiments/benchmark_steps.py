@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from diffenc import peaks, sampler
 from diffenc.chain import equal_steps
 from diffenc.experiment import Experiment
-from diffenc.flops import Contraction, Operand, Work
-from diffenc.plan import compiled_memory, state_memory
+from diffenc.planning import peaks
+from diffenc.planning.flops import Contraction, Operand, Work
+from diffenc.planning.plan import compiled_memory, state_memory
 from diffenc.progress import Progress
-from diffenc.solvers import ancestral
-from diffenc.train_state import count_parameters
+from diffenc.sampling import sampler
+from diffenc.sampling.solvers import ancestral
+from diffenc.training.train_state import count_parameters
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.means import VDM, Counterterm
 from experiments.benchmark_subject import (

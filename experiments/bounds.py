@@ -21,20 +21,23 @@ from absl import logging
 from jaxtyping import Int
 from rich.console import Console
 
-from diffenc import atomic, config, fits, k_sample, likelihood, plots
-from diffenc.batches import epoch_order
-from diffenc.data import require_same_images, some_of
+from diffenc import config, plots
+from diffenc.analysis import k_sample, likelihood
+from diffenc.data.batches import epoch_order
+from diffenc.data.sources import require_same_images, some_of
+from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator, identity
 from diffenc.experiment import Experiment
-from diffenc.fit_schedule import fit_schedule
-from diffenc.fit_variance import fit_variance
+from diffenc.files import atomic
+from diffenc.fitting.fit_schedule import fit_schedule
+from diffenc.fitting.fit_variance import fit_variance
+from diffenc.measuring.evaluate import Evaluator, identity
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
-from diffenc.same_run import CONFIG
+from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.settings import KSample
-from diffenc.sharding import data_mesh
-from diffenc.solvers import slope_is_modelled
+from diffenc.workdirs import fits
+from diffenc.workdirs.same_run import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds_shown import Bits, Results, figures, plot, table, table_beside
 from experiments.command import start_up, status_of

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from diffenc.evaluate import monte_carlo_error
+from diffenc.measuring.evaluate import monte_carlo_error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from absl import flags, logging
 
 from diffenc import registry
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from diffenc.run import show_log_lines_plainly
 
 STOPPED = "stopped: the same command goes on"

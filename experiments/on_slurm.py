@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
-from diffenc import atomic
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
+from diffenc.files import atomic
 from experiments.runs import Run, Task, left
 from experiments.side_by_side import Job, last_line, shares, work_through
 from experiments.signals import Signals

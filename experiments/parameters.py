@@ -19,10 +19,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import atomic, config, registry
+from diffenc import config, registry
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.train_state import count_parameters
+from diffenc.files import atomic
+from diffenc.training.train_state import count_parameters
 
 STACKABLE = (
     "gin/by_class.gin",

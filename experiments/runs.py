@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffenc import config, describe, meta, stores
-from diffenc.checkpoint import FOLDER
+from diffenc import config
+from diffenc.checkpoints import meta
+from diffenc.checkpoints.checkpoint import FOLDER
+from diffenc.configs import describe
 from diffenc.errors import UserError
-from diffenc.evaluate import depth
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.files import stores
+from diffenc.measuring.evaluate import depth
 from diffenc.registry import proposals
-from diffenc.same_run import refuse_other_config
+from diffenc.workdirs.same_run import refuse_other_config
 from experiments.summary import Record, read
 from experiments.variants import Variant
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from diffenc import config, describe
+from diffenc import config
+from diffenc.configs import describe
 from diffenc.experiment import Experiment
 from experiments.paper import Row
 from experiments.variants import Variant

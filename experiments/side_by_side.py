@@ -11,8 +11,8 @@ from typing import IO, NamedTuple
 
 from absl import logging
 
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from diffenc.progress import duration
 from experiments.launch.local import visible_gpus
 from experiments.signals import Signals

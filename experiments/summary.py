@@ -11,9 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.data import require_same_images, subject
+from diffenc.data.sources import require_same_images, subject
 from diffenc.errors import UserError
-from diffenc.evaluate import TERMS
+from diffenc.measuring.evaluate import TERMS
 from experiments.table_shown import MISSING, Figure, Sheet, rounded
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip

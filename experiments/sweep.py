@@ -21,10 +21,10 @@ from pathlib import Path
 
 from absl import logging
 
-from diffenc import workdir
 from diffenc.errors import UserError
 from diffenc.progress import duration
 from diffenc.settings import check_seed
+from diffenc.workdirs import workdir
 from experiments import compared
 from experiments.command import STOPPED, start_up, status_of
 from experiments.on_slurm import executor_of, on_slurm, parse_options

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffenc import describe
-from diffenc.fid import features_of, of_sampling
+from diffenc.configs import describe
+from diffenc.fid.fid import features_of, of_sampling
 from diffenc.registry import features
 from experiments import collected, summary
 from experiments.collected import Line

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import atomic
+from diffenc.files import atomic
 
 MISSING = "-"
 MOST_PLACES = 10  # beyond them a mean over images in float64 says nothing

@@ -22,11 +22,12 @@ from typing import Any
 
 from absl import logging
 
-from diffenc import atomic, config
+from diffenc import config
+from diffenc.devices.sharding import arranged
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.sharding import arranged
-from diffenc.train_state import abstract_state, count_parameters
+from diffenc.files import atomic
+from diffenc.training.train_state import abstract_state, count_parameters
 from experiments import weak_scaling_paper
 from experiments.benchmark import PACKAGES, cpu_model
 from experiments.benchmark_subject import work_of_share

@@ -11,8 +11,8 @@ Latency, stragglers and the input are left out.
 import dataclasses
 import math
 
-from diffenc.flops import Work
-from diffenc.peaks import ACCELERATORS
+from diffenc.planning.flops import Work
+from diffenc.planning.peaks import ACCELERATORS
 
 BYTES = 4  # of a gradient's number: float32
 
@@ -27,7 +27,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.peaks.ACCELERATORS."""
+    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.planning.peaks.ACCELERATORS."""
 
     name: str
     accelerator: str

@@ -19,7 +19,7 @@ import jax
 from diffenc import config
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.train_state import count_parameters
+from diffenc.training.train_state import count_parameters
 from experiments.benchmark_subject import Settings, Subject
 from experiments.command import start_up
 from experiments.timing import side_by_side

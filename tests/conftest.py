@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from diffenc import registry  # noqa: E402
-from diffenc.data import ArraySource  # noqa: E402
+from diffenc.data.sources import ArraySource  # noqa: E402
 from diffenc.experiment import Experiment  # noqa: E402
 from diffenc.interfaces import Source  # noqa: E402
 from diffenc.model import Model  # noqa: E402

@@ -24,13 +24,13 @@ LEFT_BEHIND = shutil.ignore_patterns(
 
 OBJECTIVE = "tests/diffenc/test_objective.py"
 MODEL = "tests/diffenc/test_model.py"
-SAMPLER = "tests/diffenc/test_sampler.py"
-SOLVERS = "tests/diffenc/test_solvers.py"
-ODE = "tests/diffenc/test_ode.py"
-K_SAMPLE = "tests/diffenc/test_k_sample.py"
+SAMPLER = "tests/diffenc/sampling/test_sampler.py"
+SOLVERS = "tests/diffenc/sampling/test_solvers.py"
+ODE = "tests/diffenc/analysis/test_ode.py"
+K_SAMPLE = "tests/diffenc/analysis/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/test_gaussian.py"
-TRAIN_STATE = "tests/diffenc/test_train_state.py"
-FIT_VARIANCE = "tests/diffenc/test_fit_variance.py"
+TRAIN_STATE = "tests/diffenc/training/test_train_state.py"
+FIT_VARIANCE = "tests/diffenc/fitting/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_classes.py"
 ENCODERS = "tests/plugins/encoders"
 MEANS = "tests/plugins/means"
@@ -157,21 +157,21 @@ FAULTS = (
     ),
     Fault(
         "every image told to be of class 0",
-        "diffenc/sharding.py",
+        "diffenc/devices/sharding.py",
         'conditioning(batch["label"])',
         'conditioning(0 * batch["label"])',
         (CLASSES,),
     ),
     Fault(
         "a step's network told nothing in the table of costs",
-        "diffenc/costs.py",
+        "diffenc/fitting/costs.py",
         'params["network"], z, log_snr, condition=condition',
         'params["network"], z, log_snr, condition=0 * condition',
         (CLASSES,),
     ),
     Fault(
         "guidance away from the class",
-        "diffenc/sampler.py",
+        "diffenc/sampling/sampler.py",
         "(1 + weight) * given(z, log_snr) - weight * without(z, log_snr)",
         "(1 - weight) * given(z, log_snr) + weight * without(z, log_snr)",
         (SAMPLER,),
@@ -228,14 +228,14 @@ FAULTS = (
     ),
     Fault(
         "the average of the parameters not used: during training",
-        "diffenc/visits.py",
+        "diffenc/training/visits.py",
         '            state.ema, self._between("evaluation"',
         '            state.params, self._between("evaluation"',
-        ("tests/diffenc/test_visits.py",),
+        ("tests/diffenc/training/test_visits.py",),
     ),
     Fault(
         "the average of the parameters not kept",
-        "diffenc/train_state.py",
+        "diffenc/training/train_state.py",
         "average + rate.astype(new.dtype) * (new - average)",
         "new",
         (TRAIN_STATE,),
@@ -270,52 +270,52 @@ FAULTS = (
     ),
     Fault(
         "the schedule's interior trained on a part of the batch",
-        "diffenc/gradient.py",
+        "diffenc/training/gradient.py",
         'params["schedule"], batch.draws.t, diffusion',
         'params["schedule"], batch.draws.t[::2], diffusion[::2]',
-        ("tests/diffenc/test_gradient.py",),
+        ("tests/diffenc/training/test_gradient.py",),
     ),
     Fault(
         "the short last batch counted whole",
-        "diffenc/evaluate.py",
+        "diffenc/measuring/evaluate.py",
         "nats[real].astype(np.float64)",
         "nats.astype(np.float64)",
-        ("tests/diffenc/test_evaluate.py",),
+        ("tests/diffenc/measuring/test_evaluate.py",),
     ),
     Fault(
         "factor 2 of the fitted variance",
-        "diffenc/fit_variance.py",
+        "diffenc/fitting/fit_variance.py",
         "to_excess = 2 / np.prod",
         "to_excess = 1 / np.prod",
         (FIT_VARIANCE,),
     ),
     Fault(
         "sigma_Q for sigma_P in the sampler",
-        "diffenc/solvers.py",
+        "diffenc/sampling/solvers.py",
         "scale(sigma * jnp.exp(-0.5 * log_w), noise)",
         "scale(sigma, noise)",
         (SOLVERS,),
     ),
     Fault(
         "lambda_t for the middle in the midpoint solver",
-        "diffenc/solvers.py",
+        "diffenc/sampling/solvers.py",
         "return step(log_snr_s, middle, x_hat(z_middle, middle))",
         "return step(log_snr_s, middle, x_hat(z, log_snr_t))",
         (SOLVERS,),
     ),
     Fault(
         "the secant for the tangent on the diagonal of the costs",
-        "diffenc/costs.py",
+        "diffenc/fitting/costs.py",
         "jnp.where(i == j, slope[i], scale",
         "jnp.where(i == j, 0 * slope[i], scale",
-        ("tests/diffenc/test_costs.py",),
+        ("tests/diffenc/fitting/test_costs.py",),
     ),
     Fault(
         "a path with an edge too few",
-        "diffenc/cheapest_path.py",
+        "diffenc/fitting/cheapest_path.py",
         "for edge in range(1, num_edges + 1):",
         "for edge in range(1, num_edges):",
-        ("tests/diffenc/test_cheapest_path.py",),
+        ("tests/diffenc/fitting/test_cheapest_path.py",),
     ),
     Fault(
         "the bound's gradient in the schedule's interior",
@@ -326,49 +326,49 @@ FAULTS = (
     ),
     Fault(
         "counterterm dropped from the sampler",
-        "diffenc/solvers.py",
+        "diffenc/sampling/solvers.py",
         "gain = fraction + (log_snr_s - log_snr_t) * mean(log_snr_t)",
         "gain = fraction",
         (SAMPLER,),
     ),
     Fault(
         "counterterm dropped from DDIM",
-        "diffenc/solvers.py",
+        "diffenc/sampling/solvers.py",
         "gain = rise * mean(log_snr_t) - jnp.expm1(-0.5 * rise)",
         "gain = -jnp.expm1(-0.5 * rise)",
         (SOLVERS,),
     ),
     Fault(
         "sigma_t for sigma_s in the sampler",
-        "diffenc/solvers.py",
+        "diffenc/sampling/solvers.py",
         "return mu, sigma_s * jnp.sqrt(fraction)",
         "return mu, jnp.sqrt(sigma_squared(log_snr_t) * fraction)",
         (SAMPLER,),
     ),
     Fault(
         "the sign of the divergence",
-        "diffenc/ode.py",
+        "diffenc/analysis/ode.py",
         "return prior + num_dims * integral, stats",
         "return prior - num_dims * integral, stats",
         (ODE,),
     ),
     Fault(
         "the SDE's drift in the ODE",
-        "diffenc/ode.py",
+        "diffenc/analysis/ode.py",
         "pull = alpha * (mean(log_snr) + 0.5)",
         "pull = alpha * (mean(log_snr) + 1.0)",
         (ODE,),
     ),
     Fault(
         "the truncation's mass forgotten",
-        "diffenc/dequantise.py",
+        "diffenc/analysis/dequantise.py",
         "(log_sigma + jnp.log(mass))",
         "log_sigma",
-        ("tests/diffenc/test_dequantise.py",),
+        ("tests/diffenc/analysis/test_dequantise.py",),
     ),
     Fault(
         "sign of the mean's error in a chain's weight",
-        "diffenc/k_sample.py",
+        "diffenc/analysis/k_sample.py",
         "w * (sum_data(eps * shift)",
         "w * (-sum_data(eps * shift)",
         (K_SAMPLE,),
@@ -382,35 +382,35 @@ FAULTS = (
     ),
     Fault(
         "the rate forgotten where the schedule's interior is trained",
-        "diffenc/interior.py",
+        "diffenc/training/interior.py",
         "jnp.square(loss / jnp.mean(loss)) / rate",
         "jnp.square(loss / jnp.mean(loss))",
-        ("tests/diffenc/test_interior.py",),
+        ("tests/diffenc/training/test_interior.py",),
     ),
     Fault(
         "the devices' gradients not averaged",
-        "diffenc/gradient.py",
+        "diffenc/training/gradient.py",
         "total / (experiment.microbatches * num_devices)",
         "total / experiment.microbatches",
-        ("tests/diffenc/test_sharding.py",),
+        ("tests/diffenc/devices/test_sharding.py",),
     ),
     Fault(
         "one dropout mask for all images",
-        "diffenc/gradient.py",
+        "diffenc/training/gradient.py",
         "jax.random.split(dropout_key, shape[0])",
         "jnp.stack([dropout_key] * shape[0])",
-        ("tests/diffenc/test_gradient.py",),
+        ("tests/diffenc/training/test_gradient.py",),
     ),
     Fault(
         "a split parameter's moments copied",
-        "diffenc/placement.py",
+        "diffenc/devices/placement.py",
         "        if spec is not None and shape == of:\n",
         "        if spec is not None and shape == of and start < 1:\n",
-        ("tests/diffenc/test_placement.py",),
+        ("tests/diffenc/devices/test_placement.py",),
     ),
     Fault(
         "each process takes the first rows",
-        "diffenc/sharding.py",
+        "diffenc/devices/sharding.py",
         "return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))",
         "return np.arange(sum(len(np.arange(batch_size)[span]) for span in spans))",
         ("tests/cli/test_processes.py",),

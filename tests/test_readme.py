@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from diffenc import config, manifest, prepare, registry
+from diffenc import config, prepare, registry
 from diffenc import run as command_line
-from diffenc.manifest import Manifest, Split
-from diffenc.recipe import Preparable
+from diffenc.data import manifest
+from diffenc.data.manifest import Manifest, Split
+from diffenc.data.recipe import Preparable
 from experiments import benchmark, weak_scaling
 from experiments.launch import local
 

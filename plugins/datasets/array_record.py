@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from diffenc.manifest import Manifest
-from diffenc.prepared import Prepared
+from diffenc.data.manifest import Manifest
+from diffenc.data.prepared import Prepared
 from diffenc.registry import datasets
 
 

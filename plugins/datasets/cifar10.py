@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffenc import data, safe_pickle
+from diffenc.data import sources
+from diffenc.data.paths import Download, OfficialFiles, Stream, reading
+from diffenc.data.prepared import Prepared
+from diffenc.data.versions import Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
-from diffenc.limits import Limited
-from diffenc.paths import Download, OfficialFiles, Stream, reading
-from diffenc.prepared import Prepared
 from diffenc.registry import datasets
-from diffenc.versions import Version
+from diffenc.untrusted import safe_pickle
+from diffenc.untrusted.limits import Limited
 from diffenc_plugins.datasets.rows import ROW, examples
 
 _BATCH_BYTES = 2**26  # official batches have 31 MB; what claims or unpacks to more is refused
@@ -136,7 +137,7 @@ class Cifar10(Prepared):
             batches = _from_archive(found[layout.archive], layout, split)
         else:
             batches = _from_folder(found, layout, split)
-        return data.skipping(examples(batches, first_label=0, num_classes=cls.num_classes), first)
+        return sources.skipping(examples(batches, first_label=0, num_classes=cls.num_classes), first)
 
 
 def _from_folder(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from diffenc import data
+from diffenc.data import sources
 from diffenc.interfaces import Source
 from diffenc.registry import datasets
 
@@ -29,17 +29,17 @@ class Digits:
     num_classes: ClassVar[int] = 10
 
     def source(self, split: str) -> Source:
-        return data.split_source(_read, split, self.validation, "digits")
+        return sources.split_source(_read, split, self.validation, "digits")
 
     def fingerprint(self, split: str) -> str:
-        return data.fingerprint(self.source(split))
+        return sources.fingerprint(self.source(split))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(split: str) -> data.ArraySource:
+def _read(split: str) -> sources.ArraySource:
     from sklearn.datasets import load_digits  # seconds to import, and only this data set needs it
 
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
     chosen = (np.arange(len(images)) % 6 == 5) == (split == "test")
-    return data.ArraySource(images[chosen], labels[chosen].astype(np.int32))
+    return sources.ArraySource(images[chosen], labels[chosen].astype(np.int32))

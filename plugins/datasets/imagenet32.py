@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from diffenc import data, safe_npz, safe_pickle
+from diffenc.data import sources
+from diffenc.data.paths import OfficialFiles, Stream, reading
+from diffenc.data.prepared import Prepared
+from diffenc.data.versions import Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
-from diffenc.limits import Limited
-from diffenc.paths import OfficialFiles, Stream, reading
-from diffenc.prepared import Prepared
 from diffenc.registry import datasets
-from diffenc.versions import Version
+from diffenc.untrusted import safe_npz, safe_pickle
+from diffenc.untrusted.limits import Limited
 from diffenc_plugins.datasets.rows import examples
 
 _BATCHES = {"train": tuple(f"train_data_batch_{k}" for k in range(1, 11)), "test": ("val_data",)}
@@ -77,7 +78,7 @@ class Imagenet32(Prepared):
           UserError: a file is damaged, or not what its name says.
         """
         batches = _batches(found, split)
-        return data.skipping(examples(batches, first_label=1, num_classes=cls.num_classes), first)
+        return sources.skipping(examples(batches, first_label=1, num_classes=cls.num_classes), first)
 
 
 def _batches(found: Mapping[str, Path], split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -9,14 +9,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from diffenc.digests import all_files
+from diffenc.data.digests import all_files
+from diffenc.data.image_folder import Labelled, batches, pixels
+from diffenc.data.paths import OfficialFiles, reading
+from diffenc.data.prepared import Prepared
+from diffenc.data.versions import Version
 from diffenc.errors import UserError
-from diffenc.image_folder import Labelled, batches, pixels
 from diffenc.interfaces import Batch
-from diffenc.paths import OfficialFiles, reading
-from diffenc.prepared import Prepared
 from diffenc.registry import datasets
-from diffenc.versions import Version
 
 _NAMES = {"train": "train_32x32", "test": "valid_32x32"}
 _FORMATS = ("PNG",)

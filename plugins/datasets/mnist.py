@@ -11,14 +11,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from diffenc import data
+from diffenc.data import sources
+from diffenc.data.paths import Download, OfficialFiles, Stream, reading
+from diffenc.data.prepared import Prepared
+from diffenc.data.versions import Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
-from diffenc.limits import Limited
-from diffenc.paths import Download, OfficialFiles, Stream, reading
-from diffenc.prepared import Prepared
 from diffenc.registry import datasets
-from diffenc.versions import Version
+from diffenc.untrusted.limits import Limited
 
 _UNSIGNED_BYTES = (
     0x0800  # an IDX magic number: two zero bytes, the type of the data, the number of dimensions
@@ -88,7 +88,7 @@ class Mnist(Prepared):
             next(path for name, path in found.items() if name.startswith(f"{prefix}-{kind}"))
             for kind in ("images", "labels")
         )
-        return data.skipping(_paired(images, labels, cls.image_shape, cls.num_classes), first)
+        return sources.skipping(_paired(images, labels, cls.image_shape, cls.num_classes), first)
 
 
 def _paired(

@@ -11,12 +11,13 @@ from absl import logging
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt8
 
-from diffenc import digests, torch_file
+from diffenc.data import digests
+from diffenc.data.paths import data_directory
 from diffenc.errors import UserError
 from diffenc.interfaces import Extract
-from diffenc.paths import data_directory
 from diffenc.registry import features
-from diffenc.safe_pickle import shown
+from diffenc.untrusted import torch_file
+from diffenc.untrusted.safe_pickle import shown
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt8
 
-from diffenc import digests, safe_pickle
+from diffenc.data import digests
 from diffenc.errors import UserError
 from diffenc.interfaces import Extract
 from diffenc.registry import features
+from diffenc.untrusted import safe_pickle
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,

@@ -54,7 +54,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffenc.data import ArraySource
+from diffenc.data.sources import ArraySource
 from diffenc.registry import datasets, networks
 
 @networks.register("affine")

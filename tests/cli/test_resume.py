@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc import arrays, stores
+from diffenc.checkpoints import arrays
+from diffenc.files import stores
 
 QUICKLY = (
     "Experiment.evaluate_every = 0",

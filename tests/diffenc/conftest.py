@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.data import ArraySource
+from diffenc.data.sources import ArraySource
+from diffenc.devices.sharding import data_mesh
 from diffenc.figure_settings import Figures
-from diffenc.figure_subject import Subject
+from diffenc.figures.subject import Subject
 from diffenc.model import Model
-from diffenc.sharding import data_mesh
 from diffenc_plugins.means import VDM
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear

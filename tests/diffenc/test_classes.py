@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import classes, config, costs, diagnose, fit_variance, k_sample, likelihood
+from diffenc import classes, config
+from diffenc.analysis import diagnose, k_sample, likelihood
 from diffenc.chain import equal_times
-from diffenc.data import ArraySource, require_same_images, subject
-from diffenc.describe import config_text, differences
+from diffenc.configs.describe import config_text, differences
+from diffenc.data.sources import ArraySource, require_same_images, subject
+from diffenc.devices.sharding import data_mesh, images_to_devices
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator, identity
+from diffenc.fitting import costs, fit_variance
+from diffenc.measuring.evaluate import Evaluator, identity
+from diffenc.measuring.passes import Passes
 from diffenc.model import Model, draw
-from diffenc.passes import Passes
-from diffenc.sample_images import ImageSampler
+from diffenc.sampling.sample_images import ImageSampler
 from diffenc.settings import Diagnose, Evaluate, Fit, KSample, Sample
-from diffenc.sharding import data_mesh, images_to_devices
-from diffenc.train_state import init_state, make_train_step
+from diffenc.training.train_state import init_state, make_train_step
 from diffenc_plugins.conditionings import ByClass, Nothing
 from diffenc_plugins.encoders import Identity, Trainable
 from diffenc_plugins.means import VDM

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import checkpoint, modes, train
+from diffenc import modes, train
+from diffenc.checkpoints import checkpoint
+from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator
 from diffenc.images import grid
-from diffenc.sample_images import ImageSampler
+from diffenc.measuring.evaluate import Evaluator
+from diffenc.sampling.sample_images import ImageSampler
 from diffenc.settings import Evaluate, Sample
-from diffenc.sharding import data_mesh
-from diffenc.train_state import abstract_state
+from diffenc.training.train_state import abstract_state
 
 TERMS = ("reconstruction", "latent", "diffusion")
 

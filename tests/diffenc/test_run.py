@@ -10,8 +10,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from diffenc import registry, run
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from diffenc_plugins.variances import Fitted
 
 GIN = "gin/quickstart.gin"

@@ -17,14 +17,19 @@ import optax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffenc import checkpoint, config, describe, feed, mirror, modes, stores, train, visits
-from diffenc.batches import train_batches
+from diffenc import config, modes, train
+from diffenc.checkpoints import checkpoint
+from diffenc.configs import describe
+from diffenc.data.batches import train_batches
+from diffenc.devices.interrupts import Interrupted
+from diffenc.devices.sharding import data_mesh, images_to_devices
 from diffenc.errors import UserError
-from diffenc.evaluate import Evaluator
-from diffenc.interrupts import Interrupted
+from diffenc.files import stores
+from diffenc.measuring.evaluate import Evaluator
 from diffenc.settings import Evaluate
-from diffenc.sharding import data_mesh, images_to_devices
-from diffenc.train_state import abstract_state, init_state
+from diffenc.training import feed, visits
+from diffenc.training.train_state import abstract_state, init_state
+from diffenc.workdirs import mirror
 
 TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffenc.checkpoint import Checkpoints
-from diffenc.data import ArraySource
+from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.data.sources import ArraySource
 from experiments import benchmark_host, benchmark_shown
 from experiments.benchmark_subject import Settings, Subject
 

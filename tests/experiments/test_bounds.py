@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import fits, modes, train
-from diffenc.evaluate import Evaluator
+from diffenc import modes, train
+from diffenc.devices.sharding import data_mesh
+from diffenc.measuring.evaluate import Evaluator
 from diffenc.settings import Evaluate
-from diffenc.sharding import data_mesh
+from diffenc.workdirs import fits
 from experiments import bounds, bounds_shown
 
 SMALL = ["--steps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]

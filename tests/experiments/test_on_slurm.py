@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import submitit
 
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from experiments import on_slurm, sweep
 from experiments.on_slurm import Follow, Told, executor_of, parse_options, queue
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from diffenc import config, registry
-from diffenc.describe import config_text, differences
+from diffenc.configs.describe import config_text, differences
 from experiments import paper
 from experiments.scale import Scale, deviations
 

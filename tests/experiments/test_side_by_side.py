@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
-from diffenc.interrupts import Interrupted
 from experiments import side_by_side
 from experiments.side_by_side import Job, Share, last_line, shares, work_through
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from diffenc import atomic
 from diffenc.errors import UserError
-from diffenc.evaluate import Measured, record
+from diffenc.files import atomic
+from diffenc.measuring.evaluate import Measured, record
 from diffenc.settings import Evaluate
-from diffenc.workdir import keep
+from diffenc.workdirs.workdir import keep
 from experiments import summary
 
 DIMS = 16

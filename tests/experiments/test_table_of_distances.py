@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from diffenc.describe import config_text
+from diffenc.configs.describe import config_text
 from diffenc.registry import features
 from experiments import paper, table_of_distances, tables
 from experiments.collected import lines_of

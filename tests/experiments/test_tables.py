@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc import atomic, prepare
-from diffenc.describe import config_text
+from diffenc import prepare
+from diffenc.configs.describe import config_text
+from diffenc.files import atomic
 from experiments import paper, tables
 from experiments.collected import lines_of
 

@@ -10,8 +10,8 @@ import pytest
 
 from diffenc import registry
 from diffenc.errors import UserError
-from diffenc.flops import Work
-from diffenc.peaks import ACCELERATORS
+from diffenc.planning.flops import Work
+from diffenc.planning.peaks import ACCELERATORS
 from experiments import weak_scaling, weak_scaling_paper, weak_scaling_point, weak_scaling_shown
 from experiments.benchmark_subject import Settings
 from experiments.weak_scaling_paper import CLUSTERS, Cluster, Level, Row

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from diffenc import config, registry
-from diffenc.describe import config_text
+from diffenc.configs.describe import config_text
 
 ROOT = Path(__file__).parents[2]
 NAMES = [

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import objective, sampler, solvers
+from diffenc import objective
 from diffenc.gaussian import diffuse
 from diffenc.model import Draws, Model, bits_per_dim
+from diffenc.sampling import sampler, solvers
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
 from diffenc_plugins.means import VDM, Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet

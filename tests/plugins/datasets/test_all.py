@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
-from diffenc import interfaces, records
+from diffenc import interfaces
+from diffenc.data import records
+from diffenc.data.recipe import Preparable
 from diffenc.errors import UserError
 from diffenc.prepare import Asked, prepare
 from diffenc.prepare import main as prepare_main
-from diffenc.recipe import Preparable
 from diffenc.registry import datasets
 
 OURS = [name for name in datasets if datasets[name].__module__.startswith("diffenc_plugins.")]

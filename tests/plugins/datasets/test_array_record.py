@@ -1,8 +1,8 @@
 import pytest
 
-from diffenc import manifest
+from diffenc.data import manifest
+from diffenc.data.manifest import Manifest, Split
 from diffenc.errors import UserError
-from diffenc.manifest import Manifest, Split
 from diffenc_plugins.datasets import ArrayRecord
 
 

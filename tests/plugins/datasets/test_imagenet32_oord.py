@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import data
+from diffenc.data import sources
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import Imagenet32Oord
 
@@ -118,9 +118,9 @@ def test_its_figures_are_not_those_of_the_other_imagenet32(read, tmp_path):
         "fingerprint": "0" * 64,
         "source": "ImageNet32 (Chrabaszcz et al. 2017)",
     }
-    data.require_same_images([ours, dict(ours)])
+    sources.require_same_images([ours, dict(ours)])
     with pytest.raises(UserError, match="different images") as caught:
-        data.require_same_images([ours, ours, theirs])
+        sources.require_same_images([ours, ours, theirs])
     for words in (
         "imagenet32_oord test (unknown version of ImageNet32 (van den Oord",
         "imagenet32 test (ImageNet32 (Chrab",

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import torch_file
 from diffenc.errors import UserError
+from diffenc.untrusted import torch_file
 from diffenc_plugins.features import Inception, inception
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

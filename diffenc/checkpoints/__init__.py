@@ -1,0 +1,1 @@
+"""Checkpoints: saved, restored, and whole or absent whenever the process is killed."""

@@ -1,0 +1,165 @@
+"""An experiment as config text: complete, and the same for equal experiments."""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffenc.configs import names
+from diffenc.configs.values import coerce, objects_in, parts, spell
+from diffenc.errors import UserError
+from diffenc.experiment import FREE_TO_CHANGE, Experiment
+from diffenc.registry import plugin_packages
+
+SPELLABLE = (bool, int, float, str, bytes, type(None))
+
+Path = tuple[str, ...]  # the fields that lead to an object from the experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """An object of the experiment. `values` holds literals, and _Objects for other objects."""
+
+    selector: str
+    values: dict[str, Any]
+    path: Path
+
+    def __str__(self) -> str:
+        """All of it in one line, the same for equal objects."""
+        values = [f"{name}={spell(value, str)}" for name, value in self.values.items()]
+        return f"{self.selector}({', '.join(values)})"
+
+    @property
+    def scope(self) -> str:
+        """A name of the path; doubled underscores keep `a_b.c` and `a.b_c` apart."""
+        return "_".join(step.replace("_", "__") for step in self.path)
+
+
+def config_text(experiment: Experiment) -> str:
+    """Every field of every object in the experiment as sorted gin bindings, one a line.
+
+    Nothing is left to a default, and there are no macros. Where one class appears with different values,
+    scopes named after the way there keep them apart: `@model_network/network.unet()`. Modules that no entry point
+    leads to are imported.
+
+    Raises:
+      UserError: an object's class is not registered, or a value cannot be written.
+    """
+    objects = list(_walk(_read(experiment, ())))
+    variants = defaultdict(set)
+    for item in objects:
+        variants[item.selector].add(str(item))
+    ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
+    lines = {line for item in objects for line in _lines(item, ambiguous)}
+    discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
+    modules = {names.classes()[item.selector].__module__ for item in objects}
+    imports = {f"import {module}" for module in modules if module.partition(".")[0] not in discovered}
+    return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
+
+
+def config_hash(experiment: Experiment) -> str:
+    """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
+    lines = [line for line in config_text(experiment).splitlines() if not _is_free(line)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
+    """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
+
+    `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one
+    has at its default came with a later version: no difference.
+    """
+    old, new = (_bindings(text, also_free) for text in (old_text, new_text))
+    new = {key: value for key, value in new.items() if key in old or value != _default(key)}
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
+    pairs = [line.partition(" = ") for line in lines if not _is_free(line, also_free)]
+    return {key: value for key, _, value in pairs}
+
+
+def _default(key: str) -> str | None:
+    """How a config spells the default of `[scope/]selector.field`; None if it has none."""
+    selector, _, name = key.rpartition("/")[2].rpartition(".")
+    cls = names.classes().get(selector)
+    if cls is None:
+        return None
+    fields = [field for field in dataclasses.fields(cls) if field.name == name]
+    if not fields or fields[0].default is dataclasses.MISSING:
+        return None
+    value = _read_value(coerce(fields[0].default, names.fields_of(cls)[name].hint), (name,))
+    return spell(value, lambda other: f"@{other.selector}()")
+
+
+def precision(experiment: Experiment) -> str:
+    """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
+    chosen = {getattr(item, "precision", None) for item in objects_in(experiment)}
+    return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
+
+
+def matmul_precision() -> str:
+    """What products of float32 matrices are computed in."""
+    return jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:
+    key = line.partition(" = ")[0].rpartition("/")[2]
+    return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
+
+
+def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:
+    """The bindings of `item` alone."""
+
+    def name(item: _Object) -> str:
+        return f"{item.scope}/{item.selector}" if item.selector in ambiguous else item.selector
+
+    for field, value in item.values.items():
+        yield f"{name(item)}.{field} = {spell(value, lambda other: f'@{name(other)}()')}"
+
+
+def _walk(item: _Object) -> Iterator[_Object]:
+    yield item
+    for part in parts(list(item.values.values())):
+        if isinstance(part, _Object):
+            yield from _walk(part)
+
+
+def _read(item: Any, path: Path) -> _Object:
+    selector = names.selector_of(type(item))
+    if selector is None:
+        raise UserError(
+            f"{type(item).__module__}.{type(item).__qualname__} as {'.'.join(path)} is not registered, so no "
+            "config can name it: put the decorator on its class, as @networks.register('NAME')"
+        )
+    values = {}
+    for field in names.fields_of(type(item)).values():
+        try:
+            value = coerce(getattr(item, field.name), field.hint)
+            values[field.name] = _read_value(value, (*path, field.name))
+        except TypeError as error:
+            raise UserError(f"{selector}.{field.name} = {getattr(item, field.name)!r}: {error}") from None
+    return _Object(selector, values, path)
+
+
+def _read_value(value: Any, path: Path) -> Any:
+    """`value` with _Objects for what is not a literal; TypeError if no config can say it."""
+    if isinstance(value, tuple | list):
+        return type(value)(_read_value(item, (*path, str(i))) for i, item in enumerate(value))
+    if isinstance(value, dict):
+        return {key: _read_value(item, (*path, str(key))) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return _read(value, path)
+    if type(value) not in SPELLABLE:
+        raise TypeError("a config cannot say this")
+    return value

@@ -1,0 +1,59 @@
+"""Digests of what is converted, so that it is known again."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffenc.bars import Advance, Start, unseen
+from diffenc.data.paths import one_line
+from diffenc.errors import UserError
+
+_CHUNK = 2**20  # bytes read at a time
+
+
+def of(path: Path, start: Start = unseen) -> dict[str, Any]:
+    """What tells the file or the folder at `path` from others, as a manifest lists it.
+
+    Args:
+      start: makes the bar that shows how many bytes have been read.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        paths = list(all_files(path)) if path.is_dir() else [path]
+        advance = start(f"reading {path.name}", sum(one.stat().st_size for one in paths))
+        return _of_folder(path, paths, advance) if path.is_dir() else of_file(path, advance)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def of_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
+    """`bytes`, `md5` and `sha256` (hex) of a file."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            md5.update(chunk)
+            sha256.update(chunk)
+            advance(len(chunk))
+    return {"bytes": path.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+
+
+def _of_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[str, Any]:
+    """`files`, `bytes`, and a `sha256` of the names and contents of all files."""
+    digest, total = hashlib.sha256(), 0
+    for path in paths:
+        held = of_file(path, advance)
+        line = f"{path.relative_to(folder).as_posix()}\0{held['sha256']}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+        total += held["bytes"]
+    return {"files": len(paths), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def all_files(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, in the order of names; hidden ones and links to folders are left out."""
+    for inner, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(inner, name) for name in sorted(files) if not name.startswith("."))

@@ -1,0 +1,110 @@
+"""Official files from the net: checked, and gone on with where an earlier call stopped."""
+
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffenc.bars import Bars
+from diffenc.data import digests
+from diffenc.data.paths import Download, one_line
+from diffenc.errors import UserError
+
+PAUSES = (1.0, 2.0, 4.0)  # seconds before another attempt; as many attempts beside the first
+_CHUNK = 2**18  # bytes read at a time
+_TIMEOUT = 60  # seconds without a byte
+
+
+class _Trouble(Exception):  # noqa: N818 - it is worth another attempt
+    """What went wrong, for people."""
+
+
+def fetch(downloads: Sequence[Download], folder: Path, bars: Bars) -> None:
+    """Put every file into `folder`; parts that an earlier call left there are completed.
+
+    Raises:
+      UserError: a file cannot be fetched, or is not the official one.
+      OSError: the disk refused.
+    """
+    folder.mkdir(exist_ok=True)
+    for wanted in downloads:
+        _fetch(wanted, folder / wanted.name, bars)
+
+
+def _fetch(wanted: Download, path: Path, bars: Bars) -> None:
+    if path.exists():  # only whole files have this name
+        return
+    part = path.with_name(f"{path.name}.part")
+    trouble = ""
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        try:
+            _continue(wanted, part, bars)
+            _check(wanted, part)
+            os.replace(part, path)
+            return
+        except _Trouble as found:
+            trouble = str(found)
+    raise UserError(f"{wanted.url}: {trouble}; run the same command again to go on")
+
+
+def _check(wanted: Download, part: Path) -> None:
+    """Removes `part` if it is not the official file: of one that changed, no part is good."""
+    size = part.stat().st_size
+    if size < wanted.bytes:
+        raise _Trouble(f"the download was cut short at {size:,} of {wanted.bytes:,} bytes")
+    if digests.of_file(part)["md5"] != wanted.md5:
+        part.unlink()
+        raise _Trouble(f"what came has not the MD5 {wanted.md5} of the official file")
+
+
+def _continue(wanted: Download, part: Path, bars: Bars) -> None:
+    """Append to `part` what it lacks, as far as that comes."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= wanted.bytes:
+        return
+    with _asked(wanted.url, have, part) as answer:
+        _append(answer, part, have if _continues(answer, have) else 0, wanted, bars)
+
+
+def _asked(url: str, have: int, part: Path) -> http.client.HTTPResponse:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416:
+            part.unlink(missing_ok=True)  # the file there is shorter than what we have of it
+        raise _Trouble(f"cannot be downloaded ({one_line(error)})") from error
+
+
+def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
+    """Whether the server sends what follows the first `have` bytes; else it sends all of the file."""
+    sent = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
+    return answer.status == 206 and sent is not None and int(sent[1]) == have
+
+
+def _append(answer: http.client.HTTPResponse, part: Path, have: int, wanted: Download, bars: Bars) -> None:
+    advance = bars.start(wanted.name, wanted.bytes)
+    advance(have)
+    with open(part, "ab") as out:
+        out.truncate(have)
+        while chunk := _received(answer):
+            have += len(chunk)
+            if have > wanted.bytes:  # whatever the server said of the length
+                out.truncate(0)
+                raise _Trouble(f"more comes than the {wanted.bytes:,} bytes of the official file")
+            out.write(chunk)
+            advance(len(chunk))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _received(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Trouble(f"the connection broke off ({one_line(error)})") from error

@@ -1,0 +1,147 @@
+"""What a prepared folder says of itself, in its `manifest.json`."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffenc.errors import UserError
+from diffenc.files import atomic
+
+NAME = "manifest.json"
+_MOST_LEVELS = 2**28  # in one image
+_MOST = 2**50  # examples or bytes in one shard
+_FORMAT = 1  # a manifest of another number was written by another version of this module
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of records: its name in the folder, its examples, its size in bytes, hex SHA-256 of its bytes."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The shards of a split in their order, and hex SHA-256 of its uint8 [N, H, W, C] pixels."""
+
+    sha256: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return sum(shard.count for shard in self.shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What lies in a prepared folder.
+
+    Attributes:
+      name: what `python -m diffenc.prepare` was called with.
+      source: which images these are: a known version of a data set, or that they are none.
+      image_shape: (H, W, C).
+      classes: their names in the order of labels; empty where they have none.
+      splits: "train" and "test".
+      files: by name, the digests and sizes of what was converted.
+      note: what one must know of the conversion beside this; may be empty.
+      diffenc_version: what wrote it.
+    """
+
+    name: str
+    source: str
+    image_shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    files: Mapping[str, Mapping[str, Any]]
+    note: str
+    diffenc_version: str
+
+    @property
+    def counted(self) -> str:
+        """How many images, for people."""
+        return ", ".join(f"{split.count:,} {name} images" for name, split in self.splits.items())
+
+
+def write(manifest: Manifest, folder: Path) -> None:
+    """Put `manifest` into `folder`, all or nothing."""
+    said: dict[str, Any] = {"format": _FORMAT, **dataclasses.asdict(manifest)}
+    for name, split in manifest.splits.items():
+        said["splits"][name] = {"count": split.count, **said["splits"][name]}
+    atomic.write_json(folder / NAME, said)
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of `folder`; None if there is none, or only one of another format.
+
+    Raises:
+      UserError: it cannot be understood.
+    """
+    path = folder / NAME
+    try:
+        said = json.loads(path.read_bytes())
+        return _parsed(said) if said.pop("format", None) == _FORMAT else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged; delete {folder} and prepare it again ({error!r})") from error
+
+
+def _parsed(said: dict[str, Any]) -> Manifest:
+    splits = {
+        name: Split(split["sha256"], tuple(Shard(**shard) for shard in split["shards"]))
+        for name, split in said.pop("splits").items()
+    }
+    for key in ("image_shape", "classes"):
+        said[key] = tuple(said[key])
+    made = Manifest(splits=splits, **said)
+    _check(made)
+    return made
+
+
+def _check(made: Manifest) -> None:
+    """Raise ValueError if a value is not of its type, or not what a prepared folder can have."""
+    _whole(_MOST_LEVELS, image_shape=made.image_shape)
+    if len(made.image_shape) != 3 or math.prod(made.image_shape) > _MOST_LEVELS:
+        raise ValueError(f"image_shape is not (H, W, C) of up to {_MOST_LEVELS:,} levels")
+    _whole(256, num_levels=[made.num_levels])
+    _whole(2**31, num_classes=[made.num_classes])
+    _typed(str, name=made.name, source=made.source, note=made.note, diffenc_version=made.diffenc_version)
+    for name in made.classes:
+        _typed(str, classes=name)
+    for digests in (made.files, *made.files.values()):
+        _typed(dict, files=digests)
+    if set(made.splits) != {"train", "test"}:
+        raise ValueError("splits are not train and test")
+    for split in made.splits.values():
+        _check_split(split)
+
+
+def _check_split(split: Split) -> None:
+    _typed(str, sha256=split.sha256)
+    for shard in split.shards:
+        _typed(str, sha256=shard.sha256, name=shard.name)
+        _whole(_MOST, count=[shard.count], bytes=[shard.bytes])
+        if not re.fullmatch(r"\w[\w.-]*", shard.name):
+            raise ValueError("a shard's name is that of no plain file")
+
+
+def _whole(most: int, **values: Sequence[Any]) -> None:
+    for key, numbers in values.items():
+        if not all(type(number) is int and 1 <= number <= most for number in numbers):
+            raise ValueError(f"{key} is not within 1 .. {most:,}")
+
+
+def _typed(kind: type, **values: Any) -> None:
+    for key, value in values.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} is a {type(value).__name__}, not a {kind.__name__}")

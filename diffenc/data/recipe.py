@@ -1,0 +1,85 @@
+"""What `prepare` is told of a data set: where it lies, what it is, how it is read."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from diffenc.data.paths import OfficialFiles
+from diffenc.data.versions import UNKNOWN, Version
+from diffenc.errors import UserError
+from diffenc.interfaces import Batch
+
+ON_DISK = ("train", "test")  # what lies on disk; validation is cut from train
+
+
+class BadSourceError(UserError):
+    """What is to be converted is not good: there is nothing to go on with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A data set to be converted.
+
+    Attributes:
+      name: what `prepare` was called with.
+      files: what is converted, by name; folders of images have a name that ends in "/".
+      image_shape: (H, W, C).
+      read: (split, first) -> the split's examples in their order, in batches of any size, without the first
+        `first` of them; raises UserError if the files are not good.
+      otherwise: what to call the images if they are none of `versions`.
+      classes: their names in the order of labels, where they have names.
+      counts: the number of examples by split, where that is known before they are read.
+      note: what one must know of the conversion beside all this; may be empty.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    read: Callable[[str, int], Iterator[Batch]]
+    otherwise: str
+    versions: tuple[Version, ...] = ()
+    classes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    num_levels: int = 256
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """What the class of a data set that lies in official files has beside the interface `Dataset`."""
+
+    @property
+    def files(self) -> OfficialFiles: ...
+
+    @property
+    def versions(self) -> tuple[Version, ...]: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def num_levels(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def read(self, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
+        """As `Recipe.read`, from the files in `found`, by their names in `files`."""
+        ...
+
+
+def of(dataset: Preparable, source: Path) -> Recipe:
+    """The recipe for the official files of `dataset` at `source`. Raises UserError if they are not there."""
+    found = dataset.files.locate(source)
+    return Recipe(
+        name=dataset.files.name,
+        files=found,
+        image_shape=dataset.image_shape,
+        num_levels=dataset.num_levels,
+        num_classes=dataset.num_classes,
+        read=lambda split, first: dataset.read(found, split, first),
+        versions=dataset.versions,
+        otherwise=f"{UNKNOWN}{dataset.versions[0].title}",
+    )

@@ -1,0 +1,1 @@
+"""Distances between samples and images by a fixed network's features."""

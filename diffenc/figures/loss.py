@@ -1,0 +1,41 @@
+"""The diffusion loss against λ, as --mode=diagnose measures it."""
+
+import json
+from pathlib import Path
+
+from diffenc import plots
+from diffenc.analysis import diagnose
+from diffenc.data.sources import some_of
+from diffenc.figures.subject import Numbers, Record, Subject
+from diffenc.files import atomic
+from diffenc.measuring.evaluate import circumstances, identity
+from diffenc.workdirs import curves
+
+
+def of(subject: Subject) -> Record:
+    experiment, settings = subject.experiment, subject.experiment.diagnose
+    images = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
+    how = identity(experiment, settings, len(images)) | circumstances(experiment, settings)
+    return {**how, "step": subject.step, "bins": settings.bins}
+
+
+def measure(subject: Subject) -> Numbers:
+    """What diagnostics/loss.json says if it is of the same; else it is measured, and that file left alone."""
+    wanted = of(subject)
+    record = filed(curves.path(subject.workdir), wanted)
+    return Numbers(record or diagnose.loss_record(subject.experiment, subject.mesh, subject.params) | wanted)
+
+
+def filed(file: Path, wanted: Record) -> Record | None:
+    """The record in `file`, if that is what `wanted` asks for."""
+    try:
+        record = json.loads(file.read_text())
+        record["bins"] = len(record["loss"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    asked = json.loads(atomic.to_json(wanted))
+    return record if asked == {key: record.get(key) for key in asked} else None
+
+
+def draw(numbers: Numbers, title: str) -> plots.Figure:
+    return diagnose.plot_loss(numbers.record)

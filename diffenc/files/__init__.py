@@ -1,0 +1,1 @@
+"""Files and objects that are whole or not there."""

@@ -1,0 +1,1 @@
+"""What a run costs, from its shapes alone: arithmetic, memory, time."""

@@ -1,0 +1,1 @@
+"""Sampling, once for all plugins and solvers."""

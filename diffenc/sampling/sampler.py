@@ -1,0 +1,130 @@
+"""Sampling, once for all plugins and solvers; one compiled scan over the steps."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffenc.chain import Chain
+from diffenc.gaussian import alpha_sigma, scale
+from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Parameterization, Params, PerStep
+from diffenc.model import Model
+from diffenc.pixels import Levels, nearest_levels
+from diffenc.sampling.solvers import Solver, XHat, ancestral
+
+
+def x_hat_from(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameterization) -> Data:
+    """x_hat, from out = p x_hat + q eps_hat and z = alpha x_hat + sigma eps_hat."""
+    alpha, sigma = alpha_sigma(log_snr)
+    p, q = parameterization(log_snr)
+    return scale(1 / (q * alpha - p * sigma), scale(q, z) - scale(sigma, out))
+
+
+def walk(
+    key: Key,
+    z: Data,
+    log_snrs: Float[Array, " steps_plus_one"],
+    log_w: PerStep,
+    x_hat: XHat,
+    mean: GenerativeMean,
+    solver: Solver,
+    first: int | Int[Array, ""] = 0,
+) -> Data:
+    """z at log_snrs[-1], from z at log_snrs[0], the noisiest.
+
+    The noise of step i is fold_in(key, first + i), so that a walk cut into stretches stays the same walk.
+    """
+
+    def body(z: Data, step) -> tuple[Data, None]:
+        index, *at_step = step
+        log_snr_t, log_snr_s, log_w = (jnp.broadcast_to(value, z.shape[:1]) for value in at_step)
+        noise = jax.random.normal(jax.random.fold_in(key, index), z.shape, z.dtype)
+        return solver(z, log_snr_t, log_snr_s, log_w, x_hat, mean, noise), None
+
+    steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
+    return jax.lax.scan(body, z, steps)[0]
+
+
+def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
+    """argmax over the levels of p(x | z_0) [55]: the level nearest to z_0 / alpha_0."""
+    return nearest_levels(scale(1 / alpha_sigma(log_snr_0)[0], z_0), num_levels)
+
+
+def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -> XHat:
+    """The model's estimate of x_phi as a function of (z, log_snr), without dropout."""
+
+    def x_hat(z: Data, log_snr: LogSNR) -> Data:
+        out = model.network.apply(params["network"], z, log_snr, condition=condition)
+        return x_hat_from(out, z, log_snr, model.parameterization)
+
+    return x_hat
+
+
+def guided(given: XHat, without: XHat, weight: float) -> XHat:
+    """x_hat = (1 + w) x_hat(z | condition) - w x_hat(z): classifier-free guidance (arXiv:2207.12598 [6]).
+
+    At a given z, the estimates of v, of eps and of x_phi are affine in each other and the weights sum to one: it is
+    the same guidance whichever of them it is written for.
+    """
+
+    def x_hat(z: Data, log_snr: LogSNR) -> Data:
+        return (1 + weight) * given(z, log_snr) - weight * without(z, log_snr)
+
+    return x_hat
+
+
+def estimate_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> XHat:
+    """What is walked along: `x_hat_of`, `guided` where the weight `guidance` is not 0."""
+    x_hat = x_hat_of(model, params, condition)
+    nothing = jax.tree.map(jnp.zeros_like, condition)
+    return guided(x_hat, x_hat_of(model, params, nothing), guidance) if guidance else x_hat
+
+
+class Descent(NamedTuple):
+    """A chain as sampling walks it, the noisiest first: log_snr at its stops, and log_w of each step."""
+
+    log_snrs: Float[Array, " steps_plus_one"]
+    log_w: PerStep
+
+
+def descent(model: Model, params: Params, chain: Chain) -> Descent:
+    """`chain` from t = 1 down to 0, under the schedule's parameters."""
+    return Descent(model.schedule.apply(params["schedule"], chain.times[::-1]), chain.log_w[::-1])
+
+
+def sample_along(
+    down: Descent,
+    key: Key,
+    shape: tuple[int, ...],
+    num_levels: int,
+    walk_down: Callable[[Key, Data, Descent], Data],
+) -> Levels:
+    """int32 levels of `shape`: standard normal noise, taken to log_snrs[-1] by `walk_down`, and decoded."""
+    z_key, step_key = jax.random.split(key)
+    z_0 = walk_down(step_key, jax.random.normal(z_key, shape), down)
+    return decode(z_0, jnp.broadcast_to(down.log_snrs[-1], shape[:1]), num_levels)
+
+
+def sample(
+    model: Model,
+    params: Params,
+    key: Key,
+    shape: tuple[int, ...],
+    *,
+    num_levels: int,
+    chain: Chain,
+    solver: Solver = ancestral,
+    condition: Condition | None = None,
+    guidance: float = 0.0,
+) -> Levels:
+    """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used.
+
+    Which solvers are consistent with which encoders: see `diffenc.sampling.solvers`.
+    """
+
+    def walk_down(key: Key, z: Data, down: Descent) -> Data:
+        return walk(key, z, *down, estimate_of(model, params, condition, guidance), model.mean, solver)
+
+    return sample_along(descent(model, params, chain), key, shape, num_levels, walk_down)

@@ -1,0 +1,42 @@
+"""Whether a workdir holds the run that it is about to be used for."""
+
+from pathlib import Path
+
+from diffenc.checkpoints.checkpoint import Restored
+from diffenc.configs import describe
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+
+CONFIG = "config.gin"
+
+
+def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
+    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    way_out = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
+    refuse_other_config(experiment, workdir, also_free, way_out)
+
+
+def refuse_other_config(
+    experiment: Experiment, workdir: Path, also_free: tuple[str, ...], way_out: str
+) -> None:
+    """`check_config`, for one who knows another way out."""
+    saved = workdir / CONFIG
+    if not saved.is_file():
+        return
+    text = saved.read_text(encoding="utf-8")
+    differing = describe.differences(text, describe.config_text(experiment), also_free)
+    if differing:
+        raise UserError(f"{workdir} holds a run of another config ({'; '.join(differing)}): {way_out}")
+
+
+def check_data(images: str, restored: Restored, workdir: Path) -> None:
+    """Raise UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
+
+    Args:
+      images: as `diffenc.data.sources.train_identity` tells them.
+    """
+    if restored.metadata["train_images"] != images:
+        raise UserError(
+            f"{workdir} holds a run on other images than the train split of the data set has now: put back the data "
+            "it was trained on (--data_dir, or the data set's folder), or choose another --workdir"
+        )

@@ -1,0 +1,52 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.errors import UserError
+from diffenc.model import UNIFORM
+from diffenc.workdirs import curves
+from diffenc_plugins.proposals import Importance
+
+
+@pytest.fixture
+def file(tmp_path):
+    curves.path(tmp_path).parent.mkdir()
+    return curves.path(tmp_path)
+
+
+def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file):
+    of = {"step": 3, "split": "train", "num_images": 7, "passes": 2, "seed": 5}
+    file.write_text(json.dumps({"rms": [0.5, 2, 0.0], "loss": [1, 1, 1], **of}))
+    curve, said = curves.load(file)
+    np.testing.assert_array_equal(curve, [0.5, 2, 0])
+    assert said == of
+    propose, curve_of = curves.propose(Importance(), tmp_path)
+    np.testing.assert_array_equal(propose(jnp.array([0.3])), Importance()(jnp.array([0.3]), curve))
+    assert curve_of == {"curve_of": of}
+
+
+def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
+    with pytest.raises(UserError, match="--mode=diagnose first"):
+        curves.propose(Importance(), tmp_path)
+    with pytest.raises(UserError, match="--mode=diagnose first"):
+        curves.propose(Importance(), None)
+    file.write_text("no curve")
+    propose, curve_of = curves.propose(UNIFORM, tmp_path)
+    np.testing.assert_array_equal(propose(jnp.array([0.25])), [[0.25], [1]])
+    assert curve_of == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"rms": 3}', '{"rms": []}', '{"rms": [1, null]}', '{"rms": [1, -1]}',
+     '{"rms": ["a"]}', '{"rms": [[1, 2]]}', '{"rms": [1, NaN]}'],
+)  # fmt: skip
+def test_what_is_no_curve_is_refused_in_one_line(file, text):
+    file.write_text(text)
+    with pytest.raises(
+        UserError, match=r"loss\.json is no curve of the loss: delete it.*--mode=diagnose"
+    ) as caught:
+        curves.load(file)
+    assert "\n" not in str(caught.value)
