@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from experiments import significance
-from experiments.significance import LEVEL, Finding
+from diffenc import significance
+from diffenc.rounding import MISSING, Digits, Figure, digits, rounded
+from diffenc.significance import LEVEL, Finding
 from experiments.summary import COMPONENTS, Summary, mean_and_error
-from experiments.table_shown import MISSING, Cell, Digits, Figure, Sheet, digits, rounded
+from experiments.table_shown import Cell, Sheet
 
 NOTES = (
     "A lower figure is better: of a negative difference A is ahead.",
@@ -32,16 +31,8 @@ def differences(a: Summary, b: Summary) -> tuple[Cell, ...]:
 
 def findings(a: Summary, b: Summary) -> list[Finding]:
     """Every test of A's total against B's."""
-    found = [significance.welch(a.values("total"), b.values("total"))]
-    shared = common_seeds(a, b)
-    if not shared:
-        return found
-    one, two = a.of(shared), b.of(shared)
-    found.append(significance.paired(one.values("total"), two.values("total")))
-    if np.isfinite([one.values("total"), two.values("total")]).all():
-        by_image = np.stack([one.terms(seed)["total"] - two.terms(seed)["total"] for seed in shared])
-        found += [significance.over_images(by_image), significance.over_seeds_and_images(by_image)]
-    return found
+    one, two = (dict(zip(each.seeds, each.values("total"), strict=True)) for each in (a, b))
+    return significance.findings(one, two, lambda seed: a.terms(seed)["total"] - b.terms(seed)["total"])
 
 
 def sheets(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffenc.rounding import Figure
 from experiments.summary import COMPONENTS
-from experiments.table_shown import Figure
 from experiments.variants import Variant
 
 FILE = Path(__file__).with_name("paper_results.json")

@@ -1,27 +1,20 @@
 """What the seeds of one variant came to: mean ± standard error over them of bits/dim and each of its terms."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.data.sources import require_same_images, subject
+from diffenc import evaluations
+from diffenc.data import require_same_images, subject
 from diffenc.errors import UserError
-from diffenc.measuring.evaluate import TERMS
-from experiments.table_shown import MISSING, Figure, Sheet, rounded
-
-COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
-# Figures that differ in one of these do not belong into one table.
-ALIKE = (
-    *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
-    *("precision", "matmul_precision", "step"),
-)
+from diffenc.evaluations import ALIKE, COMPONENTS
+from diffenc.rounding import MISSING, Figure, rounded
+from experiments.table_shown import Sheet
 
 Record = Mapping[str, Any]
 
@@ -58,7 +51,9 @@ class Summary:
         Raises:
           UserError: evaluation.npz is not that of evaluation.json.
         """
-        return terms_by_image(self.workdirs[seed], self.records[seed])
+        path = self.workdirs[seed] / "evaluation.npz"
+        data = path.read_bytes() if path.is_file() else b""
+        return evaluations.terms_by_image(data, self.records[seed], path)
 
     def of(self, seeds: Sequence[int]) -> "Summary":
         """The same of some of the seeds."""
@@ -79,44 +74,13 @@ def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
       UserError: it is no JSON.
     """
     path = workdir / f"{name}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        return found
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); delete it, and evaluate the run again") from None
+    return evaluations.parsed(path.read_bytes(), path) if path.exists() else None
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
     """The mean of at least one value and, from two on, its standard error."""
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return rounded(float(values.mean()), error)
-
-
-def terms_by_image(workdir: Path, record: Record) -> dict[str, Float[np.ndarray, " images"]]:
-    """Bits/dim of each image, by component, the mean over passes."""
-    path = workdir / "evaluation.npz"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read ({error}); evaluate the run again") from None
-    nats["total"] = np.sum(list(nats.values()), axis=0)
-    per_bit = nats_per_bit(nats["total"], record, path)
-    return {component: nats[component] / per_bit for component in COMPONENTS}
-
-
-def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, path: Path) -> float:
-    """d ln 2 of images with d dimensions, which must be whole, or `nats` and `record` do not belong together."""
-    if record["bpd"] is None or len(nats) != record["num_images"]:
-        raise UserError(f"{path}: holds no finite terms of {record['num_images']} images; evaluate again")
-    dims = nats.mean() / (record["bpd"] * math.log(2))
-    if abs(dims - round(dims)) > 1e-6 * dims:
-        raise UserError(f"{path}: is of another evaluation than evaluation.json; evaluate the run again")
-    return round(dims) * math.log(2)
 
 
 def require_alike(summaries: Iterable[Summary]) -> None:
@@ -138,9 +102,7 @@ def require_same(found: Sequence[tuple[Path, Record]], keys: Sequence[str]) -> N
     """
     for other, two in found[1:]:
         first, one = found[0]
-        differing = [
-            f"{key} {one.get(key)} and {two.get(key)}" for key in keys if one.get(key) != two.get(key)
-        ]
+        differing = evaluations.differing(one, two, keys)
         if differing:
             raise UserError(
                 f"{first} and {other} are not to be compared: {', '.join(differing)}; measure both alike"

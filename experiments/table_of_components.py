@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from diffenc.significance import welch_from_errors
 from experiments import collected, compared, paper, summary
 from experiments.collected import Line
 from experiments.runs import TASKS
-from experiments.significance import welch_from_errors
 from experiments.summary import COMPONENTS
 from experiments.table_shown import Page, Sheet
 

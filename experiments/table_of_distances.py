@@ -8,12 +8,13 @@ import numpy as np
 from diffenc.configs import describe
 from diffenc.fid.fid import features_of, of_sampling
 from diffenc.registry import features
+from diffenc.rounding import MISSING, Figure
 from experiments import collected, summary
 from experiments.collected import Line
 from experiments.runs import Run, Task, trained
 from experiments.summary import Record, mean_and_error
 from experiments.table_of_components import title
-from experiments.table_shown import MISSING, Cell, Figure, Page, Sheet
+from experiments.table_shown import Cell, Page, Sheet
 
 TABLE = 8
 PUBLISHED = "fid"

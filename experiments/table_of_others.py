@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from diffenc.rounding import MISSING, Digits
 from experiments import collected, paper, summary
 from experiments.collected import Line
 from experiments.runs import TASKS
 from experiments.table_of_components import title
-from experiments.table_shown import MISSING, Cell, Digits, Page, Sheet
+from experiments.table_shown import Cell, Page, Sheet
 
 TABLE = 1
 DATASETS = ("cifar10", "imagenet32", "imagenet32_oord")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments import significance
+from diffenc import significance
 
 
 def p_of_t(t, degrees):

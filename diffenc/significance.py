@@ -9,6 +9,7 @@ paired differences vary less than the figures themselves.
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,27 @@ class Finding:
     lower: float | None = None
 
 
+def findings(
+    a: Mapping[int, float], b: Mapping[int, float], by_image: Callable[[int], Values]
+) -> list[Finding]:
+    """Every test of A against B.
+
+    Args:
+      a, b: their figures by seed; where one is not finite, images are left out of it.
+      by_image: seed -> A − B of each image; asked of the seeds that both have.
+    """
+    one, two = (np.array(list(each.values()), np.float64) for each in (a, b))
+    found, shared = [welch(one, two)], [seed for seed in a if seed in b]
+    if not shared:
+        return found
+    one, two = (np.array([each[seed] for seed in shared], np.float64) for each in (a, b))
+    found.append(paired(one, two))
+    if np.isfinite([one, two]).all():
+        differences = np.stack([by_image(seed) for seed in shared])
+        found += [over_images(differences), over_seeds_and_images(differences)]
+    return found
+
+
 def welch(a: Values, b: Values) -> Finding:
     """Welch's t-test of two samples, which may be of different sizes and variances."""
     of = f"{len(a)} + {len(b)} runs"
@@ -67,9 +89,9 @@ def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) 
     return Finding("Welch", of, a[0] - b[0], math.hypot(a[1], b[1]), None, *ps)
 
 
-def paired(a: Values, b: Values) -> Finding:
-    """The paired t-test; a[k] and b[k] are of one seed."""
-    of = f"{len(a)} pairs of runs"
+def paired(a: Values, b: Values, what: str = "pairs of runs") -> Finding:
+    """The paired t-test; a[k] and b[k] are of one seed, or of one image: `what` says so."""
+    of = f"{len(a)} {what}"
     if len(a) < 2:
         return _unknown("paired t", of, a, b)
     differences = a - b

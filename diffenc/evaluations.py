@@ -1,0 +1,77 @@
+"""Evaluations read again: what evaluation.json says, and evaluation.npz of each image; and which may be compared."""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diffenc import safe_npz
+from diffenc.errors import UserError
+from diffenc.evaluate import TERMS
+
+COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
+# Figures that differ in one of these do not belong into one table.
+ALIKE = (
+    *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
+    *("precision", "matmul_precision", "step"),
+)
+
+MOST = 1 << 30  # bytes of the terms of all images
+
+Record = Mapping[str, Any]
+
+
+def parsed(data: bytes, name: Path | str) -> dict[str, Any]:
+    """What a record's JSON says; `name` is what messages call it.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    try:
+        found = json.loads(data.decode())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: is no JSON ({error}); delete it, and evaluate the run again") from None
+
+
+def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
+    """`KEY ONE and TWO` for each of `keys` that two records differ in."""
+    return [f"{key} {one.get(key)} and {two.get(key)}" for key in keys if one.get(key) != two.get(key)]
+
+
+def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, Float[np.ndarray, " images"]]:
+    """Bits/dim of each image, by component, the mean over passes.
+
+    Args:
+      data: the file evaluation.npz.
+      record: what evaluation.json says.
+      name: what messages call the file.
+
+    Raises:
+      UserError: it cannot be read, or is not that of `record`.
+    """
+    try:
+        arrays = safe_npz.load(io.BytesIO(data), str(name), TERMS, MOST)
+        nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
+        nats["total"] = np.sum(list(nats.values()), axis=0)
+    except (UserError, KeyError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read ({error}); evaluate the run again") from None
+    per_bit = nats_per_bit(nats["total"], record, name)
+    return {component: nats[component] / per_bit for component in COMPONENTS}
+
+
+def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path | str) -> float:
+    """d ln 2 of images with d dimensions, which must be whole, or `nats` and `record` do not belong together."""
+    if record["bpd"] is None or len(nats) != record["num_images"]:
+        raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
+    dims = nats.mean() / (record["bpd"] * math.log(2))
+    if abs(dims - round(dims)) > 1e-6 * dims:
+        raise UserError(f"{name}: is of another evaluation than evaluation.json; evaluate the run again")
+    return round(dims) * math.log(2)
