@@ -21,6 +21,7 @@ RESAMPLES = 4_000
 _AT_ONCE = 2**22  # resampled values held at a time
 
 Values = Float[np.ndarray, " n"]
+Others = Float[np.ndarray, " m"]
 OneAndAll = Float[np.ndarray, "seeds images"]
 
 
@@ -68,7 +69,7 @@ def findings(
     return found
 
 
-def welch(a: Values, b: Values) -> Finding:
+def welch(a: Values, b: Others) -> Finding:
     """Welch's t-test of two samples, which may be of different sizes and variances."""
     of = f"{len(a)} + {len(b)} runs"
     if min(len(a), len(b)) < 2:
@@ -183,7 +184,7 @@ def _can_resample(values: Values) -> bool:
     return len(values) > 1 and bool(np.isfinite(values).all())
 
 
-def _unknown(test: str, of: str, a: Values, b: Values) -> Finding:
+def _unknown(test: str, of: str, a: Values, b: Others) -> Finding:
     """Of too few runs: the difference alone, or nothing."""
     difference = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
     return Finding(test, of, difference)

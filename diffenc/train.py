@@ -17,6 +17,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from diffenc import provenance
 from diffenc.checkpoints import checkpoint
 from diffenc.configs import describe
 from diffenc.data.batches import train_batches
@@ -169,6 +170,7 @@ class Run:
         params = self._state.params
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
         atomic.write_text(self.workdir / "parameters.txt", overview + "\n")
+        provenance.file(self.experiment, self.workdir, step, len(self._source))
         parts = ", ".join(f"{part} {count_parameters(branch):,}" for part, branch in params.items())
         logging.info("%s parameters (%s); all in parameters.txt", f"{count_parameters(params):,}", parts)
         logging.info(

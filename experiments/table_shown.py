@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc import atomic
-from diffenc.rounding import MISSING, Figure
+from diffenc.rounding import MISSING, Digits, Figure
 
 Cell = str | int | Figure  # Digits is a str
 

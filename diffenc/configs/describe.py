@@ -64,7 +64,7 @@ def config_text(experiment: Experiment) -> str:
 
 def config_hash(experiment: Experiment) -> str:
     """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
-    lines = [line for line in config_text(experiment).splitlines() if not _is_free(line)]
+    lines = [line for line in config_text(experiment).splitlines() if not is_free(line)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -83,10 +83,14 @@ def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -
     ]
 
 
-def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
+def bindings(text: str) -> dict[str, str]:
+    """What a config text binds: key -> value as it is spelt."""
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
-    pairs = [line.partition(" = ") for line in lines if not _is_free(line, also_free)]
-    return {key: value for key, _, value in pairs}
+    return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
+
+
+def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
+    return {key: value for key, value in bindings(text).items() if not is_free(key, also_free)}
 
 
 def _default(key: str) -> str | None:
@@ -113,7 +117,8 @@ def matmul_precision() -> str:
     return jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:
+def is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:
+    """Whether a binding, or its key, may change between two visits to a workdir."""
     key = line.partition(" = ")[0].rpartition("/")[2]
     return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
 

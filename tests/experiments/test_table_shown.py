@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from diffenc.rounding import Figure
+from diffenc.rounding import Figure, digits
 from experiments import table_shown
 from experiments.table_shown import Page, Sheet
 

@@ -1,0 +1,116 @@
+"""What a run is trained on and in: WORKDIR/environment.json and WORKDIR/dataset.json, written when training starts."""
+
+import json
+import platform
+import subprocess
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import diffenc
+from diffenc import atomic, describe
+from diffenc.data import source_name, train_identity
+from diffenc.evaluate import dataset_name
+from diffenc.experiment import Experiment
+
+ENVIRONMENT = "environment.json"
+DATASET = "dataset.json"
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "dm-haiku")
+
+Record = dict[str, Any]
+
+
+def file(experiment: Experiment, workdir: Path, step: int, num_train: int) -> None:
+    """Write both records of a run that starts, or goes on, at `step`.
+
+    The environment is a list, for a run may go on elsewhere: each entry holds from its `step` on.
+
+    Args:
+      num_train: images in the train split.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    earlier = [entry for entry in starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
+    now = environment(experiment)
+    if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
+        earlier.append({"step": step, **now})
+    atomic.write_json(workdir / DATASET, dataset_card(experiment, num_train))
+    atomic.write_json(workdir / ENVIRONMENT, {"starts": earlier})
+
+
+def starts(record: Any) -> list[Record]:
+    """The entries of an environment.json; of what is none, nothing."""
+    found = record.get("starts") if isinstance(record, dict) else None
+    entries = found if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+
+def environment(experiment: Experiment) -> Record:
+    """Versions, devices and precision. Neither who runs it, nor where: no names of users, hosts or folders."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return {
+        "diffenc": version("diffenc"),
+        "commit": commit(Path(diffenc.__path__[0]).parent),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "backend": jax.default_backend(),
+        "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
+        "processes": jax.process_count(),
+        "precision": describe.precision(experiment),
+        "matmul_precision": describe.matmul_precision(),
+    }
+
+
+def version(package: str) -> str | None:
+    """Of what is installed; None where it is not, as diffenc itself in a checkout that is only on the path."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of a checkout, with "+" where tracked files differ from it; None where it is none."""
+    if not (folder / ".git").exists():  # git itself would ask the folders above, too
+        return None
+    head, changed = (
+        _git(folder, *words)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    )
+    return None if not head else head + ("+" if changed else "")
+
+
+def dataset_card(experiment: Experiment, num_train: int) -> Record:
+    """What the images are, as far as it is known without reading them."""
+    dataset = experiment.dataset
+    return {
+        "dataset": dataset_name(dataset),
+        "source": source_name(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+        "train_images": num_train,
+        "train_identity": train_identity(dataset),
+    }
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

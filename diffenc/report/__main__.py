@@ -1,0 +1,61 @@
+"""Write one HTML page about one or several runs: python -m diffenc.report WORKDIR... --output=FILE.html
+
+Every WORKDIR is a folder, or an address such as gs://BUCKET/RUN; it is only read. Runs that differ in no more than
+their seed are shown together. The page opens from disk and loads nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffenc import atomic
+from diffenc.errors import UserError
+
+MOST_RUNS = 32  # that colours, dashes and marks tell apart
+
+
+def write(workdirs: Sequence[str], output: Path) -> int:
+    """Write the page of `workdirs` to `output`, whole or not at all; returns its size in bytes.
+
+    Raises:
+      UserError: a workdir holds no run, or the disk refused.
+    """
+    from diffenc.report import held, page  # not before the command line is read: imports take seconds
+
+    if len(workdirs) > MOST_RUNS:
+        raise UserError(f"{len(workdirs)} workdirs: a page shows {MOST_RUNS} runs at most; name fewer")
+    data = page.render(held.read_all(workdirs)).encode()
+    if output.is_dir():
+        raise UserError(f"--output={output}: is a folder; name a file in it, as {output / 'report.html'}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output={output}: cannot make the folder {output.parent}: {error.strerror}"
+        ) from error
+    atomic.write_bytes(output, data)
+    return len(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser("python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="where the page goes")
+    asked = parser.parse_args(arguments)
+    try:
+        size = write(asked.workdirs, asked.output)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{asked.output}: {size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Runs in words and figures: headlines, tests, configs, environments and data sets."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from diffenc import describe
+from diffenc.report import shown
+from diffenc.report.held import Held, Record, number
+from diffenc.report.pairs import Pair
+from diffenc.report.seeds import Group
+from diffenc.rounding import rounded
+from diffenc.significance import Finding
+from diffenc.versions import UNKNOWN
+
+ENVIRONMENT = {
+    "diffenc": "diffenc",
+    "commit": "Commit",
+    "python": "Python",
+    "jax": "JAX",
+    "jaxlib": "jaxlib",
+    "numpy": "NumPy",
+    "optax": "Optax",
+    "dm-haiku": "Haiku",
+    "platform": "Platform",
+    "backend": "Backend",
+    "devices": "Devices",
+    "processes": "Processes",
+    "precision": "Precision",
+    "matmul_precision": "Matrix products",
+}
+
+
+def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
+    """The headline of a group, and of each of its runs; what all of these state is stated once."""
+    mean = {"figure": shown.figure(*group.mean), "seeds": len(group.totals)} if group.mean else None
+    stated = [_facts(run) for run in group.runs]
+    shared = [fact for fact in stated[0] if all(fact in facts for facts in stated)] if len(stated) > 1 else []
+    return {
+        "name": group.name,
+        "mean": mean,
+        "refused": group.refused,
+        "shared": shared,
+        "runs": [
+            {
+                "run": run,
+                "place": runs.index(run),
+                "bpd": shown.measured(run.evaluation, "bpd") if run.evaluation else None,
+                "facts": [fact for fact in facts if fact not in shared],
+            }
+            for run, facts in zip(group.runs, stated, strict=True)
+        ],
+    }
+
+
+def _facts(run: Held) -> list[tuple[str, str]]:
+    """What one must know to read a run's figure."""
+    facts: list[tuple[str, str]] = []
+    said = run.evaluation
+    if said:
+        facts += [
+            ("Data", f"{said['dataset']} {said['split']}{_told(said)}"),
+            ("Version", version(said)),
+            ("Images", images_counted(said)),
+            ("Pixels", shown.short(said["fingerprint"])),
+            ("T", T(said)),
+            ("Passes", shown.count(said["passes"])),
+            ("Step", shown.count(said["step"])),
+        ]
+    if run.step is not None and (not said or said["step"] != run.step):
+        facts.append(("Trained to", f"step {run.step:,}{_of_steps(run)}"))
+    return [*facts, *([("Parameters", shown.count(run.parameters))] if run.parameters else [])]
+
+
+def _of_steps(run: Held) -> str:
+    steps = run.config.get("Experiment.steps", "")
+    return f" of {int(steps):,}" if steps.isdecimal() and len(steps) < 16 else ""
+
+
+def _told(record: Record) -> str:
+    return f" | {record['condition']}" if record.get("condition") else ""
+
+
+def T(record: Record) -> str:  # noqa: N802 - its name
+    """The depth of the model that a bound is of."""
+    return " ".join(str(record[key]) for key in ("T", "times", "variance") if key in record) + (
+        " (times, variance)" if "times" in record else ""
+    )
+
+
+def version(record: Record) -> str:
+    """Which version of the images it is, as their digests tell."""
+    return str(record.get("source") or "comes with the program, or not recorded")
+
+
+def images_counted(record: Record) -> str:
+    """2,000 of 10,000."""
+    whole = record.get("split_images")
+    of = f" of {shown.count(whole)}" if whole and whole != record["num_images"] else ""
+    return f"{shown.count(record['num_images'])}{of}"
+
+
+def images_of(record: Record) -> str:
+    """Which images a figure is of, in a line."""
+    name = f"{record.get('dataset', '?')} {record.get('split', '?')}{_told(record)}"
+    return f"{shown.count(record.get('num_images'))} images of {name}, pixels {shown.short(record.get('fingerprint'))}"
+
+
+def of_pair(pair: Pair) -> dict[str, Any]:
+    """A pair with its tests as rows; bars are in percent of one scale, with 0 at its middle."""
+    edges = [abs(edge) for finding in pair.findings for edge in (finding.difference, *(finding.interval or ()))]
+    reach = max(filter(math.isfinite, edges), default=0) or 1.0
+    return {"pair": pair, "rows": [_test(finding, 1.1 * reach) for finding in pair.findings]}
+
+
+def _test(finding: Finding, reach: float) -> dict[str, Any]:
+    low, high = finding.interval or (None, None)
+    place = lambda value: round(50 + 50 * value / reach, 2)  # noqa: E731
+    return {
+        "test": finding.test,
+        "of": finding.of,
+        "difference": shown.figure(number(finding.difference), finding.error),
+        "low": shown.NONE if low is None else shown.minus(rounded(low, finding.error).mean),
+        "high": shown.NONE if high is None else shown.minus(rounded(high, finding.error).mean),
+        "p": shown.p_value(finding.two_sided),
+        "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),
+        "dot": place(finding.difference) if math.isfinite(finding.difference) else None,
+    }
+
+
+def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
+    """Bindings that are not the same in all configs: of what is trained, then of the rest."""
+    known = [run for run in runs if run.config]
+    keys = sorted({key for run in known for key in run.config})
+    rows = [(key, [run.config.get(key) for run in known]) for key in keys]
+    rows = [(key, values) for key, values in rows if len(set(values)) > 1]
+    parts = (("What is trained", False), ("What may change without another training", True))
+    return [
+        {"title": title, "rows": found, "runs": known}
+        for title, free in parts
+        if (found := [(key, values) for key, values in rows if describe.is_free(key) == free])
+    ]
+
+
+def environments(runs: Sequence[Held]) -> dict[str, Any]:
+    """A column for each start of each run that recorded it, a row for each fact."""
+    columns = [(run, start) for run in runs for start in run.starts]
+    rows = [
+        (title, [shown.count(start.get(key)) for _, start in columns])
+        for key, title in ENVIRONMENT.items()
+        if any(start.get(key) is not None for _, start in columns)
+    ]
+    heads = [f"{run.label}, from step {shown.count(start['step'])}" for run, start in columns]
+    measured = [(run, run.evaluation) for run in runs if run.evaluation]
+    return {
+        "heads": heads,
+        "rows": rows,
+        "without": [run for run in runs if not run.starts],
+        "evaluated": [
+            (run, [shown.count(said.get(key)) for key in ("device", "precision", "matmul_precision")])
+            for run, said in measured
+        ],
+    }
+
+
+def datasets(runs: Sequence[Held]) -> list[dict[str, Any]]:
+    """A card for each data set, and the runs of which nothing else is known."""
+    found: dict[Any, list[Held]] = {}
+    for run in runs:
+        found.setdefault((tuple(_dataset(run)), run.dataset is None), []).append(run)
+    return [{"runs": of, "facts": facts, "recorded": not lacks} for (facts, lacks), of in found.items()]
+
+
+def _dataset(run: Held) -> list[tuple[str, str]]:
+    """What was recorded of its images when a run was trained, and when it was evaluated."""
+    card, said = run.dataset or {}, run.evaluation or {}
+    source, shape = card.get("source") or said.get("source"), card.get("image_shape")
+    facts = (
+        ("Name", card.get("dataset") or said.get("dataset")),
+        ("Version", source or ("these images lie in no files" if card else None)),
+        ("Known by digest", _known(source) if source else None),
+        ("Image", " × ".join(map(str, shape)) if isinstance(shape, list) else None),
+        ("Levels", card.get("num_levels")),
+        ("Classes", card.get("num_classes")),
+        ("Train images", card.get("train_images")),
+        ("Train pixels", card.get("train_identity")),
+        ("Evaluated split", said.get("split")),
+        ("Images of that split", said.get("split_images")),
+        ("Images evaluated", said.get("num_images")),
+        ("Pixels evaluated", said.get("fingerprint")),
+    )
+    return [(name, shown.count(value)) for name, value in facts if value is not None]
+
+
+def _known(source: Any) -> str:
+    if str(source).startswith(UNKNOWN):
+        return "no: bits/dim are not comparable with published ones"
+    return "yes"

@@ -1,0 +1,107 @@
+"""Curves over steps, t and lambda, thinned so that no row is lost unseen."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from diffenc.report.held import Held, Record, number
+
+MOST_POINTS = 150  # of a curve: more rows are averaged in stretches
+PARTS = {"bpd": "Total", "bpd_diffusion": "Diffusion", "bpd_latent": "Latent", "bpd_reconstruction": "Reconstruction"}
+GRADIENT = "grad_norm"
+SPLITS = ("test", "validation", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A value at x; of several rows their mean, and the least and greatest of them.
+
+    With `is_error`, low and high are one standard error away instead.
+    """
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What one run has to one chart.
+
+    Attributes:
+      run: its place among the page's runs, which is its colour, dash and mark.
+      marks: single measurements with error bars; else a line with a band.
+      rows: how many rows of a file a point stands for.
+    """
+
+    run: int
+    label: str
+    points: tuple[Point, ...]
+    marks: bool = False
+    rows: int = 1
+
+
+def of_training(run: int, held: Held, key: str) -> Curve | None:
+    """The batches' own bits/dim as logged, means since the last row."""
+    values = [(float(row["step"]), row[key]) for row in held.rows if key in row]
+    if not values:
+        return None
+    points, rows = thinned(values)
+    return Curve(run, held.label, points, rows=rows)
+
+
+def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
+    """What was measured of a split in training and, at its step, what evaluation.json says if it is of that split."""
+    name = f"{split}_{key}"
+    found = {row["step"]: _with_error(row["step"], row, name) for row in held.rows if name in row}
+    final = held.evaluation
+    if final and final["split"] == split and number(final.get(key)) is not None and number(final["step"]) is not None:
+        found[final["step"]] = _with_error(final["step"], final, key)
+    points = [found[step] for step in sorted(found)][-MOST_POINTS:]
+    return Curve(run, f"{held.label}, {split}", tuple(points), marks=True) if points else None
+
+
+def later_half(curve: Curve) -> Curve:
+    """Its points beyond the half of its steps."""
+    half = max(point.x for point in curve.points) / 2
+    return dataclasses.replace(curve, points=tuple(point for point in curve.points if point.x >= half))
+
+
+def thinned(values: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> tuple[tuple[Point, ...], int]:
+    """At most `most` points, each of equally many rows (the last maybe fewer); and of how many."""
+    rows = -(-len(values) // most)
+    parts = [values[first : first + rows] for first in range(0, len(values), rows)]
+    return tuple(_mean(part) for part in parts), rows
+
+
+def evaluated_splits(runs: Iterable[Held]) -> list[str]:
+    """Splits that any run was measured on."""
+    keys = {key for held in runs for row in held.rows for key in row}
+    said = {str(held.evaluation["split"]) for held in runs if held.evaluation}
+    return [split for split in SPLITS if f"{split}_bpd" in keys or split in said]
+
+
+def over(record: Record, x: str, y: str, error: str | None = None) -> tuple[Point, ...]:
+    """The curve y(x) of a record's lists, as far as both are finite."""
+    lists = [record.get(name) if name else None for name in (x, y, error)]
+    xs, ys, errors = (found if isinstance(found, list) else [] for found in lists)
+    errors = [number(value) for value in errors] or [None] * len(ys)
+    points = []
+    for at, value, spread in zip(map(number, xs), map(number, ys), errors, strict=False):
+        if at is not None and value is not None:
+            points.append(_around(at, value, spread))
+    return tuple(points)
+
+
+def _with_error(step: int, row: Record, name: str) -> Point:
+    return _around(float(step), float(row[name]), number(row.get(f"{name}_se")))
+
+
+def _around(x: float, y: float, error: float | None) -> Point:
+    return Point(x, y) if error is None else Point(x, y, y - error, y + error)
+
+
+def _mean(part: Sequence[tuple[float, float]]) -> Point:
+    xs, ys = zip(*part, strict=True)
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    return Point(x, y) if len(part) == 1 else Point(x, y, min(ys), max(ys))

@@ -1,0 +1,252 @@
+"""What a workdir holds, half-trained, half-written or damaged as it may be. Nothing is written."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from diffenc import curves, describe, evaluations, provenance, safe_npz, stores
+from diffenc.errors import UserError
+from diffenc.same_run import CONFIG
+from diffenc.writers import METRICS
+
+Record = dict[str, Any]
+
+ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
+MOST = 1 << 28  # bytes of one of them
+LATEST = 2**53  # a step
+NEEDED = ("dataset", "split", "num_images", "fingerprint", "T", "passes", "step", "bpd")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Filed:
+    """A figure's numbers, as --mode=figures files them."""
+
+    record: Record
+    arrays: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Held:
+    """What there is of one run.
+
+    Attributes:
+      place: the workdir, as its user calls it.
+      label: what the page calls it.
+      config: bindings of config.gin; empty where there is none.
+      rows: metrics by ascending step, finite numbers only.
+      evaluation: evaluation.json; None where the run was not evaluated.
+      terms: the bytes of evaluation.npz.
+      figures: by name.
+      loss: what --mode=diagnose filed of the diffusion loss.
+      samples: the newest grid: its name in the workdir, its step and its bytes.
+      parameters: their number.
+      dataset: dataset.json.
+      starts: the entries of environment.json.
+      oddities: what could not be read, in words.
+    """
+
+    place: str
+    label: str
+    config: dict[str, str]
+    config_text: str
+    rows: tuple[Record, ...]
+    evaluation: Record | None
+    terms: bytes
+    figures: dict[str, Filed]
+    loss: Record | None
+    samples: tuple[str, int, bytes] | None
+    checkpoint: int | None
+    parameters: int | None
+    dataset: Record | None
+    starts: tuple[Record, ...]
+    oddities: tuple[str, ...]
+
+    @property
+    def seed(self) -> str:
+        return self.config.get("Experiment.seed", "?")
+
+    @property
+    def step(self) -> int | None:
+        """How far it is trained, as far as its files tell."""
+        known = [self.checkpoint, *(row["step"] for row in self.rows[-1:])]
+        return max((step for step in known if step is not None), default=None)
+
+    def numbers(self, *names: str) -> Filed | None:
+        """The figure of these names' first that there is."""
+        return next((self.figures[name] for name in names if name in self.figures), None)
+
+
+def read_all(places: Sequence[str]) -> list[Held]:
+    """Each of `places`, a folder or an address, under a label that tells it from the others.
+
+    Raises:
+      UserError: there is no run, or the same place is named twice.
+    """
+    plain = [place.rstrip("/") or place for place in places]
+    twice = sorted({place for place in plain if plain.count(place) > 1})
+    if twice:
+        raise UserError(f"{twice[0]} is named twice; name each workdir once")
+    return [read(place, label) for place, label in zip(plain, labels(plain), strict=True)]
+
+
+def labels(places: Sequence[str]) -> list[str]:
+    """The last parts of each path: as many as it takes to tell them all apart."""
+    parts = [[part for part in place.split("/") if part] or ["/"] for place in places]
+    for depth in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(names[-depth:]) for names in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(places)
+
+
+def read(place: str, label: str) -> Held:
+    """One workdir.
+
+    Raises:
+      UserError: there is no run, or the store refuses to be read.
+    """
+    try:
+        return _read(_Reader(place), label)
+    except OSError as error:
+        raise stores.unreadable(place, error) from error
+
+
+class _Reader:
+    """Files of a workdir, and what was odd about them."""
+
+    def __init__(self, place: str):
+        self.place, self.store = place, stores.at(place)
+        self.files = set(self.store.files())
+        self.oddities: list[str] = []
+        if not self.files & {CONFIG, METRICS}:
+            raise UserError(
+                f"{place} holds no run (neither {CONFIG} nor {METRICS}); name the --workdir of a run"
+            )
+
+    def data(self, name: str) -> bytes | None:
+        return self.store.read(name) if name in self.files else None
+
+    def text(self, name: str) -> str:
+        return (self.data(name) or b"").decode(errors="replace")
+
+    def record(self, name: str, needed: Sequence[str] = ()) -> Record | None:
+        """A JSON object; None, with a word on it, where it is damaged."""
+        data = self.data(name)
+        if data is None:
+            return None
+        try:
+            found = evaluations.parsed(data, name)
+        except UserError:
+            return self.odd(f"{name} is no JSON object, and left out.")
+        lacking = [key for key in needed if key not in found]
+        return self.odd(f"{name} lacks {', '.join(lacking)}, and is left out.") if lacking else found
+
+    def odd(self, said: str) -> None:
+        self.oddities.append(said)
+
+
+def _read(reader: _Reader, label: str) -> Held:
+    text = reader.text(CONFIG)
+    evaluation = reader.record("evaluation.json", NEEDED)
+    return Held(
+        place=reader.place,
+        label=label,
+        config=describe.bindings(text),
+        config_text=text,
+        rows=_rows(reader),
+        evaluation=evaluation,
+        terms=reader.data("evaluation.npz") or b"",
+        figures=_figures(reader),
+        loss=reader.record(f"{curves.FOLDER}/loss.json"),
+        samples=_samples(reader),
+        checkpoint=_last_step(reader, r"checkpoints/(\d+)/META\.json"),
+        parameters=_parameters(reader, evaluation),
+        dataset=reader.record(provenance.DATASET),
+        starts=tuple(provenance.starts(reader.record(provenance.ENVIRONMENT))),
+        oddities=tuple(reader.oddities),
+    )
+
+
+def _rows(reader: _Reader) -> tuple[Record, ...]:
+    found: dict[int, Record] = {}  # what stands of a step, later lines over earlier ones
+    *lines, torn = (reader.data(METRICS) or b"").split(b"\n")
+    bad = 0
+    for line in filter(None, lines):
+        row = _row(line)
+        if row is None:
+            bad += 1
+        else:
+            found[row["step"]] = found.get(row["step"], {}) | row
+    if torn:
+        reader.odd(f"The last line of {METRICS} is torn, as a process killed while it wrote leaves it: left out.")
+    if bad:
+        reader.odd(f"{METRICS} has {bad} line(s) that are no rows: left out.")
+    return tuple(found[step] for step in sorted(found))
+
+
+def _row(line: bytes) -> Record | None:
+    """The finite numbers of a line; None if it is no row."""
+    try:
+        said = json.loads(line)
+        step = said["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not isinstance(step, int) or not 0 <= step < LATEST:
+        return None
+    values = {str(key): number(value) for key, value in said.items()}
+    return {key: value for key, value in values.items() if value is not None} | {"step": step}
+
+
+def number(value: Any) -> float | None:
+    """`value`, if it is a finite number."""
+    try:
+        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _figures(reader: _Reader) -> dict[str, Filed]:
+    names = (re.fullmatch(r"figures/(\w+)\.json", name) for name in sorted(reader.files))
+    found = {match[1]: _figure(reader, match[1]) for match in names if match}
+    return {name: filed for name, filed in found.items() if filed is not None}
+
+
+def _figure(reader: _Reader, name: str) -> Filed | None:
+    record = reader.record(f"figures/{name}.json", ("of", "npz"))
+    if record is None or not isinstance(record["of"], dict):
+        return None
+    data = reader.data(f"figures/{name}.npz") if record["npz"] else b""
+    if record["npz"] and hashlib.sha256(data or b"").hexdigest() != record["npz"]:
+        return reader.odd(f"figures/{name}.npz is not what figures/{name}.json was written with: left out.")
+    try:
+        arrays = safe_npz.load(io.BytesIO(data), name, ARRAYS, MOST) if data else {}
+    except UserError as error:
+        return reader.odd(f"figures/{name}.npz is left out: {error}.")
+    return Filed(record, arrays)
+
+
+def _samples(reader: _Reader) -> tuple[str, int, bytes] | None:
+    """Of the latest step; among those of one step, the last by name."""
+    steps = ((re.match(r"samples/(\d+)[^/]*\.png$", name), name) for name in reader.files)
+    found = max(((int(match[1]), name) for match, name in steps if match), default=None)
+    return found and (PurePosixPath(found[1]).name, found[0], reader.data(found[1]) or b"")
+
+
+def _last_step(reader: _Reader, pattern: str) -> int | None:
+    matches = (re.fullmatch(pattern, name) for name in reader.files)
+    return max((int(match[1]) for match in matches if match), default=None)
+
+
+def _parameters(reader: _Reader, evaluation: Record | None) -> int | None:
+    said = number((evaluation or {}).get("num_params"))
+    total = re.search(r"^Total: ([\d,]+)", reader.text("parameters.txt"), re.MULTILINE)
+    return int(said) if said is not None else int(total[1].replace(",", "")) if total else None

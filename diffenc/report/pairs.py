@@ -1,0 +1,170 @@
+"""Runs against each other: which may be compared, what tests find, and in words what they say and do not say."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from diffenc import evaluations, significance
+from diffenc.errors import UserError
+from diffenc.progress import Progress
+from diffenc.report import shown
+from diffenc.report.held import Held
+from diffenc.report.seeds import Group, not_alike
+from diffenc.significance import Finding
+
+ALPHA = 0.05
+MOST = 15  # pairs; of more groups, each is compared with the first alone
+# What makes two bounds of different things, and what makes their draws others: then images cannot be paired.
+SAME = ("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed")
+TOLD = ("step", "precision", "matmul_precision")  # what may differ, and is said
+
+Values = Float[np.ndarray, " images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A against B.
+
+    Attributes:
+      refused: why they are not compared; None if they are.
+      findings: what each test found of A − B.
+      says: what that means; and what it does not.
+    """
+
+    a: str
+    b: str
+    refused: str | None = None
+    findings: tuple[Finding, ...] = ()
+    says: tuple[str, ...] = ()
+    says_not: tuple[str, ...] = ()
+
+
+def compared(groups: Sequence[Group]) -> list[Pair]:
+    """Every pair of groups; each with the first alone where these were too many."""
+    pairs = list(itertools.combinations(groups, 2))
+    if len(pairs) > MOST:
+        pairs = [(groups[0], other) for other in groups[1:]]
+    progress, found = Progress("comparing runs", len(pairs)), []
+    for a, b in pairs:
+        found.append(pair(a, b))
+        progress()
+    return found
+
+
+def pair(a: Group, b: Group) -> Pair:
+    """Two groups against each other."""
+    refused = why_not(a, b)
+    if refused:
+        return Pair(a.name, b.name, refused)
+    shared = [seed for seed in a.by_seed if seed in b.by_seed]
+    one_each = len(a.evaluated) == len(b.evaluated) == 1
+    try:
+        found = _of_one_run_each(a.evaluated[0], b.evaluated[0]) if one_each else _of_seeds(a, b)
+    except UserError as error:
+        return Pair(a.name, b.name, f"The terms of their images cannot be compared: {error}.")
+    says, says_not = (_in_words_of_images if one_each else _in_words_of_seeds)(a, b, found)
+    told = _told(a, b, one_each and not shared)
+    return Pair(a.name, b.name, None, tuple(found), tuple(says), (*says_not, *told))
+
+
+def why_not(a: Group, b: Group) -> str | None:
+    """Why A and B have no difference that means something; None if they have."""
+    for group in (a, b):
+        if not group.evaluated:
+            return f"{group.name} has not been evaluated."
+        if group.refused:
+            return f"The seeds of {group.name} do not go together: {group.refused}."
+    for one, two in itertools.product(a.evaluated, b.evaluated):
+        assert one.evaluation is not None and two.evaluation is not None
+        reason = not_alike(one.evaluation, two.evaluation, SAME)
+        if reason:
+            return f"Not compared: {reason}."
+    if not all(map(math.isfinite, (*a.totals.values(), *b.totals.values()))):
+        return "Not compared: a figure is not finite."
+    return None
+
+
+def by_image(held: Held) -> Values:
+    """Bits/dim of each image."""
+    assert held.evaluation is not None
+    return evaluations.terms_by_image(held.terms, held.evaluation, f"{held.label}/evaluation.npz")["total"]
+
+
+def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
+    one, two = by_image(a), by_image(b)
+    return [
+        significance.paired(one, two, "images, each under both runs"),
+        significance.over_images((one - two)[None]),
+    ]
+
+
+def _of_seeds(a: Group, b: Group) -> list[Finding]:
+    of = functools.cache(by_image)
+    return significance.findings(a.totals, b.totals, lambda seed: of(a.by_seed[seed]) - of(b.by_seed[seed]))
+
+
+def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
+    test = found[0]
+    says = [f"{_ahead(a, b, test)} on these images. {_of_images(test.two_sided)}"]
+    says_not = [
+        "Each was trained once. Whether other seeds would come out the same way is not tested: that takes several "
+        "runs of each, with seeds of their own."
+    ]
+    return says, says_not
+
+
+def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
+    tests = {finding.test: finding for finding in found}
+    test = next((tests[name] for name in ("paired t", "Welch") if tests.get(name) and _known(tests[name])), None)
+    says = [f"{_ahead(a, b, test or found[0])}, averaged over seeds. {_of_seeds_said(test)}"]
+    fewest = min(len(a.evaluated), len(b.evaluated))
+    says_not = [
+        f"With {fewest} seed{'s' if fewest > 1 else ''} a test sees large differences only: a large p is no sign "
+        "that the two are equal. The bootstrap over images takes these seeds as they are, and that over seeds and "
+        "images is too narrow with few seeds."
+    ]
+    return says, says_not
+
+
+def _ahead(a: Group, b: Group, finding: Finding) -> str:
+    size = shown.figure(abs(finding.difference), finding.error).mean
+    if finding.difference == 0:
+        return f"{a.name} and {b.name} have the same bits/dim"
+    return f"{a.name} is {'lower' if finding.difference < 0 else 'higher'} than {b.name} by {size} bits/dim"
+
+
+def _of_images(p: float | None) -> str:
+    if p is None:
+        return "Their images do not vary, so there is no test."
+    if p <= ALPHA:
+        return (
+            f"The difference is more than which images were drawn explains (p = {shown.p_value(p)}): of these two "
+            "trained models, it would likely have the same sign on other images of this kind."
+        )
+    return f"Which images were drawn may explain the difference (p = {shown.p_value(p)})."
+
+
+def _of_seeds_said(test: Finding | None) -> str:
+    if test is None:
+        return "Too few seeds for a test."
+    p = shown.p_value(test.two_sided)
+    if test.two_sided is not None and test.two_sided <= ALPHA:
+        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, p = {p})."
+    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, p = {p})."
+
+
+def _known(finding: Finding) -> bool:
+    return finding.two_sided is not None
+
+
+def _told(a: Group, b: Group, other_seeds: bool) -> list[str]:
+    one, two = a.evaluated[0].evaluation, b.evaluated[0].evaluation
+    assert one is not None and two is not None
+    differing = evaluations.differing(one, two, TOLD)
+    said = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
+    return [*said, *(["They were trained with different seeds."] if other_seeds else [])]

@@ -1,0 +1,62 @@
+"""Numbers and names as the page shows them."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from diffenc.report.held import number
+from diffenc.rounding import Figure, rounded
+
+NONE = "–"
+MINUS = "−"
+
+
+def count(value: Any) -> str:
+    """1,500; what is no whole number as it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return NONE if value is None else str(value)
+
+
+def figure(mean: float | None, error: float | None = None) -> Figure:
+    """`mean` to the second digit of its error, with a minus sign for people."""
+    if mean is None:
+        return Figure("not finite")
+    found = rounded(mean, error)
+    return Figure(minus(found.mean), found.error)
+
+
+def measured(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
+    """A figure of an evaluation, to the second digit of its smaller error, and both errors to their own second."""
+    mean, *errors = (number(record.get(name)) for name in (key, f"{key}_se", f"{key}_mc_se"))
+    known = [error for error in errors if error]
+    digits = [NONE if error is None else (rounded(error, error).error or NONE) for error in errors]
+    return figure(mean, min(known, default=None)).mean, *digits  # pyright: ignore[reportReturnType]
+
+
+def minus(text: str) -> str:
+    return text.replace("-", MINUS)
+
+
+def p_value(value: float | None) -> str:
+    """Two digits; below 0.0001 no more than that."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def short(fingerprint: Any) -> str:
+    """The beginning of a digest."""
+    return str(fingerprint)[:16]
+
+
+def command(place: str, mode: str, *bindings: str) -> str:
+    """What one types to have a run do `mode`."""
+    words = ["python", "-m", "diffenc.run", f"--workdir={place}", f"--mode={mode}"]
+    return shlex.join([*words, *(f"--gin_bindings={binding}" for binding in bindings)])
+
+
+def train_command(place: str) -> str:
+    """What one types to go on with a run; a finished one only writes its records."""
+    return shlex.join(["python", "-m", "diffenc.run", f"--workdir={place}"])
