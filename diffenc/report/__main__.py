@@ -41,7 +41,9 @@ def write(workdirs: Sequence[str], output: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser("python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}")
+    parser = argparse.ArgumentParser(
+        "python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}"
+    )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="where the page goes")
     asked = parser.parse_args(arguments)

@@ -108,7 +108,9 @@ def images_of(record: Record) -> str:
 
 def of_pair(pair: Pair) -> dict[str, Any]:
     """A pair with its tests as rows; bars are in percent of one scale, with 0 at its middle."""
-    edges = [abs(edge) for finding in pair.findings for edge in (finding.difference, *(finding.interval or ()))]
+    edges = [
+        abs(edge) for finding in pair.findings for edge in (finding.difference, *(finding.interval or ()))
+    ]
     reach = max(filter(math.isfinite, edges), default=0) or 1.0
     return {"pair": pair, "rows": [_test(finding, 1.1 * reach) for finding in pair.findings]}
 

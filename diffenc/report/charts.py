@@ -181,7 +181,9 @@ def _drawn(curve: Curve, x: Scale, y: Scale) -> Drawn:
     line = "".join(f"{'L' if place else 'M'}{_at(*at)}" for place, at in enumerate(places))
     if not curve.marks:
         return Drawn(curve.label, style(curve.run), line=line, band=_band(ranges))
-    marks = "".join(f"M{_at(*at)}h.01" for at in places)  # a point without length, which round caps make a dot
+    marks = "".join(
+        f"M{_at(*at)}h.01" for at in places
+    )  # a point without length, which round caps make a dot
     bars = "".join(f"M{_at(at, low)}V{high:.1f}" for at, low, high in ranges)
     return Drawn(curve.label, style(curve.run), line=line, marks=marks, bars=bars)
 

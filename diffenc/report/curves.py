@@ -6,7 +6,13 @@ from collections.abc import Iterable, Sequence
 from diffenc.report.held import Held, Record, number
 
 MOST_POINTS = 150  # of a curve: more rows are averaged in stretches
-PARTS = {"bpd": "Total", "bpd_diffusion": "Diffusion", "bpd_latent": "Latent", "bpd_reconstruction": "Reconstruction"}
+MOST_OF_RECORD = 400  # of a curve that was filed whole
+PARTS = {
+    "bpd": "Total",
+    "bpd_diffusion": "Diffusion",
+    "bpd_latent": "Latent",
+    "bpd_reconstruction": "Reconstruction",
+}
 GRADIENT = "grad_norm"
 SPLITS = ("test", "validation", "train")
 
@@ -55,10 +61,18 @@ def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
     name = f"{split}_{key}"
     found = {row["step"]: _with_error(row["step"], row, name) for row in held.rows if name in row}
     final = held.evaluation
-    if final and final["split"] == split and number(final.get(key)) is not None and number(final["step"]) is not None:
+    if (
+        final
+        and final["split"] == split
+        and number(final.get(key)) is not None
+        and number(final["step"]) is not None
+    ):
         found[final["step"]] = _with_error(final["step"], final, key)
-    points = [found[step] for step in sorted(found)][-MOST_POINTS:]
-    return Curve(run, f"{held.label}, {split}", tuple(points), marks=True) if points else None
+    points = tuple(found[step] for step in sorted(found))
+    if len(points) <= MOST_POINTS:
+        return Curve(run, f"{held.label}, {split}", points, marks=True) if points else None
+    points, rows = thinned([(point.x, point.y) for point in points])
+    return Curve(run, f"{held.label}, {split}", points, marks=True, rows=rows)
 
 
 def later_half(curve: Curve) -> Curve:
@@ -90,7 +104,9 @@ def over(record: Record, x: str, y: str, error: str | None = None) -> tuple[Poin
     for at, value, spread in zip(map(number, xs), map(number, ys), errors, strict=False):
         if at is not None and value is not None:
             points.append(_around(at, value, spread))
-    return tuple(points)
+    if len(points) <= MOST_OF_RECORD:
+        return tuple(points)
+    return thinned([(point.x, point.y) for point in points], MOST_OF_RECORD)[0]
 
 
 def _with_error(step: int, row: Record, name: str) -> Point:

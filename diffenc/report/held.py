@@ -186,7 +186,9 @@ def _rows(reader: _Reader) -> tuple[Record, ...]:
         else:
             found[row["step"]] = found.get(row["step"], {}) | row
     if torn:
-        reader.odd(f"The last line of {METRICS} is torn, as a process killed while it wrote leaves it: left out.")
+        reader.odd(
+            f"The last line of {METRICS} is torn, as a process killed while it wrote leaves it: left out."
+        )
     if bad:
         reader.odd(f"{METRICS} has {bad} line(s) that are no rows: left out.")
     return tuple(found[step] for step in sorted(found))

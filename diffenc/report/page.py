@@ -45,7 +45,10 @@ def render(runs: Sequence[Held]) -> str:
     script, css = (environment.get_template(name).render() for name in ("page.js", "style.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     found = environment.get_template("page.html.jinja").render(
-        script=Markup(script), css=Markup(css), script_digest=digest, **content(runs)  # noqa: S704 - our own files
+        script=Markup(script),
+        css=Markup(css),
+        script_digest=digest,
+        **content(runs),
     )
     return found.rstrip() + "\n"
 
@@ -112,7 +115,9 @@ def _training_charts(lines: Mapping[str, Sequence[Curve]]) -> list[Chart]:
     later = [curves.later_half(line) for line in total[1]]
     panels = [total, ("Total, second half", later), *parts, ("Norm of the gradient", lines[curves.GRADIENT])]
     units = [BITS] * (len(panels) - 1) + ["mean since the last row"]
-    drawn = (charts.chart(title, STEP, unit, of_one) for (title, of_one), unit in zip(panels, units, strict=True))
+    drawn = (
+        charts.chart(title, STEP, unit, of_one) for (title, of_one), unit in zip(panels, units, strict=True)
+    )
     return [one for one in drawn if one]
 
 
@@ -129,7 +134,8 @@ def _table(label: str, head: str, columns: Sequence[tuple[str, Sequence[Point]]]
     by_x = [{point.x: point.y for point in points} for _, points in columns]
     xs = sorted({x for column in by_x for x in column})
     rows = [
-        (charts.label(x), [charts.brief(column[x]) if x in column else shown.NONE for column in by_x]) for x in xs
+        (charts.label(x), [charts.brief(column[x]) if x in column else shown.NONE for column in by_x])
+        for x in xs
     ]
     return {"label": label, "heads": [head, *(name for name, _ in columns)], "rows": rows}
 
@@ -148,7 +154,9 @@ def _slides(runs: Sequence[Held]) -> tuple[list[Slide], list[tuple[Held, str | N
 
 
 def _schedules(runs: Sequence[Held]) -> dict[str, Any]:
-    found = [(place, run, filed.record) for place, run in enumerate(runs) if (filed := run.numbers("schedule"))]
+    found = [
+        (place, run, filed.record) for place, run in enumerate(runs) if (filed := run.numbers("schedule"))
+    ]
     panels = []
     for title, key, y_label in (
         ("Log signal-to-noise", "log_snr", "λ"),
@@ -198,7 +206,9 @@ def _loss_of(run: Held) -> dict[str, Any] | None:
 
 def _dataset_bindings(run: Held) -> str:
     """Which images a run is trained on, as far as its config tells."""
-    said = [f"{key} = {value}" for key, value in sorted(run.config.items()) if key.partition(".")[0] == "dataset"]
+    said = [
+        f"{key} = {value}" for key, value in sorted(run.config.items()) if key.partition(".")[0] == "dataset"
+    ]
     return ", ".join([run.config.get("Experiment.dataset", "unknown images"), *said])
 
 
@@ -208,5 +218,3 @@ def _by(items: Sequence[Any], key: Any) -> list[tuple[Any, list[Any]]]:
     for item in items:
         found.setdefault(key(item), []).append(item)
     return list(found.items())
-
-

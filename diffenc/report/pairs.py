@@ -79,9 +79,8 @@ def why_not(a: Group, b: Group) -> str | None:
             return f"{group.name} has not been evaluated."
         if group.refused:
             return f"The seeds of {group.name} do not go together: {group.refused}."
-    for one, two in itertools.product(a.evaluated, b.evaluated):
-        assert one.evaluation is not None and two.evaluation is not None
-        reason = not_alike(one.evaluation, two.evaluation, SAME)
+    for one, two in itertools.product(a.records, b.records):
+        reason = not_alike(one, two, SAME)
         if reason:
             return f"Not compared: {reason}."
     if not all(map(math.isfinite, (*a.totals.values(), *b.totals.values()))):
@@ -91,8 +90,9 @@ def why_not(a: Group, b: Group) -> str | None:
 
 def by_image(held: Held) -> Values:
     """Bits/dim of each image."""
-    assert held.evaluation is not None
-    return evaluations.terms_by_image(held.terms, held.evaluation, f"{held.label}/evaluation.npz")["total"]
+    return evaluations.terms_by_image(held.terms, held.evaluation or {}, f"{held.label}/evaluation.npz")[
+        "total"
+    ]
 
 
 def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
@@ -120,7 +120,9 @@ def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[l
 
 def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
     tests = {finding.test: finding for finding in found}
-    test = next((tests[name] for name in ("paired t", "Welch") if tests.get(name) and _known(tests[name])), None)
+    test = next(
+        (tests[name] for name in ("paired t", "Welch") if tests.get(name) and _known(tests[name])), None
+    )
     says = [f"{_ahead(a, b, test or found[0])}, averaged over seeds. {_of_seeds_said(test)}"]
     fewest = min(len(a.evaluated), len(b.evaluated))
     says_not = [
@@ -143,10 +145,10 @@ def _of_images(p: float | None) -> str:
         return "Their images do not vary, so there is no test."
     if p <= ALPHA:
         return (
-            f"The difference is more than which images were drawn explains (p = {shown.p_value(p)}): of these two "
+            f"The difference is more than which images were drawn explains (p\u00a0=\u00a0{shown.p_value(p)}): of these two "
             "trained models, it would likely have the same sign on other images of this kind."
         )
-    return f"Which images were drawn may explain the difference (p = {shown.p_value(p)})."
+    return f"Which images were drawn may explain the difference (p\u00a0=\u00a0{shown.p_value(p)})."
 
 
 def _of_seeds_said(test: Finding | None) -> str:
@@ -154,8 +156,8 @@ def _of_seeds_said(test: Finding | None) -> str:
         return "Too few seeds for a test."
     p = shown.p_value(test.two_sided)
     if test.two_sided is not None and test.two_sided <= ALPHA:
-        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, p = {p})."
-    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, p = {p})."
+        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, p\u00a0=\u00a0{p})."
+    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, p\u00a0=\u00a0{p})."
 
 
 def _known(finding: Finding) -> bool:
@@ -163,8 +165,6 @@ def _known(finding: Finding) -> bool:
 
 
 def _told(a: Group, b: Group, other_seeds: bool) -> list[str]:
-    one, two = a.evaluated[0].evaluation, b.evaluated[0].evaluation
-    assert one is not None and two is not None
-    differing = evaluations.differing(one, two, TOLD)
+    differing = evaluations.differing(a.records[0], b.records[0], TOLD)
     said = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
     return [*said, *(["They were trained with different seeds."] if other_seeds else [])]

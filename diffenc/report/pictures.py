@@ -13,7 +13,7 @@ from diffenc.images import grid, to_uint8
 from diffenc.report.held import Filed, Held, number
 from diffenc.rounding import rounded
 
-MOST = 1_500_000  # bytes of one picture
+MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames
 MOST_IMAGES = 10  # whose heat maps are shown
 COLUMNS = 5
 GAP = 2  # pixels between images
@@ -51,19 +51,29 @@ class Frames:
     change: tuple[tuple[Picture, str], ...]
     encoded: tuple[Picture, ...]
 
+    @property
+    def size(self) -> int:
+        """Letters that its pictures take."""
+        return sum(len(one.source) for one in (self.images, *(one for one, _ in self.change), *self.encoded))
+
 
 def samples(held: Held) -> tuple[Picture, str] | str | None:
     """The newest grid and what it is; or why it is not shown; None where there is none."""
     filed = held.numbers("samples")
     drawn = _drawn_samples(filed) if filed else None
-    if held.samples is None or (drawn and filed and (number(filed.record["of"].get("step")) or 0) > held.samples[1]):
+    if held.samples is None or (
+        drawn and filed and (number(filed.record["of"].get("step")) or 0) > held.samples[1]
+    ):
         return drawn
     name, step, data = held.samples
     if len(data) > MOST:
-        return f"samples/{name} has {len(data):,} bytes, more than the {MOST:,} that this page takes in."
+        return (
+            drawn
+            or f"samples/{name} has {len(data):,} bytes, more than the {MOST:,} that this page takes in."
+        )
     said = f"samples/{name}, step {step:,}"
     picture = embedded(data, f"Grid of samples drawn from the model at step {step:,}")
-    return (picture, said) if picture else f"samples/{name} is no PNG, or a damaged one."
+    return (picture, said) if picture else drawn or f"samples/{name} is no PNG, or a damaged one."
 
 
 def embedded(data: bytes, alt: str) -> Picture | None:
@@ -89,8 +99,10 @@ def _drawn_samples(filed: Filed) -> tuple[Picture, str] | None:
     """From the levels that --mode=figures keeps."""
     levels, num_levels = filed.arrays.get("levels"), number(filed.record.get("num_levels"))
     of = filed.record["of"]
+    if levels is None or num_levels is None or levels.size > MOST:
+        return None
     try:
-        sheet = grid(to_uint8(levels, int(num_levels)), scale=2)  # pyright: ignore[reportArgumentType]
+        sheet = grid(to_uint8(levels, int(num_levels)), scale=2)
     except Exception:  # whatever is in the file is no such grid
         return None
     said = f"figures/samples, step {of.get('step')}"
@@ -107,17 +119,22 @@ def frames(run: int, held: Held) -> tuple[tuple[float, ...], Frames] | str | Non
     try:
         x, change = (_finite(filed.arrays[name])[:MOST_IMAGES] for name in ("x", "change"))
         times = tuple(float(t) for t in filed.record["t"])
-        assert x.ndim == change.ndim == 4
-        assert change.shape == (len(x), len(times), *x.shape[1:3])
-        assert change.size
-    except (KeyError, TypeError, ValueError, AssertionError):
+        if not change.size or x.ndim != 4 or change.shape != (len(x), len(times), *x.shape[1:3]):
+            raise ValueError("other shapes")
+    except (KeyError, TypeError, ValueError):
         return "figures/heat_maps.npz does not hold the arrays of heat maps."
     if not change.any():
         return f"This encoder changes nothing over t (step {filed.record['of'].get('step')})."
-    return times, _frames(run, held, filed, times, x, change)
+    found = _frames(run, held, filed, times, x, change)
+    if found.size > MOST and len(x) > 1:
+        fewer = max(1, len(x) * MOST // found.size)
+        found = _frames(run, held, filed, times, x[:fewer], change[:fewer])
+    return times, found
 
 
-def _frames(run: int, held: Held, filed: Filed, times: tuple[float, ...], x: np.ndarray, change: np.ndarray) -> Frames:
+def _frames(
+    run: int, held: Held, filed: Filed, times: tuple[float, ...], x: np.ndarray, change: np.ndarray
+) -> Frames:
     limits = np.abs(change).max(axis=(0, 2, 3))
     shown = plots.diverging(change, limits[:, None, None])
     rows = filed.record.get("rows")

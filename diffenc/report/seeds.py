@@ -33,6 +33,11 @@ class Group:
         return tuple(run for run in self.runs if run.evaluation is not None)
 
     @property
+    def records(self) -> tuple[Record, ...]:
+        """What evaluation.json says of each run that was evaluated."""
+        return tuple(run.evaluation for run in self.runs if run.evaluation is not None)
+
+    @property
     def totals(self) -> dict[int, float]:
         """Bits/dim by seed; NaN where a run's figure is not finite."""
         return {
