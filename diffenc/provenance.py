@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 import diffenc
-from diffenc import atomic, describe
+from diffenc.files import atomic
+from diffenc.configs import describe
 from diffenc.data import source_name, train_identity
-from diffenc.evaluate import dataset_name
+from diffenc.measuring.evaluate import dataset_name
 from diffenc.experiment import Experiment
 
 ENVIRONMENT = "environment.json"

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffenc import atomic
+from diffenc.files import atomic
 from diffenc.rounding import MISSING, Digits, Figure
 
 Cell = str | int | Figure  # Digits is a str

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc import atomic
+from diffenc.files import atomic
 from diffenc.errors import UserError
 
 MOST_RUNS = 32  # that colours, dashes and marks tell apart

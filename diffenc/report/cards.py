@@ -4,14 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffenc import describe
+from diffenc.configs import describe
 from diffenc.report import shown
 from diffenc.report.held import Held, Record, number
 from diffenc.report.pairs import Pair
 from diffenc.report.seeds import Group
 from diffenc.rounding import rounded
 from diffenc.significance import Finding
-from diffenc.versions import UNKNOWN
+from diffenc.data.versions import UNKNOWN
 
 ENVIRONMENT = {
     "diffenc": "diffenc",

@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from diffenc import curves, describe, evaluations, provenance, safe_npz, stores
+from diffenc import evaluations, provenance
+from diffenc.workdirs import curves
+from diffenc.configs import describe
+from diffenc.untrusted import safe_npz
+from diffenc.files import stores
 from diffenc.errors import UserError
-from diffenc.same_run import CONFIG
-from diffenc.writers import METRICS
+from diffenc.workdirs.same_run import CONFIG
+from diffenc.workdirs.writers import METRICS
 
 Record = dict[str, Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffenc import describe
-from diffenc.evaluate import KEYS
+from diffenc.configs import describe
+from diffenc.measuring.evaluate import KEYS
 from diffenc.report import cards, charts, curves, pairs, pictures, seeds, shown
 from diffenc.report.charts import Chart
 from diffenc.report.curves import Curve, Point

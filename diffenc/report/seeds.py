@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffenc import describe, evaluations
+from diffenc import evaluations
+from diffenc.configs import describe
 from diffenc.data import require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluations import ALIKE, Record
