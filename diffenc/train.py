@@ -17,7 +17,6 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from diffenc import provenance
 from diffenc.checkpoints import checkpoint
 from diffenc.configs import describe
 from diffenc.data.batches import train_batches
@@ -45,7 +44,7 @@ from diffenc.training.train_state import (
     shardings,
 )
 from diffenc.training.visits import Visits, fetch_row
-from diffenc.workdirs import mirror, writers
+from diffenc.workdirs import mirror, provenance, writers
 from diffenc.workdirs import workdir as workdirs
 from diffenc.workdirs.same_run import CONFIG, check_config, check_data
 

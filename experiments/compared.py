@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from diffenc import significance
+from diffenc.measuring import significance
+from diffenc.measuring.significance import LEVEL, Finding
 from diffenc.rounding import MISSING, Digits, Figure, digits, rounded
-from diffenc.significance import LEVEL, Finding
 from experiments.summary import COMPONENTS, Summary, mean_and_error
 from experiments.table_shown import Cell, Sheet
 

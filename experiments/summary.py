@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffenc import evaluations
-from diffenc.data import require_same_images, subject
+from diffenc.data.sources import require_same_images, subject
 from diffenc.errors import UserError
-from diffenc.evaluations import ALIKE, COMPONENTS
+from diffenc.measuring import evaluations
+from diffenc.measuring.evaluations import ALIKE, COMPONENTS
 from diffenc.rounding import MISSING, Figure, rounded
 from experiments.table_shown import Sheet
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from diffenc.significance import welch_from_errors
+from diffenc.measuring.significance import welch_from_errors
 from experiments import collected, compared, paper, summary
 from experiments.collected import Line
 from experiments.runs import TASKS

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.files import atomic
 from diffenc.errors import UserError
+from diffenc.files import atomic
 
 MOST_RUNS = 32  # that colours, dashes and marks tell apart
 

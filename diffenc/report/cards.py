@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffenc.configs import describe
+from diffenc.data.versions import UNKNOWN
+from diffenc.measuring.significance import Finding
 from diffenc.report import shown
 from diffenc.report.held import Held, Record, number
 from diffenc.report.pairs import Pair
 from diffenc.report.seeds import Group
 from diffenc.rounding import rounded
-from diffenc.significance import Finding
-from diffenc.data.versions import UNKNOWN
 
 ENVIRONMENT = {
     "diffenc": "diffenc",

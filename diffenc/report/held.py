@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from diffenc import evaluations, provenance
-from diffenc.workdirs import curves
 from diffenc.configs import describe
-from diffenc.untrusted import safe_npz
-from diffenc.files import stores
 from diffenc.errors import UserError
+from diffenc.files import stores
+from diffenc.measuring import evaluations
+from diffenc.untrusted import safe_npz
+from diffenc.workdirs import curves, provenance
 from diffenc.workdirs.same_run import CONFIG
 from diffenc.workdirs.writers import METRICS
 

@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from diffenc.configs import describe
 from diffenc.measuring.evaluate import KEYS
+from diffenc.measuring.significance import LEVEL, RESAMPLES
 from diffenc.report import cards, charts, curves, pairs, pictures, seeds, shown
 from diffenc.report.charts import Chart
 from diffenc.report.curves import Curve, Point
 from diffenc.report.held import Held
 from diffenc.report.pictures import Frames
-from diffenc.significance import LEVEL, RESAMPLES
 
 TERMS = dict(zip(KEYS, ("Total", "Reconstruction", "Latent", "Diffusion"), strict=True))
 STEP, BITS = "training step", "bits/dim"

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from diffenc import evaluations, significance
 from diffenc.errors import UserError
+from diffenc.measuring import evaluations, significance
+from diffenc.measuring.significance import Finding
 from diffenc.progress import Progress
 from diffenc.report import shown
 from diffenc.report.held import Held
 from diffenc.report.seeds import Group, not_alike
-from diffenc.significance import Finding
 
 ALPHA = 0.05
 MOST = 15  # pairs; of more groups, each is compared with the first alone

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffenc import evaluations
 from diffenc.configs import describe
-from diffenc.data import require_same_images
+from diffenc.data.sources import require_same_images
 from diffenc.errors import UserError
-from diffenc.evaluations import ALIKE, Record
+from diffenc.measuring import evaluations
+from diffenc.measuring.evaluations import ALIKE, Record
 from diffenc.report.held import Held, number
 
 SEED = "Experiment.seed"

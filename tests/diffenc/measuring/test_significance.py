@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from diffenc import significance
+from diffenc.measuring import significance
 
 
 def p_of_t(t, degrees):

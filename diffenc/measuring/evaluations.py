@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.untrusted import safe_npz
 from diffenc.errors import UserError
 from diffenc.measuring.evaluate import TERMS
+from diffenc.untrusted import safe_npz
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 import diffenc
-from diffenc.files import atomic
 from diffenc.configs import describe
-from diffenc.data import source_name, train_identity
-from diffenc.measuring.evaluate import dataset_name
+from diffenc.data.sources import source_name, train_identity
 from diffenc.experiment import Experiment
+from diffenc.files import atomic
+from diffenc.measuring.evaluate import dataset_name
 
 ENVIRONMENT = "environment.json"
 DATASET = "dataset.json"
