@@ -168,6 +168,12 @@ def test_tensorboard_shows_the_rows(straight):
     np.testing.assert_allclose([shown[key] for key in written], [*written.values()], rtol=1e-6)
 
 
+def test_what_it_is_trained_in_and_on_is_recorded(straight):
+    (start,) = json.loads((straight / "environment.json").read_text())["starts"]
+    assert (start["step"], start["backend"]) == (0, "cpu")
+    assert json.loads((straight / "dataset.json").read_text())["train_images"] == 23
+
+
 def test_rates_are_images_over_steps(straight):
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from diffenc.measuring import significance
 
@@ -142,3 +142,33 @@ def test_the_same_numbers_come_out_again():
     for test in (significance.over_images, significance.over_seeds_and_images):
         assert test(differences) == test(differences)
         assert test(differences).interval != test(differences, seed=1).interval
+
+
+def test_each_agrees_with_scipy():
+    random = np.random.default_rng(1)
+    a, b = random.normal(2.0, 0.1, 7), random.normal(2.1, 0.2, 7)
+    for found, theirs in (
+        (significance.welch(a, b), stats.ttest_ind(a, b, equal_var=False)),
+        (significance.paired(a, b), stats.ttest_1samp(a - b, 0.0)),
+    ):
+        low, high = theirs.confidence_interval(0.95)
+        assert found.two_sided == pytest.approx(theirs.pvalue, rel=1e-12)  # pyright: ignore[reportAttributeAccessIssue]
+        assert found.interval == pytest.approx((low, high), rel=1e-12)
+
+
+def test_all_tests_of_two_sets_of_seeds():
+    a, b = {0: 2.0, 1: 2.2, 5: 2.1}, {1: 2.5, 0: 2.4, 7: 2.3}
+    images = {0: np.array([-0.5, -0.3]), 1: np.array([-0.2, -0.4])}
+    welch, paired, over_images, both = significance.findings(a, b, images.__getitem__)
+    assert (welch.of, welch.difference) == ("3 + 3 runs", pytest.approx(-0.3))
+    assert (paired.of, paired.difference) == ("2 pairs of runs", pytest.approx(-0.35))
+    assert (over_images.of, over_images.difference) == ("2 images, seeds as they are", pytest.approx(-0.35))
+    assert (both.of, both.difference) == ("2 pairs of runs x 2 images", pytest.approx(-0.35))
+    (alone,) = significance.findings(a, {9: 2.0}, images.__getitem__)
+    assert alone.test == "Welch"
+    assert len(significance.findings(a, {**b, 1: math.nan}, images.__getitem__)) == 2
+
+
+def test_pairs_of_images_are_called_so():
+    found = significance.paired(np.array([1.0, 2.0]), np.array([1.5, 2.6]), "images, each under both runs")
+    assert found.of == "2 images, each under both runs"

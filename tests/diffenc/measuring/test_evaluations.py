@@ -1,0 +1,62 @@
+"""Evaluations read again, from files made here."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+
+from diffenc.errors import UserError
+from diffenc.measuring import evaluations
+
+TERMS = ("reconstruction", "latent", "diffusion")
+NATS = {name: np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]]) * (k + 1) for k, name in enumerate(TERMS)}
+DIMS = 6
+
+
+def npz(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def record(**changes):
+    total = sum(NATS.values()).mean() / (DIMS * math.log(2))  # pyright: ignore[reportAttributeAccessIssue]
+    return {"bpd": total, "num_images": 3, **changes}
+
+
+def test_terms_are_in_bits_a_dimension():
+    found = evaluations.terms_by_image(npz(NATS), record(), "file")
+    for k, name in enumerate(TERMS):
+        np.testing.assert_allclose(found[name], np.array([2, 2, 2]) * (k + 1) / (6 * math.log(2)))
+    np.testing.assert_allclose(found["total"], np.array([12, 12, 12]) / (6 * math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("data", "said", "message"),
+    [
+        (b"", {}, "cannot be read"),
+        (b"PK\x03\x04 nothing", {}, "cannot be read"),
+        (npz({"latent": NATS["latent"]}), {}, "cannot be read"),
+        (npz({name: np.array([[object()]], dtype=object) for name in TERMS}), {}, "cannot be read"),
+        (npz(NATS), {"bpd": None}, "holds no finite terms of 3"),
+        (npz(NATS), {"num_images": 4}, "holds no finite terms of 4"),
+        (npz(NATS), {"bpd": record()["bpd"] * 1.01}, "is of another evaluation"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(data, said, message):
+    with pytest.raises(UserError, match=f"^file: {message}"):
+        evaluations.terms_by_image(data, record(**said), "file")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_what_is_no_record_is_refused(data):
+    with pytest.raises(UserError, match=r"^name: is no JSON"):
+        evaluations.parsed(data, "name")
+
+
+def test_what_differs_is_named():
+    assert evaluations.differing({"a": 1, "b": 2}, {"a": 1, "c": 3}, ("a", "b", "c")) == [
+        "b 2 and None",
+        "c None and 3",
+    ]
