@@ -1,0 +1,58 @@
+"""What mkdocs.yml has done to the pages: equations, lists of plugins, and the pages that lie in experiments/."""
+
+import html
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from diffenc import registry, run
+
+ROOT = Path(__file__).parents[1]
+EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+PLUGINS = re.compile(r"<!-- plugins: (\w+) -->")
+DEEPER = "\n    options: {heading_level: 4, members: []}"
+CLASSES = "<!-- classes of plugins -->"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages of experiments/, and the pictures they show, where links in the checkout lead to them."""
+    for path in sorted((ROOT / "experiments").rglob("*")):
+        if path.suffix in (".md", ".png"):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Lists plugins where a comment asks for them; the links of docs/ to experiments/ hold in the site too."""
+    registry.discover()
+    listed = PLUGINS.sub(lambda match: table(match[1]), markdown)
+    return listed.replace(CLASSES, classes()).replace("](../experiments/", "](experiments/")
+
+
+def table(kind: str) -> str:
+    """Names and first lines of the plugins of one kind, as `diffenc.run --list` shows them."""
+    lines = [line.split(maxsplit=1) for line in run.listing().splitlines() if line.startswith(f"{kind}.")]
+    rows = [f"| `{name}` | {html.escape(said)} |" for name, said in lines]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def classes() -> str:
+    """What has mkdocstrings show every plugin of ours."""
+    shown = []
+    for kind, plugins in registry.REGISTRIES.items():
+        ours = [plugins[name] for name in plugins if plugins[name].__module__.startswith("diffenc_plugins.")]
+        shown += [f"### {kind}", *(f"::: {one.__module__}.{one.__name__}{DEEPER}" for one in ours)]
+    return "\n\n".join(shown)
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Writes equations as MathML, which browsers show by themselves."""
+    return EQUATION.sub(lambda match: mathml(html.unescape(match[2]), match[1] == "div"), content)
+
+
+def mathml(tex: str, block: bool) -> str:
+    return convert(tex, display="block" if block else "inline")
