@@ -13,13 +13,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs/quickstart
 
-.PHONY: help quickstart test test-slow mutations check clean
+.PHONY: help quickstart test test-slow test-docs mutations check docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   train a small model on the CPU (minutes), evaluate it, draw samples"
 	@echo "make test         lint, types and tests"
 	@echo "make test-slow    the tests that make test leaves out"
+	@echo "make test-docs    execute every block of README and docs, scaled down"
+	@echo "make docs         build the documentation into site/"
 	@echo "make mutations    plant faults in copies of the code, and show which test kills each"
 	@echo "make check        lint and types alone"
 	@echo "make clean        remove the virtual environment, caches and build outputs"
@@ -31,10 +33,17 @@ quickstart: $(VENV)/run.stamp
 	@echo "The samples are in runs/quickstart/samples, everything else beside that folder."
 
 test: check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not docs" -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+test-docs: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m docs -n 2 --dist load
+
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The first page is site/index.html."
 
 mutations: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutations.py
@@ -45,7 +54,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist diffenc.egg-info
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist site diffenc.egg-info
 
 # A stamp is written last, so an interrupted installation is taken up again.
 TOO_OLD := error: $(PYTHON) is older than Python 3.11; name a newer one: make ... PYTHON=/path/to/python3.12

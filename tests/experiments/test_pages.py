@@ -1,4 +1,4 @@
-"""The commands that README.md and the pages of experiments show are accepted by what would run them."""
+"""The sweeps and tables that README.md, docs and the pages of experiments show are of configs that load."""
 
 import re
 import shlex
@@ -11,7 +11,11 @@ from experiments.collected import lines_of
 from experiments.runs import runs_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "experiments").rglob("*.md")),
+]
 
 
 def commands(start: str) -> list[list[str]]:
@@ -37,9 +41,9 @@ def test_a_table_that_is_shown_is_of_configs_that_load(command):
     assert len({line.runs[0].workdir for line in lines}) == len(lines)
 
 
-def test_the_readme_shows_a_sweep():
+def test_a_sweep_is_shown():
     assert commands("python -m experiments.sweep")
 
 
-def test_the_readme_shows_tables():
+def test_tables_are_shown():
     assert len(commands("python -m experiments.tables")) >= 3

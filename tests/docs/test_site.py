@@ -1,0 +1,94 @@
+"""The site is built strictly, shows what there is, and asks no other host for anything."""
+
+import ast
+import html
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from diffenc import registry
+
+pytest.importorskip("mkdocs")
+ROOT = Path(__file__).parents[2]
+LOADS = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    return target
+
+
+class Loaded(HTMLParser):
+    """What a browser fetches for a page, by the page's own word."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag in LOADS and not (tag == "link" and given.get("rel") in ("canonical", "next", "prev")):
+            self.found.append(given.get(LOADS[tag]) or "")
+        self.found += re.findall(r"url\(([^)]+)\)", given.get("style") or "")
+
+
+def test_no_page_asks_another_host_for_anything(site):
+    for page in site.rglob("*.html"):
+        loaded = Loaded()
+        loaded.feed(page.read_text())
+        assert loaded.found
+        assert [url for url in loaded.found if re.match(r"(https?:)?//", url)] == []
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", sheet.read_text())
+
+
+def test_equations_are_mathml(site):
+    page = (site / "concepts" / "index.html").read_text()
+    assert page.count("<math") > 60
+    assert "arithmatex" not in page
+
+
+def test_every_plugin_is_in_the_lists_and_in_the_api(site):
+    lists, api = (html.unescape((site / name / "index.html").read_text()) for name in ("plugins", "api"))
+    for kind, plugins in registry.REGISTRIES.items():
+        ours = [name for name in plugins if plugins[name].__module__.startswith("diffenc_plugins.")]
+        assert ours
+        for name in ours:
+            assert f"<code>{kind}.{name}</code>" in lists
+            assert f'id="{plugins[name].__module__}.{plugins[name].__name__}"' in api
+
+
+def said(node: ast.expr) -> str:
+    """A string as the source writes it, `…` for what it puts in."""
+    match node:
+        case ast.Constant(value=str()):
+            return str(node.value)
+        case ast.JoinedStr():
+            return "".join(said(part) for part in node.values)
+        case _:
+            return "…"
+
+
+@pytest.fixture(scope="module")
+def strings():
+    files = [path for folder in ("diffenc", "plugins") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    return [said(node) for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant)]
+
+
+def test_error_messages_that_are_explained_occur_in_the_code(strings):
+    explained = re.findall(r"^- `(.+)`$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert len(explained) >= 30
+    missing = [one for one in explained if not any(one in string for string in strings)]
+    assert missing == []
