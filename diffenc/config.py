@@ -33,13 +33,27 @@ def load(gin_files: Sequence[str], bindings: Sequence[str]) -> Experiment:
     """
     said = [binding for file in gin_files for binding in read_file(file)]
     said += [binding for text in bindings for binding in read_bindings(text)]
+    wiring = [f"Experiment.{name} = @{name}()" for name in names.SETTINGS]
+    return _loaded(said, "Experiment", wiring)
+
+
+def load_part(text: str, selector: str) -> Any:
+    """What `selector` names, a plugin or one of a config's fixed parts, as `text` describes it.
+
+    Raises:
+      UserError: like `load`.
+    """
+    return _loaded(read_bindings(text), selector, [])
+
+
+def _loaded(said: Sequence[Binding], selector: str, wiring: Sequence[str]) -> Any:
     settings = Settings(said)
     try:
-        experiment = _build(settings.lines())
+        built = _build(selector, [*wiring, *settings.lines()])
     except UserError as error:
         raise settings.placed(error) from None
     settings.check_read(_visits)
-    return experiment
+    return built
 
 
 def read_file(name: str) -> list[Binding]:
@@ -166,14 +180,14 @@ def _syntax_error(text: str, file: str | None, line: int, message: str) -> UserE
     return UserError(f"{_place(file, line)}: {culprit!r}: {' '.join(message.split())}")
 
 
-def _build(lines: Sequence[str]) -> Experiment:
-    """Let gin construct the experiment from bindings that have been checked."""
+def _build(selector: str, lines: Sequence[str]) -> Any:
+    """Let gin construct what `selector` names from bindings that have been checked."""
     gin.clear_config()  # unlocks it too
     _visits.clear()
     _register_all()
-    gin.parse_config([*(f"Experiment.{name} = @{name}()" for name in names.SETTINGS), *lines])
+    gin.parse_config(list(lines))
     try:
-        return gin.get_configurable("Experiment")()
+        return gin.get_configurable(selector)()
     except UserError as error:  # gin has appended the stack of its calls
         raise UserError(str(error).splitlines()[0]) from None
     except RecursionError:

@@ -40,8 +40,8 @@ class _Object:
         return "_".join(step.replace("_", "__") for step in self.path)
 
 
-def config_text(experiment: Experiment) -> str:
-    """Every field of every object in the experiment as sorted gin bindings, one a line.
+def config_text(experiment: Any) -> str:
+    """Every field of every object in the experiment, or in a part of one, as sorted gin bindings, one a line.
 
     Nothing is left to a default, and there are no macros. Where one class appears with different values,
     scopes named after the way there keep them apart: `@model_network/network.unet()`. Modules that no entry point
@@ -127,7 +127,8 @@ def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:
     """The bindings of `item` alone."""
 
     def name(item: _Object) -> str:
-        return f"{item.scope}/{item.selector}" if item.selector in ambiguous else item.selector
+        scoped = item.scope and item.selector in ambiguous
+        return f"{item.scope}/{item.selector}" if scoped else item.selector
 
     for field, value in item.values.items():
         yield f"{name(item)}.{field} = {spell(value, lambda other: f'@{name(other)}()')}"

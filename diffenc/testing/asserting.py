@@ -1,0 +1,43 @@
+"""Comparisons whose failure says what they were of."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffenc.registry import REGISTRIES
+
+
+def called(plugin: Any) -> str:
+    """`KIND.NAME`; of what is not registered, the class's name."""
+    found = {kind: registry.name_of(type(plugin)) for kind, registry in REGISTRIES.items()}
+    return next((f"{kind}.{name}" for kind, name in found.items() if name), type(plugin).__name__)
+
+
+def require(holds: Any, plugin: Any, message: str) -> None:
+    """Raise AssertionError, with the plugin's name, unless it holds."""
+    if not holds:
+        raise AssertionError(f"{called(plugin)}: {message}")
+
+
+def require_close(got: Any, want: Any, plugin: Any, message: str, rtol: float, atol: float = 0.0) -> None:
+    """Raise AssertionError, with the worst of the differences, unless two arrays agree."""
+    np.testing.assert_allclose(got, want, rtol, atol, err_msg=f"{called(plugin)}: {message}")
+
+
+def require_equal(got: Any, want: Any, plugin: Any, message: str) -> None:
+    """Raise AssertionError unless two arrays are the same to the last bit."""
+    np.testing.assert_array_equal(got, want, err_msg=f"{called(plugin)}: {message}")
+
+
+def require_finite(tree: Any, plugin: Any, message: str) -> None:
+    """Raise AssertionError if an array of the tree holds NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = jax.tree_util.keystr(path)
+        require(np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{f' at {where}' if where else ''}")
+
+
+def require_like(got: Any, want: Any, plugin: Any, message: str) -> None:
+    """Raise AssertionError unless an array has the shape and the dtype of another."""
+    found, wanted = (f"{each.dtype} {each.shape}" for each in (got, want))
+    require(found == wanted, plugin, f"{message} is {found}, not {wanted}")

@@ -1,0 +1,45 @@
+"""What every encoder keeps."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffenc.interfaces import Data, ImageKeys, LogSNR
+from diffenc.testing import image_maps
+from diffenc.testing.asserting import require_close, require_like
+from diffenc.testing.image_maps import Shape
+from diffenc.testing.subjects import IMAGE_SHAPE, Subject, image_keys, quick, subject
+
+STEP = 1e-4  # of log_snr
+NEARLY_DATA = 15.0  # log_snr
+
+
+def the_slope_is_that_of_the_value(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """d x_phi / d lambda as jax.jvp gives it, against differences of x_phi, in float64; with dropout and without."""
+    with jax.enable_x64(True):
+        it = subject(plugin, image_shape, x64=True)
+        for keys in (None, image_keys(7)):
+            encode = functools.partial(_encode, plugin, it, keys)
+            slope = quick(lambda v, f=encode: jax.jvp(f, (v,), (jnp.ones_like(v),))[1])(it.log_snr)
+            require_like(slope, it.x, plugin, "the slope, where all is float64,")
+            at = [quick(encode)(it.log_snr + step * STEP) for step in (-2, -1, 1, 2)]
+            difference = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * STEP)
+            require_close(slope, difference, plugin, "jax.jvp's slope is not that of the value", 1e-6, 1e-9)
+
+
+def _encode(plugin: Any, it: Subject, keys: ImageKeys | None, log_snr: LogSNR) -> Data:
+    return plugin.apply(it.params, it.x, log_snr, keys=keys)
+
+
+def near_the_data_it_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Where alpha = 1: or the reconstruction would be one of something else."""
+    it = subject(plugin, image_shape)
+    params = it.init(jax.random.key(1), it.x, it.log_snr)
+    for state in (params, it.params):
+        encoded = it.apply(state, it.x, jnp.full_like(it.log_snr, NEARLY_DATA))
+        require_close(encoded, it.x, plugin, "at log_snr = 15, where there is no noise, x_phi is not x", 0, 2e-6)
+
+
+CHECKS = (*image_maps.CHECKS, the_slope_is_that_of_the_value, near_the_data_it_is_the_image)

@@ -1,0 +1,118 @@
+"""What encoders and networks keep alike: functions of images and their noise levels, with parameters."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffenc.testing.asserting import require, require_close, require_equal, require_finite, require_like
+from diffenc.testing.subjects import (
+    IMAGE_SHAPE,
+    LOG_SNR,
+    classes_of,
+    image_keys,
+    images,
+    key,
+    quick,
+    subject,
+)
+
+Shape = tuple[int, ...]
+ORDER = np.array([2, 0, 3, 1])
+NEAR = {"rtol": 1e-5, "atol": 1e-5}  # what the order of sums may do to float32
+
+
+def the_output_is_shaped_like_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """And of its dtype."""
+    it = subject(plugin, image_shape)
+    require_like(it.apply(it.params, it.x, it.log_snr), it.x, plugin, "the output")
+
+
+def parameters_come_from_key_and_shapes(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """The same key gives the same, whatever the images; finite, and float32."""
+    it = subject(plugin, image_shape)
+    params = it.init(key(), it.x, it.log_snr)
+    require_finite(params, plugin, "a first parameter")
+    for leaf in jax.tree.leaves(params):
+        require(leaf.dtype != jnp.float64, plugin, "a parameter is float64")
+    other = it.init(key(), jnp.asarray(images(image_shape, seed=1), it.x.dtype), it.log_snr + 1)
+    for one, same in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
+        require_equal(same, one, plugin, "init looks at the images, not at their shape alone")
+
+
+def values_and_derivatives_are_finite(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """For log_snr in [-15, 15]: the value, its slope in log_snr, and the gradients of both."""
+    found = derivatives(plugin, image_shape)
+    require_finite(found, plugin, "a value or derivative for log_snr in [-15, 15]")
+
+
+@functools.lru_cache(maxsize=32)
+def derivatives(plugin: Any, image_shape: Shape) -> Any:
+    """((gradients in parameters, images and log_snr), (value, slope))."""
+
+    def total(params, x, log_snr):
+        f = lambda v: plugin.apply(params, x, v)  # noqa: E731
+        value, slope = jax.jvp(f, (log_snr,), (jnp.ones_like(log_snr),))
+        return jnp.sum(jnp.sin(value) + value * slope), (value, slope)
+
+    it = subject(plugin, image_shape)
+    return quick(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(it.params, it.x, it.log_snr)
+
+
+def no_image_sees_another(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """In another order, and beside another image, each has the output it had."""
+    it = subject(plugin, image_shape)
+    out = np.asarray(it.apply(it.params, it.x, it.log_snr))
+    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER])
+    require_close(moved, out[ORDER], plugin, "the order of the batch changes an image's output", **NEAR)
+    beside = it.apply(it.params, it.x.at[1].set(0.9), it.log_snr.at[1].set(0.0))
+    others = [0, 2, 3]
+    require_close(beside[np.array(others)], out[others], plugin, "another image changes an image's output", **NEAR)
+
+
+def a_class_is_that_of_its_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """0 is as no condition. Without a field `classes`, or with 0 there, none is looked at."""
+    it, count = subject(plugin, image_shape), classes_of(plugin)
+
+    def apply(*condition: int) -> np.ndarray:
+        return np.asarray(it.apply(it.params, it.x, it.log_snr, condition=jnp.asarray(condition, jnp.int32)))
+
+    bare, last = np.asarray(it.apply(it.params, it.x, it.log_snr)), max(count, 1)
+    told = apply(0, 1, last, 0)
+    if count == 0:
+        require_close(told, bare, plugin, "it has no field `classes`, and looks at the condition", **NEAR)
+        return
+    require_close(told[[0, 3]], bare[[0, 3]], plugin, "condition 0 is not as no condition", **NEAR)
+    for image in (1, 2):
+        require(np.any(told[image] != bare[image]), plugin, "it has a field `classes`, and a class changes nothing")
+    changed = apply(0, 0, last, 0)
+    require_close(changed[[0, 2, 3]], told[[0, 2, 3]], plugin, "another image's class changes an output", **NEAR)
+
+
+def a_key_draws_its_images_mask(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """The same key the same mask, whatever the rest of the batch; no key, and there is no chance in it."""
+    it, keys = subject(plugin, image_shape), image_keys(0)
+    traced_anew = quick(lambda *inputs, **keys: plugin.apply(*inputs, **keys))
+    first = np.asarray(it.apply(it.params, it.x, it.log_snr, keys=keys))
+    again = traced_anew(it.params, it.x, it.log_snr, keys=keys)
+    require_equal(again, first, plugin, "the same keys give another output")
+    bare = (apply(it.params, it.x, it.log_snr) for apply in (it.apply, traced_anew))
+    require_equal(*bare, plugin, "without keys the output is another each time")
+    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER], keys=keys[ORDER])
+    require_close(moved, first[ORDER], plugin, "an image's mask is not that of its key alone", **NEAR)
+    one_other = jnp.where(jnp.arange(len(LOG_SNR)) == 1, image_keys(1), keys)
+    beside = it.apply(it.params, it.x, it.log_snr, keys=one_other)
+    others = np.array([0, 2, 3])
+    require_close(beside[others], first[others], plugin, "another image's key changes an image's mask", **NEAR)
+
+
+CHECKS = (
+    the_output_is_shaped_like_the_image,
+    parameters_come_from_key_and_shapes,
+    values_and_derivatives_are_finite,
+    no_image_sees_another,
+    a_class_is_that_of_its_image,
+    a_key_draws_its_images_mask,
+)

@@ -1,0 +1,62 @@
+"""What every optimizer keeps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffenc.testing.asserting import require, require_finite, require_like
+
+STEPS = 300
+
+
+def _start() -> Any:
+    return {"layer": {"w": jnp.asarray([[1.0, -2.0]]), "b": jnp.asarray([0.5])}}
+
+
+def _loss(params: Any) -> Any:
+    return sum(jnp.sum(jnp.square(leaf - 3)) for leaf in jax.tree.leaves(params))
+
+
+def it_builds_an_optax_transformation(plugin: Any) -> None:
+    """Of `init` and `update`."""
+    built = plugin.build()
+    require(isinstance(built, optax.GradientTransformation), plugin, f"build() gives {type(built).__name__}")
+
+
+def it_goes_downhill(plugin: Any) -> None:
+    """On a parabola, in 300 compiled steps, without a change of shapes or dtypes."""
+    optimizer = plugin.build()
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(_loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = _start(), optimizer.init(_start())
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    require_finite(params, plugin, "a parameter")
+    first, last = float(_loss(_start())), float(_loss(params))
+    require(last < first, plugin, f"a parabola's loss goes from {first:.3g} to {last:.3g} in {STEPS} steps")
+    for old, new in zip(jax.tree.leaves(_start()), jax.tree.leaves(params), strict=True):
+        require_like(new, old, plugin, "a parameter after training")
+
+
+def its_state_is_arrays_of_fixed_shape(plugin: Any) -> None:
+    """A checkpoint holds it, and a compiled step takes it again and again."""
+    optimizer = plugin.build()
+    before = optimizer.init(_start())
+    _, after = optimizer.update(jax.grad(_loss)(_start()), before, _start())
+    same = jax.tree.structure(before) == jax.tree.structure(after)
+    require(same, plugin, "a step changes the structure of the optimizer's state")
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        arrays = all(isinstance(each, jax.Array | np.ndarray) for each in (old, new))
+        require(arrays, plugin, "its state holds what is no array")
+        require_like(new, old, plugin, "the optimizer's state after a step")
+        require_finite(new, plugin, "the optimizer's state")
+
+
+CHECKS = (it_builds_an_optax_transformation, it_goes_downhill, its_state_is_arrays_of_fixed_shape)
