@@ -27,7 +27,9 @@ def is_registered(plugin: Any) -> None:
 def has_every_method(plugin: Any) -> None:
     """That its kind asks for."""
     interface = REGISTRIES[kind_of(plugin)].interface
-    require(isinstance(plugin, interface), plugin, f"it lacks a member of diffenc.interfaces.{interface.__name__}")
+    require(
+        isinstance(plugin, interface), plugin, f"it lacks a member of diffenc.interfaces.{interface.__name__}"
+    )
 
 
 def says_what_it_is(plugin: Any) -> None:
@@ -59,7 +61,9 @@ def is_read_back_from_its_config(plugin: Any) -> None:
     for field in names.fields_of(type(plugin)):
         before, after = getattr(plugin, field), getattr(again, field)
         require(before == after, plugin, f"its field {field} is {before!r}, and {after!r} when read back")
-    require(again == plugin, plugin, "read back from its config it is not equal: has it fields outside __init__?")
+    require(
+        again == plugin, plugin, "read back from its config it is not equal: has it fields outside __init__?"
+    )
 
 
 CHECKS = (is_registered, has_every_method, says_what_it_is, is_a_value, is_read_back_from_its_config)

@@ -34,7 +34,9 @@ def require_finite(tree: Any, plugin: Any, message: str) -> None:
     """Raise AssertionError if an array of the tree holds NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         where = jax.tree_util.keystr(path)
-        require(np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{f' at {where}' if where else ''}")
+        require(
+            np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{f' at {where}' if where else ''}"
+        )
 
 
 def require_like(got: Any, want: Any, plugin: Any, message: str) -> None:

@@ -32,7 +32,9 @@ def values_and_derivatives_are_finite(plugin: Any) -> None:
 def no_noise_level_sees_another(plugin: Any) -> None:
     """In another order each has the coefficients it had."""
     log_snr, order = jnp.asarray([3.0, -1.0, 0.5]), jnp.asarray([2, 0, 1])
-    for one, moved in zip(jax.tree.leaves(plugin(log_snr)), jax.tree.leaves(plugin(log_snr[order])), strict=True):
+    for one, moved in zip(
+        jax.tree.leaves(plugin(log_snr)), jax.tree.leaves(plugin(log_snr[order])), strict=True
+    ):
         require_close(moved, one[order], plugin, "the order of noise levels changes a coefficient", 1e-6)
 
 

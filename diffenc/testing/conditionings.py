@@ -12,7 +12,9 @@ LABELS = np.array([2, 0, 9, 2], np.int32)
 def a_condition_is_an_integer_an_image(plugin: Any) -> None:
     """int32 above 0, which tells nothing; None exactly where `what` is None."""
     told = plugin(LABELS)
-    require((told is None) == (plugin.what is None), plugin, "`what` and the condition: one is None, one is not")
+    require(
+        (told is None) == (plugin.what is None), plugin, "`what` and the condition: one is None, one is not"
+    )
     if told is not None:
         shape_and_type = (np.shape(told), np.asarray(told).dtype)
         require(shape_and_type == ((4,), np.int32), plugin, f"the condition of 4 images is {shape_and_type}")

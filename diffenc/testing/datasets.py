@@ -39,7 +39,7 @@ def examples_are_what_it_says(plugin: Any) -> None:
         top = image.max()
         require(top < plugin.num_levels, plugin, f"{split} has level {top}: num_levels = {plugin.num_levels}")
         least, most = label.min(), label.max()
-        within = 0 <= least and most < plugin.num_classes
+        within = least >= 0 and most < plugin.num_classes
         require(within, plugin, f"{split} has labels {least} .. {most}: num_classes = {plugin.num_classes}")
 
 
@@ -71,7 +71,9 @@ def the_fingerprint_is_that_of_the_pixels(plugin: Any) -> None:
         for index in range(len(source)):
             digest.update(source[index]["image"].tobytes())
         said = plugin.fingerprint(split)
-        require(said == digest.hexdigest(), plugin, f"fingerprint({split!r}) is not the SHA-256 of the pixels")
+        require(
+            said == digest.hexdigest(), plugin, f"fingerprint({split!r}) is not the SHA-256 of the pixels"
+        )
 
 
 def another_split_is_refused(plugin: Any) -> None:
@@ -94,8 +96,8 @@ def sources_pickle(plugin: Any) -> None:
             again = pickle.loads(pickle.dumps(source))
         except Exception as error:  # whatever a field's own pickling raises
             raise AssertionError(f"the source of {split} does not pickle: {error}") from error
-        images = (_everything(each)["image"] for each in (again, source))
-        require_equal(*images, plugin, f"{split} has other images after pickling")
+        before, after = (_everything(each)["image"] for each in (source, again))
+        require_equal(after, before, plugin, f"{split} has other images after pickling")
 
 
 def _everything(source: Source) -> Batch:

@@ -18,7 +18,12 @@ def names_tell_them_from_others(plugin: Any) -> None:
     published = metric != "fid" or type(plugin).__module__.startswith("diffenc_plugins.")
     require(published, plugin, 'metric() = "fid": that is Inception\'s alone')
     identity = plugin.identity()
-    told = isinstance(identity, str) and bool(identity) and "\n" not in identity and identity == plugin.identity()
+    told = (
+        isinstance(identity, str)
+        and bool(identity)
+        and "\n" not in identity
+        and identity == plugin.identity()
+    )
     require(told, plugin, f"identity() = {identity!r}: must be a line, the same each time")
 
 
@@ -61,7 +66,9 @@ def grey_is_colour_without_colour(plugin: Any) -> None:
     """An image of one channel has the features of three such channels."""
     grey, images = _extract(plugin, _images()), np.repeat(_images(), 3, axis=-1)
     scale = np.abs(grey).max()
-    require_close(_extract(plugin, images), grey, plugin, "three equal channels are not as one", 0, 1e-4 * scale)
+    require_close(
+        _extract(plugin, images), grey, plugin, "three equal channels are not as one", 0, 1e-4 * scale
+    )
 
 
 def weights_are_arguments(plugin: Any) -> None:

@@ -35,7 +35,9 @@ def log_snr_falls_strictly_whatever_is_learned(plugin: Any) -> None:
     params, apply, t = plugin.init(jax.random.key(0)), jax.jit(plugin.apply), jnp.linspace(0, 1, 101)
     for scale in LEARNED:
         for seed in range(8):
-            _require_falling(np.asarray(apply(shaken(params, scale, seed), t)), plugin, f"parameters moved by {scale}")
+            _require_falling(
+                np.asarray(apply(shaken(params, scale, seed), t)), plugin, f"parameters moved by {scale}"
+            )
 
 
 def _require_falling(log_snr: np.ndarray, plugin: Any, when: str) -> None:
@@ -71,7 +73,9 @@ def no_time_sees_another(plugin: Any) -> None:
     params, t = plugin.init(jax.random.key(0)), jnp.asarray([0.9, 0.0, 0.4, 1.0])
     order = jnp.asarray([2, 0, 3, 1])
     moved = plugin.apply(params, t[order])
-    require_close(moved, plugin.apply(params, t)[order], plugin, "the order of times changes log_snr", 1e-6, 1e-6)
+    require_close(
+        moved, plugin.apply(params, t)[order], plugin, "the order of times changes log_snr", 1e-6, 1e-6
+    )
 
 
 def an_interior_leaves_ends_and_bound_alone(plugin: Any) -> None:

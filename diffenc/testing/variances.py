@@ -44,7 +44,9 @@ def what_was_not_measured_is_asked_for(plugin: Any) -> None:
     except UserError as error:
         require("\n" not in str(error), plugin, "its UserError takes more than a line")
     except (TypeError, AttributeError) as error:
-        raise AssertionError(f"{called(plugin)}: without `excess` it raises {error!r}, no UserError") from error
+        raise AssertionError(
+            f"{called(plugin)}: without `excess` it raises {error!r}, no UserError"
+        ) from error
 
 
 CHECKS = (log_w_is_one_number_a_step, no_step_sees_another, what_was_not_measured_is_asked_for)
