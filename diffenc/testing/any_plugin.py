@@ -4,7 +4,8 @@ import dataclasses
 import pickle
 from typing import Any
 
-from diffenc import config, describe, names
+from diffenc import config
+from diffenc.configs import describe, names
 from diffenc.errors import UserError
 from diffenc.registry import REGISTRIES
 from diffenc.testing.asserting import called, require

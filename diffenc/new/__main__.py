@@ -1,0 +1,69 @@
+"""Make a plugin that runs as it stands, with its test and a gin file.
+
+python -m diffenc.new encoder my_blur                     in a checkout of diffenc: a part of diffenc
+python -m diffenc.new encoder my_blur --package=my_pack   a package of your own, new or made so before
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffenc import registry
+from diffenc.errors import UserError
+from diffenc.new import places
+from diffenc.new.wanted import Wanted
+from diffenc.new.writing import write
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffenc.new",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", metavar="KIND", help=", ".join(registry.REGISTRIES))
+    parser.add_argument(
+        "name", metavar="NAME", help="what configs call it, as my_blur; its class is then MyBlur"
+    )
+    parser.add_argument("--package", metavar="DIR", help="a folder for a package of your own")
+    return parser.parse_args(argv)
+
+
+def new(kind: str, name: str, package: str | None) -> str:
+    """Make the plugin. Returns what was made and what to run next, for people.
+
+    Raises:
+      UserError: it cannot be made, and nothing was.
+    """
+    wanted = Wanted(kind, name)
+    wanted.check()
+    place = places.checkout(wanted) if package is None else places.package(package, wanted)
+    written = write(place, wanted)
+    here = Path.cwd()
+    shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in written]
+    lines = ["wrote", *(f"  {path}" for path in shown), "now run", *(f"  {line}" for line in place.commands)]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parse(argv)
+    registry.discover()
+    try:
+        print(new(given.kind, given.name, given.package))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a folder that may not be read
+        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The `__init__.py` of a package of plugins: a docstring, an import for each plugin, `__all__`."""
+
+import ast
+import dataclasses
+
+from diffenc.errors import UserError
+
+WIDTH = 110  # columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What such a file says. `classes` are the classes' names by module."""
+
+    doc: str
+    classes: dict[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        imports = [
+            _wrapped(f"from {module} import ", self.classes[module], "()") for module in sorted(self.classes)
+        ]
+        exported = sorted(sum(self.classes.values(), ()), key=lambda name: (not name.isupper(), name))
+        quoted = tuple(f'"{name}"' for name in exported)
+        body = [*imports, "", _wrapped("__all__ = ", quoted, "[]", always=True)] if imports else []
+        return "\n".join([f'"""{self.doc}"""', *([""] if body else []), *body, ""])
+
+    def with_class(self, module: str, name: str) -> "Index":
+        """The same with one more plugin."""
+        known = self.classes.get(module, ())
+        return dataclasses.replace(self, classes={**self.classes, module: tuple(sorted({*known, name}))})
+
+
+def read(text: str, file: str) -> Index:
+    """What the text of `file` says.
+
+    Raises:
+      UserError: it says something else, too, which would get lost.
+    """
+    try:
+        found = ast.parse(text)
+    except SyntaxError as error:
+        raise UserError(f"{file}:{error.lineno}: is no Python: {error.msg}") from None
+    imports = [node for node in found.body if isinstance(node, ast.ImportFrom) and node.module]
+    classes = {str(node.module): tuple(alias.name for alias in node.names) for node in imports}
+    index = Index(ast.get_docstring(found, clean=False) or "", classes)
+    if str(index) != text:
+        raise UserError(
+            f"{file} holds more than a docstring, imports and __all__, or not in their usual form: "
+            "put the new plugin somewhere else (--package=DIR)"
+        )
+    return index
+
+
+def _wrapped(start: str, items: tuple[str, ...], brackets: str, always: bool = False) -> str:
+    """`start` and the items in a line; one a line, in brackets, where that is too long."""
+    line = f"{start}{brackets[0] * always}{', '.join(items)}{brackets[1] * always}"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{start}{brackets[0]}", *(f"    {item}," for item in items), brackets[1]])
