@@ -10,7 +10,6 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Source
 from diffenc.testing.asserting import require, require_equal
 
-SPLITS = ("train", "test")  # validation is cut from train, where one asks for it
 FEW = 64  # examples taken one by one
 
 
@@ -25,7 +24,7 @@ def it_says_shape_levels_and_classes(plugin: Any) -> None:
 
 def examples_are_what_it_says(plugin: Any) -> None:
     """uint8 images of its shape, levels below num_levels; int32 labels from 0, below num_classes."""
-    for split in SPLITS:
+    for split in _splits(plugin):
         batch = _everything(plugin.source(split))
         count = len(plugin.source(split))
         require(count > 0, plugin, f"{split} is empty")
@@ -45,7 +44,7 @@ def examples_are_what_it_says(plugin: Any) -> None:
 
 def one_by_one_examples_are_those_of_a_batch(plugin: Any) -> None:
     """`__getitem__` and `__getitems__`, also in another order and of one index twice."""
-    for split in SPLITS:
+    for split in _splits(plugin):
         source = plugin.source(split)
         chosen = np.random.default_rng(0).permutation(len(source))[:FEW]
         chosen = np.r_[chosen, chosen[:1], 0, len(source) - 1]
@@ -58,7 +57,7 @@ def one_by_one_examples_are_those_of_a_batch(plugin: Any) -> None:
 
 def it_reads_the_same_again(plugin: Any) -> None:
     """From a source made anew: a run that is taken up goes on with the images it would have had."""
-    for split in SPLITS:
+    for split in _splits(plugin):
         first, second = (_everything(plugin.source(split)) for _ in range(2))
         require_equal(second["image"], first["image"], plugin, f"{split}, read again, has other images")
         require_equal(second["label"], first["label"], plugin, f"{split}, read again, has other labels")
@@ -66,7 +65,7 @@ def it_reads_the_same_again(plugin: Any) -> None:
 
 def the_fingerprint_is_that_of_the_pixels(plugin: Any) -> None:
     """Hex SHA-256 of the uint8 [N, H, W, C] pixels in source order."""
-    for split in SPLITS:
+    for split in _splits(plugin):
         digest, source = hashlib.sha256(), plugin.source(split)
         for index in range(len(source)):
             digest.update(source[index]["image"].tobytes())
@@ -90,7 +89,7 @@ def another_split_is_refused(plugin: Any) -> None:
 
 def sources_pickle(plugin: Any) -> None:
     """As they go to worker processes."""
-    for split in SPLITS:
+    for split in _splits(plugin):
         source = plugin.source(split)
         try:
             again = pickle.loads(pickle.dumps(source))
@@ -98,6 +97,15 @@ def sources_pickle(plugin: Any) -> None:
             raise AssertionError(f"the source of {split} does not pickle: {error}") from error
         before, after = (_everything(each)["image"] for each in (source, again))
         require_equal(after, before, plugin, f"{split} has other images after pickling")
+
+
+def _splits(plugin: Any) -> list[str]:
+    """Train, test, and validation where there is one."""
+    try:
+        plugin.source("validation")
+    except UserError:
+        return ["train", "test"]
+    return ["train", "validation", "test"]
 
 
 def _everything(source: Source) -> Batch:

@@ -56,18 +56,20 @@ def each_image_has_its_own(plugin: Any) -> None:
     """Whatever images are beside it; and different images differ."""
     images = _images()
     found = _extract(plugin, images)
-    scale = np.abs(found).max()
+    scale = float(np.abs(found).max())
     moved = _extract(plugin, images[::-1])[::-1]
-    require_close(moved, found, plugin, "the order of the batch changes an image's features", 0, 1e-4 * scale)
+    require_close(
+        moved, found, plugin, "the order of the batch changes an image's features", 0.0, 1e-4 * scale
+    )
     require(np.abs(found[0] - found[1]).max() > 1e-3 * scale, plugin, "two images have the same features")
 
 
 def grey_is_colour_without_colour(plugin: Any) -> None:
     """An image of one channel has the features of three such channels."""
     grey, images = _extract(plugin, _images()), np.repeat(_images(), 3, axis=-1)
-    scale = np.abs(grey).max()
+    scale = float(np.abs(grey).max())
     require_close(
-        _extract(plugin, images), grey, plugin, "three equal channels are not as one", 0, 1e-4 * scale
+        _extract(plugin, images), grey, plugin, "three equal channels are not as one", 0.0, 1e-4 * scale
     )
 
 

@@ -43,7 +43,7 @@ def the_weight_is_the_slope_of_t(plugin: Any) -> None:
     for curve, u, t, weight in _proposed(plugin, 20_011):
         off = np.sort(np.abs(np.diff(t) / np.diff(u) / (0.5 * (weight[1:] + weight[:-1])) - 1))
         message = f"the weight is not dt / du (curve: {curve})"
-        require_close(off[: -2 * len(CURVES[curve])], 0, plugin, message, 0, 1e-6)
+        require_close(off[: -2 * len(CURVES[curve])], 0, plugin, message, 0.0, 1e-6)
 
 
 def _proposed(plugin: Any, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:

@@ -89,7 +89,7 @@ def an_interior_leaves_ends_and_bound_alone(plugin: Any) -> None:
     for one, other in zip(jax.tree.leaves(bound), jax.tree.leaves(interior), strict=True):
         both = np.any(one != 0) and np.any(other != 0)
         require(not both, plugin, "a parameter has gradients of both `apply` and `interior`")
-        require_close(other[np.array([0, -1])], 0, plugin, "the interior moves an end", 0, 1e-5)
+        require_close(other[np.array([0, -1])], 0, plugin, "the interior moves an end", 0.0, 1e-5)
     reached = any(np.any(leaf != 0) for leaf in jax.tree.leaves(interior))
     require(reached, plugin, "no gradient of `interior` reaches a parameter")
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import registry
+from diffenc import registry, testing
 from diffenc.errors import UserError
+from diffenc.testing import image_maps
+from diffenc.testing.subjects import subject
 
 SHAPE = (4, 8, 8, 2)
 SMALL: dict[str, dict[str, Any]] = {
@@ -33,14 +35,12 @@ def network(name):
 @pytest.fixture(scope="module")
 def params(network):
     """As initialised, every leaf shaken so that nothing is silent."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(SHAPE), jnp.zeros(4))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return subject(network, SHAPE[1:]).params
 
 
 @pytest.fixture(scope="module")
 def apply(network):
-    return quick(network.apply)
+    return subject(network, SHAPE[1:]).apply
 
 
 @pytest.fixture(scope="module")
@@ -49,36 +49,9 @@ def inputs():
     return z, jnp.asarray([-15.0, -5.0, 1.3, 15.0])
 
 
-def test_the_output_is_shaped_like_the_input_and_deterministic(apply, params, inputs):
-    z, log_snr = inputs
-    out = apply(params, z, log_snr)
-    assert (out.shape, out.dtype) == (z.shape, z.dtype)
-    np.testing.assert_array_equal(out, apply(params, z, log_snr))
-
-
-def test_values_and_derivatives_are_finite(network, params, inputs):
-    @quick
-    def everything(params, z, log_snr):
-        def total(params, z, log_snr):
-            f = lambda v: network.apply(params, z, v)  # noqa: E731
-            value, slope = jax.jvp(f, (log_snr,), (jnp.ones_like(log_snr),))
-            return jnp.sum(value * slope), (value, slope)
-
-        return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(params, z, log_snr)
-
-    leaves = jax.tree.leaves(everything(params, *inputs))
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    silent = [leaf.shape for leaf in leaves if not np.any(leaf)]
-    assert not silent, f"nothing reaches parameters of shape {silent}"
-
-
-def test_no_example_sees_another(apply, params, inputs):
-    z, log_snr = inputs
-    out, order = np.asarray(apply(params, z, log_snr)), np.array([2, 0, 3, 1])
-    np.testing.assert_allclose(apply(params, z[order], log_snr[order]), out[order], rtol=1e-5, atol=1e-5)
-    others = apply(params, z.at[1].set(9.0), log_snr.at[1].set(0.0))
-    np.testing.assert_allclose(np.delete(others, 1, axis=0), np.delete(out, 1, axis=0), rtol=1e-5, atol=1e-5)
-    assert np.all(others[1] != out[1])
+@pytest.mark.parametrize("check", testing.CHECKS["network"])
+def test_it_keeps_what_a_network_keeps(network, check):
+    check(network)
 
 
 def test_the_noise_level_is_seen(apply, params, inputs):
@@ -88,21 +61,22 @@ def test_the_noise_level_is_seen(apply, params, inputs):
 
 
 @pytest.fixture(scope="module")
-def told(network):
+def told(name, network):
     """(the network that takes 2 classes, its parameters, shaken; apply)."""
-    network, rng = dataclasses.replace(network, classes=2), np.random.default_rng(2)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(SHAPE), jnp.zeros(4))
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    return network, params, quick(network.apply)
+    if not hasattr(network, "classes"):
+        pytest.skip(f"network.{name} takes no classes")
+    network = dataclasses.replace(network, classes=2)
+    its = subject(network, SHAPE[1:])
+    return network, its.params, its.apply
 
 
 CONDITION = np.array([0, 1, 0, 2])
 
 
-def test_the_class_is_seen_by_its_images_alone(told, inputs):
+def test_the_class_is_seen_by_its_images(told, inputs):
+    image_maps.a_class_is_that_of_its_image(told[0])
     _, params, apply = told
     bare, labelled = (np.asarray(apply(params, *inputs, condition=c)) for c in (None, jnp.asarray(CONDITION)))
-    np.testing.assert_allclose(labelled[[0, 2]], bare[[0, 2]], rtol=1e-5, atol=1e-5)
     assert np.all(np.max(np.abs(labelled - bare)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
     swapped = np.asarray(apply(params, *inputs, condition=jnp.asarray([0, 2, 0, 1])))
     assert np.all(np.max(np.abs(swapped - labelled)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
@@ -142,16 +116,10 @@ def keys_of(seed):
     return jax.random.split(jax.random.key(seed), SHAPE[0])
 
 
-def test_an_images_mask_is_that_of_its_key_whatever_the_batch(apply, params, inputs):
-    (z, log_snr), keys, order = inputs, keys_of(0), np.array([2, 0, 3, 1])
-    out = np.asarray(apply(params, z, log_snr, keys=keys))
-    moved = apply(params, z[order], log_snr[order], keys=keys[order])
-    np.testing.assert_allclose(moved, out[order], rtol=1e-5, atol=1e-5)
-
-
-def test_a_key_draws_the_dropout_mask(apply, params, inputs):
-    first, same, other = (apply(params, *inputs, keys=keys_of(k)) for k in (0, 0, 1))
-    np.testing.assert_array_equal(first, same)
+def test_another_key_draws_another_mask(name, network, apply, params, inputs):
+    if not hasattr(network, "dropout"):
+        pytest.skip(f"network.{name} drops nothing")
+    first, other = (apply(params, *inputs, keys=keys_of(k)) for k in (0, 1))
     assert np.any(first != other)
     assert np.any(first != apply(params, *inputs))
 
@@ -172,6 +140,8 @@ def test_a_key_draws_the_dropout_mask(apply, params, inputs):
     ],
 )
 def test_impossible_settings_are_refused(name, field, value, why):
+    if not hasattr(registry.networks[name](), field):
+        pytest.skip(f"network.{name} has no {field}")
     with pytest.raises(UserError, match=rf"^network\.{name}\.{field} = {value!r}.*{why}") as caught:
         registry.networks[name](**{**SMALL.get(name, {}), field: value})
     assert "\n" not in str(caught.value)
