@@ -127,7 +127,9 @@ def _training_table(run: Held, splits: Sequence[str]) -> dict[str, Any]:
     for key, title in curves.PARTS.items():
         columns.append((f"{title}, batches", curves.of_training(0, run, key)))
         columns += [(f"{title}, {split}", curves.of_evaluations(0, run, key, split)) for split in splits]
-    return _table(run.label, "Step", [(head, curve.points) for head, curve in columns if curve])
+    return _table(
+        f"{run.label}, over steps", "Step", [(head, curve.points) for head, curve in columns if curve]
+    )
 
 
 def _table(label: str, head: str, columns: Sequence[tuple[str, Sequence[Point]]]) -> dict[str, Any]:

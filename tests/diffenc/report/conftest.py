@@ -1,0 +1,193 @@
+"""Workdirs made by hand, with numbers that can be worked out by hand."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import html5lib
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffenc.report import held, page
+
+BITS = np.log(2)
+DIMS = 4
+CONFIG = """\
+Experiment.dataset = @dataset.dots()
+Experiment.log_every = 5
+Experiment.seed = 0
+Experiment.steps = 20
+Model.encoder = @encoder.identity()
+"""
+# bits/dim of three images in two passes; the sums over terms are 3, 4, 8 and 5, 4, 6
+DIFFUSION = [[2.0, 3.0, 7.0], [4.0, 3.0, 5.0]]
+
+
+def npz(arrays: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    """Says what an evaluation of `terms()` says."""
+    said = {
+        "bpd": 5.0, "bpd_se": 0.123456, "bpd_mc_se": 0.0654321,
+        "bpd_reconstruction": 0.5, "bpd_reconstruction_se": 0.0, "bpd_reconstruction_mc_se": 0.0,
+        "bpd_latent": 0.5, "bpd_latent_se": 4.683e-07, "bpd_latent_mc_se": 0.0,
+        "bpd_diffusion": 4.0, "bpd_diffusion_se": 0.123456, "bpd_diffusion_mc_se": 0.0654321,
+        "dataset": "dots", "split": "test", "num_images": 3, "split_images": 1300, "fingerprint": "ab" * 32,
+        "T": "continuous", "proposal": "uniform", "times_per_image": 1, "passes": 2, "batch_size": 3, "seed": 0,
+        "precision": "float32", "matmul_precision": "default", "device": "cpu", "step": 20, "num_params": 1234,
+    }  # fmt: skip
+    return {**said, **changes}
+
+
+def terms(plus: Any = 0.0) -> dict[str, np.ndarray]:
+    """Nats [passes, images]; `plus` bits/dim more diffusion, of each image."""
+    diffusion = np.array(DIFFUSION) + np.asarray(plus)
+    half = np.full((2, 3), 0.5)
+    return {name: bits * DIMS * BITS for name, bits in (("reconstruction", half), ("latent", half), ("diffusion", diffusion))}  # fmt: skip
+
+
+def heat_maps(t=(0.5, 1.0), n=2) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    change = np.linspace(-1, 1, n * len(t) * 9).reshape(n, len(t), 3, 3)
+    return {"t": list(t), "gap": 0.5, "rows": [f"class {k}" for k in range(n)]}, {
+        "x": np.zeros((n, 3, 3, 1)),
+        "change": change,
+    }
+
+
+@pytest.fixture
+def made(tmp_path) -> Callable[..., Path]:
+    """Makes a workdir `name`; what is None is not there.
+
+    `rows` are lines of metrics.jsonl, `files` contents by name, `figures` pairs of a record and arrays by name.
+    """
+
+    def make(
+        name: str, *, config: str | None = CONFIG, rows=None, said: dict[str, Any] | None = None, plus: Any = 0.0,
+        figures: dict[str, tuple[dict, dict]] | None = None, files: dict[str, bytes] | None = None,
+    ) -> Path:  # fmt: skip
+        workdir = tmp_path / name
+        (workdir / "figures").mkdir(parents=True)
+        if config is not None:
+            (workdir / "config.gin").write_text(config)
+        if rows is not None:
+            (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        if said is not None:
+            said = {**said, "bpd": None if said["bpd"] is None else 5.0 + float(np.mean(plus))}
+            (workdir / "evaluation.json").write_text(json.dumps(said))
+            (workdir / "evaluation.npz").write_bytes(npz(terms(plus)))
+        for figure, (record, arrays) in (figures or {}).items():
+            data = npz(arrays) if arrays else b""
+            record = {
+                "of": {"step": 20, "dataset": "dots"},
+                **record,
+                "npz": hashlib.sha256(data).hexdigest() if data else "",
+            }
+            (workdir / "figures" / f"{figure}.json").write_text(json.dumps(record))
+            (workdir / "figures" / f"{figure}.npz").write_bytes(data)
+        for file, content in (files or {}).items():
+            (workdir / file).parent.mkdir(parents=True, exist_ok=True)
+            (workdir / file).write_bytes(content)
+        return workdir
+
+    return make
+
+
+def png(side: int = 4) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((side, side), 128, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def whole(made) -> Path:
+    """A workdir with everything."""
+    rows = [
+        {
+            "step": 5,
+            "bpd": 9.0,
+            "bpd_diffusion": 8.0,
+            "bpd_latent": 0.5,
+            "bpd_reconstruction": 0.5,
+            "grad_norm": 1.0,
+        },
+        {
+            "step": 10,
+            "bpd": 7.0,
+            "bpd_diffusion": 6.0,
+            "bpd_latent": 0.5,
+            "bpd_reconstruction": 0.5,
+            "grad_norm": 1.0,
+        },
+        {"step": 10, "test_bpd": 6.0, "test_bpd_se": 0.5},
+        {
+            "step": 20,
+            "bpd": 6.0,
+            "bpd_diffusion": 5.0,
+            "bpd_latent": 0.5,
+            "bpd_reconstruction": 0.5,
+            "grad_norm": 2.0,
+        },
+    ]
+    schedule = {
+        "t": [0.0, 0.5, 1.0],
+        "log_snr": [6.0, 0.0, -5.0],
+        "alpha_squared": [0.99, 0.5, 0.01],
+        "rate": [12.0, 11.0, 10.0],
+    }
+    loss = {
+        "log_snr_centre": [3.0, -3.0],
+        "density": [0.5, 0.25],
+        "density_se": [0.1, 0.05],
+        "dataset": "dots",
+        "split": "train",
+        "num_images": 23,
+        "fingerprint": "cd" * 32,
+    }
+    start = {
+        "step": 0,
+        "diffenc": "0.1.0",
+        "jax": "9.9.9",
+        "python": "3.11.1",
+        "devices": "1 x cpu",
+        "commit": None,
+    }
+    card = {
+        "dataset": "dots",
+        "source": "unknown version of dots",
+        "image_shape": [2, 2, 1],
+        "num_levels": 5,
+        "num_classes": 3,
+        "train_images": 23,
+        "train_identity": "ef" * 32,
+    }
+    return made(
+        "whole", rows=rows, said=evaluation(),
+        figures={"heat_maps": heat_maps(), "schedule": (schedule, {}), "loss": (loss, {})},
+        files={
+            "samples/000000020.png": png(),
+            "environment.json": json.dumps({"starts": [start]}).encode(),
+            "dataset.json": json.dumps(card).encode(),
+            "checkpoints/000000020/META.json": b"{}",
+        },
+    )  # fmt: skip
+
+
+def rendered(*workdirs: Path | str) -> str:
+    return page.render(held.read_all([str(workdir) for workdir in workdirs]))
+
+
+def parsed(html: str):
+    """The tree of a page that keeps to the standard in every point."""
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(html)
+
+
+def text_of(element) -> str:
+    return " ".join("".join(element.itertext()).split())

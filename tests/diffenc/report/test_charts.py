@@ -1,0 +1,98 @@
+"""Ticks, scales and paths, against places worked out by hand."""
+
+import pytest
+
+from diffenc.report import charts
+from diffenc.report.curves import Curve, Point, later_half, over, thinned
+
+
+def line(*points, run=0, **changes):
+    return Curve(run, "a", tuple(Point(*point) for point in points), **changes)
+
+
+def test_a_line_is_where_it_belongs():
+    drawn = charts.chart("T", "x", "y", [line((0.0, 0.0), (5.0, 1.0), (10.0, 2.0))])
+    assert drawn is not None
+    # a twentieth of the range is left free above and below: 0 at 0.1 / 2.2, from below
+    assert drawn.curves[0].line == "M0.0 954.5L500.0 500.0L1000.0 45.5"
+    assert [(tick.at, tick.text) for tick in drawn.x_ticks] == [(0, "0"), (20, "2"), (40, "4"), (60, "6"), (80, "8"), (100, "10")]  # fmt: skip
+    assert drawn.alt == "T: y over x. a: from 0 at 0 to 2 at 10, lowest 0 at 0."
+
+
+def test_a_wide_range_is_logarithmic():
+    drawn = charts.chart("T", "x", "y", [line((0.0, 1.0), (1.0, 10.0), (2.0, 100.0))])
+    assert drawn is not None
+    assert drawn.y_label == "y, log scale"
+    assert drawn.curves[0].line == "M0.0 954.5L500.0 500.0L1000.0 45.5"
+    assert [tick.text for tick in drawn.y_ticks] == ["1", "3", "10", "30", "100"]
+    areas = charts.chart("T", "x", "y", [line((0.0, 1.0), (1.0, 100.0))], from_zero=True)
+    assert areas is not None
+    assert areas.y_label == "y"
+    assert areas.y_ticks[0].text == "0"
+    assert areas.y_ticks[0].at == 100
+
+
+def test_bands_marks_and_bars():
+    band = charts.chart("T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), (1.0, 1.0, 0.0, 2.0))])
+    assert band is not None
+    assert band.curves[0].band == "M0.0 954.5L1000.0 954.5L1000.0 45.5L0.0 45.5Z"
+    marks = charts.chart("T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), marks=True), line((1.0, 1.0), run=9)])
+    assert marks is not None
+    assert (marks.curves[0].marks, marks.curves[0].bars) == ("M0.0 500.0h.01", "M0.0 954.5V45.5")
+    assert [curve.style for curve in marks.curves] == ["c0 d0 m0", "c1 d2 m2"]
+
+
+def test_thirty_two_runs_look_different():
+    assert len({charts.style(run) for run in range(32)}) == 32
+
+
+@pytest.mark.parametrize(
+    "points", [[(3.0, 2.0)], [(3.0, 0.0)], [(1.0, -5.0), (2.0, -5.0)], [(0.0, 1e-30), (1.0, 1e30)]]
+)
+def test_whatever_is_drawn_lies_in_the_box(points):
+    drawn = charts.chart("T", "x", "y", [line(*points)])
+    assert drawn is not None
+    numbers = [
+        float(part)
+        for place in drawn.curves[0].line.replace("M", "L").split("L")[1:]
+        for part in place.split()
+    ]
+    assert all(0 <= number <= 1000 for number in numbers)
+    assert 1 <= len(drawn.y_ticks) <= 7
+
+
+def test_of_nothing_there_is_no_chart():
+    assert charts.chart("T", "x", "y", []) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1500.0, "1,500"), (2e6, "2M"), (2.5e6, "2.5M"), (-0.25, "−0.25"), (1e-5, "1e−5"), (200_000.0, "200,000"), (12.0, "12")],
+)  # fmt: skip
+def test_labels(value, text):
+    assert charts.label(value) == text
+
+
+def test_thinning_keeps_means_and_extremes():
+    values = [(float(k), float(k % 2)) for k in range(1000)]
+    points, rows = thinned(values, most=100)
+    assert (len(points), rows) == (100, 10)
+    assert points[3] == Point(34.5, 0.5, 0.0, 1.0)
+    few, one = thinned(values[:7], most=100)
+    assert (few[6], one) == (Point(6.0, 0.0), 1)
+    uneven, rows = thinned(values[:101], most=100)
+    assert (len(uneven), rows, uneven[-1]) == (51, 2, Point(100.0, 0.0))
+
+
+def test_the_later_half():
+    assert [
+        point.x for point in later_half(line((1.0, 0.0), (5.0, 0.0), (9.0, 0.0), (10.0, 0.0))).points
+    ] == [5, 9, 10]
+
+
+def test_curves_of_records():
+    record = {"x": [1, 2, None, 4], "y": [1.0, None, 3.0, 4.0], "e": [0.5, 0.5, 0.5, 1.0]}
+    assert over(record, "x", "y", "e") == (Point(1.0, 1.0, 0.5, 1.5), Point(4.0, 4.0, 3.0, 5.0))
+    assert over(record, "x", "y") == (Point(1.0, 1.0), Point(4.0, 4.0))
+    assert over({"x": 3}, "x", "y") == ()
+    assert len(over({"x": list(range(5000)), "y": [1.0] * 5000}, "x", "y")) <= 400

@@ -1,0 +1,162 @@
+"""Workdirs in every state that a run, or a kill, leaves them in."""
+
+import json
+
+import pytest
+
+from diffenc.errors import UserError
+from diffenc.files import stores
+from diffenc.report import held
+
+from .conftest import CONFIG, evaluation, heat_maps, npz, parsed, png, rendered, terms
+
+
+def read(workdir):
+    return held.read(str(workdir), "run")
+
+
+def test_what_there_is(whole):
+    found = read(whole)
+    assert (found.step, found.parameters, found.seed, found.oddities) == (20, 1234, "0", ())
+    assert [row["step"] for row in found.rows] == [5, 10, 20]
+    assert found.rows[1] == {"step": 10, "bpd": 7.0, "bpd_diffusion": 6.0, "bpd_latent": 0.5, "bpd_reconstruction": 0.5, "grad_norm": 1.0, "test_bpd": 6.0, "test_bpd_se": 0.5}  # fmt: skip
+    assert sorted(found.figures) == ["heat_maps", "loss", "schedule"]
+    assert found.samples is not None
+    assert found.samples[:2] == ("000000020.png", 20)
+
+
+def test_a_torn_last_line_is_left_out_and_told(made):
+    workdir = made("a", rows=[{"step": 5, "bpd": 9.0}])
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "bpd": 8.')
+    found = read(workdir)
+    assert [row["step"] for row in found.rows] == [5]
+    assert "torn" in found.oddities[0]
+    assert "torn" in rendered(workdir)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "3", "{", '{"bpd": 1}', '{"step": "x"}', '{"step": -1}', '{"step": 1e999}', '{"step": null}', "[" * 10**5,
+     '{"step": 100000000000000000000}', "\\xff"],
+)  # fmt: skip
+def test_lines_that_are_no_rows_are_counted(made, line):
+    workdir = made("a", rows=[{"step": 5, "bpd": 9.0}])
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(f'{line}\n{{"step": 10, "bpd": 8.0}}\n')
+    found = read(workdir)
+    assert [row["step"] for row in found.rows] == [5, 10]
+    assert "1 line(s)" in found.oddities[0]
+    rendered(workdir)
+
+
+def test_what_is_not_finite_is_a_gap(made):
+    workdir = made("a", rows=[{"step": 5, "bpd": None, "bpd_latent": 1.0}])
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 6, "bpd": NaN, "x": "y"}\n{"step": 7, "bpd": -Infinity, "big": 1e999, "yes": true}\n'
+        )
+        file.write('{"step": 8, "bpd": 2.5, "whole": ' + "9" * 400 + "}\n")
+    assert read(workdir).rows == (
+        {"step": 5, "bpd_latent": 1.0}, {"step": 6}, {"step": 7}, {"step": 8, "bpd": 2.5},
+    )  # fmt: skip
+
+
+def test_an_evaluation_that_is_not_finite(made):
+    workdir = made("a", said=evaluation(bpd=None, bpd_diffusion=None))
+    assert "not finite" in rendered(workdir)
+    parsed(rendered(workdir, made("b", said=evaluation(), config=CONFIG.replace("identity", "trainable"))))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"evaluation.json": b"{"},
+        {"evaluation.json": b"[1]"},
+        {"evaluation.json": b'{"bpd": 1}'},
+        {"evaluation.npz": b"PK"},
+        {"figures/heat_maps.npz": b"PK"},
+        {"figures/heat_maps.json": b"{"},
+        {"figures/heat_maps.json": b'{"npz": "", "of": 3}'},
+        {"figures/heat_maps.json": b'{"npz": "", "of": {}}'},
+        {"figures/schedule.json": b'{"npz": "", "of": {}, "t": 3, "rate": [1, "x", null]}'},
+        {"figures/loss.json": b'{"npz": "", "of": {}}', "diagnostics/loss.json": b'{"density": "x"}'},
+        {"samples/000000020.png": b"no PNG"},
+        {"samples/000000020.png": b""},
+        {"environment.json": b"{"},
+        {"environment.json": b'{"starts": [{"step": 3, "jax": {}}]}'},
+        {"dataset.json": b'{"image_shape": 3, "source": 4}'},
+        {"parameters.txt": b"\xff Total: x"},
+        {"config.gin": b"\xff = \xfe\n"},
+    ],
+)
+def test_a_damaged_file_costs_no_more_than_itself(whole, made, files):
+    for name, content in files.items():
+        (whole / name).parent.mkdir(exist_ok=True)
+        (whole / name).write_bytes(content)
+    parsed(rendered(whole, made("plain", said=evaluation(), rows=[{"step": 5, "bpd": 1.0}])))
+
+
+def test_arrays_of_another_figure_are_told_of(made):
+    workdir = made("a", figures={"heat_maps": heat_maps()})
+    (workdir / "figures/heat_maps.npz").write_bytes(npz({"x": terms()["latent"]}))
+    assert "heat_maps.npz is not what figures/heat_maps.json was written with" in read(workdir).oddities[0]
+
+
+@pytest.mark.parametrize("missing", ["config.gin", "metrics.jsonl"])
+def test_half_a_run_is_a_run(whole, missing):
+    (whole / missing).unlink()
+    parsed(rendered(whole))
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "empty"])
+def test_where_no_run_is_the_way_out_is_told(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no run .* name the --workdir of a run"):
+        read(tmp_path / name)
+
+
+def test_a_workdir_named_twice_is_refused(whole):
+    with pytest.raises(UserError, match="is named twice"):
+        held.read_all([str(whole), f"{whole}/"])
+
+
+def test_the_newest_grid_is_of_the_latest_step(made):
+    files = {
+        f"samples/{name}": png() for name in ("000000900.png", "000001000_T50_n4_seed0.png", "notes.png")
+    }
+    found = read(made("a", files=files)).samples
+    assert found is not None
+    assert found[:2] == ("000001000_T50_n4_seed0.png", 1000)
+
+
+@pytest.mark.parametrize(
+    ("places", "labels"),
+    [
+        (["/a/b"], ["b"]),
+        (["/a/b", "/a/c"], ["b", "c"]),
+        (["/a/x/0", "/a/y/0"], ["x/0", "y/0"]),
+        (["gs://a/x/0", "/y/0", "1"], ["x/0", "y/0", "1"]),
+        (["a/b", "/a/b"], ["a/b", "/a/b"]),
+    ],
+)
+def test_labels_tell_runs_apart_and_are_short(places, labels):
+    assert held.labels(places) == labels
+
+
+def test_an_address_is_read_and_not_written_to(whole):
+    place = "memory://bucket/run"
+    store = stores.at(place)
+    (whole / "samples" / "000000020.png").unlink()
+    for path in sorted(whole.rglob("*")):
+        if path.is_file():
+            store.write(path.relative_to(whole).as_posix(), path.read_bytes())
+    before = {name: store.read(name) for name in store.files()}
+    found = held.read(place, "run")
+    assert (found.step, found.evaluation, len(found.rows)) == (
+        20,
+        json.loads((whole / "evaluation.json").read_text()),
+        3,
+    )
+    assert "--workdir=memory://bucket/run --mode=sample" in rendered(place)
+    assert {name: store.read(name) for name in store.files()} == before

@@ -1,0 +1,143 @@
+"""Which runs are compared, and what is said of them."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffenc.report import held, pairs, seeds
+
+from .conftest import CONFIG, evaluation
+
+OTHER = CONFIG.replace("identity", "trainable")
+
+
+def groups(*workdirs):
+    return seeds.together(held.read_all([str(workdir) for workdir in workdirs]))
+
+
+def test_one_run_each_is_paired_over_images(made):
+    plus = np.array([0.5, 1.0, 0.25])
+    (found,) = pairs.compared(
+        groups(made("a", said=evaluation()), made("b", config=OTHER, said=evaluation(), plus=plus))
+    )
+    t, bootstrap = found.findings
+    theirs = stats.ttest_1samp(-plus, 0.0)
+    assert t.difference == pytest.approx(-plus.mean())
+    assert t.error == pytest.approx(stats.sem(plus))
+    assert t.two_sided == pytest.approx(theirs.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    assert t.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert bootstrap.difference == pytest.approx(-plus.mean())
+    assert bootstrap.of == "3 images, seeds as they are"
+    (says,) = found.says
+    assert says.startswith("a is lower than b by 0.58 bits/dim on these images.")
+    assert "may explain the difference (p\u00a0=\u00a0" in says
+    assert "Each was trained once" in found.says_not[0]
+
+
+def test_a_clear_difference_is_called_so_and_no_more(made):
+    plus = np.array([-0.5, -0.52, -0.51])
+    (found,) = pairs.compared(
+        groups(made("a", said=evaluation()), made("b", config=OTHER, said=evaluation(), plus=plus))
+    )
+    assert found.says[0].startswith("a is higher than b by 0.5100")
+    assert "of these two trained models" in found.says[0]
+
+
+def test_seeds_are_paired_by_seed(made):
+    more = {0: 0.2, 1: 0.3, 2: 0.4}
+    workdirs = [made(f"a/{seed}", config=CONFIG.replace("seed = 0", f"seed = {seed}"), said=evaluation(), plus=0.1 * seed) for seed in more]  # fmt: skip
+    workdirs += [made(f"b/{seed}", config=OTHER.replace("seed = 0", f"seed = {seed}"), said=evaluation(), plus=plus) for seed, plus in more.items()]  # fmt: skip
+    a, b = groups(*workdirs)
+    assert (a.name, b.name, a.totals) == ("a", "b", pytest.approx({0: 5.0, 1: 5.1, 2: 5.2}))
+    assert a.mean == pytest.approx((5.1, 0.1 / np.sqrt(3)))
+    (found,) = pairs.compared([a, b])
+    tests = {(finding.test, finding.of): finding for finding in found.findings}
+    theirs = stats.ttest_ind([5.0, 5.1, 5.2], [5.2, 5.3, 5.4], equal_var=False)
+    assert tests["Welch", "3 + 3 runs"].two_sided == pytest.approx(theirs.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    assert tests["paired t", "3 pairs of runs"].difference == pytest.approx(-0.2)
+    assert ("bootstrap", "3 images, seeds as they are") in tests
+    assert "averaged over seeds" in found.says[0]
+    assert "a large p is no sign that the two are equal" in found.says_not[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "cd" * 32}, "figures are of different images"),
+        ({"num_images": 2}, "figures are of different images"),
+        ({"condition": "class"}, "images given different things"),
+        ({"T": 100}, "T continuous and 100"),
+        ({"split": "train", "fingerprint": "ab" * 32}, "split test and train"),
+        ({"seed": 1}, "seed 0 and 1"),
+        ({"passes": 3}, "passes 2 and 3"),
+        ({"batch_size": 2}, "batch_size 3 and 2"),
+        ({"bpd": None}, "a figure is not finite"),
+    ],
+)
+def test_what_is_not_comparable_is_not_compared(made, changes, reason):
+    a, b = made("a", said=evaluation()), made("b", config=OTHER, said=evaluation(**changes))
+    (found,) = pairs.compared(groups(a, b))
+    assert reason in (found.refused or "")
+    assert found.findings == ()
+
+
+def test_a_run_without_an_evaluation_is_not_compared(made):
+    (found,) = pairs.compared(groups(made("a", said=evaluation()), made("b", config=OTHER)))
+    assert found.refused == "b has not been evaluated."
+
+
+def test_terms_of_another_evaluation_are_not_compared(made):
+    a, b = made("a", said=evaluation()), made("b", config=OTHER, said=evaluation())
+    (b / "evaluation.npz").write_bytes(
+        (made("c", said=evaluation(), plus=1.0) / "evaluation.npz").read_bytes()
+    )
+    (found,) = pairs.compared(groups(a, b))
+    assert "is of another evaluation" in (found.refused or "")
+
+
+def test_other_lengths_of_training_are_told(made):
+    a, b = (
+        made("a", said=evaluation()),
+        made("b", config=OTHER, said=evaluation(step=10), plus=[0.1, 0.2, 0.4]),
+    )
+    (found,) = pairs.compared(groups(a, b))
+    assert "They differ in more than their config: step 20 and 10." in found.says_not
+
+
+def test_equal_runs_have_no_p(made):
+    (found,) = pairs.compared(
+        groups(made("a", said=evaluation()), made("b", config=OTHER, said=evaluation()))
+    )
+    assert found.findings[0].two_sided is None
+    assert found.says == (
+        "a and b have the same bits/dim on these images. Their images do not vary, so there is no test.",
+    )
+
+
+def test_seeds_measured_differently_have_no_mean(made):
+    other = CONFIG.replace("seed = 0", "seed = 1")
+    (group,) = groups(made("a", said=evaluation()), made("b", config=other, said=evaluation(step=10)))
+    assert group.mean is None
+    assert "step 20 and 10" in (group.refused or "")
+
+
+def test_what_training_does_not_depend_on_makes_no_other_group(made):
+    other = (
+        CONFIG.replace("seed = 0", "seed = 1")
+        .replace("steps = 20", "steps = 40")
+        .replace("every = 5", "every = 7")
+    )
+    assert len(groups(made("a"), made("b", config=other))) == 1
+    assert len(groups(made("c"), made("d", config=OTHER))) == 2
+
+
+def test_the_same_seed_twice_is_not_averaged(made):
+    assert [len(group.runs) for group in groups(made("a"), made("b"))] == [1, 1]
+
+
+def test_of_many_groups_each_is_compared_with_the_first(made):
+    workdirs = [
+        made(f"r{k}", config=f"Model.k = {k}\n", said=evaluation(), plus=[0.1 * k, 0, 0]) for k in range(7)
+    ]
+    found = pairs.compared(groups(*workdirs))
+    assert [(pair.a, pair.b) for pair in found] == [("r0", f"r{k}") for k in range(1, 7)]

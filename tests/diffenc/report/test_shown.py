@@ -1,0 +1,34 @@
+"""Numbers as they are shown, rounded by hand."""
+
+import shlex
+
+import pytest
+
+from diffenc.report import shown
+
+
+@pytest.mark.parametrize(
+    ("record", "digits"),
+    [
+        ({"a": 1.5852779, "a_se": 0.0199, "a_mc_se": 0.006053}, ("1.5853", "0.020", "0.0061")),
+        ({"a": 1.5852779, "a_se": 0.0199}, ("1.585", "0.020", "–")),
+        ({"a": 0.000234214, "a_se": 4.683e-7, "a_mc_se": 0.0}, ("0.00023421", "4.7e-7", "0")),
+        ({"a": 1.25}, ("1.2500", "–", "–")),
+        ({"a": None, "a_se": 0.1}, ("not finite", "0.10", "–")),
+        ({"a": -1.25, "a_se": 0.1}, ("−1.25", "0.10", "–")),
+    ],
+)
+def test_a_figure_and_its_errors(record, digits):
+    assert shown.measured(record, "a") == digits
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0312, "0.031"), (1.0, "1"), (2e-5, "< 0.0001"), (None, "–"), (float("nan"), "–")]
+)
+def test_p_values(p, text):
+    assert shown.p_value(p) == text
+
+
+def test_commands_can_be_pasted():
+    made = shown.command("runs/it's mine", "figures", 'figures.only = ("a",)')
+    assert shlex.split(made) == ["python", "-m", "diffenc.run", "--workdir=runs/it's mine", "--mode=figures", '--gin_bindings=figures.only = ("a",)']  # fmt: skip
