@@ -136,7 +136,10 @@ def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
     keys = sorted({key for run in known for key in run.config})
     rows = [(key, [run.config.get(key) for run in known]) for key in keys]
     rows = [(key, values) for key, values in rows if len(set(values)) > 1]
-    parts = (("What is trained", False), ("What may change without another training", True))
+    parts = (
+        ("Differences in what is trained", False),
+        ("Differences that may be without another training", True),
+    )
     return [
         {"title": title, "rows": found, "runs": known}
         for title, free in parts
@@ -145,24 +148,35 @@ def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
 
 
 def environments(runs: Sequence[Held]) -> dict[str, Any]:
-    """A column for each start of each run that recorded it, a row for each fact."""
-    columns = [(run, start) for run in runs for start in run.starts]
+    """A column for each environment, headed by the runs that were trained in it, and a row for each fact."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        for start in run.starts:
+            facts = tuple(_fact(key, start.get(key)) for key in ENVIRONMENT)
+            columns.setdefault(facts, []).append(f"{run.label} from step {shown.count(start['step'])}")
     rows = [
-        (title, [shown.count(start.get(key)) for _, start in columns])
-        for key, title in ENVIRONMENT.items()
-        if any(start.get(key) is not None for _, start in columns)
+        (title, values)
+        for title, *values in zip(ENVIRONMENT.values(), *columns, strict=True)
+        if set(values) != {shown.NONE}
     ]
-    heads = [f"{run.label}, from step {shown.count(start['step'])}" for run, start in columns]
-    measured = [(run, run.evaluation) for run in runs if run.evaluation]
     return {
-        "heads": heads,
+        "heads": [", ".join(heads) for heads in columns.values()],
         "rows": rows,
         "without": [run for run in runs if not run.starts],
         "evaluated": [
-            (run, [shown.count(said.get(key)) for key in ("device", "precision", "matmul_precision")])
-            for run, said in measured
+            (
+                run,
+                [shown.count(run.evaluation.get(key)) for key in ("device", "precision", "matmul_precision")],
+            )
+            for run in runs
+            if run.evaluation
         ],
     }
+
+
+def _fact(key: str, value: Any) -> str:
+    text = shown.count(value)
+    return text[:12] + "+" * text.endswith("+") if key == "commit" else text
 
 
 def datasets(runs: Sequence[Held]) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ def _schedules(runs: Sequence[Held]) -> dict[str, Any]:
         "runs": [(place, run) for place, run, _ in found],
         "without": [run for run in runs if run.numbers("schedule") is None],
         "tables": [
-            _table(run.label, "t", [(name, curves.over(record, "t", key)[::10])
+            _table(f"{run.label}, over t", "t", [(name, curves.over(record, "t", key)[::10])
                                     for name, key in (("λ", "log_snr"), ("α²", "alpha_squared"), ("−dλ/dt", "rate"))])
             for _, run, record in found
         ],
@@ -195,7 +195,10 @@ def _losses(runs: Sequence[Held]) -> dict[str, Any]:
             [line for line, _ in lines if line.points], from_zero=True,
         )  # fmt: skip
         if drawn:
-            tables = [_table(line.label, "λ", [("bits/dim per unit of λ", line.points)]) for line, _ in lines]
+            tables = [
+                _table(f"{line.label}, over λ", "λ", [("bits/dim per unit of λ", line.points)])
+                for line, _ in lines
+            ]
             members_of = [(place, run) for place, run, _ in members]
             blocks.append({"images": images, "chart": drawn, "runs": members_of, "tables": tables})
     return {"blocks": blocks, "without": [run for _, run, record in records if record is None]}

@@ -65,7 +65,7 @@ def test_the_data_set_and_the_environment(whole):
     assert (facts["Image"], facts["Levels"], facts["Train images"]) == ("2 × 2 × 1", "5", "23")
     assert facts["Pixels evaluated"] == "ab" * 32
     assert table(tree, "trained in") == [
-        ["From", "whole, from step 0"], ["diffenc", "0.1.0"], ["Python", "3.11.1"], ["JAX", "9.9.9"], ["Devices", "1 x cpu"],
+        ["From", "whole from step 0"], ["diffenc", "0.1.0"], ["Python", "3.11.1"], ["JAX", "9.9.9"], ["Devices", "1 x cpu"],
     ]  # fmt: skip
 
 
@@ -83,9 +83,7 @@ def test_seeds_are_averaged_and_shared_facts_said_once(three):
 def test_what_is_not_there_has_its_command(three):
     tree = parsed(three)
     said = [text_of(one) for one in tree.iter("pre")]
-    (place,) = {
-        re.search(r"--workdir=(\S+/bare)", one)[1] for one in said if "/bare" in one and "--mode" in one
-    }  # pyright: ignore[reportOptionalSubscript]
+    (place,) = {found for one in said for found in re.findall(r"--workdir=(\S+/bare) --mode", one)}
     run = f"python -m diffenc.run --workdir={place}"
     assert f"{run} --mode=evaluate" in said
     for command in (f"{run} --mode=sample", f"{run} --mode=diagnose"):
@@ -168,6 +166,8 @@ def test_tables_pictures_and_charts_say_what_they_are(three):
     boxes = [one for one in tree.iter("div") if one.get("class") == "scroll"]
     assert len(boxes) == len(list(tree.iter("table")))
     assert all(one.get("tabindex") == "0" and one.get("aria-labelledby") for one in boxes)
+    names = [text_of(one) for one in tree.iter("caption")]
+    assert len(names) == len(set(names))
     assert all(one.get("alt") for one in tree.iter("img"))
     assert any("change of the encoded images at t = 0.5" in one.get("alt") for one in tree.iter("img"))
     drawn = [one for one in tree.iter() if str(one.tag).endswith("svg") and one.get("role") == "img"]
