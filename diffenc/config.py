@@ -3,7 +3,7 @@
 import functools
 import importlib
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str]) -> Experiment:
     """
     said = [binding for file in gin_files for binding in read_file(file)]
     said += [binding for text in bindings for binding in read_bindings(text)]
-    wiring = [f"Experiment.{name} = @{name}()" for name in names.SETTINGS]
-    return _loaded(said, "Experiment", wiring)
+    return _loaded(said, "Experiment", _wiring())
 
 
 def load_part(text: str, selector: str) -> Any:
@@ -46,10 +45,55 @@ def load_part(text: str, selector: str) -> Any:
     return _loaded(read_bindings(text), selector, [])
 
 
-def _loaded(said: Sequence[Binding], selector: str, wiring: Sequence[str]) -> Any:
+def load_foreign(text: str, name: str, may_import: Callable[[str], bool], **given: Any) -> Experiment:
+    """The experiment of a config that came with somebody's weights: reading it runs no code of theirs.
+
+    Args:
+      text: the config.
+      name: what messages call it.
+      may_import: whether a module that the config imports may be.
+      given: fields of Experiment to take as they are; what the text says of them, and of plugins of that kind, is
+        not looked at.
+
+    Raises:
+      UserError: anything at fault in it, with its place; an import that may not be, or any include.
+    """
+    try:
+        for statement, where in _statements(text, name):
+            _refuse_foreign(statement, where, may_import)
+        said = [binding for binding in _parse(text, name, ()) if not _is_given(binding, given)]
+        return _loaded(said, "Experiment", _wiring(), given)
+    except (RecursionError, MemoryError):
+        raise UserError(f"{name}: a value is nested too deeply") from None
+
+
+def _refuse_foreign(statement: Any, where: str, may_import: Callable[[str], bool]) -> None:
+    """Raise UserError if a statement reaches for what is not in its text."""
+    match statement:
+        case config_parser.ImportStatement(module=module) if not may_import(module):
+            raise UserError(
+                f"{where}: imports {module}, and so would run code: if you trust that module, which has to be "
+                f"installed here, pass allow_imports=({module!r},)"
+            )
+        case config_parser.IncludeStatement(filename=file):
+            raise UserError(f"{where}: includes {file!r}, and a config that comes with weights must be whole")
+
+
+def _is_given(binding: Binding, given: Mapping[str, Any]) -> bool:
+    field = binding.selector == "Experiment" and binding.field in given
+    return field or binding.selector.partition(".")[0] in given
+
+
+def _wiring() -> list[str]:
+    return [f"Experiment.{name} = @{name}()" for name in names.SETTINGS]
+
+
+def _loaded(
+    said: Sequence[Binding], selector: str, wiring: Sequence[str], given: Mapping[str, Any] | None = None
+) -> Any:
     settings = Settings(said)
     try:
-        built = _build(selector, [*wiring, *settings.lines()])
+        built = _build(selector, [*wiring, *settings.lines()], given or {})
     except UserError as error:
         raise settings.placed(error) from None
     settings.check_read(_visits)
@@ -129,18 +173,21 @@ def _open(name: str, including: tuple[Path, ...]) -> Source:
 
 def _parse(text: str, file: str | None, including: tuple[Path, ...]) -> list[Binding]:
     """The bindings of a source."""
-    found = []
+    said = _statements(text, file)
+    return [binding for one, where in said for binding in _interpret(one, where, file is None, including)]
+
+
+def _statements(text: str, file: str | None) -> Iterator[tuple[Any, str]]:
+    """Each statement of a source, and its place."""
     try:
         for statement in config_parser.ConfigParser(text, _Values()):
-            where = _place(file, statement.location.line_num)
-            found += _interpret(statement, where, file is None, including)
+            yield statement, _place(file, statement.location.line_num)
     except SyntaxError as error:
         raise _syntax_error(text, file, error.lineno or 1, error.msg) from None
     except (TypeError, ValueError) as error:  # a value that is no literal, as {[1]: 2}
         raise _syntax_error(text, file, 1, str(error)) from None
     except tokenize.TokenError as error:
         raise _syntax_error(text, file, error.args[1][0], error.args[0]) from None
-    return found
 
 
 def _interpret(statement: Any, where: str, typed: bool, including: tuple[Path, ...]) -> list[Binding]:
@@ -180,14 +227,14 @@ def _syntax_error(text: str, file: str | None, line: int, message: str) -> UserE
     return UserError(f"{_place(file, line)}: {culprit!r}: {' '.join(message.split())}")
 
 
-def _build(selector: str, lines: Sequence[str]) -> Any:
-    """Let gin construct what `selector` names from bindings that have been checked."""
+def _build(selector: str, lines: Sequence[str], given: Mapping[str, Any]) -> Any:
+    """Let gin construct what `selector` names from bindings that have been checked, and the fields `given`."""
     gin.clear_config()  # unlocks it too
     _visits.clear()
     _register_all()
     gin.parse_config(list(lines))
     try:
-        return gin.get_configurable(selector)()
+        return gin.get_configurable(selector)(**given)
     except UserError as error:  # gin has appended the stack of its calls
         raise UserError(str(error).splitlines()[0]) from None
     except RecursionError:

@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc.checkpoints import checkpoint
+from diffenc.checkpoints.restoring import Restored
 from diffenc.data.sources import subject, train_identity
 from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.files.stores import PathLike
 from diffenc.images import save_png
 from diffenc.interfaces import Params
 from diffenc.measuring.evaluate import KEYS, Evaluator, errors_table, record
@@ -36,14 +38,29 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
+    restored = restore_checked(experiment, workdir, mesh, step)
+    return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+
+
+def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
+    """A checkpoint with the averaged parameters alone, as "ema", in the precision they were trained in.
+
+    Raises:
+      UserError: as `restore_ema`.
+    """
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir, FREE_TO_MEASURE)
+    restored = read_ema(experiment, checkpoints_of(workdir), mesh, step)
+    check_data(train_identity(experiment.dataset), restored, workdir)
+    return restored
+
+
+def read_ema(experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None) -> Restored:
+    """The same of whatever run has its checkpoints at `place`. Raises as `Checkpoints.restore`."""
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
-        restored = checkpoint.restore_from(checkpoints_of(workdir), abstract, step)
-    check_data(train_identity(experiment.dataset), restored, workdir)
-    return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+        return checkpoint.restore_from(place, abstract, step)
 
 
 def in_precision(leaf: Array) -> Array:

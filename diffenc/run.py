@@ -28,6 +28,7 @@ from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.planning.plan import plan
 from diffenc.train import train
+from diffenc.trained.export import export
 from diffenc.workdirs.same_run import CONFIG
 
 MODES = {
@@ -41,6 +42,7 @@ MODES = {
     "fit_schedule": fit_schedule,
     "k_sample": k_sample,
     "fid": fid,
+    "export": export,
     "plan": plan,
 }
 

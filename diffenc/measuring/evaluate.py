@@ -4,6 +4,7 @@ Two errors are stated. `_se`: the standard error over images, which says how far
 many images would lie. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,10 +55,14 @@ class Measured:
     batch: Int[np.ndarray, " images"]
     num_dims: int
 
+    def bits(self) -> dict[str, PerImage]:
+        """Bits/dim by KEYS."""
+        terms = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
+        return {"bpd": sum(terms.values()), **terms}
+
     def summary(self) -> dict[str, float]:
         """`bpd`, `bpd_diffusion`, ... with `_se` and, from two passes on, `_mc_se`."""
-        bits = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
-        bits = {"bpd": sum(bits.values()), **bits}
+        bits = self.bits()
         return {name: value for key in KEYS for name, value in statistics(key, bits[key], self.batch).items()}
 
 
@@ -229,6 +234,13 @@ class Evaluator:
         model, num_levels = experiment.model, experiment.dataset.num_levels
         times, rule = self.settings.times_per_image, self._depth.rule
         self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, times, rule, propose))
+
+    def over(self, experiment: Experiment, mesh: Mesh) -> "Evaluator":
+        """The same measurement, compiled once for both, of the images, seed and passes of another experiment."""
+        other = copy.copy(self)
+        other.passes = Passes(experiment, experiment.evaluate, mesh, "evaluate")
+        other.source = other.passes.source
+        return other
 
     @property
     def of(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from diffenc.workdirs.same_run import CONFIG
 Stamp = tuple[int, int]  # size, time of the last change in nanoseconds
 
 MOST = 1 << 30  # bytes to copy here
+NOT_READ = (f"{FOLDER}/", "export/")  # large, and not worked on here
 READ_BY_ALL = (CONFIG, f"{fits.FOLDER}/", f"{curves.FOLDER}/")  # in processes that do not write too
 
 # Local folders: while it is filled, in use, and where the store lacks some of it.
@@ -165,7 +166,7 @@ class Mirror:
             list(threads.map(self._get, names))
 
     def _needs(self, name: str) -> bool:
-        return not name.startswith(f"{FOLDER}/") and (self._writes or name.startswith(READ_BY_ALL))
+        return not name.startswith(NOT_READ) and (self._writes or name.startswith(READ_BY_ALL))
 
     def _get(self, name: str) -> None:
         data = self._store.read(name) or b""

@@ -1,0 +1,156 @@
+"""--mode=export: a trained model as one folder to keep, to share and to load.
+
+WORKDIR/export holds model.safetensors, which suffices alone (see `diffenc.trained.weights`), the config, and README.md,
+the model card. The folder is there whole or not at all; on an object store its files are, each for itself.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from diffenc.configs import describe
+from diffenc.data.sources import source_name
+from diffenc.devices.distributed import by_main
+from diffenc.devices.sharding import data_mesh, on_each
+from diffenc.experiment import Experiment
+from diffenc.files import atomic
+from diffenc.interfaces import Dataset
+from diffenc.measuring.evaluate import dataset_name
+from diffenc.modes import restore_checked
+from diffenc.trained import card, weights
+from diffenc.trained.weights import FILE, About, Arrays
+from diffenc.workdirs.mirror import mirrored, name_of
+from diffenc.workdirs.same_run import CONFIG
+
+FOLDER = "export"  # in a workdir
+README = "README.md"
+
+
+@mirrored
+def export(experiment: Experiment, workdir: Path) -> Path:
+    """Write the averaged parameters of a checkpoint, that of `evaluate.step`, to WORKDIR/export; returns the folder.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint; or the disk refuses.
+    """
+    mesh = data_mesh(experiment.mesh)
+    restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
+    arrays = on_host(restored.tree["ema"], mesh)
+    source = source_name(experiment.dataset)
+    seen = {"source": source} if source else {}
+    seen["train_images"] = restored.metadata["train_images"]
+    _write(workdir, arrays, about(experiment, restored.step, described(experiment.dataset) | seen))
+    return workdir / FOLDER
+
+
+def on_host(params: Any, mesh: Mesh) -> Arrays:
+    """The whole of each parameter by name. All processes have to ask."""
+    whole = jax.jit(lambda leaf: leaf, out_shardings=on_each(mesh))
+    return {name: np.asarray(whole(leaf)) for name, leaf in weights.names_of(params).items()}
+
+
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What a file says of a data set, whether its images are there or not."""
+    return {
+        "dataset": dataset_name(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+    }
+
+
+def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = "") -> About:
+    """What a file says of parameters of `experiment`."""
+    newest = dataclasses.replace(
+        experiment.evaluate, step=None
+    )  # the step it was asked for means nothing to a reader
+    config = describe.config_text(dataclasses.replace(experiment, evaluate=newest))
+    version = importlib.metadata.version("diffenc")
+    return About(config, describe.config_hash(experiment), step, version, dataset, origin)
+
+
+@by_main
+def _write(workdir: Path, arrays: Arrays, about: About) -> None:
+    evaluation, name = newest_evaluation(workdir, about), name_of(workdir)
+    write_folder(workdir / FOLDER, arrays, about, evaluation, name)
+    logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
+    if evaluation is None:
+        logging.info(
+            "it has not been evaluated: --mode=evaluate, then --mode=export again, put bits/dim into its card"
+        )
+
+
+def newest_evaluation(workdir: Path, about: About) -> dict[str, Any] | None:
+    """The last evaluation of the same config and step; None if there is none."""
+    for path in sorted((workdir / "evaluations").glob("*.json"), reverse=True):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if (said["config_hash"], said["step"]) == (about.config_hash, about.step):
+            return said
+    return None
+
+
+def write_folder(
+    folder: Path, arrays: Arrays, about: About, evaluation: Mapping[str, Any] | None, place: str | None
+) -> None:
+    """Write an export, all or nothing; one that is there is replaced. `place`: see `card.text`.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    num_params = sum(array.size for array in arrays.values())
+    with replacing_folder(folder) as temporary:
+        weights.write(temporary / FILE, arrays, about)
+        atomic.write_text(temporary / CONFIG, about.config)
+        atomic.write_text(temporary / README, card.text(about, evaluation, num_params, place))
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder; on leaving it takes the place of `folder`. If the body raises, it is removed.
+
+    A kill leaves a hidden folder beside it, which the next call sweeps up, and `folder` whole: as it was, as it is now,
+    or for a moment between two renamings not there.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.tmp-*"):
+            shutil.rmtree(left)
+        temporary.mkdir()
+        try:
+            yield temporary
+            atomic.sync_all(temporary)
+            _put_in_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise atomic.unwritable(folder, error) from error
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    old = new.with_name(f"{new.name}-old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    atomic.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""Images that somebody has in hand, checked, and as a data set."""
+
+import dataclasses
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from diffenc.data import sources
+from diffenc.data.sources import ArraySource
+from diffenc.errors import UserError
+from diffenc.interfaces import Dataset, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A data set as far as a model depends on it. It holds no images.
+
+    Attributes:
+      name: as figures state it.
+      image_shape: (H, W, C).
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int
+
+    def source(self, split: str) -> NoReturn:
+        raise UserError(
+            f"weights come without the {split} images of {self.name}: take them from the data set itself"
+        )
+
+    fingerprint = source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenImages:
+    """The images in hand as every split of a data set of the kind of `like`."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    like: Dataset
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.like.image_shape
+
+    @property
+    def num_levels(self) -> int:
+        return self.like.num_levels
+
+    @property
+    def num_classes(self) -> int:
+        return self.like.num_classes
+
+    def source(self, split: str) -> Source:
+        del split
+        return ArraySource(self.images, self.labels)
+
+    def fingerprint(self, split: str) -> str:
+        return sources.fingerprint(self.source(split))
+
+
+def checked_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
+    """`images` as an array, if they are levels of images of this kind. Raises UserError if not."""
+    array, shape, top = np.asarray(images), like.image_shape, like.num_levels - 1
+    want = f"uint8 levels 0 .. {top} of shape [N, {', '.join(map(str, shape))}]"
+    if array.dtype != np.uint8:
+        raise UserError(f"images are of {array.dtype}: this model takes {want}")
+    if array.ndim != 4 or array.shape[1:] != tuple(shape) or len(array) == 0:
+        raise UserError(f"images are of shape {list(array.shape)}: this model takes {want}, one at least")
+    if array.max() > top:
+        raise UserError(f"images have the level {array.max()}: this model takes {want}")
+    return array
+
+
+def checked_labels(labels: Any, count: int, num_classes: int, told: bool) -> Int[np.ndarray, " n"]:
+    """Classes of `count` images; zeros where the model is not `told` them. Raises UserError if they are none."""
+    if labels is None and not told:
+        return np.zeros(count, np.int32)
+    if labels is None:
+        raise UserError(f"this model is told the class of each image: give labels, {count} of them")
+    array = np.asarray(labels)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"labels are {array.dtype}{list(array.shape)}, not a whole number for each of {count} images"
+        )
+    if array.min() < 0 or array.max() >= num_classes:
+        raise UserError(
+            f"labels go from {array.min()} to {array.max()}: this model knows 0 .. {num_classes - 1}"
+        )
+    return array.astype(np.int32)

@@ -1,0 +1,150 @@
+"""From a workdir, an export or a file of weights to a model."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from diffenc import config, registry
+from diffenc.checkpoints.checkpoint import FOLDER as CHECKPOINTS
+from diffenc.checkpoints.restoring import reading
+from diffenc.devices.sharding import data_mesh
+from diffenc.errors import UserError
+from diffenc.experiment import Experiment
+from diffenc.files import stores
+from diffenc.files.stores import PathLike
+from diffenc.interfaces import Params
+from diffenc.modes import in_precision, read_ema
+from diffenc.settings import MeshShape
+from diffenc.trained import weights
+from diffenc.trained.given import Kind
+from diffenc.trained.model import TrainedModel
+from diffenc.trained.weights import FILE, About
+from diffenc.workdirs.same_run import CONFIG
+
+
+def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
+    """A trained model: its averaged parameters, ready to sample, to measure and to encode.
+
+    Nothing of what is read is run. A config that imports modules is refused, but for those of installed plugin packages
+    (entry points `diffenc.plugins`) and those that are allowed here.
+
+    Args:
+      path: a run's workdir, the folder of an export or its model.safetensors; a path or an address as gs://….
+      step: of a workdir the checkpoint; None = the newest.
+      allow_imports: modules, or packages of such, that the config may import.
+
+    Raises:
+      UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
+    """
+    registry.discover()
+    with reading(path):
+        store = stores.at(path)
+        text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
+        if text is not None:
+            return _of_workdir(path, text, step, _may_import(allow_imports))
+    if step is not None:
+        raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
+    with _file(path) as file:
+        return _of_file(file, os.fspath(path), _may_import(allow_imports))
+
+
+def _of_workdir(
+    path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
+) -> TrainedModel:
+    where = str(stores.join(path, CONFIG))
+    experiment = anywhere(config.load_foreign(_decoded(text, where), where, may_import))
+    restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step)
+    params = jax.tree.map(in_precision, restored.tree["ema"])
+    workdir = None if stores.is_url(path) else Path(path)
+    return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)
+
+
+def _of_file(file: Path, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
+    about = weights.read_about(file)
+    experiment = config.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
+    experiment = anywhere(experiment)
+    arrays = weights.read(file, abstract_names(experiment))
+    params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
+    return TrainedModel(experiment, params, about.step, name)
+
+
+def abstract_params(experiment: Experiment) -> Params:
+    """Shapes and types of the parameters, as training has them.
+
+    Raises:
+      UserError: a plugin cannot be built for these images.
+    """
+    init, shape = experiment.model.init, experiment.dataset.image_shape
+    with jax.enable_x64(False):
+        return jax.eval_shape(lambda: init(jax.random.key(0), shape))
+
+
+def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same by name."""
+    return weights.names_of(abstract_params(experiment))
+
+
+def filled(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
+    """The parameters of a model from its leaves by name."""
+    abstract = abstract_params(experiment)
+    return jax.tree.unflatten(
+        jax.tree.structure(abstract), [named[name] for name in weights.names_of(abstract)]
+    )
+
+
+def kind_of(about: About) -> Kind:
+    said = about.dataset
+    return Kind(str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"])
+
+
+def anywhere(experiment: Experiment) -> Experiment:
+    """`experiment` on whatever devices there are, rather than on those it was trained on."""
+    return dataclasses.replace(experiment, mesh=MeshShape())
+
+
+def _may_import(allowed: Sequence[str]) -> Callable[[str], bool]:
+    known = {*registry.plugin_packages(), *([allowed] if isinstance(allowed, str) else allowed)}
+    return lambda module: any(module == name or module.startswith(f"{name}.") for name in known)
+
+
+@contextlib.contextmanager
+def _file(path: PathLike) -> Iterator[Path]:
+    """The file of weights that `path` names or holds, on a disk.
+
+    Raises:
+      UserError: there is none.
+    """
+    text = os.fspath(path)
+    place, name = (os.path.split(text)) if text.endswith(".safetensors") else (text, FILE)
+    if not stores.is_url(text):
+        if not Path(place, name).is_file():
+            raise _nothing(path)
+        yield Path(place, name)
+        return
+    with tempfile.TemporaryDirectory() as folder, reading(path):
+        data = stores.at(place).read(name)
+        if data is None:
+            raise _nothing(path)
+        copy = Path(folder, FILE)
+        copy.write_bytes(data)
+        yield copy
+
+
+def _nothing(path: PathLike) -> UserError:
+    return UserError(
+        f"{path}: no trained model there: name a workdir, which has {CONFIG}, the folder of an export, which has {FILE}, "
+        "or such a file"
+    )
+
+
+def _decoded(text: bytes, where: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: is no text: {error}") from None

@@ -1,0 +1,188 @@
+"""The file of a trained model: its parameters as safetensors, and all that one must know to use them.
+
+Parameters have the names of parameters.txt. The metadata, texts all of them:
+
+diffenc       version of this layout
+config        the experiment, as config.gin has it
+config_hash   as evaluations state it
+step          the optimiser's
+code          version of diffenc that wrote the file
+dataset       JSON: see `About`
+origin        where the parameters come from if they were not trained here; else empty
+sha256        of the bytes of all parameters in the order of their names
+
+A file is read as nobody's word: nothing in it is run, and nothing is taken that the model does not have.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from diffenc.data.paths import one_line
+from diffenc.errors import UserError
+from diffenc.files import atomic
+
+LAYOUT = "1"
+FILE = "model.safetensors"
+LONGEST_CONFIG = 1 << 20  # characters; a longer one is no config
+
+Arrays = dict[str, np.ndarray]
+
+_DTYPES = {"F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64", "BOOL": "bool"}
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a file says of its parameters.
+
+    Attributes:
+      config: text of the experiment.
+      config_hash: as evaluations state it.
+      step: the optimiser's.
+      code: version of diffenc that wrote the file.
+      dataset: what it was trained on: `dataset` and, where it is known, `source`, which images these are, and
+        `train_images`, which tells them from any others; `image_shape`, `num_levels` and `num_classes`.
+      origin: where the parameters come from if they were not trained here.
+    """
+
+    config: str
+    config_hash: str
+    step: int
+    code: str
+    dataset: Mapping[str, Any]
+    origin: str = ""
+
+
+def names_of(tree: Any) -> dict[str, Any]:
+    """The leaves by name, as parameters.txt has them. Raises ValueError if two have the same name."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    if len(named) < len(found):
+        raise ValueError("two parameters have the same name, and a file could not tell them apart")
+    return named
+
+
+def write(path: Path, arrays: Arrays, about: About) -> None:
+    """Write the file, all or nothing. Raises UserError if the disk refuses."""
+    metadata = {
+        "diffenc": LAYOUT,
+        **dataclasses.asdict(about),
+        "step": str(about.step),
+        "dataset": atomic.to_json(about.dataset),
+        "sha256": _digest(arrays),
+    }
+    atomic.write_bytes(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
+
+
+def read_about(path: Path) -> About:
+    """What the file says of its parameters.
+
+    Raises:
+      UserError: it is damaged, or none of ours.
+    """
+    with _opened(path) as file:
+        return _about(path, file.metadata() or {})
+
+
+def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
+    """The parameters, which must be those `wanted`: by name, of these shapes and types.
+
+    Raises:
+      UserError: it is damaged, or holds other parameters; all that differ are named.
+    """
+    with _opened(path) as file:
+        require_same(str(path), dict(_held(file)), described(wanted))
+        arrays = {name: file.get_tensor(name) for name in wanted}
+        if _digest(arrays) != (file.metadata() or {}).get("sha256"):
+            raise UserError(
+                f"{path}: is damaged: its parameters are not those that were written; get it again"
+            )
+    return arrays
+
+
+def described(named: Mapping[str, Any]) -> dict[str, str]:
+    """Of each array, or shape of one, its type and shape for people: `float32[3, 3, 64]`."""
+    return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in named.items()}
+
+
+def require_same(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Raise UserError, naming each that differs, unless the parameters held are those wanted (see `described`)."""
+    differing = {
+        "missing": sorted(wanted.keys() - held.keys()),
+        "not of this model": sorted(held.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} is {held[name]} and not {wanted[name]}"
+            for name in sorted(held.keys() & wanted.keys())
+            if held[name] != wanted[name]
+        ],
+    }
+    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in differing.items() if names)
+    if told:
+        raise UserError(f"{where}: holds other parameters than its config's model has: {told}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file as safetensors opens it, who checks all sizes and offsets; whatever is wrong is a UserError."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(path, one_line(error)) from error
+
+
+def _held(file: Any) -> dict[str, str]:
+    """What `described` says, of the file's parameters."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    return {name: f"{_dtype(part)}{part.get_shape()}" for name, part in slices.items()}
+
+
+def _dtype(part: Any) -> str:
+    return _DTYPES.get(part.get_dtype(), part.get_dtype())
+
+
+def _about(path: Path, said: Mapping[str, str]) -> About:
+    if said.get("diffenc") != LAYOUT:
+        layout = f"has layout {said['diffenc']!r}" if "diffenc" in said else "was not written by diffenc"
+        raise UserError(f"{path}: {layout}, and this version reads {LAYOUT!r}: take a file of --mode=export")
+    try:
+        dataset = json.loads(said["dataset"])
+        _check_dataset(dataset)
+        texts = {key: said[key] for key in ("config", "config_hash", "code", "origin")}
+        if len(texts["config"]) > LONGEST_CONFIG:
+            raise ValueError("a config of more than 2^20 characters")
+        return About(**texts, step=int(said["step"]), dataset=dataset)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _unreadable(path, one_line(error)) from error
+
+
+def _check_dataset(said: Any) -> None:
+    """Raise ValueError unless it can be a data set's."""
+    shape, bounds = said["image_shape"], {"num_levels": (2, 256), "num_classes": (0, 2**31)}
+    if not isinstance(said["dataset"], str):
+        raise ValueError("dataset is no name")
+    if len(shape) != 3 or not all(type(side) is int and 0 < side <= 2**16 for side in shape):
+        raise ValueError("image_shape is not that of images")
+    for key, (least, most) in bounds.items():
+        if type(said[key]) is not int or not least <= said[key] <= most:
+            raise ValueError(f"{key} is not within {least} .. {most}")
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: is no file of weights, or a damaged one ({reason}); get it again")

@@ -1,0 +1,88 @@
+"""The authors' released checkpoints of DiffEnc (arXiv:2310.19789), as trained models of ours.
+
+  python -m diffenc_plugins.reference FILE --gin_file=gin/cifar10_diffenc_32_4.gin --output=DIR
+
+FILE is what flax wrote, or an .npz with the same names; the run file is that of the model which FILE holds, with
+--gin_file=gin/learned_endpoints.gin behind it where the ends of the schedule were learned. `diffenc.load("DIR")` reads
+what comes out. The names are read off the published code: "GroupNorm_0" and "dense0" are flax's and VDM's, their
+`up_blocks_0` is the deepest level. Convolutions have the same layout, but for the transposed ones.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+from diffenc.trained import foreign
+from diffenc_plugins.schedules.learned_endpoints import SMALLEST_DROP
+
+# In this order, each on what the ones before have left.
+NAMES = (
+    (r"^score_model/(VDMUNet_0/)?", "network/"),
+    (r"^encdec/inner_encoder/(enc_model/)?", "encoder/"),
+    (r"(TimeEmbedding_0|time_embedding)/dense", "embed_"),
+    (r"\bmid(\.block|_resnet)_1", "middle_0"),
+    (r"\bmid(\.block|_resnet)_2", "middle_1"),
+    (r"\bmid[._]attn_1", "attention"),
+    (r"\b(down|up)\.block_", r"\1_"),
+    (r"\bup_blocks_0/conv_trans", "unpool_1"),  # there are always two levels
+    (r"\bup_blocks_1/conv_trans", "unpool_0"),
+    (r"\b(?:down|up)_blocks_\d/(down|up)_(\d)_resnet_block/", r"\1_\2_0/"),  # of m = 2
+    (r"\b(?:down|up)_blocks_\d/(down|up)_(\d)_resnet_block(\d)/", r"\1_\2_\3/"),
+    (r"\bnin_shortcut\b", "shortcut"),
+    (r"\bcond_proj\b", "embedding"),
+    (r"\bproj_out\b", "out"),
+    (r"/q/", "/query/"),
+    (r"/k/", "/key/"),
+    (r"/v/", "/value/"),
+    (r"\bconv1\b", "conv_0"),
+    (r"\bconv2\b", "conv_1"),
+    (r"\battention/GroupNorm_0", "attention/norm"),
+    (r"^(network|encoder)/GroupNorm_0", r"\1/norm_out"),
+    (r"\bGroupNorm_", "norm_"),
+    (r"(norm\w*)/bias$", r"\1/offset"),
+    (r"/kernel$", "/w"),
+    (r"/bias$", "/b"),
+)
+
+
+def name_of(theirs: str) -> str:
+    """Our name of the parameter that they call `theirs`; some name that we do not have if we have no such parameter."""
+    ours = theirs
+    for pattern, replacement in NAMES:
+        ours = re.sub(pattern, replacement, ours)
+    return ours
+
+
+def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Their parameters by our names and in our layout: gamma = b + |w| t is our -(start - drop t)."""
+    ends = {name: array for name, array in theirs.items() if name in ("gamma/b", "gamma/w")}
+    ours = {name_of(name): _laid_out(name, array) for name, array in theirs.items() if name not in ends}
+    if len(ours) + len(ends) < len(theirs):
+        raise ValueError("two of these names are one of ours")
+    if "gamma/b" in ends:
+        ours["schedule/start"] = -ends["gamma/b"].reshape(())
+    if "gamma/w" in ends:
+        ours["schedule/raw_drop"] = _raw_drop(ends["gamma/w"].reshape(()))
+    return ours
+
+
+def _laid_out(name: str, array: np.ndarray) -> np.ndarray:
+    """flax has transposed convolutions as HWIO, we as HWOI."""
+    return array.swapaxes(2, 3) if name.endswith("/conv_trans/kernel") and array.ndim == 4 else array
+
+
+def _raw_drop(w: np.ndarray) -> np.ndarray:
+    """What gives drop = |w| through softplus and the floor under it; drops below the floor are the floor."""
+    drop = np.maximum(np.abs(w.astype(np.float64)) - SMALLEST_DROP, 1e-6)
+    return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return foreign.main(translate, "the authors of DiffEnc", __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
