@@ -1,15 +1,17 @@
 """The README.md beside a file of weights: a model card, as hubs of models read it."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffenc.measuring.evaluate import KEYS
 from diffenc.trained.weights import FILE, About
 
-ROWS = {"bpd": "**total**", **{key: key.removeprefix("bpd_") for key in KEYS[1:]}}
+NAMES = {"bpd": "bits/dim", **{key: f"{key.removeprefix('bpd_')}, bits/dim" for key in KEYS[1:]}}
 
-TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "unconditional-image-generation", "jax")
+TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
+UNCONDITIONAL = "unconditional-image-generation"
 
 LIMITS = """\
 - Bits/dim are a bound on the negative log-likelihood. They compare with others on the same images (the fingerprint
@@ -20,20 +22,15 @@ LIMITS = """\
 - It draws images like those it was trained on, and has learned whatever is wrong with them."""
 
 
-def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, place: str | None) -> str:
-    """The card.
-
-    Args:
-      evaluation: what evaluation.json says of these parameters; None if they were not evaluated.
-      place: the workdir that was exported, as the user calls it; None if the parameters come from elsewhere.
-    """
-    title = f"{about.dataset['dataset']}, step {about.step:,}" if about.step else about.dataset["dataset"]
+def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int) -> str:
+    """The card. `evaluation` is what evaluation.json says of these parameters; None if they were not evaluated."""
+    name = about.dataset["dataset"]
     parts = [
         _front_matter(about, evaluation),
-        f"# A diffusion model of {title}",
+        f"# A diffusion model of {name}" + f", step {about.step:,}" * bool(about.step),
         _what(about, num_params),
         _section("Use", _use(about)),
-        _section("Evaluation", _evaluated(evaluation) if evaluation else _not_evaluated(place)),
+        _section("Evaluation", _evaluated(evaluation) if evaluation else _not_evaluated(about)),
         _section("Trained on", _trained_on(about.dataset)),
         _section("Limits", LIMITS),
         f"<details>\n<summary>Config</summary>\n\n```gin\n{about.config}```\n\n</details>",
@@ -46,9 +43,10 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None) -> str:
     lines = [
         "# license: yours to choose, for example apache-2.0",
         "library_name: diffenc",
-        "pipeline_tag: unconditional-image-generation",
         f"tags: {json.dumps(TAGS)}",
     ]
+    if not _is_told(about):
+        lines.append(f"pipeline_tag: {UNCONDITIONAL}")
     if evaluation:
         lines.append(f"model-index: {json.dumps(_index(about, evaluation))}")
     return "\n".join(["---", *lines, "---"])
@@ -56,19 +54,24 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None) -> str:
 
 def _index(about: About, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
-    metrics = [
-        {"type": key, "name": f"bits/dim, {key}", "value": evaluation[key], "verified": False} for key in KEYS
-    ]
-    task = {"type": "unconditional-image-generation"}
+    metrics = [{"type": key, "name": NAMES[key], "value": evaluation[key]} for key in KEYS]
+    task = {"type": "class-conditional-image-generation" if _is_told(about) else UNCONDITIONAL}
     name = f"{about.dataset['dataset']}-{about.config_hash[:8]}"
     return [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
 
 
+def _is_told(about: About) -> bool:
+    """Whether the model is told what an image shows."""
+    return "Model.conditioning = @conditioning.none()" not in about.config
+
+
 def _what(about: About, num_params: int) -> str:
-    origin = f" Its parameters come from {about.origin}." if about.origin else ""
+    parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
+    told = "\n".join(f"- {part}: {name}" for part, name in parts)
+    origin = f"\n\nThe parameters come from {about.origin}." if about.origin else ""
     return (
-        f"A variational diffusion model of images, as in DiffEnc (https://arxiv.org/abs/2310.19789): "
-        f"{num_params:,} parameters, written by diffenc {about.code}.{origin}"
+        "A variational diffusion model of images, as in DiffEnc (https://arxiv.org/abs/2310.19789): "
+        f"{num_params:,} parameters, written by diffenc {about.code}.\n\n{told}{origin}"
     )
 
 
@@ -85,21 +88,19 @@ images = model.sample(16)  # uint8 [16, {shape}]
 
 
 def _evaluated(said: Mapping[str, Any]) -> str:
-    count = f"{said['num_images']:,}"
-    whole = "all" if said.get("split_images") == said["num_images"] else f"{said['split_images']:,}"
-    images = f"{count} images of {whole} in {said['dataset']} {said['split']}" if "split_images" in said else (
-        f"{count} images of {said['dataset']} {said['split']}"
-    )  # fmt: skip
+    count, of = said["num_images"], said.get("split_images")
+    images = f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
+    terms = ["T", *(key for key in ("times", "variance", "condition") if said.get(key))]
+    how = ", ".join(f"{key} {said[key]}" for key in terms)
     lines = [
-        f"Bits/dim of {images}, T {said['T']}, {said['passes']} pass(es), step {said['step']:,}; pixels "
-        f"`{said['fingerprint']}`.",
+        f"Bits/dim of {images} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
+        f"{how}, {said['passes']} pass(es), computed in {said['precision']}.",
         "",
-        "| | bits/dim | ± over images | ± Monte Carlo |",
+        "| | | ± over images | ± Monte Carlo |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {row} | {' | '.join(_figures(said, key))} |" for key, row in ROWS.items()),
+        *(f"| {name} | {' | '.join(_figures(said, key))} |" for key, name in NAMES.items()),
     ]
-    others = [f"{key} {said[key]}" for key in ("condition", "times", "variance") if key in said]
-    return "\n".join([*lines, *(["", f"Of {', '.join(others)}."] if others else [])])
+    return "\n".join(lines)
 
 
 def _figures(said: Mapping[str, Any], key: str) -> Iterable[str]:
@@ -107,15 +108,16 @@ def _figures(said: Mapping[str, Any], key: str) -> Iterable[str]:
     return ("-" if value is None else f"{value:.4f}" for value in values)
 
 
-def _not_evaluated(place: str | None) -> str:
-    if place is None:
+def _not_evaluated(about: About) -> str:
+    if about.origin:
         return "None of these parameters. `diffenc.load(...).elbo(images)` makes one."
+    run = f"python -m diffenc.run --workdir=WORKDIR --gin_bindings='evaluate.step = {about.step}'"
     return f"""\
 None of this checkpoint. These make one, and write this card anew:
 
 ```sh
-python -m diffenc.run --workdir={place} --mode=evaluate
-python -m diffenc.run --workdir={place} --mode=export
+{run} --mode=evaluate
+{run} --mode=export
 ```"""
 
 

@@ -84,7 +84,7 @@ def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin:
 @by_main
 def _write(workdir: Path, arrays: Arrays, about: About) -> None:
     evaluation, name = newest_evaluation(workdir, about), name_of(workdir)
-    write_folder(workdir / FOLDER, arrays, about, evaluation, name)
+    write_folder(workdir / FOLDER, arrays, about, evaluation)
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info(
@@ -101,19 +101,13 @@ def newest_evaluation(workdir: Path, about: About) -> dict[str, Any] | None:
     return None
 
 
-def write_folder(
-    folder: Path, arrays: Arrays, about: About, evaluation: Mapping[str, Any] | None, place: str | None
-) -> None:
-    """Write an export, all or nothing; one that is there is replaced. `place`: see `card.text`.
-
-    Raises:
-      UserError: the disk refused.
-    """
+def write_folder(folder: Path, arrays: Arrays, about: About, evaluation: Mapping[str, Any] | None) -> None:
+    """Write an export, all or nothing; one that is there is replaced. Raises UserError if the disk refuses."""
     num_params = sum(array.size for array in arrays.values())
     with replacing_folder(folder) as temporary:
         weights.write(temporary / FILE, arrays, about)
         atomic.write_text(temporary / CONFIG, about.config)
-        atomic.write_text(temporary / README, card.text(about, evaluation, num_params, place))
+        atomic.write_text(temporary / README, card.text(about, evaluation, num_params))
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = f"{what}: the file {path.name}, SHA-256 {digest}"
     about = export.about(experiment, step, export.described(experiment.dataset), origin)
-    export.write_folder(output, arrays, about, None, None)
+    export.write_folder(output, arrays, about, None)
     return sum(array.size for array in arrays.values())
 
 
