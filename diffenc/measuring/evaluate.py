@@ -58,7 +58,7 @@ class Measured:
     def bits(self) -> dict[str, PerImage]:
         """Bits/dim by KEYS."""
         terms = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
-        return {"bpd": sum(terms.values()), **terms}
+        return {"bpd": np.sum(list(terms.values()), axis=0), **terms}
 
     def summary(self) -> dict[str, float]:
         """`bpd`, `bpd_diffusion`, ... with `_se` and, from two passes on, `_mc_se`."""

@@ -147,7 +147,8 @@ def _held(file: Any) -> dict[str, str]:
 
 
 def _dtype(part: Any) -> str:
-    return _DTYPES.get(part.get_dtype(), part.get_dtype())
+    dtype = str(part.get_dtype())
+    return _DTYPES.get(dtype, dtype)
 
 
 def _about(path: Path, said: Mapping[str, str]) -> About:
@@ -180,7 +181,7 @@ def _check_dataset(said: Any) -> None:
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
 
