@@ -1,7 +1,6 @@
 """A trained model to be used from Python."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from diffenc.trained.given import GivenImages, checked_images, checked_labels
 
 Levels = UInt8[np.ndarray, "n h w c"]
 PerImage = Float[np.ndarray, " n"]
-Number = float | Sequence[float] | Float[Any, " n"]
+Given = Any  # whatever numpy takes for an array; it is checked, with an answer for people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +112,8 @@ class TrainedModel:
 
     def elbo(
         self,
-        images: Levels,
-        labels: Int[np.ndarray, " n"] | None = None,
+        images: Given,
+        labels: Given | None = None,
         *,
         seed: int = 0,
         passes: int = 1,
@@ -145,11 +144,11 @@ class TrainedModel:
 
     def encode(
         self,
-        images: Levels,
+        images: Given,
         *,
-        log_snr: Number | None = None,
-        t: Number | None = None,
-        labels: Int[np.ndarray, " n"] | None = None,
+        log_snr: Given | None = None,
+        t: Given | None = None,
+        labels: Given | None = None,
     ) -> Float[np.ndarray, "n h w c"]:
         """x_phi of `images`, uint8 levels [N, H, W, C], in the scale of pixels in (-1, 1); the process has mean alpha x_phi.
 
@@ -164,13 +163,13 @@ class TrainedModel:
         levels, labels = self._checked(images, labels)
         if (log_snr is None) == (t is None):
             raise UserError("encode: give one of log_snr and t")
-        at = jnp.broadcast_to(jnp.asarray(t if log_snr is None else log_snr, float), (len(levels),))
+        at = _for_each(t if log_snr is None else log_snr, len(levels))
         if log_snr is None:
             at = self.model.schedule.apply(self.params["schedule"], at)
         encode = self._once("encode", lambda: jax.jit(partial(_encode, self.experiment)))
         return np.asarray(encode(self.params, jnp.asarray(levels), at, self.model.conditioning(labels)))
 
-    def _checked(self, images: Any, labels: Any) -> tuple[Levels, Int[np.ndarray, " n"]]:
+    def _checked(self, images: Given, labels: Given) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset
         levels = checked_images(images, dataset)
         told = bool(classes.takers(self.model.encoder) or classes.takers(self.model.network))
@@ -192,6 +191,16 @@ def _encode(
 ) -> Data:
     x = scale_pixels(levels, experiment.dataset.num_levels)
     return experiment.model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+
+
+def _for_each(given: Given, count: int) -> Float[Array, " n"]:
+    """A number, or one for each of `count` images, as the latter. Raises UserError if it is neither."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iuf" or array.shape not in ((), (count,)):
+        raise UserError(
+            f"encode: {array.dtype}{list(array.shape)} is neither a number nor one for each of {count} images"
+        )
+    return jnp.broadcast_to(jnp.asarray(array, jnp.result_type(float)), (count,))
 
 
 def replaced(name: str, settings: Any, **given: Any) -> Any:

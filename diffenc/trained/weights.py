@@ -1,15 +1,11 @@
 """The file of a trained model: its parameters as safetensors, and all that one must know to use them.
 
-Parameters have the names of parameters.txt. The metadata, texts all of them:
+Parameters have the names of parameters.txt. The metadata is one text, "diffenc", of JSON (several would stand in another
+order in each file, and no two files would have the same SHA-256):
 
-diffenc       version of this layout
-config        the experiment, as config.gin has it
-config_hash   as evaluations state it
-step          the optimiser's
-code          version of diffenc that wrote the file
-dataset       JSON: see `About`
-origin        where the parameters come from if they were not trained here; else empty
-sha256        of the bytes of all parameters in the order of their names
+layout   version of all this
+sha256   of the bytes of all parameters in the order of their names
+and the fields of `About`.
 
 A file is read as nobody's word: nothing in it is run, and nothing is taken that the model does not have.
 """
@@ -31,8 +27,9 @@ from diffenc.data.paths import one_line
 from diffenc.errors import UserError
 from diffenc.files import atomic
 
-LAYOUT = "1"
+LAYOUT = 1
 FILE = "model.safetensors"
+KEY = "diffenc"  # of the metadata
 LONGEST_CONFIG = 1 << 20  # characters; a longer one is no config
 
 Arrays = dict[str, np.ndarray]
@@ -73,14 +70,9 @@ def names_of(tree: Any) -> dict[str, Any]:
 
 def write(path: Path, arrays: Arrays, about: About) -> None:
     """Write the file, all or nothing. Raises UserError if the disk refuses."""
-    metadata = {
-        "diffenc": LAYOUT,
-        **dataclasses.asdict(about),
-        "step": str(about.step),
-        "dataset": atomic.to_json(about.dataset),
-        "sha256": _digest(arrays),
-    }
-    atomic.write_bytes(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata))
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
+    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(said)}))
 
 
 def read_about(path: Path) -> About:
@@ -90,7 +82,13 @@ def read_about(path: Path) -> About:
       UserError: it is damaged, or none of ours.
     """
     with _opened(path) as file:
-        return _about(path, file.metadata() or {})
+        said = _said(path, file)
+    try:
+        _check_types(said)
+        _check_dataset(said["dataset"])
+        return About(**{field.name: said[field.name] for field in dataclasses.fields(About)})
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unreadable(path, one_line(error)) from error
 
 
 def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
@@ -102,7 +100,7 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
     with _opened(path) as file:
         require_same(str(path), dict(_held(file)), described(wanted))
         arrays = {name: file.get_tensor(name) for name in wanted}
-        if _digest(arrays) != (file.metadata() or {}).get("sha256"):
+        if _digest(arrays) != _said(path, file).get("sha256"):
             raise UserError(
                 f"{path}: is damaged: its parameters are not those that were written; get it again"
             )
@@ -151,19 +149,30 @@ def _dtype(part: Any) -> str:
     return _DTYPES.get(dtype, dtype)
 
 
-def _about(path: Path, said: Mapping[str, str]) -> About:
-    if said.get("diffenc") != LAYOUT:
-        layout = f"has layout {said['diffenc']!r}" if "diffenc" in said else "was not written by diffenc"
-        raise UserError(f"{path}: {layout}, and this version reads {LAYOUT!r}: take a file of --mode=export")
+def _said(path: Path, file: Any) -> dict[str, Any]:
+    """The metadata."""
     try:
-        dataset = json.loads(said["dataset"])
-        _check_dataset(dataset)
-        texts = {key: said[key] for key in ("config", "config_hash", "code", "origin")}
-        if len(texts["config"]) > LONGEST_CONFIG:
-            raise ValueError("a config of more than 2^20 characters")
-        return About(**texts, step=int(said["step"]), dataset=dataset)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        said = json.loads((file.metadata() or {})[KEY])
+        layout = said["layout"]
+    except KeyError:
+        raise UserError(f"{path}: was not written by diffenc: take a file of --mode=export") from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise _unreadable(path, one_line(error)) from error
+    if layout != LAYOUT:
+        raise UserError(
+            f"{path}: has layout {layout}, and this version of diffenc reads {LAYOUT}: take another one"
+        )
+    return said
+
+
+def _check_types(said: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fields of `About` are of their types, and of a sensible size."""
+    for field in dataclasses.fields(About):
+        kind = {"step": int, "dataset": dict}.get(field.name, str)
+        if type(said[field.name]) is not kind:
+            raise ValueError(f"{field.name} is no {kind.__name__}")
+    if said["step"] < 0 or len(said["config"]) > LONGEST_CONFIG:
+        raise ValueError("a step or a config that cannot be")
 
 
 def _check_dataset(said: Any) -> None:
@@ -181,7 +190,7 @@ def _check_dataset(said: Any) -> None:
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+        digest.update(arrays[name].data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,203 @@
+"""--mode=export: what is in the folder, and that it is there whole or not at all."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from diffenc import modes
+from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.devices.sharding import data_mesh
+from diffenc.errors import UserError
+from diffenc.files import stores
+from diffenc.settings import Evaluate, MeshShape
+from diffenc.trained import export
+from diffenc.training.train_state import abstract_state
+
+FILES = {"README.md", "config.gin", "model.safetensors"}
+
+
+def _ema(experiment, workdir, step=12):
+    """The averaged parameters as numpy, by the names of parameters.txt."""
+    state = Checkpoints(workdir / "checkpoints").restore(abstract_state(experiment, data_mesh()), step).tree
+    ema = state.ema
+    return {
+        "encoder/b": ema["encoder"]["b"], "encoder/w": ema["encoder"]["w"],
+        "network/b": ema["network"]["b"], "network/w": ema["network"]["w"],
+        "schedule/raw_drop": ema["schedule"]["raw_drop"], "schedule/start": ema["schedule"]["start"],
+    }  # fmt: skip
+
+
+def _at(experiment, step):
+    return dataclasses.replace(experiment, evaluate=Evaluate(passes=2, step=step))
+
+
+@pytest.mark.parametrize("step", [None, 5])
+def test_the_average_of_a_checkpoint_bit_by_bit(experiment, workdir, step):
+    folder = export.export(_at(experiment, step), workdir)
+    assert folder == workdir / "export"
+    assert {path.name for path in folder.iterdir()} == FILES
+    found, want = load_file(folder / "model.safetensors"), _ema(experiment, workdir, step or 12)
+    assert found.keys() == want.keys()
+    for name, array in want.items():
+        assert (found[name].dtype, found[name].shape) == (np.float32, array.shape)
+        assert found[name].tobytes() == np.asarray(array).tobytes()
+    listed = (workdir / "parameters.txt").read_text()
+    assert all(f"| {name} " in listed for name in found)
+
+
+def test_the_file_alone_says_all(experiment, workdir):
+    folder = export.export(_at(experiment, 10), workdir)
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        said = json.loads(file.metadata()["diffenc"])
+    assert said["step"] == 10
+    assert said["config"] == (folder / "config.gin").read_text() == (workdir / "config.gin").read_text()
+    meta = json.loads((workdir / "checkpoints" / "000000010" / "META.json").read_text())["metadata"]
+    assert said["config_hash"] == meta["config_hash"]
+    assert said["dataset"] == {
+        "dataset": "dots", "image_shape": [4, 4, 1], "num_levels": 5, "num_classes": 3, "train_images": "train of dots",
+    }  # fmt: skip
+    assert meta["train_images"] == "train of dots"
+
+
+def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir):
+    def card(step):
+        return (export.export(_at(experiment, step), workdir) / "README.md").read_text()
+
+    assert "None of this checkpoint" in card(12)
+    of_ten = modes.evaluate(_at(experiment, 10), workdir)
+    assert "None of this checkpoint" in card(12), "that was of another step"
+    assert f"| bits/dim | {of_ten['bpd']:.4f} |" in card(10)
+    of_twelve = modes.evaluate(_at(experiment, 12), workdir)
+    assert f"| bits/dim | {of_twelve['bpd']:.4f} |" in card(12)
+    assert f"| bits/dim | {of_ten['bpd']:.4f} |" in card(10), "it is still kept"
+    for path in (workdir / "evaluations").glob("*.json"):
+        said = json.loads(path.read_text())
+        path.write_text(json.dumps({**said, "config_hash": "another"}))
+    assert "None of this checkpoint" in card(12)
+
+
+def test_what_was_trained_in_float32_is_exported_so(experiment, workdir, x64):
+    found = load_file(export.export(experiment, workdir) / "model.safetensors")
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+
+
+def test_an_address_gets_the_same_files(experiment, workdir):
+    url = f"memory://{workdir}/run"
+    store = stores.at(url)
+    for path in workdir.rglob("*"):
+        if path.is_file() and "export" not in path.parts:
+            store.write(path.relative_to(workdir).as_posix(), path.read_bytes())
+    export.export(experiment, url)
+    export.export(experiment, url)  # over what is there
+    folder = export.export(experiment, workdir)
+    for name in FILES:
+        assert store.read(f"export/{name}") == (folder / name).read_bytes()
+
+
+def test_no_run_no_export(experiment, workdir, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        export.export(experiment, tmp_path)
+    with pytest.raises(UserError, match="another config"):
+        export.export(dataclasses.replace(experiment, seed=5), workdir)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_parameters_are_put_together():
+    """As mesh.fsdp has them, on as many devices as there are."""
+    mesh = data_mesh(MeshShape(data=1, fsdp=jax.device_count()))
+    spread = jax.device_put(np.arange(64.0, dtype=np.float32), jax.NamedSharding(mesh, jax.P("fsdp")))
+    np.testing.assert_array_equal(export.on_host({"a": spread}, mesh)["a"], np.arange(64.0))
+
+
+def test_a_disk_that_refuses(experiment, workdir, monkeypatch):
+    folder = export.export(experiment, workdir)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    real = os.replace
+
+    def refuse(source, target):
+        if Path(target) == folder and Path(source).name.endswith("-old") is False:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=f"could not write {folder}: No space left on device"):
+        export.export(experiment, workdir)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not [path for path in workdir.iterdir() if path.name.startswith(".export")]
+
+
+# Each child dies at another of the calls that change the disk; what it leaves must be whole.
+KILLED = """
+    import os, shutil, sys
+    from pathlib import Path
+    import numpy as np
+    from diffenc.trained import export, weights
+
+    about = weights.About("", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0})
+
+    def write(folder, value):
+        export.write_folder(folder, {"a": np.full(4, value, np.float32)}, about, None)
+
+    def dying(call, countdown):
+        def step(*args, **options):
+            countdown[0] -= 1
+            if countdown[0] < 0:
+                os._exit(9)
+            return call(*args, **options)
+        return step
+
+    def dies_at(number, folder):
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        countdown = [number]
+        for module, name in ((os, "replace"), (os, "fsync"), (os, "mkdir"), (os, "open"), (os, "rmdir"), (os, "unlink")):
+            setattr(module, name, dying(getattr(module, name), countdown))
+        write(folder, 2.0)
+        os._exit(0)
+
+    for old in (False, True):
+        number, folder = 0, Path(sys.argv[1], str(old), "export")
+        while True:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.parent.mkdir(parents=True)
+            if old:
+                write(folder, 1.0)
+            died = dies_at(number, folder)
+            files = sorted(path.name for path in folder.iterdir()) if folder.exists() else None
+            value = float(weights.read(folder / "model.safetensors", {"a": np.zeros(4, np.float32)})["a"][0]) if files else None
+            print(old, number, died, files, value)
+            write(folder, 3.0)
+            assert [path.name for path in folder.parent.iterdir()] == ["export"], "what was left is swept up"
+            if not died:
+                break
+            number += 1
+"""
+
+
+def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) > 20
+    whole = str(sorted(FILES))
+    for line in lines:
+        old, _, died, rest = line.split(" ", 3)
+        allowed = {f"{whole} 2.0", "None None"} | ({f"{whole} 1.0"} if old == "True" else set())
+        assert rest in allowed, line
+        assert died == "True" or rest == f"{whole} 2.0"
+    states = {line.split(" ", 3)[3] for line in lines if line.startswith("True")}
+    assert f"{whole} 1.0" in states
+    assert f"{whole} 2.0" in states

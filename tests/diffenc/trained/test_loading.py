@@ -1,0 +1,196 @@
+"""The same model from a workdir, an export and a file; and that reading them runs nothing."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import diffenc
+from diffenc import modes, registry
+from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.devices.sharding import data_mesh
+from diffenc.errors import UserError
+from diffenc.files import stores
+from diffenc.trained import export, weights
+from diffenc.training.train_state import abstract_state
+
+TESTS = ("tests",)  # where the plugins of the tiny run are
+
+
+@pytest.fixture(scope="module")
+def exported(experiment, workdir):
+    return export.export(experiment, workdir)
+
+
+@pytest.fixture
+def loose(exported, tmp_path):
+    """The file alone, in a folder of its own, to be changed."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes((exported / "model.safetensors").read_bytes())
+    return path
+
+
+def _rewritten(path, **changes):
+    """The file with other metadata."""
+    held = weights.read_about(path)
+    with weights._opened(path) as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights.write(path, arrays, dataclasses.replace(held, **changes))
+    return path
+
+
+def _ema(experiment, workdir, step):
+    wanted = abstract_state(experiment, data_mesh())
+    return Checkpoints(workdir / "checkpoints").restore(wanted, step).tree.ema
+
+
+def test_one_model_by_three_ways(experiment, workdir, exported, loose):
+    ema = _ema(experiment, workdir, 12)
+    for path in (workdir, str(workdir), exported, loose):
+        model = diffenc.load(path, allow_imports=TESTS)
+        assert jax.tree.structure(model.params) == jax.tree.structure(ema)
+        jax.tree.map(np.testing.assert_array_equal, model.params, ema)
+        assert (model.step, model.model) == (12, experiment.model)
+
+
+def test_an_older_checkpoint_of_a_workdir(experiment, workdir, exported):
+    model = diffenc.load(workdir, 5, allow_imports=TESTS)
+    jax.tree.map(np.testing.assert_array_equal, model.params, _ema(experiment, workdir, 5))
+    assert model.step == 5
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[5, 10, 12\]"):
+        diffenc.load(workdir, 7, allow_imports=TESTS)
+    with pytest.raises(UserError, match=f"{exported}: step = 5 is for a workdir"):
+        diffenc.load(exported, 5, allow_imports=TESTS)
+
+
+def test_a_run_made_for_many_devices_loads_on_one(workdir, loose):
+    config = (workdir / "config.gin").read_text()
+    assert "mesh.fsdp = 1" in config
+    other = config.replace("mesh.fsdp = 1", "mesh.fsdp = 16")
+    assert diffenc.load(_rewritten(loose, config=other), allow_imports=TESTS).step == 12
+
+
+def test_a_store_is_read_as_a_disk_is(experiment, workdir, exported):
+    store = stores.at(f"memory://{workdir}/elsewhere")
+    for path in workdir.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(workdir).as_posix(), path.read_bytes())
+    ema = _ema(experiment, workdir, 12)
+    for inner in ("", "/export", "/export/model.safetensors"):
+        url = f"memory://{workdir}/elsewhere{inner}"
+        model = diffenc.load(url, allow_imports=TESTS)
+        jax.tree.map(np.testing.assert_array_equal, model.params, ema)
+        assert model.name == url
+
+
+@pytest.mark.parametrize(
+    "name", ["", "absent", "x.safetensors", "file", "memory://nowhere", "memory://no/x.safetensors"]
+)
+def test_where_there_is_no_model(tmp_path, name):
+    (tmp_path / "file").write_text("no model")
+    path = name if "://" in name else tmp_path / name
+    with pytest.raises(UserError, match=f"^{path}: no trained model there: name a workdir"):
+        diffenc.load(path)
+
+
+def test_a_config_that_would_run_code_runs_none(workdir, loose, tmp_path, monkeypatch):
+    (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = "import loud\n" + (workdir / "config.gin").read_text()
+    with pytest.raises(UserError) as refused:
+        diffenc.load(_rewritten(loose, config=config), allow_imports=TESTS)
+    assert str(refused.value).startswith(f"{loose}: config:1: imports loud, and so would run code")
+    assert "pass allow_imports=('loud',)" in str(refused.value)
+    assert "loud" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+    diffenc.load(loose, allow_imports=(*TESTS, "loud"))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_workdir_is_trusted_no_more(workdir):
+    with pytest.raises(UserError, match=r"config\.gin:1: imports tests\.conftest, and so would run code"):
+        diffenc.load(workdir)
+
+
+def test_a_name_is_not_allowed_by_what_it_begins_with(loose):
+    for allowed in (("test",), ("tests.conf",), "tes"):
+        with pytest.raises(UserError, match="would run code"):
+            diffenc.load(loose, allow_imports=allowed)
+    assert diffenc.load(loose, allow_imports="tests").step == 12
+
+
+def test_installed_plugins_may_be_imported(workdir, loose):
+    config = "import diffenc_plugins.networks\n" + (workdir / "config.gin").read_text()
+    assert diffenc.load(_rewritten(loose, config=config), allow_imports=TESTS).step == 12
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("include '/etc/passwd'", "includes '/etc/passwd'"),
+        ("Experiment.seed = 'x'", "Experiment.seed = 'x': expected int"),
+        ("Experiment.seed = __import__('os')", "config:1"),
+        ("Experiment.optimizer = @optimizer.none()", "no optimizer is called 'none'"),
+        ("Experiment.optimizer = @gin.macro()", "nothing is called 'gin.macro'"),
+        ("Experiment.seed = " + "[" * 5000, "config"),
+    ],
+)
+def test_bad_configs_are_refused_in_a_line(workdir, loose, line, message):
+    config = f"{line}\n" + (workdir / "config.gin").read_text()
+    if "optimizer" in line:
+        config = config.replace("Experiment.optimizer = @optimizer.adamw()\n", "")
+    if "seed = 'x'" in line:
+        config = config.replace("Experiment.seed = 0\n", "")
+    with pytest.raises(UserError) as refused:
+        diffenc.load(_rewritten(loose, config=config), allow_imports=TESTS)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_of_another_model_are_refused(workdir, loose):
+    config = (
+        (workdir / "config.gin").read_text().replace("@schedule.learned_endpoints()", "@schedule.linear()")
+    )
+    with pytest.raises(UserError, match=r"not of this model: schedule/raw_drop, schedule/start$"):
+        diffenc.load(_rewritten(loose, config=config), allow_imports=TESTS)
+
+
+def test_no_data_are_needed_nor_known(workdir, loose, monkeypatch):
+    """The data set's plugin may be somebody's who has not got it here."""
+    monkeypatch.delitem(registry.datasets._classes, "dots")
+    model = diffenc.load(loose, allow_imports=TESTS)
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    assert model.elbo(images).bpd.shape == (2,)
+    with pytest.raises(UserError, match="weights come without the test images of dots"):
+        model.experiment.dataset.source("test")
+    with pytest.raises(UserError, match="no dataset is called 'dots'"):
+        diffenc.load(workdir, allow_imports=TESTS)
+
+
+def test_it_is_of_the_precision_asked_for(workdir, loose, x64):
+    for path in (workdir, loose):
+        params = diffenc.load(path, allow_imports=TESTS).params
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float64"}
+
+
+def test_what_is_fitted_is_found_beside_a_workdir_alone(workdir, loose):
+    for path in (workdir, loose):
+        with pytest.raises(UserError, match="fit_schedule"):
+            diffenc.load(path, allow_imports=TESTS).sample(2, times="fitted")
+
+
+def test_importing_the_package_is_quick():
+    code = "import diffenc, sys; sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'gin', 'safetensors')))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_modes_and_load_read_the_same(experiment, workdir):
+    ema, step = modes.restore_ema(experiment, workdir, data_mesh(), None)
+    model = diffenc.load(workdir, allow_imports=TESTS)
+    jax.tree.map(np.testing.assert_array_equal, model.params, ema)
+    assert model.step == step
