@@ -62,7 +62,7 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if len(ours) + len(ends) < len(theirs):
         raise ValueError("two of these names are one of ours")
     if "gamma/b" in ends:
-        ours["schedule/start"] = -ends["gamma/b"].reshape(())
+        ours["schedule/start"] = np.asarray(-ends["gamma/b"].reshape(()))
     if "gamma/w" in ends:
         ours["schedule/raw_drop"] = _raw_drop(ends["gamma/w"].reshape(()))
     return ours

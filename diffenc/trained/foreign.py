@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from diffenc import config, registry
-from diffenc.data.paths import reading
+from diffenc.data.paths import one_line, reading
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.trained import export, weights
@@ -76,7 +76,11 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
     theirs, step = read(path)
-    arrays = adopt(experiment, translate(theirs), str(path))
+    try:
+        ours = translate(theirs)
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+    arrays = adopt(experiment, ours, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = f"{what}: the file {path.name}, SHA-256 {digest}"
     about = export.about(experiment, step, export.described(experiment.dataset), origin)

@@ -1,0 +1,162 @@
+"""Parameters of another program, made into an export."""
+
+import functools
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from flax import serialization
+
+import diffenc
+from diffenc.configs import describe
+from diffenc.errors import UserError
+from diffenc.trained import foreign
+
+THEIRS = {
+    "enc/w": np.arange(16, dtype=np.float32).reshape(4, 4, 1),
+    "enc/b": np.full((4, 4, 1), 0.25, np.float32),
+    "net/w": np.ones((4, 4, 1), np.float64),
+    "net/b": np.zeros((4, 4, 1), np.float32),
+    "ends/raw_drop": np.array(3.0, np.float32),
+    "ends/start": np.array(5.5, np.float32),
+}
+
+
+def _translate(theirs):
+    kinds = {"enc": "encoder", "net": "network", "ends": "schedule"}
+    return {
+        f"{kinds.get(name[: name.find('/')], 'other')}/{name.partition('/')[2]}": a
+        for name, a in theirs.items()
+    }
+
+
+def _tree(flat):
+    tree = {}
+    for name, array in flat.items():
+        *path, leaf = name.split("/")
+        functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, tree)[leaf] = array
+    return tree
+
+
+def _flax(path, **state):
+    path.write_bytes(serialization.msgpack_serialize(state))
+    return path
+
+
+@pytest.fixture
+def gin_file(tiny, tmp_path):
+    path = tmp_path / "run.gin"
+    path.write_text(describe.config_text(tiny()))
+    return path
+
+
+def _main(file, gin_file, output):
+    arguments = [str(file), f"--gin_file={gin_file}", f"--output={output}"]
+    return foreign.main(_translate, "somebody", "what it does", arguments)
+
+
+def test_the_average_is_taken_and_loads(gin_file, tmp_path, capsys):
+    other = {name: array + 1 for name, array in THEIRS.items()}
+    file = _flax(
+        tmp_path / "checkpoint_7",
+        step=7,
+        params=_tree(other),
+        ema_params=_tree(THEIRS),
+        opt_state={"0": None},
+    )
+    assert _main(file, gin_file, tmp_path / "out") == 0
+    assert "66 parameters in" in capsys.readouterr().out
+    model = diffenc.load(tmp_path / "out", allow_imports=("tests",))
+    assert model.step == 7
+    for ours, theirs in (("encoder", "enc"), ("network", "net"), ("schedule", "ends")):
+        for leaf, array in model.params[ours].items():
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, THEIRS[f"{theirs}/{leaf}"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"The parameters come from somebody: the file checkpoint_7, SHA-256 {digest}." in card
+    assert "train images: unknown" in card
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: _flax(path, params=_tree(THEIRS)),
+        lambda path: _flax(path, params={"params": _tree(THEIRS)}),
+        lambda path: _flax(path, **_tree(THEIRS)),
+        lambda path: np.savez(path, **THEIRS),
+        lambda path: np.savez(
+            path, x=np.zeros(3), **{f"param/{name}": array for name, array in THEIRS.items()}
+        ),
+    ],
+)
+def test_parameters_are_found_wherever_they_stand(tmp_path, write):
+    path = tmp_path / "file.npz"
+    write(path)
+    found, step = foreign.read(path)
+    assert step == 0
+    assert {name: array.tolist() for name, array in found.items()} == {
+        n: a.tolist() for n, a in THEIRS.items()
+    }
+
+
+def test_all_that_does_not_fit_is_named(gin_file, tmp_path, capsys):
+    wrong = {**THEIRS, "net/w": np.zeros((2, 2)), "net/more": np.zeros(3), "what": np.zeros(1)}
+    del wrong["enc/b"], wrong["ends/start"]
+    assert _main(_flax(tmp_path / "file", params=_tree(wrong)), gin_file, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for words in (
+        "missing: encoder/b, schedule/start;",
+        "not of this model: network/more, other/;",
+        "network/w is float32[2, 2] and not float32[4, 4, 1]",
+    ):
+        assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_are_no_weights(gin_file, tmp_path, capsys):
+    wrong = {**THEIRS, "net/b": np.zeros((4, 4, 1), np.int32)}
+    assert _main(_flax(tmp_path / "file", params=_tree(wrong)), gin_file, tmp_path / "out") == 1
+    assert "network/b is int32[4, 4, 1] and not float32[4, 4, 1]" in capsys.readouterr().err
+
+
+def test_what_the_translation_refuses_is_said_in_a_line(gin_file, tmp_path, capsys):
+    def refuse(theirs):
+        raise ValueError("two of these\nnames are one")
+
+    arguments = [str(_flax(tmp_path / "file", params=_tree(THEIRS))), f"--gin_file={gin_file}", "--output=out"]
+    assert foreign.main(refuse, "somebody", "", arguments) == 1
+    error = capsys.readouterr().err
+    assert "two of these names are one" in error
+    assert error.count("\n") == 1
+
+
+def test_nothing_of_somebody_is_overwritten(gin_file, tmp_path, capsys):
+    file, output = _flax(tmp_path / "file", params=_tree(THEIRS)), tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years")
+    assert _main(file, gin_file, output) == 1
+    assert f"--output={output}: is there, and no export" in capsys.readouterr().err
+    assert (output / "thesis.tex").read_text() == "years"
+    assert _main(file, gin_file, tmp_path / "new") == 0
+    assert _main(file, gin_file, tmp_path / "new") == 0, "an export is replaced"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no archive", json.dumps({"a": 1}).encode()])
+def test_files_that_are_none(gin_file, tmp_path, capsys, content):
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    assert _main(file, gin_file, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: ")
+    assert error.count("\n") == 1
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "LARGEST", 1000)
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(1_000_000))
+    with pytest.raises(UserError, match="claims 8,000,128 bytes, more than the 1,000 it may have"):
+        foreign.read(tmp_path / "bomb.npz")
