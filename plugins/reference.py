@@ -8,6 +8,7 @@ what comes out. The names are read off the published code: "GroupNorm_0" and "de
 `up_blocks_0` is the deepest level. Convolutions have the same layout, but for the transposed ones.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Mapping
@@ -79,9 +80,8 @@ def _raw_drop(w: np.ndarray) -> np.ndarray:
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    return foreign.main(translate, "the authors of DiffEnc", __doc__ or "", argv)
+parse = functools.partial(foreign.parse, __doc__)
+main = functools.partial(foreign.main, translate, "the authors of DiffEnc", __doc__)
 
 
 if __name__ == "__main__":

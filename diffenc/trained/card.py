@@ -123,14 +123,13 @@ None of this checkpoint. These make one, and write this card anew:
 
 def _trained_on(dataset: Mapping[str, Any]) -> str:
     height, width, channels = dataset["image_shape"]
-    lines = [
-        f"- {dataset['dataset']}: {height}x{width}x{channels}, {dataset['num_levels']} levels",
-        *([f"- version: {dataset['source']}"] if dataset.get("source") else []),
-        f"- train images: `{dataset['train_images']}`"
-        if dataset.get("train_images")
-        else "- train images: unknown",
-    ]
-    return "\n".join(lines)
+    lines = {
+        dataset["dataset"]: f"{height}x{width}x{channels}, {dataset['num_levels']} levels",
+        "version": dataset.get("source"),
+        "train images": dataset.get("train_images", "unknown"),
+        "fingerprint": f"`{dataset['train_identity']}`" if "train_identity" in dataset else None,
+    }
+    return "\n".join(f"- {key}: {value}" for key, value in lines.items() if value is not None)
 
 
 def _section(title: str, body: str) -> str:

@@ -6,7 +6,6 @@ the model card. The folder is there whole or not at all; on an object store its 
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import secrets
@@ -20,17 +19,16 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+import diffenc
 from diffenc.configs import describe
-from diffenc.data.sources import source_name
 from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
-from diffenc.interfaces import Dataset
-from diffenc.measuring.evaluate import dataset_name
 from diffenc.modes import restore_checked
 from diffenc.trained import card, weights
 from diffenc.trained.weights import FILE, About, Arrays
+from diffenc.workdirs import provenance
 from diffenc.workdirs.mirror import mirrored, name_of
 from diffenc.workdirs.same_run import CONFIG
 
@@ -48,10 +46,8 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     mesh = data_mesh(experiment.mesh)
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
     arrays = on_host(restored.tree["ema"], mesh)
-    source = source_name(experiment.dataset)
-    seen = {"source": source} if source else {}
-    seen["train_images"] = restored.metadata["train_images"]
-    _write(workdir, arrays, about(experiment, restored.step, described(experiment.dataset) | seen))
+    images = provenance.dataset_card(experiment, len(experiment.dataset.source("train")))
+    _write(workdir, arrays, about(experiment, restored.step, images))
     return workdir / FOLDER
 
 
@@ -61,24 +57,19 @@ def on_host(params: Any, mesh: Mesh) -> Arrays:
     return {name: np.asarray(whole(leaf)) for name, leaf in weights.names_of(params).items()}
 
 
-def described(dataset: Dataset) -> dict[str, Any]:
-    """What a file says of a data set, whether its images are there or not."""
-    return {
-        "dataset": dataset_name(dataset),
-        "image_shape": list(dataset.image_shape),
-        "num_levels": dataset.num_levels,
-        "num_classes": dataset.num_classes,
-    }
-
-
 def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = "") -> About:
     """What a file says of parameters of `experiment`."""
     newest = dataclasses.replace(
         experiment.evaluate, step=None
     )  # the step it was asked for means nothing to a reader
     config = describe.config_text(dataclasses.replace(experiment, evaluate=newest))
-    version = importlib.metadata.version("diffenc")
-    return About(config, describe.config_hash(experiment), step, version, dataset, origin)
+    return About(config, describe.config_hash(experiment), step, code(), dataset, origin)
+
+
+def code() -> str:
+    """The version of what runs, and its git commit where it is a checkout."""
+    commit = provenance.commit(Path(diffenc.__path__[0]).parent)
+    return (provenance.version("diffenc") or "of no version") + (f", commit {commit}" if commit else "")
 
 
 @by_main

@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from diffenc import config, registry
 from diffenc.data.paths import one_line, reading
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.interfaces import Dataset
+from diffenc.measuring.evaluate import dataset_name
 from diffenc.trained import export, weights
 from diffenc.trained.loading import abstract_names
 from diffenc.trained.weights import Arrays
@@ -83,14 +86,26 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     arrays = adopt(experiment, ours, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = f"{what}: the file {path.name}, SHA-256 {digest}"
-    about = export.about(experiment, step, export.described(experiment.dataset), origin)
+    about = export.about(experiment, step, _kind(experiment.dataset), origin)
     export.write_folder(output, arrays, about, None)
     return sum(array.size for array in arrays.values())
 
 
-def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=description)
+def _kind(dataset: Dataset) -> dict[str, Any]:
+    """What is known of a data set whose images need not be there: which of them they saw is not."""
+    return {
+        "dataset": dataset_name(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+    }
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "file", type=Path, help="a checkpoint of flax (msgpack), or an .npz of the same names"
     )
@@ -99,7 +114,12 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
     )
     parser.add_argument("--gin_bindings", action="append", default=[], help="a binding over the files")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    given = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parse(description, argv)
     registry.discover()
     try:
         experiment = config.load(given.gin_file, given.gin_bindings)

@@ -46,8 +46,8 @@ class About:
       config_hash: as evaluations state it.
       step: the optimiser's.
       code: version of diffenc that wrote the file.
-      dataset: what it was trained on: `dataset` and, where it is known, `source`, which images these are, and
-        `train_images`, which tells them from any others; `image_shape`, `num_levels` and `num_classes`.
+      dataset: what it was trained on, as dataset.json of a workdir has it; of parameters that come from elsewhere its
+        name and its kind of images alone.
       origin: where the parameters come from if they were not trained here.
     """
 

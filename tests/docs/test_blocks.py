@@ -24,6 +24,7 @@ NEEDS = [
     ("docs/measuring.md", "the file of Inception's weights"),
     ("docs/scale.md", "a GPU"),
     ("docs/scale.md", "two hosts"),
+    ("docs/trained_models.md", "a released checkpoint"),
     ("experiments/launch/jobset.md", "Docker"),
     ("experiments/launch/jobset.md", "Kubernetes"),
     ("experiments/launch/slurm.md", "Slurm"),

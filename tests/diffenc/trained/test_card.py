@@ -10,7 +10,7 @@ from diffenc.trained.weights import About
 
 CONFIG = "Model.conditioning = @conditioning.none()\nModel.encoder = @encoder.trainable()\nModel.network = @a_b/network.unet()\n"
 DATASET = {
-    "dataset": "mnist", "source": "MNIST (LeCun et al.)", "train_images": "ab12 without 0", "image_shape": [28, 28, 1],
+    "dataset": "mnist", "source": "MNIST (LeCun et al.)", "train_images": 60_000, "train_identity": "ab12 without 0", "image_shape": [28, 28, 1],
     "num_levels": 256, "num_classes": 10,
 }  # fmt: skip
 ABOUT = About(CONFIG, "0123456789abcdef", 12_000, "0.1.0", DATASET)
@@ -84,7 +84,7 @@ def test_the_rest_of_it():
     for words in (
         "8,891,393 parameters, written by diffenc 0.1.0",
         "- encoder: trainable\n- network: unet",
-        "- mnist: 28x28x1, 256 levels\n- version: MNIST (LeCun et al.)\n- train images: `ab12 without 0`",
+        "- mnist: 28x28x1, 256 levels\n- version: MNIST (LeCun et al.)\n- train images: 60000\n- fingerprint: `ab12 without 0`",
         'model = diffenc.load("model.safetensors")',
         "uint8 [16, 28, 28, 1]",
         f"```gin\n{CONFIG}```\n\n</details>",
@@ -107,10 +107,15 @@ def test_a_model_that_is_told_classes_is_not_called_unconditional():
 
 
 def test_parameters_from_elsewhere():
-    dataset = {key: value for key, value in DATASET.items() if key not in ("source", "train_images")}
+    dataset = {
+        key: value
+        for key, value in DATASET.items()
+        if key not in ("source", "train_images", "train_identity")
+    }
     about = dataclasses.replace(ABOUT, origin="somebody: the file x", dataset=dataset, step=0)
     text = card.text(about, None, 7)
     assert "The parameters come from somebody: the file x." in text
-    assert "- train images: unknown" in text
+    assert "- train images: unknown\n" in text
+    assert "fingerprint" not in text.partition("## Trained on")[2].partition("## Limits")[0]
     assert "# A diffusion model of mnist\n" in text
     assert "--mode=evaluate" not in text

@@ -64,8 +64,10 @@ def test_the_file_alone_says_all(experiment, workdir):
     meta = json.loads((workdir / "checkpoints" / "000000010" / "META.json").read_text())["metadata"]
     assert said["config_hash"] == meta["config_hash"]
     assert said["dataset"] == {
-        "dataset": "dots", "image_shape": [4, 4, 1], "num_levels": 5, "num_classes": 3, "train_images": "train of dots",
+        "dataset": "dots", "source": None, "image_shape": [4, 4, 1], "num_levels": 5, "num_classes": 3,
+        "train_images": 23, "train_identity": "train of dots",
     }  # fmt: skip
+    assert said["dataset"] == json.loads((workdir / "dataset.json").read_text())
     assert meta["train_images"] == "train of dots"
 
 

@@ -126,7 +126,11 @@ def test_what_the_translation_refuses_is_said_in_a_line(gin_file, tmp_path, caps
     def refuse(theirs):
         raise ValueError("two of these\nnames are one")
 
-    arguments = [str(_flax(tmp_path / "file", params=_tree(THEIRS))), f"--gin_file={gin_file}", "--output=out"]
+    arguments = [
+        str(_flax(tmp_path / "file", params=_tree(THEIRS))),
+        f"--gin_file={gin_file}",
+        "--output=out",
+    ]
     assert foreign.main(refuse, "somebody", "", arguments) == 1
     error = capsys.readouterr().err
     assert "two of these names are one" in error
