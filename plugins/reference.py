@@ -80,8 +80,8 @@ def _raw_drop(w: np.ndarray) -> np.ndarray:
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 
 
-parse = functools.partial(foreign.parse, __doc__)
-main = functools.partial(foreign.main, translate, "the authors of DiffEnc", __doc__)
+parse = functools.partial(foreign.parse, str(__doc__))
+main = functools.partial(foreign.main, translate, "the authors of DiffEnc", str(__doc__))
 
 
 if __name__ == "__main__":

@@ -168,6 +168,7 @@ ALL_MODES = {
     "diagnose": (),
     "figures": ("--steps=2",),
     "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
+    "export": (),
     "plan": ("--gin_bindings=plan.compile = False",),
     "fid": ("--steps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
 }

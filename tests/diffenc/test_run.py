@@ -153,7 +153,7 @@ def test_x64_is_asked_for(called, go):
             {"mode": "evalute", "gin_file": [GIN]},
             "--mode=evalute: no such mode; nearest: evaluate; modes: train, ",
         ),
-        ({"mode": "export", "gin_file": [GIN]}, "--mode=export: no such mode"),
+        ({"mode": "exprot", "gin_file": [GIN]}, "--mode=exprot: no such mode; nearest: export"),
         ({}, "no --gin_file given; for example --gin_file=gin/quickstart.gin"),
         ({"gin_file": ["gin/quickstrt.gin"]}, "gin/quickstrt.gin: no such file; nearest: gin/quickstart.gin"),
     ],

@@ -22,6 +22,7 @@ from diffenc.files import stores
 from diffenc.settings import Evaluate, MeshShape
 from diffenc.trained import export
 from diffenc.training.train_state import abstract_state
+from diffenc.workdirs.mirror import Mirror
 
 FILES = {"README.md", "config.gin", "model.safetensors"}
 
@@ -104,6 +105,9 @@ def test_an_address_gets_the_same_files(experiment, workdir):
     folder = export.export(experiment, workdir)
     for name in FILES:
         assert store.read(f"export/{name}") == (folder / name).read_bytes()
+    with Mirror(url) as mirror:  # what other modes copy here
+        assert (mirror.folder / "config.gin").exists()
+        assert not (mirror.folder / "export").exists()
 
 
 def test_no_run_no_export(experiment, workdir, tmp_path):

@@ -42,7 +42,7 @@ def test_bits_per_dim_are_those_of_mode_evaluate(model, images, experiment, work
     bits = {name: terms[name] / 16 / np.log(2) for name in TERMS}
     for name in TERMS:
         np.testing.assert_allclose(bound.terms[name], bits[name].sum(axis=0) / settings["passes"], rtol=1e-12)
-    total = sum(bits.values())
+    total = np.sum(list(bits.values()), axis=0)
     np.testing.assert_allclose(bound.bpd, total.mean(axis=0), rtol=1e-12)
     squares = np.square(total - total.mean(axis=0)).sum(axis=0) / (settings["passes"] - 1)
     np.testing.assert_allclose(bound.mc_se, np.sqrt(squares / settings["passes"]), rtol=1e-9)
@@ -111,7 +111,7 @@ def test_nothing_is_compiled_twice(workdir, images):
     model.encode(images, log_snr=0.1)
     assert len(model._compiled) == 3
     (evaluator,) = (each for each in model._compiled.values() if isinstance(each, Evaluator))
-    assert evaluator._terms._cache_size() == 1
+    assert evaluator._terms._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @pytest.mark.parametrize(
