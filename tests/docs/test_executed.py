@@ -1,0 +1,145 @@
+"""Every page is followed: its blocks executed in their order, in a folder of the page's own, as a user would.
+
+Small: stand_ins/python.py appends bindings to commands, and stand_ins/small_networks.py takes the place of the U-Nets.
+`make` says only what it would do; `runs/quickstart` is there, as `make quickstart` leaves it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from diffenc import config
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = ROOT / "tests" / "docs" / "stand_ins"
+# What makes a Python block small; each is in some block.
+SHORTER = {"steps=1_000": "steps=2"}
+PREPARED = (
+    "mnist FOLDER_WITH_THE_FILES",
+    "cifar10 cifar-10-python.tar.gz",
+    "imagenet32 FOLDER_WITH_THE_ARCHIVES",
+)
+TIMEOUT = 600
+pytestmark = pytest.mark.docs
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a shell with the environment activated has, and a compilation cache that all pages share."""
+    given = {
+        "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'typings'}",
+        "DIFFENC_DATA": str(folder / "data"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "docs"),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "COLUMNS": "100",
+    }
+    return {**os.environ, **given}
+
+
+def script(path: Path, line: str) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+def equip(folder: Path) -> None:
+    """A virtual environment with all that this one has, whose `python`, `pip` and `make` are stand-ins."""
+    home = folder / ".venv"
+    venv.create(home, symlinks=True)
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(STAND_INS)}
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "all.pth").write_text(
+        "".join(f"import site; site.addsitedir({path!r})\n" for path in sorted(paths))
+    )
+    told = site / "small_networks-0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: small-networks\nVersion: 0\n")
+    (told / "entry_points.txt").write_text("[diffenc.plugins]\nsmall_networks = small_networks\n")
+    real = home / "bin" / "real"
+    real.symlink_to(sys._base_executable)  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("python", "python3", f"python3.{sys.version_info.minor}"):
+        (home / "bin" / name).unlink(missing_ok=True)
+        script(home / "bin" / name, f'exec "{real}" "{STAND_INS / "python.py"}" "$@"')
+    script(home / "bin" / "pip", f'exec "{home / "bin" / "python"}" -m pip "$@"')
+    script(home / "bin" / "make", f'exec "{shutil.which("make")}" -C "{ROOT}" --dry-run "$@"')
+
+
+def shell(text: str, folder: Path) -> str:
+    """What a block of commands prints; the first that fails ends it."""
+    return run(["bash", "-euo", "pipefail", "-c", text], folder)
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=TIMEOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """The folder that pages begin in: environment, data, and the run of the quickstart."""
+    folder = tmp_path_factory.mktemp("home") / "page"
+    run([sys.executable, str(STAND_INS / "files.py"), str(folder)], folder.parent)
+    equip(folder)
+    for name, source in map(str.split, PREPARED):
+        shell(f"python -m diffenc.prepare {name} --source={source}", folder)
+    shell("python -m diffenc.run --gin_file=gin/quickstart.gin", folder)
+    shell("python -m diffenc.run --gin_file=gin/quickstart.gin --mode=evaluate", folder)
+    return folder
+
+
+@pytest.fixture
+def place(home, tmp_path, request) -> Path:
+    """A copy of it for one page. The environment is made anew: it cannot be moved."""
+    folder = tmp_path / "page"
+    shutil.copytree(home, folder, ignore=shutil.ignore_patterns(".venv", "cache"))
+    equip(folder)
+    return folder
+
+
+def shortened(text: str) -> str:
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
+    return text
+
+
+def execute(block, folder: Path, before: list[str]) -> None:
+    """One block; `before` holds the page's Python so far, which later blocks go on from."""
+    if block.file:
+        target = folder / block.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(block.text)
+    elif block.language in ("sh", "console"):
+        shell(block.text, folder)
+    elif block.language == "python":
+        before.append(shortened(block.text))
+        run([str(folder / ".venv" / "bin" / "python"), "-c", "\n".join(before)], folder)
+    elif block.language == "gin":
+        (folder / "block.gin").write_text(block.text)
+        config.load([str(folder / "block.gin")], [])
+
+
+def test_the_page_does_what_it_says(page, blocks, request):
+    name = page.relative_to(ROOT).as_posix()
+    todo = [block for block in blocks if block.page == name and not block.needs]
+    if all(block.language in ("text", "toml") for block in todo):
+        pytest.skip("it shows nothing to execute")
+    folder, before = request.getfixturevalue("place"), []
+    for block in todo:
+        print(f"{block}", flush=True)
+        execute(block, folder, before)
+
+
+@pytest.mark.parametrize("long", SHORTER)
+def test_what_is_shortened_occurs(long, blocks):
+    assert any(long in block.text for block in blocks if block.language == "python")
