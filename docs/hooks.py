@@ -55,4 +55,6 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def mathml(tex: str, block: bool) -> str:
-    return convert(tex, display="block" if block else "inline")
+    if block:
+        return f'<div class="equation">{convert(tex, display="block")}</div>'
+    return convert(tex)

@@ -7,6 +7,7 @@ from being executed. `<!-- file: NAME -->` before a block says that it is the co
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 LANGUAGES = ("sh", "console", "python", "gin", "toml", "text", "dockerfile")
 SHELL = ("sh", "console")
 BLOCK = re.compile(r"((?:^<!-- \w+: .*? -->\n)*)^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+VARIABLE = re.compile(r"[A-Z_]+=")
 REMARK = re.compile(r"<!-- (\w+): (.*?) -->")
 INLINE = re.compile(r"`((?:python -m|make) [^`\n]+)`")
 
@@ -58,9 +60,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 def commands_in(page: str, text: str) -> Iterator[Command]:
-    """The commands of a block, a line each but where a line ends in a backslash."""
+    """The commands of a block, a line each but where a line ends in a backslash; without NAME=VALUE in front."""
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = [*dropwhile(VARIABLE.match, shlex.split(line, comments=True))]
         if words:
             yield Command(page, tuple(words))
 

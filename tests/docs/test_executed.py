@@ -4,13 +4,17 @@ Small: stand_ins/python.py appends bindings to commands, and stand_ins/small_net
 `make` says only what it would do; `runs/quickstart` is there, as `make quickstart` leaves it.
 """
 
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +71,8 @@ def equip(folder: Path) -> None:
     for name in ("python", "python3", f"python3.{sys.version_info.minor}"):
         (home / "bin" / name).unlink(missing_ok=True)
         script(home / "bin" / name, f'exec "{real}" "{STAND_INS / "python.py"}" "$@"')
+    inspect = f'exec "{home / "bin" / "python"}" -m tensorboard.main "$@" --inspect'
+    script(home / "bin" / "tensorboard", inspect)  # which tells what is there, and ends
     script(home / "bin" / "pip", f'exec "{home / "bin" / "python"}" -m pip "$@"')
     script(home / "bin" / "make", f'exec "{shutil.which("make")}" -C "{ROOT}" --dry-run "$@"')
 
@@ -113,8 +119,39 @@ def shortened(text: str) -> str:
     return text
 
 
-def execute(block, folder: Path, before: list[str]) -> None:
-    """One block; `before` holds the page's Python so far, which later blocks go on from."""
+class Session:
+    """A Python that a page's blocks are typed into, one after the other."""
+
+    LOOP = """if True:
+        import json, sys
+        names = {"__name__": "__main__"}
+        for line in sys.stdin:
+            exec(compile(json.loads(line), "block", "exec"), names)
+            print("\\0", flush=True)
+    """
+
+    def __init__(self, folder: Path):
+        self.said = (folder / "python.log").open("w+")
+        command = [str(folder / ".venv" / "bin" / "python"), "-u", "-c", self.LOOP]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment(folder), text=True, **pipes)
+
+    def __call__(self, text: str) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(text) + "\n")
+        self.process.stdin.flush()
+        ended = any(line.endswith("\0\n") for line in iter(self.process.stdout.readline, ""))
+        self.said.seek(0)
+        assert ended, self.said.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.said.close()
+
+
+def execute(block, folder: Path, python: Callable[[], Session]) -> None:
     if block.file:
         target = folder / block.file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +159,7 @@ def execute(block, folder: Path, before: list[str]) -> None:
     elif block.language in ("sh", "console"):
         shell(block.text, folder)
     elif block.language == "python":
-        before.append(shortened(block.text))
-        run([str(folder / ".venv" / "bin" / "python"), "-c", "\n".join(before)], folder)
+        python()(shortened(block.text))
     elif block.language == "gin":
         (folder / "block.gin").write_text(block.text)
         config.load([str(folder / "block.gin")], [])
@@ -134,10 +170,17 @@ def test_the_page_does_what_it_says(page, blocks, request):
     todo = [block for block in blocks if block.page == name and not block.needs]
     if all(block.language in ("text", "toml") for block in todo):
         pytest.skip("it shows nothing to execute")
-    folder, before = request.getfixturevalue("place"), []
+    folder = request.getfixturevalue("place")
+
+    @functools.cache
+    def python() -> Session:
+        session = Session(folder)
+        request.addfinalizer(session.close)
+        return session
+
     for block in todo:
         print(f"{block}", flush=True)
-        execute(block, folder, before)
+        execute(block, folder, python)
 
 
 @pytest.mark.parametrize("long", SHORTER)

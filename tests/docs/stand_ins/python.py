@@ -58,13 +58,14 @@ def more(module: str, given: list[str]) -> list[str]:
         return OFFLINE
     bindings, flags = MORE.get(module, ([], []))
     of_a_run = any(word.startswith(("--gin_file", "--workdir", "--table")) for word in given)
-    return [*flags, *(f"--gin_bindings={binding}" for binding in bindings)] if of_a_run else []
+    few_rows = ["--rows=fixed"] if module == "experiments.tables" and "--rows" not in str(given) else []
+    return [*few_rows, *flags, *(f"--gin_bindings={one}" for one in bindings)] if of_a_run else []
 
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["-m"] and len(arguments) > 1:
         module, given = arguments[1], arguments[2:]
-        if module in MEASURING or "--mode=plan" in given:
+        if module in MEASURING:
             os.environ["REAL_NETWORKS"] = "1"
         arguments = ["-m", module, *given, *more(module, given)]
     os.execv(sys.executable, [sys.executable, *arguments])
