@@ -36,9 +36,9 @@ def plugin_folder(blocks, tmp_path_factory):
     """Where the README's plugin package is installed, built from its two blocks."""
     source, target = tmp_path_factory.mktemp("my_encoders"), tmp_path_factory.mktemp("installed")
     files = [block for block in blocks if block.page == "README.md" and block.file]
-    assert {block.file for block in files} == {"my_encoders.py", "pyproject.toml"}
+    assert {Path(block.file).name for block in files} == {"my_encoders.py", "pyproject.toml"}
     for block in files:
-        (source / block.file).write_text(block.text)
+        (source / Path(block.file).name).write_text(block.text)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
     python(["-m", "pip", "install", *options, "."], source)
     return target
