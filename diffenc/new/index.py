@@ -19,7 +19,7 @@ class Index:
         imports = [
             _wrapped(f"from {module} import ", self.classes[module], "()") for module in sorted(self.classes)
         ]
-        exported = sorted(sum(self.classes.values(), ()), key=lambda name: (not name.isupper(), name))
+        exported = sorted(sum(self.classes.values(), ()), key=_constants_first)
         quoted = tuple(f'"{name}"' for name in exported)
         body = [*imports, "", _wrapped("__all__ = ", quoted, "[]", always=True)] if imports else []
         return "\n".join([f'"""{self.doc}"""', *([""] if body else []), *body, ""])
@@ -49,6 +49,10 @@ def read(text: str, file: str) -> Index:
             "put the new plugin somewhere else (--package=DIR)"
         )
     return index
+
+
+def _constants_first(name: str) -> tuple[bool, str]:
+    return not (name.isupper() and len(name) > 1), name
 
 
 def _wrapped(start: str, items: tuple[str, ...], brackets: str, always: bool = False) -> str:

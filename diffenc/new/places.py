@@ -114,7 +114,7 @@ def _module_of(pyproject: Path) -> str:
     try:
         said = tomllib.loads(pyproject.read_text(encoding="utf-8"))
         (value,) = said["project"]["entry-points"][ENTRY_POINT_GROUP].values()
-    except (ValueError, KeyError, AttributeError):  # tomllib's own error is a ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):  # tomllib's own error is a ValueError
         raise UserError(
             f"{pyproject} has no entry point {ENTRY_POINT_GROUP}, one package's: name a new folder for --package, "
             f'or add [project.entry-points."{ENTRY_POINT_GROUP}"] to it'

@@ -1,0 +1,94 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffenc.testing import encoders as checks
+from diffenc.testing import image_maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Fine:
+    """(1 + gain s) x, s = sigmoid(-log_snr)."""
+
+    def init(self, key, x, log_snr, *, condition=None):
+        return {"gain": jnp.ones(())}
+
+    def s(self, log_snr):
+        return jax.nn.sigmoid(-log_snr)
+
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        return x + (params["gain"] * self.s(log_snr))[:, None, None, None] * x
+
+
+class NoSlope(Fine):
+    def s(self, log_snr):
+        return jax.lax.stop_gradient(super().s(log_snr))
+
+
+@jax.custom_jvp
+def nearly(log_snr):
+    return jax.nn.sigmoid(-log_snr)
+
+
+nearly.defjvp(
+    lambda primals, tangents: (
+        nearly(*primals),
+        -0.999 * nearly(*primals) * nearly(-primals[0]) * tangents[0],
+    )
+)
+
+
+class OwnSlope(Fine):
+    def s(self, log_snr):
+        return nearly(log_snr)
+
+
+class Single(Fine):
+    def apply(self, *args, **kwargs):
+        return super().apply(*args, **kwargs).astype(jnp.float32)
+
+
+class Kept(Fine):
+    """Slopes right without dropout alone."""
+
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        return super().apply(params, x, log_snr if keys is None else jax.lax.stop_gradient(log_snr))
+
+
+class NeverTheImage(Fine):
+    def s(self, log_snr):
+        return super().s(log_snr) + 1e-5
+
+
+class AwayFromTheImage(Fine):
+    """It is, until a parameter moves."""
+
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        return super().apply(params, x, log_snr) + params["gain"] - 1
+
+
+FAULTS = [
+    (checks.the_slope_is_that_of_the_value, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
+    (checks.the_slope_is_that_of_the_value, OwnSlope(), "jax.jvp's slope is off by"),
+    (checks.the_slope_is_that_of_the_value, Kept(), "jax.jvp's slope is off by"),
+    (checks.the_slope_is_that_of_the_value, Single(), "the slope, where all is float64, is float32"),
+    (checks.near_the_data_it_is_the_image, NeverTheImage(), "x_phi is not x"),
+    (checks.near_the_data_it_is_the_image, AwayFromTheImage(), "x_phi is not x"),
+]
+
+
+@pytest.mark.parametrize("check", checks.CHECKS)
+def test_what_keeps_all_passes_all(check):
+    check(Fine())
+
+
+@pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)
+def test_a_check_refuses_its_own_fault(check, plugin, says):
+    with pytest.raises(AssertionError, match=says):
+        check(plugin)
+
+
+def test_every_check_has_a_fault():
+    assert {check for check, _, _ in FAULTS} == set(checks.CHECKS) - set(image_maps.CHECKS)

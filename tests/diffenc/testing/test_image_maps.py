@@ -1,0 +1,174 @@
+"""Checks of encoders and networks alike: each refuses a plugin with its own fault."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.testing import image_maps as checks
+
+FOUR = jnp.arange(4.0).reshape(4, 1, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fine:
+    """x + gain s x, s = sigmoid(-log_snr), half the gains dropped, and a number for each class."""
+
+    classes: int = 2
+
+    def init(self, key, x, log_snr, *, condition=None):
+        return {"gain": jax.random.normal(key, (x.shape[-1],)), "shift": jnp.zeros(self.classes + 1)}
+
+    def mask(self, x, keys):
+        return (
+            1.0 if keys is None else jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)
+        )
+
+    def shift(self, params, condition):
+        return 0.0 if condition is None else params["shift"].at[0].set(0.0)[condition][:, None, None, None]
+
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        s = jax.nn.sigmoid(-log_snr)[:, None, None, None]
+        gains = jnp.broadcast_to(params["gain"], x.shape) * self.mask(x, keys)
+        return x + s * (gains * x + self.shift(params, condition))
+
+
+class OneChannel(Fine):
+    def apply(self, *args, **kwargs):
+        return super().apply(*args, **kwargs)[..., :1]
+
+
+class Coarse(Fine):
+    def apply(self, *args, **kwargs):
+        return super().apply(*args, **kwargs).astype(jnp.bfloat16)
+
+
+class InitOfPixels(Fine):
+    def init(self, key, x, log_snr, *, condition=None):
+        return {"gain": jnp.mean(x, axis=(0, 1, 2)), "shift": jnp.zeros(self.classes + 1)}
+
+
+class InitOfNoKey(Fine):
+    def init(self, key, x, log_snr, *, condition=None):
+        return {"gain": jnp.asarray(np.random.normal(size=x.shape[-1])), "shift": jnp.zeros(self.classes + 1)}
+
+
+class InitInfinite(Fine):
+    def init(self, key, x, log_snr, *, condition=None):
+        return {"gain": jnp.full(x.shape[-1], jnp.inf), "shift": jnp.zeros(self.classes + 1)}
+
+
+class Overflows(Fine):
+    def apply(self, params, x, log_snr, **kwargs):
+        return super().apply(params, x, log_snr, **kwargs) + jnp.exp(-10 * log_snr)[:, None, None, None]
+
+
+class RootOfNothing(Fine):
+    """Finite, with a gradient 1 / 0 times 0."""
+
+    def apply(self, params, x, log_snr, **kwargs):
+        return super().apply(params, x, log_snr, **kwargs) + jnp.sqrt(0 * x)
+
+
+class ByPlace(Fine):
+    def apply(self, *args, **kwargs):
+        return super().apply(*args, **kwargs) + FOUR
+
+
+class ByMean(Fine):
+    def apply(self, params, x, log_snr, **kwargs):
+        return super().apply(params, x, log_snr, **kwargs) + jnp.mean(x, axis=0, keepdims=True)
+
+
+class SecretClasses(Fine):
+    """Looks at the condition, and says it takes none."""
+
+    def shift(self, params, condition):
+        return 0.0 if condition is None else 1.0 * condition[:, None, None, None]
+
+
+class NoneIsOne(Fine):
+    def shift(self, params, condition):
+        return 0.0 if condition is None else params["shift"][condition][:, None, None, None] + 0.1
+
+
+class Deaf(Fine):
+    def shift(self, params, condition):
+        return 0.0
+
+
+class Gossip(Fine):
+    """Tells all images what is known of any."""
+
+    def shift(self, params, condition):
+        each = super().shift(params, condition)
+        return each if condition is None else each + jnp.where(each == 0, 0.0, 1.0) * jnp.sum(each)
+
+
+class Unseeded(Fine):
+    def mask(self, x, keys):
+        return 1.0 if keys is None else np.random.uniform(size=x.shape)
+
+
+class Restless(Fine):
+    def mask(self, x, keys):
+        return np.random.uniform(size=x.shape).astype(np.float32) if keys is None else super().mask(x, keys)
+
+
+class FirstKeyForAll(Fine):
+    def mask(self, x, keys):
+        return super().mask(x, None if keys is None else jnp.broadcast_to(keys[:1], keys.shape))
+
+
+class AllKeysForAll(Fine):
+    def mask(self, x, keys):
+        one = super().mask(x, keys)
+        return 1.0 if keys is None else one * jnp.mean(one)
+
+
+FAULTS = [
+    (
+        checks.the_output_is_shaped_like_the_image,
+        OneChannel(),
+        r"OneChannel: the output is float32 \(4, 8, 8, 1\)",
+    ),
+    (checks.the_output_is_shaped_like_the_image, Coarse(), r"the output is bfloat16"),
+    (checks.parameters_come_from_key_and_shapes, InitOfPixels(), "init looks at the images"),
+    (checks.parameters_come_from_key_and_shapes, InitOfNoKey(), "the same key gives other parameters"),
+    (
+        checks.parameters_come_from_key_and_shapes,
+        InitInfinite(),
+        r"a first parameter: NaN or infinite at \['gain'\]",
+    ),
+    (checks.values_and_derivatives_are_finite, Overflows(), "NaN or infinite"),
+    (checks.values_and_derivatives_are_finite, RootOfNothing(), "NaN or infinite"),
+    (checks.no_image_sees_another, ByPlace(), "the order of the batch changes"),
+    (checks.no_image_sees_another, ByMean(), "another image changes"),
+    (checks.a_class_is_that_of_its_image, SecretClasses(classes=0), "has no field `classes`, and looks"),
+    (checks.a_class_is_that_of_its_image, NoneIsOne(), "condition 0 is not as no condition"),
+    (checks.a_class_is_that_of_its_image, Deaf(), "a class changes nothing"),
+    (checks.a_class_is_that_of_its_image, Gossip(), "another image's class changes"),
+    (checks.a_key_draws_its_images_mask, Unseeded(), "the same keys give another output"),
+    (checks.a_key_draws_its_images_mask, Restless(), "without keys the output is another each time"),
+    (checks.a_key_draws_its_images_mask, FirstKeyForAll(), "not that of its key alone"),
+    (checks.a_key_draws_its_images_mask, AllKeysForAll(), "another image's key changes"),
+]
+
+
+@pytest.mark.parametrize("check", checks.CHECKS)
+@pytest.mark.parametrize("plugin", [Fine(), Fine(classes=0)], ids=["told", "not told"])
+def test_what_keeps_all_passes_all(check, plugin):
+    check(plugin)
+    check(plugin, image_shape=(4, 6, 1))
+
+
+@pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)
+def test_a_check_refuses_its_own_fault(check, plugin, says):
+    with pytest.raises(AssertionError, match=says):
+        check(plugin)
+
+
+def test_every_check_has_a_fault():
+    assert {check for check, _, _ in FAULTS} == set(checks.CHECKS)

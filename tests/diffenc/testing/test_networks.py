@@ -1,0 +1,66 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffenc.testing import image_maps
+from diffenc.testing import networks as checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Fine:
+    """sin(w z + b log_snr)."""
+
+    def init(self, key, z, log_snr, *, condition=None):
+        return {"w": jax.random.normal(key, z.shape[-1:]), "b": jnp.ones(())}
+
+    def level(self, log_snr):
+        return log_snr
+
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        shift = (params["b"] * self.level(log_snr))[:, None, None, None]
+        return jnp.sin(jnp.broadcast_to(params["w"], z.shape) * z + shift)
+
+
+class Idle(Fine):
+    def init(self, key, z, log_snr, *, condition=None):
+        return {**super().init(key, z, log_snr), "idle": jnp.ones(3)}
+
+
+class Blind(Fine):
+    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        return super().apply(params, jnp.ones_like(z), log_snr)
+
+
+class Timeless(Fine):
+    def level(self, log_snr):
+        return jnp.ones_like(log_snr)
+
+
+class Clipped(Fine):
+    def level(self, log_snr):
+        return jnp.clip(log_snr, -10, 10)
+
+
+FAULTS = [
+    (checks.every_parameter_is_reached, Idle(), r"Idle: no gradient reaches the parameter \['idle'\]"),
+    (checks.every_parameter_is_reached, Blind(), "does not depend on z"),
+    (checks.every_parameter_is_reached, Timeless(), "does not depend on log_snr"),
+    (checks.every_image_sees_its_noise_level, Clipped(), "changes an image's output by 0"),
+]
+
+
+@pytest.mark.parametrize("check", checks.CHECKS)
+def test_what_keeps_all_passes_all(check):
+    check(Fine())
+
+
+@pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)
+def test_a_check_refuses_its_own_fault(check, plugin, says):
+    with pytest.raises(AssertionError, match=says):
+        check(plugin)
+
+
+def test_every_check_has_a_fault():
+    assert {check for check, _, _ in FAULTS} == set(checks.CHECKS) - set(image_maps.CHECKS)

@@ -1,0 +1,204 @@
+"""Checks of variances, proposals and conditionings: each refuses a plugin with its own fault."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffenc.errors import UserError
+from diffenc.testing import conditionings, proposals, variances
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Classes, one more than their number."""
+
+    what = "class"
+    drop = 0.1
+
+    def __call__(self, labels):
+        return (labels + 1).astype(np.int32)
+
+
+class Silent(Told):
+    def __call__(self, labels):
+        return None
+
+
+class FromZero(Told):
+    def __call__(self, labels):
+        return labels.astype(np.int32)
+
+
+class Wide(Told):
+    def __call__(self, labels):
+        return super().__call__(labels).astype(np.int64)
+
+
+class DropsAll(Told):
+    drop = 1.0
+
+
+class ByOrder(Told):
+    def __call__(self, labels):
+        return (np.unique(labels, return_index=True)[1].max() + labels).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """log w = -log(1 + excess)."""
+
+    def __call__(self, log_snr_t, log_snr_s, excess):
+        if excess is None:
+            raise UserError("fit first")
+        return -jnp.log1p(excess)
+
+
+class Single(Log):
+    def __call__(self, *args):
+        return super().__call__(*args).astype(jnp.float32)
+
+
+class One(Log):
+    def __call__(self, *args):
+        return jnp.sum(super().__call__(*args))
+
+
+class Infinite(Log):
+    def __call__(self, log_snr_t, log_snr_s, excess):
+        return super().__call__(log_snr_t, log_snr_s, excess) - jnp.exp(jnp.exp(log_snr_s))
+
+
+class OtherWhenCompiled(Log):
+    def __call__(self, *args):
+        log_w = super().__call__(*args)
+        return log_w - isinstance(log_w, jax.core.Tracer)
+
+
+class ByStep(Log):
+    def __call__(self, *args):
+        return jnp.cumsum(super().__call__(*args))
+
+
+class Crashes(Log):
+    def __call__(self, log_snr_t, log_snr_s, excess):
+        return -jnp.log1p(excess + 0)
+
+
+class TwoLines(Log):
+    def __call__(self, log_snr_t, log_snr_s, excess):
+        if excess is None:
+            raise UserError("fit\nfirst")
+        return -jnp.log1p(excess)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted:
+    """Density 2 / 3 (1 + t): u = (2 t + t^2) / 3."""
+
+    def t(self, u):
+        return 3 * u / (1 + jnp.sqrt(1 + 3 * u))
+
+    def weight(self, t):
+        return 1.5 / (1 + t)
+
+    def __call__(self, u, curve):
+        t = self.t(u)
+        return t, self.weight(t)
+
+
+class Unweighted(Tilted):
+    def weight(self, t):
+        return jnp.ones_like(t)
+
+
+class RightOnAverage(Tilted):
+    """Weights of each pair of neighbours are exchanged, as if cut off at random."""
+
+    def __call__(self, u, curve):
+        t, weight = super().__call__(u, curve)
+        wave = 1 + 0.01 * jnp.sin(2e5 * u)
+        return t, weight * wave
+
+
+class Backwards(Tilted):
+    def t(self, u):
+        return super().t(1 - u)
+
+
+class NotAll(Tilted):
+    def t(self, u):
+        return 0.5 * super().t(u)
+
+
+class Bare(Tilted):
+    def __call__(self, u, curve):
+        return u, jnp.float32(1.0)
+
+
+class Never(Tilted):
+    def weight(self, t):
+        return 1 / t
+
+
+class Negative(Tilted):
+    def weight(self, t):
+        return super().weight(t) - 1
+
+
+class NeedsCurve(Tilted):
+    def __call__(self, u, curve):
+        return super().__call__(u + 0 * curve[0], curve)
+
+
+FAULTS = [
+    (conditionings.a_condition_is_an_integer_an_image, Silent(), "one is None, one is not"),
+    (conditionings.a_condition_is_an_integer_an_image, FromZero(), "told as 0"),
+    (conditionings.a_condition_is_an_integer_an_image, Wide(), "int64"),
+    (conditionings.the_share_dropped_is_one, DropsAll(), r"drop = 1\.0: must be in \[0, 1\)"),
+    (conditionings.no_image_is_told_of_by_another, ByOrder(), "the order of labels"),
+    (variances.log_w_is_one_number_a_step, Single(), "log w of 11 steps is float32"),
+    (variances.log_w_is_one_number_a_step, One(), r"log w of 11 steps is float32 \(\)"),
+    (variances.log_w_is_one_number_a_step, Infinite(), "NaN or infinite"),
+    (variances.log_w_is_one_number_a_step, OtherWhenCompiled(), "compiled"),
+    (variances.no_step_sees_another, ByStep(), "the order of steps"),
+    (variances.what_was_not_measured_is_asked_for, Crashes(), "no UserError"),
+    (variances.what_was_not_measured_is_asked_for, TwoLines(), "more than a line"),
+    (proposals.weighted_means_are_means_over_uniform_times, Unweighted(), "the weighted mean of t is not"),
+    (proposals.the_weight_is_the_slope_of_t, RightOnAverage(), "not dt / du"),
+    (proposals.times_rise_with_u_through_all_of_time, Backwards(), "does not rise"),
+    (proposals.times_rise_with_u_through_all_of_time, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
+    (proposals.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
+    (proposals.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
+    (proposals.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
+    (proposals.what_was_not_measured_is_asked_for, NeedsCurve(), "no UserError"),
+]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "check"),
+    [
+        *((Told(), check) for check in conditionings.CHECKS),
+        *((Log(), check) for check in variances.CHECKS),
+        *((Tilted(), check) for check in proposals.CHECKS),
+    ],
+)
+def test_what_keeps_all_passes_all(plugin, check):
+    check(plugin)
+
+
+@pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)
+def test_a_check_refuses_its_own_fault(check, plugin, says):
+    with pytest.raises(AssertionError, match=says):
+        check(plugin)
+
+
+def test_a_weight_fault_that_means_do_not_show():
+    proposals.weighted_means_are_means_over_uniform_times(RightOnAverage())
+
+
+def test_every_check_has_a_fault():
+    every = {*conditionings.CHECKS, *variances.CHECKS, *proposals.CHECKS}
+    assert {check for check, _, _ in FAULTS} == every
