@@ -1,10 +1,12 @@
 """Checks of parameterizations and means: each refuses a plugin with its own fault."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.core import Tracer
 
 from diffenc.testing import coefficients as shared
 from diffenc.testing import means, parameterizations
@@ -18,7 +20,7 @@ def alpha_sigma(log_snr):
 class Fine:
     """v."""
 
-    def __call__(self, log_snr):
+    def __call__(self, log_snr) -> Any:
         alpha, sigma = alpha_sigma(log_snr)
         return -sigma, alpha
 
@@ -37,7 +39,7 @@ class Numbers(Fine):
 class OtherWhenCompiled(Fine):
     def __call__(self, log_snr):
         p, q = super().__call__(log_snr)
-        return p, q + isinstance(q, jax.core.Tracer)
+        return p, q + isinstance(q, Tracer)
 
 
 class Overflows(Fine):

@@ -27,10 +27,10 @@ class Fine:
     num_features = 6
     function = staticmethod(moments)
 
-    def metric(self):
+    def metric(self) -> str:
         return "fd_moments"
 
-    def identity(self):
+    def identity(self) -> str:
         return "moments v1"
 
     def load(self) -> Any:

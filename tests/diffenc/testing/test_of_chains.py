@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from diffenc.errors import UserError
 from diffenc.testing import conditionings, proposals, variances
@@ -74,7 +74,7 @@ class Infinite(Log):
 class OtherWhenCompiled(Log):
     def __call__(self, *args):
         log_w = super().__call__(*args)
-        return log_w - isinstance(log_w, jax.core.Tracer)
+        return log_w - isinstance(log_w, Tracer)
 
 
 class ByStep(Log):

@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.core import Tracer
 
 from diffenc.testing import schedules as checks
 
@@ -49,7 +50,7 @@ class HalfParameters(Fine):
 
 class OtherWhenCompiled(Fine):
     def apply(self, params, t):
-        return super().apply(params, t) - isinstance(t, jax.core.Tracer)
+        return super().apply(params, t) - isinstance(t, Tracer)
 
 
 class Level(Fine):
