@@ -110,8 +110,15 @@ REGISTRIES: dict[str, Registry] = {
 
 def plugin_packages() -> set[str]:
     """The top-level packages that entry points lead to."""
+    return {
+        entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    }
+
+
+def plugin_distributions() -> dict[str, importlib.metadata.Distribution]:
+    """What was installed to bring each of them, as far as it is known."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {entry.module.partition(".")[0] for entry in entries}
+    return {entry.module.partition(".")[0]: entry.dist for entry in entries if entry.dist is not None}
 
 
 def discover() -> list[str]:

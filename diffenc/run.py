@@ -29,6 +29,7 @@ from diffenc.fitting.fit_variance import fit_variance
 from diffenc.planning.plan import plan
 from diffenc.train import train
 from diffenc.trained.export import export
+from diffenc.workdirs import provenance
 from diffenc.workdirs.same_run import CONFIG
 
 MODES = {
@@ -117,19 +118,29 @@ def run(arguments: Sequence[str]) -> None:
 def gin_files(given: Sequence[str], workdir: str | None) -> Iterator[Sequence[str]]:
     """The files given; without any, the config of the run that `workdir` holds, copied to where gin can read it.
 
+    What is wrong with that config, the caller's UserError, is told of WORKDIR/config.gin, with the plugin packages that the
+    run was trained with and that are not installed now.
+
     Raises:
       UserError: none given, and no run there.
     """
     if given:
         yield given
         return
-    text = None if workdir is None else stores.at(workdir).read(CONFIG)
-    if text is None:
+    store = None if workdir is None else stores.at(workdir)
+    text = None if store is None else store.read(CONFIG)
+    if store is None or text is None:
         raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / CONFIG
         file.write_bytes(text)
-        yield [str(file)]
+        try:
+            yield [str(file)]
+        except UserError as error:
+            said = str(error).replace(folder, str(workdir).rstrip("/"))
+            absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
+            hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
+            raise UserError(said + hint) from None
 
 
 def _meet_others(mode: str) -> None:

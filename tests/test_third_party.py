@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -135,5 +136,6 @@ def test_a_package_is_installed_found_trained_on_and_removed(environment, tmp_pa
     assert "my_blur" not in environment.run("-m", "diffenc.run", "--list", cwd=tmp_path)
     told = environment.run("-m", "diffenc.run", "--workdir=run", "--mode=evaluate", cwd=tmp_path, code=1)
     (error,) = (line for line in told.splitlines() if line.startswith("error: "))
-    assert "no encoder is called 'my_blur'" in error
+    assert re.match(r"error: run/config\.gin:\d+: no encoder is called 'my_blur'; nearest: ", error)
+    assert error.endswith("; the run was trained with my-pack 0.1.0, which is not installed")
     assert told.strip().splitlines()[-1] == error

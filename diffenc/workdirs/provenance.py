@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 import diffenc
+from diffenc import registry
 from diffenc.configs import describe
+from diffenc.configs.values import objects_in
 from diffenc.data.sources import source_name, train_identity
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
@@ -64,7 +66,28 @@ def environment(experiment: Experiment) -> Record:
         "processes": jax.process_count(),
         "precision": describe.precision(experiment),
         "matmul_precision": describe.matmul_precision(),
+        **_plugins(experiment),
     }
+
+
+def _plugins(experiment: Experiment) -> Record:
+    """Names and versions of other packages whose plugins are in the experiment, where there are any."""
+    roots = {type(item).__module__.partition(".")[0] for item in objects_in(experiment)}
+    found = {
+        dist.name: dist.version for root, dist in registry.plugin_distributions().items() if root in roots
+    }
+    found.pop("diffenc", None)
+    return {"plugins": ", ".join(f"{name} {found[name]}" for name in sorted(found))} if found else {}
+
+
+def not_installed(record: bytes | None) -> str:
+    """Of the plugin packages that an environment.json names last, those that are not installed now, by name and version."""
+    try:
+        entries = starts(json.loads(record or b"{}"))
+    except ValueError:
+        return ""
+    named = str(entries[-1].get("plugins", "")).split(", ") if entries else []
+    return ", ".join(one for one in named if one and version(one.partition(" ")[0]) is None)
 
 
 def version(package: str) -> str | None:

@@ -37,8 +37,15 @@ def comment(name):
 
 
 def test_these_are_the_run_files():
-    assert config.shipped_files() == sorted(f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES])
+    assert set(config.shipped_files()) >= {f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES]}
     assert not (ROOT / "gin" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("file", config.shipped_files())
+def test_every_file_is_a_run_or_stacks_on_one(file):
+    """Those of a plugin that was just made, too."""
+    of_runs = {f"gin/{name}.gin" for name in NAMES}
+    config.load([file] if file in of_runs else ["gin/quickstart.gin", file], [])
 
 
 @pytest.mark.parametrize("name", NAMES)

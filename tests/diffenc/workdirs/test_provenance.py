@@ -5,10 +5,12 @@ import json
 import platform
 import socket
 import subprocess
+from typing import NamedTuple
 
 import jax
 import pytest
 
+from diffenc import registry
 from diffenc.workdirs import provenance
 
 
@@ -100,3 +102,43 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert provenance.commit(tmp_path) == f"{head}+"
     (tmp_path / "inside").mkdir()
     assert provenance.commit(tmp_path / "inside") is None  # not what happens to lie in one
+
+
+class Distribution(NamedTuple):
+    name: str
+    version: str
+
+
+def test_other_packages_that_plugins_come_from_are_named(tiny, monkeypatch):
+    """Those of this experiment's, of which conftest.py is one here; not diffenc itself, which has its own line."""
+    root = type(tiny().dataset).__module__.partition(".")[0]
+    brought = {
+        root: Distribution("my-pack", "0.3"),
+        "unused": Distribution("other", "1"),
+        "diffenc_plugins": Distribution("diffenc", "0"),
+    }
+    monkeypatch.setattr(registry, "plugin_distributions", lambda: brought)
+    assert provenance._plugins(tiny()) == {"plugins": "my-pack 0.3"}
+    monkeypatch.setattr(registry, "plugin_distributions", lambda: {})
+    assert provenance._plugins(tiny()) == {}
+
+
+@pytest.mark.parametrize(
+    ("plugins", "absent"),
+    [
+        ("no-such-package 0.3", "no-such-package 0.3"),
+        ("jax 0.1, no-such-package 0.3", "no-such-package 0.3"),
+        ("jax 0.1", ""),
+        ("", ""),
+    ],
+)
+def test_packages_that_are_gone_are_told(plugins, absent):
+    record = {"starts": [{"step": 0, "plugins": "older 1"}, {"step": 5, "plugins": plugins}]}
+    assert provenance.not_installed(json.dumps(record).encode()) == absent
+
+
+@pytest.mark.parametrize(
+    "record", [None, b"", b"{", b"[]", b'{"starts": []}', b'{"starts": [{"step": 0}]}', b"\xff"]
+)
+def test_without_a_record_nothing_is_known_to_be_gone(record):
+    assert provenance.not_installed(record) == ""

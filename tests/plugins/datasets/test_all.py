@@ -136,7 +136,7 @@ def test_another_split_is_refused(name):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", [name for name in OURS if name != "digits"], indirect=True)
+@pytest.mark.parametrize("name", [*FILES, *OF_FOLDER], indirect=True)
 def test_what_does_not_fit_in_memory_is_read_the_same_from_its_shards(name, monkeypatch, split):
     dataset = make(name)
     held = everything(dataset.source(split))
