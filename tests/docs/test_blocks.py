@@ -32,7 +32,7 @@ NEEDS = [
     ("experiments/launch/tpu_pod.md", "a Cloud TPU"),
 ]
 # Plugins and files of a user's own, which the pages make themselves.
-THEIRS = ("shifted",)
+THEIRS = ("shifted", "my_blur")
 
 
 def test_blocks_that_are_not_executed_are_those_listed_here(blocks):
