@@ -1,7 +1,7 @@
 """A plugin package, loaded where pages are executed: it puts next to nothing in the place of the U-Nets.
 
-All of a run of a few steps is compilation; that of these takes a second. A line w z + b for each pixel keeps what the
-programs around networks rely on: shapes, parameters that learn, classes, and an encoder that moves with time.
+All of a run of a few steps is compilation; that of these takes a second. w z + b keeps what the programs around
+networks rely on: shapes, parameters that learn, a product of matrices to count, classes.
 """
 
 import os
@@ -15,7 +15,7 @@ from diffenc_plugins.networks import EncoderUNet, UNet
 
 def init(self: Any, key: Any, z: Any, log_snr: Any, *, condition: Any = None) -> dict[str, Any]:
     return {
-        "w": 0.1 * jax.random.normal(key, z.shape[1:]),
+        "w": 0.1 * jax.random.normal(key, (z.shape[-1], z.shape[-1])),
         "b": 0.01 * jax.random.normal(key, (self.classes + 1, *z.shape[1:])),
     }
 
@@ -24,7 +24,7 @@ def apply(
     self: Any, params: Any, z: Any, log_snr: Any, *, condition: Any = None, keys: Any = None
 ) -> jax.Array:
     told = jnp.zeros(len(z), int) if condition is None or not self.classes else condition
-    return jnp.tanh(params["w"][None] * z + params["b"][told])
+    return jnp.tanh(z @ params["w"] + params["b"][told])
 
 
 if "REAL_NETWORKS" not in os.environ:
