@@ -42,7 +42,7 @@ test-docs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m docs -n 2 --dist load
 
 docs: $(VENV)/dev.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The first page is site/index.html."
 
 mutations: $(VENV)/dev.stamp

@@ -75,8 +75,10 @@ class Experiment:
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
-      log_every, evaluate_every, sample_every, checkpoint_every: cadences in steps; the end of training
-        always logs and saves, and evaluates and samples where their cadence is not 0.
+      log_every: steps between log rows; the end of training always logs.
+      checkpoint_every: steps between checkpoints; the end always saves.
+      evaluate_every: steps between evaluations; the end evaluates too, unless it is 0.
+      sample_every: steps between samples; likewise.
       keep_last: how many of the newest checkpoints are kept.
       keep_every: checkpoints at multiples of it are kept for good.
       profile_at: the step from which on a few are profiled.

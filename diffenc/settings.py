@@ -185,7 +185,8 @@ class Likelihood:
 
     Attributes:
       dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
-      rtol, atol: a step's error in z, and in nats/dim of the divergence, at most about atol + rtol |z|.
+      rtol: a step's error in z, and in nats/dim of the divergence, is at most about atol + rtol |z|.
+      atol: see rtol.
       probes: of Hutchinson's estimate of the divergence.
       exact_up_to: so many dimensions have their divergence computed exactly, without probes.
     """

@@ -153,8 +153,8 @@ class TrainedModel:
         """x_phi of `images`, uint8 levels [N, H, W, C], in the scale of pixels in (-1, 1); the process has mean alpha x_phi.
 
         Args:
-          log_snr, t: one of them: log(alpha^2 / sigma^2), or the time from 0, data, to 1, noise; a number, or one for
-            each image.
+          log_snr: log(alpha^2 / sigma^2); a number, or one for each image.
+          t: in its place the time, from 0, data, to 1, noise.
           labels: their classes; only a model that is told them needs any.
 
         Raises:
