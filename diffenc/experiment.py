@@ -5,7 +5,7 @@ import dataclasses
 from diffenc import classes
 from diffenc.fid_settings import Fid
 from diffenc.figure_settings import Figures
-from diffenc.interfaces import Dataset, Optimizer
+from diffenc.interfaces import Dataset, Optimizer, Writer
 from diffenc.model import Model
 from diffenc.settings import (
     Diagnose,
@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "Experiment.keep_last",
     "Experiment.keep_every",
     "Experiment.profile_at",
+    "Experiment.writers",
     "Experiment.evaluate",
     "Experiment.sample",
     "Experiment.fit",
@@ -56,6 +57,7 @@ FREE_TO_CHANGE = (
     "variance.*",
     "proposal.*",
     "features.*",
+    "writer.*",
     "network.*.scan",
     "network.*.remat",
 )
@@ -82,6 +84,7 @@ class Experiment:
       keep_last: how many of the newest checkpoints are kept.
       keep_every: checkpoints at multiples of it are kept for good.
       profile_at: the step from which on a few are profiled.
+      writers: where metrics go besides the workdir.
       init_from: a workdir or checkpoint of another run to take the first parameters from.
     """
 
@@ -100,6 +103,7 @@ class Experiment:
     keep_last: int = 3
     keep_every: int = 0
     profile_at: int = 0
+    writers: tuple[Writer, ...] = ()
     init_from: str | None = None
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()

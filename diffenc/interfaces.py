@@ -15,6 +15,7 @@ image of its batch, its dropout mask neither: so results are the same however a 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jaxtyping
@@ -256,6 +257,24 @@ class Features(Protocol):
 
         Raises:
           UserError: the weights are not there, damaged or other ones.
+        """
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Where a run's metrics go besides its workdir."""
+
+    def open(self, workdir: Path, resume_step: int | None) -> Any:
+        """A metric writer as clu has them (`diffenc.workdirs.writers.Silent` is one to derive from).
+
+        Called once by each process that trains, and in the main process of several alone.
+
+        Args:
+          resume_step: the step the run goes on from; None = it starts.
+
+        Raises:
+          UserError: it cannot be written there.
         """
         ...
 

@@ -89,6 +89,7 @@ proposals = Registry("proposal", interfaces.Proposal)
 datasets = Registry("dataset", interfaces.Dataset)
 features = Registry("features", interfaces.Features)
 optimizers = Registry("optimizer", interfaces.Optimizer)
+writers = Registry("writer", interfaces.Writer)
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry
@@ -104,6 +105,7 @@ REGISTRIES: dict[str, Registry] = {
         datasets,
         features,
         optimizers,
+        writers,
     )
 }
 

@@ -1,4 +1,4 @@
-"""The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]."""
+"""The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]. See `--help`."""
 
 import contextlib
 import difflib
@@ -6,8 +6,9 @@ import logging as std_logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -21,9 +22,11 @@ from diffenc.devices import distributed
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
+from diffenc.experiment import Experiment
 from diffenc.fid.fid import fid
 from diffenc.figures.figures import figures
 from diffenc.files import stores
+from diffenc.files.stores import PathLike
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.planning.plan import plan
@@ -32,20 +35,56 @@ from diffenc.trained.export import export
 from diffenc.workdirs import provenance
 from diffenc.workdirs.same_run import CONFIG
 
-MODES = {
-    "train": train,
-    "evaluate": modes.evaluate,
-    "sample": modes.sample,
-    "likelihood": likelihood,
-    "diagnose": diagnose,
-    "figures": figures,
-    "fit_variance": fit_variance,
-    "fit_schedule": fit_schedule,
-    "k_sample": k_sample,
-    "fid": fid,
-    "export": export,
-    "plan": plan,
+
+class Mode(NamedTuple):
+    """What can be done with an experiment.
+
+    Attributes:
+      perform: of (experiment, workdir).
+      does: what that is, for --help.
+    """
+
+    perform: Callable[[Experiment, PathLike], object]
+    does: str
+
+
+MODES: dict[str, Mode] = {
+    "train": Mode(train, "train, or go on with the run in --workdir"),
+    "evaluate": Mode(modes.evaluate, "bits/dim of a whole split, with errors; of T steps with --steps=T"),
+    "sample": Mode(modes.sample, "a grid of samples, of T steps with --steps=T"),
+    "likelihood": Mode(likelihood, "bits/dim by the probability-flow ODE"),
+    "diagnose": Mode(diagnose, "the loss by log-SNR, and the network at both ends of time"),
+    "figures": Mode(figures, "pictures of encoder, schedule, loss and samples, with their numbers"),
+    "fit_variance": Mode(
+        fit_variance, "the best reverse variances of T steps, for --mode=evaluate and sample"
+    ),
+    "fit_schedule": Mode(fit_schedule, "the best times of T steps"),
+    "k_sample": Mode(k_sample, "the importance-weighted bound of K whole chains"),
+    "fid": Mode(fid, "FID and KID of samples against both splits"),
+    "plan": Mode(plan, "what training will cost in time and memory; reads no data, writes nothing"),
+    "export": Mode(export, "the averaged parameters with config and model card, for sharing and diffenc.load"),
 }
+
+HELP = """\
+python -m diffenc.run --gin_file=FILE [--gin_file=FILE ...] [--gin_bindings='NAME = VALUE' ...] [--mode=MODE] [FLAGS]
+
+Modes, each on the run in --workdir (by default runs/FILE):
+{modes}
+
+Flags:
+{flags}
+
+Examples:
+  python -m diffenc.run --gin_file=gin/quickstart.gin
+  python -m diffenc.run --gin_file=gin/quickstart.gin --mode=evaluate --gin_bindings='evaluate.passes = 8'
+  python -m diffenc.run --gin_file=gin/quickstart.gin --gin_bindings='Experiment.steps = 3_000'
+  python -m diffenc.run --workdir=runs/quickstart --mode=sample --steps=250
+  python -m diffenc.run --list
+  python -m diffenc.run --helpfull        every flag of every library
+
+The same command again goes on where the last one stopped. Exit status: 0 done; 1 a mistake, told in one line;
+130 or 143 stopped by Ctrl-C or SIGTERM, a run in training saved.
+"""
 
 OF_TRAINING = ("train", "plan")
 OF_SAMPLES = ("sample", "fid", "figures")
@@ -176,7 +215,7 @@ def _choose_mode(name: str):
     if name not in MODES:
         near = difflib.get_close_matches(name, MODES, n=1, cutoff=0.0)
         raise UserError(f"--mode={name}: no such mode; nearest: {near[0]}; modes: {', '.join(MODES)}")
-    return MODES[name]
+    return MODES[name].perform
 
 
 def default_workdir(gin_files: Sequence[str]) -> Path:
@@ -209,7 +248,19 @@ def _fail(message: str) -> None:
     distributed.leave(1)
 
 
+def help_text() -> str:
+    """What --help prints: modes, flags, examples."""
+    width = max(map(len, MODES))
+    listed = "\n".join(f"  {name:<{width}}  {mode.does}" for name, mode in MODES.items())
+    own = flags.FLAGS.main_module_help() if __name__ == "__main__" else flags.FLAGS.module_help(__name__)
+    return HELP.format(modes=listed, flags=own.strip("\n").partition("\n")[2])
+
+
 def main() -> None:
+    """The program, as a command."""
+    if {"-h", "--help", "-help", "--helpshort"} & set(sys.argv[1:]):
+        print(help_text())
+        return
     app.run(run)
 
 

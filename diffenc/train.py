@@ -140,14 +140,15 @@ class Run:
         atomic.write_text(self.workdir / CONFIG, self._config_text)
         if self._restored:
             self._cut_metrics(self._restored.metadata["metrics_bytes"])
-            return writers.create_writer(self.workdir, resume_step=self._restored.step)
-        if not mirror.push(self.workdir):
+        elif not mirror.push(self.workdir):
             raise UserError(
                 f"cannot write to {mirror.name_of(self.workdir)}: check the address, and your access"
             )
-        writer = writers.create_writer(self.workdir, resume_step=None)
-        pairs = (line.split(" = ", 1) for line in self._config_text.splitlines() if " = " in line)
-        writer.write_hparams(dict(pairs))
+        step = self._restored.step if self._restored else None
+        others = [writer.open(self.workdir, step) for writer in self.experiment.writers]
+        writer = writers.create_writer(self.workdir, resume_step=step, others=others)
+        if step is None:
+            writer.write_hparams(describe.hparams(self._config_text))
         return writer
 
     def _cut_metrics(self, size: int) -> None:

@@ -12,6 +12,7 @@ from diffenc_plugins import (
     proposals,
     schedules,
     variances,
+    writers,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "proposals",
     "schedules",
     "variances",
+    "writers",
 ]

@@ -1,5 +1,6 @@
 """An experiment as config text: complete, and the same for equal experiments."""
 
+import ast
 import dataclasses
 import hashlib
 from collections import defaultdict
@@ -66,6 +67,20 @@ def config_hash(experiment: Experiment) -> str:
     """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
     lines = [line for line in config_text(experiment).splitlines() if not is_free(line)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def hparams(text: str) -> dict[str, Any]:
+    """A config text's bindings; numbers, truth values and strings as such, so that tools can sort by them."""
+    pairs = (line.partition(" = ") for line in text.splitlines() if " = " in line)
+    return {key: _literal(value) for key, _, value in pairs}
+
+
+def _literal(value: str) -> bool | int | float | str:
+    try:
+        read = ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a reference
+        return value
+    return read if isinstance(read, bool | int | float | str) else value
 
 
 def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:

@@ -25,6 +25,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
 from diffenc.interfaces import Dataset, Images, Key, Params
+from diffenc.measuring.loss_over_log_snr import ByDraw, gather
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule, continuous, discrete
@@ -49,11 +50,13 @@ class Measured:
       terms: by name, nats [passes, N] in source order, each the mean over `times_per_image` draws.
       batch: [N], the batch each image was in; images of one batch share their stratified times.
       num_dims: H * W * C.
+      draws: the diffusion loss of each draw, and where it fell.
     """
 
     terms: dict[str, PerImage]
     batch: Int[np.ndarray, " images"]
     num_dims: int
+    draws: ByDraw
 
     def bits(self) -> dict[str, PerImage]:
         """Bits/dim by KEYS."""
@@ -256,9 +259,12 @@ class Evaluator:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
         given = params, self._depth.chain_of(params)
         rows: list[Terms] = []
+        draws: list[ByDraw] = []
         for visit in self.passes:
-            terms = jax.device_get(self._terms(given, visit.images, visit.key))
-            rows.append(jax.tree.map(lambda nats, real=visit.real: nats[real].astype(np.float64), terms))
+            measured = jax.device_get(self._terms(given, visit.images, visit.key))
+            terms, by_draw = jax.tree.map(lambda array, real=visit.real: array[..., real], measured)
+            rows.append(jax.tree.map(lambda nats: nats.astype(np.float64), terms))
+            draws.append(by_draw)
             after_batch()
         terms = {
             name: np.stack(
@@ -267,7 +273,7 @@ class Evaluator:
             for name in TERMS
         }
         batch = np.arange(len(self.source)) // self.batch_size
-        return Measured(terms, batch, self.num_dims)
+        return Measured(terms, batch, self.num_dims, gather(draws))
 
 
 def batch_terms(
@@ -279,16 +285,17 @@ def batch_terms(
     given: tuple[Params, Chain | None],
     images: Images,
     key: Key,
-) -> Terms:
-    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws; no dropout.
+) -> tuple[Terms, ByDraw]:
+    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws, and each draw
+    by itself [times, B]; no dropout.
 
     The chain is an argument, so that chains of one length share a program.
     """
     params, chain = given
 
-    def once(key: Key) -> Terms:
+    def once(key: Key) -> tuple[Terms, ByDraw]:
         draws = draw(key, images.levels.shape, propose)
-        return model.elbo(
+        terms = model.elbo(
             params,
             images.levels,
             draws,
@@ -296,6 +303,7 @@ def batch_terms(
             condition=images.condition,
             step_rule=rule(chain),
         )
+        return terms, ByDraw(model.schedule.apply(params["schedule"], draws.t), terms.diffusion)
 
-    draws = jax.lax.map(once, jax.random.split(key, times_per_image))
-    return jax.tree.map(lambda nats: nats.mean(axis=0), draws)
+    terms, by_draw = jax.lax.map(once, jax.random.split(key, times_per_image))
+    return jax.tree.map(lambda nats: nats.mean(axis=0), terms), by_draw

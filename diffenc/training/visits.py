@@ -14,6 +14,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.images import grid, save_png, to_uint8
 from diffenc.measuring.evaluate import Evaluator, record
+from diffenc.measuring.loss_over_log_snr import equal_shares
 from diffenc.progress import Progress
 from diffenc.sampling.sample_images import ImageSampler
 from diffenc.training.train_state import Sums, TrainState, count_parameters, no_sums
@@ -67,6 +68,7 @@ class Visits:
         )
         split = self._experiment.evaluate.split
         writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
+        writer.write_histograms(step, {f"{split}_loss_over_log_snr": equal_shares(measured.draws)})
         if step == self._experiment.steps:
             num_params = count_parameters(state.params)
             figures = record(self._experiment, measured, step, num_params, self._evaluator.of)

@@ -8,7 +8,7 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ from clu import metric_writers  # noqa: E402  (only possible after the above)
 
 Scalars = Mapping[str, Any]  # numbers, or 0-d arrays of numpy or jax
 METRICS = "metrics.jsonl"
+SHOWN_BESIDE_HPARAMS = ("test_bpd", "validation_bpd", "bpd")
 
 
-class _Silent(metric_writers.MetricWriter):
-    """Takes everything, writes nothing: each writer below overrides what it has a use for."""
+class Silent(metric_writers.MetricWriter):
+    """Takes everything, writes nothing: a writer overrides what it has a use for."""
 
     def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Any = None) -> None: ...
 
@@ -69,7 +70,7 @@ class _Silent(metric_writers.MetricWriter):
     def close(self) -> None: ...
 
 
-class TensorboardWriter(_Silent):
+class TensorboardWriter(Silent):
     """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
 
     Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
@@ -115,14 +116,16 @@ class TensorboardWriter(_Silent):
     def write_histograms(
         self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
     ) -> None:
+        """Arrays that are empty have none."""
         for name, value in arrays.items():
-            bins = (num_buckets or {}).get(name, 30)
-            self._add(step, summary=summary.histogram(name, np.asarray(value), bins=bins))
+            if np.size(value):
+                bins = (num_buckets or {}).get(name, 30)
+                self._add(step, summary=summary.histogram(name, np.asarray(value), bins=bins))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Flat names and values; what is neither number, truth value nor string is written as its repr."""
         values = {k: v if isinstance(v, bool | int | float | str) else repr(v) for k, v in hparams.items()}
-        for part in summary.hparams(values, {"bpd": 0.0}):
+        for part in summary.hparams(values, dict.fromkeys(SHOWN_BESIDE_HPARAMS, 0.0)):
             self._add(0, summary=part)
 
     def flush(self) -> None:
@@ -137,7 +140,7 @@ class TensorboardWriter(_Silent):
         self._file.add(_framed(event.SerializeToString()))
 
 
-class JsonlWriter(_Silent):
+class JsonlWriter(Silent):
     """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
 
     Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
@@ -160,7 +163,7 @@ class JsonlWriter(_Silent):
         self._file.close()
 
 
-class LogWriter(_Silent):
+class LogWriter(Silent):
     """One line for people: `step 400  bpd 2.310  loss 0.012  12.3 steps/s`."""
 
     def __init__(self, log: Callable[..., None] = logging.info):
@@ -174,14 +177,64 @@ class LogWriter(_Silent):
         self._log("%s", "  ".join([f"step {int(step)}", *parts]))
 
 
+class Dispensable(metric_writers.MetricWriter):
+    """Another writer, done without from its first failure on: where else metrics go must not cost the run."""
+
+    def __init__(self, writer: metric_writers.MetricWriter):
+        self._writer: metric_writers.MetricWriter = writer
+
+    def write_summaries(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_summaries", *arguments, **named)
+
+    def write_scalars(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_scalars", *arguments, **named)
+
+    def write_images(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_images", *arguments, **named)
+
+    def write_videos(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_videos", *arguments, **named)
+
+    def write_audios(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_audios", *arguments, **named)
+
+    def write_texts(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_texts", *arguments, **named)
+
+    def write_histograms(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_histograms", *arguments, **named)
+
+    def write_hparams(self, *arguments: Any, **named: Any) -> None:
+        self._try("write_hparams", *arguments, **named)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any, **named: Any) -> None:
+        try:
+            getattr(self._writer, method)(*arguments, **named)
+        except Exception as error:
+            kind = type(self._writer).__name__
+            logging.error("%s failed: %s: %s; the run goes on without it", kind, type(error).__name__, error)
+            self._writer = Silent()
+
+
 def create_writer(
-    workdir: atomic.PathLike, *, resume_step: int | None, log: Callable[..., None] = logging.info
+    workdir: atomic.PathLike,
+    *,
+    resume_step: int | None,
+    others: Sequence[metric_writers.MetricWriter] = (),
+    log: Callable[..., None] = logging.info,
 ) -> metric_writers.MultiWriter:
     """The writers of a training run: log, metrics.jsonl and TensorBoard events in `workdir`.
 
     Args:
       resume_step: the restored step. What an earlier process wrote after it is dropped, for it is about to
         be written again. None = training starts anew: everything an earlier process wrote is dropped.
+      others: writers that write elsewhere; one that fails is done without.
       log: see `LogWriter`.
 
     Raises:
@@ -191,7 +244,7 @@ def create_writer(
     metrics = Path(workdir) / METRICS
     cut_rows(metrics, last)
     writers = [LogWriter(log), JsonlWriter(metrics), TensorboardWriter(workdir, purge_step=last + 1)]
-    return metric_writers.MultiWriter(writers)
+    return metric_writers.MultiWriter([*writers, *map(Dispensable, others)])
 
 
 def silent() -> metric_writers.MultiWriter:

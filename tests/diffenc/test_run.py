@@ -1,7 +1,10 @@
 """The program's own part: flags to a mode, errors to one line, signals to exit codes."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -30,8 +33,8 @@ def called(monkeypatch):
 
         return stand_in
 
-    for name in run.MODES:
-        monkeypatch.setitem(run.MODES, name, perform(name))
+    for name, mode in run.MODES.items():
+        monkeypatch.setitem(run.MODES, name, mode._replace(perform=perform(name)))
     return calls
 
 
@@ -199,3 +202,17 @@ def test_a_defect_keeps_its_traceback(called, go):
     called.append(ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError, match="ours"):
         go(gin_file=[GIN])
+
+
+def test_help_lists_every_mode_and_flag_and_leaves_with_success(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "diffenc.run", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, mode in run.MODES.items():
+        assert re.search(rf"^  {name} +{re.escape(mode.does)}$", done.stdout, re.MULTILINE)
+    own = flags.FLAGS.get_flags_for_module("diffenc.run")
+    assert len(own) >= 12
+    for flag in own:
+        assert re.search(rf"^  --(\[no\])?{flag.name}: ", done.stdout, re.MULTILINE)
+    assert "\x1b" not in done.stdout

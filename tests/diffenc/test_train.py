@@ -165,6 +165,7 @@ def test_tensorboard_shows_the_rows(straight):
     written = {(key, row["step"]): value for row in rows for key, value in row.items() if key != "step"}
     shown = {(tag, step): value for (tag, step), value in shown.items() if step > 0}  # 0: the hparams tab's
     assert shown.keys() == written.keys()
+    assert "test_loss_over_log_snr" in events.Tags()["histograms"]
     np.testing.assert_allclose([shown[key] for key in written], [*written.values()], rtol=1e-6)
 
 

@@ -8,6 +8,7 @@ import pytest
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.measuring.evaluate import Measured, record
+from diffenc.measuring.loss_over_log_snr import ByDraw
 from diffenc.settings import Evaluate
 from diffenc.workdirs.workdir import keep
 from experiments import summary
@@ -23,7 +24,7 @@ def evaluated(tiny, tmp_path):
     def file(name, seed, nats, said=None, **changes):
         changes = {"evaluate": Evaluate(passes=2), **changes}
         experiment = tiny(seed=seed, **changes)
-        measured = Measured(nats, np.arange(13) // 4, DIMS)
+        measured = Measured(nats, np.arange(13) // 4, DIMS, ByDraw(np.empty(0), np.empty(0)))
         figures = record(experiment, measured, experiment.steps, 99, {}) | (said or {})
         keep(tmp_path / name / str(seed), "evaluation", figures, nats)
         return tmp_path / name / str(seed)

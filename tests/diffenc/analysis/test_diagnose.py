@@ -210,7 +210,7 @@ def trained(tiny, tmp_path_factory):
 def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypatch):
     experiment, workdir = trained
     folder = workdir / "diagnostics"
-    first = run.MODES["diagnose"](experiment, workdir)
+    first = run.MODES["diagnose"].perform(experiment, workdir)
     assert sorted(path.name for path in folder.iterdir()) == [
         "ends.json",
         "ends.png",

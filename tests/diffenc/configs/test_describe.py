@@ -8,7 +8,7 @@ import pytest
 
 from diffenc import config, registry
 from diffenc.configs import names
-from diffenc.configs.describe import config_hash, config_text, differences, precision
+from diffenc.configs.describe import config_hash, config_text, differences, hparams, precision
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.interfaces import Network
@@ -191,7 +191,9 @@ def test_the_hash_is_of_what_is_not_free_to_change():
         and not line.startswith(tuple(f"{name}." for name in names.SETTINGS))
         and not line.startswith(tuple(f"Experiment.{name} " for name in names.SETTINGS))
         and "_every = " not in line
-        and not line.startswith(("Experiment.steps ", "Experiment.profile_at ", "Experiment.microbatches "))
+        and not line.startswith(
+            ("Experiment.steps ", "Experiment.profile_at ", "Experiment.microbatches ", "Experiment.writers ")
+        )
         and not line.startswith(("network.unet.scan ", "network.unet.remat "))
     ]
     assert config_hash(experiment()) == hashlib.sha256("\n".join(kept).encode()).hexdigest()
@@ -254,3 +256,19 @@ def test_the_precision_is_the_lowest_of_any_network(x64):
     network = plugin("network", "encoder_unet", precision="bfloat16")
     assert precision(experiment()) == "float64"
     assert precision(experiment(encoder=plugin("encoder", "trainable", network=network))) == "bfloat16"
+
+
+def test_hparams_are_numbers_where_the_config_has_numbers():
+    text = (
+        "import mine\nA.rate = 1e-3\nA.steps = 5\nA.name = 'x = y'\nA.flag = True\nA.sizes = (1, 2)\n"
+        "A.part = @b.c()\ns/b.c.d = None\n"
+    )
+    assert hparams(text) == {
+        "A.rate": 1e-3,
+        "A.steps": 5,
+        "A.name": "x = y",
+        "A.flag": True,
+        "A.sizes": "(1, 2)",
+        "A.part": "@b.c()",
+        "s/b.c.d": "None",
+    }

@@ -32,7 +32,7 @@ def trained(tiny, tmp_path_factory):
     )
     workdir = tmp_path_factory.mktemp("figures") / "run"
     train.train(experiment, workdir)
-    return experiment, workdir, run.MODES["figures"](experiment, workdir)
+    return experiment, workdir, run.MODES["figures"].perform(experiment, workdir)
 
 
 def contents(workdir):

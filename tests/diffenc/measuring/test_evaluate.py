@@ -17,6 +17,7 @@ from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.measuring.evaluate import Evaluator, Measured, check_depth, monte_carlo_error, record
+from diffenc.measuring.loss_over_log_snr import ByDraw
 from diffenc.measuring.passes import Passes
 from diffenc.model import Draws, Model, Terms
 from diffenc.objective import discrete
@@ -25,10 +26,12 @@ from diffenc.workdirs import curves
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.networks import EncoderUNet
 from diffenc_plugins.proposals import Importance
+from diffenc_plugins.schedules import LearnedEndpoints
 from diffenc_plugins.variances import Fitted
 
 NUM_IMAGES, NUM_DIMS = 13, 16
-PARAMS = {"network": {"w": np.float32(3.0)}}
+NO_DRAWS = ByDraw(np.empty(0), np.empty(0))
+PARAMS = {"network": {"w": np.float32(3.0)}, "schedule": LearnedEndpoints().init(jax.random.key(0))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ def test_which_figures_there_are(measure):
     errors = {f"{key}_se" for key in keys}
     assert set(measure(Known).summary()) == keys | errors
     assert set(measure(Known, passes=2).summary()) == keys | errors | {f"{key}_mc_se" for key in keys}
-    one = Measured({term: np.ones((1, 1)) for term in Terms._fields}, np.zeros(1, int), NUM_DIMS)
+    one = Measured({term: np.ones((1, 1)) for term in Terms._fields}, np.zeros(1, int), NUM_DIMS, NO_DRAWS)
     assert set(one.summary()) == keys, "one image has no spread"
 
 
@@ -128,7 +131,7 @@ def test_passes_batches_and_images_are_drawn_afresh(measure):
 
 def test_the_same_seed_draws_the_same_for_every_model(measure):
     one = measure(Drawn, seed=5, passes=2)
-    again = measure(Drawn, seed=5, passes=2, params={"network": {"w": np.float32(9.0)}})
+    again = measure(Drawn, seed=5, passes=2, params={**PARAMS, "network": {"w": np.float32(9.0)}})
     other = measure(Drawn, seed=6, passes=2)
     for term in Terms._fields:
         np.testing.assert_array_equal(one.terms[term], again.terms[term])

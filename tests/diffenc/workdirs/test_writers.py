@@ -285,3 +285,46 @@ def test_the_silent_writer_takes_all_and_writes_nothing(tmp_path, monkeypatch):
     writer.flush()
     writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+class Failing(writers.Silent):
+    """Keeps scalars until it fails."""
+
+    def __init__(self):
+        self.steps = []
+
+    def write_scalars(self, step, scalars):
+        if step == 2:
+            raise ConnectionError("gone")
+        self.steps.append(step)
+
+    def close(self):
+        raise AssertionError("a writer that failed is not called again")
+
+
+def test_another_writer_that_fails_does_not_cost_the_run(tmp_path, caplog):
+    other = Failing()
+    writer = writers.create_writer(tmp_path, resume_step=None, others=[other])
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"bpd": 1.0})
+    writer.close()
+    assert other.steps == [1]
+    assert [row["step"] for row in _rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+    assert "Failing failed: ConnectionError: gone; the run goes on" in told
+
+
+def test_every_method_of_a_writer_is_guarded():
+    """Whatever clu's interface has, `Dispensable` hands on, and survives."""
+    names = [name for name in vars(writers.metric_writers.MetricWriter) if not name.startswith("_")]
+    assert len(names) >= 9
+
+    class Broken(writers.Silent):
+        def __getattribute__(self, name):
+            if name in names:
+                raise ConnectionError(name)
+            return super().__getattribute__(name)
+
+    for name in names:
+        arguments = () if name in ("flush", "close") else ({},) if name == "write_hparams" else (1, {})
+        getattr(writers.Dispensable(Broken()), name)(*arguments)

@@ -1,0 +1,40 @@
+"""Where along the noise schedule the diffusion loss arises, told by the draws that an evaluation makes anyway."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+POINTS = 1000
+
+
+class ByDraw(NamedTuple):
+    """Each draw of a time by itself: [..., B] in a compiled function, [draws] once they are gathered.
+
+    Attributes:
+      log_snr: where it fell.
+      diffusion: the diffusion loss there, nats, weighted as in the bound.
+    """
+
+    log_snr: Float[Array | np.ndarray, "*draws"]
+    diffusion: Float[Array | np.ndarray, "*draws"]
+
+
+def gather(rows: list[ByDraw]) -> ByDraw:
+    """Draws of all batches, as one list."""
+    return jax.tree.map(lambda *parts: np.concatenate([np.ravel(part) for part in parts]), *rows)
+
+
+def equal_shares(draws: ByDraw, count: int = POINTS) -> Float[np.ndarray, " count"]:
+    """`count` values of log_snr, rising, each standing for an equal share of the diffusion loss.
+
+    A histogram of them shows the loss by log_snr, whatever times were drawn. A chain's step may gain by its
+    variance what its mean costs; such draws have no share. Empty if nothing has.
+    """
+    order = np.argsort(draws.log_snr, kind="stable")
+    loss = np.cumsum(np.maximum(np.asarray(draws.diffusion, np.float64)[order], 0))
+    if not loss.size or not 0 < loss[-1] < np.inf:
+        return np.empty(0)
+    middles = (np.arange(count) + 0.5) / count * loss[-1]
+    return np.asarray(draws.log_snr)[order][np.searchsorted(loss, middles)]

@@ -1,0 +1,5 @@
+"""Where metrics go besides the workdir."""
+
+from diffenc_plugins.writers.weights_and_biases import WeightsAndBiases
+
+__all__ = ["WeightsAndBiases"]
