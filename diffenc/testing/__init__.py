@@ -24,6 +24,7 @@ from diffenc.testing import (
     proposals,
     schedules,
     variances,
+    writers,
 )
 
 Check = Callable[..., None]
@@ -42,6 +43,7 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
         "dataset": datasets,
         "features": features,
         "optimizer": optimizers,
+        "writer": writers,
     }.items()
 }
 

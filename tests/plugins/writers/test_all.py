@@ -2,13 +2,10 @@
 
 import pytest
 
-from diffenc import registry
-from diffenc.interfaces import Writer
+from diffenc import registry, testing
 
 
+@pytest.mark.parametrize("check", testing.CHECKS["writer"])
 @pytest.mark.parametrize("name", list(registry.writers))
-def test_it_is_made_without_arguments_and_compares_by_value(name):
-    made = registry.writers[name]()
-    assert isinstance(made, Writer)
-    assert made == registry.writers[name]()
-    assert hash(made) == hash(registry.writers[name]())
+def test_it_keeps_what_a_writer_keeps(name, check, runs):
+    check(registry.writers[name]())
