@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -26,7 +26,6 @@ from diffenc.experiment import Experiment
 from diffenc.fid.fid import fid
 from diffenc.figures.figures import figures
 from diffenc.files import stores
-from diffenc.files.stores import PathLike
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.planning.plan import plan
@@ -44,7 +43,7 @@ class Mode(NamedTuple):
       does: what that is, for --help.
     """
 
-    perform: Callable[[Experiment, PathLike], object]
+    perform: Callable[[Experiment, str | Path], Any]
     does: str
 
 
@@ -62,7 +61,9 @@ MODES: dict[str, Mode] = {
     "k_sample": Mode(k_sample, "the importance-weighted bound of K whole chains"),
     "fid": Mode(fid, "FID and KID of samples against both splits"),
     "plan": Mode(plan, "what training will cost in time and memory; reads no data, writes nothing"),
-    "export": Mode(export, "the averaged parameters with config and model card, for sharing and diffenc.load"),
+    "export": Mode(
+        export, "the averaged parameters with config and model card, for sharing and diffenc.load"
+    ),
 }
 
 HELP = """\

@@ -9,7 +9,15 @@ import numpy as np
 from diffenc.testing.asserting import require
 from diffenc.workdirs.writers import metric_writers
 
-METHODS = ("write_scalars", "write_images", "write_texts", "write_histograms", "write_hparams", "flush", "close")
+METHODS = (
+    "write_scalars",
+    "write_images",
+    "write_texts",
+    "write_histograms",
+    "write_hparams",
+    "flush",
+    "close",
+)
 
 
 def it_opens_a_metric_writer(plugin: Any) -> None:
@@ -30,7 +38,9 @@ def it_takes_all_that_a_run_writes(plugin: Any) -> None:
         opened = plugin.open(Path(workdir), None)
         opened.write_hparams({"Experiment.seed": 1, "Model.encoder": "@encoder.identity()"})
         opened.write_scalars(1, {"bpd": np.float32(2.5), "data_wait": float("nan")})
-        opened.write_images(1, {"samples": np.zeros((8, 8, 1), np.uint8), "two": np.zeros((2, 8, 8, 3), np.uint8)})
+        opened.write_images(
+            1, {"samples": np.zeros((8, 8, 1), np.uint8), "two": np.zeros((2, 8, 8, 3), np.uint8)}
+        )
         opened.write_histograms(1, {"loss": np.arange(10.0), "none": np.empty(0)})
         opened.flush()
         opened.close()

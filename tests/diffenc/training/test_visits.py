@@ -20,7 +20,7 @@ from diffenc.training.visits import Visits, fetch_row
 from diffenc.workdirs import writers
 
 
-class Recorder(writers._Silent):
+class Recorder(writers.Silent):
     """A writer that only remembers."""
 
     def __init__(self):
