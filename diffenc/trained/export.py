@@ -6,7 +6,6 @@ the model card. The folder is there whole or not at all; on an object store its 
 
 import contextlib
 import dataclasses
-import json
 import os
 import secrets
 import shutil
@@ -25,6 +24,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.measuring import evaluations
 from diffenc.modes import restore_checked
 from diffenc.trained import card, weights
 from diffenc.trained.weights import FILE, About, Arrays
@@ -59,9 +59,8 @@ def on_host(params: Any, mesh: Mesh) -> Arrays:
 
 def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = "") -> About:
     """What a file says of parameters of `experiment`."""
-    newest = dataclasses.replace(
-        experiment.evaluate, step=None
-    )  # the step it was asked for means nothing to a reader
+    # the step it was asked for means nothing to a reader
+    newest = dataclasses.replace(experiment.evaluate, step=None)
     config = describe.config_text(dataclasses.replace(experiment, evaluate=newest))
     return About(config, describe.config_hash(experiment), step, code(), dataset, origin)
 
@@ -79,15 +78,15 @@ def _write(workdir: Path, arrays: Arrays, about: About) -> None:
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info(
-            "it has not been evaluated: --mode=evaluate, then --mode=export again, put bits/dim into its card"
+            "its card states no bits/dim: --mode=evaluate, and then --mode=export again, put them there"
         )
 
 
 def newest_evaluation(workdir: Path, about: About) -> dict[str, Any] | None:
     """The last evaluation of the same config and step; None if there is none."""
     for path in sorted((workdir / "evaluations").glob("*.json"), reverse=True):
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if (said["config_hash"], said["step"]) == (about.config_hash, about.step):
+        said = evaluations.parsed(path.read_bytes(), path)
+        if (said.get("config_hash"), said.get("step")) == (about.config_hash, about.step):
             return said
     return None
 

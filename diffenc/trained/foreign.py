@@ -43,13 +43,12 @@ def read(path: Path) -> tuple[Arrays, int]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     found = _npz(path) if zipfile.is_zipfile(path) else flax_file.load(path)
-    branches = (branch for branch in BRANCHES if any(name.startswith(f"{branch}/") for name in found))
-    start = f"{next(branches, '')}/".lstrip("/")
+    branches = (f"{branch}/" for branch in BRANCHES)
+    start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
     step = found.get("step", np.zeros(()))
-    return {name.removeprefix("params/"): array for name, array in held.items()}, int(
-        step
-    ) if step.ndim == 0 else 0
+    named = {name.removeprefix("params/"): array for name, array in held.items()}
+    return named, int(step) if step.ndim == 0 else 0
 
 
 def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from diffenc import config, registry
 from diffenc.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from diffenc.checkpoints.restoring import reading
-from diffenc.devices.sharding import data_mesh
+from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import stores
@@ -71,7 +71,7 @@ def _of_file(file: Path, name: str, may_import: Callable[[str], bool]) -> Traine
     experiment = anywhere(experiment)
     arrays = weights.read(file, abstract_names(experiment))
     params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
-    return TrainedModel(experiment, params, about.step, name)
+    return TrainedModel(experiment, jax.device_put(params, on_each(data_mesh())), about.step, name)
 
 
 def abstract_params(experiment: Experiment) -> Params:

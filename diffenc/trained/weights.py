@@ -34,7 +34,12 @@ LONGEST_CONFIG = 1 << 20  # characters; a longer one is no config
 
 Arrays = dict[str, np.ndarray]
 
-_DTYPES = {"F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64", "BOOL": "bool"}
+# The format's names of what parameters can be, and numpy's.
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool"} | {
+    f"{letter}{bits}": f"{kind}{bits}"
+    for letter, kind in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
       UserError: it is damaged, or holds other parameters; all that differ are named.
     """
     with _opened(path) as file:
-        require_same(str(path), dict(_held(file)), described(wanted))
+        require_same(str(path), _held(file), described(wanted))
         arrays = {name: file.get_tensor(name) for name in wanted}
         if _digest(arrays) != _said(path, file).get("sha256"):
             raise UserError(
@@ -190,7 +195,7 @@ def _check_dataset(said: Any) -> None:
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(arrays[name].data)
+        digest.update(arrays[name].tobytes())
     return digest.hexdigest()
 
 

@@ -81,6 +81,23 @@ def test_the_same_model_is_the_same_file(file, tmp_path):
     assert (tmp_path / "again").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float16", "float64", "bool", "int8", "int64", "uint8", "uint32"]
+)
+def test_parameters_of_any_type(tmp_path, dtype):
+    arrays = {
+        "a": np.array([[1, 0], [1, 1]]).astype(jax.numpy.dtype(dtype)),
+        "b": np.array(1).astype(jax.numpy.dtype(dtype)),
+    }
+    weights.write(tmp_path / "a", arrays, ABOUT)
+    found = weights.read(
+        tmp_path / "a", {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in arrays.items()}
+    )
+    for key, array in arrays.items():
+        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape)
+        assert found[key].tobytes() == array.tobytes()
+
+
 def test_what_it_says_comes_back(file):
     assert weights.read_about(file) == ABOUT
 
