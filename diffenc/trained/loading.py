@@ -1,7 +1,6 @@
 """From a workdir, an export or a file of weights to a model."""
 
 import contextlib
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from diffenc.files import stores
 from diffenc.files.stores import PathLike
 from diffenc.interfaces import Params
 from diffenc.modes import in_precision, read_ema
-from diffenc.settings import MeshShape
 from diffenc.trained import weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
@@ -58,7 +56,7 @@ def _of_workdir(
     path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
 ) -> TrainedModel:
     where = str(stores.join(path, CONFIG))
-    experiment = anywhere(config.load_foreign(_decoded(text, where), where, may_import))
+    experiment = config.load_foreign(_decoded(text, where), where, may_import)
     restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step)
     params = jax.tree.map(in_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)
@@ -68,7 +66,6 @@ def _of_workdir(
 def _of_file(file: Path, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
     about = weights.read_about(file)
     experiment = config.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
-    experiment = anywhere(experiment)
     arrays = weights.read(file, abstract_names(experiment))
     params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
     return TrainedModel(experiment, jax.device_put(params, on_each(data_mesh())), about.step, name)
@@ -101,11 +98,6 @@ def filled(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
 def kind_of(about: About) -> Kind:
     said = about.dataset
     return Kind(str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"])
-
-
-def anywhere(experiment: Experiment) -> Experiment:
-    """`experiment` on whatever devices there are, rather than on those it was trained on."""
-    return dataclasses.replace(experiment, mesh=MeshShape())
 
 
 def _may_import(allowed: Sequence[str]) -> Callable[[str], bool]:

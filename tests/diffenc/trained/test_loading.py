@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -67,11 +68,15 @@ def test_an_older_checkpoint_of_a_workdir(experiment, workdir, exported):
         diffenc.load(exported, 5, allow_imports=TESTS)
 
 
-def test_a_run_made_for_many_devices_loads_on_one(workdir, loose):
+def test_a_run_made_for_many_devices_loads_on_one(workdir, loose, tmp_path):
     config = (workdir / "config.gin").read_text()
-    assert "mesh.fsdp = 1" in config
-    other = config.replace("mesh.fsdp = 1", "mesh.fsdp = 16")
-    assert diffenc.load(_rewritten(loose, config=other), allow_imports=TESTS).step == 12
+    assert "mesh.fsdp = 1\n" in config
+    other = config.replace("mesh.fsdp = 1\n", "mesh.fsdp = 16\n")
+    moved = shutil.copytree(workdir, tmp_path / "moved")
+    (moved / "config.gin").write_text(other)
+    for path in (_rewritten(loose, config=other), moved):
+        model = diffenc.load(path, allow_imports=TESTS)
+        assert model.encode(np.zeros((2, 4, 4, 1), np.uint8), t=0.5).shape == (2, 4, 4, 1)
 
 
 def test_a_store_is_read_as_a_disk_is(experiment, workdir, exported):
@@ -162,7 +167,8 @@ def test_weights_of_another_model_are_refused(workdir, loose):
 def test_no_data_are_needed_nor_known(workdir, loose, monkeypatch):
     """The data set's plugin may be somebody's who has not got it here."""
     monkeypatch.delitem(registry.datasets._classes, "dots")
-    model = diffenc.load(loose, allow_imports=TESTS)
+    config = "dataset.dots.folder = 'theirs'\n" + (workdir / "config.gin").read_text()
+    model = diffenc.load(_rewritten(loose, config=config), allow_imports=TESTS)
     images = np.zeros((2, 4, 4, 1), np.uint8)
     assert model.elbo(images).bpd.shape == (2,)
     with pytest.raises(UserError, match="weights come without the test images of dots"):
