@@ -138,7 +138,7 @@ def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
     rows = [(key, values) for key, values in rows if len(set(values)) > 1]
     parts = (
         ("Differences in what is trained", False),
-        ("Differences that may be without another training", True),
+        ("Differences that training does not depend on", True),
     )
     return [
         {"title": title, "rows": found, "runs": known}
@@ -199,7 +199,7 @@ def _dataset(run: Held) -> list[tuple[str, str]]:
         ("Levels", card.get("num_levels")),
         ("Classes", card.get("num_classes")),
         ("Train images", card.get("train_images")),
-        ("Train pixels", card.get("train_identity")),
+        ("Trained on", card.get("train_identity")),
         ("Evaluated split", said.get("split")),
         ("Images of that split", said.get("split_images")),
         ("Images evaluated", said.get("num_images")),
