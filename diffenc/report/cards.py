@@ -8,6 +8,7 @@ from diffenc.configs import describe
 from diffenc.data.versions import UNKNOWN
 from diffenc.measuring.significance import Finding
 from diffenc.report import shown
+from diffenc.report.curves import SPLITS
 from diffenc.report.held import Held, Record, number
 from diffenc.report.pairs import Pair
 from diffenc.report.seeds import Group
@@ -67,9 +68,22 @@ def _facts(run: Held) -> list[tuple[str, str]]:
             ("Passes", shown.count(said["passes"])),
             ("Step", shown.count(said["step"])),
         ]
+    if not said:
+        facts += _measured_in_training(run)
     if run.step is not None and (not said or said["step"] != run.step):
         facts.append(("Trained to", f"step {run.step:,}{_of_steps(run)}"))
     return [*facts, *([("Parameters", shown.count(run.parameters))] if run.parameters else [])]
+
+
+def _measured_in_training(run: Held) -> list[tuple[str, str]]:
+    """The latest figure of each split among the metrics."""
+    found: dict[str, str] = {}
+    for row in run.rows:
+        for split in SPLITS:
+            if f"{split}_bpd" in row:
+                value = shown.figure(row[f"{split}_bpd"], row.get(f"{split}_bpd_se"))
+                found[split] = f"{split} {value} at step {row['step']:,}"
+    return [("While training", text) for text in found.values()]
 
 
 def _of_steps(run: Held) -> str:

@@ -75,10 +75,11 @@ def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
     return Curve(run, f"{held.label}, {split}", points, marks=True, rows=rows)
 
 
-def later_half(curve: Curve) -> Curve:
-    """Its points beyond the half of its steps."""
-    half = max(point.x for point in curve.points) / 2
-    return dataclasses.replace(curve, points=tuple(point for point in curve.points if point.x >= half))
+def later_half(curves: Sequence[Curve]) -> list[Curve]:
+    """What of each curve lies beyond the half of the steps of the longest."""
+    half = max((point.x for curve in curves for point in curve.points), default=0.0) / 2
+    cut = (tuple(point for point in curve.points if point.x >= half) for curve in curves)
+    return [dataclasses.replace(curve, points=points) for curve, points in zip(curves, cut, strict=True)]
 
 
 def thinned(values: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> tuple[tuple[Point, ...], int]:

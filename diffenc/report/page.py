@@ -112,7 +112,7 @@ def _training_curves(placed: Sequence[tuple[int, Held]], splits: Sequence[str]) 
 
 def _training_charts(lines: Mapping[str, Sequence[Curve]]) -> list[Chart]:
     total, *parts = ((title, lines[key]) for key, title in curves.PARTS.items())
-    later = [curves.later_half(line) for line in total[1]]
+    later = [line for line in curves.later_half(total[1]) if line.points]
     panels = [total, ("Total, second half", later), *parts, ("Norm of the gradient", lines[curves.GRADIENT])]
     units = [BITS] * (len(panels) - 1) + ["mean since the last row"]
     drawn = (

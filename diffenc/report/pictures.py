@@ -16,7 +16,7 @@ from diffenc.rounding import rounded
 MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames
 MOST_IMAGES = 10  # whose heat maps are shown
 COLUMNS = 5
-GAP = 2  # pixels between images
+GAP = 14  # what part of an image's side lies between two images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +164,14 @@ def _encoded(held: Held, times: tuple[float, ...], x: np.ndarray) -> tuple[Pictu
 
 
 def tiles(colours: Float[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "rows cols 4"]:
-    """Images in rows of COLUMNS, two pixels apart; what is between them is transparent."""
+    """Images in rows of COLUMNS, a little apart; what is between them is transparent."""
     n, height, width, _ = colours.shape
-    columns = min(COLUMNS, n)
-    cells = np.zeros((-(-n // columns) * columns, height + GAP, width + GAP, 4), np.uint8)
+    columns, gap = min(COLUMNS, n), max(1, round(max(height, width) / GAP))
+    cells = np.zeros((-(-n // columns) * columns, height + gap, width + gap, 4), np.uint8)
     cells[:n, :height, :width, :3] = np.round(255 * colours)
     cells[:n, :height, :width, 3] = 255
     rows = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
-    return rows.reshape(-1, columns * (width + GAP), 4)[:-GAP, :-GAP]
+    return rows.reshape(-1, columns * (width + gap), 4)[:-gap, :-gap]
 
 
 def _limit(limit: float) -> str:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from diffenc.report import charts
-from diffenc.report.curves import Curve, Point, later_half, over, thinned
+from diffenc.report import charts, held
+from diffenc.report.curves import Curve, Point, evaluated_splits, later_half, of_evaluations, over, thinned
+
+from .conftest import evaluation
 
 
 def line(*points, run=0, **changes):
@@ -84,10 +86,10 @@ def test_thinning_keeps_means_and_extremes():
     assert (len(uneven), rows, uneven[-1]) == (51, 2, Point(100.0, 0.0))
 
 
-def test_the_later_half():
-    assert [
-        point.x for point in later_half(line((1.0, 0.0), (5.0, 0.0), (9.0, 0.0), (10.0, 0.0))).points
-    ] == [5, 9, 10]
+def test_the_later_half_is_of_the_longest():
+    long, short = line((1.0, 0.0), (5.0, 0.0), (9.0, 0.0), (10.0, 0.0)), line((4.0, 0.0), (6.0, 0.0))
+    assert [[point.x for point in curve.points] for curve in later_half([long, short])] == [[5, 9, 10], [6]]
+    assert later_half([]) == []
 
 
 def test_curves_of_records():
@@ -96,3 +98,20 @@ def test_curves_of_records():
     assert over(record, "x", "y") == (Point(1.0, 1.0), Point(4.0, 4.0))
     assert over({"x": 3}, "x", "y") == ()
     assert len(over({"x": list(range(5000)), "y": [1.0] * 5000}, "x", "y")) <= 400
+
+
+def test_evaluations_in_training_and_the_last_of_the_same_split(made):
+    rows = [
+        {"step": 5, "test_bpd": 7.0, "test_bpd_se": 0.5},
+        {"step": 10, "train_bpd": 6.0},
+        {"step": 20, "test_bpd": 1.0},
+    ]
+    run = held.read(str(made("a", rows=rows, said=evaluation())), "a")
+    found = of_evaluations(3, run, "bpd", "test")
+    assert found is not None
+    assert found.points == (Point(5.0, 7.0, 6.5, 7.5), Point(20.0, 5.0, 5.0 - 0.123456, 5.0 + 0.123456))
+    found = of_evaluations(3, run, "bpd", "train")
+    assert found is not None
+    assert (found.points, found.label, found.run) == ((Point(10.0, 6.0),), "a, train", 3)
+    assert of_evaluations(3, run, "bpd", "validation") is None
+    assert evaluated_splits([run]) == ["test", "train"]

@@ -56,6 +56,14 @@ def test_the_headline(whole):
     }  # fmt: skip
 
 
+def test_a_run_in_training_says_what_it_was_at_last(made):
+    rows = [{"step": step, "test_bpd": 9.0 - step, "test_bpd_se": 0.25} for step in (5, 6)]
+    said = text_of(parsed(rendered(made("a", rows=[*rows, {"step": 7, "bpd": 1.0}]))).find(".//article"))
+    assert "has not been evaluated" in said
+    assert "test 3.00 ± 0.25 at step 6" in said
+    assert "step 7 of 20" in said
+
+
 def test_the_data_set_and_the_environment(whole):
     tree = parsed(rendered(whole))
     (card,) = (one for one in tree.iter("article") if one.get("aria-labelledby") == "data-1")
@@ -215,6 +223,23 @@ def test_curves_of_other_images_are_not_laid_over_each_other(made, whole):
     labels = [one.get("aria-label") for one in section.iter() if one.get("role") == "img"]
     assert labels
     assert not [label for label in labels if "whole:" in label and "other:" in label]
+
+
+def test_losses_of_other_images_are_not_laid_over_each_other(made):
+    def loss(fingerprint):
+        return {
+            "loss": ({"log_snr_centre": [1.0, 0.0], "density": [0.5, 0.25], "fingerprint": fingerprint}, {})
+        }
+
+    a, b, c = (
+        made(name, figures=loss(of)) for name, of in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64))
+    )
+    tree = parsed(rendered(a, b, c))
+    labels = [one.get("aria-label") for one in tree.iter() if one.get("role") == "img"]
+    assert [(" a: " in one, " b: " in one, "; c: " in one) for one in labels] == [
+        (True, False, True),
+        (False, True, False),
+    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

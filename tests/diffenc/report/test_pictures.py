@@ -32,10 +32,10 @@ def test_images_are_set_in_rows_of_five(made):
     arrays["x"] = np.linspace(-1, 1, 7)[:, None, None, None] * np.ones((7, 3, 3, 1))
     _, found = frames(made("a", figures={"heat_maps": (record, arrays)}))
     sheet = pixels(found.images)
-    assert sheet.shape == (3 + 2 + 3, 5 * 3 + 4 * 2, 4)
-    assert [tuple(sheet[0, 5 * k]) for k in range(5)] == [(v, v, v, 255) for v in (0, 42, 85, 128, 170)]
-    assert tuple(sheet[5, 5]) == (255, 255, 255, 255)
-    assert tuple(sheet[5, 10]) == (0, 0, 0, 0)  # there is no eighth
+    assert sheet.shape == (3 + 1 + 3, 5 * 3 + 4 * 1, 4)
+    assert [tuple(sheet[0, 4 * k]) for k in range(5)] == [(v, v, v, 255) for v in (0, 42, 85, 128, 170)]
+    assert tuple(sheet[4, 4]) == (255, 255, 255, 255)
+    assert tuple(sheet[4, 8]) == (0, 0, 0, 0)  # there is no eighth
     assert tuple(sheet[0, 3]) == (0, 0, 0, 0)
 
 
