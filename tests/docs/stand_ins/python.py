@@ -24,6 +24,7 @@ BINDINGS = [
     "fit.knots = 9",
     "k_sample.samples = 2",
     "diagnose.num_images = 16",
+    "diagnose.bins = 8",
     "figures.num_images = 32",
     "likelihood.rtol = 0.1",
     "likelihood.atol = 0.1",
