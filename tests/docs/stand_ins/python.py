@@ -67,7 +67,9 @@ def more(module: str, given: list[str]) -> list[str]:
         return OFFLINE
     bindings, flags = MORE.get(module, ([], []))
     of_a_run = any(word.startswith(("--gin_file", "--workdir", "--table")) for word in given)
-    few_rows = ["--rows=fixed"] if module == "experiments.tables" and "--rows" not in str(given) else []
+    few_rows = (
+        ["--rows=(?<!trainable)$"] if module == "experiments.tables" and "--rows" not in str(given) else []
+    )
     return [*few_rows, *flags, *(f"--gin_bindings={one}" for one in bindings)] if of_a_run else []
 
 
