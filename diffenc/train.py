@@ -7,7 +7,6 @@ its checkpoint, and done first when the run goes on.
 """
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -139,7 +138,7 @@ class Run:
         """The config, and the metrics as they were at the checkpoint."""
         atomic.write_text(self.workdir / CONFIG, self._config_text)
         if self._restored:
-            self._cut_metrics(self._restored.metadata["metrics_bytes"])
+            writers.cut_to(self.workdir / writers.METRICS, self._restored.metadata["metrics_bytes"])
         elif not mirror.push(self.workdir):
             raise UserError(
                 f"cannot write to {mirror.name_of(self.workdir)}: check the address, and your access"
@@ -150,12 +149,6 @@ class Run:
         if step is None:
             writer.write_hparams(describe.hparams(self._config_text))
         return writer
-
-    def _cut_metrics(self, size: int) -> None:
-        """Back to what stood there at the checkpoint: what it owed may have been done, and written, since."""
-        path = self.workdir / writers.METRICS
-        if path.exists() and path.stat().st_size > size:
-            os.truncate(path, size)
 
     def _first_state(self) -> TrainState:
         first_state = jax.jit(lambda: init_state(self.experiment), out_shardings=shardings(self._abstract))

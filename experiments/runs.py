@@ -13,7 +13,7 @@ from diffenc.configs import describe
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.files import stores
-from diffenc.measuring.evaluate import depth
+from diffenc.measuring.depth import depth
 from diffenc.registry import proposals
 from diffenc.workdirs.same_run import refuse_other_config
 from experiments.summary import Record, read

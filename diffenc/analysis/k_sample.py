@@ -24,7 +24,8 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
-from diffenc.measuring.evaluate import circumstances, depth, depth_of, errors_table, identity, statistics
+from diffenc.measuring.depth import depth, depth_of
+from diffenc.measuring.evaluate import circumstances, errors_table, identity, statistics
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model
 from diffenc.modes import publish, restore_ema

@@ -28,7 +28,7 @@ from diffenc.files import atomic
 from diffenc.fitting.cheapest_path import cheapest_path
 from diffenc.fitting.costs import Table, measure, price
 from diffenc.interfaces import Params, Variance
-from diffenc.measuring.evaluate import check_depth
+from diffenc.measuring.depth import check_depth
 from diffenc.modes import in_precision, restore_ema
 from diffenc.registry import variances
 from diffenc.workdirs import fits

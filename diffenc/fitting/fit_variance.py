@@ -20,7 +20,7 @@ from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
-from diffenc.measuring.evaluate import check_depth
+from diffenc.measuring.depth import check_depth
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.measuring.streaming import StreamingMean
 from diffenc.model import draw

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,25 +21,22 @@ from diffenc import classes
 from diffenc.chain import Chain
 from diffenc.configs import describe
 from diffenc.data.sources import source_name
-from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
 from diffenc.interfaces import Dataset, Images, Key, Params
+from diffenc.measuring.depth import depth, depth_of
 from diffenc.measuring.loss_over_log_snr import ByDraw, gather
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model, Propose, Terms, draw
-from diffenc.objective import StepRule, continuous, discrete
-from diffenc.registry import datasets, proposals, variances
+from diffenc.objective import StepRule
+from diffenc.registry import datasets, proposals
 from diffenc.settings import Diagnose, Evaluate
-from diffenc.workdirs import curves, fits
+from diffenc.workdirs import curves
 
 TERMS = Terms._fields
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
 PerImage = Float[np.ndarray, "passes images"]
-
-# Deeper, a secant of the encoder over one step has too few digits left.
-DEEPEST = {"bfloat16": 300, "float32": 10_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,57 +154,6 @@ def identity(
 def dataset_name(dataset: Dataset) -> str:
     """As registered, else its class's own."""
     return datasets.name_of(type(dataset)) or type(dataset).__name__
-
-
-def depth(settings: Evaluate) -> dict[str, Any]:
-    """Which model's bound it is: T, and in discrete time its times and variances."""
-    if settings.steps == 0:
-        return {"T": "continuous"}
-    return {
-        "T": settings.steps,
-        "times": settings.times,
-        "variance": variances.spell(settings.variance),
-    }
-
-
-def check_depth(precision: str, steps: int) -> None:
-    """Raise UserError if T = `steps` is too deep for `precision`, as `describe.precision` tells it."""
-    deepest = DEEPEST.get(precision)
-    if deepest is None or steps <= deepest:
-        return
-    way_out = {"float32": "add --x64", "bfloat16": "bind the networks' precision to 'float32'"}[precision]
-    raise UserError(
-        f"T = {steps}: in {precision} the bound is good up to T = {deepest}, and no further; {way_out}"
-    )
-
-
-class Depth(NamedTuple):
-    """What decides how deep the measured model is.
-
-    Attributes:
-      chain_of: params -> its chain; None in continuous time.
-      rule: chain -> the step rule.
-      of: what its times and variances were fitted on, where they were.
-    """
-
-    chain_of: Callable[[Params], Chain | None]
-    rule: Callable[[Any], StepRule]
-    of: dict[str, Any]
-
-
-def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = None) -> Depth:
-    """What `experiment.evaluate` asks for; fits are read from `workdir`.
-
-    Raises:
-      UserError: T is too deep for float32, or what must be fitted is not.
-    """
-    settings, schedule = experiment.evaluate, experiment.model.schedule
-    if settings.steps == 0:
-        return Depth(lambda params: None, lambda chain: continuous, {})
-    check_depth(describe.precision(experiment), settings.steps)
-    plan = fits.plan(workdir, settings, step)
-    plan.check()
-    return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)
 
 
 def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:

@@ -16,7 +16,7 @@ from diffenc.chain import equal_steps
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.files import atomic
-from diffenc.measuring.evaluate import Evaluator, Measured, check_depth, monte_carlo_error, record
+from diffenc.measuring.evaluate import Evaluator, Measured, monte_carlo_error, record
 from diffenc.measuring.loss_over_log_snr import ByDraw
 from diffenc.measuring.passes import Passes
 from diffenc.model import Draws, Model, Terms
@@ -292,14 +292,6 @@ def test_deeper_than_float32_can_bear_is_refused(tiny):
     with jax.enable_x64(True):
         evaluator, params, _ = real(tiny, steps=10_001)
         assert evaluator.measure(params).summary()["bpd"] > 0
-
-
-@pytest.mark.parametrize(("precision", "deepest"), [("bfloat16", 300), ("float32", 10_000)])
-def test_each_precision_has_its_depth(precision, deepest):
-    check_depth(precision, deepest)
-    with pytest.raises(UserError, match=rf"^T = {deepest + 1}: in {precision} .*; "):
-        check_depth(precision, deepest + 1)
-    check_depth("float64", 10**6)
 
 
 def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_deeper():
