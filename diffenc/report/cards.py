@@ -34,7 +34,7 @@ ENVIRONMENT = {
 
 def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
     """The headline of a group, and of each of its runs; what all of these state is stated once."""
-    mean = {"figure": shown.figure(*group.mean), "seeds": len(group.totals)} if group.mean else None
+    mean = _over_seeds(group)
     stated = [_facts(run) for run in group.runs]
     shared = [fact for fact in stated[0] if all(fact in facts for facts in stated)] if len(stated) > 1 else []
     return {
@@ -52,6 +52,13 @@ def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
             for run, facts in zip(group.runs, stated, strict=True)
         ],
     }
+
+
+def _over_seeds(group: Group) -> dict[str, Any] | None:
+    if group.mean is None:
+        return None
+    records = [run.evaluation for run in group.evaluated if run.evaluation]
+    return {"figure": shown.over_seeds(*group.mean, records), "seeds": len(group.totals)}
 
 
 def _facts(run: Held) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffenc.report.held import number
@@ -33,6 +33,17 @@ def measured(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
     known = [error for error in errors if error]
     digits = [NONE if error is None else (rounded(error, error).error or NONE) for error in errors]
     return figure(mean, min(known, default=None)).mean, *digits  # pyright: ignore[reportReturnType]
+
+
+def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
+    """The mean of runs' bits/dim and its error over seeds.
+
+    Two seeds may agree by chance to more digits than each was measured to, so the mean has no more than the most
+    precise of `records`, the evaluations that it is of.
+    """
+    errors = [number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "mc_se")]
+    coarse = max(error, min(filter(None, errors), default=0.0))
+    return Figure(figure(mean, coarse).mean, figure(error, error).error)
 
 
 def minus(text: str) -> str:

@@ -106,75 +106,39 @@ def png(side: int = 4) -> bytes:
     return file.getvalue()
 
 
+def row(step: int, bpd: float, grad_norm: float = 1.0) -> dict[str, float]:
+    """One of training, half a bit of it latent, half reconstruction."""
+    parts = {"bpd_diffusion": bpd - 1, "bpd_latent": 0.5, "bpd_reconstruction": 0.5}
+    return {"step": step, "bpd": bpd, **parts, "grad_norm": grad_norm}
+
+
+ROWS = [row(5, 9.0), row(10, 7.0), {"step": 10, "test_bpd": 6.0, "test_bpd_se": 0.5}, row(20, 6.0, 2.0)]
+SCHEDULE = {
+    "t": [0.0, 0.5, 1.0], "log_snr": [6.0, 0.0, -5.0], "alpha_squared": [0.99, 0.5, 0.01], "rate": [12.0, 11.0, 10.0],
+}  # fmt: skip
+LOSS = {
+    "log_snr_centre": [3.0, -3.0], "density": [0.5, 0.25], "density_se": [0.1, 0.05],
+    "dataset": "dots", "split": "train", "num_images": 23, "fingerprint": "cd" * 32,
+}  # fmt: skip
+START = {
+    "step": 0, "diffenc": "0.1.0", "jax": "9.9.9", "python": "3.11.1", "devices": "1 x cpu", "commit": None,
+}  # fmt: skip
+CARD = {
+    "dataset": "dots", "source": "unknown version of dots", "image_shape": [2, 2, 1], "num_levels": 5,
+    "num_classes": 3, "train_images": 23, "train_identity": "ef" * 32,
+}  # fmt: skip
+
+
 @pytest.fixture
 def whole(made) -> Path:
     """A workdir with everything."""
-    rows = [
-        {
-            "step": 5,
-            "bpd": 9.0,
-            "bpd_diffusion": 8.0,
-            "bpd_latent": 0.5,
-            "bpd_reconstruction": 0.5,
-            "grad_norm": 1.0,
-        },
-        {
-            "step": 10,
-            "bpd": 7.0,
-            "bpd_diffusion": 6.0,
-            "bpd_latent": 0.5,
-            "bpd_reconstruction": 0.5,
-            "grad_norm": 1.0,
-        },
-        {"step": 10, "test_bpd": 6.0, "test_bpd_se": 0.5},
-        {
-            "step": 20,
-            "bpd": 6.0,
-            "bpd_diffusion": 5.0,
-            "bpd_latent": 0.5,
-            "bpd_reconstruction": 0.5,
-            "grad_norm": 2.0,
-        },
-    ]
-    schedule = {
-        "t": [0.0, 0.5, 1.0],
-        "log_snr": [6.0, 0.0, -5.0],
-        "alpha_squared": [0.99, 0.5, 0.01],
-        "rate": [12.0, 11.0, 10.0],
-    }
-    loss = {
-        "log_snr_centre": [3.0, -3.0],
-        "density": [0.5, 0.25],
-        "density_se": [0.1, 0.05],
-        "dataset": "dots",
-        "split": "train",
-        "num_images": 23,
-        "fingerprint": "cd" * 32,
-    }
-    start = {
-        "step": 0,
-        "diffenc": "0.1.0",
-        "jax": "9.9.9",
-        "python": "3.11.1",
-        "devices": "1 x cpu",
-        "commit": None,
-    }
-    card = {
-        "dataset": "dots",
-        "source": "unknown version of dots",
-        "image_shape": [2, 2, 1],
-        "num_levels": 5,
-        "num_classes": 3,
-        "train_images": 23,
-        "train_identity": "ef" * 32,
-    }
     return made(
-        "whole", rows=rows, said=evaluation(),
-        figures={"heat_maps": heat_maps(), "schedule": (schedule, {}), "loss": (loss, {})},
+        "whole", rows=ROWS, said=evaluation(),
+        figures={"heat_maps": heat_maps(), "schedule": (SCHEDULE, {}), "loss": (LOSS, {})},
         files={
             "samples/000000020.png": png(),
-            "environment.json": json.dumps({"starts": [start]}).encode(),
-            "dataset.json": json.dumps(card).encode(),
+            "environment.json": json.dumps({"starts": [START]}).encode(),
+            "dataset.json": json.dumps(CARD).encode(),
             "checkpoints/000000020/META.json": b"{}",
         },
     )  # fmt: skip
