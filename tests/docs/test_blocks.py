@@ -21,6 +21,7 @@ LANGUAGES = ("sh", "console", "python", "gin", "toml", "text", "dockerfile")
 NEEDS = [
     ("docs/datasets.md", "the network"),
     ("docs/datasets.md", "tensorflow-datasets, pip install 'diffenc[tfds]'"),
+    ("docs/logging.md", "the package wandb, pip install 'diffenc[wandb]'"),
     ("docs/logging.md", "a GPU"),
     ("docs/measuring.md", "the file of Inception's weights"),
     ("docs/scale.md", "a GPU"),
