@@ -1,6 +1,7 @@
 """A trained model to be used from Python."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class TrainedModel:
         Raises:
           UserError: there is no such setting, or not for this model.
         """
+        self._refuse_fixed("sample", settings, "step")
         given = {"num": num, "step": self.step, **settings} | ({} if steps is None else {"steps": steps})
         chosen = replaced("sample", self.experiment.sample, seed=seed, **given)
         experiment = dataclasses.replace(self.experiment, sample=chosen)
@@ -132,6 +134,7 @@ class TrainedModel:
         Raises:
           UserError: these are no images of this model, or there is no such setting.
         """
+        self._refuse_fixed("elbo", settings, "step", "split", "num_images")
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
         chosen = replaced("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
         given = GivenImages(*self._checked(images, labels), self.experiment.dataset)
@@ -168,6 +171,17 @@ class TrainedModel:
             at = self.model.schedule.apply(self.params["schedule"], at)
         encode = self._once("encode", lambda: jax.jit(partial(_encode, self.experiment)))
         return np.asarray(encode(self.params, jnp.asarray(levels), at, self.model.conditioning(labels)))
+
+    def _refuse_fixed(self, method: str, settings: Mapping[str, Any], *fixed: str) -> None:
+        """Raise UserError if `settings` has one of those that a trained model, or images in hand, leave no choice of."""
+        why = {
+            "step": f"these are the parameters of step {self.step}; nearest: steps, which is T",
+            "split": "it measures the images that it is given",
+            "num_images": "it measures all images that it is given, as images[:N]",
+        }
+        for field in fixed:
+            if field in settings:
+                raise UserError(f"{method} takes no {field}: {why[field]}")
 
     def _checked(self, images: Given, labels: Given) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset

@@ -124,6 +124,22 @@ def test_nothing_is_compiled_twice(workdir, images):
             "encode: float64[2] is neither a number nor one",
         ),
         (lambda model, images: model.encode(images, log_snr="1"), "encode: <U1[] is neither"),
+        (
+            lambda model, images: model.sample(3, step=12),
+            "sample takes no step: these are the parameters of step 12; nearest: steps, which",
+        ),
+        (
+            lambda model, images: model.elbo(images, step=3),
+            "elbo takes no step: these are the parameters of step 12; nearest: steps, which",
+        ),
+        (
+            lambda model, images: model.elbo(images, split="train"),
+            "elbo takes no split: it measures the images",
+        ),
+        (
+            lambda model, images: model.elbo(images, num_images=2),
+            "elbo takes no num_images: it measures all images",
+        ),
         (lambda model, images: model.sample(0), "sample.num = 0: must be at least 1"),
         (
             lambda model, images: model.sample(3, classes=[1]),
