@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from diffenc.errors import UserError
 from diffenc.interfaces import Proposal
 from diffenc.model import Propose
+from diffenc.registry import proposals
+from diffenc.workdirs.fits import NOT_HERE
 
 FOLDER = "diagnostics"
 OF = ("step", "split", "num_images", "passes", "seed")
@@ -31,7 +33,9 @@ def propose(proposal: Proposal, workdir: Path | None) -> tuple[Propose, dict[str
     try:
         proposal(jnp.zeros(1), None)
     except UserError:
-        if workdir is None or not path(workdir).is_file():
+        if workdir is None:
+            raise UserError(f"proposal.{proposals.spell(proposal)}: {NOT_HERE}") from None
+        if not path(workdir).is_file():
             raise
         curve, of = load(path(workdir))
         return partial(proposal, curve=curve), {"curve_of": of}

@@ -26,6 +26,7 @@ from diffenc.registry import variances
 from diffenc.settings import Evaluate, Sample
 
 FOLDER = "fits"
+NOT_HERE = "fits and curves stay in the run's workdir: load that, on a disk"  # of a model that has no workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +160,11 @@ def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int
       UserError: times or variances were to be fitted, and are not.
     """
     needed = settings.times != "equal" or needs_excess(settings.variance)
+    if needed and workdir is None:
+        chosen = f"times = {settings.times!r}, variance.{variances.spell(settings.variance)}"
+        raise UserError(f"{chosen}: {NOT_HERE}")
     file = path(workdir or Path(), settings.steps, settings.times, settings.variance)
-    if needed and workdir is not None and file.is_file():
+    if needed and file.is_file():
         fit = load(file)
         warn_if_old(file, fit, checkpoint_step)
         of = {key: fit[key] for key in ("times_of", "excess_of") if key in fit}

@@ -30,7 +30,9 @@ def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file
 def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
     with pytest.raises(UserError, match="--mode=diagnose first"):
         curves.propose(Importance(), tmp_path)
-    with pytest.raises(UserError, match="--mode=diagnose first"):
+    with pytest.raises(
+        UserError, match=r"proposal\.importance.*: fits and curves stay in the run's workdir: load that"
+    ):
         curves.propose(Importance(), None)
     file.write_text("no curve")
     propose, curve_of = curves.propose(UNIFORM, tmp_path)

@@ -109,6 +109,15 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("fitted", [{"times": "fitted"}, {"variance": FITTED}])
+def test_without_a_workdir_no_mode_is_recommended(make, fitted):
+    assert fits.plan(None, make(steps=5)).excess is None
+    with pytest.raises(UserError, match="fits and curves stay in the run's workdir: load that") as refused:
+        fits.plan(None, make(steps=5, **fitted))
+    assert "--mode" not in str(refused.value)
+
+
+@pytest.mark.parametrize("make", [Evaluate, Sample])
 @pytest.mark.parametrize(("variance", "name"), [(EQUAL, "equal"), (FITTED, "fitted")])
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
     message = (
