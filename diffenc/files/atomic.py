@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -15,6 +16,8 @@ import numpy as np
 from diffenc.errors import UserError
 
 PathLike = str | os.PathLike[str]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, somebody's share of it, or what a file may have
 
 
 @contextlib.contextmanager
@@ -106,7 +109,8 @@ def sync_all(folder: PathLike) -> None:
 def unwritable(path: PathLike, error: OSError) -> UserError:
     """What to tell a user whose disk refused `path`."""
     reason = error.strerror or str(error)
-    return UserError(f"could not write {path}: {reason}; free space there and run the same command again")
+    way_out = "free space there" if error.errno in _FULL else "mend that"
+    return UserError(f"could not write {path}: {reason}; {way_out} and run the same command again")
 
 
 def _plain(value: Any) -> Any:

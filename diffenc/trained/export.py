@@ -6,10 +6,11 @@ the model card. The folder is there whole or not at all; on an object store its 
 
 import contextlib
 import dataclasses
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from diffenc.workdirs.same_run import CONFIG
 
 FOLDER = "export"  # in a workdir
 README = "README.md"
+_OLD = "-old"  # ends the name of what is being replaced
 
 
 @mirrored
@@ -102,33 +104,34 @@ def write_folder(folder: Path, arrays: Arrays, about: About, evaluation: Mapping
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder; on leaving it takes the place of `folder`. If the body raises, it is removed.
+    """An empty folder; on leaving it takes the place of `folder`, or of what that links to. If the body raises, it is removed.
 
     A kill leaves a hidden folder beside it, which the next call sweeps up, and `folder` whole: as it was, as it is now,
-    or for a moment between two renamings not there.
+    or for a moment between two renamings not there; then the hidden one is as it was, until the next is in place.
 
     Raises:
       UserError: the disk refused.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
+    place = Path(os.path.realpath(folder))
+    temporary = place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.tmp-*"):
-            shutil.rmtree(left)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(place, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
         try:
             yield temporary
             atomic.sync_all(temporary)
-            _put_in_place(temporary, folder)
+            _put_in_place(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(place, lambda name: name.endswith(_OLD))
     except OSError as error:
         raise atomic.unwritable(folder, error) from error
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    old = new.with_name(f"{new.name}-old")
-    if folder.exists():
+    old = new.with_name(new.name + _OLD)
+    if folder.is_dir():
         os.replace(folder, old)
     try:
         os.replace(new, folder)
@@ -137,4 +140,12 @@ def _put_in_place(new: Path, folder: Path) -> None:
             os.replace(old, folder)
         raise
     atomic.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder: Path, of: Callable[[str], bool]) -> None:
+    """Remove what earlier calls left beside `folder`, those whose names are `of` it; what cannot be removed stays."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
+        if of(left.name) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        elif of(left.name):
+            left.unlink(missing_ok=True)

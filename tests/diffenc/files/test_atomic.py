@@ -69,6 +69,15 @@ def test_a_file_where_the_folder_should_be_is_the_users_to_mend(tmp_path):
         atomic.write_text(tmp_path / "file" / "a.txt", "x")
 
 
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [(28, "free space there"), (122, "free space there"), (13, "mend that"), (20, "mend that")],
+)
+def test_space_is_blamed_where_it_is_short_alone(number, way_out):
+    told = str(atomic.unwritable("a", OSError(number, "why")))
+    assert told == f"could not write a: why; {way_out} and run the same command again"
+
+
 def test_everything_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace

@@ -339,9 +339,10 @@ def test_what_cannot_be_measured_is_refused(settings, message):
     ("settings", "mode"),
     [({"variance": Fitted()}, "fit_variance"), ({"times": "fitted"}, "fit_schedule")],
 )
-def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, settings, mode):
+def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, tmp_path, settings, mode):
+    experiment = tiny(evaluate=Evaluate(steps=7, **settings))
     with pytest.raises(UserError, match=f"--mode={mode} --steps=7 first"):
-        real(tiny, steps=7, **settings)
+        Evaluator(experiment, data_mesh(), tmp_path)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(0, 0.8), (6, 1.0)])

@@ -20,7 +20,7 @@ from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.settings import Evaluate, MeshShape
-from diffenc.trained import export
+from diffenc.trained import export, weights
 from diffenc.training.train_state import abstract_state
 from diffenc.workdirs.mirror import Mirror
 
@@ -140,6 +140,73 @@ def test_a_disk_that_refuses(experiment, workdir, monkeypatch):
         export.export(experiment, workdir)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not [path for path in workdir.iterdir() if path.name.startswith(".export")]
+
+
+ABOUT = weights.About(
+    "", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0}
+)
+
+
+def _put(folder, value):
+    export.write_folder(folder, {"a": np.full(4, value, np.float32)}, ABOUT, None)
+
+
+def _value(folder):
+    return load_file(folder / "model.safetensors")["a"][0]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    disk, link = tmp_path / "disk" / "kept", tmp_path / "run" / "export"
+    link.parent.mkdir()
+    link.symlink_to(disk, target_is_directory=True)
+    (disk.parent).mkdir()
+    (disk.parent / ".kept.tmp-dead-old").symlink_to(tmp_path)  # of an export that moved links
+    for value in (1, 2, 3):
+        _put(link, value)
+        assert link.is_symlink()
+        assert (_value(link), _value(disk)) == (value, value)
+    assert os.listdir(disk.parent) == ["kept"]
+    assert os.listdir(link.parent) == ["export"]
+
+
+def test_the_folder_one_stands_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    _put(Path("."), 1)
+    assert _value(tmp_path / "here") == 1
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    (tmp_path / ".run[a].tmp-1").mkdir()
+    (tmp_path / ".runa.tmp-1").mkdir()  # of another export, which may be being written
+    _put(tmp_path / "run[a]", 1)
+    assert sorted(os.listdir(tmp_path)) == [".runa.tmp-1", "run[a]"]
+
+
+def test_a_file_in_its_place_is_kept(tmp_path):
+    (tmp_path / "export").write_text("a thesis")
+    with pytest.raises(UserError, match="export: Not a directory; mend that and run"):
+        _put(tmp_path / "export", 1)
+    assert (tmp_path / "export").read_text() == "a thesis"
+    assert os.listdir(tmp_path) == ["export"]
+
+
+def test_what_a_kill_between_two_renamings_left_is_kept_until_the_next_is_whole(tmp_path, monkeypatch):
+    folder, left = tmp_path / "export", tmp_path / ".export.tmp-0badcafe-old"
+    _put(folder, 1)
+    folder.rename(left)
+
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "write", refuse)
+        with pytest.raises(UserError, match="free space there"):
+            _put(folder, 2)
+    assert _value(left) == 1
+    _put(folder, 2)
+    assert os.listdir(tmp_path) == ["export"]
+    assert _value(folder) == 2
 
 
 # Each child dies at another of the calls that change the disk; what it leaves must be whole.
