@@ -6,6 +6,7 @@ MODULE knows the names that the other code gives its parameters, and calls `main
 import argparse
 import hashlib
 import io
+import math
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,31 +25,43 @@ from diffenc.trained import export, weights
 from diffenc.trained.loading import abstract_names
 from diffenc.trained.weights import Arrays
 from diffenc.untrusted import flax_file, safe_npz
+from diffenc.untrusted.flax_file import once
 
 Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
 
 BRANCHES = ("ema_params", "params", "param")  # of a checkpoint, the first that is there
-LARGEST = 1 << 32  # bytes of one array in an .npz
+COPIES = 8  # a checkpoint has parameters, their average and two moments, and each may be in float64
+_HEADER = 1 << 10  # bytes with an array: its name and the like
+_LAST_STEP = 1 << 53
 
 
-def read(path: Path) -> tuple[Arrays, int]:
+def read(path: Path, limit: int) -> tuple[Arrays, int]:
     """The averaged parameters in a file of another program, else its parameters, by their names; and the step, 0 if unknown.
 
     Args:
       path: an .npz, whose names have "/" between their parts, or what flax writes as msgpack.
+      limit: the most bytes that all of it may take, packed and unpacked.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it cannot be read, or holds more.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    found = _npz(path) if zipfile.is_zipfile(path) else flax_file.load(path)
+    _require_within(limit, path.stat().st_size, path)
+    found = _npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
     branches = (f"{branch}/" for branch in BRANCHES)
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
-    step = found.get("step", np.zeros(()))
-    named = {name.removeprefix("params/"): array for name, array in held.items()}
-    return named, int(step) if step.ndim == 0 else 0
+    with reading(path):
+        named = once((name.removeprefix("params/"), array) for name, array in held.items())
+    return named, _step(found.get("step", np.zeros(())), path)
+
+
+def most_bytes(experiment: Experiment) -> int:
+    """What a checkpoint of `experiment`'s model can take: `COPIES` of its parameters, with what stands around them."""
+    leaves = abstract_names(experiment).values()
+    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize + _HEADER for leaf in leaves)
+    return COPIES * parameters + (1 << 20)
 
 
 def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
@@ -77,7 +90,7 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     """
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
-    theirs, step = read(path)
+    theirs, step = read(path, most_bytes(experiment))
     try:
         ours = translate(theirs)
     except ValueError as error:
@@ -130,7 +143,24 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
     return 0
 
 
-def _npz(path: Path) -> Arrays:
+def _npz(path: Path, limit: int) -> Arrays:
     with reading(path), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-    return safe_npz.load(io.BytesIO(path.read_bytes()), str(path), names, LARGEST)
+        names = list(once((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
+        _require_within(limit, sum(member.file_size for member in archive.infolist()), path)
+    return safe_npz.load(io.BytesIO(path.read_bytes()), str(path), names, limit)
+
+
+def _require_within(limit: int, size: int, path: Path) -> None:
+    if size > limit:
+        raise UserError(
+            f"{path}: holds {size:,} bytes, more than the {limit:,} that a checkpoint of this model may: is "
+            "--gin_file that of its run?"
+        )
+
+
+def _step(step: np.ndarray, path: Path) -> int:
+    """The optimiser's step; 0 where there is one for each of several devices. Raises UserError if it is none."""
+    said = step.item() if step.ndim == 0 else 0
+    if not (0 <= said <= _LAST_STEP and said == int(said)):
+        raise UserError(f"{path}: step = {said}: is no number of steps")
+    return int(said)

@@ -2,7 +2,10 @@
 
 import functools
 import hashlib
+import io
 import json
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -94,7 +97,7 @@ def test_the_average_is_taken_and_loads(gin_file, tmp_path, capsys):
 def test_parameters_are_found_wherever_they_stand(tmp_path, write):
     path = tmp_path / "file.npz"
     write(path)
-    found, step = foreign.read(path)
+    found, step = foreign.read(path, 10_000)
     assert step == 0
     assert {name: array.tolist() for name, array in found.items()} == {
         n: a.tolist() for n, a in THEIRS.items()
@@ -159,8 +162,55 @@ def test_files_that_are_none(gin_file, tmp_path, capsys, content):
     assert error.count("\n") == 1
 
 
-def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "LARGEST", 1000)
-    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(1_000_000))
-    with pytest.raises(UserError, match="claims 8,000,128 bytes, more than the 1,000 it may have"):
-        foreign.read(tmp_path / "bomb.npz")
+def test_as_much_is_read_as_a_checkpoint_of_the_model_can_take(tiny, gin_file, tmp_path, capsys):
+    """66 parameters in 6 leaves, 8 times in float32, with 1 KiB for each leaf, and 1 MiB."""
+    limit = foreign.most_bytes(tiny())
+    assert limit == 8 * (66 * 4 + 6 * 1024) + 2**20
+    wide = {name: array.astype(np.float64) for name, array in THEIRS.items()}
+    whole = {
+        "params": _tree(wide),
+        "ema_params": _tree(wide),
+        "opt_state": {"mu": _tree(wide), "nu": _tree(wide)},
+    }
+    assert _main(_flax(tmp_path / "whole", **whole), gin_file, tmp_path / "out") == 0
+    large = _flax(tmp_path / "large", **_tree(THEIRS), more=np.zeros(limit // 8))
+    assert _main(large, gin_file, tmp_path / "new") == 1
+    assert (
+        f"more than the {limit:,} that a checkpoint of this model may: is --gin_file"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    """Each of its arrays is within the limit, and all together are not."""
+    parts = {f"{number}": np.zeros(1000) for number in range(10)}
+    np.savez_compressed(tmp_path / "bomb.npz", **parts)
+    with pytest.raises(UserError, match=r"bomb\.npz: holds 81,280 bytes, more than the 50,000 that"):
+        foreign.read(tmp_path / "bomb.npz", 50_000)
+    assert len(foreign.read(tmp_path / "bomb.npz", 81_280)[0]) == 10
+
+
+@pytest.mark.parametrize("step", [np.nan, -1, 1e30, np.inf, 2.5, 2**53 + 1])
+def test_what_is_no_step(tmp_path, step):
+    with pytest.raises(UserError, match=r"step = .*: is no number of steps"):
+        foreign.read(_flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000)
+
+
+@pytest.mark.parametrize("step", [0, 2**53, 7.0, np.uint64(9), np.array([3, 3])])
+def test_what_is_a_step(tmp_path, step):
+    found = foreign.read(_flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000)[1]
+    assert found == (0 if np.ndim(step) else step)  # one for each device is not asked
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    twice = _flax(tmp_path / "file", params={"params": {"a": np.zeros(2)}, "a": np.ones(2)})
+    with pytest.raises(UserError, match="'a' is there twice"):
+        foreign.read(twice, 10_000)
+    with zipfile.ZipFile(tmp_path / "file.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for value in (0.0, 1.0):
+            buffer = io.BytesIO()
+            np.save(buffer, np.full(2, value))
+            archive.writestr("a.npy", buffer.getvalue())
+    with pytest.raises(UserError, match="'a' is there twice"):
+        foreign.read(tmp_path / "file.npz", 10_000)

@@ -69,6 +69,12 @@ BAD = {
     "records": _array((1,), "f4,f4", b"\0" * 8),
     "another extension": msgpack.packb({"a": msgpack.ExtType(2, msgpack.packb((1.0, 2.0)))}),
     "no triple": msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb([1]))}),
+    "a name twice": b"\x82\xa1a\x01\xa1a\x02",
+    "a path twice": msgpack.packb({"a/b": 1, "a": {"b": 2}}),
+    "a long list": b"\xdd" + (5_000_000).to_bytes(4, "big") + b"\x80" * 5_000_000,
+    "a long map": b"\xdf"
+    + (100_000).to_bytes(4, "big")
+    + b"".join(msgpack.packb(n) + b"\xc0" for n in range(100_000)),
     "deep": b"\x81\xa1a" * 100_000 + b"\xc0",
 }
 
@@ -80,3 +86,18 @@ def test_what_is_none_is_refused_in_a_line(tmp_path, content):
         flax_file.load(path)
     assert str(refused.value).startswith(str(path))
     assert "\n" not in str(refused.value)
+
+
+def _many(empty):
+    """A million of them, in lists of lists of 32, in a megabyte."""
+    for _ in range(4):
+        empty = b"\xdc" + (32).to_bytes(2, "big") + empty * 32
+    return empty
+
+
+@pytest.mark.parametrize("empty", [b"\x80", b"\x90"], ids=["maps", "lists"])
+def test_bytes_that_become_a_hundred_each_are_counted(tmp_path, empty):
+    shape = b"\x93" + _many(empty) + msgpack.packb("float32") + msgpack.packb(b"")
+    for content in (b"\x81\xa1a" + _many(empty), msgpack.packb({"a": msgpack.ExtType(1, shape)})):
+        with pytest.raises(UserError, match="more than 131,072 entries"):
+            flax_file.load(_written(tmp_path, content))
