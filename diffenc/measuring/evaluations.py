@@ -61,6 +61,8 @@ def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, F
         arrays = safe_npz.load(io.BytesIO(data), str(name), TERMS, MOST)
         nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
         nats["total"] = np.sum(list(nats.values()), axis=0)
+        if nats["total"].ndim != 1:
+            raise ValueError("other than [passes, images]")
     except (UserError, KeyError, ValueError) as error:
         raise UserError(f"{name}: cannot be read ({error}); evaluate the run again") from None
     per_bit = nats_per_bit(nats["total"], record, name)
@@ -69,9 +71,9 @@ def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, F
 
 def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path | str) -> float:
     """d ln 2 of images with d dimensions, which must be whole, or `nats` and `record` do not belong together."""
-    if record["bpd"] is None or len(nats) != record["num_images"]:
+    if record["bpd"] is None or len(nats) != record["num_images"] or not np.isfinite(nats).all():
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
-    dims = nats.mean() / (record["bpd"] * math.log(2))
-    if abs(dims - round(dims)) > 1e-6 * dims:
+    dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
+    if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
         raise UserError(f"{name}: is of another evaluation than evaluation.json; evaluate the run again")
     return round(dims) * math.log(2)

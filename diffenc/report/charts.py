@@ -16,6 +16,8 @@ from diffenc.report.shown import minus
 BOX = 1000.0
 WIDE = 8.0  # greatest over least value from which on a logarithmic scale tells more
 MARGIN = 0.05  # of the range, around the curves
+# Power of ten beyond which a value is drawn at the edge: with margins a chart then spans 10^-300 to 10^300.
+EXTREME = 200
 COLOURS, DASHES, MARKS = 8, 4, 4  # as many as style.css has; together they tell 32 runs apart
 
 Scale = Callable[[float], float]
@@ -73,7 +75,8 @@ def chart(
     title: str, x_label: str, y_label: str, curves: Sequence[Curve], from_zero: bool = False
 ) -> Chart | None:
     """None where there is nothing to draw. `from_zero`: linear, and 0 is on the axis, so that areas mean something."""
-    points = [point for curve in curves for point in curve.points]
+    drawn = [_within(curve) for curve in curves]
+    points = [point for curve in drawn for point in curve.points]
     if not points:
         return None
     ys = [point.y for point in points]
@@ -88,7 +91,7 @@ def chart(
         f"{y_label}, log scale" if log else y_label,
         tuple(Tick(round(x(at) / 10, 2), label(at)) for at in ticks(*x_range)),
         tuple(Tick(round(y(at) / 10, 2), label(at)) for at in (log_ticks if log else ticks)(*y_range)),
-        tuple(_drawn(curve, x, y) for curve in curves),
+        tuple(_drawn(curve, x, y) for curve in drawn),
         alt(title, x_label, y_label, curves),
     )
 
@@ -116,7 +119,7 @@ def brief(value: float) -> str:
 
 def label(value: float) -> str:
     """1,500 or 0.25 or 1e−5."""
-    if value == round(value) and 1000 <= abs(value) < 1e6:
+    if 1000 <= abs(value) < 1e6 and value == round(value):
         return minus(f"{value:,.0f}")
     if value and value % 1e5 == 0 and abs(value) >= 1e6:
         return minus(f"{value / 1e6:g}M")
@@ -140,6 +143,17 @@ def log_ticks(low: float, high: float) -> list[float]:
         if len(found) <= 6:
             return found
     return found[:: -(-len(found) // 6)]
+
+
+def _within(curve: Curve) -> Curve:
+    """With sizes from 10^-EXTREME to 10^EXTREME, and 0, so that ranges neither overflow nor vanish."""
+
+    def clip(value: float | None) -> float | None:
+        size = min(max(abs(value or 0.0), 10.0**-EXTREME), 10.0**EXTREME)
+        return math.copysign(size, value) if value else value
+
+    points = (Point(*map(clip, dataclasses.astuple(point))) for point in curve.points)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(curve, points=tuple(points))
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:

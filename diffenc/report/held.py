@@ -6,8 +6,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,15 @@ Record = dict[str, Any]
 
 ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
 MOST = 1 << 28  # bytes of one of them
+PARAMETERS, TERMS = "parameters.txt", "evaluation.npz"
 LATEST = 2**53  # a step
-NEEDED = ("dataset", "split", "num_images", "fingerprint", "T", "passes", "step", "bpd")
+# What a record must have, and of which types.
+Needed = Mapping[str, tuple[type, ...]]
+NEEDED: Needed = {
+    **{"dataset": (str,), "split": (str,), "num_images": (int,), "fingerprint": (str,), "T": (int, str)},
+    **{"passes": (int,), "step": (int,), "bpd": (int, float, NoneType)},
+}
+OF_FIGURES: Needed = {"of": (dict,), "npz": (str, NoneType)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +149,7 @@ class _Reader:
     def text(self, name: str) -> str:
         return (self.data(name) or b"").decode(errors="replace")
 
-    def record(self, name: str, needed: Sequence[str] = ()) -> Record | None:
+    def record(self, name: str, needed: Needed = MappingProxyType({})) -> Record | None:
         """A JSON object; None, with a word on it, where it is damaged."""
         data = self.data(name)
         if data is None:
@@ -151,7 +159,12 @@ class _Reader:
         except UserError:
             return self.odd(f"{name} is no JSON object, and left out.")
         lacking = [key for key in needed if key not in found]
-        return self.odd(f"{name} lacks {', '.join(lacking)}, and is left out.") if lacking else found
+        if lacking:
+            return self.odd(f"{name} lacks {', '.join(lacking)}, and is left out.")
+        wrong = [
+            f"{key} {found[key]!r:.40}" for key, types in needed.items() if type(found[key]) not in types
+        ]
+        return self.odd(f"{name} has {', '.join(wrong)}, and is left out.") if wrong else found
 
     def odd(self, said: str) -> None:
         self.oddities.append(said)
@@ -167,7 +180,7 @@ def _read(reader: _Reader, label: str) -> Held:
         config_text=text,
         rows=_rows(reader),
         evaluation=evaluation,
-        terms=reader.data("evaluation.npz") or b"",
+        terms=_terms(reader, evaluation),
         figures=_figures(reader),
         loss=reader.record(f"{curves.FOLDER}/loss.json"),
         samples=_samples(reader),
@@ -177,6 +190,17 @@ def _read(reader: _Reader, label: str) -> Held:
         starts=tuple(provenance.starts(reader.record(provenance.ENVIRONMENT))),
         oddities=tuple(reader.oddities),
     )
+
+
+def _terms(reader: _Reader, evaluation: Record | None) -> bytes:
+    """As they are, with a word on it where they are not those of the evaluation."""
+    data = reader.data(TERMS) or b""
+    if data and evaluation and number(evaluation["bpd"]) is not None:
+        try:
+            evaluations.terms_by_image(data, evaluation, TERMS)
+        except UserError as error:
+            reader.odd(f"{error}.")
+    return data
 
 
 def _rows(reader: _Reader) -> tuple[Record, ...]:
@@ -227,8 +251,8 @@ def _figures(reader: _Reader) -> dict[str, Filed]:
 
 
 def _figure(reader: _Reader, name: str) -> Filed | None:
-    record = reader.record(f"figures/{name}.json", ("of", "npz"))
-    if record is None or not isinstance(record["of"], dict):
+    record = reader.record(f"figures/{name}.json", OF_FIGURES)
+    if record is None:
         return None
     data = reader.data(f"figures/{name}.npz") if record["npz"] else b""
     if record["npz"] and hashlib.sha256(data or b"").hexdigest() != record["npz"]:
@@ -254,5 +278,7 @@ def _last_step(reader: _Reader, pattern: str) -> int | None:
 
 def _parameters(reader: _Reader, evaluation: Record | None) -> int | None:
     said = number((evaluation or {}).get("num_params"))
-    total = re.search(r"^Total: ([\d,]+)", reader.text("parameters.txt"), re.MULTILINE)
-    return int(said) if said is not None else int(total[1].replace(",", "")) if total else None
+    if said is not None or PARAMETERS not in reader.files:
+        return None if said is None else int(said)
+    total = re.search(r"^Total: (\d[\d,]{,30})(?![\d,])", reader.text(PARAMETERS), re.MULTILINE)
+    return int(total[1].replace(",", "")) if total else reader.odd(f"{PARAMETERS} has no total: left out.")

@@ -50,7 +50,8 @@ def render(runs: Sequence[Held]) -> str:
         script_digest=digest,
         **content(runs),
     )
-    return found.rstrip() + "\n"
+    whole = found.encode(errors="replace").decode()  # JSON can spell half a character, which no file can hold
+    return whole.rstrip() + "\n"
 
 
 def content(runs: Sequence[Held]) -> dict[str, Any]:

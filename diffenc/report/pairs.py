@@ -110,7 +110,7 @@ def _of_seeds(a: Group, b: Group) -> list[Finding]:
 
 def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
     test = found[0]
-    says = [f"{_ahead(a, b, test)} on these images. {_of_images(test.two_sided)}"]
+    says = [f"{_ahead(a, b, test)} on these images. {_of_images(test.two_sided, a.records[0]['num_images'])}"]
     says_not = [
         "Each was trained once. Whether other seeds would come out the same way is not tested: that takes several "
         "runs of each, with seeds of their own."
@@ -119,10 +119,7 @@ def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[l
 
 
 def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
-    tests = {finding.test: finding for finding in found}
-    test = next(
-        (tests[name] for name in ("paired t", "Welch") if tests.get(name) and _known(tests[name])), None
-    )
+    test = _of_every_run(a, b, found)
     says = [f"{_ahead(a, b, test or found[0])}, averaged over seeds. {_of_seeds_said(test)}"]
     fewest = min(len(a.evaluated), len(b.evaluated))
     says_not = [
@@ -133,6 +130,13 @@ def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[li
     return says, says_not
 
 
+def _of_every_run(a: Group, b: Group, found: Sequence[Finding]) -> Finding | None:
+    """The test that the words rest on, which passes no run over: paired only where both have the same seeds."""
+    names = ("paired t", "Welch") if a.totals.keys() == b.totals.keys() else ("Welch",)
+    tests = {finding.test: finding for finding in found if _known(finding)}
+    return next((tests[name] for name in names if name in tests), None)
+
+
 def _ahead(a: Group, b: Group, finding: Finding) -> str:
     size = shown.figure(abs(finding.difference), finding.error).mean
     if finding.difference == 0:
@@ -140,7 +144,9 @@ def _ahead(a: Group, b: Group, finding: Finding) -> str:
     return f"{a.name} is {'lower' if finding.difference < 0 else 'higher'} than {b.name} by {size} bits/dim"
 
 
-def _of_images(p: float | None) -> str:
+def _of_images(p: float | None, num_images: int) -> str:
+    if num_images < 2:
+        return "One image is too few for a test."
     if p is None:
         return "Their images do not vary, so there is no test."
     if p <= ALPHA:

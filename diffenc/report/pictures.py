@@ -118,7 +118,7 @@ def frames(run: int, held: Held) -> tuple[tuple[float, ...], Frames] | str | Non
         return str(filed.record["note"])
     try:
         x, change = (_finite(filed.arrays[name])[:MOST_IMAGES] for name in ("x", "change"))
-        times = tuple(float(t) for t in filed.record["t"])
+        times = tuple(t for t in map(number, filed.record["t"]) if t is not None)
         if not change.size or x.ndim != 4 or change.shape != (len(x), len(times), *x.shape[1:3]):
             raise ValueError("other shapes")
     except (KeyError, TypeError, ValueError):

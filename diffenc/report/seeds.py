@@ -87,7 +87,7 @@ def _config(run: Held) -> object:
 
 
 def _seed(run: Held, place: int) -> int:
-    return int(run.seed) if run.seed.isdecimal() else -1 - place
+    return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - place
 
 
 def _name(runs: Sequence[Held]) -> str:

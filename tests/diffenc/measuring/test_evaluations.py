@@ -42,6 +42,13 @@ def test_terms_are_in_bits_a_dimension():
         (npz(NATS), {"bpd": None}, "holds no finite terms of 3"),
         (npz(NATS), {"num_images": 4}, "holds no finite terms of 4"),
         (npz(NATS), {"bpd": record()["bpd"] * 1.01}, "is of another evaluation"),
+        (npz(NATS), {"bpd": 0.0}, "is of another evaluation"),
+        (npz(NATS), {"bpd": 5e-324}, "is of another evaluation"),
+        (npz(NATS), {"bpd": -record()["bpd"]}, "is of another evaluation"),
+        (npz(dict.fromkeys(TERMS, np.zeros((2, 3)))), {}, "is of another evaluation"),
+        (npz({**NATS, "latent": np.array([[1.0, math.nan, 1.0]])}), {}, "holds no finite terms of 3"),
+        (npz({**NATS, "latent": np.array([[1.0, math.inf, 1.0]])}), {}, "holds no finite terms of 3"),
+        (npz(dict.fromkeys(TERMS, np.ones(3))), {}, "cannot be read"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(data, said, message):

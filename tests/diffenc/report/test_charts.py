@@ -1,5 +1,7 @@
 """Ticks, scales and paths, against places worked out by hand."""
 
+import math
+
 import pytest
 
 from diffenc.report import charts, held
@@ -49,10 +51,17 @@ def test_thirty_two_runs_look_different():
 
 
 @pytest.mark.parametrize(
-    "points", [[(3.0, 2.0)], [(3.0, 0.0)], [(1.0, -5.0), (2.0, -5.0)], [(0.0, 1e-30), (1.0, 1e30)]]
-)
-def test_whatever_is_drawn_lies_in_the_box(points):
-    drawn = charts.chart("T", "x", "y", [line(*points)])
+    "points",
+    [
+        [(3.0, 2.0)], [(3.0, 0.0)], [(1.0, -5.0), (2.0, -5.0)], [(0.0, 1e-30), (1.0, 1e30)],
+        [(0.0, 1e-300), (1.0, 1e300)], [(0.0, -1e308), (1.0, 1e308)], [(0.0, 5e-324), (1.0, 1.0)], [(0.0, 5e-324)],
+        [(0.0, 5e-324), (1.0, 1e-300)], [(0.0, 1.0, 1.0 - 1e308, 1.0 + 1e308), (1.0, 9.0)], [(-1e308, 1.0), (1e308, 2.0)],
+        [(0.0, 1e308, 0.0, math.inf), (1.0, math.inf)], [(0.0, 0.0), (1.0, 5e-324)],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_whatever_is_drawn_lies_in_the_box(points, from_zero):
+    drawn = charts.chart("T", "x", "y", [line(*points)], from_zero)
     assert drawn is not None
     numbers = [
         float(part)
@@ -69,7 +78,7 @@ def test_of_nothing_there_is_no_chart():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (1500.0, "1,500"), (2e6, "2M"), (2.5e6, "2.5M"), (-0.25, "−0.25"), (1e-5, "1e−5"), (200_000.0, "200,000"), (12.0, "12")],
+    [(0.0, "0"), (1500.0, "1,500"), (2e6, "2M"), (2.5e6, "2.5M"), (-0.25, "−0.25"), (1e-5, "1e−5"), (200_000.0, "200,000"), (12.0, "12"), (math.inf, "inf"), (1e308, "1e308")],
 )  # fmt: skip
 def test_labels(value, text):
     assert charts.label(value) == text

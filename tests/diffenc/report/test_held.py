@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.report import held
 
-from .conftest import CONFIG, evaluation, heat_maps, npz, parsed, png, rendered, terms
+from .conftest import CONFIG, evaluation, heat_maps, npz, parsed, png, rendered, terms, text_of
 
 
 def read(workdir):
@@ -87,6 +88,18 @@ def test_an_evaluation_that_is_not_finite(made):
         {"environment.json": b'{"starts": [{"step": 3, "jax": {}}]}'},
         {"dataset.json": b'{"image_shape": 3, "source": 4}'},
         {"parameters.txt": b"\xff Total: x"},
+        {"parameters.txt": b"Total: ,,,", "evaluation.json": b"{"},
+        {"parameters.txt": b"Total: " + b"9" * 5000, "evaluation.json": b"{"},
+        {"config.gin": b"Experiment.seed = " + b"9" * 5000},
+        {"evaluation.json": json.dumps(evaluation(bpd=0)).encode()},
+        {"evaluation.json": json.dumps(evaluation(bpd=10**400, step=10**400)).encode()},
+        {"evaluation.json": json.dumps(evaluation(bpd=5e-324, bpd_se=1e308)).encode()},
+        {"evaluation.json": json.dumps(evaluation(bpd=1e308, bpd_se=1.7e308, bpd_mc_se=5e-324)).encode()},
+        {"evaluation.json": json.dumps(evaluation(dataset="\ud800")).encode()},
+        {"evaluation.npz": npz({**terms(), "latent": np.full((2, 3), np.nan)})},
+        {"metrics.jsonl": b'{"step": 1, "bpd": 1e300}\n{"step": 2, "bpd": 1e-300}\n'},
+        {"metrics.jsonl": b'{"step": 1, "test_bpd": 1, "test_bpd_se": 1e308}\n{"step": 2, "bpd": 5e-324}\n'},
+        {"metrics.jsonl": b"".join(b'{"step": %d, "bpd": 1e308}\n' % step for step in range(400))},
         {"config.gin": b"\xff = \xfe\n"},
     ],
 )
@@ -95,6 +108,37 @@ def test_a_damaged_file_costs_no_more_than_itself(whole, made, files):
         (whole / name).parent.mkdir(exist_ok=True)
         (whole / name).write_bytes(content)
     parsed(rendered(whole, made("plain", said=evaluation(), rows=[{"step": 5, "bpd": 1.0}])))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_images": "3"}, "has num_images '3'"),
+        ({"fingerprint": None}, "has fingerprint None"),
+        ({"bpd": "5", "step": True}, "has step True, bpd '5'"),
+        ({"T": [1]}, "has T [1]"),
+    ],
+)
+def test_facts_of_other_types_are_told_of(made, whole, change, said):
+    other = made("other", config=CONFIG.replace("identity", "trainable"))
+    (other / "evaluation.json").write_text(json.dumps(evaluation(**change)))
+    page = text_of(parsed(rendered(whole, other)).find(".//main"))
+    assert f"evaluation.json {said}, and is left out." in page
+    assert "5.000 bits/dim" in page  # of the whole one
+
+
+def test_a_damaged_total_is_told_of(made):
+    found = read(made("a", files={"parameters.txt": b"Total: ,,,"}))
+    assert (found.parameters, found.oddities) == (None, ("parameters.txt has no total: left out.",))
+    assert read(made("b", files={"parameters.txt": b"Total: 12,345 -- 49,380 bytes\n"})).parameters == 12345
+
+
+def test_terms_that_a_kill_left_are_told_of(made, whole):
+    other = made("other", config=CONFIG.replace("identity", "trainable"), said=evaluation())
+    (other / "evaluation.npz").write_bytes(npz({**terms(), "latent": np.full((2, 3), np.nan)}))
+    page = text_of(parsed(rendered(whole, other)).find(".//main"))
+    assert "other/evaluation.npz: holds no finite terms of 3 images" in page
+    assert "evaluation.npz: holds no finite terms of 3 images; evaluate again." in read(other).oddities
 
 
 def test_arrays_of_another_figure_are_told_of(made):

@@ -1,12 +1,14 @@
 """Which runs are compared, and what is said of them."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from diffenc.report import held, pairs, seeds
 
-from .conftest import CONFIG, evaluation
+from .conftest import BITS, CONFIG, DIMS, evaluation, npz, terms
 
 OTHER = CONFIG.replace("identity", "trainable")
 
@@ -141,3 +143,49 @@ def test_of_many_groups_each_is_compared_with_the_first(made):
     ]
     found = pairs.compared(groups(*workdirs))
     assert [(pair.a, pair.b) for pair in found] == [("r0", f"r{k}") for k in range(1, 7)]
+
+
+def of_seeds(made, name, config, figures):
+    """Workdirs of one config whose bits/dim are `figures`, by seed."""
+    return [
+        made(f"{name}/{seed}", config=config.replace("seed = 0", f"seed = {seed}"), said=evaluation(), plus=bpd - 5.0)
+        for seed, bpd in figures.items()
+    ]  # fmt: skip
+
+
+def test_runs_whose_seed_the_other_lacks_are_not_passed_over(made):
+    ours = {0: 5.0, 1: 5.01, 2: 5.02, 3: 5.0, 4: 5.6, 5: 5.62}
+    theirs = {
+        4: 5.5,
+        5: 5.5,
+        6: 5.51,
+        7: 5.52,
+        8: 5.5,
+        9: 5.51,
+    }  # less for the shared 4 and 5, more on average
+    (found,) = pairs.compared(groups(*of_seeds(made, "a", CONFIG, ours), *of_seeds(made, "b", OTHER, theirs)))
+    both = [list(each.values()) for each in (ours, theirs)]
+    p = stats.ttest_ind(*both, equal_var=False).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    assert found.says[0].startswith("a is lower than b by 0.30 bits/dim")
+    assert f"(Welch, 6 + 6 runs, p\u00a0=\u00a0{p:.2g})" in found.says[0]
+    assert found.says_not[0].startswith("With 6 seeds a test")
+
+
+def test_the_same_seeds_are_told_of_in_pairs(made):
+    ours, theirs = {0: 5.0, 1: 5.1, 2: 5.25}, {2: 5.5, 0: 5.2, 1: 5.25}
+    (found,) = pairs.compared(groups(*of_seeds(made, "a", CONFIG, ours), *of_seeds(made, "b", OTHER, theirs)))
+    p = stats.ttest_rel([5.0, 5.1, 5.25], [5.2, 5.25, 5.5]).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"(paired t, 3 pairs of runs, p\u00a0=\u00a0{p:.2g})" in found.says[0]
+
+
+def test_one_image_is_too_few_for_a_test(made):
+    workdirs = []
+    for name, config, bits in (("a", CONFIG, 2.0), ("b", OTHER, 3.0)):
+        workdirs.append(made(name, config=config))
+        said = evaluation(bpd=3 * bits, num_images=1)
+        (workdirs[-1] / "evaluation.json").write_text(json.dumps(said))
+        nats = np.full((2, 1), bits * DIMS * BITS)
+        (workdirs[-1] / "evaluation.npz").write_bytes(npz(dict.fromkeys(terms(), nats)))
+    (found,) = pairs.compared(groups(*workdirs))
+    assert found.findings[0].difference == pytest.approx(-3.0)
+    assert found.says[0].endswith("on these images. One image is too few for a test.")

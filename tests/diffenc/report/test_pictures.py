@@ -85,6 +85,13 @@ def test_arrays_of_other_shapes_are_told_of(made, change):
     assert found == "figures/heat_maps.npz does not hold the arrays of heat maps."
 
 
+@pytest.mark.parametrize("t", [10**400, None, "x"])
+def test_times_that_are_no_numbers_are_told_of(made, t):
+    record, arrays = heat_maps()
+    found = pictures.frames(0, read(made("a", figures={"heat_maps": ({**record, "t": [0.5, t]}, arrays)})))
+    assert found == "figures/heat_maps.npz does not hold the arrays of heat maps."
+
+
 def test_large_pictures_are_of_fewer_images(made, monkeypatch):
     record, arrays = heat_maps(n=10)
     arrays["change"] = np.random.default_rng(0).normal(size=(10, 2, 40, 40))
