@@ -2,16 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from diffenc.measuring.evaluate import KEYS
+from diffenc.report.held import number
+from diffenc.report.shown import measured
 from diffenc.trained.weights import FILE, About
 
 NAMES = {"bpd": "bits/dim", **{key: f"{key.removeprefix('bpd_')}, bits/dim" for key in KEYS[1:]}}
 
 TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
+CONDITIONAL = "class-conditional-image-generation"
 UNCONDITIONAL = "unconditional-image-generation"
+
+HOW = ("times", "variance", "proposal", "condition", "encoder_condition", "seed")  # a bound was measured
 
 LIMITS = """\
 - Bits/dim are a bound on the negative log-likelihood. They compare with others on the same images (the fingerprint
@@ -22,53 +27,57 @@ LIMITS = """\
 - It draws images like those it was trained on, and has learned whatever is wrong with them."""
 
 
-def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int) -> str:
-    """The card. `evaluation` is what evaluation.json says of these parameters; None if they were not evaluated."""
+def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, told: Mapping[str, Any]) -> str:
+    """The card.
+
+    Args:
+      evaluation: what evaluation.json says of these parameters; None if they were not evaluated.
+      told: what the model is told of an image (`classes.stated`).
+    """
     name = about.dataset["dataset"]
     parts = [
-        _front_matter(about, evaluation),
+        _front_matter(about, evaluation, told),
         f"# A diffusion model of {name}" + f", step {about.step:,}" * bool(about.step),
         _what(about, num_params),
         _section("Use", _use(about)),
         _section("Evaluation", _evaluated(evaluation) if evaluation else _not_evaluated(about)),
         _section("Trained on", _trained_on(about.dataset)),
         _section("Limits", LIMITS),
-        f"<details>\n<summary>Config</summary>\n\n```gin\n{about.config}```\n\n</details>",
+        f"<details>\n<summary>Config</summary>\n\n{_fenced(about.config)}\n\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(about: About, evaluation: Mapping[str, Any] | None) -> str:
+def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapping[str, Any]) -> str:
     """YAML; each value is written as JSON, which is YAML too."""
     lines = [
         "# license: yours to choose, for example apache-2.0",
         "library_name: diffenc",
         f"tags: {json.dumps(TAGS)}",
     ]
-    if not _is_told(about):
-        lines.append(f"pipeline_tag: {UNCONDITIONAL}")
+    task = CONDITIONAL if "condition" in told else UNCONDITIONAL
+    if task == UNCONDITIONAL:  # hubs have no tag for the other
+        lines.append(f"pipeline_tag: {task}")
     if evaluation:
-        lines.append(f"model-index: {json.dumps(_index(about, evaluation))}")
+        lines.append(f"model-index: {json.dumps(_index(about, evaluation, task))}")
     return "\n".join(["---", *lines, "---"])
 
 
-def _index(about: About, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
-    metrics = [{"type": key, "name": NAMES[key], "value": evaluation[key]} for key in KEYS]
-    task = {"type": "class-conditional-image-generation" if _is_told(about) else UNCONDITIONAL}
+    metrics = [
+        {"type": key, "name": NAMES[key], "value": evaluation[key]}
+        for key in KEYS
+        if number(evaluation.get(key)) is not None
+    ]
     name = f"{about.dataset['dataset']}-{about.config_hash[:8]}"
-    return [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
-
-
-def _is_told(about: About) -> bool:
-    """Whether the model is told what an image shows."""
-    return "Model.conditioning = @conditioning.none()" not in about.config
+    return [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
 
 
 def _what(about: About, num_params: int) -> str:
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
     told = "\n".join(f"- {part}: {name}" for part, name in parts)
-    origin = f"\n\nThe parameters come from {about.origin}." if about.origin else ""
+    origin = f"\n\nThe parameters come from {_inline(about.origin)}." if about.origin else ""
     return (
         "A variational diffusion model of images, as in DiffEnc (https://arxiv.org/abs/2310.19789): "
         f"{num_params:,} parameters, written by diffenc {about.code}.\n\n{told}{origin}"
@@ -90,7 +99,7 @@ images = model.sample(16)  # uint8 [16, {shape}]
 def _evaluated(said: Mapping[str, Any]) -> str:
     count, of = said["num_images"], said.get("split_images")
     images = f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
-    terms = ["T", *(key for key in ("times", "variance", "condition") if said.get(key))]
+    terms = ["T", *(key for key in HOW if said.get(key) is not None)]
     how = ", ".join(f"{key} {said[key]}" for key in terms)
     lines = [
         f"Bits/dim of {images} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
@@ -98,14 +107,9 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         "",
         "| | | ± over images | ± Monte Carlo |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {' | '.join(_figures(said, key))} |" for key, name in NAMES.items()),
+        *(f"| {name} | {' | '.join(measured(said, key))} |" for key, name in NAMES.items()),
     ]
     return "\n".join(lines)
-
-
-def _figures(said: Mapping[str, Any], key: str) -> Iterable[str]:
-    values = (said.get(name) for name in (key, f"{key}_se", f"{key}_mc_se"))
-    return ("-" if value is None else f"{value:.4f}" for value in values)
 
 
 def _not_evaluated(about: About) -> str:
@@ -134,3 +138,22 @@ def _trained_on(dataset: Mapping[str, Any]) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
+
+
+def _inline(text: str) -> str:
+    """As code in a line, whatever it holds."""
+    line = " ".join(text.split())
+    ticks = "`" * (_longest_run(line) + 1)
+    pad = " " * ("`" in line)
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _fenced(config: str) -> str:
+    """As a block of code, whatever it holds."""
+    fence = "`" * max(3, _longest_run(config) + 1)
+    return f"{fence}gin\n{config}{fence}"
+
+
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)

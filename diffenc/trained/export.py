@@ -20,9 +20,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 import diffenc
+from diffenc import classes
 from diffenc.configs import describe
 from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh, on_each
+from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.measuring import evaluations
@@ -48,8 +50,8 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     mesh = data_mesh(experiment.mesh)
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
     arrays = on_host(restored.tree["ema"], mesh)
-    images = provenance.dataset_card(experiment, len(experiment.dataset.source("train")))
-    _write(workdir, arrays, about(experiment, restored.step, images))
+    said = about(experiment, restored.step, provenance.trained_on(experiment, workdir))
+    _write(workdir, arrays, said, classes.stated(experiment.model))
     return workdir / FOLDER
 
 
@@ -74,9 +76,9 @@ def code() -> str:
 
 
 @by_main
-def _write(workdir: Path, arrays: Arrays, about: About) -> None:
+def _write(workdir: Path, arrays: Arrays, about: About, told: Mapping[str, Any]) -> None:
     evaluation, name = newest_evaluation(workdir, about), name_of(workdir)
-    write_folder(workdir / FOLDER, arrays, about, evaluation)
+    write_folder(workdir / FOLDER, arrays, about, evaluation, told)
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info(
@@ -85,21 +87,39 @@ def _write(workdir: Path, arrays: Arrays, about: About) -> None:
 
 
 def newest_evaluation(workdir: Path, about: About) -> dict[str, Any] | None:
-    """The last evaluation of the same config and step; None if there is none."""
-    for path in sorted((workdir / "evaluations").glob("*.json"), reverse=True):
-        said = evaluations.parsed(path.read_bytes(), path)
+    """The last evaluation of the same config and step; None if there is none. What cannot be read is warned of."""
+    found = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.stem), reverse=True):
+        try:
+            said = evaluations.parsed(path.read_bytes(), path)
+        except (UserError, OSError) as error:
+            logging.warning("passed over: %s", error)
+            continue
         if (said.get("config_hash"), said.get("step")) == (about.config_hash, about.step):
             return said
     return None
 
 
-def write_folder(folder: Path, arrays: Arrays, about: About, evaluation: Mapping[str, Any] | None) -> None:
-    """Write an export, all or nothing; one that is there is replaced. Raises UserError if the disk refuses."""
+def write_folder(
+    folder: Path,
+    arrays: Arrays,
+    about: About,
+    evaluation: Mapping[str, Any] | None,
+    told: Mapping[str, Any],
+) -> None:
+    """Write an export, all or nothing; one that is there is replaced.
+
+    Args:
+      told: what the model is told of an image (`classes.stated`), for the card.
+
+    Raises:
+      UserError: the disk refuses.
+    """
     num_params = sum(array.size for array in arrays.values())
     with replacing_folder(folder) as temporary:
         weights.write(temporary / FILE, arrays, about)
         atomic.write_text(temporary / CONFIG, about.config)
-        atomic.write_text(temporary / README, card.text(about, evaluation, num_params))
+        atomic.write_text(temporary / README, card.text(about, evaluation, num_params, told))
 
 
 @contextlib.contextmanager

@@ -7,25 +7,24 @@ import argparse
 import hashlib
 import io
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from diffenc import config, registry
+from diffenc import classes, config, registry
 from diffenc.data.paths import one_line, reading
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.interfaces import Dataset
-from diffenc.measuring.evaluate import dataset_name
 from diffenc.trained import export, weights
 from diffenc.trained.loading import abstract_names
 from diffenc.trained.weights import Arrays
 from diffenc.untrusted import flax_file, safe_npz
 from diffenc.untrusted.flax_file import once
+from diffenc.workdirs import provenance
 
 Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
 
@@ -97,20 +96,13 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
         raise UserError(f"{path}: {one_line(error)}") from error
     arrays = adopt(experiment, ours, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    origin = f"{what}: the file {path.name}, SHA-256 {digest}"
-    about = export.about(experiment, step, _kind(experiment.dataset), origin)
-    export.write_folder(output, arrays, about, None)
+    name = os.fsencode(path.name).decode(errors="replace")
+    # which images they saw is not known
+    about = export.about(
+        experiment, step, provenance.kind_of(experiment.dataset), f"{what}: the file {name}, SHA-256 {digest}"
+    )
+    export.write_folder(output, arrays, about, None, classes.stated(experiment.model))
     return sum(array.size for array in arrays.values())
-
-
-def _kind(dataset: Dataset) -> dict[str, Any]:
-    """What is known of a data set whose images need not be there: which of them they saw is not."""
-    return {
-        "dataset": dataset_name(dataset),
-        "image_shape": list(dataset.image_shape),
-        "num_levels": dataset.num_levels,
-        "num_classes": dataset.num_classes,
-    }
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:

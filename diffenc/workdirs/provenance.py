@@ -17,6 +17,7 @@ from diffenc.configs.values import objects_in
 from diffenc.data.sources import source_name, train_identity
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.interfaces import Dataset
 from diffenc.measuring.evaluate import dataset_name
 
 ENVIRONMENT = "environment.json"
@@ -109,15 +110,30 @@ def commit(folder: Path) -> str | None:
     return None if not head else head + ("+" if changed else "")
 
 
+def trained_on(experiment: Experiment, workdir: Path) -> Record:
+    """What a run filed of its data when it started; where it filed nothing of the kind, what the data themselves say."""
+    said = _read(workdir / DATASET)
+    if isinstance(said, dict) and {**said, **kind_of(experiment.dataset)} == said:
+        return said
+    return dataset_card(experiment, len(experiment.dataset.source("train")))
+
+
+def kind_of(dataset: Dataset) -> Record:
+    """A data set's name and kind of images, for which no file of it need be there."""
+    return {
+        "dataset": dataset_name(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+    }
+
+
 def dataset_card(experiment: Experiment, num_train: int) -> Record:
     """What the images are, as far as it is known without reading them."""
     dataset = experiment.dataset
     return {
-        "dataset": dataset_name(dataset),
+        **kind_of(dataset),
         "source": source_name(dataset),
-        "image_shape": list(dataset.image_shape),
-        "num_levels": dataset.num_levels,
-        "num_classes": dataset.num_classes,
         "train_images": num_train,
         "train_identity": train_identity(dataset),
     }

@@ -17,10 +17,14 @@ ABOUT = About(CONFIG, "0123456789abcdef", 12_000, "0.1.0", DATASET)
 EVALUATION = {
     "bpd": 0.36654, "bpd_se": 0.00126, "bpd_mc_se": 0.00031,
     "bpd_reconstruction": 0.01004, "bpd_reconstruction_se": 0.00012,
-    "bpd_latent": 0.0021, "bpd_diffusion": 0.35440, "bpd_diffusion_se": 0.00125, "bpd_diffusion_mc_se": None,
+    "bpd_latent": 0.0021, "bpd_diffusion": 0.35440, "bpd_diffusion_se": 0.00124, "bpd_diffusion_mc_se": None,
     "dataset": "mnist", "split": "test", "num_images": 1000, "split_images": 10_000, "fingerprint": "f00d",
-    "T": "continuous", "passes": 4, "precision": "float32", "step": 12_000,
+    "T": "continuous", "proposal": "uniform", "seed": 0, "passes": 4, "precision": "float32", "step": 12_000,
 }  # fmt: skip
+
+
+def _card(about, evaluation, **told):
+    return card.text(about, evaluation, 8_891_393, told)
 
 
 def _front(text):
@@ -29,7 +33,7 @@ def _front(text):
 
 
 def test_the_front_matter_is_what_hubs_read():
-    front, _ = _front(card.text(ABOUT, EVALUATION, 7))
+    front, _ = _front(_card(ABOUT, EVALUATION))
     assert front["library_name"] == "diffenc"
     assert front["pipeline_tag"] == "unconditional-image-generation"
     assert {"diffenc", "diffusion"} <= set(front["tags"])
@@ -44,18 +48,29 @@ def test_the_front_matter_is_what_hubs_read():
 
 
 def test_each_figure_has_both_errors():
-    text = card.text(ABOUT, EVALUATION, 8_891_393)
-    assert "| bits/dim | 0.3665 | 0.0013 | 0.0003 |\n" in text
-    assert "| reconstruction, bits/dim | 0.0100 | 0.0001 | - |\n" in text
-    assert "| latent, bits/dim | 0.0021 | - | - |\n" in text
+    """A figure to the second digit of its smaller error, each error to its own second."""
+    text = _card(ABOUT, EVALUATION)
+    assert "| bits/dim | 0.36654 | 0.0013 | 0.00031 |\n" in text
+    assert "| reconstruction, bits/dim | 0.01004 | 0.00012 | – |\n" in text
+    assert "| latent, bits/dim | 0.0021 | – | – |\n" in text
+    assert "| diffusion, bits/dim | 0.3544 | 0.0012 | – |\n" in text
     assert (
-        "| diffusion, bits/dim | 0.3544 | 0.0013 | - |\n" in text
-        or "| diffusion, bits/dim | 0.3544 | 0.0012 | - |\n" in text
+        "of 1,000 of the 10,000 images of mnist test, pixels `f00d`:\nT continuous, proposal uniform, seed 0, "
+        "4 pass(es), computed in float32." in text
     )
-    assert (
-        "of 1,000 of the 10,000 images of mnist test, pixels `f00d`:\nT continuous, 4 pass(es), computed in float32."
-        in text
-    )
+
+
+def test_small_figures_keep_their_digits():
+    text = _card(ABOUT, EVALUATION | {"bpd_latent": 0.00023421, "bpd_latent_se": 4.7e-7})
+    assert "| latent, bits/dim | 0.00023421 | 4.7e-7 | – |\n" in text
+
+
+def test_what_is_not_finite_is_no_metric():
+    said = EVALUATION | {"bpd": None, "bpd_latent": float("nan"), "bpd_diffusion": float("inf")}
+    text = _card(ABOUT, said)
+    front, _ = _front(text)
+    assert [one["type"] for one in front["model-index"][0]["results"][0]["metrics"]] == ["bpd_reconstruction"]
+    assert "| bits/dim | not finite | 0.0013 | 0.00031 |\n" in text
 
 
 @pytest.mark.parametrize(
@@ -64,22 +79,27 @@ def test_each_figure_has_both_errors():
         ({"split_images": 1000}, "of all 1,000 images of mnist test"),
         (
             {"T": 100, "times": "fitted", "variance": "upper"},
-            "T 100, times fitted, variance upper, 4 pass(es)",
+            "T 100, times fitted, variance upper, proposal uniform, seed 0, 4 pass(es)",
         ),
-        ({"condition": "class"}, "T continuous, condition class, 4 pass(es)"),
+        ({"condition": "class"}, "proposal uniform, condition class, seed 0, 4 pass(es)"),
+        ({"encoder_condition": "class"}, "proposal uniform, encoder_condition class, seed 0, 4 pass(es)"),
+        (
+            {"proposal": "importance(floor=0.2)", "seed": 7},
+            "proposal importance(floor=0.2), seed 7, 4 pass(es)",
+        ),
     ],
 )
 def test_what_the_figures_are_of_is_said(change, words):
-    assert words in card.text(ABOUT, EVALUATION | change, 7)
+    assert words in _card(ABOUT, EVALUATION | change)
 
 
 def test_an_evaluation_of_before_the_split_was_counted():
     old = {key: value for key, value in EVALUATION.items() if key != "split_images"}
-    assert "of 1,000 images of mnist test" in card.text(ABOUT, old, 7)
+    assert "of 1,000 images of mnist test" in _card(ABOUT, old)
 
 
 def test_the_rest_of_it():
-    _, body = _front(card.text(ABOUT, None, 8_891_393))
+    _, body = _front(_card(ABOUT, None))
     assert body.startswith("\n# A diffusion model of mnist, step 12,000\n")
     for words in (
         "8,891,393 parameters, written by diffenc 0.1.0",
@@ -94,16 +114,43 @@ def test_the_rest_of_it():
 
 
 def test_without_an_evaluation_no_figure_is_claimed():
-    front, body = _front(card.text(ABOUT, None, 7))
+    front, body = _front(_card(ABOUT, None))
     assert "model-index" not in front
     assert "| bits/dim |" not in body
 
 
-def test_a_model_that_is_told_classes_is_not_called_unconditional():
+@pytest.mark.parametrize(
+    ("told", "task"),
+    [
+        ({"condition": "class", "encoder_condition": "class"}, "class-conditional-image-generation"),
+        ({"condition": "class"}, "class-conditional-image-generation"),
+        ({"encoder_condition": "class"}, "unconditional-image-generation"),  # of p(x) still
+    ],
+)
+def test_a_model_whose_network_is_told_classes_is_not_called_unconditional(told, task):
     about = dataclasses.replace(ABOUT, config=CONFIG.replace("none()", "by_class()"))
-    front, _ = _front(card.text(about, EVALUATION, 7))
-    assert "pipeline_tag" not in front
-    assert front["model-index"][0]["results"][0]["task"]["type"] == "class-conditional-image-generation"
+    front, _ = _front(_card(about, EVALUATION, **told))
+    assert front.get("pipeline_tag", "class-conditional-image-generation") == task
+    assert front["model-index"][0]["results"][0]["task"]["type"] == task
+
+
+@pytest.mark.parametrize(
+    ("origin", "shown"),
+    [
+        ("a file [x](http://y) <b>", "`a file [x](http://y) <b>`"),
+        ("a `b`` file", "``` a `b`` file ```"),
+        ("two\n\n# lines", "`two # lines`"),
+    ],
+)
+def test_names_from_elsewhere_are_shown_and_not_obeyed(origin, shown):
+    text = _card(dataclasses.replace(ABOUT, origin=origin), None)
+    assert f"\n\nThe parameters come from {shown}.\n\n" in text
+
+
+def test_a_config_stays_in_its_block():
+    config = CONFIG + "a.b = '\\n````\\n'\n"
+    text = _card(dataclasses.replace(ABOUT, config=config), None)
+    assert f"\n\n`````gin\n{config}`````\n\n</details>" in text
 
 
 def test_parameters_from_elsewhere():
@@ -113,8 +160,8 @@ def test_parameters_from_elsewhere():
         if key not in ("source", "train_images", "train_identity")
     }
     about = dataclasses.replace(ABOUT, origin="somebody: the file x", dataset=dataset, step=0)
-    text = card.text(about, None, 7)
-    assert "The parameters come from somebody: the file x." in text
+    text = _card(about, None)
+    assert "The parameters come from `somebody: the file x`." in text
     assert "- train images: unknown\n" in text
     assert "fingerprint" not in text.partition("## Trained on")[2].partition("## Limits")[0]
     assert "# A diffusion model of mnist\n" in text

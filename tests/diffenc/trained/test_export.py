@@ -19,6 +19,7 @@ from diffenc.checkpoints.checkpoint import Checkpoints
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.files import stores
+from diffenc.report.shown import measured
 from diffenc.settings import Evaluate, MeshShape
 from diffenc.trained import export, weights
 from diffenc.training.train_state import abstract_state
@@ -79,14 +80,51 @@ def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir)
     assert "None of this checkpoint" in card(12)
     of_ten = modes.evaluate(_at(experiment, 10), workdir)
     assert "None of this checkpoint" in card(12), "that was of another step"
-    assert f"| bits/dim | {of_ten['bpd']:.4f} |" in card(10)
+    assert f"| bits/dim | {measured(of_ten, 'bpd')[0]} |" in card(10)
     of_twelve = modes.evaluate(_at(experiment, 12), workdir)
-    assert f"| bits/dim | {of_twelve['bpd']:.4f} |" in card(12)
-    assert f"| bits/dim | {of_ten['bpd']:.4f} |" in card(10), "it is still kept"
+    assert f"| bits/dim | {measured(of_twelve, 'bpd')[0]} |" in card(12)
+    assert f"| bits/dim | {measured(of_ten, 'bpd')[0]} |" in card(10), "it is still kept"
     for path in (workdir / "evaluations").glob("*.json"):
         said = json.loads(path.read_text())
         path.write_text(json.dumps({**said, "config_hash": "another"}))
     assert "None of this checkpoint" in card(12)
+
+
+def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_path, monkeypatch):
+    folder, warned = tmp_path / "evaluations", []
+    folder.mkdir()
+    monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
+    for number in (2, 9999, 10_000):
+        (folder / f"{number:04d}.json").write_text(
+            json.dumps({"config_hash": "", "step": 1, "number": number})
+        )
+    (folder / "10001.json").write_text("{")
+    (folder / "copy of 3.json").write_text("{}")
+    found = export.newest_evaluation(tmp_path, ABOUT)
+    assert found is not None
+    assert found["number"] == 10_000
+    assert len(warned) == 1
+    assert f"{folder}/10001.json: is no JSON" in warned[0]
+
+
+def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir):
+    def said():
+        folder = export.export(experiment, workdir)
+        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+            return json.loads(file.metadata()["diffenc"])["dataset"]
+
+    path = workdir / "dataset.json"
+    filed = json.loads(path.read_text())
+    try:
+        path.write_text(json.dumps({**filed, "train_images": 17}))
+        assert said()["train_images"] == 17
+        for other in (json.dumps({**filed, "train_images": 17, "num_levels": 6}), "[]", "{"):
+            path.write_text(other)
+            assert said() == filed, "the data, of which there are 23"
+        path.unlink()
+        assert said() == filed
+    finally:
+        path.write_text(json.dumps(filed))
 
 
 def test_what_was_trained_in_float32_is_exported_so(experiment, workdir, x64):
@@ -148,7 +186,7 @@ ABOUT = weights.About(
 
 
 def _put(folder, value):
-    export.write_folder(folder, {"a": np.full(4, value, np.float32)}, ABOUT, None)
+    export.write_folder(folder, {"a": np.full(4, value, np.float32)}, ABOUT, None, {})
 
 
 def _value(folder):
@@ -219,7 +257,7 @@ KILLED = """
     about = weights.About("", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0})
 
     def write(folder, value):
-        export.write_folder(folder, {"a": np.full(4, value, np.float32)}, about, None)
+        export.write_folder(folder, {"a": np.full(4, value, np.float32)}, about, None, {})
 
     def dying(call, countdown):
         def step(*args, **options):

@@ -78,8 +78,15 @@ def test_the_average_is_taken_and_loads(gin_file, tmp_path, capsys):
             np.testing.assert_array_equal(array, THEIRS[f"{theirs}/{leaf}"])
     card = (tmp_path / "out" / "README.md").read_text()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert f"The parameters come from somebody: the file checkpoint_7, SHA-256 {digest}." in card
+    assert f"The parameters come from `somebody: the file checkpoint_7, SHA-256 {digest}`." in card
     assert "train images: unknown" in card
+
+
+def test_a_name_that_is_no_text_is_shown(gin_file, tmp_path):
+    file = _flax(tmp_path / "checkpoint", params=_tree(THEIRS))
+    file = file.rename(tmp_path / "a\udcff")  # a byte that is no UTF-8
+    assert _main(file, gin_file, tmp_path / "out") == 0
+    assert "the file a\ufffd, SHA-256" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
