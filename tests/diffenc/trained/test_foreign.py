@@ -191,7 +191,7 @@ def test_as_much_is_read_as_a_checkpoint_of_the_model_can_take(tiny, gin_file, t
 def test_a_bomb_is_not_unpacked(tmp_path):
     """Each of its arrays is within the limit, and all together are not."""
     parts = {f"{number}": np.zeros(1000) for number in range(10)}
-    np.savez_compressed(tmp_path / "bomb.npz", **parts)
+    np.savez_compressed(tmp_path / "bomb.npz", allow_pickle=False, **parts)
     with pytest.raises(UserError, match=r"bomb\.npz: holds 81,280 bytes, more than the 50,000 that"):
         foreign.read(tmp_path / "bomb.npz", 50_000)
     assert len(foreign.read(tmp_path / "bomb.npz", 81_280)[0]) == 10

@@ -74,7 +74,7 @@ BAD = {
     "a long list": b"\xdd" + (5_000_000).to_bytes(4, "big") + b"\x80" * 5_000_000,
     "a long map": b"\xdf"
     + (100_000).to_bytes(4, "big")
-    + b"".join(msgpack.packb(n) + b"\xc0" for n in range(100_000)),
+    + b"".join(b"\xce" + n.to_bytes(4, "big") + b"\xc0" for n in range(100_000)),
     "deep": b"\x81\xa1a" * 100_000 + b"\xc0",
 }
 
