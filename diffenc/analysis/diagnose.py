@@ -189,7 +189,7 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
     progress = Progress("diagnosis", len(passes))
     for visit in passes:
         place, figures = jax.device_get(compiled(params, visit.images, visit.key))
-        image = visit.first + np.flatnonzero(visit.real)
+        image = visit.first + np.arange(np.sum(visit.real))
         for name, values in figures.items():
             mean = result.setdefault(name, ImageMeans(len(passes.source), places))
             mean.add(image, place[visit.real], values[visit.real].astype(np.float64))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffenc.configs import describe
 from diffenc.data.batches import epoch_order, eval_batches
@@ -192,21 +192,23 @@ def over_images(subject: Subject, source: Source, log_snrs: Grid, measure: Measu
         params = jax.tree.map(in_precision, subject.params["encoder"])
         batches = list(_batches(source, subject.experiment.model.conditioning, mesh))
         progress = Progress(task, len(batches) * len(log_snrs))
-        for images, count in batches:
+        for images, real in batches:
             each = []
             for log_snr in log_snrs:
                 each.append(jax.device_get(compiled(params, images, jnp.asarray(log_snr))))
                 progress()
-            rows.append(jax.tree.map(lambda *parts, count=count: np.stack(parts, axis=1)[:count], *each))
+            rows.append(jax.tree.map(lambda *parts, real=real: np.stack(parts, axis=1)[real], *each))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 
-def _batches(source: Source, conditioning: Conditioning, mesh: Mesh) -> Iterator[tuple[Images, int]]:
-    """The images, split over the devices; and how many of each batch are not filling."""
+def _batches(
+    source: Source, conditioning: Conditioning, mesh: Mesh
+) -> Iterator[tuple[Images, Bool[np.ndarray, " b"]]]:
+    """The images, split over the devices; and which of each batch are not filling."""
     devices = mesh.devices.size
     size = -(-min(BATCH, len(source)) // devices) * devices
     for batch, weight in eval_batches(source, size, rows_here(mesh, size)):
-        yield images_to_devices(batch, conditioning, mesh), int(weight.sum())
+        yield images_to_devices(batch, conditioning, mesh), weight > 0
 
 
 def places(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:

@@ -138,6 +138,14 @@ def test_the_same_seed_draws_the_same_for_every_model(measure):
         assert (one.terms[term] != other.terms[term]).all()
 
 
+@pytest.mark.parametrize("batch_size", [3, 4, 12, 13])
+def test_few_images_in_a_large_batch_have_times_all_over(measure, batch_size):
+    """Three of them, in order of time: each within its third of [0, 1), up to a place of the batch."""
+    t = measure(Drawn, batch_size, num_images=3, passes=20).terms["reconstruction"]
+    gaps = np.diff(np.sort(t, axis=1), axis=1)
+    np.testing.assert_allclose(gaps, 1 / 3, atol=1 / batch_size + 1e-6 if batch_size % 3 else 1e-6)
+
+
 def test_times_per_image_are_averaged(measure):
     """A uniform time has variance 1/12, the mean of 16 of them 1/192."""
     for times in (1, 16):
