@@ -4,9 +4,14 @@ import time
 
 from absl import logging
 
+from diffenc.devices import ctrl_c
+
 
 class Progress:
-    """Call it after each part of a task: it logs how far the task is, `every` seconds at most."""
+    """Call it after each part of a task: it logs how far the task is, `every` seconds at most.
+
+    Raises KeyboardInterrupt if Ctrl-C came and was lost.
+    """
 
     def __init__(self, task: str, total: int, every: float = 10.0):
         self._task = task
@@ -16,6 +21,7 @@ class Progress:
         self._start = self._shown = time.monotonic()
 
     def __call__(self) -> None:
+        ctrl_c.check()
         self._done += 1
         now = time.monotonic()
         if now - self._shown >= self._every and self._done < self._total:

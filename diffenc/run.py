@@ -18,7 +18,7 @@ from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
 from diffenc.configs import describe
-from diffenc.devices import distributed
+from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
@@ -122,6 +122,7 @@ _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind,
 def run(arguments: Sequence[str]) -> None:
     """The program; see the module's flags."""
     show_log_lines_plainly()
+    ctrl_c.note()
     try:
         if arguments[1:]:
             raise UserError(f"{arguments[1]!r} is no flag; give --gin_file=FILE, and put a binding in quotes")

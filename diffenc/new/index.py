@@ -25,7 +25,10 @@ class Index:
         return "\n".join([f'"""{self.doc}"""', *([""] if body else []), *body, ""])
 
     def with_class(self, module: str, name: str) -> "Index":
-        """The same with one more plugin."""
+        """The same with one more plugin. Raises UserError if another module has a class of that name."""
+        for other, names in self.classes.items():
+            if name in names and other != module:
+                raise UserError(f"{other} has a class {name} too: choose a name that is not spelt almost so")
         known = self.classes.get(module, ())
         return dataclasses.replace(self, classes={**self.classes, module: tuple(sorted({*known, name}))})
 

@@ -29,29 +29,35 @@ from diffenc.testing import (
 
 Check = Callable[..., None]
 
+_OF_KIND: Mapping[str, tuple[Check, ...]] = {
+    "encoder": encoders.CHECKS,
+    "schedule": schedules.CHECKS,
+    "parameterization": parameterizations.CHECKS,
+    "mean": means.CHECKS,
+    "network": networks.CHECKS,
+    "conditioning": conditionings.CHECKS,
+    "variance": variances.CHECKS,
+    "proposal": proposals.CHECKS,
+    "dataset": datasets.CHECKS,
+    "features": features.CHECKS,
+    "optimizer": optimizers.CHECKS,
+    "writer": writers.CHECKS,
+}
+
 CHECKS: Mapping[str, tuple[Check, ...]] = {
-    kind: (*any_plugin.CHECKS, *module.CHECKS)
-    for kind, module in {
-        "encoder": encoders,
-        "schedule": schedules,
-        "parameterization": parameterizations,
-        "mean": means,
-        "network": networks,
-        "conditioning": conditionings,
-        "variance": variances,
-        "proposal": proposals,
-        "dataset": datasets,
-        "features": features,
-        "optimizer": optimizers,
-        "writer": writers,
-    }.items()
+    kind: (*any_plugin.CHECKS, *checks) for kind, checks in _OF_KIND.items()
 }
 
 
 def check(plugin: Any, **given: Any) -> None:
-    """All checks of the plugin's kind, for where there is no pytest. Raises AssertionError at the first that fails."""
-    any_plugin.is_registered(plugin)
-    for each in CHECKS[any_plugin.kind_of(plugin)]:
+    """All checks of the plugin's kind, for where there is no pytest; `given` is for those of encoders and networks.
+
+    Raises:
+      AssertionError: at the first that fails.
+    """
+    for each in any_plugin.CHECKS:
+        each(plugin)
+    for each in _OF_KIND[any_plugin.kind_of(plugin)]:
         each(plugin, **given)
 
 

@@ -107,7 +107,7 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
             "log_snr_max = 8.0 must be greater than log_snr_min = 9.0",
         ),
         (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
-        (["--mode=export"], "--mode=export: no such mode"),
+        (["--mode=exprot"], "--mode=exprot: no such mode"),
         (["more.gin"], "'more.gin' is no flag"),
         (["--steps=9"], "--steps is not for --mode=train: it is T"),
         (["--x64"], "--x64 is not for --mode=train"),

@@ -100,6 +100,14 @@ def test_a_macro_defined_by_itself_is_refused():
     assert refuses(said) == "run.gin:1: Experiment.steps = %A: the macro 'A' is defined by itself"
 
 
+def test_macros_that_multiply_each_other_are_refused_before_they_fill_the_memory():
+    """A billion values from ten short lines."""
+    said = [from_file("A0", (1,) * 10)]
+    said += [from_file(f"A{k}", (Macro(f"A{k - 1}"),) * 10) for k in range(1, 9)]
+    message = refuses([*said, from_file("Experiment.steps", Macro("A8"))])
+    assert message == "run.gin:1: more than 100,000 values, with all macros written out"
+
+
 VISITS = [("", "Experiment"), ("", "schedule.linear"), ("a", "network.unet"), ("b/c", "network.unet")]
 
 

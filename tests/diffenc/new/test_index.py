@@ -64,3 +64,10 @@ def test_what_would_get_lost_is_refused(text):
 def test_what_is_no_python_is_refused():
     with pytest.raises(UserError, match=r"^here:2: is no Python"):
         index.read("a = 1\nb = = 2\n", "here")
+
+
+def test_two_modules_have_no_class_of_one_name():
+    known = index.Index("Doc.", {"a.my_blur": ("MyBlur",)})
+    with pytest.raises(UserError, match=r"a\.my_blur has a class MyBlur too"):
+        known.with_class("a.my__blur", "MyBlur")
+    assert known.with_class("a.my_blur", "MyBlur") == known

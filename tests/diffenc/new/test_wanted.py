@@ -23,7 +23,7 @@ def test_every_kind_has_its_templates(kind):
     )
     assert f'testing.CHECKS["{kind}"]' in wanted.text("test.py", module="a.brand_new")
     assert "from a.brand_new import BrandNew\n" in wanted.text("test.py", module="a.brand_new")
-    assert f"@{kind}.brand_new()\n" in wanted.text("plugin.gin")
+    assert f"@{kind}.brand_new()" in wanted.text("plugin.gin")
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("encoder", "encoders"), ("features", "features")])
@@ -37,7 +37,7 @@ def test_a_kind_has_a_folder(kind, folder):
         (
             "encodr",
             "my_blur",
-            r"no kind of plugin is called 'encodr'; nearest: encoder; kinds: encoder, .*optimizer$",
+            r"no kind of plugin is called 'encodr'; nearest: encoder; kinds: encoder, .*writer$",
         ),
         ("encoder", "my-blur", r"NAME 'my-blur': must be a letter, then .* as my_blur$"),
         ("encoder", "1st", "must be a letter"),

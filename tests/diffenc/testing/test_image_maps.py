@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import registry, testing
 from diffenc.testing import image_maps as checks
+from diffenc_plugins.encoders import Identity
 
 FOUR = jnp.arange(4.0).reshape(4, 1, 1, 1)
 
@@ -172,3 +174,20 @@ def test_a_check_refuses_its_own_fault(check, plugin, says):
 
 def test_every_check_has_a_fault():
     assert {check for check, _, _ in FAULTS} == set(checks.CHECKS)
+
+
+def test_all_checks_of_a_kind_are_run_on_images_of_a_given_shape():
+    shapes = set()
+
+    @dataclasses.dataclass(frozen=True)
+    class Noting(Identity):
+        """Notes what it is given."""
+
+        def apply(self, params, x, log_snr, *, condition=None, keys=None):
+            shapes.add(x.shape[1:])
+            return super().apply(params, x, log_snr, condition=condition, keys=keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.encoders._classes, "noting", Noting)
+        testing.check(Noting(), image_shape=(4, 6, 1))
+    assert shapes == {(4, 6, 1)}
