@@ -85,7 +85,7 @@ class Settings:
           UserError: with the place of the first binding at fault.
         """
         self._said = [_with_full_names(binding) for binding in said]
-        self._values = 0  # of the binding that macros are written out in
+        self._written_out = 0  # values of the binding that macros are written out in
         self._in_effect = {binding.key: binding for binding in self._said}
         for macro in self._mentioned_macros():
             self._macro(macro)
@@ -146,8 +146,8 @@ class Settings:
 
     def _inlined(self, value: Any, user: Binding, path: tuple[str, ...] = ()) -> Any:
         """`value` without macros; what is %gin.REQUIRED stays."""
-        self._values += 1
-        if self._values > MOST_VALUES:  # ten macros of ten times the one before would fill any memory
+        self._written_out += 1
+        if self._written_out > MOST_VALUES:  # ten macros of ten times the one before would fill any memory
             raise user.error(f"more than {MOST_VALUES:,} values, with all macros written out")
         if isinstance(value, list | tuple):
             return type(value)(self._inlined(item, user, path) for item in value)
@@ -163,7 +163,7 @@ class Settings:
     def _fitted(self, binding: Binding) -> Any:
         """The binding's value as its field holds it."""
         hint = names.fields_of(names.classes()[binding.selector])[binding.field].hint
-        self._values = 0
+        self._written_out = 0
         value = self._inlined(binding.value, binding)
         try:
             for part in parts(value):

@@ -1,6 +1,7 @@
 """Checks of encoders and networks alike: each refuses a plugin with its own fault."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -176,18 +177,18 @@ def test_every_check_has_a_fault():
     assert {check for check, _, _ in FAULTS} == set(checks.CHECKS)
 
 
-def test_all_checks_of_a_kind_are_run_on_images_of_a_given_shape():
-    shapes = set()
+@dataclasses.dataclass(frozen=True)
+class Noting(Identity):
+    """Notes the shapes that it is given."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Noting(Identity):
-        """Notes what it is given."""
+    shapes: ClassVar[set[tuple[int, ...]]] = set()
 
-        def apply(self, params, x, log_snr, *, condition=None, keys=None):
-            shapes.add(x.shape[1:])
-            return super().apply(params, x, log_snr, condition=condition, keys=keys)
+    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+        self.shapes.add(x.shape[1:])
+        return super().apply(params, x, log_snr, condition=condition, keys=keys)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.encoders._classes, "noting", Noting)
-        testing.check(Noting(), image_shape=(4, 6, 1))
-    assert shapes == {(4, 6, 1)}
+
+def test_all_checks_of_a_kind_are_run_on_images_of_a_given_shape(monkeypatch):
+    monkeypatch.setitem(registry.encoders._classes, "noting", Noting)
+    testing.check(Noting(), image_shape=(4, 6, 1))
+    assert Noting.shapes == {(4, 6, 1)}
