@@ -20,14 +20,14 @@ def _stand_in_for_tensorflow() -> None:
     module = types.ModuleType(
         name, "Stands in for clu's TensorFlow writer; see diffenc.workdirs.clu_writers."
     )
-    module.__dict__["SummaryWriter"] = _tensorboard_writer
+    module.__dict__["SummaryWriter"] = _not_here
     sys.modules[name] = module
 
 
-def _tensorboard_writer(logdir: Any) -> Any:
-    from diffenc.workdirs.writers import TensorboardWriter  # which needs this module first
-
-    return TensorboardWriter(logdir)
+def _not_here(logdir: Any) -> Any:
+    raise ImportError(
+        "clu's own writer of event files needs TensorFlow; diffenc.workdirs.writers has one that does not"
+    )
 
 
 _stand_in_for_tensorflow()
