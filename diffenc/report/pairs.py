@@ -151,19 +151,19 @@ def _of_images(p: float | None, num_images: int) -> str:
         return "Their images do not vary, so there is no test."
     if p <= ALPHA:
         return (
-            f"The difference is more than which images were drawn explains (p\u00a0=\u00a0{shown.p_value(p)}): of these two "
+            f"The difference is more than which images were drawn explains ({shown.p_stated(p)}): of these two "
             "trained models, it would likely have the same sign on other images of this kind."
         )
-    return f"Which images were drawn may explain the difference (p\u00a0=\u00a0{shown.p_value(p)})."
+    return f"Which images were drawn may explain the difference ({shown.p_stated(p)})."
 
 
 def _of_seeds_said(test: Finding | None) -> str:
     if test is None:
         return "Too few seeds for a test."
-    p = shown.p_value(test.two_sided)
+    p = shown.p_stated(test.two_sided)
     if test.two_sided is not None and test.two_sided <= ALPHA:
-        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, p\u00a0=\u00a0{p})."
-    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, p\u00a0=\u00a0{p})."
+        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, {p})."
+    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, {p})."
 
 
 def _known(finding: Finding) -> bool:

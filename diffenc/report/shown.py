@@ -57,6 +57,12 @@ def p_value(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
+def p_stated(value: float | None) -> str:
+    """p = 0.59, or p < 0.0001, that no line is broken in."""
+    text = p_value(value)
+    return ("p " if text.startswith("<") else "p = ").replace(" ", "\u00a0") + text.replace(" ", "\u00a0")
+
+
 def short(fingerprint: Any) -> str:
     """The beginning of a digest."""
     return str(fingerprint)[:16]

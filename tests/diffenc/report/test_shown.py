@@ -29,6 +29,11 @@ def test_p_values(p, text):
     assert shown.p_value(p) == text
 
 
+def test_p_is_stated_with_one_sign():
+    assert shown.p_stated(0.0375) == "p\u00a0=\u00a00.037"
+    assert shown.p_stated(1e-7) == "p\u00a0<\u00a00.0001"
+
+
 def test_commands_can_be_pasted():
     made = shown.command("runs/it's mine", "figures", 'figures.only = ("a",)')
     assert shlex.split(made) == ["python", "-m", "diffenc.run", "--workdir=runs/it's mine", "--mode=figures", '--gin_bindings=figures.only = ("a",)']  # fmt: skip
