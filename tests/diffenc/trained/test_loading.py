@@ -184,8 +184,8 @@ def test_it_is_of_the_precision_asked_for(workdir, loose, x64):
 
 
 def test_what_is_fitted_is_found_beside_a_workdir_alone(workdir, loose):
-    for path in (workdir, loose):
-        with pytest.raises(UserError, match="fit_schedule"):
+    for path, told in ((workdir, "--mode=fit_schedule"), (loose, "stay in the run's workdir: load that")):
+        with pytest.raises(UserError, match=told):
             diffenc.load(path, allow_imports=TESTS).sample(2, times="fitted")
 
 
