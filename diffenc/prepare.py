@@ -20,6 +20,7 @@ from typing import Any
 
 from diffenc import registry
 from diffenc.bars import Bars
+from diffenc.command import status_of
 from diffenc.data import digests, download, image_folder, manifest, recipe, shards, tfds_folder
 from diffenc.data.manifest import Manifest
 from diffenc.data.paths import Download, data_directory, one_line, plain_name
@@ -220,18 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
     registry.discover()
-    try:
-        print(prepare(_asked(given)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that may not be written to
-        print(f"error: {one_line(error)}; mended, the same command goes on", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(
+        lambda: print(prepare(_asked(given))),
+        "interrupted; the same command goes on",
+        lambda error: f"{one_line(error)}; mended, the same command goes on",
+    )
 
 
 def _require_none(name: str) -> None:

@@ -32,13 +32,14 @@ from absl import logging
 from rich.console import Console
 
 from diffenc import config
+from diffenc.command import status_of
 from diffenc.configs.describe import config_text
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from experiments import benchmark_host, benchmark_shown, benchmark_steps
 from experiments.benchmark_subject import Settings, Subject
-from experiments.command import start_up, status_of
+from experiments.command import start_up
 
 PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "step": benchmark_steps.step,

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from diffenc import config, plots
 from diffenc.analysis import k_sample, likelihood
+from diffenc.command import status_of
 from diffenc.data.batches import epoch_order
 from diffenc.data.sources import require_same_images, some_of
 from diffenc.devices.sharding import data_mesh
@@ -40,7 +41,7 @@ from diffenc.workdirs import fits
 from diffenc.workdirs.same_run import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds_shown import Bits, Results, figures, plot, table, table_beside
-from experiments.command import start_up, status_of
+from experiments.command import start_up
 
 STEPS = (5, 10, 25, 50, 100, 250, 1000)
 

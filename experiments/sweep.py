@@ -21,12 +21,13 @@ from pathlib import Path
 
 from absl import logging
 
+from diffenc.command import status_of
 from diffenc.errors import UserError
 from diffenc.progress import duration
 from diffenc.settings import check_seed
 from diffenc.workdirs import workdir
 from experiments import compared
-from experiments.command import STOPPED, start_up, status_of
+from experiments.command import STOPPED, start_up
 from experiments.on_slurm import executor_of, on_slurm, parse_options
 from experiments.runs import TASKS, Run, Task, left, runs_of
 from experiments.side_by_side import Job, shares, work_through

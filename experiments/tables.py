@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from diffenc.command import status_of
 from diffenc.errors import UserError
 from experiments import sweep, table_of_components, table_of_distances, table_of_others
 from experiments.collected import Line, lines_of
-from experiments.command import STOPPED, start_up, status_of
+from experiments.command import STOPPED, start_up
 from experiments.paper import TABLES
 from experiments.runs import TASKS, Task
 from experiments.scale import Scale

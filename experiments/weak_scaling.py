@@ -23,6 +23,7 @@ from typing import Any
 from absl import logging
 
 from diffenc import config
+from diffenc.command import status_of
 from diffenc.devices.sharding import arranged
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
@@ -31,7 +32,7 @@ from diffenc.training.train_state import abstract_state, count_parameters
 from experiments import weak_scaling_paper
 from experiments.benchmark import PACKAGES, cpu_model
 from experiments.benchmark_subject import work_of_share
-from experiments.command import start_up, status_of
+from experiments.command import start_up
 from experiments.launch import local
 from experiments.weak_scaling_paper import CLUSTERS, Row
 from experiments.weak_scaling_shown import page

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffenc import registry
-from diffenc.errors import UserError
+from diffenc.command import status_of
 from diffenc.new import places
 from diffenc.new.wanted import Wanted
 from diffenc.new.writing import write
@@ -51,18 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
     registry.discover()
-    try:
-        print(new(given.kind, given.name, given.package))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a folder that may not be read
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(
+        lambda: print(new(given.kind, given.name, given.package)),
+        "interrupted; nothing was written",
+        lambda error: f"{error.strerror or error}: {error.filename or 'no file named'}",
+    )
 
 
 if __name__ == "__main__":

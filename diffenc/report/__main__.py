@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffenc.command import status_of
 from diffenc.errors import UserError
 from diffenc.files import atomic
 
@@ -47,16 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="where the page goes")
     asked = parser.parse_args(arguments)
-    try:
-        size = write(asked.workdirs, asked.output)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"{asked.output}: {size:,} bytes")
-    return 0
+    return status_of(lambda: print(f"{asked.output}: {write(asked.workdirs, asked.output):,} bytes"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from diffenc import classes, config, registry
+from diffenc.command import status_of
 from diffenc.data.paths import one_line, reading
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
@@ -125,14 +125,13 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
     """The command line; returns the exit status."""
     given = parse(description, argv)
     registry.discover()
-    try:
+
+    def perform() -> None:
         experiment = config.load(given.gin_file, given.gin_bindings)
         count = convert(given.file, experiment, given.output, translate, what)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
-    return 0
+        print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
+
+    return status_of(perform)
 
 
 def _npz(path: Path, limit: int) -> Arrays:

@@ -1,0 +1,35 @@
+"""What the programs beside `diffenc.run` tell the shell in the end."""
+
+import sys
+from collections.abc import Callable
+
+from diffenc.devices.interrupts import Interrupted
+from diffenc.errors import UserError
+
+
+def status_of(
+    perform: Callable[[], object],
+    interrupted: str = "interrupted",
+    told: Callable[[OSError], str] = str,
+) -> int:
+    """The exit status of `perform()`; what stops it is told in one line.
+
+    Args:
+      interrupted: what to say after Ctrl-C or SIGTERM.
+      told: what to say of a disk, or a folder, that refuses.
+    """
+    try:
+        perform()
+    except Interrupted as signalled:
+        print(interrupted, file=sys.stderr)
+        return 128 + signalled.signum
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        return 1
+    return 0
