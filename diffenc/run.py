@@ -122,28 +122,9 @@ _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind,
 def run(arguments: Sequence[str]) -> None:
     """The program; see the module's flags."""
     show_log_lines_plainly()
-    ctrl_c.note()
     try:
-        if arguments[1:]:
-            raise UserError(f"{arguments[1]!r} is no flag; give --gin_file=FILE, and put a binding in quotes")
-        registry.discover()
-        if _LIST.value:
-            print(listing())
-            return
-        perform = _choose_mode(_MODE.value)
-        _meet_others(_MODE.value)
-        if _DATA_DIR.value:
-            os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
-        with gin_files(_GIN_FILE.value, _WORKDIR.value) as files:
-            experiment = config.load(files, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value))
-        if _X64.value:
-            _refuse_to_train(_MODE.value, "--x64", "training is in float32")
-            if describe.precision(experiment) == "bfloat16":
-                raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
-            jax.config.update("jax_enable_x64", True)
-        enable_cache()
-        with distributed.not_waiting_for_the_lost():
-            perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
+        with ctrl_c.noted():
+            _run(arguments)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
@@ -153,6 +134,29 @@ def run(arguments: Sequence[str]) -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if arguments[1:]:
+        raise UserError(f"{arguments[1]!r} is no flag; give --gin_file=FILE, and put a binding in quotes")
+    registry.discover()
+    if _LIST.value:
+        print(listing())
+        return
+    perform = _choose_mode(_MODE.value)
+    _meet_others(_MODE.value)
+    if _DATA_DIR.value:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
+    with gin_files(_GIN_FILE.value, _WORKDIR.value) as files:
+        experiment = config.load(files, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value))
+    if _X64.value:
+        _refuse_to_train(_MODE.value, "--x64", "training is in float32")
+        if describe.precision(experiment) == "bfloat16":
+            raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
+        jax.config.update("jax_enable_x64", True)
+    enable_cache()
+    with distributed.not_waiting_for_the_lost():
+        perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
 
 
 @contextlib.contextmanager

@@ -4,23 +4,34 @@ An exception raised in a destructor or in a callback of the garbage collector, o
 ignored. Who works for long calls `check` now and then.
 """
 
+import contextlib
 import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 _noted = threading.Event()
 
 
-def note() -> None:
-    """From now on Ctrl-C is noted, and raises KeyboardInterrupt as ever; where it means something else it stays so."""
-    unchanged = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if unchanged and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _raise)
-        sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """While entered Ctrl-C is noted, and raises KeyboardInterrupt as ever; where it means something else it stays so."""
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    show = sys.unraisablehook
+    signal.signal(signal.SIGINT, _raise)
+    sys.unraisablehook = functools.partial(_show, show)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _noted.clear()  # the one that ended the work, and must not end what this process does next
 
 
 def check() -> None:
