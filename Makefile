@@ -36,7 +36,7 @@ test: check
 	$(BIN)/python -m pytest -m "not slow and not docs" -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS="$${XLA_FLAGS-}" $(BIN)/python -m pytest -m slow
 
 test-docs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m docs -n 2 --dist load

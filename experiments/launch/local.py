@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
-from experiments.signals import Signals
-from experiments.tied import tied
+from experiments.launch.signals import Signals
+from experiments.launch.tied import tied
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone

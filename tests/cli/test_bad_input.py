@@ -160,7 +160,7 @@ def test_an_encoder_that_cannot_be_built(fails, bindings, message):
 
 
 def test_a_batch_that_the_devices_cannot_share(fails):
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    four = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     message = fails(bind("Experiment.batch_size = 6"), ELSEWHERE, env=four)
     assert message == "Experiment.batch_size = 6 does not divide evenly over 4 devices: take a multiple of 4"
     message = fails(bind("evaluate.batch_size = 6"), ELSEWHERE, env=four)

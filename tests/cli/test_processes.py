@@ -17,7 +17,7 @@ SPLIT = ["mesh.fsdp = 2", "mesh.rules = (('*/w', 0), ('*/b', 1))"]
 MORE = [*LONGER, "Experiment.steps = 58"]
 ENDLESS = ["Experiment.steps = 1_000_000", "Experiment.checkpoint_every = 100", "Experiment.log_every = 50"]
 TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"}
+EIGHT = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 
 
 def _arguments(gin: Path, workdir: Path, bindings: list[str]) -> list[str]:

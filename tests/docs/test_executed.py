@@ -41,7 +41,6 @@ def environment(folder: Path) -> dict[str, str]:
         "DIFFENC_DATA": str(folder / "data"),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "docs"),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "COLUMNS": "100",
     }
     return {**os.environ, **given}

@@ -18,14 +18,12 @@ SHORT = [
     *(f"Experiment.{name} = 2" for name in ("steps", "sample_every", "evaluate_every")),
     *("sample.steps = 2", "evaluate.passes = 2", "network.unet.channels = 8"),
 ]
-# Nearly all of a run of two steps is compilation, which this halves.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def python(arguments, folder, path=()):
     """Run Python in `folder`, with `path` before this checkout."""
     search = os.pathsep.join([*map(str, path), str(ROOT)])
-    env = {**os.environ, "PYTHONPATH": search, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_TO_COMPILE}
+    env = {**os.environ, "PYTHONPATH": search, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -6,8 +6,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from experiments import benchmark_subject
-from experiments.benchmark_subject import Settings, Subject
+from experiments.benchmark.subject import Settings, Subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Mixed:
 @pytest.fixture(autouse=True)
 def cached(monkeypatch):
     """The tests' own cache makes their compilation quick."""
-    monkeypatch.setattr(benchmark_subject, "uncached", contextlib.nullcontext)
+    monkeypatch.setattr("experiments.benchmark.subject.uncached", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")

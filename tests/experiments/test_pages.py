@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep, tables
-from experiments.collected import lines_of
-from experiments.runs import runs_of
+from experiments.sweep import __main__ as sweep
+from experiments.sweep.runs import runs_of
+from experiments.tables import __main__ as tables
+from experiments.tables.collected import lines_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -68,7 +68,7 @@ def expected() -> list[str]:
 
 
 def test_eight_devices_see_the_batches(expected):
-    said = _said(_run({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}))
+    said = _said(_run({"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}))
     assert said[:-1] == expected
     assert said[-1] == f"{BATCH} {94 * BATCH}"
 

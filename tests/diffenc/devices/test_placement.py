@@ -127,7 +127,7 @@ print(json.dumps([found, split, sum(leaf.size for leaf in jax.tree.leaves(state.
 
 def crossing(fsdp: int) -> tuple[dict[str, list[int]], list[int], int]:
     """Operation -> scalars that each one gives a device; sizes of the parameters that are split; of all together."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     process = subprocess.run(
         [sys.executable, "-c", CROSSING, str(fsdp)],
         env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True,

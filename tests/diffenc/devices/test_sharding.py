@@ -89,7 +89,7 @@ print(sorted(set(re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-s
 
 def _on_four(program: str, *arguments: Path | str) -> str:
     """Standard output of a Python program that has four devices."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     process = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env=os.environ | {"XLA_FLAGS": flags},

@@ -1,0 +1,91 @@
+"""Tables 2 to 7: total, latent, diffusion and reconstruction loss, with the paper's rows and every comparison."""
+
+from collections.abc import Iterator, Sequence
+
+from diffenc.measuring.significance import welch_from_errors
+from experiments.sweep import compared, summary
+from experiments.sweep.runs import TASKS
+from experiments.sweep.shown import Page, Sheet
+from experiments.sweep.summary import COMPONENTS
+from experiments.tables import collected, paper
+from experiments.tables.collected import Line
+
+BASELINE = "VDMv"
+
+
+def page(table: int, lines: Sequence[Line]) -> Page:
+    """Of `lines`, as far as they have been evaluated.
+
+    Raises:
+      UserError: figures are of different images, or measured differently.
+    """
+    summaries = [line.summary for line in lines]
+    summary.require_alike(summaries)
+    beside = same_images(lines)
+    facts = (
+        *summary.facts(summaries),
+        *collected.how_published(lines),
+        *_of_paper(table, lines, beside),
+        *collected.missing(lines, TASKS),
+    )
+    return Page(title(table), facts, tuple(_sheets(lines, beside)))
+
+
+def title(table: int) -> str:
+    return f"Table {table} of DiffEnc (arXiv:2310.19789)"
+
+
+def same_images(lines: Sequence[Line]) -> bool:
+    """Whether all that has been evaluated is of the paper's images."""
+    return all(
+        collected.of_published_images(line.row.dataset, record)
+        for line in lines
+        for record in collected.records([line])
+    )
+
+
+def _of_paper(table: int, lines: Sequence[Line], beside: bool) -> Iterator[str]:
+    published = paper.images_of(lines[0].row.dataset)
+    if not beside:
+        yield f"the paper's figures are of {published}; these images are others, so its rows are left out"
+        return
+    if not all(map(collected.all_of_test, lines)):
+        yield f"the paper's figures are of the whole test split of {published}"
+    yield from paper.notes(table)
+
+
+def _sheets(lines: Sequence[Line], beside: bool) -> Iterator[Sheet]:
+    yield Sheet("table", "Bits/dim, mean ± standard error over seeds", _HEADS, tuple(_rows(lines, beside)))
+    pairs = list(against_baseline(lines))
+    ours, tests = compared.sheets(
+        (a.summary, b.summary) for a, b in pairs if a.summary.seeds and b.summary.seeds
+    )
+    if ours.rows:
+        yield ours
+    theirs = tuple(compared.finding_row(*_of_pair(a, b)) for a, b in pairs if beside)
+    if theirs or tests.rows:
+        yield compared.tests_sheet((*tests.rows, *theirs))
+
+
+_HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")
+
+
+def _rows(lines: Sequence[Line], beside: bool) -> Iterator[tuple]:
+    for line in lines:
+        of = line.row.model, line.row.noise
+        yield *of, "here", *summary.cells(line.summary)
+        if beside:
+            yield *of, "paper", *paper.cells(line.row)
+
+
+def against_baseline(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
+    """Each other model with the VDMv of the same noise."""
+    baselines = {line.row.noise: line for line in lines if line.row.model.startswith(BASELINE)}
+    for line in lines:
+        baseline = baselines.get(line.row.noise)
+        if baseline is not None and line is not baseline:
+            yield line, baseline
+
+
+def _of_pair(a: Line, b: Line) -> tuple:
+    return f"{a.row.name} − {b.row.name}, paper", welch_from_errors(a.row.total, b.row.total)

@@ -1,0 +1,141 @@
+"""What experiments.weak_scaling found, as a page in Markdown."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.weak_scaling.paper import BYTES, SOURCES, Row
+
+Figures = dict[str, Any]
+
+SENT = f"""\
+Bytes are those of the collectives' results; {BYTES} for each parameter would be {{:,}}. Gradients that are equal are sent once:
+those of two biases that are added up, as at a block's shortcut. The three terms of the loss go along."""
+VIRTUAL = """\
+Virtual devices share the cores of this machine: N of them do N times the work with the same cores. So the last column
+compares images a second: 1 means that splitting, synchronising and summing cost nothing beside the work itself, and more
+that one device alone does not keep the cores busy. It says nothing of networks between devices."""
+REAL = """\
+The last column is images a second over N times those of one device."""
+PAPER = f"""\
+    compute    = FLOPs an image x images a device / (peak x share)
+    all-reduce = 2 (N - 1) / N x bytes / bandwidth, level by level
+    efficiency = compute / (compute + exposed)
+
+FLOPs are those of convolutions and matrix products (`diffenc.planning.flops`), peaks those of `diffenc.planning.peaks`, the share of the
+peak is `plan.share`. Bytes are {BYTES} for each parameter. A torus has a ring along each axis at once: two links of a chip
+for an axis that closes (slices of whole 4x4x4 cubes), else one. Nodes of GPUs first reduce within, over NVLink, then an
+eighth each over the network. "In turn": nothing is sent while computing (exposed = all-reduce), which is what a single
+all-reduce after the whole gradient does. "At once": all that can be is hidden (exposed = all-reduce - compute, or
+none). "For 95 %": images a device with which the former reaches 95 %. Left out: latency, stragglers, input, and what
+hardware loses of its data sheet."""
+
+
+def page(figures: Figures, rows: Sequence[Row]) -> str:
+    """All of it.
+
+    Args:
+      figures: of `experiments.weak_scaling.measure`.
+      rows: on paper.
+    """
+    parts = [
+        "# Weak scaling",
+        "The images of a batch grow with the devices: each has as many as ever. Made by the command below.",
+        *measured(figures),
+        *on_paper(figures["paper"], rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def measured(figures: Figures) -> Iterator[str]:
+    """The part that was measured."""
+    points, real = figures["points"], figures["points"][0]["platform"] != "cpu"
+    yield "## Measured"
+    yield "\n".join(
+        [
+            f"- date: {figures['date']}",
+            f"- command: `{figures['command']}`",
+            f"- devices: {'' if real else 'virtual, '}{points[0]['device']} ({points[0]['platform']})",
+            f"- host: {figures['cpu']}, {figures['cores']} cores usable",
+            "- versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
+            f"- run: {figures['run']}, {figures['images']} images a device, {points[0]['parameters']:,} parameters",
+            *([f"- {figures['remark']}"] if figures["remark"] else []),
+        ]
+    )
+    heading = ("devices", "batch", "step (quartiles)", "images/s", "collectives", "bytes", "efficiency")
+    yield table(heading, [point_row(point, points[0], real) for point in points])
+    yield SENT.format(BYTES * points[0]["parameters"])
+    yield REAL if real else VIRTUAL
+
+
+def point_row(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
+    """A line of the table, beside the first one's."""
+    low, middle, high = 1e3 * np.quantile(point["seconds"], (0.25, 0.5, 0.75))
+    kinds = Counter(kind for kind, _ in point["sent"])
+    return (
+        str(point["devices"]),
+        str(point["batch_size"]),
+        f"{middle:.4g} ms ({low:.4g} .. {high:.4g})",
+        f"{rate(point):,.4g}",
+        ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none",
+        f"{sum(size for _, size in point['sent']):,}",
+        f"{efficiency(point, first, real):.3f}",
+    )
+
+
+def rate(point: Figures) -> float:
+    """Images a second."""
+    return point["batch_size"] / float(np.median(point["seconds"]))
+
+
+def efficiency(point: Figures, first: Figures, real: bool) -> float:
+    """Images a second, of a device where each has hardware of its own, over those of the first point."""
+    grown = point["devices"] / first["devices"] if real else 1
+    return rate(point) / rate(first) / grown
+
+
+def on_paper(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
+    """The part that was computed."""
+    yield "## On paper"
+    yield PAPER
+    yield (
+        f"`{paper['run']}`: {paper['flops_per_image'] / 1e9:,.4g} GFLOPs an image, {paper['parameters']:,} parameters, "
+        f"{paper['images']} images a device, {paper['share']:.0%} of the peak."
+    )
+    heading = (
+        "machine",
+        "devices",
+        "batch",
+        "compute",
+        "all-reduce",
+        "in turn",
+        "at once",
+        "images/s",
+        "for 95 %",
+    )
+    yield table(heading, [paper_row(row) for row in rows])
+    yield "Sources:\n\n" + "\n".join(f"- {source}" for source in SOURCES)
+
+
+def paper_row(row: Row) -> tuple[str, ...]:
+    """A line of the table."""
+    devices = row.cluster.devices
+    return (
+        row.cluster.name,
+        str(devices),
+        f"{devices * row.images:,}",
+        f"{1e3 * row.compute:.3g} ms",
+        f"{1e3 * row.all_reduce:.3g} ms",
+        f"{row.efficiency:.1%}",
+        f"{row.efficiency_hidden:.1%}",
+        f"{row.images_per_second:,.0f}",
+        str(row.enough),
+    )
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown; the first column to the left, the others to the right."""
+    rule = ("---", *("--:" for _ in heading[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, rule, *rows))
