@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ ALIKE = (
     *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
     *("precision", "matmul_precision", "step"),
 )
+
+# What a record must have, and of which types.
+Needed = Mapping[str, tuple[type, ...]]
+NEEDED: Needed = {
+    **{"dataset": (str,), "split": (str,), "num_images": (int,), "fingerprint": (str,), "T": (int, str)},
+    **{"passes": (int,), "step": (int,), "bpd": (int, float, NoneType)},
+}
 
 MOST = 1 << 30  # bytes of the terms of all images
 
@@ -39,6 +47,24 @@ def parsed(data: bytes, name: Path | str) -> dict[str, Any]:
         return found
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: is no JSON ({error}); delete it, and evaluate the run again") from None
+
+
+def fault(record: Record, needed: Needed = NEEDED) -> str | None:
+    """`lacks KEY` or `has KEY VALUE`, of what `record` has not, or has of another type; None if it is whole."""
+    lacking = [key for key in needed if key not in record]
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    wrong = [f"{key} {record[key]!r:.40}" for key, types in needed.items() if type(record[key]) not in types]
+    return f"has {', '.join(wrong)}" if wrong else None
+
+
+def number(value: Any) -> float | None:
+    """`value`, if it is a finite number."""
+    try:
+        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from diffenc.configs import describe
 from diffenc.data.versions import UNKNOWN
+from diffenc.measuring.evaluations import number
 from diffenc.measuring.significance import Finding
 from diffenc.report import shown
 from diffenc.report.curves import SPLITS
-from diffenc.report.held import Held, Record, number
+from diffenc.report.held import Held, Record
 from diffenc.report.pairs import Pair
 from diffenc.report.seeds import Group
 from diffenc.rounding import rounded

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from diffenc.report.held import Held, Record, number
+from diffenc.measuring.evaluations import number
+from diffenc.report.held import Held, Record
 
 MOST_POINTS = 150  # of a curve: more rows are averaged in stretches
 MOST_OF_RECORD = 400  # of a curve that was filed whole

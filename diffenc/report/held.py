@@ -4,9 +4,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from types import MappingProxyType, NoneType
 from typing import Any
@@ -17,6 +16,7 @@ from diffenc.configs import describe
 from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.measuring import evaluations
+from diffenc.measuring.evaluations import NEEDED, Needed, number
 from diffenc.untrusted import safe_npz
 from diffenc.workdirs import curves, provenance
 from diffenc.workdirs.same_run import CONFIG
@@ -28,12 +28,6 @@ ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
 MOST = 1 << 28  # bytes of one of them
 PARAMETERS, TERMS = "parameters.txt", "evaluation.npz"
 LATEST = 2**53  # a step
-# What a record must have, and of which types.
-Needed = Mapping[str, tuple[type, ...]]
-NEEDED: Needed = {
-    **{"dataset": (str,), "split": (str,), "num_images": (int,), "fingerprint": (str,), "T": (int, str)},
-    **{"passes": (int,), "step": (int,), "bpd": (int, float, NoneType)},
-}
 OF_FIGURES: Needed = {"of": (dict,), "npz": (str, NoneType)}
 
 
@@ -158,13 +152,8 @@ class _Reader:
             found = evaluations.parsed(data, name)
         except UserError:
             return self.odd(f"{name} is no JSON object, and left out.")
-        lacking = [key for key in needed if key not in found]
-        if lacking:
-            return self.odd(f"{name} lacks {', '.join(lacking)}, and is left out.")
-        wrong = [
-            f"{key} {found[key]!r:.40}" for key, types in needed.items() if type(found[key]) not in types
-        ]
-        return self.odd(f"{name} has {', '.join(wrong)}, and is left out.") if wrong else found
+        fault = evaluations.fault(found, needed)
+        return found if fault is None else self.odd(f"{name} {fault}, and is left out.")
 
     def odd(self, said: str) -> None:
         self.oddities.append(said)
@@ -233,15 +222,6 @@ def _row(line: bytes) -> Record | None:
         return None
     values = {str(key): number(value) for key, value in said.items()}
     return {key: value for key, value in values.items() if value is not None} | {"step": step}
-
-
-def number(value: Any) -> float | None:
-    """`value`, if it is a finite number."""
-    try:
-        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def _figures(reader: _Reader) -> dict[str, Filed]:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from diffenc import plots
 from diffenc.images import grid, to_uint8
-from diffenc.report.held import Filed, Held, number
+from diffenc.measuring.evaluations import number
+from diffenc.report.held import Filed, Held
 from diffenc.rounding import rounded
 
 MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames

@@ -11,8 +11,8 @@ from diffenc.configs import describe
 from diffenc.data.sources import require_same_images
 from diffenc.errors import UserError
 from diffenc.measuring import evaluations
-from diffenc.measuring.evaluations import ALIKE, Record
-from diffenc.report.held import Held, number
+from diffenc.measuring.evaluations import ALIKE, Record, number
+from diffenc.report.held import Held
 
 SEED = "Experiment.seed"
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffenc.report.held import number
+from diffenc.measuring.evaluations import number
 from diffenc.rounding import Figure, rounded
 
 NONE = "–"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffenc.measuring.evaluate import KEYS
-from diffenc.report.held import number
+from diffenc.measuring.evaluations import number
 from diffenc.report.shown import measured
 from diffenc.trained.weights import FILE, About
 

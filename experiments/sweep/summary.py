@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,17 @@ from jaxtyping import Float
 from diffenc.data.sources import require_same_images, subject
 from diffenc.errors import UserError
 from diffenc.measuring import evaluations
-from diffenc.measuring.evaluations import ALIKE, COMPONENTS
+from diffenc.measuring.evaluations import ALIKE, COMPONENTS, NEEDED, Needed
 from diffenc.rounding import MISSING, Figure, rounded
 from experiments.sweep.shown import Sheet
 
 Record = Mapping[str, Any]
+# What a row of a table is made of.
+ROW: Needed = {
+    **NEEDED,
+    **dict.fromkeys(COMPONENTS.values(), (int, float, NoneType)),
+    **{"num_params": (int,), "precision": (str,)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +70,26 @@ class Summary:
 
 def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
     """Of `workdirs`, which are by seed, those that hold an evaluation."""
-    found = {seed: record for seed in sorted(workdirs) if (record := read(workdirs[seed])) is not None}
+    found = {
+        seed: record for seed in sorted(workdirs) if (record := read(workdirs[seed], needed=ROW)) is not None
+    }
     return Summary(name, {seed: workdirs[seed] for seed in found}, found)
 
 
-def read(workdir: Path, name: str = "evaluation") -> dict[str, Any] | None:
+def read(workdir: Path, name: str = "evaluation", needed: Needed = NEEDED) -> dict[str, Any] | None:
     """What WORKDIR/NAME.json says; None if it is not there.
 
     Raises:
-      UserError: it is no JSON.
+      UserError: it is no JSON, or lacks what is needed.
     """
     path = workdir / f"{name}.json"
-    return evaluations.parsed(path.read_bytes(), path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = evaluations.parsed(path.read_bytes(), path)
+    fault = evaluations.fault(found, needed)
+    if fault:
+        raise UserError(f"{path} {fault}; delete it, and evaluate the run again")
+    return found
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffenc.configs import describe
 from diffenc.fid.fid import features_of, of_sampling
+from diffenc.measuring.evaluations import Needed
 from diffenc.registry import features
 from diffenc.rounding import MISSING, Figure
 from experiments.sweep import summary
@@ -27,12 +28,14 @@ ALIKE = (
     *("matmul_precision", "kid_images", "kid_block"),
 )
 
+NEEDED: Needed = {"metric": (str,), "distances": (list,), "images": (dict,)}
+
 Measured = tuple[int, str]  # number of samples, split
 
 
 def compared(run: Run) -> bool:
     """Whether its last distances are those that its config asks for, of its last step."""
-    record, experiment = summary.read(run.workdir, "fid"), run.experiment
+    record, experiment = summary.read(run.workdir, "fid", NEEDED), run.experiment
     if record is None:
         return False
     settings = experiment.fid
@@ -79,7 +82,7 @@ def page(lines: Sequence[Line]) -> Page:
 
 def _records(line: Line) -> list[tuple[Path, Record]]:
     done = [run.workdir for run in line.runs if compared(run)]
-    return [(workdir, summary.read(workdir, "fid") or {}) for workdir in done]
+    return [(workdir, summary.read(workdir, "fid", NEEDED) or {}) for workdir in done]
 
 
 def _of_published(line: Line, record: Record) -> bool:

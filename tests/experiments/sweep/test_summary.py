@@ -132,3 +132,25 @@ def test_what_is_stated(evaluated):
         assert part in stated
     workdir = evaluated("b", 0, nats(0, passes=1), evaluate=Evaluate(passes=1))
     assert "not known from one pass" in "\n".join(summary.facts([summary.summarise("b", {0: workdir})]))
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"bpd_latent": "0.1"}, "has bpd_latent '0.1'"),
+        ({"step": True, "num_images": 13.0}, "has num_images 13.0, step True"),
+    ],
+)
+def test_what_no_evaluation_writes_is_told(evaluated, said, fault):
+    workdir = evaluated("a", 0, nats(0), said)
+    with pytest.raises(UserError) as told:
+        summary.summarise("a", {0: workdir})
+    assert str(told.value) == f"{workdir / 'evaluation.json'} {fault}; delete it, and evaluate the run again"
+
+
+def test_what_lacks_its_parts_is_told(tmp_path):
+    atomic.write_json(tmp_path / "evaluation.json", {"bpd": 1.0, "T": 10})
+    with pytest.raises(
+        UserError, match=r"evaluation.json lacks dataset, split, .*, num_params, precision; delete"
+    ):
+        summary.summarise("a", {0: tmp_path})

@@ -35,7 +35,7 @@ if mode == "train":
     open(folder + "/META.json", "w").close()
 else:
     record = {
-        "bpd": 2.0, "T": "continuous", "split": "test", "num_images": 7, "passes": int(bound["evaluate.passes"]),
+        "bpd": 2.0, "T": "continuous", "dataset": "d", "fingerprint": "f", "split": "test", "num_images": 7, "passes": int(bound["evaluate.passes"]),
         "times_per_image": 1, "batch_size": 8, "seed": 0, "proposal": "uniform",
         "precision": "float32", "step": int(bound["Experiment.steps"]),
     }
