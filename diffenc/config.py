@@ -1,5 +1,6 @@
 """gin files and bindings to an experiment. No other module imports gin."""
 
+import contextlib
 import functools
 import importlib
 import tokenize
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from gin import config as gin_state
 from gin import config_parser
 
 import diffenc
@@ -26,7 +28,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str]) -> Experiment:
     """The experiment that the files, in their order, and then the bindings describe.
 
     Plugins must have registered themselves before (`registry.discover`), or do so in a module that a
-    file imports. gin's global configuration is replaced.
+    file imports. gin's own configuration, one a process, stays as it is.
 
     Raises:
       UserError: anything at fault in files or bindings, with its place.
@@ -229,16 +231,31 @@ def _syntax_error(text: str, file: str | None, line: int, message: str) -> UserE
 
 def _build(selector: str, lines: Sequence[str], given: Mapping[str, Any]) -> Any:
     """Let gin construct what `selector` names from bindings that have been checked, and the fields `given`."""
-    gin.clear_config()  # unlocks it too
     _visits.clear()
-    _register_all()
-    gin.parse_config(list(lines))
+    with _empty_gin():
+        _register_all()
+        gin.parse_config(list(lines))
+        try:
+            return gin.get_configurable(selector)(**given)
+        except UserError as error:  # gin has appended the stack of its calls
+            raise UserError(str(error).splitlines()[0]) from None
+        except RecursionError:
+            raise UserError("the references of this config lead back to themselves") from None
+
+
+@contextlib.contextmanager
+def _empty_gin() -> Iterator[None]:
+    """gin has one configuration a process, which may be that of a program that uses diffenc: it gets it back."""
+    parts = gin_state._CONFIG, gin_state._SINGLETONS, gin_state._IMPORTS, gin_state._OPERATIVE_CONFIG
+    before, locked = [part.copy() for part in parts], gin.config_is_locked()
+    gin.clear_config()  # unlocks it too
     try:
-        return gin.get_configurable(selector)(**given)
-    except UserError as error:  # gin has appended the stack of its calls
-        raise UserError(str(error).splitlines()[0]) from None
-    except RecursionError:
-        raise UserError("the references of this config lead back to themselves") from None
+        yield
+    finally:
+        gin.clear_config()
+        for part, held in zip(parts, before, strict=True):
+            part.update(held)
+        gin_state._set_config_is_locked(locked)
 
 
 def _register_all() -> None:

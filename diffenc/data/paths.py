@@ -39,11 +39,25 @@ def plain_name(name: str, key: str) -> str:
 
 
 def cache_directory(name: str) -> Path:
-    """The folder for things of one kind in the per-user cache: $XDG_CACHE_HOME, else ~/.cache."""
+    """The folder for things of one kind in the per-user cache: $XDG_CACHE_HOME, else ~/.cache.
+
+    Raises:
+      UserError: there is neither that nor a home folder.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if not cache.is_absolute():  # the XDG specification has relative paths ignored
-        cache = Path.home() / ".cache"
+        cache = _home() / ".cache"
     return cache / "diffenc" / name
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # as of a container's user whom no list of users has
+        raise UserError(
+            "this user has no home folder: set $XDG_CACHE_HOME to a folder for caches and data sets; --data_dir and "
+            "$DIFFENC_DATA name one for data sets alone"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)

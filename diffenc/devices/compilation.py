@@ -12,6 +12,7 @@ import jax
 from absl import logging
 
 from diffenc.data.paths import cache_directory
+from diffenc.errors import UserError
 from diffenc.progress import duration
 
 HIT = "/jax/compilation_cache/cache_hits"  # an event that JAX records
@@ -28,7 +29,7 @@ def enable_cache() -> None:
     try:
         folder = cache_directory("xla")
         _check_writable(folder)
-    except (OSError, RuntimeError) as error:  # the latter: there is no home folder
+    except (OSError, UserError) as error:  # the latter: there is no home folder
         logging.warning("what is compiled is not kept for the next run: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

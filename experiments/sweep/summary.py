@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -153,7 +154,12 @@ def images(record: Record) -> str:
 
 def _monte_carlo(records: Sequence[Record]) -> str:
     errors = [record["bpd_mc_se"] for record in records if record.get("bpd_mc_se") is not None]
-    return f"at most {max(errors):.1g} in a run's total" if errors else "not known from one pass"
+    return f"at most {_not_below(max(errors))} in a run's total" if errors else "not known from one pass"
+
+
+def _not_below(value: float) -> Decimal:
+    """`value` to two digits, rounded up: what is at most `value` is at most this."""
+    return Context(prec=2, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
 
 
 def sheet(summaries: Sequence[Summary], title: str = "Bits/dim") -> Sheet:

@@ -301,3 +301,23 @@ def test_gin_alone_makes_the_same_of_a_config(small):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert config.load([small], bindings) == pickle.loads(done.stdout)
+
+
+@gin.configurable
+def somebodys_function(x=1):
+    return x
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_gin_configuration_of_another_program_stays_as_it_is(small, locked):
+    gin.clear_config()
+    gin.bind_parameter("somebodys_function.x", 42)
+    if locked:
+        gin.finalize()
+    said = gin.config_str()
+    config.load([small], [])
+    with pytest.raises(UserError):
+        config.load([small], ["Experiment.steps = 'many'"])
+    assert (somebodys_function(), gin.config_str(), gin.config_is_locked()) == (42, said, locked)
+    gin.clear_config()
+    assert somebodys_function() == 1

@@ -1,3 +1,4 @@
+import pwd
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DIFFENC_DATA", "~/sets")
     assert paths.data_directory() == tmp_path / "sets"
+
+
+def test_who_has_no_home_folder_is_told_where_to_name_one(monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("HOME", "DIFFENC_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(
+        UserError, match=r"no home folder: set \$XDG_CACHE_HOME .* --data_dir and \$DIFFENC_DATA"
+    ):
+        paths.data_directory()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is compiled ahead, what is said of it, and where it is kept."""
 
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_the_cache_lies_beside_that_of_the_data(configured, tmp_path, told):
     assert configured["jax_compilation_cache_dir"] == str(tmp_path / "cache" / "diffenc" / "xla")
     assert paths.cache_directory("xla").is_dir()
     assert told == []
+
+
+def test_without_a_home_folder_nothing_is_kept_and_that_is_told(configured, monkeypatch, told):
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    compilation.enable_cache()
+    assert configured["jax_compilation_cache_dir"] is None
+    (line,) = told
+    assert "is not kept for the next run: this user has no home folder" in line
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,16 @@ def test_the_bootstrap_over_both_is_that_of_all_draws(monkeypatch):
     assert len(significance.resampled_means(differences, np.random.default_rng(0))) == significance.RESAMPLES
 
 
+def test_the_bootstrap_over_both_draws_the_same_images_for_every_seed():
+    of_images = np.array(
+        [0.0, 6.0, -6.0, 3.0]
+    )  # alike for all seeds, so images drawn anew for each would average out
+    differences = of_images + np.array([[0.0], [0.1], [-0.1]])
+    means = (weights(3) @ differences @ weights(4).T).ravel()
+    found = significance.over_seeds_and_images(differences)
+    assert found.error == pytest.approx(means.std(), rel=0.05)
+
+
 def test_of_one_seed_or_one_image_nothing_can_be_drawn():
     one_seed = significance.over_seeds_and_images(np.array([[1.0, 2.0]]))
     one_image = significance.over_images(np.array([[1.0], [2.0]]))

@@ -1,6 +1,7 @@
 """Mean and error over seeds, from the files that evaluation leaves."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -127,9 +128,11 @@ def test_what_is_stated(evaluated):
         "12 steps",
         "T continuous",
         "2 pass(es)",
-        f"at most {error:.1g}",
     ):
         assert part in stated
+    bound = re.search(r"at most (\S+) in a run's total", stated)
+    assert bound is not None
+    assert error <= float(bound[1]) < 1.1 * error
     workdir = evaluated("b", 0, nats(0, passes=1), evaluate=Evaluate(passes=1))
     assert "not known from one pass" in "\n".join(summary.facts([summary.summarise("b", {0: workdir})]))
 
@@ -154,3 +157,19 @@ def test_what_lacks_its_parts_is_told(tmp_path):
         UserError, match=r"evaluation.json lacks dataset, split, .*, num_params, precision; delete"
     ):
         summary.summarise("a", {0: tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("errors", "bound"),
+    [
+        ((0.006053, 0.0057), "0.0061"),
+        ((0.0149,), "0.015"),
+        ((0.0064,), "0.0064"),
+        ((0.02, 0.02), "0.02"),
+        ((1.51,), "1.6"),
+    ],
+)
+def test_no_run_has_more_than_the_error_said_to_be_the_most(evaluated, errors, bound):
+    workdirs = {k: evaluated("a", k, nats(k), {"bpd_mc_se": error}) for k, error in enumerate(errors)}
+    facts = summary.facts([summary.summarise("a", workdirs)])
+    assert facts[-1].endswith(f"at most {bound} in a run's total")
