@@ -1,5 +1,7 @@
-"""What the programs beside `diffenc.run` tell the shell in the end."""
+"""What programs tell the shell, and whoever reads them."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -33,3 +35,12 @@ def status_of(
         print(f"error: {told(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def say(text: str) -> None:
+    """Print `text`. A reader who has enough, as `head` has, ends the program without a word."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
+        sys.exit(128 + signal.SIGPIPE)

@@ -17,6 +17,7 @@ from diffenc import config, modes, registry
 from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
+from diffenc.command import say
 from diffenc.configs import describe
 from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
@@ -141,7 +142,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError(f"{arguments[1]!r} is no flag; give --gin_file=FILE, and put a binding in quotes")
     registry.discover()
     if _LIST.value:
-        print(listing())
+        say(listing())
         return
     perform = _choose_mode(_MODE.value)
     _meet_others(_MODE.value)
@@ -265,7 +266,7 @@ def help_text() -> str:
 def main() -> None:
     """The program, as a command."""
     if {"-h", "--help", "-help", "--helpshort"} & set(sys.argv[1:]):
-        print(help_text())
+        say(help_text())
         return
     app.run(run)
 

@@ -23,7 +23,7 @@ def refuse_other_config(
     saved = workdir / CONFIG
     if not saved.is_file():
         return
-    text = saved.read_text(encoding="utf-8")
+    text = saved.read_text(encoding="utf-8", errors="replace")  # a damaged one differs
     differing = describe.differences(text, describe.config_text(experiment), also_free)
     if differing:
         raise UserError(f"{workdir} holds a run of another config ({'; '.join(differing)}): {way_out}")

@@ -1,6 +1,7 @@
 """The folder of one run: who may write to it, and the evaluations it collects."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 
 LOCK = ".lock"
+NO_HARD_LINKS = errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS  # how disks say it
 
 
 @contextlib.contextmanager
@@ -89,21 +91,41 @@ def _lock(descriptor: int, workdir: Path, option: str) -> None:
 
 def _file_new(folder: Path, data: bytes) -> int:
     """Write `data` as NNNN.npz under the next free number, also against others who do the same now."""
-    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()), default=0)
+    number = _free(folder)
     staged = folder / f".{number:04d}-{os.getpid()}.npz"
     atomic.write_bytes(staged, data)
     try:
         while not _linked(staged, folder / f"{number:04d}.npz"):
             number += 1
     finally:
-        staged.unlink()
+        staged.unlink(missing_ok=True)
     return number
 
 
+def _free(folder: Path) -> int:
+    return 1 + max((int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()), default=0)
+
+
 def _linked(source: Path, target: Path) -> bool:
-    """A hard link is the one way to take a name only if it is free; renaming would overwrite."""
+    """Whether `target` was free, and is now `source`; renaming alone would overwrite.
+
+    Where the disk has no hard links, as exFAT, the name is taken by an empty file first.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        return _moved(source, target)
+    return True
+
+
+def _moved(source: Path, target: Path) -> bool:
+    try:
+        target.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    source.replace(target)
     return True

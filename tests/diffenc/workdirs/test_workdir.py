@@ -1,5 +1,6 @@
 """One trainer a workdir, and evaluations that are never lost; with real processes."""
 
+import errno
 import json
 import os
 import signal
@@ -86,6 +87,22 @@ def test_a_half_filed_evaluation_is_never_written_over(tmp_path):
     (tmp_path / "evaluations" / "0007.npz").write_bytes(b"what a killed process filed")
     assert workdir.keep(tmp_path, "evaluation", {}, {}) == 8
     assert (tmp_path / "evaluations" / "0007.npz").read_bytes() == b"what a killed process filed"
+
+
+def test_a_disk_without_hard_links_keeps_evaluations_too(tmp_path, monkeypatch):
+    def none(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted", source)
+
+    monkeypatch.setattr(os, "link", none)
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "0002.npz").write_bytes(b"somebody's")
+    monkeypatch.setattr(workdir, "_free", lambda folder: 1)
+    assert [workdir.keep(tmp_path, "evaluation", {"k": k}, {"k": np.array(k)}) for k in range(2)] == [1, 3]
+    assert (tmp_path / "evaluations" / "0002.npz").read_bytes() == b"somebody's"
+    for number, k in ((1, 0), (3, 1)):
+        assert np.load(tmp_path / "evaluations" / f"{number:04d}.npz")["k"] == k
+    names = [f"000{number}.{kind}" for number in (1, 3) for kind in ("json", "npz")]
+    assert sorted(os.listdir(tmp_path / "evaluations")) == sorted([*names, "0002.npz"])
 
 
 EVALUATE_MANY = """
