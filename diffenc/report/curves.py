@@ -1,9 +1,11 @@
 """Curves over steps, t and lambda, thinned so that no row is lost unseen."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 from diffenc.measuring.evaluations import number
+from diffenc.report import asked
 from diffenc.report.held import Held, Record
 
 MOST_POINTS = 150  # of a curve: more rows are averaged in stretches
@@ -17,12 +19,15 @@ PARTS = {
 GRADIENT = "grad_norm"
 SPLITS = ("test", "validation", "train")
 
+Value = TypeVar("Value")
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A value at x; of several rows their mean, and the least and greatest of them.
+    """A value at x, or the mean of several.
 
-    With `is_error`, low and high are one standard error away instead.
+    low and high: of rows of training the least and greatest; of a measurement one standard error away, of several
+    the largest of theirs.
     """
 
     x: float
@@ -58,21 +63,15 @@ def of_training(run: int, held: Held, key: str) -> Curve | None:
 
 
 def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
-    """What was measured of a split in training and, at its step, what evaluation.json says if it is of that split."""
+    """What was measured of a split in training and, at its step, what evaluation.json says if it is of the same."""
     name = f"{split}_{key}"
     found = {row["step"]: _with_error(row["step"], row, name) for row in held.rows if name in row}
     final = held.evaluation
-    if (
-        final
-        and final["split"] == split
-        and number(final.get(key)) is not None
-        and number(final["step"]) is not None
-    ):
+    if final and final["split"] == split and number(final.get(key)) is not None and asked.is_asked_for(held):
         found[final["step"]] = _with_error(final["step"], final, key)
-    points = tuple(found[step] for step in sorted(found))
-    if len(points) <= MOST_POINTS:
-        return Curve(run, f"{held.label}, {split}", points, marks=True) if points else None
-    points, rows = thinned([(point.x, point.y) for point in points])
+    if not found:
+        return None
+    points, rows = merged([found[step] for step in sorted(found)])
     return Curve(run, f"{held.label}, {split}", points, marks=True, rows=rows)
 
 
@@ -85,15 +84,25 @@ def later_half(curves: Sequence[Curve]) -> list[Curve]:
 
 def thinned(values: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> tuple[tuple[Point, ...], int]:
     """At most `most` points, each of equally many rows (the last maybe fewer); and of how many."""
-    rows = -(-len(values) // most)
-    parts = [values[first : first + rows] for first in range(0, len(values), rows)]
+    parts, rows = _parts(values, most)
     return tuple(_mean(part) for part in parts), rows
 
 
-def evaluated_splits(runs: Iterable[Held]) -> list[str]:
-    """Splits that any run was measured on."""
+def merged(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[tuple[Point, ...], int]:
+    """The same of measurements: a mean keeps the largest of their standard errors, which it does not exceed."""
+    parts, rows = _parts(points, most)
+    return tuple(_measured(part) for part in parts), rows
+
+
+def _parts(values: Sequence[Value], most: int) -> tuple[list[Sequence[Value]], int]:
+    rows = -(-len(values) // most)
+    return [values[first : first + rows] for first in range(0, len(values), rows)], rows
+
+
+def evaluated_splits(runs: Sequence[Held]) -> list[str]:
+    """Splits that any run has marks of."""
     keys = {key for held in runs for row in held.rows for key in row}
-    said = {str(held.evaluation["split"]) for held in runs if held.evaluation}
+    said = {str(held.evaluation["split"]) for held in runs if held.evaluation and asked.is_asked_for(held)}
     return [split for split in SPLITS if f"{split}_bpd" in keys or split in said]
 
 
@@ -106,9 +115,13 @@ def over(record: Record, x: str, y: str, error: str | None = None) -> tuple[Poin
     for at, value, spread in zip(map(number, xs), map(number, ys), errors, strict=False):
         if at is not None and value is not None:
             points.append(_around(at, value, spread))
-    if len(points) <= MOST_OF_RECORD:
-        return tuple(points)
-    return thinned([(point.x, point.y) for point in points], MOST_OF_RECORD)[0]
+    return merged(points, MOST_OF_RECORD)[0] if points else ()
+
+
+def values_each(record: Record, y: str) -> int:
+    """How many values of a record's list a point of `over` stands for, at most."""
+    values = record.get(y)
+    return max(1, -(-len(values) // MOST_OF_RECORD)) if isinstance(values, list) else 1
 
 
 def _with_error(step: int, row: Record, name: str) -> Point:
@@ -123,3 +136,11 @@ def _mean(part: Sequence[tuple[float, float]]) -> Point:
     xs, ys = zip(*part, strict=True)
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     return Point(x, y) if len(part) == 1 else Point(x, y, min(ys), max(ys))
+
+
+def _measured(part: Sequence[Point]) -> Point:
+    if len(part) == 1:
+        return part[0]
+    errors = [point.high - point.y for point in part if point.high is not None]
+    x, y = (sum(values) / len(part) for values in ([point.x for point in part], [point.y for point in part]))
+    return _around(x, y, max(errors, default=None))

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from diffenc.configs import describe
 from diffenc.measuring.evaluate import KEYS
 from diffenc.measuring.significance import LEVEL, RESAMPLES
-from diffenc.report import cards, charts, curves, pairs, pictures, seeds, shown
+from diffenc.report import asked, cards, charts, curves, pairs, pictures, seeds, shown
 from diffenc.report.charts import Chart
 from diffenc.report.curves import Curve, Point
 from diffenc.report.held import Held
@@ -93,13 +93,25 @@ def _training(runs: Sequence[Held]) -> list[dict[str, Any]]:
         lines = _training_curves(placed, splits)
         drawn = _training_charts(lines)
         if drawn:
-            rows = max(curve.rows for of_key in lines.values() for curve in of_key)
             tables = [_training_table(run, splits) for run in members if run.rows]
             found.append(
-                {"dataset": dataset, "runs": placed, "charts": drawn, "rows": rows,
-                 "tables": tables, "splits": splits}
+                {"dataset": dataset, "runs": placed, "charts": drawn, "tables": tables, "splits": splits,
+                 "rows": _rows_each(lines, marks=False), "marks": _rows_each(lines, marks=True),
+                 "bounds": _bounds(members)}
             )  # fmt: skip
     return found
+
+
+def _rows_each(lines: Mapping[str, Sequence[Curve]], marks: bool) -> int:
+    """How many rows a point of the lines, or a mark, stands for at most."""
+    rows = (curve.rows for of_key in lines.values() for curve in of_key if curve.marks == marks)
+    return max(rows, default=1)
+
+
+def _bounds(runs: Sequence[Held]) -> list[tuple[str, str]]:
+    """What the marks are of, and of which runs: more than one are not to be compared."""
+    marked = [run for run in runs if curves.evaluated_splits([run])]
+    return [(what, ", ".join(run.label for run in of)) for what, of in _by(marked, asked.stated)]
 
 
 def _training_curves(placed: Sequence[tuple[int, Held]], splits: Sequence[str]) -> dict[str, list[Curve]]:
@@ -201,7 +213,10 @@ def _losses(runs: Sequence[Held]) -> dict[str, Any]:
                 for line, _ in lines
             ]
             members_of = [(place, run) for place, run, _ in members]
-            blocks.append({"images": images, "chart": drawn, "runs": members_of, "tables": tables})
+            bins = max(curves.values_each(record, "density") for _, record in lines)
+            blocks.append(
+                {"images": images, "chart": drawn, "runs": members_of, "tables": tables, "bins": bins}
+            )
     return {"blocks": blocks, "without": [run for _, run, record in records if record is None]}
 
 

@@ -22,6 +22,7 @@ Experiment.log_every = 5
 Experiment.seed = 0
 Experiment.steps = 20
 Model.encoder = @encoder.identity()
+evaluate.num_images = 3
 """
 # bits/dim of three images in two passes; the sums over terms are 3, 4, 8 and 5, 4, 6
 DIFFUSION = [[2.0, 3.0, 7.0], [4.0, 3.0, 5.0]]

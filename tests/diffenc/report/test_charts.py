@@ -4,10 +4,26 @@ import math
 
 import pytest
 
-from diffenc.report import charts, held
-from diffenc.report.curves import Curve, Point, evaluated_splits, later_half, of_evaluations, over, thinned
+from diffenc.configs.describe import config_text
+from diffenc.measuring.depth import depth
+from diffenc.registry import proposals
+from diffenc.report import asked, charts, held
+from diffenc.report.curves import (
+    Curve,
+    Point,
+    evaluated_splits,
+    later_half,
+    of_evaluations,
+    over,
+    thinned,
+    values_each,
+)
+from diffenc.settings import Evaluate
+from diffenc_plugins.proposals.importance import Importance
+from diffenc_plugins.variances.fitted import Fitted
+from diffenc_plugins.variances.fixed import Fixed
 
-from .conftest import evaluation
+from .conftest import CONFIG, evaluation
 
 
 def line(*points, run=0, **changes):
@@ -124,3 +140,81 @@ def test_evaluations_in_training_and_the_last_of_the_same_split(made):
     assert (found.points, found.label, found.run) == ((Point(10.0, 6.0),), "a, train", 3)
     assert of_evaluations(3, run, "bpd", "validation") is None
     assert evaluated_splits([run]) == ["test", "train"]
+
+
+def test_many_evaluations_keep_the_largest_of_their_errors(made):
+    """300 marks two by two: values 10 apart, errors of 0.25 and 0.5."""
+    rows = [{"step": k, "test_bpd": 10.0 * (k % 2), "test_bpd_se": 0.25 + 0.25 * (k % 2)} for k in range(300)]
+    found = of_evaluations(0, held.read(str(made("a", rows=rows)), "a"), "bpd", "test")
+    assert found is not None
+    assert (len(found.points), found.rows) == (150, 2)
+    assert set(found.points) == {Point(2 * k + 0.5, 5.0, 4.5, 5.5) for k in range(150)}
+    for row in rows:
+        del row["test_bpd_se"]
+    found = of_evaluations(0, held.read(str(made("b", rows=rows)), "b"), "bpd", "test")
+    assert found is not None
+    assert {(point.low, point.high) for point in found.points} == {(None, None)}
+
+
+def test_many_bins_keep_the_largest_of_their_errors():
+    record = {"x": list(range(800)), "y": [0.0, 8.0] * 400, "e": [1.0, 0.5] * 400}
+    assert over(record, "x", "y", "e") == tuple(Point(2 * k + 0.5, 4.0, 3.0, 5.0) for k in range(400))
+    assert over(record, "x", "y")[0] == Point(0.5, 4.0)
+    assert [values_each({"y": [1.0] * count}, "y") for count in (1, 400, 401, 801)] == [1, 1, 2, 3]
+    assert values_each({"y": 3}, "y") == 1
+
+
+BOUND = CONFIG + "evaluate.steps = 25\nevaluate.times = 'fitted'\nevaluate.variance = @v/variance.fixed()\nv/variance.fixed.w = 2.0\n"  # fmt: skip
+OF_BOUND = {"T": 25, "times": "fitted", "variance": "fixed(w=2.0)"}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "same"),
+    [
+        (CONFIG, {}, True),
+        (CONFIG, {"T": 25}, False),
+        (CONFIG, {"num_images": 4}, False),
+        (CONFIG, {"seed": 1}, False),  # other three images
+        (CONFIG, {"proposal": "importance(floor=0.1)"}, False),
+        (CONFIG, {"passes": 9}, True),
+        (BOUND, OF_BOUND, True),
+        (BOUND, {}, False),
+        (BOUND, OF_BOUND | {"times": "equal"}, False),
+        (BOUND, OF_BOUND | {"variance": "fixed(w=1.0)"}, False),
+        (BOUND, OF_BOUND | {"variance": "equal"}, False),
+        (CONFIG.replace("_images = 3", "_images = None"), {}, False),  # of 1,300
+        (CONFIG.replace("_images = 3", "_images = None"), {"num_images": 1300, "seed": 1}, True),
+        (CONFIG.replace("_images = 3", "_images = 2_000"), {"num_images": 1300, "seed": 1}, True),
+        (CONFIG + "evaluate.split = 'train'\n", {}, False),
+        (None, {}, False),
+    ],
+)
+def test_the_last_evaluation_is_on_the_curve_if_it_is_of_the_same(made, config, changes, same):
+    run = held.read(str(made("a", config=config, rows=[{"step": 5, "test_bpd": 7.0}], said=evaluation(**changes))), "a")  # fmt: skip
+    found = of_evaluations(0, run, "bpd", "test")
+    assert found is not None
+    assert [point.x for point in found.points] == [5.0, 20.0][: 1 + same]
+    alone = held.read(str(made("b", config=config, rows=[], said=evaluation(**changes))), "b")
+    assert evaluated_splits([alone]) == ["test"] * same
+
+
+ASKED = [
+    Evaluate(),
+    Evaluate(num_images=2),
+    Evaluate(steps=25),
+    Evaluate(steps=25, variance=Fixed(2.0)),
+    Evaluate(steps=25, times="fitted", variance=Fitted()),
+    Evaluate(proposal=Importance(0.2)),
+]
+
+
+def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, tiny):
+    """Of each config with each evaluation, only its own is of the same."""
+    for row, settings in enumerate(ASKED):
+        config = config_text(tiny(evaluate=settings))
+        for column, other in enumerate(ASKED):
+            count = other.num_images or 1300
+            proposal = proposals.spell(other.proposal)
+            said = evaluation(**depth(other), num_images=count, proposal=proposal)
+            run = held.read(str(made(f"{row}_{column}", config=config, said=said)), "a")
+            assert asked.is_asked_for(run) == (row == column), (settings, other)

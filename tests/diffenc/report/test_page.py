@@ -242,6 +242,32 @@ def test_losses_of_other_images_are_not_laid_over_each_other(made):
     ]
 
 
+def section(tree, name):
+    return next(one for one in tree.iter("section") if one.get("id") == name)
+
+
+def test_what_the_marks_are_of_is_said(made, whole):
+    said = text_of(section(parsed(rendered(whole)), "training"))
+    assert "Marks: the averaged parameters on test (T continuous, 3 images), ± one standard error" in said
+    assert "Each mark" not in said
+    rows = [{"step": step, "test_bpd": 9.0, "test_bpd_se": 0.5} for step in range(301)]
+    deep = CONFIG.replace("num_images = 3", "num_images = None") + "evaluate.steps = 25\n"
+    said = text_of(section(parsed(rendered(whole, made("deep", config=deep, rows=rows))), "training"))
+    assert "whole: T continuous, 3 images; deep: T 25 (equal times, variance equal), all images." in said
+    assert "not to be compared" in said
+    assert "Each mark is the mean of up to 3 evaluations, with the largest of their standard errors." in said
+    assert "Each point is" not in said
+
+
+def test_merged_bins_of_the_loss_are_told_of(made):
+    def said(name, bins):
+        loss = {"log_snr_centre": [*range(bins)], "density": [0.5] * bins, "density_se": [0.1] * bins}
+        return text_of(section(parsed(rendered(made(name, figures={"loss": (loss, {})}))), "schedule"))
+
+    assert "of up to 2 bins, with the largest of their standard errors" in said("fine", 401)
+    assert "of up to" not in said("coarse", 400)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(theme):
     """WCAG 2.2: 4.5 for text (AA), 3 for what curves and edges are made of."""
