@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -97,10 +98,18 @@ def read_all(places: Sequence[str]) -> list[Held]:
       UserError: there is no run, or the same place is named twice.
     """
     plain = [place.rstrip("/") or place for place in places]
-    twice = sorted({place for place in plain if plain.count(place) > 1})
+    folders = [_folder(place) for place in plain]
+    twice = [place for k, place in enumerate(plain) if folders[k] in folders[:k]]
     if twice:
         raise UserError(f"{twice[0]} is named twice; name each workdir once")
     return [read(place, label) for place, label in zip(plain, labels(plain), strict=True)]
+
+
+def _folder(place: str) -> str:
+    """One name of a local folder, whatever links and dots lead to it."""
+    if stores.is_url(place) and not place.startswith("file:///"):
+        return place
+    return os.path.realpath(place.removeprefix("file://"))
 
 
 def labels(places: Sequence[str]) -> list[str]:

@@ -112,10 +112,16 @@ def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[l
     test = found[0]
     says = [f"{_ahead(a, b, test)} on these images. {_of_images(test.two_sided, a.records[0]['num_images'])}"]
     says_not = [
-        "Each was trained once. Whether other seeds would come out the same way is not tested: that takes several "
-        "runs of each, with seeds of their own."
+        f"{_once(a, b)} Whether other seeds would come out the same way is not tested: that takes several "
+        "evaluated runs of each, with seeds of their own."
     ]
     return says, says_not
+
+
+def _once(a: Group, b: Group) -> str:
+    if len(a.runs) == len(b.runs) == 1:
+        return "Each was trained once."
+    return f"Of each one run alone was evaluated, {a.evaluated[0].label} and {b.evaluated[0].label}."
 
 
 def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:

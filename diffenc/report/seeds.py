@@ -67,7 +67,8 @@ def together(runs: Sequence[Held]) -> list[Group]:
         same = by_config.setdefault(_config(run), [])
         again = run.config and run.seed in {other.seed for other in same}
         (by_config.setdefault((run.place,), []) if again else same).append(run)
-    return [Group(_name(group), tuple(group), _refused(group)) for group in by_config.values()]
+    labels = [run.label for run in runs]
+    return [Group(_name(group, labels), tuple(group), _refused(group)) for group in by_config.values()]
 
 
 def not_alike(one: Record, two: Record, keys: Sequence[str]) -> str | None:
@@ -90,12 +91,15 @@ def _seed(run: Held, place: int) -> int:
     return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - place
 
 
-def _name(runs: Sequence[Held]) -> str:
+def _name(runs: Sequence[Held], labels: Sequence[str]) -> str:
+    """Of one run its label; of more the folder that holds these of the page's runs and no other."""
     if len(runs) == 1:
         return runs[0].label
-    parents = {os.path.dirname(run.label) for run in runs}
-    shared = parents.pop() if len(parents) == 1 else ""
-    return shared or f"{runs[0].label} and {len(runs) - 1} more"
+    parent = os.path.dirname(runs[0].label)
+    inside = {label for label in labels if label == parent or os.path.dirname(label) == parent}
+    if parent and inside == {run.label for run in runs}:
+        return parent
+    return f"{runs[0].label} and {len(runs) - 1} more"
 
 
 def _refused(runs: Sequence[Held]) -> str | None:

@@ -165,6 +165,22 @@ def test_a_workdir_named_twice_is_refused(whole):
         held.read_all([str(whole), f"{whole}/"])
 
 
+@pytest.mark.parametrize("other", ["./{}", "x/../{}", "{}/../{}", "link", "file://{place}"])
+def test_a_workdir_of_two_names_is_refused(whole, monkeypatch, other):
+    monkeypatch.chdir(whole.parent)
+    (whole.parent / "link").symlink_to(whole)
+    other = other.format(whole.name, whole.name, place=whole)
+    with pytest.raises(UserError, match=f"^{other} is named twice"):
+        held.read_all([whole.name, other])
+
+
+def test_addresses_are_no_local_folders(whole, monkeypatch):
+    monkeypatch.chdir(whole.parent)
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        stores.at("memory://whole").write(path.relative_to(whole).as_posix(), path.read_bytes())
+    assert len(held.read_all(["whole", "memory://whole"])) == 2
+
+
 def test_the_newest_grid_is_of_the_latest_step(made):
     files = {
         f"samples/{name}": png() for name in ("000000900.png", "000001000_T50_n4_seed0.png", "notes.png")

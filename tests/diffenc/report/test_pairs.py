@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffenc.report import held, pairs, seeds
+from diffenc.measuring.significance import Finding
+from diffenc.report import cards, held, pairs, seeds
 
 from .conftest import BITS, CONFIG, DIMS, evaluation, npz, terms
 
@@ -73,6 +74,10 @@ def test_seeds_are_paired_by_seed(made):
         ({"seed": 1}, "seed 0 and 1"),
         ({"passes": 3}, "passes 2 and 3"),
         ({"batch_size": 2}, "batch_size 3 and 2"),
+        ({"proposal": "importance(floor=0.1)"}, "proposal uniform and importance(floor=0.1)"),
+        ({"times_per_image": 2}, "times_per_image 1 and 2"),
+        ({"times": "fitted"}, "times None and fitted"),
+        ({"variance": "fitted"}, "variance None and fitted"),
         ({"bpd": None}, "a figure is not finite"),
     ],
 )
@@ -81,6 +86,45 @@ def test_what_is_not_comparable_is_not_compared(made, changes, reason):
     (found,) = pairs.compared(groups(a, b))
     assert reason in (found.refused or "")
     assert found.findings == ()
+
+
+def test_bars_lie_on_the_side_of_their_figures():
+    """From -1 to 3, which a tenth more than 3 on both sides of the middle makes -1 / 6.6 and 3 / 6.6."""
+    one = Finding("paired t", "images", 1.0, 0.5, (-1.0, 3.0), 0.2)
+    (row,) = cards.of_pair(pairs.Pair("a", "b", findings=(one,)))["rows"]
+    assert row["bar"] == pytest.approx((50 - 100 / 6.6, 400 / 6.6), abs=0.02)
+    assert row["dot"] == pytest.approx(50 + 100 / 6.6, abs=0.01)
+
+
+@pytest.mark.parametrize(("count", "number"), [(6, 15), (7, 6)])
+def test_up_to_fifteen_pairs_are_all_compared(made, count, number):
+    workdirs = [made(f"r{k}", config=f"Model.k = {k}\n") for k in range(count)]
+    assert len(pairs.compared(groups(*workdirs))) == number
+
+
+def test_one_evaluated_run_of_several_is_not_called_trained_once(made):
+    a = [made(f"a{k}", config=CONFIG.replace("seed = 0", f"seed = {k}"), said=evaluation() if k == 1 else None) for k in range(3)]  # fmt: skip
+    b = made("b", config=OTHER, said=evaluation(), plus=[0.1, 0.2, 0.4])
+    (found,) = pairs.compared(groups(*a, b))
+    assert found.says_not[0].startswith("Of each one run alone was evaluated, a1 and b. Whether other seeds")
+
+
+def names(made, *paths):
+    """The names of groups of runs at these paths, NAME_SEED each, of a config for each NAME."""
+    workdirs = []
+    for path in paths:
+        name, _, seed = path.rpartition("/")[2].partition("_")
+        config = CONFIG.replace("identity", name).replace("seed = 0", f"seed = {seed}")
+        workdirs.append(made(path, config=config))
+    return [group.name for group in groups(*workdirs)]
+
+
+def test_no_two_groups_have_one_name(made):
+    four = [f"old/{name}_{seed}" for name in ("vdm", "enc") for seed in range(2)]
+    assert names(made, *four, "new/vdm_0") == ["old/vdm_0 and 1 more", "old/enc_0 and 1 more", "new/vdm_0"]
+    assert names(made, "a/vdm_0", "a/vdm_1", "b/enc_0", "b/enc_1", "b/vdm_0") == [
+        "a", "b/enc_0 and 1 more", "b/vdm_0",
+    ]  # fmt: skip
 
 
 def test_a_run_without_an_evaluation_is_not_compared(made):
