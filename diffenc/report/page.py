@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diffenc.configs import describe
 from diffenc.measuring.evaluate import KEYS
+from diffenc.measuring.evaluations import number
 from diffenc.measuring.significance import LEVEL, RESAMPLES
 from diffenc.report import asked, cards, charts, curves, pairs, pictures, seeds, shown
 from diffenc.report.charts import Chart
@@ -19,7 +20,7 @@ from diffenc.report.held import Held
 from diffenc.report.pictures import Frames
 
 TERMS = dict(zip(KEYS, ("Total", "Reconstruction", "Latent", "Diffusion"), strict=True))
-STEP, BITS = "training step", "bits/dim"
+STEP, BITS, GRADIENT = "training step", "bits/dim", "Norm of the gradient"
 TEMPLATES = "templates"
 
 
@@ -81,6 +82,7 @@ def content(runs: Sequence[Held]) -> dict[str, Any]:
         "level": f"{LEVEL:.0%}",
         "resamples": RESAMPLES,
         "most_points": curves.MOST_POINTS,
+        "most_of_record": curves.MOST_OF_RECORD,
     }  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def _training_curves(placed: Sequence[tuple[int, Held]], splits: Sequence[str]) 
 def _training_charts(lines: Mapping[str, Sequence[Curve]]) -> list[Chart]:
     total, *parts = ((title, lines[key]) for key, title in curves.PARTS.items())
     later = [line for line in curves.later_half(total[1]) if line.points]
-    panels = [total, ("Total, second half", later), *parts, ("Norm of the gradient", lines[curves.GRADIENT])]
+    panels = [total, ("Total, second half", later), *parts, (GRADIENT, lines[curves.GRADIENT])]
     units = [BITS] * (len(panels) - 1) + ["mean since the last row"]
     drawn = (
         charts.chart(title, STEP, unit, of_one) for (title, of_one), unit in zip(panels, units, strict=True)
@@ -140,6 +142,7 @@ def _training_table(run: Held, splits: Sequence[str]) -> dict[str, Any]:
     for key, title in curves.PARTS.items():
         columns.append((f"{title}, batches", curves.of_training(0, run, key)))
         columns += [(f"{title}, {split}", curves.of_evaluations(0, run, key, split)) for split in splits]
+    columns.append((GRADIENT, curves.of_training(0, run, curves.GRADIENT)))
     return _table(
         f"{run.label}, over steps", "Step", [(head, curve.points) for head, curve in columns if curve]
     )
@@ -184,9 +187,10 @@ def _schedules(runs: Sequence[Held]) -> dict[str, Any]:
     return {
         "charts": [panel for panel in panels if panel],
         "runs": [(place, run) for place, run, _ in found],
+        "steps": _steps((run, record) for _, run, record in found),
         "without": [run for run in runs if run.numbers("schedule") is None],
         "tables": [
-            _table(f"{run.label}, over t", "t", [(name, curves.over(record, "t", key)[::10])
+            _table(f"{run.label}, over t, every tenth point", "t", [(name, curves.over(record, "t", key)[::10])
                                     for name, key in (("λ", "log_snr"), ("α²", "alpha_squared"), ("−dλ/dt", "rate"))])
             for _, run, record in found
         ],
@@ -215,14 +219,28 @@ def _losses(runs: Sequence[Held]) -> dict[str, Any]:
             members_of = [(place, run) for place, run, _ in members]
             bins = max(curves.values_each(record, "density") for _, record in lines)
             blocks.append(
-                {"images": images, "chart": drawn, "runs": members_of, "tables": tables, "bins": bins}
-            )
+                {"images": images, "chart": drawn, "runs": members_of, "tables": tables, "bins": bins,
+                 "steps": _steps((run, record) for _, run, record in members)}
+            )  # fmt: skip
     return {"blocks": blocks, "without": [run for _, run, record in records if record is None]}
 
 
 def _loss_of(run: Held) -> dict[str, Any] | None:
+    """The newer of what --mode=diagnose and --mode=figures filed."""
     filed = run.numbers("loss")
-    return run.loss if run.loss and run.loss.get("density") else filed.record if filed else None
+    found = [one for one in (run.loss, filed and filed.record) if one and one.get("density")]
+    return max(found, key=lambda one: _step(one) or 0, default=None)
+
+
+def _step(record: dict[str, Any]) -> float | None:
+    """Of the checkpoint that it was measured of."""
+    of = record.get("of")
+    return number(record.get("step", of.get("step") if isinstance(of, dict) else None))
+
+
+def _steps(records: Iterable[tuple[Held, dict[str, Any]]]) -> str:
+    said = [(run.label, _step(record)) for run, record in records]
+    return ", ".join(f"{label} at step {'?' if step is None else f'{step:,.0f}'}" for label, step in said)
 
 
 def _dataset_bindings(run: Held) -> str:

@@ -42,7 +42,7 @@ class Frames:
     Attributes:
       images: the images themselves.
       change: of each t its picture, and the limit of its colours.
-      encoded: of each t; empty where it was not filed for the same images and times.
+      encoded: of each t; empty where it was not filed for the same step, images and times.
     """
 
     run: int
@@ -147,13 +147,16 @@ def _frames(
         parts.append((png(tiles(shown[:, place]), f"{alt}. {which}"), _limit(float(limit))))
     note = f"Step {filed.record['of'].get('step')}, {which}. Change from t − {gap:g} to t."
     images = png(tiles(plots.greys(x)), f"The images themselves: {which}")
-    return Frames(run, held.label, note, images, tuple(parts), _encoded(held, times, x))
+    return Frames(run, held.label, note, images, tuple(parts), _encoded(held, filed, times, x))
 
 
-def _encoded(held: Held, times: tuple[float, ...], x: np.ndarray) -> tuple[Picture, ...]:
+def _encoded(held: Held, heat_maps: Filed, times: tuple[float, ...], x: np.ndarray) -> tuple[Picture, ...]:
+    """Of the same encoder, images and times alone."""
     filed = held.numbers("encoded")
     x_phi = None if filed is None else filed.arrays.get("x_phi")
     if filed is None or x_phi is None or x_phi.ndim != 5 or filed.record.get("t") != list(times):
+        return ()
+    if filed.record["of"].get("step") != heat_maps.record["of"].get("step"):
         return ()
     x_phi = _finite(x_phi)[: len(x)]
     if not np.array_equal(_finite(filed.arrays.get("x", np.zeros(0)))[: len(x)], x):

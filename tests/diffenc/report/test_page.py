@@ -102,7 +102,7 @@ def test_what_is_not_there_has_its_command(three):
     assert "This makes it" in sections["environment"]
 
 
-def test_what_differs_in_the_configs(three):
+def test_what_differs_in_the_configs(three, made):
     tree = parsed(three)
     rows = table(tree, "not the same in all runs")
     assert rows == [
@@ -110,6 +110,11 @@ def test_what_differs_in_the_configs(three):
         ["Experiment.seed", "0", "1", "0"],
         ["Model.encoder", *["@encoder.identity()"] * 2, "@encoder.trainable()"],
     ]
+    free = made("free", config=CONFIG.replace("every = 5", "every = 7"))
+    heads = ("Differences in what is trained", "Differences that training does not depend on")
+    tree = parsed(rendered(free, made("else", config=CONFIG.replace("identity", "trainable"))))
+    assert [[row[0] for row in table(tree, head)[1:]] for head in heads] == [["Model.encoder"], ["Experiment.log_every"]]  # fmt: skip
+    tree = parsed(three)
     assert CONFIG.strip() in {"".join(one.itertext()).strip() for one in tree.iter("pre")}
 
 
@@ -117,8 +122,9 @@ def test_the_numbers_behind_a_curve(whole):
     rows = [row for row in table(parsed(rendered(whole)), "whole, over steps") if len(row) > 1]
     assert rows[0] == [
         "Step", "Total, batches", "Total, test", "Diffusion, batches", "Diffusion, test", "Latent, batches",
-        "Latent, test", "Reconstruction, batches", "Reconstruction, test",
+        "Latent, test", "Reconstruction, batches", "Reconstruction, test", "Norm of the gradient",
     ]  # fmt: skip
+    assert [row[-1] for row in rows[1:]] == ["1", "1", "2"]
     assert [row[:3] for row in rows[1:]] == [["5", "9", "–"], ["10", "7", "6"], ["20", "6", "5"]]
 
 
@@ -214,58 +220,6 @@ def test_names_are_text(made, tmp_path):
 def test_the_same_runs_give_the_same_bytes(made, whole):
     other = made("other", said=evaluation(), plus=[0.1, 0.2, 0.4])
     assert rendered(whole, other) == rendered(whole, other)
-
-
-def test_curves_of_other_images_are_not_laid_over_each_other(made, whole):
-    other = made("other", config=CONFIG.replace("dots", "moons"), rows=[{"step": 5, "bpd": 1.0}])
-    tree = parsed(rendered(whole, other))
-    (section,) = (one for one in tree.iter("section") if one.get("id") == "training")
-    labels = [one.get("aria-label") for one in section.iter() if one.get("role") == "img"]
-    assert labels
-    assert not [label for label in labels if "whole:" in label and "other:" in label]
-
-
-def test_losses_of_other_images_are_not_laid_over_each_other(made):
-    def loss(fingerprint):
-        return {
-            "loss": ({"log_snr_centre": [1.0, 0.0], "density": [0.5, 0.25], "fingerprint": fingerprint}, {})
-        }
-
-    a, b, c = (
-        made(name, figures=loss(of)) for name, of in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64))
-    )
-    tree = parsed(rendered(a, b, c))
-    labels = [one.get("aria-label") for one in tree.iter() if one.get("role") == "img"]
-    assert [(" a: " in one, " b: " in one, "; c: " in one) for one in labels] == [
-        (True, False, True),
-        (False, True, False),
-    ]
-
-
-def section(tree, name):
-    return next(one for one in tree.iter("section") if one.get("id") == name)
-
-
-def test_what_the_marks_are_of_is_said(made, whole):
-    said = text_of(section(parsed(rendered(whole)), "training"))
-    assert "Marks: the averaged parameters on test (T continuous, 3 images), ± one standard error" in said
-    assert "Each mark" not in said
-    rows = [{"step": step, "test_bpd": 9.0, "test_bpd_se": 0.5} for step in range(301)]
-    deep = CONFIG.replace("num_images = 3", "num_images = None") + "evaluate.steps = 25\n"
-    said = text_of(section(parsed(rendered(whole, made("deep", config=deep, rows=rows))), "training"))
-    assert "whole: T continuous, 3 images; deep: T 25 (equal times, variance equal), all images." in said
-    assert "not to be compared" in said
-    assert "Each mark is the mean of up to 3 evaluations, with the largest of their standard errors." in said
-    assert "Each point is" not in said
-
-
-def test_merged_bins_of_the_loss_are_told_of(made):
-    def said(name, bins):
-        loss = {"log_snr_centre": [*range(bins)], "density": [0.5] * bins, "density_se": [0.1] * bins}
-        return text_of(section(parsed(rendered(made(name, figures={"loss": (loss, {})}))), "schedule"))
-
-    assert "of up to 2 bins, with the largest of their standard errors" in said("fine", 401)
-    assert "of up to" not in said("coarse", 400)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -56,9 +56,14 @@ def test_encoded_images_are_shown_if_of_the_same(made):
     figures = {"heat_maps": (record, arrays), "encoded": (record, encoded)}
     _, found = frames(made("a", figures=figures))
     assert len(found.encoded) == 2
-    figures["encoded"] = ({**record, "t": [0.1, 1.0]}, encoded)
-    _, found = frames(made("b", figures=figures))
-    assert found.encoded == ()
+    others = (
+        ({**record, "t": [0.1, 1.0]}, encoded),
+        ({**record, "of": {"step": 10}}, encoded),
+        (record, encoded | {"x": arrays["x"] + 0.5}),
+    )
+    for name, other in zip("bcd", others, strict=True):
+        _, found = frames(made(name, figures=figures | {"encoded": other}))
+        assert found.encoded == ()
 
 
 def test_an_encoder_that_does_nothing(made):
