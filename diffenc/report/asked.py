@@ -22,6 +22,7 @@ def is_asked_for(held: Held) -> bool:
         said["split"] == _literal(held.config, SPLIT, "test")
         and all(_words(value) == _words(said.get(key, value)) for key, value in wanted.items())
         and _same_images(held.config, said)
+        and (not said.get("condition") or _tells(held.config))
     )
 
 
@@ -51,6 +52,11 @@ def _same_images(config: Mapping[str, str], said: Record) -> bool:
         return said["num_images"] == (said["num_images"] if whole is None else whole)
     seed = _literal(config, SEED, 0)
     return said["num_images"] == wanted and said.get("seed", seed) == seed
+
+
+def _tells(config: Mapping[str, str]) -> bool:
+    """Whether a model is told anything of its images, without which no bound is one on p(x | condition)."""
+    return config.get("Model.conditioning", "@conditioning.none()") != "@conditioning.none()"
 
 
 def _plugin(config: Mapping[str, str], kind: str, default: str) -> str:

@@ -177,6 +177,8 @@ OF_BOUND = {"T": 25, "times": "fitted", "variance": "fixed(w=2.0)"}
         (CONFIG, {"seed": 1}, False),  # other three images
         (CONFIG, {"proposal": "importance(floor=0.1)"}, False),
         (CONFIG, {"passes": 9}, True),
+        (CONFIG, {"condition": "class"}, False),
+        (CONFIG + "Model.conditioning = @conditioning.by_class()\n", {"condition": "class"}, True),
         (BOUND, OF_BOUND, True),
         (BOUND, {}, False),
         (BOUND, OF_BOUND | {"times": "equal"}, False),
