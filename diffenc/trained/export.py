@@ -37,6 +37,7 @@ from diffenc.workdirs.same_run import CONFIG
 
 FOLDER = "export"  # in a workdir
 README = "README.md"
+WRITTEN = frozenset({FILE, CONFIG, README})
 _OLD = "-old"  # ends the name of what is being replaced
 
 
@@ -107,19 +108,34 @@ def write_folder(
     evaluation: Mapping[str, Any] | None,
     told: Mapping[str, Any],
 ) -> None:
-    """Write an export, all or nothing; one that is there is replaced.
+    """Write an export, all or nothing; one that is there is replaced, if nothing else is in its folder.
 
     Args:
       told: what the model is told of an image (`classes.stated`), for the card.
 
     Raises:
-      UserError: the disk refuses.
+      UserError: something else is in the folder, or the disk refuses.
     """
+    refuse_others(folder)
     num_params = sum(array.size for array in arrays.values())
     with replacing_folder(folder) as temporary:
         weights.write(temporary / FILE, arrays, about)
         atomic.write_text(temporary / CONFIG, about.config)
         atomic.write_text(temporary / README, card.text(about, evaluation, num_params, told))
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise UserError if `folder` holds what no export wrote: replacing the folder would delete it."""
+    try:
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise atomic.unwritable(folder, error) from error
+    other = next((path.name for path in there if path.name not in WRITTEN or path.is_dir()), None)
+    if other is not None:
+        raise UserError(
+            f"{folder} holds {other}, which no export wrote and which would be deleted: move it out of there, "
+            "or write to another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -89,6 +89,7 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     """
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
+    export.refuse_others(output)  # before the file is read, which may take long
     theirs, step = read(path, most_bytes(experiment))
     try:
         ours = translate(theirs)

@@ -221,6 +221,23 @@ def test_a_name_is_no_pattern(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".runa.tmp-1", "run[a]"]
 
 
+@pytest.mark.parametrize("name", ["LICENSE", ".gitattributes", "README.md"])
+def test_what_somebody_put_beside_it_is_kept(tmp_path, name):
+    folder = tmp_path / "export"
+    _put(folder, 1)
+    _put(folder, 2)
+    if name == "README.md":  # a folder in place of the card
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("a licence")
+    with pytest.raises(UserError, match=rf"export holds {name}, which no export wrote.*: move it out"):
+        _put(folder, 3)
+    assert _value(folder) == 2
+    assert (folder / name).exists()
+    assert os.listdir(tmp_path) == ["export"]
+
+
 def test_a_file_in_its_place_is_kept(tmp_path):
     (tmp_path / "export").write_text("a thesis")
     with pytest.raises(UserError, match="export: Not a directory; mend that and run"):

@@ -158,6 +158,27 @@ def test_nothing_of_somebody_is_overwritten(gin_file, tmp_path, capsys):
     assert _main(file, gin_file, tmp_path / "new") == 0, "an export is replaced"
 
 
+def _content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("others", [("thesis.tex", ".git/HEAD"), ("config.gin/mine",), (".git/HEAD",)])
+def test_a_folder_of_somebody_with_a_file_of_weights_is_left_as_it_is(gin_file, tmp_path, capsys, others):
+    """As a clone of a hub's repository is one."""
+    file, output = _flax(tmp_path / "file", params=_tree(THEIRS)), tmp_path / "out"
+    for name in ("model.safetensors", "README.md", *others):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text(f"years of {name}")
+    before = _content(output)
+    assert _main(file, gin_file, output) == 1
+    error = capsys.readouterr().err
+    first = min(name.partition("/")[0] for name in others)
+    assert f"{output} holds {first}, which no export wrote" in error
+    assert "move it out of there, or write to another folder" in error
+    assert error.count("\n") == 1
+    assert _content(output) == before
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no archive", json.dumps({"a": 1}).encode()])
 def test_files_that_are_none(gin_file, tmp_path, capsys, content):
     file = tmp_path / "file"
