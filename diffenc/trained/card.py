@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
+from diffenc.measuring import evaluations
 from diffenc.measuring.evaluate import KEYS
 from diffenc.measuring.evaluations import number
 from diffenc.report.shown import measured
@@ -16,7 +18,25 @@ TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
 CONDITIONAL = "class-conditional-image-generation"
 UNCONDITIONAL = "unconditional-image-generation"
 
-HOW = ("times", "variance", "proposal", "condition", "encoder_condition", "seed")  # a bound was measured
+# Of an evaluation: how the bound was measured, as far as the record says.
+HOW = (
+    *(
+        "times",
+        "variance",
+        "proposal",
+        "condition",
+        "encoder_condition",
+        "times_per_image",
+        "batch_size",
+        "seed",
+    ),
+    "matmul_precision",
+)
+# What the card reads of it, apart from the figures.
+NEEDED: evaluations.Needed = {
+    **evaluations.NEEDED,
+    **{"config_hash": (str,), "precision": (str,), "split_images": (int, NoneType)},
+}
 
 LIMITS = """\
 - Bits/dim are a bound on the negative log-likelihood. They compare with others on the same images (the fingerprint
@@ -65,13 +85,18 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapp
 
 def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
-    metrics = [
-        {"type": key, "name": NAMES[key], "value": evaluation[key]}
-        for key in KEYS
-        if number(evaluation.get(key)) is not None
-    ]
+    metrics = [_metric(evaluation, key) for key in KEYS if number(evaluation.get(key)) is not None]
     name = f"{about.dataset['dataset']}-{about.config_hash[:8]}"
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
+
+
+def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A figure for hubs, which show name and value: without T and the images nobody could compare it."""
+    of = f"T {said['T']}, {_images_of(said)} images, {said['passes']} pass(es)"
+    stated = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
+    args = {name: said[name] for name in stated if said.get(name) is not None}
+    errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
+    return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
 
 def _what(about: About, num_params: int) -> str:
@@ -97,12 +122,10 @@ images = model.sample(16)  # uint8 [16, {shape}]
 
 
 def _evaluated(said: Mapping[str, Any]) -> str:
-    count, of = said["num_images"], said.get("split_images")
-    images = f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
     terms = ["T", *(key for key in HOW if said.get(key) is not None)]
     how = ", ".join(f"{key} {said[key]}" for key in terms)
     lines = [
-        f"Bits/dim of {images} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
+        f"Bits/dim of {_images_of(said)} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
         f"{how}, {said['passes']} pass(es), computed in {said['precision']}.",
         "",
         "| | | ± over images | ± Monte Carlo |",
@@ -110,6 +133,12 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         *(f"| {name} | {' | '.join(measured(said, key))} |" for key, name in NAMES.items()),
     ]
     return "\n".join(lines)
+
+
+def _images_of(said: Mapping[str, Any]) -> str:
+    """How many of how many."""
+    count, of = said["num_images"], said.get("split_images")
+    return f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
 
 
 def _not_evaluated(about: About) -> str:

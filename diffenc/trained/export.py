@@ -28,7 +28,9 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.measuring import evaluations
+from diffenc.measuring.depth import depth
 from diffenc.modes import restore_checked
+from diffenc.settings import Evaluate
 from diffenc.trained import card, weights
 from diffenc.trained.weights import FILE, About, Arrays
 from diffenc.workdirs import provenance
@@ -52,7 +54,7 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
     arrays = on_host(restored.tree["ema"], mesh)
     said = about(experiment, restored.step, provenance.trained_on(experiment, workdir))
-    _write(workdir, arrays, said, classes.stated(experiment.model))
+    _write(workdir, arrays, said, experiment)
     return workdir / FOLDER
 
 
@@ -77,9 +79,9 @@ def code() -> str:
 
 
 @by_main
-def _write(workdir: Path, arrays: Arrays, about: About, told: Mapping[str, Any]) -> None:
-    evaluation, name = newest_evaluation(workdir, about), name_of(workdir)
-    write_folder(workdir / FOLDER, arrays, about, evaluation, told)
+def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) -> None:
+    evaluation, name = evaluation_of(workdir, about, experiment.evaluate), name_of(workdir)
+    write_folder(workdir / FOLDER, arrays, about, evaluation, classes.stated(experiment.model))
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info(
@@ -87,18 +89,35 @@ def _write(workdir: Path, arrays: Arrays, about: About, told: Mapping[str, Any])
         )
 
 
-def newest_evaluation(workdir: Path, about: About) -> dict[str, Any] | None:
-    """The last evaluation of the same config and step; None if there is none. What cannot be read is warned of."""
+def evaluation_of(workdir: Path, about: About, settings: Evaluate) -> dict[str, Any] | None:
+    """An evaluation of the same config and step: the last of the split, T and images that `settings` ask for.
+
+    Else the last; None if there is none. What cannot be read is warned of.
+    """
     found = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
-    for path in sorted(found, key=lambda path: int(path.stem), reverse=True):
-        try:
-            said = evaluations.parsed(path.read_bytes(), path)
-        except (UserError, OSError) as error:
-            logging.warning("passed over: %s", error)
-            continue
-        if (said.get("config_hash"), said.get("step")) == (about.config_hash, about.step):
-            return said
-    return None
+    newest = sorted(found, key=lambda path: int(path.stem), reverse=True)
+    read = (said for path in newest if (said := _read(path)) is not None)
+    same = [said for said in read if (said["config_hash"], said["step"]) == (about.config_hash, about.step)]
+    return next((said for said in same if _is_of(said, settings)), next(iter(same), None))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record that has what the card states; None with a warning if it has not."""
+    try:
+        said = evaluations.parsed(path.read_bytes(), path)
+    except (UserError, OSError) as error:
+        logging.warning("passed over: %s", error)
+        return None
+    fault = evaluations.fault({"split_images": None, **said}, card.NEEDED)
+    if fault is not None:
+        logging.warning("passed over: %s: %s", path, fault)
+    return said if fault is None else None
+
+
+def _is_of(said: Mapping[str, Any], settings: Evaluate) -> bool:
+    wanted = said.get("split_images") if settings.num_images is None else settings.num_images
+    asked = (settings.split, depth(settings)["T"], wanted)
+    return (said["split"], said["T"], said["num_images"]) == asked
 
 
 def write_folder(

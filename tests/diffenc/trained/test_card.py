@@ -47,6 +47,29 @@ def test_the_front_matter_is_what_hubs_read():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "of"),
+    [
+        ({}, "T continuous, 1,000 of the 10,000 images, 4 pass(es)"),
+        ({"T": 5, "num_images": 10_000, "passes": 1}, "T 5, all 10,000 images, 1 pass(es)"),
+    ],
+)
+def test_what_hubs_show_says_what_it_is_of_and_how_sure(change, of):
+    said = EVALUATION | change | {"batch_size": 64, "times_per_image": 2, "bpd_latent_se": float("nan")}
+    front, _ = _front(_card(ABOUT, said))
+    by_type = {one["type"]: one for one in front["model-index"][0]["results"][0]["metrics"]}
+    assert by_type["bpd"]["name"] == f"bits/dim; {of}"
+    assert by_type["bpd_diffusion"]["name"] == f"diffusion, bits/dim; {of}"
+    assert by_type["bpd"]["args"] == {
+        "T": said["T"], "num_images": said["num_images"], "split_images": 10_000, "fingerprint": "f00d",
+        "passes": said["passes"], "precision": "float32", "proposal": "uniform", "times_per_image": 2,
+        "batch_size": 64, "seed": 0, "se": 0.00126, "mc_se": 0.00031,
+    }  # fmt: skip
+    errors = {key: (one["args"]["se"], one["args"]["mc_se"]) for key, one in by_type.items()}
+    assert errors["bpd_diffusion"] == (0.00124, None)
+    assert errors["bpd_latent"] == (None, None)
+
+
 def test_each_figure_has_both_errors():
     """A figure to the second digit of its smaller error, each error to its own second."""
     text = _card(ABOUT, EVALUATION)
@@ -83,6 +106,10 @@ def test_what_is_not_finite_is_no_metric():
         ),
         ({"condition": "class"}, "proposal uniform, condition class, seed 0, 4 pass(es)"),
         ({"encoder_condition": "class"}, "proposal uniform, encoder_condition class, seed 0, 4 pass(es)"),
+        (
+            {"times_per_image": 2, "batch_size": 64, "matmul_precision": "highest"},
+            "proposal uniform, times_per_image 2, batch_size 64, seed 0, matmul_precision highest, 4 pass(es)",
+        ),
         (
             {"proposal": "importance(floor=0.2)", "seed": 7},
             "proposal importance(floor=0.2), seed 7, 4 pass(es)",

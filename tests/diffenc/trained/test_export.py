@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -95,16 +96,64 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
     folder.mkdir()
     monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
     for number in (2, 9999, 10_000):
-        (folder / f"{number:04d}.json").write_text(
-            json.dumps({"config_hash": "", "step": 1, "number": number})
-        )
+        (folder / f"{number:04d}.json").write_text(json.dumps(RECORD | {"number": number}))
     (folder / "10001.json").write_text("{")
     (folder / "copy of 3.json").write_text("{}")
-    found = export.newest_evaluation(tmp_path, ABOUT)
+    found = export.evaluation_of(tmp_path, ABOUT, Evaluate())
     assert found is not None
     assert found["number"] == 10_000
     assert len(warned) == 1
     assert f"{folder}/10001.json: is no JSON" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        (Evaluate(), 2),
+        (Evaluate(split="train", steps=5, num_images=16), 3),
+        (Evaluate(steps=5), 4),
+        (Evaluate(num_images=5), 5),
+        (Evaluate(split="train"), 6),
+        (Evaluate(steps=7), 6),  # the newest, as none is of that
+    ],
+)
+def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path, settings, number):
+    train = {"split": "train", "split_images": 60}
+    of = [{}, {}, train | {"T": 5, "num_images": 16}, {"T": 5}, {"num_images": 5}, train | {"num_images": 60}]
+    (tmp_path / "evaluations").mkdir()
+    for at, change in enumerate([*of, {"step": 2}], 1):
+        record = RECORD | change | {"number": at}
+        (tmp_path / "evaluations" / f"{at:04d}.json").write_text(json.dumps(record))
+    found = export.evaluation_of(tmp_path, ABOUT, settings)
+    assert found is not None
+    assert found["number"] == number
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"precision": ...}, "lacks precision"),
+        ({"fingerprint": ..., "T": ...}, "lacks fingerprint, T"),
+        ({"passes": "many"}, "has passes 'many'"),
+        ({"split_images": "all"}, "has split_images 'all'"),
+    ],
+)
+def test_a_record_that_the_card_cannot_state_is_passed_over(
+    experiment, workdir, tmp_path, monkeypatch, change, says
+):
+    warned = []
+    monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
+    run = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
+    modes.evaluate(_at(experiment, 12), run)
+    modes.evaluate(_at(experiment, 12), run)
+    path = run / "evaluations" / "0002.json"
+    said = {**json.loads(path.read_text()), "bpd": 1234.5, **change}
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+    card = (export.export(_at(experiment, 12), run) / "README.md").read_text()
+    assert "| bits/dim |" in card
+    assert "1234.5" not in card
+    assert f"passed over: {path}: {says}" in warned
 
 
 def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir):
@@ -183,6 +232,12 @@ def test_a_disk_that_refuses(experiment, workdir, monkeypatch):
 ABOUT = weights.About(
     "", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0}
 )
+
+
+RECORD = {
+    "config_hash": "", "step": 1, "dataset": "d", "split": "test", "num_images": 10, "split_images": 10,
+    "fingerprint": "f00d", "T": "continuous", "passes": 1, "precision": "float32", "bpd": 1.0,
+}  # fmt: skip
 
 
 def _put(folder, value):
