@@ -114,6 +114,28 @@ def test_nothing_is_compiled_twice(workdir, images):
     assert evaluator._terms._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@pytest.mark.parametrize("other", [{"times_per_image": 3}, {"steps": 7}, {"batch_size": 5}])
+def test_other_settings_measure_anew(workdir, images, other):
+    """The second answer of one model is the first of another."""
+    used = load(workdir, allow_imports=("tests",))
+    before = used.elbo(images)
+    after, fresh = used.elbo(images, **other), load(workdir, allow_imports=("tests",)).elbo(images, **other)
+    np.testing.assert_array_equal(after.bpd, fresh.bpd)
+    assert not np.array_equal(after.terms["diffusion"], before.terms["diffusion"])
+    np.testing.assert_array_equal(used.elbo(images).bpd, before.bpd)
+
+
+@pytest.mark.parametrize("other", [{"steps": 7}, {"sampler": "ddim"}, {"seed": 1}])
+def test_other_settings_draw_anew(workdir, other):
+    used = load(workdir, allow_imports=("tests",))
+    before = used.sample(8, steps=3)
+    after = used.sample(8, **({"steps": 3} | other))
+    fresh = load(workdir, allow_imports=("tests",)).sample(8, **({"steps": 3} | other))
+    np.testing.assert_array_equal(after, fresh)
+    assert not np.array_equal(after, before)
+    np.testing.assert_array_equal(used.sample(8, steps=3), before)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
