@@ -89,15 +89,11 @@ def package(folder: str, wanted: Wanted) -> Place:
     root = Path(folder).expanduser().resolve()
     there = root / "pyproject.toml"
     if there.is_file():
-        module, missing = _module_of(there), {}
+        module = _module_of(there)
+        missing = _missing_of(root, module, wanted)
     else:
         module = _new_module(root)
-        missing = {
-            "pyproject.toml": filled("pyproject.toml", project=module.replace("_", "-"), module=module),
-            "README.md": filled(
-                "README.md", kind=wanted.kind, name=wanted.name, project=module.replace("_", "-")
-            ),
-        }
+        missing = _of_project(module, wanted)
     source = module if (root / module).is_dir() else f"src/{module}"
     shown = _shown(root)
     commands = (
@@ -109,23 +105,54 @@ def package(folder: str, wanted: Wanted) -> Place:
     return Place(root, source, module, "tests", missing, commands)
 
 
+def _of_project(module: str, wanted: Wanted) -> dict[str, str]:
+    """What a new package has besides plugins."""
+    project = module.replace("_", "-")
+    return {
+        "pyproject.toml": filled("pyproject.toml", project=project, module=module),
+        "README.md": filled("README.md", kind=wanted.kind, name=wanted.name, project=project),
+    }
+
+
+def _missing_of(root: Path, module: str, wanted: Wanted) -> dict[str, str]:
+    """What a package that is there lacks: all that a kill left out, if it was made here; else nothing.
+
+    Raises:
+      UserError: it is another's, and its plugins are not where its entry point says.
+    """
+    files = _of_project(module, wanted)
+    if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
+        return {path: text for path, text in files.items() if not (root / path).exists()}
+    if not any((root / source).is_dir() for source in (module, f"src/{module}")):
+        checkout = "; in a checkout of diffenc leave --package out" * (module == "diffenc_plugins")
+        raise UserError(
+            f"--package={root}: its entry point leads to {module}, and there is neither {module} nor src/{module} "
+            f"in it{checkout}"
+        )
+    return {}
+
+
 def _module_of(pyproject: Path) -> str:
     """The package that a project's entry point leads to."""
     try:
         said = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-        (value,) = said["project"]["entry-points"][ENTRY_POINT_GROUP].values()
+        ((key, value),) = said["project"]["entry-points"][ENTRY_POINT_GROUP].items()
     except (ValueError, KeyError, TypeError, AttributeError):  # tomllib's own error is a ValueError
         raise UserError(
             f"{pyproject} has no entry point {ENTRY_POINT_GROUP}, one package's: name a new folder for --package, "
             f'or add [project.entry-points."{ENTRY_POINT_GROUP}"] to it'
         ) from None
+    if not isinstance(value, str):
+        raise UserError(
+            f"{pyproject}: the entry point {ENTRY_POINT_GROUP}.{key} = {value!r}: must be the name of a package"
+        )
     check_word(value, f"{pyproject}: the entry point's package")
     return value
 
 
 def _new_module(root: Path) -> str:
     """What a package in a folder to be made is called."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and (not root.is_dir() or not all(map(_left_by_a_kill, root.iterdir()))):
         raise UserError(f"--package={root} is there, and no package of plugins: name a new folder")
     module = root.name.replace("-", "_")
     check_word(module, "--package: the folder's name")
@@ -135,6 +162,10 @@ def _new_module(root: Path) -> str:
             f"--package: {module} is already what {spec.origin} is imported as: choose another name"
         )
     return module
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    return path.name.startswith(".pyproject.toml.tmp-")  # as `diffenc.files.atomic` calls it
 
 
 def _shown(path: Path) -> str:

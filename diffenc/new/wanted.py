@@ -1,7 +1,8 @@
 """What is to be made: a kind, a name, and the class's name that goes with it."""
 
-import ast
+import builtins
 import dataclasses
+import dis
 import keyword
 import string
 from importlib import resources
@@ -30,7 +31,10 @@ class Wanted:
 
     def text(self, template: str, **more: str) -> str:
         """A template of the kind, filled in."""
-        return filled(f"{self.kind}/{template}", name=self.name, Class=self.class_name, **more)
+        return self._text(template, Class=self.class_name, **more)
+
+    def _text(self, template: str, **more: str) -> str:
+        return filled(f"{self.kind}/{template}", name=self.name, **more)
 
     def check(self) -> None:
         """Raise UserError if there is no such kind, or the name cannot be had."""
@@ -45,10 +49,17 @@ class Wanted:
             raise UserError(
                 f"{self.kind}.{self.name} is already {known.__module__}.{known.__qualname__}: choose another NAME"
             )
-        if self.class_name in _imported(self.text("plugin.py")):
+        self._check_class()
+
+    def _check_class(self) -> None:
+        would = f"NAME {self.name!r}: its class would be called {self.class_name}"
+        if keyword.iskeyword(self.class_name) or hasattr(builtins, self.class_name):
+            raise UserError(f"{would}, which is a word of Python's: choose another, of two words")
+        # the class itself is one of a file's names; under another it does not hide what is there without it
+        files = self._text("plugin.py", Class="_"), self._text("test.py", Class="_", module="_")
+        if self.class_name in set().union(*map(_top_level, files)):
             raise UserError(
-                f"NAME {self.name!r}: its class would be called {self.class_name}, as something of diffenc's is "
-                "that it needs: choose another, of two words"
+                f"{would}, as something else is that its files need: choose another, of two words"
             )
 
 
@@ -68,6 +79,7 @@ def filled(template: str, **values: str) -> str:
     return string.Template(text).substitute(values)
 
 
-def _imported(code: str) -> set[str]:
-    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+def _top_level(code: str) -> set[str]:
+    """What a module's own names are: imported, assigned and defined."""
+    found = compile(code, "plugin.py", "exec")
+    return {each.argval for each in dis.get_instructions(found) if each.opname == "STORE_NAME"}

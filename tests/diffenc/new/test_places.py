@@ -75,10 +75,33 @@ ENTRY = '[project]\nname = "p"\n[project.entry-points."diffenc.plugins"]\n'
 
 def test_a_package_that_is_there_takes_more(tmp_path):
     (tmp_path / "pyproject.toml").write_text(f'{ENTRY}any = "other_name"\n')
+    (tmp_path / "src" / "other_name").mkdir(parents=True)
     place = places.package(str(tmp_path), WANTED)
     assert (place.plugins, place.package, place.missing) == ("src/other_name", "other_name", {})
     (tmp_path / "other_name").mkdir()
     assert places.package(str(tmp_path), WANTED).plugins == "other_name"
+
+
+@pytest.mark.parametrize("name", ["other_name", "diffenc_plugins"])
+def test_a_project_whose_package_lies_elsewhere_is_refused(tmp_path, name):
+    """As that of diffenc itself, whose `plugins` is imported as `diffenc_plugins`."""
+    (tmp_path / "pyproject.toml").write_text(f'{ENTRY}any = "{name}"\n')
+    (tmp_path / "plugins").mkdir()
+    with pytest.raises(
+        UserError, match=f"leads to {name}, and there is neither {name} nor src/{name} in it"
+    ) as refused:
+        places.package(str(tmp_path), WANTED)
+    out = "; in a checkout of diffenc leave --package out"
+    assert str(refused.value).endswith(out) == (name == "diffenc_plugins")
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "{a = 1}", "true"])
+def test_an_entry_point_that_is_no_name_is_refused(tmp_path, value):
+    (tmp_path / "pyproject.toml").write_text(f"{ENTRY}mine = {value}\n")
+    with pytest.raises(
+        UserError, match=r"pyproject\.toml: the entry point diffenc\.plugins\.mine = .*: must be"
+    ):
+        places.package(str(tmp_path), WANTED)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import ast
+import builtins
+
 import pytest
 
 from diffenc.errors import UserError
@@ -53,12 +56,30 @@ def test_a_kind_has_a_folder(kind, folder):
         ),
         ("encoder", "data", "its class would be called Data"),
         ("network", "float", "its class would be called Float"),
+        ("encoder", "none", "its class would be called None, which is a word of Python's: choose another"),
+        ("encoder", "true", "its class would be called True, which is a word"),
+        ("dataset", "false", "its class would be called False, which is a word"),
+        ("writer", "writer", "its class would be called Writer, as something else is that its files need"),
     ],
 )
 def test_what_cannot_be_had_is_refused(kind, name, says):
     with pytest.raises(UserError, match=says) as refused:
         Wanted(kind, name).check()
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_no_name_of_a_templates_own_can_be_had(kind):
+    """Whatever the module holds when it is read by Python, but for the plugin itself."""
+    tree = ast.parse(Wanted(kind, "brand_new").text("plugin.py"))
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    own |= {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}  # fmt: skip
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and hasattr(builtins, node.id)}
+    classes = {name for name in own - {"BrandNew"} if name[:1].isupper() and name.isalnum()}
+    assert len(classes) > 0
+    for name in classes:
+        with pytest.raises(UserError, match=f"its class would be called {name}"):
+            Wanted(kind, name).check()
 
 
 def test_a_name_of_another_kind_is_free():

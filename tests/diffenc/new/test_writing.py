@@ -55,23 +55,32 @@ def test_nothing_is_overwritten(folder):
     assert content(folder) == before
 
 
-def test_what_a_killed_command_left_is_gone_on_with(folder, monkeypatch):
-    write, calls = atomic.write_text, []
+@pytest.mark.parametrize("call", ["mkdir", "replace"])
+@pytest.mark.parametrize("wanted", [WANTED, Wanted("schedule", "bent")], ids=["same", "another"])
+@pytest.mark.parametrize("at", range(1, 7))
+def test_what_a_killed_command_left_is_gone_on_with(folder, monkeypatch, at, wanted, call):
+    """Killed before each folder is made, and before each file gets its name; then the same is called, or another."""
+    real, calls = getattr(os, call), []
 
-    def killed(path, text):
-        calls.append(path)
-        if len(calls) == 4:
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == at:
             os._exit(9)
-        write(path, text)
+        return real(*args, **options)
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(atomic, "write_text", killed)
+        monkeypatch.setattr(os, call, killed)
         make(folder)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert 0 < len(content(folder)) < 6
-    make(folder)
-    assert len(content(folder)) == 6
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert died or call == "mkdir"
+    make(folder, wanted)
+    make(folder, WANTED)
+    of_two = 3 * (wanted != WANTED)
+    files = {name for name in content(folder) if ".tmp-" not in name}
+    assert len(files) == 6 + of_two
+    assert {"my_pack/pyproject.toml", "my_pack/README.md"} <= files
 
 
 @pytest.mark.parametrize("at", range(1, 7))
