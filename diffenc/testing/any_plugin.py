@@ -8,7 +8,7 @@ from diffenc import config
 from diffenc.configs import describe, names
 from diffenc.errors import UserError
 from diffenc.registry import REGISTRIES
-from diffenc.testing.asserting import called, require
+from diffenc.testing.asserting import called, require, require_hashable
 
 
 def kind_of(plugin: Any) -> str:
@@ -52,6 +52,11 @@ def is_a_value(plugin: Any) -> None:
     require(again == plugin, plugin, "it does not equal itself after pickling")
 
 
+def is_hashable(plugin: Any) -> None:
+    """As whatever is compiled for it is kept under it. A list or a dict in a field is not: a tuple is."""
+    require_hashable(plugin)
+
+
 def is_read_back_from_its_config(plugin: Any) -> None:
     """Every field, as config.gin spells it, gives an equal plugin: or a run could not be taken up again."""
     try:
@@ -67,4 +72,11 @@ def is_read_back_from_its_config(plugin: Any) -> None:
     )
 
 
-CHECKS = (is_registered, has_every_method, says_what_it_is, is_a_value, is_read_back_from_its_config)
+CHECKS = (
+    is_registered,
+    has_every_method,
+    says_what_it_is,
+    is_a_value,
+    is_hashable,
+    is_read_back_from_its_config,
+)

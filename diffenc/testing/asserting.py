@@ -1,5 +1,6 @@
 """Comparisons whose failure says what they were of."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,6 +19,28 @@ def require(holds: Any, plugin: Any, message: str) -> None:
     """Raise AssertionError, with the plugin's name, unless it holds."""
     if not holds:
         raise AssertionError(f"{called(plugin)}: {message}")
+
+
+def require_hashable(plugin: Any) -> None:
+    """Raise AssertionError, with the field that is to blame, unless it can be the key of a dictionary."""
+    if _hashable(plugin):
+        return
+    fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+    held = {field.name: getattr(plugin, field.name) for field in fields}
+    wrong = [
+        f"its field {name} is a {type(value).__name__}"
+        for name, value in held.items()
+        if not _hashable(value)
+    ]
+    require(False, plugin, f"it is not hashable: {', '.join(wrong) or 'its class says so'}; use tuples")
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def require_close(got: Any, want: Any, plugin: Any, message: str, rtol: float, atol: float = 0.0) -> None:

@@ -1,6 +1,5 @@
 """What all features keep. Their weights, if they lie in a file, must be there."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.testing.asserting import require, require_close, require_finite, require_like
-from diffenc.testing.subjects import quick
+from diffenc.testing.subjects import kept, quick
 
 
 def names_tell_them_from_others(plugin: Any) -> None:
@@ -27,7 +26,7 @@ def names_tell_them_from_others(plugin: Any) -> None:
     require(told, plugin, f"identity() = {identity!r}: must be a line, the same each time")
 
 
-@functools.lru_cache(maxsize=4)
+@kept(plugins=4)
 def _loaded(plugin: Any) -> Any:
     return plugin.load()
 

@@ -1,6 +1,5 @@
 """What encoders and networks keep alike: functions of images and their noise levels, with parameters."""
 
-import functools
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from diffenc.testing.subjects import (
     classes_of,
     image_keys,
     images,
+    kept,
     key,
     quick,
     subject,
@@ -48,7 +48,7 @@ def values_and_derivatives_are_finite(plugin: Any, image_shape: Shape = IMAGE_SH
     require_finite(found, plugin, "a value or derivative for log_snr in [-15, 15]")
 
 
-@functools.lru_cache(maxsize=32)
+@kept(plugins=32)
 def derivatives(plugin: Any, image_shape: Shape) -> Any:
     """((gradients in parameters, images and log_snr), (value, slope))."""
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,11 @@ import numpy as np
 
 from diffenc.classes import takers
 from diffenc.interfaces import Data, ImageKeys, LogSNR, Params
+from diffenc.testing.asserting import require_hashable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+OfPlugin = Callable[Concatenate[Any, P], T]
 
 IMAGE_SHAPE = (8, 8, 2)
 LOG_SNR = (-15.0, -4.6, 1.3, 15.0)  # away from the usual ends of schedules, where an embedding may be clipped
@@ -29,7 +34,23 @@ class Subject(NamedTuple):
     log_snr: LogSNR
 
 
-@functools.lru_cache(maxsize=32)
+def kept(plugins: int) -> Callable[[OfPlugin[P, T]], OfPlugin[P, T]]:
+    """What a function of a plugin gives, computed once for each of the last so many; one not hashable is told so."""
+
+    def keep(function: OfPlugin[P, T]) -> OfPlugin[P, T]:
+        cached = functools.lru_cache(maxsize=plugins)(function)
+
+        @functools.wraps(function)
+        def checked(plugin: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+            require_hashable(plugin)
+            return cached(plugin, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+        return checked
+
+    return keep
+
+
+@kept(plugins=32)
 def subject(plugin: Any, image_shape: tuple[int, ...], x64: bool = False) -> Subject:
     """The plugin at four noise levels, its parameters shaken; `x64`: whether all is in float64, as it is now."""
     x = jnp.asarray(images(image_shape), jnp.result_type(float))

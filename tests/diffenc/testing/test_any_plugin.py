@@ -95,6 +95,21 @@ class Listed(Fine):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizes(Fine):
+    """Says a list, and holds one."""
+
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [8, 8])
+    named: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Fine):
+    """Can be no key by its own choice."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+@dataclasses.dataclass(frozen=True)
 class Required(Fine):
     """Takes no word where a number is said."""
 
@@ -118,6 +133,13 @@ FAULTS = [
     (checks.is_a_value, Unequal(), "does not equal its copy"),
     (checks.is_a_value, Unpickled(), "does not pickle"),
     (checks.is_a_value, Forgets(), "after pickling"),
+    (
+        checks.is_hashable,
+        Sizes(),
+        "not hashable: its field sizes is a list, its field named is a dict; use tup",
+    ),
+    (checks.is_hashable, Fine(inner=Sizes()), "its field inner is a Sizes"),
+    (checks.is_hashable, Own(), "its class says so"),
     (
         checks.is_read_back_from_its_config,
         Unspellable(),

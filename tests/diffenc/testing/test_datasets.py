@@ -105,6 +105,16 @@ class Relabelled(ArraySource):
         return {"image": super().__getitem__(index)["image"], "label": 0}
 
 
+class Darkened(ArraySource):
+    def __getitem__(self, index) -> Any:
+        found = super().__getitem__(index)
+        return {**found, "image": found["image"] // 2}
+
+
+class OtherOnes(Fine):
+    made = Darkened
+
+
 class OneOff(Fine):
     made = Shifted
 
@@ -134,6 +144,13 @@ class OfLabels(Fine):
 class TakesAll(Fine):
     def source(self, split):
         return super().source(split if split in ("train", "validation") else "test")
+
+
+class TwoLines(Fine):
+    def source(self, split):
+        if split not in ("train", "test"):
+            raise UserError("no split\nof that name")
+        return super().source(split)
 
 
 class Crashes(Fine):
@@ -169,11 +186,13 @@ FAULTS = [
     (checks.examples_are_what_it_says, LongLabels(), "labels of train are .*int64"),
     (checks.examples_are_what_it_says, Empty(), "train is empty"),
     (checks.one_by_one_examples_are_those_of_a_batch, OneOff(), r"train\[\d+\] is not what __getitems__"),
+    (checks.one_by_one_examples_are_those_of_a_batch, OtherOnes(), r"train\[\d+\] is not what __getitems__"),
     (checks.one_by_one_examples_are_those_of_a_batch, OneLabel(), r"train\[\d+\] is not .*its label"),
     (checks.it_reads_the_same_again, Reshuffled(), "train, read again, has other images"),
     (checks.it_reads_the_same_again, OtherLabels(), "train, read again, has other labels"),
     (checks.the_fingerprint_is_that_of_the_pixels, OfLabels(), r"fingerprint\('train'\) is not the SHA-256"),
     (checks.the_fingerprint_is_that_of_the_pixels, ForgotValidation(), r"fingerprint\('validation'\)"),
+    (checks.another_split_is_refused, TwoLines(), "its UserError takes more than a line"),
     (checks.another_split_is_refused, TakesAll(), "is not refused"),
     (checks.another_split_is_refused, Crashes(), "raises KeyError.*no UserError"),
     (checks.sources_pickle, OpenFile(), "does not pickle: an open file"),

@@ -57,6 +57,18 @@ class Kept(Fine):
         return super().apply(params, x, log_snr if keys is None else jax.lax.stop_gradient(log_snr))
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed(Fine):
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [8, 8])
+
+
+@pytest.mark.parametrize("check", checks.CHECKS)
+def test_what_is_not_hashable_is_told_so(check):
+    """Each check by itself, as pytest runs them."""
+    with pytest.raises(AssertionError, match="it is not hashable: its field sizes is a list"):
+        check(Listed())
+
+
 class NeverTheImage(Fine):
     def s(self, log_snr):
         return super().s(log_snr) + 1e-5

@@ -138,6 +138,12 @@ class Bare(Tilted):
         return u, jnp.float32(1.0)
 
 
+class Half(Tilted):
+    def __call__(self, u, curve):
+        t, weight = super().__call__(u, curve)
+        return t.astype(jnp.float16), weight
+
+
 class Never(Tilted):
     def weight(self, t):
         return 1 / t
@@ -170,6 +176,7 @@ FAULTS = [
     (proposals.the_weight_is_the_slope_of_t, RightOnAverage(), "not dt / du"),
     (proposals.times_rise_with_u_through_all_of_time, Backwards(), "does not rise"),
     (proposals.times_rise_with_u_through_all_of_time, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
+    (proposals.times_rise_with_u_through_all_of_time, Half(), r"t is float16 \(\d+,\), not float32"),
     (proposals.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
     (proposals.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
     (proposals.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
