@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from diffenc.run import MODES
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = [
@@ -70,6 +72,15 @@ def test_every_target_of_the_makefile_is_told_by_make_help():
     phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
     told = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert {*re.findall(r"^make (\S+)", told, re.MULTILINE), "help"} == set(phony)
+
+
+def test_every_mode_is_in_the_table_of_modes():
+    section = (ROOT / "docs" / "using.md").read_text(encoding="utf-8").partition("\n## Modes\n")[2]
+    first = [
+        line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")
+    ]
+    listed = re.findall(r"`(\w+)`", " ".join(first))
+    assert sorted(listed) == sorted(MODES)
 
 
 def test_the_plugin_is_listed(plugin_folder, tmp_path):
