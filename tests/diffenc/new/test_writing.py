@@ -1,4 +1,5 @@
-import os
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +10,49 @@ from diffenc.new.__main__ import main
 from diffenc.new.wanted import Wanted
 
 WANTED = Wanted("encoder", "my_blur")
+
+# For each line, CALL, AT and FOLDER, a process that writes the plugin there and is gone when os.CALL is called for the
+# ATth time; prints how it ended. Forked from a process without threads.
+KILLED = """
+import os, sys
+from diffenc.new import places, writing
+from diffenc.new.wanted import Wanted
+
+wanted = Wanted("encoder", "my_blur")
+
+def write(call, at, folder):
+    real, calls = getattr(os, call), []
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == at:
+            os._exit(9)
+        return real(*args, **options)
+    setattr(os, call, killed)
+    writing.write(places.package(folder + "/my_pack", wanted), wanted)
+    os._exit(0)
+
+for line in sys.stdin:
+    call, at, folder = line.rstrip("\\n").split(" ", 2)
+    child = os.fork()
+    if child == 0:
+        write(call, int(at), folder)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """killed(call, at, folder) -> exit status of who writes there; see KILLED."""
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def ask(call, at, folder):
+            assert server.stdin is not None
+            assert server.stdout is not None
+            print(call, at, folder, file=server.stdin, flush=True)
+            return int(server.stdout.readline())
+
+        yield ask
 
 
 def content(folder):
@@ -58,23 +102,9 @@ def test_nothing_is_overwritten(folder):
 @pytest.mark.parametrize("call", ["mkdir", "replace"])
 @pytest.mark.parametrize("wanted", [WANTED, Wanted("schedule", "bent")], ids=["same", "another"])
 @pytest.mark.parametrize("at", range(1, 7))
-def test_what_a_killed_command_left_is_gone_on_with(folder, monkeypatch, at, wanted, call):
+def test_what_a_killed_command_left_is_gone_on_with(folder, killed, at, wanted, call):
     """Killed before each folder is made, and before each file gets its name; then the same is called, or another."""
-    real, calls = getattr(os, call), []
-
-    def killed(*args, **options):
-        calls.append(args)
-        if len(calls) == at:
-            os._exit(9)
-        return real(*args, **options)
-
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(os, call, killed)
-        make(folder)
-        os._exit(0)
-    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert died or call == "mkdir"
+    assert killed(call, at, folder) in ((9,) if call == "replace" else (9, 0))
     make(folder, wanted)
     make(folder, WANTED)
     of_two = 3 * (wanted != WANTED)
