@@ -113,6 +113,7 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
         (Evaluate(split="train", steps=5, num_images=16), 3),
         (Evaluate(steps=5), 4),
         (Evaluate(num_images=5), 5),
+        (Evaluate(num_images=5_000), 2),  # more than there are: all
         (Evaluate(split="train"), 6),
         (Evaluate(steps=7), 6),  # the newest, as none is of that
     ],
