@@ -40,7 +40,8 @@ def status_of(
 def say(text: str) -> None:
     """Print `text`. A reader who has enough, as `head` has, ends the program without a word."""
     try:
-        print(text, flush=True)
+        sys.stdout.write(f"{text}\n")  # at once: a reader may go after its first part
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
         sys.exit(128 + signal.SIGPIPE)
