@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import json
 import math
@@ -47,6 +48,14 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # gone if it was renamed, never there if opening failed
             temporary.unlink()
+
+
+def sweep(path: PathLike) -> None:
+    """Remove what processes killed amid writing `path` left beside it; for whom no other writes it now."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        with contextlib.suppress(OSError):  # a disk that refuses says so when it is written to
+            left.unlink()
 
 
 def replace_bytes(path: PathLike, data: bytes) -> None:

@@ -12,6 +12,7 @@ from diffenc.devices import distributed
 from diffenc.devices.sharding import on_each
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.files import atomic
 from diffenc.images import grid, save_png, to_uint8
 from diffenc.measuring.evaluate import Evaluator, record
 from diffenc.measuring.loss_over_log_snr import equal_shares
@@ -80,6 +81,7 @@ class Visits:
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
         try:
+            distributed.by_main(atomic.sweep)(path)  # which training alone writes
             distributed.by_main(save_png)(path, images, num_levels)
         except UserError as error:  # a disk that is full now
             logging.error("%s; the run goes on", error)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -116,3 +117,22 @@ def test_json_has_no_nan_and_takes_array_scalars(tmp_path):
 def test_json_refuses_what_it_cannot_hold():
     with pytest.raises(TypeError):
         atomic.to_json({"a": object()})
+
+
+KILLED = """
+import os, signal, sys
+from diffenc.files import atomic
+with atomic.replacing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_left_of_a_file_is_swept_and_nothing_else(tmp_path):
+    for name in ("[1].png", "1.png"):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)])
+        assert done.returncode == -signal.SIGKILL
+    (tmp_path / "[1].png").write_bytes(b"whole")
+    assert len([*tmp_path.iterdir()]) == 3
+    atomic.sweep(tmp_path / "[1].png")
+    assert sorted(path.name.partition(".tmp-")[0] for path in tmp_path.iterdir()) == [".1.png", "[1].png"]
