@@ -67,6 +67,12 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def of_as_many(record: Record, num_images: int | None) -> bool:
+    """Whether a record is of `num_images` of its split, or of all there are."""
+    whole = record.get("split_images")
+    return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
+
+
 def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
     """`KEY ONE and TWO` for each of `keys` that two records differ in."""
     return [f"{key} {one.get(key)} and {two.get(key)}" for key in keys if one.get(key) != two.get(key)]

@@ -115,10 +115,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_of(said: Mapping[str, Any], settings: Evaluate) -> bool:
-    whole, num_images = said.get("split_images"), settings.num_images
-    wanted = whole if num_images is None else min(num_images, whole or num_images)
-    asked = (settings.split, depth(settings)["T"], wanted)
-    return (said["split"], said["T"], said["num_images"]) == asked
+    same_bound = (said["split"], said["T"]) == (settings.split, depth(settings)["T"])
+    return same_bound and evaluations.of_as_many(said, settings.num_images)
 
 
 def write_folder(

@@ -13,10 +13,11 @@ from diffenc.configs import describe
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.files import stores
+from diffenc.measuring import evaluations
 from diffenc.measuring.depth import depth
 from diffenc.registry import proposals
 from diffenc.workdirs.same_run import refuse_other_config
-from experiments.sweep.summary import Record, read
+from experiments.sweep.summary import read
 from experiments.sweep.variants import Variant
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
@@ -90,15 +91,9 @@ def trained(run: Run) -> bool:
 def evaluated(run: Run) -> bool:
     """Whether its last evaluation is the one that its config asks for, of its last step."""
     record = read(run.workdir)
-    if record is None or not of_as_many(record, run.experiment.evaluate.num_images):
+    if record is None or not evaluations.of_as_many(record, run.experiment.evaluate.num_images):
         return False
     return all(record.get(key) == value for key, value in asked(run.experiment).items())
-
-
-def of_as_many(record: Record, num_images: int | None) -> bool:
-    """Whether a record is of `num_images` of its split, or of all there are."""
-    whole = record.get("split_images")
-    return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
 
 
 def asked(experiment: Experiment) -> dict[str, Any]:
