@@ -2,14 +2,17 @@
 
 import dataclasses
 import io
+import json
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +20,34 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(__file__).parent.parent / ".cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def accepted_flags(flags: tuple[str, ...], cache: Path) -> str:
+    """Returns those of XLA's flags that the installed jaxlib knows; it aborts the process on any other.
+
+    Each is tried in a process of its own, once per version of jaxlib.
+    """
+    file = cache / f"xla_flags_{metadata.version('jaxlib')}.json"
+    known: dict[str, bool] = json.loads(file.read_text()) if file.exists() else {}
+    missing = [flag for flag in flags if flag not in known]
+    for flag in missing:
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+        child = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"], env=env, capture_output=True
+        )
+        known[flag] = child.returncode == 0
+    if missing:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known))
+        partial.replace(file)
+    return " ".join(flag for flag in flags if known[flag])
+
+
 # Most of the time goes into compilation, of which these save more than half. With XLA_FLAGS= all is compiled as for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+if "XLA_FLAGS" not in os.environ:
+    FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = accepted_flags(FAST, CACHE.parent)
 
 import jax  # noqa: E402 - reads the environment set above
 import jax.numpy as jnp  # noqa: E402

@@ -48,3 +48,13 @@ def test_every_extra_of_an_accelerator_is_jaxs_own():
     for name in ("cuda12", "cuda13", "tpu"):
         (requirement,) = PROJECT["optional-dependencies"][name]
         assert requirement.startswith(f"jax[{name}]>=")
+
+
+def test_flags_of_xla_are_tried_once_before_they_are_set(request, tmp_path, monkeypatch):
+    accepted_flags = request.config.pluginmanager.get_plugin(
+        str(ROOT / "tests" / "conftest.py")
+    ).accepted_flags
+    known, unknown = "--xla_backend_optimization_level=1", "--xla_is_not_a_flag=1"
+    assert accepted_flags((unknown, known), tmp_path) == known
+    monkeypatch.setattr(sys, "executable", "/not/there")  # no further process is started
+    assert accepted_flags((known, unknown), tmp_path) == known
