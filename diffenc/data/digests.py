@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from diffenc.bars import Advance, Start, unseen
 from diffenc.data.paths import one_line
 from diffenc.errors import UserError
@@ -50,6 +53,30 @@ def _of_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[st
         digest.update(line.encode(errors="surrogateescape"))
         total += held["bytes"]
     return {"files": len(paths), "bytes": total, "sha256": digest.hexdigest()}
+
+
+class ImageDigest:
+    """SHA-256 of images [N, H, W, C] that come in pieces: in their order, and whatever their order."""
+
+    def __init__(self):
+        self._ordered = hashlib.sha256()
+        self._images: list[bytes] = []
+
+    def update(self, images: UInt8[np.ndarray, "n h w c"]) -> None:
+        """Appends `images`."""
+        for image in np.ascontiguousarray(images):
+            self._ordered.update(image)
+            self._images.append(hashlib.sha256(image).digest())
+
+    @property
+    def ordered(self) -> str:
+        """Hex SHA-256 of all pixels in their order."""
+        return self._ordered.hexdigest()
+
+    @property
+    def unordered(self) -> str:
+        """Hex SHA-256 of the sorted SHA-256s of the images."""
+        return hashlib.sha256(b"".join(sorted(self._images))).hexdigest()
 
 
 def all_files(folder: Path) -> Iterator[Path]:

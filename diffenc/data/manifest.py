@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffenc.data import versions
+from diffenc.data.versions import Pixels
 from diffenc.errors import UserError
 from diffenc.files import atomic
 
@@ -29,10 +31,16 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The shards of a split in their order, and hex SHA-256 of its uint8 [N, H, W, C] pixels."""
+    """The shards of a split in their order, and digests of its images.
+
+    Attributes:
+      sha256: hex SHA-256 of the uint8 [N, H, W, C] pixels.
+      images_sha256: hex SHA-256 of the images' sorted SHA-256s; empty in manifests from before it was recorded.
+    """
 
     sha256: str
     shards: tuple[Shard, ...]
+    images_sha256: str = ""
 
     @property
     def count(self) -> int:
@@ -46,13 +54,15 @@ class Manifest:
 
     Attributes:
       name: what `python -m diffenc.prepare` was called with.
-      source: which images these are: a known version of a data set, or that they are none.
+      source: which images these are: known versions of a data set, or that they are none. `read` identifies them
+        anew from the digests.
       image_shape: (H, W, C).
       classes: their names in the order of labels; empty where they have none.
       splits: "train" and "test".
       files: by name, the digests and sizes of what was converted.
       note: what one must know of the conversion beside this; may be empty.
       diffenc_version: what wrote it.
+      otherwise: what `source` is where no split is known; empty = it follows from `name`.
     """
 
     name: str
@@ -65,6 +75,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
     note: str
     diffenc_version: str
+    otherwise: str = ""
 
     @property
     def counted(self) -> str:
@@ -89,16 +100,32 @@ def read(folder: Path) -> Manifest | None:
     path = folder / NAME
     try:
         said = json.loads(path.read_bytes())
-        return _parsed(said) if said.pop("format", None) == _FORMAT else None
+        return identified(_parsed(said)) if said.pop("format", None) == _FORMAT else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged; delete {folder} and prepare it again ({error!r})") from error
 
 
+def identified(made: Manifest) -> Manifest:
+    """Returns `made` with the `source` that its digests tell, by the versions that are known today."""
+    otherwise = made.otherwise or versions.unknown_of(made.name) or made.source or made.name
+    return dataclasses.replace(made, source=versions.describe(identity(made), otherwise))
+
+
+def identity(made: Manifest) -> versions.Identity:
+    """Returns which published images the digests in `made` tell, split by split."""
+    splits = {name: Pixels(split.sha256, split.images_sha256) for name, split in made.splits.items()}
+    return versions.identify(made.name, made.image_shape, splits, made.files)
+
+
 def _parsed(said: dict[str, Any]) -> Manifest:
     splits = {
-        name: Split(split["sha256"], tuple(Shard(**shard) for shard in split["shards"]))
+        name: Split(
+            split["sha256"],
+            tuple(Shard(**shard) for shard in split["shards"]),
+            split.get("images_sha256", ""),
+        )
         for name, split in said.pop("splits").items()
     }
     for key in ("image_shape", "classes"):
@@ -116,6 +143,7 @@ def _check(made: Manifest) -> None:
     _whole(256, num_levels=[made.num_levels])
     _whole(2**31, num_classes=[made.num_classes])
     _typed(str, name=made.name, source=made.source, note=made.note, diffenc_version=made.diffenc_version)
+    _typed(str, otherwise=made.otherwise)
     for name in made.classes:
         _typed(str, classes=name)
     for digests in (made.files, *made.files.values()):
@@ -127,7 +155,7 @@ def _check(made: Manifest) -> None:
 
 
 def _check_split(split: Split) -> None:
-    _typed(str, sha256=split.sha256)
+    _typed(str, sha256=split.sha256, images_sha256=split.images_sha256)
     for shard in split.shards:
         _typed(str, sha256=shard.sha256, name=shard.name)
         _whole(_MOST, count=[shard.count], bytes=[shard.bytes])

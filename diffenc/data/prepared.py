@@ -11,7 +11,7 @@ from absl import logging
 from diffenc.data import manifest, records, sources
 from diffenc.data.manifest import Manifest
 from diffenc.data.paths import OfficialFiles, data_directory, plain_name
-from diffenc.data.versions import UNKNOWN
+from diffenc.data.versions import is_unknown
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
 from diffenc.registry import datasets
@@ -75,11 +75,8 @@ class Prepared:
 
     def _read(self, split: str) -> Source:
         found = self.manifest()
-        if found.source.startswith(UNKNOWN):
-            logging.warning(
-                f"{self._path()}: {found.source}, {found.counted}; "
-                "bits/dim are not comparable with published ones"
-            )
+        if trouble := _incomparable(found, split):
+            logging.warning(f"{self._path()}: {found.source}, {found.counted}; {trouble}")
         return _opened(self._path(), found.splits[split].sha256, split, records.IN_MEMORY)
 
     @property
@@ -109,6 +106,14 @@ class Prepared:
             f"{path}: holds no prepared {self._name}; run {run} {self._name} --source=FILE_OR_DIR{places}"
             f"{download}; the files come from {self.files.origin}"
         )
+
+
+def _incomparable(found: Manifest, split: str) -> str:
+    """Returns why figures of `split` do not compare with published ones; "" if they do, or if none are published."""
+    if is_unknown(found.source, split):
+        return "bits/dim are not comparable with published ones"
+    _, part = manifest.identity(found)[split] or ("", "")
+    return f"bits/dim are of the {part}, published ones of all of it" if part else ""
 
 
 def _manifest(path: Path) -> Manifest | None:

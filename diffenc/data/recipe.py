@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from diffenc.data.paths import OfficialFiles
-from diffenc.data.versions import UNKNOWN, Version
+from diffenc.data.versions import Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 
@@ -27,7 +27,7 @@ class Recipe:
       image_shape: (H, W, C).
       read: (split, first) -> the split's examples in their order, in batches of any size, without the first
         `first` of them; raises UserError if the files are not good.
-      otherwise: what to call the images if they are none of `versions`.
+      otherwise: what to call the images if no split is of a known version; empty = it follows from `name`.
       classes: their names in the order of labels, where they have names.
       counts: the number of examples by split, where that is known before they are read.
       note: what one must know of the conversion beside all this; may be empty.
@@ -38,8 +38,7 @@ class Recipe:
     image_shape: tuple[int, int, int]
     num_classes: int
     read: Callable[[str, int], Iterator[Batch]]
-    otherwise: str
-    versions: tuple[Version, ...] = ()
+    otherwise: str = ""
     classes: tuple[str, ...] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     note: str = ""
@@ -80,6 +79,4 @@ def of(dataset: Preparable, source: Path) -> Recipe:
         num_levels=dataset.num_levels,
         num_classes=dataset.num_classes,
         read=lambda split, first: dataset.read(found, split, first),
-        versions=dataset.versions,
-        otherwise=f"{UNKNOWN}{dataset.versions[0].title}",
     )

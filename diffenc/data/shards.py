@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -23,7 +22,6 @@ from diffenc.data import digests, manifest, records
 from diffenc.data.manifest import Manifest, Shard, Split
 from diffenc.data.paths import one_line
 from diffenc.data.recipe import ON_DISK, BadSourceError, Recipe
-from diffenc.data.versions import identify
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.interfaces import Batch
@@ -53,10 +51,9 @@ def convert(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path
     for split in ON_DISK:
         advance = bars.start(f"{recipe.name} {split}", recipe.counts.get(split))
         splits[split] = _named(folder, split, _write_split(recipe, split, folder, advance))
-    pixels = {name: split.sha256 for name, split in splits.items()}
     made = Manifest(
         name=recipe.name,
-        source=identify(recipe.versions, pixels, files, recipe.otherwise),
+        source=recipe.otherwise,
         image_shape=recipe.image_shape,
         num_levels=recipe.num_levels,
         num_classes=recipe.num_classes,
@@ -65,7 +62,9 @@ def convert(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path
         files=files,
         note=recipe.note,
         diffenc_version=importlib.metadata.version("diffenc"),
+        otherwise=recipe.otherwise,
     )
+    made = manifest.identified(made)
     manifest.write(made, folder)
     (folder / _RECIPE).unlink()
     return made
@@ -104,7 +103,7 @@ def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: P
 
 
 def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> Split:
-    digest = hashlib.sha256()
+    digest = digests.ImageDigest()
     size = per_shard(recipe.image_shape)
     shards = list(_finished(recipe, split, folder, digest.update, advance))
     first = sum(shard.count for shard in shards)
@@ -113,7 +112,7 @@ def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> 
         path = folder / f"{split}-{len(shards):05d}.array_record"
         shards.append(_write_shard(path, itertools.chain([head], itertools.islice(stream, size - 1))))
         advance(shards[-1].count)
-    return Split(digest.hexdigest(), tuple(shards))
+    return Split(digest.ordered, tuple(shards), digest.unordered)
 
 
 def _finished(

@@ -1,53 +1,147 @@
-"""Which images these are: the known versions of data sets, told by digests."""
+"""The published sets of images, recognised split by split from digests of files or of pixels."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from diffenc.registry import datasets
 
 UNKNOWN = "unknown version of "
 
+# By split, the title of its version and the name of the part that is there (empty = all); None = not known.
+Identity = Mapping[str, tuple[str, str] | None]
+
 
 @dataclasses.dataclass(frozen=True)
-class Version:
-    """A published set of images.
+class Pixels:
+    """Digests of the images of one split, as uint8 [N, H, W, C].
 
     Attributes:
-      title: what it is called, with its authors.
-      pixels: hex SHA-256 of the raw pixels by split, where it is known.
-      files: sets of official files, each name -> hex MD5 or SHA-256; one whole set tells the version.
+      sha256: hex SHA-256 of the pixels in their order.
+      images_sha256: hex SHA-256 of the images' sorted SHA-256s, the same in every order; empty = not known.
     """
 
-    title: str
-    pixels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sha256: str
+    images_sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A published split, or a named part of one; recognised by any of its digests.
+
+    Attributes:
+      split: "train" or "test".
+      name: what is there of the split, such as "first 1,000 of test"; empty = all of it.
+      pixels: digests of the images; None = not known.
+      files: sets of official files, each name -> hex MD5 or SHA-256; one whole set suffices.
+    """
+
+    split: str
+    name: str = ""
+    pixels: Pixels | None = None
     files: tuple[Mapping[str, str], ...] = ()
 
-    def has_pixels(self, pixels: Mapping[str, str]) -> bool:
-        """Whether all splits have this version's pixels."""
-        return bool(self.pixels) and dict(pixels) == dict(self.pixels)
+    def has_pixels(self, found: Pixels) -> bool:
+        """Whether `found` are the images of this part, in any order."""
+        if self.pixels is None:
+            return False
+        same_set = bool(found.images_sha256) and found.images_sha256 == self.pixels.images_sha256
+        return same_set or found.sha256 == self.pixels.sha256
 
     def has_files(self, digests: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the files are this version's, whatever the folder they lie in."""
+        """Whether a whole set of this part's files is among those in `digests`, in whatever folder they lie."""
         held = {name.rpartition("/")[2]: entry for name, entry in digests.items()}
         return any(
-            set(known) == set(held)
-            and all(known[name] in (held[name].get("md5"), held[name].get("sha256")) for name in known)
+            all(
+                name in held and digest in (held[name].get("md5"), held[name].get("sha256"))
+                for name, digest in known.items()
+            )
             for known in self.files
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A published set of images: its title with its authors, and its parts."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
 def identify(
-    versions: Sequence[Version],
-    pixels: Mapping[str, str],
+    name: str,
+    image_shape: tuple[int, int, int],
+    splits: Mapping[str, Pixels],
     digests: Mapping[str, Mapping[str, Any]],
-    otherwise: str,
-) -> str:
-    """The title of the version that these pixels or files are; else `otherwise`.
+) -> Identity:
+    """Returns which published images these are, split by split.
+
+    Pixels are compared with those of every registered data set of the same shape. Files are compared with those
+    of the data set `name` alone: another may read other images from the same files.
 
     Args:
-      pixels: hex SHA-256 of the raw pixels by split.
+      name: the data set that the files were read as.
+      splits: digests of the pixels by split.
       digests: by file name, its "md5" and "sha256".
     """
-    for version in versions:
-        if version.has_pixels(pixels) or version.has_files(digests):
-            return version.title
-    return otherwise
+    own, others = _registered(name, image_shape)
+    return {split: _known(split, pixels, digests, own, others) for split, pixels in splits.items()}
+
+
+def _known(
+    split: str,
+    pixels: Pixels,
+    digests: Mapping[str, Mapping[str, Any]],
+    own: Iterable[Version],
+    others: Iterable[Version],
+) -> tuple[str, str] | None:
+    for versions, files in ((own, digests), (others, {})):
+        for version in versions:
+            for part in version.parts:
+                if part.split == split and (part.has_pixels(pixels) or part.has_files(files)):
+                    return version.title, part.name
+    return None
+
+
+def describe(found: Identity, otherwise: str) -> str:
+    """Returns what `identify` found in a line: the title alone where every split is whole and of one version."""
+    known = dict.fromkeys(held for held in found.values() if held is not None)
+    titles = list(dict.fromkeys(title for title, _ in known))
+    if not titles:
+        return otherwise
+    if set(found.values()) == {(titles[0], "")}:
+        return titles[0]
+    if len(titles) == 1:
+        return f"{titles[0]}: {', '.join(_part(split, held) for split, held in found.items())}"
+    return "; ".join(_part(split, held) + (f" of {held[0]}" if held else "") for split, held in found.items())
+
+
+def _part(split: str, held: tuple[str, str] | None) -> str:
+    if held is None:
+        return f"{UNKNOWN}{split}"
+    return held[1] or f"all of {split}"
+
+
+def unknown_of(name: str) -> str:
+    """Returns what to call images that are read as the data set `name` and not recognised; empty if it has no versions."""
+    titles = (
+        [version.title for version in getattr(datasets[name], "versions", ())]
+        if name in set(datasets)
+        else []
+    )
+    return f"{UNKNOWN}{titles[0]}" if titles else ""
+
+
+def is_unknown(source: str, split: str) -> bool:
+    """Whether `source`, as `describe` writes it, says of `split` that its version is not known."""
+    return source.startswith(UNKNOWN) or f"{UNKNOWN}{split}" in source
+
+
+def _registered(name: str, image_shape: tuple[int, int, int]) -> tuple[list[Version], list[Version]]:
+    """The versions of the data set `name`, and those of all others of the same shape."""
+    own, others = [], []
+    for other in datasets:
+        kind: Any = datasets[other]
+        if getattr(kind, "image_shape", None) == image_shape:
+            (own if other == name else others).extend(getattr(kind, "versions", ()))
+    return own, others

@@ -12,7 +12,7 @@ import numpy as np
 from diffenc.data import sources
 from diffenc.data.paths import Download, OfficialFiles, Stream, reading
 from diffenc.data.prepared import Prepared
-from diffenc.data.versions import Version
+from diffenc.data.versions import Part, Pixels, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
@@ -29,6 +29,14 @@ _MD5 = {
     "data_batch_4": "634d18415352ddfa80567beed471001a",
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
 }
 
 Read = Callable[[Stream, str], Mapping[str, Any]]
@@ -83,6 +91,12 @@ _LAYOUTS = (
 )
 
 
+def _official(split: str) -> tuple[Mapping[str, str], ...]:
+    """For each layout the archive, and the batches of `split`, with their MD5s."""
+    sets = [names for layout in _LAYOUTS for names in ((layout.archive,), layout.batches[split])]
+    return tuple({name: _MD5[name] for name in names} for names in sets)
+
+
 @datasets.register("cifar10")
 @dataclasses.dataclass(frozen=True)
 class Cifar10(Prepared):
@@ -108,7 +122,7 @@ class Cifar10(Prepared):
         downloads=(
             Download(
                 "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                "c58f30108f718f92721af3b95e74349a",
+                _MD5["cifar-10-python.tar.gz"],
                 170_498_071,
             ),
         ),
@@ -117,10 +131,24 @@ class Cifar10(Prepared):
     versions: ClassVar[tuple[Version, ...]] = (
         Version(
             "CIFAR-10 (Krizhevsky 2009)",
-            files=(
-                {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
-                {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-                _MD5,
+            (
+                Part(
+                    "train",
+                    pixels=Pixels(
+                        "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+                        "6bebf6967ad9d2d12d9cf95f54164bd95a0954d3177f1285fa8dd3673671ca76",
+                    ),
+                    files=_official("train"),
+                ),
+                Part("test", files=_official("test")),
+                Part(
+                    "test",
+                    "first 1,000 of test",
+                    pixels=Pixels(
+                        "da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f",
+                        "d0a7399b46aa16eede5d5c628d2031c066c18897212dd5c983d4e5a1ac80ddda",
+                    ),
+                ),
             ),
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from diffenc.data import sources
 from diffenc.data.paths import OfficialFiles, Stream, reading
 from diffenc.data.prepared import Prepared
-from diffenc.data.versions import Version
+from diffenc.data.versions import Part, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
@@ -61,11 +61,23 @@ class Imagenet32(Prepared):
     versions: ClassVar[tuple[Version, ...]] = (
         Version(
             "ImageNet32 (Chrabaszcz et al. 2017)",
-            files=(
-                {
-                    "Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc",
-                    "Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a",
-                },
+            (
+                Part(
+                    "train",
+                    files=(
+                        {
+                            "Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc"
+                        },
+                    ),
+                ),
+                Part(
+                    "test",
+                    files=(
+                        {
+                            "Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a"
+                        },
+                    ),
+                ),
             ),
         ),
     )

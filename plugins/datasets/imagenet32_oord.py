@@ -13,7 +13,7 @@ from diffenc.data.digests import all_files
 from diffenc.data.image_folder import Labelled, batches, pixels
 from diffenc.data.paths import OfficialFiles, reading
 from diffenc.data.prepared import Prepared
-from diffenc.data.versions import Version
+from diffenc.data.versions import Part, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
@@ -51,11 +51,23 @@ class Imagenet32Oord(Prepared):
     versions: ClassVar[tuple[Version, ...]] = (
         Version(
             "ImageNet32 (van den Oord et al. 2016)",
-            files=(
-                {
-                    "train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5",
-                    "valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7",
-                },
+            (
+                Part(
+                    "train",
+                    files=(
+                        {
+                            "train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5"
+                        },
+                    ),
+                ),
+                Part(
+                    "test",
+                    files=(
+                        {
+                            "valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7"
+                        },
+                    ),
+                ),
             ),
         ),
     )

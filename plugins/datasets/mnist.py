@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from diffenc.data import sources
 from diffenc.data.paths import Download, OfficialFiles, Stream, reading
 from diffenc.data.prepared import Prepared
-from diffenc.data.versions import Version
+from diffenc.data.versions import Part, Pixels, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
@@ -62,17 +62,34 @@ class Mnist(Prepared):
     versions: ClassVar[tuple[Version, ...]] = (
         Version(
             "MNIST (LeCun et al. 1998)",
-            pixels={
-                "train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-                "test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-            },
+            (
+                Part(
+                    "train",
+                    pixels=Pixels(
+                        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+                        "03a8a048601ebb4610dcd79cd759c718bed893982a4c153c4f33a41885101c0b",
+                    ),
+                ),
+                Part(
+                    "test",
+                    pixels=Pixels(
+                        "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+                        "e2842441ab1468bab7eeaa886875a3a7662245f3768610c4b4ca84d7ac309c70",
+                    ),
+                ),
+            ),
         ),
         Version(
             "Fashion-MNIST (Xiao et al. 2017)",
-            pixels={
-                "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-                "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-            },
+            (
+                Part(
+                    "train",
+                    pixels=Pixels("2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"),
+                ),
+                Part(
+                    "test", pixels=Pixels("c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a")
+                ),
+            ),
         ),
     )
 

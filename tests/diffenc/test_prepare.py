@@ -88,7 +88,14 @@ def test_shards_are_put_in_place_with_a_manifest(capsys, source, data_dir, named
     for split, name in zip(("train", "test"), SHARDS, strict=True):
         content = (data_dir / "mnist" / name).read_bytes()
         shard = {"name": name, "count": 5, "bytes": len(content), "sha256": sha256(content)}
-        splits[split] = {"count": 5, "sha256": sha256(PIXELS.tobytes()), "shards": [shard]}
+        splits[split] = {
+            "count": 5,
+            "sha256": sha256(PIXELS.tobytes()),
+            "shards": [shard],
+            "images_sha256": sha256(
+                b"".join(sorted(hashlib.sha256(image.tobytes()).digest() for image in PIXELS))
+            ),
+        }
     assert manifest == {
         "format": 1,
         "name": "mnist",
@@ -108,6 +115,7 @@ def test_shards_are_put_in_place_with_a_manifest(capsys, source, data_dir, named
         },
         "note": "",
         "diffenc_version": importlib.metadata.version("diffenc"),
+        "otherwise": "",
     }
 
 

@@ -1,13 +1,19 @@
 import io
+import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import logging
+from PIL import Image
 
+from diffenc import prepare
+from diffenc.data import manifest
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
 from diffenc_plugins.datasets import Cifar10
@@ -238,6 +244,81 @@ def trusted(archive: tarfile.TarFile, name: str) -> tuple[np.ndarray, list[int]]
     batch = {key.decode(): value for key, value in pickle.load(stream, encoding="bytes").items()}
     planes = [batch["data"][:, 1024 * channel : 1024 * (channel + 1)] for channel in range(3)]
     return np.stack([plane.reshape(-1, 32, 32) for plane in planes], axis=-1), batch["labels"]
+
+
+CIFAR10 = "CIFAR-10 (Krizhevsky 2009)"
+TRAIN_SHA256 = "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"  # published with the sheets
+
+
+@pytest.fixture
+def sheets() -> Path:
+    """The real CIFAR-10 in sheets of 1,000 images: all of train, the first 1,000 of test."""
+    if "DIFFENC_SHARED" not in os.environ:
+        pytest.skip("DIFFENC_SHARED is not set")
+    return Path(os.environ["DIFFENC_SHARED"]) / "data" / "cifar10"
+
+
+@pytest.mark.slow
+def test_the_real_binary_files_are_known_split_by_split(sheets, folder, read, caplog):
+    caplog.set_level("INFO", logger=logging.get_absl_logger().name)
+    subprocess.run([sys.executable, sheets / "unpack.py", folder], check=True)
+    assert len(read("cifar10", folder, "train")) == 50_000
+    assert caplog.records == []
+    assert len(read("cifar10", folder, "test")) == 1000
+    assert Cifar10().source_name == f"{CIFAR10}: all of train, first 1,000 of test"
+    assert Cifar10().fingerprint("train") == TRAIN_SHA256
+    (record,) = caplog.records
+    assert "bits/dim are of the first 1,000 of test, published ones of all of it" in record.getMessage()
+
+
+def test_real_images_are_known_as_files_in_any_order(sheets, tmp_path):
+    """The first 1,000 of test, as PNGs in folders of classes; of train, two others."""
+    images = np.asarray(Image.open(sheets / "batch_50.png")).reshape(-1, 32, 32, 3)
+    classes = np.fromfile(sheets / "labels.u8", np.uint8)[50_000:]
+    for k, image in enumerate(images):
+        for split in ("test", "train") if k < 50 else ("test",):
+            path = tmp_path / "images" / split / str(classes[k]) / f"{k:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path, compress_level=0)
+    done = prepare.prepare(prepare.Asked("folder", tmp_path / "images", tmp_path / "data"))
+    assert f"{CIFAR10}: unknown version of train, first 1,000 of test" in done
+
+
+def test_files_with_official_checksums_are_known_split_by_split(tmp_path):
+    """As a manifest from before digests of both splits were compared, which called all of it unknown."""
+    train = {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    }
+    test = {"test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d"}
+    unknown = f"unknown version of {CIFAR10}"
+    assert source_in_old_manifest(tmp_path, train | test) == CIFAR10
+    assert source_in_old_manifest(tmp_path, train) == f"{CIFAR10}: all of train, unknown version of test"
+    assert source_in_old_manifest(tmp_path, test) == f"{CIFAR10}: unknown version of train, all of test"
+    assert source_in_old_manifest(tmp_path, {**train, "data_batch_5.bin": "0"}) == unknown
+    archive = {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
+    assert source_in_old_manifest(tmp_path, archive) == CIFAR10
+    assert (
+        source_in_old_manifest(tmp_path, {}, TRAIN_SHA256)
+        == f"{CIFAR10}: all of train, unknown version of test"
+    )
+
+
+def source_in_old_manifest(folder: Path, md5s: dict[str, str], train_sha256: str = "0") -> str:
+    """What is read of a manifest without digests over any order."""
+    said = {
+        "format": 1, "name": "cifar10", "source": f"unknown version of {CIFAR10}", "image_shape": [32, 32, 3],
+        "num_levels": 256, "num_classes": 10, "classes": [], "note": "", "diffenc_version": "0.1.0",
+        "splits": {"train": {"count": 0, "sha256": train_sha256, "shards": []}, "test": {"count": 0, "sha256": "0", "shards": []}},
+        "files": {f"cifar-10-batches-bin/{name}": {"bytes": 1, "md5": md5, "sha256": "0"} for name, md5 in md5s.items()},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(said))
+    found = manifest.read(folder)
+    assert found is not None
+    return found.source
 
 
 @pytest.mark.slow
