@@ -11,7 +11,7 @@ from absl import logging
 from diffenc.data import manifest, records, sources
 from diffenc.data.manifest import Manifest
 from diffenc.data.paths import OfficialFiles, data_directory, plain_name
-from diffenc.data.versions import is_unknown
+from diffenc.data.versions import is_unknown, terms_of
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
 from diffenc.registry import datasets
@@ -61,6 +61,11 @@ class Prepared:
     def source_name(self) -> str:
         """Which images these are, as far as that is known."""
         return self.manifest().source
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """Origin and licence of the images, as far as they are known."""
+        return terms_of(self.source_name)
 
     def train_identity(self) -> str:
         """Tells what is trained on from any other images, without reading them."""

@@ -62,10 +62,18 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """A published set of images: its title with its authors, and its parts."""
+    """A published set of images.
+
+    Attributes:
+      title: its name with its authors.
+      origin: who made it of what, and where it is published.
+      licence: the terms that are stated for it, or that none are.
+    """
 
     title: str
     parts: tuple[Part, ...]
+    origin: str = ""
+    licence: str = ""
 
 
 def identify(
@@ -135,6 +143,22 @@ def unknown_of(name: str) -> str:
 def is_unknown(source: str, split: str) -> bool:
     """Whether `source`, as `describe` writes it, says of `split` that its version is not known."""
     return source.startswith(UNKNOWN) or f"{UNKNOWN}{split}" in source
+
+
+def terms_of(source: str) -> dict[str, str]:
+    """Returns "origin" and "licence" of the published images that `source`, as `describe` writes it, names."""
+    found = [version for version in _all_versions() if version.title in source]
+    stated = {key: [getattr(version, key) for version in found] for key in ("origin", "licence")}
+    return {key: "; ".join(filter(None, texts)) for key, texts in stated.items() if any(texts)}
+
+
+def _all_versions() -> list[Version]:
+    return [version for name in datasets for version in getattr(datasets[name], "versions", ())]
+
+
+def is_published(source: str) -> bool:
+    """Whether `source`, as `describe` writes it, names a published version and no unknown split."""
+    return UNKNOWN not in source and any(version.title in source for version in _all_versions())
 
 
 def _registered(name: str, image_shape: tuple[int, int, int]) -> tuple[list[Version], list[Version]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffenc.configs import describe
-from diffenc.data.versions import UNKNOWN
+from diffenc.data.versions import UNKNOWN, is_published
 from diffenc.measuring.evaluations import number
 from diffenc.measuring.significance import Finding
 from diffenc.report import shown
@@ -217,6 +217,8 @@ def _dataset(run: Held) -> list[tuple[str, str]]:
         ("Name", card.get("dataset") or said.get("dataset")),
         ("Version", source or ("these images lie in no files" if card else None)),
         ("Known by digest", _known(source) if source else None),
+        ("Origin", card.get("origin")),
+        ("Licence", card.get("licence")),
         ("Image", " × ".join(map(str, shape)) if isinstance(shape, list) else None),
         ("Levels", card.get("num_levels")),
         ("Classes", card.get("num_classes")),
@@ -231,6 +233,8 @@ def _dataset(run: Held) -> list[tuple[str, str]]:
 
 
 def _known(source: Any) -> str:
-    if str(source).startswith(UNKNOWN):
+    if is_published(str(source)):
+        return "yes"
+    if str(source).startswith(UNKNOWN) or UNKNOWN not in str(source):
         return "no: bits/dim are not comparable with published ones"
-    return "yes"
+    return "in part: bits/dim of the unknown split are not comparable with published ones"

@@ -159,6 +159,8 @@ def _trained_on(dataset: Mapping[str, Any]) -> str:
     lines = {
         dataset["dataset"]: f"{height}x{width}x{channels}, {dataset['num_levels']} levels",
         "version": dataset.get("source"),
+        "origin": dataset.get("origin"),
+        "licence of the images": dataset.get("licence"),
         "train images": dataset.get("train_images", "unknown"),
         "fingerprint": f"`{dataset['train_identity']}`" if "train_identity" in dataset else None,
     }

@@ -134,6 +134,7 @@ def dataset_card(experiment: Experiment, num_train: int) -> Record:
     return {
         **kind_of(dataset),
         "source": source_name(dataset),
+        **getattr(dataset, "terms", {}),
         "train_images": num_train,
         "train_identity": train_identity(dataset),
     }

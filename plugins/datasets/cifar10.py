@@ -150,6 +150,10 @@ class Cifar10(Prepared):
                     ),
                 ),
             ),
+            origin="A. Krizhevsky, V. Nair and G. Hinton, labelled photographs of the 80 Million Tiny Images, which were "
+            "collected from the web and withdrawn in 2020; https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none is stated; its page asks to cite Krizhevsky 2009, Learning Multiple Layers of Features from "
+            "Tiny Images; the photographs belong to their owners",
         ),
     )
 

@@ -27,6 +27,11 @@ class Digits:
     image_shape: ClassVar[tuple[int, int, int]] = (8, 8, 1)
     num_levels: ClassVar[int] = 17
     num_classes: ClassVar[int] = 10
+    terms: ClassVar[dict[str, str]] = {
+        "origin": "E. Alpaydin and C. Kaynak 1998, the test set of UCI's Optical Recognition of Handwritten Digits, "
+        "as it comes with scikit-learn; https://archive.ics.uci.edu/dataset/80",
+        "licence": "CC BY 4.0, as the UCI repository states",
+    }
 
     def source(self, split: str) -> Source:
         return sources.split_source(_read, split, self.validation, "digits")

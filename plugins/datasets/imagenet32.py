@@ -79,6 +79,9 @@ class Imagenet32(Prepared):
                     ),
                 ),
             ),
+            origin="P. Chrabaszcz, I. Loshchilov and F. Hutter, photographs of ImageNet (ILSVRC 2012) downsampled; "
+            "https://image-net.org/download-images.php",
+            licence="ImageNet's terms of access: non-commercial research and education only; the photographs belong to their owners",
         ),
     )
 

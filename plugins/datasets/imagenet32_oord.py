@@ -69,6 +69,9 @@ class Imagenet32Oord(Prepared):
                     ),
                 ),
             ),
+            origin="A. van den Oord, N. Kalchbrenner and K. Kavukcuoglu, photographs of ImageNet (ILSVRC 2012) downsampled; "
+            "https://image-net.org/small, which offers them no more",
+            licence="ImageNet's terms of access: non-commercial research and education only; the photographs belong to their owners",
         ),
     )
 

@@ -78,6 +78,10 @@ class Mnist(Prepared):
                     ),
                 ),
             ),
+            origin="Y. LeCun, C. Cortes and C. Burges, digits from forms in NIST's Special Databases 1 and 3; "
+            "http://yann.lecun.com/exdb/mnist",
+            licence="none is stated where it is published; some copies state CC BY-SA 3.0 (copyright Y. LeCun and "
+            "C. Cortes), others MIT",
         ),
         Version(
             "Fashion-MNIST (Xiao et al. 2017)",
@@ -90,6 +94,8 @@ class Mnist(Prepared):
                     "test", pixels=Pixels("c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a")
                 ),
             ),
+            origin="Zalando Research, articles of its shop; https://github.com/zalandoresearch/fashion-mnist",
+            licence="MIT",
         ),
     )
 

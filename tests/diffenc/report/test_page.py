@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from diffenc.report import page
+from diffenc.report import cards, page
 
 from .conftest import CONFIG, evaluation, heat_maps, parsed, rendered, text_of
 
@@ -75,6 +75,20 @@ def test_the_data_set_and_the_environment(whole):
     assert table(tree, "trained in") == [
         ["From", "whole from step 0"], ["diffenc", "0.1.0"], ["Python", "3.11.1"], ["JAX", "9.9.9"], ["Devices", "1 x cpu"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("images of the folder mine", "no: "),
+        ("unknown version of MNIST (LeCun et al. 1998)", "no: "),
+        ("MNIST (LeCun et al. 1998)", "yes"),
+        ("CIFAR-10 (Krizhevsky 2009): all of train, first 1,000 of test", "yes"),
+        ("CIFAR-10 (Krizhevsky 2009): all of train, unknown version of test", "in part: "),
+    ],
+)
+def test_whether_images_are_known_by_digest(source, says):
+    assert cards._known(source).startswith(says)
 
 
 def test_seeds_are_averaged_and_shared_facts_said_once(three):

@@ -140,6 +140,12 @@ def test_the_rest_of_it():
         assert words in body
 
 
+def test_origin_and_licence_of_the_images():
+    terms = {"origin": "A. Author; https://dots.example", "licence": "none is stated"}
+    _, body = _front(_card(dataclasses.replace(ABOUT, dataset=DATASET | terms), None))
+    assert "- origin: A. Author; https://dots.example\n- licence of the images: none is stated\n" in body
+
+
 def test_without_an_evaluation_no_figure_is_claimed():
     front, body = _front(_card(ABOUT, None))
     assert "model-index" not in front

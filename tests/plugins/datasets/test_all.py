@@ -16,12 +16,13 @@ from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
 from diffenc import interfaces, testing
-from diffenc.data import records
+from diffenc.data import records, versions
 from diffenc.data.recipe import Preparable
 from diffenc.errors import UserError
 from diffenc.prepare import Asked, prepare
 from diffenc.prepare import main as prepare_main
 from diffenc.registry import datasets
+from diffenc.workdirs import provenance
 
 OURS = [name for name in datasets if datasets[name].__module__.startswith("diffenc_plugins.")]
 
@@ -110,6 +111,25 @@ def test_it_is_prepared_from_files_and_read_by_index(name):
     assert name not in FILES or isinstance(datasets[name], Preparable)
     for split in ("train", "test"):
         assert isinstance(dataset.source(split), interfaces.Source)
+
+
+@pytest.mark.parametrize("name", ["digits", *FILES], indirect=True)
+def test_origin_and_licence_are_on_the_card_and_in_the_docs(name, tiny):
+    card = provenance.dataset_card(tiny(dataset=make(name)), 1)
+    docs = " ".join((Path(__file__).parents[3] / "docs" / "datasets.md").read_text().split())
+    assert "http" in card["origin"]
+    assert re.split(r" \(|; its|:", card["licence"])[0] in re.sub(r"[][]|\(http.*?\)", "", docs)
+
+
+def test_what_is_known_of_images_in_any_folder():
+    assert versions.terms_of("images of the folder mine") == {}
+    assert (
+        versions.terms_of("Fashion-MNIST (Xiao et al. 2017): all of train, unknown version of test")[
+            "licence"
+        ]
+        == "MIT"
+    )
+    assert "none is stated" in versions.terms_of("unknown version of CIFAR-10 (Krizhevsky 2009)")["licence"]
 
 
 def test_validation_is_cut_from_train_alone(name):
