@@ -1,6 +1,7 @@
 """Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(__file__).parent.parent / ".cache" / "xla"
@@ -78,6 +79,34 @@ def shared() -> Path:
     if not folder:
         pytest.skip("DIFFENC_SHARED is not set")
     return Path(folder)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def read_record():
+    """Reads a record without its checksum, which must match, and without that of its .npz."""
+
+    def read(path: Path) -> dict[str, Any]:
+        found = json.loads(path.read_text())
+        assert found.pop("sha256") == _checksum(found)
+        found.pop("npz", None)
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def write_record():
+    """Writes a record with its checksum."""
+
+    def write(path: Path, record: dict[str, Any]) -> None:
+        rest = {key: value for key, value in record.items() if key != "sha256"}
+        path.write_text(json.dumps({**rest, "sha256": _checksum(rest)}))
+
+    return write
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import atomic
+from diffenc.files import record_seal
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Times
 from diffenc.measuring.evaluate import circumstances, identity
@@ -64,8 +64,8 @@ def _file(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plot_loss(loss), target.with_suffix(".png"))
     plots.save(plot_ends(ends), target.with_name("ends.png"))
-    atomic.write_json(target.with_name("ends.json"), ends)
-    atomic.write_json(target, loss)
+    record_seal.write(target.with_name("ends.json"), ends)
+    record_seal.write(target, loss)
     bits, error = loss["bpd_diffusion"], loss["bpd_diffusion_se"]
     logging.info("diffusion loss %.4f ± %.4f bits/dim, by log-SNR in %s", bits, error, target.parent)
 

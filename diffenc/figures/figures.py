@@ -21,7 +21,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.figures import class_changes, encoded_images, loss, norms, samples, schedule, spectra
 from diffenc.figures.subject import Numbers, Record, Subject
-from diffenc.files import atomic
+from diffenc.files import atomic, record_seal
 from diffenc.modes import restore_ema
 from diffenc.workdirs.mirror import mirrored, name_of
 
@@ -94,9 +94,11 @@ def chosen(only: tuple[str, ...]) -> Mapping[str, Kind]:
 def filed(target: Path, of: Record) -> Numbers | None:
     """The numbers beside the figure `target` (a path without its suffix), if they are whole and of just this."""
     try:
-        record = json.loads(target.with_suffix(".json").read_text())
+        record = record_seal.read_sound(target.with_suffix(".json"))
+        if record is None:
+            return None
         arrays = target.with_suffix(".npz").read_bytes() if record["npz"] else b""
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, KeyError):
         return None
     if record.get("of") != json.loads(atomic.to_json(of)) or record["npz"] != _digest(arrays):
         return None
@@ -110,7 +112,7 @@ def publish(workdir: Path, name: str, kind: Kind, numbers: Numbers, of: Record) 
     title = _title(of)
     note = numbers.record.get("note")
     figure = plots.statement(f"{title}: {name}", note) if note else kind.draw(numbers, title)
-    text = atomic.to_json(numbers.record, indent=1) + "\n"
+    text = atomic.to_json(record_seal.sealed(numbers.record), indent=1) + "\n"
     files = {".json": text.encode(), ".npz": arrays}  # the first takes its place last: see `_write`
     files |= plots.rendered(figure)
     _write(workdir / FOLDER / name, files)

@@ -7,7 +7,7 @@ from diffenc import plots
 from diffenc.analysis import diagnose
 from diffenc.data.sources import some_of
 from diffenc.figures.subject import Numbers, Record, Subject
-from diffenc.files import atomic
+from diffenc.files import atomic, record_seal
 from diffenc.measuring.evaluate import circumstances, identity
 from diffenc.workdirs import curves
 
@@ -28,11 +28,10 @@ def measure(subject: Subject) -> Numbers:
 
 def filed(file: Path, wanted: Record) -> Record | None:
     """The record in `file`, if that is what `wanted` asks for."""
-    try:
-        record = json.loads(file.read_text())
-        record["bins"] = len(record["loss"])
-    except (OSError, ValueError, TypeError, KeyError):
+    record = record_seal.read_sound(file)
+    if record is None or not isinstance(record.get("loss"), list):
         return None
+    record["bins"] = len(record["loss"])
     asked = json.loads(atomic.to_json(wanted))
     return record if asked == {key: record.get(key) for key in asked} else None
 

@@ -1,9 +1,12 @@
 """Evaluations read again: what evaluation.json says, and evaluation.npz of each image; and which may be compared."""
 
+import dataclasses
+import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,8 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.errors import UserError
+from diffenc.files import record_seal
+from diffenc.measuring.depth import depth
 from diffenc.measuring.evaluate import TERMS
+from diffenc.registry import proposals
+from diffenc.settings import Evaluate
 from diffenc.untrusted import safe_npz
+from diffenc.workdirs.workdir import NPZ
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.
@@ -34,19 +42,38 @@ MOST = 1 << 30  # bytes of the terms of all images
 Record = Mapping[str, Any]
 
 
-def parsed(data: bytes, name: Path | str) -> dict[str, Any]:
-    """What a record's JSON says; `name` is what messages call it.
+AGAIN = "evaluate the run again"
+OTHER = f"is of another evaluation than the .json beside it; {AGAIN}"
+
+
+class BrokenSealError(UserError):
+    """A record whose content does not match its checksum."""
+
+
+class OtherTermsError(UserError):
+    """Terms of images that are not those of the record beside them."""
+
+
+def parsed(data: bytes, name: Path | str, again: str = AGAIN) -> dict[str, Any]:
+    """Returns a record from its JSON, with its checksum, if it has one.
+
+    Args:
+      name: the file, for messages.
+      again: how to make a new record, for messages.
 
     Raises:
+      BrokenSealError: its content does not match its checksum.
       UserError: it is no JSON object.
     """
     try:
         found = json.loads(data.decode())
         if not isinstance(found, dict):
             raise ValueError("not an object")
-        return found
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: is no JSON ({error}); delete it, and evaluate the run again") from None
+        raise UserError(f"{name}: is no JSON ({error}); delete it, and {again}") from None
+    if record_seal.is_broken(found):
+        raise BrokenSealError(f"{name}: {record_seal.BROKEN}; its figures are left out: {again}")
+    return found
 
 
 def fault(record: Record, needed: Needed = NEEDED) -> str | None:
@@ -71,6 +98,61 @@ def of_as_many(record: Record, num_images: int | None) -> bool:
     """Whether a record is of `num_images` of its split, or of all there are."""
     whole = record.get("split_images")
     return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which evaluation states the figure of a run.
+
+    Attributes:
+      split: the split's name.
+      bound: T, and for a chain of steps its times and variance; and the proposal; as records spell them.
+      num_images: None = all of the split.
+      seed: draws the images where they are not all.
+    """
+
+    split: Any
+    bound: Mapping[str, Any]
+    num_images: Any = None
+    seed: Any = 0
+
+
+def wanted_of(settings: Evaluate) -> Wanted:
+    """Returns the evaluation that the settings ask for."""
+    bound = {**depth(settings), "proposal": proposals.spell(settings.proposal)}
+    return Wanted(settings.split, bound, settings.num_images, settings.seed)
+
+
+def is_of(record: Record, wanted: Wanted) -> bool:
+    """Whether a record is of the split, bound and images that are wanted; what it does not state is taken to agree."""
+    return (
+        record["split"] == wanted.split
+        and all(_words(value) == _words(record.get(key, value)) for key, value in wanted.bound.items())
+        and _of_images(record, wanted)
+    )
+
+
+def choose(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
+    """Returns the name of the evaluation that states a run's figure: in a model card, in a report.
+
+    It is the newest that is `wanted`, which is the one that the config asks for; else the newest; None if there is none.
+
+    Args:
+      records: of one config and step, by name, the newest first.
+    """
+    return next((name for name, record in records.items() if wanted(record)), next(iter(records), None))
+
+
+def _of_images(record: Record, wanted: Wanted) -> bool:
+    count, whole = wanted.num_images, number(record.get("split_images"))
+    if count is None or (isinstance(count, int) and whole is not None and count >= whole):
+        return record["num_images"] == (record["num_images"] if whole is None else whole)
+    return record["num_images"] == count and record.get("seed", wanted.seed) == wanted.seed
+
+
+def _words(spelt: Any) -> Sequence[str]:
+    """The name of a plugin and its fields, in any order."""
+    return sorted(re.findall(r"[^(), ]+", str(spelt)))
 
 
 def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
@@ -98,7 +180,19 @@ def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, F
     except (UserError, KeyError, ValueError) as error:
         raise UserError(f"{name}: cannot be read ({error}); evaluate the run again") from None
     per_bit = nats_per_bit(nats["total"], record, name)
-    return {component: nats[component] / per_bit for component in COMPONENTS}
+    bits = {component: nats[component] / per_bit for component in COMPONENTS}
+    same_file = record.get(NPZ) in (None, hashlib.sha256(data).hexdigest())
+    if not same_file or not all(
+        _agree(bits[component], record.get(key)) for component, key in COMPONENTS.items()
+    ):
+        raise OtherTermsError(f"{name}: {OTHER}")
+    return bits
+
+
+def _agree(bits: Float[np.ndarray, " images"], stated: Any) -> bool:
+    """Whether the mean of `bits` is the stated one, to the digits that float32 leaves; what is not stated agrees."""
+    figure = number(stated)
+    return figure is None or math.isclose(float(bits.mean()), figure, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path | str) -> float:
@@ -107,5 +201,5 @@ def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path 
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
-        raise UserError(f"{name}: is of another evaluation than evaluation.json; evaluate the run again")
+        raise OtherTermsError(f"{name}: {OTHER}")
     return round(dims) * math.log(2)

@@ -1,36 +1,34 @@
-"""Which bound the evaluations in training are of: metrics.jsonl states none, so a run's config must tell."""
+"""Which evaluation a run's config.gin asks for, read from its text: no plugin of the run need be installed."""
 
 import ast
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from diffenc.measuring.evaluations import number
-from diffenc.report.held import Held, Record
+from diffenc.measuring import evaluations
+from diffenc.measuring.evaluations import Record, Wanted, number
 
 SPLIT, STEPS, NUM_IMAGES, SEED = "evaluate.split", "evaluate.steps", "evaluate.num_images", "evaluate.seed"
 ALL = "all images"
 
 
-def is_asked_for(held: Held) -> bool:
-    """Whether evaluation.json is of the bound, and of the images, that the run's config asks for."""
-    said = held.evaluation
-    if said is None or not held.config or number(said["step"]) is None:
+def is_asked_for(said: Record | None, config: Mapping[str, str]) -> bool:
+    """Whether a record is of the bound, and of the images, that the run's config asks for."""
+    if said is None or not config or number(said["step"]) is None:
         return False
-    wanted = _depth(held.config) | {"proposal": _plugin(held.config, "proposal", "uniform")}
-    return (
-        said["split"] == _literal(held.config, SPLIT, "test")
-        and all(_words(value) == _words(said.get(key, value)) for key, value in wanted.items())
-        and _same_images(held.config, said)
-        and (not said.get("condition") or _tells(held.config))
-    )
+    return evaluations.is_of(said, _wanted(config)) and (not said.get("condition") or _tells(config))
 
 
-def stated(held: Held) -> str:
+def _wanted(config: Mapping[str, str]) -> Wanted:
+    bound = _depth(config) | {"proposal": _plugin(config, "proposal", "uniform")}
+    split, seed = _literal(config, SPLIT, "test"), _literal(config, SEED, 0)
+    return Wanted(split, bound, _literal(config, NUM_IMAGES, None), seed)
+
+
+def stated(config: Mapping[str, str]) -> str:
     """T continuous, all images; or T 25 (equal times, variance fitted), 2,000 images."""
-    if not held.config:
+    if not config:
         return "T not recorded"
-    depth, num_images = _depth(held.config), _literal(held.config, NUM_IMAGES, None)
+    depth, num_images = _depth(config), _literal(config, NUM_IMAGES, None)
     chain = f" ({depth['times']} times, variance {depth['variance']})" if "times" in depth else ""
     images = f"{num_images:,} images" if isinstance(num_images, int) else ALL
     return f"T {depth['T']}{chain}, {images}"
@@ -43,15 +41,6 @@ def _depth(config: Mapping[str, str]) -> dict[str, Any]:
         return {"T": "continuous"}
     times, variance = _literal(config, "evaluate.times", "equal"), _plugin(config, "variance", "equal")
     return {"T": steps, "times": times, "variance": variance}
-
-
-def _same_images(config: Mapping[str, str], said: Record) -> bool:
-    """Of all images of the split, or of as many, which the seed draws."""
-    wanted, whole = _literal(config, NUM_IMAGES, None), number(said.get("split_images"))
-    if wanted is None or (isinstance(wanted, int) and whole is not None and wanted >= whole):
-        return said["num_images"] == (said["num_images"] if whole is None else whole)
-    seed = _literal(config, SEED, 0)
-    return said["num_images"] == wanted and said.get("seed", seed) == seed
 
 
 def _tells(config: Mapping[str, str]) -> bool:
@@ -67,11 +56,6 @@ def _plugin(config: Mapping[str, str], kind: str, default: str) -> str:
     ]
     plain = name.rpartition("/")[2].removeprefix(f"{kind}.")
     return f"{plain}({', '.join(fields)})" if fields else plain
-
-
-def _words(spelt: Any) -> Sequence[str]:
-    """The same for a plugin's fields in any order."""
-    return sorted(re.findall(r"[^(), ]+", str(spelt)))
 
 
 def _literal(config: Mapping[str, str], key: str, default: Any) -> Any:

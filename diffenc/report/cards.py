@@ -8,7 +8,7 @@ from diffenc.configs import describe
 from diffenc.data.versions import UNKNOWN, is_published
 from diffenc.measuring.evaluations import number
 from diffenc.measuring.significance import Finding
-from diffenc.report import shown
+from diffenc.report import asked, shown
 from diffenc.report.curves import SPLITS
 from diffenc.report.held import Held, Record
 from diffenc.report.pairs import Pair
@@ -76,11 +76,25 @@ def _facts(run: Held) -> list[tuple[str, str]]:
             ("Passes", shown.count(said["passes"])),
             ("Step", shown.count(said["step"])),
         ]
+        facts += _chosen(run)
     if not said:
         facts += _measured_in_training(run)
     if run.step is not None and (not said or said["step"] != run.step):
         facts.append(("Trained to", f"step {run.step:,}{_of_steps(run)}"))
     return [*facts, *([("Parameters", shown.count(run.parameters))] if run.parameters else [])]
+
+
+def _chosen(run: Held) -> list[tuple[str, str]]:
+    """Which evaluation it is, where there are several of the step."""
+    if run.evaluations < 2:
+        return []
+    as_asked = asked.is_asked_for(run.evaluation, run.config)
+    why = (
+        "the newest that the config asks for"
+        if as_asked
+        else "the newest: none is of what the config asks for"
+    )
+    return [("Evaluation", f"{run.terms_name.removesuffix('.npz')} of {run.evaluations}, {why}")]
 
 
 def _measured_in_training(run: Held) -> list[tuple[str, str]]:

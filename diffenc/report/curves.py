@@ -67,7 +67,12 @@ def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
     name = f"{split}_{key}"
     found = {row["step"]: _with_error(row["step"], row, name) for row in held.rows if name in row}
     final = held.evaluation
-    if final and final["split"] == split and number(final.get(key)) is not None and asked.is_asked_for(held):
+    if (
+        final
+        and final["split"] == split
+        and number(final.get(key)) is not None
+        and asked.is_asked_for(final, held.config)
+    ):
         found[final["step"]] = _with_error(final["step"], final, key)
     if not found:
         return None
@@ -102,7 +107,11 @@ def _parts(values: Sequence[Value], most: int) -> tuple[list[Sequence[Value]], i
 def evaluated_splits(runs: Sequence[Held]) -> list[str]:
     """Splits that any run has marks of."""
     keys = {key for held in runs for row in held.rows for key in row}
-    said = {str(held.evaluation["split"]) for held in runs if held.evaluation and asked.is_asked_for(held)}
+    said = {
+        str(held.evaluation["split"])
+        for held in runs
+        if held.evaluation and asked.is_asked_for(held.evaluation, held.config)
+    }
     return [split for split in SPLITS if f"{split}_bpd" in keys or split in said]
 
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from diffenc.configs import describe
 from diffenc.errors import UserError
-from diffenc.files import stores
+from diffenc.files import record_seal, stores
+from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
-from diffenc.measuring.evaluations import NEEDED, Needed, number
+from diffenc.measuring.evaluations import NEEDED, BrokenSealError, Needed, OtherTermsError, number
+from diffenc.report import asked, shown
 from diffenc.untrusted import safe_npz
 from diffenc.workdirs import curves, provenance
 from diffenc.workdirs.same_run import CONFIG
@@ -27,7 +29,8 @@ Record = dict[str, Any]
 
 ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
 MOST = 1 << 28  # bytes of one of them
-PARAMETERS, TERMS = "parameters.txt", "evaluation.npz"
+PARAMETERS, EVALUATION = "parameters.txt", "evaluation.json"
+NUMBERED = r"evaluations/(\d{1,9})\.json"
 LATEST = 2**53  # a step
 OF_FIGURES: Needed = {"of": (dict,), "npz": (str, NoneType)}
 
@@ -49,8 +52,10 @@ class Held:
       label: what the page calls it.
       config: bindings of config.gin; empty where there is none.
       rows: metrics by ascending step, finite numbers only.
-      evaluation: evaluation.json; None where the run was not evaluated.
-      terms: the bytes of evaluation.npz.
+      evaluation: the one that states the run's figure (`evaluations.choose`); None where the run was not evaluated.
+      terms: the bytes of the .npz beside it.
+      terms_name: that file's name in the workdir.
+      evaluations: how many there are to choose from.
       figures: by name.
       loss: what --mode=diagnose filed of the diffusion loss.
       samples: the newest grid: its name in the workdir, its step and its bytes.
@@ -67,6 +72,8 @@ class Held:
     rows: tuple[Record, ...]
     evaluation: Record | None
     terms: bytes
+    terms_name: str
+    evaluations: int
     figures: dict[str, Filed]
     loss: Record | None
     samples: tuple[str, int, bytes] | None
@@ -141,6 +148,7 @@ class _Reader:
         self.place, self.store = place, stores.at(place)
         self.files = set(self.store.files())
         self.oddities: list[str] = []
+        self.unsealed: list[str] = []
         if not self.files & {CONFIG, METRICS}:
             raise UserError(
                 f"{place} holds no run (neither {CONFIG} nor {METRICS}); name the --workdir of a run"
@@ -158,11 +166,24 @@ class _Reader:
         if data is None:
             return None
         try:
-            found = evaluations.parsed(data, name)
+            found = evaluations.parsed(data, name, self.again(name))
+        except BrokenSealError as error:
+            return self.odd(f"{error}.")
         except UserError:
             return self.odd(f"{name} is no JSON object, and left out.")
         fault = evaluations.fault(found, needed)
-        return found if fault is None else self.odd(f"{name} {fault}, and is left out.")
+        if fault is not None:
+            return self.odd(f"{name} {fault}, and is left out.")
+        if record_seal.check(found) is Seal.MISSING:
+            self.unsealed.append(name)
+        return found
+
+    def again(self, name: str) -> str:
+        """How to write a record anew."""
+        mode = {"figures": "figures", curves.FOLDER: "diagnose"}.get(name.partition("/")[0], "evaluate")
+        if name in (provenance.DATASET, provenance.ENVIRONMENT):
+            return shown.train_command(self.place)
+        return shown.command(self.place, mode)
 
     def odd(self, said: str) -> None:
         self.oddities.append(said)
@@ -170,35 +191,63 @@ class _Reader:
 
 def _read(reader: _Reader, label: str) -> Held:
     text = reader.text(CONFIG)
-    evaluation = reader.record("evaluation.json", NEEDED)
+    config = describe.bindings(text)
+    found = _evaluations(reader)
+    chosen = evaluations.choose(found, lambda record: asked.is_asked_for(record, config))
+    terms_name = (chosen or EVALUATION).removesuffix(".json") + ".npz"
+    evaluation, terms = _with_terms(reader, found[chosen], terms_name) if chosen else (None, b"")
+    loss = reader.record(f"{curves.FOLDER}/loss.json")
+    dataset, environment = reader.record(provenance.DATASET), reader.record(provenance.ENVIRONMENT)
+    figures, parameters = _figures(reader), _parameters(reader, evaluation)
+    rows, samples = _rows(reader), _samples(reader)
+    if reader.unsealed:
+        files = reader.unsealed[:3] + ["..."] * (len(reader.unsealed) > 3)
+        reader.odd(f"{', '.join(files)}: {record_seal.UNSEALED}, so that damage to them would not show.")
     return Held(
         place=reader.place,
         label=label,
-        config=describe.bindings(text),
+        config=config,
         config_text=text,
-        rows=_rows(reader),
+        rows=rows,
         evaluation=evaluation,
-        terms=_terms(reader, evaluation),
-        figures=_figures(reader),
-        loss=reader.record(f"{curves.FOLDER}/loss.json"),
-        samples=_samples(reader),
+        terms=terms,
+        terms_name=terms_name,
+        evaluations=len(found),
+        figures=figures,
+        loss=loss,
+        samples=samples,
         checkpoint=_last_step(reader, r"checkpoints/(\d+)/META\.json"),
-        parameters=_parameters(reader, evaluation),
-        dataset=reader.record(provenance.DATASET),
-        starts=tuple(provenance.starts(reader.record(provenance.ENVIRONMENT))),
+        parameters=parameters,
+        dataset=dataset,
+        starts=tuple(provenance.starts(environment)),
         oddities=tuple(reader.oddities),
     )
 
 
-def _terms(reader: _Reader, evaluation: Record | None) -> bytes:
-    """As they are, with a word on it where they are not those of the evaluation."""
-    data = reader.data(TERMS) or b""
-    if data and evaluation and number(evaluation["bpd"]) is not None:
+def _evaluations(reader: _Reader) -> dict[str, Record]:
+    """Those of the latest step that was evaluated, by file, the newest first."""
+    numbered = [(int(match[1]), name) for name in reader.files if (match := re.fullmatch(NUMBERED, name))]
+    names = [name for _, name in sorted(numbered, reverse=True)] or [EVALUATION]
+    read = {name: record for name in names if (record := reader.record(name, NEEDED)) is not None}
+    latest = max((record["step"] for record in read.values()), default=None)
+    return {name: record for name, record in read.items() if record["step"] == latest}
+
+
+def _with_terms(reader: _Reader, evaluation: Record, name: str) -> tuple[Record | None, bytes]:
+    """The evaluation and the terms of its images, with a word on it where the two do not belong together.
+
+    Then a record without a checksum is left out, for nothing tells which of both is damaged.
+    """
+    data = reader.data(name) or b""
+    if data and number(evaluation["bpd"]) is not None:
         try:
-            evaluations.terms_by_image(data, evaluation, TERMS)
+            evaluations.terms_by_image(data, evaluation, name)
+        except OtherTermsError as error:
+            reader.odd(f"{error}.")
+            return (None if record_seal.check(evaluation) is Seal.MISSING else evaluation), data
         except UserError as error:
             reader.odd(f"{error}.")
-    return data
+    return evaluation, data
 
 
 def _rows(reader: _Reader) -> tuple[Record, ...]:

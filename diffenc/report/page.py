@@ -113,7 +113,10 @@ def _rows_each(lines: Mapping[str, Sequence[Curve]], marks: bool) -> int:
 def _bounds(runs: Sequence[Held]) -> list[tuple[str, str]]:
     """What the marks are of, and of which runs: more than one are not to be compared."""
     marked = [run for run in runs if curves.evaluated_splits([run])]
-    return [(what, ", ".join(run.label for run in of)) for what, of in _by(marked, asked.stated)]
+    return [
+        (what, ", ".join(run.label for run in of))
+        for what, of in _by(marked, lambda run: asked.stated(run.config))
+    ]
 
 
 def _training_curves(placed: Sequence[tuple[int, Held]], splits: Sequence[str]) -> dict[str, list[Curve]]:

@@ -90,9 +90,8 @@ def why_not(a: Group, b: Group) -> str | None:
 
 def by_image(held: Held) -> Values:
     """Bits/dim of each image."""
-    return evaluations.terms_by_image(held.terms, held.evaluation or {}, f"{held.label}/evaluation.npz")[
-        "total"
-    ]
+    name = f"{held.label}/{held.terms_name}"
+    return evaluations.terms_by_image(held.terms, held.evaluation or {}, name)["total"]
 
 
 def _of_one_run_each(a: Held, b: Held) -> list[Finding]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+from diffenc.files import record_seal
+from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
 from diffenc.measuring.evaluate import KEYS
 from diffenc.measuring.evaluations import number
@@ -132,6 +134,8 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: |",
         *(f"| {name} | {' | '.join(measured(said, key))} |" for key, name in NAMES.items()),
     ]
+    if record_seal.check(said) is Seal.MISSING:
+        lines += ["", f"The record of this evaluation is {record_seal.UNSEALED}."]
     return "\n".join(lines)
 
 

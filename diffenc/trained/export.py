@@ -28,7 +28,6 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.measuring import evaluations
-from diffenc.measuring.depth import depth
 from diffenc.modes import restore_checked
 from diffenc.settings import Evaluate
 from diffenc.trained import card, weights
@@ -90,15 +89,18 @@ def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) 
 
 
 def evaluation_of(workdir: Path, about: About, settings: Evaluate) -> dict[str, Any] | None:
-    """An evaluation of the same config and step: the last of the split, T and images that `settings` ask for.
+    """The evaluation of the same config and step that states the run's figure (`evaluations.choose`).
 
-    Else the last; None if there is none. What cannot be read is warned of.
+    None if there is none. Files that cannot be read, or whose checksum does not match, are warned of.
     """
     found = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
     newest = sorted(found, key=lambda path: int(path.stem), reverse=True)
-    read = (said for path in newest if (said := _read(path)) is not None)
-    same = [said for said in read if (said["config_hash"], said["step"]) == (about.config_hash, about.step)]
-    return next((said for said in same if _is_of(said, settings)), next(iter(same), None))
+    read = {path.name: said for path in newest if (said := _read(path)) is not None}
+    of_this = about.config_hash, about.step
+    same = {name: said for name, said in read.items() if (said["config_hash"], said["step"]) == of_this}
+    wanted = evaluations.wanted_of(settings)
+    chosen = evaluations.choose(same, lambda record: evaluations.is_of(record, wanted))
+    return None if chosen is None else same[chosen]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -112,11 +114,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     if fault is not None:
         logging.warning("passed over: %s: %s", path, fault)
     return said if fault is None else None
-
-
-def _is_of(said: Mapping[str, Any], settings: Evaluate) -> bool:
-    same_bound = (said["split"], said["T"]) == (settings.split, depth(settings)["T"])
-    return same_bound and evaluations.of_as_many(said, settings.num_images)
 
 
 def write_folder(

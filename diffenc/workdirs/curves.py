@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
+from diffenc.files import record_seal
 from diffenc.interfaces import Proposal
 from diffenc.model import Propose
 from diffenc.registry import proposals
@@ -50,6 +51,8 @@ def load(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
     """
     try:
         content = json.loads(file.read_text())
+        if record_seal.is_broken(content):
+            raise ValueError(record_seal.BROKEN)
         curve = np.asarray(content["rms"], np.float64)
         of = {key: content[key] for key in OF if key in content}
         sound = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))

@@ -20,7 +20,7 @@ from diffenc.configs import describe
 from diffenc.devices.distributed import by_main
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import atomic
+from diffenc.files import atomic, record_seal
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
 from diffenc.registry import variances
 from diffenc.settings import Evaluate, Sample
@@ -112,7 +112,7 @@ def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) 
     Raises:
       UserError: the disk refused.
     """
-    content = {**record, "steps": len(times) - 1, "times": times.tolist()}
+    content = record_seal.sealed({**record, "steps": len(times) - 1, "times": times.tolist()})
     text = atomic.to_json(content, indent=1) + "\n"
     _write(target, text)
     return _parsed(text, target)
@@ -136,6 +136,8 @@ def load(file: Path) -> dict[str, Any]:
 def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
+        if record_seal.is_broken(content):
+            raise ValueError(record_seal.BROKEN)
         times = np.asarray(content["times"], np.float64)
         arrays = {
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content
@@ -150,7 +152,7 @@ def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
         ) from error
     if not sound or times[0] != 0 or times[-1] != 1:
         raise UserError(f"{file} is not a fit (its times or figures do not match): delete it and fit again")
-    return content | {"times": times} | arrays
+    return record_seal.without(content) | {"times": times} | arrays
 
 
 def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None) -> Plan:

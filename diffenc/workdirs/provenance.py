@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 import diffenc
 from diffenc import registry
@@ -16,7 +17,7 @@ from diffenc.configs import describe
 from diffenc.configs.values import objects_in
 from diffenc.data.sources import source_name, train_identity
 from diffenc.experiment import Experiment
-from diffenc.files import atomic
+from diffenc.files import record_seal
 from diffenc.interfaces import Dataset
 from diffenc.measuring.evaluate import dataset_name
 
@@ -42,8 +43,8 @@ def file(experiment: Experiment, workdir: Path, step: int, num_train: int) -> No
     now = environment(experiment)
     if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
         earlier.append({"step": step, **now})
-    atomic.write_json(workdir / DATASET, dataset_card(experiment, num_train))
-    atomic.write_json(workdir / ENVIRONMENT, {"starts": earlier})
+    record_seal.write(workdir / DATASET, dataset_card(experiment, num_train))
+    record_seal.write(workdir / ENVIRONMENT, {"starts": earlier})
 
 
 def starts(record: Any) -> list[Record]:
@@ -150,8 +151,8 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+def _read(path: Path) -> Record | None:
+    found = record_seal.read_sound(path)
+    if found is None and path.exists():
+        logging.warning("%s: damaged or edited, so what it says is left out", path)
+    return found

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.files import atomic
+from diffenc.files import atomic, record_seal
 
 LOCK = ".lock"
+NPZ = "npz"  # key of a record: SHA-256 of the .npz file beside it
 NO_HARD_LINKS = errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS  # how disks say it
 
 
@@ -42,7 +44,8 @@ def keep(
 
     Args:
       name: "evaluation", "k_sample", "likelihood" or "fid".
-      record: JSON-able figures; NaN and infinities are written as null.
+      record: JSON-able figures; NaN and infinities are written as null. The files have two more keys: the SHA-256 of
+        the arrays' file as `npz`, and the record's own checksum (see `diffenc.files.record_seal`).
       arrays: what is behind them, for numpy.savez.
 
     Returns:
@@ -52,7 +55,9 @@ def keep(
       UserError: the disk refused; nothing is left half-written.
     """
     workdir = Path(workdir)
-    text, data = atomic.to_json(record, indent=1).encode() + b"\n", atomic.npz(arrays)
+    data = atomic.npz(arrays)
+    content = record_seal.sealed({**record, NPZ: hashlib.sha256(data).hexdigest()})
+    text = atomic.to_json(content, indent=1).encode() + b"\n"
     folder = _made(workdir / f"{name}s")
     number = _file_new(folder, data)
     atomic.write_bytes(folder / f"{number:04d}.json", text)

@@ -1,6 +1,7 @@
 """What the seeds of one variant came to: mean ± standard error over them of bits/dim and each of its terms."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
@@ -9,12 +10,15 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from diffenc.data.sources import require_same_images, subject
 from diffenc.errors import UserError
+from diffenc.files import record_seal
+from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
-from diffenc.measuring.evaluations import ALIKE, COMPONENTS, NEEDED, Needed
+from diffenc.measuring.evaluations import ALIKE, COMPONENTS, NEEDED, BrokenSealError, Needed
 from diffenc.rounding import MISSING, Figure, rounded
 from experiments.sweep.shown import Sheet
 
@@ -78,7 +82,7 @@ def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
 
 
 def read(workdir: Path, name: str = "evaluation", needed: Needed = NEEDED) -> dict[str, Any] | None:
-    """What WORKDIR/NAME.json says; None if it is not there.
+    """What WORKDIR/NAME.json says; None if it is not there, or with a warning if its content does not match its checksum.
 
     Raises:
       UserError: it is no JSON, or lacks what is needed.
@@ -86,11 +90,26 @@ def read(workdir: Path, name: str = "evaluation", needed: Needed = NEEDED) -> di
     path = workdir / f"{name}.json"
     if not path.exists():
         return None
-    found = evaluations.parsed(path.read_bytes(), path)
+    try:
+        found = evaluations.parsed(path.read_bytes(), path)
+    except BrokenSealError as error:
+        _warn_once(str(error))
+        return None
     fault = evaluations.fault(found, needed)
     if fault:
         raise UserError(f"{path} {fault}; delete it, and evaluate the run again")
     return found
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
+
+
+def unsealed(records: Sequence[Record]) -> tuple[str, ...]:
+    """A line that says how many records have no checksum, if any."""
+    count = sum(record_seal.check(record) is Seal.MISSING for record in records)
+    return (f"records {record_seal.UNSEALED}: {count} of {len(records)}",) if count else ()
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
@@ -139,6 +158,7 @@ def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:
     first = records[0]
     chain = "".join(f", {key} {first[key]}" for key in ("times", "variance") if key in first)
     return (
+        *unsealed(records),
         f"images: {first['num_images']:,} of {images(first)}",
         f"trained for {first['step']:,} steps",
         f"measured: -ELBO in bits/dim, T {first['T']}{chain}, {first['passes']} pass(es), {first['precision']}",

@@ -73,6 +73,7 @@ def page(lines: Sequence[Line]) -> Page:
     beside = metric == PUBLISHED and all(_of_published(lines[0], record) for _, record in found)
     facts = (
         *(_facts(found[0][1]) if found else ("nothing has been measured yet",)),
+        *summary.unsealed([record for _, record in found]),
         *collected.how_published(lines),
         *([] if beside else [_why_alone(metric, [record for _, record in found])]),
         *collected.missing(lines, TASKS),

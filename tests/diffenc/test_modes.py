@@ -50,9 +50,9 @@ def _everything(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(("passes", "batch_size"), [(1, 5), (2, 4), (3, 13)])
-def test_all_figures_follow_from_the_terms_beside_them(trained, workdir, passes, batch_size):
+def test_all_figures_follow_from_the_terms_beside_them(trained, workdir, passes, batch_size, read_record):
     figures = modes.evaluate(trained(passes=passes, batch_size=batch_size), workdir)
-    assert json.loads((workdir / "evaluation.json").read_text()) == figures
+    assert read_record(workdir / "evaluation.json") == figures
     terms = np.load(workdir / "evaluation.npz")
     bits = {f"bpd_{name}": terms[name] / (4 * 4 * 1) / np.log(2) for name in TERMS}
     bits["bpd"] = bits["bpd_reconstruction"] + bits["bpd_latent"] + bits["bpd_diffusion"]
@@ -97,12 +97,12 @@ def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step
     assert figures["bpd"] != pytest.approx(evaluator.measure(state.params).summary()["bpd"], rel=1e-4)
 
 
-def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, tiny, tmp_path):
+def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, tiny, tmp_path, read_record):
     train.train(tiny(steps=1, ema_decay=0.99), tmp_path)
     made = [modes.evaluate(dataclasses.replace(trained(seed=seed), steps=1), tmp_path) for seed in (1, 2, 3)]
-    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "evaluations").glob("*.json"))]
+    kept = [read_record(path) for path in sorted((tmp_path / "evaluations").glob("*.json"))]
     assert kept == made
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == made[-1]
+    assert read_record(tmp_path / "evaluation.json") == made[-1]
     newest = (tmp_path / "evaluation.npz").read_bytes()
     assert newest == (tmp_path / "evaluations" / "0003.npz").read_bytes()
 

@@ -207,7 +207,7 @@ def trained(tiny, tmp_path_factory):
     return experiment, workdir
 
 
-def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypatch):
+def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypatch, read_record):
     experiment, workdir = trained
     folder = workdir / "diagnostics"
     first = run.MODES["diagnose"].perform(experiment, workdir)
@@ -218,7 +218,7 @@ def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypat
         "loss.png",
     ]
     for name in ("loss", "ends"):
-        said = json.loads((folder / f"{name}.json").read_text())
+        said = read_record(folder / f"{name}.json")
         assert said == json.loads(atomic.to_json(first[name]))
         assert (said["dataset"], said["split"], said["num_images"], said["step"], said["passes"]) == (
             "dots", "train", 20, 12, 8,

@@ -1,7 +1,6 @@
 """--mode=k_sample on a trained run: what is filed, recomputed from the weights beside it."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -30,9 +29,11 @@ def run(tiny, workdir, **changes):
 
 
 @pytest.mark.parametrize(("passes", "batch_size"), [(1, 5), (3, 4)])
-def test_all_figures_follow_from_the_weights_beside_them(tiny, workdir, passes, batch_size, capsys):
+def test_all_figures_follow_from_the_weights_beside_them(
+    tiny, workdir, passes, batch_size, capsys, read_record
+):
     figures = run(tiny, workdir, passes=passes, batch_size=batch_size)
-    assert json.loads((workdir / "k_sample.json").read_text()) == figures
+    assert read_record(workdir / "k_sample.json") == figures
     with np.load(workdir / "k_sample.npz", allow_pickle=False) as file:
         log_w = file["log_w"]
     assert log_w.shape == (passes, 4, 13)

@@ -164,14 +164,14 @@ def trained(tiny):
     return make
 
 
-def test_the_mode_files_its_figures_beside_the_bounds(trained, workdir, capsys):
+def test_the_mode_files_its_figures_beside_the_bounds(trained, workdir, capsys, read_record):
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     figures = likelihood.likelihood(trained(passes=3, batch_size=5), workdir)
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     made = {str(path.relative_to(workdir)) for path in after.keys() - before.keys()}
     assert made == {f"likelihood{place}.{kind}" for place in ("", "s/0001") for kind in ("json", "npz")}
     assert {path: after[path] for path in before} == before
-    assert json.loads((workdir / "likelihood.json").read_text()) == figures
+    assert read_record(workdir / "likelihood.json") == figures
     arrays = np.load(workdir / "likelihood.npz")
     bits = arrays["nats"] / 16 / np.log(2)
     assert bits.shape == (3, 13)

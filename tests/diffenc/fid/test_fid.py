@@ -113,11 +113,11 @@ def frechet(one, other):
     return shift + np.trace(sum(covariances) - 2 * np.real(sqrtm(covariances[0] @ covariances[1])))
 
 
-def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, capsys):
+def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, capsys, read_record):
     settings = experiment()
     figures = fid.fid(settings, workdir)
-    assert json.loads((workdir / "fid.json").read_text()) == figures
-    assert json.loads((workdir / "fids" / "0001.json").read_text()) == figures
+    assert read_record(workdir / "fid.json") == figures
+    assert read_record(workdir / "fids" / "0001.json") == figures
     images, out = samples(workdir), capsys.readouterr().out
     places = fid.places(np.array([6, 11]), 0)
     assert images.shape == (12, 4, 4, 1)

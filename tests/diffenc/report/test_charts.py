@@ -219,4 +219,4 @@ def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, 
             proposal = proposals.spell(other.proposal)
             said = evaluation(**depth(other), num_images=count, proposal=proposal)
             run = held.read(str(made(f"{row}_{column}", config=config, said=said)), "a")
-            assert asked.is_asked_for(run) == (row == column), (settings, other)
+            assert asked.is_asked_for(run.evaluation, run.config) == (row == column), (settings, other)

@@ -1,6 +1,7 @@
 """Workdirs in every state that a run, or a kill, leaves them in."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,20 @@ from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.report import held
 
-from .conftest import CONFIG, evaluation, heat_maps, npz, parsed, png, rendered, terms, text_of
+from .conftest import (
+    CONFIG,
+    ROWS,
+    SCHEDULE,
+    evaluate,
+    evaluation,
+    heat_maps,
+    npz,
+    parsed,
+    png,
+    rendered,
+    terms,
+    text_of,
+)
 
 
 def read(workdir):
@@ -202,6 +216,82 @@ def test_the_newest_grid_is_of_the_latest_step(made):
 )
 def test_labels_tell_runs_apart_and_are_short(places, labels):
     assert held.labels(places) == labels
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluation.json", "figures/heat_maps.json", "dataset.json", "environment.json"]
+)
+def test_a_record_with_a_changed_digit_is_named_and_left_out(whole, name):
+    text = (whole / name).read_text()
+    place = re.search(r"[1-8](?=[^\"]*$|[\d., ])", text)
+    assert place is not None
+    (whole / name).write_text(text[: place.start()] + "9" + text[place.end() :])
+    found = read(whole)
+    (said,) = (odd for odd in found.oddities if name in odd)
+    assert said.startswith(f"{name}: its content does not match its sha256")
+    assert f"--workdir={whole}" in said
+    gone = {
+        "evaluation.json": found.evaluation, "dataset.json": found.dataset, "environment.json": found.starts,
+        "figures/heat_maps.json": found.figures.get("heat_maps"),
+    }  # fmt: skip
+    assert not gone[name]
+    parsed(rendered(whole))
+
+
+def test_a_digit_changed_in_an_evaluation_shows_nowhere(whole):
+    text = (whole / "evaluation.json").read_text()
+    (whole / "evaluation.json").write_text(text.replace('"bpd": 5.0', '"bpd": 4.0'))
+    page = text_of(parsed(rendered(whole)).find(".//main"))
+    assert "4.000" not in page
+    assert "has not been evaluated" in page
+    assert "evaluation.json: its content does not match its sha256" in page
+
+
+def test_terms_that_were_edited_are_not_those_of_the_record(made):
+    """Sealed, the record stands, and its terms are named; without a seal neither is believed."""
+    sealed_one, unsealed = made("a", said=evaluation()), made("b", said=evaluation())
+    said = json.loads((unsealed / "evaluation.json").read_text())
+    del said["sha256"]
+    (unsealed / "evaluation.json").write_text(json.dumps(said | {"bpd_latent": 0.6}))
+    (sealed_one / "evaluation.npz").write_bytes(npz(terms(0.5)))
+    for workdir, believed in ((sealed_one, True), (unsealed, False)):
+        found = read(workdir)
+        assert (found.evaluation is not None) == believed
+        assert any("evaluation.npz: is of another evaluation than the .json" in odd for odd in found.oddities)
+
+
+def test_records_from_before_are_read_and_called_unsealed_once(made):
+    workdir = made("a", said=evaluation(), figures={"schedule": (SCHEDULE, {})})
+    for name in ("evaluation.json", "figures/schedule.json"):
+        said = json.loads((workdir / name).read_text())
+        del said["sha256"]
+        (workdir / name).write_text(json.dumps(said))
+    found = read(workdir)
+    assert found.evaluation is not None
+    assert found.oddities == (
+        "evaluation.json, figures/schedule.json: unsealed (written by an earlier version), so that damage to them "
+        "would not show.",
+    )
+
+
+def test_the_figure_is_of_the_evaluation_that_the_config_asks_for(made):
+    """Not of the last, which has 20 steps and fitted times; and of the latest step that was evaluated."""
+    workdir = made("a", rows=ROWS)
+    fitted = {"T": 20, "times": "fitted", "variance": "fitted"}
+    evaluate(workdir / "evaluations/0001", evaluation(step=10, bpd=6.0, bpd_diffusion=5.0), 1.0)
+    evaluate(workdir / "evaluations/0002", evaluation())
+    evaluate(workdir / "evaluations/0003", evaluation(bpd=7.0, bpd_diffusion=6.0, **fitted), 2.0)
+    evaluate(workdir / "evaluation", evaluation(bpd=7.0, bpd_diffusion=6.0, **fitted), 2.0)
+    found = read(workdir)
+    assert found.evaluation is not None
+    assert (found.evaluation["bpd"], found.evaluation["T"]) == (5.0, "continuous")
+    assert (found.terms_name, found.oddities) == ("evaluations/0002.npz", ())
+    page = text_of(parsed(rendered(workdir)).find(".//main"))
+    assert "5.000 bits/dim" in page
+    assert "evaluations/0002 of 2, the newest that the config asks for" in page
+    (workdir / "evaluations/0002.json").unlink()
+    page = text_of(parsed(rendered(workdir)).find(".//main"))
+    assert "7.000 bits/dim" in page, "the newest, as none is of what the config asks for"
 
 
 def test_an_address_is_read_and_not_written_to(whole):

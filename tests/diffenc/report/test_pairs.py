@@ -226,7 +226,8 @@ def test_one_image_is_too_few_for_a_test(made):
     workdirs = []
     for name, config, bits in (("a", CONFIG, 2.0), ("b", OTHER, 3.0)):
         workdirs.append(made(name, config=config))
-        said = evaluation(bpd=3 * bits, num_images=1)
+        components = ("bpd_diffusion", "bpd_latent", "bpd_reconstruction")
+        said = evaluation(bpd=3 * bits, num_images=1, **dict.fromkeys(components, bits))
         (workdirs[-1] / "evaluation.json").write_text(json.dumps(said))
         nats = np.full((2, 1), bits * DIMS * BITS)
         (workdirs[-1] / "evaluation.npz").write_bytes(npz(dict.fromkeys(terms(), nats)))

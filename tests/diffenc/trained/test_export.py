@@ -58,7 +58,7 @@ def test_the_average_of_a_checkpoint_bit_by_bit(experiment, workdir, step):
     assert all(f"| {name} " in listed for name in found)
 
 
-def test_the_file_alone_says_all(experiment, workdir):
+def test_the_file_alone_says_all(experiment, workdir, read_record):
     folder = export.export(_at(experiment, 10), workdir)
     with safe_open(folder / "model.safetensors", framework="numpy") as file:
         said = json.loads(file.metadata()["diffenc"])
@@ -70,11 +70,11 @@ def test_the_file_alone_says_all(experiment, workdir):
         "dataset": "dots", "source": None, "image_shape": [4, 4, 1], "num_levels": 5, "num_classes": 3,
         "train_images": 23, "train_identity": "train of dots",
     }  # fmt: skip
-    assert said["dataset"] == json.loads((workdir / "dataset.json").read_text())
+    assert said["dataset"] == read_record(workdir / "dataset.json")
     assert meta["train_images"] == "train of dots"
 
 
-def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir):
+def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir, write_record):
     def card(step):
         return (export.export(_at(experiment, step), workdir) / "README.md").read_text()
 
@@ -87,7 +87,7 @@ def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir)
     assert f"| bits/dim | {measured(of_ten, 'bpd')[0]} |" in card(10), "it is still kept"
     for path in (workdir / "evaluations").glob("*.json"):
         said = json.loads(path.read_text())
-        path.write_text(json.dumps({**said, "config_hash": "another"}))
+        write_record(path, {**said, "config_hash": "another"})
     assert "None of this checkpoint" in card(12)
 
 
@@ -140,7 +140,7 @@ def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path
     ],
 )
 def test_a_record_that_the_card_cannot_state_is_passed_over(
-    experiment, workdir, tmp_path, monkeypatch, change, says
+    experiment, workdir, tmp_path, monkeypatch, write_record, change, says
 ):
     warned = []
     monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
@@ -150,31 +150,58 @@ def test_a_record_that_the_card_cannot_state_is_passed_over(
     modes.evaluate(_at(experiment, 12), run)
     path = run / "evaluations" / "0002.json"
     said = {**json.loads(path.read_text()), "bpd": 1234.5, **change}
-    path.write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+    write_record(path, {key: value for key, value in said.items() if value is not ...})
     card = (export.export(_at(experiment, 12), run) / "README.md").read_text()
     assert "| bits/dim |" in card
     assert "1234.5" not in card
     assert f"passed over: {path}: {says}" in warned
 
 
-def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir):
+def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir, write_record):
     def said():
         folder = export.export(experiment, workdir)
         with safe_open(folder / "model.safetensors", framework="numpy") as file:
             return json.loads(file.metadata()["diffenc"])["dataset"]
 
     path = workdir / "dataset.json"
-    filed = json.loads(path.read_text())
+    whole = path.read_text()
+    filed = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
     try:
-        path.write_text(json.dumps({**filed, "train_images": 17}))
+        write_record(path, {**filed, "train_images": 17})
         assert said()["train_images"] == 17
-        for other in (json.dumps({**filed, "train_images": 17, "num_levels": 6}), "[]", "{"):
+        edited = path.read_text().replace("17", "18")  # beside the checksum of 17
+        for other in (json.dumps({**filed, "train_images": 17, "num_levels": 6}), edited, "[]", "{"):
             path.write_text(other)
             assert said() == filed, "the data, of which there are 23"
         path.unlink()
         assert said() == filed
     finally:
-        path.write_text(json.dumps(filed))
+        path.write_text(whole)
+
+
+def test_a_changed_digit_is_not_on_the_card(tmp_path, monkeypatch, write_record):
+    warned = []
+    monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
+    file = tmp_path / "evaluations" / "0001.json"
+    file.parent.mkdir()
+    write_record(file, RECORD | {"bpd": 4.7026})
+    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) == json.loads(file.read_text())
+    file.write_text(file.read_text().replace("4.7026", "4.7016"))
+    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is None
+    assert len(warned) == 1
+    assert f"passed over: {file}: its content does not match its sha256" in warned[0]
+    assert "evaluate the run again" in warned[0]
+
+
+def test_the_chain_of_the_config_goes_before_a_newer_one_of_the_same_length(tmp_path, write_record):
+    """Of T = 5 with equal times: not the fitted ones, which came later."""
+    (tmp_path / "evaluations").mkdir()
+    for number, times in enumerate(("equal", "fitted"), 1):
+        said = RECORD | {"T": 5, "times": times, "variance": "equal", "number": number}
+        write_record(tmp_path / "evaluations" / f"{number:04d}.json", said)
+    found = export.evaluation_of(tmp_path, ABOUT, Evaluate(steps=5))
+    assert found is not None
+    assert found["number"] == 1
 
 
 def test_what_was_trained_in_float32_is_exported_so(experiment, workdir, x64):

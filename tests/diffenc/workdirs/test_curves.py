@@ -27,6 +27,14 @@ def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file
     assert curve_of == {"curve_of": of}
 
 
+def test_a_changed_digit_is_no_curve(file, write_record):
+    write_record(file, {"rms": [0.5, 2.0]})
+    np.testing.assert_array_equal(curves.load(file)[0], [0.5, 2.0])
+    file.write_text(file.read_text().replace("2.0", "3.0"))
+    with pytest.raises(UserError, match=r"does not match its sha256"):
+        curves.load(file)
+
+
 def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
     with pytest.raises(UserError, match="--mode=diagnose first"):
         curves.propose(Importance(), tmp_path)

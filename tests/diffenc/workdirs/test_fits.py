@@ -53,6 +53,21 @@ def test_a_variance_that_is_not_registered_goes_by_its_class(tmp_path):
     assert fits.path(tmp_path, 2, "fitted", Mine()).name == "T2_fitted_Mine.json"
 
 
+def test_a_changed_digit_is_no_fit(file):
+    text = file.read_text()
+    assert "0.6" in text
+    file.write_text(text.replace("0.6", "0.7"))
+    with pytest.raises(
+        UserError, match=r"is not a fit \(.*does not match its sha256.*\): delete it and fit again"
+    ):
+        fits.load(file)
+
+
+def test_a_fit_from_before_has_no_checksum(file, read_record):
+    file.write_text(json.dumps(read_record(file)))
+    np.testing.assert_array_equal(fits.load(file)["times"], TIMES)
+
+
 def test_what_is_read_is_what_was_filed_to_the_last_bit(file):
     fit = fits.load(file)
     np.testing.assert_array_equal(fit["times"], TIMES)

@@ -47,9 +47,9 @@ def test_a_damaged_record_is_begun_anew(tiny, tmp_path, damage):
     assert recorded(tmp_path) == [{"step": 5, "jax": "1"}]
 
 
-def test_the_data_set(tiny, tmp_path):
+def test_the_data_set(tiny, tmp_path, read_record):
     provenance.file(tiny(), tmp_path, 0, 23)
-    assert json.loads((tmp_path / "dataset.json").read_text()) == {
+    assert read_record(tmp_path / "dataset.json") == {
         "dataset": "dots",
         "source": None,
         "image_shape": [4, 4, 1],

@@ -1,6 +1,7 @@
 """One trainer a workdir, and evaluations that are never lost; with real processes."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -75,7 +76,13 @@ def test_evaluations_are_numbered_and_the_newest_is_at_hand(tmp_path):
         record = {"bpd": np.float32(bpd), "bpd_error": float("nan")}
         assert workdir.keep(tmp_path, "evaluation", record, {"bpd": np.full(4, bpd)}) == number
     for name, bpd in [("evaluations/0001", 3.5), ("evaluations/0002", 3.25), ("evaluation", 3.25)]:
-        assert json.loads((tmp_path / f"{name}.json").read_text()) == {"bpd": bpd, "bpd_error": None}
+        said = json.loads((tmp_path / f"{name}.json").read_text())
+        arrays = hashlib.sha256((tmp_path / f"{name}.npz").read_bytes()).hexdigest()
+        rest = {"bpd": bpd, "bpd_error": None, "npz": arrays}
+        assert said == {
+            **rest,
+            "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest(),
+        }
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npz")["bpd"], [bpd] * 4)
     names = {"0001.json", "0001.npz", "0002.json", "0002.npz"}
     assert set(os.listdir(tmp_path / "evaluations")) == names

@@ -1,5 +1,6 @@
 """Mean and error over seeds, from the files that evaluation leaves."""
 
+import json
 import math
 import re
 
@@ -157,6 +158,29 @@ def test_what_lacks_its_parts_is_told(tmp_path):
         UserError, match=r"evaluation.json lacks dataset, split, .*, num_params, precision; delete"
     ):
         summary.summarise("a", {0: tmp_path})
+
+
+def test_a_changed_digit_is_named_and_left_out_of_the_table(evaluated, monkeypatch):
+    warned = []
+    monkeypatch.setattr(summary.logging, "warning", lambda text, *given: warned.append(text % given))
+    workdirs = {seed: evaluated("a", seed, nats(seed)) for seed in range(3)}
+    file = workdirs[1] / "evaluation.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "bpd": said["bpd"] + 1e-4}))
+    found = summary.summarise("a", workdirs)
+    assert found.seeds == (0, 2)
+    assert summary.summarise("a", workdirs).seeds == (0, 2)
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{file}: its content does not match its sha256")
+    assert "evaluate the run again" in warned[0]
+
+
+def test_records_from_before_are_counted(evaluated, read_record):
+    workdirs = {seed: evaluated("a", seed, nats(seed)) for seed in range(2)}
+    file = workdirs[0] / "evaluation.json"
+    file.write_text(json.dumps(read_record(file)))
+    facts = summary.facts([summary.summarise("a", workdirs)])
+    assert facts[0] == "records unsealed (written by an earlier version): 1 of 2"
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,19 @@ def test_a_damaged_record_is_named(calls):
         performing.perform(Path("s"), variants()[:1], [0])
 
 
+def test_a_record_with_a_changed_digit_is_left_out_and_measured_again(calls, write_record):
+    run = performing.perform(Path("s"), variants()[:1], [0])[0]
+    calls()
+    file = run.workdir / "evaluation.json"
+    write_record(file, json.loads(file.read_text()))
+    assert runs.evaluated(run)
+    file.write_text(file.read_text().replace('"bpd": 2.0', '"bpd": 1.0'))
+    (found,) = performing.perform(Path("s"), variants()[:1], [0])
+    assert calls() == ["evaluate s/blocks=1/seed_0"]
+    assert json.loads(file.read_text())["bpd"] == 2.0
+    assert runs.evaluated(found)
+
+
 def start(tmp_path: Path) -> subprocess.Popen:
     flags = [f"--gin_bindings={text}" for text in (*BINDINGS, "evaluate.passes = 2")]
     grid = "--grid=network.encoder_unet.blocks = [1, 2]"

@@ -1,0 +1,72 @@
+"""The checksum that a JSON record carries of its own content: its last key, `sha256`.
+
+It is the SHA-256 of `json.dumps(rest, sort_keys=True)`, where `rest` is the record without that key, so the file stays
+plain JSON and may be indented anew. It shows damage and careless editing. It is no protection against forgery: whoever
+changes a record on purpose can compute the checksum again.
+"""
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffenc.files import atomic
+
+KEY = "sha256"
+BROKEN = f"its content does not match its {KEY}: it is damaged, or was edited"
+UNSEALED = "unsealed (written by an earlier version)"
+
+
+class Seal(enum.Enum):
+    """Whether the checksum of a record matches its content; MISSING where it has none."""
+
+    WHOLE = "whole"
+    BROKEN = "broken"
+    MISSING = "missing"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `record` as it reads back from JSON, with its checksum.
+
+    Raises:
+      TypeError: something in it has no JSON form.
+    """
+    plain = without(json.loads(atomic.to_json(record)))
+    return {**plain, KEY: _digest(plain)}
+
+
+def write(path: atomic.PathLike, record: Mapping[str, Any]) -> None:
+    """Replaces the file `path` by the sealed record. Raises UserError if the disk refuses."""
+    atomic.write_json(path, sealed(record))
+
+
+def check(record: Mapping[str, Any]) -> Seal:
+    """Compares a record, as `json.loads` returns it, with its checksum."""
+    if KEY not in record:
+        return Seal.MISSING
+    return Seal.WHOLE if record[KEY] == _digest(without(record)) else Seal.BROKEN
+
+
+def without(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record without its checksum."""
+    return {key: value for key, value in record.items() if key != KEY}
+
+
+def is_broken(record: Any) -> bool:
+    """Whether `record` is an object whose checksum does not match its content."""
+    return isinstance(record, Mapping) and check(record) is Seal.BROKEN
+
+
+def read_sound(path: Path) -> dict[str, Any] | None:
+    """Returns the object in a JSON file without its checksum; None if it is absent, damaged or no object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return without(found) if isinstance(found, dict) and not is_broken(found) else None
+
+
+def _digest(rest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
