@@ -4,17 +4,17 @@ import contextlib
 import functools
 import importlib
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gin
 from gin import config as gin_state
 from gin import config_parser
 
-import diffenc
-from diffenc.configs import names
+from diffenc.configs import files, names
 from diffenc.configs.bindings import MACRO, Binding, Macro, Reference, Settings, Visit, missing_field
+from diffenc.configs.files import ConfigFile
+from diffenc.configs.imports import AT_A_SHELL, IN_PYTHON, Import, check_imports, names_modules
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 
@@ -24,18 +24,30 @@ _configurables: set[str] = set()
 _visits: list[Visit] = []  # what the build under way has constructed so far
 
 
-def load(gin_files: Sequence[str], bindings: Sequence[str]) -> Experiment:
+def load(
+    gin_files: Sequence[str | ConfigFile], bindings: Sequence[str], allow_imports: Sequence[str] = ()
+) -> Experiment:
     """The experiment that the files, in their order, and then the bindings describe.
 
     Plugins must have registered themselves before (`registry.discover`), or do so in a module that a
-    file imports. gin's own configuration, one a process, stays as it is.
+    file imports. The config of a run or an export, which may be somebody else's, imports only what one of the other
+    files or a binding imports too, what `allow_imports` names, and installed plugin packages. gin's own configuration,
+    one a process, stays as it is.
 
     Raises:
       UserError: anything at fault in files or bindings, with its place.
     """
-    said = [binding for file in gin_files for binding in read_file(file)]
-    said += [binding for text in bindings for binding in read_bindings(text)]
-    return _loaded(said, "Experiment", _wiring())
+    given = [file if isinstance(file, ConfigFile) else files.read_file(file) for file in gin_files]
+    read: list[ConfigFile] = []
+    found = [said for file in given for said in _expand(file, (), read)]
+    found += [said for text in bindings for said in _expand_text(text, COMMAND_LINE, None, (), read)]
+    imports = _imports_of(found)
+    own = [one.module for one in imports if not one.from_run]
+    check_imports(imports, names_modules([*own, *allow_imports]), AT_A_SHELL)
+    experiment = _loaded(_bindings_of(found), "Experiment", _wiring())
+    files.log(read)
+    object.__setattr__(experiment, "read_from", files.records_of(read))
+    return experiment
 
 
 def load_part(text: str, selector: str) -> Any:
@@ -60,25 +72,27 @@ def load_foreign(text: str, name: str, may_import: Callable[[str], bool], **give
     Raises:
       UserError: anything at fault in it, with its place; an import that may not be, or any include.
     """
-    try:
-        for statement, where in _statements(text, name):
-            _refuse_foreign(statement, where, may_import)
-        said = [binding for binding in _parse(text, name, ()) if not _is_given(binding, given)]
-        return _loaded(said, "Experiment", _wiring(), given)
-    except (RecursionError, MemoryError):
-        raise UserError(f"{name}: a value is nested too deeply") from None
+    found = list(_expand(ConfigFile(text, name, from_run=True), (), []))
+    check_imports(_imports_of(found), may_import, IN_PYTHON)
+    said = [binding for binding in _bindings_of(found) if not _is_given(binding, given)]
+    return _loaded(said, "Experiment", _wiring(), given)
 
 
-def _refuse_foreign(statement: Any, where: str, may_import: Callable[[str], bool]) -> None:
-    """Raise UserError if a statement reaches for what is not in its text."""
-    match statement:
-        case config_parser.ImportStatement(module=module) if not may_import(module):
-            raise UserError(
-                f"{where}: imports {module}, and so would run code: if you trust that module, which has to be "
-                f"installed here, pass allow_imports=({module!r},)"
-            )
-        case config_parser.IncludeStatement(filename=file):
-            raise UserError(f"{where}: includes {file!r}, and a config that comes with weights must be whole")
+class _Said(NamedTuple):
+    """A statement of a config. `where` is its place; see `Binding` and `ConfigFile` for the others."""
+
+    statement: Any
+    where: str
+    typed: bool
+    from_run: bool
+
+
+def _imports_of(found: Sequence[_Said]) -> list[Import]:
+    return [
+        Import(said.statement.module, said.where, said.from_run)
+        for said in found
+        if isinstance(said.statement, config_parser.ImportStatement)
+    ]
 
 
 def _is_given(binding: Binding, given: Mapping[str, Any]) -> bool:
@@ -93,12 +107,15 @@ def _wiring() -> list[str]:
 def _loaded(
     said: Sequence[Binding], selector: str, wiring: Sequence[str], given: Mapping[str, Any] | None = None
 ) -> Any:
-    settings = Settings(said)
     try:
-        built = _build(selector, [*wiring, *settings.lines()], given or {})
-    except UserError as error:
-        raise settings.placed(error) from None
-    settings.check_read(_visits)
+        settings = Settings(said)
+        try:
+            built = _build(selector, [*wiring, *settings.lines()], given or {})
+        except UserError as error:
+            raise settings.placed(error) from None
+        settings.check_read(_visits)
+    except (RecursionError, MemoryError):
+        raise UserError("a value of this config is nested too deeply, with its macros written out") from None
     return built
 
 
@@ -111,41 +128,12 @@ def read_file(name: str) -> list[Binding]:
     Raises:
       UserError: no such file, or one that is not gin.
     """
-    return _parse(*_open(name, ()))
+    return _bindings_of(_expand(files.read_file(name), (), []))
 
 
 def read_bindings(text: str) -> list[Binding]:
     """The bindings of one --gin_bindings."""
-    return _parse(text, None, ())
-
-
-def find_file(name: str) -> Path:
-    """Where the file is: at the path given, or else among those that come with diffenc.
-
-    Raises:
-      UserError: nowhere; the most similar name is offered.
-    """
-    shipped = name.removeprefix("gin/")
-    candidates = [Path(name), *(folder / shipped for folder in _shipped_folders())]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise UserError(f"{name}: no such file; nearest: {names.nearest(name, _known_files(name))}")
-    return found.resolve()
-
-
-def shipped_files() -> list[str]:
-    """Names of the run files that come with diffenc, as one gives them on the command line."""
-    return sorted({f"gin/{path.name}" for folder in _shipped_folders() for path in folder.glob("*.gin")})
-
-
-def _shipped_folders() -> list[Path]:
-    root = Path(str(diffenc.__path__[0])).parent
-    return [root / "diffenc_gin", root / "gin"]  # installed; a checkout
-
-
-def _known_files(name: str) -> list[str]:
-    beside = Path(name).parent
-    return shipped_files() + ([str(path) for path in beside.glob("*.gin")] if beside.is_dir() else [])
+    return _bindings_of(_expand_text(text, COMMAND_LINE, None, (), []))
 
 
 class _Values(config_parser.ParserDelegate):
@@ -159,57 +147,73 @@ class _Values(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
-Source = tuple[str, str | None, tuple[Path, ...]]  # text; the file's name, None = command line; see _open
+def _expand(file: ConfigFile, including: tuple[ConfigFile, ...], read: list[ConfigFile]) -> Iterator[_Said]:
+    """Each statement of a file and of what it includes; appends to `read` every file that was read."""
+    read.append(file)
+    yield from _expand_text(file.text, file.name, file, including, read)
 
 
-def _open(name: str, including: tuple[Path, ...]) -> Source:
-    """What _parse takes, for a file that the files `including` led to, itself appended to them."""
-    path = find_file(name)
-    if path in including:
-        raise UserError(f"{name}: the file includes itself")
+def _expand_text(
+    text: str, name: str, file: ConfigFile | None, including: tuple[ConfigFile, ...], read: list[ConfigFile]
+) -> Iterator[_Said]:
+    from_run = file is not None and file.from_run
+    for statement, where in _statements(text, name, file is None):
+        if not isinstance(statement, config_parser.IncludeStatement):
+            yield _Said(statement, where, file is None, from_run)
+        elif from_run:
+            raise UserError(
+                f"{where}: includes {statement.filename!r}, and the config of a run or an export must be whole "
+                f"(call a file of your own other than {files.CONFIG})"
+            )
+        else:
+            path = (*including, file) if file else including
+            yield from _expand(_include(statement.filename, where, path), path, read)
+
+
+def _include(name: str, where: str, including: tuple[ConfigFile, ...]) -> ConfigFile:
     try:
-        return path.read_text(encoding="utf-8"), name, (*including, path)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{name}: cannot be read: {error}") from None
+        found = files.read_include(name, including[-1] if including else None)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if found.path and any(other.path and found.path.samefile(other.path) for other in including):
+        raise UserError(f"{where}: {name}: the file includes itself")
+    return found
 
 
-def _parse(text: str, file: str | None, including: tuple[Path, ...]) -> list[Binding]:
-    """The bindings of a source."""
-    said = _statements(text, file)
-    return [binding for one, where in said for binding in _interpret(one, where, file is None, including)]
-
-
-def _statements(text: str, file: str | None) -> Iterator[tuple[Any, str]]:
-    """Each statement of a source, and its place."""
+def _statements(text: str, name: str, typed: bool) -> Iterator[tuple[Any, str]]:
+    """Each statement of a text, and its place."""
+    line = 1
     try:
         for statement in config_parser.ConfigParser(text, _Values()):
-            yield statement, _place(file, statement.location.line_num)
+            line = statement.location.line_num
+            yield statement, _place(name, line, typed)
     except SyntaxError as error:
-        raise _syntax_error(text, file, error.lineno or 1, error.msg) from None
+        raise _syntax_error(
+            text, _place(name, error.lineno or line, typed), error.lineno or line, error.msg
+        ) from None
     except (TypeError, ValueError) as error:  # a value that is no literal, as {[1]: 2}
-        raise _syntax_error(text, file, 1, str(error)) from None
+        raise _syntax_error(text, _place(name, line, typed), line, str(error)) from None
     except tokenize.TokenError as error:
-        raise _syntax_error(text, file, error.args[1][0], error.args[0]) from None
+        line = error.args[1][0]
+        raise _syntax_error(text, _place(name, line, typed), line, error.args[0]) from None
+    except (RecursionError, MemoryError):
+        raise UserError(f"{name}: a value is nested too deeply") from None
 
 
-def _interpret(statement: Any, where: str, typed: bool, including: tuple[Path, ...]) -> list[Binding]:
-    """The bindings that one statement makes."""
-    match statement:
-        case config_parser.IncludeStatement(filename=name):
-            try:
-                source = _open(name, including)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
-            return _parse(*source)
-        case config_parser.ImportStatement(module=module):
-            _import(module, where)
-        case config_parser.BindingStatement(arg_name=""):
-            name = "/".join(filter(None, [statement.scope, statement.selector]))
-            return [Binding("", MACRO, name, statement.value, where, typed)]
-        case config_parser.BindingStatement():
-            scope, selector, field, value, _ = statement
-            return [Binding(scope, selector, field, value, where, typed)]
-    return []
+def _bindings_of(found: Iterable[_Said]) -> list[Binding]:
+    """The bindings that statements make; modules are imported on the way."""
+    bindings = []
+    for statement, where, typed, _ in found:
+        match statement:
+            case config_parser.ImportStatement(module=module):
+                _import(module, where)
+            case config_parser.BindingStatement(arg_name=""):
+                name = "/".join(filter(None, [statement.scope, statement.selector]))
+                bindings.append(Binding("", MACRO, name, statement.value, where, typed))
+            case config_parser.BindingStatement():
+                scope, selector, field, value, _ = statement
+                bindings.append(Binding(scope, selector, field, value, where, typed))
+    return bindings
 
 
 def _import(module: str, where: str) -> None:
@@ -219,14 +223,14 @@ def _import(module: str, where: str) -> None:
         raise UserError(f"{where}: import {module} failed: {type(error).__name__}: {error}") from error
 
 
-def _place(file: str | None, line: int) -> str:
-    return f"{file}:{line}" if file else COMMAND_LINE
+def _place(name: str, line: int, typed: bool) -> str:
+    return name if typed else f"{name}:{line}"
 
 
-def _syntax_error(text: str, file: str | None, line: int, message: str) -> UserError:
+def _syntax_error(text: str, where: str, line: int, message: str) -> UserError:
     lines = text.splitlines()
     culprit = lines[min(line, len(lines)) - 1].strip() if lines else ""
-    return UserError(f"{_place(file, line)}: {culprit!r}: {' '.join(message.split())}")
+    return UserError(f"{where}: {culprit!r}: {' '.join(message.split())}")
 
 
 def _build(selector: str, lines: Sequence[str], given: Mapping[str, Any]) -> Any:

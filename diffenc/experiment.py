@@ -86,6 +86,7 @@ class Experiment:
       profile_at: the step from which on a few are profiled.
       writers: where metrics go besides the workdir.
       init_from: a workdir or checkpoint of another run to take the first parameters from.
+      read_from: the gin files it was read from, as config.gin's header names them; no part of the run.
     """
 
     model: Model
@@ -115,6 +116,7 @@ class Experiment:
     fid: Fid = Fid()
     plan: Plan = Plan()
     mesh: MeshShape = MeshShape()
+    read_from: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)

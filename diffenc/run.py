@@ -1,12 +1,10 @@
 """The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]. See `--help`."""
 
-import contextlib
 import difflib
 import logging as std_logging
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
 from diffenc.command import say
-from diffenc.configs import describe
+from diffenc.configs import describe, files
 from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
@@ -27,6 +25,7 @@ from diffenc.experiment import Experiment
 from diffenc.fid.fid import fid
 from diffenc.figures.figures import figures
 from diffenc.files import stores
+from diffenc.files.user_paths import expand_path
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.planning.plan import plan
@@ -96,6 +95,11 @@ _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later fi
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A binding over the files: 'Experiment.seed = 1'."
 )
+_ALLOW_IMPORTS = flags.DEFINE_multi_string(
+    "allow_imports",
+    [],
+    "A module that the config of a run may import, which runs its code; not needed for installed plugin packages.",
+)
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, a folder or gs://…; default runs/NAME.")
 _DATA_DIR = flags.DEFINE_string(
@@ -146,10 +150,11 @@ def _run(arguments: Sequence[str]) -> None:
         return
     perform = _choose_mode(_MODE.value)
     _meet_others(_MODE.value)
-    if _DATA_DIR.value:
-        os.environ["DIFFENC_DATA"] = os.path.abspath(_DATA_DIR.value)
-    with gin_files(_GIN_FILE.value, _WORKDIR.value) as files:
-        experiment = config.load(files, _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value))
+    if _DATA_DIR.value is not None:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(expand_path(_DATA_DIR.value, "--data_dir"))
+    workdir = None if _WORKDIR.value is None else expand_path(_WORKDIR.value, "--workdir")
+    bindings = _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value)
+    experiment = load(_GIN_FILE.value, workdir, bindings)
     if _X64.value:
         _refuse_to_train(_MODE.value, "--x64", "training is in float32")
         if describe.precision(experiment) == "bfloat16":
@@ -157,36 +162,29 @@ def _run(arguments: Sequence[str]) -> None:
         jax.config.update("jax_enable_x64", True)
     enable_cache()
     with distributed.not_waiting_for_the_lost():
-        perform(experiment, _WORKDIR.value or default_workdir(_GIN_FILE.value))
+        perform(experiment, workdir or default_workdir(_GIN_FILE.value))
 
 
-@contextlib.contextmanager
-def gin_files(given: Sequence[str], workdir: str | None) -> Iterator[Sequence[str]]:
-    """The files given; without any, the config of the run that `workdir` holds, copied to where gin can read it.
-
-    What is wrong with that config, the caller's UserError, is told of WORKDIR/config.gin, with the plugin packages that the
-    run was trained with and that are not installed now.
+def load(gin_files: Sequence[str], workdir: str | None, bindings: Sequence[str]) -> Experiment:
+    """The experiment of the files given; without any, of the config of the run that `workdir` holds.
 
     Raises:
-      UserError: none given, and no run there.
+      UserError: none given, and no run there; or as `config.load`. Of a run, the message names the plugin packages
+        that it was trained with and that are not installed now.
     """
-    if given:
-        yield given
-        return
+    allowed = [name for given in _ALLOW_IMPORTS.value for name in given.split(",") if name]
+    if gin_files:
+        return config.load(gin_files, bindings, allowed)
     store = None if workdir is None else stores.at(workdir)
     text = None if store is None else store.read(CONFIG)
     if store is None or text is None:
         raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / CONFIG
-        file.write_bytes(text)
-        try:
-            yield [str(file)]
-        except UserError as error:
-            said = str(error).replace(folder, str(workdir).rstrip("/"))
-            absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
-            hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
-            raise UserError(said + hint) from None
+    try:
+        return config.load([files.of_run(text, f"{workdir}".rstrip("/"))], bindings, allowed)
+    except UserError as error:
+        absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
+        hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
+        raise UserError(f"{error}{hint}") from None
 
 
 def _meet_others(mode: str) -> None:
@@ -227,7 +225,7 @@ def _choose_mode(name: str):
 
 def default_workdir(gin_files: Sequence[str]) -> Path:
     """runs/NAME, the names of several files joined by "+"; the workdir itself for its own config.gin."""
-    paths = [Path(name) for name in gin_files]
+    paths = [Path(expand_path(name, "--gin_file")) for name in gin_files]
     if paths[0].name == CONFIG:
         return paths[0].parent
     return Path("runs") / "+".join(path.stem for path in paths)

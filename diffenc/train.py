@@ -45,7 +45,7 @@ from diffenc.training.train_state import (
 from diffenc.training.visits import Visits, fetch_row
 from diffenc.workdirs import mirror, provenance, writers
 from diffenc.workdirs import workdir as workdirs
-from diffenc.workdirs.same_run import CONFIG, check_config, check_data
+from diffenc.workdirs.same_run import CONFIG, check_config, check_data, write_config
 
 
 def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> None:
@@ -136,7 +136,7 @@ class Run:
     @distributed.by_main
     def _open_files(self) -> writers.metric_writers.MetricWriter:
         """The config, and the metrics as they were at the checkpoint."""
-        atomic.write_text(self.workdir / CONFIG, self._config_text)
+        write_config(self.experiment, self.workdir, self._config_text)
         if self._restored:
             writers.cut_to(self.workdir / writers.METRICS, self._restored.metadata["metrics_bytes"])
         elif not mirror.push(self.workdir):

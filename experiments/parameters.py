@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc import config, registry
+from diffenc.configs.files import shipped_files
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
 from diffenc.training.train_state import count_parameters
 
 STACKABLE = (
@@ -80,7 +82,7 @@ def count(experiment: Experiment) -> dict[str, int]:
 
 def rows() -> list[Row]:
     """Every shipped run, in the order of names."""
-    files = [name for name in config.shipped_files() if name not in STACKABLE]
+    files = [name for name in shipped_files() if name not in STACKABLE]
     return [row(name) for name in files]
 
 
@@ -116,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.parameters", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--json", metavar="FILE", help="write the table there too, as JSON")
+    parser.add_argument(
+        "--json", metavar="FILE", type=path_argument, help="write the table there too, as JSON"
+    )
     given = parser.parse_args(argv)
     registry.discover()
     found = rows()

@@ -17,6 +17,7 @@ import tensorstore as ts
 
 from diffenc.errors import UserError
 from diffenc.files import atomic
+from diffenc.files.user_paths import expand_path
 
 PathLike = atomic.PathLike
 
@@ -80,9 +81,9 @@ def at(place: PathLike) -> Store:
     """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
 
     Raises:
-      UserError: the URL is of no kind that tensorstore knows, or is file:// with a host.
+      UserError: the URL is of no kind that tensorstore knows, or is file:// with a host; or it can be no path.
     """
-    text = os.fspath(place)
+    text = expand_path(os.fspath(place), "path")
     if not is_url(text):
         return Disk(Path(text))
     parts = urlsplit(text)

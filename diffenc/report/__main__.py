@@ -12,6 +12,7 @@ from pathlib import Path
 from diffenc.command import status_of
 from diffenc.errors import UserError
 from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
 
 MOST_RUNS = 32  # that colours, dashes and marks tell apart
 
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}"
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="where the page goes")
+    parser.add_argument(
+        "--output", type=path_argument, required=True, metavar="FILE.html", help="where the page goes"
+    )
     asked = parser.parse_args(arguments)
     return status_of(lambda: print(f"{asked.output}: {write(asked.workdirs, asked.output):,} bytes"))
 

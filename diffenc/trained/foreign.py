@@ -19,6 +19,7 @@ from diffenc.command import status_of
 from diffenc.data.paths import one_line, reading
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
+from diffenc.files.user_paths import path_argument
 from diffenc.trained import export, weights
 from diffenc.trained.loading import abstract_names
 from diffenc.trained.weights import Arrays
@@ -112,13 +113,13 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "file", type=Path, help="a checkpoint of flax (msgpack), or an .npz of the same names"
+        "file", type=path_argument, help="a checkpoint of flax (msgpack), or an .npz of the same names"
     )
     parser.add_argument(
         "--gin_file", action="append", required=True, help="the run that these parameters are of"
     )
     parser.add_argument("--gin_bindings", action="append", default=[], help="a binding over the files")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--output", type=path_argument, required=True, help="the folder to write")
     return parser.parse_args(argv)
 
 

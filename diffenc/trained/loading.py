@@ -12,18 +12,20 @@ import jax.numpy as jnp
 from diffenc import config, registry
 from diffenc.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from diffenc.checkpoints.restoring import reading
+from diffenc.configs.files import CONFIG, decode
+from diffenc.configs.imports import names_modules
 from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import stores
 from diffenc.files.stores import PathLike
+from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
 from diffenc.modes import in_precision, read_ema
 from diffenc.trained import weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
 from diffenc.trained.weights import FILE, About
-from diffenc.workdirs.same_run import CONFIG
 
 
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
@@ -41,22 +43,23 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
       UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
     """
     registry.discover()
+    path = expand_path(os.fspath(path), "path")
     with reading(path):
         store = stores.at(path)
         text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
         if text is not None:
-            return _of_workdir(path, text, step, _may_import(allow_imports))
+            return _of_workdir(path, text, step, names_modules(allow_imports))
     if step is not None:
         raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
     with _file(path) as file:
-        return _of_file(file, os.fspath(path), _may_import(allow_imports))
+        return _of_file(file, os.fspath(path), names_modules(allow_imports))
 
 
 def _of_workdir(
     path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
 ) -> TrainedModel:
     where = str(stores.join(path, CONFIG))
-    experiment = config.load_foreign(_decoded(text, where), where, may_import)
+    experiment = config.load_foreign(decode(text, where), where, may_import)
     restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step)
     params = jax.tree.map(in_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)
@@ -100,11 +103,6 @@ def kind_of(about: About) -> Kind:
     return Kind(str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"])
 
 
-def _may_import(allowed: Sequence[str]) -> Callable[[str], bool]:
-    known = {*registry.plugin_packages(), *([allowed] if isinstance(allowed, str) else allowed)}
-    return lambda module: any(module == name or module.startswith(f"{name}.") for name in known)
-
-
 @contextlib.contextmanager
 def _file(path: PathLike) -> Iterator[Path]:
     """The file of weights that `path` names or holds, on a disk.
@@ -133,10 +131,3 @@ def _nothing(path: PathLike) -> UserError:
         f"{path}: no trained model there: name a workdir, which has {CONFIG}, the folder of an export, which has {FILE}, "
         "or such a file"
     )
-
-
-def _decoded(text: bytes, where: str) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: is no text: {error}") from None

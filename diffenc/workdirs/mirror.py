@@ -20,6 +20,7 @@ from diffenc.checkpoints.checkpoint import FOLDER
 from diffenc.devices import distributed
 from diffenc.errors import UserError
 from diffenc.files import stores
+from diffenc.files.user_paths import expand_path
 from diffenc.workdirs import curves, fits
 from diffenc.workdirs.same_run import CONFIG
 
@@ -45,7 +46,7 @@ def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
       UserError: as `Mirror`.
     """
     if not stores.is_url(workdir):
-        yield Path(workdir)
+        yield Path(expand_path(os.fspath(workdir), "--workdir"))
         return
     with Mirror(os.fspath(workdir), writes) as mirror:
         _OPEN[mirror.folder] = mirror

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from diffenc.checkpoints.checkpoint import Restored
-from diffenc.configs import describe
+from diffenc.configs import describe, files
+from diffenc.configs.files import CONFIG
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-
-CONFIG = "config.gin"
+from diffenc.files import atomic
 
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
@@ -27,6 +27,21 @@ def refuse_other_config(
     differing = describe.differences(text, describe.config_text(experiment), also_free)
     if differing:
         raise UserError(f"{workdir} holds a run of another config ({'; '.join(differing)}): {way_out}")
+
+
+def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
+    """Write config.gin: `text`, under a header that names the gin files it was read from.
+
+    The header stays as it is for an experiment that Python made, as for one that goes on.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    path = workdir / CONFIG
+    records = experiment.read_from
+    if not records and path.is_file():
+        records = files.records_in(path.read_text(encoding="utf-8", errors="replace"))
+    atomic.write_text(path, files.header_of(records) + text)
 
 
 def check_data(images: str, restored: Restored, workdir: Path) -> None:

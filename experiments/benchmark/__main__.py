@@ -36,6 +36,7 @@ from diffenc.configs.describe import config_text
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
 from experiments.benchmark import host, shown, steps
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import Settings, Subject
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--sampling_steps", type=int, default=default.sampling_steps, help="in one walk of the sampler")
     add("--images", type=int, default=default.images, help="in the synthetic data set")
-    add("--json", metavar="FILE", type=Path, help="write the figures there")
+    add("--json", metavar="FILE", type=path_argument, help="write the figures there")
     return parser.parse_args(argv)
 
 

@@ -30,6 +30,7 @@ from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.measuring.evaluate import Evaluator, identity
@@ -193,8 +194,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.bounds", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, help="a trained run")
-    add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
+    add("--workdir", required=True, type=path_argument, help="a trained run")
+    add("--data_dir", type=path_argument, help="where data sets live; default $DIFFENC_DATA, else a cache")
     add(
         "--steps",
         type=lambda text: [int(part) for part in text.split(",")],
@@ -207,6 +208,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--few", type=int, default=16, help="images for the K-sample bound and the ODE (default: 16)")
     add("--k", type=int, default=16, help="K (default: 16)")
     add("--k_steps", type=int, default=25, help="T of the K-sample bound (default: 25)")
+    add("--allow_imports", action="append", default=[], help="a module that the run's config may import")
     add(
         "--gin_bindings", action="append", default=[], help="over the run's config, as 'fit.num_images = 256'"
     )
@@ -223,7 +225,7 @@ def prepared(given: argparse.Namespace) -> Experiment:
         raise UserError(f"--few={given.few}: must not be more than --num_images={given.num_images}")
     if not (given.workdir / CONFIG).is_file():
         raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
-    experiment = config.load([str(given.workdir / CONFIG)], given.gin_bindings)
+    experiment = config.load([str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports)
     changes = {"num_images": given.num_images, "passes": given.passes}
     return dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, **changes))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from diffenc.command import status_of
 from diffenc.errors import UserError
+from diffenc.files.user_paths import path_argument
 from diffenc.settings import check_seed
 from experiments.command import STOPPED, start_up
 from experiments.sweep import compared
@@ -54,14 +55,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--gin_bindings", action="append", default=[], help="over the files, in every run; may be repeated")
     add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; may be repeated, for a product")
     add("--seeds", default="5", help="how many, as 5, or which, as 3,7 (default: 5)")
-    add("--output", type=Path, help="the sweep's folder (default: sweeps/NAME, after the gin files)")
+    add("--output", type=path_argument, help="the sweep's folder (default: sweeps/NAME, after the gin files)")
     add(
         "--jobs", type=int, help="runs at a time, each on its share of the machine (default: 1; on Slurm all)"
     )
     add(
         "--slurm", nargs="?", const="", metavar="OPTIONS", help="as jobs of a Slurm cluster; sbatch's options"
     )
-    add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
+    add("--data_dir", type=path_argument, help="where data sets live; default $DIFFENC_DATA, else a cache")
     given = parser.parse_args(argv)
     if given.jobs is not None and given.jobs < 1:
         raise UserError(f"--jobs={given.jobs}: must be at least 1")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from diffenc.command import status_of
 from diffenc.errors import UserError
+from diffenc.files.user_paths import path_argument
 from experiments.command import STOPPED, start_up
 from experiments.sweep.performing import check_done, here, perform
 from experiments.sweep.runs import TASKS, Task
@@ -75,9 +76,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--passes", type=int, help="of the evaluation (default: 1)")
     add("--rows", default="", metavar="REGEX", help="only rows whose DATASET/NAME it is found in, as 'fixed'")
     add("--gin_bindings", action="append", default=[], help="over all of it, in every row; may be repeated")
-    add("--output", type=Path, help="the table's folder (default: tables/N)")
+    add("--output", type=path_argument, help="the table's folder (default: tables/N)")
     add("--jobs", type=int, default=1, help="runs at a time, each on its share of the machine (default: 1)")
-    add("--data_dir", help="where data sets live; default $DIFFENC_DATA, else a cache")
+    add("--data_dir", type=path_argument, help="where data sets live; default $DIFFENC_DATA, else a cache")
     add("--run", action="store_true", default=True, help="run what is missing (the default)")
     add("--norun", dest="run", action="store_false", help="show what there is, and what is missing")
     return parser.parse_args(argv)

@@ -27,6 +27,7 @@ from diffenc.devices.sharding import arranged
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
 from diffenc.training.train_state import abstract_state, count_parameters
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import work_of_share
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--paper", default="gin/imagenet32_diffenc_32_8.gin", metavar="GIN_FILE", help="the run on paper")
     add("--paper_images", type=int, default=8, help="of each device, on paper (default: 8)")
     add("--remark", default="", help="to be told beside the figures, as what else the machine was doing")
-    add("--page", type=Path, default=PAGE, help=f"default: experiments/{PAGE.name}")
+    add("--page", type=path_argument, default=PAGE, help=f"default: experiments/{PAGE.name}")
     given = parser.parse_args(argv)
     for name in ("images", "rounds", "turns", "paper_images"):
         if getattr(given, name) < 1:

@@ -11,6 +11,7 @@ import gin
 import pytest
 
 from diffenc import config, registry
+from diffenc.configs.files import find_file, shipped_files
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Network
@@ -136,14 +137,14 @@ def test_scopes_keep_two_of_a_class_apart(small):
 
 def test_files_are_found_where_they_are_or_among_those_that_come_along(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert config.find_file("small.gin") == Path(small)
-    assert config.find_file("gin/quickstart.gin") == ROOT / "gin" / "quickstart.gin"
-    assert config.find_file("gin/fragments/base.gin") == ROOT / "gin" / "fragments" / "base.gin"
+    assert find_file("small.gin") == Path(small)
+    assert find_file("gin/quickstart.gin") == ROOT / "gin" / "quickstart.gin"
+    assert find_file("gin/fragments/base.gin") == ROOT / "gin" / "fragments" / "base.gin"
     (tmp_path / "gin").mkdir()
     own = tmp_path / "gin" / "quickstart.gin"
     own.write_text(f"include '{small}'\nExperiment.seed = 11\n")
     assert config.load(["gin/quickstart.gin"], []).seed == 11
-    assert "gin/quickstart.gin" in config.shipped_files()
+    assert "gin/quickstart.gin" in shipped_files()
 
 
 def test_run_files_of_an_installed_copy_are_found(tmp_path):
@@ -151,8 +152,8 @@ def test_run_files_of_an_installed_copy_are_found(tmp_path):
     for source, target in (("diffenc", "diffenc"), ("plugins", "diffenc_plugins"), ("gin", "diffenc_gin")):
         shutil.copytree(ROOT / source, site / target, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "from diffenc import config, registry; registry.discover();"
-        "print(config.find_file('gin/quickstart.gin')); print(config.load(['gin/quickstart.gin'], []).steps)"
+        "from diffenc import config, registry; from diffenc.configs.files import find_file; registry.discover();"
+        "print(find_file('gin/quickstart.gin')); print(config.load(['gin/quickstart.gin'], []).steps)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,7 +12,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from diffenc import registry, run
+from diffenc import config, registry, run
+from diffenc.configs import describe
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
 from diffenc_plugins.variances import Fitted
@@ -167,6 +168,50 @@ def test_a_mistake_is_one_line(called, go, capsys, values, message):
     assert out == ""
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+    assert called == []
+
+
+@pytest.fixture
+def stranger(tmp_path, go):
+    """A workdir whose config imports a module of the current folder, which leaves a trace if it runs."""
+    (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "theirs").mkdir()
+    text = describe.config_text(config.load([GIN], []))
+    (tmp_path / "theirs" / "config.gin").write_text(f"import loud\n{text}")
+    return tmp_path / "ran"
+
+
+@pytest.mark.parametrize("mode", sorted(run.MODES))
+def test_the_workdir_of_a_stranger_runs_no_code(called, go, stranger, monkeypatch, capsys, mode):
+    monkeypatch.syspath_prepend(str(stranger.parent))
+    assert go(workdir="theirs", mode=mode) == 1
+    assert not stranger.exists()
+    err = capsys.readouterr().err
+    assert "error: theirs/config.gin:1: imports loud, and so would run code" in err
+    assert "--allow_imports=loud" in err
+    assert called == []
+
+
+def test_the_workdir_of_a_stranger_runs_what_is_allowed(called, go, stranger, monkeypatch):
+    monkeypatch.syspath_prepend(str(stranger.parent))
+    monkeypatch.delitem(sys.modules, "loud", raising=False)
+    assert go(workdir="theirs", mode="evaluate", allow_imports=["loud"]) == 0
+    assert stranger.exists()
+    assert called[0][2] == "theirs"
+
+
+def test_a_home_folder_is_expanded_in_every_flag(called, go, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.gin").write_text(f"include '{GIN}'\n")
+    assert go(gin_file=["~/own.gin"], workdir="~/there", data_dir="~/data") == 0
+    assert (called[0][2], os.environ["DIFFENC_DATA"]) == (str(tmp_path / "there"), str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("flag", ["workdir", "data_dir"])
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])
+def test_a_path_that_cannot_be_is_one_line(called, go, capsys, flag, path):
+    assert go(gin_file=[GIN], **{flag: path}) == 1
+    assert capsys.readouterr().err.startswith(f"error: --{flag}")
     assert called == []
 
 

@@ -210,7 +210,7 @@ def test_evaluating_does_not_count_as_training(tiny, tmp_path, monkeypatch):
 
 def test_the_config_alone_is_the_run_again(straight, tmp_path):
     """Through text and gin, into a new workdir."""
-    train.train(config.load([str(straight / "config.gin")], []), tmp_path)
+    train.train(config.load([str(straight / "config.gin")], [], ["tests"]), tmp_path)
     assert _rows(tmp_path) == _rows(straight)
     assert (tmp_path / "config.gin").read_text() == (straight / "config.gin").read_text()
 

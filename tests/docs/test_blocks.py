@@ -11,6 +11,7 @@ from absl import flags
 
 from diffenc import config, prepare, registry
 from diffenc import run as command_line
+from diffenc.configs.files import shipped_files
 from diffenc.data import manifest
 from diffenc.data.manifest import Manifest, Split
 from diffenc.data.recipe import Preparable
@@ -51,7 +52,7 @@ def test_a_block_can_be_parsed(block):
     if block.language == "toml":
         tomllib.loads(block.text)
     if block.language == "gin":
-        assert config._parse(block.text, str(block), ())
+        assert config.read_bindings(block.text)
     if block.language in ("sh", "console"):
         subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
         assert not [line for line in block.text.splitlines() if line.startswith(("$ ", ">>> "))]
@@ -85,7 +86,7 @@ def files_of(command, commands):
         ):
             return theirs
     shipped = f"gin/{Path(workdir).name}.gin"
-    return [shipped] if shipped in config.shipped_files() else None
+    return [shipped] if shipped in shipped_files() else None
 
 
 def named(gin_files):

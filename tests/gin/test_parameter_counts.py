@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc import config
+from diffenc.configs.files import shipped_files
 
 PUBLISHED = {
     "mnist_vdmv_8": (8_891_393, 0),
@@ -62,6 +63,6 @@ def test_learned_schedules_are_few_more_of_the_whole_model():
 
 
 def test_no_run_file_is_left_out():
-    files = {Path(name).stem for name in config.shipped_files()}
+    files = {Path(name).stem for name in shipped_files()}
     others = {"quickstart", "mnist_small", "by_class", "learned_endpoints", "learned_schedule"}
     assert files - others == set(PUBLISHED)

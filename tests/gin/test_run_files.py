@@ -6,6 +6,7 @@ import pytest
 
 from diffenc import config, registry
 from diffenc.configs.describe import config_text
+from diffenc.configs.files import shipped_files
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -37,11 +38,11 @@ def comment(name):
 
 
 def test_these_are_the_run_files():
-    assert set(config.shipped_files()) >= {f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES]}
+    assert set(shipped_files()) >= {f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES]}
     assert not (ROOT / "gin" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("file", config.shipped_files())
+@pytest.mark.parametrize("file", shipped_files())
 def test_every_file_is_a_run_or_stacks_on_one(file):
     """Those of a plugin that was just made, too."""
     of_runs = {f"gin/{name}.gin" for name in NAMES}

@@ -40,7 +40,7 @@ def experiment(**changes):
 def round_trip(tmp_path, item):
     path = tmp_path / "config.gin"
     path.write_text(config_text(item))
-    return config.load([str(path)], [])
+    return config.load([str(path)], [], ["tests"])
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_every_field_has_its_line_and_the_lines_are_sorted():
         (Sample, "sample"),
     ):
         assert [key for key in keys if key.startswith(f"{name}.")] == sorted(
-            f"{name}.{field.name}" for field in dataclasses.fields(cls)
+            f"{name}.{field.name}" for field in dataclasses.fields(cls) if field.init
         )
     assert "Model.encoder = @encoder.identity()" in lines
     assert "schedule.linear.log_snr_max = 8.0" in lines

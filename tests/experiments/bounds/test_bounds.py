@@ -17,6 +17,7 @@ from experiments.bounds import shown
 
 SMALL = ["--steps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]
 SMALL += ["--gin_bindings=likelihood.rtol = 1e-3", "--gin_bindings=likelihood.atol = 1e-3"]
+SMALL += ["--allow_imports=tests"]  # which its config imports
 
 
 @pytest.fixture(scope="module")

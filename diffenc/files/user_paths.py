@@ -1,0 +1,36 @@
+"""Paths as users give them."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from diffenc.errors import UserError
+
+
+def expand_path(text: str, option: str) -> str:
+    """The path, with `~` in front replaced by the home folder; an address such as gs://… stays as it is.
+
+    Args:
+      option: what gave it, for messages: "--workdir".
+
+    Raises:
+      UserError: no file can have such a path.
+    """
+    if not text:
+        raise UserError(f"{option} is empty: name a file or a folder")
+    if "\0" in text:
+        raise UserError(f"{option}={text!r}: a path cannot hold the character NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UserError(f"{option}={text!r}: a path cannot hold such characters here") from None
+    return text if re.match(r"[a-z0-9]+://", text) else os.path.expanduser(text)
+
+
+def path_argument(text: str) -> Path:
+    """The same, of a file or folder on a disk, as the `type` of an argument for argparse, which names the option itself."""
+    try:
+        return Path(expand_path(text, "path"))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
