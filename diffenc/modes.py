@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc.checkpoints import checkpoint
-from diffenc.checkpoints.restoring import Restored
+from diffenc.checkpoints.restoring import Check, Restored, any_metadata
 from diffenc.data.sources import subject, train_identity
 from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
@@ -29,7 +29,7 @@ from diffenc.sampling.sample_images import ImageSampler, file_name
 from diffenc.training.train_state import abstract_state, count_parameters
 from diffenc.workdirs import workdir as workdirs
 from diffenc.workdirs.mirror import checkpoints_of, mirrored, name_of
-from diffenc.workdirs.same_run import CONFIG, check_config, check_data
+from diffenc.workdirs.same_run import CONFIG, check_config, check_data, expected
 
 
 def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> tuple[Params, int]:
@@ -48,19 +48,23 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     Raises:
       UserError: as `restore_ema`.
     """
-    if not (workdir / CONFIG).is_file():
+    if not (workdir / CONFIG).is_file() and not checkpoint.Checkpoints(checkpoints_of(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir, FREE_TO_MEASURE)
-    restored = read_ema(experiment, checkpoints_of(workdir), mesh, step)
+    wanted = expected(experiment, workdir, name_of(workdir), FREE_TO_MEASURE)
+    restored = read_ema(experiment, checkpoints_of(workdir), mesh, step, wanted.check)
+    wanted.warn_unchecked(restored)
     check_data(train_identity(experiment.dataset), restored, workdir)
     return restored
 
 
-def read_ema(experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None) -> Restored:
+def read_ema(
+    experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None, check: Check = any_metadata
+) -> Restored:
     """The same of whatever run has its checkpoints at `place`. Raises as `Checkpoints.restore`."""
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
         abstract = {"ema": abstract_state(experiment, mesh).ema}
-        return checkpoint.restore_from(place, abstract, step)
+        return checkpoint.restore_from(place, abstract, step, check)
 
 
 def in_precision(leaf: Array) -> Array:

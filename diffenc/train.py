@@ -9,6 +9,7 @@ its checkpoint, and done first when the run goes on.
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ from diffenc.training.train_state import (
     shardings,
 )
 from diffenc.training.visits import Visits, fetch_row
-from diffenc.workdirs import mirror, provenance, writers
+from diffenc.workdirs import mirror, provenance, run_id, same_run, writers
 from diffenc.workdirs import workdir as workdirs
 from diffenc.workdirs.same_run import CONFIG, check_config, check_data, write_config
 
@@ -94,20 +95,17 @@ class Run:
         self._profile = Profile(workdir, experiment.profile_at, self._clock)
         self._visits = Visits(experiment, workdir, mesh, interrupts.check)
         self._config_text = describe.config_text(experiment)
-        self._restored = self.checkpoints.restore(self._abstract) if self.checkpoints.found else None
+        self._restored = self._latest() if self.checkpoints.found else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         if self._restored:
             check_data(self._train_images, self._restored, workdir)
         self._origin = None if self._restored else self._from_other_run()
-        if self._restored and not (workdir / CONFIG).is_file():
-            self._check_hash(self._restored.metadata["config_hash"])
 
-    def _check_hash(self, saved: str) -> None:
-        if saved != describe.config_hash(self.experiment):
-            raise UserError(
-                f"{self.workdir} holds checkpoints of another config, and its {CONFIG} is gone: "
-                "choose another --workdir"
-            )
+    def _latest(self) -> checkpoint.Restored:
+        wanted = same_run.expected(self.experiment, self.workdir, mirror.name_of(self.workdir))
+        restored = self.checkpoints.restore(self._abstract, check=wanted.check)
+        wanted.warn_unchecked(restored)
+        return restored
 
     def check_unchanged(self) -> None:
         """Raise UserError if another process worked in the workdir between the reading and the claim."""
@@ -119,11 +117,17 @@ class Run:
         if self.experiment.init_from is None:
             return None
         wanted = {"params": self._abstract.params, "ema": self._abstract.ema}
-        return checkpoint.restore_from(self.experiment.init_from, wanted)
+        own = same_run.expected_of_origin(self.experiment.init_from)
+        restored = checkpoint.restore_from(self.experiment.init_from, wanted, check=own.check)
+        own.warn_unchecked(restored)
+        return restored
 
     def start(self) -> None:
         """Set the workdir to the step the run goes on from."""
         step = self._restored.step if self._restored else 0
+        self._run_id = run_id.ensure(
+            self.workdir, self._restored.metadata.get("run") if self._restored else None
+        )
         self._writer = self._open_files() or writers.silent()
         self._state = self._restored.tree if self._restored else self._first_state()
         self._say_what_starts(step)
@@ -269,17 +273,20 @@ class Run:
             return
         self._writer.flush()
         mirror.push(self.workdir)
+        with self._clock.paused():
+            self.checkpoints.save(step, self._state, self._metadata(step, owed))
+        self._saved = (step, owed)
+
+    def _metadata(self, step: int, owed: list[str]) -> dict[str, Any]:
+        """What a checkpoint holds besides the state."""
         metrics = self.workdir / writers.METRICS
-        metadata = {
+        return {
             "owed": owed,
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
-            "config_hash": describe.config_hash(self.experiment),
             "train_images": self._train_images,
+            **same_run.metadata(self._config_text, self._run_id),
         }
-        with self._clock.paused():
-            self.checkpoints.save(step, self._state, metadata)
-        self._saved = (step, owed)
 
     def _refuse_bad(self) -> None:
         """Raise UserError if any step so far was not finite, so that such a state is never saved."""

@@ -21,7 +21,16 @@ from diffenc.checkpoints.arrays import Part
 from diffenc.checkpoints.attempt import Attempt, Patience
 from diffenc.checkpoints.leaves import Tree
 from diffenc.checkpoints.meta import META, Name
-from diffenc.checkpoints.restoring import Restored, Select, everything, read_by_all, reading, same_branches
+from diffenc.checkpoints.restoring import (
+    Check,
+    Restored,
+    Select,
+    any_metadata,
+    everything,
+    read_by_all,
+    reading,
+    same_branches,
+)
 from diffenc.devices.agreement import as_first, list_of_first
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
@@ -126,7 +135,13 @@ class Checkpoints:
         """Whether the last save is known to have failed."""
         return self._failure is not None
 
-    def restore(self, abstract: Tree, step: int | None = None, select: Select = everything) -> Restored:
+    def restore(
+        self,
+        abstract: Tree,
+        step: int | None = None,
+        select: Select = everything,
+        check: Check = any_metadata,
+    ) -> Restored:
         """Read a checkpoint into the structure of `abstract`; it does not matter on how many devices it was.
 
         Args:
@@ -134,6 +149,7 @@ class Checkpoints:
             process reads only what its devices need.
           step: which; None = the newest that can be read, with a logged warning for each that cannot.
           select: what of the saved leaves must agree with `abstract`: `everything` or `same_branches`.
+          check: called before any array is read; raises UserError to refuse a checkpoint by its metadata.
 
         Raises:
           UserError: there is none (ask `found` first), none can be read, no such step, or it is of another
@@ -147,7 +163,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
         for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
-                return read_by_all(self._store, str(name), abstract, select)
+                return read_by_all(self._store, str(name), abstract, select, check)
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -249,12 +265,14 @@ class Checkpoints:
             logging.warning("%s: what is old could not be removed: %s", self.directory, error)
 
 
-def restore_from(path: stores.PathLike, abstract: Tree, step: int | None = None) -> Restored:
+def restore_from(
+    path: stores.PathLike, abstract: Tree, step: int | None = None, check: Check = any_metadata
+) -> Restored:
     """Read the branches that `abstract` has at its top level, say params and ema, from another run.
 
     Args:
       path: a workdir, its folder of checkpoints, or one checkpoint; a path or a URL.
-      abstract, step: as in `Checkpoints.restore`; `step` means nothing where `path` is one checkpoint.
+      abstract, step, check: as in `Checkpoints.restore`; `step` means nothing where `path` is one checkpoint.
 
     Raises:
       UserError: as in `Checkpoints.restore`.
@@ -262,11 +280,13 @@ def restore_from(path: stores.PathLike, abstract: Tree, step: int | None = None)
     store = stores.at(path)
     if _first_finds(path, lambda: store.read(META) is not None):
         try:
-            return read_by_all(store, "", abstract, same_branches)
+            return read_by_all(store, "", abstract, same_branches, check)
         except UnreadableError as error:
             raise UserError(f"checkpoint {path} cannot be read: {error}; name another one") from error
     inner = _first_finds(path, lambda: FOLDER in store.names())
-    return Checkpoints(stores.join(path, FOLDER) if inner else path).restore(abstract, step, same_branches)
+    return Checkpoints(stores.join(path, FOLDER) if inner else path).restore(
+        abstract, step, same_branches, check
+    )
 
 
 def _first_finds(path: stores.PathLike, question: Callable[[], bool]) -> bool:

@@ -16,6 +16,9 @@ from diffenc.files.sealed import UnreadableError
 from diffenc.files.stores import Store
 
 Select = Callable[[Described, Described], Described]
+Check = Callable[
+    [str, dict[str, Any]], None
+]  # of a checkpoint's name and metadata; raises UserError to refuse it
 
 
 class Restored(NamedTuple):
@@ -37,6 +40,10 @@ def same_branches(saved: Described, wanted: Described) -> Described:
     return {name: leaf for name, leaf in saved.items() if leaves.branch(name) in branches}
 
 
+def any_metadata(where: str, metadata: dict[str, Any]) -> None:
+    """For `Checkpoints.restore`: every checkpoint will do."""
+
+
 @contextlib.contextmanager
 def reading(place: stores.PathLike) -> Iterator[None]:
     """Within it, what a store refuses is a UserError."""
@@ -46,8 +53,8 @@ def reading(place: stores.PathLike) -> Iterator[None]:
         raise stores.unreadable(place, error) from error
 
 
-def read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
-    """The checkpoint `name` of `store`; `select` as in `Checkpoints.restore`. All processes have to ask.
+def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
+    """The checkpoint `name` of `store`; `select` and `check` as in `Checkpoints.restore`. All processes have to ask.
 
     Raises:
       UnreadableError: it is unreadable in one of the processes.
@@ -55,7 +62,7 @@ def read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Rest
     """
     restored, damage, refusal = None, None, None
     try:
-        restored = _read(store, name, abstract, select)
+        restored = _read(store, name, abstract, select, check)
     except UnreadableError as error:
         damage = error
     except OSError as error:
@@ -67,11 +74,12 @@ def read_by_all(store: Store, name: str, abstract: Tree, select: Select) -> Rest
     return restored
 
 
-def _read(store: Store, name: str, abstract: Tree, select: Select) -> Restored:
-    content = meta.read(store, name)
+def _read(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
+    content, where = meta.read(store, name), f"{store}/{name}".rstrip("/")
+    check(where, content["metadata"])
     named = leaves.by_name(abstract)
     wanted = leaves.describe(named)
-    _require_same(f"{store}/{name}".rstrip("/"), select(content["leaves"], wanted), wanted)
+    _require_same(where, select(content["leaves"], wanted), wanted)
     parts = [part_of(name, index) for index in range(content["parts"])]
     host = arrays.read(store, parts, leaves.boxes_here(named))
     tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place(named, host))

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,6 +16,12 @@ from diffenc.configs.values import coerce, objects_in, parts, spell
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_CHANGE, Experiment
 from diffenc.registry import plugin_packages
+
+LONGEST = 1 << 20  # characters of a config text that is read as such
+LONGEST_LITERAL = 200  # characters of a value that is compared by more than its spelling
+MOST_LISTED = 8  # differences in a message
+
+_TRUTHS = ("True", "False")  # which equal 1 and 0, and are other values all the same
 
 SPELLABLE = (bool, int, float, str, bytes, type(None))
 
@@ -65,7 +71,12 @@ def config_text(experiment: Any) -> str:
 
 def config_hash(experiment: Experiment) -> str:
     """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
-    lines = [line for line in config_text(experiment).splitlines() if not is_free(line)]
+    return hash_of(config_text(experiment))
+
+
+def hash_of(text: str) -> str:
+    """Hex SHA-256 of a config text without comments, and without what may change between two visits to a workdir."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#") and not is_free(line)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -83,19 +94,50 @@ def _literal(value: str) -> bool | int | float | str:
     return read if isinstance(read, bool | int | float | str) else value
 
 
+def listed(differing: Sequence[str]) -> str:
+    """The first of what `differences` found, each and all of bounded length, for a message."""
+    shown = [
+        _clipped("".join(c if c.isprintable() else ascii(c)[1:-1] for c in one))
+        for one in differing[:MOST_LISTED]
+    ]
+    more = len(differing) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _clipped(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
     """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
 
     `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one
-    has at its default came with a later version: no difference.
+    has at its default came with a later version: no difference. Nor is another spelling of the same number or string.
     """
     old, new = (_bindings(text, also_free) for text in (old_text, new_text))
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if not _same_value(old.get(key), new.get(key))
     ]
+
+
+def _same_value(old: str | None, new: str | None) -> bool:
+    if old == new:
+        return True
+    if old is None or new is None or max(len(old), len(new)) > LONGEST_LITERAL:
+        return False
+    try:
+        return ast.literal_eval(old) == ast.literal_eval(new) and (old in _TRUTHS) == (new in _TRUTHS)
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ):  # references, or no value at all
+        return False
 
 
 def bindings(text: str) -> dict[str, str]:

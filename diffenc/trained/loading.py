@@ -16,7 +16,7 @@ from diffenc.configs.files import CONFIG, decode
 from diffenc.configs.imports import names_modules
 from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
+from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.files import stores
 from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
@@ -26,6 +26,7 @@ from diffenc.trained import weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
 from diffenc.trained.weights import FILE, About
+from diffenc.workdirs.same_run import expected
 
 
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
@@ -60,7 +61,9 @@ def _of_workdir(
 ) -> TrainedModel:
     where = str(stores.join(path, CONFIG))
     experiment = config.load_foreign(decode(text, where), where, may_import)
-    restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step)
+    wanted = expected(experiment, path, path, FREE_TO_MEASURE)
+    restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step, wanted.check)
+    wanted.warn_unchecked(restored)
     params = jax.tree.map(in_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)
     return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)

@@ -23,6 +23,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from diffenc.configs import describe
 from diffenc.data.paths import one_line
 from diffenc.errors import UserError
 from diffenc.files import atomic
@@ -30,7 +31,6 @@ from diffenc.files import atomic
 LAYOUT = 1
 FILE = "model.safetensors"
 KEY = "diffenc"  # of the metadata
-LONGEST_CONFIG = 1 << 20  # characters; a longer one is no config
 
 Arrays = dict[str, np.ndarray]
 
@@ -176,7 +176,7 @@ def _check_types(said: Mapping[str, Any]) -> None:
         kind = {"step": int, "dataset": dict}.get(field.name, str)
         if type(said[field.name]) is not kind:
             raise ValueError(f"{field.name} is no {kind.__name__}")
-    if said["step"] < 0 or len(said["config"]) > LONGEST_CONFIG:
+    if said["step"] < 0 or len(said["config"]) > describe.LONGEST:
         raise ValueError("a step or a config that cannot be")
 
 

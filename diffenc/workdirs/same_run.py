@@ -1,13 +1,22 @@
-"""Whether a workdir holds the run that it is about to be used for."""
+"""Whether a workdir, and each checkpoint in it, is of the run that it is about to be used for."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 from diffenc.checkpoints.checkpoint import Restored
+from diffenc.checkpoints.restoring import reading
 from diffenc.configs import describe, files
 from diffenc.configs.files import CONFIG
+from diffenc.devices.distributed import by_main
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
-from diffenc.files import atomic
+from diffenc.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.files import atomic, stores
+from diffenc.files.stores import PathLike
+from diffenc.workdirs import run_id
 
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
@@ -20,13 +29,19 @@ def refuse_other_config(
     experiment: Experiment, workdir: Path, also_free: tuple[str, ...], way_out: str
 ) -> None:
     """`check_config`, for one who knows another way out."""
-    saved = workdir / CONFIG
-    if not saved.is_file():
+    saved = saved_config(workdir)
+    if saved is None:
         return
-    text = saved.read_text(encoding="utf-8", errors="replace")  # a damaged one differs
-    differing = describe.differences(text, describe.config_text(experiment), also_free)
+    differing = describe.differences(saved, describe.config_text(experiment), also_free)
     if differing:
-        raise UserError(f"{workdir} holds a run of another config ({'; '.join(differing)}): {way_out}")
+        raise UserError(f"{workdir} holds a run of another config ({describe.listed(differing)}): {way_out}")
+
+
+def saved_config(workdir: PathLike) -> str | None:
+    """Returns the text of WORKDIR/config.gin; None where there is none."""
+    with reading(workdir):
+        content = stores.at(workdir).read(CONFIG)
+    return None if content is None else content.decode(errors="replace")  # a damaged one differs
 
 
 def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
@@ -55,3 +70,98 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
             f"{workdir} holds a run on other images than the train split of the data set has now: put back the data "
             "it was trained on (--data_dir, or the data set's folder), or choose another --workdir"
         )
+
+
+def metadata(config: str, run: str) -> dict[str, Any]:
+    """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check`."""
+    return {"config_hash": describe.hash_of(config), "config": config, "run": run}
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What the checkpoints in a workdir must hold of their run.
+
+    Attributes:
+      place: the workdir, as its user calls it.
+      config: config text of the experiment that they are read for; None = unknown, not compared.
+      saved: text of the workdir's config.gin; None where there is none.
+      run: the workdir's identity; None = unknown, not compared.
+      also_free: see `describe.differences`.
+    """
+
+    place: str
+    config: str | None
+    saved: str | None
+    run: str | None
+    also_free: tuple[str, ...] = ()
+
+    def check(self, where: str, metadata: Mapping[str, Any]) -> None:
+        """Raise UserError if the checkpoint called `where`, which holds `metadata`, is of another run or config.
+
+        The config in it is compared as text: nothing of it is imported or evaluated.
+        """
+        config, identity = metadata.get("config"), metadata.get("run")
+        differing = self._differences(where, config) if config is not None else self._hash_differs(metadata)
+        if None not in (identity, self.run) and identity != self.run:
+            other = f", of another config ({differing})" if differing else ""
+            raise UserError(
+                f"checkpoint {where} is of another run than {stores.join(self.place, run_id.FILE)}{other}: move it "
+                "to its own workdir; to start a run from its parameters, bind Experiment.init_from"
+            )
+        if differing:
+            raise UserError(
+                f"checkpoint {where} was trained with another config ({differing}): {self._way_out}"
+            )
+
+    @by_main
+    def warn_unchecked(self, restored: Restored) -> None:
+        """Log one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
+        if self.config is None and self.run is None:
+            return
+        of = f"the checkpoint of step {restored.step} in {self.place}"
+        if "config" not in restored.metadata:
+            logging.warning(
+                "%s was saved by an earlier version: only its config_hash was compared; the config itself, and whose "
+                "checkpoint it is, could not be",
+                of,
+            )
+        elif self.run is None:
+            logging.warning("whose %s is was not compared: %s is not there", of, run_id.FILE)
+
+    def _differences(self, where: str, config: Any) -> str:
+        if not isinstance(config, str) or len(config) > describe.LONGEST:
+            raise UserError(f"checkpoint {where} holds no config that can be one: name another checkpoint")
+        if self.config is None:
+            return ""
+        return describe.listed(describe.differences(config, self.config, self.also_free))
+
+    def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
+        """Of a checkpoint of before, which holds no config. A later version's hash of the same config may differ."""
+        known = {describe.hash_of(text) for text in (self.config, self.saved) if text is not None}
+        same = not known or metadata.get("config_hash") in known
+        return "" if same else "its config_hash differs, and it does not hold the config itself"
+
+    @property
+    def _way_out(self) -> str:
+        if self.saved is None:
+            return "give the --gin_file it was trained with, or choose another --workdir"
+        config = stores.join(self.place, CONFIG)
+        return f"undo that in {config}, or start a run in another --workdir from it with Experiment.init_from"
+
+
+def expected(
+    experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
+) -> Expected:
+    """Returns what checkpoints of `experiment` in `workdir`, called `place`, must hold. All processes have to call this.
+
+    Raises:
+      UserError: the store refused, or the workdir's identity is damaged.
+    """
+    config = describe.config_text(experiment)
+    return Expected(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
+
+
+def expected_of_origin(workdir: PathLike) -> Expected:
+    """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
+    saved = saved_config(workdir)
+    return Expected(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)

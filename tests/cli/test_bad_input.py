@@ -235,16 +235,34 @@ def test_a_workdir_of_another_config(fails, mode):
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
-def test_a_checkpoint_of_another_architecture(fails, start, tiny, place, mode):
-    """Swapped by hand: a run of learned end points, whose checkpoint has other parameters."""
+def test_a_checkpoint_of_another_run(fails, start, tiny, place, mode):
+    """Swapped by hand: that of a run of learned end points, whose checkpoint has other parameters."""
     other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
     child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=place)
     assert child.wait() == 0, child.err
     shutil.rmtree(place / "run" / "checkpoints")
     shutil.move(place / "other" / "checkpoints", place / "run" / "checkpoints")
     told = fails(f"--mode={mode}", "--workdir=run", NEITHER)
-    assert "checkpoint run/checkpoints/000000001 is of another architecture: " in told
-    assert "schedule/raw_drop is " in told or "schedule/start is " in told
+    assert told.startswith(
+        "checkpoint run/checkpoints/000000001 is of another run than run/run_id, of another config ("
+    )
+    assert "Model.schedule: @schedule.learned_endpoints() -> @schedule.linear()" in told
+    assert told.endswith(
+        ": move it to its own workdir; to start a run from its parameters, bind Experiment.init_from"
+    )
+
+
+def test_a_config_changed_by_hand(fails, place):
+    """Without a --gin_file, so that it is the config of the run."""
+    config = place / "run" / "config.gin"
+    config.write_text(re.sub(r"(linear\.log_snr_max = ).*", r"\g<1>9.0", config.read_text()))
+    told = fails("--mode=evaluate", "--workdir=run", gin_file=None)
+    assert told.startswith(
+        "checkpoint run/checkpoints/000000006 was trained with another config (schedule.linear.log_snr_max: "
+    )
+    assert told.endswith(
+        " -> 9.0): undo that in run/config.gin, or start a run in another --workdir from it with Experiment.init_from"
+    )
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def test_one_process_goes_on_where_others_stopped(other, longer, start, tiny, tm
     child = start(_arguments(tiny, other, MORE), cwd=tmp_path)
     assert child.wait() == 0, child.err
     assert "resuming from step 50 to 58" in child.err
+    metas = [json.loads(path.read_text()) for path in other.glob("checkpoints/*/META.json")]
+    assert {meta["metadata"]["run"] for meta in metas} == {(other / "run_id").read_text().strip()}
     rows = [row for row in _rows(other) if row["step"] > 50]
     assert [row["step"] for row in rows] == [row["step"] for row in longer] == [52, 56, 58, 58]
     for a, b in zip(longer, rows, strict=True):

@@ -431,7 +431,10 @@ def test_what_another_process_writes_before_the_claim_is_respected(full, straigh
 def test_checkpoints_without_their_config_are_not_taken_for_anothers(full, straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     (tmp_path / "run" / "config.gin").unlink()
-    with pytest.raises(UserError, match=r"holds checkpoints of another config, and its config.gin is gone"):
+    with pytest.raises(
+        UserError,
+        match=r"000000012 was trained with another config \(Experiment.seed: 3 -> 4\): give the --gin_f",
+    ):
         train.train(dataclasses.replace(full, seed=4), tmp_path / "run")
     assert not (tmp_path / "run" / "config.gin").exists()
     train.train(full, tmp_path / "run")
