@@ -46,7 +46,7 @@ from diffenc.training.train_state import (
 from diffenc.training.visits import Visits, fetch_row
 from diffenc.workdirs import mirror, provenance, run_id, same_run, writers
 from diffenc.workdirs import workdir as workdirs
-from diffenc.workdirs.same_run import CONFIG, check_config, check_data, write_config
+from diffenc.workdirs.same_run import check_config, check_data, write_config
 
 
 def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> None:
