@@ -22,6 +22,7 @@ from diffenc.configs import describe
 from diffenc.data.batches import train_batches
 from diffenc.data.sources import train_identity
 from diffenc.devices import distributed
+from diffenc.devices.agreement import agree_on
 from diffenc.devices.compilation import compile_ahead
 from diffenc.devices.interrupts import Interrupted, Watch, interrupts_of_all
 from diffenc.devices.sharding import data_mesh, rows_here
@@ -69,10 +70,10 @@ def _train(experiment: Experiment, workdir: Path) -> None:
         distributed.meet("before the checkpoints are read")
         run = Run(experiment, workdir, mesh, interrupts)
         claim = workdirs.claim(workdir) if distributed.is_main() else contextlib.nullcontext()
-        with claim, run.checkpoints:
+        with claim as claimed, run.checkpoints:
             run.check_unchanged()
             distributed.meet("the workdir is ours")
-            run.start()
+            run.start(claimed)
             run.loop()
 
 
@@ -93,7 +94,7 @@ class Run:
         self._train_step = make_train_step(experiment, mesh)
         self._clock, self._in_flight = Clock(), InFlight()
         self._profile = Profile(workdir, experiment.profile_at, self._clock)
-        self._visits = Visits(experiment, workdir, mesh, interrupts.check)
+        self._visits = Visits(experiment, workdir, mesh, interrupts.check, self.check_claim)
         self._config_text = describe.config_text(experiment)
         self._restored = self._latest() if self.checkpoints.found else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
@@ -122,8 +123,13 @@ class Run:
         own.warn_unchecked(restored)
         return restored
 
-    def start(self) -> None:
-        """Set the workdir to the step the run goes on from."""
+    def check_claim(self) -> None:
+        """Raises UserError, in all processes, unless the workdir is still the folder that the first one claimed."""
+        agree_on(self._claim.check if self._claim else lambda: None)
+
+    def start(self, claim: workdirs.Claim | None) -> None:
+        """Set the workdir to the step the run goes on from. `claim` is None in processes that do not write."""
+        self._claim = claim
         step = self._restored.step if self._restored else 0
         self._run_id = run_id.ensure(
             self.workdir, self._restored.metadata.get("run") if self._restored else None
@@ -254,6 +260,7 @@ class Run:
             logging.info("stopped at step %d, and saved: run the same command again to go on", step)
 
     def _log(self, step: int) -> None:
+        self.check_claim()
         row, self._state = fetch_row(self._state, self._mesh)
         self._refuse_bad()
         self.checkpoints.check()
@@ -271,6 +278,7 @@ class Run:
         lost = self.checkpoints.failed and jax.process_count() == 1  # among several each knows its own part
         if (step, owed) == self._saved and not lost:
             return
+        self.check_claim()
         self._writer.flush()
         mirror.push(self.workdir)
         with self._clock.paused():

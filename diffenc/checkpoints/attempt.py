@@ -16,6 +16,7 @@ from collections.abc import Callable
 from diffenc.checkpoints import arrays
 from diffenc.checkpoints.arrays import Part
 from diffenc.checkpoints.meta import META, part_of
+from diffenc.files.places import MovedError
 from diffenc.files.stores import Store
 
 PATIENCE = 600.0  # seconds that processes wait for each other
@@ -72,6 +73,11 @@ class Attempt:
             if reasons:
                 raise OSError("; ".join(reasons))
             self._store.write(f"{self._name}/{META}", meta.encode())
+        except MovedError:  # a checkpoint that is called so there now is another run's
+            with contextlib.suppress(OSError):
+                if self._store.read(f"{self._name}/{META}") is None:
+                    self._store.remove(self._name)
+            raise
         except Exception:
             with contextlib.suppress(OSError):
                 self._store.remove(self._name)  # tells the others too

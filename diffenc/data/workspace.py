@@ -1,12 +1,12 @@
 """The folder in which something is made before it is renamed into place; one process at a time."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffenc.errors import UserError
+from diffenc.files import locks
 
 
 @contextlib.contextmanager
@@ -35,9 +35,10 @@ def workspace(target: Path) -> Iterator[Path]:
 
 def _lock(descriptor: int, folder: Path) -> None:
     """Death releases the lock, so a folder that can be locked is nobody's."""
+    unprotected = "another process from preparing the same data set at the same time: start one alone"
     busy = UserError(f"{folder} is in use: another process prepares the same data set; wait for it")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.lock_or_warn(descriptor, folder, unprotected)
     except BlockingIOError:
         raise busy from None
     if not _is_at(descriptor, folder):  # its owner renamed or removed it between our open and our lock

@@ -1,11 +1,13 @@
 """What processes that compute together must decide alike. All of them have to ask, from their main threads."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
+
+from diffenc.errors import UserError
 
 
 def all_succeeded(here: bool) -> bool:
@@ -13,6 +15,17 @@ def all_succeeded(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def agree_on(check: Callable[[], None]) -> None:
+    """Calls `check`, and raises in every process where it raises UserError in one."""
+    failure = None
+    try:
+        check()
+    except UserError as error:
+        failure = error
+    if not all_succeeded(failure is None):
+        raise failure or UserError("another process of this run has stopped it, and says why")
 
 
 def as_first(*numbers: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffenc.errors import UserError
+from diffenc.files import places
 
 PathLike = str | os.PathLike[str]
 
@@ -28,7 +29,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
     If the body raises, `path` keeps its old content and the temporary is removed.
 
     Raises:
-      UserError: the disk refused (full, read-only, a file where a folder should be).
+      UserError: the disk refused (full, read-only, a file where a folder should be), or the folder that this
+        process works in was moved (see `diffenc.files.places`).
     """
     try:
         with _replacing(Path(path)) as temporary:
@@ -39,10 +41,12 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
+    places.check(path)
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         yield temporary
         sync(temporary)
+        places.check(path)
         os.replace(temporary, path)
         sync(path.parent)
     finally:

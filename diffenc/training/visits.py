@@ -44,12 +44,23 @@ def _emptier(mesh: Mesh) -> Callable[[Sums], Sums]:
 
 
 class Visits:
-    """Evaluation and sampling within a run, by name. `check` is called between their parts, and may raise."""
+    """Evaluation and sampling within a run, by name.
 
-    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, check: Callable[[], None]):
+    `check` is called between their parts, `check_claim` before anything is written; both may raise.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        mesh: Mesh,
+        check: Callable[[], None],
+        check_claim: Callable[[], None],
+    ):
         self._experiment = experiment
         self._workdir = workdir
         self._check = check
+        self._check_claim = check_claim
         if experiment.evaluate_every:
             fits.refuse_untrained(experiment.evaluate)
         if experiment.sample_every:
@@ -67,6 +78,7 @@ class Visits:
         measured = self._evaluator.measure(
             state.ema, self._between("evaluation", self._evaluator.num_batches)
         )
+        self._check_claim()
         split = self._experiment.evaluate.split
         writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
         writer.write_histograms(step, {f"{split}_loss_over_log_snr": equal_shares(measured.draws)})
@@ -79,6 +91,7 @@ class Visits:
         if self._sampler is None:  # owed, as above
             return
         images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
+        self._check_claim()
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
         try:
             distributed.by_main(atomic.sweep)(path)  # which training alone writes

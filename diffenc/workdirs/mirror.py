@@ -4,7 +4,6 @@ Checkpoints go to the store themselves; see `diffenc.checkpoints.checkpoint`.
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
@@ -19,7 +18,7 @@ from absl import logging
 from diffenc.checkpoints.checkpoint import FOLDER
 from diffenc.devices import distributed
 from diffenc.errors import UserError
-from diffenc.files import stores
+from diffenc.files import locks, places, stores
 from diffenc.files.user_paths import expand_path
 from diffenc.workdirs import curves, fits
 from diffenc.workdirs.same_run import CONFIG
@@ -46,7 +45,9 @@ def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
       UserError: as `Mirror`.
     """
     if not stores.is_url(workdir):
-        yield Path(expand_path(os.fspath(workdir), "--workdir"))
+        folder = Path(expand_path(os.fspath(workdir), "--workdir"))
+        with places.watched(folder):
+            yield folder
         return
     with Mirror(os.fspath(workdir), writes) as mirror:
         _OPEN[mirror.folder] = mirror
@@ -153,7 +154,8 @@ class Mirror:
         return all(done)
 
     def _remove(self) -> None:
-        shutil.rmtree(self.folder)
+        with contextlib.suppress(FileNotFoundError):  # somebody tidied up the folder for temporaries
+            shutil.rmtree(self.folder)
         os.close(self._lock)
 
     def _pull(self) -> None:
@@ -210,8 +212,7 @@ def _new_folder() -> tuple[Path, int]:
     """An empty folder, and the descriptor that locks it until this process ends."""
     new = Path(tempfile.mkdtemp(prefix=NEW))
     lock = os.open(new, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a disk without locks
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if locks.try_lock(lock):
         new = new.rename(new.with_name(new.name.replace(NEW, OPEN)))  # only now is it one to sweep up
     return new, lock
 
@@ -222,8 +223,7 @@ def _sweep() -> None:
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.getuid():
+                if locks.try_lock(lock) and os.fstat(lock).st_uid == os.getuid():
                     shutil.rmtree(folder)
             finally:
                 os.close(lock)

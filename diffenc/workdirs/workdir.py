@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -10,31 +9,120 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from diffenc.errors import UserError
-from diffenc.files import atomic, record_seal
+from diffenc.files import atomic, locks, places, record_seal
 
 LOCK = ".lock"
 NPZ = "npz"  # key of a record: SHA-256 of the .npz file beside it
 NO_HARD_LINKS = errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS  # how disks say it
 
 
+class Claim:
+    """The right to train in a folder: the lock of its file `.lock`.
+
+    Attributes:
+      folder: the folder.
+    """
+
+    def __init__(self, folder: Path, option: str):
+        """Takes the lock. Raises UserError if another process holds it or the disk refuses."""
+        self.folder = folder
+        self._option = option
+        self._place = places.Place(folder)
+        try:
+            self._descriptor = self._locked(os.O_CREAT)
+        except UserError:
+            self._place.close()
+            raise
+
+    def close(self) -> None:
+        """Releases the lock. Its file stays, for removing it would race a newcomer."""
+        os.close(self._descriptor)
+        self._place.close()
+
+    def check(self) -> None:
+        """Makes the lock's file anew, with a warning, if it alone was deleted.
+
+        Raises:
+          MovedError: the folder is no longer where it was.
+          UserError: another process has claimed it meanwhile.
+        """
+        self._check_lock()
+        self._place.check()
+
+    def _check_lock(self) -> None:
+        try:
+            found = os.stat(LOCK, dir_fd=self._place.descriptor)
+        except FileNotFoundError:
+            if os.fstat(self._place.descriptor).st_nlink:  # else the folder is deleted too
+                self._renew()
+            return
+        if not os.path.samestat(found, os.fstat(self._descriptor)) and self._owner() != str(os.getpid()):
+            raise self._in_use()
+
+    def _renew(self) -> None:
+        renewed = self._locked(os.O_CREAT | os.O_EXCL)
+        os.close(self._descriptor)
+        self._descriptor = renewed
+        logging.warning("%s was deleted, and is made anew", self.folder / LOCK)
+
+    def _locked(self, flags: int) -> int:
+        """The descriptor of the locked file, in the very folder that is open here."""
+        try:
+            descriptor = os.open(LOCK, os.O_RDWR | flags, 0o644, dir_fd=self._place.descriptor)
+        except FileExistsError as error:  # made just now, by another process
+            raise self._in_use() from error
+        except OSError as error:
+            raise self._refused(error) from error
+        try:
+            locks.lock_or_warn(descriptor, self.folder, "a second training from it: start only one there")
+        except OSError as error:
+            os.close(descriptor)
+            raise (self._in_use() if isinstance(error, BlockingIOError) else self._refused(error)) from error
+        with contextlib.suppress(OSError):  # for people only; a full disk is reported by what follows
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    def _refused(self, error: OSError) -> UserError:
+        return UserError(f"cannot lock {self.folder / LOCK}: {error.strerror}; choose another {self._option}")
+
+    def _in_use(self) -> UserError:
+        return UserError(
+            f"{self.folder} is in use by the training process with pid {self._owner()}; wait for it, stop it, "
+            f"or choose another {self._option}"
+        )
+
+    def _owner(self) -> str:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(LOCK, os.O_RDONLY, dir_fd=self._place.descriptor)
+            try:
+                return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            finally:
+                os.close(descriptor)
+        return "unknown"
+
+
 @contextlib.contextmanager
-def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Path]:
+def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Claim]:
     """Make `workdir` if need be and be its only trainer until leaving, or until the process dies.
+
+    While entered, nothing is written below its path if another folder is found there (`diffenc.files.places`).
 
     `option` is what names another one, for messages.
 
     Raises:
       UserError: another process trains there (named by its pid), or the folder cannot be made.
     """
-    workdir = _made(Path(workdir), option)
-    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    folder = _made(Path(workdir), option)
+    claimed = Claim(folder, option)
     try:
-        _lock(descriptor, workdir, option)
-        yield workdir
+        with places.watched(folder):
+            yield claimed
     finally:
-        os.close(descriptor)  # lets go of the lock; the file stays, for removing it would race a newcomer
+        claimed.close()
 
 
 def keep(
@@ -52,9 +140,10 @@ def keep(
       The measurement's number, counted from 1.
 
     Raises:
-      UserError: the disk refused; nothing is left half-written.
+      UserError: the disk refused, and nothing is left half-written; or the folder was moved.
     """
     workdir = Path(workdir)
+    places.check(workdir)
     data = atomic.npz(arrays)
     content = record_seal.sealed({**record, NPZ: hashlib.sha256(data).hexdigest()})
     text = atomic.to_json(content, indent=1).encode() + b"\n"
@@ -79,19 +168,6 @@ def _made(folder: Path, option: str = "--workdir") -> Path:
             f"cannot make the folder {folder}: {error.strerror}; choose another {option}"
         ) from error
     return folder
-
-
-def _lock(descriptor: int, workdir: Path, option: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise UserError(
-            f"{workdir} is in use by the training process with pid {owner}; wait for it, stop it, "
-            f"or choose another {option}"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def _file_new(folder: Path, data: bytes) -> int:

@@ -139,6 +139,23 @@ def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path,
     assert "another process of this run was lost" in said, said
 
 
+@pytest.mark.slow
+def test_a_workdir_that_is_moved_ends_both(start_two, tiny, tmp_path):
+    workdir = tmp_path / "run"
+    children = start_two(tiny, workdir, ENDLESS)
+    checkpoints = workdir / "checkpoints"
+    assert children[0].wait_until(lambda: checkpoints.exists() and list(checkpoints.glob("*/META.json")))
+    workdir.rename(tmp_path / "moved")
+    began = time.monotonic()
+    assert [child.wait() for child in children] == [1, 1], children[0].err + children[1].err
+    assert time.monotonic() - began < 60
+    last = children[0].err.splitlines()[-1]
+    assert last.startswith(f"error: {workdir} is no longer the folder")
+    assert f"which is at {tmp_path}/moved now" in last
+    assert children[1].err.splitlines()[-1].startswith("error: another process of this run")
+    assert not list(workdir.rglob("META.json"))
+
+
 def test_a_part_of_an_address_is_refused(start, tiny, tmp_path):
     child = start([*_arguments(tiny, tmp_path / "run", []), "--num_processes=2"], cwd=tmp_path)
     assert child.wait() == 1

@@ -372,8 +372,8 @@ def test_a_second_signal_while_nothing_changed_leaves_the_checkpoint_alone(
     before = {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")}
     real = train.Run.start
 
-    def start(self):
-        real(self)
+    def start(self, claim):
+        real(self, claim)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with _patched(train.Run, "start", start), pytest.raises(Interrupted):

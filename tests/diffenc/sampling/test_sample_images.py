@@ -174,8 +174,8 @@ def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, s
     with pytest.raises(UserError, match=message):
         ImageSampler(tiny(sample=settings), data_mesh(), tmp_path)
     with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
-        Visits(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None)
-    Visits(tiny(sample=settings), tmp_path, data_mesh(), lambda: None)  # which draws none
+        Visits(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None, lambda: None)
+    Visits(tiny(sample=settings), tmp_path, data_mesh(), lambda: None, lambda: None)  # which draws none
 
 
 def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_path, warnings):

@@ -47,7 +47,7 @@ def visits(tiny, tmp_path):
 
     def make(check=lambda: None, **changes):
         experiment = tiny(**{"evaluate_every": 6, "sample_every": 6} | changes)
-        return Visits(experiment, tmp_path, data_mesh(), check), experiment
+        return Visits(experiment, tmp_path, data_mesh(), check, lambda: None), experiment
 
     return make
 

@@ -47,8 +47,8 @@ def test_a_killed_trainer_leaves_the_workdir_free(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with workdir.claim(tmp_path / "run") as claimed:
-        assert claimed == tmp_path / "run"
-        assert (claimed / ".lock").read_text() == f"{os.getpid()}\n"
+        assert claimed.folder == tmp_path / "run"
+        assert (claimed.folder / ".lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_leaving_frees_the_workdir_also_by_an_error(tmp_path):

@@ -1,0 +1,31 @@
+"""Advisory locks on open files and folders, held until the descriptor is closed or the process dies."""
+
+import errno
+import fcntl
+
+from absl import logging
+
+# How file systems without locks refuse. NFS emulates locks and then refuses them on folders with EBADF.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+
+
+def try_lock(descriptor: int) -> bool:
+    """Takes the exclusive lock of an open file or folder. Returns whether its file system has locks at all.
+
+    Raises:
+      BlockingIOError: another process holds it.
+      OSError: the disk failed.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def lock_or_warn(descriptor: int, place: object, unprotected: str) -> None:
+    """`try_lock`; where there are no locks a warning names `place` and what is `unprotected` there."""
+    if not try_lock(descriptor):
+        logging.warning("%s is on a file system without locks: nothing keeps %s", place, unprotected)
