@@ -1,10 +1,25 @@
-"""One seed, several uses: keys that never meet."""
+"""One seed, several uses: keys that never meet; and what a draw depends on besides its key."""
 
+import functools
 import zlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from diffenc.interfaces import Key
+
+# JAX's settings that decide what a key draws.
+SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_random_seed_offset",
+    "jax_high_dynamic_range_gumbel",
+)
+USUAL = "threefry2x32, partitionable"  # JAX's defaults since 0.5.0
 
 
 def root_key(seed: int, purpose: str) -> Key:
@@ -14,3 +29,51 @@ def root_key(seed: int, purpose: str) -> Key:
     one key give the same children.
     """
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+def draw_settings() -> dict[str, Any]:
+    """Returns what a draw depends on besides its key, as JSON: JAX's settings, its version, and a few numbers drawn.
+
+    The generator "rbg" draws other numbers on another backend, so with it the backend is among them.
+    """
+    settings = {name: jax.config.values[name] for name in SETTINGS}
+    backend = {"backend": jax.default_backend()} if "rbg" in settings["jax_default_prng_impl"] else {}
+    return {**settings, **backend, "jax": jax.__version__, "drawn": _drawn(*settings.values())}
+
+
+def generator() -> str:
+    """Returns the generator in words, for records of measurements: its name, and each setting that is not JAX's default."""
+    impl, partitionable, _, offset, gumbel = (jax.config.values[name] for name in SETTINGS)
+    parts = [impl]
+    parts += ["partitionable"] if partitionable and impl == "threefry2x32" else []
+    parts += [f"seed offset {offset}"] if offset else []
+    parts += ["high-range gumbel"] if gumbel else []
+    return ", ".join(parts)
+
+
+def changed_draws(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Returns `SETTING = SAVED there and NOW here` of the first thing that makes equal keys draw other numbers; None if nothing.
+
+    JAX's version counts only where the numbers drawn differ. Settings that one record lacks are taken to be equal.
+
+    Args:
+      saved, now: as `draw_settings` returns them.
+    """
+    for name in (*SETTINGS, "backend"):
+        if name in saved and name in now and saved[name] != now[name]:
+            return f"{name} = {saved[name]} there and {now[name]} here"
+    if np.allclose(saved.get("drawn", now["drawn"]), now["drawn"], rtol=0, atol=1e-3):
+        return None
+    return f"jax = {saved.get('jax')} there and {now['jax']} here, which draw other numbers"
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(*settings: Any) -> list[float]:
+    """Returns a few numbers drawn under the current `settings`; rounding leaves them the same to 1e-3."""
+    return [float(number) for number in jax.device_get(_draw(jax.random.key(0)))]
+
+
+@jax.jit
+def _draw(key: Key) -> Float[Array, " 4"]:
+    """A normal number has the uniform one in it, and so the key's bits, its split and its fold."""
+    return jax.random.normal(jax.random.split(jax.random.fold_in(key, 1), 3)[2], (4,), jnp.float32)

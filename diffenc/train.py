@@ -100,6 +100,7 @@ class Run:
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
         if self._restored:
             check_data(self._train_images, self._restored, workdir)
+            same_run.check_draws(self._restored, workdir)
         self._origin = None if self._restored else self._from_other_run()
 
     def _latest(self) -> checkpoint.Restored:

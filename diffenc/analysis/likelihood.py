@@ -72,14 +72,16 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "networks' precision to 'float32'"
         )
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    solved = measure(experiment, mesh, ema)
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
-    figures = {
-        **record(experiment, solved),
-        "model": MODELLED if modelled else UNMODELLED,
-        "step": step,
-        "num_params": count_parameters(ema),
-    }
+    # whatever JAX is set to: a solver that controls its error needs every digit
+    with jax.default_matmul_precision("highest"):
+        solved = measure(experiment, mesh, ema)
+        figures = {
+            **record(experiment, solved),
+            "model": MODELLED if modelled else UNMODELLED,
+            "step": step,
+            "num_params": count_parameters(ema),
+        }
     publish(workdir, "likelihood", figures, solved._asdict(), table(figures))
     return figures
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffenc.configs import names
@@ -167,11 +166,6 @@ def precision(experiment: Experiment) -> str:
     """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
     chosen = {getattr(item, "precision", None) for item in objects_in(experiment)}
     return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
-
-
-def matmul_precision() -> str:
-    """What products of float32 matrices are computed in."""
-    return jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:

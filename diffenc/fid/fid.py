@@ -23,6 +23,7 @@ from diffenc.configs import describe
 from diffenc.data.batches import epoch_order
 from diffenc.devices import agreement
 from diffenc.devices.distributed import by_main, is_main
+from diffenc.devices.matmul_precision import matmul_precision
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
@@ -37,7 +38,7 @@ from diffenc.interfaces import Features, Params
 from diffenc.measuring.evaluate import identity, surroundings
 from diffenc.modes import publish, restore_ema
 from diffenc.progress import Progress
-from diffenc.randomness import root_key
+from diffenc.randomness import generator, root_key
 from diffenc.registry import features, variances
 from diffenc.sampling.sample_images import ImageSampler
 from diffenc.settings import Evaluate
@@ -113,7 +114,8 @@ class Draws:
         decided_by = {
             "config": describe.config_hash(experiment),
             "precision": describe.precision(experiment),
-            "matmul_precision": describe.matmul_precision(),
+            "matmul_precision": matmul_precision(),
+            "prng": generator(),
         }
         self.folder = workdir / FOLDER / digest({**self.of, **decided_by})
 

@@ -21,6 +21,7 @@ from diffenc import classes
 from diffenc.chain import Chain
 from diffenc.configs import describe
 from diffenc.data.sources import source_name
+from diffenc.devices.matmul_precision import matmul_precision
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
 from diffenc.interfaces import Dataset, Images, Key, Params
@@ -29,6 +30,7 @@ from diffenc.measuring.loss_over_log_snr import ByDraw, gather
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model, Propose, Terms, draw
 from diffenc.objective import StepRule
+from diffenc.randomness import generator
 from diffenc.registry import datasets, proposals
 from diffenc.settings import Diagnose, Evaluate
 from diffenc.workdirs import curves
@@ -129,8 +131,9 @@ def surroundings(experiment: Experiment) -> dict[str, Any]:
     return {
         "config_hash": describe.config_hash(experiment),
         "precision": describe.precision(experiment),
-        "matmul_precision": describe.matmul_precision(),
+        "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,
+        "prng": generator(),
     }
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diffenc.devices.matmul_precision import products_of_float32
 from diffenc.errors import UserError
 from diffenc.files import record_seal
 from diffenc.measuring.depth import depth
 from diffenc.measuring.evaluate import TERMS
+from diffenc.randomness import USUAL
 from diffenc.registry import proposals
 from diffenc.settings import Evaluate
 from diffenc.untrusted import safe_npz
@@ -27,7 +29,7 @@ COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusio
 # Figures that differ in one of these do not belong into one table.
 ALIKE = (
     *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
-    *("precision", "matmul_precision", "step"),
+    *("precision", "matmul_precision", "prng", "step"),
 )
 
 # What a record must have, and of which types.
@@ -157,7 +159,24 @@ def _words(spelt: Any) -> Sequence[str]:
 
 def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
     """`KEY ONE and TWO` for each of `keys` that two records differ in."""
-    return [f"{key} {one.get(key)} and {two.get(key)}" for key in keys if one.get(key) != two.get(key)]
+    told = ((key, stated(one, key), stated(two, key)) for key in keys)
+    return [f"{key} {first} and {second}" for key, first, second in told if first != second]
+
+
+def stated(record: Record, key: str) -> Any:
+    """`record[key]` as it is recorded now; None if it is not there.
+
+    Records used to hold JAX's setting as `matmul_precision`, whose meaning the device decides, and no `prng`: the draws were
+    those of JAX's defaults.
+    """
+    value, device = record.get(key), record.get("device")
+    if key == "prng" and value is None:
+        return USUAL
+    if key == "matmul_precision" and value == "default" and record.get("precision") == "float64":
+        return "float64"
+    if key == "matmul_precision" and isinstance(value, str) and isinstance(device, str):
+        return products_of_float32(value, device)
+    return value
 
 
 def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, Float[np.ndarray, " images"]]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from diffenc.devices.matmul_precision import matmul_precision, products_of_float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
@@ -55,6 +57,14 @@ PRODUCTS = 4  # between two looks at the clock, so that starting one hides behin
 def stated(device_kind: str) -> str | None:
     """The key of ACCELERATORS for JAX's name of a device; None if it is not there."""
     return next((name for name, one in ACCELERATORS.items() if device_kind in one.kinds), None)
+
+
+def matmul_precision_of(accelerator: str | None) -> str:
+    """Returns what products of float32 are computed in on an accelerator of the table; None = on this device."""
+    if accelerator is None:
+        return matmul_precision()
+    setting = jax.config.values["jax_default_matmul_precision"]
+    return products_of_float32(str(setting or "default"), ACCELERATORS[accelerator].kinds[0])
 
 
 def measured(dtype: str, size: int | None = None, seconds: float = 0.5) -> float:

@@ -265,7 +265,8 @@ def _flops(figures: dict[str, Any]) -> Rows:
         "evaluate": "evaluation, one draw",
         "network": "network, once (a sampling step)",
     }
-    return [(text, f"{figures['flops'][name] / 1e9:,.4g}", "GFLOPs an image") for name, text in names.items()]
+    rows = [(text, f"{figures['flops'][name] / 1e9:,.4g}", "GFLOPs an image") for name, text in names.items()]
+    return [*rows, ("products of float32", peaks.matmul_precision_of(figures["accelerator"]), "")]
 
 
 def _memory(figures: dict[str, Any]) -> Rows:

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffenc.configs import describe
 from diffenc.data.versions import UNKNOWN, is_published
-from diffenc.measuring.evaluations import number
+from diffenc.measuring.evaluations import number, stated
 from diffenc.measuring.significance import Finding
 from diffenc.report import asked, shown
 from diffenc.report.curves import SPLITS
@@ -29,15 +29,15 @@ ENVIRONMENT = {
     "devices": "Devices",
     "processes": "Processes",
     "precision": "Precision",
-    "matmul_precision": "Matrix products",
+    "matmul_precision": "Products of float32",
 }
 
 
 def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
     """The headline of a group, and of each of its runs; what all of these state is stated once."""
     mean = _over_seeds(group)
-    stated = [_facts(run) for run in group.runs]
-    shared = [fact for fact in stated[0] if all(fact in facts for facts in stated)] if len(stated) > 1 else []
+    by_run = [_facts(run) for run in group.runs]
+    shared = [fact for fact in by_run[0] if all(fact in facts for facts in by_run)] if len(by_run) > 1 else []
     return {
         "name": group.name,
         "mean": mean,
@@ -50,7 +50,7 @@ def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
                 "bpd": shown.measured(run.evaluation, "bpd") if run.evaluation else None,
                 "facts": [fact for fact in facts if fact not in shared],
             }
-            for run, facts in zip(group.runs, stated, strict=True)
+            for run, facts in zip(group.runs, by_run, strict=True)
         ],
     }
 
@@ -202,7 +202,10 @@ def environments(runs: Sequence[Held]) -> dict[str, Any]:
         "evaluated": [
             (
                 run,
-                [shown.count(run.evaluation.get(key)) for key in ("device", "precision", "matmul_precision")],
+                [
+                    shown.count(stated(run.evaluation, key))
+                    for key in ("device", "precision", "matmul_precision")
+                ],
             )
             for run in runs
             if run.evaluation

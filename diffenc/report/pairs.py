@@ -20,7 +20,18 @@ from diffenc.report.seeds import Group, not_alike
 ALPHA = 0.05
 MOST = 15  # pairs; of more groups, each is compared with the first alone
 # What makes two bounds of different things, and what makes their draws others: then images cannot be paired.
-SAME = ("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed")
+SAME = (
+    "split",
+    "T",
+    "times",
+    "variance",
+    "proposal",
+    "times_per_image",
+    "passes",
+    "batch_size",
+    "seed",
+    "prng",
+)
 TOLD = ("step", "precision", "matmul_precision")  # what may differ, and is said
 
 Values = Float[np.ndarray, " images"]

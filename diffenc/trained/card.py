@@ -10,7 +10,7 @@ from diffenc.files import record_seal
 from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
 from diffenc.measuring.evaluate import KEYS
-from diffenc.measuring.evaluations import number
+from diffenc.measuring.evaluations import number, stated
 from diffenc.report.shown import measured
 from diffenc.trained.weights import FILE, About
 
@@ -95,8 +95,8 @@ def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[
 def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A figure for hubs, which show name and value: without T and the images nobody could compare it."""
     of = f"T {said['T']}, {_images_of(said)} images, {said['passes']} pass(es)"
-    stated = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
-    args = {name: said[name] for name in stated if said.get(name) is not None}
+    keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
+    args = {name: stated(said, name) for name in keys if said.get(name) is not None}
     errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
     return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
@@ -125,7 +125,7 @@ images = model.sample(16)  # uint8 [16, {shape}]
 
 def _evaluated(said: Mapping[str, Any]) -> str:
     terms = ["T", *(key for key in HOW if said.get(key) is not None)]
-    how = ", ".join(f"{key} {said[key]}" for key in terms)
+    how = ", ".join(f"{key} {stated(said, key)}" for key in terms)
     lines = [
         f"Bits/dim of {_images_of(said)} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
         f"{how}, {said['passes']} pass(es), computed in {said['precision']}.",

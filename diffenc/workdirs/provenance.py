@@ -16,6 +16,7 @@ from diffenc import registry
 from diffenc.configs import describe
 from diffenc.configs.values import objects_in
 from diffenc.data.sources import source_name, train_identity
+from diffenc.devices.matmul_precision import matmul_precision
 from diffenc.experiment import Experiment
 from diffenc.files import record_seal
 from diffenc.interfaces import Dataset
@@ -67,7 +68,7 @@ def environment(experiment: Experiment) -> Record:
         "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
         "processes": jax.process_count(),
         "precision": describe.precision(experiment),
-        "matmul_precision": describe.matmul_precision(),
+        "matmul_precision": matmul_precision(),
         **_plugins(experiment),
     }
 

@@ -16,6 +16,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.files import atomic, stores
 from diffenc.files.stores import PathLike
+from diffenc.randomness import changed_draws, draw_settings
 from diffenc.workdirs import run_id
 
 
@@ -73,8 +74,8 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
 
 
 def metadata(config: str, run: str) -> dict[str, Any]:
-    """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check`."""
-    return {"config_hash": describe.hash_of(config), "config": config, "run": run}
+    """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check` and `check_draws`."""
+    return {"config_hash": describe.hash_of(config), "config": config, "run": run, "draws": draw_settings()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,3 +166,18 @@ def expected_of_origin(workdir: PathLike) -> Expected:
     """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
     saved = saved_config(workdir)
     return Expected(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
+
+
+def check_draws(restored: Restored, workdir: Path) -> None:
+    """Raise UserError if equal keys draw other numbers here than where this was saved: training on would be another run.
+
+    A checkpoint from before this was recorded goes on.
+    """
+    saved = restored.metadata.get("draws")
+    changed = changed_draws(saved, draw_settings()) if saved else None
+    if changed:
+        raise UserError(
+            f"{workdir} was trained with {changed}, so going on would draw other noise: set it as it was there (each "
+            "setting of JAX has an environment variable of its name in capitals), or start another --workdir from "
+            "this one by Experiment.init_from"
+        )

@@ -25,7 +25,7 @@ NAMES = {PUBLISHED: ("FID", "KID")}  # any other metric goes by its own name
 SHEETS = {"table": ("distance", "num"), "kid": ("kid", "kid_num")}
 ALIKE = (
     *("metric", "features_identity", "images", "sampling", "seed", "batch_size", "step", "precision"),
-    *("matmul_precision", "kid_images", "kid_block"),
+    *("matmul_precision", "prng", "kid_images", "kid_block"),
 )
 
 NEEDED: Needed = {"metric": (str,), "distances": (list,), "images": (dict,)}

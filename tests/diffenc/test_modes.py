@@ -80,7 +80,8 @@ def test_what_the_figures_are_of_is_said(trained, workdir):
     assert said == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 7, "step": 12, "num_params": 66,
-        "batch_size": 4, "proposal": "uniform", "precision": "float32", "matmul_precision": "default", "device": "cpu",
+        "batch_size": 4, "proposal": "uniform", "precision": "float32", "matmul_precision": "float32", "device": "cpu",
+        "prng": "threefry2x32, partitionable",
     }  # fmt: skip
     meta = json.loads((workdir / "checkpoints" / "000000012" / "META.json").read_text())
     assert config_hash == meta["metadata"]["config_hash"], "which tells the runs it may be compared with"

@@ -24,7 +24,7 @@ from diffenc.data.batches import train_batches
 from diffenc.devices.interrupts import Interrupted
 from diffenc.devices.sharding import data_mesh, images_to_devices
 from diffenc.errors import UserError
-from diffenc.files import stores
+from diffenc.files import sealed, stores
 from diffenc.measuring.evaluate import Evaluator
 from diffenc.settings import Evaluate
 from diffenc.training import feed, visits
@@ -439,6 +439,26 @@ def test_checkpoints_without_their_config_are_not_taken_for_anothers(full, strai
     assert not (tmp_path / "run" / "config.gin").exists()
     train.train(full, tmp_path / "run")
     _assert_undisturbed(full, tmp_path / "run", straight)
+
+
+def test_a_run_does_not_go_on_where_its_seed_draws_other_noise(full, straight, tmp_path):
+    workdir = shutil.copytree(straight, tmp_path / "run")
+    longer = dataclasses.replace(full, steps=13)
+    changed = r"jax_threefry_partitionable = True there and False here.* Experiment\.init_from"
+    with jax.threefry_partitionable(False):
+        with pytest.raises(UserError, match=changed):
+            train.train(longer, workdir)
+        assert _steps(workdir) == [5, 10, 12]
+        _as_before_draws_were_recorded(workdir)
+        train.train(longer, workdir)
+    assert _steps(workdir)[-1] == 13
+
+
+def _as_before_draws_were_recorded(workdir: Path) -> None:
+    for file in (workdir / "checkpoints").glob("*/META.json"):
+        content = json.loads(file.read_text())
+        del content["checksum"], content["metadata"]["draws"]
+        file.write_text(sealed.text(content))
 
 
 # Longer, elsewhere, from elsewhere

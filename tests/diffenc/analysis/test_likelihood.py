@@ -196,9 +196,24 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     assert record == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "passes": 1,
-        "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "default",
+        "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "float32",
+        "prng": "threefry2x32, partitionable",
         "device": "cpu", "model": likelihood.UNMODELLED, "step": 12, "num_params": 66,
     }  # fmt: skip
+
+
+def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir, monkeypatch):
+    seen, batch_nats = set(), likelihood.batch_nats
+
+    def watched(*arguments):
+        seen.add(jax.config.values["jax_default_matmul_precision"])
+        return batch_nats(*arguments)
+
+    monkeypatch.setattr(likelihood, "batch_nats", watched)
+    with jax.default_matmul_precision("bfloat16"):
+        likelihood.likelihood(trained(split="validation", batch_size=7), workdir)
+        assert jax.config.values["jax_default_matmul_precision"] == "bfloat16"
+    assert seen == {"highest"}
 
 
 def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):

@@ -223,7 +223,7 @@ def test_the_record_says_what_was_measured(tiny, measure):
     expected = {
         "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 4, "step": 70, "num_params": 66,
-        "curve_of": {"step": 9}, "proposal": "uniform", "precision": "float32", "matmul_precision": "default",
+        "curve_of": {"step": 9}, "proposal": "uniform", "precision": "float32", "matmul_precision": "float32",
     }  # fmt: skip
     assert {key: figures[key] for key in expected} == expected
     assert {key: figures[key] for key in measured.summary()} == measured.summary()

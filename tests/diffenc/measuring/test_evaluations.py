@@ -67,3 +67,19 @@ def test_what_differs_is_named():
         "b 2 and None",
         "c None and 3",
     ]
+
+
+def test_records_from_before_are_compared_by_what_they_meant():
+    """They held JAX's setting, which the device gives its meaning, and not the generator."""
+    keys = ("matmul_precision", "prng")
+    old = {"matmul_precision": "default", "device": "NVIDIA A100-SXM4-40GB", "precision": "float32"}
+    new = {**old, "matmul_precision": "tfloat32", "prng": "threefry2x32, partitionable"}
+    assert evaluations.differing(old, new, keys) == []
+    on_cpu = {**old, "device": "cpu"}
+    assert evaluations.differing(old, on_cpu, keys) == ["matmul_precision tfloat32 and float32"]
+    assert (
+        evaluations.differing({**old, "precision": "float64"}, {**new, "matmul_precision": "float64"}, keys)
+        == []
+    )
+    drawn = {**new, "prng": "rbg"}
+    assert evaluations.differing(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]
