@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from diffenc.devices.interrupts import Interrupted
-from diffenc.errors import UserError
+from diffenc.errors import UserError, printable
 
 
 def status_of(
@@ -32,7 +32,7 @@ def status_of(
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {printable(told(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from diffenc import classes
+from diffenc.configs.construction import checked
 from diffenc.fid_settings import Fid
 from diffenc.figure_settings import Figures
 from diffenc.interfaces import Dataset, Optimizer, Writer
@@ -66,6 +67,7 @@ FREE_TO_CHANGE = (
 FREE_TO_MEASURE = ("network.*.precision",)
 
 
+@checked("Experiment")
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run. A cadence of 0 means never.

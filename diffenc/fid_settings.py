@@ -2,10 +2,12 @@
 
 import dataclasses
 
+from diffenc.configs.construction import checked
 from diffenc.interfaces import Features
 from diffenc.settings import SPLITS, check_least, check_seed, require
 
 
+@checked("fid")
 @dataclasses.dataclass(frozen=True)
 class Fid:
     """What --mode=fid draws and compares; how it draws is `sample`'s affair, but for `num` and `seed`.

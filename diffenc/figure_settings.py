@@ -2,9 +2,11 @@
 
 import dataclasses
 
+from diffenc.configs.construction import checked
 from diffenc.settings import check_images, check_seed, require
 
 
+@checked("figures")
 @dataclasses.dataclass(frozen=True)
 class Figures:
     """What --mode=figures draws, of the checkpoint that evaluation reads.

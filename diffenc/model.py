@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from diffenc import objective
 from diffenc.conditions import UNCONDITIONAL
+from diffenc.configs.construction import checked
 from diffenc.interfaces import (
     Condition,
     Conditioning,
@@ -79,6 +80,7 @@ def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
     return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape), weight)
 
 
+@checked("Model")
 @dataclasses.dataclass(frozen=True)
 class Model:
     """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean.

@@ -29,6 +29,11 @@ Values = Float[np.ndarray, " points"]
 Colours = Float[np.ndarray, "*shape 3"]  # red, green, blue in 0 .. 1
 
 
+def literal(text: str) -> str:
+    """`text` for a title that may hold formulas: its dollar signs begin none."""
+    return text.replace("$", r"\$")
+
+
 def axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of labelled axes."""
     figure = Figure(INCHES, layout="constrained")

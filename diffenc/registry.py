@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, cast
 from absl import logging
 
 from diffenc import interfaces
+from diffenc.configs.construction import checked
 from diffenc.errors import UserError
 
 ENTRY_POINT_GROUP = "diffenc.plugins"
@@ -47,7 +48,7 @@ class Registry(Generic[T]):
                     f"{_full_name(cls)} needs another name"
                 )
             self._classes[name] = cast(type[T], cls)
-            return cls
+            return checked(f"{self.kind}.{name}", self.interface)(cls)
 
         return decorate
 

@@ -20,7 +20,7 @@ from diffenc.configs import describe, files
 from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
-from diffenc.errors import UserError
+from diffenc.errors import UserError, printable
 from diffenc.experiment import Experiment
 from diffenc.fid.fid import fid
 from diffenc.figures.figures import figures
@@ -90,6 +90,8 @@ The same command again goes on where the last one stopped. Exit status: 0 done; 
 OF_TRAINING = ("train", "plan")
 OF_SAMPLES = ("sample", "fid", "figures")
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
+
+MOST_LOGGED = 10_000  # characters of a line
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -241,15 +243,23 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+class _Printable(std_logging.Formatter):
+    """Log lines may hold a stranger's texts; tracebacks are left whole."""
+
+    def formatMessage(self, record: std_logging.LogRecord) -> str:  # noqa: N802 - its name there
+        record.message = printable(record.message, MOST_LOGGED)
+        return super().formatMessage(record)
+
+
 def show_log_lines_plainly() -> None:
     """HH:MM:SS message, on standard error."""
     logging.set_verbosity(logging.INFO)
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it reports every backend that is not there
-    logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     distributed.leave(1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffenc.analysis.dequantise import DEQUANTISATIONS
 from diffenc.chain import EQUAL
+from diffenc.configs.construction import checked
 from diffenc.errors import UserError
 from diffenc.interfaces import Proposal, Variance
 from diffenc.model import UNIFORM
@@ -14,6 +15,10 @@ from diffenc.sampling.solvers import SOLVERS
 
 SPLITS = ("train", "validation", "test")
 TIMES = ("equal", "fitted")
+
+MOST = 2**31 - 1  # devices count in 32 bits
+MOST_IMAGES = 2**24  # at a time
+IN_MEMORY = ("batch_size", "num")
 
 
 def require(condition: bool, message: str) -> None:
@@ -28,10 +33,12 @@ def check_seed(name: str, seed: int) -> None:
 
 
 def check_least(name: str, settings: Any, **least: int) -> None:
-    """Raise UserError unless each of these fields is as large as it must be."""
+    """Raise UserError unless each of these fields is as large as it must be, and no larger than can be counted or held."""
     for field, bound in least.items():
         value, rule = getattr(settings, field), f"be at least {bound}" if bound else "not be negative"
         require(value >= bound, f"{name}.{field} = {value}: must {rule}")
+        most = MOST_IMAGES if field in IN_MEMORY else MOST
+        require(value <= most, f"{name}.{field} = {value}: must be at most {most}")
 
 
 def check_images(name: str, split: str, num_images: int | None) -> None:
@@ -58,6 +65,7 @@ def check_times(name: str, times: str) -> None:
     require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
 
 
+@checked("evaluate")
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """How bits/dim are measured.
@@ -101,6 +109,7 @@ class Evaluate:
             )
 
 
+@checked("sample")
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """How images are drawn.
@@ -137,6 +146,7 @@ class Sample:
         require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
 
 
+@checked("fit")
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """What --mode=fit_variance and --mode=fit_schedule measure on, of the checkpoint that evaluation reads.
@@ -165,6 +175,7 @@ class Fit:
         check_least("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5)
 
 
+@checked("k_sample")
 @dataclasses.dataclass(frozen=True)
 class KSample:
     """What --mode=k_sample adds to the settings of evaluation: it is the bound of `evaluate`'s T steps.
@@ -179,6 +190,7 @@ class KSample:
         check_least("k_sample", self, samples=1)
 
 
+@checked("likelihood")
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
     """How --mode=likelihood solves the ODE, for the images, passes, seed and checkpoint of `evaluate`.
@@ -207,6 +219,7 @@ class Likelihood:
         check_least("likelihood", self, probes=1, exact_up_to=0)
 
 
+@checked("diagnose")
 @dataclasses.dataclass(frozen=True)
 class Diagnose:
     """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
@@ -233,6 +246,7 @@ class Diagnose:
         check_least("diagnose", self, passes=1, bins=1, batch_size=0)
 
 
+@checked("mesh")
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
     """How all devices of all processes are arranged. It changes no result but by rounding.
@@ -252,6 +266,7 @@ class MeshShape:
         check_least("mesh", self, data=0, fsdp=1)
 
 
+@checked("plan")
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What --mode=plan expects of the machine that will train.

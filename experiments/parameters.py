@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diffenc import config, registry
@@ -101,7 +102,7 @@ def table(runs: Sequence[Row]) -> Table:
         published = "-" if run.published is None else f"{sum(run.published):,}"
         verdict = published if run.agrees else f"≠ {published}"
         result.add_row(
-            run.name, *(f"{number:,}" for number in (run.network, run.encoder, run.total)), verdict
+            escape(run.name), *(f"{number:,}" for number in (run.network, run.encoder, run.total)), verdict
         )
     return result
 

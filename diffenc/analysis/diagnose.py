@@ -253,4 +253,4 @@ def plot_ends(record: Record) -> plots.Figure:
 
 
 def _subject(record: Record) -> str:
-    return f"{subject(record)}, {record['num_images']} images, step {record['step']}"
+    return plots.literal(f"{subject(record)}, {record['num_images']} images, step {record['step']}")

@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from diffenc.configs.values import leaves
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.fid_settings import Fid
@@ -83,15 +84,6 @@ def kinds_in(hint: Any) -> list[str]:
     """What a reference may name where `hint` stands: `encoder`, ... or a selector as `Model`."""
     kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in leaves(hint)]
     return kinds + [selector for selector, cls in classes().items() if cls in leaves(hint)]
-
-
-def leaves(hint: Any) -> Iterator[Any]:
-    """The types that a hint such as `tuple[Network, ...] | None` is made of."""
-    arguments = typing.get_args(hint)
-    if not arguments or typing.get_origin(hint) is typing.Literal:
-        yield hint
-    for argument in arguments:
-        yield from leaves(argument)
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

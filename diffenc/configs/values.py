@@ -7,16 +7,33 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from beartype.door import is_bearable
 
 LITERALS = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set)
 
 
+_INT64 = range(-(2**63), 2**63)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy or JAX, or one of a subclass such as an enumeration, as Python's own; all else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, bool):
+        return value
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def coerce(value: Any, hint: Any) -> Any:
     """`value` as a field annotated with `hint` holds it.
 
-    An int becomes a float and a list a tuple where the hint says so; a bool is never a number, and NaN and
-    infinities are refused. What is not a literal (a plugin) passes unchanged.
+    An int becomes a float and a list a tuple where the hint says so; a bool is never a number, and NaN, infinities and
+    integers of more than 64 bits are refused. What is not a literal (a plugin) passes unchanged.
 
     Raises:
       TypeError: the value does not fit; the message is `expected HINT`.
@@ -36,8 +53,11 @@ def coerce(value: Any, hint: Any) -> Any:
         return [coerce(item, arguments[0]) for item in value]
     if origin is dict and isinstance(value, dict):
         return {coerce(k, arguments[0]): coerce(item, arguments[1]) for k, item in value.items()}
+    value = value if hint is Any else plain(value)
     if (isinstance(value, bool) and hint is int) or not is_bearable(value, hint):
         raise TypeError(f"expected {spell_hint(hint)}")
+    if hint is int and value not in _INT64:
+        raise TypeError("expected an int of 64 bits")
     return value
 
 
@@ -55,6 +75,15 @@ def spell(value: Any, spell_other: Callable[[Any], str] = repr) -> str:
 def spell_hint(hint: Any) -> str:
     """`hint` as one writes it in Python."""
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    """The types that a hint such as `tuple[Network, ...] | None` is made of."""
+    arguments = typing.get_args(hint)
+    if not arguments or typing.get_origin(hint) is typing.Literal:
+        yield hint
+    for argument in arguments:
+        yield from leaves(argument)
 
 
 def parts(value: Any) -> Iterable[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
+from rich.markup import escape
 from rich.table import Table
 
 from diffenc import classes
@@ -258,7 +259,7 @@ def table(figures: dict[str, Any]) -> Table:
     title = (
         f"{figures['dataset']}, {sampling['steps']} steps of {sampling['sampler']}, step {figures['step']}"
     )
-    result = Table(title=title, caption=f"features {figures['features_identity'][:16]}")
+    result = Table(title=escape(title), caption=f"features {figures['features_identity'][:16]}")
     for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks", "of samples"):
         result.add_column(column, justify="left" if column == "split" else "right")
     for row in figures["distances"]:

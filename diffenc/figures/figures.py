@@ -138,4 +138,5 @@ def _digest(data: bytes) -> str:
 
 
 def _title(of: Record) -> str:
-    return f"{sources.subject(of) if 'split' in of else of['dataset']}, step {of['step']}"
+    subject = sources.subject(of) if "split" in of else of["dataset"]
+    return plots.literal(f"{subject}, step {of['step']}")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
+from rich.markup import escape
 from rich.table import Table
 
 from diffenc import classes
@@ -161,7 +162,7 @@ def dataset_name(dataset: Dataset) -> str:
 
 def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
     """Bits/dim and both errors of each of `keys`, for people."""
-    result = Table(title=title, caption=caption)
+    result = Table(title=escape(title), caption=escape(caption))
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
         result.add_column(column, justify="right" if column else "left")
     for key in keys:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import AbstractMesh, NamedSharding
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diffenc.devices import placement
@@ -216,12 +217,12 @@ def speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | 
 def table(figures: dict[str, Any]) -> Table:
     """The figures for people."""
     title = f"{figures['steps']:,} steps of {figures['batch_size']} images on {figures['devices']} device(s)"
-    made = Table(title=title, caption=caption(figures), show_header=False)
+    made = Table(title=escape(title), caption=escape(caption(figures)), show_header=False)
     for justify in ("left", "right", "left"):
         made.add_column(justify=justify)
     for section in (_parameters, _flops, _memory, _speed):
         for row in section(figures):
-            made.add_row(*row)
+            made.add_row(*map(escape, row))
         made.add_section()
     return made
 

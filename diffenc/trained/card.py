@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+from diffenc.errors import printable
 from diffenc.files import record_seal
 from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
@@ -40,6 +41,8 @@ NEEDED: evaluations.Needed = {
     **{"config_hash": (str,), "precision": (str,), "split_images": (int, NoneType)},
 }
 
+LONGEST = 300  # characters of a text that comes with a run
+
 LIMITS = """\
 - Bits/dim are a bound on the negative log-likelihood. They compare with others on the same images (the fingerprint
   says which) and at the same T alone.
@@ -59,7 +62,7 @@ def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, to
     name = about.dataset["dataset"]
     parts = [
         _front_matter(about, evaluation, told),
-        f"# A diffusion model of {name}" + f", step {about.step:,}" * bool(about.step),
+        f"# A diffusion model of {_words(name)}" + f", step {about.step:,}" * bool(about.step),
         _what(about, num_params),
         _section("Use", _use(about)),
         _section("Evaluation", _evaluated(evaluation) if evaluation else _not_evaluated(about)),
@@ -87,27 +90,29 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapp
 
 def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
+    dataset = {key: _plain(value) for key, value in dataset.items()}
     metrics = [_metric(evaluation, key) for key in KEYS if number(evaluation.get(key)) is not None]
-    name = f"{about.dataset['dataset']}-{about.config_hash[:8]}"
+    name = f"{_plain(about.dataset['dataset'])}-{about.config_hash[:8]}"
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
 
 
 def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A figure for hubs, which show name and value: without T and the images nobody could compare it."""
-    of = f"T {said['T']}, {_images_of(said)} images, {said['passes']} pass(es)"
+    of = f"T {_plain(said['T'])}, {_images_of(said)} images, {said['passes']} pass(es)"
     keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
     args = {name: stated(said, name) for name in keys if said.get(name) is not None}
+    args = {name: _plain(value) if isinstance(value, str) else value for name, value in args.items()}
     errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
     return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
 
 def _what(about: About, num_params: int) -> str:
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
-    told = "\n".join(f"- {part}: {name}" for part, name in parts)
+    told = "\n".join(f"- {_words(part)}: {_words(name)}" for part, name in parts)
     origin = f"\n\nThe parameters come from {_inline(about.origin)}." if about.origin else ""
     return (
         "A variational diffusion model of images, as in DiffEnc (https://arxiv.org/abs/2310.19789): "
-        f"{num_params:,} parameters, written by diffenc {about.code}.\n\n{told}{origin}"
+        f"{num_params:,} parameters, written by diffenc {_words(about.code)}.\n\n{told}{origin}"
     )
 
 
@@ -125,10 +130,11 @@ images = model.sample(16)  # uint8 [16, {shape}]
 
 def _evaluated(said: Mapping[str, Any]) -> str:
     terms = ["T", *(key for key in HOW if said.get(key) is not None)]
-    how = ", ".join(f"{key} {stated(said, key)}" for key in terms)
+    how = ", ".join(f"{key} {_words(stated(said, key))}" for key in terms)
     lines = [
-        f"Bits/dim of {_images_of(said)} images of {said['dataset']} {said['split']}, pixels `{said['fingerprint']}`:",
-        f"{how}, {said['passes']} pass(es), computed in {said['precision']}.",
+        f"Bits/dim of {_images_of(said)} images of {_words(said['dataset'])} {_words(said['split'])}, pixels "
+        f"{_inline(said['fingerprint'])}:",
+        f"{how}, {said['passes']} pass(es), computed in {_words(said['precision'])}.",
         "",
         "| | | ± over images | ± Monte Carlo |",
         "| --- | ---: | ---: | ---: |",
@@ -166,18 +172,31 @@ def _trained_on(dataset: Mapping[str, Any]) -> str:
         "origin": dataset.get("origin"),
         "licence of the images": dataset.get("licence"),
         "train images": dataset.get("train_images", "unknown"),
-        "fingerprint": f"`{dataset['train_identity']}`" if "train_identity" in dataset else None,
     }
-    return "\n".join(f"- {key}: {value}" for key, value in lines.items() if value is not None)
+    found = [f"- {_words(key)}: {_words(value)}" for key, value in lines.items() if value is not None]
+    if "train_identity" in dataset:
+        found.append(f"- fingerprint: {_inline(dataset['train_identity'])}")
+    return "\n".join(found)
 
 
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
 
 
-def _inline(text: str) -> str:
+def _plain(value: Any) -> str:
+    """In one line of bounded length, without control characters."""
+    return " ".join(printable(str(value), LONGEST).split())
+
+
+def _words(value: Any) -> str:
+    """As running text, whatever it holds: neither Markdown nor HTML."""
+    text = re.sub(r"([\\`*{}\[\]#|~$!]|\b_\B|\B_\b|\B_\B|(?<=_)_|_(?=_))", r"\\\1", _plain(value))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _inline(value: Any) -> str:
     """As code in a line, whatever it holds."""
-    line = " ".join(text.split())
+    line = _plain(value)
     ticks = "`" * (_longest_run(line) + 1)
     pad = " " * ("`" in line)
     return f"{ticks}{pad}{line}{pad}{ticks}"

@@ -26,6 +26,7 @@ from diffenc.trained import weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
 from diffenc.trained.weights import FILE, About
+from diffenc.training.train_state import abstract
 from diffenc.workdirs.same_run import expected
 
 
@@ -85,7 +86,7 @@ def abstract_params(experiment: Experiment) -> Params:
     """
     init, shape = experiment.model.init, experiment.dataset.image_shape
     with jax.enable_x64(False):
-        return jax.eval_shape(lambda: init(jax.random.key(0), shape))
+        return abstract(lambda: init(jax.random.key(0), shape))
 
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

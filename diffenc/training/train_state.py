@@ -1,5 +1,6 @@
 """What training changes, and the one step that changes it: a pure function of (state, batch)."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from diffenc.devices import placement
 from diffenc.devices.sharding import split_over
+from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Images, Params
 from diffenc.model import Terms
@@ -57,6 +59,8 @@ class TrainState(NamedTuple):
 # Updates that the average of another run counts as having seen: its decay does not start anew.
 LONG_AVERAGED = 10**6
 
+MOST_BYTES = 1 << 44  # of all that a run carries
+
 TrainStep = Callable[[TrainState, Images], TrainState]
 
 
@@ -85,13 +89,28 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed.
 
     Raises:
-      UserError: a plugin cannot be built for these images.
+      UserError: a plugin cannot be built for these images, or the model is larger than any machine.
     """
-    shapes = jax.eval_shape(lambda: init_state(experiment))
+    shapes = abstract(lambda: init_state(experiment))
     shardings = placement.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, shardings
     )
+
+
+def abstract(init: Callable[[], PyTree]) -> PyTree:
+    """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
+    try:
+        shapes = jax.eval_shape(init)
+    except OverflowError as error:  # a dimension, or a product of some, of more than 64 bits
+        raise UserError("the model is too large to be described: bind fewer channels or blocks") from error
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the model's parameters and their moments take {size:,} bytes, more than any machine holds: bind fewer "
+            "channels or blocks"
+        )
+    return shapes
 
 
 def shardings(abstract: PyTree) -> PyTree:

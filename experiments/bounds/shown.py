@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from diffenc import plots
 from diffenc.measuring.evaluate import monte_carlo_error
 
 
@@ -79,7 +81,7 @@ def table(results: Results) -> Table:
     """bits/dim ± Monte-Carlo error by T; the last column is of paired differences."""
     of = results.of
     caption = f"± Monte Carlo; over images ± {results.continuous.se:.4f}; pixels {of['fingerprint'][:16]}"
-    made = Table(title=f"ELBO, bits/dim: {title(of)}", caption=caption, box=box.MARKDOWN)
+    made = Table(title=escape(f"ELBO, bits/dim: {title(of)}"), caption=escape(caption), box=box.MARKDOWN)
     for heading in ("T", *results.by_steps, "equal - fitted"):
         made.add_column(heading, justify="right")
     depths = next(iter(results.by_steps.values()))
@@ -141,7 +143,7 @@ def plot(results: Results) -> Figure:
     for side in (whole, distance):
         side.grid(alpha=0.3)
     whole.legend(frameon=False)
-    figure.suptitle(title(of))
+    figure.suptitle(plots.literal(title(of)))
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diffenc.files import atomic
@@ -87,11 +88,11 @@ def show(page: Page, file: TextIO | None = None) -> None:
 
 
 def _rich(sheet: Sheet) -> Table:
-    made = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=escape(sheet.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(sheet.heads):
-        made.add_column(head, justify="right" if sheet.is_numeric(index) else "left", no_wrap=True)
+        made.add_column(escape(head), justify="right" if sheet.is_numeric(index) else "left", no_wrap=True)
     for row in sheet.rows:
-        made.add_row(*map(text, row))
+        made.add_row(*(escape(text(cell)) for cell in row))
     return made
 
 

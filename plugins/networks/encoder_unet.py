@@ -47,8 +47,10 @@ class EncoderUNet:
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.blocks != 1 and (self.blocks < 2 or self.blocks % 2):
-            raise UserError(f"{NAME}.blocks = {self.blocks}: must be 1 or an even number")
+        if self.blocks != 1 and (not 2 <= self.blocks <= layers.MOST_BLOCKS or self.blocks % 2):
+            raise UserError(
+                f"{NAME}.blocks = {self.blocks}: must be 1 or an even number up to {layers.MOST_BLOCKS}"
+            )
         layers.resolve_groups(NAME, self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
         layers.check_precision(NAME, self.precision)
@@ -125,10 +127,16 @@ class EncoderUNet:
 
 def check_pooling(size: tuple[int, ...], levels: int) -> None:
     """Raise UserError unless the image halves exactly `levels` times."""
-    if any(side % 2**levels for side in size):
+    unit = 2**levels
+    if any(side % unit for side in size):
+        once = f"bind {NAME}.blocks = 1, which pools once; " * (
+            levels > 1 and not any(side % 2 for side in size)
+        )
+        fit = max(unit, min(size) // unit * unit)
         raise UserError(
-            f"{NAME} pools {levels} times by 2, but the image is {size[0]}x{size[1]}: its sides must be "
-            f"multiples of {2**levels} ({NAME}.blocks = 1 pools once)"
+            f"{NAME} pools {levels} times by 2, but the image is {size[0]}x{size[1]}: its sides must be multiples of "
+            f"{unit}; {once}bind a network that does not pool in its place, as @network.unet(); or prepare the images "
+            f"in another size (python -m diffenc.prepare folder --size={fit})"
         )
 
 

@@ -21,6 +21,8 @@ LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal"
 ZEROS = hk.initializers.Constant(0.0)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
+MOST_BLOCKS = 10_000  # none is larger than a computer's memory by less than that
+
 PRECISIONS = ("float32", "bfloat16")
 
 

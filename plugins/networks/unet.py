@@ -27,6 +27,9 @@ class Pieces(NamedTuple):
     head: hk.Transformed
 
 
+MOST_POWER = 30  # 2^p pi z has no digits left in float32 beyond it
+
+
 @networks.register("unet")
 @dataclasses.dataclass(frozen=True)
 class UNet:
@@ -61,8 +64,12 @@ class UNet:
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.blocks < 1:
-            raise UserError(f"network.unet.blocks = {self.blocks}: must be at least 1")
+        if not 1 <= self.blocks <= layers.MOST_BLOCKS:
+            raise UserError(f"network.unet.blocks = {self.blocks}: must be from 1 to {layers.MOST_BLOCKS}")
+        if any(abs(power) > MOST_POWER for power in self.fourier_powers):
+            raise UserError(
+                f"network.unet.fourier_powers = {self.fourier_powers}: each must be from {-MOST_POWER} to {MOST_POWER}"
+            )
         layers.resolve_groups("network.unet", self.channels, self.groups)
         layers.check_dropout("network.unet", self.dropout)
         layers.check_precision("network.unet", self.precision)

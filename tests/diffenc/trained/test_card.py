@@ -1,9 +1,11 @@
 """The model card: its figures counted by hand, its front matter read by a reader of YAML."""
 
 import dataclasses
+import html
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from diffenc.trained import card
 from diffenc.trained.weights import About
@@ -199,3 +201,35 @@ def test_parameters_from_elsewhere():
     assert "fingerprint" not in text.partition("## Trained on")[2].partition("## Limits")[0]
     assert "# A diffusion model of mnist\n" in text
     assert "--mode=evaluate" not in text
+
+
+HOSTILE = (
+    "x](http://evil) <script>alert(1)</script> *b* `c` | d\n# e\n\n<img src=x> &lt; __f__ $g$ \x1b[31m ~~h~~"
+)
+
+
+def test_a_strangers_texts_are_shown_as_they_are():
+    """By a reader of Markdown: no element comes of them, and all of their characters are there."""
+    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    dataset = DATASET | {"dataset": HOSTILE, "source": HOSTILE, "train_identity": HOSTILE, "origin": HOSTILE}
+    about = dataclasses.replace(ABOUT, dataset=dataset, code=HOSTILE, origin=HOSTILE)
+    names = ("dataset", "split", "fingerprint", "precision", "proposal", "T", "variance")
+    text = _card(about, EVALUATION | dict.fromkeys(names, HOSTILE))
+    front, body = _front(text)
+    page = reader.render(body.partition("<details>")[0])
+    for tag in ("<script", "<img", "<em>b", "<strong>f", "<a ", "<s>", 'evil"'):
+        assert tag not in page
+    shown = (
+        "x](http://evil) <script>alert(1)</script> *b* `c` | d # e <img src=x> &lt; __f__ $g$ \\x1b[31m ~~h~~"
+    )
+    assert html.unescape(page).count(shown) >= 9
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == shown
+
+
+def test_a_strangers_texts_have_a_bounded_length():
+    dataset = DATASET | {"dataset": "x" * 10**6, "source": "y" * 10**6}
+    text = _card(
+        dataclasses.replace(ABOUT, dataset=dataset),
+        EVALUATION | {"dataset": "x" * 10**6, "proposal": "z" * 10**6},
+    )
+    assert len(text) < 20_000
