@@ -16,7 +16,7 @@ from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
 from diffenc.command import say
-from diffenc.configs import describe, files
+from diffenc.configs import describe, files, plugin_help
 from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
@@ -81,6 +81,7 @@ Examples:
   python -m diffenc.run --gin_file=gin/quickstart.gin --gin_bindings='Experiment.steps = 3_000'
   python -m diffenc.run --workdir=runs/quickstart --mode=sample --steps=250
   python -m diffenc.run --list
+  python -m diffenc.run --describe=encoder.trainable
   python -m diffenc.run --helpfull        every flag of every library
 
 The same command again goes on where the last one stopped. Exit status: 0 done; 1 a mistake, told in one line;
@@ -124,6 +125,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Have JAX find the other processes; default: under srun, and on a TPU pod that says so.",
 )
 _LIST = flags.DEFINE_bool("list", False, "List every registered plugin, by kind, and leave.")
+_DESCRIBE = flags.DEFINE_string(
+    "describe",
+    None,
+    "Show the fields of encoder.trainable, Experiment, evaluate, ... with types and defaults.",
+)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -149,6 +155,9 @@ def _run(arguments: Sequence[str]) -> None:
     registry.discover()
     if _LIST.value:
         say(listing())
+        return
+    if _DESCRIBE.value is not None:
+        say(plugin_help.describe(_DESCRIBE.value))
         return
     perform = _choose_mode(_MODE.value)
     _meet_others(_MODE.value)

@@ -231,7 +231,9 @@ class Settings:
         candidates.discard(binding.name)
         unused = binding.selector != MACRO and binding.selector not in used
         reason = f"{binding.selector} is not used in this experiment" if unused else "nothing reads it"
-        return f"{reason}; nearest: {names.nearest(binding.name, candidates)}"
+        places = names.places_for(binding.selector) if unused else []
+        way_out = f"; to use it, bind {' or '.join(places)}" * bool(places)
+        return f"{reason}; nearest: {names.nearest(binding.name, candidates)}{way_out}"
 
 
 def missing_field(scope: str, selector: str, field: names.Field) -> UserError:

@@ -86,6 +86,24 @@ def kinds_in(hint: Any) -> list[str]:
     return kinds + [selector for selector, cls in classes().items() if cls in leaves(hint)]
 
 
+def places_for(selector: str) -> list[str]:
+    """The bindings, of the parts that every experiment has, by which it uses a plugin."""
+    kind = selector.partition(".")[0]
+    if kind not in REGISTRIES:
+        return [f"Experiment.{selector}"] if selector in SETTINGS else []
+    return [
+        f"{owner}.{field.name} = {_spelt(selector, field.hint)}"
+        for owner, cls in FIXED.items()
+        for field in fields_of(cls).values()
+        if kind in kinds_in(field.hint)
+    ]
+
+
+def _spelt(selector: str, hint: Any) -> str:
+    several = str(hint).startswith("tuple")
+    return f"(@{selector}(),)" if several else f"@{selector}()"
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """The name most like `word`."""
     near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.0)

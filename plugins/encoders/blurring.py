@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,8 @@ class Blurring:
       encoder: whose x_phi is blurred.
       width: of the blur where all is noise, in pixels.
     """
+
+    generative_mean: ClassVar[str] = "that of encoder.blurring.encoder"
 
     encoder: Encoder = IDENTITY
     width: float = 4.0

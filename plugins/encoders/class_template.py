@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -18,6 +19,8 @@ class ClassTemplate:
     Attributes:
       classes: how many there are.
     """
+
+    generative_mean: ClassVar[str] = "mean.counterterm"
 
     classes: int
 

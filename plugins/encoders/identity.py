@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import encoders
@@ -8,6 +9,8 @@ from diffenc.registry import encoders
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """x_phi = x: VDM. Its mean is mean.vdm."""
+
+    generative_mean: ClassVar[str] = "mean.vdm"
 
     def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return {}

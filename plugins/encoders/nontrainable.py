@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 from diffenc.gaussian import alpha_squared, scale
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
@@ -9,6 +10,8 @@ from diffenc.registry import encoders
 @dataclasses.dataclass(frozen=True)
 class Nontrainable:
     """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is mean.counterterm."""
+
+    generative_mean: ClassVar[str] = "mean.counterterm"
 
     def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return {}

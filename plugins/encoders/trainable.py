@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 from diffenc.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Network, Params
@@ -14,6 +15,8 @@ class Trainable:
       network: y_phi. One whose last layer starts at zero makes this encoder the non-trainable one
         at initialisation.
     """
+
+    generative_mean: ClassVar[str] = "mean.counterterm"
 
     network: Network
 
