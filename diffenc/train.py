@@ -31,6 +31,7 @@ from diffenc.experiment import Experiment
 from diffenc.files import atomic, stores
 from diffenc.interfaces import Images
 from diffenc.progress import duration
+from diffenc.training import not_finite
 from diffenc.training.clock import Clock
 from diffenc.training.feed import Feed, InFlight
 from diffenc.training.gradient import check_batch
@@ -304,10 +305,4 @@ class Run:
             return
         self.checkpoints.wait()
         good = self.checkpoints.steps()
-        saved = f"the last good checkpoint is of step {good[-1]}" if good else "no checkpoint was written yet"
-        raise UserError(
-            f"the loss, its gradient or the update became NaN or infinite at step {bad_step}; "
-            f"{saved} in {self.workdir}. "
-            "Try a smaller optimizer.adamw.learning_rate or a longer warmup_steps, in a new --workdir "
-            "(Experiment.init_from starts it from this one)"
-        )
+        raise UserError(not_finite.message(self.experiment.optimizer, bad_step, good, self.workdir))

@@ -259,6 +259,7 @@ def test_an_unread_binding_of_the_command_line_is_refused(small):
     assert refused([small], ["HIHG = 8"]) == "--gin_bindings: HIHG = 8: nothing reads it; nearest: HIGH"
     message = refused([small], ["dataset.mnist.validation = 3"])
     assert "dataset.mnist is not used in this experiment; nearest: dataset.digits.validation" in message
+    assert message.endswith("; to use it, bind Experiment.dataset = @dataset.mnist()")
     swapped = ["Model.encoder = @encoder.identity()"]
     assert config.load([small], swapped).model.encoder == registry.encoders["identity"]()
     assert "encoder.trainable is not used" in refused(
