@@ -2,7 +2,8 @@
 
   python -m diffenc.prepare mnist|cifar10|imagenet32|imagenet32_oord --source=FILE_OR_DIR [--data_dir=DIR] [--as=FOLDER]
   python -m diffenc.prepare mnist|cifar10 --download [--data_dir=DIR] [--as=FOLDER]
-  python -m diffenc.prepare folder --source=DIR_OF_IMAGES [--size=32] [--data_dir=DIR] [--as=FOLDER]
+  python -m diffenc.prepare folder --source=DIR_OF_IMAGES [--size=32] [--background=white] [--data_dir=DIR] [--as=FOLDER]
+  python -m diffenc.prepare folder --train=DIR [--test=DIR] --as=FOLDER [--size=32] [--background=white] [--data_dir=DIR]
   python -m diffenc.prepare tfds --source=DIR --as=FOLDER [--data_dir=DIR]
 
 Everything happens in a folder `.FOLDER.partial` beside the final one, which is renamed into place at the end:
@@ -21,7 +22,8 @@ from typing import Any
 from diffenc import registry
 from diffenc.bars import Bars
 from diffenc.command import status_of
-from diffenc.data import digests, download, image_folder, manifest, recipe, shards, tfds_folder
+from diffenc.data import digests, download, existing, image_folder, manifest, recipe, shards, tfds_folder
+from diffenc.data.image_folder import Folders
 from diffenc.data.manifest import Manifest
 from diffenc.data.paths import Download, data_directory, one_line, plain_name
 from diffenc.data.recipe import BadSourceError, Preparable, Recipe
@@ -37,9 +39,12 @@ class Asked:
     """What a user wants prepared.
 
     Attributes:
-      source: the folder or file to convert; None = download it.
+      source: the folder or file to convert; None = download it, or `train` is given.
       folder: the name of the prepared folder; None = `name`, or for any images that of their folder.
       size: side in pixels that images are cut and reduced to; None = they stay as they are.
+      train: for any images, the folder of the train split, where `source` does not tell.
+      test: likewise; None = a tenth of train is held out.
+      background: colour that transparent images are put on; None = they are refused.
     """
 
     name: str
@@ -47,6 +52,9 @@ class Asked:
     data_dir: Path
     folder: str | None = None
     size: int | None = None
+    train: Path | None = None
+    test: Path | None = None
+    background: str | None = None
 
 
 def prepare(asked: Asked) -> str:
@@ -68,26 +76,34 @@ def prepare(asked: Asked) -> str:
     with workspace(target) as work, bars:
         there = manifest.read(target)
         if there is not None and downloads:
-            return _already(there, target, _expected(asked.name, there, downloads), bars)
+            existing.refuse_other_files(there, target, _expected(asked.name, there, downloads))
+            return _verified(there, target, bars)
         if downloads:
             download.fetch(downloads, work / shards.DOWNLOADS, bars)
         wanted = make(asked.source or work / shards.DOWNLOADS)
-        files = {name: digests.of(path, bars.start) for name, path in wanted.files.items()}
+        files = {
+            name: digests.of(path, bars.start, wanted.members.get(name))
+            for name, path in wanted.files.items()
+        }
         if there is not None:
-            return _already(there, target, files, bars)
-        _refuse_others(target, wanted)
+            existing.refuse_other_files(there, target, files)
+            existing.refuse_other_conversion(there, target, wanted)
+            return _with_summary(_verified(there, target, bars), wanted)
+        existing.refuse_strangers(target, wanted)
         made = _converted(wanted, files, work, bars)
         shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
         _settle(work, target, made)
-    return _said(f"prepared {asked.name}", made, target)
+    return _with_summary(_said(f"prepared {asked.name}", made, target), wanted)
 
 
 def _maker(asked: Asked, bars: Bars) -> Callable[[Path], Recipe] | None:
     """What makes the recipe, given the source; None for a data set that needs no files."""
     if asked.name == "folder":
-        return lambda source: image_folder.recipe(source, asked.size, bars.start)
-    if asked.size is not None:
-        raise UserError("--size is for `folder` alone: official images stay as they are")
+        folders = Folders(asked.source, asked.train, asked.test, asked.size, asked.background)
+        return lambda source: image_folder.recipe(folders, bars.start)
+    for key in ("size", "train", "test", "background"):
+        if getattr(asked, key) is not None:
+            raise UserError(f"--{key} is for `folder` alone: official images stay as they are")
     if asked.name == "tfds":
         return tfds_folder.recipe
     dataset: Any = registry.datasets[asked.name]
@@ -98,7 +114,7 @@ def _maker(asked: Asked, bars: Bars) -> Callable[[Path], Recipe] | None:
 
 def _downloads(asked: Asked) -> tuple[Download, ...]:
     """What to fetch; nothing if there is a source."""
-    if asked.source is not None:
+    if asked.source is not None or asked.train is not None:
         return ()
     files = getattr(registry.datasets[asked.name], "files", None) if asked.name not in VERBS else None
     if files is None:
@@ -112,10 +128,10 @@ def _downloads(asked: Asked) -> tuple[Download, ...]:
 
 def _folder(asked: Asked) -> str:
     """The name of the prepared folder where none is given."""
-    if asked.name not in VERBS or asked.source is None:
+    if asked.name not in VERBS:
         return asked.name
-    if asked.name == "tfds":
-        raise UserError("tfds: give the prepared folder a name with --as=FOLDER")
+    if asked.name == "tfds" or asked.source is None:
+        raise UserError(f"{asked.name}: give the prepared folder a name with --as=FOLDER")
     return asked.source.name
 
 
@@ -125,36 +141,6 @@ def _expected(name: str, there: Manifest, downloads: Sequence[Download]) -> dict
     if there.source == official.versions[0].title:
         return {}
     return {wanted.name: {"md5": wanted.md5} for wanted in downloads}
-
-
-def _already(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]], bars: Bars) -> str:
-    """Says that `target` holds what these files would be converted to, once its shards are verified."""
-    for name, digest in files.items():
-        held = there.files.get(name, {})
-        if any(held.get(key) != value for key, value in digest.items()):
-            raise UserError(
-                f"{target} already holds other data ({there.source}; {name} differs or is absent); to have "
-                "both give this one a name with --as=FOLDER, to replace that one delete its folder"
-            )
-    shards = [shard for split in there.splits.values() for shard in split.shards]
-    advance = bars.start(f"verifying {target.name}", sum(shard.bytes for shard in shards))
-    for shard in shards:
-        path = target / shard.name
-        if not path.is_file() or digests.of_file(path, advance)["sha256"] != shard.sha256:
-            raise UserError(f"{path}: is damaged or missing; delete {target} and run the same command again")
-    return _said(f"{there.name} is already prepared", there, target)
-
-
-def _refuse_others(target: Path, wanted: Recipe) -> None:
-    """Raise UserError if `target` holds anything but the very files to be converted."""
-    if not target.exists():
-        return
-    ours = {path.absolute() for path in wanted.files.values()}
-    inside = any(target in path.parents for path in ours)
-    if not target.is_dir() or (any(target.iterdir()) and not inside):
-        raise UserError(
-            f"{target} already holds something else; delete it, or choose another name with --as=FOLDER"
-        )
 
 
 def _converted(wanted: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: Bars) -> Manifest:
@@ -180,9 +166,18 @@ def _settle(work: Path, target: Path, made: Manifest) -> None:
     atomic.sync(target.parent)
 
 
+def _verified(there: Manifest, target: Path, bars: Bars) -> str:
+    existing.verify(there, target, bars)
+    return _said(f"{there.name} is already prepared", there, target)
+
+
 def _said(done: str, made: Manifest, target: Path) -> str:
     note = f"; {made.note}" if made.note else ""
     return f"{done}: {made.counted} in {target}: {made.source}{note}"
+
+
+def _with_summary(said: str, wanted: Recipe) -> str:
+    return f"{said}\n{wanted.summary}" if wanted.summary else said
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,9 +193,25 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--source", metavar="FILE_OR_DIR", help="the files: a folder, or one of them")
     where.add_argument("--download", action="store_true", help="fetch them (mnist, cifar10)")
+    where.add_argument(
+        "--train", metavar="DIR", help="folder: the train split, whose sub-folders are classes"
+    )
+    parser.add_argument(
+        "--test", metavar="DIR", help="folder: the test split; default: a tenth of --train is held out"
+    )
     parser.add_argument("--data_dir", metavar="DIR", help="default: $DIFFENC_DATA, else a per-user cache")
     parser.add_argument("--as", metavar="FOLDER", dest="folder", help="its name in DATA_DIR; default: NAME")
-    parser.add_argument("--size", type=int, metavar="N", help="folder: cut and reduce images to N x N")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="folder: cut the square in the centre of every image and reduce it to N x N",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="folder: put transparent images on this colour (white, #808080); default: they are refused",
+    )
     return parser
 
 
@@ -210,11 +221,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _asked(given: argparse.Namespace) -> Asked:
-    source = None if given.source is None else _absolute(given.source)
-    if source is None and not given.download:
+    source, train, test = (
+        None if path is None else _absolute(path) for path in (given.source, given.train, given.test)
+    )
+    if test is not None and train is None:
+        raise UserError(f"--test={given.test}: give --train=DIR too, in place of --source")
+    if source is None and train is None and not given.download:
         _require_none(given.name)
     data_dir = _absolute(given.data_dir) if given.data_dir else data_directory()
-    return Asked(given.name, source, data_dir, given.folder, given.size)
+    return Asked(given.name, source, data_dir, given.folder, given.size, train, test, given.background)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _require_none(name: str) -> None:
     """Raise UserError if the data set `name` lies in files."""
     if name in VERBS:
-        raise UserError(f"{name}: give --source=DIR")
+        raise UserError(f"{name}: give --source=DIR" + ", or --train=DIR --test=DIR" * (name == "folder"))
     dataset = registry.datasets[name]
     if isinstance(dataset, Preparable):
         download = ", or --download" if dataset.files.downloads else ""

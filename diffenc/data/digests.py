@@ -1,8 +1,7 @@
 """Digests of what is converted, so that it is known again."""
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,38 @@ from jaxtyping import UInt8
 
 from diffenc.bars import Advance, Start, unseen
 from diffenc.data.paths import one_line
+from diffenc.data.walk import regular_files
 from diffenc.errors import UserError
 
 _CHUNK = 2**20  # bytes read at a time
 
 
-def of(path: Path, start: Start = unseen) -> dict[str, Any]:
+def of(path: Path, start: Start = unseen, members: Sequence[Path] | None = None) -> dict[str, Any]:
     """What tells the file or the folder at `path` from others, as a manifest lists it.
 
     Args:
+      members: the files of the folder that count; None = all of them.
       start: makes the bar that shows how many bytes have been read.
 
     Raises:
       UserError: it cannot be read.
     """
     try:
-        paths = list(all_files(path)) if path.is_dir() else [path]
+        paths = _counted(path) if members is None else members
         advance = start(f"reading {path.name}", sum(one.stat().st_size for one in paths))
         return _of_folder(path, paths, advance) if path.is_dir() else of_file(path, advance)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def _counted(path: Path) -> list[Path]:
+    if path.is_dir():
+        return list(regular_files(path))
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path}: is a FIFO, socket or device, not a file that can be read twice; save it as one"
+        )
+    return [path]
 
 
 def of_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
@@ -77,10 +88,3 @@ class ImageDigest:
     def unordered(self) -> str:
         """Hex SHA-256 of the sorted SHA-256s of the images."""
         return hashlib.sha256(b"".join(sorted(self._images))).hexdigest()
-
-
-def all_files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, in the order of names; hidden ones and links to folders are left out."""
-    for inner, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(inner, name) for name in sorted(files) if not name.startswith("."))

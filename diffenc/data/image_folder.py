@@ -1,28 +1,25 @@
 """Any folder of images as a data set: splits and classes by the names of its sub-folders."""
 
-import io
-import itertools
+import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from diffenc.bars import Advance, Start, unseen
-from diffenc.data.digests import all_files
-from diffenc.data.paths import reading
+from diffenc.data import folder_summary, image_file, split_folders
+from diffenc.data.image_file import FORMATS, Colour, Header
 from diffenc.data.recipe import Recipe
 from diffenc.data.sources import held_out
+from diffenc.data.split_folders import SplitFolders
+from diffenc.data.walk import Skipped, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow runs other programs for some others
-MAX_PIXELS = 2**26  # in one image; what claims more is refused before it is unpacked
-_TEST_NAMES = ("test", "val", "valid", "validation")
 _TEST_SHARE = 10  # one image of so many is held out where no folder is for testing
-_GRAY, _COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LA", "PA")
 _BATCH = 256  # images unpacked at a time
 
 
@@ -33,140 +30,169 @@ class Labelled(NamedTuple):
     label: int
 
 
-def recipe(source: Path, size: int | None, start: Start = unseen) -> Recipe:
-    """The images below `source`, centre cut and box-reduced to `size` x `size` unless that is None.
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where images are, and how they are to be converted.
 
-    In `source`/train and `source`/test (or val, valid), else an even tenth of all is held out for testing.
-    Within a split a sub-folder is a class; where there are none all images are of one. Images become gray
-    if all of them are, else RGB; transparency is dropped.
+    Attributes:
+      source: holds the splits, or all images; None = `train` is given.
+      train: the folder of the train split; None = it is found in `source`.
+      test: that of the test split; None = found in `source`, or an even tenth of train is held out.
+      size: side in pixels that the square in the centre is reduced to; None = images stay as they are.
+      background: what transparent images are put on, such as "white"; None = they are refused.
+    """
+
+    source: Path | None = None
+    train: Path | None = None
+    test: Path | None = None
+    size: int | None = None
+    background: str | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the folder with the images, or with those of train."""
+        return (self.train or self.source or Path()).name
+
+    @property
+    def title(self) -> str:
+        """What the images are called where they are not published ones."""
+        one = f"images of the folder {self.name}"
+        name = f"images of the folders {self.name} and {self.test.name}" if self.train and self.test else one
+        size = f" at {self.size}x{self.size}" if self.size else ""
+        return name + size + (f" on {self.background}" if self.background else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The images of all splits.
+
+    Attributes:
+      folders: by name for the manifest, each folder with all its images.
+      unread: images of splits that are not read.
+    """
+
+    splits: dict[str, list[Labelled]]
+    classes: list[str]
+    note: str
+    folders: dict[str, tuple[Path, list[Path]]]
+    unread: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def recipe(folders: Folders, start: Start = unseen) -> Recipe:
+    """Returns how to convert `folders`.
+
+    Splits are folders such as train/ and test/ in any case, or those that are named; without one for testing an even
+    tenth is held out. Within a split a sub-folder is a class; where there are none all images are of one. Images become
+    gray if all of them are, else RGB. They are turned as their EXIF orientation says.
 
     Args:
       start: makes the bars that show how many images have been looked at.
 
     Raises:
-      UserError: no images, one that cannot be read, or not all of one shape and no `size`.
+      UserError: no images, one that cannot be read without loss (see `image_file.levels`), not all of one shape and no
+        `size`, or folders that may be splits or classes.
     """
-    if size is not None and size < 1:
-        raise UserError(f"--size={size}: must be at least 1")
-    if not source.is_dir():
-        raise UserError(f"--source={source}: is no folder")
-    splits, classes, note = _splits(source, start)
-    paths = [item.path for items in splits.values() for item in items]
-    shape = _shape(paths, size, start(f"looking at {source.name}", len(paths)))
+    if folders.size is not None and folders.size < 1:
+        raise UserError(f"--size={folders.size}: must be at least 1")
+    background = image_file.parse_colour(folders.background) if folders.background is not None else None
+    skipped = Skipped()
+    found = _find(folders, start, skipped)
+    paths = [item.path for items in found.splits.values() for item in items]
+    advance = start(f"looking at {folders.name}", len(paths))
+    headers = [_inspected(path, background, advance) for path in paths]
+    shape = _shape(paths, headers, folders.size)
 
     def read(split: str, first: int) -> Iterator[Batch]:
-        return batches(splits[split][first:], shape, FORMATS, size)
+        return batches(found.splits[split][first:], shape, FORMATS, folders.size, background)
 
     return Recipe(
         name="folder",
-        files={f"{source.name}/": source},
+        files={name: folder for name, (folder, _) in found.folders.items()},
+        members={name: members for name, (_, members) in found.folders.items()},
         image_shape=shape,
-        num_classes=max(1, len(classes)),
-        classes=tuple(classes),
+        num_classes=max(1, len(found.classes)),
+        classes=tuple(found.classes),
         read=read,
-        otherwise=f"images of the folder {source.name}" + (f" at {size}x{size}" if size else ""),
-        counts={split: len(items) for split, items in splits.items()},
-        note=note,
+        otherwise=folders.title,
+        counts={split: len(items) for split, items in found.splits.items()},
+        note=found.note,
+        summary=folder_summary.table(headers, shape, folders.size, found.unread, skipped),
     )
 
 
 def batches(
-    items: Sequence[Labelled], shape: tuple[int, int, int], formats: tuple[str, ...], size: int | None = None
-) -> Iterator[Batch]:
-    """The images in `items`, all of which come out in `shape`; the rest as `pixels` has it."""
-    for first in range(0, len(items), _BATCH):
-        part = items[first : first + _BATCH]
-        images = np.stack([pixels(item.path, str(item.path), shape, formats, size) for item in part])
-        yield {"image": images, "label": np.array([item.label for item in part], np.int32)}
-
-
-def pixels(
-    stream: Path | io.BytesIO,
-    name: str,
+    items: Sequence[Labelled],
     shape: tuple[int, int, int],
     formats: tuple[str, ...],
     size: int | None = None,
-) -> UInt8[np.ndarray, "h w c"]:
-    """The levels of one image file.
+    background: Colour | None = None,
+) -> Iterator[Batch]:
+    """Yields the images in `items`, all of which come out in `shape`; the rest as `image_file.levels` has it."""
+    for first in range(0, len(items), _BATCH):
+        part = items[first : first + _BATCH]
+        images = [
+            image_file.levels(item.path, str(item.path), formats, shape[2], size, background) for item in part
+        ]
+        for item, image in zip(part, images, strict=True):
+            image_file.require_shape(image, shape, str(item.path))
+        yield {"image": np.stack(images), "label": np.array([item.label for item in part], np.int32)}
+
+
+def _find(folders: Folders, start: Start, skipped: Skipped) -> _Found:
+    if folders.train is not None:
+        chosen = split_folders.named(folders.train, folders.test)
+        images = {folder: _images(folder, start, skipped) for folder in (chosen.train, chosen.test) if folder}
+        for folder, paths in images.items():
+            split_folders.refuse_nested(folder, paths, pairs_only=True)
+        return _assigned(chosen, images, images, skipped)
+    source = folders.source
+    if source is None or not source.is_dir():
+        raise UserError(f"--source={source}: is no folder")
+    paths = _images(source, start, skipped)
+    chosen = split_folders.find(source, paths)
+    images = {
+        folder: paths if folder == source else [path for path in paths if folder in path.parents]
+        for folder in (chosen.train, chosen.test, *chosen.unread)
+        if folder
+    }
+    return _assigned(chosen, images, {source: paths}, skipped)
+
+
+def _assigned(
+    chosen: SplitFolders, images: dict[Path, list[Path]], listed: dict[Path, list[Path]], skipped: Skipped
+) -> _Found:
+    """The images with their splits and classes.
 
     Args:
-      formats: those of FORMATS that the file may be in, whatever its name.
-      size: side in pixels that it is cut and reduced to; None = it stays as it is.
-
-    Raises:
-      UserError: it cannot be read, is too large, or has not `shape`.
+      images: those of each folder in `chosen`.
+      listed: the folders that the manifest lists, with their images.
     """
-    with reading(name), Image.open(stream, formats=formats) as image:
-        _check(image, name)
-        if size is not None:
-            image = _cut(image.convert("RGB" if shape[2] == 3 else "L"), size)
-        if (image.height, image.width) != shape[:2]:
-            raise UserError(f"{name}: is {image.width}x{image.height}, not {shape[1]}x{shape[0]}")
-        levels = np.asarray(image.convert("RGB" if shape[2] == 3 else "L"))
-        return levels.reshape(shape)
+    classes = _classes(chosen.train, images[chosen.train])
+    train = _labelled(chosen.train, images[chosen.train], classes)
+    for folder in filter(None, (chosen.train, chosen.test)):
+        _count_empty(folder, images[folder], skipped)
+    entries = {f"{folder.name}/": (folder, paths) for folder, paths in listed.items()}
+    if len(entries) < len(listed):  # as a/images and b/images
+        entries = {f"{key}/": entry for key, entry in zip(("train", "test"), listed.items(), strict=True)}
+    unread = {f"{folder.name}/": len(images[folder]) for folder in chosen.unread}
+    if chosen.test is None:
+        splits, note = _cut(chosen.train, train)
+    else:
+        splits = {"train": train, "test": _labelled(chosen.test, images[chosen.test], classes)}
+        note = f"test is {chosen.test.name}/" if split_folders.kind_of(chosen.test.name) == "val" else ""
+    return _Found(splits, classes, note, entries, unread)
 
 
-def _check(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{name}: claims {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
-    if image.mode not in _GRAY + _COLOUR:
-        raise UserError(f"{name}: is of mode {image.mode}; only images of 8 bits a channel can be read")
-
-
-def _cut(image: Image.Image, size: int) -> Image.Image:
-    """The square in the centre, reduced to `size` x `size`; each pixel is the mean of those it stands for."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.BOX, (left, top, left + side, top + side))
-
-
-def _shape(paths: Sequence[Path], size: int | None, advance: Advance) -> tuple[int, int, int]:
-    """(H, W, C) of all images, by their headers alone; `advance` is told how many more were looked at."""
-    sizes: dict[tuple[int, int], Path] = {}
-    gray = True
-    for path in paths:
-        with reading(path), Image.open(path, formats=FORMATS) as image:
-            _check(image, str(path))
-            sizes.setdefault(image.size, path)
-            gray = gray and image.mode in _GRAY
-        advance(1)
-        if size is None and len(sizes) > 1:
-            (one, first), (other, second) = itertools.islice(sizes.items(), 2)
-            raise UserError(
-                f"{second} is {other[0]}x{other[1]}, but {first} is {one[0]}x{one[1]}: give --size=N to cut "
-                "the centre of every image and reduce it to N x N"
-            )
-    width, height = (size, size) if size is not None else next(iter(sizes))
-    return height, width, 1 if gray else 3
-
-
-def _splits(source: Path, start: Start) -> tuple[dict[str, list[Labelled]], list[str], str]:
-    """The images of both splits, the names of the classes, and what was cut if anything was."""
-    test = next((source / name for name in _TEST_NAMES if (source / name).is_dir()), None)
-    if (source / "train").is_dir() and test is not None:
-        train, tested = _images(source / "train", start), _images(test, start)
-        classes = _classes(source / "train", train)
-        splits = {
-            "train": _labelled(source / "train", train, classes),
-            "test": _labelled(test, tested, classes),
-        }
-        return splits, classes, ""
-    whole = source / "train" if (source / "train").is_dir() else source
-    paths = _images(whole, start)
-    classes = _classes(whole, paths)
-    items = _labelled(whole, paths, classes)
-    chosen = set(held_out(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
+def _cut(folder: Path, items: list[Labelled]) -> tuple[dict[str, list[Labelled]], str]:
+    """Both splits, the second an even tenth of `items`, and what to say of it."""
     if len(items) < 2:
-        raise UserError(f"{whole}: one image is too few: one is held out for testing")
+        raise UserError(f"{folder}: one image is too few: one is held out for testing")
+    chosen = set(held_out(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
     splits = {
         "train": [item for k, item in enumerate(items) if k not in chosen],
         "test": [item for k, item in enumerate(items) if k in chosen],
     }
-    return (
-        splits,
-        classes,
-        f"{len(chosen):,} of the {len(items):,} images, evenly spread, are held out for testing",
-    )
+    return splits, f"{len(chosen):,} of the {len(items):,} images, evenly spread, are held out for testing"
 
 
 def _classes(folder: Path, paths: Sequence[Path]) -> list[str]:
@@ -180,6 +206,12 @@ def _classes(folder: Path, paths: Sequence[Path]) -> list[str]:
         raise UserError(
             f"{folder}: {loose} lies beside the folders of classes ({names[0]} …); move it into one"
         )
+    for name, count in collections.Counter(name.lower() for name in names).items():
+        if count > 1:
+            same = " and ".join(other for other in names if other.lower() == name)
+            raise UserError(
+                f"{folder}: the folders of classes {same} differ in case alone; rename or merge them"
+            )
     return names
 
 
@@ -192,12 +224,58 @@ def _labelled(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> li
     return [Labelled(path, number[path.relative_to(folder).parts[0]] if classes else 0) for path in paths]
 
 
-def _images(folder: Path, start: Start) -> list[Path]:
+def _images(folder: Path, start: Start, skipped: Skipped) -> list[Path]:
     """The files whose ending is that of one of FORMATS, in the order of names."""
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     advance, found = start(f"finding images in {folder.name}", None), []
-    for path in all_files(folder):
-        if path.suffix.lower() in endings:
+    for path in regular_files(folder, skipped):
+        ending = path.suffix.lower()
+        if ending in endings:
             found.append(path)
             advance(1)
+        else:
+            skipped(path, f"{ending or 'no ending'}: none of the formats that are read")
     return found
+
+
+def _count_empty(folder: Path, paths: Sequence[Path], skipped: Skipped) -> None:
+    """Counts the sub-folders of `folder` that hold none of `paths`."""
+    full = {path.relative_to(folder).parts[0] for path in paths}
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith(".") and child.name not in full:
+            skipped(child, "folder without an image, no class")
+
+
+def _inspected(path: Path, background: Colour | None, advance: Advance) -> Header:
+    header = image_file.inspect(path, background)
+    advance(1)
+    return header
+
+
+def _shape(paths: Sequence[Path], headers: Sequence[Header], size: int | None) -> tuple[int, int, int]:
+    """(H, W, C) of all images."""
+    channels = 1 if all(header.gray for header in headers) else 3
+    if size is not None:
+        _require_size(paths, headers, size)
+        return size, size, channels
+    for path, header in zip(paths, headers, strict=True):
+        if header.size != headers[0].size:
+            (width, height), (first, second) = header.size, headers[0].size
+            raise UserError(
+                f"{path} is {width}x{height}, but {paths[0]} is {first}x{second}: give --size=N to cut "
+                "the centre of every image and reduce it to N x N"
+            )
+    width, height = headers[0].size
+    return height, width, channels
+
+
+def _require_size(paths: Sequence[Path], headers: Sequence[Header], size: int) -> None:
+    """Raises UserError if images would have to be blown up."""
+    sides = [min(header.size) for header in headers]
+    if min(sides) < size:
+        k = int(np.argmin(sides))
+        small = sum(side < size for side in sides)
+        raise UserError(
+            f"--size={size}: {small:,} of the {len(sides):,} images are smaller, the smallest is {paths[k]} with "
+            f"{headers[k].size[0]}x{headers[k].size[1]}; take --size={sides[k]} or less, or leave them out"
+        )

@@ -98,6 +98,8 @@ def read(folder: Path) -> Manifest | None:
       UserError: it cannot be understood.
     """
     path = folder / NAME
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; delete {folder} and prepare it again")
     try:
         said = json.loads(path.read_bytes())
         return identified(_parsed(said)) if said.pop("format", None) == _FORMAT else None

@@ -106,6 +106,7 @@ class OfficialFiles:
         """
         if not source.exists():
             raise UserError(f"--source={source}: no such file or folder")
+        require_rereadable(source)
         beside = any(_mentions(names, source.name) for part in self.parts.values() for names in part)
         if source.is_file() and not beside:
             raise UserError(f"--source={source}: not a file of {self.name}, which are {self._examples()}")
@@ -127,6 +128,14 @@ class OfficialFiles:
 
     def _examples(self) -> str:
         return ", ".join(_brief(layouts[0]) for layouts in self.parts.values())
+
+
+def require_rereadable(source: Path) -> None:
+    """Raises UserError if `source` is a FIFO, socket or device: what is prepared is read more than once."""
+    if not (source.is_file() or source.is_dir()):
+        raise UserError(
+            f"--source={source}: is a FIFO, socket or device, which can be read only once; save it as a file"
+        )
 
 
 def first_whole(folder: Path, layouts: tuple[Names, ...] | list[Names]) -> Names | None:

@@ -1,7 +1,7 @@
 """What `prepare` is told of a data set: where it lies, what it is, how it is read."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +31,8 @@ class Recipe:
       classes: their names in the order of labels, where they have names.
       counts: the number of examples by split, where that is known before they are read.
       note: what one must know of the conversion beside all this; may be empty.
+      members: of folders in `files`, the files that are converted; the others do not matter.
+      summary: what is printed at the end, such as a table of files read, altered and skipped; may be empty.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Recipe:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     note: str = ""
     num_levels: int = 256
+    members: Mapping[str, Sequence[Path]] = dataclasses.field(default_factory=dict)
+    summary: str = ""
 
 
 @runtime_checkable

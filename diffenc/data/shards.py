@@ -90,6 +90,7 @@ def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: P
         "image_shape": recipe.image_shape,
         "classes": recipe.classes,
         "note": recipe.note,
+        "otherwise": recipe.otherwise,
         "per_shard": per_shard(recipe.image_shape),
     }
     said = json.loads(atomic.to_json(work))

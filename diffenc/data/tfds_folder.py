@@ -1,6 +1,6 @@
 """What tensorflow-datasets has prepared as array_record, read by tensorflow-datasets itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def recipe(source: Path) -> Recipe:
         read=lambda split, first: _batches(sources[split], first, str(source)),
         otherwise=f"{info.full_name} of tensorflow-datasets",
         counts={split: len(held) for split, held in sources.items()},
-        note="" if splits["test"] == "test" else f"test is its {splits['test']}",
+        note=_note(splits, info.splits),
     )
 
 
@@ -74,6 +74,15 @@ def _splits(source: Path, held: Any) -> dict[str, str]:
             f"{source}: has the splits {', '.join(held)}; needed are train, and test or validation"
         )
     return {"train": "train", "test": test}
+
+
+def _note(splits: Mapping[str, str], held: Any) -> str:
+    """Which split is taken for testing, and which others are not read."""
+    unread = [
+        f"{name} ({held[name].num_examples:,} examples)" for name in held if name not in splits.values()
+    ]
+    said = [f"test is its {splits['test']}"] if splits["test"] != "test" else []
+    return "; ".join([*said, *([f"not read: {', '.join(unread)}"] if unread else [])])
 
 
 def _batches(examples: Any, first: int, name: str) -> Iterator[Batch]:

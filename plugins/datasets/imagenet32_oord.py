@@ -9,11 +9,12 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from diffenc.data.digests import all_files
-from diffenc.data.image_folder import Labelled, batches, pixels
+from diffenc.data.image_file import levels, require_shape
+from diffenc.data.image_folder import Labelled, batches
 from diffenc.data.paths import OfficialFiles, reading
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Version
+from diffenc.data.walk import HIDDEN, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
@@ -86,10 +87,16 @@ class Imagenet32Oord(Prepared):
         if f"{name}.tar" in found:
             return _from_archive(found[f"{name}.tar"], cls.image_shape, first)
         folder = found[f"{name}/"]
-        items = [Labelled(path, 0) for path in all_files(folder) if path.suffix == ".png"]
+        items = [Labelled(path, 0) for path in regular_files(folder, _refuse) if path.suffix == ".png"]
         if not items:
             raise UserError(f"{folder}: holds no .png")
         return batches(items[first:], cls.image_shape, _FORMATS)
+
+
+def _refuse(path: Path, reason: str) -> None:
+    """Raises UserError for an image that would be left out."""
+    if path.suffix == ".png" and reason != HIDDEN:
+        raise UserError(f"{path}: {reason}; remove it, or put the image there")
 
 
 class _Member(NamedTuple):
@@ -110,7 +117,8 @@ def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterat
             for member in part:
                 stream.seek(member.offset)
                 content = io.BytesIO(stream.read(member.size))
-                images.append(pixels(content, f"{path}:{member.name}", shape, _FORMATS))
+                images.append(levels(content, f"{path}:{member.name}", _FORMATS, shape[2]))
+                require_shape(images[-1], shape, f"{path}:{member.name}")
             yield {"image": np.stack(images), "label": np.zeros(len(part), np.int32)}
 
 

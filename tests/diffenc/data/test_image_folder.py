@@ -9,7 +9,8 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from diffenc import prepare
-from diffenc.data import image_folder, shards
+from diffenc.data import image_file, image_folder, shards
+from diffenc.data.image_folder import Folders
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import ArrayRecord
 
@@ -24,7 +25,7 @@ def draw(path: Path, seed: int, size=(6, 4), mode="RGB") -> np.ndarray:
 
 
 def examples(source: Path, split: str, size=None, first=0) -> tuple[np.ndarray, list[int]]:
-    recipe = image_folder.recipe(source, size)
+    recipe = image_folder.recipe(Folders(source, size=size))
     batches = list(recipe.read(split, first))
     labels = np.concatenate([batch["label"] for batch in batches]).tolist()
     return np.concatenate([batch["image"] for batch in batches]), labels
@@ -38,9 +39,10 @@ def test_folders_are_splits_and_classes(tmp_path, test):
     tested = draw(source / test / "dog" / "x.bmp", 4)
     (source / "train" / "dog" / "notes.txt").write_text("not an image")
     draw(source / "train" / ".thumbs" / "0.png", 5)
-    recipe = image_folder.recipe(source, None)
+    recipe = image_folder.recipe(Folders(source))
     assert (recipe.image_shape, recipe.num_classes, recipe.classes) == ((4, 6, 3), 2, ("cat", "dog"))
-    assert (recipe.counts, recipe.note) == ({"train": 4, "test": 1}, "")
+    note = "" if test == "test" else f"test is {test}/"
+    assert (recipe.counts, recipe.note) == ({"train": 4, "test": 1}, note)
     images, labels = examples(source, "train")
     np.testing.assert_array_equal(images, np.stack([cat, *drawn]))
     assert labels == [0, 1, 1, 1]
@@ -52,7 +54,7 @@ def test_folders_are_splits_and_classes(tmp_path, test):
 
 def test_without_a_test_folder_an_even_tenth_is_held_out_and_told(tmp_path):
     drawn = [draw(tmp_path / "all" / f"{k:03d}.png", k) for k in range(40)]
-    recipe = image_folder.recipe(tmp_path / "all", None)
+    recipe = image_folder.recipe(Folders(tmp_path / "all"))
     assert (recipe.counts, recipe.num_classes) == ({"train": 36, "test": 4}, 1)
     assert recipe.note == "4 of the 40 images, evenly spread, are held out for testing"
     tested = examples(tmp_path / "all", "test")[0]
@@ -76,7 +78,7 @@ def test_images_of_several_shapes_need_a_size_and_both_are_named(tmp_path):
     draw(tmp_path / "a" / "0.png", 0, (6, 4))
     draw(tmp_path / "a" / "1.png", 1, (8, 4))
     with pytest.raises(UserError, match=r"\.png is .*, but .*\.png is .*: give --size=N") as caught:
-        image_folder.recipe(tmp_path / "a", None)
+        image_folder.recipe(Folders(tmp_path / "a"))
     assert "0.png is 6x4" in str(caught.value)
     assert "1.png is 8x4" in str(caught.value)
 
@@ -123,7 +125,7 @@ def test_a_program_under_the_name_of_an_image_is_not_run(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"2\.png: cannot be read"):
         [examples(tmp_path / "a", split, size) for split in ("train", "test")]
     with pytest.raises(UserError, match=r"tar:2\.png: cannot be read"):
-        image_folder.pixels(io.BytesIO(EPS), "tar:2.png", (4, 6, 3), ("PNG",))
+        image_file.levels(io.BytesIO(EPS), "tar:2.png", ("PNG",), 3)
     assert not trace.exists()
 
 
@@ -131,8 +133,8 @@ def test_only_the_formats_asked_for_are_read():
     stream = io.BytesIO()
     Image.new("RGB", (6, 4)).save(stream, "bmp")
     with pytest.raises(UserError, match="cannot be read"):
-        image_folder.pixels(stream, "a.png", (4, 6, 3), ("PNG",))
-    assert image_folder.pixels(stream, "a.png", (4, 6, 3), ("BMP",)).shape == (4, 6, 3)
+        image_file.levels(stream, "a.png", ("PNG",), 3)
+    assert image_file.levels(stream, "a.png", ("BMP",), 3).shape == (4, 6, 3)
 
 
 def test_what_could_be_a_program_is_no_image(tmp_path):
@@ -140,7 +142,7 @@ def test_what_could_be_a_program_is_no_image(tmp_path):
     draw(tmp_path / "a" / "1.png", 1)
     for ending in ("eps", "ps", "wmf", "pdf", "hdf"):
         (tmp_path / "a" / f"x.{ending}").write_bytes(EPS)
-    assert image_folder.recipe(tmp_path / "a", None).counts == {"train": 1, "test": 1}
+    assert image_folder.recipe(Folders(tmp_path / "a")).counts == {"train": 1, "test": 1}
 
 
 def test_looking_at_many_images_is_seen(tmp_path):
@@ -152,7 +154,7 @@ def test_looking_at_many_images_is_seen(tmp_path):
         bars[task] = [total]
         return bars[task].append
 
-    image_folder.recipe(tmp_path / "a", None, start)
+    image_folder.recipe(Folders(tmp_path / "a"), start)
     assert bars == {"finding images in a": [None, *[1] * 5], "looking at a": [5, *[1] * 5]}
 
 
@@ -183,7 +185,7 @@ def test_what_is_no_good_image_is_named(tmp_path, content, says, size):
     draw(tmp_path / "a" / "0.png", 0)
     (tmp_path / "a" / "1.png").write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        image_folder.recipe(tmp_path / "a", size)
+        image_folder.recipe(Folders(tmp_path / "a", size=size))
     assert "1.png" in str(caught.value)
 
 
@@ -199,29 +201,29 @@ def test_an_image_cut_short_is_named_when_it_is_unpacked(tmp_path):
 def test_sixteen_bits_are_not_made_eight(tmp_path):
     draw(tmp_path / "a" / "1.png", 1, (4, 4), "L")
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a" / "0.png")
-    with pytest.raises(UserError, match=r"0\.png: is of mode I;16"):
-        image_folder.recipe(tmp_path / "a", None)
+    with pytest.raises(UserError, match=r"0\.png: has more than 8 bits a channel \(mode I;16"):
+        image_folder.recipe(Folders(tmp_path / "a"))
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        image_folder.recipe(tmp_path / "empty", None)
+        image_folder.recipe(Folders(tmp_path / "empty"))
     draw(tmp_path / "one" / "0.png", 0)
     with pytest.raises(UserError, match="one image is too few"):
-        image_folder.recipe(tmp_path / "one", None)
+        image_folder.recipe(Folders(tmp_path / "one"))
     with pytest.raises(UserError, match="is no folder"):
-        image_folder.recipe(tmp_path / "one" / "0.png", None)
+        image_folder.recipe(Folders(tmp_path / "one" / "0.png"))
     with pytest.raises(UserError, match="--size=0"):
-        image_folder.recipe(tmp_path / "one", 0)
+        image_folder.recipe(Folders(tmp_path / "one", size=0))
     draw(tmp_path / "mixed" / "0.png", 0)
     draw(tmp_path / "mixed" / "class" / "0.png", 0)
     with pytest.raises(UserError, match=r"0\.png lies beside the folders of classes \(class"):
-        image_folder.recipe(tmp_path / "mixed", None)
+        image_folder.recipe(Folders(tmp_path / "mixed"))
     draw(tmp_path / "other" / "train" / "cat" / "0.png", 0)
     draw(tmp_path / "other" / "test" / "cow" / "0.png", 0)
     with pytest.raises(UserError, match=r"holds \['cow'\], of which train has nothing"):
-        image_folder.recipe(tmp_path / "other", None)
+        image_folder.recipe(Folders(tmp_path / "other"))
 
 
 def test_prepared_it_is_a_data_set_by_the_folders_name(capsys, monkeypatch, tmp_path):
@@ -230,7 +232,7 @@ def test_prepared_it_is_a_data_set_by_the_folders_name(capsys, monkeypatch, tmp_
     args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
     assert prepare.main(args) == 0
     assert prepare.main([*args, "--as=small", "--size=2"]) == 0
-    said = capsys.readouterr().out.splitlines()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("prepared")]
     assert said[0].endswith(
         "3 train images, 1 test images in " + f"{tmp_path}/data/pets: images of the folder pets"
     )

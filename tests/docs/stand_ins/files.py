@@ -87,7 +87,8 @@ def main(folder: Path) -> None:
     cifar10(folder / "cifar-10-python.tar.gz")
     imagenet32(folder / "FOLDER_WITH_THE_ARCHIVES")
     imagenet32_oord(folder)
-    photographs(folder / "MY_IMAGES")
+    for name in ("MY_IMAGES", "pets/cifar_train", "pets/cifar_test", "vehicles"):
+        photographs(folder / name)
 
 
 if __name__ == "__main__":

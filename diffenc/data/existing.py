@@ -1,0 +1,61 @@
+"""What already lies where a data set is to be prepared."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffenc.bars import Bars
+from diffenc.data import digests
+from diffenc.data.manifest import Manifest
+from diffenc.data.recipe import Recipe
+from diffenc.errors import UserError
+
+
+def refuse_other_conversion(there: Manifest, target: Path, wanted: Recipe) -> None:
+    """Raises UserError if the images in `target` were converted, or divided, in another way than `wanted`."""
+    counts = {name: split.count for name, split in there.splits.items()}
+    same = (
+        there.image_shape == wanted.image_shape
+        and (not wanted.counts or dict(wanted.counts) == counts)
+        and (not wanted.classes or wanted.classes == there.classes)
+        and (not there.otherwise or there.otherwise == wanted.otherwise)
+    )
+    if not same:
+        raise _other_data(target, f"{there.counted}, {there.image_shape}: {there.otherwise or there.source}")
+
+
+def refuse_other_files(there: Manifest, target: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError if the images in `target` were converted from other files."""
+    for name, digest in files.items():
+        held = there.files.get(name, {})
+        if any(held.get(key) != value for key, value in digest.items()):
+            raise _other_data(target, f"{there.source}; {name} differs or is absent")
+
+
+def _other_data(target: Path, what: str) -> UserError:
+    return UserError(
+        f"{target} already holds other data ({what}); to have both give this one a name with --as=FOLDER, to replace "
+        "that one delete its folder"
+    )
+
+
+def verify(there: Manifest, target: Path, bars: Bars) -> None:
+    """Raises UserError if a shard in `target` is damaged or missing."""
+    shards = [shard for split in there.splits.values() for shard in split.shards]
+    advance = bars.start(f"verifying {target.name}", sum(shard.bytes for shard in shards))
+    for shard in shards:
+        path = target / shard.name
+        if not path.is_file() or digests.of_file(path, advance)["sha256"] != shard.sha256:
+            raise UserError(f"{path}: is damaged or missing; delete {target} and run the same command again")
+
+
+def refuse_strangers(target: Path, wanted: Recipe) -> None:
+    """Raise UserError if `target` holds anything but the very files to be converted."""
+    if not target.exists():
+        return
+    ours = {path.absolute() for path in wanted.files.values()}
+    inside = any(target in path.parents for path in ours)
+    if not target.is_dir() or (any(target.iterdir()) and not inside):
+        raise UserError(
+            f"{target} already holds something else; delete it, or choose another name with --as=FOLDER"
+        )
