@@ -1,10 +1,12 @@
 """What programs tell the shell, and whoever reads them."""
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from diffenc.devices import ctrl_c
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError, printable
 
@@ -21,20 +23,36 @@ def status_of(
       told: what to say of a disk, or a folder, that refuses.
     """
     try:
-        perform()
+        with ctrl_c.noted():
+            perform()
+            sys.stdout.flush()
     except Interrupted as signalled:
-        print(interrupted, file=sys.stderr)
+        complain(interrupted)
         return 128 + signalled.signum
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        complain(interrupted)
         return 130
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        complain(f"error: {' '.join(str(error).splitlines())}")
         return 1
+    except BrokenPipeError:
+        return unread()
     except OSError as error:
-        print(f"error: {printable(told(error))}", file=sys.stderr)
+        complain(f"error: {printable(told(error))}")
         return 1
     return 0
+
+
+def complain(text: str) -> None:
+    """Print `text` on standard error, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def unread() -> int:
+    """The exit status of a program whose output nobody reads any more, as of one that is ended by SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
+    return 128 + signal.SIGPIPE
 
 
 def say(text: str) -> None:
@@ -43,5 +61,4 @@ def say(text: str) -> None:
         sys.stdout.write(f"{text}\n")  # at once: a reader may go after its first part
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(unread())

@@ -235,9 +235,13 @@ def _asked(given: argparse.Namespace) -> Asked:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    registry.discover()
+
+    def perform() -> None:
+        registry.discover()
+        print(prepare(_asked(given)))
+
     return status_of(
-        lambda: print(prepare(_asked(given))),
+        perform,
         "interrupted; the same command goes on",
         lambda error: f"{one_line(error)}; mended, the same command goes on",
     )

@@ -15,7 +15,7 @@ from diffenc import config, modes, registry
 from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
-from diffenc.command import say
+from diffenc.command import complain, say, unread
 from diffenc.configs import describe, files, plugin_help
 from diffenc.devices import ctrl_c, distributed
 from diffenc.devices.compilation import enable_cache
@@ -85,7 +85,7 @@ Examples:
   python -m diffenc.run --helpfull        every flag of every library
 
 The same command again goes on where the last one stopped. Exit status: 0 done; 1 a mistake, told in one line;
-130 or 143 stopped by Ctrl-C or SIGTERM, a run in training saved.
+130 or 143 stopped by Ctrl-C or SIGTERM, a run in training saved (128 + N by signal N: SIGHUP, SIGUSR1, SIGUSR2).
 """
 
 OF_TRAINING = ("train", "plan")
@@ -141,10 +141,12 @@ def run(arguments: Sequence[str]) -> None:
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         distributed.leave(130)
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        distributed.leave(unread())
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
 
@@ -268,7 +270,7 @@ def show_log_lines_plainly() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    complain(f"error: {printable(' '.join(message.split()))}")
     distributed.leave(1)
 
 

@@ -21,8 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc import config, registry
+from diffenc.command import status_of
 from diffenc.configs.files import shipped_files
-from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
@@ -123,16 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", metavar="FILE", type=path_argument, help="write the table there too, as JSON"
     )
     given = parser.parse_args(argv)
-    registry.discover()
-    found = rows()
-    Console(soft_wrap=True).print(table(found))
-    try:
+    found: list[Row] = []
+
+    def perform() -> None:
+        registry.discover()
+        found.extend(rows())
+        Console(soft_wrap=True).print(table(found))
         if given.json:
             atomic.write_json(given.json, record(found))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0 if all(run.agrees for run in found) else 1
+
+    return status_of(perform) or int(not all(run.agrees for run in found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Ctrl-C, for work that it ends at once: noted too, for Python may lose the exception that it raises.
+"""Ctrl-C, for programs that it ends at once: also where Python loses the exception that it raises, or never gets to run.
 
 An exception raised in a destructor or in a callback of the garbage collector, of which JAX has one, is printed and
-ignored. Who works for long calls `check` now and then.
+ignored. So the interrupt is raised again until it arrives. A second Ctrl-C ends the process in any case.
 """
 
+import _thread
 import contextlib
 import functools
 import signal
@@ -13,18 +14,25 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from diffenc.devices import handlers
+
+AGAIN = 0.05  # seconds after which a lost interrupt is raised again
+
 _noted = threading.Event()
 
 
 @contextlib.contextmanager
 def noted() -> Iterator[None]:
-    """While entered Ctrl-C is noted, and raises KeyboardInterrupt as ever; where it means something else it stays so."""
+    """While entered Ctrl-C raises KeyboardInterrupt as ever, again where it was lost, and a second one ends the process.
+
+    Where Ctrl-C means something else it stays so.
+    """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not default or threading.current_thread() is not threading.main_thread():
         yield
         return
     show = sys.unraisablehook
-    signal.signal(signal.SIGINT, _raise)
+    install(interrupt)
     sys.unraisablehook = functools.partial(_show, show)
     try:
         yield
@@ -34,6 +42,13 @@ def noted() -> Iterator[None]:
         _noted.clear()  # the one that ended the work, and must not end what this process does next
 
 
+def install(handler: Any) -> None:
+    """Installs a handler of SIGINT. `interrupt` is called once: a second Ctrl-C ends the process."""
+    signal.signal(signal.SIGINT, handler)
+    if handler is interrupt:
+        handlers.let_a_second_one_end(signal.SIGINT)
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if one was lost."""
     if _noted.is_set():
@@ -41,12 +56,22 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def _raise(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The handler of SIGINT while `noted` is entered."""
     _noted.set()
     signal.default_int_handler(signum, frame)
 
 
 def _show(show: Callable[[Any], object], unraisable: Any) -> None:
-    """What Python ignored, as before; but no Ctrl-C, which is noted."""
+    """What Python ignored, as before; but no Ctrl-C, which is raised again."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         show(unraisable)
+        return
+    timer = threading.Timer(AGAIN, _raise_again)
+    timer.daemon = True
+    timer.start()
+
+
+def _raise_again() -> None:
+    if _noted.is_set():
+        _thread.interrupt_main()

@@ -7,14 +7,17 @@ import contextlib
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import jax
 from absl import logging
+from jax._src import distributed as jax_distributed  # its client has no public name
 from jax.experimental import multihost_utils
 
+from diffenc.devices.heartbeat import Heartbeat
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError
 
@@ -23,7 +26,9 @@ R = TypeVar("R")
 
 # Seconds until a process that went without a word counts as lost; so long a hung machine keeps the others waiting.
 LOST_AFTER = 30
+ABORT_AFTER = 90  # seconds until JAX ends the process in words of its own, should all else fail
 MEET_WITHIN = 300  # seconds
+GIVE_WAY = 1.0  # seconds that the first process lets the others leave before it
 
 # In what the transports between processes raise; of types they raise all kinds.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination service")
@@ -93,7 +98,7 @@ def start(address: Address | None, detect: bool, notice: bool) -> None:
     }  # fmt: skip
     patience: dict[str, Any] = {
         "initialization_timeout": MEET_WITHIN,
-        "heartbeat_timeout_seconds": LOST_AFTER,
+        "heartbeat_timeout_seconds": ABORT_AFTER,
         "shutdown_timeout_seconds": LOST_AFTER,
     }
     # Before, for where they do not meet XLA ends the process in words of its own.
@@ -105,6 +110,7 @@ def start(address: Address | None, detect: bool, notice: bool) -> None:
             f"the processes of this run did not meet ({_first_line(error)}); start all of them with the same "
             "--coordinator and --num_processes, or --nodistributed to run alone"
         ) from error
+    _watch_others()
     if not is_main():
         logging.set_verbosity(logging.WARNING)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -147,19 +153,33 @@ def not_waiting_for_the_lost() -> Iterator[None]:
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             traceback.print_exc()
             leave(1)
-        raise UserError(
-            f"another process of this run was lost, or the connection to it ({_first_line(error)}); "
-            "run the same command again in all of them: the run goes on from its last checkpoint"
-        ) from error
+        raise UserError(_lost(_first_line(error))) from error
 
 
 def leave(status: int) -> NoReturn:
     """End this process. Among several at once: an orderly end would wait for those that are stuck or gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     if jax.distributed.is_initialized() and jax.process_count() > 1 and status:
+        if is_main():  # with it goes what the others are connected through, which aborts them
+            time.sleep(GIVE_WAY)
         os._exit(status)
     sys.exit(status)
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"another process of this run was lost, or the connection to it ({reason}); "
+        "run the same command again in all of them: the run goes on from its last checkpoint"
+    )
+
+
+def _watch_others() -> None:
+    state = jax_distributed.global_state
+    count, message = jax.process_count(), _lost(f"no sign of life for {LOST_AFTER} s")
+    if state.client is not None and count > 1:
+        Heartbeat(state.client, jax.process_index(), count, float(LOST_AFTER), message).start()
 
 
 def _others(address: Address | None) -> str:

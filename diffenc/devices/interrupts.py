@@ -1,13 +1,16 @@
-"""SIGTERM and Ctrl-C as a request to finish the step, save and leave."""
+"""SIGTERM, Ctrl-C and the like as a request to finish the step, save and leave."""
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
+
+from diffenc.devices import ctrl_c, handlers
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
@@ -19,6 +22,7 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
 
 
 MESSAGE = b"stopping after this step, and saving; a second time stops at once, without saving\n"
+NOTICED = b"stopping after this step, and saving\n"  # for what may come twice, see `handlers.NOTICES`
 
 
 @runtime_checkable
@@ -40,63 +44,77 @@ def interrupts_of_all() -> Watch:
 
 
 class Interrupts:
-    """While entered, the first SIGTERM or SIGINT is remembered; a second of its kind does what it always did.
+    """While entered, the first signal that asks to stop is remembered.
 
-    One of the other kind is the same request again: who cannot know whether a SIGTERM reached a run too, since Slurm
-    may send it to all processes of a job or to the first alone, passes it on as SIGINT.
+    SIGTERM and SIGINT: a second of its kind does what it did before; in a program it ends the process, also amid native
+    code. One of the other kind is the same request again: who cannot know whether a SIGTERM reached a run too, since
+    Slurm may send it to all processes of a job or to the first alone, passes it on as SIGINT.
+
+    SIGHUP, SIGUSR1 and SIGUSR2, unless they are ignored or have a handler: however often they come.
 
     Outside the main thread Python delivers no signals; there it remembers nothing.
     """
 
     def __init__(self):
         self._signum: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
+        self._terminals = handlers.terminals()
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._remember)
+            for signum in (signal.SIGTERM, signal.SIGINT, *handlers.unhandled_notices()):
+                self._install(signum)
         return self
 
     def __exit__(self, *exception) -> None:
-        for signum in [*self._previous]:
-            self._restore(signum)
+        for signum, previous in self._previous.items():
+            ctrl_c.install(previous) if signum == signal.SIGINT else signal.signal(signum, previous)
+        self._previous.clear()
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 
+    def _install(self, signum: int) -> None:
+        previous = self._previous[signum] = signal.signal(signum, self._remember)
+        if signum not in handlers.NOTICES and _afterwards(previous) == signal.SIG_DFL:
+            handlers.let_a_second_one_end(signum)
+
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self._restore(signum)
+        if signum not in handlers.NOTICES and signum in self._previous:
+            signal.signal(signum, _afterwards(self._previous.pop(signum)))
+        if signum == signal.SIGHUP:
+            handlers.leave_dead(self._terminals)
         if self._signum is None:
             self._signum = signum
-            # not through logging, whose lock the interrupted code may hold
-            os.write(2, MESSAGE)
-
-    def _restore(self, signum: int) -> None:
-        if signum in self._previous:  # not if a signal came, and did this, on the way here
-            signal.signal(signum, self._previous[signum])  # pyright: ignore[reportArgumentType]
-            self._previous.pop(signum, None)
+            _announce(signum)
 
 
 class SharedInterrupts:
     """The same for several processes: once one is asked to stop, all heed it at the same check.
 
-    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; Ctrl-C becomes one.
+    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; the others become one.
     """
 
     def __init__(self):
         self._checks = 0
+        self._passed_on = False
+        self._previous: dict[int, Any] = {}
+        self._terminals = handlers.terminals()
 
     def __enter__(self) -> "SharedInterrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._pass_on)
+            for signum in (signal.SIGINT, *handlers.unhandled_notices()):
+                self._previous[signum] = signal.signal(signum, self._pass_on)
+            if _afterwards(self._previous[signal.SIGINT]) == signal.SIG_DFL:
+                handlers.let_a_second_one_end(signal.SIGINT)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
+        for signum, previous in self._previous.items():
+            ctrl_c.install(previous) if signum == signal.SIGINT else signal.signal(signum, previous)
+        self._previous.clear()
 
     def check(self) -> None:
         """Raise Interrupted if a signal came to any process. All must make the same checks."""
@@ -105,6 +123,22 @@ class SharedInterrupts:
             raise Interrupted(signal.SIGTERM)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-        os.write(2, MESSAGE)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if signum == signal.SIGINT and signum in self._previous:
+            signal.signal(signum, _afterwards(self._previous.pop(signum)))
+        if signum == signal.SIGHUP:
+            handlers.leave_dead(self._terminals)
+        if not self._passed_on:
+            self._passed_on = True
+            _announce(signum)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _afterwards(previous: Any) -> Any:
+    """What a second signal does, where `previous` was its handler: in a program, where that is `ctrl_c`'s, it ends it."""
+    return signal.SIG_DFL if previous is ctrl_c.interrupt else previous
+
+
+def _announce(signum: int) -> None:
+    """Not through logging, whose lock the interrupted code may hold."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, NOTICED if signum in handlers.NOTICES else MESSAGE)

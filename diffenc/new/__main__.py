@@ -50,9 +50,13 @@ def new(kind: str, name: str, package: str | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    registry.discover()
+
+    def perform() -> None:
+        registry.discover()
+        print(new(given.kind, given.name, given.package))
+
     return status_of(
-        lambda: print(new(given.kind, given.name, given.package)),
+        perform,
         "interrupted; nothing was written",
         lambda error: f"{error.strerror or error}: {error.filename or 'no file named'}",
     )

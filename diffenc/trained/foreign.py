@@ -126,9 +126,9 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
 def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(description, argv)
-    registry.discover()
 
     def perform() -> None:
+        registry.discover()
         experiment = config.load(given.gin_file, given.gin_bindings)
         count = convert(given.file, experiment, given.output, translate, what)
         print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")

@@ -131,9 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     given = parse(argv)
-    start_up()
 
     def perform() -> None:
+        start_up()
         names, experiment = chosen(given.only), load(given)
         check_writable(given.json)
         settings = Settings(given.rounds, given.least, given.sampling_steps, given.images)

@@ -233,9 +233,9 @@ def prepared(given: argparse.Namespace) -> Experiment:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    start_up()
 
     def perform() -> None:
+        start_up()
         results = gather(Bounds(prepared(given), given.workdir), given)
         folder = given.workdir / "bounds"
         atomic.write_json(folder / "bounds.json", figures(results))

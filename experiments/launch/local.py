@@ -3,7 +3,8 @@
   python -m experiments.launch.local --processes=2 -- --gin_file=gin/quickstart.gin --workdir=runs/two
 
 Everything after `--` goes to each process of `python -m diffenc.run`. The lines that process k writes are shown with
-[k] before them. Ctrl-C and SIGTERM are passed on, once; a second one ends all at once. When a process fails, the
+[k] before them. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on, once; a second Ctrl-C or SIGTERM ends all
+at once. When a process fails, the
 others have --grace seconds to end by themselves, then they are killed. None outlives this program (on Linux), however
 it ends. The exit status is that of the first process that failed; 128 + N if signal N ended it; else 0.
 """

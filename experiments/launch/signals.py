@@ -3,15 +3,23 @@
 import signal
 from types import FrameType
 
+from diffenc.devices import handlers
+
 
 class Signals:
-    """While entered, SIGINT and SIGTERM are gathered; `take` hands them over."""
+    """While entered, what asks to stop is gathered; `take` hands it over.
+
+    SIGINT and SIGTERM count each time. SIGHUP, SIGUSR1 and SIGUSR2, unless ignored or handled, count as the first alone:
+    they come more than once for one cause.
+    """
 
     def __init__(self):
         self._came: list[int] = []
+        self._asked = False
+        self._terminals = handlers.terminals()
 
     def __enter__(self) -> "Signals":
-        numbers = signal.SIGINT, signal.SIGTERM
+        numbers = signal.SIGINT, signal.SIGTERM, *handlers.unhandled_notices()
         self._previous = {number: signal.signal(number, self._gather) for number in numbers}
         return self
 
@@ -24,4 +32,8 @@ class Signals:
         return came
 
     def _gather(self, number: int, frame: FrameType | None) -> None:
-        self._came.append(number)
+        if number == signal.SIGHUP:
+            handlers.leave_dead(self._terminals)
+        if number not in handlers.NOTICES or not self._asked:
+            self._came.append(number)
+        self._asked = True

@@ -140,9 +140,9 @@ def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    start_up()
 
     def perform() -> None:
+        start_up()
         given = parse(argv)
         points = measure(given)  # before this process takes a GPU for itself
         common, rows = on_paper(given)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from diffenc import config
+from diffenc.command import status_of
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.training.train_state import count_parameters
@@ -79,18 +80,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parse(argv)
-    start_up()
-    try:
+
+    def perform() -> None:
+        start_up()
         if jax.device_count() != given.devices:
             raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")
         experiment = config.load(given.gin_file, given.gin_bindings)
         experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
-        figures = measure(experiment, Settings(rounds=given.rounds, least=given.least))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(figures))
-    return 0
+        print(json.dumps(measure(experiment, Settings(rounds=given.rounds, least=given.least))))
+
+    return status_of(perform)
 
 
 if __name__ == "__main__":

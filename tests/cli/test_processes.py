@@ -139,6 +139,24 @@ def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path,
     assert "another process of this run was lost" in said, said
 
 
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_other_ends_within_a_minute_when_one_is_stopped(start_two, tiny, tmp_path, victim):
+    """It does not end, nor close its connections; it just does not answer."""
+    workdir = tmp_path / "run"
+    children = start_two(tiny, workdir, ENDLESS)
+    metrics = workdir / "metrics.jsonl"
+    assert children[0].wait_until(lambda: metrics.exists() and metrics.stat().st_size), children[0].err
+    os.kill(children[victim].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert children[1 - victim].wait() == 1, children[1 - victim].err
+    assert time.monotonic() - began < 60
+    last = children[1 - victim].err.splitlines()[-1]
+    assert last.startswith("error: another process of this run was lost, or the connection to it (no sign of")
+    assert "goes on from its last checkpoint" in last
+    os.kill(children[victim].pid, signal.SIGKILL)
+    os.kill(children[victim].pid, signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_a_workdir_that_is_moved_ends_both(start_two, tiny, tmp_path):
     workdir = tmp_path / "run"

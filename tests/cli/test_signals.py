@@ -1,8 +1,12 @@
 """SIGTERM and Ctrl-C: saved, said how to go on, and gone on without a trace."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,6 +125,27 @@ def test_amid_steps_by_the_command_a_user_types(start_python, tiny, begin, undis
     assert f"stopped at step {step}, and saved" in child.err
     assert 4 <= step <= 20
     _assert_goes_on_to(undisturbed, begin, tmp_path, step)
+
+
+def test_a_terminal_that_closes(environment, tiny, tmp_path):
+    """As with an ssh: everything written to it fails from then on, and the run saves all the same."""
+    master, slave = pty.openpty()
+    run = [sys.executable, "-m", "diffenc.run", f"--gin_file={tiny}", "--workdir=run", *SLOW]
+    # the first terminal that the leader of a session opens is its own, whose closing it is told
+    on_terminal = ["sh", "-c", 'tty=$1; shift; exec "$@" <"$tty" >"$tty" 2>&1', "sh", os.ttyname(slave), *run]
+    process = subprocess.Popen(on_terminal, cwd=tmp_path, env=environment, start_new_session=True)
+    os.set_blocking(master, False)
+    while not _has_row(tmp_path / "run", 4, "bpd"):
+        assert process.poll() is None
+        with contextlib.suppress(BlockingIOError):
+            os.read(master, 1 << 16)
+        time.sleep(0.01)
+    os.close(slave)
+    os.close(master)
+    assert process.wait() == 128 + signal.SIGHUP
+    step, owed = _owed(tmp_path / "run")
+    assert step >= 4
+    assert not owed or step == 20
 
 
 def test_ctrl_c_ends_an_evaluation_by_hand_and_files_nothing(begin, undisturbed, tmp_path):

@@ -1,10 +1,17 @@
 """How programs end, as a shell sees it."""
 
+import gc
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+
+from diffenc.command import status_of
 
 SAY = "from diffenc.command import say; [say(str(k)) for k in range(100_000)]; print('more', flush=True)"
 
@@ -19,6 +26,58 @@ def test_a_reader_who_has_enough_ends_the_program_without_a_word(unbuffered):
         child.stdout.close()
         assert child.stderr.read() == b""
     assert child.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_program_whose_output_nobody_reads_ends_without_a_word(lines):
+    code = f"import sys; from diffenc.command import status_of; sys.exit(status_of(lambda: print({lines} * 'one\\n')))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_interrupt_that_python_loses_ends_a_program_in_one_line(capsys):
+    """As in JAX's own callback of the garbage collector."""
+
+    def press(phase, info):
+        gc.callbacks.remove(press)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def perform():
+        gc.callbacks.append(press)
+        gc.collect()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            pass
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert status_of(perform, "interrupted; the same command goes on") == 130
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = {
+    "experiments/launch/local.py",  # passes signals on to its processes
+    "experiments/launch/tied.py",  # becomes another program at once
+    "plugins/reference.py",  # calls diffenc/trained/foreign.py
+}
+
+
+def test_every_program_ends_so():
+    found = [
+        path for folder in ("diffenc", "plugins", "experiments") for path in (ROOT / folder).rglob("*.py")
+    ]
+    programs = {path for path in found if '\nif __name__ == "__main__":' in path.read_text()}
+    assert len(programs) > 10
+    careless = {
+        str(path.relative_to(ROOT))
+        for path in programs
+        if not re.search(r"status_of\(|ctrl_c\.noted\(", path.read_text())
+    }
+    assert careless == ELSEWHERE
 
 
 def test_who_listens_hears_all():

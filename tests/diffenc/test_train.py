@@ -267,7 +267,10 @@ def _assert_undisturbed(experiment, workdir: Path, straight: Path):
     assert len(list((workdir / "evaluations").iterdir())) == 2
 
 
-@pytest.mark.parametrize(("step", "signum"), [(1, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("step", "signum"),
+    [(1, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM), (7, signal.SIGHUP), (7, signal.SIGUSR1)],
+)
 def test_a_signal_saves_and_the_same_run_goes_on(full, straight, tmp_path, signal_after, told, step, signum):
     signal_after(step, signum)
     with pytest.raises(Interrupted) as interrupted:

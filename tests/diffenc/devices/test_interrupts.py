@@ -1,5 +1,6 @@
 """Signals, sent for real to this very process or to a child."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -11,17 +12,18 @@ import pytest
 from diffenc.devices.interrupts import Interrupted, Interrupts
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
+NOTICES = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
 @pytest.fixture(autouse=True)
 def _handlers():
     """Nothing here may leave pytest with other handlers than it had."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS + NOTICES}
     yield
-    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS + NOTICES} == before
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", SIGNALS + NOTICES)
 def test_a_signal_is_remembered_until_asked_for(signum):
     with Interrupts() as interrupts:
         interrupts.check()
@@ -88,20 +90,76 @@ def test_outside_the_main_thread_there_is_nothing_to_remember():
     assert failures == []
 
 
-def test_a_second_sigterm_ends_a_process_that_does_not_leave():
-    hang = """
-import time
+@pytest.mark.parametrize("signum", NOTICES)
+def test_what_may_come_twice_for_one_cause_is_one_request(signum, capfd):
+    """The terminal and the shell both tell of a closed connection."""
+    with Interrupts() as interrupts:
+        for _ in range(3):
+            os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted, match=signum.name):
+            interrupts.check()
+    assert capfd.readouterr().err == "stopping after this step, and saving\n"
+
+
+@pytest.mark.parametrize("signum", NOTICES)
+def test_what_is_ignored_as_by_nohup_or_has_a_handler_of_its_own_stays_so(signum):
+    heard = []
+    for handler in (signal.SIG_IGN, lambda number, frame: heard.append(number)):
+        before = signal.signal(signum, handler)
+        try:
+            with Interrupts() as interrupts:
+                os.kill(os.getpid(), signum)
+                interrupts.check()
+            assert signal.getsignal(signum) is handler
+        finally:
+            signal.signal(signum, before)
+    assert heard == [signum]
+
+
+def test_a_handler_of_faulthandlers_stays_which_python_does_not_know_of(tmp_path):
+    with (tmp_path / "stacks").open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file)
+        try:
+            with Interrupts() as interrupts:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                interrupts.check()
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+    assert "test_interrupts.py" in (tmp_path / "stacks").read_text()
+
+
+# Native code that no signal wakes, and that keeps Python from running any other thread.
+HANG = """
+import ctypes, os, sys
+from diffenc.devices import ctrl_c
 from diffenc.devices.interrupts import Interrupts
-with Interrupts():
-    print("ready", flush=True)
+lock, libc = ctypes.create_string_buffer(256), ctypes.PyDLL(None)
+with ctrl_c.noted(), Interrupts():
+    os.write(1, b"ready\\n")
     while True:
-        time.sleep(0.01)
+        libc.pthread_mutex_lock(lock)
 """
-    with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE, text=True) as process:
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_second_one_ends_a_program_also_amid_native_code(signum):
+    with subprocess.Popen([sys.executable, "-c", HANG], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signum)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == -signal.SIGTERM
+        process.send_signal(signum)
+        assert process.wait(timeout=10) == -signum
+
+
+def test_amid_python_too():
+    hang = HANG.replace("libc.pthread_mutex_lock(lock)", "pass")
+    with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT

@@ -124,7 +124,7 @@ def test_others_that_hang_are_killed_after_the_grace():
 
 COUNTING = """
 came = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: came.append(number))
 print("ready", os.getpid(), flush=True)
 while not came:
@@ -140,6 +140,19 @@ def test_a_signal_reaches_each_process_once(signum):
     launcher = start(COUNTING)
     pids(launcher)
     launcher.send_signal(signum)
+    status, out, _ = finish(launcher)
+    assert status == 128 + signum
+    assert sorted(out) == [f"[0] {int(signum)}", f"[1] {int(signum)}"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1])
+def test_what_comes_twice_for_one_cause_is_passed_on_once(signum):
+    """A closed terminal tells of itself, and the shell does again."""
+    launcher = start(COUNTING)
+    pids(launcher)
+    for _ in range(3):
+        launcher.send_signal(signum)
+        time.sleep(0.05)
     status, out, _ = finish(launcher)
     assert status == 128 + signum
     assert sorted(out) == [f"[0] {int(signum)}", f"[1] {int(signum)}"]

@@ -83,11 +83,12 @@ def test_when_time_is_nearly_up_the_run_saves_and_the_job_is_requeued(tmp_path):
     assert job.said("scontrol") == ["requeue 77"]
 
 
-def test_a_preempted_run_is_requeued(tmp_path):
-    """Slurm tells the tasks alone."""
+@pytest.mark.parametrize("status", [143, 138])
+def test_a_preempted_run_is_requeued(tmp_path, status):
+    """Slurm tells the tasks alone: by SIGTERM, or as with --signal=USR1 on the command line."""
     job = Job(tmp_path)
-    job.end_tasks(143)
-    assert job.wait() == 143
+    job.end_tasks(status)
+    assert job.wait() == status
     assert job.said("scontrol") == ["requeue 77"]
 
 
