@@ -20,6 +20,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.files import atomic
 from diffenc.files.stores import PathLike
 from diffenc.images import save_png
 from diffenc.interfaces import Params
@@ -111,9 +112,19 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
 def publish(
     workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
 ) -> None:
-    """File a measurement in the workdir (see `diffenc.workdirs.workdir.keep`), and print it."""
-    number = workdirs.keep(workdir, name, figures, arrays)
+    """Print a measurement, and file it in the workdir (see `diffenc.workdirs.workdir.keep`) unless that is read-only.
+
+    Raises:
+      UserError: the disk refused for another reason.
+    """
     Console(soft_wrap=True).print(shown)
+    try:
+        number = workdirs.keep(workdir, name, figures, arrays)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
+            raise
+        logging.warning("nothing was filed, for %s is read-only", name_of(workdir))
+        return
     logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)
 
 

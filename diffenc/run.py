@@ -1,7 +1,6 @@
 """The command line: python -m diffenc.run --gin_file=gin/NAME.gin [--mode=train|evaluate|sample|...]. See `--help`."""
 
 import difflib
-import logging as std_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from diffenc import config, modes, registry
 from diffenc.analysis.diagnose import diagnose
@@ -28,6 +27,7 @@ from diffenc.files import stores
 from diffenc.files.user_paths import expand_path
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
+from diffenc.log_lines import show_log_lines_plainly
 from diffenc.planning.plan import plan
 from diffenc.train import train
 from diffenc.trained.export import export
@@ -90,9 +90,8 @@ The same command again goes on where the last one stopped. Exit status: 0 done; 
 
 OF_TRAINING = ("train", "plan")
 OF_SAMPLES = ("sample", "fid", "figures")
+ONLY_PRINT = ("evaluate", "k_sample", "likelihood", "plan")  # where nothing can be filed
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
-
-MOST_LOGGED = 10_000  # characters of a line
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "An experiment; a later file overrides an earlier one.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -173,9 +172,11 @@ def _run(arguments: Sequence[str]) -> None:
         if describe.precision(experiment) == "bfloat16":
             raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
         jax.config.update("jax_enable_x64", True)
+    place = workdir or default_workdir(_GIN_FILE.value)
+    check_writable(_MODE.value, place)
     enable_cache()
     with distributed.not_waiting_for_the_lost():
-        perform(experiment, workdir or default_workdir(_GIN_FILE.value))
+        perform(experiment, place)
 
 
 def load(gin_files: Sequence[str], workdir: str | None, bindings: Sequence[str]) -> Experiment:
@@ -198,6 +199,17 @@ def load(gin_files: Sequence[str], workdir: str | None, bindings: Sequence[str])
         absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
         hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
         raise UserError(f"{error}{hint}") from None
+
+
+def check_writable(mode: str, workdir: str | Path) -> None:
+    """Raise UserError if the run's folder is read-only, and `mode` is for what it writes there."""
+    if mode in ONLY_PRINT or not os.path.isdir(workdir) or os.access(workdir, os.W_OK):
+        return
+    python = f", or draw from Python: diffenc.load({str(workdir)!r}).sample()" * (mode == "sample")
+    raise UserError(
+        f"--mode={mode} writes to {workdir}, which is read-only: copy the run to a folder that you may write to, and "
+        f"name that as --workdir{python}"
+    )
 
 
 def _meet_others(mode: str) -> None:
@@ -252,21 +264,6 @@ def listing() -> str:
             doc = (plugins[name].__doc__ or "").strip().split("\n")[0]
             lines.append(f"{kind + '.' + name:<28}{doc}")
     return "\n".join(lines)
-
-
-class _Printable(std_logging.Formatter):
-    """Log lines may hold a stranger's texts; tracebacks are left whole."""
-
-    def formatMessage(self, record: std_logging.LogRecord) -> str:  # noqa: N802 - its name there
-        record.message = printable(record.message, MOST_LOGGED)
-        return super().formatMessage(record)
-
-
-def show_log_lines_plainly() -> None:
-    """HH:MM:SS message, on standard error."""
-    logging.set_verbosity(logging.INFO)
-    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it reports every backend that is not there
-    logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
 def _fail(message: str) -> None:

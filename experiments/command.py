@@ -3,7 +3,7 @@
 from absl import flags, logging
 
 from diffenc import registry
-from diffenc.run import show_log_lines_plainly
+from diffenc.log_lines import show_log_lines_plainly
 
 STOPPED = "stopped: the same command goes on"
 

@@ -68,6 +68,13 @@ def config_text(experiment: Any) -> str:
     return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
 
 
+def unimportable(experiment: Any) -> list[str]:
+    """Full names of the classes in an experiment that no import makes known: of the program itself, or of a function."""
+    classes = {type(item) for item in objects_in(experiment)}
+    names_of = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes}
+    return sorted(name for name in names_of if name.startswith("__main__.") or "<locals>" in name)
+
+
 def config_hash(experiment: Experiment) -> str:
     """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
     return hash_of(config_text(experiment))

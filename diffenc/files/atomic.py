@@ -19,6 +19,7 @@ from diffenc.files import places
 
 PathLike = str | os.PathLike[str]
 
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, somebody's share of it, or what a file may have
 
 
@@ -122,7 +123,9 @@ def sync_all(folder: PathLike) -> None:
 def unwritable(path: PathLike, error: OSError) -> UserError:
     """What to tell a user whose disk refused `path`."""
     reason = error.strerror or str(error)
-    way_out = "free space there" if error.errno in _FULL else "mend that"
+    way_out = "free space there" if error.errno in _FULL else "fix that"
+    if error.errno in READ_ONLY:
+        way_out = "copy what lies there to a folder that you may write to, name that,"
     return UserError(f"could not write {path}: {reason}; {way_out} and run the same command again")
 
 

@@ -53,6 +53,12 @@ def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
     Raises:
       UserError: the disk refused.
     """
+    for name in describe.unimportable(experiment):
+        logging.warning(
+            "%s cannot be imported by another program, so nothing but this one can load or evaluate this run: move it to "
+            "the top level of a module of its own",
+            name,
+        )
     path = workdir / CONFIG
     records = experiment.read_from
     if not records and path.is_file():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import modes, train
+from diffenc import modes, run, train
 from diffenc.checkpoints import checkpoint
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
@@ -181,3 +183,46 @@ def test_nothing_but_the_average_is_read(trained, workdir):
     state = _state(experiment, workdir, 12)
     jax.tree.map(np.testing.assert_array_equal, ema, state.ema)
     assert jax.tree.structure(ema) == jax.tree.structure(state.params)
+
+
+@pytest.fixture
+def read_only(workdir, tmp_path):
+    """The trained run on a disk that nothing can be written to, not even by root."""
+    folder = shutil.copytree(workdir, tmp_path / "theirs")
+    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a disk needs root")
+    subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_read_only_run_is_evaluated_and_nothing_is_filed(trained, workdir, read_only, capsys, caplog):
+    before = _everything(read_only)
+    figures = modes.evaluate(trained(passes=2), read_only)
+    assert figures["bpd"] == modes.evaluate(trained(passes=2), workdir)["bpd"]
+    assert f"{figures['bpd']:.4f}" in capsys.readouterr().out.split("in ")[0]
+    assert f"nothing was filed, for {read_only} is read-only" in caplog.text
+    assert _everything(read_only) == before
+
+
+def test_a_read_only_run_is_not_sampled_and_the_way_out_is_named(read_only):
+    with pytest.raises(UserError) as refused:
+        run.check_writable("sample", read_only)
+    assert str(refused.value).startswith(
+        f"--mode=sample writes to {read_only}, which is read-only: copy the run to"
+    )
+    assert f"diffenc.load('{read_only}').sample()" in str(refused.value)
+    run.check_writable("evaluate", read_only)
+    run.check_writable("sample", read_only.parent)
+
+
+def test_what_a_full_disk_refuses_is_printed_first(trained, workdir, capsys, monkeypatch):
+    """The measurement may have taken hours."""
+
+    def full(*_):
+        raise UserError("could not write x") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(modes.workdirs, "keep", full)
+    with pytest.raises(UserError, match="could not write x"):
+        modes.evaluate(trained(passes=1), workdir)
+    assert "bpd" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 
 from diffenc import config, registry
 from diffenc.configs import names
-from diffenc.configs.describe import config_hash, config_text, differences, hparams, precision
+from diffenc.configs.describe import config_hash, config_text, differences, hparams, precision, unimportable
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.interfaces import Network
@@ -272,3 +272,12 @@ def test_hparams_are_numbers_where_the_config_has_numbers():
         "A.part": "@b.c()",
         "s/b.c.d": "None",
     }
+
+
+def test_classes_that_no_import_makes_known(nest):
+    """One of a function, and one of the program itself."""
+    assert unimportable(experiment()) == []
+    here = experiment(network=nest(anything=3))
+    assert unimportable(here) == [f"{__name__}.nest.<locals>.Nest"]
+    nest.__qualname__, nest.__module__ = "Nest", "__main__"
+    assert unimportable(here) == ["__main__.Nest"]

@@ -72,7 +72,12 @@ def test_a_file_where_the_folder_should_be_is_the_users_to_mend(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "way_out"),
-    [(28, "free space there"), (122, "free space there"), (13, "mend that"), (20, "mend that")],
+    [
+        (28, "free space there"),
+        (122, "free space there"),
+        (13, "copy what lies there to a folder that you may write to, name that,"),
+        (20, "fix that"),
+    ],
 )
 def test_space_is_blamed_where_it_is_short_alone(number, way_out):
     told = str(atomic.unwritable("a", OSError(number, "why")))

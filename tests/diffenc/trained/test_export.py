@@ -323,7 +323,7 @@ def test_what_somebody_put_beside_it_is_kept(tmp_path, name):
 
 def test_a_file_in_its_place_is_kept(tmp_path):
     (tmp_path / "export").write_text("a thesis")
-    with pytest.raises(UserError, match="export: Not a directory; mend that and run"):
+    with pytest.raises(UserError, match="export: Not a directory; fix that and run"):
         _put(tmp_path / "export", 1)
     assert (tmp_path / "export").read_text() == "a thesis"
     assert os.listdir(tmp_path) == ["export"]

@@ -102,6 +102,26 @@ def test_where_there_is_no_model(tmp_path, name):
         diffenc.load(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("\0", r"path='\\x00': a path cannot hold the character NUL"),
+        ("", "path is empty"),
+        ("\ud800", "a path cannot hold such characters"),
+        ("x" * 5000, "File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be(path, message):
+    with pytest.raises(UserError, match=message) as refused:
+        diffenc.load(path)
+    assert len(str(refused.value)) < 2100
+
+
+def test_a_home_folder_is_expanded(workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    assert diffenc.load(f"~/{workdir.name}", allow_imports=TESTS).step == 12
+
+
 def test_a_config_that_would_run_code_runs_none(workdir, loose, tmp_path, monkeypatch):
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
