@@ -10,10 +10,12 @@ import optax
 import pytest
 
 from diffenc.devices.sharding import data_mesh, to_devices
+from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.model import Model, Terms, draw
 from diffenc.training import train_state
-from diffenc.training.train_state import TrainState, init_state, make_train_step
+from diffenc.training.train_state import TrainState, abstract_state, init_state, make_train_step
+from diffenc_plugins.networks import UNet
 
 RATE, NUM_DIMS, BATCH = 2.0, 16, 4
 
@@ -230,3 +232,10 @@ def test_the_first_bad_step_is_remembered(where, bad):
         sums = train_state.add(sums, terms, gradient, update, jnp.int32(step))
         assert int(sums.bad_step) == (3 if step >= 3 else 0)
     assert int(sums.steps) == 6
+
+
+@pytest.mark.parametrize("channels", [2**25, 2**31, 2**40, 2**62])
+def test_a_model_larger_than_any_machine_is_one_line(tiny, channels):
+    model = dataclasses.replace(tiny().model, network=UNet(blocks=1, channels=channels))
+    with pytest.raises(UserError, match=r"^the model.*: bind fewer channels or blocks$"):
+        abstract_state(tiny(model=model), data_mesh())

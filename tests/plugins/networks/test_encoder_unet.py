@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc_plugins.networks import EncoderUNet
+from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.networks.encoder_unet import max_pool
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -60,3 +60,23 @@ def test_its_output_starts_at_zero_and_stays_below_one():
     large = {**params, "conv_out": {"w": params["conv_out"]["w"], "b": jnp.asarray([30.0, -0.5])}}
     want = np.broadcast_to(np.tanh([30.0, -0.5]), x.shape)
     np.testing.assert_allclose(apply(large, x, log_snr), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "size", "ways_out"),
+    [
+        (1, (7, 9), ("@network.unet()", "--size=6")),
+        (2, (7, 9), ("@network.unet()", "--size=4")),
+        (4, (6, 6), ("network.encoder_unet.blocks = 1", "@network.unet()", "--size=4")),
+        (1, (1, 1), ("@network.unet()", "--size=2")),
+    ],
+)
+def test_the_ways_out_of_a_size_that_cannot_be_halved_work(blocks, size, ways_out):
+    network = EncoderUNet(blocks, channels=8)
+    with pytest.raises(UserError) as caught:
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *size, 3)), jnp.zeros(1))
+    assert all(way in str(caught.value) for way in ways_out)
+    assert ("blocks = 1" in str(caught.value)) == ("network.encoder_unet.blocks = 1" in ways_out)
+    jax.eval_shape(UNet(1, channels=8).init, jax.random.key(0), jnp.zeros((1, *size, 3)), jnp.zeros(1))
+    side = int(ways_out[-1].partition("=")[2])
+    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1))
