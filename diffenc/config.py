@@ -45,7 +45,7 @@ def load(
     own = [one.module for one in imports if not one.from_run]
     check_imports(imports, names_modules([*own, *allow_imports]), AT_A_SHELL)
     experiment = _loaded(_bindings_of(found), "Experiment", _wiring())
-    files.log(read)
+    files.log_hiding(read)
     object.__setattr__(experiment, "read_from", files.records_of(read))
     return experiment
 

@@ -104,10 +104,8 @@ def shipped_files() -> list[str]:
     return sorted({f"gin/{path.name}" for folder in _shipped_folders() for path in folder.glob("*.gin")})
 
 
-def log(read: Sequence[ConfigFile]) -> None:
-    """Say which files were read, and which of them stand in the way of one that comes with diffenc."""
-    if read:
-        logging.info("config read from %s", ", ".join(str(file.path or file.name) for file in read))
+def log_hiding(read: Sequence[ConfigFile]) -> None:
+    """Log which of the files that were read hide one that comes with diffenc."""
     for file in read:
         other = next((path for path in shipped_paths(file.name) if path.is_file()), None)
         if other is not None and file.path is not None and not file.shipped:

@@ -61,6 +61,8 @@ def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
         )
     path = workdir / CONFIG
     records = experiment.read_from
+    for record in records:
+        logging.info("config: %s", record)
     if not records and path.is_file():
         records = files.records_in(path.read_text(encoding="utf-8", errors="replace"))
     atomic.write_text(path, files.header_of(records) + text)
