@@ -29,13 +29,17 @@ def refuse_other_files(there: Manifest, target: Path, files: Mapping[str, Mappin
     for name, digest in files.items():
         held = there.files.get(name, {})
         if any(held.get(key) != value for key, value in digest.items()):
-            raise _other_data(target, f"{there.source}; {name} differs or is absent")
+            raise _other_data(target, f"{there.source}; {name} differs or is absent", name.endswith("/"))
 
 
-def _other_data(target: Path, what: str) -> UserError:
+def _other_data(target: Path, what: str, of_folder: bool = False) -> UserError:
+    hint = (
+        "; every file in the source counts, so a text beside the images may be all that was edited: then nothing needs to be "
+        "prepared anew, and what is there can be used"
+    ) * of_folder
     return UserError(
         f"{target} already holds other data ({what}); to have both give this one a name with --as=FOLDER, to replace "
-        "that one delete its folder"
+        f"that one delete its folder{hint}"
     )
 
 
