@@ -1,11 +1,13 @@
 """Ctrl-C where Python ignores what it raises."""
 
+import contextlib
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -89,6 +91,19 @@ def test_one_that_is_to_be_raised_again_does_not_end_the_next_work():
         work(4 * ctrl_c.AGAIN)
 
 
+@contextlib.contextmanager
+def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has said it is ready; killed in the end, if it then still runs."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.5)  # until it hangs
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("where", ["libc.pthread_mutex_lock(lock)", "pass"])
 def test_a_second_one_ends_a_program_whatever_is_going_on(where):
     """Native code that no signal wakes and no thread can run beside; and Python that swallows everything."""
@@ -106,9 +121,7 @@ with ctrl_c.noted():
     while True:
         {where}
 """
-    with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    with running(hang) as process:
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)

@@ -1,11 +1,14 @@
 """Signals, sent for real to this very process or to a child."""
 
+import contextlib
 import faulthandler
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -128,6 +131,19 @@ def test_a_handler_of_faulthandlers_stays_which_python_does_not_know_of(tmp_path
     assert "test_interrupts.py" in (tmp_path / "stacks").read_text()
 
 
+@contextlib.contextmanager
+def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has said it is ready; killed in the end, if it then still runs."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.5)  # until it hangs
+            yield process
+        finally:
+            process.kill()
+
+
 # Native code that no signal wakes, and that keeps Python from running any other thread.
 HANG = """
 import ctypes, os, sys
@@ -143,9 +159,7 @@ with ctrl_c.noted(), Interrupts():
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_second_one_ends_a_program_also_amid_native_code(signum):
-    with subprocess.Popen([sys.executable, "-c", HANG], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    with running(HANG) as process:
         process.send_signal(signum)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
@@ -155,9 +169,7 @@ def test_a_second_one_ends_a_program_also_amid_native_code(signum):
 
 def test_amid_python_too():
     hang = HANG.replace("libc.pthread_mutex_lock(lock)", "pass")
-    with subprocess.Popen([sys.executable, "-c", hang], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    with running(hang) as process:
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
