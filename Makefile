@@ -13,12 +13,16 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs/quickstart
 
-.PHONY: help quickstart test test-slow test-docs mutations check docs clean
+# Minutes: the authors' arrays, checkpoints, the train step, several processes, and the command from config to evaluation.
+SHORT := tests/golden/test_golden.py tests/diffenc/checkpoints/test_checkpoint.py tests/diffenc/training/test_gradient.py tests/diffenc/devices/test_distributed.py tests/diffenc/test_modes.py tests/diffenc/test_run.py
+
+.PHONY: help quickstart test test-short test-slow test-docs mutations check docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   train a small model on the CPU (minutes), evaluate it, draw samples"
 	@echo "make test         lint, types and tests"
+	@echo "make test-short   a few minutes of the tests, to see whether another Python will do"
 	@echo "make test-slow    the tests that make test leaves out"
 	@echo "make test-docs    execute every block of README and docs, scaled down"
 	@echo "make docs         build the documentation into site/"
@@ -34,6 +38,9 @@ quickstart: $(VENV)/run.stamp
 
 test: check
 	$(BIN)/python -m pytest -m "not slow and not docs" -n 2 --dist loadfile
+
+test-short: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(SHORT)
 
 test-slow: $(VENV)/dev.stamp
 	XLA_FLAGS="$${XLA_FLAGS-}" $(BIN)/python -m pytest -m slow

@@ -22,6 +22,7 @@ def status_of(
       interrupted: what to say after Ctrl-C or SIGTERM.
       told: what to say of a disk, or a folder, that refuses.
     """
+    settle_process()
     try:
         with ctrl_c.noted():
             perform()
@@ -53,6 +54,18 @@ def unread() -> int:
     """The exit status of a program whose output nobody reads any more, as of one that is ended by SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
     return 128 + signal.SIGPIPE
+
+
+def settle_process() -> None:
+    """Give the process streams that can be written to and file names in UTF-8; the first call of every program.
+
+    In a locale of other characters Python starts again in its UTF-8 mode: names would come out as others on disks.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
 def say(text: str) -> None:

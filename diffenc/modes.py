@@ -24,6 +24,7 @@ from diffenc.files import atomic
 from diffenc.files.stores import PathLike
 from diffenc.images import save_png
 from diffenc.interfaces import Params
+from diffenc.measuring.digits import check_digits
 from diffenc.measuring.evaluate import KEYS, Evaluator, errors_table, record
 from diffenc.progress import Progress
 from diffenc.sampling.sample_images import ImageSampler, file_name
@@ -41,6 +42,15 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
     """
     restored = restore_checked(experiment, workdir, mesh, step)
     return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+
+
+def restore_for_bound(
+    experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None
+) -> tuple[Params, int]:
+    """As `restore_ema`, for a measurement of the bound. Raises also where float32 has too few digits for it."""
+    ema, step = restore_ema(experiment, workdir, mesh, step)
+    check_digits(experiment.model, ema["schedule"])
+    return ema, step
 
 
 def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
@@ -81,7 +91,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: no run there, one of another config, or no such checkpoint.
     """
     mesh = data_mesh(experiment.mesh)
-    ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
+    ema, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)

@@ -14,9 +14,9 @@ from diffenc import config, modes, registry
 from diffenc.analysis.diagnose import diagnose
 from diffenc.analysis.k_sample import k_sample
 from diffenc.analysis.likelihood import likelihood
-from diffenc.command import complain, say, unread
+from diffenc.command import complain, say, settle_process, unread
 from diffenc.configs import describe, files, plugin_help
-from diffenc.devices import ctrl_c, distributed
+from diffenc.devices import ctrl_c, distributed, jax_settings
 from diffenc.devices.compilation import enable_cache
 from diffenc.devices.interrupts import Interrupted
 from diffenc.errors import UserError, printable
@@ -161,7 +161,11 @@ def _run(arguments: Sequence[str]) -> None:
         say(plugin_help.describe(_DESCRIBE.value))
         return
     perform = _choose_mode(_MODE.value)
+    jax_settings.settle()
+    if _MODE.value in OF_TRAINING:
+        jax_settings.train_in_float32()
     _meet_others(_MODE.value)
+    jax_settings.check_backend()
     if _DATA_DIR.value is not None:
         os.environ["DIFFENC_DATA"] = os.path.abspath(expand_path(_DATA_DIR.value, "--data_dir"))
     workdir = None if _WORKDIR.value is None else expand_path(_WORKDIR.value, "--workdir")
@@ -169,6 +173,7 @@ def _run(arguments: Sequence[str]) -> None:
     experiment = load(_GIN_FILE.value, workdir, bindings)
     if _X64.value:
         _refuse_to_train(_MODE.value, "--x64", "training is in float32")
+    if _X64.value or jax.config.values["jax_enable_x64"]:
         if describe.precision(experiment) == "bfloat16":
             raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
         jax.config.update("jax_enable_x64", True)
@@ -281,6 +286,7 @@ def help_text() -> str:
 
 def main() -> None:
     """The program, as a command."""
+    settle_process()
     if {"-h", "--help", "-help", "--helpshort"} & set(sys.argv[1:]):
         say(help_text())
         return

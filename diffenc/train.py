@@ -30,7 +30,9 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic, stores
 from diffenc.interfaces import Images
+from diffenc.measuring.digits import check_digits
 from diffenc.progress import duration
+from diffenc.randomness import root_key
 from diffenc.training import not_finite
 from diffenc.training.clock import Clock
 from diffenc.training.feed import Feed, InFlight
@@ -67,6 +69,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
     mesh = data_mesh(experiment.mesh)
     check_config(experiment, workdir)
     check_batch(experiment, mesh)
+    check_digits(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
     with interrupts_of_all() as interrupts:
         distributed.meet("before the checkpoints are read")
         run = Run(experiment, workdir, mesh, interrupts)
@@ -218,7 +221,8 @@ class Run:
             raise
 
     def _step(self, images: Images) -> None:
-        with jax.transfer_guard("disallow"):  # what crosses unasked makes host and device wait for each other
+        # what crosses unasked makes host and device wait for each other; without jit every constant does
+        with jax.transfer_guard("allow" if jax.config.values["jax_disable_jit"] else "disallow"):
             self._state = self._train_step(self._state, images)
             done = jnp.copy(self._state.step)  # a copy, for the next step takes the state over
             self._in_flight.add(done)

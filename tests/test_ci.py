@@ -1,5 +1,6 @@
 """What builds and checks the project elsewhere: shell scripts, the workflow, the citation."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,95 @@ def test_the_workflow_runs_every_script_on_every_version():
     oldest = PROJECT["requires-python"].removeprefix(">=")
     for job in jobs:
         assert job["strategy"]["matrix"]["python"] == [oldest, "3.12", "3.13"]
+
+
+class FakePythons:
+    """Interpreters for `.ci/run`, each a script that prints what such a Python would print; and a `make` that prints its arguments."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self.first, self.second = home / "first", home / "second"
+        self.write(self.first / "python3", "print 3.11", "3.11.7")
+        self.write(self.first / "make", 'echo "make $*"', "")
+
+    def write(self, file: Path, says: str, version: str) -> Path:
+        says = says.replace("print", "echo")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo Python {version}; exit; fi\n{says}\n')
+        file.chmod(0o755)
+        return file
+
+    def pyenv(self, version: str, says: str = "") -> Path:
+        minor = ".".join(version.split(".")[:2])
+        file = self.home / ".pyenv" / "versions" / version / "bin" / f"python{minor}"
+        return self.write(file, says or f"print {minor}", version)
+
+    def ci(self, **environment: str) -> list[str]:
+        """The lines that `.ci/run` prints, without those of Pythons that this machine's system has."""
+        path = os.pathsep.join(map(str, [self.first, self.second, "/usr/bin", "/bin"]))
+        environment = {"HOME": str(self.home), "PATH": path, "DIFFENC_SHARED": "", **environment}
+        script = subprocess.run(
+            ["bash", ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=True
+        )
+        assert not script.stderr
+        return [line for line in script.stdout.splitlines() if "/usr" not in line]
+
+
+@pytest.fixture
+def pythons(tmp_path) -> FakePythons:
+    return FakePythons(tmp_path)
+
+
+def test_a_part_of_the_tests_runs_on_one_python_of_each_other_minor_version(pythons):
+    on_path = pythons.write(pythons.second / "python3.91", "print 3.91", "3.91.0")
+    of_pyenv = pythons.pyenv("3.92.1")
+    pythons.pyenv("3.91.4")  # the PATH has a 3.91
+    pythons.pyenv("3.11.9")  # python3 is a 3.11
+    lines = pythons.ci()
+    assert lines[0] == "make test"
+    assert [line for line in lines if line.startswith("make test-short")] == [
+        f"make test-short PYTHON={on_path}",
+        f"make test-short PYTHON={of_pyenv}",
+    ]
+    assert lines[-1].startswith("tested on Python 3.11.7, a part on Python 3.91.0")
+    assert "a part on Python 3.92.1" in lines[-1]
+
+
+@pytest.mark.parametrize("says", ["exit 127", "print", "print and fail >&2; exit 1"])
+def test_a_python_that_does_not_run_or_will_not_do_is_passed_over(pythons, says):
+    pythons.write(pythons.second / "python3.93", says, "3.93.0")  # as a shim of pyenv without its version
+    behind = pythons.pyenv("3.93.2")
+    short = [line for line in pythons.ci() if line.startswith("make test-short")]
+    assert short == [f"make test-short PYTHON={behind}"]
+
+
+def test_what_is_asked_of_a_python_is_true_of_this_one(tmp_path):
+    script = (ROOT / ".ci" / "run").read_text()
+    question = script.partition("-c '")[2].partition("' <")[0]
+    answer = subprocess.run(
+        [sys.executable, "-c", question], capture_output=True, text=True, check=True
+    ).stdout
+    assert answer == f"3.{sys.version_info.minor}\n"
+    for other in ("version_info = (3, 10)", "implementation.name = 'pypy'"):
+        pretending = f"import sys; sys.{other}"
+        told = subprocess.run(
+            [sys.executable, "-c", f"{pretending}\n{question}"], capture_output=True, text=True
+        )
+        assert not told.stdout
+
+
+def test_a_job_of_the_matrix_runs_its_own_python_alone(pythons):
+    pythons.pyenv("3.92.1")
+    (step,) = (step for step in WORKFLOW["jobs"]["test"]["steps"] if step.get("run") == "bash .ci/run")
+    assert pythons.ci(**step["env"]) == ["make test"]
+
+
+def test_the_short_part_is_of_tests_that_exist():
+    short = re.search(r"^SHORT := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert short is not None
+    for test in short[1].split():
+        file, _, name = test.partition("::")
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text()
 
 
 def test_the_citation_is_of_this_version():

@@ -28,7 +28,7 @@ from diffenc.measuring.evaluate import circumstances, identity
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.measuring.streaming import ImageMeans
 from diffenc.model import Draws, bits_per_dim, draw
-from diffenc.modes import restore_ema
+from diffenc.modes import restore_for_bound
 from diffenc.objective import continuous, network_error, step_index
 from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
@@ -50,7 +50,7 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
     """
     mesh = data_mesh(experiment.mesh)
-    params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
+    params, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
     settings = experiment.diagnose
     of = identity(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)

@@ -28,7 +28,7 @@ from diffenc.measuring.depth import depth, depth_of
 from diffenc.measuring.evaluate import circumstances, errors_table, identity, statistics
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model
-from diffenc.modes import publish, restore_ema
+from diffenc.modes import publish, restore_for_bound
 from diffenc.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
 from diffenc.pixels import Levels, scale_pixels
 from diffenc.progress import Progress
@@ -171,7 +171,7 @@ def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.steps == 0:
         raise UserError("--mode=k_sample needs T: give --steps=T")
-    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     measured = measure(experiment, mesh, ema, workdir, step)
     figures = record(experiment, measured, step) | measured.of
     publish(workdir, "k_sample", figures, {"log_w": measured.log_w}, table(figures))

@@ -29,7 +29,7 @@ from diffenc.interfaces import Images, Key, Params, PerExample
 from diffenc.measuring.evaluate import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model
-from diffenc.modes import publish, restore_ema
+from diffenc.modes import publish, restore_for_bound
 from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
 from diffenc.sampling.sampler import x_hat_of
@@ -71,7 +71,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "
             "networks' precision to 'float32'"
         )
-    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
     # whatever JAX is set to: a solver that controls its error needs every digit
     with jax.default_matmul_precision("highest"):

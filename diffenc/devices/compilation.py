@@ -49,7 +49,12 @@ def compile_ahead(what: str, function: Callable[..., Any], *arguments: Any) -> C
       what: "the train step", for the log.
       arguments: arrays, or their `jax.ShapeDtypeStruct`s with shardings. What is returned takes these shapes
         and shardings alone.
+
+    With JAX_DISABLE_JIT it is returned as it is, to be run line by line.
     """
+    if jax.config.values["jax_disable_jit"]:
+        logging.info("%s is not compiled, for jax_disable_jit is on", what)
+        return function
     began = time.monotonic()
     logging.info("tracing %s", what)
     lowered = function.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]

@@ -29,7 +29,7 @@ from diffenc.fitting.cheapest_path import cheapest_path
 from diffenc.fitting.costs import Table, measure, price
 from diffenc.interfaces import Params, Variance
 from diffenc.measuring.depth import check_depth
-from diffenc.modes import in_precision, restore_ema
+from diffenc.modes import in_precision, restore_for_bound
 from diffenc.registry import variances
 from diffenc.workdirs import fits
 from diffenc.workdirs.mirror import mirrored
@@ -69,7 +69,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     check_steps(settings.steps)
     check_depth(describe.precision(experiment), settings.steps)
-    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     table = costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))
     log_snr_of = exact_log_snr(experiment, ema)

@@ -24,7 +24,7 @@ from diffenc.measuring.depth import check_depth
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.measuring.streaming import StreamingMean
 from diffenc.model import draw
-from diffenc.modes import restore_ema
+from diffenc.modes import restore_for_bound
 from diffenc.objective import discrete, step_index
 from diffenc.progress import Progress
 from diffenc.workdirs import fits
@@ -42,7 +42,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     if settings.steps == 0:
         raise UserError("--mode=fit_variance needs T: give --steps=T")
     check_depth(describe.precision(experiment), settings.steps)
-    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     target = fits.path(workdir, settings.steps, settings.times, settings.variance)
     times, chosen = equal_times(settings.steps), {}
     if settings.times != "equal":

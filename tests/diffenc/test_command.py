@@ -86,3 +86,27 @@ def test_who_listens_hears_all():
         capture_output=True, check=True, encoding="utf-8", env={"PYTHONUTF8": "1"},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("α\n", "")
+
+
+CLOSED_IN_LATIN_1 = """
+import os, sys
+from diffenc.command import settle_process
+settle_process()
+print(ascii(sys.argv[1]), sys.getfilesystemencoding(), sys.stdout is not None, file=sys.stderr)
+print("± to nobody")
+"""
+
+
+def test_names_are_utf_8_in_any_locale_and_a_closed_stream_takes_what_is_printed(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(CLOSED_IN_LATIN_1)
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = 'exec "$0" "$@" >&-'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, script, "Läufe"],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "'L\\xe4ufe' utf-8 True\n"

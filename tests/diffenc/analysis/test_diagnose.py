@@ -258,7 +258,7 @@ def test_importance_sampling_reads_the_curve_and_leaves_the_bound(trained, tmp_p
     with pytest.raises(UserError, match="--mode=diagnose first"):
         Evaluator(bound, data_mesh(), tmp_path)
     diagnose.diagnose(experiment, workdir)
-    params = diagnose.restore_ema(experiment, workdir, data_mesh(), None)[0]
+    params = diagnose.restore_for_bound(experiment, workdir, data_mesh(), None)[0]
     uniform = dataclasses.replace(experiment, evaluate=Evaluate(split="train", passes=200, batch_size=23))
     one, other = (Evaluator(e, data_mesh(), workdir).measure(params).summary() for e in (bound, uniform))
     error = np.hypot(one["bpd_diffusion_mc_se"], other["bpd_diffusion_mc_se"])
