@@ -290,3 +290,21 @@ def test_a_conversion_does_not_mix_images_with_those_painted_over_them(monkeypat
     assert prepare.main(args) == 0
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
     assert (ArrayRecord(folder="pets").source("train").__getitems__(np.arange(18))["image"] == 8).all()
+
+
+def test_a_conversion_does_not_mix_backgrounds(monkeypatch, tmp_path):
+    (tmp_path / "pets").mkdir()
+    for k in range(20):
+        Image.new("RGBA", (6, 4), (7, 7, 7, 0)).save(tmp_path / "pets" / f"{k:02d}.png")
+    args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 76)
+    write = shards._write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shards, "_write_shard", lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more)
+        )
+        with pytest.raises(ZeroDivisionError):
+            prepare.main([*args, "--background=white"])
+    assert prepare.main([*args, "--background=black"]) == 0
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
+    assert (ArrayRecord(folder="pets").source("train").__getitems__(np.arange(18))["image"] == 0).all()
