@@ -34,8 +34,8 @@ def refuse_other_files(there: Manifest, target: Path, files: Mapping[str, Mappin
 
 def _other_data(target: Path, what: str, of_folder: bool = False) -> UserError:
     hint = (
-        "; every file in the source counts, so a text beside the images may be all that was edited: then nothing needs to be "
-        "prepared anew, and what is there can be used"
+        "; of folders that hold official files, and of what an older version prepared, every file counts, so a text beside "
+        "the images may be all that was edited: then what is there can be used"
     ) * of_folder
     return UserError(
         f"{target} already holds other data ({what}); to have both give this one a name with --as=FOLDER, to replace "
