@@ -58,8 +58,9 @@ def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Byte
     arrays = list(arrays)
     ends = np.cumsum([0, *(-(-array.nbytes // ALIGN) * ALIGN for _, _, array in arrays)]).tolist()
     data = memory if memory is not None and memory.size == ends[-1] else _aligned(ends[-1])
-    for (_, _, array), offset in zip(arrays, ends, strict=False):
+    for (_, _, array), offset, end in zip(arrays, ends, ends[1:], strict=False):
         np.copyto(_view(data, offset, array.shape, array.dtype), array)
+        data[offset + array.nbytes : end] = 0  # what the memory held before is not for the disk
     boxes = (
         Piece(name, Box(start, array.shape), at)
         for (name, start, array), at in zip(arrays, ends, strict=False)

@@ -52,7 +52,8 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     mesh = data_mesh(experiment.mesh)
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
     arrays = on_host(restored.tree["ema"], mesh)
-    said = about(experiment, restored.step, provenance.trained_on(experiment, workdir))
+    data, run = provenance.trained_on(experiment, workdir), str(restored.metadata.get("run", ""))
+    said = dataclasses.replace(about(experiment, restored.step, data), run=run)
     _write(workdir, arrays, said, experiment)
     return workdir / FOLDER
 

@@ -22,12 +22,12 @@ from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
 from diffenc.modes import in_precision, read_ema
-from diffenc.trained import weights
+from diffenc.trained import config_binding, weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
 from diffenc.trained.weights import FILE, About
 from diffenc.training.train_state import abstract
-from diffenc.workdirs.same_run import expected
+from diffenc.workdirs.same_run import expected, saved_config
 
 
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
@@ -54,7 +54,9 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
     if step is not None:
         raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
     with _file(path) as file:
-        return _of_file(file, os.fspath(path), names_modules(allow_imports))
+        about = weights.read_about(file)
+        _check_beside(path, about)
+        return _of_file(file, about, os.fspath(path), names_modules(allow_imports))
 
 
 def _of_workdir(
@@ -70,8 +72,15 @@ def _of_workdir(
     return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)
 
 
-def _of_file(file: Path, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
-    about = weights.read_about(file)
+def _check_beside(path: PathLike, about: About) -> None:
+    """Raise UserError if `path` is a folder and the config.gin in it, which is there to read, is another one."""
+    beside = None if os.fspath(path).endswith(".safetensors") else saved_config(path)
+    if beside is not None:
+        way_out = f"undo that, or load {stores.join(path, FILE)}, which has a config of its own"
+        config_binding.refuse_other(str(stores.join(path, CONFIG)), about.config, beside, way_out)
+
+
+def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
     experiment = config.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
     arrays = weights.read(file, abstract_names(experiment))
     params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})

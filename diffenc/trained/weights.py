@@ -5,7 +5,7 @@ order in each file, and no two files would have the same SHA-256):
 
 layout   version of all this
 sha256   of the bytes of all parameters in the order of their names
-and the fields of `About`.
+the fields of `About`, and what binds its config to the parameters (see `diffenc.trained.config_binding`).
 
 A file is read as nobody's word: nothing in it is run, and nothing is taken that the model does not have.
 """
@@ -27,6 +27,7 @@ from diffenc.configs import describe
 from diffenc.data.paths import one_line
 from diffenc.errors import UserError
 from diffenc.files import atomic
+from diffenc.trained import config_binding
 
 LAYOUT = 1
 FILE = "model.safetensors"
@@ -54,6 +55,7 @@ class About:
       dataset: what it was trained on, as dataset.json of a workdir has it; of parameters that come from elsewhere its
         name and its kind of images alone.
       origin: where the parameters come from if they were not trained here.
+      run: identity of the run they were trained in (WORKDIR/run_id), where it is known.
     """
 
     config: str
@@ -62,6 +64,7 @@ class About:
     code: str
     dataset: Mapping[str, Any]
     origin: str = ""
+    run: str = ""
 
 
 def names_of(tree: Any) -> dict[str, Any]:
@@ -77,23 +80,25 @@ def write(path: Path, arrays: Arrays, about: About) -> None:
     """Write the file, all or nothing. Raises UserError if the disk refuses."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
-    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(said)}))
+    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_binding.bound(said))}))
 
 
 def read_about(path: Path) -> About:
     """What the file says of its parameters.
 
     Raises:
-      UserError: it is damaged, or none of ours.
+      UserError: it is damaged, its config was changed, or it is none of ours.
     """
     with _opened(path) as file:
-        said = _said(path, file)
+        said = {"run": "", **_said(path, file)}  # files from before have none
     try:
         _check_types(said)
         _check_dataset(said["dataset"])
-        return About(**{field.name: said[field.name] for field in dataclasses.fields(About)})
-    except (ValueError, TypeError, KeyError) as error:
+        about = About(**{field.name: said[field.name] for field in dataclasses.fields(About)})
+        config_binding.check(str(path), said)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _unreadable(path, one_line(error)) from error
+    return about
 
 
 def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:

@@ -71,6 +71,36 @@ def test_packing_copies_into_memory_that_fits():
     assert not np.shares_memory(arrays.pack([("b", (0,), np.arange(50))], first.data).data, first.data)
 
 
+POISON = 0xA5
+
+
+def _poisoned(size):
+    """Memory as the process may have left it."""
+    data = np.full(size + arrays.ALIGN, POISON, np.uint8)
+    begin = -data.ctypes.data % arrays.ALIGN
+    return data[begin : begin + size]
+
+
+@pytest.mark.parametrize("block", [16 << 20, 1000])
+@pytest.mark.parametrize("sizes", [[1], [3, 64, 65], [0, 1, 0], [63, 127, 1, 1, 500, 0], 40 * [1]])
+def test_nothing_of_what_memory_held_before_is_written(tmp_path, monkeypatch, sizes, block):
+    """In new memory, and in that of an earlier checkpoint, whose arrays were other ones."""
+    monkeypatch.setattr(arrays, "BLOCK", block)
+    monkeypatch.setattr(arrays, "_aligned", _poisoned)
+    named = [(f"a{k}", (0,), np.zeros(size, dtype)) for k, size in enumerate(sizes) for dtype in ("u1", "f4")]
+    first = arrays.pack(named)
+    assert not first.data.any()
+    first.data[:] = POISON
+    again = arrays.pack(named, first.data)
+    assert np.shares_memory(again.data, first.data)
+    for name, part in (("new", first._replace(data=arrays.pack(named).data)), ("reused", again)):
+        arrays.write(stores.at(tmp_path), name, part)
+        files = [path for path in (tmp_path / name / "blocks").rglob("*") if path.is_file()]
+        content = b"".join(path.read_bytes()[:-4] for path in files)  # without the crc32c
+        assert len(content) >= sum(5 * size for size in sizes)
+        assert not content.strip(b"\0")
+
+
 def test_some_can_be_read_alone(tmp_path):
     _write(tmp_path, ARRAYS)
     assert list(_read(tmp_path, ["count", "bits"])) == ["count", "bits"]

@@ -220,3 +220,31 @@ def test_modes_and_load_read_the_same(experiment, workdir):
     model = diffenc.load(workdir, allow_imports=TESTS)
     jax.tree.map(np.testing.assert_array_equal, model.params, ema)
     assert model.step == step
+
+
+def test_a_config_changed_in_an_export_is_refused_naming_the_field(exported, tmp_path):
+    """In the folder, where it is there to read; and in the file, beside the same parameters."""
+    folder, field = shutil.copytree(exported, tmp_path / "export"), "schedule.learned_endpoints.log_snr_max"
+    config = (folder / "config.gin").read_text()
+    (folder / "config.gin").write_text(config.replace(f"{field} = 6.0\n", f"{field} = 9.0\n"))
+    refused = rf"{folder}/config.gin is not the one that was written with the parameters \({field}: 6.0 -> 9.0\): undo"
+    with pytest.raises(UserError, match=refused):
+        diffenc.load(folder, allow_imports=TESTS)
+    assert diffenc.load(folder / "model.safetensors", allow_imports=TESTS).step == 12
+    (folder / "config.gin").write_text(config.replace("evaluate.passes = 2\n", "evaluate.passes = 3\n"))
+    assert diffenc.load(folder, allow_imports=TESTS).step == 12
+    (folder / "config.gin").unlink()
+    assert diffenc.load(folder, allow_imports=TESTS).step == 12
+    content = (folder / "model.safetensors").read_bytes()
+    changed = f"{field} = 9.0\\\\n".encode()
+    assert content.count(f"{field} = 6.0\\\\n".encode()) == 1
+    (folder / "model.safetensors").write_bytes(content.replace(f"{field} = 6.0\\\\n".encode(), changed))
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(
+            UserError, match=rf"its config is not the one .* \({field}: 6.0 -> 9.0\): export the run"
+        ):
+            diffenc.load(path, allow_imports=TESTS)
+
+
+def test_an_export_says_which_run_it_is_of(workdir, exported):
+    assert weights.read_about(exported / "model.safetensors").run == (workdir / "run_id").read_text().strip()

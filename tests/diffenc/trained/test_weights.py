@@ -72,8 +72,11 @@ def test_every_bit_is_in_the_file(file):
     in_order = b"".join(ARRAYS[name].tobytes() for name in sorted(ARRAYS))
     assert metadata == {
         "layout": 1, "config": "Experiment.seed = 0\n", "config_hash": "c0ffee", "step": 1200, "code": "0.1.0",
-        "dataset": DATASET, "origin": "", "sha256": hashlib.sha256(in_order).hexdigest(),
+        "dataset": DATASET, "origin": "", "run": "", "sha256": hashlib.sha256(in_order).hexdigest(),
+        "bindings": {"Experiment.seed": "0"}, "seal": metadata["seal"],
     }  # fmt: skip
+    sealed = {key: value for key, value in metadata.items() if key not in ("config", "seal")}
+    assert metadata["seal"] == hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 def test_the_same_model_is_the_same_file(file, tmp_path):
@@ -192,6 +195,70 @@ def test_metadata_that_cannot_be_are_refused(file, change, word):
     said = {key: value for key, value in {**metadata, **change}.items() if value is not None}
     save_file(arrays, file, {"diffenc": json.dumps(said)})
     _refused(lambda: weights.read_about(file), file, word)
+
+
+def _with_metadata(file, **changes):
+    """The same parameters; None removes a key."""
+    metadata, arrays = _by_hand(file.read_bytes())
+    said = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
+    save_file(arrays, file, {"diffenc": json.dumps(said)})
+
+
+def test_a_config_changed_beside_the_same_parameters_is_refused_naming_the_field(file, caplog):
+    _with_metadata(file, config="Experiment.seed = 1\nModel.extra = 2\n")
+    differing = "(Experiment.seed: 0 -> 1; Model.extra: absent -> 2)"
+    _refused(
+        lambda: weights.read_about(file),
+        file,
+        f"its config is not the one that was written with the parameters {differing}",
+    )
+    _with_metadata(file, config="# a comment\nExperiment.seed = 0\nevaluate.passes = 7\n")
+    assert weights.read_about(file).config.endswith("passes = 7\n"), "which is free to change"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": "Experiment.seed = 1\n", "bindings": {"Experiment.seed": "1"}},
+        {"step": 1201},
+        {"config_hash": "coffee"},
+        {"sha256": "0" * 64},
+        {"run": "0" * 32},
+        {"bindings": {}},
+        {"bindings": None},
+        {"bindings": 3},
+        {"seal": 3},
+        {"dataset": DATASET | {"num_classes": 2}},
+    ],
+)
+def test_any_other_change_of_the_metadata_is_damage(file, changes):
+    _with_metadata(file, **changes)
+    _refused(lambda: weights.read_about(file), file, "is damaged")
+
+
+@pytest.mark.parametrize("bindings", [3, [], {"Experiment.seed": [0]}, None])
+def test_bindings_that_cannot_be_under_a_right_seal(file, bindings):
+    metadata, _ = _by_hand(file.read_bytes())
+    sealed = {k: v for k, v in {**metadata, "bindings": bindings}.items() if k not in ("config", "seal")}
+    seal = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+    metadata, arrays = _by_hand(file.read_bytes())
+    save_file(arrays, file, {"diffenc": json.dumps({**metadata, "bindings": bindings, "seal": seal})})
+    _refused(lambda: weights.read_about(file), file)
+
+
+def test_a_file_of_before_is_known_by_its_config_hash_with_one_warning(file, caplog):
+    config = "import a\nExperiment.seed = 0\nevaluate.passes = 2\n"
+    kept = hashlib.sha256(b"import a\nExperiment.seed = 0").hexdigest()
+    older = {"bindings": None, "seal": None, "run": None, "config": config, "config_hash": kept}
+    _with_metadata(file, **older)
+    assert weights.read_about(file).config == config
+    (warned,) = caplog.messages
+    assert warned.startswith(f"{file} was written by an earlier version: only its config_hash was compared")
+    _with_metadata(file, **older | {"config": config.replace("seed = 0", "seed = 1")})
+    _refused(
+        lambda: weights.read_about(file), file, "not the one that was written with the", "config_hash differs"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "[" * 100_000])
