@@ -20,7 +20,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import FREE_TO_MEASURE, Experiment
-from diffenc.files import atomic
+from diffenc.files import atomic, temporaries
 from diffenc.files.stores import PathLike
 from diffenc.images import save_png
 from diffenc.interfaces import Params
@@ -62,6 +62,7 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     if not (workdir / CONFIG).is_file() and not checkpoint.Checkpoints(checkpoints_of(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir, FREE_TO_MEASURE)
+    by_main(temporaries.sweep_folder)(workdir, checkpoint.FOLDER)
     wanted = expected(experiment, workdir, name_of(workdir), FREE_TO_MEASURE)
     restored = read_ema(experiment, checkpoints_of(workdir), mesh, step, wanted.check)
     wanted.warn_unchecked(restored)

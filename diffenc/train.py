@@ -28,7 +28,7 @@ from diffenc.devices.interrupts import Interrupted, Watch, interrupts_of_all
 from diffenc.devices.sharding import data_mesh, rows_here
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import atomic, stores
+from diffenc.files import atomic, stores, temporaries
 from diffenc.interfaces import Images
 from diffenc.measuring.digits import check_digits
 from diffenc.progress import duration
@@ -77,6 +77,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
         with claim as claimed, run.checkpoints:
             run.check_unchanged()
             distributed.meet("the workdir is ours")
+            distributed.by_main(temporaries.sweep_folder)(workdir, checkpoint.FOLDER)
             run.start(claimed)
             run.loop()
 

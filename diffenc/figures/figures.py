@@ -1,6 +1,5 @@
 """The figures of a trained run: --mode=figures. WORKDIR/figures/ has each as PNG and PDF, beside its numbers."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -123,13 +122,15 @@ def publish(workdir: Path, name: str, kind: Kind, numbers: Numbers, of: Record) 
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """All of the files or none, as far as a disk allows it: each is written in full before any takes its place."""
-    with contextlib.ExitStack() as stack:
-        for suffix, content in files.items():
-            if content:
-                temporary = stack.enter_context(atomic.replacing(target.with_suffix(suffix)))
-                temporary.parent.mkdir(parents=True, exist_ok=True)
+    """All of the files or none: each is on the disk in full before any takes its place, the first last."""
+    found = {target.with_suffix(suffix): content for suffix, content in files.items() if content}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing_all(reversed(found)) as temporaries:
+            for temporary, content in zip(temporaries, reversed(found.values()), strict=True):
                 temporary.write_bytes(content)
+    except OSError as error:
+        raise atomic.unwritable(target.with_suffix(".json"), error) from error
 
 
 def _digest(data: bytes) -> str:

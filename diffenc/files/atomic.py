@@ -2,13 +2,11 @@
 
 import contextlib
 import errno
-import glob
 import io
 import json
 import math
 import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.files import places
+from diffenc.files.temporaries import temporary_file
 
 PathLike = str | os.PathLike[str]
 
@@ -43,24 +42,37 @@ def replacing(path: PathLike) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     places.check(path)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
+    with temporary_file(path) as temporary:
         yield temporary
         sync(temporary)
         places.check(path)
         os.replace(temporary, path)
         sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # gone if it was renamed, never there if opening failed
-            temporary.unlink()
 
 
-def sweep(path: PathLike) -> None:
-    """Remove what processes killed amid writing `path` left beside it; for whom no other writes it now."""
-    path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        with contextlib.suppress(OSError):  # a disk that refuses says so when it is written to
-            left.unlink()
+@contextlib.contextmanager
+def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """The same for several files of one measurement: none takes its place before all are whole on the disk.
+
+    They take their places in the order of `paths`.
+
+    Raises:
+      OSError: the disk refused.
+      MovedError: as `replacing`.
+    """
+    paths = list(paths)
+    for path in paths:
+        places.check(path)
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(temporary_file(path)) for path in paths]
+        yield temporaries
+        for temporary in temporaries:
+            sync(temporary)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            places.check(path)
+            os.replace(temporary, path)
+        for folder in {path.parent for path in paths}:
+            sync(folder)
 
 
 def replace_bytes(path: PathLike, data: bytes) -> None:

@@ -20,6 +20,7 @@ from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
 from diffenc.measuring.evaluations import NEEDED, BrokenSealError, Needed, OtherTermsError, number
 from diffenc.report import asked, shown
+from diffenc.report.checkpoint_match import mismatch
 from diffenc.untrusted import safe_npz
 from diffenc.workdirs import curves, provenance
 from diffenc.workdirs.same_run import CONFIG
@@ -203,6 +204,9 @@ def _read(reader: _Reader, label: str) -> Held:
     if reader.unsealed:
         files = reader.unsealed[:3] + ["..."] * (len(reader.unsealed) > 3)
         reader.odd(f"{', '.join(files)}: {record_seal.UNSEALED}, so that damage to them would not show.")
+    strange = mismatch(reader.place, reader.files, text, reader.text)
+    if strange is not None:
+        reader.odd(strange)
     return Held(
         place=reader.place,
         label=label,

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import glob
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh, on_each
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import atomic
+from diffenc.files import atomic, temporaries
 from diffenc.measuring import evaluations
 from diffenc.modes import restore_checked
 from diffenc.settings import Evaluate
@@ -165,17 +164,18 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
       UserError: the disk refused.
     """
     place = Path(os.path.realpath(folder))
-    temporary = place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
+    temporary = temporaries.name_beside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _sweep(place, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
-        try:
-            yield temporary
-            atomic.sync_all(temporary)
-            _put_in_place(temporary, place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with temporaries.held(temporary):
+            try:
+                yield temporary
+                atomic.sync_all(temporary)
+                _put_in_place(temporary, place)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         _sweep(place, lambda name: name.endswith(_OLD))
     except OSError as error:
         raise atomic.unwritable(folder, error) from error
@@ -195,9 +195,9 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _sweep(folder: Path, of: Callable[[str], bool]) -> None:
-    """Remove what earlier calls left beside `folder`, those whose names are `of` it; what cannot be removed stays."""
+    """Remove what earlier calls left beside `folder`, those whose names are `of` it, unless a live process is writing it."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
         if of(left.name) and left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+            temporaries.remove_unheld(left)
         elif of(left.name):
             left.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from diffenc.devices import distributed
 from diffenc.devices.sharding import on_each
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import atomic
 from diffenc.images import grid, save_png, to_uint8
 from diffenc.measuring.evaluate import Evaluator, record
 from diffenc.measuring.loss_over_log_snr import equal_shares
@@ -94,7 +93,6 @@ class Visits:
         self._check_claim()
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
         try:
-            distributed.by_main(atomic.sweep)(path)  # which training alone writes
             distributed.by_main(save_png)(path, images, num_levels)
         except UserError as error:  # a disk that is full now
             logging.error("%s; the run goes on", error)

@@ -13,6 +13,7 @@ from absl import logging
 
 from diffenc.errors import UserError
 from diffenc.files import atomic, locks, places, record_seal
+from diffenc.files.temporaries import temporary_file
 
 LOCK = ".lock"
 NPZ = "npz"  # key of a record: SHA-256 of the .npz file beside it
@@ -148,11 +149,17 @@ def keep(
     content = record_seal.sealed({**record, NPZ: hashlib.sha256(data).hexdigest()})
     text = atomic.to_json(content, indent=1).encode() + b"\n"
     folder = _made(workdir / f"{name}s")
-    number = _file_new(folder, data)
-    atomic.write_bytes(folder / f"{number:04d}.json", text)
-    atomic.write_bytes(workdir / f"{name}.npz", data)
-    atomic.write_bytes(workdir / f"{name}.json", text)  # last: where it stands, its arrays stand too
-    return number
+    latest = [
+        workdir / f"{name}.npz",
+        workdir / f"{name}.json",
+    ]  # where the record stands, its arrays stand too
+    try:
+        with atomic.replacing_all(latest) as temporaries:
+            for temporary, content in zip(temporaries, (data, text), strict=True):
+                temporary.write_bytes(content)
+            return _file_new(folder, data, text)
+    except OSError as error:
+        raise atomic.unwritable(latest[-1], error) from error
 
 
 def _made(folder: Path, option: str = "--workdir") -> Path:
@@ -170,16 +177,24 @@ def _made(folder: Path, option: str = "--workdir") -> Path:
     return folder
 
 
-def _file_new(folder: Path, data: bytes) -> int:
-    """Write `data` as NNNN.npz under the next free number, also against others who do the same now."""
-    number = _free(folder)
-    staged = folder / f".{number:04d}-{os.getpid()}.npz"
-    atomic.write_bytes(staged, data)
-    try:
-        while not _linked(staged, folder / f"{number:04d}.npz"):
+def _file_new(folder: Path, data: bytes, text: bytes) -> int:
+    """Writes NNNN.npz and NNNN.json under the next free number, also against others who do the same now.
+
+    Both are on the disk in full before either has its name, so a disk that is full by then has neither.
+    """
+    with temporary_file(folder / "new.npz") as arrays, temporary_file(folder / "new.json") as record:
+        for staged, content in ((arrays, data), (record, text)):
+            staged.write_bytes(content)
+            atomic.sync(staged)
+        number = _free(folder)
+        while not _linked(arrays, folder / f"{number:04d}.npz"):
             number += 1
-    finally:
-        staged.unlink(missing_ok=True)
+        try:
+            record.replace(folder / f"{number:04d}.json")
+        except OSError:
+            (folder / f"{number:04d}.npz").unlink()
+            raise
+        atomic.sync(folder)
     return number
 
 

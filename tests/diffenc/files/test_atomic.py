@@ -139,5 +139,5 @@ def test_what_a_kill_left_of_a_file_is_swept_and_nothing_else(tmp_path):
         assert done.returncode == -signal.SIGKILL
     (tmp_path / "[1].png").write_bytes(b"whole")
     assert len([*tmp_path.iterdir()]) == 3
-    atomic.sweep(tmp_path / "[1].png")
+    atomic.write_bytes(tmp_path / "[1].png", b"new")
     assert sorted(path.name.partition(".tmp-")[0] for path in tmp_path.iterdir()) == [".1.png", "[1].png"]

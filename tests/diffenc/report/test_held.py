@@ -310,3 +310,28 @@ def test_an_address_is_read_and_not_written_to(whole):
     )
     assert "--workdir=memory://bucket/run --mode=sample" in rendered(place)
     assert {name: store.read(name) for name in store.files()} == before
+
+
+def test_a_checkpoint_that_is_not_of_the_run_is_told(made):
+    """By its config, by its identity; one of an earlier version by its config_hash; what cannot be read by nothing."""
+    other = CONFIG.replace("Experiment.seed = 0", "Experiment.seed = 1")
+    assert other != CONFIG
+
+    def odd(metadata, number, run="ab" * 16):
+        meta = metadata if isinstance(metadata, bytes) else json.dumps({"metadata": metadata}).encode()
+        files = {
+            "checkpoints/000000020/META.json": b"{",
+            "checkpoints/000000020-1/META.json": meta,
+            "run_id": run.encode(),
+        }
+        return " ".join(read(made(f"run_{number}", rows=ROWS, files=files)).oddities)
+
+    assert odd({"config": CONFIG, "run": "ab" * 16}, 0) == ""
+    assert "000000020-1 was trained with another config (Experiment.seed: 1 -> 0): undo" in odd(
+        {"config": other}, 1
+    )
+    assert "is of another run than" in odd({"config": CONFIG, "run": "cd" * 16}, 2)
+    assert "its config_hash differs" in odd({"config_hash": "0" * 64}, 3)
+    for k, damaged in enumerate((b"[", b"[]", b"{}", b"3", b'{"metadata": 3}', b"[" * 10**5, b"\xff")):
+        assert odd(damaged, 4 + k) == ""
+    assert odd({"config": CONFIG, "run": "cd" * 16}, 20, run="damaged") == ""

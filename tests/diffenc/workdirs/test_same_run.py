@@ -359,3 +359,13 @@ def test_settings_that_are_free_may_differ_from_the_checkpoint(make, workdir, wa
     free = make(log_every=1, keep_last=7, sample=Sample(steps=2, num=1), evaluate=Evaluate(passes=3))
     modes.evaluate(dataclasses.replace(free, microbatches=2), workdir)
     assert not warned
+
+
+@pytest.mark.parametrize("act", [train.train, modes.evaluate])
+def test_what_killed_processes_left_is_swept_at_the_start(make, workdir, act):
+    left = [".config.gin.tmp-0badcafe", "samples/.000000002.png.tmp-0badcafe", "fits/.T4.json.tmp-0badcafe"]
+    for name in left:
+        (workdir / name).parent.mkdir(exist_ok=True)
+        (workdir / name).write_text("half")
+    act(make(steps=5), workdir)
+    assert not [path for path in workdir.rglob(".*") if path.name != ".lock"]

@@ -132,3 +132,34 @@ def test_evaluations_of_processes_that_race_are_all_kept(tmp_path):
             np.load(path.with_suffix(".npz"))["id"], json.loads(path.read_text())["id"]
         )
     assert ids == {(worker, round_) for worker in range(3) for round_ in range(10)}
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from diffenc.errors import UserError
+from diffenc.workdirs import workdir
+folder, numbers, letters = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+workdir.keep(folder, "evaluation", {"bpd": 3.0}, {"a": np.zeros(4)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    workdir.keep(folder, "evaluation", {"bpd": 2.0, "note": letters * "x"}, {"a": np.zeros(numbers)})
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("numbers", "letters"), [(4, 5000), (5000, 4)])
+def test_a_full_disk_files_both_of_a_measurement_or_neither(tmp_path, numbers, letters):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, str(numbers), str(letters)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "free space there" in done.stdout
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["evaluation.json", "evaluation.npz", "evaluations/0001.json", "evaluations/0001.npz"]
+    for ending in ("json", "npz"):
+        newest = (tmp_path / f"evaluation.{ending}").read_bytes()
+        assert newest == (tmp_path / "evaluations" / f"0001.{ending}").read_bytes()

@@ -1,0 +1,92 @@
+"""Temporary files and folders beside what they will replace, and how those of killed processes are removed.
+
+Each is locked by its process for as long as it exists, so that one without a lock is nobody's.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
+
+
+def name_beside(path: Path) -> Path:
+    """Returns a new hidden name in the folder of `path`."""
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write to, removed on leaving if it is still there. Others of `path` are swept first.
+
+    Where it cannot be made, as in a folder that is not there yet, it is a name alone; a body that writes to it is told why.
+    """
+    sweep(path)
+    temporary = name_beside(path)
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = _create_locked(temporary)
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):  # gone if it was renamed, never there if opening failed
+            temporary.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Locks a temporary folder of this process, where the file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Removes the temporary files beside `path` that processes killed amid writing it left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        if _NAME.fullmatch(left.name):
+            remove_unheld(left)
+
+
+def sweep_folder(folder: Path, skipped: str) -> None:
+    """The same for every name in `folder` and in the folders below, except the one called `skipped`."""
+    for inner, folders, names in os.walk(folder):
+        for name in (name for name in [*folders, *names] if _NAME.fullmatch(name)):
+            remove_unheld(Path(inner, name))
+        folders[:] = [name for name in folders if name != skipped and not _NAME.fullmatch(name)]
+
+
+def remove_unheld(path: Path) -> None:
+    """Removes a temporary file or folder, unless a process holds its lock or the file system refuses."""
+    is_folder = path.is_dir()
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if is_folder else path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _create_locked(path: Path) -> int:
+    """Makes an empty file; returns the descriptor that locks it. Raises OSError if it cannot be made."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):  # swept before it was locked
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
