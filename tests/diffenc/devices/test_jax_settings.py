@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.core import Tracer
 
 from diffenc.devices import jax_settings
 from diffenc.devices.compilation import compile_ahead
@@ -53,7 +54,7 @@ def test_without_jit_nothing_is_compiled_ahead(set_jax):
     set_jax("jax_disable_jit", True)
     kinds = []
     function = compile_ahead(
-        "it", jax.jit(lambda x: kinds.append(isinstance(x, jax.core.Tracer)) or x + 1), jnp.ones(())
+        "it", jax.jit(lambda x: kinds.append(isinstance(x, Tracer)) or x + 1), jnp.ones(())
     )
     assert float(function(jnp.ones(()))) == 2
     assert kinds == [False]
