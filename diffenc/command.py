@@ -64,6 +64,11 @@ def settle_process() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started it, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    if sys.flags.optimize > 1:
+        complain(
+            "error: python -OO takes away docstrings, without which dm-haiku cannot be imported: use python -O"
+        )
+        sys.exit(1)
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 

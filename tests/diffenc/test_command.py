@@ -110,3 +110,11 @@ def test_names_are_utf_8_in_any_locale_and_a_closed_stream_takes_what_is_printed
         check=True,
     )
     assert done.stderr == "'L\\xe4ufe' utf-8 True\n"
+
+
+def test_python_without_docstrings_is_refused_in_one_line():
+    command = [sys.executable, "-OO", "-c", "from diffenc.command import settle_process; settle_process()"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: python -OO ")
+    assert done.stderr.count("\n") == 1
