@@ -29,6 +29,7 @@ from diffenc.interfaces import (
     Schedule,
     Times,
 )
+from diffenc.parameters import as_parameters
 from diffenc.pixels import Levels, scale_pixels
 
 
@@ -97,14 +98,23 @@ class Model:
     conditioning: Conditioning = UNCONDITIONAL
 
     def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
-        """Parameters {"encoder", "schedule", "network"}. Compile it (`jax.jit`): eagerly it is slow."""
+        """Parameters {"encoder", "schedule", "network"}, a pytree of any shape each. Compile it: eagerly it is slow.
+
+        Raises:
+          UserError: a plugin's `init` returns what cannot be trained (see `diffenc.parameters.as_parameters`).
+        """
         encoder_key, schedule_key, network_key = jax.random.split(key, 3)
         x, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
-        return {
+        parts = {
             "encoder": self.encoder.init(encoder_key, x, log_snr),
             "schedule": self.schedule.init(schedule_key),
             "network": self.network.init(network_key, x, log_snr),
         }
+        return {part: as_parameters(self.name_part(part), params) for part, params in parts.items()}
+
+    def name_part(self, part: str) -> str:
+        """Returns what messages call the plugin that is this model's `part`: "network UNet"."""
+        return f"{part} {type(getattr(self, part)).__name__}"
 
     def elbo(
         self,

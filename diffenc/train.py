@@ -31,6 +31,7 @@ from diffenc.experiment import Experiment
 from diffenc.files import atomic, stores, temporaries
 from diffenc.interfaces import Images
 from diffenc.measuring.digits import check_digits
+from diffenc.parameters import name_leaves
 from diffenc.progress import duration
 from diffenc.randomness import root_key
 from diffenc.training import not_finite
@@ -42,6 +43,7 @@ from diffenc.training.train_state import (
     TrainState,
     abstract_images,
     abstract_state,
+    check_structure,
     count_parameters,
     init_state,
     make_train_step,
@@ -96,6 +98,7 @@ class Run:
         self._source = experiment.dataset.source("train")
         self._train_images = train_identity(experiment.dataset)
         self._abstract = abstract_state(experiment, mesh)
+        check_structure(experiment, self._abstract.params)
         self._train_step = make_train_step(experiment, mesh)
         self._clock, self._in_flight = Clock(), InFlight()
         self._profile = Profile(workdir, experiment.profile_at, self._clock)
@@ -177,7 +180,7 @@ class Run:
     @distributed.by_main
     def _say_what_starts(self, step: int) -> None:
         params = self._state.params
-        overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+        overview = parameter_overview.get_parameter_overview(name_leaves(params), include_stats=False)
         atomic.write_text(self.workdir / "parameters.txt", overview + "\n")
         provenance.file(self.experiment, self.workdir, step, len(self._source))
         parts = ", ".join(f"{part} {count_parameters(branch):,}" for part, branch in params.items())

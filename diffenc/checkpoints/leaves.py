@@ -1,6 +1,5 @@
 """A tree's leaves by name, out of it to host memory and back onto devices, as its shardings say."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from diffenc.checkpoints import arrays
 from diffenc.checkpoints.arrays import Box, Part
+from diffenc.parameters import name_leaves_quoted
 
 Tree = Any
 Named = dict[str, Any]  # leaves
@@ -18,15 +18,9 @@ Described = dict[str, list]  # name: [shape, dtype]
 
 
 def by_name(tree: Tree) -> Named:
-    """The leaves by name: the parts of the path joined by "/". Python's numbers become arrays.
-
-    A part with a "/" of its own (haiku's) is quoted, so no two paths share a name.
-    """
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        "/".join(map(_part, path)): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-        for path, leaf in found
-    }
+    """The leaves by their names in checkpoints (`parameters.name_leaves_quoted`). Python's numbers become arrays."""
+    named = name_leaves_quoted(tree)
+    return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in named.items()}
 
 
 def describe(named: Named) -> Described:
@@ -65,11 +59,6 @@ def boxes_here(abstract: Named) -> dict[str, tuple[Box, np.dtype]]:
 def place(abstract: Named, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
     """Onto the devices, in order: `host` holds, for each leaf of `abstract`, what `boxes_here` says."""
     return [_placed(leaf, host[name]) for name, leaf in abstract.items()]
-
-
-def _part(key: Any) -> str:
-    text = jax.tree_util.keystr((key,), simple=True)
-    return json.dumps(text) if "/" in text or '"' in text else text
 
 
 def _owned(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]]:

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from diffenc.devices.sharding import AXES
 from diffenc.errors import UserError
 from diffenc.interfaces import Params
+from diffenc.parameters import name_leaves
 from diffenc.settings import MeshShape
 
 SPLIT = AXES[1]
@@ -31,12 +32,13 @@ def specs_of(params: Params, shape: MeshShape) -> Specs:
     Raises:
       UserError: a pattern of mesh.rules fits no parameter, or an axis that it names cannot be split.
     """
-    names = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    named = name_leaves(params)
     for pattern, _ in shape.rules:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            example = max(names, key=len, default="")
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
+            example = max(named, key=len, default="")
             raise UserError(f"mesh.rules: {pattern!r} fits no parameter; they have names like {example!r}")
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(_name(path), leaf.shape, shape), params)
+    specs = [_spec(name, leaf.shape, shape) for name, leaf in named.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), specs)
 
 
 def shardings_of(
@@ -117,7 +119,3 @@ def _spec_within(path: tuple, of: tuple[int, ...], known: Mapping[tuple, tuple])
         if spec is not None and shape == of:
             return spec
     return PartitionSpec()
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
+from diffenc.parameters import name_leaves
 from diffenc.registry import REGISTRIES
 
 
@@ -55,11 +55,9 @@ def require_equal(got: Any, want: Any, plugin: Any, message: str) -> None:
 
 def require_finite(tree: Any, plugin: Any, message: str) -> None:
     """Raise AssertionError if an array of the tree holds NaN or an infinity."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        where = jax.tree_util.keystr(path)
-        require(
-            np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{f' at {where}' if where else ''}"
-        )
+    for where, leaf in name_leaves(tree).items():
+        at = f" at {where}" if where else ""
+        require(np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{at}")
 
 
 def require_like(got: Any, want: Any, plugin: Any, message: str) -> None:

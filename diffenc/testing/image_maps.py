@@ -13,9 +13,11 @@ from diffenc.testing.subjects import (
     classes_of,
     image_keys,
     images,
+    init_of,
     kept,
     key,
     quick,
+    require_trainable,
     subject,
 )
 
@@ -30,9 +32,15 @@ def the_output_is_shaped_like_the_image(plugin: Any, image_shape: Shape = IMAGE_
     require_like(it.apply(it.params, it.x, it.log_snr), it.x, plugin, "the output")
 
 
+def its_parameters_can_be_trained(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """A pytree of float32 arrays, of any shape, whose structure is the same at each call of `init`."""
+    x = jnp.zeros((1, *image_shape))
+    require_trainable(plugin, x, jnp.zeros(1))
+
+
 def parameters_come_from_key_and_shapes(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """The same key gives the same, whatever the images; and they are finite."""
-    it, traced_anew = subject(plugin, image_shape), quick(lambda *inputs: plugin.init(*inputs))
+    it, traced_anew = subject(plugin, image_shape), quick(init_of(plugin))
     params = it.init(key(), it.x, it.log_snr)
     require_finite(params, plugin, "a first parameter")
     others = jnp.asarray(images(image_shape, seed=1), it.x.dtype)
@@ -119,6 +127,7 @@ def a_key_draws_its_images_mask(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -
 
 
 CHECKS = (
+    its_parameters_can_be_trained,
     the_output_is_shaped_like_the_image,
     parameters_come_from_key_and_shapes,
     values_and_derivatives_are_finite,

@@ -1,13 +1,13 @@
 """What every optimizer keeps."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffenc.testing.asserting import require, require_finite, require_like
+from diffenc.testing.asserting import called, require, require_finite, require_like
 
 STEPS = 300
 
@@ -45,6 +45,28 @@ def it_goes_downhill(plugin: Any) -> None:
         require_like(new, old, plugin, "a parameter after training")
 
 
+class _Pair(NamedTuple):
+    w: Any
+    b: Any
+
+
+def it_takes_any_pytree(plugin: Any) -> None:
+    """Of parameters: a dict, a list, a NamedTuple, None in one, an array by itself, or none at all."""
+    w, b = jnp.asarray([[1.0, -2.0]]), jnp.asarray([0.5])
+    optimizer = plugin.build()
+    for params in ({"layer": [w, b]}, [w, (b, None)], _Pair(w, b), w, {"a/b": {"w": w}}, {}):
+        try:
+            updates, _ = optimizer.update(params, optimizer.init(params), params)
+            new = optax.apply_updates(params, updates)
+        except Exception as error:  # whatever a mask or a rule by names raises
+            shape = jax.tree.structure(params)
+            raise AssertionError(
+                f"{called(plugin)}: parameters of the form {shape} give {error!r}"
+            ) from error
+        same = jax.tree.structure(new) == jax.tree.structure(params)
+        require(same, plugin, f"a step changes the form of parameters {jax.tree.structure(params)}")
+
+
 def its_state_is_arrays_of_fixed_shape(plugin: Any) -> None:
     """A checkpoint holds it, and a compiled step takes it again and again."""
     optimizer = plugin.build()
@@ -55,8 +77,15 @@ def its_state_is_arrays_of_fixed_shape(plugin: Any) -> None:
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         arrays = all(isinstance(each, jax.Array | np.ndarray) for each in (old, new))
         require(arrays, plugin, "its state holds what is no array")
+        keys = any(jnp.issubdtype(each.dtype, jax.dtypes.prng_key) for each in (old, new))
+        require(not keys, plugin, "its state holds a typed key; keep jax.random.key_data of it")
         require_like(new, old, plugin, "the optimizer's state after a step")
         require_finite(new, plugin, "the optimizer's state")
 
 
-CHECKS = (it_builds_an_optax_transformation, it_goes_downhill, its_state_is_arrays_of_fixed_shape)
+CHECKS = (
+    it_builds_an_optax_transformation,
+    it_goes_downhill,
+    it_takes_any_pytree,
+    its_state_is_arrays_of_fixed_shape,
+)

@@ -8,31 +8,34 @@ import numpy as np
 
 from diffenc.interfaces import LearnedInterior
 from diffenc.testing.asserting import require, require_close, require_finite, require_like
-from diffenc.testing.subjects import shaken
+from diffenc.testing.subjects import init_of, require_trainable, shaken
 
 STEP = 1e-6  # of t
 LEARNED = (0.3, 3.0)  # standard deviations of what training may add to parameters
 
 
+def its_parameters_can_be_trained(plugin: Any) -> None:
+    """A pytree of float32 arrays, of any shape, whose structure is the same at each call of `init`."""
+    require_trainable(plugin)
+
+
 def log_snr_is_shaped_like_t(plugin: Any) -> None:
-    """And float32, compiled or not; parameters too."""
-    params, t = plugin.init(jax.random.key(0)), jnp.linspace(0, 1, 7)
+    """And float32, compiled or not."""
+    params, t = init_of(plugin)(jax.random.key(0)), jnp.linspace(0, 1, 7)
     got = plugin.apply(params, t)
     require_like(got, t, plugin, "log_snr")
-    for leaf in jax.tree.leaves(params):
-        require(leaf.dtype == jnp.float32, plugin, f"a parameter is {leaf.dtype}, not float32")
     require_close(jax.jit(plugin.apply)(params, t), got, plugin, "compiled, log_snr is another", 1e-6, 1e-6)
 
 
 def log_snr_falls_strictly(plugin: Any) -> None:
     """From t = 0 to t = 1, in float32, in a thousand steps."""
-    log_snr = np.asarray(plugin.apply(plugin.init(jax.random.key(0)), jnp.linspace(0, 1, 1001)))
+    log_snr = np.asarray(plugin.apply(init_of(plugin)(jax.random.key(0)), jnp.linspace(0, 1, 1001)))
     _require_falling(log_snr, plugin, "at first")
 
 
 def log_snr_falls_strictly_whatever_is_learned(plugin: Any) -> None:
     """In a hundred steps, for parameters that training may reach."""
-    params, apply, t = plugin.init(jax.random.key(0)), jax.jit(plugin.apply), jnp.linspace(0, 1, 101)
+    params, apply, t = init_of(plugin)(jax.random.key(0)), jax.jit(plugin.apply), jnp.linspace(0, 1, 101)
     for scale in LEARNED:
         for seed in range(8):
             _require_falling(
@@ -50,7 +53,7 @@ def _require_falling(log_snr: np.ndarray, plugin: Any, when: str) -> None:
 def the_rate_is_that_of_the_value(plugin: Any) -> None:
     """d log_snr / dt as jax.jvp gives it, against differences, in float64."""
     with jax.enable_x64(True):
-        params, t = plugin.init(jax.random.key(0)), jnp.linspace(0.1, 0.9, 9)
+        params, t = init_of(plugin)(jax.random.key(0)), jnp.linspace(0.1, 0.9, 9)
         apply = jax.jit(lambda t: plugin.apply(params, t))
         _, rate = jax.jvp(apply, (t,), (jnp.ones_like(t),))
         difference = (apply(t + STEP) - apply(t - STEP)) / (2 * STEP)
@@ -64,13 +67,15 @@ def gradients_are_finite(plugin: Any) -> None:
         value, rate = jax.jvp(lambda t: plugin.apply(params, t), (t,), (jnp.ones_like(t),))
         return jnp.sum(value + rate)
 
-    gradient = jax.jit(jax.grad(total, argnums=(0, 1)))(plugin.init(jax.random.key(0)), jnp.linspace(0, 1, 9))
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1)))(
+        init_of(plugin)(jax.random.key(0)), jnp.linspace(0, 1, 9)
+    )
     require_finite(gradient, plugin, "a gradient of log_snr or of its rate")
 
 
 def no_time_sees_another(plugin: Any) -> None:
     """In another order each has the log_snr it had."""
-    params, t = plugin.init(jax.random.key(0)), jnp.asarray([0.9, 0.0, 0.4, 1.0])
+    params, t = init_of(plugin)(jax.random.key(0)), jnp.asarray([0.9, 0.0, 0.4, 1.0])
     order = jnp.asarray([2, 0, 3, 1])
     moved = plugin.apply(params, t[order])
     require_close(
@@ -82,7 +87,7 @@ def an_interior_leaves_ends_and_bound_alone(plugin: Any) -> None:
     """Of a schedule with `interior`: the value of `apply`, and gradients that reach none of its parameters."""
     if not isinstance(plugin, LearnedInterior):
         return
-    params, t = shaken(plugin.init(jax.random.key(0)), 2.0), jnp.linspace(0, 1, 9)
+    params, t = shaken(init_of(plugin)(jax.random.key(0)), 2.0), jnp.linspace(0, 1, 9)
     same = plugin.interior(params, t)
     require_close(same, plugin.apply(params, t), plugin, "`interior` is not the value of `apply`", 1e-6, 1e-6)
     bound, interior = (jax.jacobian(f)(params, t) for f in (plugin.apply, plugin.interior))
@@ -95,6 +100,7 @@ def an_interior_leaves_ends_and_bound_alone(plugin: Any) -> None:
 
 
 CHECKS = (
+    its_parameters_can_be_trained,
     log_snr_is_shaped_like_t,
     log_snr_falls_strictly,
     log_snr_falls_strictly_whatever_is_learned,

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.classes import takers
+from diffenc.errors import UserError
 from diffenc.interfaces import Data, ImageKeys, LogSNR, Params
-from diffenc.testing.asserting import require_hashable
+from diffenc.parameters import as_parameters, require_same_structure
+from diffenc.testing.asserting import called, require, require_hashable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,8 +57,42 @@ def subject(plugin: Any, image_shape: tuple[int, ...], x64: bool = False) -> Sub
     """The plugin at four noise levels, its parameters shaken; `x64`: whether all is in float64, as it is now."""
     x = jnp.asarray(images(image_shape), jnp.result_type(float))
     log_snr = jnp.asarray(LOG_SNR, x.dtype)
-    init = quick(plugin.init)
+    init = quick(init_of(plugin))
     return Subject(init, quick(plugin.apply), shaken(init(key(), x, log_snr), SHAKEN), x, log_snr)
+
+
+def init_of(plugin: Any) -> Callable[..., Params]:
+    """Returns the plugin's `init` as training calls it: an AssertionError where it returns what cannot be trained."""
+
+    def init(*inputs: Any) -> Params:
+        try:
+            return as_parameters(called(plugin), plugin.init(*inputs))
+        except UserError as error:
+            raise AssertionError(str(error)) from error
+
+    return init
+
+
+def require_trainable(plugin: Any, *inputs: Any) -> None:
+    """Raises AssertionError unless `init` returns, for a key and `inputs`, a pytree that a run can train and save."""
+    require_hashable(plugin)
+    init = lambda: jax.eval_shape(init_of(plugin), jax.random.key(0), *inputs)  # noqa: E731
+    try:
+        require_same_structure(called(plugin), init, init)
+    except UserError as error:
+        raise AssertionError(str(error)) from error
+    first = init()
+    structure = jax.tree.structure(first)
+    try:  # specs of sharding, masks and names take the arrays' places
+        refilled = jax.tree.structure(jax.tree.map(lambda _: "anything", first))
+    except Exception as error:  # whatever the class raises
+        raise AssertionError(
+            f"{called(plugin)}: the pytree of its parameters cannot hold other leaves than arrays: {error!r}; "
+            "let its class take any leaves when it is unflattened"
+        ) from error
+    require(
+        refilled == structure, plugin, "the structure of its parameters changes with the leaves they hold"
+    )
 
 
 def images(image_shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -28,6 +28,7 @@ from diffenc.experiment import Experiment
 from diffenc.files import atomic, temporaries
 from diffenc.measuring import evaluations
 from diffenc.modes import restore_checked
+from diffenc.parameters import name_leaves
 from diffenc.settings import Evaluate
 from diffenc.trained import card, weights
 from diffenc.trained.weights import FILE, About, Arrays
@@ -60,7 +61,7 @@ def export(experiment: Experiment, workdir: Path) -> Path:
 def on_host(params: Any, mesh: Mesh) -> Arrays:
     """The whole of each parameter by name. All processes have to ask."""
     whole = jax.jit(lambda leaf: leaf, out_shardings=on_each(mesh))
-    return {name: np.asarray(whole(leaf)) for name, leaf in weights.names_of(params).items()}
+    return {name: np.asarray(whole(leaf)) for name, leaf in name_leaves(params).items()}
 
 
 def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = "") -> About:

@@ -22,6 +22,7 @@ from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
 from diffenc.modes import in_precision, read_ema
+from diffenc.parameters import name_leaves
 from diffenc.trained import config_binding, weights
 from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
@@ -100,15 +101,13 @@ def abstract_params(experiment: Experiment) -> Params:
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """The same by name."""
-    return weights.names_of(abstract_params(experiment))
+    return name_leaves(abstract_params(experiment))
 
 
 def filled(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
     """The parameters of a model from its leaves by name."""
     abstract = abstract_params(experiment)
-    return jax.tree.unflatten(
-        jax.tree.structure(abstract), [named[name] for name in weights.names_of(abstract)]
-    )
+    return jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in name_leaves(abstract)])
 
 
 def kind_of(about: About) -> Kind:

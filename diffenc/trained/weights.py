@@ -67,15 +67,6 @@ class About:
     run: str = ""
 
 
-def names_of(tree: Any) -> dict[str, Any]:
-    """The leaves by name, as parameters.txt has them. Raises ValueError if two have the same name."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
-    if len(named) < len(found):
-        raise ValueError("two parameters have the same name, and a file could not tell them apart")
-    return named
-
-
 def write(path: Path, arrays: Arrays, about: About) -> None:
     """Write the file, all or nothing. Raises UserError if the disk refuses."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}

@@ -17,6 +17,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Images, Params
 from diffenc.model import Terms
+from diffenc.parameters import require_same_structure
 from diffenc.randomness import root_key
 from diffenc.training.gradient import batch_gradient
 
@@ -78,8 +79,6 @@ def no_sums() -> Sums:
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step. Compile it: eagerly it is slow."""
     params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
-    # A plugin's Python numbers become weakly typed arrays; the step returns others, and would compile twice.
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build().init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, no_sums())
@@ -111,6 +110,14 @@ def abstract(init: Callable[[], PyTree]) -> PyTree:
             "channels or blocks"
         )
     return shapes
+
+
+def check_structure(experiment: Experiment, params: Params) -> None:
+    """Raises UserError unless the plugins' `init` return the pytree structure of `params` again, as compiled steps need it."""
+    model, shape = experiment.model, experiment.dataset.image_shape
+    owners = " or ".join(map(model.name_part, params))
+    again = lambda: jax.eval_shape(lambda: model.init(jax.random.key(0), shape))  # noqa: E731
+    require_same_structure(owners, lambda: params, again)
 
 
 def shardings(abstract: PyTree) -> PyTree:

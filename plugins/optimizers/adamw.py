@@ -51,10 +51,15 @@ class AdamW:
 
 
 def decay_mask(params: Params) -> Params:
-    """True for every parameter that weight decay reaches."""
+    """Returns True for every parameter that weight decay reaches, in a pytree of any shape.
+
+    A leaf without a name of its own (an item of a list) is decayed if it has at least two axes. flax.nnx wraps a
+    parameter in a Variable: there the name is that of the Variable.
+    """
 
     def decays(path, leaf) -> bool:
         names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
-        return "schedule" not in names[:1] and names[-1] not in NEVER_DECAYED and leaf.ndim > 1
+        name = names[-2:-1] if names[-1:] == ["value"] else names[-1:]
+        return "schedule" not in names[:1] and not set(name) & set(NEVER_DECAYED) and leaf.ndim > 1
 
     return jax.tree_util.tree_map_with_path(decays, params)

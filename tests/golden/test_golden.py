@@ -18,8 +18,8 @@ import pytest
 from diffenc import objective
 from diffenc.gaussian import diffuse
 from diffenc.model import Draws, Model, bits_per_dim
+from diffenc.parameters import name_leaves
 from diffenc.sampling import sampler, solvers
-from diffenc.trained.weights import names_of
 from diffenc_plugins import reference
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
 from diffenc_plugins.means import VDM, Counterterm
@@ -44,9 +44,11 @@ def tree_of(arrays, prefix, like):
         {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
     )
     assert {name: array.shape for name, array in named.items()} == {
-        name: leaf.shape for name, leaf in names_of(like).items()
+        name: leaf.shape for name, leaf in name_leaves(like).items()
     }
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(named[name]) for name in names_of(like)])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [jnp.asarray(named[name]) for name in name_leaves(like)]
+    )
 
 
 @pytest.fixture(scope="session", params=list(PLUGINS))

@@ -131,7 +131,85 @@ class AllKeysForAll(Fine):
         return 1.0 if keys is None else one * jnp.mean(one)
 
 
+class Holding(Fine):
+    """Keeps its parameters in a structure of its own."""
+
+    def _hold(self, params):
+        raise NotImplementedError
+
+    def init(self, key, x, log_snr, *, condition=None):
+        return self._hold(super().init(key, x, log_snr, condition=condition))
+
+
+class HoldsAFunction(Holding):
+    def _hold(self, params):
+        return {**params, "activation": jnp.tanh}
+
+
+class HoldsAnInteger(Holding):
+    def _hold(self, params):
+        return {**params, "layers": 3}
+
+
+class HoldsBytes(Holding):
+    def _hold(self, params):
+        return {**params, "table": np.zeros(3, np.uint8)}
+
+
+@jax.tree_util.register_pytree_node_class
+class Node:
+    """Calls its static field what it is given."""
+
+    def __init__(self, params, static):
+        self.params, self.static = params, static
+
+    def tree_flatten(self):
+        return (self.params,), self.static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        return cls(children[0], static)
+
+
+@jax.tree_util.register_pytree_node_class
+class Strict(Node):
+    """Does arithmetic when it is unflattened."""
+
+    def __init__(self, params, static):
+        super().__init__(params, static)
+        self.total = sum(leaf.ndim for leaf in jax.tree.leaves(params))
+
+
+class HoldsALambda(Holding):
+    def _hold(self, params):
+        return Node(params, lambda: None)
+
+
+class HoldsAnArrayAside(Holding):
+    def _hold(self, params):
+        return Node(params, np.zeros(3))
+
+
+class HoldsStrictly(Holding):
+    def _hold(self, params):
+        return Strict(params, "any")
+
+
 FAULTS = [
+    (
+        checks.its_parameters_can_be_trained,
+        HoldsAFunction(),
+        r"init returns activation, which is a function \(tanh\): parameters are arrays",
+    ),
+    (checks.its_parameters_can_be_trained, HoldsAnInteger(), "init returns layers, which is of type int"),
+    (checks.its_parameters_can_be_trained, HoldsBytes(), r"init returns table, which is uint8\[3\]"),
+    (checks.its_parameters_can_be_trained, HoldsALambda(), "two calls of init return pytrees of different"),
+    (
+        checks.its_parameters_can_be_trained,
+        HoldsAnArrayAside(),
+        "two calls of init",
+    ),
+    (checks.its_parameters_can_be_trained, HoldsStrictly(), "cannot hold other leaves than arrays"),
     (
         checks.the_output_is_shaped_like_the_image,
         OneChannel(),
@@ -143,7 +221,7 @@ FAULTS = [
     (
         checks.parameters_come_from_key_and_shapes,
         InitInfinite(),
-        r"a first parameter: NaN or infinite at \['gain'\]",
+        r"a first parameter: NaN or infinite at gain",
     ),
     (checks.values_and_derivatives_are_finite, Overflows(), "NaN or infinite"),
     (checks.values_and_derivatives_are_finite, RootOfNothing(), "NaN or infinite"),

@@ -44,7 +44,7 @@ class Clipped(Fine):
 
 
 FAULTS = [
-    (checks.every_parameter_is_reached, Idle(), r"Idle: no gradient reaches the parameter \['idle'\]"),
+    (checks.every_parameter_is_reached, Idle(), r"Idle: no gradient reaches the parameter idle"),
     (checks.every_parameter_is_reached, Blind(), "does not depend on z"),
     (checks.every_parameter_is_reached, Timeless(), "does not depend on log_snr"),
     (checks.every_image_sees_its_noise_level, Clipped(), "changes an image's output by 0"),

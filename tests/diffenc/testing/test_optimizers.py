@@ -65,7 +65,29 @@ class Unset(Fine):
         return with_update(lambda updates, state: (updates, jax.tree.map(lambda leaf: leaf / 0, state)))
 
 
+class ByKey(Fine):
+    """Knows dicts alone."""
+
+    def build(self):
+        def mask(params):
+            return jax.tree_util.tree_map_with_path(lambda path, leaf: path[-1].key == "w", params)
+
+        return optax.masked(optax.sgd(0.1), mask)
+
+
+class Keyed(Fine):
+    def build(self):
+        return optax.chain(
+            optax.sgd(0.1),
+            optax.GradientTransformation(
+                lambda params: jax.random.key(0), lambda updates, state, params=None: (updates, state)
+            ),
+        )
+
+
 FAULTS = [
+    (checks.it_takes_any_pytree, ByKey(), "parameters of the form .* give AttributeError"),
+    (checks.its_state_is_arrays_of_fixed_shape, Keyed(), "holds a typed key"),
     (checks.it_builds_an_optax_transformation, Class(), r"build\(\) gives function"),
     (checks.it_goes_downhill, Uphill(), "a parabola's loss goes from"),
     (checks.it_goes_downhill, Diverges(), "NaN or infinite"),

@@ -125,8 +125,12 @@ class Nothing(FineInside):
 
 
 FAULTS = [
+    (
+        checks.its_parameters_can_be_trained,
+        HalfParameters(),
+        r"raw, which is bfloat16\[\].*cast within apply",
+    ),
     (checks.log_snr_is_shaped_like_t, Column(), r"log_snr is float32 \(7, 1\), not float32 \(7,\)"),
-    (checks.log_snr_is_shaped_like_t, HalfParameters(), "a parameter is bfloat16"),
     (checks.log_snr_is_shaped_like_t, OtherWhenCompiled(), "compiled, log_snr is another"),
     (checks.log_snr_falls_strictly, Level(), r"does not fall at t = 0\.000 \(at first\)"),
     (checks.log_snr_falls_strictly, Upwards(), "does not fall"),

@@ -277,17 +277,3 @@ def test_a_file_without_metadata_is_none_of_ours(tmp_path):
 def test_no_file(tmp_path):
     _refused(lambda: weights.read_about(tmp_path / "absent"), tmp_path / "absent")
     _refused(lambda: weights.read_about(tmp_path), tmp_path)
-
-
-def test_leaves_have_the_names_of_parameters_txt():
-    tree = {"network": {"down_0/conv_0": {"w": 1, "b": 2}}, "schedule": {}, "encoder": [3]}
-    assert weights.names_of(tree) == {
-        "network/down_0/conv_0/w": 1,
-        "network/down_0/conv_0/b": 2,
-        "encoder/0": 3,
-    }
-
-
-def test_names_that_meet_are_refused():
-    with pytest.raises(ValueError, match="the same name"):
-        weights.names_of({"a/b": {"c": 1}, "a": {"b/c": 2}})

@@ -1,11 +1,13 @@
 import re
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from diffenc.errors import UserError
 from diffenc.model import Model
@@ -13,6 +15,7 @@ from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.means import Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.optimizers import AdamW
+from diffenc_plugins.optimizers.adamw import decay_mask
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import LearnedEndpoints
 
@@ -95,3 +98,26 @@ def test_weight_decay_reaches_the_kernels_of_a_real_model_and_nothing_else():
     assert {name.rpartition("/")[2] for name in decayed} == leaves
     for name, update in decayed.items():
         assert (update != 0) == (name.rpartition("/")[2] == "w"), name
+
+
+def test_weight_decay_in_pytrees_that_are_no_dicts():
+    """By the last name of a path where it has one, and by the number of axes where it has none."""
+    flat, kernel = jnp.ones(2), jnp.ones((2, 2))
+    layer = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    state: Any = nnx.state(linear, nnx.Param)
+    stacked = jax.tree.map(
+        lambda leaf: jnp.stack([leaf] * 3), state
+    )  # three layers, whose biases have two axes
+    for params, want in (
+        ([kernel, (flat, None)], [True, False]),
+        (kernel, [True]),
+        (flat, [False]),
+        ({}, []),
+        ({"network": kernel, "schedule": [kernel]}, [True, False]),
+        (layer, [True, False]),
+        (state, [False, True]),
+        (stacked, [False, True]),
+        ({"scale": {"w": kernel}, "norm": {"scale": kernel}}, [False, True]),
+    ):
+        assert jax.tree.leaves(decay_mask(params)) == want
