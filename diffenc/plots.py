@@ -20,6 +20,7 @@ INCHES = (6.4, 4.0)
 DOTS_PER_INCH = 150
 PICTURE_INCHES = 0.78  # the side of one of many pictures
 TITLE_INCHES = 0.45  # two lines
+WIDE = 5.0  # times the median: what lies farther from it does not share a linear axis with it
 BETWEEN = 0.06  # pictures, as a share of a picture's side
 logging.getLogger("fontTools.subset").setLevel(logging.WARNING)  # dozens of lines for a PDF
 
@@ -59,6 +60,23 @@ def band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
     """A curve, and one standard error to both sides of it."""
     (line,) = axes.plot(x, y, label=label, linewidth=1.2)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.3, linewidth=0)
+
+
+def scale_positive(axes: Axes, values: Float[np.ndarray, " points"]) -> None:
+    """Scales the y axis of positive `values`: from 0, or logarithmic where their largest hides the others.
+
+    Linear down to the smallest positive value where some are not positive. What is not finite does not count.
+    """
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
+    if not positive.size:
+        return
+    if positive.max() <= WIDE * np.median(positive) and positive.min() * WIDE >= np.median(positive):
+        axes.set_ylim(bottom=min(0.0, 1.1 * finite.min()), top=1.1 * positive.max())
+    elif positive.size == finite.size:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=positive.min())
 
 
 def statement(title: str, text: str) -> Figure:

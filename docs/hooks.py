@@ -13,6 +13,9 @@ from diffenc import registry, run
 ROOT = Path(__file__).parents[1]
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 PLUGINS = re.compile(r"<!-- plugins: (\w+) -->")
+CLOSING = r"&#x0(?:0029|005D|007D|007C|2016|2225|27E9|230B|2309);|[)\]}|‖∥⟩⌋⌉]"
+NORM = re.compile(r"<mo>(&#x0(?:2016|007C|2225);)</mo>")  # latex2mathml leaves those of \lVert to stretch
+SCRIPTED_FENCE = re.compile(rf"<(msup|msub|msubsup)>(<(m[oi])[^>]*>(?:{CLOSING})</\3>)")
 DEEPER = "\n    options: {heading_level: 4, members: []}"
 CLASSES = "<!-- classes of plugins -->"
 
@@ -58,5 +61,15 @@ def on_page_content(content: str, **_: object) -> str:
 
 def mathml(tex: str, block: bool) -> str:
     if block:
-        return f'<div class="equation">{convert(tex, display="block")}</div>'
-    return convert(tex)
+        return f'<div class="equation">{lower_scripts(convert(tex, display="block"))}</div>'
+    return lower_scripts(convert(tex))
+
+
+def lower_scripts(equation: str) -> str:
+    """Sets scripts of a closing fence, as in ‖x‖², as high as those of a letter: fences keep their size, and count less.
+
+    MathML hangs a superscript on the top of its base, which for a fence is far above the letters; TeX does not.
+    Scripts of a whole between \\left and \\right stay where they are.
+    """
+    equation = NORM.sub(r'<mo stretchy="false">\1</mo>', equation)
+    return SCRIPTED_FENCE.sub(r'<\1><mpadded height="0.7em" depth="0.2em">\2</mpadded>', equation)

@@ -21,7 +21,7 @@ from diffenc.devices.distributed import by_main
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.experiment import Experiment
-from diffenc.files import record_seal
+from diffenc.files import atomic, record_seal
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Times
 from diffenc.measuring.evaluate import circumstances, identity
@@ -41,10 +41,12 @@ Measure = Callable[[Params, Images, Draws], tuple[Places, Figures]]
 Means = dict[str, ImageMeans]
 Record = dict[str, Any]
 
+LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
+
 
 @mirrored
 def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
-    """File WORKDIR/diagnostics/{loss,ends}.{json,png} of the averaged parameters; returns what both JSONs say.
+    """File WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns what both JSONs say.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
@@ -62,8 +64,9 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
 @by_main
 def _file(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(plot_loss(loss), target.with_suffix(".png"))
-    plots.save(plot_ends(ends), target.with_name("ends.png"))
+    for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
+        for suffix, content in plots.rendered(figure).items():
+            atomic.write_bytes(target.with_name(name + suffix), content)
     record_seal.write(target.with_name("ends.json"), ends)
     record_seal.write(target, loss)
     bits, error = loss["bpd_diffusion"], loss["bpd_diffusion_se"]
@@ -226,7 +229,7 @@ def plot_loss(record: Record) -> plots.Figure:
     """Loss per unit of log-SNR; the area below it is the diffusion loss."""
     bits = f"{record['bpd_diffusion']:.4f} ± {record['bpd_diffusion_se']:.4f} bits/dim"
     figure, axes = plots.axes(
-        f"{_subject(record)}: diffusion loss {bits}", "log SNR", "bits/dim per unit of log SNR"
+        f"{_subject(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
     )
     x, y, error = (np.asarray(record[key]) for key in ("log_snr_centre", "density", "density_se"))
     plots.band(axes, x, y, error, "mean and standard error")
@@ -237,13 +240,17 @@ def plot_loss(record: Record) -> plots.Figure:
 
 def plot_ends(record: Record) -> plots.Figure:
     """The network's v_hat and its distances from what is expected of it."""
-    figure, axes = plots.axes(f"{_subject(record)}: v_hat", "log SNR", "root mean square")
+    figure, axes = plots.axes(
+        f"{_subject(record)}: the estimate $\\hat{{v}}$",
+        LOG_SNR,
+        "root mean square over dimensions and images",
+    )
     for name, label in (
-        ("v_hat", "v_hat"),
-        ("expected", "v without loss"),
-        ("slope", "dx_phi / dlambda"),
-        ("v_hat_from_expected", "v_hat to v without loss"),
-        ("v_hat_from_eps", "v_hat to eps"),
+        ("v_hat", "$\\hat{v}$"),
+        ("expected", "$v^*$, for which the loss is 0"),
+        ("slope", "$dx_\\phi/d\\lambda$"),
+        ("v_hat_from_expected", "$\\hat{v} - v^*$"),
+        ("v_hat_from_eps", "$\\hat{v} - \\epsilon$"),
     ):
         rms, error = np.asarray(record[f"{name}_rms"]), np.asarray(record[f"{name}_rms_se"])
         plots.band(axes, np.asarray(record["log_snr"]), rms, error, label)

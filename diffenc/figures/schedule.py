@@ -49,5 +49,5 @@ def draw(numbers: Numbers, title: str) -> plots.Figure:
     second.plot(t, record["sigma_squared"], label="$\\sigma^2$, of the noise")
     second.legend()
     third.plot(t, record["rate"])
-    third.set_ylim(bottom=0, top=1.1 * max(record["rate"]))
+    plots.scale_positive(third, np.array(record["rate"], float))
     return figure

@@ -1,10 +1,11 @@
-"""Write one HTML page about one or several runs: python -m diffenc.report WORKDIR... --output=FILE.html
+"""Write one HTML page about one or several runs: python -m diffenc.report WORKDIR... [--output=FILE.html]
 
 Every WORKDIR is a folder, or an address such as gs://BUCKET/RUN; it is only read. Runs that differ in no more than
 their seed are shown together. The page opens from disk and loads nothing.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 
+DEFAULT = "report.html"
+MARK = b'<meta name="generator" content="diffenc.report">'  # in pages; one with it may be replaced unasked
+HEAD = 1000  # bytes of a page within which the mark stands
 MOST_RUNS = 32  # that colours, dashes and marks tell apart
 
 
@@ -47,11 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}"
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
-    parser.add_argument(
-        "--output", type=path_argument, required=True, metavar="FILE.html", help="where the page goes"
-    )
+    where = f"where the page goes; default: {DEFAULT} in the current folder"
+    parser.add_argument("--output", type=path_argument, metavar="FILE.html", help=where)
     asked = parser.parse_args(arguments)
-    return status_of(lambda: print(f"{asked.output}: {write(asked.workdirs, asked.output):,} bytes"))
+
+    def perform() -> None:
+        output = _default() if asked.output is None else asked.output
+        print(f"{output}: {write(asked.workdirs, output):,} bytes")
+
+    return status_of(perform)
+
+
+def _default() -> Path:
+    """Returns the name of the page where none is given. Raises UserError if something else has it."""
+    path = Path(DEFAULT)
+    if os.path.lexists(path) and not (path.is_file() and MARK in path.read_bytes()[:HEAD]):
+        raise UserError(f"{path}: is there, and no report wrote it: name another file, as --output=runs.html")
+    return path
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
@@ -118,14 +118,29 @@ def _what(about: About, num_params: int) -> str:
 
 def _use(about: About) -> str:
     shape = ", ".join(map(str, about.dataset["image_shape"]))
+    modules = tuple(re.findall(r"^import ([\w.]+)$", about.config, re.MULTILINE))
+    given = f", allow_imports={modules!r}" if modules else ""
+    of_file = "no code, but for that of the modules allowed" if modules else "no code"
     return f"""\
-```python
+{_needed(about, modules)}```python
 import diffenc
-model = diffenc.load("{FILE}")
+model = diffenc.load("{FILE}"{given})
 images = model.sample(16)  # uint8 [16, {shape}]
 ```
 
-`model.elbo(images)` measures bits/dim, `model.encode(images, t=0.5)` encodes. Reading the file runs no code."""
+`model.elbo(images)` measures bits/dim, `model.encode(images, t=0.5)` encodes. Reading the file runs {of_file}."""
+
+
+def _needed(about: About, modules: Sequence[str]) -> str:
+    """Returns what has to be installed before the model can be loaded; nothing where diffenc suffices."""
+    packages = [one.rpartition(" ") for one in about.packages.split(", ") if one]
+    pinned = " ".join(f"{name}=={version}" for name, _, version in packages)
+    installed = f"Its plugins come from other packages, by these names and versions:\n\n```sh\npip install {pinned}\n```\n\n"
+    imported = (
+        f"Its config imports {', '.join(f'`{module}`' for module in modules)}, which must be importable and which "
+        "`allow_imports` permits: allow what you trust.\n\n"
+    )
+    return installed * bool(packages) + imported * bool(modules)
 
 
 def _evaluated(said: Mapping[str, Any]) -> str:

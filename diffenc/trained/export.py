@@ -69,7 +69,8 @@ def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin:
     # the step it was asked for means nothing to a reader
     newest = dataclasses.replace(experiment.evaluate, step=None)
     config = describe.config_text(dataclasses.replace(experiment, evaluate=newest))
-    return About(config, describe.config_hash(experiment), step, code(), dataset, origin)
+    packages = provenance.packages(experiment)
+    return About(config, describe.config_hash(experiment), step, code(), dataset, origin, packages)
 
 
 def code() -> str:

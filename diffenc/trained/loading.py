@@ -28,6 +28,7 @@ from diffenc.trained.given import Kind
 from diffenc.trained.model import TrainedModel
 from diffenc.trained.weights import FILE, About
 from diffenc.training.train_state import abstract
+from diffenc.workdirs import provenance
 from diffenc.workdirs.same_run import expected, saved_config
 
 
@@ -82,10 +83,20 @@ def _check_beside(path: PathLike, about: About) -> None:
 
 
 def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
-    experiment = config.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
+    experiment = _experiment(about, name, may_import)
     arrays = weights.read(file, abstract_names(experiment))
     params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
     return TrainedModel(experiment, jax.device_put(params, on_each(data_mesh())), about.step, name)
+
+
+def _experiment(about: About, name: str, may_import: Callable[[str], bool]) -> Experiment:
+    """Returns that of a file's config; what is at fault there names the packages that are not installed."""
+    try:
+        return config.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
+    except UserError as error:
+        absent = " ".join(provenance.absent(about.packages).split())
+        hint = f"; its plugins come from {absent}, which is not installed" if absent else ""
+        raise UserError(f"{error}{hint}") from None
 
 
 def abstract_params(experiment: Experiment) -> Params:

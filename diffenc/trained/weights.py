@@ -32,6 +32,7 @@ from diffenc.trained import config_binding
 LAYOUT = 1
 FILE = "model.safetensors"
 KEY = "diffenc"  # of the metadata
+LONGEST_PACKAGES = 2000  # characters
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,6 +57,8 @@ class About:
         name and its kind of images alone.
       origin: where the parameters come from if they were not trained here.
       run: identity of the run they were trained in (WORKDIR/run_id), where it is known.
+      packages: the other packages that the model's plugins come from, as "my-pack 0.1.0, …"; files of earlier versions
+        do not say.
     """
 
     config: str
@@ -65,6 +68,7 @@ class About:
     dataset: Mapping[str, Any]
     origin: str = ""
     run: str = ""
+    packages: str = ""
 
 
 def write(path: Path, arrays: Arrays, about: About) -> None:
@@ -81,12 +85,13 @@ def read_about(path: Path) -> About:
       UserError: it is damaged, its config was changed, or it is none of ours.
     """
     with _opened(path) as file:
-        said = {"run": "", **_said(path, file)}  # files from before have none
+        metadata = _said(path, file)
+    said = {"run": "", "packages": "", **metadata}  # files from before have none
     try:
         _check_types(said)
         _check_dataset(said["dataset"])
         about = About(**{field.name: said[field.name] for field in dataclasses.fields(About)})
-        config_binding.check(str(path), said)
+        config_binding.check(str(path), metadata)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _unreadable(path, one_line(error)) from error
     return about
@@ -172,7 +177,11 @@ def _check_types(said: Mapping[str, Any]) -> None:
         kind = {"step": int, "dataset": dict}.get(field.name, str)
         if type(said[field.name]) is not kind:
             raise ValueError(f"{field.name} is no {kind.__name__}")
-    if said["step"] < 0 or len(said["config"]) > describe.LONGEST:
+    if (
+        said["step"] < 0
+        or len(said["packages"]) > LONGEST_PACKAGES
+        or len(said["config"]) > describe.LONGEST
+    ):
         raise ValueError("a step or a config that cannot be")
 
 

@@ -3,7 +3,9 @@
 import json
 import platform
 import subprocess
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,18 +71,36 @@ def environment(experiment: Experiment) -> Record:
         "processes": jax.process_count(),
         "precision": describe.precision(experiment),
         "matmul_precision": matmul_precision(),
-        **_plugins(experiment),
+        **({"plugins": found} if (found := packages(experiment)) else {}),
     }
 
 
-def _plugins(experiment: Experiment) -> Record:
-    """Names and versions of other packages whose plugins are in the experiment, where there are any."""
+def packages(experiment: Experiment) -> str:
+    """Returns names and versions of the other packages whose plugins are in the experiment: "my-pack 0.1.0, …".
+
+    A module that no installed package brings, as one in the current folder, is not among them.
+    """
     roots = {type(item).__module__.partition(".")[0] for item in objects_in(experiment)}
-    found = {
-        dist.name: dist.version for root, dist in registry.plugin_distributions().items() if root in roots
-    }
+    dists = registry.plugin_distributions()
+    if not roots <= {*dists, "diffenc", "__main__"}:  # it reads what all installed packages bring
+        providers = metadata.packages_distributions()
+        dists |= {
+            root: one for root in roots - dists.keys() if (one := _provider(root, providers)) is not None
+        }
+    found = {dist.name: dist.version for root, dist in dists.items() if root in roots}
     found.pop("diffenc", None)
-    return {"plugins": ", ".join(f"{name} {found[name]}" for name in sorted(found))} if found else {}
+    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+
+
+def _provider(root: str, providers: Mapping[str, list[str]]) -> metadata.Distribution | None:
+    """Returns what was installed to bring the imported module `root`, if its file lies where that says."""
+    file = getattr(sys.modules.get(root), "__file__", None)
+    for name in sorted(set(providers.get(root, []))):
+        dist = metadata.distribution(name)
+        places = (dist.locate_file(place) for place in (f"{root}/__init__.py", f"{root}.py"))
+        if file is not None and any(Path(str(place)) == Path(file) for place in places):
+            return dist
+    return None
 
 
 def not_installed(record: bytes | None) -> str:
@@ -89,8 +109,12 @@ def not_installed(record: bytes | None) -> str:
         entries = starts(json.loads(record or b"{}"))
     except ValueError:
         return ""
-    named = str(entries[-1].get("plugins", "")).split(", ") if entries else []
-    return ", ".join(one for one in named if one and version(one.partition(" ")[0]) is None)
+    return absent(str(entries[-1].get("plugins", ""))) if entries else ""
+
+
+def absent(named: str) -> str:
+    """Returns those of `packages` that are not installed now."""
+    return ", ".join(one for one in named.split(", ") if one.split() and version(one.split()[0]) is None)
 
 
 def version(package: str) -> str | None:

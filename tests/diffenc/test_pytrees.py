@@ -314,7 +314,10 @@ class AnotherFunction(Formed):
     ("network", "says"),
     [
         (WholeEquinox(), r"encoder Trainable: init returns activation, which is a function \(relu\)"),
-        (AnotherFunction(), "or network AnotherFunction: two calls of init return pytrees of different"),
+        (
+            AnotherFunction(),
+            "network AnotherFunction or schedule LearnedEndpoints: two calls of init return pytrees of",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

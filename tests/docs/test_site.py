@@ -4,6 +4,7 @@ import ast
 import html
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -57,6 +58,16 @@ def test_equations_are_mathml(site):
     page = (site / "concepts" / "index.html").read_text()
     assert page.count("<math") > 60
     assert "arithmatex" not in page
+
+
+def test_scripts_of_fences_are_as_high_as_those_of_letters():
+    """In a norm's ‖x‖² the fence is within mpadded, which states the height of a letter; sums are left alone."""
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    for tex in (r"\|x\|^2", r"\lVert x \rVert_2^2", r"(x + 1)^2", r"|x|^2", r"[x]_1", r"\lfloor x \rfloor^2"):
+        (scripted,) = re.findall(r"<msu[bp]+>(.*?)</msu[bp]+>", hooks["mathml"](tex, block=False))
+        assert re.match(r'<mpadded height="0\.7em" depth="0\.2em"><m[oi][^>]*>&?[^<]+</m[oi]></mpadded><mn>', scripted)
+    assert "mpadded" not in hooks["mathml"](r"x^2 + \sum_{i=1}^n i^2 + (x + 1)", block=True)
+    assert hooks["mathml"](r"\lVert x \rVert", block=False).count('<mo stretchy="false">') == 2
 
 
 def test_every_plugin_is_in_the_lists_and_in_the_api(site):

@@ -212,10 +212,8 @@ def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypat
     folder = workdir / "diagnostics"
     first = run.MODES["diagnose"].perform(experiment, workdir)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ends.json",
-        "ends.png",
-        "loss.json",
-        "loss.png",
+        *(f"ends.{kind}" for kind in ("json", "pdf", "png")),
+        *(f"loss.{kind}" for kind in ("json", "pdf", "png")),
     ]
     for name in ("loss", "ends"):
         said = read_record(folder / f"{name}.json")

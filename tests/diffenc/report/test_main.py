@@ -63,3 +63,26 @@ def test_the_options_are_told(capsys):
     with pytest.raises(SystemExit):
         program.main(["--help"])
     assert "WORKDIR" in capsys.readouterr().out
+
+
+def test_without_an_output_it_writes_a_page_here_and_replaces_only_such(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert program.main([str(whole)]) == 0
+        assert (
+            capsys.readouterr().out == f"report.html: {(tmp_path / 'report.html').stat().st_size:,} bytes\n"
+        )
+    assert (tmp_path / "report.html").read_text() == rendered(whole)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_default_name_that_something_else_has_is_left_alone(kind, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "report.html"
+    {"file": lambda: page.write_text("mine"), "folder": page.mkdir, "link": lambda: page.symlink_to("gone")}[
+        kind
+    ]()
+    assert program.main([str(whole)]) == 1
+    assert "report.html: is there, and no report wrote it: name another file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [page]
+    assert kind != "file" or page.read_text() == "mine"

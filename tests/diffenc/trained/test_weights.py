@@ -72,7 +72,7 @@ def test_every_bit_is_in_the_file(file):
     in_order = b"".join(ARRAYS[name].tobytes() for name in sorted(ARRAYS))
     assert metadata == {
         "layout": 1, "config": "Experiment.seed = 0\n", "config_hash": "c0ffee", "step": 1200, "code": "0.1.0",
-        "dataset": DATASET, "origin": "", "run": "", "sha256": hashlib.sha256(in_order).hexdigest(),
+        "dataset": DATASET, "origin": "", "run": "", "packages": "", "sha256": hashlib.sha256(in_order).hexdigest(),
         "bindings": {"Experiment.seed": "0"}, "seal": metadata["seal"],
     }  # fmt: skip
     sealed = {key: value for key, value in metadata.items() if key not in ("config", "seal")}

@@ -118,7 +118,7 @@ def test_other_packages_that_plugins_come_from_are_named(tiny, monkeypatch):
         "diffenc_plugins": Distribution("diffenc", "0"),
     }
     monkeypatch.setattr(registry, "plugin_distributions", lambda: brought)
-    assert provenance._plugins(tiny()) == {"plugins": "my-pack 0.3"}
+    assert provenance.packages(tiny()) == "my-pack 0.3"
     monkeypatch.setattr(registry, "plugin_distributions", lambda: {})
     assert provenance._plugins(tiny()) == {}
 
