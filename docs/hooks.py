@@ -15,7 +15,7 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 PLUGINS = re.compile(r"<!-- plugins: (\w+) -->")
 CLOSING = r"&#x0(?:0029|005D|007D|007C|2016|2225|27E9|230B|2309);|[)\]}|‖∥⟩⌋⌉]"
 NORM = re.compile(r"<mo>(&#x0(?:2016|007C|2225);)</mo>")  # latex2mathml leaves those of \lVert to stretch
-SCRIPTED_FENCE = re.compile(rf"<(msup|msub|msubsup)>(<(m[oi])[^>]*>(?:{CLOSING})</\3>)")
+SCRIPTED_FENCE = re.compile(rf"<(msup|msub|msubsup)><(m[oi])([^>]*)>({CLOSING})</\2>")
 DEEPER = "\n    options: {heading_level: 4, members: []}"
 CLASSES = "<!-- classes of plugins -->"
 
@@ -72,4 +72,6 @@ def lower_scripts(equation: str) -> str:
     Scripts of a whole between \\left and \\right stay where they are.
     """
     equation = NORM.sub(r'<mo stretchy="false">\1</mo>', equation)
-    return SCRIPTED_FENCE.sub(r'<\1><mpadded height="0.7em" depth="0.2em">\2</mpadded>', equation)
+    return SCRIPTED_FENCE.sub(
+        r'<\1><mpadded height="0.7em" depth="0.2em"><\2\3 form="postfix">\4</\2></mpadded>', equation
+    )

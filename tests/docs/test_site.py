@@ -65,7 +65,9 @@ def test_scripts_of_fences_are_as_high_as_those_of_letters():
     hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
     for tex in (r"\|x\|^2", r"\lVert x \rVert_2^2", r"(x + 1)^2", r"|x|^2", r"[x]_1", r"\lfloor x \rfloor^2"):
         (scripted,) = re.findall(r"<msu[bp]+>(.*?)</msu[bp]+>", hooks["mathml"](tex, block=False))
-        assert re.match(r'<mpadded height="0\.7em" depth="0\.2em"><m[oi][^>]*>&?[^<]+</m[oi]></mpadded><mn>', scripted)
+        assert re.match(
+            r'<mpadded height="0\.7em" depth="0\.2em"><m[oi][^>]*>&?[^<]+</m[oi]></mpadded><mn>', scripted
+        )
     assert "mpadded" not in hooks["mathml"](r"x^2 + \sum_{i=1}^n i^2 + (x + 1)", block=True)
     assert hooks["mathml"](r"\lVert x \rVert", block=False).count('<mo stretchy="false">') == 2
 

@@ -282,3 +282,18 @@ def test_too_few_draws_are_refused(trained):
 def test_settings_out_of_range_are_refused(change, key):
     with pytest.raises(UserError, match=rf"^diagnose\.{key} = "):
         Diagnose(**change)
+
+
+def test_the_labels_of_the_plots_are_mathematics(trained):
+    experiment, workdir = trained
+    records = diagnose.diagnose(experiment, workdir)
+    ends, loss = diagnose.plot_ends(records["ends"]), diagnose.plot_loss(records["loss"])
+    (legend,) = ends.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert all(label.startswith("$") for label in labels)
+    shown = [ends.axes[0].get_title(), *labels, *(f.axes[0].get_xlabel() for f in (ends, loss))]
+    assert not any(ascii_name in text for text in shown for ascii_name in ("v_hat", "phi /", "dlambda"))
+    for figure in (ends, loss):
+        figure.draw_without_rendering()  # nothing sticks out
+        box, whole = figure.get_tightbbox(), figure.bbox_inches
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1

@@ -1,7 +1,9 @@
 import jax
 import numpy as np
+import pytest
 
 from diffenc.figures import schedule as figure_schedule
+from diffenc.figures.subject import Numbers
 from diffenc_plugins.schedules import Linear, Monotone
 
 
@@ -35,3 +37,29 @@ def test_the_figure_shows_four_curves(subject_of, images_of):
     assert [len(axes.lines) for axes in figure.axes] == [1, 2, 1]
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
     assert "13.30 to -5.00" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("rate", "scale"),
+    [
+        (np.full(5, 18.3), "linear"),
+        (np.linspace(16, 20, 5), "linear"),
+        (np.array([3000.0, 20, 7, 6, 40]), "log"),  # a cosine schedule's, near the data
+        (np.array([20.0, 20, 20, 20, 0.1]), "log"),
+        (np.array([0.0, 1, 2, 50, 0]), "symlog"),
+        (np.array([np.inf, 20, 7, 6, 8]), "linear"),
+        (np.zeros(5), "linear"),
+    ],
+)
+def test_a_rate_whose_spike_would_hide_the_rest_is_drawn_on_a_logarithmic_scale(rate, scale):
+    t = np.linspace(0, 1, 5).tolist()
+    names = ("log_snr", "alpha_squared", "sigma_squared")
+    record = {"t": t, "rate": rate.tolist(), **dict.fromkeys(names, t)}
+    figure = figure_schedule.draw(Numbers(record), "dots, step 7")
+    axes = figure.axes[2]
+    figure.draw_without_rendering()
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    finite = rate[np.isfinite(rate)]
+    assert low <= finite.min() and finite.max() <= high < 10 * max(finite.max(), 1)
+    assert scale != "linear" or low == 0 or not finite.any()
