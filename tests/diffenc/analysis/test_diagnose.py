@@ -296,4 +296,5 @@ def test_the_labels_of_the_plots_are_mathematics(trained):
     for figure in (ends, loss):
         figure.draw_without_rendering()  # nothing sticks out
         box, whole = figure.get_tightbbox(), figure.bbox_inches
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+        assert min(box.x0, box.y0) >= 0
+        assert (box.x1 <= whole.x1, box.y1 <= whole.y1) == (True, True)
