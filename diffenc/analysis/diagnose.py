@@ -241,7 +241,7 @@ def plot_loss(record: Record) -> plots.Figure:
 def plot_ends(record: Record) -> plots.Figure:
     """The network's v_hat and its distances from what is expected of it."""
     figure, axes = plots.axes(
-        f"{_subject(record)}: the estimate $\\hat{{v}}$",
+        f"{_subject(record)}: the estimate of v",
         LOG_SNR,
         "root mean square over dimensions and images",
     )

@@ -120,7 +120,7 @@ def test_other_packages_that_plugins_come_from_are_named(tiny, monkeypatch):
     monkeypatch.setattr(registry, "plugin_distributions", lambda: brought)
     assert provenance.packages(tiny()) == "my-pack 0.3"
     monkeypatch.setattr(registry, "plugin_distributions", lambda: {})
-    assert provenance._plugins(tiny()) == {}
+    assert provenance.packages(tiny()) == ""
 
 
 @pytest.mark.parametrize(
