@@ -307,7 +307,8 @@ class AnotherFunction(Formed):
     """Holds a function made anew at each call."""
 
     def init(self, key, z, log_snr, *, condition=None):
-        return Module(*super().init(key, z, log_snr), lambda x: x)
+        w, b = super().init(key, z, log_snr)
+        return Module(w, b, lambda x: x)
 
 
 @pytest.mark.parametrize(
