@@ -70,7 +70,7 @@ def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin:
     newest = dataclasses.replace(experiment.evaluate, step=None)
     config = describe.config_text(dataclasses.replace(experiment, evaluate=newest))
     packages = provenance.packages(experiment)
-    return About(config, describe.config_hash(experiment), step, code(), dataset, origin, packages)
+    return About(config, describe.config_hash(experiment), step, code(), dataset, origin, packages=packages)
 
 
 def code() -> str:

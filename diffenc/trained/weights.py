@@ -177,11 +177,7 @@ def _check_types(said: Mapping[str, Any]) -> None:
         kind = {"step": int, "dataset": dict}.get(field.name, str)
         if type(said[field.name]) is not kind:
             raise ValueError(f"{field.name} is no {kind.__name__}")
-    if (
-        said["step"] < 0
-        or len(said["packages"]) > LONGEST_PACKAGES
-        or len(said["config"]) > describe.LONGEST
-    ):
+    if said["step"] < 0 or len(said["packages"]) > LONGEST_PACKAGES or len(said["config"]) > describe.LONGEST:
         raise ValueError("a step or a config that cannot be")
 
 
