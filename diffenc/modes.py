@@ -97,7 +97,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)
     figures = record(experiment, measured, step, num_params, evaluator.of)
-    publish(workdir, "evaluation", figures, measured.terms, table(figures))
+    publish(workdir, "evaluation", figures, measured.arrays(), table(figures))
     return figures
 
 

@@ -23,11 +23,11 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.files import atomic, record_seal
 from diffenc.gaussian import alpha_sigma, scale, sum_squares
-from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Times
+from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
 from diffenc.measuring.evaluate import circumstances, identity
-from diffenc.measuring.passes import Passes, compile_over
+from diffenc.measuring.passes import PassDraws, Passes, compile_over, draws_of
 from diffenc.measuring.streaming import ImageMeans
-from diffenc.model import Draws, bits_per_dim, draw
+from diffenc.model import Draws, bits_per_dim
 from diffenc.modes import restore_for_bound
 from diffenc.objective import continuous, network_error, step_index
 from diffenc.pixels import scale_pixels
@@ -184,14 +184,14 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
       UserError: the batch does not divide over the devices, or a place was drawn less than twice.
     """
 
-    def measured(params: Params, images: Images, key: Key) -> tuple[Places, Figures]:
-        return measure(params, images, draw(key, images.levels.shape))
+    def measured(params: Params, images: Images, draws: PassDraws) -> tuple[Places, Figures]:
+        return measure(params, images, draws_of(draws, images.levels.shape))
 
     passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
     result: Means = {}
     progress = Progress("diagnosis", len(passes))
     for visit in passes:
-        place, figures = jax.device_get(compiled(params, visit.images, visit.key))
+        place, figures = jax.device_get(compiled(params, visit.images, visit.draws))
         image = visit.first + np.arange(np.sum(visit.real))
         for name, values in figures.items():
             mean = result.setdefault(name, ImageMeans(len(passes.source), places))

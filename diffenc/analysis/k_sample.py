@@ -26,6 +26,7 @@ from diffenc.gaussian import diffuse, scale, step_fraction, sum_data, sum_square
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.measuring.depth import depth, depth_of
 from diffenc.measuring.evaluate import circumstances, errors_table, identity, statistics
+from diffenc.measuring.image_error import PassValues
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model
 from diffenc.modes import publish, restore_for_bound
@@ -53,16 +54,15 @@ class Measured:
     num_dims: int
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def summary(self) -> dict[str, float]:
-        """Bits/dim with `_se` over images and, from two passes on, `_mc_se` over chains.
+    def summary(self) -> dict[str, Any]:
+        """Bits/dim and their errors (`diffenc.measuring.evaluate.statistics`); every image has chains of its own.
 
         `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, what it is above `bpd_k_sample`.
         """
         to_bits = -1 / (self.num_dims * np.log(2))
         many, one = to_bits * bound(self.log_w), to_bits * self.log_w.mean(axis=1)
         bits = dict(zip(KEYS, (many, one, one - many), strict=True))
-        each = np.arange(one.shape[1])  # every image has chains of its own
-        return {name: value for key in KEYS for name, value in statistics(key, bits[key], each).items()}
+        return {name: value for key in KEYS for name, value in statistics(key, PassValues(bits[key])).items()}
 
 
 def bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:

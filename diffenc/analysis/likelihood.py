@@ -27,6 +27,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Images, Key, Params, PerExample
 from diffenc.measuring.evaluate import PerImage, circumstances, errors_table, identity, statistics
+from diffenc.measuring.image_error import PassValues
 from diffenc.measuring.passes import Passes, compile_over
 from diffenc.model import Model
 from diffenc.modes import publish, restore_for_bound
@@ -143,9 +144,7 @@ def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
     settings, shape = experiment.likelihood, experiment.dataset.image_shape
     exact = is_exact(settings, shape)
     return {
-        **statistics(
-            "bpd_ode", solved.nats / (np.prod(shape) * np.log(2)), np.arange(solved.nats.shape[1])
-        ),  # each on its own
+        **statistics("bpd_ode", PassValues(solved.nats / (np.prod(shape) * np.log(2)))),
         **identity(experiment, experiment.evaluate, solved.nats.shape[1]),
         "dequantisation": settings.dequantisation,
         "divergence": "exact" if exact else "hutchinson",

@@ -59,12 +59,10 @@ def eval_batches(
 ) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
     """Every example once, in source order, each with weight 1; or of each batch `rows`, but all its weights.
 
-    Batches are full; the last is filled up with the source's first example at weight 0. The filling lies evenly between
-    the others: times are stratified by place in the batch, and a few neighbours alone would all have nearly one time.
+    Batches are full; the last is filled up with the source's first example at weight 0.
     """
     for first in range(0, len(source), batch_size):
         count = min(batch_size, len(source) - first)
-        spread = np.arange(count) * batch_size // count
         chosen, weight = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.float32)
-        chosen[spread], weight[spread] = first + np.arange(count), 1
+        chosen[:count], weight[:count] = first + np.arange(count), 1
         yield source.__getitems__(chosen if rows is None else chosen[rows]), weight

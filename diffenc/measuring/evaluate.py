@@ -1,7 +1,7 @@
 """Bits/dim of a whole split: every image once a pass, with the errors of the figure.
 
-Two errors are stated. `_se`: the standard error over images, which says how far another sample of as
-many images would lie. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink.
+Two errors are stated. `_se`: the standard error over images, by how much another sample of as many images would
+differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink.
 """
 
 import copy
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Int
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,11 +26,12 @@ from diffenc.data.sources import source_name
 from diffenc.devices.matmul_precision import matmul_precision
 from diffenc.experiment import Experiment
 from diffenc.figure_settings import Figures
-from diffenc.interfaces import Dataset, Images, Key, Params
+from diffenc.interfaces import Dataset, Images, Params
 from diffenc.measuring.depth import depth, depth_of
+from diffenc.measuring.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.measuring.loss_over_log_snr import ByDraw, gather
-from diffenc.measuring.passes import Passes, compile_over
-from diffenc.model import Model, Propose, Terms, draw
+from diffenc.measuring.passes import PassDraws, Passes, compile_over, draws_of
+from diffenc.model import Model, Propose, Terms
 from diffenc.objective import StepRule
 from diffenc.randomness import generator
 from diffenc.registry import datasets, proposals
@@ -37,9 +39,11 @@ from diffenc.settings import Diagnose, Evaluate
 from diffenc.workdirs import curves
 
 TERMS = Terms._fields
+TIMES = "times"  # in evaluation.npz
+STRATIFIED = "over the pass"
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
-PerImage = Float[np.ndarray, "passes images"]
+PerImage = ByPass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +52,13 @@ class Measured:
 
     Attributes:
       terms: by name, nats [passes, N] in source order, each the mean over `times_per_image` draws.
-      batch: [N], the batch each image was in; images of one batch share their stratified times.
+      times: [passes, N, times_per_image], the uniform variates that diffusion times were drawn by.
       num_dims: H * W * C.
       draws: the diffusion loss of each draw, and where it fell.
     """
 
     terms: dict[str, PerImage]
-    batch: Int[np.ndarray, " images"]
+    times: DrawnTimes
     num_dims: int
     draws: ByDraw
 
@@ -63,36 +67,29 @@ class Measured:
         terms = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
         return {"bpd": np.sum(list(terms.values()), axis=0), **terms}
 
-    def summary(self) -> dict[str, float]:
-        """`bpd`, `bpd_diffusion`, ... with `_se` and, from two passes on, `_mc_se`."""
-        bits = self.bits()
-        return {name: value for key in KEYS for name, value in statistics(key, bits[key], self.batch).items()}
+    def summary(self) -> dict[str, Any]:
+        """Returns the `statistics` of `bpd`, `bpd_diffusion`, ..."""
+        bits = {key: PassValues(each, self.times) for key, each in self.bits().items()}
+        return {name: value for key in KEYS for name, value in statistics(key, bits[key]).items()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what is filed beside the record, so that its figures and errors can be computed again."""
+        return {**self.terms, TIMES: self.times}
 
 
-def statistics(key: str, bits: PerImage, batch: Int[np.ndarray, " images"]) -> dict[str, float]:
-    """The mean as `key`; from two images on `key_se`, from two passes on `key_mc_se`.
+def statistics(key: str, bits: PassValues) -> dict[str, Any]:
+    """Returns the mean of `bits` and its errors.
 
-    Args:
-      batch: which batch an image was in, if images of one batch share draws; else a number for each.
+    `key` is the mean; from two images on `key_se` is its error over images, `key_se_uncertainty` the standard error of
+    that, and `key_se_upper` an upper bound of it; the first two are None where Monte-Carlo noise hides them, as it always
+    does in a single pass (`diffenc.measuring.image_error`). From two passes on, `key_mc_se` is the Monte-Carlo error.
     """
-    passes, count = bits.shape
-    figures = {key: float(bits.mean())}
+    passes, count = bits.values.shape
+    figures: dict[str, Any] = {key: bits.mean}
     if count > 1:
-        figures[f"{key}_se"] = float(bits.mean(axis=0).std(ddof=1) / np.sqrt(count))
-    if passes > 1:
-        figures[f"{key}_mc_se"] = monte_carlo_error(bits, batch)
-    return figures
-
-
-def monte_carlo_error(bits: PerImage, batch: Int[np.ndarray, " images"]) -> float:
-    """Standard error, over times and noise, of the mean of `bits`.
-
-    From the spread of each batch's sum over passes: images of a batch share stratified times, so their
-    errors are not independent; those of different batches and passes are.
-    """
-    passes, count = bits.shape
-    sums = np.stack([np.bincount(batch, weights=row) for row in bits])
-    return float(np.sqrt(sums.var(axis=0, ddof=1).sum() / passes) / count)
+        se, uncertainty, upper = bits.over_images
+        figures |= {f"{key}_se": se, f"{key}_se_uncertainty": uncertainty, f"{key}_se_upper": upper}
+    return figures | ({f"{key}_mc_se": bits.mc_se} if passes > 1 else {})
 
 
 def record(
@@ -106,10 +103,11 @@ def record(
     settings = experiment.evaluate
     return {
         **measured.summary(),
-        **identity(experiment, settings, len(measured.batch)),
+        **identity(experiment, settings, measured.times.shape[1]),
         **depth(settings),
         "proposal": proposals.spell(settings.proposal),
         "times_per_image": settings.times_per_image,
+        "stratified": STRATIFIED,
         **circumstances(experiment, settings),
         "step": step,
         "num_params": num_params,
@@ -166,9 +164,22 @@ def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, capti
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
         result.add_column(column, justify="right" if column else "left")
     for key in keys:
-        errors = (figures.get(f"{key}_{kind}") for kind in ("se", "mc_se"))
-        result.add_row(key, f"{figures[key]:.4f}", *("-" if e is None else f"{e:.4f}" for e in errors))
+        monte_carlo = figures.get(f"{key}_mc_se")
+        result.add_row(
+            key,
+            f"{figures[key]:.4f}",
+            over_images_text(figures, key),
+            f"{monte_carlo:.4f}" if monte_carlo is not None else "-",
+        )
     return result
+
+
+def over_images_text(figures: dict[str, Any], key: str) -> str:
+    """Returns the error over images for people: a number, or the upper bound where it is not resolved."""
+    error, upper = figures.get(f"{key}_se"), figures.get(f"{key}_se_upper")
+    if error is not None:
+        return f"{error:.4f}"
+    return "-" if upper is None else f"<= {upper:.4f}"
 
 
 class Evaluator:
@@ -179,19 +190,18 @@ class Evaluator:
     ):
         """`workdir` is where fits, for the checkpoint of `step`, and the curve of the loss are read from."""
         self.settings: Evaluate = experiment.evaluate
-        self.passes = Passes(experiment, self.settings, mesh, "evaluate")
+        self.passes = _passes(experiment, mesh)
         self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         self._depth = depth_of(experiment, workdir, step)
         propose, self.curve_of = curves.propose(self.settings.proposal, workdir)
         model, num_levels = experiment.model, experiment.dataset.num_levels
-        times, rule = self.settings.times_per_image, self._depth.rule
-        self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, times, rule, propose))
+        self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose))
 
     def over(self, experiment: Experiment, mesh: Mesh) -> "Evaluator":
         """The same measurement, compiled once for both, of the images, seed and passes of another experiment."""
         other = copy.copy(self)
-        other.passes = Passes(experiment, experiment.evaluate, mesh, "evaluate")
+        other.passes = _passes(experiment, mesh)
         other.source = other.passes.source
         return other
 
@@ -211,7 +221,7 @@ class Evaluator:
         rows: list[Terms] = []
         draws: list[ByDraw] = []
         for visit in self.passes:
-            measured = jax.device_get(self._terms(given, visit.images, visit.key))
+            measured = jax.device_get(self._terms(given, visit.images, visit.draws))
             terms, by_draw = jax.tree.map(lambda array, real=visit.real: array[..., real], measured)
             rows.append(jax.tree.map(lambda nats: nats.astype(np.float64), terms))
             draws.append(by_draw)
@@ -222,29 +232,33 @@ class Evaluator:
             )
             for name in TERMS
         }
-        batch = np.arange(len(self.source)) // self.batch_size
-        return Measured(terms, batch, self.num_dims, gather(draws))
+        times = np.stack([self.passes.times(number) for number in range(self.passes.passes)])
+        return Measured(terms, times, self.num_dims, gather(draws))
+
+
+def _passes(experiment: Experiment, mesh: Mesh) -> Passes:
+    settings = experiment.evaluate
+    return Passes(experiment, settings, mesh, "evaluate", times_per_image=settings.times_per_image)
 
 
 def batch_terms(
     model: Model,
     num_levels: int,
-    times_per_image: int,
     rule: Callable[[Any], StepRule],
     propose: Propose,
     given: tuple[Params, Chain | None],
     images: Images,
-    key: Key,
+    pass_draws: PassDraws,
 ) -> tuple[Terms, ByDraw]:
-    """Terms of -ELBO in nats [B], each the mean over `times_per_image` draws, and each draw
+    """Terms of -ELBO in nats [B], each the mean over the times of an image, and each draw
     by itself [times, B]; no dropout.
 
     The chain is an argument, so that chains of one length share a program.
     """
     params, chain = given
 
-    def once(key: Key) -> tuple[Terms, ByDraw]:
-        draws = draw(key, images.levels.shape, propose)
+    def once(index: Int[Array, ""]) -> tuple[Terms, ByDraw]:
+        draws = draws_of(pass_draws, images.levels.shape, propose, index)
         terms = model.elbo(
             params,
             images.levels,
@@ -255,5 +269,5 @@ def batch_terms(
         )
         return terms, ByDraw(model.schedule.apply(params["schedule"], draws.t), terms.diffusion)
 
-    terms, by_draw = jax.lax.map(once, jax.random.split(key, times_per_image))
+    terms, by_draw = jax.lax.map(once, jnp.arange(pass_draws.times.shape[1]))
     return jax.tree.map(lambda nats: nats.mean(axis=0), terms), by_draw

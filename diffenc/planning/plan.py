@@ -26,6 +26,7 @@ from diffenc.errors import UserError
 from diffenc.experiment import Experiment
 from diffenc.interfaces import Condition, Data, LogSNR, Params
 from diffenc.measuring.evaluate import batch_terms
+from diffenc.measuring.passes import PassDraws
 from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.planning import flops, peaks
@@ -109,14 +110,14 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
         jax.ShapeDtypeStruct(images.levels.shape, jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.float32),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    draws = jax.eval_shape(lambda: PassDraws(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros((1, 1))))
 
     def network(params: Params, z: Data, log_snr: LogSNR, condition: Condition | None) -> Data:
         return model.network.apply(params, z, log_snr, condition=condition)
 
-    terms = partial(batch_terms, model, dataset.num_levels, 1, lambda _: continuous, UNIFORM)
+    terms = partial(batch_terms, model, dataset.num_levels, lambda _: continuous, UNIFORM)
     return {
-        "evaluate": flops.work_of(terms, (state.params, None), images, key).flops,
+        "evaluate": flops.work_of(terms, (state.params, None), images, draws).flops,
         "network": flops.work_of(network, state.params["network"], z, log_snr, images.condition).flops,
     }
 

@@ -79,12 +79,13 @@ class Visits:
         )
         self._check_claim()
         split = self._experiment.evaluate.split
-        writer.write_scalars(step, {f"{split}_{key}": value for key, value in measured.summary().items()})
+        found = {f"{split}_{key}": value for key, value in measured.summary().items() if value is not None}
+        writer.write_scalars(step, found)
         writer.write_histograms(step, {f"{split}_loss_over_log_snr": equal_shares(measured.draws)})
         if step == self._experiment.steps:
             num_params = count_parameters(state.params)
             figures = record(self._experiment, measured, step, num_params, self._evaluator.of)
-            distributed.by_main(workdirs.keep)(self._workdir, "evaluation", figures, measured.terms)
+            distributed.by_main(workdirs.keep)(self._workdir, "evaluation", figures, measured.arrays())
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         if self._sampler is None:  # owed, as above

@@ -34,6 +34,7 @@ from diffenc.files.user_paths import path_argument
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
 from diffenc.measuring.evaluate import Evaluator, identity
+from diffenc.measuring.image_error import PassValues
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
@@ -41,7 +42,7 @@ from diffenc.settings import KSample
 from diffenc.workdirs import fits
 from diffenc.workdirs.same_run import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
-from experiments.bounds.shown import Bits, Results, figures, plot, table, table_beside
+from experiments.bounds.shown import Results, figures, plot, table, table_beside
 from experiments.command import start_up
 
 STEPS = (5, 10, 25, 50, 100, 250, 1000)
@@ -86,7 +87,7 @@ class Bounds:
         settings = (experiment.evaluate, *more)
         return repr((fits.origin(experiment, self.step), settings, dataset.fingerprint(split)))
 
-    def elbo(self, label: str, **changes: Any) -> Bits:
+    def elbo(self, label: str, **changes: Any) -> PassValues:
         """The ELBO under these settings of `evaluate`; what they need is fitted first."""
         experiment = self._with(**changes)
         settings = experiment.evaluate
@@ -96,12 +97,12 @@ class Bounds:
             fit_what_is_missing(experiment, self.workdir, self.step)
             evaluator = Evaluator(experiment, self.mesh, self.workdir, self.step)
             measured = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
-            return {"nats": np.sum(list(measured.terms.values()), axis=0), "batch": measured.batch}
+            return {"nats": np.sum(list(measured.terms.values()), axis=0), "times": measured.times}
 
         kept = self._kept(f"{label}_T{settings.steps}", experiment, compute)
-        return Bits(self._bits(kept["nats"]), kept["batch"])
+        return PassValues(self._bits(kept["nats"]), kept["times"])
 
-    def k_sample(self, steps: int, samples: int, few: int) -> dict[str, Bits]:
+    def k_sample(self, steps: int, samples: int, few: int) -> dict[str, PassValues]:
         """The K-sample bound of the chain of T = `steps` with fitted variances, and the ELBO of its chains."""
         experiment = self._with(steps=steps, variance=Fitted(), num_images=few, passes=2)
         experiment = dataclasses.replace(experiment, k_sample=KSample(samples))
@@ -113,13 +114,12 @@ class Bounds:
             return {"log_w": measured.log_w}
 
         log_w = self._kept(f"k{samples}_T{steps}", experiment, compute, experiment.k_sample)["log_w"]
-        each = np.arange(log_w.shape[-1])  # every image has chains of its own
         return {
-            f"ELBO, T = {steps}, fitted": Bits(-self._bits(log_w.mean(axis=1)), each),
-            f"{samples} samples, T = {steps}, fitted": Bits(-self._bits(k_sample.bound(log_w)), each),
+            f"ELBO, T = {steps}, fitted": PassValues(-self._bits(log_w.mean(axis=1))),
+            f"{samples} samples, T = {steps}, fitted": PassValues(-self._bits(k_sample.bound(log_w))),
         }
 
-    def ode(self, few: int) -> dict[str, Bits]:
+    def ode(self, few: int) -> dict[str, PassValues]:
         """The likelihood of the probability-flow ODE."""
         experiment = self._with(num_images=few, passes=2)
 
@@ -131,7 +131,7 @@ class Bounds:
         shape = self.experiment.dataset.image_shape
         modelled = slope_is_modelled(self.experiment.model, self.params, shape)
         name = "ODE" if modelled else "ODE (a model of its own)"
-        return {name: Bits(self._bits(nats), np.arange(nats.shape[1]))}
+        return {name: PassValues(self._bits(nats))}
 
     def places(self, few: int) -> Int[np.ndarray, " few"]:
         """Where the `few` images stand among all that are measured: a smaller draw is part of a larger one."""

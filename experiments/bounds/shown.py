@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
@@ -12,45 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc import plots
-from diffenc.measuring.evaluate import monte_carlo_error
+from diffenc.measuring.evaluate import over_images_text, statistics
+from diffenc.measuring.image_error import PassValues
 
 
-@dataclasses.dataclass(frozen=True)
-class Bits:
-    """Bits/dim of images, and the errors of their mean.
+def text(bits: PassValues) -> str:
+    """Returns the mean ± its Monte-Carlo error."""
+    return f"{bits.mean:.4f} ± {bits.mc_se:.4f}"
 
-    Attributes:
-      values: [passes, N].
-      batch: [N], the batch each image was in.
-    """
 
-    values: Float[np.ndarray, "passes images"]
-    batch: Int[np.ndarray, " images"]
-
-    @property
-    def mean(self) -> float:
-        return float(self.values.mean())
-
-    @property
-    def se(self) -> float:
-        """Over images."""
-        return float(self.values.mean(axis=0).std(ddof=1) / np.sqrt(self.values.shape[1]))
-
-    @property
-    def mc_se(self) -> float:
-        """Over times and noise."""
-        return monte_carlo_error(self.values, self.batch)
-
-    def of(self, images: Int[np.ndarray, " n"]) -> "Bits":
-        """The same of some of the images."""
-        return Bits(self.values[:, images], self.batch[images])
-
-    def above(self, other: "Bits") -> "Bits":
-        """The difference, image by image and draw by draw."""
-        return Bits(self.values - other.values, self.batch)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.mc_se:.4f}"
+def over_images(bits: PassValues) -> str:
+    """Returns the error over images, or the upper bound where it is not resolved."""
+    return over_images_text(statistics("bpd", bits), "bpd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +35,9 @@ class Results:
       of: what all of it is of: data set, split, images, passes, checkpoint.
     """
 
-    by_steps: dict[str, dict[int, Bits]]
-    continuous: Bits
-    beside: dict[str, tuple[Bits, Bits]]
+    by_steps: dict[str, dict[int, PassValues]]
+    continuous: PassValues
+    beside: dict[str, tuple[PassValues, PassValues]]
     of: dict[str, Any]
 
 
@@ -80,15 +51,16 @@ def title(of: dict[str, Any]) -> str:
 def table(results: Results) -> Table:
     """bits/dim ± Monte-Carlo error by T; the last column is of paired differences."""
     of = results.of
-    caption = f"± Monte Carlo; over images ± {results.continuous.se:.4f}; pixels {of['fingerprint'][:16]}"
-    made = Table(title=escape(f"ELBO, bits/dim: {title(of)}"), caption=escape(caption), box=box.MARKDOWN)
+    errors = f"± Monte Carlo; over images ± {over_images(results.continuous)}"
+    caption = escape(f"{errors}; pixels {of['fingerprint'][:16]}")
+    made = Table(title=escape(f"ELBO, bits/dim: {title(of)}"), caption=caption, box=box.MARKDOWN)
     for heading in ("T", *results.by_steps, "equal - fitted"):
         made.add_column(heading, justify="right")
     depths = next(iter(results.by_steps.values()))
     for steps in depths:
-        gain = results.by_steps["equal"][steps].above(results.by_steps["fitted"][steps])
-        made.add_row(str(steps), *(str(column[steps]) for column in results.by_steps.values()), str(gain))
-    limit = str(results.continuous)
+        gain = results.by_steps["equal"][steps].minus(results.by_steps["fitted"][steps])
+        made.add_row(str(steps), *(text(column[steps]) for column in results.by_steps.values()), text(gain))
+    limit = text(results.continuous)
     made.add_row("continuous", *[limit] * (len(results.by_steps) - 1), "infinite", "0")
     return made
 
@@ -99,22 +71,22 @@ def table_beside(results: Results) -> Table:
     for heading in ("", "images", "bits/dim", "± over images", "their ELBO, continuous"):
         made.add_column(heading, justify="right" if heading else "left")
     for name, (bits, elbo) in results.beside.items():
-        made.add_row(name, str(bits.values.shape[1]), str(bits), f"{bits.se:.4f}", str(elbo))
+        made.add_row(name, str(bits.values.shape[1]), text(bits), over_images(bits), text(elbo))
     return made
 
 
 def figures(results: Results) -> dict[str, Any]:
     """The same for programs."""
 
-    def plain(bits: Bits) -> dict[str, float]:
-        return {"bpd": bits.mean, "bpd_se": bits.se, "bpd_mc_se": bits.mc_se}
+    def plain(bits: PassValues) -> dict[str, Any]:
+        return statistics("bpd", bits)
 
     return {
         **results.of,
         "continuous": plain(results.continuous),
         "by_steps": {
             name: {
-                str(steps): plain(bits) | {"above_continuous": plain(bits.above(results.continuous))}
+                str(steps): plain(bits) | {"above_continuous": plain(bits.minus(results.continuous))}
                 for steps, bits in column.items()
             }
             for name, column in results.by_steps.items()
@@ -134,7 +106,7 @@ def plot(results: Results) -> Figure:
     whole.axhline(limit.mean, color="black", lw=1, ls="--", label="continuous")
     for name, column in results.by_steps.items():
         draw_bits(whole, name, column)
-        gaps = {steps: bits.above(limit) for steps, bits in column.items()}
+        gaps = {steps: bits.minus(limit) for steps, bits in column.items()}
         draw_bits(distance, name, gaps)
     best = [bits.mean for name in list(results.by_steps)[:3] for bits in results.by_steps[name].values()]
     whole.set_ylim(limit.mean - 0.1 * (max(best) - limit.mean), max(best) + 0.2 * (max(best) - limit.mean))
@@ -147,7 +119,7 @@ def plot(results: Results) -> Figure:
     return figure
 
 
-def draw_bits(axes: Axes, name: str, column: dict[int, Bits]) -> None:
+def draw_bits(axes: Axes, name: str, column: dict[int, PassValues]) -> None:
     """Points with their Monte-Carlo errors."""
     means, errors = ([getattr(bits, kind) for bits in column.values()] for kind in ("mean", "mc_se"))
     axes.errorbar(list(column), means, yerr=errors, marker="o", ms=3, lw=1, capsize=2, label=name)
