@@ -18,7 +18,8 @@ from diffenc.devices.matmul_precision import products_of_float32
 from diffenc.errors import UserError
 from diffenc.files import record_seal
 from diffenc.measuring.depth import depth
-from diffenc.measuring.evaluate import TERMS
+from diffenc.measuring.evaluate import TERMS, TIMES
+from diffenc.measuring.image_error import PassValues
 from diffenc.randomness import USUAL
 from diffenc.registry import proposals
 from diffenc.settings import Evaluate
@@ -29,7 +30,7 @@ COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusio
 # Figures that differ in one of these do not belong into one table.
 ALIKE = (
     *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
-    *("precision", "matmul_precision", "prng", "step"),
+    *("stratified", "precision", "matmul_precision", "prng", "step"),
 )
 
 # What a record must have, and of which types.
@@ -179,8 +180,11 @@ def stated(record: Record, key: str) -> Any:
     return value
 
 
-def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, Float[np.ndarray, " images"]]:
-    """Bits/dim of each image, by component, the mean over passes.
+def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, PassValues]:
+    """Returns bits/dim of each image in each pass, by component.
+
+    Of an evaluation whose times were stratified over batches, as earlier versions drew them, only the mean over passes:
+    its passes do not separate the error over images from Monte-Carlo noise.
 
     Args:
       data: the file evaluation.npz.
@@ -188,30 +192,32 @@ def terms_by_image(data: bytes, record: Record, name: Path | str) -> dict[str, F
       name: what messages call the file.
 
     Raises:
-      UserError: it cannot be read, or is not that of `record`.
+      OtherTermsError: they are not those of `record`.
+      UserError: it cannot be read.
     """
     try:
-        arrays = safe_npz.load(io.BytesIO(data), str(name), TERMS, MOST)
-        nats = {term: arrays[term].mean(axis=0, dtype=np.float64) for term in TERMS}
+        arrays = safe_npz.load(io.BytesIO(data), str(name), (*TERMS, TIMES), MOST)
+        nats = {term: arrays[term].astype(np.float64) for term in TERMS}
         nats["total"] = np.sum(list(nats.values()), axis=0)
-        if nats["total"].ndim != 1:
+        times = arrays.get(TIMES)
+        if nats["total"].ndim != 2 or (times is not None and times.shape[:-1] != nats["total"].shape):
             raise ValueError("other than [passes, images]")
     except (UserError, KeyError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read ({error}); evaluate the run again") from None
-    per_bit = nats_per_bit(nats["total"], record, name)
-    bits = {component: nats[component] / per_bit for component in COMPONENTS}
+        raise UserError(f"{name}: cannot be read ({error}); {AGAIN}") from None
+    per_bit = nats_per_bit(nats["total"].mean(axis=0), record, name)
+    if times is None:
+        nats = {key: values.mean(axis=0, keepdims=True) for key, values in nats.items()}
+    bits = {component: PassValues(nats[component] / per_bit, times) for component in COMPONENTS}
     same_file = record.get(NPZ) in (None, hashlib.sha256(data).hexdigest())
-    if not same_file or not all(
-        _agree(bits[component], record.get(key)) for component, key in COMPONENTS.items()
-    ):
+    if not same_file or not all(_agree(bits[one].mean, record.get(key)) for one, key in COMPONENTS.items()):
         raise OtherTermsError(f"{name}: {OTHER}")
     return bits
 
 
-def _agree(bits: Float[np.ndarray, " images"], stated: Any) -> bool:
-    """Whether the mean of `bits` is the stated one, to the digits that float32 leaves; what is not stated agrees."""
+def _agree(bits: float, stated: Any) -> bool:
+    """Whether a mean is the stated one, to the digits that float32 leaves; what is not stated agrees."""
     figure = number(stated)
-    return figure is None or math.isclose(float(bits.mean()), figure, rel_tol=1e-6, abs_tol=1e-9)
+    return figure is None or math.isclose(bits, figure, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path | str) -> float:

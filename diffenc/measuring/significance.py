@@ -9,12 +9,14 @@ paired differences vary less than the figures themselves.
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
+
+from diffenc.measuring.image_error import PassValues, between_images
 
 LEVEL = 0.95
 RESAMPLES = 4_000
@@ -49,13 +51,13 @@ class Finding:
 
 
 def findings(
-    a: Mapping[int, float], b: Mapping[int, float], by_image: Callable[[int], Values]
+    a: Mapping[int, float], b: Mapping[int, float], by_pass: Callable[[int], PassValues]
 ) -> list[Finding]:
     """Every test of A against B.
 
     Args:
       a, b: their figures by seed; where one is not finite, images are left out of it.
-      by_image: seed -> A − B of each image; asked of the seeds that both have.
+      by_pass: seed -> A − B of each image in each pass; asked of the seeds that both have.
     """
     one, two = (np.array(list(each.values()), np.float64) for each in (a, b))
     found, shared = [welch(one, two)], [seed for seed in a if seed in b]
@@ -64,7 +66,7 @@ def findings(
     one, two = (np.array([each[seed] for seed in shared], np.float64) for each in (a, b))
     found.append(paired(one, two))
     if np.isfinite([one, two]).all():
-        differences = np.stack([by_image(seed) for seed in shared])
+        differences = [by_pass(seed) for seed in shared]
         found += [over_images(differences), over_seeds_and_images(differences)]
     return found
 
@@ -101,41 +103,70 @@ def paired(a: Values, b: Values, what: str = "pairs of runs") -> Finding:
     return Finding("paired t", of, float(differences.mean()), error, *_of_t(both, lower))
 
 
-def over_images(differences: OneAndAll, seed: int = 0) -> Finding:
+def over_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
     """Percentile bootstrap of the mean difference over images, averaged over these seeds.
 
-    Covers which images were drawn, not which seeds: another seed may well fall outside. Images of a batch share
-    stratified times, which resampling single images takes for independent.
+    Covers which images were drawn, not which seeds, times or noise: another seed may well fall outside. Each image's
+    deviation from the mean is shrunk to the variance between images (`diffenc.measuring.image_error`), for the spread of
+    per-image means counts Monte-Carlo noise as if times were not stratified. Where that variance is not resolved there
+    is no interval.
     """
-    by_image = differences.mean(axis=0)
-    of = f"{by_image.size} images, seeds as they are"
-    if not _can_resample(by_image):
-        return Finding("bootstrap", of, float(by_image.mean()))
+    averaged = _averaged(differences)
+    of = f"{averaged.values.shape[1]} images, seeds as they are"
+    share = share_of_images(averaged)
+    if share is None:
+        return Finding("bootstrap", of, averaged.mean)
+    by_image = _shrunk(averaged.values.mean(axis=0), share)
     found = stats.bootstrap(
         (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
         batch=max(1, _AT_ONCE // by_image.size), rng=np.random.default_rng(seed),
     )  # fmt: skip
     interval = found.confidence_interval
     return Finding(
-        "bootstrap", of, float(by_image.mean()), float(found.standard_error), (interval.low, interval.high)
+        "bootstrap",
+        of,
+        averaged.mean,
+        float(found.standard_error),
+        (float(interval.low), float(interval.high)),
     )
 
 
-def over_seeds_and_images(differences: OneAndAll, seed: int = 0) -> Finding:
+def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
     """Percentile bootstrap that draws seeds and, of all of them alike, images: both with replacement.
 
     Covers both, but of n seeds a bootstrap sees only (n - 1) / n of their variance: with a few seeds the interval
-    is too narrow, and the paired t-test is the safer one.
+    is too narrow, and the paired t-test is the safer one. Images are shrunk as in `over_images`.
     """
-    seeds, images = differences.shape
-    of = f"{seeds} pairs of runs x {images} images"
-    if seeds < 2 or not _can_resample(differences.mean(axis=0)):
-        return Finding("bootstrap", of, float(differences.mean()))
-    means = resampled_means(differences, np.random.default_rng(seed))
+    averaged, seeds = _averaged(differences), len(differences)
+    of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
+    share = share_of_images(averaged)
+    if seeds < 2 or share is None:
+        return Finding("bootstrap", of, averaged.mean)
+    by_seed = np.stack([_shrunk(each.values.mean(axis=0), share) for each in differences])
+    means = resampled_means(by_seed, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Finding(
-        "bootstrap", of, float(differences.mean()), float(means.std(ddof=1)), (float(low), float(high))
-    )
+    return Finding("bootstrap", of, averaged.mean, float(means.std(ddof=1)), (float(low), float(high)))
+
+
+def share_of_images(values: PassValues) -> float | None:
+    """Returns which part of the variance of per-image means is between images; None where it is not resolved."""
+    if values.values.shape[1] < 2:
+        return None
+    component = between_images(values.values, values.times)
+    if component is None or not component.resolved:
+        return None
+    spread = float(values.values.mean(axis=0).var(ddof=1))
+    return min(1.0, component.variance / spread) if spread else 1.0
+
+
+def _averaged(differences: Sequence[PassValues]) -> PassValues:
+    """The mean over seeds, whose evaluations share their draws."""
+    return PassValues(np.mean([each.values for each in differences], axis=0), differences[0].times)
+
+
+def _shrunk(by_image: Values, share: float) -> Values:
+    mean = by_image.mean()
+    return mean + np.sqrt(share) * (by_image - mean)
 
 
 def resampled_means(differences: OneAndAll, random: np.random.Generator) -> Float[np.ndarray, " resamples"]:
@@ -178,10 +209,6 @@ def _of_t(both: Any, lower: Any) -> tuple[tuple[float, float] | None, float | No
 
 def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _can_resample(values: Values) -> bool:
-    return len(values) > 1 and bool(np.isfinite(values).all())
 
 
 def _unknown(test: str, of: str, a: Values, b: Others) -> Finding:

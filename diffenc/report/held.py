@@ -245,7 +245,7 @@ def _with_terms(reader: _Reader, evaluation: Record, name: str) -> tuple[Record 
     data = reader.data(name) or b""
     if data and number(evaluation["bpd"]) is not None:
         try:
-            evaluations.terms_by_image(data, evaluation, name)
+            evaluations.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
             reader.odd(f"{error}.")
             return (None if record_seal.check(evaluation) is Seal.MISSING else evaluation), data

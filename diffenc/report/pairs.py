@@ -6,11 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
-
 from diffenc.errors import UserError
 from diffenc.measuring import evaluations, significance
+from diffenc.measuring.image_error import PassValues
 from diffenc.measuring.significance import Finding
 from diffenc.progress import Progress
 from diffenc.report import shown
@@ -31,10 +29,9 @@ SAME = (
     "batch_size",
     "seed",
     "prng",
+    "stratified",
 )
 TOLD = ("step", "precision", "matmul_precision")  # what may differ, and is said
-
-Values = Float[np.ndarray, " images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +96,26 @@ def why_not(a: Group, b: Group) -> str | None:
     return None
 
 
-def by_image(held: Held) -> Values:
-    """Bits/dim of each image."""
+def by_pass(held: Held) -> PassValues:
+    """Returns bits/dim of each image in each pass."""
     name = f"{held.label}/{held.terms_name}"
-    return evaluations.terms_by_image(held.terms, held.evaluation or {}, name)["total"]
+    return evaluations.terms_by_pass(held.terms, held.evaluation or {}, name)["total"]
 
 
 def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
-    one, two = by_image(a), by_image(b)
+    one, two = by_pass(a), by_pass(b)
+    means = (each.values.mean(axis=0) for each in (one, two))
     return [
-        significance.paired(one, two, "images, each under both runs"),
-        significance.over_images((one - two)[None]),
+        significance.paired(*means, "images and their draws, under both runs"),
+        significance.over_images([one.minus(two)]),
     ]
 
 
 def _of_seeds(a: Group, b: Group) -> list[Finding]:
-    of = functools.cache(by_image)
-    return significance.findings(a.totals, b.totals, lambda seed: of(a.by_seed[seed]) - of(b.by_seed[seed]))
+    of = functools.cache(by_pass)
+    return significance.findings(
+        a.totals, b.totals, lambda seed: of(a.by_seed[seed]).minus(of(b.by_seed[seed]))
+    )
 
 
 def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:

@@ -32,7 +32,7 @@ def differences(a: Summary, b: Summary) -> tuple[Cell, ...]:
 def findings(a: Summary, b: Summary) -> list[Finding]:
     """Every test of A's total against B's."""
     one, two = (dict(zip(each.seeds, each.values("total"), strict=True)) for each in (a, b))
-    return significance.findings(one, two, lambda seed: a.terms(seed)["total"] - b.terms(seed)["total"])
+    return significance.findings(one, two, lambda seed: a.terms(seed)["total"].minus(b.terms(seed)["total"]))
 
 
 def sheets(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:

@@ -19,6 +19,7 @@ from diffenc.files import record_seal
 from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
 from diffenc.measuring.evaluations import ALIKE, COMPONENTS, NEEDED, BrokenSealError, Needed
+from diffenc.measuring.image_error import PassValues
 from diffenc.rounding import MISSING, Figure, rounded
 from experiments.sweep.shown import Sheet
 
@@ -57,15 +58,15 @@ class Summary:
         """Mean ± standard error over seeds."""
         return mean_and_error(self.values(component))
 
-    def terms(self, seed: int) -> dict[str, Float[np.ndarray, " images"]]:
-        """Bits/dim of each image, by component, the mean over passes.
+    def terms(self, seed: int) -> dict[str, PassValues]:
+        """Bits/dim of each image in each pass, by component.
 
         Raises:
           UserError: evaluation.npz is not that of evaluation.json.
         """
         path = self.workdirs[seed] / "evaluation.npz"
         data = path.read_bytes() if path.is_file() else b""
-        return evaluations.terms_by_image(data, self.records[seed], path)
+        return evaluations.terms_by_pass(data, self.records[seed], path)
 
     def of(self, seeds: Sequence[int]) -> "Summary":
         """The same of some of the seeds."""

@@ -103,13 +103,3 @@ def test_evaluation_sees_every_image_once_in_order(num, batch_size):
         assert set(weight.tolist()) <= {0.0, 1.0}
         seen += batch["image"][weight == 1, 0, 0, 0].tolist()
     assert seen == list(range(num))
-
-
-@pytest.mark.parametrize(
-    ("num", "places"), [(4, [0, 2, 4, 6]), (3, [0, 2, 5]), (1, [0]), (7, [0, 1, 2, 3, 4, 5, 6])]
-)
-def test_a_short_batch_is_spread_over_its_places(num, places):
-    """Times are stratified by place: side by side, few images would have times of one corner."""
-    ((batch, weight),) = eval_batches(toy(num), 8)
-    assert np.flatnonzero(weight).tolist() == places
-    assert batch["image"][places, 0, 0, 0].tolist() == list(range(num))

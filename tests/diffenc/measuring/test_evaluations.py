@@ -11,6 +11,7 @@ from diffenc.measuring import evaluations
 
 TERMS = ("reconstruction", "latent", "diffusion")
 NATS = {name: np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]]) * (k + 1) for k, name in enumerate(TERMS)}
+TIMES = np.linspace(0, 0.9, 6).reshape(2, 3, 1)
 DIMS = 6
 
 
@@ -26,10 +27,21 @@ def record(**changes):
 
 
 def test_terms_are_in_bits_a_dimension():
-    found = evaluations.terms_by_image(npz(NATS), record(), "file")
+    found = evaluations.terms_by_pass(npz({**NATS, "times": TIMES}), record(), "file")
     for k, name in enumerate(TERMS):
-        np.testing.assert_allclose(found[name], np.array([2, 2, 2]) * (k + 1) / (6 * math.log(2)))
-    np.testing.assert_allclose(found["total"], np.array([12, 12, 12]) / (6 * math.log(2)))
+        by_pass = np.array([[1, 2, 4], [3, 2, 0]]) * (k + 1) / (6 * math.log(2))
+        np.testing.assert_allclose(found[name].values, by_pass)
+        np.testing.assert_array_equal(found[name].times, TIMES)
+    np.testing.assert_allclose(
+        found["total"].values, np.array([[6, 12, 24], [18, 12, 0]]) / (6 * math.log(2))
+    )
+
+
+def test_terms_without_their_times_are_means_over_passes():
+    """They were stratified over batches in a fixed order: their passes do not tell images from noise."""
+    total = evaluations.terms_by_pass(npz(NATS), record(), "file")["total"]
+    np.testing.assert_allclose(total.values, np.array([[12, 12, 12]]) / (6 * math.log(2)))
+    assert total.over_images.se is None
 
 
 @pytest.mark.parametrize(
@@ -46,14 +58,15 @@ def test_terms_are_in_bits_a_dimension():
         (npz(NATS), {"bpd": 5e-324}, "is of another evaluation"),
         (npz(NATS), {"bpd": -record()["bpd"]}, "is of another evaluation"),
         (npz(dict.fromkeys(TERMS, np.zeros((2, 3)))), {}, "is of another evaluation"),
-        (npz({**NATS, "latent": np.array([[1.0, math.nan, 1.0]])}), {}, "holds no finite terms of 3"),
-        (npz({**NATS, "latent": np.array([[1.0, math.inf, 1.0]])}), {}, "holds no finite terms of 3"),
+        (npz({**NATS, "latent": np.array([[1.0, math.nan, 1.0]] * 2)}), {}, "holds no finite terms of 3"),
+        (npz({**NATS, "latent": np.array([[1.0, math.inf, 1.0]] * 2)}), {}, "holds no finite terms of 3"),
         (npz(dict.fromkeys(TERMS, np.ones(3))), {}, "cannot be read"),
+        (npz({**NATS, "times": TIMES[:1]}), {}, "cannot be read"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(data, said, message):
     with pytest.raises(UserError, match=f"^file: {message}"):
-        evaluations.terms_by_image(data, record(**said), "file")
+        evaluations.terms_by_pass(data, record(**said), "file")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
-from diffenc.measuring.passes import Passes, compile_over
+from diffenc.measuring.passes import Passes, compile_over, draws_of
 from diffenc.settings import Diagnose, Evaluate, Fit
 
 
@@ -66,3 +67,40 @@ def test_what_is_compiled_is_the_function(tiny):
     compiled = compile_over(data_mesh(), lambda params, images, key: params["a"] + images.levels.sum())
     levels = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
     assert float(compiled({"a": 1.0}, Images(jnp.asarray(levels)), jax.random.key(0))) == 29.0
+
+
+@pytest.mark.parametrize(("batch_size", "times"), [(4, 1), (5, 1), (13, 3), (16, 3)])
+def test_times_are_stratified_over_all_images_of_a_pass(tiny, batch_size, times):
+    """Each of 13 x `times` equal parts of [0, 1) is hit once in a pass, and each image has one time in each of `times`."""
+    seen = passes(tiny, Evaluate(passes=3, batch_size=batch_size), times_per_image=times)
+    by_pass = [np.concatenate(one) for one in seen.by_pass([v.draws.times[v.real] for v in seen])]
+    for number, drawn in enumerate(by_pass):
+        np.testing.assert_array_equal(
+            np.sort((drawn.ravel() * 13 * times).astype(int)), np.arange(13 * times)
+        )
+        np.testing.assert_array_equal((np.sort(drawn, axis=1) * times).astype(int), [[*range(times)]] * 13)
+        np.testing.assert_array_equal(drawn, seen.times(number))
+    assert all(np.any(np.argsort(by_pass[0][:, 0]) != np.argsort(other[:, 0])) for other in by_pass[1:])
+
+
+def test_an_images_time_is_uniform_and_moves_freely_from_pass_to_pass(tiny):
+    drawn = np.stack([passes(tiny, Evaluate(passes=1)).times(number)[:, 0] for number in range(400)])
+    for one in drawn.T[:4]:
+        assert stats.kstest(one, "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 4 / np.sqrt(400)
+    assert np.all((drawn >= 0) & (drawn < 1))
+
+
+def test_noise_is_of_the_image_and_the_pass_alone(tiny):
+    def noise(batch_size):
+        found = []
+        for visit in passes(tiny, Evaluate(passes=2, batch_size=batch_size)):
+            draws = draws_of(visit.draws, (batch_size, 4, 4, 1))
+            found.append(np.stack([draws.eps, draws.eps_0], axis=1)[visit.real])
+        return np.concatenate(found)
+
+    one, other = noise(4), noise(13)
+    np.testing.assert_array_equal(one, other)
+    assert one.shape == (2 * 13, 2, 4, 4, 1)
+    assert len(np.unique(one)) > 0.99 * one.size, "no two draw the same"
+    assert stats.kstest(one.ravel(), "norm").pvalue > 1e-3

@@ -8,6 +8,12 @@ import pytest
 from scipy import special, stats
 
 from diffenc.measuring import significance
+from diffenc.measuring.image_error import PassValues
+
+
+def exact(differences):
+    """By seed, differences of images [seeds, images] that two passes agree on: all their spread is over images."""
+    return [PassValues(np.stack([row, row])) for row in np.asarray(differences)]
 
 
 def p_of_t(t, degrees):
@@ -80,7 +86,7 @@ def test_a_run_that_is_not_finite_gives_no_p():
     for found in (significance.welch(a, b), significance.paired(a, b)):
         assert math.isnan(found.difference)
         assert (found.interval, found.two_sided, found.lower) == (None, None, None)
-    found = significance.over_images(np.array([[1.0, math.nan]]))
+    found = significance.over_images(exact([[1.0, math.nan]]))
     assert (found.error, found.interval) == (None, None)
 
 
@@ -92,7 +98,7 @@ def weights(n):
 def test_the_bootstrap_over_images_is_that_of_all_draws():
     differences = np.array([[1.0, 4.0, -2.0, 0.5], [0.0, 2.0, 0.0, 1.5]])
     means = weights(4) @ differences.mean(axis=0)
-    found = significance.over_images(differences)
+    found = significance.over_images(exact(differences))
     assert found.difference == pytest.approx(differences.mean())
     assert found.error == pytest.approx(means.std(), rel=0.05)
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.15)
@@ -102,7 +108,7 @@ def test_the_bootstrap_over_both_is_that_of_all_draws(monkeypatch):
     differences = np.array([[1.0, 4.0, -2.0], [0.0, 2.0, 0.5], [9.0, 7.0, 8.0]])
     means = (weights(3) @ differences @ weights(3).T).ravel()
     monkeypatch.setattr(significance, "_AT_ONCE", 3 * 700)  # several parts, the last smaller
-    found = significance.over_seeds_and_images(differences)
+    found = significance.over_seeds_and_images(exact(differences))
     assert found.of == "3 pairs of runs x 3 images"
     assert found.difference == pytest.approx(differences.mean())
     assert found.error == pytest.approx(means.std(), rel=0.05)
@@ -116,13 +122,13 @@ def test_the_bootstrap_over_both_draws_the_same_images_for_every_seed():
     )  # alike for all seeds, so images drawn anew for each would average out
     differences = of_images + np.array([[0.0], [0.1], [-0.1]])
     means = (weights(3) @ differences @ weights(4).T).ravel()
-    found = significance.over_seeds_and_images(differences)
+    found = significance.over_seeds_and_images(exact(differences))
     assert found.error == pytest.approx(means.std(), rel=0.05)
 
 
 def test_of_one_seed_or_one_image_nothing_can_be_drawn():
-    one_seed = significance.over_seeds_and_images(np.array([[1.0, 2.0]]))
-    one_image = significance.over_images(np.array([[1.0], [2.0]]))
+    one_seed = significance.over_seeds_and_images(exact([[1.0, 2.0]]))
+    one_image = significance.over_images(exact([[1.0], [2.0]]))
     for found in (one_seed, one_image):
         assert (found.difference, found.error, found.interval) == (1.5, None, None)
 
@@ -133,7 +139,7 @@ def coverage(test, seeds, images, spread, rounds=120):
     for number in range(rounds):
         of_seeds, of_images = random.normal(size=(seeds, 1)), random.gamma(1.0, size=(1, images)) - 1
         noise = 0.3 * random.normal(size=(seeds, images))
-        low, high = test(spread[0] * of_seeds + spread[1] * of_images + noise, seed=number).interval
+        low, high = test(exact(spread[0] * of_seeds + spread[1] * of_images + noise), seed=number).interval
         hits += low <= 0 <= high
     return hits / rounds
 
@@ -148,7 +154,7 @@ def test_the_intervals_cover_what_they_say_and_no_more(monkeypatch):
 
 
 def test_the_same_numbers_come_out_again():
-    differences = np.random.default_rng(0).normal(size=(2, 30))
+    differences = exact(np.random.default_rng(0).normal(size=(2, 30)))
     for test in (significance.over_images, significance.over_seeds_and_images):
         assert test(differences) == test(differences)
         assert test(differences).interval != test(differences, seed=1).interval
@@ -166,9 +172,33 @@ def test_each_agrees_with_scipy():
         assert found.interval == pytest.approx((low, high), rel=1e-12)
 
 
+def test_the_interval_over_images_leaves_monte_carlo_noise_out():
+    """Noise with twice the images' spread in each of 64 passes, and an error that is that of the images alone."""
+    random, wide, narrow = np.random.default_rng(3), [], []
+    for _ in range(20):
+        of_images = random.normal(size=200)
+        by_pass = of_images + 2 * random.normal(size=(64, 200)) + 5
+        found = significance.over_images([PassValues(by_pass)])
+        narrow.append((found.error or 0) / (of_images.std(ddof=1) / np.sqrt(200)))
+        wide.append(by_pass.mean(axis=0).std(ddof=1) / of_images.std(ddof=1))
+    assert np.mean(narrow) == pytest.approx(1.0, abs=0.01)
+    assert np.mean(wide) == pytest.approx(math.sqrt(1 + 4 / 64), abs=0.01)
+
+
+@pytest.mark.parametrize("test", [significance.over_images, significance.over_seeds_and_images])
+def test_where_noise_hides_the_images_there_is_no_interval(test):
+    random = np.random.default_rng(4)
+    drowned = [PassValues(0.01 * random.normal(size=50) + random.normal(size=(4, 50))) for _ in range(2)]
+    one_pass = [PassValues(random.normal(size=(1, 50))) for _ in range(2)]
+    for given in (drowned, one_pass):
+        found = test(given)
+        assert (found.error, found.interval) == (None, None)
+        assert found.difference == pytest.approx(np.mean([each.values for each in given]))
+
+
 def test_all_tests_of_two_sets_of_seeds():
     a, b = {0: 2.0, 1: 2.2, 5: 2.1}, {1: 2.5, 0: 2.4, 7: 2.3}
-    images = {0: np.array([-0.5, -0.3]), 1: np.array([-0.2, -0.4])}
+    images = dict(enumerate(exact([[-0.5, -0.3], [-0.2, -0.4]])))
     welch, paired, over_images, both = significance.findings(a, b, images.__getitem__)
     assert (welch.of, welch.difference) == ("3 + 3 runs", pytest.approx(-0.3))
     assert (paired.of, paired.difference) == ("2 pairs of runs", pytest.approx(-0.35))

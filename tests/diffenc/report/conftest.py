@@ -49,10 +49,11 @@ def evaluation(**changes: Any) -> dict[str, Any]:
 
 
 def terms(plus: Any = 0.0) -> dict[str, np.ndarray]:
-    """Nats [passes, images]; `plus` bits/dim more diffusion, of each image."""
+    """Nats [passes, images], and times; `plus` bits/dim more diffusion, of each image."""
     diffusion = np.array(DIFFUSION) + np.asarray(plus)
     half = np.full((2, 3), 0.5)
-    return {name: bits * DIMS * BITS for name, bits in (("reconstruction", half), ("latent", half), ("diffusion", diffusion))}  # fmt: skip
+    nats = {name: bits * DIMS * BITS for name, bits in (("reconstruction", half), ("latent", half), ("diffusion", diffusion))}  # fmt: skip
+    return {**nats, "times": np.full((2, 3, 1), 0.5)}
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:

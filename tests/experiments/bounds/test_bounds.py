@@ -10,10 +10,10 @@ from PIL import Image
 from diffenc import modes, train
 from diffenc.devices.sharding import data_mesh
 from diffenc.measuring.evaluate import Evaluator
+from diffenc.measuring.image_error import PassValues
 from diffenc.settings import Evaluate
 from diffenc.workdirs import fits
 from experiments.bounds import __main__ as bounds
-from experiments.bounds import shown
 
 SMALL = ["--steps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]
 SMALL += ["--gin_bindings=likelihood.rtol = 1e-3", "--gin_bindings=likelihood.atol = 1e-3"]
@@ -85,7 +85,7 @@ def test_the_plot_shows_every_column(found, workdir):
 def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     few = bounds.Bounds(tiny(evaluate=Evaluate(num_images=8)), workdir).places(5)
     assert len(few) == 5
-    bits = shown.Bits(np.arange(16.0).reshape(2, 8), np.arange(8))
+    bits = PassValues(np.arange(16.0).reshape(2, 8))
     np.testing.assert_array_equal(bits.of(few).values[0], few)
 
 

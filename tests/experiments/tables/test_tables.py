@@ -63,7 +63,8 @@ def finish(table, folder, flags=SMALL, said=None):
             nats = made[line.row.model, line.row.noise, run.seed] = nats_of(line.row, run.seed)
             run.workdir.mkdir(parents=True)
             (run.workdir / "config.gin").write_text(config_text(run.experiment))
-            (run.workdir / "evaluation.npz").write_bytes(atomic.npz(nats))
+            arrays = {**nats, "times": np.full((*nats["latent"].shape, 1), 0.5)}
+            (run.workdir / "evaluation.npz").write_bytes(atomic.npz(arrays))
             record = record_of(line.row, nats, run, said or {})
             (run.workdir / "evaluation.json").write_text(json.dumps(record))
     return made
