@@ -76,7 +76,17 @@ def parsed(data: bytes, name: Path | str, again: str = AGAIN) -> dict[str, Any]:
         raise UserError(f"{name}: is no JSON ({error}); delete it, and {again}") from None
     if record_seal.is_broken(found):
         raise BrokenSealError(f"{name}: {record_seal.BROKEN}; its figures are left out: {again}")
-    return found
+    return with_upper_bounds(found)
+
+
+def with_upper_bounds(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record in which `KEY_se` is an error over images.
+
+    Earlier versions wrote the plain spread of per-image means there, Monte-Carlo noise included: an upper bound.
+    """
+    errors = [f"{key}_se" for key in record if key.startswith("bpd") and f"{key}_se" in record]
+    spreads = [key for key in errors if f"{key}_uncertainty" not in record]
+    return record | {f"{key}_upper": record[key] for key in spreads} | dict.fromkeys(spreads)
 
 
 def fault(record: Record, needed: Needed = NEEDED) -> str | None:

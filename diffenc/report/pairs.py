@@ -104,9 +104,10 @@ def by_pass(held: Held) -> PassValues:
 
 def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
     one, two = by_pass(a), by_pass(b)
-    means = (each.values.mean(axis=0) for each in (one, two))
     return [
-        significance.paired(*means, "images and their draws, under both runs"),
+        significance.paired(
+            one.values.mean(axis=0), two.values.mean(axis=0), "images and their draws, under both runs"
+        ),
         significance.over_images([one.minus(two)]),
     ]
 

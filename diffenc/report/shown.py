@@ -28,11 +28,21 @@ def figure(mean: float | None, error: float | None = None) -> Figure:
 
 
 def measured(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
-    """A figure of an evaluation, to the second digit of its smaller error, and both errors to their own second."""
-    mean, *errors = (number(record.get(name)) for name in (key, f"{key}_se", f"{key}_mc_se"))
-    known = [error for error in errors if error]
-    digits = [NONE if error is None else (rounded(error, error).error or NONE) for error in errors]
-    return figure(mean, min(known, default=None)).mean, *digits  # pyright: ignore[reportReturnType]
+    """A figure of an evaluation, to the second digit of its smaller error, and both errors to their own second.
+
+    Of an error over images that is not resolved, its upper bound.
+    """
+    mean, se, upper, mc_se = (
+        number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
+    )
+    known = [error for error in (se, upper, mc_se) if error]
+    over_images = f"≤ {_digits(upper)}" if se is None and upper is not None else _digits(se)
+    return figure(mean, min(known, default=None)).mean, over_images, _digits(mc_se)
+
+
+def _digits(error: float | None) -> str:
+    """An error to its second digit."""
+    return NONE if error is None else (rounded(error, error).error or NONE)
 
 
 def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
@@ -41,7 +51,7 @@ def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) 
     Two seeds may agree by chance to more digits than each was measured to, so the mean has no more than the most
     precise of `records`, the evaluations that it is of.
     """
-    errors = [number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "mc_se")]
+    errors = [number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "se_upper", "mc_se")]
     coarse = max(error, min(filter(None, errors), default=0.0))
     return Figure(figure(mean, coarse).mean, figure(error, error).error)
 

@@ -1,6 +1,7 @@
 """Evaluations read again, from files made here."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_what_does_not_belong_together_is_refused(data, said, message):
 def test_what_is_no_record_is_refused(data):
     with pytest.raises(UserError, match=r"^name: is no JSON"):
         evaluations.parsed(data, "name")
+
+
+def test_a_spread_that_an_earlier_version_wrote_is_an_upper_bound():
+    old = {
+        "bpd": 2.0,
+        "bpd_se": 0.05,
+        "bpd_mc_se": 0.01,
+        "bpd_latent": 0.1,
+        "bpd_latent_se": None,
+        "kid_se": 0.3,
+    }
+    found = evaluations.parsed(json.dumps(old).encode(), "name")
+    assert found == {**old, "bpd_se": None, "bpd_se_upper": 0.05, "bpd_latent_se_upper": None}
+    new = {"bpd": 2.0, "bpd_se": 0.02, "bpd_se_uncertainty": 0.001, "bpd_se_upper": 0.05, "bpd_mc_se": 0.01}
+    assert evaluations.parsed(json.dumps(new).encode(), "name") == new
 
 
 def test_what_differs_is_named():

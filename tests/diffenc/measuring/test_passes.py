@@ -73,7 +73,7 @@ def test_what_is_compiled_is_the_function(tiny):
 def test_times_are_stratified_over_all_images_of_a_pass(tiny, batch_size, times):
     """Each of 13 x `times` equal parts of [0, 1) is hit once in a pass, and each image has one time in each of `times`."""
     seen = passes(tiny, Evaluate(passes=3, batch_size=batch_size), times_per_image=times)
-    by_pass = [np.concatenate(one) for one in seen.by_pass([v.draws.times[v.real] for v in seen])]
+    by_pass = [np.concatenate(one) for one in seen.by_pass([np.asarray(v.draws.times)[v.real] for v in seen])]
     for number, drawn in enumerate(by_pass):
         np.testing.assert_array_equal(
             np.sort((drawn.ravel() * 13 * times).astype(int)), np.arange(13 * times)

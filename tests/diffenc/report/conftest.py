@@ -45,7 +45,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "T": "continuous", "proposal": "uniform", "times_per_image": 1, "passes": 2, "batch_size": 3, "seed": 0,
         "precision": "float32", "matmul_precision": "default", "device": "cpu", "step": 20, "num_params": 1234,
     }  # fmt: skip
-    return {**said, **changes}
+    resolved = {f"{key}_uncertainty": 0.01 for key in said if key.endswith("_se") and "_mc_" not in key}
+    return {**said, **resolved, **changes}
 
 
 def terms(plus: Any = 0.0) -> dict[str, np.ndarray]:

@@ -230,7 +230,9 @@ def test_one_image_is_too_few_for_a_test(made):
         said = evaluation(bpd=3 * bits, num_images=1, **dict.fromkeys(components, bits))
         (workdirs[-1] / "evaluation.json").write_text(json.dumps(said))
         nats = np.full((2, 1), bits * DIMS * BITS)
-        (workdirs[-1] / "evaluation.npz").write_bytes(npz(dict.fromkeys(terms(), nats)))
+        (workdirs[-1] / "evaluation.npz").write_bytes(
+            npz({**dict.fromkeys(terms(), nats), "times": np.full((2, 1, 1), 0.5)})
+        )
     (found,) = pairs.compared(groups(*workdirs))
     assert found.findings[0].difference == pytest.approx(-3.0)
     assert found.says[0].endswith("on these images. One image is too few for a test.")
