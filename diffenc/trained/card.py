@@ -102,7 +102,9 @@ def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
     keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
     args = {name: stated(said, name) for name in keys if said.get(name) is not None}
     args = {name: _plain(value) if isinstance(value, str) else value for name, value in args.items()}
-    errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "se_upper", "mc_se")}
+    errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
+    if errors["se"] is None:
+        errors["se_upper"] = number(said.get(f"{key}_se_upper"))
     return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
 
