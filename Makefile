@@ -33,7 +33,7 @@ help:
 
 quickstart: $(VENV)/run.stamp
 	$(RUN) --mode=train
-	$(RUN) --mode=evaluate
+	$(RUN) --mode=evaluate --gin_bindings='evaluate.passes = 32'
 	@echo "The samples are in runs/quickstart/samples, everything else beside that folder."
 
 test: check
