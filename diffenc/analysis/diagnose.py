@@ -243,7 +243,7 @@ def plot_ends(record: Record) -> plots.Figure:
     figure, axes = plots.axes(
         f"{_subject(record)}: the estimate of v",
         LOG_SNR,
-        "root mean square over dimensions and images",
+        "root mean square",
     )
     for name, label in (
         ("v_hat", "$\\hat{v}$"),
