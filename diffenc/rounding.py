@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 MISSING = "-"
 MOST_PLACES = 10  # beyond them a mean over images in float64 says nothing
 PLACES = 4  # of a mean whose error is not known
+# Networks compute in float32: six decimal digits survive it (FLT_DIG), and errors below its resolution are rounding.
+FLOAT32_DIGITS = 6
+FLOAT32_RESOLUTION = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +33,39 @@ class Digits(str):
 
 
 def rounded(mean: float, error: float | None = None) -> Figure:
-    """`mean` to the second significant digit of its standard error; NaN stays visible as nan."""
+    """`mean` to the second significant digit of its standard error, and to no more digits than float32 has.
+
+    An error below float32's resolution of `mean` is rounding, and shown as 0. NaN stays visible as nan.
+    """
     if not math.isfinite(mean):
         return Figure(str(mean))
     if error is None or not math.isfinite(error):
         return Figure(_digits(mean, _own_places(mean)))
-    if error == 0:
+    if not is_resolved(mean, error):
         return Figure(_digits(mean, _own_places(mean)), "0")
-    places = min(max(1 - _exponent(error), 0), MOST_PLACES)
+    places = min(max(1 - _exponent(error), 0), _most_places(mean))
     return Figure(_digits(mean, places), _digits(error, max(places, 1 - _exponent(error))))
+
+
+def is_resolved(mean: float, error: float) -> bool:
+    """Whether an error of `mean` is more than the rounding of float32."""
+    return bool(error > 0 and not error <= FLOAT32_RESOLUTION * abs(mean))  # also of a mean that is NaN
+
+
+def with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tuple[str | None, ...]]:
+    """`mean` to the second significant digit of its smallest error, and each error to its own second.
+
+    Errors that are not known are None; those below float32's resolution are "0", and leave the mean no digits.
+    """
+    known = [
+        error for error in errors if error is not None and math.isfinite(error) and is_resolved(mean, error)
+    ]
+    shown = (None if error is None or not math.isfinite(error) else _error(mean, error) for error in errors)
+    return rounded(mean, min(known, default=None)).mean, *shown
+
+
+def _error(mean: float, error: float) -> str:
+    return rounded(error, error).mean if is_resolved(mean, error) else "0"
 
 
 def digits(value: float | None, error: float | None = None) -> str:
@@ -47,7 +75,12 @@ def digits(value: float | None, error: float | None = None) -> str:
 
 def _own_places(value: float) -> int:
     """Decimal places where no error says how many: PLACES, or two significant digits of what is small."""
-    return PLACES if value == 0 else min(max(PLACES, 1 - _exponent(value)), MOST_PLACES)
+    return PLACES if value == 0 else min(max(PLACES, 1 - _exponent(value)), _most_places(value))
+
+
+def _most_places(value: float) -> int:
+    """Decimal places beyond which float32 has no digits of `value`."""
+    return max(min(MOST_PLACES, FLOAT32_DIGITS - 1 - _exponent(value)), 0)
 
 
 def _digits(value: float, places: int) -> str:
@@ -61,5 +94,5 @@ def _digits(value: float, places: int) -> str:
 
 
 def _exponent(value: float) -> int:
-    """The power of ten of `value`'s first digit, once it is rounded to two."""
+    """The power of ten of `value`'s first digit, once it is rounded to two; of 0 as of 1."""
     return int(f"{value:.1e}".split("e")[1])

@@ -32,6 +32,7 @@ from diffenc.modes import restore_for_bound
 from diffenc.objective import continuous, network_error, step_index
 from diffenc.pixels import scale_pixels
 from diffenc.progress import Progress
+from diffenc.rounding import rounded
 from diffenc.workdirs import curves
 from diffenc.workdirs.mirror import mirrored
 
@@ -69,8 +70,8 @@ def _file(target: Path, loss: Record, ends: Record) -> None:
             atomic.write_bytes(target.with_name(name + suffix), content)
     record_seal.write(target.with_name("ends.json"), ends)
     record_seal.write(target, loss)
-    bits, error = loss["bpd_diffusion"], loss["bpd_diffusion_se"]
-    logging.info("diffusion loss %.4f ± %.4f bits/dim, by log-SNR in %s", bits, error, target.parent)
+    bits = rounded(loss["bpd_diffusion"], loss["bpd_diffusion_se"])
+    logging.info("diffusion loss %s bits/dim, by log-SNR in %s", bits, target.parent)
 
 
 def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
@@ -227,7 +228,7 @@ def relative(means: Means, distance: str, of: str, place: int) -> dict[str, floa
 
 def plot_loss(record: Record) -> plots.Figure:
     """Loss per unit of log-SNR; the area below it is the diffusion loss."""
-    bits = f"{record['bpd_diffusion']:.4f} ± {record['bpd_diffusion_se']:.4f} bits/dim"
+    bits = f"{rounded(record['bpd_diffusion'], record['bpd_diffusion_se'])} bits/dim"
     figure, axes = plots.axes(
         f"{_subject(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
     )

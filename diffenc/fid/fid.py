@@ -41,6 +41,7 @@ from diffenc.modes import publish, restore_ema
 from diffenc.progress import Progress
 from diffenc.randomness import generator, root_key
 from diffenc.registry import features, variances
+from diffenc.rounding import MISSING, digits, rounded
 from diffenc.sampling.sample_images import ImageSampler
 from diffenc.settings import Evaluate
 from diffenc.training.train_state import count_parameters
@@ -263,7 +264,7 @@ def table(figures: dict[str, Any]) -> Table:
     for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks", "of samples"):
         result.add_column(column, justify="left" if column == "split" else "right")
     for row in figures["distances"]:
-        error = "-" if row["kid_se"] is None else f"{row['kid_se']:.3g}"
-        cells = f"{row['distance']:.4f}", f"{row['kid']:.5g}", error, f"{row['kid_num']:,}"
+        kid = rounded(row["kid"], row["kid_se"])
+        cells = digits(row["distance"]), kid.mean, kid.error or MISSING, f"{row['kid_num']:,}"
         result.add_row(f"{row['num']:,}", row["split"], *cells)
     return result

@@ -6,6 +6,7 @@ differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes 
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from diffenc.model import Model, Propose, Terms
 from diffenc.objective import StepRule
 from diffenc.randomness import generator
 from diffenc.registry import datasets, proposals
+from diffenc.rounding import MISSING, with_errors
 from diffenc.settings import Diagnose, Evaluate
 from diffenc.workdirs import curves
 
@@ -164,22 +166,23 @@ def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, capti
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
         result.add_column(column, justify="right" if column else "left")
     for key in keys:
-        monte_carlo = figures.get(f"{key}_mc_se")
-        result.add_row(
-            key,
-            f"{figures[key]:.4f}",
-            over_images_text(figures, key),
-            f"{monte_carlo:.4f}" if monte_carlo is not None else "-",
-        )
+        mean, over_images, monte_carlo = _errors_text(figures, key)
+        result.add_row(key, mean, over_images, monte_carlo)
     return result
 
 
 def over_images_text(figures: dict[str, Any], key: str) -> str:
     """Returns the error over images for people: a number, or the upper bound where it is not resolved."""
-    error, upper = figures.get(f"{key}_se"), figures.get(f"{key}_se_upper")
-    if error is not None:
-        return f"{error:.4f}"
-    return "-" if upper is None else f"<= {upper:.4f}"
+    return _errors_text(figures, key)[1]
+
+
+def _errors_text(figures: dict[str, Any], key: str) -> tuple[str, str, str]:
+    """Returns a figure and both errors with the digits that the errors leave."""
+    error, upper, monte_carlo = (figures.get(f"{key}_{kind}") for kind in ("se", "se_upper", "mc_se"))
+    value = math.nan if figures[key] is None else figures[key]
+    mean, over_images, draws = with_errors(value, [upper if error is None else error, monte_carlo])
+    at_most = "<= " if error is None and over_images is not None else ""
+    return mean, at_most + (over_images or MISSING), draws or MISSING
 
 
 class Evaluator:

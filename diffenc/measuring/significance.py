@@ -19,6 +19,7 @@ from scipy import stats
 from diffenc.measuring.image_error import PassValues, between_images
 
 LEVEL = 0.95
+FEWEST_SEEDS = 5  # of each variant, before a difference is claimed to be more than the choice of seeds
 RESAMPLES = 4_000
 _AT_ONCE = 2**22  # resampled values held at a time
 
@@ -182,6 +183,20 @@ def resampled_means(differences: OneAndAll, random: np.random.Generator) -> Floa
         by_seed = np.stack([row[columns].mean(axis=1) for row in differences], axis=1)
         means.append((times_drawn * by_seed).sum(axis=1))
     return np.concatenate(means)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Returns p of each of several comparisons, corrected after Holm (1979) for how many there are; None stays None.
+
+    If all below some level are claimed, the probability that any claim is false is at most that level.
+    """
+    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    corrected: list[float | None] = [None] * len(ps)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        corrected[place] = least
+    return corrected
 
 
 _SIDES = ("two-sided", "less")

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from diffenc.measuring.passes import PassDraws
 from diffenc.model import UNIFORM
 from diffenc.objective import continuous
 from diffenc.planning import flops, peaks
-from diffenc.planning.flops import Contraction, Work
+from diffenc.planning.pace import asks_full_precision, speed
 from diffenc.progress import duration
 from diffenc.settings import MeshShape
 from diffenc.training.train_state import (
@@ -40,13 +40,6 @@ from diffenc.training.train_state import (
     count_parameters,
     make_train_step,
 )
-
-
-class Peak(NamedTuple):
-    """FLOPs a second of one device at best, by dtype, and where they are known from."""
-
-    flops: dict[str, float]
-    source: str
 
 
 def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
@@ -172,49 +165,6 @@ def capacity(experiment: Experiment) -> float | None:
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
-    """As bound; else as stated for the accelerator; else, where it is not known, as measured."""
-    settings, kind = experiment.plan, jax.devices()[0].device_kind
-    if settings.peak_tflops is not None:
-        return Peak(dict.fromkeys(dtypes, settings.peak_tflops * 1e12), "plan.peak_tflops")
-    name = settings.accelerator or peaks.stated(kind)
-    if name is None:
-        return Peak({dtype: peaks.measured(dtype) for dtype in dtypes}, f"measured on {kind}")
-    known = peaks.ACCELERATORS[name].tflops
-    # what is not in the table is computed as float32 at best
-    return Peak({dtype: known.get(dtype, known["float32"]) * 1e12 for dtype in dtypes}, f"stated for {name}")
-
-
-def asks_full_precision(one: Contraction) -> bool:
-    """Whether its float32 must not be rounded on the way, which costs an accelerator several times as much."""
-    asked = dict(one.params)["precision"]  # of both operands, of each, or None
-    return jax.lax.Precision.HIGHEST in (asked if isinstance(asked, tuple) else (asked,))
-
-
-def speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
-    """The pace at `plan.share` of the peak, and what the whole run takes; None for a step without contractions.
-
-    Args:
-      work: of one device's share of a step.
-    """
-    by_dtype = work.by_dtype
-    if not by_dtype:
-        return None
-    known = peak(experiment, list(by_dtype))
-    at_peak = sum(number / known.flops[dtype] for dtype, number in by_dtype.items())
-    seconds = at_peak / experiment.plan.share
-    days = experiment.steps * seconds / 86400
-    return {
-        "peak": known.flops,
-        "source": known.source,
-        "share": experiment.plan.share,
-        "steps_per_second": 1 / seconds,
-        "images_per_second": experiment.batch_size / seconds,
-        "days": days,
-        "device_hours": 24 * days * devices,
-    }
-
-
 def table(figures: dict[str, Any]) -> Table:
     """The figures for people."""
     title = f"{figures['steps']:,} steps of {figures['batch_size']} images on {figures['devices']} device(s)"
@@ -235,7 +185,7 @@ def caption(figures: dict[str, Any]) -> str:
         said.append("communication between devices is in neither time nor memory")
     if figures["full_precision"]:
         said.append(
-            f"{figures['full_precision']:.2%} of the FLOPs ask for full precision, slower than the peak; the time leaves it out"
+            f"{figures['full_precision']:.2%} of the FLOPs ask for full precision, which the time counts at its own peak"
         )
     if figures["compiled"]:
         said += _of_the_compiled(figures["backend"], figures["accelerator"])

@@ -148,10 +148,14 @@ def of_pair(pair: Pair) -> dict[str, Any]:
         abs(edge) for finding in pair.findings for edge in (finding.difference, *(finding.interval or ()))
     ]
     reach = max(filter(math.isfinite, edges), default=0) or 1.0
-    return {"pair": pair, "rows": [_test(finding, 1.1 * reach) for finding in pair.findings]}
+    rows = [
+        _test(finding, 1.1 * reach, pair.corrected if finding is pair.rests_on else None)
+        for finding in pair.findings
+    ]
+    return {"pair": pair, "rows": rows}
 
 
-def _test(finding: Finding, reach: float) -> dict[str, Any]:
+def _test(finding: Finding, reach: float, corrected: float | None) -> dict[str, Any]:
     low, high = finding.interval or (None, None)
     place = lambda value: round(50 + 50 * value / reach, 2)  # noqa: E731
     return {
@@ -161,6 +165,7 @@ def _test(finding: Finding, reach: float) -> dict[str, Any]:
         "low": shown.NONE if low is None else shown.minus(rounded(low, finding.error).mean),
         "high": shown.NONE if high is None else shown.minus(rounded(high, finding.error).mean),
         "p": shown.p_value(finding.two_sided),
+        "corrected": shown.p_value(corrected),
         "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),
         "dot": place(finding.difference) if math.isfinite(finding.difference) else None,
     }

@@ -8,8 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from types import MappingProxyType, NoneType
-from typing import Any
+from types import NoneType
 
 import numpy as np
 
@@ -18,15 +17,14 @@ from diffenc.errors import UserError
 from diffenc.files import record_seal, stores
 from diffenc.files.record_seal import Seal
 from diffenc.measuring import evaluations
-from diffenc.measuring.evaluations import NEEDED, BrokenSealError, Needed, OtherTermsError, number
-from diffenc.report import asked, shown
+from diffenc.measuring.evaluations import NEEDED, Needed, OtherTermsError, number
+from diffenc.report import asked
 from diffenc.report.checkpoint_match import mismatch
+from diffenc.report.reader import Reader, Record
 from diffenc.untrusted import safe_npz
 from diffenc.workdirs import curves, provenance
 from diffenc.workdirs.same_run import CONFIG
 from diffenc.workdirs.writers import METRICS
-
-Record = dict[str, Any]
 
 ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
 MOST = 1 << 28  # bytes of one of them
@@ -137,60 +135,12 @@ def read(place: str, label: str) -> Held:
       UserError: there is no run, or the store refuses to be read.
     """
     try:
-        return _read(_Reader(place), label)
+        return _read(Reader(place), label)
     except OSError as error:
         raise stores.unreadable(place, error) from error
 
 
-class _Reader:
-    """Files of a workdir, and what was odd about them."""
-
-    def __init__(self, place: str):
-        self.place, self.store = place, stores.at(place)
-        self.files = set(self.store.files())
-        self.oddities: list[str] = []
-        self.unsealed: list[str] = []
-        if not self.files & {CONFIG, METRICS}:
-            raise UserError(
-                f"{place} holds no run (neither {CONFIG} nor {METRICS}); name the --workdir of a run"
-            )
-
-    def data(self, name: str) -> bytes | None:
-        return self.store.read(name) if name in self.files else None
-
-    def text(self, name: str) -> str:
-        return (self.data(name) or b"").decode(errors="replace")
-
-    def record(self, name: str, needed: Needed = MappingProxyType({})) -> Record | None:
-        """A JSON object; None, with a word on it, where it is damaged."""
-        data = self.data(name)
-        if data is None:
-            return None
-        try:
-            found = evaluations.parsed(data, name, self.again(name))
-        except BrokenSealError as error:
-            return self.odd(f"{error}.")
-        except UserError:
-            return self.odd(f"{name} is no JSON object, and left out.")
-        fault = evaluations.fault(found, needed)
-        if fault is not None:
-            return self.odd(f"{name} {fault}, and is left out.")
-        if record_seal.check(found) is Seal.MISSING:
-            self.unsealed.append(name)
-        return found
-
-    def again(self, name: str) -> str:
-        """How to write a record anew."""
-        mode = {"figures": "figures", curves.FOLDER: "diagnose"}.get(name.partition("/")[0], "evaluate")
-        if name in (provenance.DATASET, provenance.ENVIRONMENT):
-            return shown.train_command(self.place)
-        return shown.command(self.place, mode)
-
-    def odd(self, said: str) -> None:
-        self.oddities.append(said)
-
-
-def _read(reader: _Reader, label: str) -> Held:
+def _read(reader: Reader, label: str) -> Held:
     text = reader.text(CONFIG)
     config = describe.bindings(text)
     found = _evaluations(reader)
@@ -228,7 +178,7 @@ def _read(reader: _Reader, label: str) -> Held:
     )
 
 
-def _evaluations(reader: _Reader) -> dict[str, Record]:
+def _evaluations(reader: Reader) -> dict[str, Record]:
     """Those of the latest step that was evaluated, by file, the newest first."""
     numbered = [(int(match[1]), name) for name in reader.files if (match := re.fullmatch(NUMBERED, name))]
     names = [name for _, name in sorted(numbered, reverse=True)] or [EVALUATION]
@@ -237,7 +187,7 @@ def _evaluations(reader: _Reader) -> dict[str, Record]:
     return {name: record for name, record in read.items() if record["step"] == latest}
 
 
-def _with_terms(reader: _Reader, evaluation: Record, name: str) -> tuple[Record | None, bytes]:
+def _with_terms(reader: Reader, evaluation: Record, name: str) -> tuple[Record | None, bytes]:
     """The evaluation and the terms of its images, with a word on it where the two do not belong together.
 
     Then a record without a checksum is left out, for nothing tells which of both is damaged.
@@ -254,7 +204,7 @@ def _with_terms(reader: _Reader, evaluation: Record, name: str) -> tuple[Record 
     return evaluation, data
 
 
-def _rows(reader: _Reader) -> tuple[Record, ...]:
+def _rows(reader: Reader) -> tuple[Record, ...]:
     found: dict[int, Record] = {}  # what stands of a step, later lines over earlier ones
     *lines, torn = (reader.data(METRICS) or b"").split(b"\n")
     bad = 0
@@ -286,13 +236,13 @@ def _row(line: bytes) -> Record | None:
     return {key: value for key, value in values.items() if value is not None} | {"step": step}
 
 
-def _figures(reader: _Reader) -> dict[str, Filed]:
+def _figures(reader: Reader) -> dict[str, Filed]:
     names = (re.fullmatch(r"figures/(\w+)\.json", name) for name in sorted(reader.files))
     found = {match[1]: _figure(reader, match[1]) for match in names if match}
     return {name: filed for name, filed in found.items() if filed is not None}
 
 
-def _figure(reader: _Reader, name: str) -> Filed | None:
+def _figure(reader: Reader, name: str) -> Filed | None:
     record = reader.record(f"figures/{name}.json", OF_FIGURES)
     if record is None:
         return None
@@ -306,19 +256,19 @@ def _figure(reader: _Reader, name: str) -> Filed | None:
     return Filed(record, arrays)
 
 
-def _samples(reader: _Reader) -> tuple[str, int, bytes] | None:
+def _samples(reader: Reader) -> tuple[str, int, bytes] | None:
     """Of the latest step; among those of one step, the last by name."""
     steps = ((re.match(r"samples/(\d+)[^/]*\.png$", name), name) for name in reader.files)
     found = max(((int(match[1]), name) for match, name in steps if match), default=None)
     return found and (PurePosixPath(found[1]).name, found[0], reader.data(found[1]) or b"")
 
 
-def _last_step(reader: _Reader, pattern: str) -> int | None:
+def _last_step(reader: Reader, pattern: str) -> int | None:
     matches = (re.fullmatch(pattern, name) for name in reader.files)
     return max((int(match[1]) for match in matches if match), default=None)
 
 
-def _parameters(reader: _Reader, evaluation: Record | None) -> int | None:
+def _parameters(reader: Reader, evaluation: Record | None) -> int | None:
     said = number((evaluation or {}).get("num_params"))
     if said is not None or PARAMETERS not in reader.files:
         return None if said is None else int(said)

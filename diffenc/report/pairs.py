@@ -5,11 +5,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from diffenc.errors import UserError
 from diffenc.measuring import evaluations, significance
 from diffenc.measuring.image_error import PassValues
-from diffenc.measuring.significance import Finding
+from diffenc.measuring.significance import FEWEST_SEEDS, Finding
 from diffenc.progress import Progress
 from diffenc.report import shown
 from diffenc.report.held import Held
@@ -41,6 +42,8 @@ class Pair:
     Attributes:
       refused: why they are not compared; None if they are.
       findings: what each test found of A − B.
+      rests_on: the finding that the words rest on; None where no test could be made.
+      corrected: its p, after Holm for all pairs.
       says: what that means; and what it does not.
     """
 
@@ -48,8 +51,21 @@ class Pair:
     b: str
     refused: str | None = None
     findings: tuple[Finding, ...] = ()
+    rests_on: Finding | None = None
+    corrected: float | None = None
     says: tuple[str, ...] = ()
     says_not: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+    """p of a pair after Holm's correction for `pairs` tests."""
+
+    p: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        how = f", corrected after Holm for {self.pairs} tests" if self.pairs > 1 else ""
+        return shown.p_stated(self.p) + how
 
 
 def compared(groups: Sequence[Group]) -> list[Pair]:
@@ -59,25 +75,40 @@ def compared(groups: Sequence[Group]) -> list[Pair]:
         pairs = [(groups[0], other) for other in groups[1:]]
     progress, found = Progress("comparing runs", len(pairs)), []
     for a, b in pairs:
-        found.append(pair(a, b))
+        found.append(tested(a, b))
         progress()
-    return found
+    corrected = significance.holm([pair.rests_on and pair.rests_on.two_sided for pair in found])
+    tests = sum(p is not None for p in corrected)
+    return [
+        in_words(a, b, pair, Claim(p, tests)) for (a, b), pair, p in zip(pairs, found, corrected, strict=True)
+    ]
 
 
-def pair(a: Group, b: Group) -> Pair:
-    """Two groups against each other."""
+def tested(a: Group, b: Group) -> Pair:
+    """Two groups against each other, without words."""
     refused = why_not(a, b)
     if refused:
         return Pair(a.name, b.name, refused)
-    shared = [seed for seed in a.by_seed if seed in b.by_seed]
-    one_each = len(a.evaluated) == len(b.evaluated) == 1
     try:
-        found = _of_one_run_each(a.evaluated[0], b.evaluated[0]) if one_each else _of_seeds(a, b)
+        found = _of_one_run_each(a.evaluated[0], b.evaluated[0]) if _one_each(a, b) else _of_seeds(a, b)
     except UserError as error:
         return Pair(a.name, b.name, f"The terms of their images cannot be compared: {error}.")
-    says, says_not = (_in_words_of_images if one_each else _in_words_of_seeds)(a, b, found)
-    told = _told(a, b, one_each and not shared)
-    return Pair(a.name, b.name, None, tuple(found), tuple(says), (*says_not, *told))
+    rests_on = found[0] if _one_each(a, b) else _of_every_run(a, b, found)
+    return Pair(a.name, b.name, None, tuple(found), rests_on)
+
+
+def in_words(a: Group, b: Group, pair: Pair, claim: Claim) -> Pair:
+    """The pair with what its tests say, once p is corrected for the other pairs."""
+    if pair.refused:
+        return pair
+    says, says_not = (_in_words_of_images if _one_each(a, b) else _in_words_of_seeds)(a, b, pair, claim)
+    shared = [seed for seed in a.by_seed if seed in b.by_seed]
+    told = _told(a, b, _one_each(a, b) and not shared)
+    return dataclasses.replace(pair, corrected=claim.p, says=tuple(says), says_not=(*says_not, *told))
+
+
+def _one_each(a: Group, b: Group) -> bool:
+    return len(a.evaluated) == len(b.evaluated) == 1
 
 
 def why_not(a: Group, b: Group) -> str | None:
@@ -119,9 +150,9 @@ def _of_seeds(a: Group, b: Group) -> list[Finding]:
     )
 
 
-def _in_words_of_images(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
-    test = found[0]
-    says = [f"{_ahead(a, b, test)} on these images. {_of_images(test.two_sided, a.records[0]['num_images'])}"]
+def _in_words_of_images(a: Group, b: Group, pair: Pair, claim: Claim) -> tuple[list[str], list[str]]:
+    said = _of_images(claim, a.records[0]["num_images"])
+    says = [f"{_ahead(a, b, pair.findings[0])} on these images. {said}"]
     says_not = [
         f"{_once(a, b)} Whether other seeds would come out the same way is not tested: that takes several "
         "evaluated runs of each, with seeds of their own."
@@ -135,10 +166,10 @@ def _once(a: Group, b: Group) -> str:
     return f"Of each one run alone was evaluated, {a.evaluated[0].label} and {b.evaluated[0].label}."
 
 
-def _in_words_of_seeds(a: Group, b: Group, found: Sequence[Finding]) -> tuple[list[str], list[str]]:
-    test = _of_every_run(a, b, found)
-    says = [f"{_ahead(a, b, test or found[0])}, averaged over seeds. {_of_seeds_said(test)}"]
-    fewest = min(len(a.evaluated), len(b.evaluated))
+def _in_words_of_seeds(a: Group, b: Group, pair: Pair, claim: Claim) -> tuple[list[str], list[str]]:
+    test, fewest = pair.rests_on, min(len(a.evaluated), len(b.evaluated))
+    said = _of_seeds_said(test, claim, fewest)
+    says = [f"{_ahead(a, b, test or pair.findings[0])}, averaged over seeds. {said}"]
     says_not = [
         f"With {fewest} seed{'s' if fewest > 1 else ''} a test sees large differences only: a large p is no sign "
         "that the two are equal. The bootstrap over images takes these seeds as they are, and that over seeds and "
@@ -161,26 +192,28 @@ def _ahead(a: Group, b: Group, finding: Finding) -> str:
     return f"{a.name} is {'lower' if finding.difference < 0 else 'higher'} than {b.name} by {size} bits/dim"
 
 
-def _of_images(p: float | None, num_images: int) -> str:
+def _of_images(claim: Claim, num_images: int) -> str:
     if num_images < 2:
         return "One image is too few for a test."
-    if p is None:
+    if claim.p is None:
         return "Their images do not vary, so there is no test."
-    if p <= ALPHA:
+    if claim.p <= ALPHA:
         return (
-            f"The difference is more than which images were drawn explains ({shown.p_stated(p)}): of these two "
+            f"The difference is more than which images were drawn explains ({claim}): of these two "
             "trained models, it would likely have the same sign on other images of this kind."
         )
-    return f"Which images were drawn may explain the difference ({shown.p_stated(p)})."
+    return f"Which images were drawn may explain the difference ({claim})."
 
 
-def _of_seeds_said(test: Finding | None) -> str:
+def _of_seeds_said(test: Finding | None, claim: Claim, fewest: int) -> str:
     if test is None:
         return "Too few seeds for a test."
-    p = shown.p_stated(test.two_sided)
-    if test.two_sided is not None and test.two_sided <= ALPHA:
-        return f"The difference is more than the choice of seeds explains ({test.test}, {test.of}, {p})."
-    return f"The choice of seeds may explain the difference ({test.test}, {test.of}, {p})."
+    how = f"({test.test}, {test.of}, {claim})"
+    if fewest < FEWEST_SEEDS:
+        return f"With fewer than {FEWEST_SEEDS} seeds of each, nothing is claimed of other seeds {how}."
+    if claim.p is not None and claim.p <= ALPHA:
+        return f"The difference is more than the choice of seeds explains {how}."
+    return f"The choice of seeds may explain the difference {how}."
 
 
 def _known(finding: Finding) -> bool:

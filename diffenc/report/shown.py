@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffenc.measuring.evaluations import number
-from diffenc.rounding import Figure, rounded
+from diffenc.rounding import Figure, rounded, with_errors
 
 NONE = "–"
 MINUS = "−"
@@ -35,14 +35,14 @@ def measured(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
     mean, se, upper, mc_se = (
         number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
     )
-    known = [error for error in (se, upper, mc_se) if error]
-    over_images = f"≤ {_digits(upper)}" if se is None and upper is not None else _digits(se)
-    return figure(mean, min(known, default=None)).mean, over_images, _digits(mc_se)
-
-
-def _digits(error: float | None) -> str:
-    """An error to its second digit."""
-    return NONE if error is None else (rounded(error, error).error or NONE)
+    errors = [upper if se is None else se, mc_se]
+    text, over_images, monte_carlo = with_errors(math.nan if mean is None else mean, errors)
+    at_most = "≤ " if se is None and over_images is not None else ""
+    return (
+        "not finite" if mean is None else minus(text),
+        at_most + (over_images or NONE),
+        monte_carlo or NONE,
+    )
 
 
 def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:

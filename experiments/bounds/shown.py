@@ -12,11 +12,12 @@ from rich.table import Table
 from diffenc import plots
 from diffenc.measuring.evaluate import over_images_text, statistics
 from diffenc.measuring.image_error import PassValues
+from diffenc.rounding import rounded
 
 
 def text(bits: PassValues) -> str:
     """Returns the mean ± its Monte-Carlo error."""
-    return f"{bits.mean:.4f} ± {bits.mc_se:.4f}"
+    return str(rounded(bits.mean, bits.mc_se))
 
 
 def over_images(bits: PassValues) -> str:

@@ -114,7 +114,7 @@ def page_of(name: str, runs: Sequence[Run]) -> Page:
             workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
     summaries = [summarise(variant, of) for variant, of in workdirs.items()]
     require_alike(summaries)
-    against = compared.sheets((one, summaries[0]) for one in summaries[1:]) if len(summaries) > 1 else ()
+    against = compared.sheets([(one, summaries[0]) for one in summaries[1:]]) if len(summaries) > 1 else ()
     return Page(f"Sweep {name}", facts(summaries), (sheet(summaries), *against))
 
 

@@ -1,10 +1,11 @@
 """Variants against each other: paired differences of each component, and every test of their totals."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from diffenc.measuring import significance
-from diffenc.measuring.significance import LEVEL, Finding
+from diffenc.measuring.significance import FEWEST_SEEDS, LEVEL, Finding, holm
 from diffenc.rounding import MISSING, Digits, Figure, digits, rounded
 from experiments.sweep.shown import Cell, Sheet
 from experiments.sweep.summary import COMPONENTS, Summary, mean_and_error
@@ -13,6 +14,7 @@ NOTES = (
     "A lower figure is better: of a negative difference A is ahead.",
     "Welch and paired t: seeds stand for all seeds. Bootstrap over images: for these seeds only. Over seeds and "
     "images: both, too narrow with few seeds.",
+    f"With fewer than {FEWEST_SEEDS} seeds of each, no p supports a claim about other seeds.",
 )
 
 
@@ -35,36 +37,68 @@ def findings(a: Summary, b: Summary) -> list[Finding]:
     return significance.findings(one, two, lambda seed: a.terms(seed)["total"].minus(b.terms(seed)["total"]))
 
 
-def sheets(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:
+def sheets(pairs: Sequence[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:
     """Differences and tests of each A − B."""
-    by_component, tests = [], []
-    for a, b in pairs:
-        label = f"{a.name} − {b.name}"
-        by_component.append((label, *differences(a, b), len(common_seeds(a, b))))
-        tests += [finding_row(label, finding) for finding in findings(a, b)]
-    return differences_sheet(by_component), tests_sheet(tests)
+    return differences_of(pairs), tests_sheet(tests_of(pairs))
 
 
-def differences_sheet(rows: Sequence[tuple[Cell, ...]]) -> Sheet:
-    """Rows: label, component by component, n."""
+def differences_of(pairs: Sequence[tuple[Summary, Summary]]) -> Sheet:
+    """Component by component, and how many seeds they share."""
+    rows = [(_label(a, b), *differences(a, b), len(common_seeds(a, b))) for a, b in pairs]
     heads = ("A − B", *COMPONENTS, "pairs")
     return Sheet("differences", "Differences, paired by seed, bits/dim", heads, tuple(rows))
 
 
-def tests_sheet(rows: Sequence[tuple[Cell, ...]]) -> Sheet:
-    """Rows as `finding_row` makes them."""
+def tests_of(pairs: Sequence[tuple[Summary, Summary]]) -> list[tuple[str, Finding]]:
+    """Every test of each A − B, under its label."""
+    return [(_label(a, b), finding) for a, b in pairs for finding in findings(a, b)]
+
+
+def _label(a: Summary, b: Summary) -> str:
+    return f"{a.name} − {b.name}"
+
+
+def tests_sheet(tests: Sequence[tuple[str, Finding]]) -> Sheet:
+    """Every test of each A − B, by label. p is corrected for all comparisons by the same test that the sheet shows."""
     level = f"{LEVEL:.0%}"
-    heads = ("A − B", "test", "n", "total", f"{level} from", f"{level} to", "p, two-sided", "p, A lower")
-    return Sheet("tests", "Tests of the total", heads, tuple(rows), NOTES)
+    heads = (
+        "A − B",
+        "test",
+        "n",
+        "total",
+        f"{level} from",
+        f"{level} to",
+        "p, two-sided",
+        "p, Holm",
+        "p, A lower",
+    )
+    rows = (
+        _row(label, finding, corrected)
+        for (label, finding), corrected in zip(tests, _corrected([found for _, found in tests]), strict=True)
+    )
+    counts = Counter(finding.test for _, finding in tests if finding.two_sided is not None)
+    compared = ", ".join(f"{count} by {test}" for test, count in counts.items())
+    holm = (f"p, Holm: two-sided p corrected for the number of comparisons: {compared}.",) if compared else ()
+    return Sheet("tests", "Tests of the total", heads, tuple(rows), (*NOTES, *holm))
 
 
-def finding_row(label: str, finding: Finding) -> tuple[Cell, ...]:
-    """A line of `tests_sheet`."""
+def _corrected(found: Sequence[Finding]) -> list[float | None]:
+    """Two-sided p after Holm, for each test over all that it was used for."""
+    result: list[float | None] = [None] * len(found)
+    for test in {finding.test for finding in found}:
+        places = [place for place, finding in enumerate(found) if finding.test == test]
+        for place, value in zip(places, holm([found[place].two_sided for place in places]), strict=True):
+            result[place] = value
+    return result
+
+
+def _row(label: str, finding: Finding, corrected: float | None) -> tuple[Cell, ...]:
     unknown = math.isnan(finding.difference)
     difference = Figure(MISSING) if unknown else rounded(finding.difference, finding.error)
     low, high = finding.interval or (None, None)
     edges = (digits(low, finding.error), digits(high, finding.error))
-    return label, finding.test, finding.of, difference, *edges, p(finding.two_sided), p(finding.lower)
+    ps = map(p, (finding.two_sided, corrected, finding.lower))
+    return label, finding.test, finding.of, difference, *edges, *ps
 
 
 def p(value: float | None) -> str:

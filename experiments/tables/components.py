@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from diffenc.measuring.significance import welch_from_errors
+from diffenc.measuring.significance import Finding, welch_from_errors
 from experiments.sweep import compared, summary
 from experiments.sweep.runs import TASKS
 from experiments.sweep.shown import Page, Sheet
@@ -57,14 +57,12 @@ def _of_paper(table: int, lines: Sequence[Line], beside: bool) -> Iterator[str]:
 def _sheets(lines: Sequence[Line], beside: bool) -> Iterator[Sheet]:
     yield Sheet("table", "Bits/dim, mean ± standard error over seeds", _HEADS, tuple(_rows(lines, beside)))
     pairs = list(against_baseline(lines))
-    ours, tests = compared.sheets(
-        (a.summary, b.summary) for a, b in pairs if a.summary.seeds and b.summary.seeds
-    )
-    if ours.rows:
-        yield ours
-    theirs = tuple(compared.finding_row(*_of_pair(a, b)) for a, b in pairs if beside)
-    if theirs or tests.rows:
-        yield compared.tests_sheet((*tests.rows, *theirs))
+    here = [(a.summary, b.summary) for a, b in pairs if a.summary.seeds and b.summary.seeds]
+    if here:
+        yield compared.differences_of(here)
+    tests = compared.tests_of(here) + [_of_pair(a, b) for a, b in pairs if beside]
+    if tests:
+        yield compared.tests_sheet(tests)
 
 
 _HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")
@@ -87,5 +85,5 @@ def against_baseline(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
             yield line, baseline
 
 
-def _of_pair(a: Line, b: Line) -> tuple:
+def _of_pair(a: Line, b: Line) -> tuple[str, Finding]:
     return f"{a.row.name} − {b.row.name}, paper", welch_from_errors(a.row.total, b.row.total)

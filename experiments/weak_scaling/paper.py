@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 from diffenc.planning.flops import Work
+from diffenc.planning.pace import by_operands
 from diffenc.planning.peaks import ACCELERATORS
 
 BYTES = 4  # of a gradient's number: float32
@@ -122,8 +123,8 @@ def row(cluster: Cluster, work: Work, images: int, parameters: int, share: float
       parameters: of the model, whose gradients are summed.
       share: of the peak that is reached.
     """
-    peak = ACCELERATORS[cluster.accelerator].tflops
-    at_peak = sum(flops / (1e12 * peak.get(dtype, peak["float32"])) for dtype, flops in work.by_dtype.items())
+    accelerator = ACCELERATORS[cluster.accelerator]
+    at_peak = sum(flops / accelerator.peak(operands) for operands, flops in by_operands(work).items())
     return Row(cluster, images, at_peak / share, all_reduce_seconds(cluster.levels, BYTES * parameters))
 
 

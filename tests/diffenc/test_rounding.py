@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diffenc.rounding import digits, rounded
+from diffenc.rounding import digits, rounded, with_errors
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,11 @@ from diffenc.rounding import digits, rounded
         (math.nan, 0.1, ("nan", None)),
         (math.inf, None, ("inf", None)),
         (2.5, math.nan, ("2.5000", None)),
+        (0.0006904515, 1.9e-11, ("0.00069", "0")),  # less than the rounding of float32 is no error
+        (2.5, 2.4e-7, ("2.5000", "0")),
+        (2.512345678, 2.6e-6, ("2.51235", "2.6e-6")),  # float32 has six digits
+        (0.0006904517, 1e-10, ("0.000690452", "1.0e-10")),
+        (12345.678, None, ("12345.7", None)),
     ],
 )
 def test_digits(mean, error, shown):
@@ -36,7 +41,7 @@ def test_digits(mean, error, shown):
 
 def test_rounding_loses_less_than_a_twentieth_of_the_error():
     random = np.random.default_rng(0)
-    for exponent in range(-9, 2):
+    for exponent in range(-4, 2):
         for _ in range(50):
             mean, error = random.normal(), random.uniform(1, 10) * 10.0**exponent
             figure = rounded(mean, error)
@@ -45,6 +50,19 @@ def test_rounding_loses_less_than_a_twentieth_of_the_error():
             if exponent < 0:
                 shown = re.sub(r"^0\.0*|\.", "", figure.error.split("e")[0])  # pyright: ignore[reportOptionalMemberAccess]
                 assert len(shown) == 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "errors", "shown"),
+    [
+        (1.5852779, (0.0199, 0.006053), ("1.5853", "0.020", "0.0061")),
+        (0.0006904515, (4.7e-7, 1.9e-11), ("0.00069045", "4.7e-7", "0")),  # the second is rounding
+        (2.5, (None, 0.012), ("2.500", None, "0.012")),
+        (2.5, (math.nan, None), ("2.5000", None, None)),
+    ],
+)
+def test_a_mean_has_the_digits_of_its_smallest_error(mean, errors, shown):
+    assert with_errors(mean, errors) == shown
 
 
 def test_digits_alone():

@@ -7,6 +7,7 @@ import pytest
 from diffenc import config, registry
 from diffenc.configs.describe import config_text
 from diffenc.configs.files import shipped_files
+from diffenc.planning.plan import figures_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -147,8 +148,24 @@ def test_a_header_states_row_command_result_and_cost(name):
     assert f"python -m diffenc.run --gin_file=gin/{name}.gin\n" in head
     assert re.search(r"Expected: \d\.\d{3} ± 0\.\d{3} bits/dim .*published", head)
     assert re.search(r"Parameters: [\d,]+", head)
-    cost = re.search(r"Cost: ([\d.]+) GFLOPs an image x (\d+) images x ([\d,]+) steps = (\S+) FLOPs", head)
-    assert cost is not None
-    image, images, steps = float(cost[1]) * 1e9, int(cost[2]), int(cost[3].replace(",", ""))
+    image, images, steps, total = stated_cost(head)
     assert (images, steps) == (experiment.batch_size, experiment.steps)
-    assert float(cost[4]) == pytest.approx(image * images * steps, rel=0.05)
+    assert total == pytest.approx(image * images * steps, rel=0.05)
+
+
+def stated_cost(head):
+    """FLOPs an image, images a step, steps, and FLOPs of the whole run."""
+    cost = re.search(r"Cost: ([\d.]+) GFLOPs an image x (\d+) images x ([\d,]+) steps = (\S+) FLOPs\.", head)
+    assert cost is not None
+    return float(cost[1]) * 1e9, int(cost[2]), int(cost[3].replace(",", "")), float(cost[4])
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED)]
+)
+def test_the_cost_in_a_header_is_what_plan_counts(name, monkeypatch, tmp_path):
+    """Convolutions and matrix products: there is one count, without what is element by element."""
+    monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
+    bindings = ["plan.compile = False", "plan.devices = 1", "plan.peak_tflops = 1.0"]
+    counted = figures_of(config.load([f"gin/{name}.gin"], bindings))["flops"]["train"]
+    assert stated_cost(comment(name))[0] == pytest.approx(counted, rel=5e-4)  # four digits

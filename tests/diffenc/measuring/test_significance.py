@@ -212,3 +212,25 @@ def test_all_tests_of_two_sets_of_seeds():
 def test_pairs_of_images_are_called_so():
     found = significance.paired(np.array([1.0, 2.0]), np.array([1.5, 2.6]), "images, each under both runs")
     assert found.of == "2 images, each under both runs"
+
+
+@pytest.mark.parametrize(
+    ("ps", "corrected"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # 3 x 0.01; 2 x 0.03; 1 x 0.04, no less than that of 0.03
+        ([0.02], [0.02]),
+        ([0.5, None, 0.9], [1.0, None, 1.0]),
+        ([None], [None]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(ps, corrected):
+    assert significance.holm(ps) == pytest.approx(corrected)
+
+
+def test_holm_claims_a_false_difference_as_seldom_as_it_says():
+    """Of 4,000 families of ten true null hypotheses, at most 5 % have one claimed; uncorrected it would be 40 %."""
+    ps = np.random.default_rng(0).uniform(size=(4_000, 10))
+    claimed = [min(p for p in significance.holm(list(row)) if p is not None) <= 0.05 for row in ps]
+    assert 0.03 < np.mean(claimed) < 0.06
+    assert np.mean(ps.min(axis=1) <= 0.05) > 0.35

@@ -10,23 +10,50 @@ import pytest
 from diffenc.planning import peaks
 
 
+# Vendors' data sheets, dense: bfloat16, what float32 is by default, float32 at full precision; TFLOP/s.
 @pytest.mark.parametrize(
-    ("kind", "name", "float32"),
+    ("kind", "name", "bfloat16", "float32", "full"),
     [
-        ("NVIDIA H200", "h200", 494.5),
-        ("NVIDIA H100 80GB HBM3", "h100", 494.5),
-        ("NVIDIA A100-SXM4-40GB", "a100", 156),
-        ("TPU v4", "tpu_v4", 275),
-        ("TPU v5 lite", "tpu_v5e", 197),
-        ("TPU v3", "tpu_v3", 61.5),
+        ("NVIDIA B200", "b200", 2250, 1125, 75),
+        ("NVIDIA H200", "h200", 989.0, 494.5, 67.0),
+        ("NVIDIA H100 80GB HBM3", "h100", 989.0, 494.5, 67.0),
+        ("NVIDIA H100 PCIe", "h100_pcie", 756.5, 378, 51.2),
+        ("NVIDIA A100-SXM4-40GB", "a100", 312, 156, 19.5),
+        ("NVIDIA L40S", "l40s", 362, 183, 91.6),
+        ("NVIDIA L4", "l4", 121, 60, 30.3),
+        ("Tesla V100-SXM2-16GB", "v100", 15.7, 15.7, 15.7),  # no bfloat16, no TensorFloat-32
+        ("Tesla T4", "t4", 8.1, 8.1, 8.1),
+        ("TPU v2", "tpu_v2", 22.5, 22.5, 3.75),  # half a chip; six products of bfloat16 for one of float32
+        ("TPU v3", "tpu_v3", 61.5, 61.5, 10.25),
+        ("TPU v4", "tpu_v4", 275, 275, 275 / 6),
+        ("TPU v5 lite", "tpu_v5e", 197, 197, 197 / 6),
+        ("TPU v5p", "tpu_v5p", 459, 459, 76.5),
+        ("TPU v6 lite", "tpu_v6e", 918, 918, 153),
+        ("TPU7x", "tpu_v7", 1153.5, 1153.5, 192.25),
     ],
 )
-def test_a_device_is_known_by_its_name(kind, name, float32):
+def test_a_device_is_known_by_its_name(kind, name, bfloat16, float32, full):
     assert peaks.stated(kind) == name
-    assert peaks.ACCELERATORS[name].tflops["float32"] == float32
+    found = [
+        peaks.ACCELERATORS[name].peak(operands) / 1e12
+        for operands in ("bfloat16", "float32", peaks.FULL_PRECISION)
+    ]
+    assert found == pytest.approx([bfloat16, float32, full])
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v9"])
+def test_float16_has_tensor_cores_before_ampere_too():
+    assert [peaks.ACCELERATORS[name].peak("float16") / 1e12 for name in ("v100", "t4", "a100")] == [
+        125,
+        65,
+        312,
+    ]
+
+
+def test_every_accelerator_is_among_those_checked():
+    assert len(peaks.ACCELERATORS) == 16
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 NVL", "TPU v9"])
 def test_what_is_not_known_is_not_guessed(kind):
     assert peaks.stated(kind) is None
 
@@ -49,7 +76,7 @@ def test_the_measured_peak_is_the_best_of_several_tries(monkeypatch, devices):
 def test_what_is_multiplied_is_random(monkeypatch, dtype):
     seen: list[tuple[jax.Array, jax.Array]] = []
 
-    def multiply(lhs, rhs):
+    def multiply(lhs, rhs):  # compiled, whatever its precision
         seen.append((lhs, rhs))
         return lhs
 

@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_evaluation(whole):
         ["whole"],
         ["Total", "5.000", "0.12", "0.065"],
         ["Reconstruction", "0.5000", "0", "0"],
-        ["Latent", "0.50000000", "4.7e-7", "0"],
+        ["Latent", "0.500000", "4.7e-7", "0"],
         ["Diffusion", "4.000", "0.12", "0.065"],
     ]
 

@@ -222,6 +222,45 @@ def test_the_same_seeds_are_told_of_in_pairs(made):
     assert f"(paired t, 3 pairs of runs, p\u00a0=\u00a0{p:.2g})" in found.says[0]
 
 
+def test_few_seeds_claim_nothing_and_five_do(made):
+    """However small p is: 5 seeds a tenth apart have p < 0.001, 4 of them too."""
+    for count in (4, 5):
+        ours = {seed: 5.0 + 0.001 * seed for seed in range(count)}
+        theirs = {seed: 5.1 + 0.0012 * seed for seed in range(count)}
+        a = of_seeds(made, f"a{count}", CONFIG, ours)
+        b = of_seeds(made, f"b{count}", OTHER, theirs)
+        (found,) = pairs.compared(groups(*a, *b))
+        assert found.rests_on is not None
+        assert (found.rests_on.two_sided or 1) < 1e-3
+        (says,) = found.says
+        assert ("is more than the choice of seeds explains" in says) == (count == 5)
+        assert ("With fewer than 5 seeds of each, nothing is claimed of other seeds" in says) == (count == 4)
+
+
+def test_three_pairs_are_corrected_after_holm(made):
+    """p of each pair by scipy; the smallest times 3, the next times 2, and none below the one before."""
+    random = np.random.default_rng(4)
+    names = {"a": 5.0, "b": 5.02, "c": 5.05}
+    figures = {name: mean + 0.02 * random.normal(size=5) for name, mean in names.items()}
+    workdirs = [
+        workdir
+        for name, values in figures.items()
+        for workdir in of_seeds(made, name, CONFIG.replace("identity", name), dict(enumerate(values)))
+    ]
+    found = pairs.compared(groups(*workdirs))
+    ps = [stats.ttest_rel(figures[pair.a], figures[pair.b]).pvalue for pair in found]  # pyright: ignore[reportAttributeAccessIssue]
+    expected, least = {}, 0.0
+    for rank, place in enumerate(np.argsort(ps)):
+        least = expected[int(place)] = max(least, min(1.0, (3 - rank) * ps[place]))
+    assert [pair.corrected for pair in found] == pytest.approx([expected[place] for place in range(3)])
+    for pair in found:
+        assert "corrected after Holm for 3 tests" in pair.says[0]
+        assert ("is more than" in pair.says[0]) == (pair.corrected is not None and pair.corrected <= 0.05)
+    assert any(p <= 0.05 < (pair.corrected or 0) for p, pair in zip(ps, found, strict=True)), (
+        "else nothing is tested"
+    )
+
+
 def test_one_image_is_too_few_for_a_test(made):
     workdirs = []
     for name, config, bits in (("a", CONFIG, 2.0), ("b", OTHER, 3.0)):

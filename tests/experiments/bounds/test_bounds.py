@@ -11,6 +11,7 @@ from diffenc import modes, train
 from diffenc.devices.sharding import data_mesh
 from diffenc.measuring.evaluate import Evaluator
 from diffenc.measuring.image_error import PassValues
+from diffenc.rounding import rounded
 from diffenc.settings import Evaluate
 from diffenc.workdirs import fits
 from experiments.bounds import __main__ as bounds
@@ -73,7 +74,8 @@ def test_what_was_measured_is_not_measured_again(found, workdir, monkeypatch, ca
         monkeypatch.setattr(bounds, name, None)
     assert bounds.main([f"--workdir={workdir}", *SMALL]) == 0
     printed = capsys.readouterr().out
-    assert f"{found['by_steps']['equal']['9']['bpd']:.4f}" in printed
+    cell = found["by_steps"]["equal"]["9"]
+    assert str(rounded(cell["bpd"], cell["bpd_mc_se"])) in printed
     assert "ODE" in printed
 
 
