@@ -170,7 +170,8 @@ def test_killed_again_and_again_the_run_is_the_undisturbed_one(start, tiny, stra
 def test_killed_after_step_20_a_unet_goes_on_to_the_same_bits(start_python, unet, straight_unet, tmp_path):
     """40 steps straight = 20 + SIGKILL + resume to 40; by the command that a user types."""
     flags = [f"--gin_file={unet}", "--workdir=run"]
-    first, saved = start_python(flags, cwd=tmp_path), tmp_path / "run" / "checkpoints" / "000000018"
+    first = start_python(flags, cwd=tmp_path)
+    saved = tmp_path / "run" / "checkpoints" / "000000018" / "META.json"  # which commits it
     assert first.wait_until(lambda: _step(tmp_path / "run") >= 20 and saved.exists()), first.err
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
