@@ -109,6 +109,30 @@ def write_record():
     return write
 
 
+@pytest.fixture(scope="session")
+def check_shown():
+    """Checks a line of a table on the console: a figure to the second digit of its smallest error, and both errors."""
+
+    def check(out: str, figures: dict[str, Any], key: str) -> None:
+        line = next(line for line in out.splitlines() if f" {key} " in line)
+        _, _, mean, over_images, draws, _ = (cell.strip() for cell in line.split("│"))
+        value, upper = figures[key], figures.get(f"{key}_se_upper")
+        error = figures.get(f"{key}_se")
+        assert over_images.startswith("<= ") == (error is None and upper is not None)
+        errors = {over_images.removeprefix("<= "): upper if error is None else error}
+        shown = [*errors.items(), (draws, figures.get(f"{key}_mc_se"))]
+        known = [one for _, one in shown if one is not None and one > 1e-7 * abs(value)]
+        for text, one in shown:
+            assert (
+                text == "-"
+                if one is None
+                else float(text) == pytest.approx(one if one in known else 0, rel=0.051)
+            )
+        assert float(mean) == pytest.approx(value, abs=0.051 * min(known, default=1e-3), rel=6e-6)
+
+    return check
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test."""

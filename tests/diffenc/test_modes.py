@@ -110,13 +110,11 @@ def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, tiny, tmp
     assert newest == (tmp_path / "evaluations" / "0003.npz").read_bytes()
 
 
-def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys):
+def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys, check_shown):
     figures = modes.evaluate(trained(passes=2), workdir)
     out = capsys.readouterr().out
     for key in ("bpd", *(f"bpd_{term}" for term in TERMS)):
-        line = next(line for line in out.splitlines() if f" {key} " in line)
-        for value in (figures[key], figures[f"{key}_se"], figures[f"{key}_mc_se"]):
-            assert f"{value:.4f}" in line
+        check_shown(out, figures, key)
     assert "dots test, 13 images, 2 pass(es), T continuous, step 12" in out
     modes.evaluate(trained(passes=1), workdir)
     assert " - " in capsys.readouterr().out, "one pass knows no Monte-Carlo error"
@@ -196,11 +194,13 @@ def read_only(workdir, tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_read_only_run_is_evaluated_and_nothing_is_filed(trained, workdir, read_only, capsys, caplog):
+def test_a_read_only_run_is_evaluated_and_nothing_is_filed(
+    trained, workdir, read_only, capsys, caplog, check_shown
+):
     before = _everything(read_only)
     figures = modes.evaluate(trained(passes=2), read_only)
     assert figures["bpd"] == modes.evaluate(trained(passes=2), workdir)["bpd"]
-    assert f"{figures['bpd']:.4f}" in capsys.readouterr().out.split("in ")[0]
+    check_shown(capsys.readouterr().out, figures, "bpd")
     assert f"nothing was filed, for {read_only} is read-only" in caplog.text
     assert _everything(read_only) == before
 

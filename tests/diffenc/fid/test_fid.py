@@ -131,7 +131,7 @@ def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, 
         kernel = kid(mine[np.argsort(places[: row["num"]])], split.some, 1000)
         assert (row["kid"], row["kid_se"]) == (pytest.approx(kernel.value), pytest.approx(kernel.error))
         assert row["kid_num"] == {6: 6, 11: 10}[row["num"]], "blocks of two"
-        assert f"{row['distance']:.4f}" in out
+        assert f"{row['distance']:.6g}" in out
     assert figures["metric"] == "fd_pixels"
     assert "fd_pixels" in out
 
