@@ -587,7 +587,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(leap, tmp_path, size):
     assert "\n" not in message
     bad = next(step for step in (7, 8) if f"NaN or infinite at step {step};" in message)
     assert f"the last good checkpoint is of step {max(_steps(tmp_path))} in {tmp_path}" in message
-    assert "smaller optimizer.adamw.learning_rate" in message
+    assert "Try other settings of optimizer.leap, in a new --workdir" in message
+    assert f"Experiment.init_from = '{tmp_path}'" in message
     assert max(_steps(tmp_path)) in (bad - 1, bad - 2)
     for step in _steps(tmp_path):
         assert _finite(_state(experiment, tmp_path, step))
@@ -607,8 +608,13 @@ def test_no_checkpoint_is_ever_of_broken_parameters(leap, tmp_path, checkpoint_e
 
 
 def test_without_a_checkpoint_the_message_says_so(leap, tmp_path):
-    with pytest.raises(UserError, match="at step 7; no checkpoint was written yet in"):
+    with pytest.raises(
+        UserError, match="NaN or infinite at step 7, before the first checkpoint, so nothing is saved"
+    ) as stopped:
         train.train(leap(6, 1e38, checkpoint_every=0), tmp_path)
+    assert f"delete {tmp_path}, or choose another --workdir, and start again" in str(stopped.value)
+    assert "other settings of optimizer.leap" in str(stopped.value)
+    assert "init_from" not in str(stopped.value)
 
 
 def test_a_bad_step_is_told_also_when_resuming_finds_it_first(leap, tmp_path, signal_after):

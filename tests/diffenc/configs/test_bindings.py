@@ -114,7 +114,10 @@ VISITS = [("", "Experiment"), ("", "schedule.linear"), ("a", "network.unet"), ("
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("schedule.learned_endpoints.log_snr_max", "schedule.linear.log_snr_max"),
+        (
+            "schedule.learned_endpoints.log_snr_max",
+            "schedule.linear.log_snr_max; to use it, bind Model.schedule = @schedule.learned_endpoints()",
+        ),
         ("c/network.unet.blocks", "network.unet.blocks"),
         ("b/a/network.unet.blocks", "network.unet.blocks"),
         ("LOG_SNR_MX", "LOG_SNR_MAX"),

@@ -60,13 +60,19 @@ def test_the_published_settings_are_the_defaults():
         ("b1", 1.0),
         ("b2", -0.1),
         ("eps", 0.0),
-        ("learning_rate", float("nan")),
     ],
 )
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(
         UserError, match=rf"^optimizer\.adamw\.{field} = {re.escape(str(value))}: must be .*$"
     ):
+        AdamW(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "b1", "b2", "eps"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_that_are_not_finite_are_refused(field, value):
+    with pytest.raises(UserError, match=rf"^optimizer\.adamw\.{field} = {value}: expected a finite float$"):
         AdamW(**{field: value})
 
 

@@ -54,7 +54,13 @@ def test_without_a_curve_it_says_how_to_get_one():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("floor", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("floor", [0.0, -0.1, 1.1])
 def test_a_floor_out_of_range_is_refused(floor):
     with pytest.raises(UserError, match=r"^proposal\.importance\.floor = .*: must be above 0 and at most 1$"):
+        Importance(floor)
+
+
+@pytest.mark.parametrize("floor", [float("nan"), float("inf")])
+def test_a_floor_that_is_not_finite_is_refused(floor):
+    with pytest.raises(UserError, match=rf"^proposal\.importance\.floor = {floor}: expected a finite float$"):
         Importance(floor)
