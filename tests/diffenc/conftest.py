@@ -1,6 +1,7 @@
 """Data whose every density is known in closed form; encoders whose every figure is."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import jax
@@ -162,3 +163,11 @@ def levels(seed, n, height=6, width=8, channels=1):
 @pytest.fixture
 def images_of() -> Callable[..., np.ndarray]:
     return levels
+
+
+@pytest.fixture
+def loud_unimported():
+    """The module `loud`, which tests write to see whether it runs, is imported neither before nor after the test."""
+    sys.modules.pop("loud", None)
+    yield
+    sys.modules.pop("loud", None)

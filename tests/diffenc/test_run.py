@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line(called, go, capsys, values, message):
 
 
 @pytest.fixture
-def stranger(tmp_path, go):
+def stranger(tmp_path, go, loud_unimported):
     """A workdir whose config imports a module of the current folder, which leaves a trace if it runs."""
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "theirs").mkdir()
@@ -194,7 +194,6 @@ def test_the_workdir_of_a_stranger_runs_no_code(called, go, stranger, monkeypatc
 
 def test_the_workdir_of_a_stranger_runs_what_is_allowed(called, go, stranger, monkeypatch):
     monkeypatch.syspath_prepend(str(stranger.parent))
-    monkeypatch.delitem(sys.modules, "loud", raising=False)
     assert go(workdir="theirs", mode="evaluate", allow_imports=["loud"]) == 0
     assert stranger.exists()
     assert called[0][2] == "theirs"

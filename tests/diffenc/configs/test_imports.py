@@ -10,11 +10,10 @@ from diffenc.errors import UserError
 
 
 @pytest.fixture
-def stranger(tmp_path, monkeypatch):
+def stranger(tmp_path, monkeypatch, loud_unimported):
     """A workdir whose config imports a module that lies in the current folder, and leaves a trace if it runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "loud", raising=False)
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "theirs").mkdir()
     text = describe.config_text(config.load(["gin/quickstart.gin"], []))

@@ -122,7 +122,7 @@ def test_a_home_folder_is_expanded(workdir, monkeypatch):
     assert diffenc.load(f"~/{workdir.name}", allow_imports=TESTS).step == 12
 
 
-def test_a_config_that_would_run_code_runs_none(workdir, loose, tmp_path, monkeypatch):
+def test_a_config_that_would_run_code_runs_none(workdir, loose, tmp_path, monkeypatch, loud_unimported):
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = "import loud\n" + (workdir / "config.gin").read_text()
