@@ -226,7 +226,7 @@ def test_classes_are_drawn_by_their_shares_of_the_train_split(tiny, monkeypatch)
 
 def test_a_known_class_saves_its_logarithm(three):
     """Of three images as likely as each other -log p(x) is log 3, and -log p(x | class) 0: by the best denoisers."""
-    encoder, settings = Identity(), Evaluate(passes=300, times_per_image=20, batch_size=7)
+    encoder, settings = Identity(), Evaluate(passes=400, times_per_image=20, batch_size=7)
     told = three(
         model=model_of(encoder, Knows(shifted=False)), evaluate=dataclasses.replace(settings, passes=1)
     )

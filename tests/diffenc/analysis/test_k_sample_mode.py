@@ -46,7 +46,9 @@ def test_all_figures_follow_from_the_weights_beside_them(
     out = capsys.readouterr().out
     for key, values in bits.items():
         assert figures[key] == pytest.approx(values.mean(), rel=1e-9)
-        assert figures[f"{key}_se"] == pytest.approx(values.mean(axis=0).std(ddof=1) / np.sqrt(13), rel=1e-9)
+        assert figures[f"{key}_se_upper"] == pytest.approx(
+            values.mean(axis=0).std(ddof=1) / np.sqrt(13), rel=1e-9
+        )
         if passes > 1:
             error = np.sqrt(values.var(axis=0, ddof=1).sum() / passes) / 13
             assert figures[f"{key}_mc_se"] == pytest.approx(error, rel=1e-9)

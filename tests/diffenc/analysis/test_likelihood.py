@@ -177,7 +177,7 @@ def test_the_mode_files_its_figures_beside_the_bounds(trained, workdir, capsys, 
     assert bits.shape == (3, 13)
     assert figures["bpd_ode"] == pytest.approx(bits.mean(), rel=1e-9)
     by_image = bits.mean(axis=0)
-    assert figures["bpd_ode_se"] == pytest.approx(by_image.std(ddof=1) / np.sqrt(13), rel=1e-9)
+    assert figures["bpd_ode_se_upper"] == pytest.approx(by_image.std(ddof=1) / np.sqrt(13), rel=1e-9)
     spread = sum(np.var(bits[:, i], ddof=1) / 3 for i in range(13))  # images draw for themselves
     assert figures["bpd_ode_mc_se"] == pytest.approx(np.sqrt(spread) / 13, rel=1e-9)
     assert figures["evaluations"] == arrays["evaluations"].mean() > 20
@@ -190,8 +190,10 @@ def test_the_mode_files_its_figures_beside_the_bounds(trained, workdir, capsys, 
 def test_the_record_says_what_the_figure_is_of(trained, workdir):
     record = likelihood.likelihood(trained(split="validation", batch_size=7, seed=3), workdir)
     meta = json.loads((workdir / "checkpoints" / "000000012" / "META.json").read_text())
-    for key in ("bpd_ode", "bpd_ode_se", "evaluations"):
+    for key in ("bpd_ode", "bpd_ode_se_upper", "evaluations"):
         assert record.pop(key) > 0
+    for key in ("bpd_ode_se", "bpd_ode_se_uncertainty"):
+        assert record.pop(key) is None, "one pass does not tell images from noise"
     assert record == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "passes": 1,
@@ -240,14 +242,14 @@ def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step
 def test_an_encoder_whose_slope_is_modelled_is_told_so(tiny, tmp_path, monkeypatch):
     experiment = tiny(model=dataclasses.replace(tiny().model, encoder=Nontrainable()))
     params = jax.jit(lambda key: experiment.model.init(key, (4, 4, 1)))(jax.random.key(0))
-    monkeypatch.setattr(likelihood, "restore_ema", lambda *_: (params, 0))
+    monkeypatch.setattr(likelihood, "restore_for_bound", lambda *_: (params, 0))
     assert likelihood.likelihood(experiment, tmp_path)["model"] == likelihood.MODELLED
 
 
 def test_what_cannot_be_solved_files_nothing(trained, workdir, tmp_path, monkeypatch):
     ema, step = modes.restore_ema(trained(), workdir, data_mesh(), None)
     ema["network"]["w"] = np.nan * ema["network"]["w"]
-    monkeypatch.setattr(likelihood, "restore_ema", lambda *_: (ema, step))
+    monkeypatch.setattr(likelihood, "restore_for_bound", lambda *_: (ema, step))
     with pytest.raises(UserError, match="not solved"):
         likelihood.likelihood(trained(), tmp_path)
     assert list(tmp_path.iterdir()) == []
