@@ -77,7 +77,8 @@ class Evaluate:
       times_per_image: diffusion times drawn for an image in a pass.
       batch_size: images at a time; 0 = the training batch size.
       step: the checkpoint's step; None = the newest.
-      seed: of times and noise; the same seed gives every model the same draws.
+      seed: of times and noise; the same seed gives every model the same draws. Those of k_sample and likelihood depend on
+        the batch size too.
       steps: T, the depth of the model whose bound is measured; 0 = continuous time.
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
       variance: sigma_P^2 of the T steps.

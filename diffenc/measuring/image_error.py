@@ -29,7 +29,7 @@ class ImageError(NamedTuple):
     Attributes:
       se: the standard error; None where Monte-Carlo noise hides it (more passes resolve it).
       uncertainty: standard error of `se`, over images and draws; None where `se` is.
-      upper: an upper bound of it: the plain spread of per-image means, Monte-Carlo noise included.
+      upper: the plain spread of per-image means, Monte-Carlo noise included, which on average is larger; never below `se`.
     """
 
     se: float | None
@@ -42,7 +42,7 @@ class Component(NamedTuple):
 
     Attributes:
       variance: an unbiased estimate; may be negative.
-      noise: standard error of `variance` over times and noise alone.
+      noise: standard error of `variance` over times and noise alone, exact for normal noise, too large for heavier tails.
       uncertainty: standard error of `variance` over images, times and noise.
       of_means: variance of the per-image means that `variance` is part of, after f is removed.
     """
@@ -118,7 +118,7 @@ def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageE
     if component is None or not component.resolved:
         return ImageError(None, None, upper)
     se = float(np.sqrt(component.variance / count))
-    return ImageError(se, component.uncertainty / (2 * se * count) if se else 0.0, upper)
+    return ImageError(se, component.uncertainty / (2 * se * count) if se else 0.0, max(upper, se))
 
 
 def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component | None:
@@ -132,10 +132,14 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
     within = values - means - values.mean(axis=1, keepdims=True) + values.mean()
     noise = np.square(within).sum(axis=0) * count / ((passes - 1) * (count - 1)) / passes  # of each mean
     squares = np.square(means - means.mean()) * count / (count - 1)
-    cross, own = 4 * np.sum((squares - noise) * noise), 2 * np.sum(np.square(noise)) * passes / (passes - 1)
+    fourth = (
+        np.square(noise) * (passes - 1) / (passes + 1)
+    )  # unbiased of the square of what noise estimates, if normal
+    cross = max(4 * np.sum(squares * noise - fourth), 0.0)
+    own = 2 * np.sum(fourth) * passes / (passes - 1)
     return Component(
         variance=float(np.mean(squares - noise)),
-        noise=float(np.sqrt(max(cross, 0.0) + own) / count),
+        noise=float(np.sqrt(cross + own) / count),
         uncertainty=float(np.std(squares - noise, ddof=1) / np.sqrt(count)),
         of_means=float(squares.mean()),
     )
@@ -146,14 +150,15 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
 
     The function is piecewise linear, fitted to the differences between passes, so that it takes nothing from the
     differences between images. What is removed from an image is fitted to other images alone: it is then independent
-    of the image's own noise, and the variance component stays unbiased however badly the fit turns out.
+    of the image's own noise, and the variance component stays unbiased however badly the fit turns out; up to O(1 / N), for
+    in a pass the images share the strata of time among them.
     """
     passes, count = values.shape
     num_knots = min(MOST_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
     if num_knots < 2:
         return values
     fold, mean = np.arange(count) % FOLDS, values.mean(axis=0)
-    mean_basis = np.mean([hat_functions(one, num_knots) for one in times], axis=0)
+    mean_basis = sum(hat_functions(one, num_knots) for one in times) / passes
     gram, moment = np.zeros((FOLDS, num_knots, num_knots)), np.zeros((FOLDS, num_knots))
     for one, value in zip(times, values, strict=True):
         basis, change = hat_functions(one, num_knots) - mean_basis, value - mean

@@ -133,7 +133,8 @@ def draws_of(
 ) -> Draws:
     """Returns the draws of a batch of `shape` [B, ...] by the `index`-th time of each image.
 
-    Each image draws by a key of its own, so that neither batch nor devices change what it draws.
+    Each image draws by a key of its own, so that neither batch nor devices change what it draws (but for
+    JAX's generator rbg, which under vmap takes the key of a batch's first image).
     """
     t, weight = propose(jnp.asarray(draws.times)[:, index])
     keys = jax.vmap(lambda image: jax.random.fold_in(jax.random.fold_in(draws.key, image), index))(

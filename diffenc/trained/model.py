@@ -47,7 +47,7 @@ class Bound:
     bpd: PerImage
     terms: dict[str, PerImage]
     mc_se: PerImage | None
-    means: dict[str, float]
+    means: dict[str, float | None]
 
     @staticmethod
     def of(measured: Measured) -> "Bound":

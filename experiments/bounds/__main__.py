@@ -33,7 +33,7 @@ from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.fitting.fit_schedule import fit_schedule
 from diffenc.fitting.fit_variance import fit_variance
-from diffenc.measuring.evaluate import Evaluator, identity
+from diffenc.measuring.evaluate import STRATIFIED, Evaluator, identity
 from diffenc.measuring.image_error import PassValues
 from diffenc.modes import restore_ema
 from diffenc.progress import Progress
@@ -85,7 +85,7 @@ class Bounds:
     def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
         settings = (experiment.evaluate, *more)
-        return repr((fits.origin(experiment, self.step), settings, dataset.fingerprint(split)))
+        return repr((fits.origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
         """The ELBO under these settings of `evaluate`; what they need is fitted first."""

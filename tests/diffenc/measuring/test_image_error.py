@@ -80,6 +80,15 @@ def test_the_uncertainty_is_the_spread_over_samples_of_images():
     assert np.mean(uncertainties) == pytest.approx(np.std(errors), rel=0.25)
 
 
+@pytest.mark.parametrize("passes", [2, 4, 16])
+def test_the_noise_is_the_spread_over_draws_of_the_same_images(passes):
+    random = np.random.default_rng(passes)
+    of_images, scale = 0.5 * random.normal(size=60), random.uniform(0.5, 1.5, 60)
+    found = [between_images(of_images + scale * random.normal(size=(passes, 60))) for _ in range(800)]
+    variances, noises = zip(*((one.variance, one.noise) for one in found if one), strict=True)
+    assert np.sqrt(np.mean(np.square(noises))) == pytest.approx(np.std(variances), rel=0.12)
+
+
 def test_values_without_noise_have_the_plain_error():
     of_images = np.random.default_rng(3).gamma(2.0, size=7)
     error = PassValues(
