@@ -159,7 +159,10 @@ class Model:
 
 
 def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | None]:
-    return (None, None) if keys is None else tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
+    if keys is None:
+        return None, None
+    both = jax.vmap(jax.random.split, out_axes=1)(keys)
+    return both[0], both[1]
 
 
 def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:

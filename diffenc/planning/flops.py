@@ -99,7 +99,7 @@ def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
     return count(jax.make_jaxpr(function)(*arguments))
 
 
-def count(jaxpr: core.ClosedJaxpr) -> Work:
+def count(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
     """The contractions of a traced function, in all that it calls.
 
     Of the branches of a `cond` the costliest counts. How often a `while_loop` runs is not known: its body
