@@ -28,6 +28,7 @@ NEEDS = [
     ("docs/scale.md", "a GPU"),
     ("docs/scale.md", "two hosts"),
     ("docs/trained_models.md", "a released checkpoint"),
+    ("experiments/cifar10.md", "the images of CIFAR-10"),
     ("experiments/launch/jobset.md", "Docker"),
     ("experiments/launch/jobset.md", "Kubernetes"),
     ("experiments/launch/slurm.md", "Slurm"),
