@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -230,6 +231,11 @@ def _place(name: str, line: int, typed: bool) -> str:
 def _syntax_error(text: str, where: str, line: int, message: str) -> UserError:
     lines = text.splitlines()
     culprit = lines[min(line, len(lines)) - 1].strip() if lines else ""
+    if token := re.search(r"Failed to parse token '(.*)'", message, re.DOTALL):
+        message = (
+            f"{token[1]} is no value: write a number, 'text', True, False, None, a list, tuple or dict of such, "
+            "@plugin.name() or %MACRO; nan and inf are none"
+        )
     return UserError(f"{where}: {culprit!r}: {' '.join(message.split())}")
 
 

@@ -139,7 +139,7 @@ def _read(name: str, candidates: list[Path], folders: list[Path], hint: str = ""
         name,
         path if path.is_file() else None,
         shipped,
-        path.name == CONFIG and not shipped,
+        CONFIG in (path.name, path.resolve().name) and not shipped,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _VALIDATION = (
     *("val", "valid", "validation", "valset", "val_set", "validation_set"),
     *("eval", "evaluation", "dev", "development", "holdout", "held_out"),
 )
+_SHORT = {"train": ("tr",), "test": ("te", "ts")}  # which may be classes too, unless both are there
 _KINDS = {
     name: kind for kind, names in (("train", _TRAIN), ("test", _TEST), ("val", _VALIDATION)) for name in names
 }
@@ -77,13 +79,16 @@ def named(train: Path, test: Path | None) -> SplitFolders:
 
 def kind_of(name: str) -> str | None:
     """Returns "train", "test" or "val" if that is what a folder's name says in any case, else None."""
-    return _KINDS.get(re.sub(r"[-. ]", "_", name.lower()))
+    return _KINDS.get(re.sub(r"[-. ]", "_", unicodedata.normalize("NFKC", name).lower()))
 
 
 def resembles(name: str) -> str | None:
     """Returns the kind of split that the name or a word in it says, as cifar_train, testA or val2017; else None."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
-    return next((kind for word in (name, *words) if (kind := kind_of(word))), None)
+    return next((kind for word in (name, *_words(name)) if (kind := kind_of(word))), None)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
 
 
 def refuse_nested(folder: Path, images: Iterable[Path], pairs_only: bool) -> None:
@@ -111,8 +116,13 @@ def _refuse_alike(source: Path, folders: Sequence[str]) -> None:
     if alike := [name for name in folders if resembles(name)]:
         raise _unsure(source, alike, [])
     stuck = {kind: [name for name in folders if kind in name.lower()] for kind in ("train", "test")}
-    if all(stuck.values()):  # as trainimages beside testimages
-        raise _unsure(source, [*stuck["train"], *stuck["test"]], [])
+    short = {
+        kind: [name for name in folders if any(word.lower() in texts for word in _words(name))]
+        for kind, texts in _SHORT.items()
+    }
+    for found in (stuck, short):  # as trainimages beside testimages; imagesTr beside imagesTs
+        if all(found.values()):
+            raise _unsure(source, [*found["train"], *found["test"]], [])
 
 
 def _unsure(source: Path, folders: Sequence[str], loose: Sequence[str]) -> UserError:

@@ -40,7 +40,10 @@ def write(workdirs: Sequence[str], output: Path) -> int:
         raise UserError(
             f"--output={output}: cannot make the folder {output.parent}: {error.strerror}"
         ) from error
-    atomic.write_bytes(output, data)
+    try:
+        atomic.write_bytes(output, data)
+    except UserError as error:
+        raise UserError(f"{error}; or name another place, as --output=FOLDER/{DEFAULT}") from error
     return len(data)
 
 

@@ -106,16 +106,19 @@ def evaluation_of(workdir: Path, about: About, settings: Evaluate) -> dict[str, 
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record that has what the card states; None with a warning if it has not."""
+    """A record that has what the card states, and agrees with its terms; None with a warning if it has not."""
     try:
         said = evaluations.parsed(path.read_bytes(), path)
+        fault = evaluations.fault({"split_images": None, **said}, card.NEEDED)
+        if fault is not None:
+            raise UserError(f"{path}: {fault}")
+        terms = path.with_suffix(".npz")
+        if terms.is_file() and evaluations.number(said["bpd"]) is not None:
+            evaluations.terms_by_pass(terms.read_bytes(), said, terms)
     except (UserError, OSError) as error:
         logging.warning("passed over: %s", error)
         return None
-    fault = evaluations.fault({"split_images": None, **said}, card.NEEDED)
-    if fault is not None:
-        logging.warning("passed over: %s: %s", path, fault)
-    return said if fault is None else None
+    return said
 
 
 def write_folder(

@@ -323,3 +323,11 @@ def test_the_gin_configuration_of_another_program_stays_as_it_is(small, locked):
     assert (somebodys_function(), gin.config_str(), gin.config_is_locked()) == (42, said, locked)
     gin.clear_config()
     assert somebodys_function() == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "(1, nan)"])
+def test_what_is_no_value_is_told_so(value):
+    with pytest.raises(UserError) as refused:
+        config.load(["gin/quickstart.gin"], [f"optimizer.adamw.learning_rate = {value}"])
+    assert "is no value: write a number" in str(refused.value)
+    assert "0x" not in str(refused.value)

@@ -33,6 +33,13 @@ def test_code_does_not_run(stranger):
     assert "loud" not in sys.modules
 
 
+def test_another_name_of_the_file_changes_nothing(stranger):
+    (stranger / "mine.gin").symlink_to(CONFIG)
+    with pytest.raises(UserError, match="would run code"):
+        config.load(["mine.gin"], [])
+    assert not (stranger / "ran").exists()
+
+
 def test_it_runs_where_it_is_allowed(stranger):
     config.load([CONFIG], [], ["loud"])
     assert (stranger / "ran").exists()

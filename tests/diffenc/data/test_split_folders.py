@@ -72,6 +72,8 @@ def test_a_train_folder_alone_is_all_there_is(tmp_path):
         (("train_32x32", "valid_32x32"), "train_32x32", "valid_32x32"),
         (("TrainImages", "TestImages"), "TrainImages", "TestImages"),
         (("trainimages", "testimages"), None, None),
+        (("imagesTr", "imagesTs"), None, None),
+        (("tr", "te"), None, None),
         (("train", "test", "extra"), "train", "test"),
         (("train", "bus", "car"), "train", None),
         (("train", "train2", "test"), None, "test"),

@@ -19,7 +19,7 @@ from diffenc import modes
 from diffenc.checkpoints.checkpoint import Checkpoints
 from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
-from diffenc.files import stores
+from diffenc.files import atomic, stores
 from diffenc.report.shown import measured
 from diffenc.settings import Evaluate, MeshShape
 from diffenc.trained import export, weights
@@ -191,6 +191,23 @@ def test_a_changed_digit_is_not_on_the_card(tmp_path, monkeypatch, write_record)
     assert len(warned) == 1
     assert f"passed over: {file}: its content does not match its sha256" in warned[0]
     assert "evaluate the run again" in warned[0]
+
+
+def test_a_record_without_a_checksum_that_its_terms_contradict_is_not_on_the_card(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(export.logging, "warning", lambda text, *given: warned.append(text % given))
+    folder = tmp_path / "evaluations"
+    folder.mkdir()
+    nats = {name: np.full((2, 5), 3.0 * np.log(2)) for name in ("reconstruction", "latent", "diffusion")}
+    (folder / "0001.npz").write_bytes(atomic.npz(nats))
+    parts = {f"bpd_{name}": 1.0 for name in nats}
+    said = RECORD | parts | {"bpd": 3.0, "num_images": 5, "split_images": 5}
+    (folder / "0001.json").write_text(json.dumps(said))  # images of 3 dimensions
+    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is not None
+    for change in ({"bpd": 2.0}, {"bpd_latent": 0.9}):
+        (folder / "0001.json").write_text(json.dumps(said | change))
+        assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is None
+        assert "0001.npz: is of another evaluation" in warned[-1]
 
 
 def test_the_chain_of_the_config_goes_before_a_newer_one_of_the_same_length(tmp_path, write_record):
