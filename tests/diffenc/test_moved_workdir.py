@@ -175,7 +175,7 @@ def test_a_local_copy_of_an_object_store_that_is_tidied_away(experiment, tmp_pat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     amid(5, lambda: [shutil.rmtree(folder) for folder in tmp_path.glob("diffenc-open-*")])
     with pytest.raises(MovedError, match="which was deleted"):
-        train.train(experiment, "memory://moved/run")
+        train.train(experiment, f"memory://{tmp_path}/run")
     assert not list(tmp_path.iterdir())
 
 

@@ -197,7 +197,7 @@ def test_the_folder_may_be_copied_and_moved_and_lie_on_an_object_store(make, wor
     moved = shutil.copytree(workdir, tmp_path / "else" / "where")
     shutil.rmtree(workdir)
     figures = modes.evaluate(make(), moved)
-    url = "memory://moved/run"
+    url = f"memory://{tmp_path}/run"
     for path in moved.rglob("*"):
         if path.is_file():
             stores.at(url).write(path.relative_to(moved).as_posix(), path.read_bytes())
