@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs/quickstart
 
 # Minutes: the authors' arrays, checkpoints, the train step, several processes, and the command from config to evaluation.
-SHORT := tests/golden/test_golden.py tests/diffenc/checkpoints/test_checkpoint.py tests/diffenc/training/test_gradient.py tests/diffenc/devices/test_distributed.py tests/diffenc/test_modes.py tests/diffenc/test_run.py
+SHORT := tests/golden/test_golden.py tests/diffenc/checkpoint/test_checkpoints.py tests/diffenc/training/test_gradient.py tests/diffenc/parallel/test_distributed.py tests/diffenc/evaluation/test_commands.py tests/diffenc/cli/test_run.py
 
 .PHONY: help quickstart test test-short test-slow test-docs mutations check docs clean
 .NOTPARALLEL:

@@ -111,7 +111,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class LearnedInterior(Schedule, Protocol):
-    """A schedule that learns how log_snr falls between its ends; diffenc.training.interior says for what."""
+    """A schedule that learns how log_snr falls between its ends; diffenc.training.schedule_objective says for what."""
 
     def interior(self, params: Params, t: Times) -> LogSNR:
         """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others."""
@@ -136,7 +136,7 @@ class GenerativeMean(Protocol):
 
 @runtime_checkable
 class Conditioning(Protocol):
-    """What the model is told of an image beside its noisy self (see diffenc.conditions)."""
+    """What the model is told of an image beside its noisy self (see diffenc.core.conditioning)."""
 
     @property
     def what(self) -> str | None:
@@ -266,7 +266,7 @@ class Writer(Protocol):
     """Where a run's metrics go besides its workdir."""
 
     def open(self, workdir: Path, resume_step: int | None) -> Any:
-        """A metric writer as clu has them (`diffenc.workdirs.writers.Silent` is one to derive from).
+        """A metric writer as clu has them (`diffenc.workdir.writers.Silent` is one to derive from).
 
         Called once by each process that trains, and in the main process of several alone.
 

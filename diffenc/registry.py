@@ -9,8 +9,8 @@ from typing import Generic, TypeVar, cast
 from absl import logging
 
 from diffenc import interfaces
-from diffenc.configs.construction import checked
 from diffenc.errors import UserError
+from diffenc.fields.checked import checked
 
 ENTRY_POINT_GROUP = "diffenc.plugins"
 

@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffenc import config, registry
-from diffenc.command import status_of
-from diffenc.configs.files import shipped_files
-from diffenc.experiment import Experiment
+from diffenc import registry
+from diffenc.cli.console import status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
+from diffenc.config.gin_files import shipped_files
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from diffenc.training.train_state import count_parameters
+from diffenc.training.state import count_parameters
 
 STACKABLE = (
     "gin/by_class.gin",
@@ -90,7 +91,7 @@ def rows() -> list[Row]:
 def row(gin_file: str) -> Row:
     """The row of one run file."""
     name = Path(gin_file).stem
-    return Row(name, published=PUBLISHED.get(name), **count(config.load([gin_file], [])))
+    return Row(name, published=PUBLISHED.get(name), **count(gin_loader.load([gin_file], [])))
 
 
 def table(runs: Sequence[Row]) -> Table:

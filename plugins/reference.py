@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffenc.trained import foreign
+from diffenc.export import foreign_weights
 from diffenc_plugins.schedules.learned_endpoints import SMALLEST_DROP
 
 # In this order, each on what the ones before have left.
@@ -80,8 +80,8 @@ def _raw_drop(w: np.ndarray) -> np.ndarray:
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 
 
-parse = functools.partial(foreign.parse, str(__doc__))
-main = functools.partial(foreign.main, translate, "the authors of DiffEnc", str(__doc__))
+parse = functools.partial(foreign_weights.parse, str(__doc__))
+main = functools.partial(foreign_weights.main, translate, "the authors of DiffEnc", str(__doc__))
 
 
 if __name__ == "__main__":

@@ -62,14 +62,14 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from diffenc import registry  # noqa: E402
+from diffenc.config.experiment import Experiment  # noqa: E402
+from diffenc.config.settings import Evaluate, Sample  # noqa: E402
+from diffenc.core.model import Model  # noqa: E402
 from diffenc.data.sources import ArraySource  # noqa: E402
-from diffenc.experiment import Experiment  # noqa: E402
 from diffenc.interfaces import Source  # noqa: E402
-from diffenc.model import Model  # noqa: E402
-from diffenc.settings import Evaluate, Sample  # noqa: E402
 from diffenc_plugins.conditionings import ByClass  # noqa: E402
 from diffenc_plugins.encoders import Trainable  # noqa: E402
-from diffenc_plugins.means import Counterterm  # noqa: E402
+from diffenc_plugins.generative_means import Counterterm  # noqa: E402
 from diffenc_plugins.optimizers import AdamW  # noqa: E402
 from diffenc_plugins.parameterizations import V  # noqa: E402
 from diffenc_plugins.schedules import LearnedEndpoints  # noqa: E402

@@ -22,16 +22,16 @@ LEFT_BEHIND = shutil.ignore_patterns(
     ".git", ".venv*", ".cache", "__pycache__", "runs", ".pytest_cache", "build"
 )
 
-OBJECTIVE = "tests/diffenc/test_objective.py"
-MODEL = "tests/diffenc/test_model.py"
+OBJECTIVE = "tests/diffenc/core/test_objective.py"
+MODEL = "tests/diffenc/core/test_model.py"
 SAMPLER = "tests/diffenc/sampling/test_sampler.py"
 SOLVERS = "tests/diffenc/sampling/test_solvers.py"
-ODE = "tests/diffenc/analysis/test_ode.py"
-K_SAMPLE = "tests/diffenc/analysis/test_k_sample.py"
-GAUSSIAN = "tests/diffenc/test_gaussian.py"
-TRAIN_STATE = "tests/diffenc/training/test_train_state.py"
-FIT_VARIANCE = "tests/diffenc/fitting/test_fit_variance.py"
-CLASSES = "tests/diffenc/test_classes.py"
+ODE = "tests/diffenc/evaluation/test_ode.py"
+K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
+GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
+TRAIN_STATE = "tests/diffenc/training/test_state.py"
+FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
+CLASSES = "tests/diffenc/core/test_classes.py"
 ENCODERS = "tests/plugins/encoders"
 MEANS = "tests/plugins/means"
 PARAMETERIZATIONS = "tests/plugins/parameterizations"
@@ -51,71 +51,71 @@ class Fault:
 FAULTS = (
     Fault(
         "counterterm dropped from the loss",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "kappa = step.stretch * mean(step.log_snr)",
         "kappa = 0 * step.stretch * mean(step.log_snr)",
         (OBJECTIVE,),
     ),
     Fault(
         "counterterm not stretched over a discrete step",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "kappa = step.stretch * mean(step.log_snr)",
         "kappa = mean(step.log_snr)",
         (OBJECTIVE,),
     ),
-    Fault("sign of the slope", "diffenc/objective.py", "- step.slope", "+ step.slope", (OBJECTIVE,)),
+    Fault("sign of the slope", "diffenc/core/objective.py", "- step.slope", "+ step.slope", (OBJECTIVE,)),
     Fault(
         "sign of the secant",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "scale(1 / fraction, x_s - x_t)",
         "scale(1 / fraction, x_t - x_s)",
         (OBJECTIVE,),
     ),
     Fault(
         "lambda_t for lambda_s in the weight",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "fraction * jnp.exp(log_snr_s)",
         "fraction * jnp.exp(log_snr_t)",
         (OBJECTIVE,),
     ),
     Fault(
         "factor 1/2 of the discrete loss",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "weight = 0.5 * fraction",
         "weight = fraction",
         (OBJECTIVE,),
     ),
     Fault(
         "factor 1/2 of the continuous loss",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "-0.5 * rate",
         "-1.0 * rate",
         (OBJECTIVE,),
     ),
     Fault(
         "factor 1/2 of the variances' cost",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "offset = 0.5 * step",
         "offset = step",
         (OBJECTIVE,),
     ),
     Fault(
         "w for 1 / w",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "num_steps * jnp.exp(log_w)",
         "num_steps * jnp.exp(-log_w)",
         (OBJECTIVE,),
     ),
     Fault(
         "factor 1/2 of the latent loss",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "return 0.5 * (alpha_2",
         "return (alpha_2",
         (OBJECTIVE,),
     ),
     Fault(
         "alpha^2 for sigma^2 in the latent loss",
-        "diffenc/objective.py",
+        "diffenc/core/objective.py",
         "(jax.nn.softplus(log_snr) - alpha_2)",
         "(jax.nn.softplus(log_snr) - (1 - alpha_2))",
         (OBJECTIVE,),
@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault(
         "alpha^2 for sigma^2 in the counterterm",
-        "plugins/means/counterterm.py",
+        "plugins/generative_means/counterterm.py",
         "return sigma_squared(log_snr)",
         "return 1 - sigma_squared(log_snr)",
         (MEANS,),
@@ -150,21 +150,21 @@ FAULTS = (
     ),
     Fault(
         "d alpha^2 / d lambda by JAX's own rule",
-        "diffenc/gaussian.py",
+        "diffenc/core/gaussian.py",
         "value * sigma_squared(log_snr) * tangent",
         "value * (1 - value) * tangent",
         (GAUSSIAN,),
     ),
     Fault(
         "every image told to be of class 0",
-        "diffenc/devices/sharding.py",
+        "diffenc/parallel/sharding.py",
         'conditioning(batch["label"])',
         'conditioning(0 * batch["label"])',
         (CLASSES,),
     ),
     Fault(
         "a step's network told nothing in the table of costs",
-        "diffenc/fitting/costs.py",
+        "diffenc/evaluation/step_costs.py",
         'params["network"], z, log_snr, condition=condition',
         'params["network"], z, log_snr, condition=0 * condition',
         (CLASSES,),
@@ -185,7 +185,7 @@ FAULTS = (
     ),
     Fault(
         "a second dropout mask in the encoder",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
         "x_phi_0, x_phi_1 = encode(log_snr_0), self.encoder.apply("
         "params['encoder'], x, log_snr_1, condition=condition, keys=network_keys)",
@@ -193,49 +193,49 @@ FAULTS = (
     ),
     Fault(
         "the encoder told as little as the network",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "condition=condition, keys=encoder_keys",
         "condition=told, keys=encoder_keys",
-        ("tests/diffenc/test_classes.py",),
+        ("tests/diffenc/core/test_classes.py",),
     ),
     Fault(
         "one noise for z_t and z_0",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "jax.random.normal(eps_0_key, shape), weight",
         "jax.random.normal(eps_key, shape), weight",
         (MODEL,),
     ),
     Fault(
         "the latent loss at lambda_0",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "latent_loss(x_phi_1, log_snr_1)",
         "latent_loss(x_phi_1, log_snr_0)",
         (MODEL,),
     ),
     Fault(
         "x for x_phi in z_0",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)",
         "pixels = objective.diffused_pixels(x, draws.eps_0, log_snr_0)",
         (MODEL,),
     ),
     Fault(
         "the average of the parameters not used: evaluation",
-        "diffenc/modes.py",
+        "diffenc/evaluation/commands.py",
         'abstract = {"ema": abstract_state(experiment, mesh).ema}',
         'abstract = {"params": abstract_state(experiment, mesh).params}',
-        ("tests/diffenc/test_modes.py",),
+        ("tests/diffenc/evaluation/test_commands.py",),
     ),
     Fault(
         "the average of the parameters not used: during training",
-        "diffenc/training/visits.py",
+        "diffenc/training/hooks.py",
         '            state.ema, self._between("evaluation"',
         '            state.params, self._between("evaluation"',
-        ("tests/diffenc/training/test_visits.py",),
+        ("tests/diffenc/training/test_hooks.py",),
     ),
     Fault(
         "the average of the parameters not kept",
-        "diffenc/training/train_state.py",
+        "diffenc/training/state.py",
         "average + rate.astype(new.dtype) * (new - average)",
         "new",
         (TRAIN_STATE,),
@@ -263,10 +263,10 @@ FAULTS = (
     ),
     Fault(
         "the reconstruction's gradient without its factor 2",
-        "diffenc/pixels.py",
+        "diffenc/core/pixels.py",
         "scale(-2 * half_snr, gap)",
         "scale(-half_snr, gap)",
-        ("tests/diffenc/test_pixels.py",),
+        ("tests/diffenc/core/test_pixels.py",),
     ),
     Fault(
         "the schedule's interior trained on a part of the batch",
@@ -277,14 +277,14 @@ FAULTS = (
     ),
     Fault(
         "the short last batch counted whole",
-        "diffenc/measuring/evaluate.py",
+        "diffenc/evaluation/evaluator.py",
         "array[..., real]",
         "array",
-        ("tests/diffenc/measuring/test_evaluate.py",),
+        ("tests/diffenc/evaluation/test_evaluator.py",),
     ),
     Fault(
         "factor 2 of the fitted variance",
-        "diffenc/fitting/fit_variance.py",
+        "diffenc/evaluation/fit_variance.py",
         "to_excess = 2 / np.prod",
         "to_excess = 1 / np.prod",
         (FIT_VARIANCE,),
@@ -305,17 +305,17 @@ FAULTS = (
     ),
     Fault(
         "the secant for the tangent on the diagonal of the costs",
-        "diffenc/fitting/costs.py",
+        "diffenc/evaluation/step_costs.py",
         "jnp.where(i == j, slope[i], scale",
         "jnp.where(i == j, 0 * slope[i], scale",
-        ("tests/diffenc/fitting/test_costs.py",),
+        ("tests/diffenc/evaluation/test_step_costs.py",),
     ),
     Fault(
         "a path with an edge too few",
-        "diffenc/fitting/cheapest_path.py",
+        "diffenc/evaluation/cheapest_path.py",
         "for edge in range(1, num_edges + 1):",
         "for edge in range(1, num_edges):",
-        ("tests/diffenc/fitting/test_cheapest_path.py",),
+        ("tests/diffenc/evaluation/test_cheapest_path.py",),
     ),
     Fault(
         "the bound's gradient in the schedule's interior",
@@ -347,52 +347,52 @@ FAULTS = (
     ),
     Fault(
         "the sign of the divergence",
-        "diffenc/analysis/ode.py",
+        "diffenc/evaluation/ode.py",
         "return prior + num_dims * integral, stats",
         "return prior - num_dims * integral, stats",
         (ODE,),
     ),
     Fault(
         "the SDE's drift in the ODE",
-        "diffenc/analysis/ode.py",
+        "diffenc/evaluation/ode.py",
         "pull = alpha * (mean(log_snr) + 0.5)",
         "pull = alpha * (mean(log_snr) + 1.0)",
         (ODE,),
     ),
     Fault(
         "the truncation's mass forgotten",
-        "diffenc/analysis/dequantise.py",
+        "diffenc/core/dequantization.py",
         "(log_sigma + jnp.log(mass))",
         "log_sigma",
-        ("tests/diffenc/analysis/test_dequantise.py",),
+        ("tests/diffenc/core/test_dequantization.py",),
     ),
     Fault(
         "sign of the mean's error in a chain's weight",
-        "diffenc/analysis/k_sample.py",
+        "diffenc/evaluation/k_sample.py",
         "w * (sum_data(eps * shift)",
         "w * (-sum_data(eps * shift)",
         (K_SAMPLE,),
     ),
     Fault(
         "importance-sampled times not weighed",
-        "diffenc/model.py",
+        "diffenc/core/model.py",
         "diffusion=draws.weight * diffusion",
         "diffusion=diffusion",
         (MODEL,),
     ),
     Fault(
         "the rate forgotten where the schedule's interior is trained",
-        "diffenc/training/interior.py",
+        "diffenc/training/schedule_objective.py",
         "jnp.square(loss / jnp.mean(loss)) / rate",
         "jnp.square(loss / jnp.mean(loss))",
-        ("tests/diffenc/training/test_interior.py",),
+        ("tests/diffenc/training/test_schedule_objective.py",),
     ),
     Fault(
         "the devices' gradients not averaged",
         "diffenc/training/gradient.py",
         "total / (experiment.microbatches * num_devices)",
         "total / experiment.microbatches",
-        ("tests/diffenc/devices/test_sharding.py",),
+        ("tests/diffenc/parallel/test_sharding.py",),
     ),
     Fault(
         "one dropout mask for all images",
@@ -403,14 +403,14 @@ FAULTS = (
     ),
     Fault(
         "a split parameter's moments copied",
-        "diffenc/devices/placement.py",
+        "diffenc/parallel/param_sharding.py",
         "        if spec is not None and shape == of:\n",
         "        if spec is not None and shape == of and start < 1:\n",
-        ("tests/diffenc/devices/test_placement.py",),
+        ("tests/diffenc/parallel/test_param_sharding.py",),
     ),
     Fault(
         "each process takes the first rows",
-        "diffenc/devices/sharding.py",
+        "diffenc/parallel/sharding.py",
         "return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))",
         "return np.arange(sum(len(np.arange(batch_size)[span]) for span in spans))",
         ("tests/cli/test_processes.py",),

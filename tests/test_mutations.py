@@ -43,7 +43,7 @@ def test_names_are_told_apart():
 )
 def test_the_dead_are_told_from_the_living(new, killed):
     old = "def scale(coefficient: PerExample, x: Data) -> Data:\n"
-    test = "tests/diffenc/test_gaussian.py::test_scale_multiplies_each_example_by_its_own_number"
-    fault = mutations.Fault("a fault", "diffenc/gaussian.py", old, new or old + "    # none\n", (test,))
+    test = "tests/diffenc/core/test_gaussian.py::test_scale_multiplies_each_example_by_its_own_number"
+    fault = mutations.Fault("a fault", "diffenc/core/gaussian.py", old, new or old + "    # none\n", (test,))
     found = mutations.killer(fault)
     assert (found is not None and found.startswith(test)) if killed else found is None

@@ -94,7 +94,7 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel):
     expected = {f"{package}/{file}" for folder, package in PACKAGES.items() for file in files_of(folder)}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
-    assert {"diffenc/py.typed", "diffenc/run.py", "diffenc_gin/quickstart.gin"} <= held
+    assert {"diffenc/py.typed", "diffenc/cli/run.py", "diffenc_gin/quickstart.gin"} <= held
     assert {"diffenc_gin/fragments/base.gin", "diffenc_plugins/encoders/trainable.py"} <= held
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from diffenc import registry
-from diffenc.new import places, writing
-from diffenc.new.wanted import Wanted
+from diffenc.tools.scaffold import targets, writing
+from diffenc.tools.scaffold.plugin_spec import Wanted
 
 ROOT = Path(__file__).parents[1]
 KINDS = list(registry.REGISTRIES)
@@ -70,7 +70,7 @@ def package(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("theirs") / "all_kinds"
     for kind in KINDS:
         wanted = Wanted(kind, f"my_{kind}")
-        writing.write(places.package(str(folder), wanted), wanted)
+        writing.write(targets.package(str(folder), wanted), wanted)
     return folder
 
 

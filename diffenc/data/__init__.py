@@ -1,1 +1,1 @@
-"""From files to batches: converting data sets once, reading them back by index, the order of images."""
+"""Datasets: converting official files once, reading examples by index, the order of batches."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from diffenc.bars import Advance, Start, unseen
-from diffenc.data.paths import one_line
 from diffenc.data.walk import regular_files
 from diffenc.errors import UserError
+from diffenc.runtime.progress_bars import Advance, Start, unseen
+from diffenc.safe_io.reading import one_line
 
 _CHUNK = 2**20  # bytes read at a time
 

@@ -9,10 +9,11 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.bars import Bars
 from diffenc.data import digests
-from diffenc.data.paths import Download, one_line
+from diffenc.data.official_files import Download
 from diffenc.errors import UserError
+from diffenc.runtime.progress_bars import Bars
+from diffenc.safe_io.reading import one_line
 
 PAUSES = (1.0, 2.0, 4.0)  # seconds before another attempt; as many attempts beside the first
 _CHUNK = 2**18  # bytes read at a time

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffenc.bars import Bars
 from diffenc.data import digests
 from diffenc.data.manifest import Manifest
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
+from diffenc.runtime.progress_bars import Bars
 
 
 def refuse_other_conversion(there: Manifest, target: Path, wanted: Recipe) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps
 
-from diffenc.data.paths import reading
 from diffenc.errors import UserError
+from diffenc.safe_io.reading import reading
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow runs other programs for some others
 MAX_PIXELS = 2**26  # in one image; what claims more is refused before it is unpacked

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from diffenc.bars import Advance, Start, unseen
 from diffenc.data import folder_summary, image_file, split_folders
 from diffenc.data.image_file import FORMATS, Colour, Header
 from diffenc.data.recipe import Recipe
@@ -18,6 +17,7 @@ from diffenc.data.split_folders import SplitFolders
 from diffenc.data.walk import Skipped, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
+from diffenc.runtime.progress_bars import Advance, Start, unseen
 
 _TEST_SHARE = 10  # one image of so many is held out where no folder is for testing
 _BATCH = 256  # images unpacked at a time

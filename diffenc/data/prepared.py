@@ -10,9 +10,10 @@ from absl import logging
 
 from diffenc.data import manifest, records, sources
 from diffenc.data.manifest import Manifest
-from diffenc.data.paths import OfficialFiles, data_directory, plain_name
+from diffenc.data.official_files import OfficialFiles
 from diffenc.data.versions import is_unknown, terms_of
 from diffenc.errors import UserError
+from diffenc.files.directories import data_directory, plain_name
 from diffenc.interfaces import Source
 from diffenc.registry import datasets
 

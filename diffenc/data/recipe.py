@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from diffenc.data.paths import OfficialFiles
+from diffenc.data.official_files import OfficialFiles
 from diffenc.data.versions import Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch

@@ -21,10 +21,10 @@ from array_record.python import array_record_module as array_record  # pyright: 
 from jaxtyping import Int
 
 from diffenc.data.manifest import Split
-from diffenc.data.paths import one_line
 from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Example
+from diffenc.safe_io.reading import one_line
 
 IN_MEMORY = 2**31  # bytes of pixels; a larger split is read from its shards as it is used
 LABEL_BYTES = 4

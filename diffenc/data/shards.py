@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from diffenc.bars import Advance, Bars
 from diffenc.data import digests, manifest, records
 from diffenc.data.manifest import Manifest, Shard, Split
-from diffenc.data.paths import one_line
 from diffenc.data.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.interfaces import Batch
+from diffenc.runtime.progress_bars import Advance, Bars
+from diffenc.safe_io.reading import one_line
 
 SHARD_BYTES = 2**28  # of records in a shard, about; a batch reads from every shard, so many of them are slow
 DOWNLOADS = "downloads"  # in a folder under way: official files

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from diffenc.config.settings import SPLITS
 from diffenc.data.batches import epoch_order
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Dataset, Example, Source
-from diffenc.settings import SPLITS
 
 _CHUNK = 4096  # images hashed at a time
 

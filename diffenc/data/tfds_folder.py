@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from diffenc.data.paths import reading
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
+from diffenc.safe_io.reading import reading
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 _BATCH = 256  # examples read at a time

@@ -1,1 +1,1 @@
-"""Files and objects that are whole or not there."""
+"""Atomic writes, locks, checksums, object stores."""

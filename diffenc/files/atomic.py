@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.files import places
+from diffenc.files import location
 from diffenc.files.temporaries import temporary_file
 
 PathLike = str | os.PathLike[str]
@@ -30,7 +30,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
     Raises:
       UserError: the disk refused (full, read-only, a file where a folder should be), or the folder that this
-        process works in was moved (see `diffenc.files.places`).
+        process works in was moved (see `diffenc.files.location`).
     """
     try:
         with _replacing(Path(path)) as temporary:
@@ -41,11 +41,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    places.check(path)
+    location.check(path)
     with temporary_file(path) as temporary:
         yield temporary
         sync(temporary)
-        places.check(path)
+        location.check(path)
         os.replace(temporary, path)
         sync(path.parent)
 
@@ -62,14 +62,14 @@ def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """
     paths = list(paths)
     for path in paths:
-        places.check(path)
+        location.check(path)
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(temporary_file(path)) for path in paths]
         yield temporaries
         for temporary in temporaries:
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
-            places.check(path)
+            location.check(path)
             os.replace(temporary, path)
         for folder in {path.parent for path in paths}:
             sync(folder)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from diffenc.errors import UserError
-from diffenc.files import atomic, places
+from diffenc.files import atomic, location
 from diffenc.files.user_paths import expand_path
 
 PathLike = atomic.PathLike
@@ -158,7 +158,7 @@ class Disk:
             atomic.sync(self.folder / folder)
 
     def _make(self, folder: Path) -> None:
-        places.check(folder)
+        location.check(folder)
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:

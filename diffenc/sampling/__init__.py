@@ -1,1 +1,1 @@
-"""Sampling, once for all plugins and solvers."""
+"""The reverse process: ancestral, SDE and ODE steps, written once for every plugin."""

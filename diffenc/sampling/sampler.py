@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffenc.chain import Chain
-from diffenc.gaussian import alpha_sigma, scale
+from diffenc.core.discretization import Chain
+from diffenc.core.gaussian import alpha_sigma, scale
+from diffenc.core.model import Model
+from diffenc.core.pixels import Levels, nearest_levels
 from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Parameterization, Params, PerStep
-from diffenc.model import Model
-from diffenc.pixels import Levels, nearest_levels
 from diffenc.sampling.solvers import Solver, XHat, ancestral
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffenc.classes import takers
-from diffenc.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
+from diffenc.core.classes import takers
+from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
+from diffenc.core.model import Model
 from diffenc.interfaces import Data, GenerativeMean, LogSNR, Params, PerExample
-from diffenc.model import Model
 
 XHat = Callable[[Data, LogSNR], Data]
 

@@ -4,11 +4,10 @@ import dataclasses
 import pickle
 from typing import Any
 
-from diffenc import config
-from diffenc.configs import describe, names
+from diffenc.config import gin_loader, names, serialize
 from diffenc.errors import UserError
 from diffenc.registry import REGISTRIES
-from diffenc.testing.asserting import called, require, require_hashable
+from diffenc.testing.assertions import called, require, require_hashable
 
 
 def kind_of(plugin: Any) -> str:
@@ -60,8 +59,8 @@ def is_hashable(plugin: Any) -> None:
 def is_read_back_from_its_config(plugin: Any) -> None:
     """Every field, as config.gin spells it, gives an equal plugin: or a run could not be taken up again."""
     try:
-        text = describe.config_text(plugin)
-        again = config.load_part(text, called(plugin))
+        text = serialize.config_text(plugin)
+        again = gin_loader.load_part(text, called(plugin))
     except (UserError, NameError, TypeError) as error:  # NameError: an annotation that nothing imports
         raise AssertionError(f"{called(plugin)}: a config cannot say it: {error}") from error
     for field in names.fields_of(type(plugin)):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.testing.asserting import require_close, require_finite, require_like
+from diffenc.testing.assertions import require_close, require_finite, require_like
 
 LOG_SNR = np.linspace(-15, 15, 31)
 

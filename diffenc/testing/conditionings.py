@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diffenc.testing.asserting import require, require_equal
+from diffenc.testing.assertions import require, require_equal
 
 LABELS = np.array([2, 0, 9, 2], np.int32)
 

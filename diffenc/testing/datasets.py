@@ -8,7 +8,7 @@ import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Source
-from diffenc.testing.asserting import require, require_equal
+from diffenc.testing.assertions import require, require_equal
 
 FEW = 64  # examples taken one by one
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from diffenc.interfaces import Data, ImageKeys, LogSNR
 from diffenc.testing import image_maps
-from diffenc.testing.asserting import require, require_close, require_like
+from diffenc.testing.assertions import require, require_close, require_like
 from diffenc.testing.image_maps import Shape
-from diffenc.testing.subjects import IMAGE_SHAPE, Subject, image_keys, quick, subject
+from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, image_keys, quick, subject
 
 STEP = 1e-4  # of log_snr
 NEARLY_DATA = 15.0  # log_snr

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.testing.asserting import require, require_close, require_finite, require_like
-from diffenc.testing.subjects import kept, quick
+from diffenc.testing.assertions import require, require_close, require_finite, require_like
+from diffenc.testing.make_inputs import kept, quick
 
 
 def names_tell_them_from_others(plugin: Any) -> None:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.testing.asserting import require, require_close, require_equal, require_finite, require_like
-from diffenc.testing.subjects import (
+from diffenc.testing.assertions import require, require_close, require_equal, require_finite, require_like
+from diffenc.testing.make_inputs import (
     IMAGE_SHAPE,
     LOG_SNR,
     classes_of,

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from diffenc.parameters import name_leaves
+from diffenc.core.parameters import name_leaves
 from diffenc.testing import image_maps
-from diffenc.testing.asserting import require
+from diffenc.testing.assertions import require
 from diffenc.testing.image_maps import Shape
-from diffenc.testing.subjects import IMAGE_SHAPE, subject
+from diffenc.testing.make_inputs import IMAGE_SHAPE, subject
 
 
 def every_parameter_is_reached(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffenc.testing.asserting import called, require, require_finite, require_like
+from diffenc.testing.assertions import called, require, require_finite, require_like
 
 STEPS = 300
 

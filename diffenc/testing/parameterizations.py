@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.testing import coefficients
-from diffenc.testing.asserting import require, require_close
+from diffenc.testing.assertions import require, require_close
 
 LEAST = 1e-6  # of |q alpha - p sigma|, beside the larger of p and q
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.interfaces import LearnedInterior
-from diffenc.testing.asserting import require, require_close, require_finite, require_like
-from diffenc.testing.subjects import init_of, require_trainable, shaken
+from diffenc.testing.assertions import require, require_close, require_finite, require_like
+from diffenc.testing.make_inputs import init_of, require_trainable, shaken
 
 STEP = 1e-6  # of t
 LEARNED = (0.3, 3.0)  # standard deviations of what training may add to parameters

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.testing.asserting import called, require, require_close, require_finite, require_like
+from diffenc.testing.assertions import called, require, require_close, require_finite, require_like
 
 LOG_SNR = np.linspace(-15, 15, 12)
 EXCESS = np.geomspace(1e-6, 30, 11)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from diffenc.testing.asserting import require
-from diffenc.workdirs.writers import metric_writers
+from diffenc.testing.assertions import require
+from diffenc.workdir.writers import metric_writers
 
 METHODS = (
     "write_scalars",

@@ -1,1 +1,1 @@
-"""Training's parts: the state and its one step, gradients, what is done now and then."""
+"""Training: the loop, its state and step, gradients, periodic hooks."""

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from diffenc import conditions
-from diffenc.devices import placement
-from diffenc.devices.sharding import AXES, OVER_BATCH, check_divisible
+from diffenc.config.experiment import Experiment
+from diffenc.core import conditioning, unroll
+from diffenc.core.model import Draws, Terms, bits_per_dim, draw
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
-from diffenc.model import Draws, Terms, bits_per_dim, draw
-from diffenc.training import interior, loops
+from diffenc.parallel import param_sharding
+from diffenc.parallel.sharding import AXES, OVER_BATCH, check_divisible
+from diffenc.training import schedule_objective
 
 Scalar = Float[Array, ""]
 DROPS_CONDITION = 2  # the number of a key beside those two that one key is split into
@@ -57,14 +57,14 @@ def batch_gradient(
     gradient is that of its own objective.
 
     Args:
-      params: split over `mesh` as `diffenc.devices.placement` says; so is the gradient.
+      params: split over `mesh` as `diffenc.parallel.param_sharding` says; so is the gradient.
       images: split over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
-    told, shape = conditions.dropped(images.condition, share, drop_key), images.levels.shape
+    told, shape = conditioning.dropped(images.condition, share, drop_key), images.levels.shape
     batch = Part(images, told, draw(draw_key, shape), jax.random.split(dropout_key, shape[0]))
-    specs = placement.specs_of(params, experiment.mesh)
+    specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),
         mesh=mesh,
@@ -73,7 +73,7 @@ def batch_gradient(
         check_vma=False,  # it would add up the gradients of each use of a parameter on its own
     )
     gradient, means, diffusion = over_devices(params, batch)
-    of_interior = jax.grad(interior.objective, argnums=1)(
+    of_interior = jax.grad(schedule_objective.objective, argnums=1)(
         experiment.model.schedule, params["schedule"], batch.draws.t, diffusion
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], of_interior)
@@ -81,14 +81,14 @@ def batch_gradient(
 
 
 def _device_gradient(
-    experiment: Experiment, specs: placement.Specs, num_devices: int, params: Params, share: Part
+    experiment: Experiment, specs: param_sharding.Specs, num_devices: int, params: Params, share: Part
 ) -> tuple[Params, Terms, PerExample]:
     """The batch's mean gradient and terms in bits/dim, and the diffusion losses of this device's images in nats."""
     summed, nats = _sum_over_parts(
-        placement.gather(params, specs), experiment, divide(share, experiment.microbatches)
+        param_sharding.gather(params, specs), experiment, divide(share, experiment.microbatches)
     )
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
-    gradient = placement.sum_over_devices(mean, specs)
+    gradient = param_sharding.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     terms = unite(nats)
     means = jax.lax.pmean(_mean_bits(terms, share.images.levels[0].size), AXES)
@@ -114,12 +114,12 @@ def _sum_over_parts(params: Params, experiment: Experiment, parts: Part) -> tupl
     gradient_of = jax.grad(_part_loss, has_aux=True)
 
     def turn(total: Params, part: Part) -> tuple[Params, Terms]:
-        images, told, draws = loops.after(total, part[:-1])
+        images, told, draws = unroll.after(total, part[:-1])
         gradient, nats = gradient_of(params, experiment, Part(images, told, draws, part.keys))
         return jax.tree.map(jnp.add, total, gradient), nats
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    return loops.scan(turn, nothing, parts)
+    return unroll.scan(turn, nothing, parts)
 
 
 def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scalar, Terms]:

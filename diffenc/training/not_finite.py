@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.configs import names
+from diffenc.config import names
 from diffenc.interfaces import Optimizer
 
 # Fields by which optimizers usually set how far a step goes, and what to do to them.

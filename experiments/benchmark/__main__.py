@@ -30,17 +30,16 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from diffenc import config
-from diffenc.command import status_of
-from diffenc.configs.describe import config_text
+from diffenc.cli.console import start_up, status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
+from diffenc.config.serialize import config_text
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from experiments.benchmark import host, shown, steps
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import Settings, Subject
-from experiments.command import start_up
 
 PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "step": steps.step,
@@ -89,7 +88,7 @@ def chosen(only: str | None) -> list[str]:
 
 def load(given: argparse.Namespace) -> Experiment:
     """The experiment, with the batch size that is asked for."""
-    experiment = config.load(given.gin_file, given.gin_bindings)
+    experiment = gin_loader.load(given.gin_file, given.gin_bindings)
     if given.batch_size is None:
         return experiment
     return dataclasses.replace(experiment, batch_size=given.batch_size)

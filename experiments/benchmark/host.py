@@ -13,13 +13,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.data.batches import train_batches
-from diffenc.devices.sharding import images_to_devices
 from diffenc.interfaces import Batch, Images
+from diffenc.parallel.sharding import images_to_devices
 from diffenc.training.clock import Clock
-from diffenc.training.feed import Feed, InFlight
-from diffenc.training.train_state import abstract_state
+from diffenc.training.prefetch import Feed, InFlight
+from diffenc.training.state import abstract_state
 from experiments.benchmark.subject import Subject
 from experiments.timing import Call, Times, side_by_side, timed
 

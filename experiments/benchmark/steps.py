@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from diffenc.chain import equal_steps
-from diffenc.experiment import Experiment
-from diffenc.planning import peaks
-from diffenc.planning.flops import Contraction, Operand, Work
-from diffenc.planning.plan import compiled_memory, state_memory
-from diffenc.progress import Progress
+from diffenc.config.experiment import Experiment
+from diffenc.core.discretization import equal_steps
+from diffenc.runtime import accelerators
+from diffenc.runtime.progress import Progress
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import ancestral
-from diffenc.training.train_state import count_parameters
+from diffenc.tools.planning.flops import Contraction, Operand, Work
+from diffenc.tools.planning.plan import compiled_memory, state_memory
+from diffenc.training.state import count_parameters
 from diffenc_plugins.encoders import Identity, Nontrainable
-from diffenc_plugins.means import VDM, Counterterm
+from diffenc_plugins.generative_means import VDM, Counterterm
 from experiments.benchmark.subject import (
     Compiled,
     Stepper,
@@ -42,7 +42,7 @@ def step(subject: Subject) -> dict[str, Any]:
     logging.info("timing the train step")
     took = side_by_side({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
     in_use = device_memory()  # before other operands come
-    best = {dtype: peaks.measured(dtype) for dtype in PEAKS}
+    best = {dtype: accelerators.measured(dtype) for dtype in PEAKS}
     counted = subject.work.flops
     return {
         "parameters": {part: count_parameters(part_of) for part, part_of in stepper.state.params.items()},

@@ -13,17 +13,17 @@ from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from diffenc.config.experiment import Experiment
+from diffenc.core.rng import root_key
 from diffenc.data.sources import ArraySource
-from diffenc.devices.sharding import arranged, data_mesh, images_to_devices, on_each
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
 from diffenc.interfaces import Images, Params
-from diffenc.planning import flops
-from diffenc.planning.flops import Work
-from diffenc.planning.plan import one_share
-from diffenc.randomness import root_key
+from diffenc.parallel.sharding import arranged, data_mesh, images_to_devices, on_each
+from diffenc.tools.planning import flops
+from diffenc.tools.planning.flops import Work
+from diffenc.tools.planning.plan import one_share
 from diffenc.training.gradient import check_batch
-from diffenc.training.train_state import (
+from diffenc.training.state import (
     TrainState,
     abstract_images,
     abstract_state,

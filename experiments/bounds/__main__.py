@@ -21,29 +21,29 @@ from absl import logging
 from jaxtyping import Int
 from rich.console import Console
 
-from diffenc import config, plots
-from diffenc.analysis import k_sample, likelihood
-from diffenc.command import status_of
+from diffenc.cli.console import start_up, status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
+from diffenc.config.settings import KSample
 from diffenc.data.batches import epoch_order
 from diffenc.data.sources import require_same_images, some_of
-from diffenc.devices.sharding import data_mesh
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
+from diffenc.evaluation import k_sample, likelihood
+from diffenc.evaluation.commands import restore_ema
+from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, identity
+from diffenc.evaluation.fit_schedule import fit_schedule
+from diffenc.evaluation.fit_variance import fit_variance
+from diffenc.evaluation.image_error import PassValues
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from diffenc.fitting.fit_schedule import fit_schedule
-from diffenc.fitting.fit_variance import fit_variance
-from diffenc.measuring.evaluate import STRATIFIED, Evaluator, identity
-from diffenc.measuring.image_error import PassValues
-from diffenc.modes import restore_ema
-from diffenc.progress import Progress
+from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime import plots
+from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
-from diffenc.settings import KSample
-from diffenc.workdirs import fits
-from diffenc.workdirs.same_run import CONFIG
+from diffenc.workdir import fitted_chains
+from diffenc.workdir.config_check import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds.shown import Results, figures, plot, table, table_beside
-from experiments.command import start_up
 
 STEPS = (5, 10, 25, 50, 100, 250, 1000)
 
@@ -85,7 +85,9 @@ class Bounds:
     def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
         settings = (experiment.evaluate, *more)
-        return repr((fits.origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split)))
+        return repr(
+            (fitted_chains.origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split))
+        )
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
         """The ELBO under these settings of `evaluate`; what they need is fitted first."""
@@ -151,12 +153,12 @@ def say(what: str) -> None:
 def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fit the times and variances that `experiment.evaluate` asks for, unless just these are there."""
     settings = experiment.evaluate
-    file = fits.path(workdir, settings.steps, settings.times, settings.variance)
-    if file.is_file() and fits.load(file).get("excess_of") == fits.origin(experiment, step):
+    file = fitted_chains.path(workdir, settings.steps, settings.times, settings.variance)
+    if file.is_file() and fitted_chains.load(file).get("excess_of") == fitted_chains.origin(experiment, step):
         return
     if settings.times == "fitted":
         fit_schedule(experiment, workdir)
-    elif fits.needs_excess(settings.variance):
+    elif fitted_chains.needs_excess(settings.variance):
         fit_variance(experiment, workdir)
 
 
@@ -225,7 +227,7 @@ def prepared(given: argparse.Namespace) -> Experiment:
         raise UserError(f"--few={given.few}: must not be more than --num_images={given.num_images}")
     if not (given.workdir / CONFIG).is_file():
         raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
-    experiment = config.load([str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports)
+    experiment = gin_loader.load([str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports)
     changes = {"num_images": given.num_images, "passes": given.passes}
     return dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, **changes))
 

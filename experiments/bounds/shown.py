@@ -9,10 +9,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from diffenc import plots
-from diffenc.measuring.evaluate import over_images_text, statistics
-from diffenc.measuring.image_error import PassValues
-from diffenc.rounding import rounded
+from diffenc.evaluation.evaluator import over_images_text, statistics
+from diffenc.evaluation.image_error import PassValues
+from diffenc.runtime import plots
+from diffenc.runtime.uncertainty_format import rounded
 
 
 def text(bits: PassValues) -> str:

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
-from experiments.launch.signals import Signals
-from experiments.launch.tied import tied
+from diffenc.runtime.parent_death import tied
+from diffenc.runtime.signal_forwarding import Signals
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone

@@ -21,17 +21,16 @@ from typing import Any
 
 from absl import logging
 
-from diffenc import config
-from diffenc.command import status_of
-from diffenc.devices.sharding import arranged
+from diffenc.cli.console import start_up, status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from diffenc.training.train_state import abstract_state, count_parameters
+from diffenc.parallel.sharding import arranged
+from diffenc.training.state import abstract_state, count_parameters
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import work_of_share
-from experiments.command import start_up
 from experiments.launch import local
 from experiments.weak_scaling import paper
 from experiments.weak_scaling.paper import CLUSTERS, Row
@@ -101,7 +100,7 @@ def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
 
 def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
     """What holds for all clusters, and each of them."""
-    experiment = config.load([given.paper], [])
+    experiment = gin_loader.load([given.paper], [])
     experiment = dataclasses.replace(experiment, batch_size=given.paper_images)
     parameters, share = count(experiment), experiment.plan.share
     work = work_of_share(experiment, 1)

@@ -11,9 +11,9 @@ Latency, stragglers and the input are left out.
 import dataclasses
 import math
 
-from diffenc.planning.flops import Work
-from diffenc.planning.pace import by_operands
-from diffenc.planning.peaks import ACCELERATORS
+from diffenc.runtime.accelerators import ACCELERATORS
+from diffenc.tools.planning.flops import Work
+from diffenc.tools.planning.step_time import by_operands
 
 BYTES = 4  # of a gradient's number: float32
 
@@ -28,7 +28,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.planning.peaks.ACCELERATORS."""
+    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.runtime.accelerators.ACCELERATORS."""
 
     name: str
     accelerator: str

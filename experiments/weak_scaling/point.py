@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 
-from diffenc import config
-from diffenc.command import status_of
+from diffenc.cli.console import start_up, status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
-from diffenc.experiment import Experiment
-from diffenc.training.train_state import count_parameters
+from diffenc.training.state import count_parameters
 from experiments.benchmark.subject import Settings, Subject
-from experiments.command import start_up
 from experiments.timing import side_by_side
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_up()
         if jax.device_count() != given.devices:
             raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")
-        experiment = config.load(given.gin_file, given.gin_bindings)
+        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
         experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
         print(json.dumps(measure(experiment, Settings(rounds=given.rounds, least=given.least))))
 

@@ -24,7 +24,7 @@ PAPER = f"""\
     all-reduce = 2 (N - 1) / N x bytes / bandwidth, level by level
     efficiency = compute / (compute + exposed)
 
-FLOPs are those of convolutions and matrix products (`diffenc.planning.flops`), peaks those of `diffenc.planning.peaks`, the share of the
+FLOPs are those of convolutions and matrix products (`diffenc.tools.planning.flops`), peaks those of `diffenc.runtime.accelerators`, the share of the
 peak is `plan.share`. Bytes are {BYTES} for each parameter. A torus has a ring along each axis at once: two links of a chip
 for an axis that closes (slices of whole 4x4x4 cubes), else one. Nodes of GPUs first reduce within, over NVLink, then an
 eighth each over the network. "In turn": nothing is sent while computing (exposed = all-reduce), which is what a single

@@ -1,4 +1,4 @@
-from diffenc.conditions import Unconditional
+from diffenc.core.conditioning import Unconditional
 from diffenc.registry import conditionings
 
 Nothing = conditionings.register("none")(Unconditional)

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diffenc.data import sources
-from diffenc.data.paths import Download, OfficialFiles, Stream, reading
+from diffenc.data.official_files import Download, OfficialFiles
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Pixels, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
-from diffenc.untrusted import safe_pickle
-from diffenc.untrusted.limits import Limited
+from diffenc.safe_io import safe_pickle
+from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.reading import Stream, reading
 from diffenc_plugins.datasets.rows import ROW, examples
 
 _BATCH_BYTES = 2**26  # official batches have 31 MB; what claims or unpacks to more is refused

@@ -8,14 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from diffenc.data import sources
-from diffenc.data.paths import OfficialFiles, Stream, reading
+from diffenc.data.official_files import OfficialFiles
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
-from diffenc.untrusted import safe_npz, safe_pickle
-from diffenc.untrusted.limits import Limited
+from diffenc.safe_io import safe_npz, safe_pickle
+from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.reading import Stream, reading
 from diffenc_plugins.datasets.rows import examples
 
 _BATCHES = {"train": tuple(f"train_data_batch_{k}" for k in range(1, 11)), "test": ("val_data",)}

@@ -11,13 +11,14 @@ import numpy as np
 
 from diffenc.data.image_file import levels, require_shape
 from diffenc.data.image_folder import Labelled, batches
-from diffenc.data.paths import OfficialFiles, reading
+from diffenc.data.official_files import OfficialFiles
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Version
 from diffenc.data.walk import HIDDEN, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
+from diffenc.safe_io.reading import reading
 
 _NAMES = {"train": "train_32x32", "test": "valid_32x32"}
 _FORMATS = ("PNG",)

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffenc.data import sources
-from diffenc.data.paths import Download, OfficialFiles, Stream, reading
+from diffenc.data.official_files import Download, OfficialFiles
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Pixels, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
-from diffenc.untrusted.limits import Limited
+from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.reading import Stream, reading
 
 _UNSIGNED_BYTES = (
     0x0800  # an IDX magic number: two zero bytes, the type of the data, the number of dimensions

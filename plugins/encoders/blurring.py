@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import fft
 
+from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
-from diffenc.gaussian import sigma_squared
 from diffenc.interfaces import Condition, Data, Encoder, ImageKeys, Key, LogSNR, Params, PerExample
 from diffenc.registry import encoders
 from diffenc_plugins.encoders.identity import Identity

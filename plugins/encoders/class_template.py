@@ -3,8 +3,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.errors import UserError
-from diffenc.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import encoders
 

@@ -1,7 +1,7 @@
 import dataclasses
 from typing import ClassVar
 
-from diffenc.gaussian import alpha_squared, scale
+from diffenc.core.gaussian import alpha_squared, scale
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import encoders
 

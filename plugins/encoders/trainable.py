@@ -1,7 +1,7 @@
 import dataclasses
 from typing import ClassVar
 
-from diffenc.gaussian import alpha_squared, scale, sigma_squared
+from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Network, Params
 from diffenc.registry import encoders
 

@@ -12,12 +12,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt8
 
 from diffenc.data import digests
-from diffenc.data.paths import data_directory
 from diffenc.errors import UserError
+from diffenc.files.directories import data_directory
 from diffenc.interfaces import Extract
 from diffenc.registry import features
-from diffenc.untrusted import torch_file
-from diffenc.untrusted.safe_pickle import shown
+from diffenc.safe_io import torch_file
+from diffenc.safe_io.safe_pickle import shown
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,

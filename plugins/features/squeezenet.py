@@ -11,7 +11,7 @@ from diffenc.data import digests
 from diffenc.errors import UserError
 from diffenc.interfaces import Extract
 from diffenc.registry import features
-from diffenc.untrusted import safe_pickle
+from diffenc.safe_io import safe_pickle
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,

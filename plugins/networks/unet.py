@@ -6,10 +6,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from diffenc.core.unroll import stored, unrolls
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import networks
-from diffenc.training.loops import stored, unrolls
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
 from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut

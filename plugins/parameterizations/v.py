@@ -1,6 +1,6 @@
 import dataclasses
 
-from diffenc.gaussian import alpha_sigma
+from diffenc.core.gaussian import alpha_sigma
 from diffenc.interfaces import LogSNR
 from diffenc.registry import parameterizations
 

@@ -1,4 +1,4 @@
-from diffenc.chain import EqualVariance
+from diffenc.core.discretization import EqualVariance
 from diffenc.registry import variances
 
 Equal = variances.register("equal")(EqualVariance)

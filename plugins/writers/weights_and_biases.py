@@ -12,7 +12,7 @@ import numpy as np
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.registry import writers
-from diffenc.workdirs.writers import Scalars, Silent
+from diffenc.workdir.writers import Scalars, Silent
 
 ID = "wandb_id"  # in the workdir: which run of theirs it is
 

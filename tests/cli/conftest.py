@@ -30,7 +30,7 @@ def start(order):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
     sys.argv = ["diffenc", *order["arguments"]]
     try:
-        diffenc.run.main()
+        diffenc.cli.run.main()
     except SystemExit as leaving:  # as the interpreter does, but for taking every module to pieces: seconds
         threading._shutdown()
         atexit._run_exitfuncs()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffenc import prepare
+from diffenc.cli import prepare
 
 
 @pytest.fixture(scope="session")

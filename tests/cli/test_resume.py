@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc.checkpoints import arrays
+from diffenc.checkpoint import arrays
 from diffenc.files import stores
 
 QUICKLY = (

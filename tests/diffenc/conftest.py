@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc.config.figure_settings import Figures
+from diffenc.core.model import Model
 from diffenc.data.sources import ArraySource
-from diffenc.devices.sharding import data_mesh
-from diffenc.figure_settings import Figures
-from diffenc.figures.subject import Subject
-from diffenc.model import Model
-from diffenc_plugins.means import VDM
+from diffenc.parallel.sharding import data_mesh
+from diffenc.tools.figures.figure_data import Subject
+from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
 

@@ -7,10 +7,10 @@ import pytest
 from absl import logging
 from rich.console import Console
 
-from diffenc.command import status_of
+from diffenc.cli.console import status_of
 from diffenc.errors import MOST, UserError, printable
-from diffenc.log_lines import show_log_lines_plainly
-from diffenc.measuring.evaluate import errors_table
+from diffenc.evaluation.evaluator import errors_table
+from diffenc.runtime.log_format import show_log_lines_plainly
 
 
 def test_a_message_keeps_its_beginning_and_its_end():

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffenc import modes, train
 from diffenc.errors import UserError
-from diffenc.files.places import MovedError
+from diffenc.evaluation import commands
+from diffenc.files.location import MovedError
+from diffenc.training import loop
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -21,7 +22,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def _compiled_once():
     """Runs of one seed and model share their train step, which takes longer to compile than all they do."""
     steps, compiled = {}, {}
-    make, ahead = train.make_train_step, train.compile_ahead
+    make, ahead = loop.make_train_step, loop.compile_ahead
 
     def step_of(experiment, mesh):
         return steps.setdefault(experiment.seed, make(experiment, mesh))
@@ -31,8 +32,8 @@ def _compiled_once():
         return compiled.get(key) or compiled.setdefault(key, ahead(what, function, *arguments))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_train_step", step_of)
-        patch.setattr(train, "compile_ahead", compile_ahead)
+        patch.setattr(loop, "make_train_step", step_of)
+        patch.setattr(loop, "compile_ahead", compile_ahead)
         yield
 
 
@@ -40,7 +41,7 @@ def _compiled_once():
 def amid(monkeypatch):
     """amid(step, act): has `act()` done after a step of a run in this process."""
 
-    plan, real = {}, train.Run._step
+    plan, real = {}, loop.Run._step
 
     def stepping(self, images):
         real(self, images)
@@ -49,7 +50,7 @@ def amid(monkeypatch):
             self.checkpoints.wait()
             act()
 
-    monkeypatch.setattr(train.Run, "_step", stepping)
+    monkeypatch.setattr(loop.Run, "_step", stepping)
     return lambda step, act: plan.update({step: act})
 
 
@@ -69,11 +70,11 @@ def test_a_workdir_that_is_moved_ends_the_run_which_goes_on_at_its_new_place(exp
     with pytest.raises(
         MovedError, match=f"{run} is no longer .*, which is at {new} now: go on there"
     ) as moved:
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert "\n" not in str(moved.value)
     assert not run.exists()
     assert _steps(new) == [4]
-    train.train(experiment, new)
+    loop.train(experiment, new)
     assert 12 in _steps(new)
     assert [json.loads(line)["step"] for line in (new / "metrics.jsonl").open()] == [12]
 
@@ -82,13 +83,13 @@ def test_one_that_is_deleted_is_not_made_anew(experiment, tmp_path, amid):
     run = tmp_path / "run"
     amid(5, lambda: shutil.rmtree(run))
     with pytest.raises(MovedError, match="which was deleted"):
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert not run.exists()
 
 
 @pytest.mark.parametrize("how", ["move", "link"])
 def test_nothing_is_written_into_another_run_that_takes_its_place(experiment, tiny, tmp_path, amid, how):
-    train.train(tiny(seed=4, steps=2, checkpoint_every=1), tmp_path / "b")
+    loop.train(tiny(seed=4, steps=2, checkpoint_every=1), tmp_path / "b")
     before = content(tmp_path / "b")
     run = tmp_path / "run"
     if how == "link":
@@ -105,7 +106,7 @@ def test_nothing_is_written_into_another_run_that_takes_its_place(experiment, ti
 
     amid(5, replace)
     with pytest.raises(MovedError, match=f"which is at {tmp_path}/a now"):
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert content(run) == before
     assert _steps(tmp_path / "a") == [4]
 
@@ -120,7 +121,7 @@ def test_a_copy_that_takes_its_place_is_another_folder(experiment, tmp_path, ami
 
     amid(5, swap)
     with pytest.raises(MovedError):
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert _steps(run) == [4]
 
 
@@ -128,7 +129,7 @@ def test_a_row_of_metrics_notices_too(tiny, tmp_path, amid):
     run = tmp_path / "run"
     amid(5, lambda: run.rename(tmp_path / "new"))
     with pytest.raises(MovedError):
-        train.train(tiny(seed=3, checkpoint_every=12, log_every=6), run)
+        loop.train(tiny(seed=3, checkpoint_every=12, log_every=6), run)
     assert (tmp_path / "new" / "metrics.jsonl").read_bytes() == b""
 
 
@@ -137,14 +138,14 @@ def test_an_evaluation_amid_training_is_not_written_elsewhere(tiny, tmp_path, am
     run = tmp_path / "run"
     amid(6, lambda: shutil.rmtree(run))
     with pytest.raises(MovedError):
-        train.train(tiny(seed=3, checkpoint_every=12, log_every=12, **{visit: 6}), run)
+        loop.train(tiny(seed=3, checkpoint_every=12, log_every=12, **{visit: 6}), run)
     assert not run.exists()
 
 
 def test_the_lock_alone_is_made_anew(experiment, tmp_path, amid):
     run = tmp_path / "run"
     amid(5, (run / ".lock").unlink)
-    train.train(experiment, run)
+    loop.train(experiment, run)
     assert (run / ".lock").read_text() == f"{os.getpid()}\n"
     assert 12 in _steps(run)
 
@@ -158,7 +159,7 @@ def test_the_lock_of_another_process_is_respected(experiment, tmp_path, amid):
 
     amid(5, claim)
     with pytest.raises(UserError, match="run is in use by the training process with pid 4242"):
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert _steps(run) == [4]
 
 
@@ -167,7 +168,7 @@ def test_a_relative_workdir_of_a_process_that_goes_elsewhere(experiment, tmp_pat
     (tmp_path / "elsewhere").mkdir()
     amid(5, lambda: os.chdir("elsewhere"))
     with pytest.raises(MovedError, match=f"which is at {tmp_path}/run now"):
-        train.train(experiment, "run")
+        loop.train(experiment, "run")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -175,15 +176,15 @@ def test_a_local_copy_of_an_object_store_that_is_tidied_away(experiment, tmp_pat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     amid(5, lambda: [shutil.rmtree(folder) for folder in tmp_path.glob("diffenc-open-*")])
     with pytest.raises(MovedError, match="which was deleted"):
-        train.train(experiment, f"memory://{tmp_path}/run")
+        loop.train(experiment, f"memory://{tmp_path}/run")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_on_its_way_is_not_committed_elsewhere(experiment, tmp_path, monkeypatch):
     """Nor is what lies there under its name removed."""
-    from diffenc.checkpoints import attempt
+    from diffenc.checkpoint import checkpoint_write
 
-    run, real = tmp_path / "run", attempt.arrays.write
+    run, real = tmp_path / "run", checkpoint_write.arrays.write
 
     def write(store, part, mine):
         real(store, part, mine)
@@ -192,16 +193,16 @@ def test_a_checkpoint_on_its_way_is_not_committed_elsewhere(experiment, tmp_path
             (run / "checkpoints" / "000000008").mkdir(parents=True)
             (run / "checkpoints" / "000000008" / "META.json").write_text("another run's")
 
-    monkeypatch.setattr(attempt.arrays, "write", write)
+    monkeypatch.setattr(checkpoint_write.arrays, "write", write)
     with pytest.raises(MovedError):
-        train.train(experiment, run)
+        loop.train(experiment, run)
     assert content(run) == {"checkpoints/000000008/META.json": b"another run's"}
 
 
 def test_an_evaluation_by_hand_is_not_filed_in_another_run(experiment, tiny, tmp_path, monkeypatch):
-    run, real = tmp_path / "run", modes.Evaluator.measure
-    train.train(experiment, run)
-    train.train(tiny(seed=4, steps=2), tmp_path / "b")
+    run, real = tmp_path / "run", commands.Evaluator.measure
+    loop.train(experiment, run)
+    loop.train(tiny(seed=4, steps=2), tmp_path / "b")
     before = content(tmp_path / "b")
 
     def measure(self, *arguments):
@@ -209,7 +210,7 @@ def test_an_evaluation_by_hand_is_not_filed_in_another_run(experiment, tiny, tmp
         (tmp_path / "b").rename(run)
         return real(self, *arguments)
 
-    monkeypatch.setattr(modes.Evaluator, "measure", measure)
+    monkeypatch.setattr(commands.Evaluator, "measure", measure)
     with pytest.raises(MovedError, match=f"which is at {tmp_path}/a now"):
-        modes.evaluate(experiment, run)
+        commands.evaluate(experiment, run)
     assert content(run) == before

@@ -14,21 +14,23 @@ from flax.core import freeze
 from safetensors.numpy import load_file
 
 import diffenc
-from diffenc import modes, registry, train
-from diffenc.checkpoints.checkpoint import Checkpoints
-from diffenc.devices import placement
-from diffenc.devices.sharding import data_mesh
+from diffenc import registry
+from diffenc.checkpoint.checkpoints import Checkpoints
+from diffenc.cli.report import write as write_report
+from diffenc.config.figure_settings import Figures
+from diffenc.config.settings import Evaluate, MeshShape, Sample
+from diffenc.core.model import Model
+from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
-from diffenc.figure_settings import Figures
-from diffenc.figures import figures
-from diffenc.model import Model
-from diffenc.parameters import name_leaves
-from diffenc.planning import plan
-from diffenc.report.__main__ import write as write_report
-from diffenc.settings import Evaluate, MeshShape, Sample
-from diffenc.trained import export, foreign
-from diffenc.trained.loading import filled
-from diffenc.training.train_state import abstract_state, init_state
+from diffenc.evaluation import commands
+from diffenc.export import export, foreign_weights
+from diffenc.export.loading import filled
+from diffenc.parallel import param_sharding
+from diffenc.parallel.sharding import data_mesh
+from diffenc.tools.figures import figures
+from diffenc.tools.planning import plan
+from diffenc.training import loop
+from diffenc.training.state import abstract_state, init_state
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.optimizers import AdamW
 
@@ -237,7 +239,7 @@ def test_parameters_of_this_form_are_named_split_saved_and_read_back(form, make,
     names = list(name_leaves(state.params))
     assert len(set(names)) == len(names) == len(jax.tree.leaves(state.params))
     rules = tuple((name, None) for name in names if "[" not in name)
-    specs = placement.specs_of(state.params, MeshShape(fsdp=2, rules=rules))
+    specs = param_sharding.specs_of(state.params, MeshShape(fsdp=2, rules=rules))
     assert jax.tree.structure(jax.tree.map(lambda _: 0, specs)) == jax.tree.structure(
         jax.tree.map(lambda _: 0, state.params)
     )
@@ -254,15 +256,15 @@ def test_parameters_of_this_form_are_named_split_saved_and_read_back(form, make,
 )
 def test_a_run_with_parameters_of_this_form(form, make, tmp_path):
     experiment = make(NETWORKS[form], evaluate_every=2, sample_every=2)
-    train.train(experiment, tmp_path / "run")
+    loop.train(experiment, tmp_path / "run")
     longer = dataclasses.replace(experiment, steps=3)
-    train.train(longer, tmp_path / "run")  # restores and goes on
+    loop.train(longer, tmp_path / "run")  # restores and goes on
     state = Checkpoints(tmp_path / "run" / "checkpoints").restore(abstract_state(longer, data_mesh()), 3).tree
     names = list(name_leaves(state.params))
     listed = (tmp_path / "run" / "parameters.txt").read_text()
     assert all(f"| {name} " in listed for name in names)
 
-    evaluated = modes.evaluate(longer, tmp_path / "run")
+    evaluated = commands.evaluate(longer, tmp_path / "run")
     folder = export.export(longer, tmp_path / "run")
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == set(names)
@@ -288,18 +290,18 @@ def _check_loaded(experiment, folder, workdir, evaluated):
 def test_what_else_is_made_of_a_run(make, tmp_path):
     """Plan, figures, report, a run that starts from it; and parameters under the names of the export, given back."""
     experiment = make(Equinox(), figures=Figures(only=("schedule",)))
-    train.train(experiment, tmp_path / "run")
-    modes.evaluate(experiment, tmp_path / "run")
+    loop.train(experiment, tmp_path / "run")
+    commands.evaluate(experiment, tmp_path / "run")
     assert plan.plan(experiment, tmp_path / "run")["parameters"]["network"] == (1 * 4 + 4) + (4 * 1 + 1)
     assert figures.figures(experiment, tmp_path / "run")
     assert write_report([str(tmp_path / "run")], tmp_path / "report.html") > 0
     arrays = load_file(export.export(experiment, tmp_path / "run") / "model.safetensors")
-    assert foreign.adopt(experiment, arrays, "theirs").keys() == arrays.keys()
+    assert foreign_weights.adopt(experiment, arrays, "theirs").keys() == arrays.keys()
     still = AdamW(learning_rate=0.0)
     other = dataclasses.replace(
         experiment, init_from=str(tmp_path / "run" / "checkpoints"), steps=1, optimizer=still
     )
-    train.train(other, tmp_path / "other")
+    loop.train(other, tmp_path / "other")
     wanted = abstract_state(other, data_mesh())
     first, last = (
         Checkpoints(tmp_path / name / "checkpoints").restore(wanted, step).tree
@@ -331,6 +333,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ):
     monkeypatch.setitem(registry.networks._classes, "not_trainable", type(network))
     with pytest.raises(UserError, match=says) as refused:
-        train.train(make(network), tmp_path / "run")
+        loop.train(make(network), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from diffenc import config, prepare, registry
-from diffenc import run as command_line
-from diffenc.configs.files import shipped_files
+from diffenc import registry
+from diffenc.cli import prepare
+from diffenc.cli import run as command_line
+from diffenc.config import gin_loader
+from diffenc.config.gin_files import shipped_files
 from diffenc.data import manifest
 from diffenc.data.manifest import Manifest, Split
 from diffenc.data.recipe import Preparable
@@ -53,7 +55,7 @@ def test_a_block_can_be_parsed(block):
     if block.language == "toml":
         tomllib.loads(block.text)
     if block.language == "gin":
-        assert config.read_bindings(block.text)
+        assert gin_loader.read_bindings(block.text)
     if block.language in ("sh", "console"):
         subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
         assert not [line for line in block.text.splitlines() if line.startswith(("$ ", ">>> "))]
@@ -105,7 +107,7 @@ def test_a_run_is_of_flags_and_bindings_that_there_are(command, commands, mine):
     if files and not files[0].startswith("runs/"):
         (steps,) = values(words, "steps") or [None]
         more = command_line.steps_bindings(mode, None if steps is None else int(steps))
-        config.load(files, values(words, "gin_bindings") + more)
+        gin_loader.load(files, values(words, "gin_bindings") + more)
 
 
 def test_a_program_is_called_as_it_wants_to_be(command):
@@ -128,7 +130,7 @@ def test_the_text_names_only_bindings_that_there_are(page):
     text = page.read_text(encoding="utf-8")
     for span in text.split("`")[1::2]:
         if span.startswith("--gin_bindings='") and "\n" not in span:
-            config.load(["gin/quickstart.gin"], values(shlex.split(span), "gin_bindings"))
+            gin_loader.load(["gin/quickstart.gin"], values(shlex.split(span), "gin_bindings"))
 
 
 def test_prepare_is_shown_for_data_sets_that_lie_in_files(commands):

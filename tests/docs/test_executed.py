@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from diffenc import config
+from diffenc.config import gin_loader
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = ROOT / "tests" / "docs" / "stand_ins"
@@ -161,7 +161,7 @@ def execute(block, folder: Path, python: Callable[[], Session]) -> None:
         python()(shortened(block.text))
     elif block.language == "gin":
         (folder / "block.gin").write_text(block.text)
-        config.load([str(folder / "block.gin")], [])
+        gin_loader.load([str(folder / "block.gin")], [])
 
 
 def test_the_page_does_what_it_says(page, blocks, request):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffenc.run import MODES
+from diffenc.cli.run import MODES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

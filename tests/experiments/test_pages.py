@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep import __main__ as sweep
-from experiments.sweep.runs import runs_of
-from experiments.tables import __main__ as tables
-from experiments.tables.collected import lines_of
+from diffenc.cli import sweep, tables
+from diffenc.tools.sweep.runs import runs_of
+from diffenc.tools.tables.collection import lines_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffenc import config
-from diffenc.configs.files import shipped_files
+from diffenc.config import gin_loader
+from diffenc.config.gin_files import shipped_files
 
 PUBLISHED = {
     "mnist_vdmv_8": (8_891_393, 0),
@@ -43,7 +43,7 @@ def parameters_of(plugin, image_shape):
 
 
 def load(name, *more):
-    experiment = config.load([f"gin/{name}.gin", *(f"gin/{file}.gin" for file in more)], [])
+    experiment = gin_loader.load([f"gin/{name}.gin", *(f"gin/{file}.gin" for file in more)], [])
     return experiment.model, experiment.dataset.image_shape
 
 

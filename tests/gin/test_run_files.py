@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from diffenc import config, registry
-from diffenc.configs.describe import config_text
-from diffenc.configs.files import shipped_files
-from diffenc.planning.plan import figures_of
+from diffenc import registry
+from diffenc.config import gin_loader
+from diffenc.config.gin_files import shipped_files
+from diffenc.config.serialize import config_text
+from diffenc.tools.planning.plan import figures_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -30,7 +31,7 @@ STACKABLE = {"learned_endpoints": "learned_endpoints", "learned_schedule": "mono
 
 
 def load(name, *more) -> Any:
-    return config.load([f"gin/{name}.gin", *more], [])
+    return gin_loader.load([f"gin/{name}.gin", *more], [])
 
 
 def comment(name):
@@ -47,14 +48,14 @@ def test_these_are_the_run_files():
 def test_every_file_is_a_run_or_stacks_on_one(file):
     """Those of a plugin that was just made, too."""
     of_runs = {f"gin/{name}.gin" for name in NAMES}
-    config.load([file] if file in of_runs else ["gin/quickstart.gin", file], [])
+    gin_loader.load([file] if file in of_runs else ["gin/quickstart.gin", file], [])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_file_is_the_same_read_back_from_its_complete_text(name, tmp_path):
     experiment = load(name)
     (tmp_path / "config.gin").write_text(config_text(experiment))
-    assert config.load([str(tmp_path / "config.gin")], []) == experiment
+    assert gin_loader.load([str(tmp_path / "config.gin")], []) == experiment
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +84,7 @@ def test_classes_stack_on_a_run_file(name):
 
 def test_classes_are_bound_for_another_data_set_or_part():
     files = ["gin/imagenet32_diffenc_32_8.gin", "gin/by_class.gin"]
-    model = config.load(files, ["CLASSES = 1000", "network.unet.classes = 0"]).model
+    model = gin_loader.load(files, ["CLASSES = 1000", "network.unet.classes = 0"]).model
     assert (model.network.classes, model.encoder.network.classes) == (0, 1000)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -98,7 +99,7 @@ def test_schedule_and_networks_share_the_ends(name):
 @pytest.mark.parametrize("name", ["by_class", *NAMES, *STACKABLE])
 def test_nothing_is_said_twice(name):
     said = {}
-    for binding in config.read_file(f"gin/{name}.gin"):
+    for binding in gin_loader.read_file(f"gin/{name}.gin"):
         assert said.get(binding.key, ()) != binding.value, f"{binding.where}: {binding} is known already"
         said[binding.key] = binding.value
 
@@ -167,5 +168,5 @@ def test_the_cost_in_a_header_is_what_plan_counts(name, monkeypatch, tmp_path):
     """Convolutions and matrix products: there is one count, without what is element by element."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     bindings = ["plan.compile = False", "plan.devices = 1", "plan.peak_tflops = 1.0"]
-    counted = figures_of(config.load([f"gin/{name}.gin"], bindings))["flops"]["train"]
+    counted = figures_of(gin_loader.load([f"gin/{name}.gin"], bindings))["flops"]["train"]
     assert stated_cost(comment(name))[0] == pytest.approx(counted, rel=5e-4)  # four digits

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc import objective
-from diffenc.gaussian import diffuse
-from diffenc.model import Draws, Model, bits_per_dim
-from diffenc.parameters import name_leaves
+from diffenc.core import objective
+from diffenc.core.gaussian import diffuse
+from diffenc.core.model import Draws, Model, bits_per_dim
+from diffenc.core.parameters import name_leaves
 from diffenc.sampling import sampler, solvers
 from diffenc_plugins import reference
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
-from diffenc_plugins.means import VDM, Counterterm
+from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear

@@ -12,7 +12,7 @@ import pytest
 from flax import serialization
 
 import diffenc
-from diffenc.model import Draws
+from diffenc.core.model import Draws
 from diffenc_plugins import reference
 
 SMALL = ("network.unet.blocks = 1", "network.unet.channels = 64")

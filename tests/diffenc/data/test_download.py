@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc import prepare
-from diffenc.bars import Bars
+from diffenc.cli import prepare
 from diffenc.data import download
-from diffenc.data.paths import Download
+from diffenc.data.official_files import Download
 from diffenc.errors import UserError
+from diffenc.runtime.progress_bars import Bars
 from diffenc_plugins.datasets import Cifar10
 
 CONTENT = np.random.default_rng(0).bytes(900_000)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from diffenc import prepare
+from diffenc.cli import prepare
 from diffenc.data import image_file, image_folder, shards
 from diffenc.data.image_folder import Folders
 from diffenc.errors import UserError

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from diffenc import prepare
-from diffenc.bars import Bars
+from diffenc.cli import prepare
 from diffenc.data import manifest, shards
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
+from diffenc.runtime.progress_bars import Bars
 
 SHAPE = (4, 4, 1)
 COUNTS = {"train": 23, "test": 10}

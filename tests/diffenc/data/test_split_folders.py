@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffenc import prepare
+from diffenc.cli import prepare
 from diffenc.data import image_folder, manifest
 from diffenc.data.image_folder import Folders
 from diffenc.errors import UserError

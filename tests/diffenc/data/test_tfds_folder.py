@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc import prepare
+from diffenc.cli import prepare
 from diffenc.data import tfds_folder
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import ArrayRecord

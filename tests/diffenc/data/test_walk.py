@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffenc import prepare
+from diffenc.cli import prepare
 from diffenc.data import digests, image_folder, walk
 from diffenc.data.image_folder import Folders
 from diffenc.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 from diffenc.data.workspace import workspace
 from diffenc.errors import UserError
 from diffenc.files import locks
-from diffenc.workdirs import mirror, workdir
+from diffenc.workdir import claim, mirror
 
 NONE = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP]
 
@@ -47,7 +47,7 @@ def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path):
 @pytest.mark.parametrize("number", NONE)
 def test_training_where_there_are_no_locks_warns_and_goes_on(tmp_path, refuse, warned, number):
     refuse(number)
-    with workdir.claim(tmp_path / "run") as claimed:
+    with claim.claim(tmp_path / "run") as claimed:
         claimed.check()
     (line,) = warned
     assert line == (
@@ -80,10 +80,10 @@ def test_a_disk_that_fails_is_named(tmp_path, refuse, number):
     with pytest.raises(
         UserError, match=rf"^cannot lock {tmp_path}/run/\.lock: {os.strerror(number)}; choose"
     ):
-        workdir.claim(tmp_path / "run").__enter__()
+        claim.claim(tmp_path / "run").__enter__()
 
 
 def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)  # who is root may write anywhere else
     with pytest.raises(UserError, match=r"/run/\.lock: Is a directory; choose another --workdir$"):
-        workdir.claim(tmp_path / "run").__enter__()
+        claim.claim(tmp_path / "run").__enter__()

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc import registry
-from diffenc.chain import Chain, equal_steps
-from diffenc.model import Model
+from diffenc.core.discretization import Chain, equal_steps
+from diffenc.core.model import Model
 from diffenc.sampling import sampler, solvers
 from diffenc.sampling.solvers import ancestral
 

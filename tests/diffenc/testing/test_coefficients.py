@@ -9,7 +9,7 @@ import pytest
 from jax.core import Tracer
 
 from diffenc.testing import coefficients as shared
-from diffenc.testing import means, parameterizations
+from diffenc.testing import generative_means, parameterizations
 
 
 def alpha_sigma(log_snr):
@@ -93,7 +93,7 @@ FAULTS = [
     (parameterizations.it_gives_p_and_q, Alone(), "does not give a pair"),
     (parameterizations.z_and_output_tell_x_phi_and_eps, OfZ(), r"q alpha - p sigma = 0 at log_snr = -15\.0"),
     (parameterizations.z_and_output_tell_x_phi_and_eps, OfZInTheMiddle(), r"= 0 at log_snr = 0\.0"),
-    (means.the_best_estimate_is_defined, Minus(), r"kappa = -1\.4.*must be above -1"),
+    (generative_means.the_best_estimate_is_defined, Minus(), r"kappa = -1\.4.*must be above -1"),
 ]
 
 
@@ -102,7 +102,7 @@ def test_a_parameterization_that_keeps_all_passes_all(check):
     check(Fine())
 
 
-@pytest.mark.parametrize("check", means.CHECKS)
+@pytest.mark.parametrize("check", generative_means.CHECKS)
 def test_a_mean_that_keeps_all_passes_all(check):
     check(FineMean())
 
@@ -114,4 +114,4 @@ def test_a_check_refuses_its_own_fault(check, plugin, says):
 
 
 def test_every_check_has_a_fault():
-    assert {check for check, _, _ in FAULTS} == {*parameterizations.CHECKS, *means.CHECKS}
+    assert {check for check, _, _ in FAULTS} == {*parameterizations.CHECKS, *generative_means.CHECKS}

@@ -8,7 +8,7 @@ import pytest
 from jax.core import Tracer
 
 from diffenc.errors import UserError
-from diffenc.testing import conditionings, proposals, variances
+from diffenc.testing import conditionings, time_samplers, variances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,15 +172,19 @@ FAULTS = [
     (variances.no_step_sees_another, ByStep(), "the order of steps"),
     (variances.what_was_not_measured_is_asked_for, Crashes(), "no UserError"),
     (variances.what_was_not_measured_is_asked_for, TwoLines(), "more than a line"),
-    (proposals.weighted_means_are_means_over_uniform_times, Unweighted(), "the weighted mean of t is not"),
-    (proposals.the_weight_is_the_slope_of_t, RightOnAverage(), "not dt / du"),
-    (proposals.times_rise_with_u_through_all_of_time, Backwards(), "does not rise"),
-    (proposals.times_rise_with_u_through_all_of_time, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
-    (proposals.times_rise_with_u_through_all_of_time, Half(), r"t is float16 \(\d+,\), not float32"),
-    (proposals.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
-    (proposals.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
-    (proposals.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
-    (proposals.what_was_not_measured_is_asked_for, NeedsCurve(), "no UserError"),
+    (
+        time_samplers.weighted_means_are_means_over_uniform_times,
+        Unweighted(),
+        "the weighted mean of t is not",
+    ),
+    (time_samplers.the_weight_is_the_slope_of_t, RightOnAverage(), "not dt / du"),
+    (time_samplers.times_rise_with_u_through_all_of_time, Backwards(), "does not rise"),
+    (time_samplers.times_rise_with_u_through_all_of_time, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
+    (time_samplers.times_rise_with_u_through_all_of_time, Half(), r"t is float16 \(\d+,\), not float32"),
+    (time_samplers.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
+    (time_samplers.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
+    (time_samplers.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
+    (time_samplers.what_was_not_measured_is_asked_for, NeedsCurve(), "no UserError"),
 ]
 
 
@@ -189,7 +193,7 @@ FAULTS = [
     [
         *((Told(), check) for check in conditionings.CHECKS),
         *((Log(), check) for check in variances.CHECKS),
-        *((Tilted(), check) for check in proposals.CHECKS),
+        *((Tilted(), check) for check in time_samplers.CHECKS),
     ],
 )
 def test_what_keeps_all_passes_all(plugin, check):
@@ -203,9 +207,9 @@ def test_a_check_refuses_its_own_fault(check, plugin, says):
 
 
 def test_a_weight_fault_that_means_do_not_show():
-    proposals.weighted_means_are_means_over_uniform_times(RightOnAverage())
+    time_samplers.weighted_means_are_means_over_uniform_times(RightOnAverage())
 
 
 def test_every_check_has_a_fault():
-    every = {*conditionings.CHECKS, *variances.CHECKS, *proposals.CHECKS}
+    every = {*conditionings.CHECKS, *variances.CHECKS, *time_samplers.CHECKS}
     assert {check for check, _, _ in FAULTS} == every

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.devices.sharding import data_mesh
+from diffenc.core.model import Draws, Model, Terms, draw
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
-from diffenc.model import Draws, Model, Terms, draw
-from diffenc.training import gradient, interior
+from diffenc.parallel.sharding import data_mesh
+from diffenc.training import gradient, schedule_objective
 from diffenc.training.gradient import batch_gradient
 from diffenc_plugins.conditionings import ByClass
 from diffenc_plugins.schedules import Monotone
@@ -208,7 +208,7 @@ def test_the_interior_of_a_schedule_follows_the_whole_batch(stub):
 
     @jax.jit
     def mean_over(t, first):
-        of_schedule = jax.grad(lambda p: interior.surrogate(schedule, p, t, 1.0 + first))
+        of_schedule = jax.grad(lambda p: schedule_objective.surrogate(schedule, p, t, 1.0 + first))
         return of_schedule(params["schedule"])["interior"]
 
     experiment = stub(Known, microbatches=2)
@@ -287,7 +287,7 @@ def _telling(experiment, drop, parts):
 @pytest.fixture
 def unchecked(stub, monkeypatch):
     """Told's experiment; it has no network that is told, and would be refused."""
-    monkeypatch.setattr("diffenc.classes.check", lambda model, dataset: None)
+    monkeypatch.setattr("diffenc.core.classes.check", lambda model, dataset: None)
     return stub(Told)
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.model import Draws, Model
+from diffenc.core.model import Draws, Model
 from diffenc_plugins.encoders import Trainable
-from diffenc_plugins.means import Counterterm
+from diffenc_plugins.generative_means import Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import LearnedEndpoints

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffenc import train
 from diffenc.errors import UserError
-from diffenc.training import profiling
+from diffenc.training import loop, profiling
 from diffenc.training.clock import Clock
 
 
@@ -98,7 +97,7 @@ def test_the_clock_counts_steps_but_no_profile(tmp_path, told, monkeypatch):
 
 
 def test_a_run_writes_the_profile_that_tensorboard_reads(tiny, tmp_path, told):
-    train.train(tiny(steps=4, checkpoint_every=0, profile_at=3), tmp_path)
+    loop.train(tiny(steps=4, checkpoint_every=0, profile_at=3), tmp_path)
     (file,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert file.stat().st_size > 0
     names = {

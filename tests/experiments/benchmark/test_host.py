@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffenc.checkpoints.checkpoint import Checkpoints
+from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.data.sources import ArraySource
 from experiments.benchmark import host, shown
 from experiments.benchmark.subject import Settings, Subject

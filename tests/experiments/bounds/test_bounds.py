@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc import modes, train
-from diffenc.devices.sharding import data_mesh
-from diffenc.measuring.evaluate import Evaluator
-from diffenc.measuring.image_error import PassValues
-from diffenc.rounding import rounded
-from diffenc.settings import Evaluate
-from diffenc.workdirs import fits
+from diffenc.config.settings import Evaluate
+from diffenc.evaluation import commands
+from diffenc.evaluation.evaluator import Evaluator
+from diffenc.evaluation.image_error import PassValues
+from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime.uncertainty_format import rounded
+from diffenc.training import loop
+from diffenc.workdir import fitted_chains
 from experiments.bounds import __main__ as bounds
 
 SMALL = ["--steps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]
@@ -24,7 +25,7 @@ SMALL += ["--allow_imports=tests"]  # which its config imports
 @pytest.fixture(scope="module")
 def workdir(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bounds") / "run"
-    train.train(tiny(), folder)
+    loop.train(tiny(), folder)
     return folder
 
 
@@ -51,14 +52,14 @@ def test_every_bound_is_there_with_both_errors(found):
 
 def test_the_limit_is_what_evaluation_gives(found, tiny, workdir):
     experiment = tiny(evaluate=Evaluate(num_images=8, passes=3))
-    ema, step = modes.restore_ema(experiment, workdir, data_mesh(), None)
+    ema, step = commands.restore_ema(experiment, workdir, data_mesh(), None)
     measured = Evaluator(experiment, data_mesh(), workdir, step).measure(ema).summary()
     for key in ("bpd", "bpd_se_upper", "bpd_mc_se"):
         assert found["continuous"][key] == pytest.approx(measured[key], rel=1e-6)
 
 
 def test_fitting_helps_and_a_wrong_variance_costs_more_with_every_step(found, tiny, workdir):
-    columns, ema = found["by_steps"], modes.restore_ema(tiny(), workdir, data_mesh(), None)[0]
+    columns, ema = found["by_steps"], commands.restore_ema(tiny(), workdir, data_mesh(), None)[0]
     assert columns["fitted"]["2"]["bpd"] < columns["equal"]["2"]["bpd"]
     assert columns["fitted, times too"]["2"]["bpd"] < columns["fitted"]["2"]["bpd"]
     w, dims = 0.9, 16
@@ -103,7 +104,7 @@ def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     for name, cells in again["by_steps"].items():
         assert all(cells[steps]["bpd"] != found["by_steps"][name][steps]["bpd"] for steps in cells)
     assert all(again["beside"][name]["bpd"] != found["beside"][name]["bpd"] for name in found["beside"])
-    fit = fits.load(tmp_path / "run" / "fits" / "T2.json")
+    fit = fitted_chains.load(tmp_path / "run" / "fits" / "T2.json")
     assert fit["num_images"] == 20
 
 

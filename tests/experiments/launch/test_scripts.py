@@ -9,7 +9,7 @@ import pytest
 import yaml
 from absl import flags
 
-from diffenc import run  # noqa: F401 - defines the flags
+from diffenc.cli import run  # noqa: F401 - defines the flags
 
 LAUNCH = Path(__file__).parents[3] / "experiments" / "launch"
 SCRIPTS = ["slurm.sbatch", "tpu_pod.sh"]

@@ -10,8 +10,8 @@ import pytest
 
 from diffenc import registry
 from diffenc.errors import UserError
-from diffenc.planning.flops import Work
-from diffenc.planning.peaks import ACCELERATORS
+from diffenc.runtime.accelerators import ACCELERATORS
+from diffenc.tools.planning.flops import Work
 from experiments.benchmark.subject import Settings
 from experiments.weak_scaling import __main__ as weak_scaling
 from experiments.weak_scaling import paper, point, shown

@@ -1,6 +1,6 @@
 import numpy as np
 
-from diffenc.conditions import UNCONDITIONAL
+from diffenc.core.conditioning import UNCONDITIONAL
 from diffenc_plugins.conditionings import Nothing
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffenc import prepare, registry
+from diffenc import registry
+from diffenc.cli import prepare
 from diffenc.interfaces import Source
 
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
 from diffenc import interfaces, testing
+from diffenc.cli.prepare import Asked, prepare
+from diffenc.cli.prepare import main as prepare_main
 from diffenc.data import records, versions
 from diffenc.data.recipe import Preparable
 from diffenc.errors import UserError
-from diffenc.prepare import Asked, prepare
-from diffenc.prepare import main as prepare_main
 from diffenc.registry import datasets
-from diffenc.workdirs import provenance
+from diffenc.workdir import provenance
 
 OURS = [name for name in datasets if datasets[name].__module__.startswith("diffenc_plugins.")]
 

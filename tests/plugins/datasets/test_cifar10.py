@@ -12,7 +12,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from diffenc import prepare
+from diffenc.cli import prepare
 from diffenc.data import manifest
 from diffenc.errors import UserError
 from diffenc.interfaces import Source

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.untrusted import torch_file
+from diffenc.safe_io import torch_file
 from diffenc_plugins.features import Inception, inception
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.untrusted import safe_pickle
+from diffenc.safe_io import safe_pickle
 from diffenc_plugins.features import SqueezeNet, layers, squeezenet
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -12,7 +12,7 @@ import pytest
 from diffenc import registry, testing
 from diffenc.errors import UserError
 from diffenc.testing import image_maps
-from diffenc.testing.subjects import subject
+from diffenc.testing.make_inputs import subject
 
 SHAPE = (4, 8, 8, 2)
 SMALL: dict[str, dict[str, Any]] = {

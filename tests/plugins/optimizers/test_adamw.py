@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
+from diffenc.core.model import Model
 from diffenc.errors import UserError
-from diffenc.model import Model
 from diffenc_plugins.encoders import Trainable
-from diffenc_plugins.means import Counterterm
+from diffenc_plugins.generative_means import Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
 from diffenc_plugins.optimizers import AdamW
 from diffenc_plugins.optimizers.adamw import decay_mask

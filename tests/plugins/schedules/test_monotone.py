@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffenc.core.model import Model, draw
 from diffenc.errors import UserError
 from diffenc.interfaces import LearnedInterior
-from diffenc.model import Model, draw
 from diffenc_plugins.encoders import Identity
-from diffenc_plugins.means import VDM
+from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import LearnedEndpoints, Monotone
 

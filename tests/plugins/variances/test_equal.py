@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.chain import EQUAL
+from diffenc.core.discretization import EQUAL
 from diffenc_plugins.variances import Equal
 
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from diffenc import train
 from diffenc.errors import UserError
+from diffenc.training import loop
 from diffenc_plugins.writers import WeightsAndBiases
 
 
@@ -56,7 +56,7 @@ def test_a_run_that_cannot_be_made_is_the_users_error(runs, monkeypatch, tmp_pat
 
 
 def test_a_training_run_is_written_there_too(runs, tiny, tmp_path):
-    train.train(tiny(writers=(WeightsAndBiases(),), evaluate_every=12), tmp_path / "run")
+    loop.train(tiny(writers=(WeightsAndBiases(),), evaluate_every=12), tmp_path / "run")
     (run,) = runs
     assert [row["step"] for row in run.rows if "bpd" in row] == [3, 6, 9, 12]
     assert {"test_bpd", "test_loss_over_log_snr"} <= {name for row in run.rows for name in row}

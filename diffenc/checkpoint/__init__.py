@@ -1,0 +1,1 @@
+"""Checkpoints: saved and restored atomically, whenever the process is killed."""

@@ -1,1 +1,0 @@
-"""Checkpoints: saved, restored, and whole or absent whenever the process is killed."""

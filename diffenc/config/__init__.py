@@ -1,0 +1,1 @@
+"""Configs: experiments as gin files and back, with checks that name the file and the key."""

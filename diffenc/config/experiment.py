@@ -1,0 +1,134 @@
+"""What a user binds: one run, described by values alone."""
+
+import dataclasses
+
+from diffenc.config.fid_settings import Fid
+from diffenc.config.figure_settings import Figures
+from diffenc.config.settings import (
+    Diagnose,
+    Evaluate,
+    Fit,
+    KSample,
+    Likelihood,
+    MeshShape,
+    Plan,
+    Sample,
+    check_least,
+    check_seed,
+    require,
+)
+from diffenc.core import classes
+from diffenc.core.model import Model
+from diffenc.fields.checked import checked
+from diffenc.interfaces import Dataset, Optimizer, Writer
+
+# What may differ between two visits to one workdir: how long, how often and with what effort, how networks are
+# computed, and all that is chosen after training; never what is trained.
+FREE_TO_CHANGE = (
+    "Experiment.steps",
+    "Experiment.microbatches",
+    "Experiment.log_every",
+    "Experiment.checkpoint_every",
+    "Experiment.evaluate_every",
+    "Experiment.sample_every",
+    "Experiment.keep_last",
+    "Experiment.keep_every",
+    "Experiment.profile_at",
+    "Experiment.writers",
+    "Experiment.evaluate",
+    "Experiment.sample",
+    "Experiment.fit",
+    "Experiment.k_sample",
+    "Experiment.diagnose",
+    "Experiment.figures",
+    "Experiment.likelihood",
+    "Experiment.fid",
+    "Experiment.plan",
+    "Experiment.mesh",
+    "evaluate.*",
+    "sample.*",
+    "fit.*",
+    "k_sample.*",
+    "diagnose.*",
+    "figures.*",
+    "likelihood.*",
+    "fid.*",
+    "plan.*",
+    "mesh.*",
+    "variance.*",
+    "proposal.*",
+    "features.*",
+    "writer.*",
+    "network.*.scan",
+    "network.*.remat",
+)
+
+# What besides may differ where a run is measured, not trained on.
+FREE_TO_MEASURE = ("network.*.precision",)
+
+
+@checked("Experiment")
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run. A cadence of 0 means never.
+
+    Attributes:
+      seed: with the step, the only source of randomness.
+      steps: optimiser steps in all.
+      batch_size: images a step, over all devices.
+      microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
+        devices' memory at once. It changes no result but by rounding.
+      ema_decay: largest decay of the averaged parameters that evaluation and samples use.
+      log_every: steps between log rows; the end of training always logs.
+      checkpoint_every: steps between checkpoints; the end always saves.
+      evaluate_every: steps between evaluations; the end evaluates too, unless it is 0.
+      sample_every: steps between samples; likewise.
+      keep_last: how many of the newest checkpoints are kept.
+      keep_every: checkpoints at multiples of it are kept for good.
+      profile_at: the step from which on a few are profiled.
+      writers: where metrics go besides the workdir.
+      init_from: a workdir or checkpoint of another run to take the first parameters from.
+      read_from: the gin files it was read from, as config.gin's header names them; no part of the run.
+    """
+
+    model: Model
+    dataset: Dataset
+    optimizer: Optimizer
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 128
+    microbatches: int = 1
+    ema_decay: float = 0.9999
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    evaluate_every: int = 0
+    sample_every: int = 0
+    keep_last: int = 3
+    keep_every: int = 0
+    profile_at: int = 0
+    writers: tuple[Writer, ...] = ()
+    init_from: str | None = None
+    evaluate: Evaluate = Evaluate()
+    sample: Sample = Sample()
+    fit: Fit = Fit()
+    k_sample: KSample = KSample()
+    diagnose: Diagnose = Diagnose()
+    figures: Figures = Figures()
+    likelihood: Likelihood = Likelihood()
+    fid: Fid = Fid()
+    plan: Plan = Plan()
+    mesh: MeshShape = MeshShape()
+    read_from: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_seed("Experiment.seed", self.seed)
+        check_least("Experiment", self, steps=1, batch_size=1, microbatches=1, log_every=1, keep_last=1)
+        check_least("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
+        check_least("Experiment", self, profile_at=0)
+        require(
+            self.profile_at <= self.steps,
+            f"Experiment.profile_at = {self.profile_at}: there are only Experiment.steps = {self.steps}",
+        )
+        require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
+        classes.check(self.model, self.dataset)
+        classes.check_samples(self.model, self.dataset, self.sample.classes, self.sample.guidance)

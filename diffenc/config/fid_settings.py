@@ -1,0 +1,45 @@
+"""What a user binds for --mode=fid."""
+
+import dataclasses
+
+from diffenc.config.settings import SPLITS, check_least, check_seed, require
+from diffenc.fields.checked import checked
+from diffenc.interfaces import Features
+
+
+@checked("fid")
+@dataclasses.dataclass(frozen=True)
+class Fid:
+    """What --mode=fid draws and compares; how it draws is `sample`'s affair, but for `num` and `seed`.
+
+    Attributes:
+      features: by which images are compared; None = features.inception.
+      nums: how many samples are compared; of several, a smaller number is the first ones of the largest.
+      splits: what they are compared with.
+      num_images: so many images of each split, drawn by the seed; None = all.
+      batch_size: samples drawn at a time. As many are lost at most when it is stopped.
+      kid_images: so many samples, and images of a split, are at most used for the kernel distance.
+      kid_block: and are taken in blocks of so many.
+      seed: of the samples.
+    """
+
+    features: Features | None = None
+    nums: tuple[int, ...] = (10_000, 50_000)
+    splits: tuple[str, ...] = ("train", "test")
+    num_images: int | None = None
+    batch_size: int = 256
+    kid_images: int = 10_000
+    kid_block: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self):
+        check_seed("fid.seed", self.seed)
+        require(
+            bool(self.nums) and min(self.nums) >= 2, f"fid.nums = {self.nums}: must be of 2 samples or more"
+        )
+        require(bool(self.splits), "fid.splits is empty: name one or more splits")
+        for split in self.splits:
+            require(split in SPLITS, f"fid.splits = {self.splits!r}: must be of {', '.join(SPLITS)}")
+        given = self.num_images is None or self.num_images >= 2
+        require(given, f"fid.num_images = {self.num_images}: must be at least 2")
+        check_least("fid", self, batch_size=1, kid_images=2, kid_block=2)

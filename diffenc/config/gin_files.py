@@ -1,0 +1,195 @@
+"""gin files: where they are looked for, what is read of them, and how config.gin records it."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import logging
+
+import diffenc
+from diffenc.config import names
+from diffenc.errors import UserError
+from diffenc.files.user_paths import expand_path
+
+CONFIG = "config.gin"  # the config of a run or of an export
+LONGEST = 1 << 20  # bytes; a longer file is no config
+
+_RECORD = re.compile(r"# (Read from [^\x00-\x1f\x7f-\x9f]{1,500})")
+_MOST_RECORDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """A gin file as it was read.
+
+    Attributes:
+      text: its content.
+      name: what messages call it.
+      path: where it lies; None if nothing lies beside it, as beside a pipe or an object of a store.
+      shipped: whether it comes with diffenc.
+      from_run: whether it is the config of a run or an export, which somebody else may have written: it must be whole,
+        and what it imports needs permission.
+    """
+
+    text: str
+    name: str
+    path: Path | None = None
+    shipped: bool = False
+    from_run: bool = False
+
+    @property
+    def record(self) -> str:
+        """One line that says what was read, from where."""
+        place = "comes with diffenc" if self.shipped else _shown(self.path) if self.path else "a pipe"
+        digest = hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        return " ".join(f"Read from {self.name} ({place}; SHA-256 {digest})".split())
+
+
+def read_file(name: str) -> ConfigFile:
+    """The file at a path, or of a name among those that come with diffenc, as `gin/quickstart.gin`.
+
+    Raises:
+      UserError: no such file, or no text.
+    """
+    path = Path(expand_path(name, "--gin_file"))
+    return _read(name, [path, *shipped_paths(name)], [path.parent])
+
+
+def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
+    """The file that an `include` means: beside the including file, or among those that come with diffenc.
+
+    The current folder does not count, or one file would mean different runs in different folders.
+
+    Args:
+      including: None for an include on the command line, which is looked up as a file given there.
+
+    Raises:
+      UserError: no such file, or no text.
+    """
+    if including is None:
+        return read_file(name)
+    path = Path(expand_path(name, "include"))
+    beside = [including.path.parent / path] if including.path else []
+    candidates = [*beside, *([path] if path.is_absolute() else []), *shipped_paths(name)]
+    hint = (
+        "; an include is looked up beside the file that it stands in, then among those that come with diffenc"
+    )
+    return _read(name, candidates, [one.parent for one in beside], hint)
+
+
+def of_run(data: bytes, workdir: str) -> ConfigFile:
+    """The config of the run in `workdir`, of this content. Raises UserError if it is no text."""
+    name = f"{workdir}/{CONFIG}"
+    if len(data) > LONGEST:
+        raise UserError(f"{name}: has more than {LONGEST:,} bytes: that is no config")
+    return ConfigFile(decode(data, name), name, from_run=True)
+
+
+def find_file(name: str) -> Path:
+    """Where the file of a --gin_file lies. Raises UserError: nowhere; the most similar name is offered."""
+    path = Path(expand_path(name, "--gin_file"))
+    return _find(name, [path, *shipped_paths(name)], [path.parent]).resolve()
+
+
+def shipped_paths(name: str) -> list[Path]:
+    """Where a file of this name would lie if it came with diffenc."""
+    return [folder / name.removeprefix("gin/") for folder in _shipped_folders()]
+
+
+def shipped_files() -> list[str]:
+    """Names of the run files that come with diffenc, as one gives them on the command line."""
+    return sorted({f"gin/{path.name}" for folder in _shipped_folders() for path in folder.glob("*.gin")})
+
+
+def log_hiding(read: Sequence[ConfigFile]) -> None:
+    """Log which of the files that were read hide one that comes with diffenc."""
+    for file in read:
+        other = next((path for path in shipped_paths(file.name) if path.is_file()), None)
+        if other is not None and file.path is not None and not file.shipped:
+            logging.info(
+                "%s is the file %s, not the one that comes with diffenc, %s", file.name, file.path, other
+            )
+
+
+def header_of(records: tuple[str, ...]) -> str:
+    """The comment lines that config.gin begins with."""
+    return "".join(f"# {record}\n" for record in records[:_MOST_RECORDS])
+
+
+def records_of(read: Sequence[ConfigFile]) -> tuple[str, ...]:
+    """Those of the files that were read; for the config of a run, those of the files it was once read from."""
+    found = [record for one in read for record in (records_in(one.text) if one.from_run else [one.record])]
+    return tuple(dict.fromkeys(found))
+
+
+def records_in(text: str) -> tuple[str, ...]:
+    """What a config's header says it was read from."""
+    matches = map(_RECORD.fullmatch, text.splitlines()[:_MOST_RECORDS])
+    return tuple(match[1] for match in matches if match)
+
+
+def _read(name: str, candidates: list[Path], folders: list[Path], hint: str = "") -> ConfigFile:
+    path = _find(name, candidates, folders, hint)
+    shipped = any(path.resolve().is_relative_to(folder.resolve()) for folder in _shipped_folders())
+    return ConfigFile(
+        _text(path, name),
+        name,
+        path if path.is_file() else None,
+        shipped,
+        CONFIG in (path.name, path.resolve().name) and not shipped,
+    )
+
+
+def _find(name: str, candidates: list[Path], folders: list[Path], hint: str = "") -> Path:
+    found = next((path for path in candidates if os.path.exists(path)), None)
+    if found is None:
+        known = [*shipped_files(), *_gin_files_in(folders)]
+        raise UserError(f"{name}: no such file; nearest: {names.nearest(name, known)}{hint}")
+    if found.is_dir():
+        raise UserError(f"{name}: is a folder; name a gin file, as {name.rstrip('/')}/{CONFIG}")
+    return found
+
+
+def _text(path: Path, name: str) -> str:
+    """The file's text, without a byte-order mark; it is read once, for a pipe cannot be read twice."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LONGEST + 1)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
+    if len(data) > LONGEST:
+        raise UserError(f"{name}: has more than {LONGEST:,} bytes: that is no config")
+    return decode(data, name)
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text of a config. Raises UserError if it is none."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: cannot be read: is no UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{name}: cannot be read: is no text, for it has a NUL character")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _shown(path: Path) -> str:
+    """The path in full, with ~ for the home folder: config.gin goes out with exports, and names no user."""
+    text, home = os.path.abspath(path), os.path.expanduser("~").rstrip("/")
+    return f"~{text[len(home) :]}" if home and text.startswith(f"{home}/") else text
+
+
+def _shipped_folders() -> list[Path]:
+    root = Path(str(diffenc.__path__[0])).parent
+    return [root / "diffenc_gin", root / "gin"]  # installed; a checkout
+
+
+def _gin_files_in(folders: list[Path]) -> Iterator[str]:
+    for folder in folders:
+        if folder.is_dir():
+            yield from map(str, folder.glob("*.gin"))

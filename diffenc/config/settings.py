@@ -1,0 +1,299 @@
+"""What a user binds for all that is done beside training: how to measure, how to sample, how to fit."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from diffenc.core.dequantization import DEQUANTISATIONS
+from diffenc.core.discretization import EQUAL
+from diffenc.core.model import UNIFORM
+from diffenc.errors import UserError
+from diffenc.fields.checked import checked
+from diffenc.interfaces import Proposal, Variance
+from diffenc.runtime.accelerators import ACCELERATORS
+from diffenc.sampling.solvers import SOLVERS
+
+SPLITS = ("train", "validation", "test")
+TIMES = ("equal", "fitted")
+
+MOST = 2**31 - 1  # devices count in 32 bits
+MOST_IMAGES = 2**24  # at a time
+IN_MEMORY = ("batch_size", "num")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless `condition`."""
+    if not condition:
+        raise UserError(message)
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise UserError unless `seed` has 32 bits: jax drops the others, and the data's order would not."""
+    require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
+
+
+def check_least(name: str, settings: Any, **least: int) -> None:
+    """Raise UserError unless each of these fields is as large as it must be, and no larger than can be counted or held."""
+    for field, bound in least.items():
+        value, rule = getattr(settings, field), f"be at least {bound}" if bound else "not be negative"
+        require(value >= bound, f"{name}.{field} = {value}: must {rule}")
+        most = MOST_IMAGES if field in IN_MEMORY else MOST
+        require(value <= most, f"{name}.{field} = {value}: must be at most {most}")
+
+
+def check_images(name: str, split: str, num_images: int | None) -> None:
+    """Raise UserError unless these can be images of a split."""
+    require(split in SPLITS, f"{name}.split = {split!r}: must be one of {', '.join(SPLITS)}")
+    require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
+
+
+def check_sampler(sampler: str, variance: Variance) -> None:
+    """Raise UserError unless there is such a sampler, and `variance` has a meaning for it."""
+    nearest = difflib.get_close_matches(sampler, SOLVERS, n=1, cutoff=0.0)[0]
+    require(
+        sampler in SOLVERS,
+        f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest}; there are {', '.join(SOLVERS)}",
+    )
+    require(
+        sampler == "ancestral" or variance == EQUAL,
+        f"sample.variance is only for sample.sampler = 'ancestral', and it is {sampler!r}: unbind one of them",
+    )
+
+
+def check_times(name: str, times: str) -> None:
+    """Raise UserError unless `times` is one of TIMES."""
+    require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
+
+
+@checked("evaluate")
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """How bits/dim are measured.
+
+    Attributes:
+      split: the split, every image of which is seen once a pass.
+      num_images: so many of them, drawn by the seed; None = all.
+      passes: K; from two passes on the Monte-Carlo error is known.
+      times_per_image: diffusion times drawn for an image in a pass.
+      batch_size: images at a time; 0 = the training batch size.
+      step: the checkpoint's step; None = the newest.
+      seed: of times and noise; the same seed gives every model the same draws. Those of k_sample and likelihood depend on
+        the batch size too.
+      steps: T, the depth of the model whose bound is measured; 0 = continuous time.
+      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps.
+      proposal: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
+    """
+
+    split: str = "test"
+    num_images: int | None = None
+    passes: int = 1
+    times_per_image: int = 1
+    batch_size: int = 0
+    step: int | None = None
+    seed: int = 0
+    steps: int = 0
+    times: str = "equal"
+    variance: Variance = EQUAL
+    proposal: Proposal = UNIFORM
+
+    def __post_init__(self):
+        check_seed("evaluate.seed", self.seed)
+        check_images("evaluate", self.split, self.num_images)
+        check_times("evaluate", self.times)
+        check_least("evaluate", self, passes=1, times_per_image=1, batch_size=0, steps=0)
+        if self.steps == 0:  # any w other than 1 makes the continuous bound infinite
+            chosen = "times" if self.times != "equal" else "variance"
+            require(
+                self.times == "equal" and self.variance == EQUAL,
+                f"evaluate.{chosen} needs discrete time: bind evaluate.steps = T, or give --steps=T",
+            )
+
+
+@checked("sample")
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """How images are drawn.
+
+    Attributes:
+      steps: T, the number of steps.
+      num: number of images in the grid.
+      step: the checkpoint's step; None = the newest.
+      seed: of the noise.
+      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps.
+      sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
+        step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
+      classes: what the images show, in turn, where the network is told classes; None = every class there is.
+      guidance: w of classifier-free guidance, x_hat = (1 + w) x_hat(z | class) - w x_hat(z); 0 = none. What it draws
+        is of no model whose bits/dim are measured.
+    """
+
+    steps: int = 1000
+    num: int = 64
+    step: int | None = None
+    seed: int = 0
+    times: str = "equal"
+    variance: Variance = EQUAL
+    sampler: str = "ancestral"
+    classes: tuple[int, ...] | None = None
+    guidance: float = 0.0
+
+    def __post_init__(self):
+        check_seed("sample.seed", self.seed)
+        check_times("sample", self.times)
+        check_sampler(self.sampler, self.variance)
+        check_least("sample", self, steps=1, num=1, guidance=0)
+        require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
+
+
+@checked("fit")
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What --mode=fit_variance and --mode=fit_schedule measure on, of the checkpoint that evaluation reads.
+
+    Attributes:
+      split: the split. A bound fitted on the images it is stated for would flatter itself: leave it at "train".
+      num_images: so many of its images, drawn by the seed; None = all.
+      passes: how often each is seen.
+      times_per_image: diffusion times drawn for an image in a pass.
+      batch_size: images at a time; 0 = the training batch size.
+      knots: equally spaced times that the table of costs is measured at.
+      seed: of images, times and noise.
+    """
+
+    split: str = "train"
+    num_images: int | None = 1024
+    passes: int = 1
+    times_per_image: int = 8
+    batch_size: int = 0
+    knots: int = 65
+    seed: int = 0
+
+    def __post_init__(self):
+        check_seed("fit.seed", self.seed)
+        check_images("fit", self.split, self.num_images)
+        check_least("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5)
+
+
+@checked("k_sample")
+@dataclasses.dataclass(frozen=True)
+class KSample:
+    """What --mode=k_sample adds to the settings of evaluation: it is the bound of `evaluate`'s T steps.
+
+    Attributes:
+      samples: K, the chains drawn for an image in a pass.
+    """
+
+    samples: int = 16
+
+    def __post_init__(self):
+        check_least("k_sample", self, samples=1)
+
+
+@checked("likelihood")
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """How --mode=likelihood solves the ODE, for the images, passes, seed and checkpoint of `evaluate`.
+
+    Attributes:
+      dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
+      rtol: a step's error in z, and in nats/dim of the divergence, is at most about atol + rtol |z|.
+      atol: see rtol.
+      probes: of Hutchinson's estimate of the divergence.
+      exact_up_to: so many dimensions have their divergence computed exactly, without probes.
+    """
+
+    dequantisation: str = "truncated_normal"
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    probes: int = 1
+    exact_up_to: int = 16
+
+    def __post_init__(self):
+        require(
+            self.dequantisation in DEQUANTISATIONS,
+            f"likelihood.dequantisation = {self.dequantisation!r}: must be one of {', '.join(DEQUANTISATIONS)}",
+        )
+        for name in ("rtol", "atol"):
+            require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
+        check_least("likelihood", self, probes=1, exact_up_to=0)
+
+
+@checked("diagnose")
+@dataclasses.dataclass(frozen=True)
+class Diagnose:
+    """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
+
+    Attributes:
+      split: the split.
+      num_images: so many of its images, drawn by the seed; None = all.
+      passes: how often each is seen, each time at another diffusion time.
+      bins: of t, equal.
+      batch_size: images at a time; 0 = the training batch size.
+      seed: of images, times and noise.
+    """
+
+    split: str = "train"
+    num_images: int | None = 512
+    passes: int = 16
+    bins: int = 64
+    batch_size: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_seed("diagnose.seed", self.seed)
+        check_images("diagnose", self.split, self.num_images)
+        check_least("diagnose", self, passes=1, bins=1, batch_size=0)
+
+
+@checked("mesh")
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How all devices of all processes are arranged. It changes no result but by rounding.
+
+    Attributes:
+      data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.
+      fsdp: over so many devices each copy is split, with its average and the optimiser's moments.
+      rules: exceptions, as pairs of a pattern for parameters' names (`*`, `?`, `[...]` as in a shell) and the axis
+        to split, or None to copy; the first that fits counts. parameters.txt of a workdir lists the names.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    rules: tuple[tuple[str, int | None], ...] = ()
+
+    def __post_init__(self):
+        check_least("mesh", self, data=0, fsdp=1)
+
+
+@checked("plan")
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What --mode=plan expects of the machine that will train.
+
+    Attributes:
+      accelerator: a name in `diffenc.runtime.accelerators`, as "h200"; None = the one that is there.
+      peak_tflops: of one device; None = as stated for the accelerator, or measured if it is not known.
+      share: of the peak that the train step reaches.
+      devices: so many train; 0 = as many as there are.
+      compile: False = memory is known of the state alone.
+    """
+
+    accelerator: str | None = None
+    peak_tflops: float | None = None
+    share: float = 0.35
+    devices: int = 0
+    compile: bool = True
+
+    def __post_init__(self):
+        known = self.accelerator is None or self.accelerator in ACCELERATORS
+        names = ", ".join(ACCELERATORS)
+        require(
+            known,
+            f"plan.accelerator = {self.accelerator!r}: must be one of {names}; or bind plan.peak_tflops",
+        )
+        given = self.peak_tflops is None or self.peak_tflops > 0
+        require(given, f"plan.peak_tflops = {self.peak_tflops}: must be positive")
+        require(0 < self.share <= 1, f"plan.share = {self.share}: must be above 0, and at most 1")
+        check_least("plan", self, devices=0)

@@ -1,0 +1,49 @@
+"""Discrete images as points of the continuous space a density lives in.
+
+The decoder maps z_0 to the level nearest to z_0 / alpha_0, so a density p_0 gives the image x the probability
+
+    P(x) = integral of p_0 over the cell alpha_0 [x - 1 / num_levels, x + 1 / num_levels]
+
+(the outermost cells reach further, which only adds), and for any q(z_0 | x) on that cell
+
+    log P(x) >= E_q[log p_0(z_0) - log q(z_0 | x)].
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import erf, erfinv
+
+from diffenc.core.gaussian import alpha_sigma, scale, sum_data
+from diffenc.interfaces import Data, Key, LogSNR, PerExample
+
+Dequantise = Callable[[Key, Data, LogSNR, int], tuple[Data, PerExample]]
+
+
+def uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
+    """z_0 uniform on the cell of `x`, scaled pixels; and log q(z_0 | x)."""
+    alpha, _ = alpha_sigma(log_snr_0)
+    offset = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / num_levels
+    return scale(alpha, x + offset), -x[0].size * jnp.log(2 * alpha / num_levels)
+
+
+def truncated_normal(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
+    """z_0 of N(alpha_0 x, sigma_0^2) cut to the cell of `x`, scaled pixels; and log q(z_0 | x).
+
+    The noise is as wide as that which the model was trained on at t = 0 (Zheng et al., 2023).
+    """
+    alpha, sigma = alpha_sigma(log_snr_0)
+    reach = jnp.exp(0.5 * log_snr_0) / num_levels  # half a cell, in units of sigma_0
+    mass = erf(reach / jnp.sqrt(2.0))
+    # where rounding makes the mass 1, one draw in 2^24 would be infinite
+    quantile = jnp.minimum(mass, 1 - jnp.finfo(x.dtype).eps)
+    u = scale(quantile, jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0))
+    eps = jnp.sqrt(2.0) * erfinv(u)
+    log_normal = -0.5 * (jnp.square(eps) + jnp.log(2 * jnp.pi))
+    log_sigma = -0.5 * jax.nn.softplus(log_snr_0)
+    log_q = sum_data(log_normal) - x[0].size * (log_sigma + jnp.log(mass))
+    return scale(alpha, x) + scale(sigma, eps), log_q
+
+
+DEQUANTISATIONS: dict[str, Dequantise] = {"truncated_normal": truncated_normal, "uniform": uniform}

@@ -1,0 +1,170 @@
+"""A variational diffusion model put together from plugins."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from diffenc.core import objective
+from diffenc.core.conditioning import UNCONDITIONAL
+from diffenc.core.parameters import as_parameters
+from diffenc.core.pixels import Levels, scale_pixels
+from diffenc.fields.checked import checked
+from diffenc.interfaces import (
+    Condition,
+    Conditioning,
+    Data,
+    Encoder,
+    GenerativeMean,
+    ImageKeys,
+    Key,
+    LogSNR,
+    Network,
+    Parameterization,
+    Params,
+    PerExample,
+    Schedule,
+    Times,
+)
+
+
+class Terms(NamedTuple):
+    """-ELBO in nats, [B] each; or the means of such, scalars."""
+
+    reconstruction: PerExample
+    latent: PerExample
+    diffusion: PerExample
+
+    @property
+    def total(self) -> Float[Array, "*b"]:
+        return self.reconstruction + self.latent + self.diffusion
+
+
+class Draws(NamedTuple):
+    """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0.
+
+    `weight` is 1 / the density that t was drawn from.
+    """
+
+    t: Times
+    eps: Data
+    eps_0: Data
+    weight: PerExample | float = 1.0
+
+
+Propose = Callable[[Times], tuple[Times, PerExample]]
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformProposal:
+    """Times drawn uniformly, as in VDM."""
+
+    def __call__(self, u: Times, curve: Float[Array, " bins"] | None = None) -> tuple[Times, PerExample]:
+        return u, jnp.ones_like(u)
+
+
+UNIFORM = UniformProposal()
+
+
+def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
+    """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
+
+    `propose` moves uniform times to where more of them are wanted, and says by what to weigh them.
+    """
+    time_key, eps_key, eps_0_key = jax.random.split(key, 3)
+    t, weight = propose(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
+    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape), weight)
+
+
+@checked("Model")
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean.
+
+    Attributes:
+      conditioning: what encoder and network are told of an image; nothing, unless they are to know its class.
+    """
+
+    encoder: Encoder
+    schedule: Schedule
+    parameterization: Parameterization
+    mean: GenerativeMean
+    network: Network
+    conditioning: Conditioning = UNCONDITIONAL
+
+    def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
+        """Parameters {"encoder", "schedule", "network"}, a pytree of any shape each. Compile it: eagerly it is slow.
+
+        Raises:
+          UserError: a plugin's `init` returns what cannot be trained (see `diffenc.core.parameters.as_parameters`).
+        """
+        encoder_key, schedule_key, network_key = jax.random.split(key, 3)
+        x, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+        parts = {
+            "encoder": self.encoder.init(encoder_key, x, log_snr),
+            "schedule": self.schedule.init(schedule_key),
+            "network": self.network.init(network_key, x, log_snr),
+        }
+        return {part: as_parameters(self.name_part(part), params) for part, params in parts.items()}
+
+    def name_part(self, part: str) -> str:
+        """Returns what messages call the plugin that is this model's `part`: "network UNet"."""
+        return f"{part} {type(getattr(self, part)).__name__}"
+
+    def elbo(
+        self,
+        params: Params,
+        levels: Levels,
+        draws: Draws,
+        *,
+        num_levels: int,
+        condition: Condition | None = None,
+        told: Condition | None = None,
+        keys: ImageKeys | None = None,
+        step_rule: objective.StepRule = objective.continuous,
+    ) -> Terms:
+        """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
+
+        `told` is what the network is told in place of `condition`, where that is less. The encoder keeps what it knows,
+        so that with and without the condition it is one process whose images the network learns.
+        `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
+        mask, so that the loss with dropout is the bound of one model.
+        """
+        encoder_keys, network_keys = _two_of_each(keys)
+        x, told = scale_pixels(levels, num_levels), condition if told is None else told
+
+        def encode(log_snr: LogSNR) -> Data:
+            return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=encoder_keys)
+
+        def network(z: Data, log_snr: LogSNR) -> Data:
+            return self.network.apply(params["network"], z, log_snr, condition=told, keys=network_keys)
+
+        log_snr_at = partial(self.schedule.apply, params["schedule"])
+        log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
+        # two calls, for a vmap over the ends would gather a batch that is split over devices
+        x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
+        pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
+        step = step_rule(encode, log_snr_at, draws.t)
+        diffusion = objective.diffusion_loss(step, draws.eps, network, self.parameterization, self.mean)
+        return Terms(
+            reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
+            latent=objective.latent_loss(x_phi_1, log_snr_1),
+            diffusion=draws.weight * diffusion,
+        )
+
+
+def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | None]:
+    if keys is None:
+        return None, None
+    both = jax.vmap(jax.random.split, out_axes=1)(keys)
+    return both[0], both[1]
+
+
+def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:
+    """nats / (d ln 2), for d = `num_dims`."""
+    return jnp.asarray(nats) / (num_dims * jnp.log(2.0))

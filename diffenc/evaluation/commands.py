@@ -1,0 +1,147 @@
+"""What can be done with a trained run: measure it, and draw from it. Each reads a workdir's checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax import Array
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from diffenc.checkpoint import checkpoints
+from diffenc.checkpoint.restore import Check, Restored, any_metadata
+from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.data.sources import subject, train_identity
+from diffenc.errors import UserError
+from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, record
+from diffenc.evaluation.precision_check import check_digits
+from diffenc.evaluation.sample_images import ImageSampler, file_name
+from diffenc.files import atomic, temporaries
+from diffenc.files.stores import PathLike
+from diffenc.interfaces import Params
+from diffenc.parallel.distributed import by_main
+from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime.image_grid import save_png
+from diffenc.runtime.progress import Progress
+from diffenc.training.state import abstract_state, count_parameters
+from diffenc.workdir import claim as workdirs
+from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected
+from diffenc.workdir.mirror import checkpoints_of, mirrored, name_of
+
+
+def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> tuple[Params, int]:
+    """The averaged parameters of a checkpoint, and its step; `step` None = the newest.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    restored = restore_checked(experiment, workdir, mesh, step)
+    return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+
+
+def restore_for_bound(
+    experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None
+) -> tuple[Params, int]:
+    """As `restore_ema`, for a measurement of the bound. Raises also where float32 has too few digits for it."""
+    ema, step = restore_ema(experiment, workdir, mesh, step)
+    check_digits(experiment.model, ema["schedule"])
+    return ema, step
+
+
+def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
+    """A checkpoint with the averaged parameters alone, as "ema", in the precision they were trained in.
+
+    Raises:
+      UserError: as `restore_ema`.
+    """
+    if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoints_of(workdir)).found:
+        raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
+    check_config(experiment, workdir, FREE_TO_MEASURE)
+    by_main(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
+    wanted = expected(experiment, workdir, name_of(workdir), FREE_TO_MEASURE)
+    restored = read_ema(experiment, checkpoints_of(workdir), mesh, step, wanted.check)
+    wanted.warn_unchecked(restored)
+    check_data(train_identity(experiment.dataset), restored, workdir)
+    return restored
+
+
+def read_ema(
+    experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None, check: Check = any_metadata
+) -> Restored:
+    """The same of whatever run has its checkpoints at `place`. Raises as `Checkpoints.restore`."""
+    with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
+        abstract = {"ema": abstract_state(experiment, mesh).ema}
+        return checkpoints.restore_from(place, abstract, step, check)
+
+
+def in_precision(leaf: Array) -> Array:
+    """`leaf`, of the default precision if it is of floats."""
+    return leaf.astype(jnp.zeros(()).dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+@mirrored
+def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Measure bits/dim, print a table, file it in the workdir; returns what evaluation.json says.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    mesh = data_mesh(experiment.mesh)
+    ema, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
+    evaluator = Evaluator(experiment, mesh, workdir, step)
+    measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
+    num_params = count_parameters(ema)
+    figures = record(experiment, measured, step, num_params, evaluator.of)
+    publish(workdir, "evaluation", figures, measured.arrays(), table(figures))
+    return figures
+
+
+@mirrored
+def sample(experiment: Experiment, workdir: Path) -> Path:
+    """Draw a grid of images into the workdir's samples/; returns the PNG's path.
+
+    Raises:
+      UserError: no run there, one of another config, or no such checkpoint.
+    """
+    mesh, settings = data_mesh(experiment.mesh), experiment.sample
+    ema, step = restore_ema(experiment, workdir, mesh, settings.step)
+    sampler = ImageSampler(experiment, mesh, workdir, step)
+    images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
+    path = workdir / "samples" / file_name(settings, step)
+    by_main(save_png)(path, images, experiment.dataset.num_levels)
+    where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
+    logging.info("%d images of %d steps in %s", settings.num, settings.steps, where)
+    return path
+
+
+@by_main
+def publish(
+    workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
+) -> None:
+    """Print a measurement, and file it in the workdir (see `diffenc.workdir.claim.keep`) unless that is read-only.
+
+    Raises:
+      UserError: the disk refused for another reason.
+    """
+    Console(soft_wrap=True).print(shown)
+    try:
+        number = workdirs.keep(workdir, name, figures, arrays)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
+            raise
+        logging.warning("nothing was filed, for %s is read-only", name_of(workdir))
+        return
+    logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """An evaluation as a table: bits/dim and both errors of each term."""
+    images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
+    chain = "".join(f", {figures[key]} {key}" for key in ("times", "variance") if key in figures)
+    title = f"{subject(figures)}, {images}, T {figures['T']}{chain}, step {figures['step']}"
+    return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

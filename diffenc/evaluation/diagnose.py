@@ -1,0 +1,264 @@
+"""Where the diffusion loss comes from, and how the network behaves at both ends of time.
+
+Two measurements over a data set, each filed as figures and as a plot: `loss`, the diffusion loss in bins of t,
+and `ends`, the network's v_hat beside what theory says of it at t = 0 and at t = 1 (DiffEnc, App. L).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from diffenc.config.experiment import Experiment
+from diffenc.core.gaussian import alpha_sigma, scale, sum_squares
+from diffenc.core.model import Draws, bits_per_dim
+from diffenc.core.objective import continuous, network_error, step_index
+from diffenc.core.pixels import scale_pixels
+from diffenc.data.sources import subject
+from diffenc.errors import UserError
+from diffenc.evaluation.batches import PassDraws, Passes, compile_over, draws_of
+from diffenc.evaluation.commands import restore_for_bound
+from diffenc.evaluation.evaluator import circumstances, identity
+from diffenc.evaluation.streaming_stats import ImageMeans
+from diffenc.files import atomic, record_checksum
+from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
+from diffenc.parallel.distributed import by_main
+from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime import plots
+from diffenc.runtime.progress import Progress
+from diffenc.runtime.uncertainty_format import rounded
+from diffenc.workdir import loss_curves
+from diffenc.workdir.mirror import mirrored
+
+Places = Int[Array, " b"]
+Figures = dict[str, PerExample]
+Measure = Callable[[Params, Images, Draws], tuple[Places, Figures]]
+Means = dict[str, ImageMeans]
+Record = dict[str, Any]
+
+LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
+
+
+@mirrored
+def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
+    """File WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns what both JSONs say.
+
+    Raises:
+      UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
+    """
+    mesh = data_mesh(experiment.mesh)
+    params, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
+    loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
+    settings = experiment.diagnose
+    of = identity(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
+    loss, ends = ({**record, **of, "step": step} for record in (loss, ends))
+    _file(loss_curves.path(workdir), loss, ends)
+    return {"loss": loss, "ends": ends}
+
+
+@by_main
+def _file(target: Path, loss: Record, ends: Record) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
+        for suffix, content in plots.rendered(figure).items():
+            atomic.write_bytes(target.with_name(name + suffix), content)
+    record_checksum.write(target.with_name("ends.json"), ends)
+    record_checksum.write(target, loss)
+    bits = rounded(loss["bpd_diffusion"], loss["bpd_diffusion_se"])
+    logging.info("diffusion loss %s bits/dim, by log-SNR in %s", bits, target.parent)
+
+
+def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
+    """The diffusion loss in equal bins of t, in bits/dim.
+
+    `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, whose
+    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
+    `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
+    """
+    bins, num_levels = experiment.diagnose.bins, experiment.dataset.num_levels
+
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
+        levels, condition = images
+        terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, condition=condition)
+        bits = bits_per_dim(terms.diffusion, levels[0].size)
+        return step_index(draws.t, bins), {"loss": bits, "square": jnp.square(bits)}
+
+    means = collect(experiment, mesh, params, bins, measure)
+    loss, square = means["loss"], means["square"]
+    edges = np.linspace(0, 1, bins + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    log_snr = log_snr_at(experiment, params, edges)
+    width = -np.diff(log_snr) * bins  # mean |d lambda / dt| of a bin
+    return {
+        "bpd_diffusion": loss.mean.mean(),
+        "bpd_diffusion_se": loss.mean_error,
+        "num_images": loss.num_images,
+        "t": edges.tolist(),
+        "log_snr": log_snr.tolist(),
+        "t_centre": centres.tolist(),
+        "log_snr_centre": log_snr_at(experiment, params, centres).tolist(),
+        "density": (loss.mean / width).tolist(),
+        "density_se": (loss.standard_error / width).tolist(),
+        "loss": loss.mean.tolist(),
+        "loss_se": loss.standard_error.tolist(),
+        "rms": np.sqrt(square.mean).tolist(),
+        "draws": loss.count.tolist(),
+    }
+
+
+def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
+    """What the network says at the edges of the bins of t: root mean squares over images, noise and dimensions.
+
+    With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
+    sigma x_hat = alpha eps - sigma x_phi - e / sigma, whatever the parameterization. `expected` is the v_hat that
+    leaves no loss: (1 + kappa) x_hat = x_phi + dx_phi/dlambda, so e = (dx_phi/dlambda - kappa x_phi) / (1 + kappa).
+    At t -> 1 it is -(x_phi + dx_phi/dlambda) / (1 + kappa); where x_hat is near x_phi too, that is
+    -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
+
+    `at_0` and `at_1` state mean squared distances there, relative to the mean square of what is approached.
+    """
+    bins = experiment.diagnose.bins
+
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
+        place = jnp.round(draws.t * bins).astype(jnp.int32)
+        x = scale_pixels(images.levels, experiment.dataset.num_levels)
+        arrays = v_and_expectations(experiment, params, x, place / bins, draws.eps, images.condition)
+        return place, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
+
+    means = collect(experiment, mesh, params, bins + 1, measure)
+    t = np.linspace(0, 1, bins + 1)
+    return {
+        "num_images": means["v_hat"].num_images,
+        "t": t.tolist(),
+        "log_snr": log_snr_at(experiment, params, t).tolist(),
+        **{f"{name}_rms": np.sqrt(mean.mean).tolist() for name, mean in means.items()},
+        **{f"{name}_rms_se": root_error(mean).tolist() for name, mean in means.items()},
+        "draws": means["v_hat"].count.tolist(),
+        "at_0": {"v_hat_from_eps": relative(means, "v_hat_from_eps", "eps", 0)},
+        "at_1": {
+            "v_hat_from_expected": relative(means, "v_hat_from_expected", "expected", -1),
+            "v_hat_from_minus_slope": relative(means, "v_hat_from_minus_slope", "slope", -1),
+        },
+    }
+
+
+def v_and_expectations(
+    experiment: Experiment, params: Params, x: Data, t: Times, eps: Data, condition: Condition | None = None
+) -> dict[str, Data]:
+    """What `ends_record` takes root mean squares of."""
+    model = experiment.model
+
+    def encode(log_snr: LogSNR) -> Data:
+        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+
+    def network(z: Data, log_snr: LogSNR) -> Data:
+        return model.network.apply(params["network"], z, log_snr, condition=condition)
+
+    step = continuous(encode, lambda t: model.schedule.apply(params["schedule"], t), t)
+    alpha, sigma = alpha_sigma(step.log_snr)
+    kappa = model.mean(step.log_snr)
+    error = network_error(step.log_snr, step.x_phi, eps, network, model.parameterization)
+    best_error = scale(1 / (1 + kappa), step.slope - scale(kappa, step.x_phi))
+    v = scale(alpha, eps) - scale(sigma, step.x_phi)
+    v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
+    return {
+        "v_hat": v_hat,
+        "expected": expected,
+        "slope": step.slope,
+        "eps": eps,
+        "v_hat_from_expected": v_hat - expected,
+        "v_hat_from_minus_slope": v_hat + step.slope,
+        "v_hat_from_eps": v_hat - eps,
+    }
+
+
+def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, measure: Measure) -> Means:
+    """Means by place of all figures of `measure`, over the images and passes of `experiment.diagnose`.
+
+    Raises:
+      UserError: the batch does not divide over the devices, or a place was drawn less than twice.
+    """
+
+    def measured(params: Params, images: Images, draws: PassDraws) -> tuple[Places, Figures]:
+        return measure(params, images, draws_of(draws, images.levels.shape))
+
+    passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
+    result: Means = {}
+    progress = Progress("diagnosis", len(passes))
+    for visit in passes:
+        place, figures = jax.device_get(compiled(params, visit.images, visit.draws))
+        image = visit.first + np.arange(np.sum(visit.real))
+        for name, values in figures.items():
+            mean = result.setdefault(name, ImageMeans(len(passes.source), places))
+            mean.add(image, place[visit.real], values[visit.real].astype(np.float64))
+        progress()
+    fewest = min(mean.count.min() for mean in result.values())
+    if fewest < 2:
+        raise UserError(
+            f"a bin of t was drawn {fewest} time(s): bind diagnose.passes or diagnose.num_images higher, "
+            "or diagnose.bins lower"
+        )
+    return result
+
+
+def log_snr_at(experiment: Experiment, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The schedule at `t`, on the host in float64."""
+    return np.asarray(experiment.model.schedule.apply(params["schedule"], jnp.asarray(t)), np.float64)
+
+
+def root_error(mean: ImageMeans) -> Float[np.ndarray, " places"]:
+    """Standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
+    return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
+
+
+def relative(means: Means, distance: str, of: str, place: int) -> dict[str, float]:
+    """One mean square over another at `place`, with the standard error of the first; NaN over nothing."""
+    whole = means[of].mean[place] or np.nan
+    return {
+        "distance": means[distance].mean[place] / whole,
+        "distance_se": means[distance].standard_error[place] / whole,
+    }
+
+
+def plot_loss(record: Record) -> plots.Figure:
+    """Loss per unit of log-SNR; the area below it is the diffusion loss."""
+    bits = f"{rounded(record['bpd_diffusion'], record['bpd_diffusion_se'])} bits/dim"
+    figure, axes = plots.axes(
+        f"{_subject(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
+    )
+    x, y, error = (np.asarray(record[key]) for key in ("log_snr_centre", "density", "density_se"))
+    plots.band(axes, x, y, error, "mean and standard error")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def plot_ends(record: Record) -> plots.Figure:
+    """The network's v_hat and its distances from what is expected of it."""
+    figure, axes = plots.axes(
+        f"{_subject(record)}: the estimate of v",
+        LOG_SNR,
+        "root mean square",
+    )
+    for name, label in (
+        ("v_hat", "$\\hat{v}$"),
+        ("expected", "$v^*$, for which the loss is 0"),
+        ("slope", "$dx_\\phi/d\\lambda$"),
+        ("v_hat_from_expected", "$\\hat{v} - v^*$"),
+        ("v_hat_from_eps", "$\\hat{v} - \\epsilon$"),
+    ):
+        rms, error = np.asarray(record[f"{name}_rms"]), np.asarray(record[f"{name}_rms_se"])
+        plots.band(axes, np.asarray(record["log_snr"]), rms, error, label)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def _subject(record: Record) -> str:
+    return plots.literal(f"{subject(record)}, {record['num_images']} images, step {record['step']}")

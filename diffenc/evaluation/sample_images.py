@@ -1,0 +1,134 @@
+"""A grid's worth of images from a trained model, in stretches of one compiled scan."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from diffenc.config.experiment import Experiment
+from diffenc.config.settings import Sample
+from diffenc.core import classes
+from diffenc.core.discretization import EQUAL
+from diffenc.core.rng import root_key
+from diffenc.interfaces import Condition, Data, Key, Params
+from diffenc.parallel.sharding import on_each, split_over
+from diffenc.registry import variances
+from diffenc.sampling import sampler
+from diffenc.sampling.sampler import Descent
+from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
+from diffenc.workdir import fitted_chains
+
+MOST_STRETCHES = 20
+
+
+def stretches(steps: int) -> int:
+    """Into how many equal stretches `steps` are cut: the largest divisor up to MOST_STRETCHES."""
+    return max(count for count in range(1, min(steps, MOST_STRETCHES) + 1) if steps % count == 0)
+
+
+def file_name(settings: Sample, step: int) -> str:
+    """The PNG's name: what was drawn from the checkpoint of `step`, and how where it is not the usual way."""
+    chosen = "-".join(map(str, settings.classes or ()))
+    unusual = {
+        settings.sampler: settings.sampler != "ancestral",
+        f"{settings.times}-times": settings.times != "equal",
+        f"{variances.spell(settings.variance)}-variance": settings.variance != EQUAL,
+        f"classes{chosen}": settings.classes is not None,
+        f"guidance{settings.guidance:g}": settings.guidance != 0,
+    }
+    parts = [f"{step:09d}", f"T{settings.steps}", *(part for part, named in unusual.items() if named)]
+    return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
+
+
+class ImageSampler:
+    """Draws `sample.num` images by the chain and solver of `experiment.sample`. Compiled once."""
+
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
+    ):
+        """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`.
+
+        Raises:
+          UserError: times or variances that must be fitted are not.
+        """
+        self.settings = experiment.sample
+        self.num_stretches = stretches(self.settings.steps)
+        self._model = experiment.model
+        self._num_levels = experiment.dataset.num_levels
+        self._shape = (self.settings.num, *experiment.dataset.image_shape)
+        self._labels = classes.in_turn(experiment.dataset, self.settings.classes, self.settings.num)
+        # a number that does not divide over the devices is drawn whole on each
+        self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
+        self._solver = SOLVERS[self.settings.sampler]
+        self._must_check_slope = self.settings.sampler in ODE_SOLVERS
+        self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
+        self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
+        self._collect = jax.jit(lambda z: z, out_shardings=on_each(mesh))  # no process holds all of it before
+        self.plan, model = fitted_chains.plan(workdir, self.settings, step), self._model
+        self.plan.check()
+        plan = self.plan
+        self._descent = jax.jit(
+            lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
+        )
+
+    def draw(
+        self,
+        params: Params,
+        after_stretch: Callable[[], None] = lambda: None,
+        key: Key | None = None,
+        labels: Int[np.ndarray, " n"] | None = None,
+    ) -> Int[np.ndarray, "n h w c"]:
+        """Integer levels.
+
+        Args:
+          after_stretch: is called after each stretch: to show progress, or to raise.
+          key: of the noise; None = by the seed.
+          labels: of which class each is, for a model that is told; None = `sample.classes` in turn.
+        """
+        condition = self._model.conditioning(self._labels if labels is None else labels)
+        self._warn_of_another_model(params)
+
+        def walk_down(key: Key, z: Data, down: Descent) -> Data:
+            z, length = self._spread(z), self.settings.steps // self.num_stretches
+            for first in range(0, self.settings.steps, length):
+                stretch = Descent(
+                    down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
+                )
+                z = self._stretch(params, z, stretch, key, jnp.asarray(first), condition)
+                jax.block_until_ready(z)
+                after_stretch()
+            return self._collect(z)
+
+        key = root_key(self.settings.seed, "sample") if key is None else key
+        return np.asarray(
+            sampler.sample_along(self._descent(params), key, self._shape, self._num_levels, walk_down)
+        )
+
+    def _walk_stretch(
+        self,
+        params: Params,
+        z: Data,
+        stretch: Descent,
+        key: Key,
+        first: Int[Array, ""],
+        condition: Condition | None,
+    ) -> Data:
+        x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
+        return sampler.walk(key, z, *stretch, x_hat, self._model.mean, self._solver, first)
+
+    def _warn_of_another_model(self, params: Params) -> None:
+        """Once, and with the parameters in use: a trainable encoder is born as the non-trainable one."""
+        if not self._must_check_slope or slope_is_modelled(self._model, params, self._shape[1:]):
+            return
+        self._must_check_slope = False
+        logging.warning(
+            "sample.sampler = %s takes the encoder's slope to be kappa x_phi, and it is not: these are samples of "
+            "another model than the one whose bits/dim are measured; %s draw from that one",
+            self.settings.sampler,
+            " and ".join(SDE_SOLVERS),
+        )

@@ -1,0 +1,1 @@
+"""Trained models in one file: written by --mode=export, read by diffenc.load."""

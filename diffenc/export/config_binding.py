@@ -1,0 +1,73 @@
+"""How the metadata of a file of weights bind the config to the parameters, so that neither is changed without the other.
+
+bindings   {key: value} of the config, as it was written
+seal       SHA-256 of all of the metadata but `config` and `seal`, so of `bindings` and of the parameters' SHA-256 too
+
+The config may still be changed in what is free to change between two visits to a workdir, as evaluate.passes. None of this
+is protection against forgery.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from diffenc.config import serialize
+from diffenc.errors import UserError
+from diffenc.files import atomic
+
+BINDINGS, SEAL = "bindings", "seal"
+
+
+def bound(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `metadata`, as it reads back from JSON, with `bindings` and `seal`."""
+    plain = json.loads(atomic.to_json(metadata))
+    plain[BINDINGS] = serialize.bindings(plain["config"])
+    return {**plain, SEAL: _seal(plain)}
+
+
+def check(where: str, metadata: Mapping[str, Any]) -> None:
+    """Raise UserError unless the config is the one that was written with the parameters of the file `where`.
+
+    Of files from before, which do not tell, the config_hash is compared, with one warning.
+    """
+    if SEAL not in metadata:
+        _check_hash(where, metadata)
+        return
+    if metadata[SEAL] != _seal(metadata):
+        raise UserError(
+            f"{where}: is damaged: what it says of its parameters is not what was written; get it again"
+        )
+    written = "".join(f"{key} = {value}\n" for key, value in metadata[BINDINGS].items())
+    refuse_other(
+        f"{where}: its config", written, metadata["config"], "export the run again, or get the file again"
+    )
+
+
+def refuse_other(which: str, written: str, found: str, way_out: str) -> None:
+    """Raise UserError, naming the fields, unless the config text `found` says what was `written` with the parameters."""
+    differing = serialize.differences(written, found)
+    if differing:
+        raise UserError(
+            f"{which} is not the one that was written with the parameters ({serialize.listed(differing)}): {way_out}"
+        )
+
+
+def _check_hash(where: str, metadata: Mapping[str, Any]) -> None:
+    if serialize.hash_of(metadata["config"]) != metadata["config_hash"]:
+        raise UserError(
+            f"{where}: its config is not the one that was written with the parameters (its config_hash differs): "
+            "export the run again, or get the file again"
+        )
+    logging.warning(
+        "%s was written by an earlier version: only its config_hash was compared; whether the config is that of the "
+        "parameters could not be",
+        where,
+    )
+
+
+def _seal(metadata: Mapping[str, Any]) -> str:
+    sealed = {key: value for key, value in metadata.items() if key not in ("config", SEAL)}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""Parameters that other code trained, as an export: `python -m MODULE FILE --gin_file=… --output=DIR`.
+
+MODULE knows the names that the other code gives its parameters, and calls `main` with a function that translates them.
+"""
+
+import argparse
+import hashlib
+import io
+import math
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffenc import registry
+from diffenc.cli.console import status_of
+from diffenc.config import gin_loader
+from diffenc.config.experiment import Experiment
+from diffenc.core import classes
+from diffenc.errors import UserError
+from diffenc.export import export, weights
+from diffenc.export.loading import abstract_names
+from diffenc.export.weights import Arrays
+from diffenc.files.user_paths import path_argument
+from diffenc.safe_io import flax_file, safe_npz
+from diffenc.safe_io.flax_file import once
+from diffenc.safe_io.reading import one_line, reading
+from diffenc.workdir import provenance
+
+Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
+
+BRANCHES = ("ema_params", "params", "param")  # of a checkpoint, the first that is there
+COPIES = 8  # a checkpoint has parameters, their average and two moments, and each may be in float64
+_HEADER = 1 << 10  # bytes with an array: its name and the like
+_LAST_STEP = 1 << 53
+
+
+def read(path: Path, limit: int) -> tuple[Arrays, int]:
+    """The averaged parameters in a file of another program, else its parameters, by their names; and the step, 0 if unknown.
+
+    Args:
+      path: an .npz, whose names have "/" between their parts, or what flax writes as msgpack.
+      limit: the most bytes that all of it may take, packed and unpacked.
+
+    Raises:
+      UserError: it cannot be read, or holds more.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    _require_within(limit, path.stat().st_size, path)
+    found = _npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
+    branches = (f"{branch}/" for branch in BRANCHES)
+    start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
+    held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
+    with reading(path):
+        named = once((name.removeprefix("params/"), array) for name, array in held.items())
+    return named, _step(found.get("step", np.zeros(())), path)
+
+
+def most_bytes(experiment: Experiment) -> int:
+    """What a checkpoint of `experiment`'s model can take: `COPIES` of its parameters, with what stands around them."""
+    leaves = abstract_names(experiment).values()
+    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize + _HEADER for leaf in leaves)
+    return COPIES * parameters + (1 << 20)
+
+
+def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
+    """`arrays` as the model's parameters, in its precision.
+
+    Raises:
+      UserError: they are not the model's; all that are missing, of no use or misshapen are named.
+    """
+    wanted = abstract_names(experiment)
+    cast = {
+        name: array.astype(wanted[name].dtype) if name in wanted and array.dtype.kind == "f" else array
+        for name, array in arrays.items()
+    }
+    weights.require_same(where, weights.described(cast), weights.described(wanted))
+    return {name: cast[name] for name in wanted}
+
+
+def convert(path: Path, experiment: Experiment, output: Path, translate: Translate, what: str) -> int:
+    """Write parameters that other code trained as an export of `experiment`; returns how many there are.
+
+    Args:
+      what: whose they are, for the card.
+
+    Raises:
+      UserError: they cannot be read, or are not the model's; or something else is at `output`.
+    """
+    if output.exists() and not (output / weights.FILE).is_file():
+        raise UserError(f"--output={output}: is there, and no export: name another folder")
+    export.refuse_others(output)  # before the file is read, which may take long
+    theirs, step = read(path, most_bytes(experiment))
+    try:
+        ours = translate(theirs)
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+    arrays = adopt(experiment, ours, str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    name = os.fsencode(path.name).decode(errors="replace")
+    # which images they saw is not known
+    about = export.about(
+        experiment, step, provenance.kind_of(experiment.dataset), f"{what}: the file {name}, SHA-256 {digest}"
+    )
+    export.write_folder(output, arrays, about, None, classes.stated(experiment.model))
+    return sum(array.size for array in arrays.values())
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "file", type=path_argument, help="a checkpoint of flax (msgpack), or an .npz of the same names"
+    )
+    parser.add_argument(
+        "--gin_file", action="append", required=True, help="the run that these parameters are of"
+    )
+    parser.add_argument("--gin_bindings", action="append", default=[], help="a binding over the files")
+    parser.add_argument("--output", type=path_argument, required=True, help="the folder to write")
+    return parser.parse_args(argv)
+
+
+def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parse(description, argv)
+
+    def perform() -> None:
+        registry.discover()
+        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
+        count = convert(given.file, experiment, given.output, translate, what)
+        print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
+
+    return status_of(perform)
+
+
+def _npz(path: Path, limit: int) -> Arrays:
+    with reading(path), zipfile.ZipFile(path) as archive:
+        names = list(once((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
+        _require_within(limit, sum(member.file_size for member in archive.infolist()), path)
+    return safe_npz.load(io.BytesIO(path.read_bytes()), str(path), names, limit)
+
+
+def _require_within(limit: int, size: int, path: Path) -> None:
+    if size > limit:
+        raise UserError(
+            f"{path}: holds {size:,} bytes, more than the {limit:,} that a checkpoint of this model may: is "
+            "--gin_file that of its run?"
+        )
+
+
+def _step(step: np.ndarray, path: Path) -> int:
+    """The optimiser's step; 0 where there is one for each of several devices. Raises UserError if it is none."""
+    said = step.item() if step.ndim == 0 else 0
+    if not (0 <= said <= _LAST_STEP and said == int(said)):
+        raise UserError(f"{path}: step = {said}: is no number of steps")
+    return int(said)

@@ -1,0 +1,157 @@
+"""From a workdir, an export or a file of weights to a model."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from diffenc import registry
+from diffenc.checkpoint.checkpoints import FOLDER as CHECKPOINTS
+from diffenc.checkpoint.restore import reading
+from diffenc.config import gin_loader
+from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.config.gin_files import CONFIG, decode
+from diffenc.config.import_rules import names_modules
+from diffenc.core.parameters import name_leaves
+from diffenc.errors import UserError
+from diffenc.evaluation.commands import in_precision, read_ema
+from diffenc.export import config_binding, weights
+from diffenc.export.array_dataset import Kind
+from diffenc.export.trained_model import TrainedModel
+from diffenc.export.weights import FILE, About
+from diffenc.files import stores
+from diffenc.files.stores import PathLike
+from diffenc.files.user_paths import expand_path
+from diffenc.interfaces import Params
+from diffenc.parallel.sharding import data_mesh, on_each
+from diffenc.training.state import abstract
+from diffenc.workdir import provenance
+from diffenc.workdir.config_check import expected, saved_config
+
+
+def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
+    """A trained model: its averaged parameters, ready to sample, to measure and to encode.
+
+    Nothing of what is read is run. A config that imports modules is refused, but for those of installed plugin packages
+    (entry points `diffenc.plugins`) and those that are allowed here.
+
+    Args:
+      path: a run's workdir, the folder of an export or its model.safetensors; a path or an address as gs://….
+      step: of a workdir the checkpoint; None = the newest.
+      allow_imports: modules, or packages of such, that the config may import.
+
+    Raises:
+      UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
+    """
+    registry.discover()
+    path = expand_path(os.fspath(path), "path")
+    with reading(path):
+        store = stores.at(path)
+        text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
+        if text is not None:
+            return _of_workdir(path, text, step, names_modules(allow_imports))
+    if step is not None:
+        raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
+    with _file(path) as file:
+        about = weights.read_about(file)
+        _check_beside(path, about)
+        return _of_file(file, about, os.fspath(path), names_modules(allow_imports))
+
+
+def _of_workdir(
+    path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
+) -> TrainedModel:
+    where = str(stores.join(path, CONFIG))
+    experiment = gin_loader.load_foreign(decode(text, where), where, may_import)
+    wanted = expected(experiment, path, path, FREE_TO_MEASURE)
+    restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step, wanted.check)
+    wanted.warn_unchecked(restored)
+    params = jax.tree.map(in_precision, restored.tree["ema"])
+    workdir = None if stores.is_url(path) else Path(path)
+    return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)
+
+
+def _check_beside(path: PathLike, about: About) -> None:
+    """Raise UserError if `path` is a folder and the config.gin in it, which is there to read, is another one."""
+    beside = None if os.fspath(path).endswith(".safetensors") else saved_config(path)
+    if beside is not None:
+        way_out = f"undo that, or load {stores.join(path, FILE)}, which has a config of its own"
+        config_binding.refuse_other(str(stores.join(path, CONFIG)), about.config, beside, way_out)
+
+
+def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
+    experiment = _experiment(about, name, may_import)
+    arrays = weights.read(file, abstract_names(experiment))
+    params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
+    return TrainedModel(experiment, jax.device_put(params, on_each(data_mesh())), about.step, name)
+
+
+def _experiment(about: About, name: str, may_import: Callable[[str], bool]) -> Experiment:
+    """Returns that of a file's config; what is at fault there names the packages that are not installed."""
+    try:
+        return gin_loader.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
+    except UserError as error:
+        absent = " ".join(provenance.absent(about.packages).split())
+        hint = f"; its plugins come from {absent}, which is not installed" if absent else ""
+        raise UserError(f"{error}{hint}") from None
+
+
+def abstract_params(experiment: Experiment) -> Params:
+    """Shapes and types of the parameters, as training has them.
+
+    Raises:
+      UserError: a plugin cannot be built for these images.
+    """
+    init, shape = experiment.model.init, experiment.dataset.image_shape
+    with jax.enable_x64(False):
+        return abstract(lambda: init(jax.random.key(0), shape))
+
+
+def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same by name."""
+    return name_leaves(abstract_params(experiment))
+
+
+def filled(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
+    """The parameters of a model from its leaves by name."""
+    abstract = abstract_params(experiment)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in name_leaves(abstract)])
+
+
+def kind_of(about: About) -> Kind:
+    said = about.dataset
+    return Kind(str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"])
+
+
+@contextlib.contextmanager
+def _file(path: PathLike) -> Iterator[Path]:
+    """The file of weights that `path` names or holds, on a disk.
+
+    Raises:
+      UserError: there is none.
+    """
+    text = os.fspath(path)
+    place, name = (os.path.split(text)) if text.endswith(".safetensors") else (text, FILE)
+    if not stores.is_url(text):
+        if not Path(place, name).is_file():
+            raise _nothing(path)
+        yield Path(place, name)
+        return
+    with tempfile.TemporaryDirectory() as folder, reading(path):
+        data = stores.at(place).read(name)
+        if data is None:
+            raise _nothing(path)
+        copy = Path(folder, FILE)
+        copy.write_bytes(data)
+        yield copy
+
+
+def _nothing(path: PathLike) -> UserError:
+    return UserError(
+        f"{path}: no trained model there: name a workdir, which has {CONFIG}, the folder of an export, which has {FILE}, "
+        "or such a file"
+    )

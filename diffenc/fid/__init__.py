@@ -1,1 +1,0 @@
-"""Distances between samples and images by a fixed network's features."""

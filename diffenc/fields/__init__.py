@@ -1,0 +1,1 @@
+"""Typed fields of dataclasses: conversion and checks of the values that users bind."""

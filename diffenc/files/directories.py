@@ -1,0 +1,45 @@
+"""The user's folders: of datasets, and of caches."""
+
+import os
+from pathlib import Path
+
+from diffenc.errors import UserError
+
+ENVIRONMENT_VARIABLE = "DIFFENC_DATA"
+
+
+def data_directory() -> Path:
+    """The folder that holds one folder per data set: $DIFFENC_DATA, else the per-user cache."""
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return cache_directory("data")
+
+
+def plain_name(name: str, key: str) -> str:
+    """`name`, which may be that of a folder in the data directory. Raises UserError, naming `key`, if not."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UserError(f"{key} = {name!r}: must be the name of a folder, without / and no . in front")
+    return name
+
+
+def cache_directory(name: str) -> Path:
+    """The folder for things of one kind in the per-user cache: $XDG_CACHE_HOME, else ~/.cache.
+
+    Raises:
+      UserError: there is neither that nor a home folder.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not cache.is_absolute():  # the XDG specification has relative paths ignored
+        cache = _home() / ".cache"
+    return cache / "diffenc" / name
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # as of a container's user whom no list of users has
+        raise UserError(
+            "this user has no home folder: set $XDG_CACHE_HOME to a folder for caches and data sets; --data_dir and "
+            "$DIFFENC_DATA name one for data sets alone"
+        ) from None

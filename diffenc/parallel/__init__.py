@@ -1,0 +1,1 @@
+"""Several devices and processes: sharding, collectives, start and end of a process group."""

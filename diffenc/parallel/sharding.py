@@ -1,0 +1,79 @@
+"""Where batches live: one mesh over all devices of all processes, batches split over all of it.
+
+The mesh has two axes. Along `data` parameters are copied; along `fsdp` they may be split (see `diffenc.parallel.param_sharding`).
+"""
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, Shaped
+
+from diffenc.config.settings import MeshShape
+from diffenc.errors import UserError
+from diffenc.interfaces import Batch, Conditioning, Images
+
+AXES = ("data", "fsdp")
+OVER_BATCH = PartitionSpec(AXES)
+
+
+def data_mesh(shape: MeshShape = MeshShape()) -> Mesh:
+    """All devices, arranged as `shape` says.
+
+    Raises:
+      UserError: there are more or fewer devices.
+    """
+    count = jax.device_count()
+    data = shape.data or max(1, count // shape.fsdp)
+    if data * shape.fsdp != count:
+        raise UserError(
+            f"mesh.data = {shape.data} and mesh.fsdp = {shape.fsdp} do not arrange the {count} devices there are: "
+            "mesh.data x mesh.fsdp must be their number; mesh.data = 0 takes what is left"
+        )
+    return arranged(data, shape.fsdp)
+
+
+def arranged(data: int = 1, fsdp: int = 1) -> Mesh:
+    """The first data x fsdp devices, neighbours along `fsdp` where their wiring allows it."""
+    devices = jax.devices()[: data * fsdp]
+    try:
+        grid = mesh_utils.create_device_mesh((data, fsdp), devices=devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError):  # no such arrangement on this wiring, or several slices
+        grid = np.array(devices).reshape(data, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def split_over(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over the devices."""
+    return NamedSharding(mesh, OVER_BATCH)
+
+
+def on_each(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
+    """Raise UserError unless `batch_size` splits evenly over the devices."""
+    devices = mesh.devices.size
+    if batch_size % devices:
+        raise UserError(
+            f"{name} = {batch_size} does not divide evenly over {devices} devices: take a multiple of {devices}"
+        )
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """The places in a batch, ascending, of the images that this process's devices take."""
+    spans = split_over(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
+
+
+def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
+    """This process's rows of a batch, as one array split over all devices of all processes."""
+    return jax.make_array_from_process_local_data(split_over(mesh), np.asarray(array))
+
+
+def images_to_devices(batch: Batch, conditioning: Conditioning, mesh: Mesh) -> Images:
+    """This process's rows of a batch, with what the model is told of them, split over all devices."""
+    rows = Images(batch["image"], conditioning(batch["label"]))  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(lambda array: to_devices(array, mesh), rows)

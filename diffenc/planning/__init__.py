@@ -1,1 +1,0 @@
-"""What a run costs, from its shapes alone: arithmetic, memory, time."""

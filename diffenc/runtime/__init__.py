@@ -1,0 +1,1 @@
+"""The process: signals, progress, logging, JAX settings, the compilation cache, accelerators."""

@@ -1,0 +1,36 @@
+"""Errors of damaged files as one line each."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from diffenc.errors import UserError
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Bytes to be read: a file, a member of an archive, an answer from the net."""
+
+    def read(self, size: int = -1, /) -> bytes | bytearray: ...
+
+    def readline(self, size: int = -1, /) -> bytes: ...
+
+
+@contextlib.contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Turn whatever goes wrong while the file `name` is read into a UserError of one line.
+
+    Damaged archives fail in more ways than their modules document (zlib, struct, Unicode, memory ...).
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: cannot be read, get it again ({one_line(error)})") from error
+
+
+def one_line(error: Exception) -> str:
+    """The type and text of `error` without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,49 @@
+"""Reading plain arrays from an .npz file that nobody vouches for."""
+
+import io
+import math
+import zipfile
+from collections.abc import Collection
+
+import numpy as np
+
+from diffenc.errors import UserError
+from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.reading import reading
+
+
+def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> dict[str, np.ndarray]:
+    """Those of the arrays `wanted` that the .npz file in `stream` has.
+
+    Args:
+      name: what messages call the file.
+      limit: the most bytes that one array may take.
+
+    Raises:
+      UserError: the file is damaged, an array is not of plain numbers, or claims more than it has.
+    """
+    with reading(name), zipfile.ZipFile(stream) as archive:
+        held = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        return {key: _array(archive, held[key], f"{name}:{key}", limit) for key in wanted if key in held}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: int) -> np.ndarray:
+    refuse_bomb(member, name, limit)
+    with archive.open(member) as packed:
+        stream = Limited(packed, limit, name)
+        if np.lib.format.read_magic(stream) != (1, 0):  # pyright: ignore[reportArgumentType]
+            raise UserError(f"{name}: is no plain array")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # pyright: ignore[reportArgumentType]
+        if dtype.kind not in "biuf":
+            raise UserError(f"{name}: is of dtype {dtype}; only plain numbers are admitted")
+        length = math.prod(shape) * dtype.itemsize
+        content = stream.read(length)
+        if len(content) != length or stream.read(1):  # reading to the end also has zip check its sum
+            raise UserError(f"{name}: has not the {length:,} bytes that it claims; get it again")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def refuse_bomb(member: zipfile.ZipInfo, name: str, limit: int) -> None:
+    """Raise UserError if a member of an archive claims more than `limit` bytes; zipfile never gives more."""
+    if member.file_size > limit:
+        raise UserError(f"{name}: claims {member.file_size:,} bytes, more than the {limit:,} it may have")

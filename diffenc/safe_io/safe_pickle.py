@@ -1,0 +1,207 @@
+"""Reading pickled batches of arrays without running anything that is in the pickle.
+
+A pickle may name any function of any module and have it called. Here only the few names that numpy's
+arrays need are known, and even they stand for small functions of this module: numpy's own trust what they
+are given, and a forged dtype makes them read memory that is not theirs.
+"""
+
+import math
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from diffenc.errors import UserError
+from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.reading import Stream, reading
+
+_REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
+_KEYS = {  # where on the stack the keys are that an operation hashes
+    pickle.SETITEM[0]: slice(-2, -1),
+    pickle.SETITEMS[0]: slice(None, None, 2),
+    pickle.DICT[0]: slice(None, None, 2),
+}
+MAX_DIMS = 32
+_LONGEST_SHOWN = 80  # characters
+_MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an object of a hundred bytes
+
+
+def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
+    """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays and lists of arrays as numpy's.
+
+    Other values keep the type they have in the pickle (Python 2's str comes as bytes).
+
+    Args:
+      limit: the most bytes there may be; the objects take no more than twice as many, and 100 MB.
+
+    Raises:
+      UserError: names `name` and the offending global, or says what else is wrong with the pickle.
+    """
+    with reading(name):
+        limited = Limited(stream, limit, name)
+        found = Unpickler(limited, name, limit, _KNOWN).load()
+        if limited.read(1):  # reading to the end also has an archive check its sum
+            raise UserError(f"{name}: bytes follow the pickle's end; get it again")
+        if not isinstance(found, dict):
+            raise UserError(f"{name}: holds a {type(found).__name__}, not a dictionary")
+        return {text(key): _unwrapped(value) for key, value in found.items()}
+
+
+class Unpickler(pickle._Unpickler):
+    """Knows the globals it is told of, and no others.
+
+    The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index).
+    """
+
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
+    def __init__(
+        self, stream: Stream, name: str, limit: int, known: Mapping[tuple[str, str], Callable[..., Any]]
+    ):
+        """`known` has, by module and name, what stands for each global; `name` is what messages call the file."""
+        super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
+        self._name = name
+        self._known = known
+        self._left = limit  # bytes that may be encoded
+        own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
+        own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
+        admitted = {operation: load for operation, load in self.dispatch.items() if operation not in _REFUSED}
+        self.dispatch = _Counted(admitted | own)  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
+
+    def _load_bytearray(self) -> None:
+        """The inherited one takes memory for as many bytes as are claimed."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    def _encode(self, value: Any, encoding: Any) -> bytes:
+        """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
+        if text(encoding) != "latin1":
+            raise ValueError(f"encoding {shown(encoding)}")
+        self._left -= len(value)
+        if self._left < 0:
+            raise ValueError("too many bytes")
+        return value.encode("latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return lambda value, encoding: self._encode(value, encoding)
+        known = self._known.get((module, name))
+        if known is None:
+            raise UserError(
+                f"{self._name}: its pickle asks for {shown(f'{module}.{name}')}; only arrays are admitted"
+            )
+        return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
+
+
+def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """`load`, an operation that puts what lies at `keys` of the stack into a dictionary, for texts alone.
+
+    A pair of a pair of a pair ..., each time twice the same one, takes a few bytes and forever to hash.
+    """
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            if not isinstance(key, str | bytes):
+                raise ValueError(f"a {type(key).__name__} for a key")
+        load(unpickler)
+
+    return checked
+
+
+class _Counted(dict):
+    """What a pickle's operations do, for so many of them."""
+
+    def __init__(self, operations: dict[int, Any]):
+        super().__init__(operations)
+        self._left = _MAX_OPERATIONS
+
+    def __getitem__(self, operation: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
+        return super().__getitem__(operation)
+
+
+class _Dtype:
+    """Stands for numpy.dtype: plain numbers only."""
+
+    def __init__(self, spec: Any, align: Any = False, copy: Any = True):
+        del align, copy
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", text(spec)):
+            raise ValueError(f"dtype {shown(spec)} is not a plain number")
+        self.dtype = np.dtype(text(spec))
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, subdtype, names, fields, *_ = state
+        if (subdtype, names, fields) != (None, None, None):
+            raise ValueError("a structured dtype")
+        self.dtype = self.dtype.newbyteorder(text(order))  # pyright: ignore[reportArgumentType]
+
+
+class _Array:
+    """Stands for numpy.ndarray: `array` is there once the state has been set."""
+
+    array: np.ndarray
+
+    def __init__(self, *args: Any):
+        self.array = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, list):
+        return [item.array if isinstance(item, _Array) else item for item in value]
+    return value.array if isinstance(value, _Array) else value
+
+
+def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _Dtype):
+        raise ValueError("an array without bytes or dtype")
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(is_size, shape)):
+        raise ValueError("a shape that no array has")
+    if math.prod(shape) * dtype.dtype.itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
+    return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+
+
+def is_size(size: Any) -> bool:
+    """Whether `size` can be that of an array's axis."""
+    return type(size) is int and 0 <= size < 2**31
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    made = _Array()
+    made.array = _from_bytes(raw, dtype, shape, order)
+    return made
+
+
+def text(value: Any) -> str:
+    """`value`, which must be a text. Raises ValueError."""
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"a {type(value).__name__} where text belongs")
+    return value.decode("ascii") if isinstance(value, bytes) else value
+
+
+def shown(value: Any) -> str:
+    """What messages show of a value out of a file: short, in one line, nothing in it that a terminal obeys."""
+    return ascii(value)[:_LONGEST_SHOWN]
+
+
+def _opaque(*args: Any) -> None:
+    raise ValueError("numpy.ndarray is called")
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _opaque,  # named, never called: the argument of _reconstruct
+    ("numpy", "dtype"): _Dtype,
+}
+for _core in ("numpy.core", "numpy._core"):  # before and after numpy 2
+    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _from_buffer

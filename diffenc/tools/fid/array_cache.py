@@ -1,0 +1,48 @@
+"""Arrays that took long to make, each in a file of its own: what is there need not be made again."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Shaped
+
+from diffenc.files import atomic
+from diffenc.parallel.distributed import by_main
+
+
+def array(file: Path, made: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """What is kept in the .npy file, or else what `made()` gives, which is then kept.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    found = load(file, shape, dtype)
+    if found is not None:
+        return found
+    new = made()
+    save(file, new)
+    return new
+
+
+def load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    """The array kept in the .npy file; None if there is none, or not one of this shape and type."""
+    try:
+        found = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logging.warning("%s is damaged, and made anew (%s)", file, error)
+        return None
+    return found if (found.shape, found.dtype.name) == (shape, dtype) else None
+
+
+@by_main
+def save(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
+    """Keep `array` in the .npy file, all or nothing. Raises UserError if the disk refused."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    with atomic.replacing(file) as temporary:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())

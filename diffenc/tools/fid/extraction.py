@@ -1,0 +1,85 @@
+"""Features of sets of images, and what is known of a set once they all have been seen."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, UInt8
+
+from diffenc.interfaces import Features
+from diffenc.tools.fid.frechet import Gaussian, Moments
+
+PER_DEVICE = 32  # images at a time: Inception's first maps of one take ten megabytes
+
+Vectors = Float[np.ndarray, "n size"]
+
+
+class Extractor:
+    """Makes features of images, on the devices of this process alone.
+
+    Attributes:
+      identity: tells these features from any others.
+    """
+
+    def __init__(self, features: Features):
+        """Raises UserError if the weights are not there, damaged or other ones."""
+        self.identity = features.identity()
+        self.size = features.num_features
+        devices = jax.local_devices()
+        mesh = Mesh(np.array(devices), ("images",))
+        each, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("images"))
+        self._at_a_time = PER_DEVICE * len(devices)
+        self._extract = jax.device_put(features.load(), each)
+        self._compiled = jax.jit(
+            lambda extract, images: extract(images), in_shardings=(each, split), out_shardings=each
+        )
+
+    def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Vectors:
+        """Float32 features of images of levels 0 .. 255."""
+        parts = [np.zeros((0, self.size), np.float32)]
+        for first in range(0, len(images), self._at_a_time):
+            part = images[first : first + self._at_a_time]
+            filled = np.zeros((self._at_a_time, *part.shape[1:]), np.uint8)
+            filled[: len(part)] = part
+            parts.append(np.asarray(self._compiled(self._extract, filled))[: len(part)])
+        return np.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Summary:
+    """What distances between sets of images are computed from.
+
+    Attributes:
+      gaussian: moments of all features.
+      count: of images.
+      some: features of some images, drawn at random, in random order.
+    """
+
+    gaussian: Gaussian
+    count: int
+    some: Vectors
+
+
+class Collector:
+    """Takes features as they come."""
+
+    def __init__(self, size: int, places: Int[np.ndarray, " n"], keep: int):
+        """Of the i-th features to come, the place among `some` is `places[i]`, if that is less than `keep`."""
+        self._moments = Moments(size)
+        self._places, self._keep = places, keep
+        self._some = np.zeros((min(keep, len(places)), size), np.float32)
+
+    @property
+    def count(self) -> int:
+        return self._moments.count
+
+    def add(self, vectors: Vectors) -> None:
+        places = self._places[self.count : self.count + len(vectors)]
+        kept = places < self._keep
+        self._some[places[kept]] = vectors[kept]
+        self._moments.add(vectors)
+
+    def summary(self) -> Summary:
+        """Of all there were so far; `some` is filled without gaps if places up to there were 0, 1, 2, ... in any order."""
+        return Summary(self._moments.gaussian, self.count, self._some[: self.count])

@@ -1,0 +1,110 @@
+"""The features of a split of a data set, summed up once and kept for all runs in the per-user cache."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from diffenc.config.fid_settings import Fid
+from diffenc.data.batches import epoch_order
+from diffenc.data.sources import some_of
+from diffenc.errors import UserError
+from diffenc.files import atomic
+from diffenc.files.directories import cache_directory
+from diffenc.interfaces import Dataset, Source
+from diffenc.parallel.distributed import by_main
+from diffenc.runtime.image_grid import to_uint8
+from diffenc.runtime.progress import Progress
+from diffenc.tools.fid import array_cache
+from diffenc.tools.fid.extraction import Collector, Extractor, Summary
+from diffenc.tools.fid.frechet import Gaussian
+
+FORMAT = 1  # of what is kept: to be raised where it, or how images become uint8, comes to differ
+CHUNK = 1024  # images; as many are lost at most when it is stopped
+
+
+def of_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) -> Summary:
+    """Of `settings.num_images` images, from the cache if they are there.
+
+    Raises:
+      UserError: the images are not there or only one, or the disk refused.
+    """
+    source = some_of(dataset.source(split), settings.num_images, settings.seed)
+    if len(source) < 2:
+        raise UserError(f"fid.splits: {split} has {len(source)} image(s), and at least 2 are needed")
+    file = (
+        cache_directory("features") / f"{digest(described(dataset, split, settings, extractor, source))}.npz"
+    )
+    found = load(file)
+    if found is None:
+        found = compute(dataset.num_levels, source, split, settings, extractor, file)
+        _save(file, found)
+    return found
+
+
+def described(
+    dataset: Dataset, split: str, settings: Fid, extractor: Extractor, source: Source
+) -> dict[str, Any]:
+    """All that the features depend on, and which of them are kept one by one."""
+    return {
+        "format": FORMAT,
+        "fingerprint": dataset.fingerprint(split),
+        "image_shape": dataset.image_shape,
+        "num_levels": dataset.num_levels,
+        "num_images": len(source),
+        "seed": settings.seed,
+        "kid_images": settings.kid_images,
+        "features": extractor.identity,
+    }
+
+
+def digest(value: dict[str, Any]) -> str:
+    """A name for `value`, the same for equal ones."""
+    return hashlib.sha256(atomic.to_json(value).encode()).hexdigest()[:32]
+
+
+def compute(
+    num_levels: int, source: Source, split: str, settings: Fid, extractor: Extractor, file: Path
+) -> Summary:
+    """What is done lies in a folder beside `file` until all is."""
+    order = np.argsort(epoch_order(len(source), settings.seed, 1))
+    collector = Collector(extractor.size, order, settings.kid_images)
+    progress = Progress(f"features of {split}", -(-len(source) // CHUNK))
+    for first in range(0, len(source), CHUNK):
+        indices = np.arange(first, min(first + CHUNK, len(source)))
+
+        def made(indices: np.ndarray = indices) -> np.ndarray:
+            return extractor(to_uint8(source.__getitems__(indices)["image"], num_levels))
+
+        part = file.with_suffix("") / f"{first:09d}.npy"
+        collector.add(array_cache.array(part, made, (len(indices), extractor.size), "float32"))
+        progress()
+    return collector.summary()
+
+
+def load(file: Path) -> Summary | None:
+    """What `of_split` has kept; None if there is nothing."""
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            gaussian = Gaussian(held["mean"], held["covariance"])
+            return Summary(gaussian, int(held["count"]), held["some"])
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # an archive's module fails in more ways than it says
+        logging.warning("%s is damaged, and made anew (%s)", file, error)
+        return None
+
+
+@by_main
+def _save(file: Path, found: Summary) -> None:
+    arrays = {
+        "mean": found.gaussian.mean,
+        "covariance": found.gaussian.covariance,
+        "count": np.array(found.count),
+        "some": found.some,
+    }
+    atomic.write_bytes(file, atomic.npz(arrays))
+    shutil.rmtree(file.with_suffix(""), ignore_errors=True)

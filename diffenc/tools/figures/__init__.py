@@ -1,0 +1,1 @@
+"""Figures of a trained run; each module measures and draws one."""

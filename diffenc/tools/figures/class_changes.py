@@ -1,0 +1,185 @@
+"""Whether the encoder treats classes of images apart: class-wise mean changes, and how far apart they are.
+
+Images of two classes differ, so any encoder changes them differently, alpha^2 x too. What to compare with is the
+distance between the classes of the images themselves.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from diffenc.runtime import plots
+from diffenc.runtime.progress import Progress
+from diffenc.tools.figures.encoded_images import CHANGE, beside_changes, column_title
+from diffenc.tools.figures.figure_data import Encoded, Numbers, Record, Subject, labels_of, spread_out
+
+PERMUTATIONS = 499
+TOGETHER = 50  # permutations at a time
+FEWEST = 3  # images of a class that counts, so that without one of them it still has a spread
+SIGNIFICANT = 0.05
+
+Gram = Float[np.ndarray, "n n"]
+Labels = Int[np.ndarray, " n"]
+OneHot = Bool[np.ndarray, "n classes"]
+
+
+class Distance(NamedTuple):
+    """How far apart classes are.
+
+    Attributes:
+      ratio: mean squared distance between the means of two classes, without what chance adds to it, over that
+        between two images of one class; NaN where images of one class do not differ.
+      error: its standard error over images, by leaving out each in turn.
+      p_value: how often classes drawn at random are as far apart.
+    """
+
+    ratio: float
+    error: float
+    p_value: float
+
+
+def measure(subject: Subject) -> Numbers:
+    """The mean change of each class, and for each t the distances between classes."""
+    if subject.experiment.dataset.num_classes < 2:
+        return Numbers({"note": "This data set has no classes: there is nothing to tell apart."})
+    encoded, labels = subject.many_encoded, labels_of(subject.many)
+    if not encoded.change.any():
+        return Numbers({"note": "This encoder changes nothing over t, of any class."})
+    classes, counts = np.unique(labels, return_counts=True)
+    enough = np.isin(labels, classes[counts >= FEWEST])
+    if np.sum(counts >= FEWEST) < 2:
+        note = f"Fewer than two classes have {FEWEST} of the {len(labels)} images: bind figures.num_images higher."
+        return Numbers({"note": note})
+    encoded = encoded._replace(**{name: getattr(encoded, name)[enough] for name in ("x", "x_phi", "change")})
+    return compare(encoded, labels[enough], list(subject.settings.times), subject.settings.seed)
+
+
+def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> Numbers:
+    """The numbers of `measure`, of images whose classes have at least FEWEST each."""
+    classes, counts = np.unique(labels, return_counts=True)
+    record: Record = {"t": t, "classes": classes.tolist(), "num_of_class": counts.tolist()}
+    for name, images in encoded.parts.items():
+        each = distances(images, labels, seed)
+        for field in Distance._fields:
+            record[f"{name}_{field}"] = [getattr(one, field) for one in each]
+    shown = spread_out(classes)
+    record["rows"] = [f"class {label}" for label in shown]
+    return Numbers(
+        record,
+        {
+            "mean_x": np.array([encoded.x[labels == label].mean(axis=0) for label in shown]),
+            "mean_change": np.array(
+                [encoded.change[labels == label].mean(axis=0).sum(axis=-1) for label in shown]
+            ),
+        },
+    )
+
+
+def distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed: int) -> list[Distance]:
+    """Of each t."""
+    one_hot = labels[:, None] == np.unique(labels)
+    flat = images.reshape(*images.shape[:2], -1)
+    flat = flat - flat.mean(axis=0)
+    grams = np.einsum("atd,btd->tab", flat, flat, optimize=True)
+    p_values = permutation_test(grams, one_hot, seed)
+    return [
+        Distance(float(ratio(*sums(gram, one_hot))), jackknife(gram, one_hot), float(p_value))
+        for gram, p_value in zip(grams, p_values, strict=True)
+    ]
+
+
+def sums(gram: Gram, one_hot: OneHot) -> tuple[np.float64, np.float64, Float[np.ndarray, " classes"]]:
+    """Sums of squares between and within classes of the images whose inner products are `gram`; and class sizes."""
+    counts = one_hot.sum(axis=0).astype(np.float64)
+    means = of_means(gram[None], (one_hot / np.sqrt(counts))[None])[0, 0]
+    return means - gram.sum() / len(gram), np.trace(gram) - means, counts
+
+
+def ratio(between, within, counts):
+    """Variance of class means over that within classes: the estimates of one-way analysis of variance."""
+    total, classes = counts.sum(axis=-1), counts.shape[-1]
+    size = (total - np.square(counts).sum(axis=-1) / total) / (classes - 1)
+    of_one = within / (total - classes)
+    return (between / (classes - 1) - of_one) / size / np.where(of_one > 0, of_one, np.nan)
+
+
+def jackknife(gram: Gram, one_hot: OneHot) -> float:
+    """Standard error of `ratio` by leaving out each image in turn, which changes sums by what it was part of."""
+    counts, label, own = one_hot.sum(axis=0).astype(np.float64), one_hot.argmax(axis=1), np.diag(gram)
+    by_class = gram @ one_hot
+    squares = (one_hot * by_class).sum(axis=0)  # of each class's sum
+    with_class = by_class[np.arange(len(gram)), label]
+    means = (squares / counts).sum() - (squares / counts)[label]
+    means += (squares[label] - 2 * with_class + own) / (counts[label] - 1)
+    whole = (gram.sum() - 2 * gram.sum(axis=1) + own) / (len(gram) - 1)
+    without = ratio(means - whole, np.trace(gram) - own - means, counts - one_hot)
+    return float(np.sqrt((len(gram) - 1) * without.var()))
+
+
+def permutation_test(
+    grams: Float[np.ndarray, "t n n"], one_hot: OneHot, seed: int
+) -> Float[np.ndarray, " t"]:
+    """How often classes shuffled among the images lie as far apart, the true ones counted in."""
+    weights = one_hot / np.sqrt(one_hot.sum(axis=0))
+    true, random = of_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
+    as_far, progress = np.ones(len(grams)), Progress("permutations", PERMUTATIONS)
+    for first in range(0, PERMUTATIONS, TOGETHER):
+        count = min(TOGETHER, PERMUTATIONS - first)
+        orders = random.permuted(np.tile(np.arange(len(one_hot)), (count, 1)), axis=1)
+        as_far += (of_means(grams, weights[orders]) >= true[:, None] * (1 - 1e-12)).sum(axis=1)
+        for _ in range(count):
+            progress()
+    return as_far / (PERMUTATIONS + 1)
+
+
+def of_means(
+    grams: Float[np.ndarray, "t n n"], weights: Float[np.ndarray, "many n classes"]
+) -> Float[np.ndarray, "t many"]:
+    """Sums over classes of count times squared mean, for each way of dividing images among them."""
+    columns = weights.swapaxes(0, 1).reshape(weights.shape[1], -1)
+    sums = np.array([(columns * (gram @ columns)).sum(axis=0) for gram in grams])
+    return sums.reshape(len(grams), len(weights), -1).sum(axis=2)
+
+
+def draw(numbers: Numbers, title: str) -> plots.Figure:
+    """Mean changes as heat maps, and below them the distances over t."""
+    record, arrays = numbers.record, numbers.arrays
+    limit, pictures = beside_changes(arrays["mean_x"], arrays["mean_change"])
+    width, height = plots.sheet_size(*pictures.shape[:2])
+    figure = plots.Figure((width, height + 3.4), layout="constrained")
+    figure.suptitle(
+        f"{title}: mean change of each class, {sum(record['num_of_class'])} images", fontsize="medium"
+    )
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[height, 3.2]), object)
+    columns = ["mean x", *map(column_title, record["t"], limit)]
+    axes = plots.sheet(above, pictures, columns, record["rows"])
+    plots.colour_bar(above, axes, CHANGE)
+    draw_distances(below, record)
+    return figure
+
+
+def draw_distances(figure: plots.SubFigure, record: Record) -> None:
+    axes = figure.add_subplot(
+        xlabel="t (0 = data, 1 = noise)", ylabel="squared distance of classes\nover that within a class"
+    )
+    axes.grid(alpha=0.3)
+    t = np.array(record["t"])
+    for name, label in (("change", "change"), ("learned", "learned part, $\\sigma^2 y_\\phi$")):
+        ratio, error, p_value = (
+            np.array(record[f"{name}_{field}"], np.float64) for field in Distance._fields
+        )  # null is NaN
+        plots.band(axes, t, ratio, error, f"{label}, and standard error")
+        for chosen, style in ((p_value <= SIGNIFICANT, "full"), (p_value > SIGNIFICANT, "none")):
+            axes.plot(
+                t[chosen],
+                ratio[chosen],
+                "o",
+                color=axes.lines[-1].get_color(),
+                fillstyle=style,
+                markersize=4,
+            )
+    axes.axhline(record["x_ratio"][0], color="k", linestyle=":", label="images x")
+    axes.plot([], [], "o", color="grey", markersize=4, label=f"p ≤ {SIGNIFICANT:g} by permutation")
+    axes.plot([], [], "o", color="grey", markersize=4, label="p above", fillstyle="none")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))

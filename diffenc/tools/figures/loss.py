@@ -1,0 +1,40 @@
+"""The diffusion loss against λ, as --mode=diagnose measures it."""
+
+import json
+from pathlib import Path
+
+from diffenc.data.sources import some_of
+from diffenc.evaluation import diagnose
+from diffenc.evaluation.evaluator import circumstances, identity
+from diffenc.files import atomic, record_checksum
+from diffenc.runtime import plots
+from diffenc.tools.figures.figure_data import Numbers, Record, Subject
+from diffenc.workdir import loss_curves
+
+
+def of(subject: Subject) -> Record:
+    experiment, settings = subject.experiment, subject.experiment.diagnose
+    images = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
+    how = identity(experiment, settings, len(images)) | circumstances(experiment, settings)
+    return {**how, "step": subject.step, "bins": settings.bins}
+
+
+def measure(subject: Subject) -> Numbers:
+    """What diagnostics/loss.json says if it is of the same; else it is measured, and that file left alone."""
+    wanted = of(subject)
+    record = filed(loss_curves.path(subject.workdir), wanted)
+    return Numbers(record or diagnose.loss_record(subject.experiment, subject.mesh, subject.params) | wanted)
+
+
+def filed(file: Path, wanted: Record) -> Record | None:
+    """The record in `file`, if that is what `wanted` asks for."""
+    record = record_checksum.read_sound(file)
+    if record is None or not isinstance(record.get("loss"), list):
+        return None
+    record["bins"] = len(record["loss"])
+    asked = json.loads(atomic.to_json(wanted))
+    return record if asked == {key: record.get(key) for key in asked} else None
+
+
+def draw(numbers: Numbers, title: str) -> plots.Figure:
+    return diagnose.plot_loss(numbers.record)

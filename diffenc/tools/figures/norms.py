@@ -1,0 +1,58 @@
+"""How large the encoder's own part is, ‖y_φ‖, and how fast it changes, ‖dy_φ/dλ‖, over λ."""
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from diffenc.core.gaussian import alpha_squared, scale, sigma_squared, sum_squares
+from diffenc.core.objective import Encode
+from diffenc.interfaces import Data, LogSNR, PerExample
+from diffenc.runtime import plots
+from diffenc.tools.figures.figure_data import Numbers, Subject, over_images
+
+POINTS = 20  # equally spaced log-SNRs
+
+
+def measure(subject: Subject) -> Numbers:
+    """Root mean squares over dimensions and images of y_phi and dy_phi/dlambda, with standard errors over images."""
+    ends = subject.log_snr_at(np.array([0.0, 1.0]))
+    log_snr = np.linspace(ends[0], ends[1], POINTS)
+    squares = over_images(subject, subject.many, log_snr, mean_squares, "norms of the encoder")
+    record = {"log_snr": log_snr.tolist()}
+    for name, square in squares.items():
+        rms, error = root_mean(square)
+        record |= {f"{name}_rms": rms.tolist(), f"{name}_rms_se": error.tolist()}
+    return Numbers(record)
+
+
+def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
+    """Of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope; over dimensions."""
+
+    def y_phi(log_snr: LogSNR) -> Data:
+        rest = encode(log_snr) - scale(alpha_squared(log_snr), x)
+        return scale(1 / sigma_squared(log_snr), rest)
+
+    y, slope = jax.jvp(y_phi, (log_snr,), (jax.numpy.ones_like(log_snr),))
+    return {"y": sum_squares(y) / x[0].size, "slope": sum_squares(slope) / x[0].size}
+
+
+def root_mean(square: Float[np.ndarray, "n points"]) -> tuple[plots.Values, plots.Values]:
+    """The root of the mean over images, and its standard error; zero where all is zero."""
+    mean = square.mean(axis=0)
+    error = square.std(axis=0, ddof=1) / np.sqrt(len(square))
+    return np.sqrt(mean), error / np.where(mean > 0, 2 * np.sqrt(mean), 1)
+
+
+def draw(numbers: Numbers, title: str) -> plots.Figure:
+    record = numbers.record
+    figure, axes = plots.axes(
+        f"{title}\nencoder, $x_\\phi = \\alpha^2 x + \\sigma^2 y_\\phi$",
+        "$\\lambda$ = log SNR (right: data, left: noise)",
+        "root mean square over dimensions and images",
+    )
+    for name, label in (("y", "$y_\\phi$"), ("slope", "$dy_\\phi/d\\lambda$")):
+        rms, error = np.array(record[f"{name}_rms"]), np.array(record[f"{name}_rms_se"])
+        plots.band(axes, np.array(record["log_snr"]), rms, error, f"{label}, mean and standard error")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure

@@ -1,0 +1,132 @@
+"""Whether the encoder changes edges or whole regions: the spectrum of x_φ's change, over t.
+
+By the discrete cosine transform, which has no edge where the image's two sides would meet, as Fourier's has. A
+frequency is in cycles per pixel: 0 is the mean of an image, 1/2 turns from pixel to pixel along one axis.
+"""
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Float, Int
+
+from diffenc.evaluation.streaming_stats import spread
+from diffenc.runtime import plots
+from diffenc.tools.figures.figure_data import Encoded, Numbers, Record, Subject
+
+Power = Float[np.ndarray, "n t h w"]
+
+
+def measure(subject: Subject) -> Numbers:
+    """Mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
+
+    `late_minus_early` compares the last of `figures.times` with the first, image by image. `beyond_x` is the share
+    of the change that is no multiple of its image, `beyond_last` that which is none of the change at the last time:
+    0 for an encoder that only rescales images, and for one that does the same at all times.
+    """
+    encoded = subject.many_encoded
+    if not encoded.change.any():
+        return Numbers(
+            {"note": "This encoder changes nothing over t: there is no change to take a spectrum of."}
+        )
+    return Numbers(spectra(encoded, np.array(subject.settings.times)))
+
+
+def spectra(encoded: Encoded, t: plots.Values) -> Record:
+    """The record of `measure`; NaN where a power is nothing."""
+    height, width = encoded.x.shape[1:3]
+    rings = rings_of(height, width)
+    record: Record = {"t": t.tolist(), "frequency": ring_centres(rings, height, width).tolist()}
+    for name, images in encoded.parts.items():
+        one = power(images)
+        frequency, shares = mean_frequency(one)
+        record |= {
+            f"{name}_mean_frequency": frequency.tolist(),
+            f"{name}_mean_frequency_se": spread(shares).tolist(),
+            f"{name}_spectrum": radial(one, rings).tolist(),
+            f"{name}_late_minus_early": float(frequency[-1] - frequency[0]),
+            f"{name}_late_minus_early_se": float(spread(shares[:, -1:] - shares[:, :1])[0]),
+        }
+    for name, reference in (("x", encoded.x), ("last", encoded.change[:, -1])):
+        share, error = beyond(encoded.change, reference)
+        record |= {f"beyond_{name}": share.tolist(), f"beyond_{name}_se": error.tolist()}
+    return record
+
+
+def power(images: Float[np.ndarray, "n t h w c"]) -> Power:
+    """Power at each frequency, summed over channels; its sum is that of all squares."""
+    return np.square(np.asarray(scipy.fft.dctn(images, axes=(2, 3), norm="ortho"))).sum(axis=-1)
+
+
+def frequencies(height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """Cycles per pixel of each coefficient of the transform."""
+    return np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
+
+
+def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
+    """Mean frequency, weighted by the power of all images together; and each image's share in its error."""
+    moment = (power * frequencies(*power.shape[2:])).sum(axis=(2, 3))
+    return ratio(moment, power.sum(axis=(2, 3)))
+
+
+def ratio(
+    above: Float[np.ndarray, "n t"], below: Float[np.ndarray, "n t"]
+) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
+    """sum(above) / sum(below) over images, NaN over nothing; and how far each image moves it."""
+    whole = below.sum(axis=0)
+    whole = np.where(whole > 0, whole, np.nan)
+    value = above.sum(axis=0) / whole
+    return value, (above - value * below) / whole
+
+
+def rings_of(height: int, width: int) -> Int[np.ndarray, "h w"]:
+    """In which ring of frequencies each coefficient lies; a ring is as wide as the longer side's frequencies."""
+    return np.round(frequencies(height, width) * 2 * max(height, width)).astype(int)
+
+
+def ring_centres(rings: Int[np.ndarray, "h w"], height: int, width: int) -> plots.Values:
+    """Cycles per pixel."""
+    return np.arange(rings.max() + 1) / (2 * max(height, width))
+
+
+def radial(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "t rings"]:
+    """Each ring's share in the power of all images together."""
+    by_place = power.sum(axis=0)
+    sums = np.array([np.bincount(rings.ravel(), one.ravel()) for one in by_place])
+    whole = sums.sum(axis=1, keepdims=True)
+    return sums / np.where(whole > 0, whole, np.nan)
+
+
+def beyond(
+    change: Float[np.ndarray, "n t h w c"], reference: Float[np.ndarray, "n h w c"]
+) -> tuple[plots.Values, plots.Values]:
+    """Which share of the change's mean square is no multiple of its image's `reference`, with a standard error."""
+    change, reference = (array.reshape(*array.shape[:-3], -1) for array in (change, reference))
+    square = np.square(reference).sum(axis=-1, keepdims=True)
+    along = np.einsum("nd,ntd->nt", reference, change) / np.where(square > 0, square, 1)
+    rest = np.square(change - along[..., None] * reference[:, None]).sum(axis=-1)
+    value, shares = ratio(rest, np.square(change).sum(axis=-1))
+    return value, spread(shares)
+
+
+def draw(numbers: Numbers, title: str) -> plots.Figure:
+    """Left the spectra early, in the middle and late; right the mean frequency over t."""
+    record, t = numbers.record, np.array(numbers.record["t"])
+    figure, (left, right) = plots.row_of_axes(
+        f"{title}: spectrum of the change of $x_\\phi$",
+        ("frequency, cycles per pixel", "share of the power"),
+        ("t (0 = data, 1 = noise)", "mean frequency, cycles per pixel"),
+    )
+    for place in sorted({0, (len(t) - 1) // 2, len(t) - 1}):
+        left.plot(record["frequency"], record["change_spectrum"][place], label=f"change, t = {t[place]:g}")
+    left.plot(record["frequency"], record["x_spectrum"][0], "k:", label="images x")
+    left.set_yscale("log")
+    left.legend(fontsize="small")
+    for name, label in (("change", "change"), ("learned", "learned part, $\\sigma^2 y_\\phi$")):
+        mean, error = (  # null is NaN
+            np.array(record[f"{name}_mean_frequency{kind}"], np.float64) for kind in ("", "_se")
+        )
+        plots.band(right, t, mean, error, label)
+        right.lines[-1].set_marker(".")
+    right.axhline(record["x_mean_frequency"][0], color="k", linestyle=":", label="images x")
+    right.set_ylim(bottom=0)
+    right.legend(fontsize="small")
+    return figure

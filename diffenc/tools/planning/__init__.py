@@ -1,0 +1,1 @@
+"""Estimates of a run's memory, arithmetic and time."""

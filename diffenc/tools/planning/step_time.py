@@ -1,0 +1,74 @@
+"""The pace of a run: its FLOPs, each at the rate of the format in which the device computes them."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from diffenc.config.experiment import Experiment
+from diffenc.runtime import accelerators
+from diffenc.tools.planning.flops import Contraction, Work
+
+
+class Peak(NamedTuple):
+    """FLOPs a second of one device at best, by dtype, and where they are known from."""
+
+    flops: dict[str, float]
+    source: str
+
+
+def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
+    """As bound; else as stated for the accelerator; else, where it is not known, as measured."""
+    settings, kind = experiment.plan, jax.devices()[0].device_kind
+    if settings.peak_tflops is not None:
+        return Peak(dict.fromkeys(dtypes, settings.peak_tflops * 1e12), "plan.peak_tflops")
+    name = settings.accelerator or accelerators.stated(kind)
+    if name is None:
+        return Peak({dtype: accelerators.measured(dtype) for dtype in dtypes}, f"measured on {kind}")
+    known = accelerators.ACCELERATORS[name]
+    rounded = [
+        f"{dtype} in {known.computed_in(dtype)}" for dtype in dtypes if known.computed_in(dtype) not in dtype
+    ]
+    source = f"stated for {name}" + (f", {', '.join(rounded)}" if rounded else "")
+    return Peak({dtype: known.peak(dtype) for dtype in dtypes}, source)
+
+
+def by_operands(work: Work) -> dict[str, int]:
+    """FLOPs by dtype; those of float32 that ask for full precision as `peaks.FULL_PRECISION`."""
+    full = work.where(asks_full_precision).by_dtype.get("float32", 0)
+    totals = work.by_dtype
+    rest = totals.get("float32", 0) - full
+    return {
+        **{dtype: count for dtype, count in totals.items() if dtype != "float32"},
+        **({"float32": rest} if rest else {}),
+        **({accelerators.FULL_PRECISION: full} if full else {}),
+    }
+
+
+def asks_full_precision(one: Contraction) -> bool:
+    """Whether its float32 must not be rounded on the way, which costs an accelerator several times as much."""
+    asked = dict(one.params)["precision"]  # of both operands, of each, or None
+    return jax.lax.Precision.HIGHEST in (asked if isinstance(asked, tuple) else (asked,))
+
+
+def speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
+    """The pace at `plan.share` of the peak, and what the whole run takes; None for a step without contractions.
+
+    Args:
+      work: of one device's share of a step.
+    """
+    counts = by_operands(work)
+    if not counts:
+        return None
+    known = peak(experiment, list(counts))
+    at_peak = sum(number / known.flops[operands] for operands, number in counts.items())
+    seconds = at_peak / experiment.plan.share
+    days = experiment.steps * seconds / 86400
+    return {
+        "peak": known.flops,
+        "source": known.source,
+        "share": experiment.plan.share,
+        "steps_per_second": 1 / seconds,
+        "images_per_second": experiment.batch_size / seconds,
+        "days": days,
+        "device_hours": 24 * days * devices,
+    }

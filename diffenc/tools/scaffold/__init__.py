@@ -1,0 +1,1 @@
+"""New plugins: the files that `python -m diffenc.new KIND NAME` writes."""

@@ -1,0 +1,173 @@
+"""Where the files of a new plugin go: into a checkout of diffenc, or into a package of its own."""
+
+import dataclasses
+import importlib.util
+import shlex
+import tomllib
+from pathlib import Path
+
+import diffenc
+from diffenc.errors import UserError
+from diffenc.registry import ENTRY_POINT_GROUP
+from diffenc.tools.scaffold import index
+from diffenc.tools.scaffold.plugin_spec import Wanted, check_word, filled
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A project that takes plugins. Paths are relative to `root`.
+
+    Attributes:
+      plugins: the folder of plugin modules, with an `__init__.py` that imports each.
+      package: what that folder is imported as.
+      tests: the folder of their tests.
+      missing: what the project lacks yet, by path.
+      commands: what to run next.
+    """
+
+    root: Path
+    plugins: str
+    package: str
+    tests: str
+    missing: dict[str, str]
+    commands: tuple[str, ...]
+
+    def files(self, wanted: Wanted) -> dict[str, str]:
+        """Texts of the new files by path, the index of plugins last."""
+        module = f"{self.package}.{wanted.name}"
+        header = filled("header.gin", kind=wanted.kind, name=wanted.name)
+        doc = f'"""What {wanted.kind}.{wanted.name} promises, and its formula worked by hand."""\n\n'
+        return {
+            **self.missing,
+            f"{self.plugins}/{wanted.name}.py": wanted.text("plugin.py"),
+            f"{self.tests}/test_{wanted.name}.py": doc + wanted.text("test.py", module=module),
+            f"gin/{wanted.name}.gin": header + wanted.text("plugin.gin"),
+        }
+
+    def index(self, wanted: Wanted) -> tuple[str, str]:
+        """Path and text of the index with the new plugin in it.
+
+        Raises:
+          UserError: the index there is not as this package writes them.
+        """
+        path = f"{self.plugins}/__init__.py"
+        there = self.root / path
+        text = there.read_text(encoding="utf-8") if there.exists() else '"""Plugins for diffenc."""\n'
+        added = index.read(text, str(there)).with_class(f"{self.package}.{wanted.name}", wanted.class_name)
+        return path, str(added)
+
+
+def checkout(wanted: Wanted) -> Place:
+    """The checkout that the shell is in.
+
+    Raises:
+      UserError: it is in none.
+    """
+    root, here = Path(str(diffenc.__path__[0])).parent, Path.cwd()
+    there = (root / "plugins" / "__init__.py").is_file()
+    if not there or not here.is_relative_to(root):
+        go = f", or go to the checkout of diffenc that Python imports: cd {root}" if there else ""
+        raise UserError(
+            f"{here} is in no checkout of diffenc: give --package=DIR for a package of your own{go}"
+        )
+    package = f"diffenc_plugins.{wanted.folder}"
+    tests = f"tests/plugins/{wanted.folder}"
+    commands = (
+        f"python -m pytest {tests}/test_{wanted.name}.py",
+        "python -m diffenc.run --list",
+        f"python -m diffenc.run --gin_file=gin/quickstart.gin --gin_file=gin/{wanted.name}.gin",
+    )
+    return Place(root, f"plugins/{wanted.folder}", package, tests, {}, commands)
+
+
+def package(folder: str, wanted: Wanted) -> Place:
+    """A package of plugins in `folder`: one that is there, or a new one.
+
+    Raises:
+      UserError: something else is in the folder, or no package can be called as it is.
+    """
+    root = Path(folder).expanduser().resolve()
+    there = root / "pyproject.toml"
+    if there.is_file():
+        module = _module_of(there)
+        missing = _missing_of(root, module, wanted)
+    else:
+        module = _new_module(root)
+        missing = _of_project(module, wanted)
+    source = module if (root / module).is_dir() else f"src/{module}"
+    shown = _shown(root)
+    commands = (
+        f"python -m pip install --editable {shlex.quote(f'{shown}[test]')}",
+        f"python -m pytest {shlex.quote(shown)}",
+        "python -m diffenc.run --gin_file=gin/quickstart.gin "
+        + shlex.quote(f"--gin_file={shown}/gin/{wanted.name}.gin"),
+    )
+    return Place(root, source, module, "tests", missing, commands)
+
+
+def _of_project(module: str, wanted: Wanted) -> dict[str, str]:
+    """What a new package has besides plugins."""
+    project = module.replace("_", "-")
+    return {
+        "pyproject.toml": filled("pyproject.toml", project=project, module=module),
+        "README.md": filled("README.md", kind=wanted.kind, name=wanted.name, project=project),
+    }
+
+
+def _missing_of(root: Path, module: str, wanted: Wanted) -> dict[str, str]:
+    """What a package that is there lacks: all that a kill left out, if it was made here; else nothing.
+
+    Raises:
+      UserError: it is another's, and its plugins are not where its entry point says.
+    """
+    files = _of_project(module, wanted)
+    if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
+        return {path: text for path, text in files.items() if not (root / path).exists()}
+    if not any((root / source).is_dir() for source in (module, f"src/{module}")):
+        checkout = "; in a checkout of diffenc leave --package out" * (module == "diffenc_plugins")
+        raise UserError(
+            f"--package={root}: its entry point leads to {module}, and there is neither {module} nor src/{module} "
+            f"in it{checkout}"
+        )
+    return {}
+
+
+def _module_of(pyproject: Path) -> str:
+    """The package that a project's entry point leads to."""
+    try:
+        said = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+        ((key, value),) = said["project"]["entry-points"][ENTRY_POINT_GROUP].items()
+    except (ValueError, KeyError, TypeError, AttributeError):  # tomllib's own error is a ValueError
+        raise UserError(
+            f"{pyproject} has no entry point {ENTRY_POINT_GROUP}, one package's: name a new folder for --package, "
+            f'or add [project.entry-points."{ENTRY_POINT_GROUP}"] to it'
+        ) from None
+    if not isinstance(value, str):
+        raise UserError(
+            f"{pyproject}: the entry point {ENTRY_POINT_GROUP}.{key} = {value!r}: must be the name of a package"
+        )
+    check_word(value, f"{pyproject}: the entry point's package")
+    return value
+
+
+def _new_module(root: Path) -> str:
+    """What a package in a folder to be made is called."""
+    if root.exists() and (not root.is_dir() or not all(map(_left_by_a_kill, root.iterdir()))):
+        raise UserError(f"--package={root} is there, and no package of plugins: name a new folder")
+    module = root.name.replace("-", "_")
+    check_word(module, "--package: the folder's name")
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.origin is not None:  # a plain folder has none
+        raise UserError(
+            f"--package: {module} is already what {spec.origin} is imported as: choose another name"
+        )
+    return module
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    return path.name.startswith(".pyproject.toml.tmp-")  # as `diffenc.files.atomic` calls it
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

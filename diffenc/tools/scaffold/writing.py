@@ -1,0 +1,68 @@
+"""Putting the files of a new plugin where they belong: all of them, or none."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffenc.errors import UserError
+from diffenc.files import atomic
+from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.targets import Place
+
+
+def write(place: Place, wanted: Wanted) -> list[Path]:
+    """Write the new files, then the index that imports the plugin. Returns what was written.
+
+    A file that is there is left if it says the same, as after a kill; the same command goes on.
+
+    Raises:
+      UserError: a file says something else, or the disk refused; then nothing was written.
+    """
+    files, (index, content) = place.files(wanted), place.index(wanted)
+    _refuse_to_overwrite(place.root, files)
+    made: list[Path] = []  # in their order
+    try:
+        for path, text in files.items():
+            _write(place.root / path, text, made)
+        if not (place.root / index).exists():
+            made.append(place.root / index)
+            _make_folder((place.root / index).parent, made)
+        atomic.write_text(place.root / index, content)
+    except BaseException:
+        _remove(made)
+        raise
+    return [place.root / path for path in (*files, index)]
+
+
+def _refuse_to_overwrite(root: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        there = root / path
+        if there.exists() and (not there.is_file() or there.read_bytes() != text.encode()):
+            raise UserError(f"{there} is there already: choose another NAME, or move it away")
+
+
+def _write(path: Path, text: str, made: list[Path]) -> None:
+    if path.exists():
+        return
+    _make_folder(path.parent, made)
+    made.append(path)
+    atomic.write_text(path, text)
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """With those it lies in."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            made.append(each)
+            try:
+                each.mkdir()
+            except OSError as error:
+                raise atomic.unwritable(each, error) from error
+
+
+def _remove(made: list[Path]) -> None:
+    for path in reversed(made):
+        if path.is_dir():
+            path.rmdir()
+        elif path.exists():
+            os.remove(path)

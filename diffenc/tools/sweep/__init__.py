@@ -1,0 +1,1 @@
+"""Grids of runs: what is left to do, running it, and the comparison of what came out."""

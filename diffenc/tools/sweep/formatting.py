@@ -1,0 +1,201 @@
+"""Tables of figures with errors: one page for the terminal, Markdown, LaTeX and CSV, each with the same digits."""
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from diffenc.files import atomic
+from diffenc.runtime.uncertainty_format import MISSING, Digits, Figure
+
+Cell = str | int | Figure  # Digits is a str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """One table. A column that holds a Figure somewhere takes two in CSV: HEAD and HEAD_se.
+
+    Attributes:
+      name: of its CSV file.
+      notes: lines under it.
+    """
+
+    name: str
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if any(len(row) != len(self.heads) for row in self.rows):
+            raise ValueError(f"{self.name}: each row must have {len(self.heads)} cells")
+
+    def column(self, index: int) -> tuple[Cell, ...]:
+        return tuple(row[index] for row in self.rows)
+
+    def has_figures(self, index: int) -> bool:
+        return any(isinstance(cell, Figure) for cell in self.column(index))
+
+    def is_numeric(self, index: int) -> bool:
+        """Whether the column is set flush right."""
+        return any(isinstance(cell, int | Figure | Digits) for cell in self.column(index))
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """Sheets of the same runs.
+
+    Attributes:
+      facts: what one must know to read them, a line each.
+    """
+
+    title: str
+    facts: tuple[str, ...]
+    sheets: tuple[Sheet, ...]
+
+
+def write(page: Page, folder: Path) -> None:
+    """table.md and table.tex with all sheets, and NAME.csv for each.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(folder / "table.md", markdown(page))
+    atomic.write_text(folder / "table.tex", latex(page))
+    for sheet in page.sheets:
+        atomic.write_text(folder / f"{sheet.name}.csv", csv_text(sheet))
+
+
+def show(page: Page, file: TextIO | None = None) -> None:
+    """Print for people, each line as long as it is: a narrow terminal wraps them, and loses no figure."""
+    console = Console(file=file, width=1000, soft_wrap=True)
+    console.print(f"\n{page.title}", style="bold", markup=False, highlight=False)
+    for fact in page.facts:
+        console.print(f"  {fact}", markup=False, highlight=False)
+    for sheet in page.sheets:
+        console.print(_rich(sheet))
+        for note in sheet.notes:
+            console.print(f"  {note}", markup=False, highlight=False)
+
+
+def _rich(sheet: Sheet) -> Table:
+    made = Table(title=escape(sheet.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, head in enumerate(sheet.heads):
+        made.add_column(escape(head), justify="right" if sheet.is_numeric(index) else "left", no_wrap=True)
+    for row in sheet.rows:
+        made.add_row(*(escape(text(cell)) for cell in row))
+    return made
+
+
+def text(cell: Cell) -> str:
+    """A cell for people."""
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def markdown(page: Page) -> str:
+    """The page in Markdown."""
+    blocks = [f"# {page.title}", "\n".join(f"- {fact}" for fact in page.facts)]
+    for sheet in page.sheets:
+        blocks += [f"## {sheet.title}", _markdown_table(sheet)]
+        blocks += ["\n".join(f"- {note}" for note in sheet.notes)] if sheet.notes else []
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _markdown_table(sheet: Sheet) -> str:
+    rules = ["---:" if sheet.is_numeric(index) else "---" for index in range(len(sheet.heads))]
+    rows = [sheet.heads, rules, *([text(cell) for cell in row] for row in sheet.rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
+
+
+def csv_text(sheet: Sheet) -> str:
+    """The sheet as CSV: means and errors in columns of their own, an unknown error empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    split = [sheet.has_figures(index) for index in range(len(sheet.heads))]
+    heads = zip(sheet.heads, split, strict=True)
+    writer.writerow([name for head, two in heads for name in ([head, f"{head}_se"] if two else [head])])
+    for row in sheet.rows:
+        writer.writerow(part for cell, two in zip(row, split, strict=True) for part in _parts(cell, two))
+    return out.getvalue()
+
+
+def _parts(cell: Cell, two: bool) -> Sequence[str | int]:
+    if isinstance(cell, Figure):
+        return [cell.mean, cell.error or ""]
+    return ["" if cell == MISSING else cell, *([""] if two else [])]
+
+
+def latex(page: Page) -> str:
+    """The page for a document that loads booktabs; a table for each sheet, the facts under the first."""
+    tables = [
+        _latex_table(sheet, f"{page.title}. {sheet.title}", (page.facts if index == 0 else ()) + sheet.notes)
+        for index, sheet in enumerate(page.sheets)
+    ]
+    return "% \\usepackage{booktabs}\n" + "\n".join(tables)
+
+
+def _latex_table(sheet: Sheet, caption: str, notes: Sequence[str]) -> str:
+    aligned = "".join("r" if sheet.is_numeric(index) else "l" for index in range(len(sheet.heads)))
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escaped(caption)}}}",
+        rf"\begin{{tabular}}{{{aligned}}}",
+        r"\toprule",
+        _latex_row(sheet.heads),
+        r"\midrule",
+        *map(_latex_row, sheet.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par {{\footnotesize {escaped(note)}}}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(row: Sequence[Cell]) -> str:
+    return " & ".join(map(_latex_cell, row)) + r" \\"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if isinstance(cell, Digits):
+        return f"${_latex_number(cell)}$"
+    if not isinstance(cell, Figure):
+        return escaped(text(cell))
+    error = MISSING if cell.error is None else _latex_number(cell.error)
+    return rf"${_latex_number(cell.mean)} \pm {error}$"
+
+
+def _latex_number(digits: str) -> str:
+    if digits in ("nan", "inf", "-inf"):
+        return rf"\mathrm{{{digits}}}"
+    return re.sub(r"e(-?\d+)$", r" \\times 10^{\1}", digits)
+
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "–": "--",
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
+}
+
+
+def escaped(words: str) -> str:
+    """`words` for LaTeX's text mode."""
+    return "".join(_ESCAPES.get(letter, letter) for letter in words)

@@ -1,1 +1,0 @@
-"""Trained models: written to one file that anybody can read, and read back."""

@@ -1,0 +1,172 @@
+"""What training changes, and the one step that changes it: a pure function of (state, batch)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from diffenc.config.experiment import Experiment
+from diffenc.core.model import Terms
+from diffenc.core.parameters import require_same_structure
+from diffenc.core.rng import root_key
+from diffenc.errors import UserError
+from diffenc.interfaces import Images, Params
+from diffenc.parallel import param_sharding
+from diffenc.parallel.sharding import split_over
+from diffenc.training.gradient import batch_gradient
+
+Scalar = Float[Array, ""]
+Count = Int[Array, ""]
+
+
+class Sums(NamedTuple):
+    """Sums over the steps since the last log line; they live on the device, so that no step waits.
+
+    Attributes:
+      steps: how many were summed.
+      terms: bits/dim.
+      grad_norm: global norm of the gradient.
+      bad_step: the first step ever whose loss, gradient or update was not finite; 0 = none.
+    """
+
+    steps: Count
+    terms: Terms
+    grad_norm: Scalar
+    bad_step: Count
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: optimiser steps taken. With the seed it determines data, times, noise and dropout masks.
+      params: {"encoder", "schedule", "network"}.
+      ema: their moving average, which evaluation and sampling use.
+    """
+
+    step: Count
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    sums: Sums
+
+
+# Updates that the average of another run counts as having seen: its decay does not start anew.
+LONG_AVERAGED = 10**6
+
+MOST_BYTES = 1 << 44  # of all that a run carries
+
+TrainStep = Callable[[TrainState, Images], TrainState]
+
+
+def count_parameters(params: Params) -> int:
+    """The number of scalars in a pytree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def no_sums() -> Sums:
+    # each a buffer of its own: the train step is given all of them to reuse
+    terms = Terms(*(jnp.zeros(()) for _ in Terms._fields))
+    return Sums(jnp.zeros((), jnp.int32), terms, jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step. Compile it: eagerly it is slow."""
+    params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
+    ema = jax.tree.map(jnp.copy, params)
+    opt_state = experiment.optimizer.build().init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, no_sums())
+
+
+def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed.
+
+    Raises:
+      UserError: a plugin cannot be built for these images, or the model is larger than any machine.
+    """
+    shapes = abstract(lambda: init_state(experiment))
+    shardings = param_sharding.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
+    return jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, shardings
+    )
+
+
+def abstract(init: Callable[[], PyTree]) -> PyTree:
+    """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
+    try:
+        shapes = jax.eval_shape(init)
+    except OverflowError as error:  # a dimension, or a product of some, of more than 64 bits
+        raise UserError("the model is too large to be described: bind fewer channels or blocks") from error
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the model's parameters and their moments take {size:,} bytes, more than any machine holds: bind fewer "
+            "channels or blocks"
+        )
+    return shapes
+
+
+def check_structure(experiment: Experiment, params: Params) -> None:
+    """Raises UserError unless the plugins' `init` return the pytree structure of `params` again, as compiled steps need it."""
+    model, shape = experiment.model, experiment.dataset.image_shape
+    owners = " or ".join(map(model.name_part, params))
+    again = lambda: jax.eval_shape(lambda: model.init(jax.random.key(0), shape))  # noqa: E731
+    require_same_structure(owners, lambda: params, again)
+
+
+def shardings(abstract: PyTree) -> PyTree:
+    """Those of each leaf."""
+    return jax.tree.map(lambda a: a.sharding, abstract)
+
+
+def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None) -> Images:
+    """Shapes, dtypes and shardings of `count` images, a batch of them if None."""
+    shape = (experiment.batch_size if count is None else count, *experiment.dataset.image_shape)
+    condition = experiment.model.conditioning(np.zeros(shape[0], np.int32))
+    images: Any = Images(jax.ShapeDtypeStruct(shape, jnp.uint8), condition)  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split_over(mesh)), images)
+
+
+def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
+    """The step under `jax.jit`. The old state's buffers are given up to the new one."""
+    optimizer = experiment.optimizer.build()
+    averaged = 0 if experiment.init_from is None else LONG_AVERAGED
+    step_key = root_key(experiment.seed, "train")
+
+    def train_step(state: TrainState, images: Images) -> TrainState:
+        key = jax.random.fold_in(step_key, state.step)
+        gradient, terms = batch_gradient(state.params, experiment, images, key, mesh)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
+        norms = optax.tree.norm(gradient), optax.tree.norm(updates)
+        sums = add(state.sums, terms, *norms, state.step + 1)
+        return TrainState(state.step + 1, params, ema, opt_state, sums)
+
+    placed = shardings(abstract_state(experiment, mesh))
+    return jax.jit(
+        train_step, in_shardings=(placed, split_over(mesh)), out_shardings=placed, donate_argnums=0
+    )
+
+
+def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:
+    """Moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
+
+
+def add(sums: Sums, terms: Terms, grad_norm: Scalar, update_norm: Scalar, step: Count) -> Sums:
+    """Sums with one more step; remembers the first step that was not finite.
+
+    The update counts too: of a finite gradient it may break the parameters, whose loss is known a step later.
+    """
+    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
+    totals = jax.tree.map(jnp.add, sums.terms, terms)
+    return Sums(sums.steps + 1, totals, sums.grad_norm + grad_norm, bad_step)

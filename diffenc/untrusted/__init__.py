@@ -1,1 +1,0 @@
-"""Reading files that nobody vouches for, without running what they hold and within stated sizes."""

@@ -1,0 +1,1 @@
+"""The folder of one run: who may write to it, its config, metrics, measurements and their provenance."""

@@ -1,0 +1,191 @@
+"""Whether a workdir, and each checkpoint in it, is of the run that it is about to be used for."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from diffenc.checkpoint.checkpoints import Restored
+from diffenc.checkpoint.restore import reading
+from diffenc.config import gin_files, serialize
+from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.config.gin_files import CONFIG
+from diffenc.core.rng import changed_draws, draw_settings
+from diffenc.errors import UserError
+from diffenc.files import atomic, stores
+from diffenc.files.stores import PathLike
+from diffenc.parallel.distributed import by_main
+from diffenc.workdir import run_id
+
+
+def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
+    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    way_out = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
+    refuse_other_config(experiment, workdir, also_free, way_out)
+
+
+def refuse_other_config(
+    experiment: Experiment, workdir: Path, also_free: tuple[str, ...], way_out: str
+) -> None:
+    """`check_config`, for one who knows another way out."""
+    saved = saved_config(workdir)
+    if saved is None:
+        return
+    differing = serialize.differences(saved, serialize.config_text(experiment), also_free)
+    if differing:
+        raise UserError(f"{workdir} holds a run of another config ({serialize.listed(differing)}): {way_out}")
+
+
+def saved_config(workdir: PathLike) -> str | None:
+    """Returns the text of WORKDIR/config.gin; None where there is none."""
+    with reading(workdir):
+        content = stores.at(workdir).read(CONFIG)
+    return None if content is None else content.decode(errors="replace")  # a damaged one differs
+
+
+def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
+    """Write config.gin: `text`, under a header that names the gin files it was read from.
+
+    The header stays as it is for an experiment that Python made, as for one that goes on.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    for name in serialize.unimportable(experiment):
+        logging.warning(
+            "%s cannot be imported by another program, so nothing but this one can load or evaluate this run: move it to "
+            "the top level of a module of its own",
+            name,
+        )
+    path = workdir / CONFIG
+    records = experiment.read_from
+    for record in records:
+        logging.info("config: %s", record)
+    if not records and path.is_file():
+        records = gin_files.records_in(path.read_text(encoding="utf-8", errors="replace"))
+    atomic.write_text(path, gin_files.header_of(records) + text)
+
+
+def check_data(images: str, restored: Restored, workdir: Path) -> None:
+    """Raise UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
+
+    Args:
+      images: as `diffenc.data.sources.train_identity` tells them.
+    """
+    if restored.metadata["train_images"] != images:
+        raise UserError(
+            f"{workdir} holds a run on other images than the train split of the data set has now: put back the data "
+            "it was trained on (--data_dir, or the data set's folder), or choose another --workdir"
+        )
+
+
+def metadata(config: str, run: str) -> dict[str, Any]:
+    """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check` and `check_draws`."""
+    return {"config_hash": serialize.hash_of(config), "config": config, "run": run, "draws": draw_settings()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What the checkpoints in a workdir must hold of their run.
+
+    Attributes:
+      place: the workdir, as its user calls it.
+      config: config text of the experiment that they are read for; None = unknown, not compared.
+      saved: text of the workdir's config.gin; None where there is none.
+      run: the workdir's identity; None = unknown, not compared.
+      also_free: see `describe.differences`.
+    """
+
+    place: str
+    config: str | None
+    saved: str | None
+    run: str | None
+    also_free: tuple[str, ...] = ()
+
+    def check(self, where: str, metadata: Mapping[str, Any]) -> None:
+        """Raise UserError if the checkpoint called `where`, which holds `metadata`, is of another run or config.
+
+        The config in it is compared as text: nothing of it is imported or evaluated.
+        """
+        config, identity = metadata.get("config"), metadata.get("run")
+        differing = self._differences(where, config) if config is not None else self._hash_differs(metadata)
+        if None not in (identity, self.run) and identity != self.run:
+            other = f", of another config ({differing})" if differing else ""
+            raise UserError(
+                f"checkpoint {where} is of another run than {stores.join(self.place, run_id.FILE)}{other}: move it "
+                "to its own workdir; to start a run from its parameters, bind Experiment.init_from"
+            )
+        if differing:
+            raise UserError(
+                f"checkpoint {where} was trained with another config ({differing}): {self._way_out}"
+            )
+
+    @by_main
+    def warn_unchecked(self, restored: Restored) -> None:
+        """Log one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
+        if self.config is None and self.run is None:
+            return
+        of = f"the checkpoint of step {restored.step} in {self.place}"
+        if "config" not in restored.metadata:
+            logging.warning(
+                "%s was saved by an earlier version: only its config_hash was compared; the config itself, and whose "
+                "checkpoint it is, could not be",
+                of,
+            )
+        elif self.run is None:
+            logging.warning("whose %s is was not compared: %s is not there", of, run_id.FILE)
+
+    def _differences(self, where: str, config: Any) -> str:
+        if not isinstance(config, str) or len(config) > serialize.LONGEST:
+            raise UserError(f"checkpoint {where} holds no config that can be one: name another checkpoint")
+        if self.config is None:
+            return ""
+        return serialize.listed(serialize.differences(config, self.config, self.also_free))
+
+    def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
+        """Of a checkpoint of before, which holds no config. A later version's hash of the same config may differ."""
+        known = {serialize.hash_of(text) for text in (self.config, self.saved) if text is not None}
+        same = not known or metadata.get("config_hash") in known
+        return "" if same else "its config_hash differs, and it does not hold the config itself"
+
+    @property
+    def _way_out(self) -> str:
+        if self.saved is None:
+            return "give the --gin_file it was trained with, or choose another --workdir"
+        config = stores.join(self.place, CONFIG)
+        return f"undo that in {config}, or start a run in another --workdir from it with Experiment.init_from"
+
+
+def expected(
+    experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
+) -> Expected:
+    """Returns what checkpoints of `experiment` in `workdir`, called `place`, must hold. All processes have to call this.
+
+    Raises:
+      UserError: the store refused, or the workdir's identity is damaged.
+    """
+    config = serialize.config_text(experiment)
+    return Expected(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
+
+
+def expected_of_origin(workdir: PathLike) -> Expected:
+    """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
+    saved = saved_config(workdir)
+    return Expected(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
+
+
+def check_draws(restored: Restored, workdir: Path) -> None:
+    """Raise UserError if equal keys draw other numbers here than where this was saved: training on would be another run.
+
+    A checkpoint from before this was recorded goes on.
+    """
+    saved = restored.metadata.get("draws")
+    changed = changed_draws(saved, draw_settings()) if saved else None
+    if changed:
+        raise UserError(
+            f"{workdir} was trained with {changed}, so going on would draw other noise: set it as it was there (each "
+            "setting of JAX has an environment variable of its name in capitals), or start another --workdir from "
+            "this one by Experiment.init_from"
+        )

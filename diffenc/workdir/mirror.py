@@ -1,0 +1,233 @@
+"""A workdir on an object store: its small files are worked on in a local folder, and copied there.
+
+Checkpoints go to the store themselves; see `diffenc.checkpoint.checkpoints`.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import logging
+
+from diffenc.checkpoint.checkpoints import FOLDER
+from diffenc.errors import UserError
+from diffenc.files import location, locks, stores
+from diffenc.files.user_paths import expand_path
+from diffenc.parallel import distributed
+from diffenc.workdir import fitted_chains, loss_curves
+from diffenc.workdir.config_check import CONFIG
+
+Stamp = tuple[int, int]  # size, time of the last change in nanoseconds
+
+MOST = 1 << 30  # bytes to copy here
+NOT_READ = (f"{FOLDER}/", "export/")  # large, and not worked on here
+READ_BY_ALL = (
+    CONFIG,
+    f"{fitted_chains.FOLDER}/",
+    f"{loss_curves.FOLDER}/",
+)  # in processes that do not write too
+
+# Local folders: while it is filled, in use, and where the store lacks some of it.
+NEW, OPEN, KEPT = "diffenc-new-", "diffenc-open-", "diffenc-kept-"
+
+R = TypeVar("R")
+
+_OPEN: "dict[Path, Mirror]" = {}  # by their folder
+
+
+@contextlib.contextmanager
+def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
+    """A folder on a disk to work in: `workdir` itself, or while entered the mirror of its address.
+
+    Raises:
+      UserError: as `Mirror`.
+    """
+    if not stores.is_url(workdir):
+        folder = Path(expand_path(os.fspath(workdir), "--workdir"))
+        with location.watched(folder):
+            yield folder
+        return
+    with Mirror(os.fspath(workdir), writes) as mirror:
+        _OPEN[mirror.folder] = mirror
+        try:
+            yield mirror.folder
+        finally:
+            del _OPEN[mirror.folder]
+
+
+def mirrored(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
+    """`function(experiment, workdir)` for a workdir that may be an address; the function is given a folder."""
+
+    @functools.wraps(function)
+    def on_folder(experiment: Any, workdir: stores.PathLike) -> R:
+        with opened(workdir, distributed.is_main()) as folder:
+            return function(experiment, folder)
+
+    return on_folder
+
+
+def name_of(folder: Path) -> str:
+    """What a user calls the workdir opened as `folder`."""
+    mirror = _OPEN.get(folder)
+    return str(folder) if mirror is None else mirror.url
+
+
+def checkpoints_of(folder: Path) -> stores.PathLike:
+    """Where the checkpoints of the workdir opened as `folder` are."""
+    mirror = _OPEN.get(folder)
+    return folder / FOLDER if mirror is None else stores.join(mirror.url, FOLDER)
+
+
+def push(folder: Path) -> bool:
+    """Copy what has changed in the workdir opened as `folder` to the store it mirrors, if it does.
+
+    Returns:
+      Whether everything is there.
+    """
+    return folder not in _OPEN or _OPEN[folder].push()
+
+
+class Mirror:
+    """The files under `url`, but for checkpoints, in a local folder of this process's own.
+
+    As a context manager it pushes on leaving, and removes the folder if all is in the store.
+
+    Attributes:
+      url: the store's address.
+      folder: the local folder.
+    """
+
+    def __init__(self, url: str, writes: bool = True):
+        """Copy what is there into a new folder; folders of processes that were killed are removed.
+
+        Args:
+          writes: whether `push` does anything; False in the processes of a run that do not write. These
+            copy only what they read.
+
+        Raises:
+          UserError: the store refused, holds too much, or a name that is none of a file in a folder.
+        """
+        self.url = url
+        self._store = stores.at(url)
+        self._writes = writes
+        self._copied = 0  # bytes
+        _sweep()
+        self.folder, self._lock = _new_folder()
+        try:
+            self._pull()
+        except BaseException as error:
+            self._remove()
+            if isinstance(error, OSError):
+                raise stores.unreadable(url, error) from error
+            raise
+        self._pushed = self._stamps()
+
+    def __enter__(self) -> "Mirror":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.push():
+            self._remove()
+        else:
+            self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(OPEN, KEPT)))
+            os.close(self._lock)
+            logging.error("what %s lacks is in %s", self._store, self.folder)
+
+    def push(self) -> bool:
+        """Copy what has changed since the last time to the store, but for hidden files.
+
+        To be called before each save: what a checkpoint counts on is then there when it is. A store that
+        refuses is logged, and asked again the next time.
+
+        Returns:
+          Whether everything is there.
+        """
+        if not self._writes:
+            return True
+        stamps = self._stamps()
+        changed = [name for name, stamp in stamps.items() if self._pushed.get(name) != stamp]
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            done = list(threads.map(self._put, changed))
+        self._pushed.update((name, stamps[name]) for name, ok in zip(changed, done, strict=True) if ok)
+        return all(done)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # somebody tidied up the folder for temporaries
+            shutil.rmtree(self.folder)
+        os.close(self._lock)
+
+    def _pull(self) -> None:
+        names = [name for name in self._store.files() if _is_file(name) and self._needs(name)]
+        for name in names:
+            if os.path.isabs(name) or {"", "..", "."} & set(name.split("/")) or "\0" in name:
+                raise UserError(
+                    f"{self.url} holds {name!r}, which is no name of a file in a folder: remove it"
+                )
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            list(threads.map(self._get, names))
+
+    def _needs(self, name: str) -> bool:
+        return not name.startswith(NOT_READ) and (self._writes or name.startswith(READ_BY_ALL))
+
+    def _get(self, name: str) -> None:
+        data = self._store.read(name) or b""
+        self._copied += len(data)
+        if self._copied > MOST:
+            raise UserError(
+                f"{self.url} holds more than {MOST / 1e9:.1f} GB beside its checkpoints, which would all be "
+                "copied here: remove what does not belong there"
+            )
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def _put(self, name: str) -> bool:
+        try:
+            self._store.write(name, (self.folder / name).read_bytes())
+        except OSError as error:
+            logging.error(
+                "could not write %s: %s; trying again later", stores.join(str(self._store), name), error
+            )
+            return False
+        return True
+
+    def _stamps(self) -> dict[str, Stamp]:
+        """Of every file; hidden ones are locks, and files half-written."""
+        return {
+            path.relative_to(self.folder).as_posix(): (status.st_size, status.st_mtime_ns)
+            for path in self.folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+            for status in [os.stat(path)]
+        }
+
+
+def _is_file(name: str) -> bool:
+    """Consoles of object stores make empty objects that stand for folders."""
+    return bool(name) and not name.endswith("/")
+
+
+def _new_folder() -> tuple[Path, int]:
+    """An empty folder, and the descriptor that locks it until this process ends."""
+    new = Path(tempfile.mkdtemp(prefix=NEW))
+    lock = os.open(new, os.O_RDONLY)
+    if locks.try_lock(lock):
+        new = new.rename(new.with_name(new.name.replace(NEW, OPEN)))  # only now is it one to sweep up
+    return new, lock
+
+
+def _sweep() -> None:
+    """Remove the folders of this user's processes that were killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{OPEN}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if locks.try_lock(lock) and os.fstat(lock).st_uid == os.getuid():
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)

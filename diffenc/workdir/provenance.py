@@ -1,0 +1,183 @@
+"""What a run is trained on and in: WORKDIR/environment.json and WORKDIR/dataset.json, written when training starts."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+import diffenc
+from diffenc import registry
+from diffenc.config import serialize
+from diffenc.config.experiment import Experiment
+from diffenc.data.sources import source_name, train_identity
+from diffenc.evaluation.evaluator import dataset_name
+from diffenc.fields.values import objects_in
+from diffenc.files import record_checksum
+from diffenc.interfaces import Dataset
+from diffenc.runtime.matmul_precision import matmul_precision
+
+ENVIRONMENT = "environment.json"
+DATASET = "dataset.json"
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "dm-haiku")
+
+Record = dict[str, Any]
+
+
+def file(experiment: Experiment, workdir: Path, step: int, num_train: int) -> None:
+    """Write both records of a run that starts, or goes on, at `step`.
+
+    The environment is a list, for a run may go on elsewhere: each entry holds from its `step` on.
+
+    Args:
+      num_train: images in the train split.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    earlier = [entry for entry in starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
+    now = environment(experiment)
+    if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
+        earlier.append({"step": step, **now})
+    record_checksum.write(workdir / DATASET, dataset_card(experiment, num_train))
+    record_checksum.write(workdir / ENVIRONMENT, {"starts": earlier})
+
+
+def starts(record: Any) -> list[Record]:
+    """The entries of an environment.json; of what is none, nothing."""
+    found = record.get("starts") if isinstance(record, dict) else None
+    entries = found if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+
+def environment(experiment: Experiment) -> Record:
+    """Versions, devices and precision. Neither who runs it, nor where: no names of users, hosts or folders."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return {
+        "diffenc": version("diffenc"),
+        "commit": commit(Path(diffenc.__path__[0]).parent),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "backend": jax.default_backend(),
+        "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
+        "processes": jax.process_count(),
+        "precision": serialize.precision(experiment),
+        "matmul_precision": matmul_precision(),
+        **({"plugins": found} if (found := packages(experiment)) else {}),
+    }
+
+
+def packages(experiment: Experiment) -> str:
+    """Returns names and versions of the other packages whose plugins are in the experiment: "my-pack 0.1.0, …".
+
+    A module that no installed package brings, as one in the current folder, is not among them.
+    """
+    roots = {type(item).__module__.partition(".")[0] for item in objects_in(experiment)}
+    dists = registry.plugin_distributions()
+    if not roots <= {*dists, "diffenc", "__main__"}:  # it reads what all installed packages bring
+        providers = metadata.packages_distributions()
+        dists |= {
+            root: one for root in roots - dists.keys() if (one := _provider(root, providers)) is not None
+        }
+    found = {dist.name: dist.version for root, dist in dists.items() if root in roots}
+    found.pop("diffenc", None)
+    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+
+
+def _provider(root: str, providers: Mapping[str, list[str]]) -> metadata.Distribution | None:
+    """Returns what was installed to bring the imported module `root`, if its file lies where that says."""
+    file = getattr(sys.modules.get(root), "__file__", None)
+    for name in sorted(set(providers.get(root, []))):
+        dist = metadata.distribution(name)
+        places = (dist.locate_file(place) for place in (f"{root}/__init__.py", f"{root}.py"))
+        if file is not None and any(Path(str(place)) == Path(file) for place in places):
+            return dist
+    return None
+
+
+def not_installed(record: bytes | None) -> str:
+    """Of the plugin packages that an environment.json names last, those that are not installed now, by name and version."""
+    try:
+        entries = starts(json.loads(record or b"{}"))
+    except ValueError:
+        return ""
+    return absent(str(entries[-1].get("plugins", ""))) if entries else ""
+
+
+def absent(named: str) -> str:
+    """Returns those of `packages` that are not installed now."""
+    return ", ".join(one for one in named.split(", ") if one.split() and version(one.split()[0]) is None)
+
+
+def version(package: str) -> str | None:
+    """Of what is installed; None where it is not, as diffenc itself in a checkout that is only on the path."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of a checkout, with "+" where tracked files differ from it; None where it is none."""
+    if not (folder / ".git").exists():  # git itself would ask the folders above, too
+        return None
+    head, changed = (
+        _git(folder, *words)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    )
+    return None if not head else head + ("+" if changed else "")
+
+
+def trained_on(experiment: Experiment, workdir: Path) -> Record:
+    """What a run filed of its data when it started; where it filed nothing of the kind, what the data themselves say."""
+    said = _read(workdir / DATASET)
+    if isinstance(said, dict) and {**said, **kind_of(experiment.dataset)} == said:
+        return said
+    return dataset_card(experiment, len(experiment.dataset.source("train")))
+
+
+def kind_of(dataset: Dataset) -> Record:
+    """A data set's name and kind of images, for which no file of it need be there."""
+    return {
+        "dataset": dataset_name(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+    }
+
+
+def dataset_card(experiment: Experiment, num_train: int) -> Record:
+    """What the images are, as far as it is known without reading them."""
+    dataset = experiment.dataset
+    return {
+        **kind_of(dataset),
+        "source": source_name(dataset),
+        **getattr(dataset, "terms", {}),
+        "train_images": num_train,
+        "train_identity": train_identity(dataset),
+    }
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _read(path: Path) -> Record | None:
+    found = record_checksum.read_sound(path)
+    if found is None and path.exists():
+        logging.warning("%s: damaged or edited, so what it says is left out", path)
+    return found

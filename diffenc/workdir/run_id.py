@@ -1,0 +1,58 @@
+"""WORKDIR/run_id: the identity of a run, drawn at its first start and written into each of its checkpoints."""
+
+import re
+import secrets
+from pathlib import Path
+
+import jax
+
+from diffenc.checkpoint.restore import reading
+from diffenc.errors import UserError
+from diffenc.files import atomic, stores
+from diffenc.parallel.collectives import list_of_first
+from diffenc.parallel.distributed import by_main
+
+FILE = "run_id"
+LONGEST = 80  # bytes that are looked at
+
+
+def is_valid(text: object) -> bool:
+    """Whether `text` is an identity: 32 hexadecimal digits."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{32}", text) is not None
+
+
+def read(workdir: stores.PathLike) -> str | None:
+    """Returns the identity kept in `workdir`, a path or a URL; None where there is none.
+
+    The first process reads it for all; all processes have to call this.
+
+    Raises:
+      UserError: the file holds something else, or the store refused.
+    """
+    content = b""
+    if jax.process_index() == 0:
+        with reading(workdir):
+            content = (stores.at(workdir).read(FILE) or b"")[:LONGEST]
+    text = bytes(list_of_first(content)).decode(errors="replace").strip()
+    if text and not is_valid(text):
+        raise UserError(
+            f"{stores.join(workdir, FILE)} is damaged: delete it, and the identity of the newest checkpoint is taken"
+        )
+    return text or None
+
+
+def ensure(workdir: Path, of_checkpoint: object) -> str:
+    """Returns the identity kept in `workdir`; where there is none, files one first.
+
+    Args:
+      of_checkpoint: the identity in the checkpoint that the run goes on from, which is filed; None, or none that can
+        be one = a new one is.
+
+    Raises:
+      UserError: as `read`, or the disk refused.
+    """
+    if (found := read(workdir)) is None:
+        identity = of_checkpoint if is_valid(of_checkpoint) else secrets.token_hex(16)
+        by_main(atomic.write_text)(workdir / FILE, f"{identity}\n")
+        found = read(workdir)
+    return found or ""

@@ -1,0 +1,219 @@
+"""Where metrics go: the log, metrics.jsonl and TensorBoard, behind clu's MetricWriter."""
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import masked_crc32c
+
+from diffenc.files import atomic
+from diffenc.files.buffered_file import OwingFile
+from diffenc.workdir.clu_writers import Dispensable, Scalars, Silent, metric_writers
+
+METRICS = "metrics.jsonl"
+SHOWN_BESIDE_HPARAMS = ("test_bpd", "validation_bpd", "bpd")
+
+
+class TensorboardWriter(Silent):
+    """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
+
+    Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
+    when its thread dies of a full disk the next `put` hangs for ever. A full disk is waited for, see
+    `diffenc.files.buffered_file`.
+    """
+
+    def __init__(self, logdir: atomic.PathLike, purge_step: int | None = None):
+        """Start a new event file in `logdir`.
+
+        Args:
+          purge_step: TensorBoard hides what older files hold of this step and later ones.
+
+        Raises:
+          UserError: the file cannot be made.
+        """
+        logdir = Path(logdir)
+        # Nanoseconds: tensorboardX names its files by the second and empties a namesake.
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
+        self._file = _opened(logdir / name, logdir)
+        self._add(0, file_version="brain.Event:2")
+        if purge_step is not None:
+            self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        for name, value in scalars.items():
+            self._add(step, summary=summary.scalar(name, _number(value)))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Images [H, W, C], or [N, H, W, C] under NAME/0, NAME/1, ...; uint8, or floats in [0, 1]."""
+        for name, value in images.items():
+            value = np.asarray(value)
+            named = {name: value} if value.ndim == 3 else {f"{name}/{i}": v for i, v in enumerate(value)}
+            for tag, image in named.items():
+                three = image if image.shape[-1] == 3 else image.repeat(3, axis=-1)
+                self._add(step, summary=summary.image(tag, three, dataformats="HWC"))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._add(step, summary=summary.text(name, text))
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
+        """Arrays that are empty have none."""
+        for name, value in arrays.items():
+            if np.size(value):
+                bins = (num_buckets or {}).get(name, 30)
+                self._add(step, summary=summary.histogram(name, np.asarray(value), bins=bins))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Flat names and values; what is neither number, truth value nor string is written as its repr."""
+        values = {k: v if isinstance(v, bool | int | float | str) else repr(v) for k, v in hparams.items()}
+        for part in summary.hparams(values, dict.fromkeys(SHOWN_BESIDE_HPARAMS, 0.0)):
+            self._add(0, summary=part)
+
+    def flush(self) -> None:
+        self._file.settle()
+
+    def close(self) -> None:
+        """Raises UserError if the disk refuses what is owed to the end."""
+        self._file.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = Event(wall_time=time.time(), step=int(step), **content)
+        self._file.add(_framed(event.SerializeToString()))
+
+
+class JsonlWriter(Silent):
+    """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
+
+    Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
+    the disk is full, which is waited for, see `diffenc.files.buffered_file`.
+    """
+
+    def __init__(self, path: atomic.PathLike):
+        """Append to `path`. Raises UserError if it cannot be made."""
+        self._file = _opened(Path(path), path)
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        row = {"step": int(step), **{name: _number(value) for name, value in scalars.items()}}
+        self._file.add(atomic.to_json(row).encode() + b"\n")
+
+    def flush(self) -> None:
+        self._file.settle()
+
+    def close(self) -> None:
+        """Raises UserError if the disk refuses what is owed to the end."""
+        self._file.close()
+
+
+class LogWriter(Silent):
+    """One line for people: `step 400  bpd 2.310  loss 0.012  12.3 steps/s`."""
+
+    def __init__(self, log: Callable[..., None] = logging.info):
+        """`log` takes a %-format and its arguments, like `logging.info`."""
+        self._log = log
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        parts = [f"{name} {_brief(_number(v))}" for name, v in scalars.items() if name != "steps_per_second"]
+        if "steps_per_second" in scalars:
+            parts.append(f"{_number(scalars['steps_per_second']):.3g} steps/s")
+        self._log("%s", "  ".join([f"step {int(step)}", *parts]))
+
+
+def create_writer(
+    workdir: atomic.PathLike,
+    *,
+    resume_step: int | None,
+    others: Sequence[metric_writers.MetricWriter] = (),
+    log: Callable[..., None] = logging.info,
+) -> metric_writers.MultiWriter:
+    """The writers of a training run: log, metrics.jsonl and TensorBoard events in `workdir`.
+
+    Args:
+      resume_step: the restored step. What an earlier process wrote after it is dropped, for it is about to
+        be written again. None = training starts anew: everything an earlier process wrote is dropped.
+      others: writers that write elsewhere; one that fails is done without.
+      log: see `LogWriter`.
+
+    Raises:
+      UserError: the disk refused.
+    """
+    last = -1 if resume_step is None else resume_step
+    metrics = Path(workdir) / METRICS
+    cut_rows(metrics, last)
+    writers = [LogWriter(log), JsonlWriter(metrics), TensorboardWriter(workdir, purge_step=last + 1)]
+    return metric_writers.MultiWriter([*writers, *map(Dispensable, others)])
+
+
+def silent() -> metric_writers.MultiWriter:
+    """Takes everything and writes nothing: for the processes of a run that do not write."""
+    return metric_writers.MultiWriter([])
+
+
+def cut_rows(path: atomic.PathLike, step: int) -> None:
+    """Drop the rows after `step` from a JSON-lines file, and a torn last line; keep the rest byte for byte.
+
+    A whole line that is no row (only a failing disk writes such) is dropped too, with a warning.
+    No file is no rows.
+
+    Raises:
+      UserError: the disk refused; the file is then as it was.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    old = path.read_bytes()
+    whole = old[: old.rfind(b"\n") + 1].splitlines(keepends=True)
+    new = b"".join(line for line in whole if (at := _step_of(path, line)) is not None and at <= step)
+    if new != old:
+        atomic.write_bytes(path, new)
+
+
+def cut_to(path: Path, size: int) -> None:
+    """Back to the `size` bytes that stood there at a checkpoint: what it owed may have been done, and written, since."""
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def _opened(path: Path, named: atomic.PathLike) -> OwingFile:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return OwingFile(path)
+    except OSError as error:
+        raise atomic.unwritable(named, error) from error
+
+
+def _framed(event: bytes) -> bytes:
+    """As it stands in an event file, between its length and checksums."""
+    size = struct.pack("<Q", len(event))
+    return b"".join([size, _checksum(size), event, _checksum(event)])
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
+
+
+def _step_of(path: Path, line: bytes) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError, OverflowError):
+        logging.warning("%s: dropped a line that is no row: %r", path, line[:80])
+        return None
+
+
+def _number(value: Any) -> float:
+    return float(np.asarray(value))
+
+
+def _brief(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= abs(value) < 1e4 else f"{value:.3g}"

@@ -1,6 +1,0 @@
-"""What the reverse process takes the encoder's slope to be: kappa x_hat."""
-
-from diffenc_plugins.means.counterterm import Counterterm
-from diffenc_plugins.means.vdm import VDM
-
-__all__ = ["VDM", "Counterterm"]

@@ -1,4 +1,0 @@
-from diffenc.model import UniformProposal
-from diffenc.registry import proposals
-
-Uniform = proposals.register("uniform")(UniformProposal)

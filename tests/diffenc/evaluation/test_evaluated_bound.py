@@ -1,0 +1,14 @@
+"""How deep a bound can be measured."""
+
+import pytest
+
+from diffenc.errors import UserError
+from diffenc.evaluation.evaluated_bound import check_depth
+
+
+@pytest.mark.parametrize(("precision", "deepest"), [("bfloat16", 300), ("float32", 10_000)])
+def test_each_precision_has_its_depth(precision, deepest):
+    check_depth(precision, deepest)
+    with pytest.raises(UserError, match=rf"^T = {deepest + 1}: in {precision} .*; "):
+        check_depth(precision, deepest + 1)
+    check_depth("float64", 10**6)

@@ -1,0 +1,167 @@
+"""Log rows, and what evaluations and samples within a run write."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffenc.config.settings import Evaluate, Sample
+from diffenc.core.model import Terms
+from diffenc.evaluation.evaluator import Evaluator
+from diffenc.evaluation.sample_images import ImageSampler
+from diffenc.interfaces import Images
+from diffenc.parallel.sharding import data_mesh, on_each, to_devices
+from diffenc.runtime.image_grid import grid
+from diffenc.training.hooks import Visits, fetch_row
+from diffenc.training.state import Sums, init_state, make_train_step
+from diffenc.workdir import writers
+
+
+class Recorder(writers.Silent):
+    """A writer that only remembers."""
+
+    def __init__(self):
+        self.rows: list[tuple[int, dict]] = []
+        self.images: list[tuple[int, dict]] = []
+
+    def write_scalars(self, step, scalars):
+        self.rows.append((step, dict(scalars)))
+
+    def write_images(self, step, images):
+        self.images.append((step, dict(images)))
+
+
+@pytest.fixture
+def state(tiny):
+    """One whose averaged parameters are not its parameters."""
+    state = jax.jit(lambda: init_state(tiny()), out_shardings=on_each(data_mesh()))()
+    return state._replace(ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.params))
+
+
+@pytest.fixture
+def visits(tiny, tmp_path):
+    """Visits of an experiment of 12 steps to tmp_path."""
+
+    def make(check=lambda: None, **changes):
+        experiment = tiny(**{"evaluate_every": 6, "sample_every": 6} | changes)
+        return Visits(experiment, tmp_path, data_mesh(), check, lambda: None), experiment
+
+    return make
+
+
+def _sums(steps, terms, grad_norm, bad_step=0):
+    return Sums(
+        jnp.int32(steps), Terms(*map(jnp.float32, terms)), jnp.float32(grad_norm), jnp.int32(bad_step)
+    )
+
+
+def test_a_row_holds_the_means_since_the_last(state):
+    row, _ = fetch_row(state._replace(sums=_sums(4, (1.0, 2.0, 9.0), 6.0)), data_mesh())
+    assert row == {
+        "bpd": 3.0, "bpd_reconstruction": 0.25, "bpd_latent": 0.5, "bpd_diffusion": 2.25, "grad_norm": 1.5,
+    }  # fmt: skip
+
+
+def test_the_sums_start_again_but_a_bad_step_is_not_forgotten(state):
+    _, after = fetch_row(state._replace(sums=_sums(4, (1.0, 2.0, 9.0), 6.0, bad_step=3)), data_mesh())
+    assert jax.tree.leaves(jax.device_get(after.sums)) == [0, 0, 0, 0, 0, 3]
+    np.testing.assert_array_equal(after.params["network"]["w"], state.params["network"]["w"])
+    assert int(after.step) == int(state.step)
+
+
+def test_a_fetched_state_steps_on_in_the_same_compiled_program(tiny):
+    """Also with donated buffers: each accumulator needs one of its own."""
+    mesh, levels = data_mesh(), np.zeros((4, 4, 4, 1), np.uint8)
+    step = make_train_step(tiny(), mesh)
+    state = jax.jit(lambda: init_state(tiny()), out_shardings=on_each(mesh))()
+    for number in range(1, 4):
+        state = step(state, Images(to_devices(levels, mesh)))
+        row, state = fetch_row(state, mesh)
+        assert int(state.step) == number
+        assert np.isfinite(row["bpd"])
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_an_evaluation_is_of_the_averaged_parameters(visits, state):
+    writer = Recorder()
+    made, experiment = visits(evaluate=Evaluate(passes=2, seed=3))
+    made["evaluation"](writer, state, 6)
+    evaluator = Evaluator(experiment, data_mesh())
+    expected = evaluator.measure(state.ema).summary()
+    known = {f"test_{key}": value for key, value in expected.items() if value is not None}
+    assert writer.rows == [(6, known)]
+    assert expected["bpd"] != evaluator.measure(state.params).summary()["bpd"]
+
+
+def test_rows_name_the_split(visits, state):
+    writer = Recorder()
+    visits(evaluate=Evaluate(split="validation"))[0]["evaluation"](writer, state, 6)
+    assert all(key.startswith("validation_bpd") for key in writer.rows[0][1])
+
+
+def test_the_last_evaluation_is_filed_with_its_terms(visits, state, tmp_path):
+    writer = Recorder()
+    made, _ = visits()
+    made["evaluation"](writer, state, 6)
+    assert not (tmp_path / "evaluation.json").exists()
+    made["evaluation"](writer, state, 12)
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (figures["step"], figures["num_images"], figures["num_params"]) == (12, 13, 66)
+    terms = np.load(tmp_path / "evaluation.npz")
+    bits = sum(terms[name] for name in Terms._fields) / (16 * np.log(2))
+    np.testing.assert_allclose(figures["bpd"], bits.mean(), rtol=1e-12)
+    assert writer.rows[1][1]["test_bpd"] == figures["bpd"]
+
+
+def test_an_evaluation_that_is_owed_but_no_longer_wanted_is_let_go(visits, state, tmp_path):
+    writer = Recorder()
+    visits(evaluate_every=0)[0]["evaluation"](writer, state, 12)
+    assert writer.rows == []
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_samples_are_of_the_averaged_parameters(visits, state, tmp_path):
+    writer = Recorder()
+    made, experiment = visits(sample=Sample(steps=6, num=4))
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / ".000000006.png.tmp-55085c68").write_bytes(b"")  # as a kill left it
+    made["samples"](writer, state, 6)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000000006.png"]
+    images = ImageSampler(experiment, data_mesh()).draw(state.ema)
+    assert (images != ImageSampler(experiment, data_mesh()).draw(state.params)).any()
+    shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]  # five levels over 0 .. 255
+    picture = np.asarray(Image.open(tmp_path / "samples" / "000000006.png"))
+    np.testing.assert_array_equal(picture, grid(shades)[..., 0])
+    ((step, shown),) = writer.images
+    assert step == 6
+    np.testing.assert_array_equal(shown["samples"][..., 0], picture)
+
+
+def test_a_picture_that_a_full_disk_refuses_does_not_end_the_run(visits, state, tmp_path, caplog):
+    """Here a file lies where its folder should."""
+    (tmp_path / "samples").write_text("in the way")
+    writer = Recorder()
+    visits()[0]["samples"](writer, state, 6)
+    assert "could not write" in caplog.text
+    assert "the run goes on" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "parts"), [("evaluation", 2 * 4), ("samples", 6)])
+def test_between_parts_a_visit_asks_whether_to_stop(visits, state, tmp_path, name, parts):
+    calls = []
+    visits(lambda: calls.append(None))[0][name](Recorder(), state, 12)
+    assert len(calls) == parts
+
+    def stop():
+        raise KeyError("stop")
+
+    for file in tmp_path.rglob("*.*"):
+        file.unlink()
+    writer = Recorder()
+    with pytest.raises(KeyError, match="stop"):
+        visits(stop)[0][name](writer, state, 12)
+    assert (writer.rows, writer.images) == ([], [])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "nothing half-done is written"
