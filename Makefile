@@ -58,6 +58,7 @@ mutations: $(VENV)/dev.stamp
 check: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean:

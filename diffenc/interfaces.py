@@ -33,6 +33,8 @@ LogSNR = Float[Array, " b"]
 PerStep = Float[Array, " steps"]
 Condition = Int[Array, " b"]  # 0 tells nothing of an image, k + 1 its class k
 
+SPLITS = ("train", "validation", "test")
+
 
 class Example(TypedDict):
     """One element of a data source."""

@@ -111,6 +111,12 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
+def selector_of(cls: type) -> str:
+    """Returns `KIND.NAME` of a registered plugin, and the class's own name of any other."""
+    found = {kind: registry.name_of(cls) for kind, registry in REGISTRIES.items()}
+    return next((f"{kind}.{name}" for kind, name in found.items() if name), cls.__name__)
+
+
 def plugin_packages() -> set[str]:
     """The top-level packages that entry points lead to."""
     return {

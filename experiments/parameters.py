@@ -25,9 +25,9 @@ from diffenc.cli.console import status_of
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.gin_files import shipped_files
+from diffenc.core.parameters import count_parameters
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from diffenc.training.state import count_parameters
 
 STACKABLE = (
     "gin/by_class.gin",

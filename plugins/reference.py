@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffenc.export import foreign_weights
+from diffenc.cli import foreign_weights
 from diffenc_plugins.schedules.learned_endpoints import SMALLEST_DROP
 
 # In this order, each on what the ones before have left.

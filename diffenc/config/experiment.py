@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from diffenc.config.conditioning_check import check_conditioning, check_sample_classes
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import (
@@ -17,7 +18,6 @@ from diffenc.config.settings import (
     check_seed,
     require,
 )
-from diffenc.core import classes
 from diffenc.core.model import Model
 from diffenc.fields.checked import checked
 from diffenc.interfaces import Dataset, Optimizer, Writer
@@ -130,5 +130,5 @@ class Experiment:
             f"Experiment.profile_at = {self.profile_at}: there are only Experiment.steps = {self.steps}",
         )
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
-        classes.check(self.model, self.dataset)
-        classes.check_samples(self.model, self.dataset, self.sample.classes, self.sample.guidance)
+        check_conditioning(self.model, self.dataset)
+        check_sample_classes(self.model, self.dataset, self.sample.classes, self.sample.guidance)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from diffenc.config.settings import SPLITS, check_least, check_seed, require
+from diffenc.config.settings import check_least, check_seed, require
 from diffenc.fields.checked import checked
-from diffenc.interfaces import Features
+from diffenc.interfaces import SPLITS, Features
 
 
 @checked("fid")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from absl import logging
 
-import diffenc
 from diffenc.config import names
 from diffenc.errors import UserError
 from diffenc.files.user_paths import expand_path
@@ -185,7 +184,7 @@ def _shown(path: Path) -> str:
 
 
 def _shipped_folders() -> list[Path]:
-    root = Path(str(diffenc.__path__[0])).parent
+    root = Path(__file__).parents[2]
     return [root / "diffenc_gin", root / "gin"]  # installed; a checkout
 
 

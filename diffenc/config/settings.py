@@ -9,11 +9,10 @@ from diffenc.core.discretization import EQUAL
 from diffenc.core.model import UNIFORM
 from diffenc.errors import UserError
 from diffenc.fields.checked import checked
-from diffenc.interfaces import Proposal, Variance
+from diffenc.interfaces import SPLITS, Proposal, Variance
 from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.sampling.solvers import SOLVERS
 
-SPLITS = ("train", "validation", "test")
 TIMES = ("equal", "fitted")
 
 MOST = 2**31 - 1  # devices count in 32 bits

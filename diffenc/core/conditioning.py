@@ -5,13 +5,16 @@ field `classes`, their number; with 0, or without the field, they do not look at
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from diffenc.fields.values import objects_in
 from diffenc.interfaces import Condition, Key
+from diffenc.registry import selector_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +43,11 @@ def dropped(condition: Condition | None, share: float, key: Key) -> Condition | 
         return jnp.where(jax.random.bernoulli(key, share, each.shape), 0, each)
 
     return jax.tree.map(drop, condition)
+
+
+def conditioned_modules(part: Any) -> list[tuple[str, int]]:
+    """`SELECTOR.classes` of all in an encoder or a network that takes a condition, and how many classes it takes."""
+    counts = [
+        (f"{selector_of(type(each))}.classes", getattr(each, "classes", 0)) for each in objects_in(part)
+    ]
+    return [(field, count) for field, count in counts if count]

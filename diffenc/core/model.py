@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from diffenc.core import objective
-from diffenc.core.conditioning import UNCONDITIONAL
+from diffenc.core.conditioning import UNCONDITIONAL, conditioned_modules
 from diffenc.core.parameters import as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.fields.checked import checked
@@ -115,6 +115,11 @@ class Model:
     def name_part(self, part: str) -> str:
         """Returns what messages call the plugin that is this model's `part`: "network UNet"."""
         return f"{part} {type(getattr(self, part)).__name__}"
+
+    def condition_metadata(self) -> dict[str, Any]:
+        """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
+        parts = {"condition": self.network, "encoder_condition": self.encoder}
+        return {key: self.conditioning.what for key, part in parts.items() if conditioned_modules(part)}
 
     def elbo(
         self,

@@ -1,6 +1,7 @@
 """Pytrees of parameters, of any shape: the names of their leaves, and which leaves are accepted."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Params
 
 Spell = Callable[[Any], str]
+
+MOST_BYTES = 1 << 44  # of all that a run carries
 
 
 def name_leaves(tree: PyTree) -> dict[str, Any]:
@@ -141,3 +144,23 @@ def _kind(leaf: Any) -> str:
         return f"{leaf.dtype}{list(getattr(leaf, 'shape', ()))}"
     kind = type(leaf).__name__
     return f"of type {kind}" if not callable(leaf) else f"a function ({getattr(leaf, '__name__', kind)})"
+
+
+def count_parameters(params: Params) -> int:
+    """The number of scalars in a pytree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def abstract_arrays(init: Callable[[], PyTree]) -> PyTree:
+    """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
+    try:
+        shapes = jax.eval_shape(init)
+    except OverflowError as error:  # a dimension, or a product of some, of more than 64 bits
+        raise UserError("the model is too large to be described: bind fewer channels or blocks") from error
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > MOST_BYTES:
+        raise UserError(
+            f"the model's parameters and their moments take {size:,} bytes, more than any machine holds: bind fewer "
+            "channels or blocks"
+        )
+    return shapes

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from diffenc.config.settings import SPLITS
 from diffenc.data.batches import epoch_order
 from diffenc.errors import UserError
-from diffenc.interfaces import Batch, Dataset, Example, Source
+from diffenc.interfaces import SPLITS, Batch, Dataset, Example, Source
+from diffenc.registry import datasets
 
 _CHUNK = 4096  # images hashed at a time
 
@@ -133,6 +133,11 @@ def skipping(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
         if first < count:
             yield {"image": batch["image"][first:], "label": batch["label"][first:]}
         first = max(0, first - count)
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """As registered, else its class's own."""
+    return datasets.name_of(type(dataset)) or type(dataset).__name__
 
 
 def source_name(dataset: Dataset) -> str | None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from diffenc.checkpoint import checkpoints
 from diffenc.checkpoint.restore import Check, Restored, any_metadata
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import subject, train_identity
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, record
@@ -25,10 +26,10 @@ from diffenc.files import atomic, temporaries
 from diffenc.files.stores import PathLike
 from diffenc.interfaces import Params
 from diffenc.parallel.distributed import by_main
+from diffenc.parallel.param_sharding import abstract_params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.image_grid import save_png
 from diffenc.runtime.progress import Progress
-from diffenc.training.state import abstract_state, count_parameters
 from diffenc.workdir import claim as workdirs
 from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected
 from diffenc.workdir.mirror import checkpoints_of, mirrored, name_of
@@ -75,7 +76,9 @@ def read_ema(
 ) -> Restored:
     """The same of whatever run has its checkpoints at `place`. Raises as `Checkpoints.restore`."""
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for
-        abstract = {"ema": abstract_state(experiment, mesh).ema}
+        abstract = {
+            "ema": abstract_params(experiment.model, experiment.dataset.image_shape, mesh, experiment.mesh)
+        }
         return checkpoints.restore_from(place, abstract, step, check)
 
 

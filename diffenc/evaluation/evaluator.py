@@ -24,18 +24,17 @@ from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Evaluate
-from diffenc.core import classes
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Model, Propose, Terms
 from diffenc.core.objective import StepRule
 from diffenc.core.rng import generator
-from diffenc.data.sources import source_name
+from diffenc.data.sources import dataset_name, source_name
 from diffenc.evaluation.batches import PassDraws, Passes, compile_over, draws_of
 from diffenc.evaluation.evaluated_bound import depth, depth_of
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import ByDraw, gather
-from diffenc.interfaces import Dataset, Images, Params
-from diffenc.registry import datasets, proposals
+from diffenc.interfaces import Images, Params
+from diffenc.registry import proposals
 from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.runtime.uncertainty_format import MISSING, with_errors
 from diffenc.workdir import loss_curves
@@ -151,13 +150,8 @@ def identity(
         "num_images": num_images,
         "split_images": len(dataset.source(settings.split)),
         "fingerprint": dataset.fingerprint(settings.split),
-        **classes.stated(experiment.model),
+        **experiment.model.condition_metadata(),
     }
-
-
-def dataset_name(dataset: Dataset) -> str:
-    """As registered, else its class's own."""
-    return datasets.name_of(type(dataset)) or type(dataset).__name__
 
 
 def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:

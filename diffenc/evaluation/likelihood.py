@@ -23,6 +23,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Likelihood
 from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.model import Model
+from diffenc.core.parameters import count_parameters
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import subject
 from diffenc.errors import UserError
@@ -36,7 +37,6 @@ from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.sampler import x_hat_of
 from diffenc.sampling.solvers import slope_is_modelled
-from diffenc.training.state import count_parameters
 from diffenc.workdir.mirror import mirrored
 
 MODELLED = "the probability-flow ODE of the trained SDE: it has the SDE's marginals where the denoiser is the best one"

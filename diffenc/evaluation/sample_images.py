@@ -12,10 +12,9 @@ from jaxtyping import Array, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Sample
-from diffenc.core import classes
 from diffenc.core.discretization import EQUAL
 from diffenc.core.rng import root_key
-from diffenc.interfaces import Condition, Data, Key, Params
+from diffenc.interfaces import Condition, Data, Dataset, Key, Params
 from diffenc.parallel.sharding import on_each, split_over
 from diffenc.registry import variances
 from diffenc.sampling import sampler
@@ -61,7 +60,7 @@ class ImageSampler:
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
-        self._labels = classes.in_turn(experiment.dataset, self.settings.classes, self.settings.num)
+        self._labels = cycle_labels(experiment.dataset, self.settings.classes, self.settings.num)
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
         self._solver = SOLVERS[self.settings.sampler]
@@ -132,3 +131,9 @@ class ImageSampler:
             self.settings.sampler,
             " and ".join(SDE_SOLVERS),
         )
+
+
+def cycle_labels(dataset: Dataset, classes: tuple[int, ...] | None, count: int) -> Int[np.ndarray, " count"]:
+    """Labels of `count` images to draw: `classes` in turn, all there are if None."""
+    cycle = np.arange(dataset.num_classes) if classes is None else np.asarray(classes)
+    return np.resize(cycle, count).astype(np.int32)

@@ -18,11 +18,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-import diffenc
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate
-from diffenc.core import classes
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import records
@@ -75,14 +73,14 @@ def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin:
 
 def code() -> str:
     """The version of what runs, and its git commit where it is a checkout."""
-    commit = provenance.commit(Path(diffenc.__path__[0]).parent)
+    commit = provenance.commit(Path(__file__).parents[2])
     return (provenance.version("diffenc") or "of no version") + (f", commit {commit}" if commit else "")
 
 
 @by_main
 def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) -> None:
     evaluation, name = evaluation_of(workdir, about, experiment.evaluate), name_of(workdir)
-    write_folder(workdir / FOLDER, arrays, about, evaluation, classes.stated(experiment.model))
+    write_folder(workdir / FOLDER, arrays, about, evaluation, experiment.model.condition_metadata())
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info(
@@ -131,7 +129,7 @@ def write_folder(
     """Write an export, all or nothing; one that is there is replaced, if nothing else is in its folder.
 
     Args:
-      told: what the model is told of an image (`classes.stated`), for the card.
+      told: what the model is told of an image (`Model.condition_metadata`), for the card.
 
     Raises:
       UserError: something else is in the folder, or the disk refuses.

@@ -16,7 +16,7 @@ from diffenc.config import gin_loader
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG, decode
 from diffenc.config.import_rules import names_modules
-from diffenc.core.parameters import name_leaves
+from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import in_precision, read_ema
 from diffenc.export import config_binding, weights
@@ -28,7 +28,6 @@ from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
 from diffenc.parallel.sharding import data_mesh, on_each
-from diffenc.training.state import abstract
 from diffenc.workdir import provenance
 from diffenc.workdir.config_check import expected, saved_config
 
@@ -108,7 +107,7 @@ def abstract_params(experiment: Experiment) -> Params:
     """
     init, shape = experiment.model.init, experiment.dataset.image_shape
     with jax.enable_x64(False):
-        return abstract(lambda: init(jax.random.key(0), shape))
+        return abstract_arrays(lambda: init(jax.random.key(0), shape))
 
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -9,11 +9,11 @@ from typing import Any
 from diffenc.errors import printable
 from diffenc.evaluation import records
 from diffenc.evaluation.evaluator import KEYS
+from diffenc.evaluation.formatting import format_measurement
 from diffenc.evaluation.records import number, stated
 from diffenc.export.weights import FILE, About
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import Seal
-from diffenc.tools.report.formatting import measured
 
 NAMES = {"bpd": "bits/dim", **{key: f"{key.removeprefix('bpd_')}, bits/dim" for key in KEYS[1:]}}
 
@@ -57,7 +57,7 @@ def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, to
 
     Args:
       evaluation: what evaluation.json says of these parameters; None if they were not evaluated.
-      told: what the model is told of an image (`classes.stated`).
+      told: what the model is told of an image (`Model.condition_metadata`).
     """
     name = about.dataset["dataset"]
     parts = [
@@ -155,7 +155,7 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         "",
         "| | | ± over images | ± Monte Carlo |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {' | '.join(measured(said, key))} |" for key, name in NAMES.items()),
+        *(f"| {name} | {' | '.join(format_measurement(said, key))} |" for key, name in NAMES.items()),
     ]
     if record_checksum.check(said) is Seal.MISSING:
         lines += ["", f"The record of this evaluation is {record_checksum.UNSEALED}."]

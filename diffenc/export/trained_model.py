@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from diffenc.config import names
 from diffenc.config.experiment import Experiment
-from diffenc.core import classes
+from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
@@ -186,7 +186,7 @@ class TrainedModel:
     def _checked(self, images: Given, labels: Given) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset
         levels = checked_images(images, dataset)
-        told = bool(classes.takers(self.model.encoder) or classes.takers(self.model.network))
+        told = bool(conditioned_modules(self.model.encoder) or conditioned_modules(self.model.network))
         return levels, checked_labels(labels, len(levels), dataset.num_classes, told)
 
     def _once(self, key: Any, make: Any) -> Any:

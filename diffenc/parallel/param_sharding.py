@@ -15,7 +15,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from diffenc.config.settings import MeshShape
-from diffenc.core.parameters import name_leaves
+from diffenc.core.model import Model
+from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
 from diffenc.interfaces import Params
 from diffenc.parallel.sharding import AXES
@@ -57,6 +58,19 @@ def shardings_of(
         return NamedSharding(mesh, _spec_within(path, leaf.shape, known))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shape: MeshShape) -> Params:
+    """Returns shapes, dtypes and shardings of a model's parameters; nothing is computed.
+
+    Raises:
+      UserError: as `specs_of`; a plugin cannot be built for these images, or the model is larger than any machine.
+    """
+    shapes = abstract_arrays(lambda: model.init(jax.random.key(0), image_shape))
+    shardings = shardings_of(shapes, shapes, mesh, shape)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+    )
 
 
 def gather(params: Params, specs: Specs) -> Params:

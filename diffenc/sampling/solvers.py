@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffenc.core.classes import takers
+from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
 from diffenc.core.model import Model
 from diffenc.interfaces import Data, GenerativeMean, LogSNR, Params, PerExample
@@ -143,7 +143,7 @@ def slope_is_modelled(model: Model, params: Params, image_shape: tuple[int, ...]
 
 def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> Float[Array, ""]:
     """max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image."""
-    count = max((count for _, count in takers(model.encoder)), default=1)
+    count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)  # where the noise is small, so is every slope
     x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))

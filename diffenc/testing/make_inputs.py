@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.core.classes import takers
+from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.parameters import as_parameters, require_same_structure
 from diffenc.errors import UserError
 from diffenc.interfaces import Data, ImageKeys, LogSNR, Params
@@ -124,4 +124,4 @@ def shaken(params: Params, scale: float, seed: int = 0) -> Params:
 
 def classes_of(plugin: Any) -> int:
     """How many it takes; 0 if it looks at no condition."""
-    return max((count for _, count in takers(plugin)), default=0)
+    return max((count for _, count in conditioned_modules(plugin)), default=0)

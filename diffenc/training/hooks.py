@@ -9,6 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from diffenc.config.experiment import Experiment
+from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import Evaluator, record
 from diffenc.evaluation.loss_over_log_snr import equal_shares
@@ -17,7 +18,7 @@ from diffenc.parallel import distributed
 from diffenc.parallel.sharding import on_each
 from diffenc.runtime.image_grid import grid, save_png, to_uint8
 from diffenc.runtime.progress import Progress
-from diffenc.training.state import Sums, TrainState, count_parameters, no_sums
+from diffenc.training.state import Sums, TrainState, no_sums
 from diffenc.workdir import claim as workdirs
 from diffenc.workdir import fitted_chains
 from diffenc.workdir.writers import metric_writers  # not from clu, which needs what that module does first

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from diffenc.checkpoint import checkpoints
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.core.parameters import name_leaves
+from diffenc.core.parameters import count_parameters, name_leaves
 from diffenc.core.rng import root_key
 from diffenc.data.batches import train_batches
 from diffenc.data.sources import train_identity
@@ -45,7 +45,6 @@ from diffenc.training.state import (
     abstract_images,
     abstract_state,
     check_structure,
-    count_parameters,
     init_state,
     make_train_step,
     shardings,

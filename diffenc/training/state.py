@@ -1,6 +1,5 @@
 """What training changes, and the one step that changes it: a pure function of (state, batch)."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import Terms
-from diffenc.core.parameters import require_same_structure
+from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
-from diffenc.errors import UserError
 from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import split_over
@@ -60,14 +58,7 @@ class TrainState(NamedTuple):
 # Updates that the average of another run counts as having seen: its decay does not start anew.
 LONG_AVERAGED = 10**6
 
-MOST_BYTES = 1 << 44  # of all that a run carries
-
 TrainStep = Callable[[TrainState, Images], TrainState]
-
-
-def count_parameters(params: Params) -> int:
-    """The number of scalars in a pytree of arrays or of their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def no_sums() -> Sums:
@@ -90,26 +81,11 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     Raises:
       UserError: a plugin cannot be built for these images, or the model is larger than any machine.
     """
-    shapes = abstract(lambda: init_state(experiment))
+    shapes = abstract_arrays(lambda: init_state(experiment))
     shardings = param_sharding.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, shardings
     )
-
-
-def abstract(init: Callable[[], PyTree]) -> PyTree:
-    """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
-    try:
-        shapes = jax.eval_shape(init)
-    except OverflowError as error:  # a dimension, or a product of some, of more than 64 bits
-        raise UserError("the model is too large to be described: bind fewer channels or blocks") from error
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    if size > MOST_BYTES:
-        raise UserError(
-            f"the model's parameters and their moments take {size:,} bytes, more than any machine holds: bind fewer "
-            "channels or blocks"
-        )
-    return shapes
 
 
 def check_structure(experiment: Experiment, params: Params) -> None:

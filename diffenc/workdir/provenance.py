@@ -13,12 +13,10 @@ from typing import Any
 import jax
 from absl import logging
 
-import diffenc
 from diffenc import registry
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.data.sources import source_name, train_identity
-from diffenc.evaluation.evaluator import dataset_name
+from diffenc.data.sources import dataset_name, source_name, train_identity
 from diffenc.fields.values import objects_in
 from diffenc.files import record_checksum
 from diffenc.interfaces import Dataset
@@ -62,7 +60,7 @@ def environment(experiment: Experiment) -> Record:
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "diffenc": version("diffenc"),
-        "commit": commit(Path(diffenc.__path__[0]).parent),
+        "commit": commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",

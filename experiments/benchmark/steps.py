@@ -12,13 +12,13 @@ from absl import logging
 
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import equal_steps
+from diffenc.core.parameters import count_parameters
 from diffenc.runtime import accelerators
 from diffenc.runtime.progress import Progress
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import ancestral
 from diffenc.tools.planning.flops import Contraction, Operand, Work
 from diffenc.tools.planning.plan import compiled_memory, state_memory
-from diffenc.training.state import count_parameters
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from experiments.benchmark.subject import (

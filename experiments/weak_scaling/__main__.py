@@ -24,11 +24,12 @@ from absl import logging
 from diffenc.cli.console import start_up, status_of
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
+from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.parallel.sharding import arranged
-from diffenc.training.state import abstract_state, count_parameters
+from diffenc.training.state import abstract_state
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import work_of_share
 from experiments.launch import local

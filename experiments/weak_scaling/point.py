@@ -19,8 +19,8 @@ import jax
 from diffenc.cli.console import start_up, status_of
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
+from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
-from diffenc.training.state import count_parameters
 from experiments.benchmark.subject import Settings, Subject
 from experiments.timing import side_by_side
 

@@ -23,10 +23,11 @@ from diffenc.core.model import Model
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
-from diffenc.export import export, foreign_weights
+from diffenc.export import export
 from diffenc.export.loading import filled
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import data_mesh
+from diffenc.tools import foreign_weights
 from diffenc.tools.figures import figures
 from diffenc.tools.planning import plan
 from diffenc.training import loop

@@ -22,13 +22,14 @@ from rich.table import Table
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate
-from diffenc.core import classes
+from diffenc.core.conditioning import conditioned_modules
+from diffenc.core.parameters import count_parameters
 from diffenc.core.rng import generator, root_key
 from diffenc.data.batches import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import publish, restore_ema
 from diffenc.evaluation.evaluator import identity, surroundings
-from diffenc.evaluation.sample_images import ImageSampler
+from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
 from diffenc.files import atomic
 from diffenc.interfaces import Features, Params
 from diffenc.parallel import collectives
@@ -40,11 +41,11 @@ from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.runtime.progress import Progress
 from diffenc.runtime.uncertainty_format import MISSING, digits, rounded
 from diffenc.tools.fid import array_cache
+from diffenc.tools.fid.class_labels import class_shares, draw_labels
 from diffenc.tools.fid.extraction import Collector, Extractor, Summary, Vectors
 from diffenc.tools.fid.frechet import distance
 from diffenc.tools.fid.kid import kid
 from diffenc.tools.fid.split_features import digest, of_split
-from diffenc.training.state import count_parameters
 from diffenc.workdir import mirror
 
 FOLDER = "fid"
@@ -161,7 +162,7 @@ class Labels:
         self._dataset, self._classes = experiment.dataset, experiment.sample.classes
         self._size = experiment.fid.batch_size
         self._root = root_key(experiment.fid.seed, "classes of fid")
-        self._told = bool(classes.takers(experiment.model.network))
+        self._told = bool(conditioned_modules(experiment.model.network))
         how = "at random, by the shares of train" if self._classes is None else "sample.classes in turn"
         self.of = {"classes_drawn": how} if self._told else {}
 
@@ -170,12 +171,12 @@ class Labels:
         if not self._told:
             return None
         if self._classes is None:
-            return classes.at_random(self._shares, self._size, jax.random.fold_in(self._root, index))
-        return classes.in_turn(self._dataset, self._classes, (index + 1) * self._size)[-self._size :]
+            return draw_labels(self._shares, self._size, jax.random.fold_in(self._root, index))
+        return cycle_labels(self._dataset, self._classes, (index + 1) * self._size)[-self._size :]
 
     @cached_property
     def _shares(self) -> Float[np.ndarray, " classes"]:
-        return classes.shares(self._dataset)
+        return class_shares(self._dataset)
 
 
 def of_sampling(experiment: Experiment) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from diffenc.config.figure_settings import Figures
 from diffenc.core.objective import Encode
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import epoch_order, eval_batches
-from diffenc.data.sources import Subset, some_of
+from diffenc.data.sources import Subset, dataset_name, some_of
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_over
 from diffenc.evaluation.commands import in_precision
-from diffenc.evaluation.evaluator import dataset_name, identity
+from diffenc.evaluation.evaluator import identity
 from diffenc.interfaces import Condition, Conditioning, Data, Dataset, Images, LogSNR, Params, Source
 from diffenc.parallel.sharding import images_to_devices, rows_here
 from diffenc.runtime.progress import Progress

@@ -23,6 +23,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.settings import MeshShape
 from diffenc.core.model import UNIFORM
 from diffenc.core.objective import continuous
+from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import PassDraws
 from diffenc.evaluation.evaluator import batch_terms
@@ -34,13 +35,7 @@ from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.progress import duration
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.step_time import asks_full_precision, speed
-from diffenc.training.state import (
-    TrainState,
-    abstract_images,
-    abstract_state,
-    count_parameters,
-    make_train_step,
-)
+from diffenc.training.state import TrainState, abstract_images, abstract_state, make_train_step
 
 
 def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffenc.config import serialize
 from diffenc.data.versions import UNKNOWN, is_published
+from diffenc.evaluation.formatting import NONE, format_measurement, typeset_minus
 from diffenc.evaluation.records import number, stated
 from diffenc.evaluation.significance import Finding
 from diffenc.runtime.uncertainty_format import rounded
@@ -47,7 +48,7 @@ def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
             {
                 "run": run,
                 "place": runs.index(run),
-                "bpd": formatting.measured(run.evaluation, "bpd") if run.evaluation else None,
+                "bpd": format_measurement(run.evaluation, "bpd") if run.evaluation else None,
                 "facts": [fact for fact in facts if fact not in shared],
             }
             for run, facts in zip(group.runs, by_run, strict=True)
@@ -162,8 +163,8 @@ def _test(finding: Finding, reach: float, corrected: float | None) -> dict[str, 
         "test": finding.test,
         "of": finding.of,
         "difference": formatting.figure(number(finding.difference), finding.error),
-        "low": formatting.NONE if low is None else formatting.minus(rounded(low, finding.error).mean),
-        "high": formatting.NONE if high is None else formatting.minus(rounded(high, finding.error).mean),
+        "low": NONE if low is None else typeset_minus(rounded(low, finding.error).mean),
+        "high": NONE if high is None else typeset_minus(rounded(high, finding.error).mean),
         "p": formatting.p_value(finding.two_sided),
         "corrected": formatting.p_value(corrected),
         "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),
@@ -198,7 +199,7 @@ def environments(runs: Sequence[Held]) -> dict[str, Any]:
     rows = [
         (title, values)
         for title, *values in zip(ENVIRONMENT.values(), *columns, strict=True)
-        if set(values) != {formatting.NONE}
+        if set(values) != {NONE}
     ]
     return {
         "heads": [", ".join(heads) for heads in columns.values()],

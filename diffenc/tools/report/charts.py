@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
+from diffenc.evaluation.formatting import typeset_minus
 from diffenc.tools.report.curves import Curve, Point
-from diffenc.tools.report.formatting import minus
 
 BOX = 1000.0
 WIDE = 8.0  # greatest over least value from which on a logarithmic scale tells more
@@ -114,18 +114,18 @@ def _said(curve: Curve) -> str:
 
 
 def brief(value: float) -> str:
-    return minus(f"{value:.4g}")
+    return typeset_minus(f"{value:.4g}")
 
 
 def label(value: float) -> str:
     """1,500 or 0.25 or 1e−5."""
     if 1000 <= abs(value) < 1e6 and value == round(value):
-        return minus(f"{value:,.0f}")
+        return typeset_minus(f"{value:,.0f}")
     if value and value % 1e5 == 0 and abs(value) >= 1e6:
-        return minus(f"{value / 1e6:g}M")
+        return typeset_minus(f"{value / 1e6:g}M")
     text = f"{value:.6g}"
     digits, _, power = text.partition("e")
-    return minus(f"{digits}e{int(power)}" if power else text)
+    return typeset_minus(f"{digits}e{int(power)}" if power else text)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -5,11 +5,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffenc.evaluation.formatting import NONE, typeset_minus
 from diffenc.evaluation.records import number
-from diffenc.runtime.uncertainty_format import Figure, rounded, with_errors
-
-NONE = "–"
-MINUS = "−"
+from diffenc.runtime.uncertainty_format import Figure, rounded
 
 
 def count(value: Any) -> str:
@@ -24,25 +22,7 @@ def figure(mean: float | None, error: float | None = None) -> Figure:
     if mean is None:
         return Figure("not finite")
     found = rounded(mean, error)
-    return Figure(minus(found.mean), found.error)
-
-
-def measured(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
-    """A figure of an evaluation, to the second digit of its smaller error, and both errors to their own second.
-
-    Of an error over images that is not resolved, its upper bound.
-    """
-    mean, se, upper, mc_se = (
-        number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
-    )
-    errors = [upper if se is None else se, mc_se]
-    text, over_images, monte_carlo = with_errors(math.nan if mean is None else mean, errors)
-    at_most = "≤ " if se is None and over_images is not None else ""
-    return (
-        "not finite" if mean is None else minus(text),
-        at_most + (over_images or NONE),
-        monte_carlo or NONE,
-    )
+    return Figure(typeset_minus(found.mean), found.error)
 
 
 def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
@@ -54,10 +34,6 @@ def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) 
     errors = [number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "se_upper", "mc_se")]
     coarse = max(error, min(filter(None, errors), default=0.0))
     return Figure(figure(mean, coarse).mean, figure(error, error).error)
-
-
-def minus(text: str) -> str:
-    return text.replace("-", MINUS)
 
 
 def p_value(value: float | None) -> str:

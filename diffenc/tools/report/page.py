@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diffenc.config import serialize
 from diffenc.evaluation.evaluator import KEYS
+from diffenc.evaluation.formatting import NONE, format_measurement
 from diffenc.evaluation.records import number
 from diffenc.evaluation.significance import LEVEL, RESAMPLES
 from diffenc.tools.report import cards, charts, curves, evaluation_spec, formatting, grouping, pairs, pictures
@@ -64,7 +65,7 @@ def content(runs: Sequence[Held]) -> dict[str, Any]:
         "runs": runs,
         "title": f"{', '.join(group.name for group in groups)} · diffenc report",
         "groups": [cards.of_group(group, runs) for group in groups],
-        "terms": [(run, [(name, *formatting.measured(run.evaluation, key)) for key, name in TERMS.items()])
+        "terms": [(run, [(name, *format_measurement(run.evaluation, key)) for key, name in TERMS.items()])
                   for run in runs if run.evaluation],
         "pairs": [cards.of_pair(pair) for pair in pairs.compared(groups)] if len(groups) > 1 else [],
         "training": _training(runs),
@@ -155,8 +156,7 @@ def _table(label: str, head: str, columns: Sequence[tuple[str, Sequence[Point]]]
     by_x = [{point.x: point.y for point in points} for _, points in columns]
     xs = sorted({x for column in by_x for x in column})
     rows = [
-        (charts.label(x), [charts.brief(column[x]) if x in column else formatting.NONE for column in by_x])
-        for x in xs
+        (charts.label(x), [charts.brief(column[x]) if x in column else NONE for column in by_x]) for x in xs
     ]
     return {"label": label, "heads": [head, *(name for name, _ in columns)], "rows": rows}
 

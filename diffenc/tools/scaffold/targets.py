@@ -6,11 +6,12 @@ import shlex
 import tomllib
 from pathlib import Path
 
-import diffenc
 from diffenc.errors import UserError
 from diffenc.registry import ENTRY_POINT_GROUP
 from diffenc.tools.scaffold import index
 from diffenc.tools.scaffold.plugin_spec import Wanted, check_word, filled
+
+ROOT = Path(__file__).parents[3]  # of the checkout that Python imports, if it is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def checkout(wanted: Wanted) -> Place:
     Raises:
       UserError: it is in none.
     """
-    root, here = Path(str(diffenc.__path__[0])).parent, Path.cwd()
+    root, here = ROOT, Path.cwd()
     there = (root / "plugins" / "__init__.py").is_file()
     if not there or not here.is_relative_to(root):
         go = f", or go to the checkout of diffenc that Python imports: cd {root}" if there else ""

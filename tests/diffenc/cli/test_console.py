@@ -62,7 +62,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "experiments/launch/local.py",  # passes signals on to its processes
     "diffenc/runtime/parent_death.py",  # becomes another program at once
-    "plugins/reference.py",  # calls diffenc/export/foreign_weights.py
+    "plugins/reference.py",  # calls diffenc/tools/foreign_weights.py
 }
 
 

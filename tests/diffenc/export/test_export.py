@@ -19,10 +19,10 @@ from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.config.settings import Evaluate, MeshShape
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
+from diffenc.evaluation.formatting import format_measurement
 from diffenc.export import export, weights
 from diffenc.files import atomic, stores
 from diffenc.parallel.sharding import data_mesh
-from diffenc.tools.report.formatting import measured
 from diffenc.training.state import abstract_state
 from diffenc.workdir.mirror import Mirror
 
@@ -81,10 +81,10 @@ def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir,
     assert "None of this checkpoint" in card(12)
     of_ten = commands.evaluate(_at(experiment, 10), workdir)
     assert "None of this checkpoint" in card(12), "that was of another step"
-    assert f"| bits/dim | {measured(of_ten, 'bpd')[0]} |" in card(10)
+    assert f"| bits/dim | {format_measurement(of_ten, 'bpd')[0]} |" in card(10)
     of_twelve = commands.evaluate(_at(experiment, 12), workdir)
-    assert f"| bits/dim | {measured(of_twelve, 'bpd')[0]} |" in card(12)
-    assert f"| bits/dim | {measured(of_ten, 'bpd')[0]} |" in card(10), "it is still kept"
+    assert f"| bits/dim | {format_measurement(of_twelve, 'bpd')[0]} |" in card(12)
+    assert f"| bits/dim | {format_measurement(of_ten, 'bpd')[0]} |" in card(10), "it is still kept"
     for path in (workdir / "evaluations").glob("*.json"):
         said = json.loads(path.read_text())
         write_record(path, {**said, "config_hash": "another"})

@@ -287,7 +287,7 @@ def _telling(experiment, drop, parts):
 @pytest.fixture
 def unchecked(stub, monkeypatch):
     """Told's experiment; it has no network that is told, and would be refused."""
-    monkeypatch.setattr("diffenc.core.classes.check", lambda model, dataset: None)
+    monkeypatch.setattr("diffenc.config.experiment.check_conditioning", lambda model, dataset: None)
     return stub(Told)
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from diffenc.core.model import Model, Terms, draw
+from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, to_devices
@@ -216,7 +217,7 @@ def test_the_abstract_state_has_the_form_of_the_first(tiny):
 
 def test_parameters_are_counted_by_scalars(tiny):
     # w and b of both networks, 16 pixels each, and the schedule's two ends
-    assert train_state.count_parameters(train_state.abstract_state(tiny(), data_mesh()).params) == 4 * 16 + 2
+    assert count_parameters(train_state.abstract_state(tiny(), data_mesh()).params) == 4 * 16 + 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

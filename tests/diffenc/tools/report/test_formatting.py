@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from diffenc.evaluation.formatting import format_measurement
 from diffenc.tools.report import formatting
 
 
@@ -21,7 +22,7 @@ from diffenc.tools.report import formatting
     ],
 )
 def test_a_figure_and_its_errors(record, digits):
-    assert formatting.measured(record, "a") == digits
+    assert format_measurement(record, "a") == digits
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import tomllib
 
 import pytest
 
-import diffenc
 from diffenc.errors import UserError
 from diffenc.tools.scaffold import targets
 from diffenc.tools.scaffold.plugin_spec import Wanted
@@ -18,7 +17,7 @@ def clone(tmp_path, monkeypatch):
     (tmp_path / "plugins" / "encoders").mkdir(parents=True)
     for name in ("plugins/__init__.py", "plugins/encoders/__init__.py"):
         (tmp_path / name).write_text('"""Some."""\n')
-    monkeypatch.setattr(diffenc, "__path__", [str(tmp_path / "diffenc")])
+    monkeypatch.setattr(targets, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

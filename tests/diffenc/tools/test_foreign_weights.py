@@ -12,9 +12,10 @@ import pytest
 from flax import serialization
 
 import diffenc
+from diffenc.cli.foreign_weights import main
 from diffenc.config import serialize
 from diffenc.errors import UserError
-from diffenc.export import foreign_weights
+from diffenc.tools import foreign_weights
 
 THEIRS = {
     "enc/w": np.arange(16, dtype=np.float32).reshape(4, 4, 1),
@@ -56,7 +57,7 @@ def gin_file(tiny, tmp_path):
 
 def _main(file, gin_file, output):
     arguments = [str(file), f"--gin_file={gin_file}", f"--output={output}"]
-    return foreign_weights.main(_translate, "somebody", "what it does", arguments)
+    return main(_translate, "somebody", "what it does", arguments)
 
 
 def test_the_average_is_taken_and_loads(gin_file, tmp_path, capsys):
@@ -141,7 +142,7 @@ def test_what_the_translation_refuses_is_said_in_a_line(gin_file, tmp_path, caps
         f"--gin_file={gin_file}",
         "--output=out",
     ]
-    assert foreign_weights.main(refuse, "somebody", "", arguments) == 1
+    assert main(refuse, "somebody", "", arguments) == 1
     error = capsys.readouterr().err
     assert "two of these names are one" in error
     assert error.count("\n") == 1

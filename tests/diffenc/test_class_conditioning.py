@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from diffenc.config import gin_loader
+from diffenc.config.conditioning_check import check_conditioning
 from diffenc.config.serialize import config_text, differences
 from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Sample
-from diffenc.core import classes
 from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model, draw
 from diffenc.data.sources import ArraySource, require_same_images, subject
@@ -21,6 +21,7 @@ from diffenc.evaluation.batches import Passes
 from diffenc.evaluation.evaluator import Evaluator, identity
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh, images_to_devices
+from diffenc.tools.fid.class_labels import class_shares, draw_labels
 from diffenc.training.state import init_state, make_train_step
 from diffenc_plugins.conditionings import ByClass, Nothing
 from diffenc_plugins.encoders import Identity, Trainable
@@ -214,9 +215,9 @@ def test_images_may_be_of_classes_that_the_caller_names(three):
 
 
 def test_classes_are_drawn_by_their_shares_of_the_train_split(tiny, monkeypatch):
-    monkeypatch.setattr(classes, "_CHUNK", 5)
-    np.testing.assert_allclose(classes.shares(tiny().dataset), np.array([8, 8, 7]) / 23)
-    one, other = (classes.at_random(np.array([0.7, 0.0, 0.3]), 4000, jax.random.key(seed)) for seed in (0, 1))
+    monkeypatch.setattr("diffenc.tools.fid.class_labels._CHUNK", 5)
+    np.testing.assert_allclose(class_shares(tiny().dataset), np.array([8, 8, 7]) / 23)
+    one, other = (draw_labels(np.array([0.7, 0.0, 0.3]), 4000, jax.random.key(seed)) for seed in (0, 1))
     counts = np.bincount(one, minlength=3)
     assert counts[1] == 0
     assert abs(counts[0] - 2800) < 4 * np.sqrt(4000 * 0.7 * 0.3)
@@ -243,7 +244,7 @@ def test_a_known_class_saves_its_logarithm(three):
 def test_what_a_figure_says(three):
     def stated(encoder, network):
         e, n = Trainable(EncoderUNet(1, 4, classes=encoder)), UNet(1, 4, classes=network)
-        return classes.stated(model_of(e, n))
+        return model_of(e, n).condition_metadata()
 
     assert stated(0, 3) == {"condition": "class"}
     assert stated(3, 0) == {"encoder_condition": "class"}  # a bound on p(x) still
@@ -270,7 +271,7 @@ def refused(match, **parts):
     model = model_of(Trainable(EncoderUNet(1, 4, classes=encoder)), UNet(1, 4, classes=network))
     model = dataclasses.replace(model, conditioning=parts.get("told", ByClass()))
     with pytest.raises(UserError, match=match) as caught:
-        classes.check(model, DATA)
+        check_conditioning(model, DATA)
     assert "\n" not in str(caught.value)
 
 

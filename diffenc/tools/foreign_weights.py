@@ -1,29 +1,20 @@
-"""Parameters that other code trained, as an export: `python -m MODULE FILE --gin_file=… --output=DIR`.
+"""Parameters that other code trained, as an export."""
 
-MODULE knows the names that the other code gives its parameters, and calls `main` with a function that translates them.
-"""
-
-import argparse
 import hashlib
 import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from diffenc import registry
-from diffenc.cli.console import status_of
-from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
-from diffenc.core import classes
 from diffenc.errors import UserError
 from diffenc.export import export, weights
 from diffenc.export.loading import abstract_names
 from diffenc.export.weights import Arrays
-from diffenc.files.user_paths import path_argument
 from diffenc.safe_io import flax_file, safe_npz
 from diffenc.safe_io.flax_file import once
 from diffenc.safe_io.reading import one_line, reading
@@ -105,37 +96,8 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     about = export.about(
         experiment, step, provenance.kind_of(experiment.dataset), f"{what}: the file {name}, SHA-256 {digest}"
     )
-    export.write_folder(output, arrays, about, None, classes.stated(experiment.model))
+    export.write_folder(output, arrays, about, None, experiment.model.condition_metadata())
     return sum(array.size for array in arrays.values())
-
-
-def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "file", type=path_argument, help="a checkpoint of flax (msgpack), or an .npz of the same names"
-    )
-    parser.add_argument(
-        "--gin_file", action="append", required=True, help="the run that these parameters are of"
-    )
-    parser.add_argument("--gin_bindings", action="append", default=[], help="a binding over the files")
-    parser.add_argument("--output", type=path_argument, required=True, help="the folder to write")
-    return parser.parse_args(argv)
-
-
-def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    given = parse(description, argv)
-
-    def perform() -> None:
-        registry.discover()
-        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
-        count = convert(given.file, experiment, given.output, translate, what)
-        print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
-
-    return status_of(perform)
 
 
 def _npz(path: Path, limit: int) -> Arrays:

@@ -1,0 +1,42 @@
+"""The command `python -m MODULE FILE --gin_file=… --output=DIR`: an export of parameters that other code trained.
+
+MODULE knows the names that the other code gives its parameters, and calls `main` with a function that translates them.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from diffenc import registry
+from diffenc.cli.console import status_of
+from diffenc.config import gin_loader
+from diffenc.files.user_paths import path_argument
+from diffenc.tools.foreign_weights import Translate, convert
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "file", type=path_argument, help="a checkpoint of flax (msgpack), or an .npz of the same names"
+    )
+    parser.add_argument(
+        "--gin_file", action="append", required=True, help="the run that these parameters are of"
+    )
+    parser.add_argument("--gin_bindings", action="append", default=[], help="a binding over the files")
+    parser.add_argument("--output", type=path_argument, required=True, help="the folder to write")
+    return parser.parse_args(argv)
+
+
+def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parse(description, argv)
+
+    def perform() -> None:
+        registry.discover()
+        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
+        count = convert(given.file, experiment, given.output, translate, what)
+        print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
+
+    return status_of(perform)

@@ -1,0 +1,55 @@
+"""Whether a model's parts take the condition that they are given, and whether samples of these classes can be drawn."""
+
+from diffenc.core.conditioning import conditioned_modules
+from diffenc.core.model import Model
+from diffenc.errors import UserError
+from diffenc.interfaces import Dataset
+from diffenc.registry import selector_of
+
+
+def check_conditioning(model: Model, dataset: Dataset) -> None:
+    """Raise UserError unless what the model's parts take is what they are told."""
+    taken, what = (
+        [*conditioned_modules(model.encoder), *conditioned_modules(model.network)],
+        model.conditioning.what,
+    )
+    for field, count in taken:
+        if what is None:
+            raise UserError(
+                f"{field} = {count}, and the model is told no class: bind Model.conditioning = "
+                "@conditioning.by_class(), or leave it at 0"
+            )
+        if count != dataset.num_classes:
+            raise UserError(
+                f"{field} = {count}, and {selector_of(type(dataset))} has {dataset.num_classes} classes: bind it to "
+                "that, or to 0 for a part that is told nothing"
+            )
+    if what is not None and not taken:
+        raise UserError(
+            f"Model.conditioning tells each image's {what}, and neither network nor encoder takes it: bind "
+            f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
+        )
+
+
+def check_sample_classes(
+    model: Model, dataset: Dataset, classes: tuple[int, ...] | None, guidance: float
+) -> None:
+    """Raise UserError unless images of these classes can be drawn, with such guidance."""
+    if not conditioned_modules(model.network):
+        asked = {"sample.classes": classes, "sample.guidance": guidance or None}
+        for field, value in asked.items():
+            if value is not None:
+                raise UserError(
+                    f"{field} = {value}: the network is told no class; train one that is "
+                    "(--gin_file=gin/by_class.gin), or unbind it"
+                )
+        return
+    if classes is not None and not all(0 <= each < dataset.num_classes for each in classes):
+        raise UserError(
+            f"sample.classes = {classes}: {selector_of(type(dataset))} has classes 0 .. {dataset.num_classes - 1}"
+        )
+    if guidance and not model.conditioning.drop:
+        raise UserError(
+            f"sample.guidance = {guidance} needs a network that also knows images without their class: train one "
+            "with conditioning.by_class.drop above 0"
+        )
