@@ -173,7 +173,7 @@ class Variance(Protocol):
 
 
 @runtime_checkable
-class Proposal(Protocol):
+class TimeSampler(Protocol):
     """The density on [0, 1] that diffusion times are drawn from."""
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:

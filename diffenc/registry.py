@@ -82,11 +82,11 @@ class Registry(Generic[T]):
 encoders = Registry("encoder", interfaces.Encoder)
 schedules = Registry("schedule", interfaces.Schedule)
 parameterizations = Registry("parameterization", interfaces.Parameterization)
-means = Registry("mean", interfaces.GenerativeMean)
+generative_means = Registry("generative_mean", interfaces.GenerativeMean)
 networks = Registry("network", interfaces.Network)
 conditionings = Registry("conditioning", interfaces.Conditioning)
 variances = Registry("variance", interfaces.Variance)
-proposals = Registry("proposal", interfaces.Proposal)
+time_samplers = Registry("time_sampler", interfaces.TimeSampler)
 datasets = Registry("dataset", interfaces.Dataset)
 features = Registry("features", interfaces.Features)
 optimizers = Registry("optimizer", interfaces.Optimizer)
@@ -98,11 +98,11 @@ REGISTRIES: dict[str, Registry] = {
         encoders,
         schedules,
         parameterizations,
-        means,
+        generative_means,
         networks,
         conditionings,
         variances,
-        proposals,
+        time_samplers,
         datasets,
         features,
         optimizers,

@@ -205,7 +205,7 @@ def make(**changes) -> Experiment:
         log_every=3,
         checkpoint_every=5,
         evaluate=Evaluate(passes=2),
-        sample=Sample(steps=6, num=3),
+        sample=Sample(num_timesteps=6, num=3),
     )
     return dataclasses.replace(base, **changes)
 

@@ -52,8 +52,10 @@ class Mode(NamedTuple):
 
 MODES: dict[str, Mode] = {
     "train": Mode(train, "train, or go on with the run in --workdir"),
-    "evaluate": Mode(commands.evaluate, "bits/dim of a whole split, with errors; of T steps with --steps=T"),
-    "sample": Mode(commands.sample, "a grid of samples, of T steps with --steps=T"),
+    "evaluate": Mode(
+        commands.evaluate, "bits/dim of a whole split, with errors; of T steps with --num_timesteps=T"
+    ),
+    "sample": Mode(commands.sample, "a grid of samples, of T steps with --num_timesteps=T"),
     "likelihood": Mode(likelihood, "bits/dim by the probability-flow ODE"),
     "diagnose": Mode(diagnose, "the loss by log-SNR, and the network at both ends of time"),
     "figures": Mode(figures, "pictures of encoder, schedule, loss and samples, with their numbers"),
@@ -82,7 +84,7 @@ Examples:
   python -m diffenc.run --gin_file=gin/quickstart.gin
   python -m diffenc.run --gin_file=gin/quickstart.gin --mode=evaluate --gin_bindings='evaluate.passes = 8'
   python -m diffenc.run --gin_file=gin/quickstart.gin --gin_bindings='Experiment.steps = 3_000'
-  python -m diffenc.run --workdir=runs/quickstart --mode=sample --steps=250
+  python -m diffenc.run --workdir=runs/quickstart --mode=sample --num_timesteps=250
   python -m diffenc.run --list
   python -m diffenc.run --describe=encoder.trainable
   python -m diffenc.run --helpfull        every flag of every library
@@ -110,8 +112,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, a folder o
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets live; default $DIFFENC_DATA, else a cache."
 )
-_STEPS = flags.DEFINE_integer(
-    "steps", None, "T, in every mode but train and plan: binds evaluate.steps, or sample.steps."
+_NUM_TIMESTEPS = flags.DEFINE_integer(
+    "num_timesteps",
+    None,
+    "T, in every mode but train and plan: binds evaluate.num_timesteps, or sample.num_timesteps.",
 )
 _X64 = flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train and plan.")
 _COORDINATOR = flags.DEFINE_string(
@@ -172,7 +176,7 @@ def _run(arguments: Sequence[str]) -> None:
     if _DATA_DIR.value is not None:
         os.environ["DIFFENC_DATA"] = os.path.abspath(expand_path(_DATA_DIR.value, "--data_dir"))
     workdir = None if _WORKDIR.value is None else expand_path(_WORKDIR.value, "--workdir")
-    bindings = _GIN_BINDINGS.value + steps_bindings(_MODE.value, _STEPS.value)
+    bindings = _GIN_BINDINGS.value + num_timesteps_bindings(_MODE.value, _NUM_TIMESTEPS.value)
     experiment = load(_GIN_FILE.value, workdir, bindings)
     if _X64.value:
         _refuse_to_train(_MODE.value, "--x64", "training is in float32")
@@ -228,20 +232,20 @@ def _meet_others(mode: str) -> None:
     distributed.start(address, detect, notice=mode == "train")
 
 
-def steps_bindings(mode: str, steps: int | None) -> list[str]:
-    """What --steps=T binds.
+def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
+    """What --num_timesteps=T binds.
 
     Raises:
       UserError: T is not positive, or the mode is of training.
     """
-    if steps is None:
+    if num_timesteps is None:
         return []
-    _refuse_to_train(mode, "--steps", "it is T; for the length of training bind Experiment.steps")
+    _refuse_to_train(mode, "--num_timesteps", "it is T; for the length of training bind Experiment.steps")
     if mode in CONTINUOUS:
-        raise UserError(f"--steps is not for --mode={mode}, which is of continuous time")
-    if steps < 1:
-        raise UserError(f"--steps={steps}: must be at least 1")
-    return [f"{'sample' if mode in OF_SAMPLES else 'evaluate'}.steps = {steps}"]
+        raise UserError(f"--num_timesteps is not for --mode={mode}, which is of continuous time")
+    if num_timesteps < 1:
+        raise UserError(f"--num_timesteps={num_timesteps}: must be at least 1")
+    return [f"{'sample' if mode in OF_SAMPLES else 'evaluate'}.num_timesteps = {num_timesteps}"]
 
 
 def _refuse_to_train(mode: str, flag: str, reason: str) -> None:
@@ -290,6 +294,11 @@ def help_text() -> str:
 def main() -> None:
     """The program, as a command."""
     settle_process()
+    if any(word.partition("=")[0] in ("-steps", "--steps") for word in sys.argv[1:]):
+        complain(
+            "error: --steps is now called --num_timesteps; the length of training is the binding Experiment.steps"
+        )
+        sys.exit(1)
     if {"-h", "--help", "-help", "--helpshort"} & set(sys.argv[1:]):
         say(help_text())
         return

@@ -3,7 +3,7 @@
   python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
       --grid='network.encoder_unet.blocks = [1, 2, 4, 8]'
   python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
-      --grid='Model.encoder, Model.mean = [(@encoder.identity(), @mean.vdm()), (@encoder.trainable(), @mean.counterterm())]'
+      --grid='Model.encoder, Model.generative_mean = [(@encoder.identity(), @generative_mean.vdm()), (@encoder.trainable(), @generative_mean.counterterm())]'
 
 Several --grid make a product. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
 diffenc.run; what it writes is in seed_K.log beside it. The same seed gives every variant the same order of the data,

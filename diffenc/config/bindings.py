@@ -260,6 +260,8 @@ def _with_full_names(binding: Binding) -> Binding:
         raise binding.error(str(error)) from None
     fields = names.fields_of(names.classes()[selector])
     if binding.field not in fields:
+        if new := names.RENAMED_FIELDS.get((selector, binding.field)):
+            raise binding.error(f"{selector}.{binding.field} is now called {selector}.{new}: rename it")
         near = names.nearest(binding.field, fields)
         raise binding.error(f"{selector} has no field {binding.field!r}; nearest: {selector}.{near}")
     return dataclasses.replace(binding, selector=selector, value=value)

@@ -56,7 +56,7 @@ FREE_TO_CHANGE = (
     "plan.*",
     "mesh.*",
     "variance.*",
-    "proposal.*",
+    "time_sampler.*",
     "features.*",
     "writer.*",
     "network.*.scan",

@@ -28,6 +28,15 @@ SETTINGS: dict[str, type] = {
     "plan": Plan,
     "mesh": MeshShape,
 }
+# Names of earlier versions, for messages: kinds of plugins, and fields.
+RENAMED_KINDS = {"mean": "generative_mean", "proposal": "time_sampler"}
+RENAMED_FIELDS = {
+    ("Model", "mean"): "generative_mean",
+    ("evaluate", "proposal"): "time_sampler",
+    ("evaluate", "steps"): "num_timesteps",
+    ("sample", "steps"): "num_timesteps",
+}
+
 FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 
 
@@ -70,6 +79,8 @@ def resolve(selector: str) -> str:
     if selector in known:
         return selector
     kind, _, name = selector.rpartition(".")
+    if kind in RENAMED_KINDS:
+        raise UserError(f"{selector} is now called {RENAMED_KINDS[kind]}.{name}: rename it")
     if kind in REGISTRIES:
         REGISTRIES[kind][name]  # has the better message for an unknown name
     matches = sorted(full for full in known if full.endswith(f".{selector}"))

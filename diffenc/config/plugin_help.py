@@ -26,7 +26,7 @@ def describe(name: str) -> str:
     if selector.partition(".")[0] == "encoder":
         mean = getattr(cls, "generative_mean", None)  # a declaration of the plugin
         facts["generative mean"] = (
-            f"Model.mean = @{mean}()" if mean in names.classes() else mean or UNKNOWN_MEAN
+            f"Model.generative_mean = @{mean}()" if mean in names.classes() else mean or UNKNOWN_MEAN
         )
     lines = [f"{label + ':':<17}{fact}" for label, fact in facts.items() if fact]
     return "\n".join(

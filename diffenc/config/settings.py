@@ -9,7 +9,7 @@ from diffenc.core.discretization import EQUAL
 from diffenc.core.model import UNIFORM
 from diffenc.errors import UserError
 from diffenc.fields.checked import checked
-from diffenc.interfaces import SPLITS, Proposal, Variance
+from diffenc.interfaces import SPLITS, TimeSampler, Variance
 from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.sampling.solvers import SOLVERS
 
@@ -78,10 +78,10 @@ class Evaluate:
       step: the checkpoint's step; None = the newest.
       seed: of times and noise; the same seed gives every model the same draws. Those of k_sample and likelihood depend on
         the batch size too.
-      steps: T, the depth of the model whose bound is measured; 0 = continuous time.
+      num_timesteps: T, the depth of the model whose bound is measured; 0 = continuous time.
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
       variance: sigma_P^2 of the T steps.
-      proposal: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
+      time_sampler: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
     """
 
     split: str = "test"
@@ -91,21 +91,21 @@ class Evaluate:
     batch_size: int = 0
     step: int | None = None
     seed: int = 0
-    steps: int = 0
+    num_timesteps: int = 0
     times: str = "equal"
     variance: Variance = EQUAL
-    proposal: Proposal = UNIFORM
+    time_sampler: TimeSampler = UNIFORM
 
     def __post_init__(self):
         check_seed("evaluate.seed", self.seed)
         check_images("evaluate", self.split, self.num_images)
         check_times("evaluate", self.times)
-        check_least("evaluate", self, passes=1, times_per_image=1, batch_size=0, steps=0)
-        if self.steps == 0:  # any w other than 1 makes the continuous bound infinite
+        check_least("evaluate", self, passes=1, times_per_image=1, batch_size=0, num_timesteps=0)
+        if self.num_timesteps == 0:  # any w other than 1 makes the continuous bound infinite
             chosen = "times" if self.times != "equal" else "variance"
             require(
                 self.times == "equal" and self.variance == EQUAL,
-                f"evaluate.{chosen} needs discrete time: bind evaluate.steps = T, or give --steps=T",
+                f"evaluate.{chosen} needs discrete time: bind evaluate.num_timesteps = T, or give --num_timesteps=T",
             )
 
 
@@ -115,7 +115,7 @@ class Sample:
     """How images are drawn.
 
     Attributes:
-      steps: T, the number of steps.
+      num_timesteps: T, the number of steps.
       num: number of images in the grid.
       step: the checkpoint's step; None = the newest.
       seed: of the noise.
@@ -128,7 +128,7 @@ class Sample:
         is of no model whose bits/dim are measured.
     """
 
-    steps: int = 1000
+    num_timesteps: int = 1000
     num: int = 64
     step: int | None = None
     seed: int = 0
@@ -142,7 +142,7 @@ class Sample:
         check_seed("sample.seed", self.seed)
         check_times("sample", self.times)
         check_sampler(self.sampler, self.variance)
-        check_least("sample", self, steps=1, num=1, guidance=0)
+        check_least("sample", self, num_timesteps=1, num=1, guidance=0)
         require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
 
 

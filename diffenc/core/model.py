@@ -61,14 +61,14 @@ Propose = Callable[[Times], tuple[Times, PerExample]]
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformProposal:
+class UniformTimeSampler:
     """Times drawn uniformly, as in VDM."""
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None = None) -> tuple[Times, PerExample]:
         return u, jnp.ones_like(u)
 
 
-UNIFORM = UniformProposal()
+UNIFORM = UniformTimeSampler()
 
 
 def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
@@ -93,7 +93,7 @@ class Model:
     encoder: Encoder
     schedule: Schedule
     parameterization: Parameterization
-    mean: GenerativeMean
+    generative_mean: GenerativeMean
     network: Network
     conditioning: Conditioning = UNCONDITIONAL
 
@@ -155,7 +155,9 @@ class Model:
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
         pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
         step = step_rule(encode, log_snr_at, draws.t)
-        diffusion = objective.diffusion_loss(step, draws.eps, network, self.parameterization, self.mean)
+        diffusion = objective.diffusion_loss(
+            step, draws.eps, network, self.parameterization, self.generative_mean
+        )
         return Terms(
             reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
             latent=objective.latent_loss(x_phi_1, log_snr_1),

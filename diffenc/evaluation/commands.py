@@ -118,7 +118,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     path = workdir / "samples" / file_name(settings, step)
     by_main(save_png)(path, images, experiment.dataset.num_levels)
     where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
-    logging.info("%d images of %d steps in %s", settings.num, settings.steps, where)
+    logging.info("%d images of %d steps in %s", settings.num, settings.num_timesteps, where)
     return path
 
 

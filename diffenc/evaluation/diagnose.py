@@ -162,7 +162,7 @@ def v_and_expectations(
 
     step = continuous(encode, lambda t: model.schedule.apply(params["schedule"], t), t)
     alpha, sigma = alpha_sigma(step.log_snr)
-    kappa = model.mean(step.log_snr)
+    kappa = model.generative_mean(step.log_snr)
     error = network_error(step.log_snr, step.x_phi, eps, network, model.parameterization)
     best_error = scale(1 / (1 + kappa), step.slope - scale(kappa, step.x_phi))
     v = scale(alpha, eps) - scale(sigma, step.x_phi)

@@ -20,10 +20,10 @@ DEEPEST = {"bfloat16": 300, "float32": 10_000}
 
 def depth(settings: Evaluate) -> dict[str, Any]:
     """Which model's bound it is: T, and in discrete time its times and variances."""
-    if settings.steps == 0:
+    if settings.num_timesteps == 0:
         return {"T": "continuous"}
     return {
-        "T": settings.steps,
+        "T": settings.num_timesteps,
         "times": settings.times,
         "variance": variances.spell(settings.variance),
     }
@@ -61,9 +61,9 @@ def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = No
       UserError: T is too deep for float32, or what must be fitted is not.
     """
     settings, schedule = experiment.evaluate, experiment.model.schedule
-    if settings.steps == 0:
+    if settings.num_timesteps == 0:
         return Depth(lambda params: None, lambda chain: continuous, {})
-    check_depth(serialize.precision(experiment), settings.steps)
+    check_depth(serialize.precision(experiment), settings.num_timesteps)
     plan = fitted_chains.plan(workdir, settings, step)
     plan.check()
     return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)

@@ -34,7 +34,7 @@ from diffenc.evaluation.evaluated_bound import depth, depth_of
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import ByDraw, gather
 from diffenc.interfaces import Images, Params
-from diffenc.registry import proposals
+from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.runtime.uncertainty_format import MISSING, with_errors
 from diffenc.workdir import loss_curves
@@ -106,7 +106,7 @@ def record(
         **measured.summary(),
         **identity(experiment, settings, measured.times.shape[1]),
         **depth(settings),
-        "proposal": proposals.spell(settings.proposal),
+        "time_sampler": time_samplers.spell(settings.time_sampler),
         "times_per_image": settings.times_per_image,
         "stratified": STRATIFIED,
         **circumstances(experiment, settings),
@@ -191,7 +191,7 @@ class Evaluator:
         self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         self._depth = depth_of(experiment, workdir, step)
-        propose, self.curve_of = loss_curves.propose(self.settings.proposal, workdir)
+        propose, self.curve_of = loss_curves.bind_curve(self.settings.time_sampler, workdir)
         model, num_levels = experiment.model, experiment.dataset.num_levels
         self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose))
 

@@ -67,14 +67,15 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: T is not given or too large, or there is no run.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    check_steps(settings.steps)
-    check_depth(serialize.precision(experiment), settings.steps)
+    check_steps(settings.num_timesteps)
+    check_depth(serialize.precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     table = costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))
     log_snr_of = exact_log_snr(experiment, ema)
     best, equal = (
-        make(table, log_snr_of, settings.variance, settings.steps, num_dims) for make in (fitted, equally)
+        make(table, log_snr_of, settings.variance, settings.num_timesteps, num_dims)
+        for make in (fitted, equally)
     )
     to_bits = 1 / (num_dims * np.log(2))
     record = {
@@ -88,11 +89,11 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "times_of": fitted_chains.origin(experiment, step),
         "excess_of": fitted_chains.origin(experiment, step),
     }
-    target = fitted_chains.path(workdir, settings.steps, "fitted", settings.variance)
+    target = fitted_chains.path(workdir, settings.num_timesteps, "fitted", settings.variance)
     fit = fitted_chains.save(target, best.times, record)
     logging.info(
         "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images fitted to; times in %s",
-        settings.steps,
+        settings.num_timesteps,
         variances.spell(settings.variance),
         record["bpd_diffusion_equal"],
         record["bpd_diffusion_fitted"],
@@ -104,7 +105,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 def check_steps(num_steps: int) -> None:
     """Raise UserError unless times can be fitted for T = `num_steps`."""
     if num_steps == 0:
-        raise UserError("--mode=fit_schedule needs T: give --steps=T")
+        raise UserError("--mode=fit_schedule needs T: give --num_timesteps=T")
     if num_steps > MOST_STEPS:
         raise UserError(
             f"T = {num_steps}: times are fitted up to T = {MOST_STEPS}, beyond which equal ones are as good"

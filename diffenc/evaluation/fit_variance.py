@@ -39,19 +39,19 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: no T is given, there is no run, or a step was drawn less than twice.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    if settings.steps == 0:
-        raise UserError("--mode=fit_variance needs T: give --steps=T")
-    check_depth(serialize.precision(experiment), settings.steps)
+    if settings.num_timesteps == 0:
+        raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
+    check_depth(serialize.precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    target = fitted_chains.path(workdir, settings.steps, settings.times, settings.variance)
-    times, chosen = equal_times(settings.steps), {}
+    target = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
+    times, chosen = equal_times(settings.num_timesteps), {}
     if settings.times != "equal":
         plan = fitted_chains.plan(workdir, settings, step)
         times, chosen = plan.times, {key: of for key, of in plan.of.items() if key == "times_of"}
     passes = Passes(
         experiment, experiment.fit, mesh, "fit", experiment.fit.passes * experiment.fit.times_per_image
     )
-    check_draws(settings.steps, passes)
+    check_draws(settings.num_timesteps, passes)
     costs = measure(experiment, mesh, ema, times, passes)
     to_excess = 2 / np.prod(experiment.dataset.image_shape)
     record = {
@@ -64,7 +64,10 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     }
     fit = fitted_chains.save(target, times, record)
     logging.info(
-        "variances of %d steps, each from %d draws or more, in %s", settings.steps, costs.count.min(), target
+        "variances of %d steps, each from %d draws or more, in %s",
+        settings.num_timesteps,
+        costs.count.min(),
+        target,
     )
     return fit
 

@@ -133,7 +133,7 @@ def walker(
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
         fresh = jax.random.normal(key, eps.shape, eps.dtype)
-        error = residual(step, eps, network, model.parameterization, model.mean)
+        error = residual(step, eps, network, model.parameterization, model.generative_mean)
         gain = step_log_weight(fresh, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         kept, renewed = jnp.exp(0.5 * (step.log_snr - log_snr_s)), step_fraction(step.log_snr, log_snr_s)
         return scale(kept, eps) + scale(jnp.sqrt(renewed), fresh), gain
@@ -169,8 +169,8 @@ def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: no T is given, there is no run, or what must be fitted is not.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    if settings.steps == 0:
-        raise UserError("--mode=k_sample needs T: give --steps=T")
+    if settings.num_timesteps == 0:
+        raise UserError("--mode=k_sample needs T: give --num_timesteps=T")
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     measured = measure(experiment, mesh, ema, workdir, step)
     figures = record(experiment, measured, step) | measured.of

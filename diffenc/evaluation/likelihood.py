@@ -120,7 +120,7 @@ def batch_nats(
         z_0,
         log_snr_0,
         log_snr_1,
-        ode.velocity(x_hat_of(model, params, images.condition), model.mean),
+        ode.velocity(x_hat_of(model, params, images.condition), model.generative_mean),
         divergence_of(settings, probe_key, x.shape),
         settings.rtol,
         settings.atol,

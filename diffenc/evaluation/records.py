@@ -21,7 +21,7 @@ from diffenc.evaluation.evaluated_bound import depth
 from diffenc.evaluation.evaluator import TERMS, TIMES
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import record_checksum
-from diffenc.registry import proposals
+from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import products_of_float32
 from diffenc.safe_io import safe_npz
 from diffenc.workdir.claim import NPZ
@@ -29,7 +29,7 @@ from diffenc.workdir.claim import NPZ
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.
 ALIKE = (
-    *("split", "T", "times", "variance", "proposal", "times_per_image", "passes", "batch_size", "seed"),
+    *("split", "T", "times", "variance", "time_sampler", "times_per_image", "passes", "batch_size", "seed"),
     *("stratified", "precision", "matmul_precision", "prng", "step"),
 )
 
@@ -119,7 +119,7 @@ class Wanted:
 
     Attributes:
       split: the split's name.
-      bound: T, and for a chain of steps its times and variance; and the proposal; as records spell them.
+      bound: T, and for a chain of steps its times and variance; and the time sampler; as records spell them.
       num_images: None = all of the split.
       seed: draws the images where they are not all.
     """
@@ -132,7 +132,7 @@ class Wanted:
 
 def wanted_of(settings: Evaluate) -> Wanted:
     """Returns the evaluation that the settings ask for."""
-    bound = {**depth(settings), "proposal": proposals.spell(settings.proposal)}
+    bound = {**depth(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
     return Wanted(settings.split, bound, settings.num_images, settings.seed)
 
 

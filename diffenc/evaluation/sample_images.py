@@ -40,7 +40,7 @@ def file_name(settings: Sample, step: int) -> str:
         f"classes{chosen}": settings.classes is not None,
         f"guidance{settings.guidance:g}": settings.guidance != 0,
     }
-    parts = [f"{step:09d}", f"T{settings.steps}", *(part for part, named in unusual.items() if named)]
+    parts = [f"{step:09d}", f"T{settings.num_timesteps}", *(part for part, named in unusual.items() if named)]
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
 
 
@@ -56,7 +56,7 @@ class ImageSampler:
           UserError: times or variances that must be fitted are not.
         """
         self.settings = experiment.sample
-        self.num_stretches = stretches(self.settings.steps)
+        self.num_stretches = stretches(self.settings.num_timesteps)
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
@@ -93,8 +93,8 @@ class ImageSampler:
         self._warn_of_another_model(params)
 
         def walk_down(key: Key, z: Data, down: Descent) -> Data:
-            z, length = self._spread(z), self.settings.steps // self.num_stretches
-            for first in range(0, self.settings.steps, length):
+            z, length = self._spread(z), self.settings.num_timesteps // self.num_stretches
+            for first in range(0, self.settings.num_timesteps, length):
                 stretch = Descent(
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
                 )
@@ -118,7 +118,7 @@ class ImageSampler:
         condition: Condition | None,
     ) -> Data:
         x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
-        return sampler.walk(key, z, *stretch, x_hat, self._model.mean, self._solver, first)
+        return sampler.walk(key, z, *stretch, x_hat, self._model.generative_mean, self._solver, first)
 
     def _warn_of_another_model(self, params: Params) -> None:
         """Once, and with the parameters in use: a trainable encoder is born as the non-trainable one."""

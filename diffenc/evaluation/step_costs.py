@@ -129,7 +129,7 @@ def squared_errors(
         secant = jnp.where(i == j, slope[i], scale(1 / fraction, x_phi[j] - x_phi[i]))
         unused = jnp.zeros_like(stretch)
         step = Step(log_snr_t, unused, unused, stretch, x_phi[i], secant)
-        return sum_squares(step_error(step, error[i], model.mean))
+        return sum_squares(step_error(step, error[i], model.generative_mean))
 
     index = jnp.arange(len(knots))
     return jax.lax.map(lambda i: jax.lax.map(lambda j: pair(i, j), index), index)

@@ -26,7 +26,7 @@ HOW = (
     *(
         "times",
         "variance",
-        "proposal",
+        "time_sampler",
         "condition",
         "encoder_condition",
         "times_per_image",

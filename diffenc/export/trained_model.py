@@ -90,11 +90,13 @@ class TrainedModel:
         """All devices there are; each has a copy of the parameters."""
         return data_mesh()
 
-    def sample(self, num: int = 16, *, steps: int | None = None, seed: int = 0, **settings: Any) -> Levels:
+    def sample(
+        self, num: int = 16, *, num_timesteps: int | None = None, seed: int = 0, **settings: Any
+    ) -> Levels:
         """Draw `num` images, uint8 levels [num, H, W, C], as --mode=sample does.
 
         Args:
-          steps: T; None = as the config says.
+          num_timesteps: T; None = as the config says.
           seed: of the noise.
           settings: more of what gin binds as sample.NAME: `sampler`, `classes`, `guidance`, `variance`, ...
 
@@ -102,7 +104,9 @@ class TrainedModel:
           UserError: there is no such setting, or not for this model.
         """
         self._refuse_fixed("sample", settings, "step")
-        given = {"num": num, "step": self.step, **settings} | ({} if steps is None else {"steps": steps})
+        given = {"num": num, "step": self.step, **settings} | (
+            {} if num_timesteps is None else {"num_timesteps": num_timesteps}
+        )
         chosen = replaced("sample", self.experiment.sample, seed=seed, **given)
         experiment = dataclasses.replace(self.experiment, sample=chosen)
         sampler = self._once(

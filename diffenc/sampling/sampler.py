@@ -125,6 +125,8 @@ def sample(
     """
 
     def walk_down(key: Key, z: Data, down: Descent) -> Data:
-        return walk(key, z, *down, estimate_of(model, params, condition, guidance), model.mean, solver)
+        return walk(
+            key, z, *down, estimate_of(model, params, condition, guidance), model.generative_mean, solver
+        )
 
     return sample_along(descent(model, params, chain), key, shape, num_levels, walk_down)

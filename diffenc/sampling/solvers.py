@@ -152,6 +152,6 @@ def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> 
         return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
 
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
-    error = slope - scale(model.mean(log_snr), x_phi)
+    error = slope - scale(model.generative_mean(log_snr), x_phi)
     axes = tuple(range(1, x.ndim))
     return jnp.max(jnp.sqrt(jnp.sum(error**2, axes) / jnp.sum(x_phi**2, axes)))

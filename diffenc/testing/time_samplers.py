@@ -1,4 +1,4 @@
-"""What every proposal keeps: times and weights that leave any mean over t as it is."""
+"""What every time sampler keeps: times and weights that leave any mean over t as it is."""
 
 from collections.abc import Iterator
 from typing import Any

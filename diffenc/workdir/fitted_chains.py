@@ -165,7 +165,7 @@ def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int
     if needed and workdir is None:
         chosen = f"times = {settings.times!r}, variance.{variances.spell(settings.variance)}"
         raise UserError(f"{chosen}: {NOT_HERE}")
-    file = path(workdir or Path(), settings.steps, settings.times, settings.variance)
+    file = path(workdir or Path(), settings.num_timesteps, settings.times, settings.variance)
     if needed and file.is_file():
         fit = load(file)
         warn_if_old(file, fit, checkpoint_step)
@@ -174,10 +174,10 @@ def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int
     if settings.times != "equal":
         spelt = variances.spell(settings.variance)
         raise UserError(
-            f"no times are fitted for T = {settings.steps} and variance.{spelt} ({file} is not there): run "
-            f"--mode=fit_schedule --steps={settings.steps} first, with that variance bound to evaluate.variance"
+            f"no times are fitted for T = {settings.num_timesteps} and variance.{spelt} ({file} is not there): run "
+            f"--mode=fit_schedule --num_timesteps={settings.num_timesteps} first, with that variance bound to evaluate.variance"
         )
-    return Plan(equal_times(settings.steps), None, settings.variance)
+    return Plan(equal_times(settings.num_timesteps), None, settings.variance)
 
 
 def warn_if_old(file: Path, fit: dict[str, Any], checkpoint_step: int | None) -> None:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from diffenc.core.model import Propose
 from diffenc.errors import UserError
 from diffenc.files import record_checksum
-from diffenc.interfaces import Proposal
-from diffenc.registry import proposals
+from diffenc.interfaces import TimeSampler
+from diffenc.registry import time_samplers
 from diffenc.workdir.fitted_chains import NOT_HERE
 
 FOLDER = "diagnostics"
@@ -25,22 +25,22 @@ def path(workdir: Path) -> Path:
     return workdir / FOLDER / "loss.json"
 
 
-def propose(proposal: Proposal, workdir: Path | None) -> tuple[Propose, dict[str, Any]]:
-    """How a proposal draws times, and what the curve it needs is of; {} if it needs none.
+def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[Propose, dict[str, Any]]:
+    """Returns how a time sampler draws times, and what the curve it needs is of; {} if it needs none.
 
     Raises:
       UserError: it needs the curve, and that was not measured, or the file is no such curve.
     """
     try:
-        proposal(jnp.zeros(1), None)
+        sampler(jnp.zeros(1), None)
     except UserError:
         if workdir is None:
-            raise UserError(f"proposal.{proposals.spell(proposal)}: {NOT_HERE}") from None
+            raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NOT_HERE}") from None
         if not path(workdir).is_file():
             raise
         curve, of = load(path(workdir))
-        return partial(proposal, curve=curve), {"curve_of": of}
-    return partial(proposal, curve=None), {}
+        return partial(sampler, curve=curve), {"curve_of": of}
+    return partial(sampler, curve=None), {}
 
 
 def load(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:

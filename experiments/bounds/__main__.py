@@ -95,13 +95,13 @@ class Bounds:
         settings = experiment.evaluate
 
         def compute() -> dict[str, np.ndarray]:
-            say(f"{label}, T = {settings.steps or 'continuous'}")
+            say(f"{label}, T = {settings.num_timesteps or 'continuous'}")
             fit_what_is_missing(experiment, self.workdir, self.step)
             evaluator = Evaluator(experiment, self.mesh, self.workdir, self.step)
             measured = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
             return {"nats": np.sum(list(measured.terms.values()), axis=0), "times": measured.times}
 
-        kept = self._kept(f"{label}_T{settings.steps}", experiment, compute)
+        kept = self._kept(f"{label}_T{settings.num_timesteps}", experiment, compute)
         return PassValues(self._bits(kept["nats"]), kept["times"])
 
     def k_sample(self, steps: int, samples: int, few: int) -> dict[str, PassValues]:
@@ -153,7 +153,7 @@ def say(what: str) -> None:
 def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fit the times and variances that `experiment.evaluate` asks for, unless just these are there."""
     settings = experiment.evaluate
-    file = fitted_chains.path(workdir, settings.steps, settings.times, settings.variance)
+    file = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
     if file.is_file() and fitted_chains.load(file).get("excess_of") == fitted_chains.origin(experiment, step):
         return
     if settings.times == "fitted":
@@ -176,7 +176,7 @@ def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
     """Measure, or find measured, everything."""
     continuous = bounds.elbo("equal")
     by_steps = {
-        name: {steps: bounds.elbo(slug(name), steps=steps, **settings) for steps in given.steps}
+        name: {steps: bounds.elbo(slug(name), num_timesteps=steps, **settings) for steps in given.steps}
         for name, settings in columns(given.w).items()
     }
     beside = bounds.k_sample(given.k_steps, given.k, given.few) | bounds.ode(given.few)
@@ -199,7 +199,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workdir", required=True, type=path_argument, help="a trained run")
     add("--data_dir", type=path_argument, help="where data sets live; default $DIFFENC_DATA, else a cache")
     add(
-        "--steps",
+        "--num_timesteps",
         type=lambda text: [int(part) for part in text.split(",")],
         default=list(STEPS),
         metavar="T,T,...",

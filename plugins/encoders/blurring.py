@@ -23,8 +23,8 @@ class Blurring:
     The blur is a Gaussian of standard deviation width sigma^2 pixels: none where there is no noise, and gone with
     sigma^4 as the noise goes, too fast for the reconstruction to notice. A mode of f radians a pixel is damped by
     exp(-1/2 f^2 width^2 sigma^4), so that its slope is the other encoder's and f^2 width^2 alpha^2 sigma^4 x_phi. No
-    mean, a factor for all modes, is right for each of them. That of the other encoder (mean.vdm for the identity,
-    mean.counterterm for alpha^2 x) is right for the lowest, which hold most of an image; the rest x_hat has to learn.
+    mean, a factor for all modes, is right for each of them. That of the other encoder (generative_mean.vdm for the identity,
+    generative_mean.counterterm for alpha^2 x) is right for the lowest, which hold most of an image; the rest x_hat has to learn.
 
     Attributes:
       encoder: whose x_phi is blurred.

@@ -12,7 +12,7 @@ from diffenc.registry import encoders
 @encoders.register("class_template")
 @dataclasses.dataclass(frozen=True)
 class ClassTemplate:
-    """x_phi = alpha^2 x + sigma^2 tanh(template of x's class), a learned image a class. Its mean is mean.counterterm.
+    """x_phi = alpha^2 x + sigma^2 tanh(template of x's class), a learned image a class. Its mean is generative_mean.counterterm.
 
     The templates start at 0, which makes it the non-trainable encoder; that it stays for images of no class.
 
@@ -20,7 +20,7 @@ class ClassTemplate:
       classes: how many there are.
     """
 
-    generative_mean: ClassVar[str] = "mean.counterterm"
+    generative_mean: ClassVar[str] = "generative_mean.counterterm"
 
     classes: int
 

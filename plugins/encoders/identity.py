@@ -8,9 +8,9 @@ from diffenc.registry import encoders
 @encoders.register("identity")
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """x_phi = x: VDM. Its mean is mean.vdm."""
+    """x_phi = x: VDM. Its mean is generative_mean.vdm."""
 
-    generative_mean: ClassVar[str] = "mean.vdm"
+    generative_mean: ClassVar[str] = "generative_mean.vdm"
 
     def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return {}

@@ -9,9 +9,9 @@ from diffenc.registry import encoders
 @encoders.register("nontrainable")
 @dataclasses.dataclass(frozen=True)
 class Nontrainable:
-    """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is mean.counterterm."""
+    """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is generative_mean.counterterm."""
 
-    generative_mean: ClassVar[str] = "mean.counterterm"
+    generative_mean: ClassVar[str] = "generative_mean.counterterm"
 
     def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
         return {}

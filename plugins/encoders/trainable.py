@@ -9,14 +9,14 @@ from diffenc.registry import encoders
 @encoders.register("trainable")
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """x_phi = alpha^2 x + sigma^2 y_phi(x, lambda) [15]: DiffEnc. Its mean is mean.counterterm.
+    """x_phi = alpha^2 x + sigma^2 y_phi(x, lambda) [15]: DiffEnc. Its mean is generative_mean.counterterm.
 
     Attributes:
       network: y_phi. One whose last layer starts at zero makes this encoder the non-trainable one
         at initialisation.
     """
 
-    generative_mean: ClassVar[str] = "mean.counterterm"
+    generative_mean: ClassVar[str] = "generative_mean.counterterm"
 
     network: Network
 

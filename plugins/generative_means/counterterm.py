@@ -2,10 +2,10 @@ import dataclasses
 
 from diffenc.core.gaussian import sigma_squared
 from diffenc.interfaces import LogSNR
-from diffenc.registry import means
+from diffenc.registry import generative_means
 
 
-@means.register("counterterm")
+@generative_means.register("counterterm")
 @dataclasses.dataclass(frozen=True)
 class Counterterm:
     """kappa = sigma^2: the slope of the non-trainable encoder [17]."""

@@ -3,10 +3,10 @@ import dataclasses
 import jax.numpy as jnp
 
 from diffenc.interfaces import LogSNR
-from diffenc.registry import means
+from diffenc.registry import generative_means
 
 
-@means.register("vdm")
+@generative_means.register("vdm")
 @dataclasses.dataclass(frozen=True)
 class VDM:
     """kappa = 0: no counterterm [6]."""

@@ -5,10 +5,10 @@ from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
 from diffenc.interfaces import PerExample, Times
-from diffenc.registry import proposals
+from diffenc.registry import time_samplers
 
 
-@proposals.register("importance")
+@time_samplers.register("importance")
 @dataclasses.dataclass(frozen=True)
 class Importance:
     """More times where the loss is large: density proportional to its root mean square, from --mode=diagnose.
@@ -24,12 +24,12 @@ class Importance:
 
     def __post_init__(self):
         if not 0 < self.floor <= 1:
-            raise UserError(f"proposal.importance.floor = {self.floor}: must be above 0 and at most 1")
+            raise UserError(f"time_sampler.importance.floor = {self.floor}: must be above 0 and at most 1")
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
         if curve is None:
             raise UserError(
-                "proposal.importance was given no curve of the loss: run the same command with --mode=diagnose first"
+                "time_sampler.importance was given no curve of the loss: run the same command with --mode=diagnose first"
             )
         size = curve + jnp.finfo(curve.dtype).tiny  # a curve of zeros becomes uniform
         density = self.floor + (1 - self.floor) * size / jnp.mean(size)

@@ -1,4 +1,4 @@
-from diffenc.core.model import UniformProposal
-from diffenc.registry import proposals
+from diffenc.core.model import UniformTimeSampler
+from diffenc.registry import time_samplers
 
-Uniform = proposals.register("uniform")(UniformProposal)
+Uniform = time_samplers.register("uniform")(UniformTimeSampler)

@@ -16,6 +16,6 @@ class Fitted:
         if excess is None:
             raise UserError(
                 f"variance.fitted was not fitted for these {len(log_snr_t)} steps: run the same command with "
-                f"--mode=fit_variance --steps={len(log_snr_t)} first"
+                f"--mode=fit_variance --num_timesteps={len(log_snr_t)} first"
             )
         return -jnp.log1p(excess)

@@ -103,7 +103,7 @@ Experiment.sample_every = 10
 optimizer.adamw.learning_rate = 0.01
 evaluate.passes = 2
 evaluate.batch_size = 64
-sample.steps = 4
+sample.num_timesteps = 4
 sample.num = 4
 """
 AFFINE = """

@@ -109,13 +109,13 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
         (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
         (["--mode=exprot"], "--mode=exprot: no such mode"),
         (["more.gin"], "'more.gin' is no flag"),
-        (["--steps=9"], "--steps is not for --mode=train: it is T"),
+        (["--num_timesteps=9"], "--num_timesteps is not for --mode=train: it is T"),
         (["--x64"], "--x64 is not for --mode=train"),
-        (["--mode=likelihood", "--steps=9"], "--steps is not for --mode=likelihood"),
-        (["--mode=evaluate", "--steps=0"], "--steps=0: must be at least 1"),
+        (["--mode=likelihood", "--num_timesteps=9"], "--num_timesteps is not for --mode=likelihood"),
+        (["--mode=evaluate", "--num_timesteps=0"], "--num_timesteps=0: must be at least 1"),
         ([bind("evaluate.variance = @variance.fitted()")], "evaluate.variance needs discrete time"),
         (
-            [bind("evaluate.steps = 5"), bind("evaluate.variance = @variance.fitted()")],
+            [bind("evaluate.num_timesteps = 5"), bind("evaluate.variance = @variance.fitted()")],
             "evaluate.variance: what is fitted belongs to a trained run",
         ),
         ([bind("sample.sampler = 'dim'")], "sample.sampler = 'dim': no such sampler; nearest: ddim"),
@@ -402,6 +402,6 @@ def test_the_list_by_the_command_itself(start_python, tmp_path):
     assert kinds == sorted(kinds, key=list(dict.fromkeys(kinds)).index), "by kind"
     assert {"encoder.identity", "encoder.nontrainable", "encoder.trainable", "schedule.linear",
             "schedule.learned_endpoints", "parameterization.epsilon", "parameterization.v", "parameterization.x",
-            "mean.vdm", "mean.counterterm", "network.unet", "network.encoder_unet", "dataset.digits",
+            "generative_mean.vdm", "generative_mean.counterterm", "network.unet", "network.encoder_unet", "dataset.digits",
             "dataset.mnist", "dataset.cifar10", "dataset.imagenet32"} <= set(names)  # fmt: skip
     assert list(tmp_path.iterdir()) == []

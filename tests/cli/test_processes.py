@@ -202,15 +202,15 @@ def test_a_workdir_in_use_ends_both(start_two, start, tiny, tmp_path):
 ALL_MODES = {
     "evaluate": (),
     "sample": (),
-    "fit_variance": ("--steps=5",),
-    "fit_schedule": ("--steps=5",),
-    "k_sample": ("--steps=5", "--gin_bindings=k_sample.samples = 2"),
+    "fit_variance": ("--num_timesteps=5",),
+    "fit_schedule": ("--num_timesteps=5",),
+    "k_sample": ("--num_timesteps=5", "--gin_bindings=k_sample.samples = 2"),
     "diagnose": (),
-    "figures": ("--steps=2",),
+    "figures": ("--num_timesteps=2",),
     "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
     "export": (),
     "plan": ("--gin_bindings=plan.compile = False",),
-    "fid": ("--steps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
+    "fid": ("--num_timesteps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
 }
 FEW = [
     "evaluate.num_images = 32",

@@ -18,7 +18,7 @@ TIMINGS = {"steps_per_second", "images_per_second", "data_wait"}
 SLOW = [
     "--gin_bindings=evaluate.passes = 30",
     "--gin_bindings=evaluate.batch_size = 16",
-    "--gin_bindings=sample.steps = 5_000",
+    "--gin_bindings=sample.num_timesteps = 5_000",
     "--gin_bindings=Experiment.sample_every = 20",
     "--gin_bindings=Experiment.steps = 22",
 ]

@@ -157,7 +157,7 @@ def test_the_encoder_keeps_what_the_network_is_not_told():
 
 
 def test_labels_reach_the_k_sample_bound(three):
-    settings = {"evaluate": Evaluate(steps=5), "k_sample": KSample(samples=2)}
+    settings = {"evaluate": Evaluate(num_timesteps=5), "k_sample": KSample(samples=2)}
     right, wrong = (three(dataset=data, **settings) for data in (Three(), Three(1)))
     right, wrong = (k_sample.measure(e, data_mesh(), PARAMS).log_w for e in (right, wrong))
     # a step that errs by nothing weighs nothing: what is left are both ends
@@ -197,7 +197,9 @@ def test_labels_reach_the_likelihood(three):
 
 def test_samples_show_the_classes_in_turn(three):
     def draw(**settings):
-        experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(steps=8, **settings))
+        experiment = three(
+            model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, **settings)
+        )
         return ImageSampler(experiment, data_mesh()).draw(PARAMS)
 
     np.testing.assert_array_equal(draw(num=5), PATTERNS[[0, 1, 2, 0, 1]])
@@ -208,7 +210,7 @@ def test_samples_show_the_classes_in_turn(three):
 
 
 def test_images_may_be_of_classes_that_the_caller_names(three):
-    experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(steps=8, num=4))
+    experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, num=4))
     images = ImageSampler(experiment, data_mesh())
     np.testing.assert_array_equal(images.draw(PARAMS, labels=np.array([2, 2, 0, 1])), PATTERNS[[2, 2, 0, 1]])
     np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])

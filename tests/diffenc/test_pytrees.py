@@ -227,7 +227,7 @@ def make(tiny):
         def run(network, **changes):
             base = tiny().model
             model = Model(Trainable(network), base.schedule, base.parameterization, base.mean, network)
-            settings = {"evaluate": Evaluate(passes=1), "sample": Sample(steps=2, num=2)}
+            settings = {"evaluate": Evaluate(passes=1), "sample": Sample(num_timesteps=2, num=2)}
             return tiny(model=model, steps=2, checkpoint_every=1, log_every=1, **{**settings, **changes})
 
         yield run
@@ -280,7 +280,7 @@ def _check_loaded(experiment, folder, workdir, evaluated):
         diffenc.load(path, allow_imports=("tests", "conftest")) for path in (folder, workdir)
     )
     assert jax.tree.structure(of_export.params) == jax.tree.structure(of_workdir.params)
-    np.testing.assert_array_equal(of_export.sample(2, steps=2), of_workdir.sample(2, steps=2))
+    np.testing.assert_array_equal(of_export.sample(2, num_timesteps=2), of_workdir.sample(2, num_timesteps=2))
     images = experiment.dataset.source("test")
     levels = np.stack([images[i]["image"] for i in range(len(images))])
     bound = of_export.elbo(levels, passes=1, seed=experiment.evaluate.seed)

@@ -105,8 +105,8 @@ def test_a_run_is_of_flags_and_bindings_that_there_are(command, commands, mine):
     assert mode in command_line.MODES
     files = files_of(command, commands)
     if files and not files[0].startswith("runs/"):
-        (steps,) = values(words, "steps") or [None]
-        more = command_line.steps_bindings(mode, None if steps is None else int(steps))
+        (depth,) = values(words, "num_timesteps") or [None]
+        more = command_line.num_timesteps_bindings(mode, None if depth is None else int(depth))
         gin_loader.load(files, values(words, "gin_bindings") + more)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = [
     *(f"Experiment.{name} = 2" for name in ("steps", "sample_every", "evaluate_every")),
-    *("sample.steps = 2", "evaluate.passes = 2", "network.unet.channels = 8"),
+    *("sample.num_timesteps = 2", "evaluate.passes = 2", "network.unet.channels = 8"),
 ]
 
 

@@ -112,7 +112,9 @@ def test_a_published_run_is_what_its_name_says(name):
     encoder = {"vdmv": "identity", "diffenc": "nontrainable" if sizes[1:] == ["nt"] else "trainable"}[kind]
     assert registry.datasets.name_of(type(experiment.dataset)) == dataset
     assert registry.encoders.name_of(type(model.encoder)) == encoder
-    assert registry.means.name_of(type(model.mean)) == ("vdm" if kind == "vdmv" else "counterterm")
+    assert registry.generative_means.name_of(type(model.generative_mean)) == (
+        "vdm" if kind == "vdmv" else "counterterm"
+    )
     assert registry.parameterizations.name_of(type(model.parameterization)) == "v"
     assert model.network.blocks == int(sizes[0])
     assert encoder != "trainable" or (model.encoder.network.blocks, model.encoder.network.channels) == (

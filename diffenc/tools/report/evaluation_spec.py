@@ -7,7 +7,12 @@ from typing import Any
 from diffenc.evaluation import records
 from diffenc.evaluation.records import Record, Wanted, number
 
-SPLIT, STEPS, NUM_IMAGES, SEED = "evaluate.split", "evaluate.steps", "evaluate.num_images", "evaluate.seed"
+SPLIT, STEPS, NUM_IMAGES, SEED = (
+    "evaluate.split",
+    "evaluate.num_timesteps",
+    "evaluate.num_images",
+    "evaluate.seed",
+)
 ALL = "all images"
 
 
@@ -19,7 +24,7 @@ def is_asked_for(said: Record | None, config: Mapping[str, str]) -> bool:
 
 
 def _wanted(config: Mapping[str, str]) -> Wanted:
-    bound = _depth(config) | {"proposal": _plugin(config, "proposal", "uniform")}
+    bound = _depth(config) | {"time_sampler": _plugin(config, "time_sampler", "uniform")}
     split, seed = _literal(config, SPLIT, "test"), _literal(config, SEED, 0)
     return Wanted(split, bound, _literal(config, NUM_IMAGES, None), seed)
 

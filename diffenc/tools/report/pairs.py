@@ -24,7 +24,7 @@ SAME = (
     "T",
     "times",
     "variance",
-    "proposal",
+    "time_sampler",
     "times_per_image",
     "passes",
     "batch_size",

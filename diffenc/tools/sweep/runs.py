@@ -14,7 +14,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import records
 from diffenc.evaluation.evaluated_bound import depth
 from diffenc.files import stores
-from diffenc.registry import proposals
+from diffenc.registry import time_samplers
 from diffenc.tools.sweep.summary import read
 from diffenc.tools.sweep.variants import Variant
 from diffenc.workdir.config_check import refuse_other_config
@@ -105,7 +105,7 @@ def asked(experiment: Experiment) -> dict[str, Any]:
         "times_per_image": settings.times_per_image,
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
-        "proposal": proposals.spell(settings.proposal),
+        "time_sampler": time_samplers.spell(settings.time_sampler),
         "precision": serialize.precision(experiment),
         "step": settings.step or experiment.steps,
     }

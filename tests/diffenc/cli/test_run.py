@@ -121,15 +121,15 @@ def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
     [("evaluate", "evaluate"), ("fit_variance", "evaluate"), ("sample", "sample"), ("fid", "sample")],
 )
 def test_steps_is_the_depth(called, go, mode, where):
-    assert go(gin_file=[GIN], mode=mode, steps=9) == 0
+    assert go(gin_file=[GIN], mode=mode, num_timesteps=9) == 0
     experiment = called[0][1]
-    depths = {"evaluate": experiment.evaluate.steps, "sample": experiment.sample.steps}
+    depths = {"evaluate": experiment.evaluate.num_timesteps, "sample": experiment.sample.num_timesteps}
     assert depths == {"evaluate": 0, "sample": 250} | {where: 9}
 
 
 def test_the_depth_comes_before_what_needs_it(called, go):
     bindings = ["evaluate.variance = @variance.fitted()"]
-    assert go(gin_file=[GIN], mode="evaluate", steps=9, gin_bindings=bindings) == 0
+    assert go(gin_file=[GIN], mode="evaluate", num_timesteps=9, gin_bindings=bindings) == 0
     assert called[0][1].evaluate.variance == Fitted()
 
 
@@ -146,14 +146,20 @@ def test_x64_is_asked_for(called, go):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 9, "gin_file": [GIN]}, "--steps is not for --mode=train"),
+        ({"num_timesteps": 9, "gin_file": [GIN]}, "--num_timesteps is not for --mode=train"),
         ({"x64": True, "gin_file": [GIN]}, "--x64 is not for --mode=train"),
         (
             {"x64": True, "mode": "evaluate", "gin_file": [GIN], "gin_bindings": ["PRECISION = 'bfloat16'"]},
             "--x64 is for networks in full precision: bind their precision to 'float32'",
         ),
-        ({"steps": 9, "mode": "plan", "gin_file": [GIN]}, "--steps is not for --mode=plan: it is T"),
-        ({"steps": 0, "mode": "evaluate", "gin_file": [GIN]}, "--steps=0: must be at least 1"),
+        (
+            {"num_timesteps": 9, "mode": "plan", "gin_file": [GIN]},
+            "--num_timesteps is not for --mode=plan: it is T",
+        ),
+        (
+            {"num_timesteps": 0, "mode": "evaluate", "gin_file": [GIN]},
+            "--num_timesteps=0: must be at least 1",
+        ),
         (
             {"mode": "evalute", "gin_file": [GIN]},
             "--mode=evalute: no such mode; nearest: evaluate; modes: train, ",

@@ -44,7 +44,7 @@ def refusal(name):
 def test_an_include_does_not_depend_on_the_current_folder(project):
     """A shipped file includes 'gin/fragments/base.gin', and the current folder has one of that name."""
     assert bound("gin/quickstart.gin")["Experiment.steps"] == 1_200
-    assert "sample.steps" in bound("gin/quickstart.gin")
+    assert "sample.num_timesteps" in bound("gin/quickstart.gin")
     elsewhere = write(project / "elsewhere" / "own.gin", "include 'gin/fragments/base.gin'\n")
     assert bound(elsewhere).get("Experiment.steps") != 77
     assert "Experiment.model" in bound(elsewhere)

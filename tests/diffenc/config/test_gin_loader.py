@@ -29,7 +29,7 @@ Experiment.optimizer = @optimizer.adamw()
 Model.encoder = @encoder.trainable()
 Model.schedule = @schedule.linear()
 Model.parameterization = @parameterization.v()
-Model.mean = @mean.counterterm()
+Model.generative_mean = @generative_mean.counterterm()
 Model.network = @network.unet()
 encoder.trainable.network = @network.encoder_unet()
 schedule.linear.log_snr_max = %HIGH
@@ -84,7 +84,7 @@ def test_files_stack_and_the_command_line_has_the_last_word(small, tmp_path):
     more = tmp_path / "more.gin"
     more.write_text("Experiment.steps = 7\nExperiment.seed = 3\nsample.steps = 5\n")
     experiment = load([small, str(more)], ["Experiment.steps = 9\nHIGH = 8", "evaluate.passes = 2"])
-    assert (experiment.steps, experiment.seed, experiment.sample.steps) == (9, 3, 5)
+    assert (experiment.steps, experiment.seed, experiment.sample.num_timesteps) == (9, 3, 5)
     assert experiment.evaluate.passes == 2
     assert experiment.model.schedule.log_snr_max == experiment.model.network.log_snr_max == 8.0
 
@@ -332,3 +332,23 @@ def test_what_is_no_value_is_told_so(value):
         gin_loader.load(["gin/quickstart.gin"], [f"optimizer.adamw.learning_rate = {value}"])
     assert "is no value: write a number" in str(refused.value)
     assert "0x" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Model.mean = @generative_mean.vdm()", "Model.mean is now called Model.generative_mean"),
+        ("Model.generative_mean = @mean.vdm()", "mean.vdm is now called generative_mean.vdm"),
+        (
+            "evaluate.proposal = @time_sampler.uniform()",
+            "evaluate.proposal is now called evaluate.time_sampler",
+        ),
+        ("proposal.importance.floor = 0.2", "proposal.importance is now called time_sampler.importance"),
+        ("evaluate.steps = 3", "evaluate.steps is now called evaluate.num_timesteps"),
+        ("sample.steps = 3", "sample.steps is now called sample.num_timesteps"),
+    ],
+)
+def test_the_new_name_of_an_old_one_is_stated(tmp_path, old, new):
+    (tmp_path / "mine.gin").write_text(f"include 'gin/quickstart.gin'\n{old}\n")
+    with pytest.raises(UserError, match=f"mine.gin:2: {new}: rename it"):
+        gin_loader.load([str(tmp_path / "mine.gin")], [])

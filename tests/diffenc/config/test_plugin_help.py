@@ -50,10 +50,10 @@ def test_how_it_is_used():
 @pytest.mark.parametrize(
     ("selector", "mean"),
     [
-        ("encoder.identity", "Model.mean = @mean.vdm()"),
-        ("encoder.nontrainable", "Model.mean = @mean.counterterm()"),
-        ("encoder.trainable", "Model.mean = @mean.counterterm()"),
-        ("encoder.class_template", "Model.mean = @mean.counterterm()"),
+        ("encoder.identity", "Model.generative_mean = @generative_mean.vdm()"),
+        ("encoder.nontrainable", "Model.generative_mean = @generative_mean.counterterm()"),
+        ("encoder.trainable", "Model.generative_mean = @generative_mean.counterterm()"),
+        ("encoder.class_template", "Model.generative_mean = @generative_mean.counterterm()"),
         ("encoder.blurring", "that of encoder.blurring.encoder"),
     ],
 )

@@ -78,7 +78,7 @@ def model_of(
         ENCODERS[encoder](**needs),
         registry.schedules[schedule](LOG_SNR_MAX, LOG_SNR_MIN),  # pyright: ignore[reportCallIssue]
         registry.parameterizations["v"](),
-        registry.means[mean](),
+        registry.generative_means[mean](),
         network or Wave(),
     )
 
@@ -133,7 +133,7 @@ def terms_by_hand(encoder, mean, levels, draws, encoder_gain, gain):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("mean", list(registry.means))
+@pytest.mark.parametrize("mean", list(registry.generative_means))
 def test_the_terms_of_the_elbo_by_hand(x64, encoder, mean):
     model, (levels, draws) = model_of(encoder, mean), inputs()
     params: Any = {

@@ -39,7 +39,9 @@ def trained(tiny):
     """The experiment of `workdir`, to be evaluated and sampled as told."""
 
     def make(sample=None, **evaluate):
-        return tiny(ema_decay=0.99, evaluate=Evaluate(**evaluate), sample=sample or Sample(steps=6, num=3))
+        return tiny(
+            ema_decay=0.99, evaluate=Evaluate(**evaluate), sample=sample or Sample(num_timesteps=6, num=3)
+        )
 
     return make
 
@@ -83,7 +85,7 @@ def test_what_the_figures_are_of_is_said(trained, workdir):
     assert said == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 7, "step": 12, "num_params": 66,
-        "batch_size": 4, "proposal": "uniform", "stratified": "over the pass", "precision": "float32", "matmul_precision": "float32", "device": "cpu",
+        "batch_size": 4, "time_sampler": "uniform", "stratified": "over the pass", "precision": "float32", "matmul_precision": "float32", "device": "cpu",
         "prng": "threefry2x32, partitionable",
     }  # fmt: skip
     meta = json.loads((workdir / "checkpoints" / "000000012" / "META.json").read_text())
@@ -125,7 +127,7 @@ def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys, che
 
 @pytest.mark.parametrize("step", [5, None])
 def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, step):
-    experiment = trained(sample=Sample(steps=6, num=5, seed=2, step=step))
+    experiment = trained(sample=Sample(num_timesteps=6, num=5, seed=2, step=step))
     path = commands.sample(experiment, workdir)
     assert path == workdir / "samples" / f"{step or 12:09d}_T6_n5_seed2.png"
     images = ImageSampler(experiment, data_mesh()).draw(_state(experiment, workdir, step or 12).ema)
@@ -135,7 +137,7 @@ def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, s
 
 def test_samples_of_other_settings_lie_side_by_side(trained, workdir):
     paths = {
-        commands.sample(trained(sample=Sample(steps=steps, num=num, seed=seed)), workdir)
+        commands.sample(trained(sample=Sample(num_timesteps=steps, num=num, seed=seed)), workdir)
         for steps, num, seed in [(6, 3, 0), (2, 3, 0), (6, 2, 0), (6, 3, 1)]
     }
     assert len(paths) == 4

@@ -253,7 +253,7 @@ def test_a_disk_that_refuses_leaves_the_old_files(trained, monkeypatch):
 
 def test_importance_sampling_reads_the_curve_and_leaves_the_bound(trained, tmp_path):
     experiment, workdir = trained
-    settings = Evaluate(split="train", passes=200, batch_size=23, proposal=Importance())
+    settings = Evaluate(split="train", passes=200, batch_size=23, time_sampler=Importance())
     bound = dataclasses.replace(experiment, evaluate=settings)
     with pytest.raises(UserError, match="--mode=diagnose first"):
         Evaluator(bound, data_mesh(), tmp_path)

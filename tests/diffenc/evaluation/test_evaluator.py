@@ -241,7 +241,7 @@ def test_the_record_says_what_was_measured(tiny, measure):
     expected = {
         "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 4, "step": 70, "num_params": 66,
-        "curve_of": {"step": 9}, "proposal": "uniform", "stratified": "over the pass", "precision": "float32", "matmul_precision": "float32",
+        "curve_of": {"step": 9}, "time_sampler": "uniform", "stratified": "over the pass", "precision": "float32", "matmul_precision": "float32",
     }  # fmt: skip
     assert {key: figures[key] for key in expected} == expected
     assert {key: figures[key] for key in measured.summary()} == measured.summary()
@@ -350,10 +350,10 @@ def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_dee
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variance": Fitted()}, "evaluate.variance needs discrete time: bind evaluate.steps = T"),
-        ({"times": "fitted"}, "evaluate.times needs discrete time: bind evaluate.steps = T"),
+        ({"variance": Fitted()}, "evaluate.variance needs discrete time: bind evaluate.num_timesteps = T"),
+        ({"times": "fitted"}, "evaluate.times needs discrete time: bind evaluate.num_timesteps = T"),
         ({"times": "even"}, "evaluate.times = 'even': must be one of equal, fitted"),
-        ({"steps": -1}, "evaluate.steps = -1: must not be negative"),
+        ({"num_timesteps": -1}, "evaluate.num_timesteps = -1: must not be negative"),
         ({"num_images": 0}, "evaluate.num_images = 0: must be at least 1"),
     ],
 )
@@ -367,8 +367,8 @@ def test_what_cannot_be_measured_is_refused(settings, message):
     [({"variance": Fitted()}, "fit_variance"), ({"times": "fitted"}, "fit_schedule")],
 )
 def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, tmp_path, settings, mode):
-    experiment = tiny(evaluate=Evaluate(steps=7, **settings))
-    with pytest.raises(UserError, match=f"--mode={mode} --steps=7 first"):
+    experiment = tiny(evaluate=Evaluate(num_timesteps=7, **settings))
+    with pytest.raises(UserError, match=f"--mode={mode} --num_timesteps=7 first"):
         Evaluator(experiment, data_mesh(), tmp_path)
 
 
@@ -377,7 +377,7 @@ def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path,
     """To about 0.78 of the error of uniform times, which are stratified too."""
 
     def measure(**settings):
-        experiment = tiny(evaluate=Evaluate(passes=200, steps=steps, **settings))
+        experiment = tiny(evaluate=Evaluate(passes=200, num_timesteps=steps, **settings))
         params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
         return Evaluator(experiment, data_mesh(), tmp_path).measure(params).summary()
 
@@ -385,7 +385,7 @@ def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path,
     params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
     loss_curves.path(tmp_path).parent.mkdir()
     atomic.write_json(loss_curves.path(tmp_path), loss_record(experiment, data_mesh(), params))
-    plain, aimed = measure(), measure(proposal=Importance())
+    plain, aimed = measure(), measure(time_sampler=Importance())
     error = np.hypot(plain["bpd_diffusion_mc_se"], aimed["bpd_diffusion_mc_se"])
     assert abs(plain["bpd_diffusion"] - aimed["bpd_diffusion"]) < 4 * error
     assert aimed["bpd_diffusion_mc_se"] < 0.92 * plain["bpd_diffusion_mc_se"]

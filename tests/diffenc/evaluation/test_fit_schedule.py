@@ -82,7 +82,7 @@ class Wave:
 
 def make(encoder):
     needs: Any = {"network": Wave(1.3)} if encoder == "trainable" else {}
-    prm, mean = registry.parameterizations["v"](), registry.means["counterterm"]()
+    prm, mean = registry.parameterizations["v"](), registry.generative_means["counterterm"]()
     return Model(registry.encoders[encoder](**needs), Linear(TOP, TOP - DROP), prm, mean, Wave())
 
 
@@ -173,7 +173,9 @@ def fitting(tiny, workdir):
 
     def fit(fit=None, mode=fit_schedule.fit_schedule, folder=workdir, **evaluate):
         settings = Fit(**{"knots": 9, "batch_size": 8, **(fit or {})})
-        return mode(tiny(steps=3, fit=settings, evaluate=Evaluate(**{"steps": 6, **evaluate})), folder)
+        return mode(
+            tiny(steps=3, fit=settings, evaluate=Evaluate(**{"num_timesteps": 6, **evaluate})), folder
+        )
 
     return fit
 
@@ -277,8 +279,8 @@ def test_a_damaged_table_is_measured_anew_and_said_to_be(fitting, measured, work
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, r"--mode=fit_schedule needs T: give --steps=T"),
-        ({"steps": 1025}, r"T = 1025: times are fitted up to T = 1024"),
+        ({"num_timesteps": 0}, r"--mode=fit_schedule needs T: give --num_timesteps=T"),
+        ({"num_timesteps": 1025}, r"T = 1025: times are fitted up to T = 1024"),
         ({"step": 2}, r"no checkpoint of step 2"),
     ],
 )

@@ -45,7 +45,7 @@ MODEL = Model(
     registry.encoders["trainable"](**{"network": Wave(1.3)}),
     Linear(TOP, TOP - DROP),
     registry.parameterizations["v"](),
-    registry.means["counterterm"](),
+    registry.generative_means["counterterm"](),
     Wave(),
 )
 
@@ -109,7 +109,9 @@ def test_a_fixed_ratio_other_than_one_costs_in_proportion_to_the_depth(x64, log_
     def cost(times):
         rule = objective.discrete(Chain(times, jnp.asarray([log_w])))
         step = rule(encode, lambda t: TOP - DROP * t, jnp.zeros(NUM_IMAGES))
-        return objective.diffusion_loss(step, eps, network, MODEL.parameterization, MODEL.mean).mean()
+        return objective.diffusion_loss(
+            step, eps, network, MODEL.parameterization, MODEL.generative_mean
+        ).mean()
 
     depths = np.array([2**12, 2**14, 2**16])
     index = [np.linspace(0, depth - 1, 16).astype(int) for depth in depths]
@@ -134,7 +136,9 @@ def fitting(tiny, workdir):
 
     def fit(fit=None, mode=fit_variance.fit_variance, folder=workdir, **evaluate):
         settings = Fit(**{"batch_size": 8, "passes": 4, "knots": 9, **(fit or {})})
-        return mode(tiny(steps=3, fit=settings, evaluate=Evaluate(**{"steps": 4, **evaluate})), folder)
+        return mode(
+            tiny(steps=3, fit=settings, evaluate=Evaluate(**{"num_timesteps": 4, **evaluate})), folder
+        )
 
     return fit
 
@@ -198,16 +202,16 @@ def test_the_same_seed_fits_the_same(fitting):
 @pytest.mark.parametrize(
     ("fit", "changes", "message"),
     [
-        ({}, {"steps": 0}, r"--mode=fit_variance needs T: give --steps=T"),
-        ({}, {"steps": 20_000}, r"T = 20000: in float32 .*; add --x64"),
+        ({}, {"num_timesteps": 0}, r"--mode=fit_variance needs T: give --num_timesteps=T"),
+        ({}, {"num_timesteps": 20_000}, r"T = 20000: in float32 .*; add --x64"),
         (
             {},
-            {"times": "fitted", "steps": 9},
-            r"no times are fitted for T = 9 .*--mode=fit_schedule --steps=9",
+            {"times": "fitted", "num_timesteps": 9},
+            r"no times are fitted for T = 9 .*--mode=fit_schedule --num_timesteps=9",
         ),
         (
             {"passes": 1},
-            {"steps": 1000},
+            {"num_timesteps": 1000},
             r"^184 draws for 1000 steps leave 0 for one of them: bind fit\.num_images",
         ),
         ({}, {"step": 2}, r"no checkpoint of step 2"),

@@ -23,7 +23,7 @@ ENCODERS = (
     "nontrainable",
     "trainable",
 )  # those that do without an image's shape, and without its class
-MEANS = list(registry.means)
+MEANS = list(registry.generative_means)
 PARAMETERIZATIONS = list(registry.parameterizations)
 
 
@@ -47,7 +47,7 @@ def make(encoder="trainable", mean="counterterm", parameterization="v", network:
         encoder=registry.encoders[encoder](**needs),
         schedule=Linear(log_snr_max=3.0, log_snr_min=-4.0),
         parameterization=registry.parameterizations[parameterization](),
-        mean=registry.means[mean](),
+        generative_mean=registry.generative_means[mean](),
         network=network or Wave(),
     )
 
@@ -99,7 +99,7 @@ class ByHand:
         log_snr_t, log_snr_s = self.log_snrs[index + 1], self.log_snrs[index]
         x_hat = self.x_hat(z_t, log_snr_t)
         variance = 1 / (1 / sigma_s**2 + ratio**2 / noise)
-        kappa = float(self.model.mean(jnp.asarray([log_snr_t]))[0])
+        kappa = float(self.model.generative_mean(jnp.asarray([log_snr_t]))[0])
         mean = variance * (alpha_s * x_hat / sigma_s**2 + ratio * z_t / noise)
         mean = mean + alpha_s * (log_snr_s - log_snr_t) * kappa * x_hat
         return mean, variance / np.exp(self.log_w[index])

@@ -14,7 +14,7 @@ from diffenc.training import loop
 
 
 def settings(tiny, samples=4, **evaluate):
-    evaluate = {"steps": 5, "passes": 2, **evaluate}
+    evaluate = {"num_timesteps": 5, "passes": 2, **evaluate}
     return tiny(ema_decay=0.99, evaluate=Evaluate(**evaluate), k_sample=KSample(samples=samples))
 
 
@@ -98,10 +98,10 @@ def test_the_error_over_chains_is_their_spread_over_seeds(tiny, workdir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "--mode=k_sample needs T: give --steps=T"),
-        ({"steps": 20_000}, "T = 20000: in float32 .*; add --x64"),
+        ({"num_timesteps": 0}, "--mode=k_sample needs T: give --num_timesteps=T"),
+        ({"num_timesteps": 20_000}, "T = 20000: in float32 .*; add --x64"),
         ({"variance": registry.variances["fitted"]()}, "variance.fitted was not fitted for these 5 steps"),
-        ({"times": "fitted"}, "no times are fitted for T = 5 .*--mode=fit_schedule --steps=5"),
+        ({"times": "fitted"}, "no times are fitted for T = 5 .*--mode=fit_schedule --num_timesteps=5"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_and_leaves_nothing(tiny, workdir, changes, message):

@@ -55,7 +55,7 @@ def test_stretches_are_equal_and_at_most_twenty(steps):
 
 @pytest.mark.parametrize("steps", [6, 23, 40])
 def test_stretches_make_one_chain(tiny, params, steps):
-    experiment = tiny(sample=Sample(steps=steps, num=3, seed=8))
+    experiment = tiny(sample=Sample(num_timesteps=steps, num=3, seed=8))
     drawn = ImageSampler(experiment, data_mesh()).draw(params)
     start = root_key(8, "sample"), (3, 4, 4, 1)
     whole = sampler.sample(experiment.model, params, *start, num_levels=5, chain=equal_steps(steps))
@@ -64,7 +64,7 @@ def test_stretches_make_one_chain(tiny, params, steps):
 
 def test_a_model_that_is_sure_draws_what_it_is_sure_of(tiny):
     model = Model(Identity(), Linear(12.0, -6.0), X(), VDM(), Sure())
-    experiment = tiny(model=model, sample=Sample(steps=30, num=5))
+    experiment = tiny(model=model, sample=Sample(num_timesteps=30, num=5))
     params = model.init(jax.random.key(0), (4, 4, 1))
     drawn = ImageSampler(experiment, data_mesh()).draw(params)
     assert drawn.shape == (5, 4, 4, 1)
@@ -74,7 +74,7 @@ def test_a_model_that_is_sure_draws_what_it_is_sure_of(tiny):
 
 def test_the_seed_alone_decides_the_images(tiny, params):
     def draw(seed):
-        return ImageSampler(tiny(sample=Sample(steps=6, num=3, seed=seed)), data_mesh()).draw(params)
+        return ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=seed)), data_mesh()).draw(params)
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any()
@@ -82,11 +82,11 @@ def test_the_seed_alone_decides_the_images(tiny, params):
 
 
 def test_a_key_takes_the_place_of_the_seed(tiny, params):
-    images = ImageSampler(tiny(sample=Sample(steps=6, num=3, seed=1)), data_mesh())
+    images = ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=1)), data_mesh())
     keys = root_key(2, "sample"), root_key(1, "sample")
     other, same = (images.draw(params, key=key) for key in keys)
     np.testing.assert_array_equal(same, images.draw(params))
-    seeded = ImageSampler(tiny(sample=Sample(steps=6, num=3, seed=2)), data_mesh())
+    seeded = ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=2)), data_mesh())
     np.testing.assert_array_equal(other, seeded.draw(params))
     assert (other != same).any()
 
@@ -101,7 +101,7 @@ def test_one_sampler_serves_every_cadence(tiny, params):
 
 
 def test_after_each_stretch_one_may_stop(tiny, params):
-    images, calls = ImageSampler(tiny(sample=Sample(steps=40, num=1)), data_mesh()), []
+    images, calls = ImageSampler(tiny(sample=Sample(num_timesteps=40, num=1)), data_mesh()), []
     images.draw(params, lambda: calls.append(None))
     assert len(calls) == images.num_stretches == 20
 
@@ -122,12 +122,12 @@ def warnings(monkeypatch):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_chosen_solver_makes_the_steps(tiny, params, warnings, name):
-    experiment = tiny(sample=Sample(steps=22, num=3, sampler=name))
+    experiment = tiny(sample=Sample(num_timesteps=22, num=3, sampler=name))
     start = root_key(0, "sample"), (3, 4, 4, 1)
     options = {"num_levels": 5, "chain": equal_steps(22), "solver": SOLVERS[name]}
     whole = sampler.sample(experiment.model, params, *start, **options)
     np.testing.assert_array_equal(ImageSampler(experiment, data_mesh()).draw(params), whole)
-    usual = tiny(sample=Sample(steps=22, num=3))
+    usual = tiny(sample=Sample(num_timesteps=22, num=3))
     assert (ImageSampler(usual, data_mesh()).draw(params) == whole).all() == (name == "ancestral")
 
 
@@ -149,7 +149,9 @@ def file_fit(workdir, name, **content):
 )
 def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, variance):
     file_fit(tmp_path, name, times=list(times), excess=EXCESS)
-    settings = Sample(steps=4, num=9, times="fitted" if "_fitted_" in name else "equal", variance=variance)
+    settings = Sample(
+        num_timesteps=4, num=9, times="fitted" if "_fitted_" in name else "equal", variance=variance
+    )
     experiment = tiny(sample=settings)
     drawn = ImageSampler(experiment, data_mesh(), tmp_path, 12).draw(params)
     log_w = -np.log1p(EXCESS) if variance == Fitted() else np.zeros(4)
@@ -157,7 +159,7 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
     start = root_key(0, "sample"), (9, 4, 4, 1)
     wanted = sampler.sample(experiment.model, params, *start, num_levels=5, chain=chain)
     np.testing.assert_array_equal(drawn, wanted)
-    equal = tiny(sample=Sample(steps=4, num=9))
+    equal = tiny(sample=Sample(num_timesteps=4, num=9))
     assert (drawn != ImageSampler(equal, data_mesh()).draw(params)).any()
 
 
@@ -165,10 +167,10 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
     ("settings", "message"),
     [
         (
-            Sample(steps=4, variance=Fitted()),
+            Sample(num_timesteps=4, variance=Fitted()),
             "variance.fitted was not fitted for these 4 steps: run the same ",
         ),
-        (Sample(steps=4, times="fitted"), "no times are fitted for T = 4 and variance.equal "),
+        (Sample(num_timesteps=4, times="fitted"), "no times are fitted for T = 4 and variance.equal "),
     ],
 )
 def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, settings, message):
@@ -183,7 +185,7 @@ def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_
     loop.train(tiny(), tmp_path)
     file_fit(tmp_path, "T4_fitted_equal.json", times=TIMES, times_of={"step": 7})
     paths = [
-        commands.sample(tiny(sample=Sample(steps=4, num=3, times=times)), tmp_path)
+        commands.sample(tiny(sample=Sample(num_timesteps=4, num=3, times=times)), tmp_path)
         for times in ("equal", "fitted")
     ]
     names = ["000000012_T4_n3_seed0.png", "000000012_T4_fitted-times_n3_seed0.png"]
@@ -194,10 +196,10 @@ def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_
 
 def test_the_files_name_says_what_is_not_usual():
     settings = [
-        Sample(steps=4),
-        Sample(steps=4, sampler="ddim"),
-        Sample(steps=4, times="fitted", sampler="euler_maruyama"),
-        Sample(steps=4, times="fitted", variance=Fitted()),
+        Sample(num_timesteps=4),
+        Sample(num_timesteps=4, sampler="ddim"),
+        Sample(num_timesteps=4, times="fitted", sampler="euler_maruyama"),
+        Sample(num_timesteps=4, times="fitted", variance=Fitted()),
     ]
     assert [file_name(each, 5) for each in settings] == [
         "000000005_T4_n64_seed0.png",
@@ -209,7 +211,7 @@ def test_the_files_name_says_what_is_not_usual():
 
 @pytest.mark.parametrize(("name", "count"), [("ancestral", 0), ("euler_maruyama", 0), ("ddim", 1)])
 def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name, count):
-    settings = Sample(steps=2, num=1, sampler=name)
+    settings = Sample(num_timesteps=2, num=1, sampler=name)
     born = params | {"encoder": jax.tree.map(jnp.zeros_like, params["encoder"])}
     images = ImageSampler(tiny(sample=settings), data_mesh())
     images.draw(born)

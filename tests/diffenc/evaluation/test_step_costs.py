@@ -27,7 +27,7 @@ ENCODERS = (
     "nontrainable",
     "trainable",
 )  # those that do without an image's shape, and without its class
-MEANS = list(registry.means)
+MEANS = list(registry.generative_means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make(encoder="trainable", mean="counterterm", parameterization="v"):
         encoder=registry.encoders[encoder](**needs),
         schedule=Linear(TOP, TOP - DROP),
         parameterization=registry.parameterizations[parameterization](),
-        mean=registry.means[mean](),
+        generative_mean=registry.generative_means[mean](),
         network=Wave(),
     )
 
@@ -85,7 +85,7 @@ def step_kl(model, t, s):
     noise = sigma_t**2 - ratio**2 * sigma_s**2
     variance = 1 / (1 / sigma_s**2 + ratio**2 / noise)
     mean_q = variance * (alpha_s * x_s / sigma_s**2 + ratio * (z_t - alpha_t * (x_t - x_s)) / noise)
-    guess, kappa = x_hat(model, z_t, log_snr_t), float(model.mean(jnp.asarray([log_snr_t]))[0])
+    guess, kappa = x_hat(model, z_t, log_snr_t), float(model.generative_mean(jnp.asarray([log_snr_t]))[0])
     mean_p = variance * (alpha_s * guess / sigma_s**2 + ratio * z_t / noise)
     mean_p = mean_p + alpha_s * (log_snr_s - log_snr_t) * kappa * guess
     return 0.5 * np.sum((mean_q - mean_p) ** 2, axis=1) / variance

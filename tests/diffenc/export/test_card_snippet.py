@@ -90,7 +90,7 @@ def exported(tiny, tmp_path, monkeypatch):
         network = importlib.import_module(name).Gain()
         # the config must name a data set that the reader has too
         model = Model(Identity(), Linear(), V(), VDM(), network)
-        experiment = tiny(model=model, dataset=Squares(), sample=Sample(steps=2))
+        experiment = tiny(model=model, dataset=Squares(), sample=Sample(num_timesteps=2))
         about = export.about(experiment, 1, provenance.kind_of(Squares()))
         lines = [line for line in about.config.splitlines(True) if "test_card_snippet" not in line]
         about = dataclasses.replace(about, config="".join(lines))

@@ -110,12 +110,12 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
     ("settings", "number"),
     [
         (Evaluate(), 2),
-        (Evaluate(split="train", steps=5, num_images=16), 3),
-        (Evaluate(steps=5), 4),
+        (Evaluate(split="train", num_timesteps=5, num_images=16), 3),
+        (Evaluate(num_timesteps=5), 4),
         (Evaluate(num_images=5), 5),
         (Evaluate(num_images=5_000), 2),  # more than there are: all
         (Evaluate(split="train"), 6),
-        (Evaluate(steps=7), 6),  # the newest, as none is of that
+        (Evaluate(num_timesteps=7), 6),  # the newest, as none is of that
     ],
 )
 def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path, settings, number):
@@ -216,7 +216,7 @@ def test_the_chain_of_the_config_goes_before_a_newer_one_of_the_same_length(tmp_
     for number, times in enumerate(("equal", "fitted"), 1):
         said = RECORD | {"T": 5, "times": times, "variance": "equal", "number": number}
         write_record(tmp_path / "evaluations" / f"{number:04d}.json", said)
-    found = export.evaluation_of(tmp_path, ABOUT, Evaluate(steps=5))
+    found = export.evaluation_of(tmp_path, ABOUT, Evaluate(num_timesteps=5))
     assert found is not None
     assert found["number"] == 1
 

@@ -21,7 +21,7 @@ EVALUATION = {
     "bpd_reconstruction": 0.01004, "bpd_reconstruction_se": 0.00012,
     "bpd_latent": 0.0021, "bpd_diffusion": 0.35440, "bpd_diffusion_se": 0.00124, "bpd_diffusion_mc_se": None,
     "dataset": "mnist", "split": "test", "num_images": 1000, "split_images": 10_000, "fingerprint": "f00d",
-    "T": "continuous", "proposal": "uniform", "seed": 0, "passes": 4, "precision": "float32", "step": 12_000,
+    "T": "continuous", "time_sampler": "uniform", "seed": 0, "passes": 4, "precision": "float32", "step": 12_000,
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_what_hubs_show_says_what_it_is_of_and_how_sure(change, of):
     assert by_type["bpd_diffusion"]["name"] == f"diffusion, bits/dim; {of}"
     assert by_type["bpd"]["args"] == {
         "T": said["T"], "num_images": said["num_images"], "split_images": 10_000, "fingerprint": "f00d",
-        "passes": said["passes"], "precision": "float32", "proposal": "uniform", "times_per_image": 2,
+        "passes": said["passes"], "precision": "float32", "time_sampler": "uniform", "times_per_image": 2,
         "batch_size": 64, "seed": 0, "se": 0.00126, "mc_se": 0.00031,
     }  # fmt: skip
     errors = {key: (one["args"]["se"], one["args"]["mc_se"]) for key, one in by_type.items()}
@@ -80,7 +80,7 @@ def test_each_figure_has_both_errors():
     assert "| latent, bits/dim | 0.0021 | – | – |\n" in text
     assert "| diffusion, bits/dim | 0.3544 | 0.0012 | – |\n" in text
     assert (
-        "of 1,000 of the 10,000 images of mnist test, pixels `f00d`:\nT continuous, proposal uniform, seed 0, "
+        "of 1,000 of the 10,000 images of mnist test, pixels `f00d`:\nT continuous, time_sampler uniform, seed 0, "
         "4 pass(es), computed in float32." in text
     )
 
@@ -104,17 +104,17 @@ def test_what_is_not_finite_is_no_metric():
         ({"split_images": 1000}, "of all 1,000 images of mnist test"),
         (
             {"T": 100, "times": "fitted", "variance": "upper"},
-            "T 100, times fitted, variance upper, proposal uniform, seed 0, 4 pass(es)",
+            "T 100, times fitted, variance upper, time_sampler uniform, seed 0, 4 pass(es)",
         ),
-        ({"condition": "class"}, "proposal uniform, condition class, seed 0, 4 pass(es)"),
-        ({"encoder_condition": "class"}, "proposal uniform, encoder_condition class, seed 0, 4 pass(es)"),
+        ({"condition": "class"}, "time_sampler uniform, condition class, seed 0, 4 pass(es)"),
+        ({"encoder_condition": "class"}, "time_sampler uniform, encoder_condition class, seed 0, 4 pass(es)"),
         (
             {"times_per_image": 2, "batch_size": 64, "matmul_precision": "highest"},
-            "proposal uniform, times_per_image 2, batch_size 64, seed 0, matmul_precision highest, 4 pass(es)",
+            "time_sampler uniform, times_per_image 2, batch_size 64, seed 0, matmul_precision highest, 4 pass(es)",
         ),
         (
-            {"proposal": "importance(floor=0.2)", "seed": 7},
-            "proposal importance(floor=0.2), seed 7, 4 pass(es)",
+            {"time_sampler": "importance(floor=0.2)", "seed": 7},
+            "time_sampler importance(floor=0.2), seed 7, 4 pass(es)",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_strangers_texts_are_shown_as_they_are():
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     dataset = DATASET | {"dataset": HOSTILE, "source": HOSTILE, "train_identity": HOSTILE, "origin": HOSTILE}
     about = dataclasses.replace(ABOUT, dataset=dataset, code=HOSTILE, origin=HOSTILE)
-    names = ("dataset", "split", "fingerprint", "precision", "proposal", "T", "variance")
+    names = ("dataset", "split", "fingerprint", "precision", "time_sampler", "T", "variance")
     text = _card(about, EVALUATION | dict.fromkeys(names, HOSTILE))
     front, body = _front(text)
     page = reader.render(body.partition("<details>")[0])
@@ -230,6 +230,6 @@ def test_a_strangers_texts_have_a_bounded_length():
     dataset = DATASET | {"dataset": "x" * 10**6, "source": "y" * 10**6}
     text = _card(
         dataclasses.replace(ABOUT, dataset=dataset),
-        EVALUATION | {"dataset": "x" * 10**6, "proposal": "z" * 10**6},
+        EVALUATION | {"dataset": "x" * 10**6, "time_sampler": "z" * 10**6},
     )
     assert len(text) < 20_000

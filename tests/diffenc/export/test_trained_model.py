@@ -133,12 +133,12 @@ def test_a_batch_size_changes_no_draw(workdir, images):
 @pytest.mark.parametrize("other", [{"steps": 7}, {"sampler": "ddim"}, {"seed": 1}])
 def test_other_settings_draw_anew(workdir, other):
     used = load(workdir, allow_imports=("tests",))
-    before = used.sample(8, steps=3)
+    before = used.sample(8, num_timesteps=3)
     after = used.sample(8, **({"steps": 3} | other))
     fresh = load(workdir, allow_imports=("tests",)).sample(8, **({"steps": 3} | other))
     np.testing.assert_array_equal(after, fresh)
     assert not np.array_equal(after, before)
-    np.testing.assert_array_equal(used.sample(8, steps=3), before)
+    np.testing.assert_array_equal(used.sample(8, num_timesteps=3), before)
 
 
 @pytest.mark.parametrize(

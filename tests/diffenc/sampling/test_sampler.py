@@ -15,7 +15,7 @@ from diffenc.sampling import sampler, solvers
 from diffenc.sampling.solvers import ancestral
 
 PARAMETERIZATIONS = {name: registry.parameterizations[name]() for name in registry.parameterizations}
-MEANS: dict[str, Any] = {name: registry.means[name]() for name in registry.means}
+MEANS: dict[str, Any] = {name: registry.generative_means[name]() for name in registry.generative_means}
 
 
 def ends(log_snr):

@@ -281,7 +281,9 @@ class Gain:
 def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled):
     arguments = [Gain()] if encoder == "trainable" else []
     model = dataclasses.replace(
-        tiny().model, encoder=registry.encoders[encoder](*arguments), mean=registry.means[mean]()
+        tiny().model,
+        encoder=registry.encoders[encoder](*arguments),
+        generative_mean=registry.generative_means[mean](),
     )
     params = {"encoder": {"gain": jnp.array(gain)} if arguments else {}}
     assert slope_is_modelled(model, params, (4, 4, 1)) is modelled

@@ -157,7 +157,9 @@ def registered(monkeypatch):
     """Each class above under its name in lower case."""
     classes = [Fine, *(type(plugin) for _, plugin, _ in FAULTS)]
     known = {cls.__name__.lower(): cls for cls in classes}
-    monkeypatch.setattr(registry.means, "_classes", {**registry.means._classes, **known})
+    monkeypatch.setattr(
+        registry.generative_means, "_classes", {**registry.generative_means._classes, **known}
+    )
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)

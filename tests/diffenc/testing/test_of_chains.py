@@ -1,4 +1,4 @@
-"""Checks of variances, proposals and conditionings: each refuses a plugin with its own fault."""
+"""Checks of variances, time_samplers and conditionings: each refuses a plugin with its own fault."""
 
 import dataclasses
 

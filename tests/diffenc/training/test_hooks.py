@@ -125,7 +125,7 @@ def test_an_evaluation_that_is_owed_but_no_longer_wanted_is_let_go(visits, state
 
 def test_samples_are_of_the_averaged_parameters(visits, state, tmp_path):
     writer = Recorder()
-    made, experiment = visits(sample=Sample(steps=6, num=4))
+    made, experiment = visits(sample=Sample(num_timesteps=6, num=4))
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / ".000000006.png.tmp-55085c68").write_bytes(b"")  # as a kill left it
     made["samples"](writer, state, 6)

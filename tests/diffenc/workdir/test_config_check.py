@@ -32,7 +32,9 @@ BATCH_SIZE = re.escape("another config (Experiment.batch_size: 4 -> 5)")
 @pytest.fixture(scope="module")
 def make(tiny):
     def make(**changes):
-        return tiny(**{"steps": 4, "checkpoint_every": 2, "evaluate": Evaluate(steps=4, passes=1), **changes})
+        return tiny(
+            **{"steps": 4, "checkpoint_every": 2, "evaluate": Evaluate(num_timesteps=4, passes=1), **changes}
+        )
 
     return make
 
@@ -150,7 +152,7 @@ def _no_weights_of_inception(monkeypatch):
 @pytest.mark.parametrize("mode", OF_RUNS)
 def test_every_mode_refuses_a_config_that_was_changed_by_hand(make, workdir, mode):
     """The command without a --gin_file: the experiment is what the changed config.gin says."""
-    changed = make(batch_size=5, sample=Sample(steps=4, num=2))
+    changed = make(batch_size=5, sample=Sample(num_timesteps=4, num=2))
     (workdir / "config.gin").write_text(serialize.config_text(changed))
     before = _files(workdir)
     with pytest.raises(
@@ -360,7 +362,7 @@ def test_what_is_restored_is_the_state_that_was_saved(make, workdir):
 
 
 def test_settings_that_are_free_may_differ_from_the_checkpoint(make, workdir, warned):
-    free = make(log_every=1, keep_last=7, sample=Sample(steps=2, num=1), evaluate=Evaluate(passes=3))
+    free = make(log_every=1, keep_last=7, sample=Sample(num_timesteps=2, num=1), evaluate=Evaluate(passes=3))
     commands.evaluate(dataclasses.replace(free, microbatches=2), workdir)
     assert not warned
 

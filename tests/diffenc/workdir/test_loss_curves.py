@@ -22,7 +22,7 @@ def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file
     curve, said = loss_curves.load(file)
     np.testing.assert_array_equal(curve, [0.5, 2, 0])
     assert said == of
-    propose, curve_of = loss_curves.propose(Importance(), tmp_path)
+    propose, curve_of = loss_curves.bind_curve(Importance(), tmp_path)
     np.testing.assert_array_equal(propose(jnp.array([0.3])), Importance()(jnp.array([0.3]), curve))
     assert curve_of == {"curve_of": of}
 
@@ -37,13 +37,13 @@ def test_a_changed_digit_is_no_curve(file, write_record):
 
 def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
     with pytest.raises(UserError, match="--mode=diagnose first"):
-        loss_curves.propose(Importance(), tmp_path)
+        loss_curves.bind_curve(Importance(), tmp_path)
     with pytest.raises(
-        UserError, match=r"proposal\.importance.*: fits and curves stay in the run's workdir: load that"
+        UserError, match=r"time_sampler\.importance.*: fits and curves stay in the run's workdir: load that"
     ):
-        loss_curves.propose(Importance(), None)
+        loss_curves.bind_curve(Importance(), None)
     file.write_text("no curve")
-    propose, curve_of = loss_curves.propose(UNIFORM, tmp_path)
+    propose, curve_of = loss_curves.bind_curve(UNIFORM, tmp_path)
     np.testing.assert_array_equal(propose(jnp.array([0.25])), [[0.25], [1]])
     assert curve_of == {}
 

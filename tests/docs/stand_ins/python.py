@@ -18,7 +18,7 @@ BINDINGS = [
     "evaluate.num_images = 8",
     "evaluate.batch_size = 8",
     "evaluate.passes = 2",
-    "sample.steps = 2",
+    "sample.num_timesteps = 2",
     "sample.num = 4",
     "fit.num_images = 64",
     "fit.knots = 9",
@@ -45,8 +45,8 @@ SCALING = [
     "--page=scaling.md",
     "--paper=gin/quickstart.gin",
 ]
-TABLE = ["--seeds=1", "--steps=2", "--batch_size=8", "--num_images=8", "--passes=2", "--jobs=2"]
-BOUNDS = ["--num_images=8", "--few=2", "--passes=2", "--k=2", "--k_steps=2", "--steps=2,4"]
+TABLE = ["--seeds=1", "--num_timesteps=2", "--batch_size=8", "--num_images=8", "--passes=2", "--jobs=2"]
+BOUNDS = ["--num_images=8", "--few=2", "--passes=2", "--k=2", "--k_steps=2", "--num_timesteps=2,4"]
 
 MORE = {
     "diffenc.run": (BINDINGS, []),

@@ -75,7 +75,7 @@ def test_variants_differ_by_their_encoder(subject):
     assert models["own"] == subject.experiment.model
     for name, encoder, mean in (("vdmv", "Identity", "VDM"), ("nt", "Nontrainable", "Counterterm")):
         assert type(models[name].encoder).__name__ == encoder
-        assert type(models[name].mean).__name__ == mean
+        assert type(models[name].generative_mean).__name__ == mean
         assert models[name].network == subject.experiment.model.network
 
 

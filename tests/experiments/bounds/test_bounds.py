@@ -64,7 +64,7 @@ def test_fitting_helps_and_a_wrong_variance_costs_more_with_every_step(found, ti
     assert columns["fitted, times too"]["2"]["bpd"] < columns["fitted"]["2"]["bpd"]
     w, dims = 0.9, 16
     for steps in (2, 9):  # w C + T d/2 (w - 1 - log w), C the diffusion loss with equal variances
-        experiment = tiny(evaluate=Evaluate(num_images=8, passes=3, steps=steps))
+        experiment = tiny(evaluate=Evaluate(num_images=8, passes=3, num_timesteps=steps))
         equal = Evaluator(experiment, data_mesh()).measure(ema).summary()
         assert columns["equal"][str(steps)]["bpd"] == pytest.approx(equal["bpd"], rel=1e-6)
         offset = steps * dims / 2 * (w - 1 - np.log(w)) / (dims * np.log(2))
@@ -96,7 +96,7 @@ def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
 
 def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     shutil.copytree(workdir, tmp_path / "run")
-    other = [*SMALL[1:], "--steps=2", "--gin_bindings=evaluate.split = 'train'"]
+    other = [*SMALL[1:], "--num_timesteps=2", "--gin_bindings=evaluate.split = 'train'"]
     other += ["--gin_bindings=fit.num_images = 20"]
     assert bounds.main([f"--workdir={tmp_path / 'run'}", *other]) == 0
     again = json.loads((tmp_path / "run" / "bounds" / "bounds.json").read_text())

@@ -49,18 +49,22 @@ def test_the_variance_falls_as_in_closed_form():
 
 
 def test_without_a_curve_it_says_how_to_get_one():
-    with pytest.raises(UserError, match=r"^proposal\.importance .*--mode=diagnose first$") as caught:
+    with pytest.raises(UserError, match=r"^time_sampler\.importance .*--mode=diagnose first$") as caught:
         Importance()(jnp.zeros(2), None)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("floor", [0.0, -0.1, 1.1])
 def test_a_floor_out_of_range_is_refused(floor):
-    with pytest.raises(UserError, match=r"^proposal\.importance\.floor = .*: must be above 0 and at most 1$"):
+    with pytest.raises(
+        UserError, match=r"^time_sampler\.importance\.floor = .*: must be above 0 and at most 1$"
+    ):
         Importance(floor)
 
 
 @pytest.mark.parametrize("floor", [float("nan"), float("inf")])
 def test_a_floor_that_is_not_finite_is_refused(floor):
-    with pytest.raises(UserError, match=rf"^proposal\.importance\.floor = {floor}: expected a finite float$"):
+    with pytest.raises(
+        UserError, match=rf"^time_sampler\.importance\.floor = {floor}: expected a finite float$"
+    ):
         Importance(floor)

@@ -35,6 +35,7 @@ def test_small_excesses_keep_their_digits_in_float32():
 
 def test_what_is_not_fitted_is_refused_with_the_way_out():
     with pytest.raises(
-        UserError, match=r"variance\.fitted was not fitted for these 4 steps.*--mode=fit_variance --steps=4"
+        UserError,
+        match=r"variance\.fitted was not fitted for these 4 steps.*--mode=fit_variance --num_timesteps=4",
     ):
         Fitted()(ZEROS, ONES, None)

@@ -70,7 +70,7 @@ def workdir(trained, tmp_path, monkeypatch):
 
 @pytest.fixture
 def experiment(tiny):
-    def make(sample=Sample(steps=6, num=3), **settings):
+    def make(sample=Sample(num_timesteps=6, num=3), **settings):
         settings = {"features": Pixels(), "nums": (6, 11), "batch_size": 4, **settings}
         return tiny(ema_decay=0.99, steps=3, sample=sample, fid=Fid(**settings))
 
@@ -196,7 +196,10 @@ def test_classes_are_drawn_by_the_shares_of_train_or_as_they_are_bound(tiny, mon
 
     def draws(workdir, classes=None, model=told):
         settings = tiny(
-            model=model, dataset=Uneven(), sample=Sample(steps=6, classes=classes), fid=Fid(batch_size=64)
+            model=model,
+            dataset=Uneven(),
+            sample=Sample(num_timesteps=6, classes=classes),
+            fid=Fid(batch_size=64),
         )
         made = fid.Draws(settings, data_mesh(), {}, workdir, 3)
         for index in (0, 1):
@@ -265,7 +268,7 @@ def test_what_the_figures_are_of_is_said(experiment, workdir):
 
 
 def test_samples_are_of_the_averaged_model_by_the_chosen_sampler(experiment, workdir):
-    settings = experiment(nums=(4,), sample=Sample(steps=3, num=1, sampler="ddim"))
+    settings = experiment(nums=(4,), sample=Sample(num_timesteps=3, num=1, sampler="ddim"))
     fid.fid(settings, workdir)
     mesh = data_mesh()
     ema, _ = commands.restore_ema(settings, workdir, mesh, None)
@@ -317,16 +320,20 @@ def test_samples_drawn_otherwise_lie_elsewhere(experiment, workdir):
         folder(step=2),
         folder(seed=1),
         folder(batch_size=6),
-        folder(sample=Sample(steps=5)),
-        folder(sample=Sample(steps=6, sampler="ddim")),
-        folder(sample=Sample(steps=6, variance=Fixed(0.5))),
+        folder(sample=Sample(num_timesteps=5)),
+        folder(sample=Sample(num_timesteps=6, sampler="ddim")),
+        folder(sample=Sample(num_timesteps=6, variance=Fixed(0.5))),
     ]
     with jax.default_matmul_precision("F16_F16_F32"):
         others.append(folder())
     assert len(set(others)) == len(others)
     with jax.default_matmul_precision("highest"):  # what a CPU multiplies in anyway
         assert (folder() == others[0]) is (jax.default_backend() == "cpu")
-    assert folder() == folder(sample=Sample(steps=6, num=9, seed=5)) == folder(nums=(2,), splits=("test",))
+    assert (
+        folder()
+        == folder(sample=Sample(num_timesteps=6, num=9, seed=5))
+        == folder(nums=(2,), splits=("test",))
+    )
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def trained(tiny, tmp_path_factory):
     """A trained run with some figures, and what the mode returned."""
     experiment = tiny(
         diagnose=Diagnose(num_images=20, passes=8, bins=6),
-        sample=Sample(steps=4, num=5),
+        sample=Sample(num_timesteps=4, num=5),
         figures=Figures(only=SOME),
     )
     workdir = tmp_path_factory.mktemp("figures") / "run"
@@ -139,7 +139,10 @@ def test_nothing_is_measured_twice_and_the_same_numbers_give_the_same_files(trai
     [
         ("heat_maps", {"figures": Figures(only=("heat_maps",), times=(0.5, 1.0))}),
         ("spectra", {"figures": Figures(only=("spectra",), num_images=9)}),
-        ("samples", {"figures": Figures(only=("samples",)), "sample": Sample(steps=4, num=5, seed=1)}),
+        (
+            "samples",
+            {"figures": Figures(only=("samples",)), "sample": Sample(num_timesteps=4, num=5, seed=1)},
+        ),
         ("loss", {"figures": Figures(only=("loss",)), "diagnose": Diagnose(num_images=20, passes=8, bins=5)}),
     ],
 )
@@ -186,4 +189,4 @@ def test_only_those_asked_for_are_drawn_in_the_tables_order(trained):
 
 
 def test_steps_on_the_command_line_are_those_of_the_samples():
-    assert run.steps_bindings("figures", 7) == ["sample.steps = 7"]
+    assert run.num_timesteps_bindings("figures", 7) == ["sample.num_timesteps = 7"]

@@ -27,7 +27,7 @@ def of(tiny, tmp_path):
 
 
 def test_samples_depend_on_their_settings_and_the_checkpoint_alone(of):
-    base = Sample(steps=6, num=3)
+    base = Sample(num_timesteps=6, num=3)
     for other in ({"seed": 1}, {"steps": 5}, {"num": 4}, {"sampler": "ddim"}, {"variance": Fixed(2.0)}):
         assert of(dataclasses.replace(base, **other)) != of(base)
     assert of(base, step=8) != of(base)
@@ -36,7 +36,7 @@ def test_samples_depend_on_their_settings_and_the_checkpoint_alone(of):
 
 def test_times_that_are_not_fitted_are_told_of_before_anything_is_drawn(of):
     with pytest.raises(UserError, match="--mode=fit_schedule"):
-        of(Sample(steps=6, times="fitted"))
+        of(Sample(num_timesteps=6, times="fitted"))
 
 
 def test_the_grid_shows_every_image():

@@ -42,7 +42,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "bpd_latent": 0.5, "bpd_latent_se": 4.683e-07, "bpd_latent_mc_se": 0.0,
         "bpd_diffusion": 4.0, "bpd_diffusion_se": 0.123456, "bpd_diffusion_mc_se": 0.0654321,
         "dataset": "dots", "split": "test", "num_images": 3, "split_images": 1300, "fingerprint": "ab" * 32,
-        "T": "continuous", "proposal": "uniform", "times_per_image": 1, "passes": 2, "batch_size": 3, "seed": 0,
+        "T": "continuous", "time_sampler": "uniform", "times_per_image": 1, "passes": 2, "batch_size": 3, "seed": 0,
         "precision": "float32", "matmul_precision": "default", "device": "cpu", "step": 20, "num_params": 1234,
     }  # fmt: skip
     resolved = {f"{key}_uncertainty": 0.01 for key in said if key.endswith("_se") and "_mc_" not in key}

@@ -117,7 +117,7 @@ def test_a_run_from_its_training_to_its_page(tab, tiny, tmp_path):
     experiment = tiny(
         evaluate_every=6,
         evaluate=Evaluate(passes=2),
-        sample=Sample(steps=4, num=3),
+        sample=Sample(num_timesteps=4, num=3),
         figures=Figures(only=("heat_maps", "encoded", "schedule", "loss"), num_images=4, times=(0.5, 1.0)),
         diagnose=Diagnose(bins=2, passes=4),
     )

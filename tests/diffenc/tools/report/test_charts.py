@@ -7,7 +7,7 @@ import pytest
 from diffenc.config.serialize import config_text
 from diffenc.config.settings import Evaluate
 from diffenc.evaluation.evaluated_bound import depth
-from diffenc.registry import proposals
+from diffenc.registry import time_samplers
 from diffenc.tools.report import charts, evaluation_spec, run_data
 from diffenc.tools.report.curves import (
     Curve,
@@ -164,7 +164,7 @@ def test_many_bins_keep_the_largest_of_their_errors():
     assert values_each({"y": 3}, "y") == 1
 
 
-BOUND = CONFIG + "evaluate.steps = 25\nevaluate.times = 'fitted'\nevaluate.variance = @v/variance.fixed()\nv/variance.fixed.w = 2.0\n"  # fmt: skip
+BOUND = CONFIG + "evaluate.num_timesteps = 25\nevaluate.times = 'fitted'\nevaluate.variance = @v/variance.fixed()\nv/variance.fixed.w = 2.0\n"  # fmt: skip
 OF_BOUND = {"T": 25, "times": "fitted", "variance": "fixed(w=2.0)"}
 
 
@@ -175,7 +175,7 @@ OF_BOUND = {"T": 25, "times": "fitted", "variance": "fixed(w=2.0)"}
         (CONFIG, {"T": 25}, False),
         (CONFIG, {"num_images": 4}, False),
         (CONFIG, {"seed": 1}, False),  # other three images
-        (CONFIG, {"proposal": "importance(floor=0.1)"}, False),
+        (CONFIG, {"time_sampler": "importance(floor=0.1)"}, False),
         (CONFIG, {"passes": 9}, True),
         (CONFIG, {"condition": "class"}, False),
         (CONFIG + "Model.conditioning = @conditioning.by_class()\n", {"condition": "class"}, True),
@@ -203,10 +203,10 @@ def test_the_last_evaluation_is_on_the_curve_if_it_is_of_the_same(made, config, 
 ASKED = [
     Evaluate(),
     Evaluate(num_images=2),
-    Evaluate(steps=25),
-    Evaluate(steps=25, variance=Fixed(2.0)),
-    Evaluate(steps=25, times="fitted", variance=Fitted()),
-    Evaluate(proposal=Importance(0.2)),
+    Evaluate(num_timesteps=25),
+    Evaluate(num_timesteps=25, variance=Fixed(2.0)),
+    Evaluate(num_timesteps=25, times="fitted", variance=Fitted()),
+    Evaluate(time_sampler=Importance(0.2)),
 ]
 
 
@@ -216,8 +216,8 @@ def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, 
         config = config_text(tiny(evaluate=settings))
         for column, other in enumerate(ASKED):
             count = other.num_images or 1300
-            proposal = proposals.spell(other.proposal)
-            said = evaluation(**depth(other), num_images=count, proposal=proposal)
+            sampler = time_samplers.spell(other.time_sampler)
+            said = evaluation(**depth(other), num_images=count, time_sampler=sampler)
             run = run_data.read(str(made(f"{row}_{column}", config=config, said=said)), "a")
             assert evaluation_spec.is_asked_for(run.evaluation, run.config) == (row == column), (
                 settings,

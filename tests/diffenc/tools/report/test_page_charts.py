@@ -42,7 +42,7 @@ def test_what_the_marks_are_of_is_said(made, whole):
     assert "Marks: the averaged parameters on test (T continuous, 3 images), ± one standard error" in said
     assert "Each mark" not in said
     rows = [{"step": step, "test_bpd": 9.0, "test_bpd_se": 0.5} for step in range(301)]
-    deep = CONFIG.replace("num_images = 3", "num_images = None") + "evaluate.steps = 25\n"
+    deep = CONFIG.replace("num_images = 3", "num_images = None") + "evaluate.num_timesteps = 25\n"
     said = text_of(section(parsed(rendered(whole, made("deep", config=deep, rows=rows))), "training"))
     assert "whole: T continuous, 3 images; deep: T 25 (equal times, variance equal), all images." in said
     assert "not to be compared" in said

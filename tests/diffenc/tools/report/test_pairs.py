@@ -74,7 +74,7 @@ def test_seeds_are_paired_by_seed(made):
         ({"seed": 1}, "seed 0 and 1"),
         ({"passes": 3}, "passes 2 and 3"),
         ({"batch_size": 2}, "batch_size 3 and 2"),
-        ({"proposal": "importance(floor=0.1)"}, "proposal uniform and importance(floor=0.1)"),
+        ({"time_sampler": "importance(floor=0.1)"}, "time_sampler uniform and importance(floor=0.1)"),
         ({"times_per_image": 2}, "times_per_image 1 and 2"),
         ({"times": "fitted"}, "times None and fitted"),
         ({"variance": "fitted"}, "variance None and fitted"),

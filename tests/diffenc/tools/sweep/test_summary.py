@@ -104,7 +104,7 @@ def test_terms_of_another_evaluation_are_refused(evaluated):
     [
         ({"said": {"fingerprint": "other dots"}}, "figures are of different images"),
         ({"said": {"num_images": 12}}, "figures are of different images"),
-        ({"evaluate": Evaluate(passes=2, steps=100)}, "T continuous and 100"),
+        ({"evaluate": Evaluate(passes=2, num_timesteps=100)}, "T continuous and 100"),
         ({"evaluate": Evaluate(passes=1)}, "passes 2 and 1"),
         ({"evaluate": Evaluate(passes=2, seed=3)}, "seed 0 and 3"),
         ({"evaluate": Evaluate(passes=2, batch_size=3)}, "batch_size 4 and 3"),

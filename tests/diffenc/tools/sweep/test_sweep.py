@@ -36,7 +36,7 @@ if mode == "train":
 else:
     record = {
         "bpd": 2.0, "T": "continuous", "dataset": "d", "fingerprint": "f", "split": "test", "num_images": 7, "passes": int(bound["evaluate.passes"]),
-        "times_per_image": 1, "batch_size": 8, "seed": 0, "proposal": "uniform",
+        "times_per_image": 1, "batch_size": 8, "seed": 0, "time_sampler": "uniform",
         "precision": "float32", "step": int(bound["Experiment.steps"]),
     }
     with open(workdir + "/evaluation.json", "w") as file:

@@ -14,7 +14,7 @@ PLAIN = st.one_of(
     st.integers().map(repr),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     st.text().map(repr),
-    st.sampled_from(["@encoder.identity()", "@train/mean.vdm()", "%LOG_SNR_MAX", "None", "True"]),
+    st.sampled_from(["@encoder.identity()", "@train/generative_mean.vdm()", "%LOG_SNR_MAX", "None", "True"]),
 )
 VALUES = st.recursive(
     PLAIN,

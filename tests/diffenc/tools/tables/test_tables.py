@@ -47,7 +47,12 @@ def record_of(row, nats, run, said):
             "num_images": 40,
             "split_images": 40,
         },
-        **{"fingerprint": f"{row.dataset} by digest", "T": "continuous", "proposal": "uniform", "seed": 0},
+        **{
+            "fingerprint": f"{row.dataset} by digest",
+            "T": "continuous",
+            "time_sampler": "uniform",
+            "seed": 0,
+        },
         **{"times_per_image": 1, "passes": 2, "batch_size": run.experiment.batch_size, "step": 1000},
         **{"precision": "float32", "matmul_precision": "default", "num_params": 100 + len(row.model)},
         **said,
