@@ -268,7 +268,7 @@ class Writer(Protocol):
     """Where a run's metrics go besides its workdir."""
 
     def open(self, workdir: Path, resume_step: int | None) -> Any:
-        """A metric writer as clu has them (`diffenc.workdir.writers.Silent` is one to derive from).
+        """A metric writer as clu has them (`diffenc.workdir.writers.NullWriter` is one to derive from).
 
         Called once by each process that trains, and in the main process of several alone.
 

@@ -91,7 +91,7 @@ def rows() -> list[Row]:
 def row(gin_file: str) -> Row:
     """The row of one run file."""
     name = Path(gin_file).stem
-    return Row(name, published=PUBLISHED.get(name), **count(gin_loader.load([gin_file], [])))
+    return Row(name, published=PUBLISHED.get(name), **count(gin_loader.load_experiment([gin_file], [])))
 
 
 def table(runs: Sequence[Row]) -> Table:

@@ -13,7 +13,7 @@ import pytest
 
 from diffenc import registry
 from diffenc.tools.scaffold import targets, writing
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
 ROOT = Path(__file__).parents[1]
 KINDS = list(registry.REGISTRIES)
@@ -69,7 +69,7 @@ def package(tmp_path_factory) -> Path:
     """A package with a plugin of every kind, as `python -m diffenc.new` makes them one by one."""
     folder = tmp_path_factory.mktemp("theirs") / "all_kinds"
     for kind in KINDS:
-        wanted = Wanted(kind, f"my_{kind}")
+        wanted = PluginSpec(kind, f"my_{kind}")
         writing.write(targets.package(str(folder), wanted), wanted)
     return folder
 

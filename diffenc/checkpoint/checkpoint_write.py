@@ -23,7 +23,7 @@ PATIENCE = 600.0  # seconds that processes wait for each other
 DONE, FAILED = "done", "failed"
 
 
-class Patience:
+class Deadline:
     """Until when to wait for other processes."""
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class Patience:
             pause = min(1.5 * pause, 1.0)
 
 
-class Attempt:
+class CheckpointWrite:
     """The checkpoint called `name` as process `index` of `count` writes it."""
 
-    def __init__(self, store: Store, name: str, index: int, count: int, patience: Patience):
+    def __init__(self, store: Store, name: str, index: int, count: int, patience: Deadline):
         self._store = store
         self._name = name
         self._index = index

@@ -18,7 +18,7 @@ from absl import logging
 
 from diffenc.checkpoint import arrays, leaves, meta
 from diffenc.checkpoint.arrays import Part
-from diffenc.checkpoint.checkpoint_write import Attempt, Patience
+from diffenc.checkpoint.checkpoint_write import CheckpointWrite, Deadline
 from diffenc.checkpoint.leaves import Tree
 from diffenc.checkpoint.meta import META, Name
 from diffenc.checkpoint.restore import (
@@ -34,7 +34,7 @@ from diffenc.checkpoint.restore import (
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
 from diffenc.files.checksummed_json import UnreadableError
-from diffenc.parallel.collectives import as_first, list_of_first
+from diffenc.parallel.collectives import broadcast_ints, broadcast_strings
 
 FOLDER = "checkpoints"  # in a workdir
 GRACE = 20.0  # seconds that a run which ends by an error gives other processes to finish a save
@@ -62,7 +62,7 @@ class Checkpoints:
         self.keep_every = keep_every
         self._store = stores.at(directory)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._patience = Patience()
+        self._patience = Deadline()
         self._pending: Future[None] | None = None
         self._memory: arrays.Bytes | None = None  # of the last save
         self._step = 0  # of the last save
@@ -182,7 +182,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             with reading(self.directory):
                 listed = sorted(meta.found(self._store).items())
-        told = list_of_first(n for name, committed in listed for n in (*name, committed))
+        told = broadcast_strings(n for name, committed in listed for n in (*name, committed))
         rows = zip(told[::3], told[1::3], told[2::3], strict=True)
         return {Name(step, generation): bool(committed) for step, generation, committed in rows}
 
@@ -213,7 +213,9 @@ class Checkpoints:
 
     def _write(self, name: Name, mine: Part, told: str) -> None:
         self._sweep()
-        attempt = Attempt(self._store, str(name), jax.process_index(), jax.process_count(), self._patience)
+        attempt = CheckpointWrite(
+            self._store, str(name), jax.process_index(), jax.process_count(), self._patience
+        )
         try:
             attempt.write(mine, told)
         except Exception:
@@ -236,7 +238,7 @@ class Checkpoints:
         def gone() -> bool:
             return all(committed for name, committed in meta.found(self._store).items() if name in torn)
 
-        patience = Patience()
+        patience = Deadline()
         patience.shorten(TIDY)
         with contextlib.suppress(OSError):  # it is in the way of nobody, unlike a save that is never tried
             patience.wait_for(gone, "the first process to sweep up")
@@ -291,7 +293,7 @@ def restore_from(
 
 def _first_finds(path: stores.PathLike, question: Callable[[], bool]) -> bool:
     with reading(path):
-        return bool(as_first(jax.process_index() == 0 and question())[0])
+        return bool(broadcast_ints(jax.process_index() == 0 and question())[0])
 
 
 def _committed(listed: Mapping[Name, bool]) -> list[Name]:

@@ -35,7 +35,7 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
 
     def perform() -> None:
         registry.discover()
-        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
+        experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
         count = convert(given.file, experiment, given.output, translate, what)
         print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
 

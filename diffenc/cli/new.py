@@ -11,7 +11,7 @@ from pathlib import Path
 from diffenc import registry
 from diffenc.cli.console import status_of
 from diffenc.tools.scaffold import targets
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 from diffenc.tools.scaffold.writing import write
 
 
@@ -36,7 +36,7 @@ def new(kind: str, name: str, package: str | None) -> str:
     Raises:
       UserError: it cannot be made, and nothing was.
     """
-    wanted = Wanted(kind, name)
+    wanted = PluginSpec(kind, name)
     wanted.check()
     place = targets.checkout(wanted) if package is None else targets.package(package, wanted)
     written = write(place, wanted)

@@ -36,7 +36,7 @@ VERBS = ("folder", "tfds")  # what is no data set of its own
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PrepareArgs:
     """What a user wants prepared.
 
     Attributes:
@@ -58,7 +58,7 @@ class Asked:
     background: str | None = None
 
 
-def prepare(asked: Asked) -> str:
+def prepare(asked: PrepareArgs) -> str:
     """Convert a data set into DATA_DIR/FOLDER. Returns what was done, for people.
 
     Does nothing if the same was converted already and is still good.
@@ -97,7 +97,7 @@ def prepare(asked: Asked) -> str:
     return _with_summary(_said(f"prepared {asked.name}", made, target), wanted)
 
 
-def _maker(asked: Asked, bars: Bars) -> Callable[[Path], Recipe] | None:
+def _maker(asked: PrepareArgs, bars: Bars) -> Callable[[Path], Recipe] | None:
     """What makes the recipe, given the source; None for a data set that needs no files."""
     if asked.name == "folder":
         folders = Folders(asked.source, asked.train, asked.test, asked.size, asked.background)
@@ -113,7 +113,7 @@ def _maker(asked: Asked, bars: Bars) -> Callable[[Path], Recipe] | None:
     return lambda source: recipe.of(dataset, source)
 
 
-def _downloads(asked: Asked) -> tuple[Download, ...]:
+def _downloads(asked: PrepareArgs) -> tuple[Download, ...]:
     """What to fetch; nothing if there is a source."""
     if asked.source is not None or asked.train is not None:
         return ()
@@ -127,7 +127,7 @@ def _downloads(asked: Asked) -> tuple[Download, ...]:
     return files.downloads
 
 
-def _folder(asked: Asked) -> str:
+def _folder(asked: PrepareArgs) -> str:
     """The name of the prepared folder where none is given."""
     if asked.name not in VERBS:
         return asked.name
@@ -221,7 +221,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return _parser().parse_args(argv)
 
 
-def _asked(given: argparse.Namespace) -> Asked:
+def _asked(given: argparse.Namespace) -> PrepareArgs:
     source, train, test = (
         None if path is None else _absolute(path) for path in (given.source, given.train, given.test)
     )
@@ -230,7 +230,7 @@ def _asked(given: argparse.Namespace) -> Asked:
     if source is None and train is None and not given.download:
         _require_none(given.name)
     data_dir = _absolute(given.data_dir) if given.data_dir else data_directory()
-    return Asked(given.name, source, data_dir, given.folder, given.size, train, test, given.background)
+    return PrepareArgs(given.name, source, data_dir, given.folder, given.size, train, test, given.background)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

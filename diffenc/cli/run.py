@@ -148,11 +148,11 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit(128 + interrupted.signum)
     except KeyboardInterrupt:
         complain("interrupted")
-        distributed.leave(130)
+        distributed.exit_process(130)
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
-        distributed.leave(unread())
+        distributed.exit_process(unread())
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
 
@@ -187,7 +187,7 @@ def _run(arguments: Sequence[str]) -> None:
     place = workdir or default_workdir(_GIN_FILE.value)
     check_writable(_MODE.value, place)
     enable_cache()
-    with distributed.not_waiting_for_the_lost():
+    with distributed.translate_lost_process_errors():
         perform(experiment, place)
 
 
@@ -200,13 +200,13 @@ def load(gin_files: Sequence[str], workdir: str | None, bindings: Sequence[str])
     """
     allowed = [name for given in _ALLOW_IMPORTS.value for name in given.split(",") if name]
     if gin_files:
-        return gin_loader.load(gin_files, bindings, allowed)
+        return gin_loader.load_experiment(gin_files, bindings, allowed)
     store = None if workdir is None else stores.at(workdir)
     text = None if store is None else store.read(CONFIG)
     if store is None or text is None:
         raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
     try:
-        return gin_loader.load([files.of_run(text, f"{workdir}".rstrip("/"))], bindings, allowed)
+        return gin_loader.load_experiment([files.of_run(text, f"{workdir}".rstrip("/"))], bindings, allowed)
     except UserError as error:
         absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
         hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
@@ -228,8 +228,8 @@ def _meet_others(mode: str) -> None:
     if mode == "plan":  # which reads and writes nothing, and computes nothing together
         return
     address = distributed.check_address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    detect = distributed.announced(os.environ) if _DISTRIBUTED.value is None else _DISTRIBUTED.value
-    distributed.start(address, detect, notice=mode == "train")
+    detect = distributed.is_announced(os.environ) if _DISTRIBUTED.value is None else _DISTRIBUTED.value
+    distributed.start_process_group(address, detect, notice=mode == "train")
 
 
 def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
@@ -280,7 +280,7 @@ def listing() -> str:
 
 def _fail(message: str) -> None:
     complain(f"error: {printable(' '.join(message.split()))}")
-    distributed.leave(1)
+    distributed.exit_process(1)
 
 
 def help_text() -> str:

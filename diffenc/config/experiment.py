@@ -11,7 +11,7 @@ from diffenc.config.settings import (
     Fit,
     KSample,
     Likelihood,
-    MeshShape,
+    MeshConfig,
     Plan,
     Sample,
     check_least,
@@ -117,7 +117,7 @@ class Experiment:
     likelihood: Likelihood = Likelihood()
     fid: Fid = Fid()
     plan: Plan = Plan()
-    mesh: MeshShape = MeshShape()
+    mesh: MeshConfig = MeshConfig()
     read_from: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ _configurables: set[str] = set()
 _visits: list[Visit] = []  # what the build under way has constructed so far
 
 
-def load(
+def load_experiment(
     gin_files: Sequence[str | ConfigFile], bindings: Sequence[str], allow_imports: Sequence[str] = ()
 ) -> Experiment:
     """The experiment that the files, in their order, and then the bindings describe.
@@ -56,7 +56,7 @@ def load_part(text: str, selector: str) -> Any:
     """What `selector` names, a plugin or one of a config's fixed parts, as `text` describes it.
 
     Raises:
-      UserError: like `load`.
+      UserError: like `load_experiment`.
     """
     return _loaded(read_bindings(text), selector, [])
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from diffenc.config.experiment import Experiment
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
-from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshShape, Plan, Sample
+from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshConfig, Plan, Sample
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.fields.values import leaves
@@ -26,7 +26,7 @@ SETTINGS: dict[str, type] = {
     "likelihood": Likelihood,
     "fid": Fid,
     "plan": Plan,
-    "mesh": MeshShape,
+    "mesh": MeshConfig,
 }
 # Names of earlier versions, for messages: kinds of plugins, and fields.
 RENAMED_KINDS = {"mean": "generative_mean", "proposal": "time_sampler"}

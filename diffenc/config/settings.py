@@ -248,7 +248,7 @@ class Diagnose:
 
 @checked("mesh")
 @dataclasses.dataclass(frozen=True)
-class MeshShape:
+class MeshConfig:
     """How all devices of all processes are arranged. It changes no result but by rounding.
 
     Attributes:

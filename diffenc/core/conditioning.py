@@ -36,7 +36,7 @@ class Unconditional:
 UNCONDITIONAL = Unconditional()
 
 
-def dropped(condition: Condition | None, share: float, key: Key) -> Condition | None:
+def drop_condition(condition: Condition | None, share: float, key: Key) -> Condition | None:
     """`condition` for training: a `share` of the images are told nothing."""
 
     def drop(each: Condition) -> Condition:

@@ -21,14 +21,16 @@ from diffenc.interfaces import Data, Key, LogSNR, PerExample
 Dequantise = Callable[[Key, Data, LogSNR, int], tuple[Data, PerExample]]
 
 
-def uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
+def dequantize_uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
     """z_0 uniform on the cell of `x`, scaled pixels; and log q(z_0 | x)."""
     alpha, _ = alpha_sigma(log_snr_0)
     offset = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / num_levels
     return scale(alpha, x + offset), -x[0].size * jnp.log(2 * alpha / num_levels)
 
 
-def truncated_normal(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
+def dequantize_truncated_normal(
+    key: Key, x: Data, log_snr_0: LogSNR, num_levels: int
+) -> tuple[Data, PerExample]:
     """z_0 of N(alpha_0 x, sigma_0^2) cut to the cell of `x`, scaled pixels; and log q(z_0 | x).
 
     The noise is as wide as that which the model was trained on at t = 0 (Zheng et al., 2023).
@@ -46,4 +48,7 @@ def truncated_normal(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> t
     return scale(alpha, x) + scale(sigma, eps), log_q
 
 
-DEQUANTISATIONS: dict[str, Dequantise] = {"truncated_normal": truncated_normal, "uniform": uniform}
+DEQUANTISATIONS: dict[str, Dequantise] = {
+    "truncated_normal": dequantize_truncated_normal,
+    "uniform": dequantize_uniform,
+}

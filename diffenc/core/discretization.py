@@ -46,7 +46,7 @@ def equal_steps(num_steps: int) -> Chain:
     return Chain(jnp.asarray(equal_times(num_steps)), jnp.zeros(num_steps))
 
 
-def build(
+def make_chain(
     log_snr_at: Callable[[Times], LogSNR],
     times: Float[np.ndarray, " steps_plus_one"],
     variance: Variance,

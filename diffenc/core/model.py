@@ -57,7 +57,7 @@ class Draws(NamedTuple):
     weight: PerExample | float = 1.0
 
 
-Propose = Callable[[Times], tuple[Times, PerExample]]
+SampleTimes = Callable[[Times], tuple[Times, PerExample]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class UniformTimeSampler:
 UNIFORM = UniformTimeSampler()
 
 
-def draw(key: Key, shape: tuple[int, ...], propose: Propose = UNIFORM) -> Draws:
+def draw_noise(key: Key, shape: tuple[int, ...], propose: SampleTimes = UNIFORM) -> Draws:
     """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
 
     `propose` moves uniform times to where more of them are wanted, and says by what to weigh them.

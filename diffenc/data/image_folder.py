@@ -12,7 +12,7 @@ from PIL import Image
 from diffenc.data import folder_summary, image_file, split_folders
 from diffenc.data.image_file import FORMATS, Colour, Header
 from diffenc.data.recipe import Recipe
-from diffenc.data.sources import held_out
+from diffenc.data.sources import validation_indices
 from diffenc.data.split_folders import SplitFolders
 from diffenc.data.walk import Skipped, regular_files
 from diffenc.errors import UserError
@@ -187,7 +187,7 @@ def _cut(folder: Path, items: list[Labelled]) -> tuple[dict[str, list[Labelled]]
     """Both splits, the second an even tenth of `items`, and what to say of it."""
     if len(items) < 2:
         raise UserError(f"{folder}: one image is too few: one is held out for testing")
-    chosen = set(held_out(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
+    chosen = set(validation_indices(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
     splits = {
         "train": [item for k, item in enumerate(items) if k not in chosen],
         "test": [item for k, item in enumerate(items) if k in chosen],

@@ -95,11 +95,11 @@ def cut(train: Source, split: str, validation: int, name: str) -> Source:
         raise UserError(f"{key}: must be less than the {len(train)} images of train")
     if validation == 0:
         return train
-    chosen = held_out(len(train), validation)
+    chosen = validation_indices(len(train), validation)
     return Subset(train, chosen if split == "validation" else np.delete(np.arange(len(train)), chosen))
 
 
-def held_out(num: int, validation: int) -> Int[np.ndarray, " v"]:
+def validation_indices(num: int, validation: int) -> Int[np.ndarray, " v"]:
     """`validation` increasing indices below `num`, one from each of as many equal stretches.
 
     So every class keeps its share in a set ordered by class. Where in its stretch an index lies moves by
@@ -110,7 +110,7 @@ def held_out(num: int, validation: int) -> Int[np.ndarray, " v"]:
     return (edges[:-1] + (place * np.diff(edges) >> np.uint64(32))).astype(np.int64)
 
 
-def some_of(source: Source, num: int | None, seed: int) -> Source:
+def subsample(source: Source, num: int | None, seed: int) -> Source:
     """`num` of the examples, drawn by `seed`, in source order; all of them if None or if there are no more."""
     if num is None or num >= len(source):
         return source
@@ -126,7 +126,7 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def skipping(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+def skip_examples(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
     """The examples of `batches` without the first `first` of them."""
     for batch in batches:
         count = len(batch["image"])
@@ -186,10 +186,10 @@ def _condition(record: Mapping[str, Any]) -> str | None:
 def _described(record: Mapping[str, Any]) -> str:
     source = f" ({record['source']})" if record.get("source") else ""
     count = f"{record['num_images']:,} images" if "num_images" in record else "images"
-    return f"{count} of {subject(record)}{source}, pixels {record['fingerprint'][:16]}"
+    return f"{count} of {describe_images(record)}{source}, pixels {record['fingerprint'][:16]}"
 
 
-def subject(record: Mapping[str, Any]) -> str:
+def describe_images(record: Mapping[str, Any]) -> str:
     """What figures are of, for titles: data set, split, and what the model was told of each image."""
     told = f" | {record['condition']}" if record.get("condition") else ""
     return f"{record['dataset']} {record['split']}{told}"

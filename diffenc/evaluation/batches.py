@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Diagnose, Evaluate, Fit
-from diffenc.core.model import UNIFORM, Draws, Propose
+from diffenc.core.model import UNIFORM, Draws, SampleTimes
 from diffenc.core.rng import root_key
 from diffenc.data.batches import eval_batches
-from diffenc.data.sources import some_of
+from diffenc.data.sources import subsample
 from diffenc.interfaces import Images, Key, Source
-from diffenc.parallel.sharding import check_divisible, images_to_devices, on_each, rows_here, split_over
+from diffenc.parallel.sharding import batch_sharded, check_divisible, images_to_devices, replicated, rows_here
 
 
 class PassDraws(NamedTuple):
@@ -33,7 +33,7 @@ class PassDraws(NamedTuple):
     times: Float[Array | np.ndarray, "b times"]
 
 
-class Visit(NamedTuple):
+class EvaluationBatch(NamedTuple):
     """One batch of one pass.
 
     Attributes:
@@ -53,7 +53,7 @@ class Visit(NamedTuple):
     draws: PassDraws
 
 
-class Passes:
+class EvaluationBatches:
     """`settings.passes` passes over `settings.num_images` images of `settings.split`. To be iterated over."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Passes:
           UserError: the batch does not divide over the devices, or there is no such split.
         """
         whole = experiment.dataset.source(settings.split)
-        self.source: Source = some_of(whole, settings.num_images, settings.seed)
+        self.source: Source = subsample(whole, settings.num_images, settings.seed)
         self.batch_size = settings.batch_size or experiment.batch_size
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
@@ -89,7 +89,7 @@ class Passes:
         """Batches in all passes together."""
         return self.passes * -(-len(self.source) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Visit]:
+    def __iter__(self) -> Iterator[EvaluationBatch]:
         for number in range(self.passes):
             key, times = jax.random.fold_in(self._root, number), self.times(number)
             for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size, self._rows)):
@@ -99,7 +99,7 @@ class Passes:
                     first + np.arange(self.batch_size) * real
                 )  # filling draws as the batch's first image does
                 draws = PassDraws(key, place, times[place])
-                yield Visit(number, first, images, real, jax.random.fold_in(key, index), draws)
+                yield EvaluationBatch(number, first, images, real, jax.random.fold_in(key, index), draws)
 
     def times(self, number: int) -> Float[np.ndarray, "images times"]:
         """Returns the uniform variates of pass `number`, in source order."""
@@ -129,7 +129,7 @@ def stratified_over_images(
 
 
 def draws_of(
-    draws: PassDraws, shape: tuple[int, ...], propose: Propose = UNIFORM, index: int | Array = 0
+    draws: PassDraws, shape: tuple[int, ...], propose: SampleTimes = UNIFORM, index: int | Array = 0
 ) -> Draws:
     """Returns the draws of a batch of `shape` [B, ...] by the `index`-th time of each image.
 
@@ -146,5 +146,5 @@ def draws_of(
 
 def compile_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `function(params, images, draws)` compiled: params as they lie, images split, all else on each device."""
-    shardings = (None, split_over(mesh), on_each(mesh))
-    return jax.jit(function, in_shardings=shardings, out_shardings=on_each(mesh))
+    shardings = (None, batch_sharded(mesh), replicated(mesh))
+    return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh))

@@ -17,15 +17,15 @@ from diffenc.checkpoint import checkpoints
 from diffenc.checkpoint.restore import Check, Restored, any_metadata
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.core.parameters import count_parameters
-from diffenc.data.sources import subject, train_identity
+from diffenc.data.sources import describe_images, train_identity
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, record
-from diffenc.evaluation.precision_check import check_digits
+from diffenc.evaluation.precision_check import check_precision
 from diffenc.evaluation.sample_images import ImageSampler, file_name
 from diffenc.files import atomic, temporaries
 from diffenc.files.stores import PathLike
 from diffenc.interfaces import Params
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.param_sharding import abstract_params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.image_grid import save_png
@@ -50,7 +50,7 @@ def restore_for_bound(
 ) -> tuple[Params, int]:
     """As `restore_ema`, for a measurement of the bound. Raises also where float32 has too few digits for it."""
     ema, step = restore_ema(experiment, workdir, mesh, step)
-    check_digits(experiment.model, ema["schedule"])
+    check_precision(experiment.model, ema["schedule"])
     return ema, step
 
 
@@ -63,7 +63,7 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoints_of(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir, FREE_TO_MEASURE)
-    by_main(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
+    main_process_only(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
     wanted = expected(experiment, workdir, name_of(workdir), FREE_TO_MEASURE)
     restored = read_ema(experiment, checkpoints_of(workdir), mesh, step, wanted.check)
     wanted.warn_unchecked(restored)
@@ -116,24 +116,24 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     sampler = ImageSampler(experiment, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
     path = workdir / "samples" / file_name(settings, step)
-    by_main(save_png)(path, images, experiment.dataset.num_levels)
+    main_process_only(save_png)(path, images, experiment.dataset.num_levels)
     where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
     logging.info("%d images of %d steps in %s", settings.num, settings.num_timesteps, where)
     return path
 
 
-@by_main
+@main_process_only
 def publish(
     workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
 ) -> None:
-    """Print a measurement, and file it in the workdir (see `diffenc.workdir.claim.keep`) unless that is read-only.
+    """Print a measurement, and file it in the workdir (see `diffenc.workdir.claim.save_measurement`) unless that is read-only.
 
     Raises:
       UserError: the disk refused for another reason.
     """
     Console(soft_wrap=True).print(shown)
     try:
-        number = workdirs.keep(workdir, name, figures, arrays)
+        number = workdirs.save_measurement(workdir, name, figures, arrays)
     except UserError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
             raise
@@ -146,5 +146,5 @@ def table(figures: dict[str, Any]) -> Table:
     """An evaluation as a table: bits/dim and both errors of each term."""
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
     chain = "".join(f", {figures[key]} {key}" for key in ("times", "variance") if key in figures)
-    title = f"{subject(figures)}, {images}, T {figures['T']}{chain}, step {figures['step']}"
+    title = f"{describe_images(figures)}, {images}, T {figures['T']}{chain}, step {figures['step']}"
     return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

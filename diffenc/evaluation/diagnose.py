@@ -20,15 +20,15 @@ from diffenc.core.gaussian import alpha_sigma, scale, sum_squares
 from diffenc.core.model import Draws, bits_per_dim
 from diffenc.core.objective import continuous, network_error, step_index
 from diffenc.core.pixels import scale_pixels
-from diffenc.data.sources import subject
+from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import PassDraws, Passes, compile_over, draws_of
+from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_over, draws_of
 from diffenc.evaluation.commands import restore_for_bound
 from diffenc.evaluation.evaluator import circumstances, identity
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime import plots
 from diffenc.runtime.progress import Progress
@@ -62,7 +62,7 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     return {"loss": loss, "ends": ends}
 
 
-@by_main
+@main_process_only
 def _file(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
@@ -188,7 +188,10 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
     def measured(params: Params, images: Images, draws: PassDraws) -> tuple[Places, Figures]:
         return measure(params, images, draws_of(draws, images.levels.shape))
 
-    passes, compiled = Passes(experiment, experiment.diagnose, mesh, "diagnose"), compile_over(mesh, measured)
+    passes, compiled = (
+        EvaluationBatches(experiment, experiment.diagnose, mesh, "diagnose"),
+        compile_over(mesh, measured),
+    )
     result: Means = {}
     progress = Progress("diagnosis", len(passes))
     for visit in passes:
@@ -261,4 +264,4 @@ def plot_ends(record: Record) -> plots.Figure:
 
 
 def _subject(record: Record) -> str:
-    return plots.literal(f"{subject(record)}, {record['num_images']} images, step {record['step']}")
+    return plots.literal(f"{describe_images(record)}, {record['num_images']} images, step {record['step']}")

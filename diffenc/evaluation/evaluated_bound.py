@@ -18,7 +18,7 @@ from diffenc.workdir import fitted_chains
 DEEPEST = {"bfloat16": 300, "float32": 10_000}
 
 
-def depth(settings: Evaluate) -> dict[str, Any]:
+def bound_metadata(settings: Evaluate) -> dict[str, Any]:
     """Which model's bound it is: T, and in discrete time its times and variances."""
     if settings.num_timesteps == 0:
         return {"T": "continuous"}
@@ -29,7 +29,7 @@ def depth(settings: Evaluate) -> dict[str, Any]:
     }
 
 
-def check_depth(precision: str, steps: int) -> None:
+def check_num_timesteps(precision: str, steps: int) -> None:
     """Raise UserError if T = `steps` is too deep for `precision`, as `describe.precision` tells it."""
     deepest = DEEPEST.get(precision)
     if deepest is None or steps <= deepest:
@@ -40,7 +40,7 @@ def check_depth(precision: str, steps: int) -> None:
     )
 
 
-class Depth(NamedTuple):
+class EvaluatedBound(NamedTuple):
     """What decides how deep the measured model is.
 
     Attributes:
@@ -54,7 +54,9 @@ class Depth(NamedTuple):
     of: dict[str, Any]
 
 
-def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = None) -> Depth:
+def evaluated_bound_of(
+    experiment: Experiment, workdir: Path | None, step: int | None = None
+) -> EvaluatedBound:
     """What `experiment.evaluate` asks for; fits are read from `workdir`.
 
     Raises:
@@ -62,8 +64,8 @@ def depth_of(experiment: Experiment, workdir: Path | None, step: int | None = No
     """
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.num_timesteps == 0:
-        return Depth(lambda params: None, lambda chain: continuous, {})
-    check_depth(serialize.precision(experiment), settings.num_timesteps)
+        return EvaluatedBound(lambda params: None, lambda chain: continuous, {})
+    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
     plan = fitted_chains.plan(workdir, settings, step)
     plan.check()
-    return Depth(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)
+    return EvaluatedBound(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)

@@ -25,12 +25,12 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Evaluate
 from diffenc.core.discretization import Chain
-from diffenc.core.model import Model, Propose, Terms
+from diffenc.core.model import Model, SampleTimes, Terms
 from diffenc.core.objective import StepRule
 from diffenc.core.rng import generator
 from diffenc.data.sources import dataset_name, source_name
-from diffenc.evaluation.batches import PassDraws, Passes, compile_over, draws_of
-from diffenc.evaluation.evaluated_bound import depth, depth_of
+from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_over, draws_of
+from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound_of
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import ByDraw, gather
 from diffenc.interfaces import Images, Params
@@ -105,7 +105,7 @@ def record(
     return {
         **measured.summary(),
         **identity(experiment, settings, measured.times.shape[1]),
-        **depth(settings),
+        **bound_metadata(settings),
         "time_sampler": time_samplers.spell(settings.time_sampler),
         "times_per_image": settings.times_per_image,
         "stratified": STRATIFIED,
@@ -190,7 +190,7 @@ class Evaluator:
         self.passes = _passes(experiment, mesh)
         self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
-        self._depth = depth_of(experiment, workdir, step)
+        self._depth = evaluated_bound_of(experiment, workdir, step)
         propose, self.curve_of = loss_curves.bind_curve(self.settings.time_sampler, workdir)
         model, num_levels = experiment.model, experiment.dataset.num_levels
         self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose))
@@ -233,16 +233,16 @@ class Evaluator:
         return Measured(terms, times, self.num_dims, gather(draws))
 
 
-def _passes(experiment: Experiment, mesh: Mesh) -> Passes:
+def _passes(experiment: Experiment, mesh: Mesh) -> EvaluationBatches:
     settings = experiment.evaluate
-    return Passes(experiment, settings, mesh, "evaluate", times_per_image=settings.times_per_image)
+    return EvaluationBatches(experiment, settings, mesh, "evaluate", times_per_image=settings.times_per_image)
 
 
 def batch_terms(
     model: Model,
     num_levels: int,
     rule: Callable[[Any], StepRule],
-    propose: Propose,
+    propose: SampleTimes,
     given: tuple[Params, Chain | None],
     images: Images,
     pass_draws: PassDraws,

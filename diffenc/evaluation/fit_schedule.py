@@ -24,11 +24,11 @@ from diffenc.core.discretization import equal_times
 from diffenc.errors import UserError
 from diffenc.evaluation.cheapest_path import cheapest_path
 from diffenc.evaluation.commands import in_precision, restore_for_bound
-from diffenc.evaluation.evaluated_bound import check_depth
-from diffenc.evaluation.step_costs import Table, measure, price
+from diffenc.evaluation.evaluated_bound import check_num_timesteps
+from diffenc.evaluation.step_costs import StepCosts, measure, price
 from diffenc.files import atomic
 from diffenc.interfaces import Params, Variance
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import variances
 from diffenc.workdir import fitted_chains
@@ -45,7 +45,7 @@ LogSNROf = Callable[[Stops], Stops]
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class FittedSchedule:
     """Times of T steps, and what they are predicted to cost.
 
     Attributes:
@@ -68,7 +68,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     check_steps(settings.num_timesteps)
-    check_depth(serialize.precision(experiment), settings.num_timesteps)
+    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     table = costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))
@@ -112,7 +112,9 @@ def check_steps(num_steps: int) -> None:
         )
 
 
-def fitted(table: Table, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int) -> Schedule:
+def fitted(
+    table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
+) -> FittedSchedule:
     """The best times on a grid that holds the equal ones too, so that they are never worse."""
     grid = equal_times(num_steps * max(_CELLS_A_STEP, -(-_FEWEST_CELLS // num_steps)))
     log_snr = log_snr_of(grid)
@@ -125,17 +127,19 @@ def fitted(table: Table, log_snr_of: LogSNROf, variance: Variance, num_steps: in
 
 
 def equally(
-    table: Table, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
-) -> Schedule:
+    table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
+) -> FittedSchedule:
     """Equal steps of t."""
     return _priced(equal_times(num_steps), table, log_snr_of, variance, num_dims)
 
 
-def _priced(times: Stops, table: Table, log_snr_of: LogSNROf, variance: Variance, num_dims: int) -> Schedule:
+def _priced(
+    times: Stops, table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_dims: int
+) -> FittedSchedule:
     log_snr = log_snr_of(times)
     nats = table.edges(times[1:], times[:-1], log_snr[1:], log_snr[:-1])
     cost, excess = price(nats, log_snr[1:], log_snr[:-1], variance, num_dims)
-    return Schedule(times, excess, float(cost.sum()))
+    return FittedSchedule(times, excess, float(cost.sum()))
 
 
 def exact_log_snr(experiment: Experiment, params: Params) -> LogSNROf:
@@ -149,7 +153,7 @@ def exact_log_snr(experiment: Experiment, params: Params) -> LogSNROf:
     return log_snr_of
 
 
-def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, step: int) -> Table:
+def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, step: int) -> StepCosts:
     """The table of the checkpoint of `step`: the one filed in the workdir, or else measured and filed there.
 
     Raises:
@@ -176,14 +180,14 @@ def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
     return origin
 
 
-@by_main
-def _write(file: Path, table: Table, origin: str) -> None:
+@main_process_only
+def _write(file: Path, table: StepCosts, origin: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)}
     atomic.write_bytes(file, atomic.npz({"origin": np.asarray(origin), **arrays}))
 
 
-def _read(file: Path, origin: str) -> Table | None:
+def _read(file: Path, origin: str) -> StepCosts | None:
     """The table filed, if it is there, whole, and of `origin`."""
     if not file.is_file():
         return None
@@ -193,7 +197,7 @@ def _read(file: Path, origin: str) -> Table | None:
                 logging.info("%s is of another checkpoint, config or settings of fit: measuring anew", file)
                 return None
             names = ("knots", "mean", "standard_error")
-            return Table(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))
+            return StepCosts(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         logging.warning("%s cannot be read (%s): measuring anew", file, error)
         return None

@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import equal_times
-from diffenc.core.model import draw
+from diffenc.core.model import draw_noise
 from diffenc.core.objective import discrete, step_index
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import Passes, compile_over
+from diffenc.evaluation.batches import EvaluationBatches, compile_over
 from diffenc.evaluation.commands import restore_for_bound
-from diffenc.evaluation.evaluated_bound import check_depth
+from diffenc.evaluation.evaluated_bound import check_num_timesteps
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
 from diffenc.parallel.sharding import data_mesh
@@ -41,14 +41,14 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.num_timesteps == 0:
         raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
-    check_depth(serialize.precision(experiment), settings.num_timesteps)
+    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     target = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
     times, chosen = equal_times(settings.num_timesteps), {}
     if settings.times != "equal":
         plan = fitted_chains.plan(workdir, settings, step)
         times, chosen = plan.times, {key: of for key, of in plan.of.items() if key == "times_of"}
-    passes = Passes(
+    passes = EvaluationBatches(
         experiment, experiment.fit, mesh, "fit", experiment.fit.passes * experiment.fit.times_per_image
     )
     check_draws(settings.num_timesteps, passes)
@@ -72,7 +72,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     return fit
 
 
-def check_draws(num_steps: int, passes: Passes) -> None:
+def check_draws(num_steps: int, passes: EvaluationBatches) -> None:
     """Raise UserError unless every step is drawn twice at least, without which it has no standard error."""
     number, visits = len(passes.source), range(passes.passes)
     index = np.concatenate([even_times(visit, 0, number) for visit in visits]) * num_steps
@@ -85,18 +85,22 @@ def check_draws(num_steps: int, passes: Passes) -> None:
 
 
 def measure(
-    experiment: Experiment, mesh: Mesh, params: Params, times: Float[np.ndarray, " stops"], passes: Passes
+    experiment: Experiment,
+    mesh: Mesh,
+    params: Params,
+    times: Float[np.ndarray, " stops"],
+    passes: EvaluationBatches,
 ) -> StreamingMean:
     """Mean cost in nats of each step between `times` with sigma_P = sigma_Q.
 
     Its errors take draws to be independent; those of one image at one step are not, if that comes twice.
     """
     model, num_levels, num_steps = experiment.model, experiment.dataset.num_levels, len(times) - 1
-    plan = fitted_chains.Plan(times)
+    plan = fitted_chains.FittedChain(times)
 
     def costs(given: tuple[Params, Times], images: Images, key: Key) -> tuple[Int[Array, " b"], PerExample]:
         (params, t), (levels, condition) = given, images
-        draws = draw(key, levels.shape)._replace(t=t)
+        draws = draw_noise(key, levels.shape)._replace(t=t)
         rule = discrete(plan.chain(model.schedule, params["schedule"]))
         terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps

@@ -23,11 +23,11 @@ from diffenc.core.gaussian import diffuse, scale, step_fraction, sum_data, sum_s
 from diffenc.core.model import Model
 from diffenc.core.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
 from diffenc.core.pixels import Levels, scale_pixels
-from diffenc.data.sources import subject
+from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import Passes, compile_over
+from diffenc.evaluation.batches import EvaluationBatches, compile_over
 from diffenc.evaluation.commands import publish, restore_for_bound
-from diffenc.evaluation.evaluated_bound import depth, depth_of
+from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound_of
 from diffenc.evaluation.evaluator import circumstances, errors_table, identity, statistics
 from diffenc.evaluation.image_error import PassValues
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
@@ -195,7 +195,7 @@ def measure(
         fitted is not.
     """
     settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
-    found = depth_of(experiment, workdir, step)
+    found = evaluated_bound_of(experiment, workdir, step)
     chain = found.chain_of(params)
 
     def weights(given: tuple[Params, Chain], images: Images, key: Key) -> Float[Array, "samples b"]:
@@ -203,7 +203,7 @@ def measure(
         samples = experiment.k_sample.samples
         return log_weights(model, params, levels, chain, key, num_levels, samples, condition)
 
-    passes, compiled = Passes(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
+    passes, compiled = EvaluationBatches(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
     progress, rows = Progress("k_sample", len(passes)), []
     for visit in passes:
         log_w = jax.device_get(compiled((params, chain), visit.images, visit.key))
@@ -219,7 +219,7 @@ def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, A
     return {
         **measured.summary(),
         **identity(experiment, settings, num_images),
-        **depth(settings),
+        **bound_metadata(settings),
         "K": samples,
         **circumstances(experiment, settings),
         "step": step,
@@ -230,5 +230,5 @@ def table(figures: dict[str, Any]) -> Table:
     """The bounds of 1 and of K samples and their difference, with both errors."""
     chain = f"T {figures['T']}, {figures['times']} times, {figures['variance']} variance, K {figures['K']}"
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
-    title = f"{subject(figures)}, {images}, {chain}, step {figures['step']}"
+    title = f"{describe_images(figures)}, {images}, {chain}, step {figures['step']}"
     return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")

@@ -25,10 +25,10 @@ from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.model import Model
 from diffenc.core.parameters import count_parameters
 from diffenc.core.pixels import scale_pixels
-from diffenc.data.sources import subject
+from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation import ode
-from diffenc.evaluation.batches import Passes, compile_over
+from diffenc.evaluation.batches import EvaluationBatches, compile_over
 from diffenc.evaluation.commands import publish, restore_for_bound
 from diffenc.evaluation.evaluator import PerImage, circumstances, errors_table, identity, statistics
 from diffenc.evaluation.image_error import PassValues
@@ -93,7 +93,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
     Raises:
       UserError: the ODE could not be solved, or the batch does not divide over the devices.
     """
-    passes = Passes(experiment, experiment.evaluate, mesh, "likelihood")
+    passes = EvaluationBatches(experiment, experiment.evaluate, mesh, "likelihood")
     solve = partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood)
     compiled, progress = compile_over(mesh, solve), Progress("likelihood", len(passes))
     nats, evaluations = [], []
@@ -159,7 +159,7 @@ def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
 def table(figures: dict[str, Any]) -> Table:
     """The bound in bits/dim with both errors, and below it whose bound it is."""
     title = (
-        f"{subject(figures)}, {figures['num_images']} images, {figures['passes']} pass(es), "
+        f"{describe_images(figures)}, {figures['num_images']} images, {figures['passes']} pass(es), "
         f"ODE with {figures['divergence']} divergence, {figures['evaluations']:.0f} evaluations, "
         f"{figures['dequantisation']} dequantisation, step {figures['step']}"
     )

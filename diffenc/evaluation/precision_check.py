@@ -13,7 +13,7 @@ from diffenc.registry import parameterizations
 MOST = 0.2
 
 
-def check_digits(model: Model, params: Params) -> None:
+def check_precision(model: Model, params: Params) -> None:
     """Raise UserError if float32 loses the bound where there is least noise, the end that has the most weight.
 
     Args:

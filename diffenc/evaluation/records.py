@@ -17,7 +17,7 @@ from jaxtyping import Float
 from diffenc.config.settings import Evaluate
 from diffenc.core.rng import USUAL
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluated_bound import depth
+from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.evaluation.evaluator import TERMS, TIMES
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import record_checksum
@@ -132,7 +132,7 @@ class Wanted:
 
 def wanted_of(settings: Evaluate) -> Wanted:
     """Returns the evaluation that the settings ask for."""
-    bound = {**depth(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
+    bound = {**bound_metadata(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
     return Wanted(settings.split, bound, settings.num_images, settings.seed)
 
 

@@ -15,10 +15,10 @@ from diffenc.config.settings import Sample
 from diffenc.core.discretization import EQUAL
 from diffenc.core.rng import root_key
 from diffenc.interfaces import Condition, Data, Dataset, Key, Params
-from diffenc.parallel.sharding import on_each, split_over
+from diffenc.parallel.sharding import batch_sharded, replicated
 from diffenc.registry import variances
 from diffenc.sampling import sampler
-from diffenc.sampling.sampler import Descent
+from diffenc.sampling.sampler import ReverseChain
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 from diffenc.workdir import fitted_chains
 
@@ -62,17 +62,21 @@ class ImageSampler:
         self._shape = (self.settings.num, *experiment.dataset.image_shape)
         self._labels = cycle_labels(experiment.dataset, self.settings.classes, self.settings.num)
         # a number that does not divide over the devices is drawn whole on each
-        self._sharding = on_each(mesh) if self.settings.num % mesh.devices.size else split_over(mesh)
+        self._sharding = replicated(mesh) if self.settings.num % mesh.devices.size else batch_sharded(mesh)
         self._solver = SOLVERS[self.settings.sampler]
         self._must_check_slope = self.settings.sampler in ODE_SOLVERS
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
-        self._collect = jax.jit(lambda z: z, out_shardings=on_each(mesh))  # no process holds all of it before
+        self._collect = jax.jit(
+            lambda z: z, out_shardings=replicated(mesh)
+        )  # no process holds all of it before
         self.plan, model = fitted_chains.plan(workdir, self.settings, step), self._model
         self.plan.check()
         plan = self.plan
         self._descent = jax.jit(
-            lambda params: sampler.descent(model, params, plan.chain(model.schedule, params["schedule"]))
+            lambda params: sampler.reverse_chain(
+                model, params, plan.chain(model.schedule, params["schedule"])
+            )
         )
 
     def draw(
@@ -92,10 +96,10 @@ class ImageSampler:
         condition = self._model.conditioning(self._labels if labels is None else labels)
         self._warn_of_another_model(params)
 
-        def walk_down(key: Key, z: Data, down: Descent) -> Data:
+        def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
             z, length = self._spread(z), self.settings.num_timesteps // self.num_stretches
             for first in range(0, self.settings.num_timesteps, length):
-                stretch = Descent(
+                stretch = ReverseChain(
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
                 )
                 z = self._stretch(params, z, stretch, key, jnp.asarray(first), condition)
@@ -112,7 +116,7 @@ class ImageSampler:
         self,
         params: Params,
         z: Data,
-        stretch: Descent,
+        stretch: ReverseChain,
         key: Key,
         first: Int[Array, ""],
         condition: Condition | None,

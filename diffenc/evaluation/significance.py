@@ -29,7 +29,7 @@ OneAndAll = Float[np.ndarray, "seeds images"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class TestResult:
     """What one test says of A − B.
 
     Attributes:
@@ -51,9 +51,9 @@ class Finding:
     lower: float | None = None
 
 
-def findings(
+def test_results(
     a: Mapping[int, float], b: Mapping[int, float], by_pass: Callable[[int], PassValues]
-) -> list[Finding]:
+) -> list[TestResult]:
     """Every test of A against B.
 
     Args:
@@ -72,17 +72,17 @@ def findings(
     return found
 
 
-def welch(a: Values, b: Others) -> Finding:
+def welch(a: Values, b: Others) -> TestResult:
     """Welch's t-test of two samples, which may be of different sizes and variances."""
     of = f"{len(a)} + {len(b)} runs"
     if min(len(a), len(b)) < 2:
         return _unknown("Welch", of, a, b)
     error = math.hypot(*(sample.std(ddof=1) / math.sqrt(len(sample)) for sample in (a, b)))
     both, lower = (_quietly(stats.ttest_ind, a, b, equal_var=False, alternative=side) for side in _SIDES)
-    return Finding("Welch", of, float(a.mean() - b.mean()), error, *_of_t(both, lower))
+    return TestResult("Welch", of, float(a.mean() - b.mean()), error, *_of_t(both, lower))
 
 
-def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) -> Finding:
+def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) -> TestResult:
     """Welch's t-test from (mean, standard error, n) of both."""
     of = f"{a[2]} + {b[2]} runs, their means and errors"
     samples = [value for mean, error, n in (a, b) for value in (mean, error * math.sqrt(n), n)]
@@ -90,10 +90,10 @@ def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) 
         _quietly(stats.ttest_ind_from_stats, *samples, equal_var=False, alternative=side) for side in _SIDES
     )
     ps = _finite(both.pvalue), _finite(lower.pvalue)
-    return Finding("Welch", of, a[0] - b[0], math.hypot(a[1], b[1]), None, *ps)
+    return TestResult("Welch", of, a[0] - b[0], math.hypot(a[1], b[1]), None, *ps)
 
 
-def paired(a: Values, b: Values, what: str = "pairs of runs") -> Finding:
+def paired(a: Values, b: Values, what: str = "pairs of runs") -> TestResult:
     """The paired t-test; a[k] and b[k] are of one seed, or of one image: `what` says so."""
     of = f"{len(a)} {what}"
     if len(a) < 2:
@@ -101,10 +101,10 @@ def paired(a: Values, b: Values, what: str = "pairs of runs") -> Finding:
     differences = a - b
     error = float(differences.std(ddof=1) / math.sqrt(len(a)))
     both, lower = (_quietly(stats.ttest_rel, a, b, alternative=side) for side in _SIDES)
-    return Finding("paired t", of, float(differences.mean()), error, *_of_t(both, lower))
+    return TestResult("paired t", of, float(differences.mean()), error, *_of_t(both, lower))
 
 
-def over_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
+def over_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     """Percentile bootstrap of the mean difference over images, averaged over these seeds.
 
     Covers which images were drawn, not which seeds, times or noise: another seed may well fall outside. Each image's
@@ -116,14 +116,14 @@ def over_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
     of = f"{averaged.values.shape[1]} images, seeds as they are"
     share = share_of_images(averaged)
     if share is None:
-        return Finding("bootstrap", of, averaged.mean)
+        return TestResult("bootstrap", of, averaged.mean)
     by_image = _shrunk(averaged.values.mean(axis=0), share)
     found = stats.bootstrap(
         (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
         batch=max(1, _AT_ONCE // by_image.size), rng=np.random.default_rng(seed),
     )  # fmt: skip
     interval = found.confidence_interval
-    return Finding(
+    return TestResult(
         "bootstrap",
         of,
         averaged.mean,
@@ -132,7 +132,7 @@ def over_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
     )
 
 
-def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> Finding:
+def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     """Percentile bootstrap that draws seeds and, of all of them alike, images: both with replacement.
 
     Covers both, but of n seeds a bootstrap sees only (n - 1) / n of their variance: with a few seeds the interval
@@ -142,11 +142,11 @@ def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> F
     of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
     share = share_of_images(averaged)
     if seeds < 2 or share is None:
-        return Finding("bootstrap", of, averaged.mean)
+        return TestResult("bootstrap", of, averaged.mean)
     by_seed = np.stack([_shrunk(each.values.mean(axis=0), share) for each in differences])
     means = resampled_means(by_seed, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Finding("bootstrap", of, averaged.mean, float(means.std(ddof=1)), (float(low), float(high)))
+    return TestResult("bootstrap", of, averaged.mean, float(means.std(ddof=1)), (float(low), float(high)))
 
 
 def share_of_images(values: PassValues) -> float | None:
@@ -226,7 +226,7 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _unknown(test: str, of: str, a: Values, b: Others) -> Finding:
+def _unknown(test: str, of: str, a: Values, b: Others) -> TestResult:
     """Of too few runs: the difference alone, or nothing."""
     difference = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
-    return Finding(test, of, difference)
+    return TestResult(test, of, difference)

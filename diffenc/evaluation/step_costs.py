@@ -27,7 +27,7 @@ from diffenc.core.objective import Step, network_error, step_error
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.data.batches import eval_batches
-from diffenc.data.sources import some_of
+from diffenc.data.sources import subsample
 from diffenc.evaluation.batches import compile_over
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Source, Variance
@@ -41,7 +41,7 @@ SMALLEST = 1e-30  # of Q, whose logarithm is taken: a perfect model's is 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class StepCosts:
     """Q measured.
 
     Attributes:
@@ -138,10 +138,10 @@ def squared_errors(
 def images_of(experiment: Experiment) -> Source:
     """The images that `experiment.fit` names."""
     settings = experiment.fit
-    return some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
+    return subsample(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
 
 
-def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Table:
+def measure(experiment: Experiment, mesh: Mesh, params: Params) -> StepCosts:
     """Q over the images and passes of `experiment.fit`, summed in float64.
 
     Raises:
@@ -164,7 +164,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Table:
         each = total[:, weight > 0] / settings.passes
         result.add(np.repeat(index, each.shape[1]), each.ravel())
     shape = (settings.knots, settings.knots)
-    return Table(knots, result.mean.reshape(shape), result.standard_error.reshape(shape), len(source))
+    return StepCosts(knots, result.mean.reshape(shape), result.standard_error.reshape(shape), len(source))
 
 
 def _key(settings: Fit, visit: int, number: int) -> Key:

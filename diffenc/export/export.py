@@ -28,8 +28,8 @@ from diffenc.evaluation.commands import restore_checked
 from diffenc.export import model_card, weights
 from diffenc.export.weights import FILE, About, Arrays
 from diffenc.files import atomic, temporaries
-from diffenc.parallel.distributed import by_main
-from diffenc.parallel.sharding import data_mesh, on_each
+from diffenc.parallel.distributed import main_process_only
+from diffenc.parallel.sharding import data_mesh, replicated
 from diffenc.workdir import provenance
 from diffenc.workdir.config_check import CONFIG
 from diffenc.workdir.mirror import mirrored, name_of
@@ -58,7 +58,7 @@ def export(experiment: Experiment, workdir: Path) -> Path:
 
 def on_host(params: Any, mesh: Mesh) -> Arrays:
     """The whole of each parameter by name. All processes have to ask."""
-    whole = jax.jit(lambda leaf: leaf, out_shardings=on_each(mesh))
+    whole = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
     return {name: np.asarray(whole(leaf)) for name, leaf in name_leaves(params).items()}
 
 
@@ -77,7 +77,7 @@ def code() -> str:
     return (provenance.version("diffenc") or "of no version") + (f", commit {commit}" if commit else "")
 
 
-@by_main
+@main_process_only
 def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) -> None:
     evaluation, name = evaluation_of(workdir, about, experiment.evaluate), name_of(workdir)
     write_folder(workdir / FOLDER, arrays, about, evaluation, experiment.model.condition_metadata())

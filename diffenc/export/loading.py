@@ -27,7 +27,7 @@ from diffenc.files import stores
 from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
-from diffenc.parallel.sharding import data_mesh, on_each
+from diffenc.parallel.sharding import data_mesh, replicated
 from diffenc.workdir import provenance
 from diffenc.workdir.config_check import expected, saved_config
 
@@ -86,7 +86,7 @@ def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bo
     experiment = _experiment(about, name, may_import)
     arrays = weights.read(file, abstract_names(experiment))
     params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
-    return TrainedModel(experiment, jax.device_put(params, on_each(data_mesh())), about.step, name)
+    return TrainedModel(experiment, jax.device_put(params, replicated(data_mesh())), about.step, name)
 
 
 def _experiment(about: About, name: str, may_import: Callable[[str], bool]) -> Experiment:

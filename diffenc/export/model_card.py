@@ -13,7 +13,7 @@ from diffenc.evaluation.formatting import format_measurement
 from diffenc.evaluation.records import number, stated
 from diffenc.export.weights import FILE, About
 from diffenc.files import record_checksum
-from diffenc.files.record_checksum import Seal
+from diffenc.files.record_checksum import ChecksumState
 
 NAMES = {"bpd": "bits/dim", **{key: f"{key.removeprefix('bpd_')}, bits/dim" for key in KEYS[1:]}}
 
@@ -157,7 +157,7 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: |",
         *(f"| {name} | {' | '.join(format_measurement(said, key))} |" for key, name in NAMES.items()),
     ]
-    if record_checksum.check(said) is Seal.MISSING:
+    if record_checksum.check(said) is ChecksumState.MISSING:
         lines += ["", f"The record of this evaluation is {record_checksum.UNSEALED}."]
     return "\n".join(lines)
 

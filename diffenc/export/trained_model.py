@@ -33,7 +33,7 @@ Given = Any  # whatever numpy takes for an array; it is checked, with an answer 
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class ElboResult:
     """-ELBO of some images in bits/dim, each figure the mean over passes.
 
     Attributes:
@@ -50,12 +50,12 @@ class Bound:
     means: dict[str, float | None]
 
     @staticmethod
-    def of(measured: Measured) -> "Bound":
+    def of(measured: Measured) -> "ElboResult":
         bits = measured.bits()
         passes = len(bits["bpd"])
         means = {key.removeprefix("bpd_"): each.mean(axis=0) for key, each in bits.items()}
         spread = bits["bpd"].std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else None
-        return Bound(means.pop("bpd"), means, spread, measured.summary())
+        return ElboResult(means.pop("bpd"), means, spread, measured.summary())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class TrainedModel:
         seed: int = 0,
         passes: int = 1,
         **settings: Any,
-    ) -> Bound:
+    ) -> ElboResult:
         """Bits/dim of each of `images`, uint8 levels [N, H, W, C], as --mode=evaluate measures them.
 
         The same images in the same order, with the same seed, passes and batch size, have the same bits/dim there.
@@ -147,7 +147,7 @@ class TrainedModel:
             dataclasses.replace(chosen, seed=0, passes=1),
             lambda: Evaluator(experiment, self.mesh, self.workdir, self.step),
         ).over(experiment, self.mesh)
-        return Bound.of(evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches)))
+        return ElboResult.of(evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches)))
 
     def encode(
         self,

@@ -11,7 +11,7 @@ from diffenc.files import atomic
 MOST = 64 << 20  # bytes owed, at most; of more the oldest records are given up
 
 
-class OwingFile:
+class BufferedFile:
     """Records in the order they were given, each there whole or not at all.
 
     Those that the disk refuses are owed: kept in memory, and written before the next one that it takes. That

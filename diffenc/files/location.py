@@ -18,7 +18,7 @@ class MovedError(UserError):
     """The folder at a path is no longer the one that was opened there: nothing may be written or removed below it."""
 
 
-class Place:
+class Location:
     """An open folder. Its descriptor keeps the inode number from being given to another folder."""
 
     def __init__(self, folder: Path):
@@ -67,7 +67,7 @@ class Place:
 def watched(folder: Path) -> Iterator[None]:
     """While entered, writing below `folder` is refused where it is another folder by then. One that is not there is not."""
     try:
-        place = Place(folder)
+        place = Location(folder)
     except OSError:
         yield
         return

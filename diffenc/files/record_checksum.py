@@ -19,7 +19,7 @@ BROKEN = f"its content does not match its {KEY}: it is damaged, or was edited"
 UNSEALED = "unsealed (written by an earlier version)"
 
 
-class Seal(enum.Enum):
+class ChecksumState(enum.Enum):
     """Whether the checksum of a record matches its content; MISSING where it has none."""
 
     WHOLE = "whole"
@@ -27,7 +27,7 @@ class Seal(enum.Enum):
     MISSING = "missing"
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `record` as it reads back from JSON, with its checksum.
 
     Raises:
@@ -39,14 +39,14 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(path: atomic.PathLike, record: Mapping[str, Any]) -> None:
     """Replaces the file `path` by the sealed record. Raises UserError if the disk refuses."""
-    atomic.write_json(path, sealed(record))
+    atomic.write_json(path, with_checksum(record))
 
 
-def check(record: Mapping[str, Any]) -> Seal:
+def check(record: Mapping[str, Any]) -> ChecksumState:
     """Compares a record, as `json.loads` returns it, with its checksum."""
     if KEY not in record:
-        return Seal.MISSING
-    return Seal.WHOLE if record[KEY] == _digest(without(record)) else Seal.BROKEN
+        return ChecksumState.MISSING
+    return ChecksumState.WHOLE if record[KEY] == _digest(without(record)) else ChecksumState.BROKEN
 
 
 def without(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def without(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_broken(record: Any) -> bool:
     """Whether `record` is an object whose checksum does not match its content."""
-    return isinstance(record, Mapping) and check(record) is Seal.BROKEN
+    return isinstance(record, Mapping) and check(record) is ChecksumState.BROKEN
 
 
 def read_sound(path: Path) -> dict[str, Any] | None:

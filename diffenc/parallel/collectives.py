@@ -28,21 +28,21 @@ def agree_on(check: Callable[[], None]) -> None:
         raise failure or UserError("another process of this run has stopped it, and says why")
 
 
-def as_first(*numbers: int) -> tuple[int, ...]:
+def broadcast_ints(*numbers: int) -> tuple[int, ...]:
     """The first process's `numbers`, which must fit into 32 bits."""
     if jax.process_count() == 1:
         return numbers
     return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
 
 
-def list_of_first(numbers: Iterable[int]) -> list[int]:
+def broadcast_strings(numbers: Iterable[int]) -> list[int]:
     """The first process's list, whatever its length; each must fit into 32 bits."""
     mine = list(numbers)
-    (count,) = as_first(len(mine))
-    return list(as_first(*[*mine, *[0] * count][:count])) if count else []
+    (count,) = broadcast_ints(len(mine))
+    return list(broadcast_ints(*[*mine, *[0] * count][:count])) if count else []
 
 
-def array_of_first(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+def broadcast_array(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """The first process's array; of the others' only shape and type matter."""
     if jax.process_count() == 1:
         return array

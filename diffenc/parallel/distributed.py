@@ -72,13 +72,13 @@ def check_address(
     return Address(coordinator, num_processes, process_id)
 
 
-def announced(environment: Mapping[str, str]) -> bool:
+def is_announced(environment: Mapping[str, str]) -> bool:
     """Whether a launcher says that there are several processes: SLURM in a job step, or a TPU pod."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return (tasks.isdigit() and int(tasks) > 1) or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
-def start(address: Address | None, detect: bool, notice: bool) -> None:
+def start_process_group(address: Address | None, detect: bool, notice: bool) -> None:
     """Meet the other processes, if there are any. To be called before JAX is used.
 
     Args:
@@ -121,7 +121,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def by_main(function: Callable[P, R]) -> Callable[P, R | None]:
+def main_process_only(function: Callable[P, R]) -> Callable[P, R | None]:
     """`function`, done by the first process alone; in the others it does nothing and returns None."""
 
     @functools.wraps(function)
@@ -131,14 +131,14 @@ def by_main(function: Callable[P, R]) -> Callable[P, R | None]:
     return only_there
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Wait until all processes have come to the place called `where`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 @contextlib.contextmanager
-def not_waiting_for_the_lost() -> Iterator[None]:
+def translate_lost_process_errors() -> Iterator[None]:
     """Among several processes, turn JAX's word for a lost one into a UserError, and end this one at any other failure.
 
     An exception that goes on to the interpreter's end would wait there for the others, which wait for this one.
@@ -152,11 +152,11 @@ def not_waiting_for_the_lost() -> Iterator[None]:
             raise
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             traceback.print_exc()
-            leave(1)
+            exit_process(1)
         raise UserError(_lost(_first_line(error))) from error
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End this process. Among several at once: an orderly end would wait for those that are stuck or gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from diffenc.config.settings import MeshShape
+from diffenc.config.settings import MeshConfig
 from diffenc.core.model import Model
 from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
@@ -27,7 +27,7 @@ SMALL = 4096  # scalars; to gather fewer than these costs more than the memory i
 Specs = Any  # a pytree of PartitionSpec
 
 
-def specs_of(params: Params, shape: MeshShape) -> Specs:
+def specs_of(params: Params, shape: MeshConfig) -> Specs:
     """For each parameter, how it is split. Only shapes matter.
 
     Raises:
@@ -43,7 +43,7 @@ def specs_of(params: Params, shape: MeshShape) -> Specs:
 
 
 def shardings_of(
-    state: PyTree, params: Params, mesh: Mesh | AbstractMesh, shape: MeshShape
+    state: PyTree, params: Params, mesh: Mesh | AbstractMesh, shape: MeshConfig
 ) -> PyTree[NamedSharding]:
     """For each leaf of a train state whose parameters are `params`, where it lies. Raises as `specs_of`."""
     specs = specs_of(params, shape)
@@ -60,7 +60,7 @@ def shardings_of(
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shape: MeshShape) -> Params:
+def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shape: MeshConfig) -> Params:
     """Returns shapes, dtypes and shardings of a model's parameters; nothing is computed.
 
     Raises:
@@ -102,7 +102,7 @@ def _sum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return jax.lax.psum(leaf, several) if several else leaf
 
 
-def _spec(name: str, of: tuple[int, ...], shape: MeshShape) -> PartitionSpec:
+def _spec(name: str, of: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
     for pattern, axis in shape.rules:
         if fnmatch.fnmatchcase(name, pattern):
             return (

@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, Shaped
 
-from diffenc.config.settings import MeshShape
+from diffenc.config.settings import MeshConfig
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Conditioning, Images
 
@@ -17,7 +17,7 @@ AXES = ("data", "fsdp")
 OVER_BATCH = PartitionSpec(AXES)
 
 
-def data_mesh(shape: MeshShape = MeshShape()) -> Mesh:
+def data_mesh(shape: MeshConfig = MeshConfig()) -> Mesh:
     """All devices, arranged as `shape` says.
 
     Raises:
@@ -30,10 +30,10 @@ def data_mesh(shape: MeshShape = MeshShape()) -> Mesh:
             f"mesh.data = {shape.data} and mesh.fsdp = {shape.fsdp} do not arrange the {count} devices there are: "
             "mesh.data x mesh.fsdp must be their number; mesh.data = 0 takes what is left"
         )
-    return arranged(data, shape.fsdp)
+    return make_mesh(data, shape.fsdp)
 
 
-def arranged(data: int = 1, fsdp: int = 1) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
     """The first data x fsdp devices, neighbours along `fsdp` where their wiring allows it."""
     devices = jax.devices()[: data * fsdp]
     try:
@@ -43,12 +43,12 @@ def arranged(data: int = 1, fsdp: int = 1) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def split_over(mesh: Mesh) -> NamedSharding:
+def batch_sharded(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the devices."""
     return NamedSharding(mesh, OVER_BATCH)
 
 
-def on_each(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -64,13 +64,13 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
 
 def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """The places in a batch, ascending, of the images that this process's devices take."""
-    spans = split_over(mesh).addressable_devices_indices_map((batch_size,)).values()
+    spans = batch_sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
 
 
 def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
     """This process's rows of a batch, as one array split over all devices of all processes."""
-    return jax.make_array_from_process_local_data(split_over(mesh), np.asarray(array))
+    return jax.make_array_from_process_local_data(batch_sharded(mesh), np.asarray(array))
 
 
 def images_to_devices(batch: Batch, conditioning: Conditioning, mesh: Mesh) -> Images:

@@ -10,7 +10,7 @@ Part = TypeVar("Part", bytes, bytes | bytearray)
 _CHUNK = 2**20  # bytes asked for at a time
 
 
-class Limited:
+class BoundedReader:
     """Gives the bytes of `stream`, and raises UserError once they are more than `limit`.
 
     Memory is taken for bytes that have come, never for as many as someone asks for: readers ask for what a

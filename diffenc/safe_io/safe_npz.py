@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import reading
 
 
@@ -30,7 +30,7 @@ def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: int) -> np.ndarray:
     refuse_bomb(member, name, limit)
     with archive.open(member) as packed:
-        stream = Limited(packed, limit, name)
+        stream = BoundedReader(packed, limit, name)
         if np.lib.format.read_magic(stream) != (1, 0):  # pyright: ignore[reportArgumentType]
             raise UserError(f"{name}: is no plain array")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # pyright: ignore[reportArgumentType]

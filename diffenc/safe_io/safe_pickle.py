@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, reading
 
 _REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
@@ -41,7 +41,7 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
       UserError: names `name` and the offending global, or says what else is wrong with the pickle.
     """
     with reading(name):
-        limited = Limited(stream, limit, name)
+        limited = BoundedReader(stream, limit, name)
         found = Unpickler(limited, name, limit, _KNOWN).load()
         if limited.read(1):  # reading to the end also has an archive check its sum
             raise UserError(f"{name}: bytes follow the pickle's end; get it again")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, reading
 from diffenc.safe_io.safe_npz import refuse_bomb
 from diffenc.safe_io.safe_pickle import MAX_DIMS, Unpickler, is_size, shown, text
@@ -100,7 +100,7 @@ def _read_archive(
                 raise UserError(f"{name}: lacks {shown(member)}; get it again")
             refuse_bomb(members[member], f"{name}: {shown(member)}", most)
             with archive.open(members[member]) as packed:
-                return Limited(packed, most, f"{name}: {shown(member)}").read()
+                return BoundedReader(packed, most, f"{name}: {shown(member)}").read()
 
         swapped = f"{root}byteorder" in members and read(f"{root}byteorder", 16) != sys.byteorder.encode()
         with archive.open(members[pickles[0]]) as packed:
@@ -114,7 +114,7 @@ def _read_archive(
 
 
 def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
-    limited = Limited(stream, limit, name)
+    limited = BoundedReader(stream, limit, name)
     if _plain(limited, name) != _MAGIC or _plain(limited, name) != _PROTOCOL:
         raise UserError(f"{name}: is no file of torch.save")
     swapped = _plain(limited, name)["little_endian"] != (sys.byteorder == "little")
@@ -137,7 +137,7 @@ def _plain(stream: Stream, name: str) -> Any:
 
 def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
     """The dictionary of tensors, and all storages that it names."""
-    unpickler = _Unpickler(Limited(stream, limit, name), name, limit)
+    unpickler = _Unpickler(BoundedReader(stream, limit, name), name, limit)
     found = unpickler.load()
     if not isinstance(found, dict):
         raise UserError(f"{name}: holds a {type(found).__name__}, not a dictionary of tensors")

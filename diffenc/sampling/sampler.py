@@ -82,24 +82,24 @@ def estimate_of(model: Model, params: Params, condition: Condition | None, guida
     return guided(x_hat, x_hat_of(model, params, nothing), guidance) if guidance else x_hat
 
 
-class Descent(NamedTuple):
+class ReverseChain(NamedTuple):
     """A chain as sampling walks it, the noisiest first: log_snr at its stops, and log_w of each step."""
 
     log_snrs: Float[Array, " steps_plus_one"]
     log_w: PerStep
 
 
-def descent(model: Model, params: Params, chain: Chain) -> Descent:
+def reverse_chain(model: Model, params: Params, chain: Chain) -> ReverseChain:
     """`chain` from t = 1 down to 0, under the schedule's parameters."""
-    return Descent(model.schedule.apply(params["schedule"], chain.times[::-1]), chain.log_w[::-1])
+    return ReverseChain(model.schedule.apply(params["schedule"], chain.times[::-1]), chain.log_w[::-1])
 
 
 def sample_along(
-    down: Descent,
+    down: ReverseChain,
     key: Key,
     shape: tuple[int, ...],
     num_levels: int,
-    walk_down: Callable[[Key, Data, Descent], Data],
+    walk_down: Callable[[Key, Data, ReverseChain], Data],
 ) -> Levels:
     """int32 levels of `shape`: standard normal noise, taken to log_snrs[-1] by `walk_down`, and decoded."""
     z_key, step_key = jax.random.split(key)
@@ -124,9 +124,9 @@ def sample(
     Which solvers are consistent with which encoders: see `diffenc.sampling.solvers`.
     """
 
-    def walk_down(key: Key, z: Data, down: Descent) -> Data:
+    def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
         return walk(
             key, z, *down, estimate_of(model, params, condition, guidance), model.generative_mean, solver
         )
 
-    return sample_along(descent(model, params, chain), key, shape, num_levels, walk_down)
+    return sample_along(reverse_chain(model, params, chain), key, shape, num_levels, walk_down)

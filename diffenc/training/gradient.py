@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffenc.config.experiment import Experiment
 from diffenc.core import conditioning, unroll
-from diffenc.core.model import Draws, Terms, bits_per_dim, draw
+from diffenc.core.model import Draws, Terms, bits_per_dim, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.parallel import param_sharding
@@ -62,8 +62,8 @@ def batch_gradient(
     """
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
-    told, shape = conditioning.dropped(images.condition, share, drop_key), images.levels.shape
-    batch = Part(images, told, draw(draw_key, shape), jax.random.split(dropout_key, shape[0]))
+    told, shape = conditioning.drop_condition(images.condition, share, drop_key), images.levels.shape
+    batch = Part(images, told, draw_noise(draw_key, shape), jax.random.split(dropout_key, shape[0]))
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),

@@ -15,7 +15,7 @@ from diffenc.evaluation.evaluator import Evaluator, record
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel import distributed
-from diffenc.parallel.sharding import on_each
+from diffenc.parallel.sharding import replicated
 from diffenc.runtime.image_grid import grid, save_png, to_uint8
 from diffenc.runtime.progress import Progress
 from diffenc.training.state import Sums, TrainState, no_sums
@@ -40,10 +40,10 @@ def _emptier(mesh: Mesh) -> Callable[[Sums], Sums]:
     def empty(sums: Sums) -> Sums:
         return no_sums()._replace(bad_step=sums.bad_step)
 
-    return jax.jit(empty, out_shardings=on_each(mesh))
+    return jax.jit(empty, out_shardings=replicated(mesh))
 
 
-class Visits:
+class Hooks:
     """Evaluation and sampling within a run, by name.
 
     `check` is called between their parts, `check_claim` before anything is written; both may raise.
@@ -86,7 +86,9 @@ class Visits:
         if step == self._experiment.steps:
             num_params = count_parameters(state.params)
             figures = record(self._experiment, measured, step, num_params, self._evaluator.of)
-            distributed.by_main(workdirs.keep)(self._workdir, "evaluation", figures, measured.arrays())
+            distributed.main_process_only(workdirs.save_measurement)(
+                self._workdir, "evaluation", figures, measured.arrays()
+            )
 
     def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
         if self._sampler is None:  # owed, as above
@@ -95,7 +97,7 @@ class Visits:
         self._check_claim()
         path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
         try:
-            distributed.by_main(save_png)(path, images, num_levels)
+            distributed.main_process_only(save_png)(path, images, num_levels)
         except UserError as error:  # a disk that is full now
             logging.error("%s; the run goes on", error)
             return

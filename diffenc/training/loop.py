@@ -25,7 +25,7 @@ from diffenc.core.rng import root_key
 from diffenc.data.batches import train_batches
 from diffenc.data.sources import train_identity
 from diffenc.errors import UserError
-from diffenc.evaluation.precision_check import check_digits
+from diffenc.evaluation.precision_check import check_precision
 from diffenc.files import atomic, stores, temporaries
 from diffenc.interfaces import Images
 from diffenc.parallel import distributed
@@ -37,8 +37,8 @@ from diffenc.runtime.signals import Interrupted, Watch, interrupts_of_all
 from diffenc.training import not_finite
 from diffenc.training.clock import Clock
 from diffenc.training.gradient import check_batch
-from diffenc.training.hooks import Visits, fetch_row
-from diffenc.training.prefetch import Feed, InFlight
+from diffenc.training.hooks import Hooks, fetch_row
+from diffenc.training.prefetch import InFlightLimiter, Prefetcher
 from diffenc.training.profiling import Profile
 from diffenc.training.state import (
     TrainState,
@@ -70,15 +70,15 @@ def _train(experiment: Experiment, workdir: Path) -> None:
     mesh = data_mesh(experiment.mesh)
     check_config(experiment, workdir)
     check_batch(experiment, mesh)
-    check_digits(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
+    check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
     with interrupts_of_all() as interrupts:
-        distributed.meet("before the checkpoints are read")
+        distributed.barrier("before the checkpoints are read")
         run = Run(experiment, workdir, mesh, interrupts)
         claim = workdirs.claim(workdir) if distributed.is_main() else contextlib.nullcontext()
         with claim as claimed, run.checkpoints:
             run.check_unchanged()
-            distributed.meet("the workdir is ours")
-            distributed.by_main(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
+            distributed.barrier("the workdir is ours")
+            distributed.main_process_only(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
             run.start(claimed)
             run.loop()
 
@@ -99,9 +99,9 @@ class Run:
         self._abstract = abstract_state(experiment, mesh)
         check_structure(experiment, self._abstract.params)
         self._train_step = make_train_step(experiment, mesh)
-        self._clock, self._in_flight = Clock(), InFlight()
+        self._clock, self._in_flight = Clock(), InFlightLimiter()
         self._profile = Profile(workdir, experiment.profile_at, self._clock)
-        self._visits = Visits(experiment, workdir, mesh, interrupts.check, self.check_claim)
+        self._visits = Hooks(experiment, workdir, mesh, interrupts.check, self.check_claim)
         self._config_text = serialize.config_text(experiment)
         self._restored = self._latest() if self.checkpoints.found else None
         self._saved = (self._restored.step, self._restored.metadata["owed"]) if self._restored else None
@@ -142,7 +142,7 @@ class Run:
         self._run_id = run_id.ensure(
             self.workdir, self._restored.metadata.get("run") if self._restored else None
         )
-        self._writer = self._open_files() or writers.silent()
+        self._writer = self._open_files() or writers.null_writer()
         self._state = self._restored.tree if self._restored else self._first_state()
         self._say_what_starts(step)
         if not self._restored:
@@ -151,7 +151,7 @@ class Run:
             images = abstract_images(self.experiment, self._mesh)
             self._train_step = compile_ahead("the train step", self._train_step, self._abstract, images)
 
-    @distributed.by_main
+    @distributed.main_process_only
     def _open_files(self) -> writers.metric_writers.MetricWriter:
         """The config, and the metrics as they were at the checkpoint."""
         write_config(self.experiment, self.workdir, self._config_text)
@@ -176,7 +176,7 @@ class Run:
             logging.info("parameters taken from %s, step %d", self.experiment.init_from, self._origin.step)
         return state
 
-    @distributed.by_main
+    @distributed.main_process_only
     def _say_what_starts(self, step: int) -> None:
         params = self._state.params
         overview = parameter_overview.get_parameter_overview(name_leaves(params), include_stats=False)
@@ -197,7 +197,7 @@ class Run:
         size = self.experiment.batch_size
         rows = rows_here(self._mesh, size)
         batches = train_batches(self._source, size, self.experiment.seed, start, rows)
-        feed = Feed(batches, self.experiment.model.conditioning, self._mesh, self._clock)
+        feed = Prefetcher(batches, self.experiment.model.conditioning, self._mesh, self._clock)
         try:
             if self._restored:
                 self._settle(first, list(self._restored.metadata["owed"]))
@@ -216,7 +216,7 @@ class Run:
             logging.info("already trained to step %d; bind Experiment.steps to train longer", first)
         logging.info("all in %s", mirror.name_of(self.workdir))
 
-    def _next_batch(self, feed: Feed, step: int) -> Images:
+    def _next_batch(self, feed: Prefetcher, step: int) -> Images:
         try:
             return feed.take()
         except Exception as error:  # data that cannot be read must not cost the steps before it

@@ -14,7 +14,7 @@ AHEAD = 2  # batches on their way to the devices, or there, beside the one that 
 IN_FLIGHT = 4  # steps; so many batches may wait in the devices' memory, and a stop waits for so many steps
 
 
-class Feed:
+class Prefetcher:
     """The images of `batches`, in their order, on the devices before they are asked for.
 
     Putting a batch on a device takes the host no time; it crosses over while the device works on steps before.
@@ -41,7 +41,7 @@ class Feed:
         return self._ready.popleft()
 
 
-class InFlight:
+class InFlightLimiter:
     """Keeps the host at most IN_FLIGHT steps ahead of the devices."""
 
     def __init__(self):

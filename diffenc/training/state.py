@@ -16,7 +16,7 @@ from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
 from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
-from diffenc.parallel.sharding import split_over
+from diffenc.parallel.sharding import batch_sharded
 from diffenc.training.gradient import batch_gradient
 
 Scalar = Float[Array, ""]
@@ -106,7 +106,9 @@ def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None
     shape = (experiment.batch_size if count is None else count, *experiment.dataset.image_shape)
     condition = experiment.model.conditioning(np.zeros(shape[0], np.int32))
     images: Any = Images(jax.ShapeDtypeStruct(shape, jnp.uint8), condition)  # pyright: ignore[reportArgumentType]
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split_over(mesh)), images)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharded(mesh)), images
+    )
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
@@ -127,7 +129,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
     placed = shardings(abstract_state(experiment, mesh))
     return jax.jit(
-        train_step, in_shardings=(placed, split_over(mesh)), out_shardings=placed, donate_argnums=0
+        train_step, in_shardings=(placed, batch_sharded(mesh)), out_shardings=placed, donate_argnums=0
     )
 
 

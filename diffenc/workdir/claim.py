@@ -31,7 +31,7 @@ class Claim:
         """Takes the lock. Raises UserError if another process holds it or the disk refuses."""
         self.folder = folder
         self._option = option
-        self._place = location.Place(folder)
+        self._place = location.Location(folder)
         try:
             self._descriptor = self._locked(os.O_CREAT)
         except UserError:
@@ -126,7 +126,7 @@ def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Claim
         claimed.close()
 
 
-def keep(
+def save_measurement(
     workdir: atomic.PathLike, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> int:
     """File a measurement as NAMEs/NNNN.{json,npz} for good, and as NAME.{json,npz} until the next.
@@ -146,7 +146,7 @@ def keep(
     workdir = Path(workdir)
     location.check(workdir)
     data = atomic.npz(arrays)
-    content = record_checksum.sealed({**record, NPZ: hashlib.sha256(data).hexdigest()})
+    content = record_checksum.with_checksum({**record, NPZ: hashlib.sha256(data).hexdigest()})
     text = atomic.to_json(content, indent=1).encode() + b"\n"
     folder = _made(workdir / f"{name}s")
     latest = [

@@ -35,7 +35,7 @@ from clu import metric_writers  # noqa: E402  (only possible after the above)
 Scalars = Mapping[str, Any]  # numbers, or 0-d arrays of numpy or jax
 
 
-class Silent(metric_writers.MetricWriter):
+class NullWriter(metric_writers.MetricWriter):
     """Takes everything, writes nothing: a writer overrides what it has a use for."""
 
     def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Any = None) -> None: ...
@@ -61,7 +61,7 @@ class Silent(metric_writers.MetricWriter):
     def close(self) -> None: ...
 
 
-class Dispensable(metric_writers.MetricWriter):
+class FaultTolerantWriter(metric_writers.MetricWriter):
     """Another writer, done without from its first failure on: where else metrics go must not cost the run."""
 
     def __init__(self, writer: metric_writers.MetricWriter):
@@ -103,4 +103,4 @@ class Dispensable(metric_writers.MetricWriter):
         except Exception as error:
             kind = type(self._writer).__name__
             logging.error("%s failed: %s: %s; the run goes on without it", kind, type(error).__name__, error)
-            self._writer = Silent()
+            self._writer = NullWriter()

@@ -16,7 +16,7 @@ from diffenc.core.rng import changed_draws, draw_settings
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
 from diffenc.files.stores import PathLike
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.workdir import run_id
 
 
@@ -87,7 +87,7 @@ def metadata(config: str, run: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Expected:
+class ExpectedMetadata:
     """What the checkpoints in a workdir must hold of their run.
 
     Attributes:
@@ -122,7 +122,7 @@ class Expected:
                 f"checkpoint {where} was trained with another config ({differing}): {self._way_out}"
             )
 
-    @by_main
+    @main_process_only
     def warn_unchecked(self, restored: Restored) -> None:
         """Log one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
         if self.config is None and self.run is None:
@@ -160,20 +160,20 @@ class Expected:
 
 def expected(
     experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
-) -> Expected:
+) -> ExpectedMetadata:
     """Returns what checkpoints of `experiment` in `workdir`, called `place`, must hold. All processes have to call this.
 
     Raises:
       UserError: the store refused, or the workdir's identity is damaged.
     """
     config = serialize.config_text(experiment)
-    return Expected(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
+    return ExpectedMetadata(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
 
 
-def expected_of_origin(workdir: PathLike) -> Expected:
+def expected_of_origin(workdir: PathLike) -> ExpectedMetadata:
     """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
     saved = saved_config(workdir)
-    return Expected(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
+    return ExpectedMetadata(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
 
 
 def check_draws(restored: Restored, workdir: Path) -> None:

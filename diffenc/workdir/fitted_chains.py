@@ -18,11 +18,11 @@ from jaxtyping import Float
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate, Sample
-from diffenc.core.discretization import EQUAL, Chain, build, equal_times
+from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.registry import variances
 
 FOLDER = "fits"
@@ -30,7 +30,7 @@ NOT_HERE = "fits and curves stay in the run's workdir: load that, on a disk"  # 
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class FittedChain:
     """What a chain is built from once the schedule's parameters are known.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
         def log_snr_at(t: Times) -> LogSNR:
             return schedule.apply(params, t)
 
-        return build(log_snr_at, self.times, self.variance, self.excess)
+        return make_chain(log_snr_at, self.times, self.variance, self.excess)
 
     def check(self) -> None:
         """Raise UserError if the variance needs `excess`, and it is None: before anything is compiled."""
@@ -112,13 +112,13 @@ def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) 
     Raises:
       UserError: the disk refused.
     """
-    content = record_checksum.sealed({**record, "steps": len(times) - 1, "times": times.tolist()})
+    content = record_checksum.with_checksum({**record, "steps": len(times) - 1, "times": times.tolist()})
     text = atomic.to_json(content, indent=1) + "\n"
     _write(target, text)
     return _parsed(text, target)
 
 
-@by_main
+@main_process_only
 def _write(target: Path, text: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(target, text)
@@ -155,7 +155,9 @@ def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
     return record_checksum.without(content) | {"times": times} | arrays
 
 
-def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None) -> Plan:
+def plan(
+    workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None
+) -> FittedChain:
     """The plan that the settings of an evaluation or of sampling ask for, from the fits in `workdir`.
 
     Raises:
@@ -170,14 +172,14 @@ def plan(workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int
         fit = load(file)
         warn_if_old(file, fit, checkpoint_step)
         of = {key: fit[key] for key in ("times_of", "excess_of") if key in fit}
-        return Plan(fit["times"], fit.get("excess"), settings.variance, of)
+        return FittedChain(fit["times"], fit.get("excess"), settings.variance, of)
     if settings.times != "equal":
         spelt = variances.spell(settings.variance)
         raise UserError(
             f"no times are fitted for T = {settings.num_timesteps} and variance.{spelt} ({file} is not there): run "
             f"--mode=fit_schedule --num_timesteps={settings.num_timesteps} first, with that variance bound to evaluate.variance"
         )
-    return Plan(equal_times(settings.num_timesteps), None, settings.variance)
+    return FittedChain(equal_times(settings.num_timesteps), None, settings.variance)
 
 
 def warn_if_old(file: Path, fit: dict[str, Any], checkpoint_step: int | None) -> None:

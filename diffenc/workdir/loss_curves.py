@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffenc.core.model import Propose
+from diffenc.core.model import SampleTimes
 from diffenc.errors import UserError
 from diffenc.files import record_checksum
 from diffenc.interfaces import TimeSampler
@@ -25,7 +25,7 @@ def path(workdir: Path) -> Path:
     return workdir / FOLDER / "loss.json"
 
 
-def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[Propose, dict[str, Any]]:
+def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes, dict[str, Any]]:
     """Returns how a time sampler draws times, and what the curve it needs is of; {} if it needs none.
 
     Raises:

@@ -9,8 +9,8 @@ import jax
 from diffenc.checkpoint.restore import reading
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
-from diffenc.parallel.collectives import list_of_first
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.collectives import broadcast_strings
+from diffenc.parallel.distributed import main_process_only
 
 FILE = "run_id"
 LONGEST = 80  # bytes that are looked at
@@ -33,7 +33,7 @@ def read(workdir: stores.PathLike) -> str | None:
     if jax.process_index() == 0:
         with reading(workdir):
             content = (stores.at(workdir).read(FILE) or b"")[:LONGEST]
-    text = bytes(list_of_first(content)).decode(errors="replace").strip()
+    text = bytes(broadcast_strings(content)).decode(errors="replace").strip()
     if text and not is_valid(text):
         raise UserError(
             f"{stores.join(workdir, FILE)} is damaged: delete it, and the identity of the newest checkpoint is taken"
@@ -53,6 +53,6 @@ def ensure(workdir: Path, of_checkpoint: object) -> str:
     """
     if (found := read(workdir)) is None:
         identity = of_checkpoint if is_valid(of_checkpoint) else secrets.token_hex(16)
-        by_main(atomic.write_text)(workdir / FILE, f"{identity}\n")
+        main_process_only(atomic.write_text)(workdir / FILE, f"{identity}\n")
         found = read(workdir)
     return found or ""

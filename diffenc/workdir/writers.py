@@ -16,14 +16,14 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.record_writer import masked_crc32c
 
 from diffenc.files import atomic
-from diffenc.files.buffered_file import OwingFile
-from diffenc.workdir.clu_writers import Dispensable, Scalars, Silent, metric_writers
+from diffenc.files.buffered_file import BufferedFile
+from diffenc.workdir.clu_writers import FaultTolerantWriter, NullWriter, Scalars, metric_writers
 
 METRICS = "metrics.jsonl"
 SHOWN_BESIDE_HPARAMS = ("test_bpd", "validation_bpd", "bpd")
 
 
-class TensorboardWriter(Silent):
+class TensorboardWriter(NullWriter):
     """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
 
     Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
@@ -93,7 +93,7 @@ class TensorboardWriter(Silent):
         self._file.add(_framed(event.SerializeToString()))
 
 
-class JsonlWriter(Silent):
+class JsonlWriter(NullWriter):
     """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
 
     Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
@@ -116,7 +116,7 @@ class JsonlWriter(Silent):
         self._file.close()
 
 
-class LogWriter(Silent):
+class LogWriter(NullWriter):
     """One line for people: `step 400  bpd 2.310  loss 0.012  12.3 steps/s`."""
 
     def __init__(self, log: Callable[..., None] = logging.info):
@@ -152,10 +152,10 @@ def create_writer(
     metrics = Path(workdir) / METRICS
     cut_rows(metrics, last)
     writers = [LogWriter(log), JsonlWriter(metrics), TensorboardWriter(workdir, purge_step=last + 1)]
-    return metric_writers.MultiWriter([*writers, *map(Dispensable, others)])
+    return metric_writers.MultiWriter([*writers, *map(FaultTolerantWriter, others)])
 
 
-def silent() -> metric_writers.MultiWriter:
+def null_writer() -> metric_writers.MultiWriter:
     """Takes everything and writes nothing: for the processes of a run that do not write."""
     return metric_writers.MultiWriter([])
 
@@ -185,10 +185,10 @@ def cut_to(path: Path, size: int) -> None:
         os.truncate(path, size)
 
 
-def _opened(path: Path, named: atomic.PathLike) -> OwingFile:
+def _opened(path: Path, named: atomic.PathLike) -> BufferedFile:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return OwingFile(path)
+        return BufferedFile(path)
     except OSError as error:
         raise atomic.unwritable(named, error) from error
 

@@ -88,7 +88,7 @@ def chosen(only: str | None) -> list[str]:
 
 def load(given: argparse.Namespace) -> Experiment:
     """The experiment, with the batch size that is asked for."""
-    experiment = gin_loader.load(given.gin_file, given.gin_bindings)
+    experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
     if given.batch_size is None:
         return experiment
     return dataclasses.replace(experiment, batch_size=given.batch_size)

@@ -18,7 +18,7 @@ from diffenc.data.batches import train_batches
 from diffenc.interfaces import Batch, Images
 from diffenc.parallel.sharding import images_to_devices
 from diffenc.training.clock import Clock
-from diffenc.training.prefetch import Feed, InFlight
+from diffenc.training.prefetch import InFlightLimiter, Prefetcher
 from diffenc.training.state import abstract_state
 from experiments.benchmark.subject import Subject
 from experiments.timing import Call, Times, side_by_side, timed
@@ -47,8 +47,8 @@ def pipeline(subject: Subject) -> dict[str, Any]:
 
 def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
     """Steps on batches of the pipeline, as training takes them, beside steps on one that stays on the devices."""
-    stepper, clock, in_flight = subject.stepper, Clock(), InFlight()
-    feed = Feed(batches, subject.experiment.model.conditioning, subject.mesh, clock)
+    stepper, clock, in_flight = subject.stepper, Clock(), InFlightLimiter()
+    feed = Prefetcher(batches, subject.experiment.model.conditioning, subject.mesh, clock)
 
     def step() -> jax.Array:
         done = jnp.copy(stepper.take(feed.take()))

@@ -161,7 +161,7 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
 
     @jax.jit
     def walk(params, z):
-        down = sampler.descent(model, params, equal_steps(steps))
+        down = sampler.reverse_chain(model, params, equal_steps(steps))
         return sampler.walk(
             jax.random.key(1), z, *down, sampler.x_hat_of(model, params), model.generative_mean, ancestral
         )

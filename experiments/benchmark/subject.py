@@ -18,7 +18,7 @@ from diffenc.core.rng import root_key
 from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.interfaces import Images, Params
-from diffenc.parallel.sharding import arranged, data_mesh, images_to_devices, on_each
+from diffenc.parallel.sharding import data_mesh, images_to_devices, make_mesh, replicated
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.flops import Work
 from diffenc.tools.planning.plan import one_share
@@ -130,7 +130,7 @@ def random_images(experiment: Experiment, count: int) -> ArraySource:
 
 def work_of_share(experiment: Experiment, devices: int) -> Work:
     """The contractions of a train step on one of so many devices."""
-    share, mesh = one_share(experiment, devices), arranged()
+    share, mesh = one_share(experiment, devices), make_mesh()
     step = make_train_step(share, mesh)
     return flops.work_of(step, abstract_state(share, mesh), abstract_images(share, mesh))
 
@@ -176,5 +176,7 @@ def first_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 def first_params(experiment: Experiment, mesh: Mesh) -> Params:
     """Its parameters alone."""
     model, shape = experiment.model, experiment.dataset.image_shape
-    make = jax.jit(lambda: model.init(root_key(experiment.seed, "init"), shape), out_shardings=on_each(mesh))
+    make = jax.jit(
+        lambda: model.init(root_key(experiment.seed, "init"), shape), out_shardings=replicated(mesh)
+    )
     return make()

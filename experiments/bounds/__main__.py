@@ -26,7 +26,7 @@ from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import KSample
 from diffenc.data.batches import epoch_order
-from diffenc.data.sources import require_same_images, some_of
+from diffenc.data.sources import require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood
 from diffenc.evaluation.commands import restore_ema
@@ -59,7 +59,7 @@ class Bounds:
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
         settings = experiment.evaluate
         images = experiment.dataset.source(settings.split)
-        self.num_images = len(some_of(images, settings.num_images, settings.seed))
+        self.num_images = len(subsample(images, settings.num_images, settings.seed))
         self.compared: list[dict[str, Any]] = []  # which images each figure is of, or is of some of
 
     def _with(self, **changes: Any) -> Experiment:
@@ -227,7 +227,9 @@ def prepared(given: argparse.Namespace) -> Experiment:
         raise UserError(f"--few={given.few}: must not be more than --num_images={given.num_images}")
     if not (given.workdir / CONFIG).is_file():
         raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
-    experiment = gin_loader.load([str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports)
+    experiment = gin_loader.load_experiment(
+        [str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports
+    )
     changes = {"num_images": given.num_images, "passes": given.passes}
     return dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, **changes))
 

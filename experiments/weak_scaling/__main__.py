@@ -28,7 +28,7 @@ from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from diffenc.parallel.sharding import arranged
+from diffenc.parallel.sharding import make_mesh
 from diffenc.training.state import abstract_state
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import work_of_share
@@ -101,7 +101,7 @@ def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
 
 def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
     """What holds for all clusters, and each of them."""
-    experiment = gin_loader.load([given.paper], [])
+    experiment = gin_loader.load_experiment([given.paper], [])
     experiment = dataclasses.replace(experiment, batch_size=given.paper_images)
     parameters, share = count(experiment), experiment.plan.share
     work = work_of_share(experiment, 1)
@@ -118,7 +118,7 @@ def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
 
 def count(experiment: Experiment) -> int:
     """Its parameters."""
-    return count_parameters(abstract_state(experiment, arranged()).params)
+    return count_parameters(abstract_state(experiment, make_mesh()).params)
 
 
 def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

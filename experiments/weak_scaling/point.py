@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_up()
         if jax.device_count() != given.devices:
             raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")
-        experiment = gin_loader.load(given.gin_file, given.gin_bindings)
+        experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
         experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
         print(json.dumps(measure(experiment, Settings(rounds=given.rounds, least=given.least))))
 

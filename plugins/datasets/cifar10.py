@@ -17,7 +17,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
 from diffenc.safe_io import safe_pickle
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, reading
 from diffenc_plugins.datasets.rows import ROW, examples
 
@@ -69,7 +69,7 @@ def _read_pickle(stream: Stream, name: str) -> Mapping[str, Any]:
 
 def _read_binary(stream: Stream, name: str) -> Mapping[str, Any]:
     """A byte of label and 3,072 of pixels an image."""
-    content = Limited(stream, _BATCH_BYTES, name).read()
+    content = BoundedReader(stream, _BATCH_BYTES, name).read()
     if len(content) % (1 + ROW):
         raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; get it again")
     rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + ROW)
@@ -170,7 +170,7 @@ class Cifar10(Prepared):
             batches = _from_archive(found[layout.archive], layout, split)
         else:
             batches = _from_folder(found, layout, split)
-        return sources.skipping(examples(batches, first_label=0, num_classes=cls.num_classes), first)
+        return sources.skip_examples(examples(batches, first_label=0, num_classes=cls.num_classes), first)
 
 
 def _from_folder(
@@ -190,7 +190,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
     names = layout.batches[split]
     found = {}
     with reading(path), gzip.open(path) as packed:
-        unpacked = Limited(packed, _ARCHIVE_BYTES, str(path))
+        unpacked = BoundedReader(packed, _ARCHIVE_BYTES, str(path))
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**18) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
             for member in archive:
                 _check_size(member, path)

@@ -15,7 +15,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
 from diffenc.safe_io import safe_npz, safe_pickle
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, reading
 from diffenc_plugins.datasets.rows import examples
 
@@ -94,7 +94,7 @@ class Imagenet32(Prepared):
           UserError: a file is damaged, or not what its name says.
         """
         batches = _batches(found, split)
-        return sources.skipping(examples(batches, first_label=1, num_classes=cls.num_classes), first)
+        return sources.skip_examples(examples(batches, first_label=1, num_classes=cls.num_classes), first)
 
 
 def _batches(found: Mapping[str, Path], split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -123,5 +123,5 @@ def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Mappin
 def _load(stream: Stream, name: str) -> Mapping[str, Any]:
     if not name.endswith(".npz"):
         return safe_pickle.load(stream, name, _BATCH_BYTES)
-    content = io.BytesIO(Limited(stream, _BATCH_BYTES, name).read())
+    content = io.BytesIO(BoundedReader(stream, _BATCH_BYTES, name).read())
     return safe_npz.load(content, name, ("data", "labels"), _BATCH_BYTES)

@@ -18,7 +18,7 @@ from diffenc.data.versions import Part, Pixels, Version
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, reading
 
 _UNSIGNED_BYTES = (
@@ -112,7 +112,7 @@ class Mnist(Prepared):
             next(path for name, path in found.items() if name.startswith(f"{prefix}-{kind}"))
             for kind in ("images", "labels")
         )
-        return sources.skipping(_paired(images, labels, cls.image_shape, cls.num_classes), first)
+        return sources.skip_examples(_paired(images, labels, cls.image_shape, cls.num_classes), first)
 
 
 def _paired(
@@ -134,7 +134,7 @@ def _idx(
     """The entries, each of `shape`, of an IDX file of unsigned bytes; as many as there are `labels`."""
     size = int(np.prod(shape))
     with reading(path), _open(path) as packed:
-        stream = Limited(packed, _MAX_EXAMPLES * size + 64, str(path))
+        stream = BoundedReader(packed, _MAX_EXAMPLES * size + 64, str(path))
         count = _header(stream, path, shape)
         if labels is not None and count != labels:
             raise UserError(f"{label_file}: {labels} labels for {count} images in {path.name}")

@@ -12,7 +12,7 @@ import numpy as np
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.registry import writers
-from diffenc.workdir.writers import Scalars, Silent
+from diffenc.workdir.writers import NullWriter, Scalars
 
 ID = "wandb_id"  # in the workdir: which run of theirs it is
 
@@ -62,7 +62,7 @@ class WeightsAndBiases:
         return Writer(wandb, run)
 
 
-class Writer(Silent):
+class Writer(NullWriter):
     """One run there. Our step is an axis of its own: theirs may only rise, and a run may go back to a checkpoint."""
 
     def __init__(self, wandb: Any, run: Any):

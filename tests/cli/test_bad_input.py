@@ -197,7 +197,7 @@ def _official(folder: Path) -> None:
 )
 def test_a_shard_that_is_damaged(fails, place, spoil, message):
     _official(place / "files")
-    prepare.prepare(prepare.Asked("mnist", place / "files", place / "data"))
+    prepare.prepare(prepare.PrepareArgs("mnist", place / "files", place / "data"))
     shard = place / "data" / "mnist" / "train-00000-of-00001.array_record"
     spoil(shard)
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)

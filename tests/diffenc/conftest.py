@@ -13,7 +13,7 @@ from diffenc.config.figure_settings import Figures
 from diffenc.core.model import Model
 from diffenc.data.sources import ArraySource
 from diffenc.parallel.sharding import data_mesh
-from diffenc.tools.figures.figure_data import Subject
+from diffenc.tools.figures.figure_data import FigureInputs
 from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
@@ -141,16 +141,18 @@ class Given:
 
 
 @pytest.fixture
-def subject_of(tiny, tmp_path) -> Callable[..., Subject]:
+def subject_of(tiny, tmp_path) -> Callable[..., FigureInputs]:
     """What figures are of: an encoder by its formula, some images with their classes, lambda = 13.3 - 18.3 t."""
 
-    def make(formula, given, labels=None, num_classes=None, **settings) -> Subject:
+    def make(formula, given, labels=None, num_classes=None, **settings) -> FigureInputs:
         labels = np.zeros(len(given), np.int32) if labels is None else np.asarray(labels, np.int32)
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
         model = Model(Formula(formula), Linear(13.3, -5.0), V(), VDM(), tiny().model.network)
         figures = Figures(**{"num_images": None, **settings})
         experiment = tiny(model=model, dataset=Given(given, labels, classes), figures=figures)
-        return Subject(experiment, tmp_path, data_mesh(), {"encoder": {}, "schedule": {}, "network": {}}, 7)
+        return FigureInputs(
+            experiment, tmp_path, data_mesh(), {"encoder": {}, "schedule": {}, "network": {}}, 7
+        )
 
     return make
 

@@ -13,11 +13,11 @@ from diffenc.config.conditioning_check import check_conditioning
 from diffenc.config.serialize import config_text, differences
 from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Sample
 from diffenc.core.discretization import equal_times
-from diffenc.core.model import Model, draw
-from diffenc.data.sources import ArraySource, require_same_images, subject
+from diffenc.core.model import Model, draw_noise
+from diffenc.data.sources import ArraySource, describe_images, require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, step_costs
-from diffenc.evaluation.batches import Passes
+from diffenc.evaluation.batches import EvaluationBatches
 from diffenc.evaluation.evaluator import Evaluator, identity
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh, images_to_devices
@@ -146,7 +146,7 @@ def test_labels_reach_training_and_some_are_dropped(three):
 def test_the_encoder_keeps_what_the_network_is_not_told():
     """Else guidance would set two processes against each other."""
     levels, labels = jnp.asarray(PATTERNS), jnp.arange(1, 4)
-    draws = draw(jax.random.key(0), levels.shape)
+    draws = draw_noise(jax.random.key(0), levels.shape)
     terms = [
         model_of(network=Knows(classes)).elbo(
             PARAMS, levels, draws, num_levels=5, condition=labels, told=told
@@ -168,7 +168,7 @@ def test_labels_reach_the_fits(three):
     settings = Fit("test", passes=1, times_per_image=1, knots=5)
     for wrong in (0, 1):
         experiment = three(dataset=Three(wrong), fit=settings)
-        passes = Passes(experiment, settings, data_mesh(), "fit", 4)
+        passes = EvaluationBatches(experiment, settings, data_mesh(), "fit", 4)
         cost = fit_variance.measure(experiment, data_mesh(), PARAMS, equal_times(4), passes).mean
         squares = step_costs.measure(experiment, data_mesh(), PARAMS).mean
         for found in (cost, squares):
@@ -261,8 +261,8 @@ def test_records_and_titles_say_it(three):
     )
     assert (told["condition"], told["encoder_condition"]) == ("class", "class")
     assert "condition" not in blind
-    assert subject(told).endswith(" test | class")
-    assert subject(blind).endswith(" test")
+    assert describe_images(told).endswith(" test | class")
+    assert describe_images(blind).endswith(" test")
     require_same_images([told, told | {"bpd": 1}])
     with pytest.raises(UserError, match=r"images given different things, and not .* \| class, .* test, "):
         require_same_images([told, blind])
@@ -308,10 +308,10 @@ def test_samples_that_the_model_cannot_draw_are_refused(three, settings, network
 
 def test_a_run_from_before_classes_goes_on():
     """What its config does not name has the value it had."""
-    new = config_text(gin_loader.load(["gin/mnist_diffenc_8_2.gin"], []))
+    new = config_text(gin_loader.load_experiment(["gin/mnist_diffenc_8_2.gin"], []))
     later = ("Model.conditioning", ".classes = ", "network.encoder_unet.last")
     old = "".join(line for line in new.splitlines(keepends=True) if not any(name in line for name in later))
     assert len(new.splitlines()) - len(old.splitlines()) == 5  # sample.classes too
     assert differences(old, new) == []
-    told = config_text(gin_loader.load(["gin/mnist_diffenc_8_2.gin", "gin/by_class.gin"], []))
+    told = config_text(gin_loader.load_experiment(["gin/mnist_diffenc_8_2.gin", "gin/by_class.gin"], []))
     assert len(differences(old, told)) == 4

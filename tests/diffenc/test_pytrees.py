@@ -18,7 +18,7 @@ from diffenc import registry
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.cli.report import write as write_report
 from diffenc.config.figure_settings import Figures
-from diffenc.config.settings import Evaluate, MeshShape, Sample
+from diffenc.config.settings import Evaluate, MeshConfig, Sample
 from diffenc.core.model import Model
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
@@ -240,7 +240,7 @@ def test_parameters_of_this_form_are_named_split_saved_and_read_back(form, make,
     names = list(name_leaves(state.params))
     assert len(set(names)) == len(names) == len(jax.tree.leaves(state.params))
     rules = tuple((name, None) for name in names if "[" not in name)
-    specs = param_sharding.specs_of(state.params, MeshShape(fsdp=2, rules=rules))
+    specs = param_sharding.specs_of(state.params, MeshConfig(fsdp=2, rules=rules))
     assert jax.tree.structure(jax.tree.map(lambda _: 0, specs)) == jax.tree.structure(
         jax.tree.map(lambda _: 0, state.params)
     )

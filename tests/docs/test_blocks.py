@@ -107,7 +107,7 @@ def test_a_run_is_of_flags_and_bindings_that_there_are(command, commands, mine):
     if files and not files[0].startswith("runs/"):
         (depth,) = values(words, "num_timesteps") or [None]
         more = command_line.num_timesteps_bindings(mode, None if depth is None else int(depth))
-        gin_loader.load(files, values(words, "gin_bindings") + more)
+        gin_loader.load_experiment(files, values(words, "gin_bindings") + more)
 
 
 def test_a_program_is_called_as_it_wants_to_be(command):
@@ -130,7 +130,7 @@ def test_the_text_names_only_bindings_that_there_are(page):
     text = page.read_text(encoding="utf-8")
     for span in text.split("`")[1::2]:
         if span.startswith("--gin_bindings='") and "\n" not in span:
-            gin_loader.load(["gin/quickstart.gin"], values(shlex.split(span), "gin_bindings"))
+            gin_loader.load_experiment(["gin/quickstart.gin"], values(shlex.split(span), "gin_bindings"))
 
 
 def test_prepare_is_shown_for_data_sets_that_lie_in_files(commands):

@@ -161,7 +161,7 @@ def execute(block, folder: Path, python: Callable[[], Session]) -> None:
         python()(shortened(block.text))
     elif block.language == "gin":
         (folder / "block.gin").write_text(block.text)
-        gin_loader.load([str(folder / "block.gin")], [])
+        gin_loader.load_experiment([str(folder / "block.gin")], [])
 
 
 def test_the_page_does_what_it_says(page, blocks, request):

@@ -77,12 +77,12 @@ def test_the_command_prints_a_row_a_run(printed_and_json):
     [("quickstart", 1, 32, 1), ("mnist_vdmv_8", 8, 128, 1), ("imagenet32_vdmv_32", 32, 256, 3)],
 )
 def test_the_score_network_has_the_parameters_of_its_layers(name, blocks, channels, colours):
-    counts = parameters.count(gin_loader.load([f"gin/{name}.gin"], []))
+    counts = parameters.count(gin_loader.load_experiment([f"gin/{name}.gin"], []))
     assert counts["network"] == score_network(blocks, channels, colours, powers=2)
 
 
 def test_learned_ends_are_two_parameters():
-    experiment = gin_loader.load(["gin/quickstart.gin", "gin/learned_endpoints.gin"], [])
+    experiment = gin_loader.load_experiment(["gin/quickstart.gin", "gin/learned_endpoints.gin"], [])
     assert parameters.count(experiment)["schedule"] == 2
 
 

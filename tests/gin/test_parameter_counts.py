@@ -43,7 +43,7 @@ def parameters_of(plugin, image_shape):
 
 
 def load(name, *more):
-    experiment = gin_loader.load([f"gin/{name}.gin", *(f"gin/{file}.gin" for file in more)], [])
+    experiment = gin_loader.load_experiment([f"gin/{name}.gin", *(f"gin/{file}.gin" for file in more)], [])
     return experiment.model, experiment.dataset.image_shape
 
 

@@ -31,7 +31,7 @@ STACKABLE = {"learned_endpoints": "learned_endpoints", "learned_schedule": "mono
 
 
 def load(name, *more) -> Any:
-    return gin_loader.load([f"gin/{name}.gin", *more], [])
+    return gin_loader.load_experiment([f"gin/{name}.gin", *more], [])
 
 
 def comment(name):
@@ -48,14 +48,14 @@ def test_these_are_the_run_files():
 def test_every_file_is_a_run_or_stacks_on_one(file):
     """Those of a plugin that was just made, too."""
     of_runs = {f"gin/{name}.gin" for name in NAMES}
-    gin_loader.load([file] if file in of_runs else ["gin/quickstart.gin", file], [])
+    gin_loader.load_experiment([file] if file in of_runs else ["gin/quickstart.gin", file], [])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_file_is_the_same_read_back_from_its_complete_text(name, tmp_path):
     experiment = load(name)
     (tmp_path / "config.gin").write_text(config_text(experiment))
-    assert gin_loader.load([str(tmp_path / "config.gin")], []) == experiment
+    assert gin_loader.load_experiment([str(tmp_path / "config.gin")], []) == experiment
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,7 +84,7 @@ def test_classes_stack_on_a_run_file(name):
 
 def test_classes_are_bound_for_another_data_set_or_part():
     files = ["gin/imagenet32_diffenc_32_8.gin", "gin/by_class.gin"]
-    model = gin_loader.load(files, ["CLASSES = 1000", "network.unet.classes = 0"]).model
+    model = gin_loader.load_experiment(files, ["CLASSES = 1000", "network.unet.classes = 0"]).model
     assert (model.network.classes, model.encoder.network.classes) == (0, 1000)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -170,5 +170,5 @@ def test_the_cost_in_a_header_is_what_plan_counts(name, monkeypatch, tmp_path):
     """Convolutions and matrix products: there is one count, without what is element by element."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     bindings = ["plan.compile = False", "plan.devices = 1", "plan.peak_tflops = 1.0"]
-    counted = figures_of(gin_loader.load([f"gin/{name}.gin"], bindings))["flops"]["train"]
+    counted = figures_of(gin_loader.load_experiment([f"gin/{name}.gin"], bindings))["flops"]["train"]
     assert stated_cost(comment(name))[0] == pytest.approx(counted, rel=5e-4)  # four digits

@@ -117,7 +117,7 @@ def test_every_parameter_has_its_place(name):
     parts = tree_of(name)
     assert tuple(sum(int(np.prod(shape)) for shape in part.values()) for part in parts) == PUBLISHED[name]
     ours = reference.translate(arrays_of({**parts[0], **parts[1]}))
-    wanted = abstract_names(gin_loader.load([f"gin/{name}.gin"], []))
+    wanted = abstract_names(gin_loader.load_experiment([f"gin/{name}.gin"], []))
     assert {key: array.shape for key, array in ours.items()} == {
         key: leaf.shape for key, leaf in wanted.items()
     }
@@ -134,7 +134,9 @@ def test_learned_ends_are_the_same_line(w, b):
     for t in (0.0, 0.4, 1.0):
         log_snr = ours["schedule/start"] - (np.log1p(np.exp(ours["schedule/raw_drop"])) + 0.01) * t
         assert log_snr == pytest.approx(-(b + abs(w) * t), abs=1e-4)
-    wanted = abstract_names(gin_loader.load(["gin/mnist_vdmv_8.gin", "gin/learned_endpoints.gin"], []))
+    wanted = abstract_names(
+        gin_loader.load_experiment(["gin/mnist_vdmv_8.gin", "gin/learned_endpoints.gin"], [])
+    )
     assert {name for name in wanted if name.startswith("schedule/")} == ours.keys()
 
 
@@ -158,7 +160,7 @@ def test_names_of_no_published_model_stay_unknown():
         "encdec/other/kernel": (1,),
         "gamma/c": (1,),
     }
-    wanted = abstract_names(gin_loader.load(["gin/cifar10_diffenc_8_2.gin"], []))
+    wanted = abstract_names(gin_loader.load_experiment(["gin/cifar10_diffenc_8_2.gin"], []))
     assert not reference.translate(arrays_of(shapes)).keys() & wanted.keys()
 
 

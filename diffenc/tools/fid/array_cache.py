@@ -9,7 +9,7 @@ from absl import logging
 from jaxtyping import Shaped
 
 from diffenc.files import atomic
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 
 
 def array(file: Path, made: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -38,7 +38,7 @@ def load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     return found if (found.shape, found.dtype.name) == (shape, dtype) else None
 
 
-@by_main
+@main_process_only
 def save(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
     """Keep `array` in the .npy file, all or nothing. Raises UserError if the disk refused."""
     buffer = io.BytesIO()

@@ -33,7 +33,7 @@ from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
 from diffenc.files import atomic
 from diffenc.interfaces import Features, Params
 from diffenc.parallel import collectives
-from diffenc.parallel.distributed import by_main, is_main
+from diffenc.parallel.distributed import is_main, main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import features, variances
 from diffenc.runtime.image_grid import to_uint8
@@ -125,7 +125,7 @@ class Draws:
     def progress(self, num: int) -> Progress:
         """Of drawing what is not there of the first `num` samples."""
         files = [self._file(index) for index in range(-(-num // self.size))]
-        (there,) = collectives.as_first(sum(file.is_file() for file in files))
+        (there,) = collectives.broadcast_ints(sum(file.is_file() for file in files))
         logging.info("%d samples; %d are drawn already, in %s", num, min(num, there * self.size), self.folder)
         return Progress("drawing samples", (len(files) - there) * self._sampler.num_stretches)
 
@@ -137,13 +137,13 @@ class Draws:
         """
         file = self._file(index)
         found = array_cache.load(file, self._shape, "uint8") if is_main() else None
-        (there,) = collectives.as_first(int(found is not None))
+        (there,) = collectives.broadcast_ints(int(found is not None))
         if there:
-            return collectives.array_of_first(np.zeros(self._shape, np.uint8) if found is None else found)
+            return collectives.broadcast_array(np.zeros(self._shape, np.uint8) if found is None else found)
         key = jax.random.fold_in(self._root, index)
         new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
         array_cache.save(file, new)
-        by_main(atomic.write_json)(self.folder / "of.json", self.of)  # for people
+        main_process_only(atomic.write_json)(self.folder / "of.json", self.of)  # for people
         mirror.push(self._workdir)
         return new
 

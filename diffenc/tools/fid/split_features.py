@@ -10,12 +10,12 @@ from absl import logging
 
 from diffenc.config.fid_settings import Fid
 from diffenc.data.batches import epoch_order
-from diffenc.data.sources import some_of
+from diffenc.data.sources import subsample
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.directories import cache_directory
 from diffenc.interfaces import Dataset, Source
-from diffenc.parallel.distributed import by_main
+from diffenc.parallel.distributed import main_process_only
 from diffenc.runtime.image_grid import to_uint8
 from diffenc.runtime.progress import Progress
 from diffenc.tools.fid import array_cache
@@ -32,7 +32,7 @@ def of_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) 
     Raises:
       UserError: the images are not there or only one, or the disk refused.
     """
-    source = some_of(dataset.source(split), settings.num_images, settings.seed)
+    source = subsample(dataset.source(split), settings.num_images, settings.seed)
     if len(source) < 2:
         raise UserError(f"fid.splits: {split} has {len(source)} image(s), and at least 2 are needed")
     file = (
@@ -98,7 +98,7 @@ def load(file: Path) -> Summary | None:
         return None
 
 
-@by_main
+@main_process_only
 def _save(file: Path, found: Summary) -> None:
     arrays = {
         "mean": found.gaussian.mean,

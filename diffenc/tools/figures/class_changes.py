@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float, Int
 from diffenc.runtime import plots
 from diffenc.runtime.progress import Progress
 from diffenc.tools.figures.encoded_images import CHANGE, beside_changes, column_title
-from diffenc.tools.figures.figure_data import Encoded, Numbers, Record, Subject, labels_of, spread_out
+from diffenc.tools.figures.figure_data import (
+    Encoded,
+    FigureInputs,
+    FigureRecord,
+    Record,
+    labels_of,
+    spread_out,
+)
 
 PERMUTATIONS = 499
 TOGETHER = 50  # permutations at a time
@@ -39,23 +46,23 @@ class Distance(NamedTuple):
     p_value: float
 
 
-def measure(subject: Subject) -> Numbers:
+def measure(subject: FigureInputs) -> FigureRecord:
     """The mean change of each class, and for each t the distances between classes."""
     if subject.experiment.dataset.num_classes < 2:
-        return Numbers({"note": "This data set has no classes: there is nothing to tell apart."})
+        return FigureRecord({"note": "This data set has no classes: there is nothing to tell apart."})
     encoded, labels = subject.many_encoded, labels_of(subject.many)
     if not encoded.change.any():
-        return Numbers({"note": "This encoder changes nothing over t, of any class."})
+        return FigureRecord({"note": "This encoder changes nothing over t, of any class."})
     classes, counts = np.unique(labels, return_counts=True)
     enough = np.isin(labels, classes[counts >= FEWEST])
     if np.sum(counts >= FEWEST) < 2:
         note = f"Fewer than two classes have {FEWEST} of the {len(labels)} images: bind figures.num_images higher."
-        return Numbers({"note": note})
+        return FigureRecord({"note": note})
     encoded = encoded._replace(**{name: getattr(encoded, name)[enough] for name in ("x", "x_phi", "change")})
     return compare(encoded, labels[enough], list(subject.settings.times), subject.settings.seed)
 
 
-def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> Numbers:
+def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> FigureRecord:
     """The numbers of `measure`, of images whose classes have at least FEWEST each."""
     classes, counts = np.unique(labels, return_counts=True)
     record: Record = {"t": t, "classes": classes.tolist(), "num_of_class": counts.tolist()}
@@ -65,7 +72,7 @@ def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> Numb
             record[f"{name}_{field}"] = [getattr(one, field) for one in each]
     shown = spread_out(classes)
     record["rows"] = [f"class {label}" for label in shown]
-    return Numbers(
+    return FigureRecord(
         record,
         {
             "mean_x": np.array([encoded.x[labels == label].mean(axis=0) for label in shown]),
@@ -142,7 +149,7 @@ def of_means(
     return sums.reshape(len(grams), len(weights), -1).sum(axis=2)
 
 
-def draw(numbers: Numbers, title: str) -> plots.Figure:
+def draw(numbers: FigureRecord, title: str) -> plots.Figure:
     """Mean changes as heat maps, and below them the distances over t."""
     record, arrays = numbers.record, numbers.arrays
     limit, pictures = beside_changes(arrays["mean_x"], arrays["mean_change"])

@@ -4,18 +4,18 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Numbers, Record, Source, Subject, labels_of
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record, Source, labels_of
 
 CHANGE = "change per unit of t,\nsummed over channels;\n1 = the column's limit"
 
 
-def measure_heat_maps(subject: Subject) -> Numbers:
+def measure_heat_maps(subject: FigureInputs) -> FigureRecord:
     """`change`, (x_phi(t) - x_phi(s)) / (t - s) summed over channels, for each image shown."""
     encoded = subject.shown_encoded
-    return Numbers(_shown(subject), {"x": encoded.x, "change": encoded.change.sum(axis=-1)})
+    return FigureRecord(_shown(subject), {"x": encoded.x, "change": encoded.change.sum(axis=-1)})
 
 
-def draw_heat_maps(numbers: Numbers, title: str) -> plots.Figure:
+def draw_heat_maps(numbers: FigureRecord, title: str) -> plots.Figure:
     """Each column has its own scale, stated above it: changes at different t differ by orders of magnitude."""
     record, x, change = numbers.record, numbers.arrays["x"], numbers.arrays["change"]
     limit, pictures = beside_changes(x, change)
@@ -44,15 +44,15 @@ def column_title(t: float, limit: float) -> str:
     return f"t = {t:g}\n± {limit:.2g}"
 
 
-def measure_encoded(subject: Subject) -> Numbers:
+def measure_encoded(subject: FigureInputs) -> FigureRecord:
     """`x_phi` of each image shown, at each t."""
     encoded = subject.shown_encoded
     alpha_2 = 1 / (1 + np.exp(-subject.log_snr_at(np.array(subject.settings.times))))
     record = {**_shown(subject), "alpha_squared": alpha_2.tolist()}
-    return Numbers(record, {"x": encoded.x, "x_phi": encoded.x_phi})
+    return FigureRecord(record, {"x": encoded.x, "x_phi": encoded.x_phi})
 
 
-def draw_encoded(numbers: Numbers, title: str) -> plots.Figure:
+def draw_encoded(numbers: FigureRecord, title: str) -> plots.Figure:
     """Two rows an image: on the scale of pixels, and each picture on its own, as contrast fades."""
     record, x, x_phi = numbers.record, numbers.arrays["x"], numbers.arrays["x_phi"]
     together = np.concatenate([x[:, None], x_phi], axis=1)
@@ -77,7 +77,7 @@ def stretched(pictures: Float[np.ndarray, "n t h w c"]) -> Float[np.ndarray, "n 
     return np.where(high > low, 2 * (pictures - low) / np.where(high > low, high - low, 1) - 1, 0)
 
 
-def _shown(subject: Subject) -> Record:
+def _shown(subject: FigureInputs) -> Record:
     rows = row_titles(subject.shown, subject.experiment.dataset.num_classes)
     return {"rows": rows, "t": list(subject.settings.times), "gap": subject.settings.gap}
 

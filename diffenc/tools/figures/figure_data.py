@@ -18,7 +18,7 @@ from diffenc.config.figure_settings import Figures
 from diffenc.core.objective import Encode
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import epoch_order, eval_batches
-from diffenc.data.sources import Subset, dataset_name, some_of
+from diffenc.data.sources import Subset, dataset_name, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_over
 from diffenc.evaluation.commands import in_precision
@@ -37,7 +37,7 @@ Measure = Callable[[Encode, Data, LogSNR], Any]
 Grid = Float[np.ndarray, " points"]
 
 
-class Numbers(NamedTuple):
+class FigureRecord(NamedTuple):
     """What a figure is drawn from, and filed beside it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Numbers(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class FigureInputs:
     """A trained run.
 
     Attributes:
@@ -99,7 +99,7 @@ class Subject:
     def many(self) -> Source:
         """The images that averages are over."""
         whole = self.experiment.dataset.source(self.settings.split)
-        return some_of(whole, self.settings.num_images, self.settings.seed)
+        return subsample(whole, self.settings.num_images, self.settings.seed)
 
     @cached_property
     def shown_encoded(self) -> "Encoded":
@@ -149,7 +149,7 @@ class Encoded(NamedTuple):
         return result
 
 
-def encoded(subject: Subject, source: Source, task: str) -> Encoded:
+def encoded(subject: FigureInputs, source: Source, task: str) -> Encoded:
     """The images of `source` at the figures' times."""
     times, gap = np.array(subject.settings.times), subject.settings.gap
     before = np.maximum(times - gap, 0)
@@ -162,7 +162,7 @@ def encoded(subject: Subject, source: Source, task: str) -> Encoded:
     return Encoded(x, late, (late - early) / gap, factor)
 
 
-def pixels(subject: Subject, source: Source) -> Float[np.ndarray, "n h w c"]:
+def pixels(subject: FigureInputs, source: Source) -> Float[np.ndarray, "n h w c"]:
     """The images of `source`, scaled, on the host in float64."""
     images = source.__getitems__(np.arange(len(source)))["image"]
     with jax.enable_x64(True):
@@ -174,7 +174,7 @@ def labels_of(source: Source) -> Int[np.ndarray, " n"]:
     return source.__getitems__(np.arange(len(source)))["label"]
 
 
-def over_images(subject: Subject, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
+def over_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
     """`measure(encode, x, log_snr)` of all images at each of `log_snrs`: its arrays, [N, len(log_snrs), ...].
 
     In float64, for (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.

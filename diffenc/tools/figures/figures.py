@@ -21,7 +21,7 @@ from diffenc.parallel.distributed import is_main
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime import plots
 from diffenc.tools.figures import class_changes, encoded_images, loss, norms, samples, schedule, spectra
-from diffenc.tools.figures.figure_data import Numbers, Record, Subject
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir.mirror import mirrored, name_of
 
 FOLDER = "figures"
@@ -36,9 +36,9 @@ class Kind(NamedTuple):
       of: all that the numbers depend on; where it is the same they are not measured again.
     """
 
-    measure: Callable[[Subject], Numbers]
-    draw: Callable[[Numbers, str], plots.Figure]
-    of: Callable[[Subject], Record] = lambda subject: subject.images_of
+    measure: Callable[[FigureInputs], FigureRecord]
+    draw: Callable[[FigureRecord, str], plots.Figure]
+    of: Callable[[FigureInputs], Record] = lambda subject: subject.images_of
 
 
 FIGURES: dict[str, Kind] = {
@@ -63,10 +63,10 @@ def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     kinds = chosen(experiment.figures.only)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
-    subject = Subject(experiment, workdir, mesh, params, step)
+    subject = FigureInputs(experiment, workdir, mesh, params, step)
     of = {name: kind.of(subject) for name, kind in kinds.items()}
     here = {name: filed(workdir / FOLDER / name, of[name]) for name in kinds} if is_main() else {}
-    missing = collectives.list_of_first(place for place, name in enumerate(kinds) if not here.get(name))
+    missing = collectives.broadcast_strings(place for place, name in enumerate(kinds) if not here.get(name))
     result = {}
     for place, (name, kind) in enumerate(kinds.items()):
         numbers = kind.measure(subject) if place in missing else here.get(name)
@@ -90,7 +90,7 @@ def chosen(only: tuple[str, ...]) -> Mapping[str, Kind]:
     return {name: kind for name, kind in FIGURES.items() if name in only or not only}
 
 
-def filed(target: Path, of: Record) -> Numbers | None:
+def filed(target: Path, of: Record) -> FigureRecord | None:
     """The numbers beside the figure `target` (a path without its suffix), if they are whole and of just this."""
     try:
         record = record_checksum.read_sound(target.with_suffix(".json"))
@@ -101,17 +101,17 @@ def filed(target: Path, of: Record) -> Numbers | None:
         return None
     if record.get("of") != json.loads(atomic.to_json(of)) or record["npz"] != _digest(arrays):
         return None
-    return Numbers(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})
+    return FigureRecord(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})
 
 
-def publish(workdir: Path, name: str, kind: Kind, numbers: Numbers, of: Record) -> Record:
+def publish(workdir: Path, name: str, kind: Kind, numbers: FigureRecord, of: Record) -> Record:
     """Draw a figure, and file it with its numbers; returns what its JSON says."""
     arrays = atomic.npz(numbers.arrays) if numbers.arrays else b""
     numbers = numbers._replace(record={**numbers.record, "of": of, "npz": _digest(arrays)})
     title = _title(of)
     note = numbers.record.get("note")
     figure = plots.statement(f"{title}: {name}", note) if note else kind.draw(numbers, title)
-    text = atomic.to_json(record_checksum.sealed(numbers.record), indent=1) + "\n"
+    text = atomic.to_json(record_checksum.with_checksum(numbers.record), indent=1) + "\n"
     files = {".json": text.encode(), ".npz": arrays}  # the first takes its place last: see `_write`
     files |= plots.rendered(figure)
     _write(workdir / FOLDER / name, files)
@@ -139,5 +139,5 @@ def _digest(data: bytes) -> str:
 
 
 def _title(of: Record) -> str:
-    subject = sources.subject(of) if "split" in of else of["dataset"]
+    subject = sources.describe_images(of) if "split" in of else of["dataset"]
     return plots.literal(f"{subject}, step {of['step']}")

@@ -3,27 +3,29 @@
 import json
 from pathlib import Path
 
-from diffenc.data.sources import some_of
+from diffenc.data.sources import subsample
 from diffenc.evaluation import diagnose
 from diffenc.evaluation.evaluator import circumstances, identity
 from diffenc.files import atomic, record_checksum
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Numbers, Record, Subject
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir import loss_curves
 
 
-def of(subject: Subject) -> Record:
+def of(subject: FigureInputs) -> Record:
     experiment, settings = subject.experiment, subject.experiment.diagnose
-    images = some_of(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
+    images = subsample(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
     how = identity(experiment, settings, len(images)) | circumstances(experiment, settings)
     return {**how, "step": subject.step, "bins": settings.bins}
 
 
-def measure(subject: Subject) -> Numbers:
+def measure(subject: FigureInputs) -> FigureRecord:
     """What diagnostics/loss.json says if it is of the same; else it is measured, and that file left alone."""
     wanted = of(subject)
     record = filed(loss_curves.path(subject.workdir), wanted)
-    return Numbers(record or diagnose.loss_record(subject.experiment, subject.mesh, subject.params) | wanted)
+    return FigureRecord(
+        record or diagnose.loss_record(subject.experiment, subject.mesh, subject.params) | wanted
+    )
 
 
 def filed(file: Path, wanted: Record) -> Record | None:
@@ -36,5 +38,5 @@ def filed(file: Path, wanted: Record) -> Record | None:
     return record if asked == {key: record.get(key) for key in asked} else None
 
 
-def draw(numbers: Numbers, title: str) -> plots.Figure:
+def draw(numbers: FigureRecord, title: str) -> plots.Figure:
     return diagnose.plot_loss(numbers.record)

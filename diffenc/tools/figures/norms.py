@@ -8,12 +8,12 @@ from diffenc.core.gaussian import alpha_squared, scale, sigma_squared, sum_squar
 from diffenc.core.objective import Encode
 from diffenc.interfaces import Data, LogSNR, PerExample
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Numbers, Subject, over_images
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, over_images
 
 POINTS = 20  # equally spaced log-SNRs
 
 
-def measure(subject: Subject) -> Numbers:
+def measure(subject: FigureInputs) -> FigureRecord:
     """Root mean squares over dimensions and images of y_phi and dy_phi/dlambda, with standard errors over images."""
     ends = subject.log_snr_at(np.array([0.0, 1.0]))
     log_snr = np.linspace(ends[0], ends[1], POINTS)
@@ -22,7 +22,7 @@ def measure(subject: Subject) -> Numbers:
     for name, square in squares.items():
         rms, error = root_mean(square)
         record |= {f"{name}_rms": rms.tolist(), f"{name}_rms_se": error.tolist()}
-    return Numbers(record)
+    return FigureRecord(record)
 
 
 def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
@@ -43,7 +43,7 @@ def root_mean(square: Float[np.ndarray, "n points"]) -> tuple[plots.Values, plot
     return np.sqrt(mean), error / np.where(mean > 0, 2 * np.sqrt(mean), 1)
 
 
-def draw(numbers: Numbers, title: str) -> plots.Figure:
+def draw(numbers: FigureRecord, title: str) -> plots.Figure:
     record = numbers.record
     figure, axes = plots.axes(
         f"{title}\nencoder, $x_\\phi = \\alpha^2 x + \\sigma^2 y_\\phi$",

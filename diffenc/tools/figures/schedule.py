@@ -9,16 +9,16 @@ from diffenc.core.gaussian import alpha_squared, sigma_squared
 from diffenc.evaluation.commands import in_precision
 from diffenc.interfaces import Params, Schedule
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Numbers, Record, Subject
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 
 POINTS = 201
 
 
-def measure(subject: Subject) -> Numbers:
+def measure(subject: FigureInputs) -> FigureRecord:
     """The schedule as it was trained, at equal steps of t."""
     with jax.enable_x64(True):
         params = jax.tree.map(in_precision, subject.params["schedule"])
-        return Numbers(curves(subject.experiment.model.schedule, params, np.linspace(0, 1, POINTS)))
+        return FigureRecord(curves(subject.experiment.model.schedule, params, np.linspace(0, 1, POINTS)))
 
 
 def curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) -> Record:
@@ -35,7 +35,7 @@ def curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) 
     return {name: np.asarray(value).tolist() for name, value in values.items()}
 
 
-def draw(numbers: Numbers, title: str) -> plots.Figure:
+def draw(numbers: FigureRecord, title: str) -> plots.Figure:
     record, t = numbers.record, numbers.record["t"]
     ends = f"$\\lambda$ from {record['log_snr'][0]:.2f} to {record['log_snr'][-1]:.2f}"
     figure, (first, second, third) = plots.row_of_axes(

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 
 from diffenc.evaluation.streaming_stats import spread
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Encoded, Numbers, Record, Subject
+from diffenc.tools.figures.figure_data import Encoded, FigureInputs, FigureRecord, Record
 
 Power = Float[np.ndarray, "n t h w"]
 
 
-def measure(subject: Subject) -> Numbers:
+def measure(subject: FigureInputs) -> FigureRecord:
     """Mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
 
     `late_minus_early` compares the last of `figures.times` with the first, image by image. `beyond_x` is the share
@@ -24,10 +24,10 @@ def measure(subject: Subject) -> Numbers:
     """
     encoded = subject.many_encoded
     if not encoded.change.any():
-        return Numbers(
+        return FigureRecord(
             {"note": "This encoder changes nothing over t: there is no change to take a spectrum of."}
         )
-    return Numbers(spectra(encoded, np.array(subject.settings.times)))
+    return FigureRecord(spectra(encoded, np.array(subject.settings.times)))
 
 
 def spectra(encoded: Encoded, t: plots.Values) -> Record:
@@ -107,7 +107,7 @@ def beyond(
     return value, spread(shares)
 
 
-def draw(numbers: Numbers, title: str) -> plots.Figure:
+def draw(numbers: FigureRecord, title: str) -> plots.Figure:
     """Left the spectra early, in the middle and late; right the mean frequency over t."""
     record, t = numbers.record, np.array(numbers.record["t"])
     figure, (left, right) = plots.row_of_axes(

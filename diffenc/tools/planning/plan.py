@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import MeshShape
+from diffenc.config.settings import MeshConfig
 from diffenc.core.model import UNIFORM
 from diffenc.core.objective import continuous
 from diffenc.core.parameters import count_parameters
@@ -29,7 +29,7 @@ from diffenc.evaluation.batches import PassDraws
 from diffenc.evaluation.evaluator import batch_terms
 from diffenc.interfaces import Condition, Data, LogSNR, Params
 from diffenc.parallel import param_sharding
-from diffenc.parallel.sharding import AXES, arranged
+from diffenc.parallel.sharding import AXES, make_mesh
 from diffenc.runtime import accelerators
 from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.progress import duration
@@ -55,7 +55,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     """All that is planned, by name: bytes, FLOPs, seconds; memory and `images` are of one device."""
     devices = experiment.plan.devices or jax.device_count()
     share = one_share(experiment, devices)
-    mesh = arranged()  # one device, whatever else there is: each does the same, on a share of the batch
+    mesh = make_mesh()  # one device, whatever else there is: each does the same, on a share of the batch
     state = abstract_state(share, mesh)
     step, images = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_images(share, mesh)
     split = state_memory(state, experiment.mesh)
@@ -70,7 +70,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         "flops": {"train": work.flops / share.batch_size, **forward_flops(experiment, state)},
         "memory": split,
         "compiled": compiled
-        and with_state(split, state_memory(state, MeshShape()), compiled_memory(compiled)),
+        and with_state(split, state_memory(state, MeshConfig()), compiled_memory(compiled)),
         "backend": jax.default_backend(),
         "accelerator": experiment.plan.accelerator,
         "capacity": capacity(experiment),
@@ -88,13 +88,13 @@ def one_share(experiment: Experiment, devices: int) -> Experiment:
             f"Experiment.batch_size = {experiment.batch_size} does not divide evenly over plan.devices = {devices}, "
             f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {least}"
         )
-    return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices, mesh=MeshShape())
+    return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices, mesh=MeshConfig())
 
 
 def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     """FLOPs an image without gradients: one draw of the bound, one call of the network (a sampling step)."""
     model, dataset = experiment.model, experiment.dataset
-    images = abstract_images(experiment, arranged(), 1)
+    images = abstract_images(experiment, make_mesh(), 1)
     z, log_snr = (
         jax.ShapeDtypeStruct(images.levels.shape, jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.float32),
@@ -111,7 +111,7 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     }
 
 
-def state_memory(state: TrainState, shape: MeshShape) -> dict[str, int]:
+def state_memory(state: TrainState, shape: MeshConfig) -> dict[str, int]:
     """Bytes of the training state on each device of a mesh, which splits what `diffenc.parallel.param_sharding` says."""
     mesh = AbstractMesh((1, shape.fsdp), AXES)
     shardings = param_sharding.shardings_of(state, state.params, mesh, shape)

@@ -8,13 +8,13 @@ from diffenc.config import serialize
 from diffenc.data.versions import UNKNOWN, is_published
 from diffenc.evaluation.formatting import NONE, format_measurement, typeset_minus
 from diffenc.evaluation.records import number, stated
-from diffenc.evaluation.significance import Finding
+from diffenc.evaluation.significance import TestResult
 from diffenc.runtime.uncertainty_format import rounded
 from diffenc.tools.report import evaluation_spec, formatting
 from diffenc.tools.report.curves import SPLITS
 from diffenc.tools.report.grouping import Group
 from diffenc.tools.report.pairs import Pair
-from diffenc.tools.report.run_data import Held, Record
+from diffenc.tools.report.run_data import Record, RunData
 
 ENVIRONMENT = {
     "diffenc": "diffenc",
@@ -34,7 +34,7 @@ ENVIRONMENT = {
 }
 
 
-def of_group(group: Group, runs: Sequence[Held]) -> dict[str, Any]:
+def of_group(group: Group, runs: Sequence[RunData]) -> dict[str, Any]:
     """The headline of a group, and of each of its runs; what all of these state is stated once."""
     mean = _over_seeds(group)
     by_run = [_facts(run) for run in group.runs]
@@ -63,7 +63,7 @@ def _over_seeds(group: Group) -> dict[str, Any] | None:
     return {"figure": formatting.over_seeds(*group.mean, records), "seeds": len(group.totals)}
 
 
-def _facts(run: Held) -> list[tuple[str, str]]:
+def _facts(run: RunData) -> list[tuple[str, str]]:
     """What one must know to read a run's figure."""
     facts: list[tuple[str, str]] = []
     said = run.evaluation
@@ -85,7 +85,7 @@ def _facts(run: Held) -> list[tuple[str, str]]:
     return [*facts, *([("Parameters", formatting.count(run.parameters))] if run.parameters else [])]
 
 
-def _chosen(run: Held) -> list[tuple[str, str]]:
+def _chosen(run: RunData) -> list[tuple[str, str]]:
     """Which evaluation it is, where there are several of the step."""
     if run.evaluations < 2:
         return []
@@ -98,7 +98,7 @@ def _chosen(run: Held) -> list[tuple[str, str]]:
     return [("Evaluation", f"{run.terms_name.removesuffix('.npz')} of {run.evaluations}, {why}")]
 
 
-def _measured_in_training(run: Held) -> list[tuple[str, str]]:
+def _measured_in_training(run: RunData) -> list[tuple[str, str]]:
     """The latest figure of each split among the metrics."""
     found: dict[str, str] = {}
     for row in run.rows:
@@ -109,7 +109,7 @@ def _measured_in_training(run: Held) -> list[tuple[str, str]]:
     return [("While training", text) for text in found.values()]
 
 
-def _of_steps(run: Held) -> str:
+def _of_steps(run: RunData) -> str:
     steps = run.config.get("Experiment.steps", "")
     return f" of {int(steps):,}" if steps.isdecimal() and len(steps) < 16 else ""
 
@@ -156,7 +156,7 @@ def of_pair(pair: Pair) -> dict[str, Any]:
     return {"pair": pair, "rows": rows}
 
 
-def _test(finding: Finding, reach: float, corrected: float | None) -> dict[str, Any]:
+def _test(finding: TestResult, reach: float, corrected: float | None) -> dict[str, Any]:
     low, high = finding.interval or (None, None)
     place = lambda value: round(50 + 50 * value / reach, 2)  # noqa: E731
     return {
@@ -172,7 +172,7 @@ def _test(finding: Finding, reach: float, corrected: float | None) -> dict[str, 
     }
 
 
-def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
+def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Bindings that are not the same in all configs: of what is trained, then of the rest."""
     known = [run for run in runs if run.config]
     keys = sorted({key for run in known for key in run.config})
@@ -189,7 +189,7 @@ def config_differences(runs: Sequence[Held]) -> list[dict[str, Any]]:
     ]
 
 
-def environments(runs: Sequence[Held]) -> dict[str, Any]:
+def environments(runs: Sequence[RunData]) -> dict[str, Any]:
     """A column for each environment, headed by the runs that were trained in it, and a row for each fact."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
@@ -224,15 +224,15 @@ def _fact(key: str, value: Any) -> str:
     return text[:12] + "+" * text.endswith("+") if key == "commit" else text
 
 
-def datasets(runs: Sequence[Held]) -> list[dict[str, Any]]:
+def datasets(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """A card for each data set, and the runs of which nothing else is known."""
-    found: dict[Any, list[Held]] = {}
+    found: dict[Any, list[RunData]] = {}
     for run in runs:
         found.setdefault((tuple(_dataset(run)), run.dataset is None), []).append(run)
     return [{"runs": of, "facts": facts, "recorded": not lacks} for (facts, lacks), of in found.items()]
 
 
-def _dataset(run: Held) -> list[tuple[str, str]]:
+def _dataset(run: RunData) -> list[tuple[str, str]]:
     """What was recorded of its images when a run was trained, and when it was evaluated."""
     card, said = run.dataset or {}, run.evaluation or {}
     source, shape = card.get("source") or said.get("source"), card.get("image_shape")

@@ -8,7 +8,7 @@ from diffenc.checkpoint.meta import META
 from diffenc.config.experiment import FREE_TO_MEASURE
 from diffenc.errors import UserError
 from diffenc.workdir import run_id
-from diffenc.workdir.config_check import Expected
+from diffenc.workdir.config_check import ExpectedMetadata
 
 _CHECKPOINT = re.compile(rf"checkpoints/(\d+)(?:-(\d+))?/{META}")
 
@@ -30,7 +30,7 @@ def mismatch(place: str, files: Iterable[str], config: str, read: Callable[[str]
         metadata = json.loads(read(name))["metadata"]
         identity = read(run_id.FILE).strip()
         known = identity if run_id.is_valid(identity) else None
-        Expected(place, config or None, config or None, known, FREE_TO_MEASURE).check(
+        ExpectedMetadata(place, config or None, config or None, known, FREE_TO_MEASURE).check(
             name.removesuffix(f"/{META}"), metadata
         )
     except UserError as error:

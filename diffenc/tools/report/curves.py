@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from diffenc.evaluation.records import number
 from diffenc.tools.report import evaluation_spec
-from diffenc.tools.report.run_data import Held, Record
+from diffenc.tools.report.run_data import Record, RunData
 
 MOST_POINTS = 150  # of a curve: more rows are averaged in stretches
 MOST_OF_RECORD = 400  # of a curve that was filed whole
@@ -53,7 +53,7 @@ class Curve:
     rows: int = 1
 
 
-def of_training(run: int, held: Held, key: str) -> Curve | None:
+def of_training(run: int, held: RunData, key: str) -> Curve | None:
     """The batches' own bits/dim as logged, means since the last row."""
     values = [(float(row["step"]), row[key]) for row in held.rows if key in row]
     if not values:
@@ -62,7 +62,7 @@ def of_training(run: int, held: Held, key: str) -> Curve | None:
     return Curve(run, held.label, points, rows=rows)
 
 
-def of_evaluations(run: int, held: Held, key: str, split: str) -> Curve | None:
+def of_evaluations(run: int, held: RunData, key: str, split: str) -> Curve | None:
     """What was measured of a split in training and, at its step, what evaluation.json says if it is of the same."""
     name = f"{split}_{key}"
     found = {row["step"]: _with_error(row["step"], row, name) for row in held.rows if name in row}
@@ -104,7 +104,7 @@ def _parts(values: Sequence[Value], most: int) -> tuple[list[Sequence[Value]], i
     return [values[first : first + rows] for first in range(0, len(values), rows)], rows
 
 
-def evaluated_splits(runs: Sequence[Held]) -> list[str]:
+def evaluated_splits(runs: Sequence[RunData]) -> list[str]:
     """Splits that any run has marks of."""
     keys = {key for held in runs for row in held.rows for key in row}
     said = {

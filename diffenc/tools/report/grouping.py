@@ -12,7 +12,7 @@ from diffenc.data.sources import require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import records as evaluations
 from diffenc.evaluation.records import ALIKE, Record, number
-from diffenc.tools.report.run_data import Held
+from diffenc.tools.report.run_data import RunData
 
 SEED = "Experiment.seed"
 
@@ -26,11 +26,11 @@ class Group:
     """
 
     name: str
-    runs: tuple[Held, ...]
+    runs: tuple[RunData, ...]
     refused: str | None = None
 
     @property
-    def evaluated(self) -> tuple[Held, ...]:
+    def evaluated(self) -> tuple[RunData, ...]:
         return tuple(run for run in self.runs if run.evaluation is not None)
 
     @property
@@ -48,7 +48,7 @@ class Group:
         }
 
     @property
-    def by_seed(self) -> dict[int, Held]:
+    def by_seed(self) -> dict[int, RunData]:
         return {_seed(run, place): run for place, run in enumerate(self.evaluated)}
 
     @property
@@ -60,9 +60,9 @@ class Group:
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def together(runs: Sequence[Held]) -> list[Group]:
+def together(runs: Sequence[RunData]) -> list[Group]:
     """Groups in the order of their first runs."""
-    by_config: dict[object, list[Held]] = {}
+    by_config: dict[object, list[RunData]] = {}
     for run in runs:
         same = by_config.setdefault(_config(run), [])
         again = run.config and run.seed in {other.seed for other in same}
@@ -81,17 +81,17 @@ def not_alike(one: Record, two: Record, keys: Sequence[str]) -> str | None:
     return f"they were measured differently: {', '.join(differing)}" if differing else None
 
 
-def _config(run: Held) -> object:
+def _config(run: RunData) -> object:
     """All that is trained, but for the seed."""
     kept = ((key, value) for key, value in run.config.items() if key != SEED and not serialize.is_free(key))
     return tuple(sorted(kept)) or run.place
 
 
-def _seed(run: Held, place: int) -> int:
+def _seed(run: RunData, place: int) -> int:
     return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - place
 
 
-def _name(runs: Sequence[Held], labels: Sequence[str]) -> str:
+def _name(runs: Sequence[RunData], labels: Sequence[str]) -> str:
     """Of one run its label; of more the folder that holds these of the page's runs and no other."""
     if len(runs) == 1:
         return runs[0].label
@@ -102,7 +102,7 @@ def _name(runs: Sequence[Held], labels: Sequence[str]) -> str:
     return f"{runs[0].label} and {len(runs) - 1} more"
 
 
-def _refused(runs: Sequence[Held]) -> str | None:
+def _refused(runs: Sequence[RunData]) -> str | None:
     records = [run.evaluation for run in runs if run.evaluation is not None]
     reasons = (not_alike(records[0], other, ALIKE) for other in records[1:])
     return next((reason for reason in reasons if reason), None)

@@ -18,7 +18,7 @@ from diffenc.tools.report import cards, charts, curves, evaluation_spec, formatt
 from diffenc.tools.report.charts import Chart
 from diffenc.tools.report.curves import Curve, Point
 from diffenc.tools.report.pictures import Frames
-from diffenc.tools.report.run_data import Held
+from diffenc.tools.report.run_data import RunData
 
 TERMS = dict(zip(KEYS, ("Total", "Reconstruction", "Latent", "Diffusion"), strict=True))
 STEP, BITS, GRADIENT = "training step", "bits/dim", "Norm of the gradient"
@@ -33,7 +33,7 @@ class Slide:
     frames: tuple[Frames, ...]
 
 
-def render(runs: Sequence[Held]) -> str:
+def render(runs: Sequence[RunData]) -> str:
     """The whole page about `runs`."""
     environment = Environment(
         loader=PackageLoader("diffenc.report", TEMPLATES),
@@ -56,7 +56,7 @@ def render(runs: Sequence[Held]) -> str:
     return whole.rstrip() + "\n"
 
 
-def content(runs: Sequence[Held]) -> dict[str, Any]:
+def content(runs: Sequence[RunData]) -> dict[str, Any]:
     """What the template shows."""
     groups = grouping.together(runs)
     slides, without_slides = _slides(runs)
@@ -87,7 +87,7 @@ def content(runs: Sequence[Held]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _training(runs: Sequence[Held]) -> list[dict[str, Any]]:
+def _training(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """A block of charts for the runs of each data set: bits/dim of others are not to be laid over them."""
     found = []
     for dataset, members in _by(runs, _dataset_bindings):
@@ -111,7 +111,7 @@ def _rows_each(lines: Mapping[str, Sequence[Curve]], marks: bool) -> int:
     return max(rows, default=1)
 
 
-def _bounds(runs: Sequence[Held]) -> list[tuple[str, str]]:
+def _bounds(runs: Sequence[RunData]) -> list[tuple[str, str]]:
     """What the marks are of, and of which runs: more than one are not to be compared."""
     marked = [run for run in runs if curves.evaluated_splits([run])]
     return [
@@ -120,7 +120,7 @@ def _bounds(runs: Sequence[Held]) -> list[tuple[str, str]]:
     ]
 
 
-def _training_curves(placed: Sequence[tuple[int, Held]], splits: Sequence[str]) -> dict[str, list[Curve]]:
+def _training_curves(placed: Sequence[tuple[int, RunData]], splits: Sequence[str]) -> dict[str, list[Curve]]:
     found = {}
     for key in (*curves.PARTS, curves.GRADIENT):
         lines = [curves.of_training(place, run, key) for place, run in placed]
@@ -140,7 +140,7 @@ def _training_charts(lines: Mapping[str, Sequence[Curve]]) -> list[Chart]:
     return [one for one in drawn if one]
 
 
-def _training_table(run: Held, splits: Sequence[str]) -> dict[str, Any]:
+def _training_table(run: RunData, splits: Sequence[str]) -> dict[str, Any]:
     """The points behind the charts, a column for each of their curves."""
     columns = []
     for key, title in curves.PARTS.items():
@@ -161,7 +161,7 @@ def _table(label: str, head: str, columns: Sequence[tuple[str, Sequence[Point]]]
     return {"label": label, "heads": [head, *(name for name, _ in columns)], "rows": rows}
 
 
-def _slides(runs: Sequence[Held]) -> tuple[list[Slide], list[tuple[Held, str | None]]]:
+def _slides(runs: Sequence[RunData]) -> tuple[list[Slide], list[tuple[RunData, str | None]]]:
     """Runs with heat maps by their times; and those without, with the reason where there is one."""
     by_times: dict[tuple[float, ...], list[Frames]] = {}
     without = []
@@ -174,7 +174,7 @@ def _slides(runs: Sequence[Held]) -> tuple[list[Slide], list[tuple[Held, str | N
     return [Slide(times, tuple(frames)) for times, frames in by_times.items()], without
 
 
-def _schedules(runs: Sequence[Held]) -> dict[str, Any]:
+def _schedules(runs: Sequence[RunData]) -> dict[str, Any]:
     found = [
         (place, run, filed.record) for place, run in enumerate(runs) if (filed := run.numbers("schedule"))
     ]
@@ -200,7 +200,7 @@ def _schedules(runs: Sequence[Held]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _losses(runs: Sequence[Held]) -> dict[str, Any]:
+def _losses(runs: Sequence[RunData]) -> dict[str, Any]:
     """One chart for each set of images that the loss was measured on."""
     records = [(place, run, _loss_of(run)) for place, run in enumerate(runs)]
     blocks = []
@@ -228,7 +228,7 @@ def _losses(runs: Sequence[Held]) -> dict[str, Any]:
     return {"blocks": blocks, "without": [run for _, run, record in records if record is None]}
 
 
-def _loss_of(run: Held) -> dict[str, Any] | None:
+def _loss_of(run: RunData) -> dict[str, Any] | None:
     """The newer of what --mode=diagnose and --mode=figures filed."""
     filed = run.numbers("loss")
     found = [one for one in (run.loss, filed and filed.record) if one and one.get("density")]
@@ -241,12 +241,12 @@ def _step(record: dict[str, Any]) -> float | None:
     return number(record.get("step", of.get("step") if isinstance(of, dict) else None))
 
 
-def _steps(records: Iterable[tuple[Held, dict[str, Any]]]) -> str:
+def _steps(records: Iterable[tuple[RunData, dict[str, Any]]]) -> str:
     said = [(run.label, _step(record)) for run, record in records]
     return ", ".join(f"{label} at step {'?' if step is None else f'{step:,.0f}'}" for label, step in said)
 
 
-def _dataset_bindings(run: Held) -> str:
+def _dataset_bindings(run: RunData) -> str:
     """Which images a run is trained on, as far as its config tells."""
     said = [
         f"{key} = {value}" for key, value in sorted(run.config.items()) if key.partition(".")[0] == "dataset"

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from diffenc.errors import UserError
 from diffenc.evaluation import records, significance
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.significance import FEWEST_SEEDS, Finding
+from diffenc.evaluation.significance import FEWEST_SEEDS, TestResult
 from diffenc.runtime.progress import Progress
 from diffenc.tools.report import formatting
 from diffenc.tools.report.grouping import Group, not_alike
-from diffenc.tools.report.run_data import Held
+from diffenc.tools.report.run_data import RunData
 
 ALPHA = 0.05
 MOST = 15  # pairs; of more groups, each is compared with the first alone
@@ -50,8 +50,8 @@ class Pair:
     a: str
     b: str
     refused: str | None = None
-    findings: tuple[Finding, ...] = ()
-    rests_on: Finding | None = None
+    findings: tuple[TestResult, ...] = ()
+    rests_on: TestResult | None = None
     corrected: float | None = None
     says: tuple[str, ...] = ()
     says_not: tuple[str, ...] = ()
@@ -127,13 +127,13 @@ def why_not(a: Group, b: Group) -> str | None:
     return None
 
 
-def by_pass(held: Held) -> PassValues:
+def by_pass(held: RunData) -> PassValues:
     """Returns bits/dim of each image in each pass."""
     name = f"{held.label}/{held.terms_name}"
     return records.terms_by_pass(held.terms, held.evaluation or {}, name)["total"]
 
 
-def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
+def _of_one_run_each(a: RunData, b: RunData) -> list[TestResult]:
     one, two = by_pass(a), by_pass(b)
     return [
         significance.paired(
@@ -143,9 +143,9 @@ def _of_one_run_each(a: Held, b: Held) -> list[Finding]:
     ]
 
 
-def _of_seeds(a: Group, b: Group) -> list[Finding]:
+def _of_seeds(a: Group, b: Group) -> list[TestResult]:
     of = functools.cache(by_pass)
-    return significance.findings(
+    return significance.test_results(
         a.totals, b.totals, lambda seed: of(a.by_seed[seed]).minus(of(b.by_seed[seed]))
     )
 
@@ -178,14 +178,14 @@ def _in_words_of_seeds(a: Group, b: Group, pair: Pair, claim: Claim) -> tuple[li
     return says, says_not
 
 
-def _of_every_run(a: Group, b: Group, found: Sequence[Finding]) -> Finding | None:
+def _of_every_run(a: Group, b: Group, found: Sequence[TestResult]) -> TestResult | None:
     """The test that the words rest on, which passes no run over: paired only where both have the same seeds."""
     names = ("paired t", "Welch") if a.totals.keys() == b.totals.keys() else ("Welch",)
     tests = {finding.test: finding for finding in found if _known(finding)}
     return next((tests[name] for name in names if name in tests), None)
 
 
-def _ahead(a: Group, b: Group, finding: Finding) -> str:
+def _ahead(a: Group, b: Group, finding: TestResult) -> str:
     size = formatting.figure(abs(finding.difference), finding.error).mean
     if finding.difference == 0:
         return f"{a.name} and {b.name} have the same bits/dim"
@@ -205,7 +205,7 @@ def _of_images(claim: Claim, num_images: int) -> str:
     return f"Which images were drawn may explain the difference ({claim})."
 
 
-def _of_seeds_said(test: Finding | None, claim: Claim, fewest: int) -> str:
+def _of_seeds_said(test: TestResult | None, claim: Claim, fewest: int) -> str:
     if test is None:
         return "Too few seeds for a test."
     how = f"({test.test}, {test.of}, {claim})"
@@ -216,7 +216,7 @@ def _of_seeds_said(test: Finding | None, claim: Claim, fewest: int) -> str:
     return f"The choice of seeds may explain the difference {how}."
 
 
-def _known(finding: Finding) -> bool:
+def _known(finding: TestResult) -> bool:
     return finding.two_sided is not None
 
 

@@ -12,7 +12,7 @@ from diffenc.evaluation.records import number
 from diffenc.runtime import plots
 from diffenc.runtime.image_grid import grid, to_uint8
 from diffenc.runtime.uncertainty_format import rounded
-from diffenc.tools.report.run_data import Filed, Held
+from diffenc.tools.report.run_data import FigureData, RunData
 
 MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames
 MOST_IMAGES = 10  # whose heat maps are shown
@@ -58,7 +58,7 @@ class Frames:
         return sum(len(one.source) for one in (self.images, *(one for one, _ in self.change), *self.encoded))
 
 
-def samples(held: Held) -> tuple[Picture, str] | str | None:
+def samples(held: RunData) -> tuple[Picture, str] | str | None:
     """The newest grid and what it is; or why it is not shown; None where there is none."""
     filed = held.numbers("samples")
     drawn = _drawn_samples(filed) if filed else None
@@ -96,7 +96,7 @@ def png(pixels: UInt8[np.ndarray, "h w c"], alt: str) -> Picture:
     return Picture(source, pixels.shape[1], pixels.shape[0], alt)
 
 
-def _drawn_samples(filed: Filed) -> tuple[Picture, str] | None:
+def _drawn_samples(filed: FigureData) -> tuple[Picture, str] | None:
     """From the levels that --mode=figures keeps."""
     levels, num_levels = filed.arrays.get("levels"), number(filed.record.get("num_levels"))
     of = filed.record["of"]
@@ -110,7 +110,7 @@ def _drawn_samples(filed: Filed) -> tuple[Picture, str] | None:
     return png(sheet, f"Grid of samples drawn from the model at step {of.get('step')}"), said
 
 
-def frames(run: int, held: Held) -> tuple[tuple[float, ...], Frames] | str | None:
+def frames(run: int, held: RunData) -> tuple[tuple[float, ...], Frames] | str | None:
     """The times, and the frames; or why there are none to show; None where nothing was filed."""
     filed = held.numbers("heat_maps")
     if filed is None:
@@ -134,7 +134,7 @@ def frames(run: int, held: Held) -> tuple[tuple[float, ...], Frames] | str | Non
 
 
 def _frames(
-    run: int, held: Held, filed: Filed, times: tuple[float, ...], x: np.ndarray, change: np.ndarray
+    run: int, held: RunData, filed: FigureData, times: tuple[float, ...], x: np.ndarray, change: np.ndarray
 ) -> Frames:
     limits = np.abs(change).max(axis=(0, 2, 3))
     shown = plots.diverging(change, limits[:, None, None])
@@ -150,7 +150,9 @@ def _frames(
     return Frames(run, held.label, note, images, tuple(parts), _encoded(held, filed, times, x))
 
 
-def _encoded(held: Held, heat_maps: Filed, times: tuple[float, ...], x: np.ndarray) -> tuple[Picture, ...]:
+def _encoded(
+    held: RunData, heat_maps: FigureData, times: tuple[float, ...], x: np.ndarray
+) -> tuple[Picture, ...]:
     """Of the same encoder, images and times alone."""
     filed = held.numbers("encoded")
     x_phi = None if filed is None else filed.arrays.get("x_phi")

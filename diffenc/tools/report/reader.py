@@ -7,7 +7,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import records
 from diffenc.evaluation.records import BrokenSealError, Needed
 from diffenc.files import record_checksum, stores
-from diffenc.files.record_checksum import Seal
+from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.report import formatting
 from diffenc.workdir import loss_curves, provenance
 from diffenc.workdir.config_check import CONFIG
@@ -54,7 +54,7 @@ class Reader:
         fault = records.fault(found, needed)
         if fault is not None:
             return self.odd(f"{name} {fault}, and is left out.")
-        if record_checksum.check(found) is Seal.MISSING:
+        if record_checksum.check(found) is ChecksumState.MISSING:
             self.unsealed.append(name)
         return found
 

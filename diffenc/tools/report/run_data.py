@@ -17,7 +17,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import records
 from diffenc.evaluation.records import NEEDED, Needed, OtherTermsError, number
 from diffenc.files import record_checksum, stores
-from diffenc.files.record_checksum import Seal
+from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
 from diffenc.tools.report import evaluation_spec
 from diffenc.tools.report.checkpoint_match import mismatch
@@ -35,7 +35,7 @@ OF_FIGURES: Needed = {"of": (dict,), "npz": (str, NoneType)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Filed:
+class FigureData:
     """A figure's numbers, as --mode=figures files them."""
 
     record: Record
@@ -43,7 +43,7 @@ class Filed:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Held:
+class RunData:
     """What there is of one run.
 
     Attributes:
@@ -73,7 +73,7 @@ class Held:
     terms: bytes
     terms_name: str
     evaluations: int
-    figures: dict[str, Filed]
+    figures: dict[str, FigureData]
     loss: Record | None
     samples: tuple[str, int, bytes] | None
     checkpoint: int | None
@@ -92,12 +92,12 @@ class Held:
         known = [self.checkpoint, *(row["step"] for row in self.rows[-1:])]
         return max((step for step in known if step is not None), default=None)
 
-    def numbers(self, *names: str) -> Filed | None:
+    def numbers(self, *names: str) -> FigureData | None:
         """The figure of these names' first that there is."""
         return next((self.figures[name] for name in names if name in self.figures), None)
 
 
-def read_all(places: Sequence[str]) -> list[Held]:
+def read_all(places: Sequence[str]) -> list[RunData]:
     """Each of `places`, a folder or an address, under a label that tells it from the others.
 
     Raises:
@@ -128,7 +128,7 @@ def labels(places: Sequence[str]) -> list[str]:
     return list(places)
 
 
-def read(place: str, label: str) -> Held:
+def read(place: str, label: str) -> RunData:
     """One workdir.
 
     Raises:
@@ -140,7 +140,7 @@ def read(place: str, label: str) -> Held:
         raise stores.unreadable(place, error) from error
 
 
-def _read(reader: Reader, label: str) -> Held:
+def _read(reader: Reader, label: str) -> RunData:
     text = reader.text(CONFIG)
     config = serialize.bindings(text)
     found = _evaluations(reader)
@@ -157,7 +157,7 @@ def _read(reader: Reader, label: str) -> Held:
     strange = mismatch(reader.place, reader.files, text, reader.text)
     if strange is not None:
         reader.odd(strange)
-    return Held(
+    return RunData(
         place=reader.place,
         label=label,
         config=config,
@@ -198,7 +198,7 @@ def _with_terms(reader: Reader, evaluation: Record, name: str) -> tuple[Record |
             records.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
             reader.odd(f"{error}.")
-            return (None if record_checksum.check(evaluation) is Seal.MISSING else evaluation), data
+            return (None if record_checksum.check(evaluation) is ChecksumState.MISSING else evaluation), data
         except UserError as error:
             reader.odd(f"{error}.")
     return evaluation, data
@@ -236,13 +236,13 @@ def _row(line: bytes) -> Record | None:
     return {key: value for key, value in values.items() if value is not None} | {"step": step}
 
 
-def _figures(reader: Reader) -> dict[str, Filed]:
+def _figures(reader: Reader) -> dict[str, FigureData]:
     names = (re.fullmatch(r"figures/(\w+)\.json", name) for name in sorted(reader.files))
     found = {match[1]: _figure(reader, match[1]) for match in names if match}
     return {name: filed for name, filed in found.items() if filed is not None}
 
 
-def _figure(reader: Reader, name: str) -> Filed | None:
+def _figure(reader: Reader, name: str) -> FigureData | None:
     record = reader.record(f"figures/{name}.json", OF_FIGURES)
     if record is None:
         return None
@@ -253,7 +253,7 @@ def _figure(reader: Reader, name: str) -> Filed | None:
         arrays = safe_npz.load(io.BytesIO(data), name, ARRAYS, MOST) if data else {}
     except UserError as error:
         return reader.odd(f"figures/{name}.npz is left out: {error}.")
-    return Filed(record, arrays)
+    return FigureData(record, arrays)
 
 
 def _samples(reader: Reader) -> tuple[str, int, bytes] | None:

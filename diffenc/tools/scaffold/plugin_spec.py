@@ -13,7 +13,7 @@ from diffenc.registry import REGISTRIES
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class PluginSpec:
     """A plugin to make. `check` says whether it can be."""
 
     kind: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffenc.errors import UserError
 from diffenc.registry import ENTRY_POINT_GROUP
 from diffenc.tools.scaffold import index
-from diffenc.tools.scaffold.plugin_spec import Wanted, check_word, filled
+from diffenc.tools.scaffold.plugin_spec import PluginSpec, check_word, filled
 
 ROOT = Path(__file__).parents[3]  # of the checkout that Python imports, if it is one
 
@@ -33,7 +33,7 @@ class Place:
     missing: dict[str, str]
     commands: tuple[str, ...]
 
-    def files(self, wanted: Wanted) -> dict[str, str]:
+    def files(self, wanted: PluginSpec) -> dict[str, str]:
         """Texts of the new files by path, the index of plugins last."""
         module = f"{self.package}.{wanted.name}"
         header = filled("header.gin", kind=wanted.kind, name=wanted.name)
@@ -45,7 +45,7 @@ class Place:
             f"gin/{wanted.name}.gin": header + wanted.text("plugin.gin"),
         }
 
-    def index(self, wanted: Wanted) -> tuple[str, str]:
+    def index(self, wanted: PluginSpec) -> tuple[str, str]:
         """Path and text of the index with the new plugin in it.
 
         Raises:
@@ -58,7 +58,7 @@ class Place:
         return path, str(added)
 
 
-def checkout(wanted: Wanted) -> Place:
+def checkout(wanted: PluginSpec) -> Place:
     """The checkout that the shell is in.
 
     Raises:
@@ -81,7 +81,7 @@ def checkout(wanted: Wanted) -> Place:
     return Place(root, f"plugins/{wanted.folder}", package, tests, {}, commands)
 
 
-def package(folder: str, wanted: Wanted) -> Place:
+def package(folder: str, wanted: PluginSpec) -> Place:
     """A package of plugins in `folder`: one that is there, or a new one.
 
     Raises:
@@ -106,7 +106,7 @@ def package(folder: str, wanted: Wanted) -> Place:
     return Place(root, source, module, "tests", missing, commands)
 
 
-def _of_project(module: str, wanted: Wanted) -> dict[str, str]:
+def _of_project(module: str, wanted: PluginSpec) -> dict[str, str]:
     """What a new package has besides plugins."""
     project = module.replace("_", "-")
     return {
@@ -115,7 +115,7 @@ def _of_project(module: str, wanted: Wanted) -> dict[str, str]:
     }
 
 
-def _missing_of(root: Path, module: str, wanted: Wanted) -> dict[str, str]:
+def _missing_of(root: Path, module: str, wanted: PluginSpec) -> dict[str, str]:
     """What a package that is there lacks: all that a kill left out, if it was made here; else nothing.
 
     Raises:

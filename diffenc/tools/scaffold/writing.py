@@ -6,11 +6,11 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 from diffenc.files import atomic
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 from diffenc.tools.scaffold.targets import Place
 
 
-def write(place: Place, wanted: Wanted) -> list[Path]:
+def write(place: Place, wanted: PluginSpec) -> list[Path]:
     """Write the new files, then the index that imports the plugin. Returns what was written.
 
     A file that is there is left if it says the same, as after a kill; the same command goes on.

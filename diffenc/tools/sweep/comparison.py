@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diffenc.evaluation import significance
-from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, Finding, holm
+from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm
 from diffenc.runtime.uncertainty_format import MISSING, Digits, Figure, digits, rounded
 from diffenc.tools.sweep.formatting import Cell, Sheet
 from diffenc.tools.sweep.summary import COMPONENTS, Summary, mean_and_error
@@ -31,10 +31,12 @@ def differences(a: Summary, b: Summary) -> tuple[Cell, ...]:
     return tuple(mean_and_error(one.values(name) - two.values(name)) for name in COMPONENTS)
 
 
-def findings(a: Summary, b: Summary) -> list[Finding]:
+def findings(a: Summary, b: Summary) -> list[TestResult]:
     """Every test of A's total against B's."""
     one, two = (dict(zip(each.seeds, each.values("total"), strict=True)) for each in (a, b))
-    return significance.findings(one, two, lambda seed: a.terms(seed)["total"].minus(b.terms(seed)["total"]))
+    return significance.test_results(
+        one, two, lambda seed: a.terms(seed)["total"].minus(b.terms(seed)["total"])
+    )
 
 
 def sheets(pairs: Sequence[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:
@@ -49,7 +51,7 @@ def differences_of(pairs: Sequence[tuple[Summary, Summary]]) -> Sheet:
     return Sheet("differences", "Differences, paired by seed, bits/dim", heads, tuple(rows))
 
 
-def tests_of(pairs: Sequence[tuple[Summary, Summary]]) -> list[tuple[str, Finding]]:
+def tests_of(pairs: Sequence[tuple[Summary, Summary]]) -> list[tuple[str, TestResult]]:
     """Every test of each A − B, under its label."""
     return [(_label(a, b), finding) for a, b in pairs for finding in findings(a, b)]
 
@@ -58,7 +60,7 @@ def _label(a: Summary, b: Summary) -> str:
     return f"{a.name} − {b.name}"
 
 
-def tests_sheet(tests: Sequence[tuple[str, Finding]]) -> Sheet:
+def tests_sheet(tests: Sequence[tuple[str, TestResult]]) -> Sheet:
     """Every test of each A − B, by label. p is corrected for all comparisons by the same test that the sheet shows."""
     level = f"{LEVEL:.0%}"
     heads = (
@@ -82,7 +84,7 @@ def tests_sheet(tests: Sequence[tuple[str, Finding]]) -> Sheet:
     return Sheet("tests", "Tests of the total", heads, tuple(rows), (*NOTES, *holm))
 
 
-def _corrected(found: Sequence[Finding]) -> list[float | None]:
+def _corrected(found: Sequence[TestResult]) -> list[float | None]:
     """Two-sided p after Holm, for each test over all that it was used for."""
     result: list[float | None] = [None] * len(found)
     for test in {finding.test for finding in found}:
@@ -92,7 +94,7 @@ def _corrected(found: Sequence[Finding]) -> list[float | None]:
     return result
 
 
-def _row(label: str, finding: Finding, corrected: float | None) -> tuple[Cell, ...]:
+def _row(label: str, finding: TestResult, corrected: float | None) -> tuple[Cell, ...]:
     unknown = math.isnan(finding.difference)
     difference = Figure(MISSING) if unknown else rounded(finding.difference, finding.error)
     low, high = finding.interval or (None, None)

@@ -44,7 +44,7 @@ class Share(NamedTuple):
 Ended = Callable[[str, int, float], None]  # name, exit status of the last command, seconds
 
 
-class Going:
+class RunningJob:
     """A job under way."""
 
     def __init__(self, job: Job, share: Share):
@@ -109,13 +109,13 @@ def work_through(
     Raises:
       Interrupted: one of them came, and nothing runs any more.
     """
-    waiting, free, going = deque(jobs), deque(shares), list[Going]()
+    waiting, free, going = deque(jobs), deque(shares), list[RunningJob]()
     told, stopped = time.monotonic(), 0
     with signals or Signals() as signals:
         try:
             while going or (waiting and not stopped):
                 while waiting and free and not stopped:
-                    going.append(Going(waiting.popleft(), free.popleft()))
+                    going.append(RunningJob(waiting.popleft(), free.popleft()))
                 time.sleep(POLL)
                 for signum in signals.take():
                     for each in going:
@@ -132,7 +132,7 @@ def work_through(
         raise Interrupted(stopped)
 
 
-def _finish(each: Going, free: deque[Share], ended: Ended) -> bool:
+def _finish(each: RunningJob, free: deque[Share], ended: Ended) -> bool:
     status = each.ended()
     if status is None:
         return False
@@ -141,7 +141,7 @@ def _finish(each: Going, free: deque[Share], ended: Ended) -> bool:
     return True
 
 
-def _tell(going: Sequence[Going], waiting: int) -> None:
+def _tell(going: Sequence[RunningJob], waiting: int) -> None:
     for each in going:
         spent = duration(time.monotonic() - each.since)
         logging.info("%s, for %s: %s", each.job.name, spent, last_line(each.job.log))

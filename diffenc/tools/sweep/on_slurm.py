@@ -107,7 +107,9 @@ class Follow:
         commands = [[*SPARED, *self.run.command(mode)] for mode in left(self.run, self.tasks)]
         jobs = [Job(str(self.run), commands, self.run.log)] if commands else []
         try:
-            work_through(jobs, shares(1), lambda name, status, seconds: statuses.append(status), Told())
+            work_through(
+                jobs, shares(1), lambda name, status, seconds: statuses.append(status), FirstSignal()
+            )
         except Interrupted:
             _requeue()
         sys.exit(statuses[-1])
@@ -119,7 +121,7 @@ class Follow:
         return DelayedSubmission(self)
 
 
-class Told(Signals):
+class FirstSignal(Signals):
     """The first signal, as SIGINT, and no other: a run may have had the SIGTERM, and takes that for the same request."""
 
     def __init__(self):

@@ -12,7 +12,7 @@ from diffenc.config import gin_loader, serialize
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.errors import UserError
 from diffenc.evaluation import records
-from diffenc.evaluation.evaluated_bound import depth
+from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.files import stores
 from diffenc.registry import time_samplers
 from diffenc.tools.sweep.summary import read
@@ -99,7 +99,7 @@ def asked(experiment: Experiment) -> dict[str, Any]:
     """What an evaluation of `experiment` says of how it was made, as far as that is known beforehand."""
     settings = experiment.evaluate
     return {
-        **depth(settings),
+        **bound_metadata(settings),
         "split": settings.split,
         "passes": settings.passes,
         "times_per_image": settings.times_per_image,
@@ -144,6 +144,6 @@ def _load(variant: Variant) -> Experiment:
         if text.partition("=")[0].strip() == "Experiment.seed":
             raise UserError(f"{text}: a sweep chooses the seeds itself; give --seeds")
     try:
-        return gin_loader.load(variant.gin_files, variant.bindings)
+        return gin_loader.load_experiment(variant.gin_files, variant.bindings)
     except UserError as error:
         raise UserError(f"{variant.name}: {error}") from error

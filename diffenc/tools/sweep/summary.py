@@ -13,13 +13,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from diffenc.data.sources import require_same_images, subject
+from diffenc.data.sources import describe_images, require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import records as evaluations
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.records import ALIKE, COMPONENTS, NEEDED, BrokenSealError, Needed
 from diffenc.files import record_checksum
-from diffenc.files.record_checksum import Seal
+from diffenc.files.record_checksum import ChecksumState
 from diffenc.runtime.uncertainty_format import MISSING, Figure, rounded
 from diffenc.tools.sweep.formatting import Sheet
 
@@ -109,7 +109,7 @@ def _warn_once(message: str) -> None:
 
 def unsealed(records: Sequence[Record]) -> tuple[str, ...]:
     """A line that says how many records have no checksum, if any."""
-    count = sum(record_checksum.check(record) is Seal.MISSING for record in records)
+    count = sum(record_checksum.check(record) is ChecksumState.MISSING for record in records)
     return (f"records {record_checksum.UNSEALED}: {count} of {len(records)}",) if count else ()
 
 
@@ -170,7 +170,7 @@ def facts(summaries: Sequence[Summary]) -> tuple[str, ...]:
 def images(record: Record) -> str:
     """Which images a record is of, without their number."""
     source = f" ({record['source']})" if record.get("source") else ""
-    return f"{subject(record)}{source}, pixels {record['fingerprint'][:16]}"
+    return f"{describe_images(record)}{source}, pixels {record['fingerprint'][:16]}"
 
 
 def _monte_carlo(records: Sequence[Record]) -> str:

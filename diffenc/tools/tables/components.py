@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from diffenc.evaluation.significance import Finding, welch_from_errors
+from diffenc.evaluation.significance import TestResult, welch_from_errors
 from diffenc.tools.sweep import comparison, summary
 from diffenc.tools.sweep.formatting import Page, Sheet
 from diffenc.tools.sweep.runs import TASKS
@@ -85,5 +85,5 @@ def against_baseline(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
             yield line, baseline
 
 
-def _of_pair(a: Line, b: Line) -> tuple[str, Finding]:
+def _of_pair(a: Line, b: Line) -> tuple[str, TestResult]:
     return f"{a.row.name} − {b.row.name}, paper", welch_from_errors(a.row.total, b.row.total)

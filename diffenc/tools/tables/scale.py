@@ -66,7 +66,7 @@ def has_network(row: Row) -> bool:
 
 def deviations(row: Row, experiment: Experiment, seeds: int) -> list[str]:
     """`KEY: PUBLISHED -> HERE` of all in which training `experiment` with `seeds` differs from the published `row`."""
-    published = gin_loader.load(row.variant.gin_files, row.variant.bindings)
+    published = gin_loader.load_experiment(row.variant.gin_files, row.variant.bindings)
     found = []
     if experiment.steps != published.steps:
         found.append(f"steps: {published.steps:,} -> {experiment.steps:,}")

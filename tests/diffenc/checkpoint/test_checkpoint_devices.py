@@ -85,7 +85,7 @@ for step in (1, 2, 3):
     if step == 2 and index == 0:
         (root / "two" / "000000002").mkdir()
         (root / "two" / "000000002" / "process_1").write_text("in the way of the other")
-    meet(f"save {step}")
+    barrier(f"save {step}")
     checkpoints.save(step, placed(1, 2, True), {"at": step})
     try:
         checkpoints.wait()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc.checkpoint import arrays
-from diffenc.checkpoint.checkpoint_write import Attempt, Patience
+from diffenc.checkpoint.checkpoint_write import CheckpointWrite, Deadline
 from diffenc.files import stores
 
 PART = arrays.pack([("a", (0,), np.arange(9))])
@@ -20,10 +20,10 @@ def store(tmp_path):
     return stores.at(f"memory://{tmp_path}")
 
 
-def _attempt(store, index: int, count: int = 2, seconds: float = 20.0) -> Attempt:
-    patience = Patience()
+def _attempt(store, index: int, count: int = 2, seconds: float = 20.0) -> CheckpointWrite:
+    patience = Deadline()
     patience.shorten(seconds)
-    return Attempt(store, "x", index, count, patience)
+    return CheckpointWrite(store, "x", index, count, patience)
 
 
 def _both(store) -> list[BaseException | None]:

@@ -279,5 +279,5 @@ def test_help_names_what_there_is(capsys):
 def test_prepare_raises_what_main_prints(source, data_dir):
     registry.discover()
     with pytest.raises(UserError, match="nearest"):
-        prepare.prepare(prepare.Asked("minst", source, data_dir))
-    assert prepare.prepare(prepare.Asked("mnist", source, data_dir)).startswith("prepared mnist")
+        prepare.prepare(prepare.PrepareArgs("minst", source, data_dir))
+    assert prepare.prepare(prepare.PrepareArgs("mnist", source, data_dir)).startswith("prepared mnist")

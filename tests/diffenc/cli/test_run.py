@@ -183,7 +183,7 @@ def stranger(tmp_path, go, loud_unimported):
     """A workdir whose config imports a module of the current folder, which leaves a trace if it runs."""
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "theirs").mkdir()
-    text = serialize.config_text(gin_loader.load([GIN], []))
+    text = serialize.config_text(gin_loader.load_experiment([GIN], []))
     (tmp_path / "theirs" / "config.gin").write_text(f"import loud\n{text}")
     return tmp_path / "ran"
 

@@ -36,7 +36,7 @@ def bound(name):
 
 def refusal(name):
     with pytest.raises(UserError) as refused:
-        gin_loader.load([name], [])
+        gin_loader.load_experiment([name], [])
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -69,7 +69,7 @@ def test_a_file_on_the_command_line_that_hides_a_shipped_one_is_said(project, ca
     own = write(project / "gin" / "quickstart.gin", "include '../own/copy.gin'\n")
     write(project / "own" / "copy.gin", (SHIPPED / "quickstart.gin").read_text())
     with caplog.at_level("INFO"):
-        gin_loader.load(["gin/quickstart.gin"], [])
+        gin_loader.load_experiment(["gin/quickstart.gin"], [])
     assert (
         f"gin/quickstart.gin is the file {Path('gin/quickstart.gin')}, not the one that comes with"
         in caplog.text
@@ -80,7 +80,7 @@ def test_a_file_on_the_command_line_that_hides_a_shipped_one_is_said(project, ca
 def test_what_was_read_from_where_is_in_the_header_and_changes_nothing(project, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(project))
     own = write(project / "mine" / "run.gin", "include 'gin/quickstart.gin'\nExperiment.seed = 5\n")
-    experiment = gin_loader.load([own], [])
+    experiment = gin_loader.load_experiment([own], [])
     text = serialize.config_text(experiment)
     with caplog.at_level("INFO"):
         write_config(experiment, project, text)
@@ -99,10 +99,10 @@ def test_what_was_read_from_where_is_in_the_header_and_changes_nothing(project, 
 
 
 def test_a_run_that_goes_on_keeps_its_header(project):
-    experiment = gin_loader.load(["gin/quickstart.gin"], [])
+    experiment = gin_loader.load_experiment(["gin/quickstart.gin"], [])
     write_config(experiment, project, serialize.config_text(experiment))
     header = (project / "config.gin").read_text()
-    again = gin_loader.load([str(project / "config.gin")], [])
+    again = gin_loader.load_experiment([str(project / "config.gin")], [])
     assert again == experiment
     write_config(again, project, serialize.config_text(again))
     assert (project / "config.gin").read_text() == header
@@ -134,7 +134,7 @@ def test_a_pipe_is_read_once(tmp_path):
     reading, writing = os.pipe()
     writer = threading.Thread(target=lambda: (os.write(writing, text), os.close(writing)))
     writer.start()
-    experiment = gin_loader.load([f"/dev/fd/{reading}"], [])
+    experiment = gin_loader.load_experiment([f"/dev/fd/{reading}"], [])
     writer.join()
     os.close(reading)
     assert experiment.seed == 9
@@ -163,7 +163,7 @@ def test_what_is_no_gin_file_is_one_line(tmp_path, content, message):
 @pytest.mark.parametrize("name", ["", "a\0b", "\ud800.gin"])
 def test_a_name_that_no_file_can_have_is_one_line(name):
     with pytest.raises(UserError, match=r"^--gin_file"):
-        gin_loader.load([name], [])
+        gin_loader.load_experiment([name], [])
 
 
 def test_a_home_folder_is_expanded(project, monkeypatch):

@@ -57,14 +57,14 @@ def scratch_networks(monkeypatch):
 
 def refused(files, bindings):
     with pytest.raises(UserError) as error:
-        gin_loader.load(files, bindings)
+        gin_loader.load_experiment(files, bindings)
     message = str(error.value)
     assert "\n" not in message
     return message
 
 
 def load(files, bindings) -> Any:
-    return gin_loader.load(files, bindings)
+    return gin_loader.load_experiment(files, bindings)
 
 
 def test_a_file_makes_plain_objects(small):
@@ -90,14 +90,14 @@ def test_files_stack_and_the_command_line_has_the_last_word(small, tmp_path):
 
 
 def test_nothing_is_left_of_an_earlier_load(small):
-    assert gin_loader.load([small], ["Experiment.seed = 4"]).seed == 4
-    assert gin_loader.load([small], []).seed == 0
+    assert gin_loader.load_experiment([small], ["Experiment.seed = 4"]).seed == 4
+    assert gin_loader.load_experiment([small], []).seed == 0
     gin.finalize()  # a locked configuration is no obstacle either
-    assert gin_loader.load([small], ["Experiment.seed = 5"]).seed == 5
+    assert gin_loader.load_experiment([small], ["Experiment.seed = 5"]).seed == 5
 
 
 def test_a_plugin_registered_after_a_load_is_known_to_the_next(small, scratch_networks):
-    gin_loader.load([small], [])
+    gin_loader.load_experiment([small], [])
 
     @scratch_networks.register("late")
     @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,9 @@ def test_a_file_can_import_the_module_that_holds_a_plugin(small, tmp_path, monke
         "class Imported(registry.networks['unet']): pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    model = gin_loader.load([small], ["import imported_pack", "Model.network = @network.imported()"]).model
+    model = gin_loader.load_experiment(
+        [small], ["import imported_pack", "Model.network = @network.imported()"]
+    ).model
     assert type(model.network).__module__ == "imported_pack"
     message = refused([small], ["import imported_pock"])
     assert message.startswith("--gin_bindings: import imported_pock failed: ModuleNotFoundError")
@@ -144,7 +146,7 @@ def test_files_are_found_where_they_are_or_among_those_that_come_along(small, tm
     (tmp_path / "gin").mkdir()
     own = tmp_path / "gin" / "quickstart.gin"
     own.write_text(f"include '{small}'\nExperiment.seed = 11\n")
-    assert gin_loader.load(["gin/quickstart.gin"], []).seed == 11
+    assert gin_loader.load_experiment(["gin/quickstart.gin"], []).seed == 11
     assert "gin/quickstart.gin" in shipped_files()
 
 
@@ -243,7 +245,9 @@ def test_references_that_lead_back_to_themselves_are_refused(small, scratch_netw
 
     nest = ["Model.network = @network.nest()", "network.nest.inner = @network.nest()"]
     assert "lead back to themselves" in refused([small], nest)
-    gin_loader.load([small], ["Model.network = @network.nest()", "network.nest.inner = @network.unet()"])
+    gin_loader.load_experiment(
+        [small], ["Model.network = @network.nest()", "network.nest.inner = @network.unet()"]
+    )
 
 
 def test_what_is_missing_is_named_with_the_binding_to_add(small, tmp_path):
@@ -262,7 +266,7 @@ def test_an_unread_binding_of_the_command_line_is_refused(small):
     assert "dataset.mnist is not used in this experiment; nearest: dataset.digits.validation" in message
     assert message.endswith("; to use it, bind Experiment.dataset = @dataset.mnist()")
     swapped = ["Model.encoder = @encoder.identity()"]
-    assert gin_loader.load([small], swapped).model.encoder == registry.encoders["identity"]()
+    assert gin_loader.load_experiment([small], swapped).model.encoder == registry.encoders["identity"]()
     assert "encoder.trainable is not used" in refused(
         [small], [*swapped, "encoder.trainable.network = @network.unet()"]
     )
@@ -303,7 +307,7 @@ def test_gin_alone_makes_the_same_of_a_config(small):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert gin_loader.load([small], bindings) == pickle.loads(done.stdout)
+    assert gin_loader.load_experiment([small], bindings) == pickle.loads(done.stdout)
 
 
 @gin.configurable
@@ -318,9 +322,9 @@ def test_the_gin_configuration_of_another_program_stays_as_it_is(small, locked):
     if locked:
         gin.finalize()
     said = gin.config_str()
-    gin_loader.load([small], [])
+    gin_loader.load_experiment([small], [])
     with pytest.raises(UserError):
-        gin_loader.load([small], ["Experiment.steps = 'many'"])
+        gin_loader.load_experiment([small], ["Experiment.steps = 'many'"])
     assert (somebodys_function(), gin.config_str(), gin.config_is_locked()) == (42, said, locked)
     gin.clear_config()
     assert somebodys_function() == 1
@@ -329,7 +333,7 @@ def test_the_gin_configuration_of_another_program_stays_as_it_is(small, locked):
 @pytest.mark.parametrize("value", ["nan", "inf", "(1, nan)"])
 def test_what_is_no_value_is_told_so(value):
     with pytest.raises(UserError) as refused:
-        gin_loader.load(["gin/quickstart.gin"], [f"optimizer.adamw.learning_rate = {value}"])
+        gin_loader.load_experiment(["gin/quickstart.gin"], [f"optimizer.adamw.learning_rate = {value}"])
     assert "is no value: write a number" in str(refused.value)
     assert "0x" not in str(refused.value)
 
@@ -351,4 +355,4 @@ def test_what_is_no_value_is_told_so(value):
 def test_the_new_name_of_an_old_one_is_stated(tmp_path, old, new):
     (tmp_path / "mine.gin").write_text(f"include 'gin/quickstart.gin'\n{old}\n")
     with pytest.raises(UserError, match=f"mine.gin:2: {new}: rename it"):
-        gin_loader.load([str(tmp_path / "mine.gin")], [])
+        gin_loader.load_experiment([str(tmp_path / "mine.gin")], [])

@@ -15,7 +15,7 @@ def stranger(tmp_path, monkeypatch, loud_unimported):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "loud.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "theirs").mkdir()
-    text = serialize.config_text(gin_loader.load(["gin/quickstart.gin"], []))
+    text = serialize.config_text(gin_loader.load_experiment(["gin/quickstart.gin"], []))
     (tmp_path / "theirs" / "config.gin").write_text("import loud\n" + text)
     return tmp_path
 
@@ -25,7 +25,7 @@ CONFIG = "theirs/config.gin"
 
 def test_code_does_not_run(stranger):
     with pytest.raises(UserError) as refused:
-        gin_loader.load([CONFIG], [])
+        gin_loader.load_experiment([CONFIG], [])
     assert str(refused.value).startswith("theirs/config.gin:1: imports loud, and so would run code")
     assert "--allow_imports=loud" in str(refused.value)
     assert not (stranger / "ran").exists()
@@ -35,12 +35,12 @@ def test_code_does_not_run(stranger):
 def test_another_name_of_the_file_changes_nothing(stranger):
     (stranger / "mine.gin").symlink_to(CONFIG)
     with pytest.raises(UserError, match="would run code"):
-        gin_loader.load(["mine.gin"], [])
+        gin_loader.load_experiment(["mine.gin"], [])
     assert not (stranger / "ran").exists()
 
 
 def test_it_runs_where_it_is_allowed(stranger):
-    gin_loader.load([CONFIG], [], ["loud"])
+    gin_loader.load_experiment([CONFIG], [], ["loud"])
     assert (stranger / "ran").exists()
 
 
@@ -48,9 +48,9 @@ def test_a_module_is_allowed_by_its_package_and_by_no_part_of_its_name(stranger)
     (stranger / "theirs" / "config.gin").write_text("import loud.deeper\n")
     for allowed in (["lou"], ["loud.deep"], ["deeper"]):
         with pytest.raises(UserError, match="would run code"):
-            gin_loader.load([CONFIG], [], allowed)
+            gin_loader.load_experiment([CONFIG], [], allowed)
     with pytest.raises(UserError, match=r"import loud\.deeper failed"):
-        gin_loader.load([CONFIG], [], ["loud"])
+        gin_loader.load_experiment([CONFIG], [], ["loud"])
 
 
 @pytest.mark.parametrize("said", ["file", "included", "binding"])
@@ -59,7 +59,7 @@ def test_what_the_users_own_config_imports_may_be(stranger, said):
     (stranger / "outer.gin").write_text("include 'own.gin'\n")
     own = {"file": ["own.gin"], "included": ["outer.gin"], "binding": []}[said]
     bindings = ["import loud"] if said == "binding" else []
-    assert gin_loader.load([CONFIG, *own], bindings).steps == 1_200
+    assert gin_loader.load_experiment([CONFIG, *own], bindings).steps == 1_200
     assert (stranger / "ran").exists()
 
 
@@ -68,7 +68,7 @@ def test_an_installed_plugin_package_needs_no_permission(stranger):
     (stranger / "theirs" / "config.gin").write_text(
         text.replace("import loud", "import diffenc_plugins.networks")
     )
-    assert gin_loader.load([CONFIG], []).steps == 1_200
+    assert gin_loader.load_experiment([CONFIG], []).steps == 1_200
 
 
 def test_a_config_of_a_run_is_whole(stranger):
@@ -78,14 +78,14 @@ def test_a_config_of_a_run_is_whole(stranger):
     with pytest.raises(
         UserError, match=r"^theirs/config.gin:2: includes 'more.gin', and the config of a run"
     ):
-        gin_loader.load([CONFIG], [])
+        gin_loader.load_experiment([CONFIG], [])
     assert not (stranger / "ran").exists()
 
 
 def test_one_that_is_included_is_trusted_no_more(stranger):
     (stranger / "own.gin").write_text("include 'theirs/config.gin'\n")
     with pytest.raises(UserError, match=r"^theirs/config.gin:1: imports loud"):
-        gin_loader.load(["own.gin"], [])
+        gin_loader.load_experiment(["own.gin"], [])
     assert not (stranger / "ran").exists()
 
 
@@ -93,5 +93,5 @@ def test_nothing_is_imported_before_all_is_checked(stranger):
     """The first import of a file is allowed, the second is not: neither runs."""
     (stranger / "theirs" / "config.gin").write_text("import loud\nimport louder\n")
     with pytest.raises(UserError, match="imports louder"):
-        gin_loader.load([CONFIG], [], ["loud"])
+        gin_loader.load_experiment([CONFIG], [], ["loud"])
     assert not (stranger / "ran").exists()

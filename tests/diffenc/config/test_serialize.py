@@ -40,7 +40,7 @@ def experiment(**changes):
 def round_trip(tmp_path, item):
     path = tmp_path / "config.gin"
     path.write_text(config_text(item))
-    return gin_loader.load([str(path)], [], ["tests"])
+    return gin_loader.load_experiment([str(path)], [], ["tests"])
 
 
 @pytest.fixture

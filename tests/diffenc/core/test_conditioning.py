@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.core.conditioning import UNCONDITIONAL, dropped
+from diffenc.core.conditioning import UNCONDITIONAL, drop_condition
 
 TOLD = jnp.asarray(np.arange(20_000) % 7 + 1)
 
@@ -10,18 +10,18 @@ TOLD = jnp.asarray(np.arange(20_000) % 7 + 1)
 def test_who_is_told_nothing_has_no_condition():
     assert UNCONDITIONAL(np.arange(3)) is None
     assert (UNCONDITIONAL.what, UNCONDITIONAL.drop) == (None, 0.0)
-    assert dropped(None, 0.5, jax.random.key(0)) is None
+    assert drop_condition(None, 0.5, jax.random.key(0)) is None
 
 
 def test_a_share_is_dropped_and_the_rest_is_left():
-    got = np.asarray(dropped(TOLD, 0.3, jax.random.key(0)))
+    got = np.asarray(drop_condition(TOLD, 0.3, jax.random.key(0)))
     gone = got == 0
     assert abs(gone.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / len(TOLD))
     np.testing.assert_array_equal(got[~gone], np.asarray(TOLD)[~gone])
-    np.testing.assert_array_equal(dropped(TOLD, 0.0, jax.random.key(0)), TOLD)
+    np.testing.assert_array_equal(drop_condition(TOLD, 0.0, jax.random.key(0)), TOLD)
 
 
 def test_the_key_says_which():
-    first, same, other = (np.asarray(dropped(TOLD, 0.3, jax.random.key(k))) for k in (0, 0, 1))
+    first, same, other = (np.asarray(drop_condition(TOLD, 0.3, jax.random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert np.any(first != other)

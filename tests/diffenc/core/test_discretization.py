@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffenc.core import objective
-from diffenc.core.discretization import EQUAL, Chain, build, equal_steps, equal_times
+from diffenc.core.discretization import EQUAL, Chain, equal_steps, equal_times, make_chain
 from diffenc.errors import UserError
 
 TIMES = np.array([0.0, 0.1, 0.25, 0.7, 1.0])
@@ -34,20 +34,20 @@ def test_a_variance_is_told_both_ends_and_the_excess_of_each_step(x64):
         return -0.1 * log_snr_t
 
     excess = np.array([0.1, 0.2, 0.3, 0.4])
-    chain = build(log_snr_at, TIMES, plugin, excess)
+    chain = make_chain(log_snr_at, TIMES, plugin, excess)
     (got,) = seen
     np.testing.assert_allclose(got[0], [3.1, 1.75, -2.3, -5.0], rtol=1e-12)
     np.testing.assert_allclose(got[1], [4.0, 3.1, 1.75, -2.3], rtol=1e-12)
     np.testing.assert_array_equal(got[2], excess)
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-12)
     np.testing.assert_allclose(chain.log_w, -0.1 * np.array([3.1, 1.75, -2.3, -5.0]), rtol=1e-12)
-    build(log_snr_at, TIMES, plugin)
+    make_chain(log_snr_at, TIMES, plugin)
     assert seen[1][2] is None
 
 
 def test_equal_variances_need_no_excess_and_heed_none():
     for excess in (None, np.ones(4)):
-        np.testing.assert_array_equal(build(log_snr_at, TIMES, EQUAL, excess).log_w, np.zeros(4))
+        np.testing.assert_array_equal(make_chain(log_snr_at, TIMES, EQUAL, excess).log_w, np.zeros(4))
 
 
 def test_what_a_variance_refuses_is_passed_on():
@@ -57,11 +57,11 @@ def test_what_a_variance_refuses_is_passed_on():
             raise UserError("needs excess")
 
     with pytest.raises(UserError, match="needs excess"):
-        build(log_snr_at, TIMES, Refuses())
+        make_chain(log_snr_at, TIMES, Refuses())
 
 
 def test_a_chain_passes_through_jit():
-    chain = jax.jit(lambda drop: build(lambda t: 4.0 - drop * t, TIMES, EQUAL, np.ones(4)))(9.0)
+    chain = jax.jit(lambda drop: make_chain(lambda t: 4.0 - drop * t, TIMES, EQUAL, np.ones(4)))(9.0)
     assert isinstance(chain, Chain)
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-6)
 

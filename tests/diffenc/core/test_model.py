@@ -9,7 +9,7 @@ import pytest
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
-from diffenc.core.model import Draws, Model, bits_per_dim, draw
+from diffenc.core.model import Draws, Model, bits_per_dim, draw_noise
 
 NUM_LEVELS = 16
 LOG_SNR_MAX, LOG_SNR_MIN = 6.0, -5.0  # where no term vanishes
@@ -244,7 +244,7 @@ def test_gradients_reach_the_ends_through_every_term(x64, term):
 
 
 def test_draws_are_stratified_times_and_two_independent_noises():
-    draws = draw(jax.random.key(3), (40, 8, 8, 1))
+    draws = draw_noise(jax.random.key(3), (40, 8, 8, 1))
     np.testing.assert_allclose(np.diff(np.sort(draws.t)), 1 / 40, atol=1e-6)
     eps, eps_0 = (np.asarray(noise, np.float64).ravel() for noise in (draws.eps, draws.eps_0))
     error = 4 / np.sqrt(eps.size)
@@ -255,7 +255,7 @@ def test_draws_are_stratified_times_and_two_independent_noises():
 
 
 def test_draws_depend_on_the_key_alone():
-    first, same, other = (draw(jax.random.key(k), SHAPE) for k in (0, 0, 1))
+    first, same, other = (draw_noise(jax.random.key(k), SHAPE) for k in (0, 0, 1))
     for a, b, c in zip(first[:3], same[:3], other[:3], strict=True):  # all but the weight, which is 1
         np.testing.assert_array_equal(a, b)
         assert not np.any(np.asarray(a) == np.asarray(c))
@@ -278,7 +278,7 @@ def test_the_weight_of_a_time_multiplies_the_diffusion_term_alone(x64):
 
 def test_proposed_times_are_those_moved_from_the_stratified_ones():
     key, shape = jax.random.key(3), (5, 2, 2, 1)
-    plain, moved = draw(key, shape), draw(key, shape, lambda u: (u**2, 2 * u))
+    plain, moved = draw_noise(key, shape), draw_noise(key, shape, lambda u: (u**2, 2 * u))
     np.testing.assert_array_equal(moved.t, np.asarray(plain.t) ** 2)
     np.testing.assert_array_equal(moved.weight, 2 * np.asarray(plain.t))
     np.testing.assert_array_equal(plain.weight, np.ones(5))

@@ -64,7 +64,7 @@ def test_fingerprint_is_the_hash_of_all_pixels(monkeypatch):
 
 @pytest.mark.parametrize(("num", "validation"), [(10, 1), (10, 3), (10, 9), (1498, 149), (60_000, 10_000)])
 def test_the_validation_cut_is_even_disjoint_and_complete(num, validation):
-    chosen = sources.held_out(num, validation)
+    chosen = sources.validation_indices(num, validation)
     assert len(set(chosen.tolist())) == validation
     for k, index in enumerate(chosen.tolist()):  # exact integer bounds of stretch k
         assert k * num // validation <= index < (k + 1) * num // validation
@@ -79,7 +79,7 @@ def test_the_validation_cut_is_even_disjoint_and_complete(num, validation):
 
 @pytest.mark.parametrize("period", [2, 5, 10])
 def test_the_validation_cut_does_not_fall_in_step_with_a_cycle_of_classes(period):
-    chosen = sources.held_out(1000, 100)  # stretches of ten
+    chosen = sources.validation_indices(1000, 100)  # stretches of ten
     counts = np.bincount(chosen % period, minlength=period)
     assert counts.min() >= 0.7 * 100 / period
 
@@ -113,7 +113,7 @@ def test_skipping_leaves_out_examples_across_batches():
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     batches = [{"image": images[a:b], "label": np.arange(a, b)} for a, b in ((0, 4), (4, 5), (5, 10))]
     for first in range(12):
-        left = list(sources.skipping(batches, first))  # pyright: ignore[reportArgumentType]
+        left = list(sources.skip_examples(batches, first))  # pyright: ignore[reportArgumentType]
         assert [int(label) for part in left for label in part["label"]] == list(range(first, 10))
         assert [int(level) for part in left for level in part["image"].ravel()] == list(range(first, 10))
 

@@ -36,7 +36,7 @@ def build(folder: Path, file_format: str = "array_record", second: str = "test")
 
 def test_what_it_prepared_is_converted(monkeypatch, tmp_path):
     source = build(tmp_path)
-    done = prepare.prepare(prepare.Asked("tfds", source, tmp_path / "data", folder="mine"))
+    done = prepare.prepare(prepare.PrepareArgs("tfds", source, tmp_path / "data", folder="mine"))
     assert "11 train images, 4 test images" in done
     assert "tiny/1.0.0 of tensorflow-datasets" in done
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
@@ -74,4 +74,4 @@ def test_without_the_library_it_says_what_to_install(monkeypatch, tmp_path):
 
 def test_the_prepared_folder_must_be_named(tmp_path):
     with pytest.raises(UserError, match="--as=FOLDER"):
-        prepare.prepare(prepare.Asked("tfds", tmp_path, tmp_path / "data"))
+        prepare.prepare(prepare.PrepareArgs("tfds", tmp_path, tmp_path / "data"))

@@ -8,13 +8,13 @@ from scipy import stats
 
 from diffenc.config.settings import Diagnose, Evaluate, Fit
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import Passes, compile_over, draws_of
+from diffenc.evaluation.batches import EvaluationBatches, compile_over, draws_of
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
 
 
 def passes(tiny, settings, purpose="some", **more):
-    return Passes(tiny(batch_size=4), settings, data_mesh(), purpose, **more)
+    return EvaluationBatches(tiny(batch_size=4), settings, data_mesh(), purpose, **more)
 
 
 @pytest.mark.parametrize(

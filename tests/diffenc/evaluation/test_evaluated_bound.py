@@ -3,12 +3,12 @@
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluated_bound import check_depth
+from diffenc.evaluation.evaluated_bound import check_num_timesteps
 
 
 @pytest.mark.parametrize(("precision", "deepest"), [("bfloat16", 300), ("float32", 10_000)])
 def test_each_precision_has_its_depth(precision, deepest):
-    check_depth(precision, deepest)
+    check_num_timesteps(precision, deepest)
     with pytest.raises(UserError, match=rf"^T = {deepest + 1}: in {precision} .*; "):
-        check_depth(precision, deepest + 1)
-    check_depth("float64", 10**6)
+        check_num_timesteps(precision, deepest + 1)
+    check_num_timesteps("float64", 10**6)

@@ -16,7 +16,7 @@ from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, Terms
 from diffenc.core.objective import discrete
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import Passes
+from diffenc.evaluation.batches import EvaluationBatches
 from diffenc.evaluation.diagnose import loss_record
 from diffenc.evaluation.evaluator import Evaluator, Measured, record
 from diffenc.evaluation.image_error import monte_carlo_error
@@ -213,7 +213,7 @@ def test_monte_carlo_error_meets_the_spread_of_many_evaluations(tiny):
     figures, variances = [], []
     for seed in range(150):
         settings = dataclasses.replace(experiment.evaluate, seed=seed)
-        evaluator.passes = Passes(experiment, settings, data_mesh(), "evaluate")
+        evaluator.passes = EvaluationBatches(experiment, settings, data_mesh(), "evaluate")
         summary = evaluator.measure(PARAMS).summary()
         figures.append(summary["bpd_diffusion"])
         variances.append(summary["bpd_diffusion_mc_se"] ** 2)

@@ -37,11 +37,11 @@ def log_snr_of(t):
     return TOP - DROP * np.asarray(t)
 
 
-def gaussian_table(variance, num_knots=65) -> step_costs.Table:
+def gaussian_table(variance, num_knots=65) -> step_costs.StepCosts:
     """x ~ N(0, variance), identity encoder, best denoiser: Q = variance / (1 + variance SNR_t) for every s."""
     knots = np.linspace(0, 1, num_knots)
     q = np.repeat((variance / (1 + variance * np.exp(log_snr_of(knots))))[:, None], num_knots, axis=1)
-    return step_costs.Table(knots, q, 0 * q, 1)
+    return step_costs.StepCosts(knots, q, 0 * q, 1)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 40])
@@ -86,7 +86,7 @@ def make(encoder):
     return Model(registry.encoders[encoder](**needs), Linear(TOP, TOP - DROP), prm, mean, Wave())
 
 
-def table_of(model) -> step_costs.Table:
+def table_of(model) -> step_costs.StepCosts:
     knots, eps = np.linspace(0, 1, 65), np.random.default_rng(1).normal(size=LEVELS.shape)
 
     def mean(levels, eps):
@@ -94,7 +94,7 @@ def table_of(model) -> step_costs.Table:
         return q.mean(axis=2)
 
     q = np.asarray(jax.jit(mean)(jnp.asarray(LEVELS), jnp.asarray(eps)), np.float64)
-    return step_costs.Table(knots, q, 0 * q, len(LEVELS))
+    return step_costs.StepCosts(knots, q, 0 * q, len(LEVELS))
 
 
 def actual(model, schedule, variance):
@@ -152,7 +152,7 @@ def test_no_times_on_the_grid_are_better(x64):
 def test_equal_times_are_among_the_candidates_at_every_depth():
     """Where equal times are best they are found exactly, also where T does not divide a power of two."""
     knots = np.linspace(0, 1, 65)
-    shallow = step_costs.Table(
+    shallow = step_costs.StepCosts(
         knots, np.exp(-log_snr_of(knots))[:, None] * np.ones((1, 65)), np.zeros((65, 65)), 1
     )
     for num_steps in (1, 3, 7, 100):  # 1/2 (e^h - 1) a step of h in log SNR: convex in h

@@ -9,7 +9,7 @@ import pytest
 
 from diffenc.core.objective import network_error
 from diffenc.errors import UserError
-from diffenc.evaluation.precision_check import MOST, check_digits, rounding
+from diffenc.evaluation.precision_check import MOST, check_precision, rounding
 from diffenc.training import loop
 from diffenc_plugins.parameterizations import Epsilon, V, X
 from diffenc_plugins.schedules import Linear
@@ -58,6 +58,6 @@ def test_a_run_that_would_lose_its_bound_is_refused_before_it_starts(tiny, tmp_p
 def test_what_has_the_digits_is_not_refused(tiny):
     model = tiny().model
     for parameterization, log_snr_max in ((X(), 29.0), (V(), 60.0), (Epsilon(), 60.0)):
-        check_digits(of(model, parameterization, log_snr_max), {})
+        check_precision(of(model, parameterization, log_snr_max), {})
     with jax.enable_x64(True):
-        check_digits(of(model, X(), 60.0), {})
+        check_precision(of(model, X(), 60.0), {})

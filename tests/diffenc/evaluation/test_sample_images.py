@@ -20,7 +20,7 @@ from diffenc.parallel.sharding import data_mesh
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import SOLVERS
 from diffenc.training import loop
-from diffenc.training.hooks import Visits
+from diffenc.training.hooks import Hooks
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import X
@@ -177,8 +177,8 @@ def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, s
     with pytest.raises(UserError, match=message):
         ImageSampler(tiny(sample=settings), data_mesh(), tmp_path)
     with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
-        Visits(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None, lambda: None)
-    Visits(tiny(sample=settings), tmp_path, data_mesh(), lambda: None, lambda: None)  # which draws none
+        Hooks(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None, lambda: None)
+    Hooks(tiny(sample=settings), tmp_path, data_mesh(), lambda: None, lambda: None)  # which draws none
 
 
 def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_path, warnings):

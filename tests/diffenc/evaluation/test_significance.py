@@ -199,14 +199,14 @@ def test_where_noise_hides_the_images_there_is_no_interval(test):
 def test_all_tests_of_two_sets_of_seeds():
     a, b = {0: 2.0, 1: 2.2, 5: 2.1}, {1: 2.5, 0: 2.4, 7: 2.3}
     images = dict(enumerate(exact([[-0.5, -0.3], [-0.2, -0.4]])))
-    welch, paired, over_images, both = significance.findings(a, b, images.__getitem__)
+    welch, paired, over_images, both = significance.test_results(a, b, images.__getitem__)
     assert (welch.of, welch.difference) == ("3 + 3 runs", pytest.approx(-0.3))
     assert (paired.of, paired.difference) == ("2 pairs of runs", pytest.approx(-0.35))
     assert (over_images.of, over_images.difference) == ("2 images, seeds as they are", pytest.approx(-0.35))
     assert (both.of, both.difference) == ("2 pairs of runs x 2 images", pytest.approx(-0.35))
-    (alone,) = significance.findings(a, {9: 2.0}, images.__getitem__)
+    (alone,) = significance.test_results(a, {9: 2.0}, images.__getitem__)
     assert alone.test == "Welch"
-    assert len(significance.findings(a, {**b, 1: math.nan}, images.__getitem__)) == 2
+    assert len(significance.test_results(a, {**b, 1: math.nan}, images.__getitem__)) == 2
 
 
 def test_pairs_of_images_are_called_so():

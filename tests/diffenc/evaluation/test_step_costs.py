@@ -104,7 +104,7 @@ def squares(model, knots):
 def table_of(model, num_knots):
     knots = np.linspace(0, 1, num_knots)
     q = squares(model, knots)
-    return step_costs.Table(knots, q.mean(axis=2), q.std(axis=2, ddof=1) / np.sqrt(40), 40)
+    return step_costs.StepCosts(knots, q.mean(axis=2), q.std(axis=2, ddof=1) / np.sqrt(40), 40)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -157,7 +157,7 @@ def test_steps_between_knots_cost_their_kl(x64, encoder):
 
 
 def test_a_perfect_model_costs_nothing_and_breaks_nothing():
-    table = step_costs.Table(np.linspace(0, 1, 5), np.zeros((5, 5)), np.zeros((5, 5)), 3)
+    table = step_costs.StepCosts(np.linspace(0, 1, 5), np.zeros((5, 5)), np.zeros((5, 5)), 3)
     t, s = np.array([0.7]), np.array([0.2])
     assert 0 <= table.edges(t, s, log_snr_of(t), log_snr_of(s))[0] < 1e-20
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from diffenc.checkpoint.checkpoints import Checkpoints
-from diffenc.config.settings import Evaluate, MeshShape
+from diffenc.config.settings import Evaluate, MeshConfig
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.formatting import format_measurement
@@ -252,7 +252,7 @@ def test_no_run_no_export(experiment, workdir, tmp_path):
 
 def test_parts_of_parameters_are_put_together():
     """As mesh.fsdp has them, on as many devices as there are."""
-    mesh = data_mesh(MeshShape(data=1, fsdp=jax.device_count()))
+    mesh = data_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
     spread = jax.device_put(np.arange(64.0, dtype=np.float32), jax.NamedSharding(mesh, jax.P("fsdp")))
     np.testing.assert_array_equal(export.on_host({"a": spread}, mesh)["a"], np.arange(64.0))
 

@@ -13,7 +13,7 @@ import pytest
 from diffenc import registry
 from diffenc.config import gin_loader, names
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Evaluate, MeshShape, Sample
+from diffenc.config.settings import Evaluate, MeshConfig, Sample
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.fields.checked import checked
@@ -49,7 +49,7 @@ def test_every_class_of_a_config_refuses_a_value_of_another_type(selector):
 def _required(cls) -> dict[str, Any]:
     """Something for each field that must be given; its type is looked at after those that are wrong."""
     values = {
-        "model": gin_loader.load(["gin/quickstart.gin"], []).model,
+        "model": gin_loader.load_experiment(["gin/quickstart.gin"], []).model,
         "network": UNet(),
         "dataset": Digits(),
         "optimizer": AdamW(),
@@ -77,7 +77,7 @@ def test_values_are_held_as_a_config_would_hold_them():
     assert UNet(fourier_powers=[2, 3]).fourier_powers == (2, 3)  # pyright: ignore[reportArgumentType]
     assert type(Linear(8, -5).log_snr_max) is float
     assert type(AdamW(learning_rate=np.float32(0.5)).learning_rate) is float  # pyright: ignore[reportArgumentType]
-    assert MeshShape(rules=[["a", None]]).rules == (("a", None),)  # pyright: ignore[reportArgumentType]
+    assert MeshConfig(rules=[["a", None]]).rules == (("a", None),)  # pyright: ignore[reportArgumentType]
     assert Sample(classes=None).classes is None
 
 
@@ -112,7 +112,7 @@ def test_plugins_of_another_kind(cls, values, message):
 
 
 def test_settings_and_writers_of_an_experiment():
-    good = gin_loader.load(["gin/quickstart.gin"], [])
+    good = gin_loader.load_experiment(["gin/quickstart.gin"], [])
     for change, message in (
         ({"steps": "3"}, "Experiment.steps = '3': expected int"),
         ({"evaluate": Sample()}, "expected Evaluate"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc.files import record_checksum
-from diffenc.files.record_checksum import Seal
+from diffenc.files.record_checksum import ChecksumState
 
 RECORD = {
     "bpd": 2.7826,
@@ -28,10 +28,10 @@ def test_the_checksum_is_that_of_the_rest_as_sorted_json(tmp_path):
 
 
 def test_indenting_and_reordering_break_nothing_and_sealing_twice_is_sealing_once():
-    sealed = record_checksum.sealed(RECORD)
+    sealed = record_checksum.with_checksum(RECORD)
     again = json.loads(json.dumps(dict(reversed(sealed.items())), indent=7))
-    assert record_checksum.check(again) is Seal.WHOLE
-    assert record_checksum.sealed(sealed) == sealed
+    assert record_checksum.check(again) is ChecksumState.WHOLE
+    assert record_checksum.with_checksum(sealed) == sealed
 
 
 def test_any_digit_changed_breaks_the_seal(tmp_path):
@@ -55,7 +55,7 @@ def test_any_digit_changed_breaks_the_seal(tmp_path):
     [{"bpd": 2.7825}, {"more": 1}, {"sha256": "0" * 64}, {"sha256": None}, {"of": {"T": [2, 1], "ä": "ö"}}],
 )
 def test_what_was_edited_is_broken(change):
-    assert record_checksum.check(record_checksum.sealed(RECORD) | change) is Seal.BROKEN
+    assert record_checksum.check(record_checksum.with_checksum(RECORD) | change) is ChecksumState.BROKEN
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "[" * 100_000, '{"a": 1, "sha256": "0"}'])
@@ -68,4 +68,4 @@ def test_what_is_no_sound_record_is_none(tmp_path, text):
 def test_a_record_from_before_is_read_and_called_unsealed(tmp_path):
     (tmp_path / "record.json").write_text('{"bpd": 1.5}')
     assert record_checksum.read_sound(tmp_path / "record.json") == {"bpd": 1.5}
-    assert record_checksum.check({"bpd": 1.5}) is Seal.MISSING
+    assert record_checksum.check({"bpd": 1.5}) is ChecksumState.MISSING

@@ -123,20 +123,20 @@ def test_an_address_is_what_the_flags_say():
     ],
 )
 def test_what_a_launcher_announces(environment, several):
-    assert distributed.announced(environment) is several
+    assert distributed.is_announced(environment) is several
 
 
 def test_alone_nothing_is_waited_for():
-    distributed.start(None, detect=False, notice=True)
+    distributed.start_process_group(None, detect=False, notice=True)
     assert not jax.distributed.is_initialized()
     assert distributed.is_main()
-    distributed.meet("nobody")
-    assert distributed.by_main(lambda a, b=1: a + b)(2, b=3) == 5
+    distributed.barrier("nobody")
+    assert distributed.main_process_only(lambda a, b=1: a + b)(2, b=3) == 5
 
 
 def test_alone_an_error_is_raised_as_it_is():
-    with pytest.raises(ValueError, match="Gloo"), distributed.not_waiting_for_the_lost():
+    with pytest.raises(ValueError, match="Gloo"), distributed.translate_lost_process_errors():
         raise ValueError("Gloo, but alone")
     with pytest.raises(SystemExit) as left:
-        distributed.leave(3)
+        distributed.exit_process(3)
     assert left.value.code == 3

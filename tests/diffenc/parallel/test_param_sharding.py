@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from diffenc.config.settings import MeshShape
+from diffenc.config.settings import MeshConfig
 from diffenc.errors import UserError
 from diffenc.parallel import param_sharding
-from diffenc.parallel.sharding import arranged, data_mesh
+from diffenc.parallel.sharding import data_mesh, make_mesh
 
 
 def shapes(**of):
@@ -37,13 +37,13 @@ def shapes(**of):
     ],
 )
 def test_the_longest_axis_that_divides_is_split(shape, fsdp, spec):
-    assert param_sharding.specs_of(shapes(w=shape), MeshShape(fsdp=fsdp))["w"] == spec
+    assert param_sharding.specs_of(shapes(w=shape), MeshConfig(fsdp=fsdp))["w"] == spec
 
 
 def test_exceptions_go_by_name_and_the_first_that_fits_counts():
     params = {"network": shapes(a=(64, 128), b=(64, 128)), "encoder": shapes(a=(64, 128), tiny=(2, 2))}
     rules = (("network/a", 0), ("*/a", None), ("*/tiny", 1))
-    specs = param_sharding.specs_of(params, MeshShape(fsdp=2, rules=rules))
+    specs = param_sharding.specs_of(params, MeshConfig(fsdp=2, rules=rules))
     assert specs == {
         "network": {"a": P("fsdp", None), "b": P(None, "fsdp")},
         "encoder": {"a": P(), "tiny": P(None, "fsdp")},
@@ -60,12 +60,12 @@ def test_exceptions_go_by_name_and_the_first_that_fits_counts():
 )
 def test_a_rule_that_cannot_be_followed_is_refused(rule, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        param_sharding.specs_of({"a": shapes(w=(3, 128))}, MeshShape(fsdp=2, rules=(rule,)))
+        param_sharding.specs_of({"a": shapes(w=(3, 128))}, MeshConfig(fsdp=2, rules=(rule,)))
 
 
 def test_averages_and_moments_lie_where_their_parameter_does():
     """In a state of any structure; what has another shape, or is no parameter's, is copied."""
-    mesh = arranged()
+    mesh = make_mesh()
     params = {"network": shapes(w=(64, 128), b=(8,))}
     factored = {"network": shapes(w=(64,), b=(8,))}
     state = {
@@ -73,7 +73,7 @@ def test_averages_and_moments_lie_where_their_parameter_does():
         "ema": params,
         "opt": [(params, factored), params["network"]],
     }
-    placed = param_sharding.shardings_of(state, params, mesh, MeshShape(fsdp=2))
+    placed = param_sharding.shardings_of(state, params, mesh, MeshConfig(fsdp=2))
     got = jax.tree.map(lambda sharding: sharding.spec, placed)
     split = {"network": {"w": P(None, "fsdp"), "b": P()}}
     copied = {"network": {"w": P(), "b": P()}}
@@ -83,11 +83,11 @@ def test_averages_and_moments_lie_where_their_parameter_does():
 def test_a_mesh_that_is_not_of_these_devices_is_refused():
     assert data_mesh().devices.shape == (1, 1)
     with pytest.raises(UserError, match=r"mesh.data = 0 and mesh.fsdp = 2 do not arrange the 1 devices"):
-        data_mesh(MeshShape(fsdp=2))
+        data_mesh(MeshConfig(fsdp=2))
     with pytest.raises(UserError, match=r"mesh.data = 3 and mesh.fsdp = 1"):
-        data_mesh(MeshShape(data=3))
+        data_mesh(MeshConfig(data=3))
     with pytest.raises(UserError, match=r"mesh.fsdp = 0: must be at least 1"):
-        MeshShape(fsdp=0)
+        MeshConfig(fsdp=0)
 
 
 CROSSING = """
@@ -95,7 +95,7 @@ import json, re, sys
 import jax, jax.numpy as jnp
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import Model
-from diffenc.config.settings import MeshShape
+from diffenc.config.settings import MeshConfig
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training.state import abstract_images, abstract_state, make_train_step
 from diffenc_plugins.datasets import Digits
@@ -115,7 +115,7 @@ class Perceptron:
         return z + (h @ params["out"]).reshape(z.shape)
 
 model = Model(Trainable(Perceptron()), LearnedEndpoints(8.0, -5.0), V(), Counterterm(), Perceptron())
-experiment = Experiment(model, Digits(), AdamW(), batch_size=8, mesh=MeshShape(fsdp=int(sys.argv[1])))
+experiment = Experiment(model, Digits(), AdamW(), batch_size=8, mesh=MeshConfig(fsdp=int(sys.argv[1])))
 mesh = data_mesh(experiment.mesh)
 state = abstract_state(experiment, mesh)
 text = make_train_step(experiment, mesh).lower(state, abstract_images(experiment, mesh)).compile().as_text()

@@ -44,7 +44,7 @@ batch = sharding.to_devices(np.arange(8 * 3).reshape(8, 3), four)
 facts = {
     "devices": four.devices.size,
     "shards": [np.asarray(shard.data).tolist() for shard in batch.addressable_shards],
-    "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.on_each(four)).addressable_shards],
+    "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.replicated(four)).addressable_shards],
 }
 lowered = make_train_step(experiment, four).lower(abstract_state(experiment, four), abstract_images(experiment, four))
 crossing = re.findall(r"(all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]", lowered.compile().as_text())
@@ -66,7 +66,7 @@ ELBO = """
 import re, sys
 import jax, jax.numpy as jnp
 from diffenc.core.model import Draws, Model
-from diffenc.parallel.sharding import data_mesh, on_each, split_over
+from diffenc.parallel.sharding import data_mesh, replicated, batch_sharded
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.generative_means import Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
@@ -75,10 +75,10 @@ from diffenc_plugins.schedules import Linear
 
 model = Model(Trainable(EncoderUNet(1, 4)), Linear(), V(), Counterterm(), UNet(2, 4, scan=sys.argv[1] == 'loop'))
 mesh = data_mesh()
-split = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split_over(mesh))
+split = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharded(mesh))
 params = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 1)))
-params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_each(mesh)), params)
-levels = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8, sharding=split_over(mesh))
+params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), params)
+levels = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8, sharding=batch_sharded(mesh))
 draws = Draws(split(8), split(8, 8, 8, 1), split(8, 8, 8, 1))
 keys = jax.random.split(jax.random.key(1), 8)
 elbo = lambda *a: model.elbo(*a, num_levels=17, keys=keys).total.sum()

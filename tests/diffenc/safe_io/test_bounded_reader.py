@@ -3,13 +3,13 @@ import io
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.safe_io.bounded_reader import Limited
+from diffenc.safe_io.bounded_reader import BoundedReader
 
 CONTENT = bytes(range(256)) * 20_000  # several times what is asked for at once
 
 
-def limited(limit: int = len(CONTENT)) -> Limited:
-    return Limited(io.BytesIO(CONTENT), limit, "batch")
+def limited(limit: int = len(CONTENT)) -> BoundedReader:
+    return BoundedReader(io.BytesIO(CONTENT), limit, "batch")
 
 
 def test_it_gives_what_the_stream_gives():
@@ -22,7 +22,7 @@ def test_it_gives_what_the_stream_gives():
 
 
 def test_lines():
-    stream = Limited(io.BytesIO(b"ab\ncd"), 5, "batch")
+    stream = BoundedReader(io.BytesIO(b"ab\ncd"), 5, "batch")
     assert [stream.readline(), stream.readline(1), stream.readline(), stream.readline()] == [
         b"ab\n",
         b"c",
@@ -43,11 +43,11 @@ def test_one_byte_too_many_is_refused(take):
 
 def test_a_line_without_end_is_refused():
     with pytest.raises(UserError, match="more than the 100 bytes"):
-        Limited(io.BytesIO(b"a" * 1000), 100, "batch").readline()
+        BoundedReader(io.BytesIO(b"a" * 1000), 100, "batch").readline()
 
 
 def test_a_claim_beyond_the_limit_is_refused_before_a_byte_is_read():
     stream = io.BytesIO(CONTENT)
     with pytest.raises(UserError, match=r"^batch: claims 101 bytes, more than the 100 it may have"):
-        Limited(stream, 100, "batch").read(101)
+        BoundedReader(stream, 100, "batch").read(101)
     assert stream.tell() == 0

@@ -211,7 +211,7 @@ def test_a_walk_descends_the_chain_from_its_noisy_end():
 
     model, _ = model_that_means(jnp.zeros((1, 1, 1)), schedule=Quadratic())
     chain = Chain(jnp.asarray([0.0, 0.1, 0.5, 1.0]), jnp.asarray([-0.1, -0.2, -0.3]))
-    log_snrs, log_w = sampler.descent(model, {"schedule": 4.0}, chain)
+    log_snrs, log_w = sampler.reverse_chain(model, {"schedule": 4.0}, chain)
     np.testing.assert_allclose(log_snrs, [-6, 1.5, 3.9, 4], rtol=1e-6)
     np.testing.assert_allclose(log_w, [-0.3, -0.2, -0.1])
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.core.model import Draws, Model, Terms, draw
+from diffenc.core.model import Draws, Model, Terms, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
@@ -164,7 +164,7 @@ def measured(stub):
 @pytest.fixture(scope="module")
 def by_image(stub):
     """Each image's terms in bits/dim, but for `latent`, and the gradient of their sum; [B, ...] each."""
-    draws, model = draw(jax.random.split(KEY)[0], LEVELS.shape), stub().model
+    draws, model = draw_noise(jax.random.split(KEY)[0], LEVELS.shape), stub().model
 
     def bits(params, levels, own):
         one = Draws(*(leaf[None] for leaf in own))
@@ -203,7 +203,7 @@ def test_each_image_has_a_dropout_mask_of_its_own_whatever_its_part(measured, pa
 
 def test_the_interior_of_a_schedule_follows_the_whole_batch(stub):
     """Its objective is a ratio of means over the batch, which is not the mean over parts of theirs."""
-    schedule, draws = Monotone(6.0, -4.0, units=3), draw(jax.random.split(KEY)[0], LEVELS.shape)
+    schedule, draws = Monotone(6.0, -4.0, units=3), draw_noise(jax.random.split(KEY)[0], LEVELS.shape)
     params = {"encoder": {}, "schedule": schedule.init(KEY), "network": {"w": jnp.ones(())}}
 
     @jax.jit

@@ -13,14 +13,14 @@ from diffenc.core.model import Terms
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import Images
-from diffenc.parallel.sharding import data_mesh, on_each, to_devices
+from diffenc.parallel.sharding import data_mesh, replicated, to_devices
 from diffenc.runtime.image_grid import grid
-from diffenc.training.hooks import Visits, fetch_row
+from diffenc.training.hooks import Hooks, fetch_row
 from diffenc.training.state import Sums, init_state, make_train_step
 from diffenc.workdir import writers
 
 
-class Recorder(writers.Silent):
+class Recorder(writers.NullWriter):
     """A writer that only remembers."""
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Recorder(writers.Silent):
 @pytest.fixture
 def state(tiny):
     """One whose averaged parameters are not its parameters."""
-    state = jax.jit(lambda: init_state(tiny()), out_shardings=on_each(data_mesh()))()
+    state = jax.jit(lambda: init_state(tiny()), out_shardings=replicated(data_mesh()))()
     return state._replace(ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.params))
 
 
@@ -47,7 +47,7 @@ def visits(tiny, tmp_path):
 
     def make(check=lambda: None, **changes):
         experiment = tiny(**{"evaluate_every": 6, "sample_every": 6} | changes)
-        return Visits(experiment, tmp_path, data_mesh(), check, lambda: None), experiment
+        return Hooks(experiment, tmp_path, data_mesh(), check, lambda: None), experiment
 
     return make
 
@@ -76,7 +76,7 @@ def test_a_fetched_state_steps_on_in_the_same_compiled_program(tiny):
     """Also with donated buffers: each accumulator needs one of its own."""
     mesh, levels = data_mesh(), np.zeros((4, 4, 4, 1), np.uint8)
     step = make_train_step(tiny(), mesh)
-    state = jax.jit(lambda: init_state(tiny()), out_shardings=on_each(mesh))()
+    state = jax.jit(lambda: init_state(tiny()), out_shardings=replicated(mesh))()
     for number in range(1, 4):
         state = step(state, Images(to_devices(levels, mesh)))
         row, state = fetch_row(state, mesh)

@@ -200,7 +200,7 @@ def test_compiling_is_not_timed(tiny, tmp_path, monkeypatch, told):
 
 
 def test_evaluating_does_not_count_as_training(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(hooks.Visits, "_evaluate", lambda *_: time.sleep(1))
+    monkeypatch.setattr(hooks.Hooks, "_evaluate", lambda *_: time.sleep(1))
     loop.train(tiny(steps=6, evaluate_every=5), tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["step"] == 6
@@ -211,7 +211,7 @@ def test_evaluating_does_not_count_as_training(tiny, tmp_path, monkeypatch):
 
 def test_the_config_alone_is_the_run_again(straight, tmp_path):
     """Through text and gin, into a new workdir."""
-    loop.train(gin_loader.load([str(straight / "config.gin")], [], ["tests"]), tmp_path)
+    loop.train(gin_loader.load_experiment([str(straight / "config.gin")], [], ["tests"]), tmp_path)
     assert _rows(tmp_path) == _rows(straight)
     assert (tmp_path / "config.gin").read_text() == (straight / "config.gin").read_text()
 
@@ -399,7 +399,7 @@ def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tm
     def fail(*_):
         raise KilledError
 
-    with _patched(hooks.Visits, "_evaluate", fail), pytest.raises(KilledError):
+    with _patched(hooks.Hooks, "_evaluate", fail), pytest.raises(KilledError):
         loop.train(full, tmp_path)
     assert _steps(tmp_path) == [4]
     loop.train(full, tmp_path)
@@ -723,7 +723,7 @@ def test_data_that_cannot_be_read_costs_no_step_before_it(tiny, tmp_path, monkey
 
 
 def test_nothing_crosses_to_the_device_unasked(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefetch.InFlight, "add", lambda self, token: jnp.ones(3) + 1.0)
+    monkeypatch.setattr(prefetch.InFlightLimiter, "add", lambda self, token: jnp.ones(3) + 1.0)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         loop.train(tiny(seed=3, steps=2), tmp_path)
 

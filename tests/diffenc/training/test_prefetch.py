@@ -9,7 +9,7 @@ import pytest
 
 from diffenc.core.conditioning import UNCONDITIONAL
 from diffenc.interfaces import Batch
-from diffenc.parallel.sharding import data_mesh, split_over
+from diffenc.parallel.sharding import batch_sharded, data_mesh
 from diffenc.training import prefetch
 from diffenc.training.clock import Clock
 
@@ -36,7 +36,7 @@ def fed():
 
     def make(seconds: float = 0.0):
         source, clock = Source(seconds), Clock()
-        return source, prefetch.Feed(source, UNCONDITIONAL, data_mesh(), clock), clock
+        return source, prefetch.Prefetcher(source, UNCONDITIONAL, data_mesh(), clock), clock
 
     return make
 
@@ -47,7 +47,7 @@ def test_batches_come_in_order_and_on_the_devices(fed):
         levels, condition = batches.take()
         assert condition is None
         assert isinstance(levels, jax.Array)
-        assert levels.sharding == split_over(data_mesh())
+        assert levels.sharding == batch_sharded(data_mesh())
         np.testing.assert_array_equal(levels, np.full((4, 2, 2, 1), number))
 
 
@@ -91,7 +91,7 @@ def test_a_quick_source_is_not_waited_for(fed):
 def test_steps_are_waited_for_four_later(monkeypatch):
     waited: list[int] = []
     monkeypatch.setattr(prefetch.jax, "block_until_ready", lambda token: waited.append(int(token)))
-    in_flight, after = prefetch.InFlight(), []
+    in_flight, after = prefetch.InFlightLimiter(), []
     for step in range(1, 9):
         in_flight.add(jnp.asarray(step))
         after.append(list(waited))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffenc.core.model import Model, Terms, draw
+from diffenc.core.model import Model, Terms, draw_noise
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
@@ -182,7 +182,7 @@ def test_times_are_stratified_over_the_whole_batch(stub):
     assert abs(first) < 1e-5
     assert abs(second) < 1e-5
     assert abs(fourth) > 1e-2
-    t = np.sort(draw(jax.random.key(3), (BATCH, 4, 4, 1)).t)
+    t = np.sort(draw_noise(jax.random.key(3), (BATCH, 4, 4, 1)).t)
     np.testing.assert_allclose(np.diff(t), 1 / BATCH, atol=1e-6)
 
 

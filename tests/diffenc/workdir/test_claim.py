@@ -74,7 +74,7 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
 def test_evaluations_are_numbered_and_the_newest_is_at_hand(tmp_path):
     for number, bpd in enumerate([3.5, 3.25], start=1):
         record = {"bpd": np.float32(bpd), "bpd_error": float("nan")}
-        assert claim.keep(tmp_path, "evaluation", record, {"bpd": np.full(4, bpd)}) == number
+        assert claim.save_measurement(tmp_path, "evaluation", record, {"bpd": np.full(4, bpd)}) == number
     for name, bpd in [("evaluations/0001", 3.5), ("evaluations/0002", 3.25), ("evaluation", 3.25)]:
         said = json.loads((tmp_path / f"{name}.json").read_text())
         arrays = hashlib.sha256((tmp_path / f"{name}.npz").read_bytes()).hexdigest()
@@ -92,7 +92,7 @@ def test_evaluations_are_numbered_and_the_newest_is_at_hand(tmp_path):
 def test_a_half_filed_evaluation_is_never_written_over(tmp_path):
     (tmp_path / "evaluations").mkdir()
     (tmp_path / "evaluations" / "0007.npz").write_bytes(b"what a killed process filed")
-    assert claim.keep(tmp_path, "evaluation", {}, {}) == 8
+    assert claim.save_measurement(tmp_path, "evaluation", {}, {}) == 8
     assert (tmp_path / "evaluations" / "0007.npz").read_bytes() == b"what a killed process filed"
 
 
@@ -104,7 +104,9 @@ def test_a_disk_without_hard_links_keeps_evaluations_too(tmp_path, monkeypatch):
     (tmp_path / "evaluations").mkdir()
     (tmp_path / "evaluations" / "0002.npz").write_bytes(b"somebody's")
     monkeypatch.setattr(claim, "_free", lambda folder: 1)
-    assert [claim.keep(tmp_path, "evaluation", {"k": k}, {"k": np.array(k)}) for k in range(2)] == [1, 3]
+    assert [
+        claim.save_measurement(tmp_path, "evaluation", {"k": k}, {"k": np.array(k)}) for k in range(2)
+    ] == [1, 3]
     assert (tmp_path / "evaluations" / "0002.npz").read_bytes() == b"somebody's"
     for number, k in ((1, 0), (3, 1)):
         assert np.load(tmp_path / "evaluations" / f"{number:04d}.npz")["k"] == k

@@ -278,7 +278,7 @@ def test_a_file_in_the_way_is_the_users_to_mend(tmp_path):
 
 def test_the_silent_writer_takes_all_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    writer = writers.silent()
+    writer = writers.null_writer()
     writer.write_scalars(1, {"bpd": 2.0})
     writer.write_images(1, {"samples": np.zeros((1, 4, 4, 1))})
     writer.write_hparams({"seed": 1})
@@ -287,7 +287,7 @@ def test_the_silent_writer_takes_all_and_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-class Failing(writers.Silent):
+class Failing(writers.NullWriter):
     """Keeps scalars until it fails."""
 
     def __init__(self):
@@ -315,11 +315,11 @@ def test_another_writer_that_fails_does_not_cost_the_run(tmp_path, caplog):
 
 
 def test_every_method_of_a_writer_is_guarded():
-    """Whatever clu's interface has, `Dispensable` hands on, and survives."""
+    """Whatever clu's interface has, `FaultTolerantWriter` hands on, and survives."""
     names = [name for name in vars(writers.metric_writers.MetricWriter) if not name.startswith("_")]
     assert len(names) >= 9
 
-    class Broken(writers.Silent):
+    class Broken(writers.NullWriter):
         def __getattribute__(self, name):
             if name in names:
                 raise ConnectionError(name)
@@ -327,4 +327,4 @@ def test_every_method_of_a_writer_is_guarded():
 
     for name in names:
         arguments = () if name in ("flush", "close") else ({},) if name == "write_hparams" else (1, {})
-        getattr(writers.Dispensable(Broken()), name)(*arguments)
+        getattr(writers.FaultTolerantWriter(Broken()), name)(*arguments)

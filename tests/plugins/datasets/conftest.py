@@ -18,7 +18,7 @@ def read(monkeypatch, tmp_path) -> Callable[[str, Path, str], Source]:
 
     def read(name: str, files: Path, split: str) -> Source:
         if not (data_dir / name).exists():
-            prepare.prepare(prepare.Asked(name, files, data_dir))
+            prepare.prepare(prepare.PrepareArgs(name, files, data_dir))
         return registry.datasets[name]().source(split)
 
     return read

@@ -16,7 +16,7 @@ from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
 from diffenc import interfaces, testing
-from diffenc.cli.prepare import Asked, prepare
+from diffenc.cli.prepare import PrepareArgs, prepare
 from diffenc.cli.prepare import main as prepare_main
 from diffenc.data import records, versions
 from diffenc.data.recipe import Preparable
@@ -82,10 +82,10 @@ def name(request, monkeypatch, tmp_path) -> str:
     (tmp_path / "files").mkdir()
     if request.param in FILES:
         FILES[request.param](tmp_path / "files")
-        prepare(Asked(request.param, tmp_path / "files", tmp_path / "data"))
+        prepare(PrepareArgs(request.param, tmp_path / "files", tmp_path / "data"))
     if request.param == "array_record":
         write_mnist(tmp_path / "files")
-        prepare(Asked("mnist", tmp_path / "files", tmp_path / "data", folder="mine"))
+        prepare(PrepareArgs("mnist", tmp_path / "files", tmp_path / "data", folder="mine"))
     return request.param
 
 
@@ -196,7 +196,7 @@ def test_official_files_that_lie_unprepared_are_told_with_the_command(name, monk
 def test_images_of_another_shape_are_refused_with_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
     write_mnist(tmp_path)
-    prepare(Asked("mnist", tmp_path, tmp_path / "data", folder="cifar10"))
+    prepare(PrepareArgs("mnist", tmp_path, tmp_path / "data", folder="cifar10"))
     with pytest.raises(
         UserError, match=r"images \(28, 28, 1\).*not \(32, 32, 3\).*array_record\.folder = 'cifar10'"
     ):

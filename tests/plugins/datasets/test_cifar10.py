@@ -280,7 +280,7 @@ def test_real_images_are_known_as_files_in_any_order(sheets, tmp_path):
             path = tmp_path / "images" / split / str(classes[k]) / f"{k:04}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path, compress_level=0)
-    done = prepare.prepare(prepare.Asked("folder", tmp_path / "images", tmp_path / "data"))
+    done = prepare.prepare(prepare.PrepareArgs("folder", tmp_path / "images", tmp_path / "data"))
     assert f"{CIFAR10}: unknown version of train, first 1,000 of test" in done
 
 

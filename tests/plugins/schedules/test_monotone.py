@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffenc.core.model import Model, draw
+from diffenc.core.model import Model, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import LearnedInterior
 from diffenc_plugins.encoders import Identity
@@ -99,7 +99,7 @@ def test_the_ends_learn_as_learned_endpoints_where_it_is_linear(x64):
     """All three terms of the bound, with the sigmoids' weights at nothing."""
     ends = LearnedEndpoints(6.0, -4.0)
     levels = jnp.asarray(np.random.default_rng(0).integers(0, 7, (5, 3)))
-    draws = draw(jax.random.key(1), (5, 3))
+    draws = draw_noise(jax.random.key(1), (5, 3))
 
     def gradient(schedule, params):
         model = Model(Identity(), schedule, V(), VDM(), Wave())

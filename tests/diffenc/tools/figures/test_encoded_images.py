@@ -41,7 +41,7 @@ def test_every_row_and_column_is_named(subject_of, images_of):
 def test_positive_is_red_negative_blue_and_each_column_has_its_own_scale():
     """One image of four pixels whose change is 1, -1, 0, 1/2 early, and a hundred times that late."""
     change = np.array([1.0, -1.0, 0.0, 0.5]).reshape(1, 1, 2, 2) * np.array([1.0, 100.0])[:, None, None]
-    numbers = encoded_images.Numbers(
+    numbers = encoded_images.FigureRecord(
         {"rows": ["class 0"], "t": [0.4, 1.0], "gap": 0.1},
         {"x": np.zeros((1, 2, 2, 1)), "change": change},
     )

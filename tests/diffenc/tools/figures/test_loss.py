@@ -11,7 +11,7 @@ from diffenc.evaluation import diagnose
 from diffenc.evaluation.commands import restore_ema
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures import loss as figure_loss
-from diffenc.tools.figures.figure_data import Subject
+from diffenc.tools.figures.figure_data import FigureInputs
 from diffenc.training import loop
 
 CURVES = {
@@ -28,7 +28,7 @@ def test_what_is_measured_is_what_diagnose_says(tiny, tmp_path):
     experiment = tiny(diagnose=Diagnose(num_images=20, passes=8, bins=6))
     loop.train(experiment, tmp_path)
     params, step = restore_ema(experiment, tmp_path, data_mesh(), None)
-    measured = figure_loss.measure(Subject(experiment, tmp_path, data_mesh(), params, step)).record
+    measured = figure_loss.measure(FigureInputs(experiment, tmp_path, data_mesh(), params, step)).record
     said = diagnose.diagnose(experiment, tmp_path)["loss"]
     assert {**said, "bins": 6} == measured
 
@@ -38,7 +38,7 @@ def subject(tiny, tmp_path, monkeypatch):
     """A run in two bins, and what measuring it would say."""
     monkeypatch.setattr(diagnose, "loss_record", lambda *_: {**RECORD, "loss": [7.0, 8.0]})
     experiment = tiny(diagnose=Diagnose(num_images=None, passes=3, bins=2))
-    return Subject(experiment, tmp_path, data_mesh(), {}, 7)
+    return FigureInputs(experiment, tmp_path, data_mesh(), {}, 7)
 
 
 @pytest.fixture

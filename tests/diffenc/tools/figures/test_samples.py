@@ -11,7 +11,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures import samples as figure_samples
-from diffenc.tools.figures.figure_data import Numbers, Subject
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord
 from diffenc_plugins.variances import Fixed
 
 
@@ -20,7 +20,7 @@ def of(tiny, tmp_path):
     """What samples by such settings depend on."""
 
     def made(sample, step=7):
-        subject = Subject(tiny(sample=sample), tmp_path, data_mesh(), {}, step)
+        subject = FigureInputs(tiny(sample=sample), tmp_path, data_mesh(), {}, step)
         return json.loads(atomic.to_json(figure_samples.of(subject)))
 
     return made
@@ -43,7 +43,7 @@ def test_the_grid_shows_every_image():
     levels = np.zeros((3, 4, 4, 1), np.int32)
     levels[1] = 4
     sample = {"num": 3, "sampler": "ancestral", "steps": 6, "guidance": 0.5}
-    numbers = Numbers({"num_levels": 5, "of": {"sample": sample}}, {"levels": levels})
+    numbers = FigureRecord({"num_levels": 5, "of": {"sample": sample}}, {"levels": levels})
     figure = figure_samples.draw(numbers, "dots, step 7")
     picture = np.asarray(figure.axes[0].images[0].get_array())
     assert (picture == 255).mean() == pytest.approx(64 * 64 / picture[..., 0].size)

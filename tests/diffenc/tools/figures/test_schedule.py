@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from diffenc.tools.figures import schedule as figure_schedule
-from diffenc.tools.figures.figure_data import Numbers
+from diffenc.tools.figures.figure_data import FigureRecord
 from diffenc_plugins.schedules import Linear, Monotone
 
 
@@ -55,7 +55,7 @@ def test_a_rate_whose_spike_would_hide_the_rest_is_drawn_on_a_logarithmic_scale(
     t = np.linspace(0, 1, 5).tolist()
     names = ("log_snr", "alpha_squared", "sigma_squared")
     record = {"t": t, "rate": rate.tolist(), **dict.fromkeys(names, t)}
-    figure = figure_schedule.draw(Numbers(record), "dots, step 7")
+    figure = figure_schedule.draw(FigureRecord(record), "dots, step 7")
     axes = figure.axes[2]
     figure.draw_without_rendering()
     assert axes.get_yscale() == scale

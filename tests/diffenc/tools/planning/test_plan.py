@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from diffenc.config import gin_loader, serialize
-from diffenc.config.settings import MeshShape, Plan
+from diffenc.config.settings import MeshConfig, Plan
 from diffenc.errors import UserError
 from diffenc.runtime import accelerators
 from diffenc.tools.planning import plan as plans
@@ -113,7 +113,7 @@ def compiled(planned):
 
 def test_what_is_split_takes_a_part_on_each_device(planned):
     """The matrix of 16 x 16, its average and two moments, over two devices: half of each."""
-    shape = MeshShape(fsdp=2, rules=(("network", 0),))
+    shape = MeshConfig(fsdp=2, rules=(("network", 0),))
     whole = figures_of(planned())["memory"]
     split = figures_of(dataclasses.replace(planned(devices=2), mesh=shape))["memory"]
     assert {name: whole[name] - split[name] for name in whole} == {
@@ -203,7 +203,7 @@ def test_a_published_run_without_its_data(monkeypatch, tmp_path):
     """An H200 multiplies float32 as TensorFloat-32, and at full precision at a seventh of that (NVIDIA's data sheet)."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     bindings = ["plan.compile = False", 'plan.accelerator = "h200"', "plan.devices = 8", "plan.share = 1"]
-    figures = figures_of(gin_loader.load(["gin/mnist_vdmv_8.gin"], bindings))
+    figures = figures_of(gin_loader.load_experiment(["gin/mnist_vdmv_8.gin"], bindings))
     header = re.search(r"Cost: ([\d.]+) GFLOPs an image", Path("gin/mnist_vdmv_8.gin").read_text())
     assert header is not None
     assert figures["flops"]["train"] / 1e9 == pytest.approx(float(header[1]), rel=5e-4)

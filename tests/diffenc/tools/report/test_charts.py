@@ -6,7 +6,7 @@ import pytest
 
 from diffenc.config.serialize import config_text
 from diffenc.config.settings import Evaluate
-from diffenc.evaluation.evaluated_bound import depth
+from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.registry import time_samplers
 from diffenc.tools.report import charts, evaluation_spec, run_data
 from diffenc.tools.report.curves import (
@@ -217,7 +217,7 @@ def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, 
         for column, other in enumerate(ASKED):
             count = other.num_images or 1300
             sampler = time_samplers.spell(other.time_sampler)
-            said = evaluation(**depth(other), num_images=count, time_sampler=sampler)
+            said = evaluation(**bound_metadata(other), num_images=count, time_sampler=sampler)
             run = run_data.read(str(made(f"{row}_{column}", config=config, said=said)), "a")
             assert evaluation_spec.is_asked_for(run.evaluation, run.config) == (row == column), (
                 settings,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffenc.evaluation.significance import Finding
+from diffenc.evaluation.significance import TestResult
 from diffenc.tools.report import cards, grouping, pairs, run_data
 
 from .conftest import BITS, CONFIG, DIMS, evaluation, npz, terms
@@ -90,7 +90,7 @@ def test_what_is_not_comparable_is_not_compared(made, changes, reason):
 
 def test_bars_lie_on_the_side_of_their_figures():
     """From -1 to 3, which a tenth more than 3 on both sides of the middle makes -1 / 6.6 and 3 / 6.6."""
-    one = Finding("paired t", "images", 1.0, 0.5, (-1.0, 3.0), 0.2)
+    one = TestResult("paired t", "images", 1.0, 0.5, (-1.0, 3.0), 0.2)
     (row,) = cards.of_pair(pairs.Pair("a", "b", findings=(one,)))["rows"]
     assert row["bar"] == pytest.approx((50 - 100 / 6.6, 400 / 6.6), abs=0.02)
     assert row["dot"] == pytest.approx(50 + 100 / 6.6, abs=0.01)

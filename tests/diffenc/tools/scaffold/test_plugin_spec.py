@@ -5,20 +5,20 @@ import pytest
 
 from diffenc.errors import UserError
 from diffenc.registry import REGISTRIES
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
 
 @pytest.mark.parametrize(
     ("name", "class_name"), [("my_blur", "MyBlur"), ("blur2", "Blur2"), ("aB_c__d", "ABCD"), ("x_", "X")]
 )
 def test_a_class_is_called_after_its_plugin(name, class_name):
-    assert Wanted("encoder", name).class_name == class_name
-    Wanted("encoder", name).check()
+    assert PluginSpec("encoder", name).class_name == class_name
+    PluginSpec("encoder", name).check()
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_every_kind_has_its_templates(kind):
-    wanted = Wanted(kind, "brand_new")
+    wanted = PluginSpec(kind, "brand_new")
     wanted.check()
     assert (
         '.register("brand_new")\n@dataclasses.dataclass(frozen=True)\nclass BrandNew:\n    """'
@@ -31,7 +31,7 @@ def test_every_kind_has_its_templates(kind):
 
 @pytest.mark.parametrize(("kind", "folder"), [("encoder", "encoders"), ("features", "features")])
 def test_a_kind_has_a_folder(kind, folder):
-    assert Wanted(kind, "x").folder == folder
+    assert PluginSpec(kind, "x").folder == folder
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_a_kind_has_a_folder(kind, folder):
 )
 def test_what_cannot_be_had_is_refused(kind, name, says):
     with pytest.raises(UserError, match=says) as refused:
-        Wanted(kind, name).check()
+        PluginSpec(kind, name).check()
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_no_name_of_a_templates_own_can_be_had(kind):
     """Whatever the module holds when it is read by Python, but for the plugin itself."""
-    tree = ast.parse(Wanted(kind, "brand_new").text("plugin.py"))
+    tree = ast.parse(PluginSpec(kind, "brand_new").text("plugin.py"))
     own = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     own |= {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}  # fmt: skip
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and hasattr(builtins, node.id)}
@@ -79,8 +79,8 @@ def test_no_name_of_a_templates_own_can_be_had(kind):
     assert len(classes) > 0
     for name in classes:
         with pytest.raises(UserError, match=f"its class would be called {name}"):
-            Wanted(kind, name).check()
+            PluginSpec(kind, name).check()
 
 
 def test_a_name_of_another_kind_is_free():
-    Wanted("schedule", "blurring").check()
+    PluginSpec("schedule", "blurring").check()

@@ -6,9 +6,9 @@ import pytest
 
 from diffenc.errors import UserError
 from diffenc.tools.scaffold import targets
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
-WANTED = Wanted("encoder", "my_blur")
+WANTED = PluginSpec("encoder", "my_blur")
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from diffenc.cli.new import main
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.tools.scaffold import targets, writing
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
-WANTED = Wanted("encoder", "my_blur")
+WANTED = PluginSpec("encoder", "my_blur")
 
 # For each line, CALL, AT and FOLDER, a process that writes the plugin there and is gone when os.CALL is called for the
 # ATth time; prints how it ended. Forked from a process without threads.
@@ -80,7 +80,7 @@ def test_all_is_written_and_named(folder):
 def test_a_second_plugin_of_a_package_changes_the_index_alone(folder):
     make(folder)
     before = content(folder)
-    make(folder, Wanted("schedule", "bent"))
+    make(folder, PluginSpec("schedule", "bent"))
     after = content(folder)
     changed = {path for path in before if after[path] != before[path]}
     assert changed == {"my_pack/src/my_pack/__init__.py"}
@@ -95,12 +95,12 @@ def test_nothing_is_overwritten(folder):
     with pytest.raises(UserError, match=r"my_blur\.py is there already: choose another NAME"):
         make(folder)
     with pytest.raises(UserError, match=r"my_blur\.py is there already"):
-        make(folder, Wanted("schedule", "my_blur"))  # of another kind, in the same file
+        make(folder, PluginSpec("schedule", "my_blur"))  # of another kind, in the same file
     assert content(folder) == before
 
 
 @pytest.mark.parametrize("call", ["mkdir", "replace"])
-@pytest.mark.parametrize("wanted", [WANTED, Wanted("schedule", "bent")], ids=["same", "another"])
+@pytest.mark.parametrize("wanted", [WANTED, PluginSpec("schedule", "bent")], ids=["same", "another"])
 @pytest.mark.parametrize("at", range(1, 7))
 def test_what_a_killed_command_left_is_gone_on_with(folder, killed, at, wanted, call):
     """Killed before each folder is made, and before each file gets its name; then the same is called, or another."""
@@ -135,7 +135,7 @@ def test_a_refusal_later_leaves_what_was_there(folder, monkeypatch):
     before = content(folder)
     monkeypatch.setattr(atomic, "write_text", lambda path, text: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        make(folder, Wanted("schedule", "bent"))
+        make(folder, PluginSpec("schedule", "bent"))
     assert content(folder) == before
 
 

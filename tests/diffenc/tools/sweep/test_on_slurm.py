@@ -19,7 +19,7 @@ from diffenc.cli import sweep
 from diffenc.errors import UserError
 from diffenc.runtime.signals import Interrupted
 from diffenc.tools.sweep import execution, on_slurm
-from diffenc.tools.sweep.on_slurm import Follow, Told, executor_of, parse_options, queue
+from diffenc.tools.sweep.on_slurm import FirstSignal, Follow, executor_of, parse_options, queue
 from diffenc.tools.sweep.variants import Variant
 
 # A module that jobs import too: a run whose program leaves MODE.done behind; with seed 0 it fails, with seed 1 it hangs
@@ -306,7 +306,7 @@ def test_without_squeue_it_is_said_where_to_go(monkeypatch):
 
 
 def test_a_run_is_told_once_and_by_sigint():
-    with Told() as told:
+    with FirstSignal() as told:
         assert told.take() == []
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ from diffenc.evaluation.evaluator import Measured, record
 from diffenc.evaluation.loss_over_log_snr import ByDraw
 from diffenc.files import atomic
 from diffenc.tools.sweep import summary
-from diffenc.workdir.claim import keep
+from diffenc.workdir.claim import save_measurement
 
 DIMS = 16
 TERMS = ("reconstruction", "latent", "diffusion")
@@ -29,7 +29,7 @@ def evaluated(tiny, tmp_path):
         times = np.random.default_rng(0).uniform(size=(*nats["latent"].shape, 1))
         measured = Measured(nats, times, DIMS, ByDraw(np.empty(0), np.empty(0)))
         figures = record(experiment, measured, experiment.steps, 99, {}) | (said or {})
-        keep(tmp_path / name / str(seed), "evaluation", figures, measured.arrays())
+        save_measurement(tmp_path / name / str(seed), "evaluation", figures, measured.arrays())
         return tmp_path / name / str(seed)
 
     return file

@@ -41,7 +41,7 @@ PARAMETERS = {
 
 def load(row, scale=None) -> Any:
     variant = (scale or Scale()).variant(row)
-    return gin_loader.load(variant.gin_files, variant.bindings)
+    return gin_loader.load_experiment(variant.gin_files, variant.bindings)
 
 
 @pytest.mark.parametrize("table", PUBLISHED)
