@@ -26,7 +26,7 @@ from diffenc.devices import distributed
 from diffenc.data.batches import eval_batches, train_batches
 from diffenc.training.clock import Clock
 from diffenc.core.conditioning import UNCONDITIONAL
-from diffenc.training.prefetch import Feed
+from diffenc.training.prefetch import Prefetcher
 from diffenc.parallel.sharding import data_mesh, rows_here
 from diffenc_plugins.datasets import Digits
 
@@ -35,7 +35,7 @@ if len(sys.argv) > 2:
 mesh, source = data_mesh(), Digits().source("train")
 rows = rows_here(mesh, {BATCH})
 batches = train_batches(source, {BATCH}, {SEED}, {START}, rows)
-feed = Feed(batches, UNCONDITIONAL, mesh, Clock())
+feed = Prefetcher(batches, UNCONDITIONAL, mesh, Clock())
 for _ in range({COUNT}):
     levels = feed.take().levels
     whole = np.asarray(multihost_utils.process_allgather(levels, tiled=True))

@@ -16,9 +16,9 @@ WANTED = PluginSpec("encoder", "my_blur")
 KILLED = """
 import os, sys
 from diffenc.new import places, writing
-from diffenc.tools.scaffold.plugin_spec import Wanted
+from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
-wanted = Wanted("encoder", "my_blur")
+wanted = PluginSpec("encoder", "my_blur")
 
 def write(call, at, folder):
     real, calls = getattr(os, call), []
