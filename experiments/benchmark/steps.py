@@ -86,8 +86,8 @@ def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
         return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
 
     found = {
-        "vdmv": replace(encoder=Identity(), mean=VDM()),
-        "nt": replace(encoder=Nontrainable(), mean=Counterterm()),
+        "vdmv": replace(encoder=Identity(), generative_mean=VDM()),
+        "nt": replace(encoder=Nontrainable(), generative_mean=Counterterm()),
     }
     return found if experiment in found.values() else {**found, "own": experiment}
 
