@@ -80,7 +80,7 @@ def test_variants_differ_by_their_encoder(subject):
 
 
 def test_a_vdm_is_not_timed_twice(tiny):
-    model = dataclasses.replace(tiny().model, encoder=Identity(), mean=VDM())
+    model = dataclasses.replace(tiny().model, encoder=Identity(), generative_mean=VDM())
     assert list(steps.with_encoders(tiny(model=model))) == ["vdmv", "nt"]
 
 
