@@ -31,9 +31,9 @@ K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
-CLASSES = "tests/diffenc/core/test_classes.py"
+CLASSES = "tests/diffenc/test_class_conditioning.py"
 ENCODERS = "tests/plugins/encoders"
-MEANS = "tests/plugins/means"
+MEANS = "tests/plugins/generative_means"
 PARAMETERIZATIONS = "tests/plugins/parameterizations"
 
 
@@ -187,8 +187,8 @@ FAULTS = (
         "a second dropout mask in the encoder",
         "diffenc/core/model.py",
         "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
-        "x_phi_0, x_phi_1 = encode(log_snr_0), self.encoder.apply("
-        "params['encoder'], x, log_snr_1, condition=condition, keys=network_keys)",
+        "x_phi_0, x_phi_1 = encode(log_snr_0), self.encode("
+        "params, x, log_snr_1, condition=condition, keys=network_keys)",
         (MODEL,),
     ),
     Fault(
@@ -196,7 +196,7 @@ FAULTS = (
         "diffenc/core/model.py",
         "condition=condition, keys=encoder_keys",
         "condition=told, keys=encoder_keys",
-        ("tests/diffenc/core/test_classes.py",),
+        ("tests/diffenc/test_class_conditioning.py",),
     ),
     Fault(
         "one noise for z_t and z_0",

@@ -121,6 +121,64 @@ class Model:
         parts = {"condition": self.network, "encoder_condition": self.encoder}
         return {key: self.conditioning.what for key, part in parts.items() if conditioned_modules(part)}
 
+    def log_snr(self, params: Params, t: Times) -> LogSNR:
+        """Returns lambda at the times `t`, by the schedule."""
+        return self.schedule.apply(params["schedule"], t)
+
+    def encode(
+        self,
+        params: Params,
+        x: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+    ) -> Data:
+        """Returns x_phi(lambda) of the images `x`, scaled pixels; `keys` [B] draw dropout masks, None means none."""
+        return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=keys)
+
+    def predict(
+        self,
+        params: Params,
+        z: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+    ) -> Data:
+        """Returns the network's output: its estimate of p x_phi + q eps, with (p, q) of the parameterization."""
+        return self.network.apply(params["network"], z, log_snr, condition=condition, keys=keys)
+
+    def denoise(
+        self,
+        params: Params,
+        z: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+    ) -> Data:
+        """Returns x_hat, the estimate of x_phi given `z`.
+
+        Its error x_hat - x_phi loses digits where sigma vanishes: `x_hat_error` does not.
+        """
+        out = self.predict(params, z, log_snr, condition=condition, keys=keys)
+        return objective.x_hat_from_output(out, z, log_snr, self.parameterization)
+
+    def x_hat_error(
+        self,
+        params: Params,
+        x_phi: Data,
+        eps: Data,
+        log_snr: LogSNR,
+        *,
+        condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+    ) -> Data:
+        """Returns x_hat - x_phi at z = alpha x_phi + sigma eps, exact in float32 (see `objective.network_error`)."""
+        network = partial(self.predict, params, condition=condition, keys=keys)
+        return objective.network_error(log_snr, x_phi, eps, network, self.parameterization)
+
     def elbo(
         self,
         params: Params,
@@ -142,14 +200,9 @@ class Model:
         """
         encoder_keys, network_keys = _two_of_each(keys)
         x, told = scale_pixels(levels, num_levels), condition if told is None else told
-
-        def encode(log_snr: LogSNR) -> Data:
-            return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=encoder_keys)
-
-        def network(z: Data, log_snr: LogSNR) -> Data:
-            return self.network.apply(params["network"], z, log_snr, condition=told, keys=network_keys)
-
-        log_snr_at = partial(self.schedule.apply, params["schedule"])
+        encode = partial(self.encode, params, x, condition=condition, keys=encoder_keys)
+        network = partial(self.predict, params, condition=told, keys=network_keys)
+        log_snr_at = partial(self.log_snr, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)

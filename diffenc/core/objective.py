@@ -96,6 +96,13 @@ def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
     return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)
 
 
+def x_hat_from_output(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameterization) -> Data:
+    """Returns x_hat, from out = p x_hat + q eps_hat and z = alpha x_hat + sigma eps_hat."""
+    alpha, sigma = alpha_sigma(log_snr)
+    p, q = parameterization(log_snr)
+    return scale(1 / (q * alpha - p * sigma), scale(q, z) - scale(sigma, out))
+
+
 def network_error(
     log_snr: LogSNR, x_phi: Data, eps: Data, network: Denoise, parameterization: Parameterization
 ) -> Data:

@@ -1,6 +1,7 @@
 """Sampling, once for all plugins and solvers; one compiled scan over the steps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,15 +12,8 @@ from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import alpha_sigma, scale
 from diffenc.core.model import Model
 from diffenc.core.pixels import Levels, nearest_levels
-from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Parameterization, Params, PerStep
+from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Params, PerStep
 from diffenc.sampling.solvers import Solver, XHat, ancestral
-
-
-def x_hat_from(out: Data, z: Data, log_snr: LogSNR, parameterization: Parameterization) -> Data:
-    """x_hat, from out = p x_hat + q eps_hat and z = alpha x_hat + sigma eps_hat."""
-    alpha, sigma = alpha_sigma(log_snr)
-    p, q = parameterization(log_snr)
-    return scale(1 / (q * alpha - p * sigma), scale(q, z) - scale(sigma, out))
 
 
 def walk(
@@ -54,12 +48,7 @@ def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
 
 def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -> XHat:
     """The model's estimate of x_phi as a function of (z, log_snr), without dropout."""
-
-    def x_hat(z: Data, log_snr: LogSNR) -> Data:
-        out = model.network.apply(params["network"], z, log_snr, condition=condition)
-        return x_hat_from(out, z, log_snr, model.parameterization)
-
-    return x_hat
+    return partial(model.denoise, params, condition=condition)
 
 
 def guided(given: XHat, without: XHat, weight: float) -> XHat:
@@ -91,7 +80,7 @@ class ReverseChain(NamedTuple):
 
 def reverse_chain(model: Model, params: Params, chain: Chain) -> ReverseChain:
     """`chain` from t = 1 down to 0, under the schedule's parameters."""
-    return ReverseChain(model.schedule.apply(params["schedule"], chain.times[::-1]), chain.log_w[::-1])
+    return ReverseChain(model.log_snr(params, chain.times[::-1]), chain.log_w[::-1])
 
 
 def sample_along(

@@ -160,7 +160,9 @@ def test_the_algebra_of_the_diffusion_loss(golden):
 def test_x_hat(golden):
     arrays = golden.arrays
     v_hat, z, log_snr = (jnp.asarray(arrays[name]) for name in ("v_hat", "z_t", "lambda_t"))
-    np.testing.assert_allclose(sampler.x_hat_from(v_hat, z, log_snr, V()), arrays["x_hat"], atol=5e-6)
+    np.testing.assert_allclose(
+        objective.x_hat_from_output(v_hat, z, log_snr, V()), arrays["x_hat"], atol=5e-6
+    )
 
 
 def test_the_diffusion_loss(golden, losses):
@@ -212,7 +214,7 @@ def test_steps_of_the_sampler(golden, outputs):
     z, eps = jnp.asarray(arrays["sample/z_t"]), arrays["sample/eps"]
     for i, v_hat, pair in zip(STEPS, outputs.at_steps, sampling_log_snrs(arrays), strict=True):
         log_snr_t, log_snr_s = (jnp.full(4, value, jnp.float32) for value in pair)
-        x_hat = sampler.x_hat_from(jnp.asarray(v_hat), z, log_snr_t, V())
+        x_hat = objective.x_hat_from_output(jnp.asarray(v_hat), z, log_snr_t, V())
         mu, sigma = solvers.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean)
         z_s = np.asarray(mu) + np.asarray(sigma)[:, None, None, None] * eps
         np.testing.assert_allclose(z_s, arrays[f"sample/z_s_i{i}"], atol=1e-4)

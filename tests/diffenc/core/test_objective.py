@@ -32,7 +32,7 @@ combined = {
     "encoder": pytest.mark.parametrize("encoder", OF_ANY_SHAPE),
     **{
         kind: pytest.mark.parametrize(kind, list(registry.REGISTRIES[kind]))
-        for kind in ("schedule", "parameterization", "mean")
+        for kind in ("schedule", "parameterization", "generative_mean")
     },
 }
 
@@ -76,16 +76,16 @@ def kl(mean_q, variance_q, mean_p, variance_p) -> Any:
 
 @combined["encoder"]
 @combined["parameterization"]
-@combined["mean"]
+@combined["generative_mean"]
 @combined["schedule"]
 @pytest.mark.parametrize("num_steps", [1, 7, 1000])
 def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
-    x64, encoder, parameterization, mean, schedule, num_steps
+    x64, encoder, parameterization, generative_mean, schedule, num_steps
 ):
     x, eps, x_hat = normals(0, 4, 3)
     t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
     encode, log_snr_at = functions(encoder, schedule, x)
-    prm, kappa = make("parameterization", parameterization), make("mean", mean)
+    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
     step = objective.discrete(equal_steps(num_steps))(encode, log_snr_at, t)
     got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
     want = [
@@ -96,10 +96,10 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
 
 
 @combined["encoder"]
-@combined["mean"]
+@combined["generative_mean"]
 @given(data=st.data())
 @settings(deadline=None, max_examples=5)
-def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, mean, data):
+def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, generative_mean, data):
     """sigma_P^2 = sigma_Q^2 / w [9]."""
     gaps = data.draw(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
     log_w = data.draw(st.lists(st.floats(-3, 3), min_size=len(gaps), max_size=len(gaps)))
@@ -107,7 +107,7 @@ def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, mea
     with jax.enable_x64(True):
         x, eps, x_hat = normals(0, 4, 3)
         encode, log_snr_at = functions(encoder, "linear", x)
-        prm, kappa = make("parameterization", "v"), make("mean", mean)
+        prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
         t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
         step = objective.discrete(Chain(jnp.asarray(times), jnp.asarray(log_w)))(encode, log_snr_at, t)
         got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
@@ -153,12 +153,14 @@ def test_every_time_belongs_to_one_of_the_steps(num_steps):
 
 @combined["encoder"]
 @combined["parameterization"]
-@combined["mean"]
+@combined["generative_mean"]
 @combined["schedule"]
-def test_discrete_tends_to_continuous_at_first_order(x64, encoder, parameterization, mean, schedule):
+def test_discrete_tends_to_continuous_at_first_order(
+    x64, encoder, parameterization, generative_mean, schedule
+):
     x, eps, x_hat = normals(1, 2, 3)
     encode, log_snr_at = functions(encoder, schedule, x)
-    prm, kappa = make("parameterization", parameterization), make("mean", mean)
+    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
 
     def loss(rule):
         step = rule(encode, log_snr_at, jnp.asarray([0.25, 0.75]))
@@ -171,13 +173,13 @@ def test_discrete_tends_to_continuous_at_first_order(x64, encoder, parameterizat
 
 
 @combined["encoder"]
-@combined["mean"]
-def test_the_continuous_loss_is_the_papers(x64, encoder, mean):
+@combined["generative_mean"]
+def test_the_continuous_loss_is_the_papers(x64, encoder, generative_mean):
     """[18], its derivatives by central differences: -1/2 SNR' || x_hat + kappa x_hat - x_phi - dx_phi ||^2."""
     x, eps, x_hat = normals(2, 3, 4)
     t, h = jnp.asarray([0.1, 0.5, 0.9]), 1e-5
     encode, log_snr_at = functions(encoder, "linear", x)
-    prm, kappa = make("parameterization", "v"), make("mean", mean)
+    prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
     step = objective.continuous(encode, log_snr_at, t)
     got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
     log_snr = log_snr_at(t)
@@ -205,7 +207,9 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
     def integral(x, eps):
         encode, log_snr_at = functions("identity", schedule, jnp.full((200, 1), np.sqrt(variance) * x))
         step = objective.continuous(encode, log_snr_at, jnp.asarray((u + 1) / 2))
-        loss = objective.diffusion_loss(step, jnp.full((200, 1), eps), best, prm, make("mean", "vdm"))
+        loss = objective.diffusion_loss(
+            step, jnp.full((200, 1), eps), best, prm, make("generative_mean", "vdm")
+        )
         return weight / 2 @ np.asarray(loss)
 
     total = sum(
@@ -220,10 +224,12 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
 
 @combined["encoder"]
 @combined["parameterization"]
-@combined["mean"]
+@combined["generative_mean"]
 @pytest.mark.parametrize(("depth", "tolerance"), [(None, 1e-5), (100, 1e-4), (1000, 1e-4), (10**4, 1e-3)])
-def test_the_mean_loss_keeps_its_digits_in_float32(encoder, parameterization, mean, depth, tolerance):
-    prm, kappa = make("parameterization", parameterization), make("mean", mean)
+def test_the_mean_loss_keeps_its_digits_in_float32(
+    encoder, parameterization, generative_mean, depth, tolerance
+):
+    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
     rng = np.random.default_rng(3)
     x, eps = rng.uniform(-1, 1, (256, 8)).astype(np.float32), rng.normal(size=(256, 8)).astype(np.float32)
     t = (np.arange(256, dtype=np.float32) + 0.5) / 256

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc import registry
+from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
 from diffenc.core.model import Model
 from diffenc.sampling import sampler, solvers
@@ -30,7 +31,9 @@ def test_x_hat_is_what_the_network_means(x64, name):
     p, q = (np.asarray(v)[:, None] for v in PARAMETERIZATIONS[name](jnp.asarray(log_snr)))
     alpha, sigma = (v[:, None] for v in ends(log_snr))
     out, z = p * x_hat + q * eps_hat, alpha * x_hat + sigma * eps_hat
-    got = sampler.x_hat_from(jnp.asarray(out), jnp.asarray(z), jnp.asarray(log_snr), PARAMETERIZATIONS[name])
+    got = objective.x_hat_from_output(
+        jnp.asarray(out), jnp.asarray(z), jnp.asarray(log_snr), PARAMETERIZATIONS[name]
+    )
     np.testing.assert_allclose(got, x_hat, rtol=1e-9)
 
 
@@ -112,7 +115,7 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
         guess = (spread * jnp.sqrt(alpha_2) / (spread * alpha_2 + sigma_2))[:, None] * z
         p, q = prm(log_snr)
         eps_hat = (z - jnp.sqrt(alpha_2)[:, None] * guess) / jnp.sqrt(sigma_2)[:, None]
-        return sampler.x_hat_from(p[:, None] * guess + q[:, None] * eps_hat, z, log_snr, prm)
+        return objective.x_hat_from_output(p[:, None] * guess + q[:, None] * eps_hat, z, log_snr, prm)
 
     log_snrs = jnp.linspace(-8.0, 6.0, 513)
     key, z_key = jax.random.split(jax.random.key(1))
