@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 
-_WATCHED: "dict[Path, Place]" = {}
+_WATCHED: "dict[Path, Location]" = {}
 
 
 class MovedError(UserError):
