@@ -42,7 +42,7 @@ class EvaluationBatch(NamedTuple):
       images: full; the last batch of a pass is filled up.
       real: which of the images are not filling.
       key: of this batch in this pass alone.
-      draws: for `draws_of`.
+      draws: for `make_draws`.
     """
 
     number: int
@@ -128,7 +128,7 @@ def stratified_over_images(
     return (within + np.arange(times_per_image)) / times_per_image
 
 
-def draws_of(
+def make_draws(
     draws: PassDraws, shape: tuple[int, ...], propose: SampleTimes = UNIFORM, index: int | Array = 0
 ) -> Draws:
     """Returns the draws of a batch of `shape` [B, ...] by the `index`-th time of each image.
@@ -144,7 +144,7 @@ def draws_of(
     return Draws(t, both[:, 0], both[:, 1], weight)
 
 
-def compile_over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `function(params, images, draws)` compiled: params as they lie, images split, all else on each device."""
     shardings = (None, batch_sharded(mesh), replicated(mesh))
     return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh))

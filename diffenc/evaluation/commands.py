@@ -19,9 +19,9 @@ from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import describe_images, train_identity
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, record
+from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, evaluation_record
 from diffenc.evaluation.precision_check import check_precision
-from diffenc.evaluation.sample_images import ImageSampler, file_name
+from diffenc.evaluation.sample_images import ImageSampler, sample_file_name
 from diffenc.files import atomic, temporaries
 from diffenc.files.stores import PathLike
 from diffenc.interfaces import Params
@@ -42,7 +42,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
       UserError: no run there, one of another config, or no such checkpoint.
     """
     restored = restore_checked(experiment, workdir, mesh, step)
-    return jax.tree.map(in_precision, restored.tree["ema"]), restored.step
+    return jax.tree.map(to_default_precision, restored.tree["ema"]), restored.step
 
 
 def restore_for_bound(
@@ -82,7 +82,7 @@ def read_ema(
         return checkpoints.restore_from(place, abstract, step, check)
 
 
-def in_precision(leaf: Array) -> Array:
+def to_default_precision(leaf: Array) -> Array:
     """`leaf`, of the default precision if it is of floats."""
     return leaf.astype(jnp.zeros(()).dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
@@ -99,8 +99,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     evaluator = Evaluator(experiment, mesh, workdir, step)
     measured = evaluator.measure(ema, Progress("evaluation", evaluator.num_batches))
     num_params = count_parameters(ema)
-    figures = record(experiment, measured, step, num_params, evaluator.of)
-    publish(workdir, "evaluation", figures, measured.arrays(), table(figures))
+    figures = evaluation_record(experiment, measured, step, num_params, evaluator.of)
+    publish_record(workdir, "evaluation", figures, measured.arrays(), evaluation_table(figures))
     return figures
 
 
@@ -115,7 +115,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     sampler = ImageSampler(experiment, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
-    path = workdir / "samples" / file_name(settings, step)
+    path = workdir / "samples" / sample_file_name(settings, step)
     main_process_only(save_png)(path, images, experiment.dataset.num_levels)
     where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
     logging.info("%d images of %d steps in %s", settings.num, settings.num_timesteps, where)
@@ -123,7 +123,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
 
 
 @main_process_only
-def publish(
+def publish_record(
     workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
 ) -> None:
     """Print a measurement, and file it in the workdir (see `diffenc.workdir.claim.save_measurement`) unless that is read-only.
@@ -142,7 +142,7 @@ def publish(
     logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)
 
 
-def table(figures: dict[str, Any]) -> Table:
+def evaluation_table(figures: dict[str, Any]) -> Table:
     """An evaluation as a table: bits/dim and both errors of each term."""
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
     chain = "".join(f", {figures[key]} {key}" for key in ("times", "variance") if key in figures)

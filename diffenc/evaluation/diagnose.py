@@ -22,9 +22,9 @@ from diffenc.core.objective import continuous, network_error, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_over, draws_of
+from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_mesh, make_draws
 from diffenc.evaluation.commands import restore_for_bound
-from diffenc.evaluation.evaluator import circumstances, identity
+from diffenc.evaluation.evaluator import circumstances, image_metadata
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
@@ -56,7 +56,7 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     params, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
     settings = experiment.diagnose
-    of = identity(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
+    of = image_metadata(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
     loss, ends = ({**record, **of, "step": step} for record in (loss, ends))
     _file(loss_curves.path(workdir), loss, ends)
     return {"loss": loss, "ends": ends}
@@ -89,7 +89,7 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
         bits = bits_per_dim(terms.diffusion, levels[0].size)
         return step_index(draws.t, bins), {"loss": bits, "square": jnp.square(bits)}
 
-    means = collect(experiment, mesh, params, bins, measure)
+    means = measure_bins(experiment, mesh, params, bins, measure)
     loss, square = means["loss"], means["square"]
     edges = np.linspace(0, 1, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -131,7 +131,7 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
         arrays = v_and_expectations(experiment, params, x, place / bins, draws.eps, images.condition)
         return place, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
 
-    means = collect(experiment, mesh, params, bins + 1, measure)
+    means = measure_bins(experiment, mesh, params, bins + 1, measure)
     t = np.linspace(0, 1, bins + 1)
     return {
         "num_images": means["v_hat"].num_images,
@@ -140,10 +140,10 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
         **{f"{name}_rms": np.sqrt(mean.mean).tolist() for name, mean in means.items()},
         **{f"{name}_rms_se": root_error(mean).tolist() for name, mean in means.items()},
         "draws": means["v_hat"].count.tolist(),
-        "at_0": {"v_hat_from_eps": relative(means, "v_hat_from_eps", "eps", 0)},
+        "at_0": {"v_hat_from_eps": relative_distance(means, "v_hat_from_eps", "eps", 0)},
         "at_1": {
-            "v_hat_from_expected": relative(means, "v_hat_from_expected", "expected", -1),
-            "v_hat_from_minus_slope": relative(means, "v_hat_from_minus_slope", "slope", -1),
+            "v_hat_from_expected": relative_distance(means, "v_hat_from_expected", "expected", -1),
+            "v_hat_from_minus_slope": relative_distance(means, "v_hat_from_minus_slope", "slope", -1),
         },
     }
 
@@ -178,7 +178,7 @@ def v_and_expectations(
     }
 
 
-def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, measure: Measure) -> Means:
+def measure_bins(experiment: Experiment, mesh: Mesh, params: Params, places: int, measure: Measure) -> Means:
     """Means by place of all figures of `measure`, over the images and passes of `experiment.diagnose`.
 
     Raises:
@@ -186,11 +186,11 @@ def collect(experiment: Experiment, mesh: Mesh, params: Params, places: int, mea
     """
 
     def measured(params: Params, images: Images, draws: PassDraws) -> tuple[Places, Figures]:
-        return measure(params, images, draws_of(draws, images.levels.shape))
+        return measure(params, images, make_draws(draws, images.levels.shape))
 
     passes, compiled = (
         EvaluationBatches(experiment, experiment.diagnose, mesh, "diagnose"),
-        compile_over(mesh, measured),
+        compile_on_mesh(mesh, measured),
     )
     result: Means = {}
     progress = Progress("diagnosis", len(passes))
@@ -220,7 +220,7 @@ def root_error(mean: ImageMeans) -> Float[np.ndarray, " places"]:
     return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
 
 
-def relative(means: Means, distance: str, of: str, place: int) -> dict[str, float]:
+def relative_distance(means: Means, distance: str, of: str, place: int) -> dict[str, float]:
     """One mean square over another at `place`, with the standard error of the first; NaN over nothing."""
     whole = means[of].mean[place] or np.nan
     return {

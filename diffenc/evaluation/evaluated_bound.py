@@ -54,9 +54,7 @@ class EvaluatedBound(NamedTuple):
     of: dict[str, Any]
 
 
-def evaluated_bound_of(
-    experiment: Experiment, workdir: Path | None, step: int | None = None
-) -> EvaluatedBound:
+def evaluated_bound(experiment: Experiment, workdir: Path | None, step: int | None = None) -> EvaluatedBound:
     """What `experiment.evaluate` asks for; fits are read from `workdir`.
 
     Raises:

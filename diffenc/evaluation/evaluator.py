@@ -29,10 +29,10 @@ from diffenc.core.model import Model, SampleTimes, Terms
 from diffenc.core.objective import StepRule
 from diffenc.core.rng import generator
 from diffenc.data.sources import dataset_name, source_name
-from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_over, draws_of
-from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound_of
+from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_mesh, make_draws
+from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
-from diffenc.evaluation.loss_over_log_snr import ByDraw, gather
+from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
 from diffenc.interfaces import Images, Params
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
@@ -48,7 +48,7 @@ PerImage = ByPass
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class ElboTerms:
     """Per-image terms of -ELBO.
 
     Attributes:
@@ -61,7 +61,7 @@ class Measured:
     terms: dict[str, PerImage]
     times: DrawnTimes
     num_dims: int
-    draws: ByDraw
+    draws: LossDraws
 
     def bits(self) -> dict[str, PerImage]:
         """Bits/dim by KEYS."""
@@ -69,16 +69,16 @@ class Measured:
         return {"bpd": np.sum(list(terms.values()), axis=0), **terms}
 
     def summary(self) -> dict[str, Any]:
-        """Returns the `statistics` of `bpd`, `bpd_diffusion`, ..."""
+        """Returns the `mean_and_errors` of `bpd`, `bpd_diffusion`, ..."""
         bits = {key: PassValues(each, self.times) for key, each in self.bits().items()}
-        return {name: value for key in KEYS for name, value in statistics(key, bits[key]).items()}
+        return {name: value for key in KEYS for name, value in mean_and_errors(key, bits[key]).items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns what is filed beside the record, so that its figures and errors can be computed again."""
         return {**self.terms, TIMES: self.times}
 
 
-def statistics(key: str, bits: PassValues) -> dict[str, Any]:
+def mean_and_errors(key: str, bits: PassValues) -> dict[str, Any]:
     """Returns the mean of `bits` and its errors.
 
     `key` is the mean; from two images on `key_se` is its error over images, `key_se_uncertainty` the standard error of
@@ -93,8 +93,8 @@ def statistics(key: str, bits: PassValues) -> dict[str, Any]:
     return figures | ({f"{key}_mc_se": bits.mc_se} if passes > 1 else {})
 
 
-def record(
-    experiment: Experiment, measured: Measured, step: int, num_params: int, of: dict[str, Any]
+def evaluation_record(
+    experiment: Experiment, measured: ElboTerms, step: int, num_params: int, of: dict[str, Any]
 ) -> dict[str, Any]:
     """What evaluation.json says: the figures, and all that one must know to compare them.
 
@@ -104,7 +104,7 @@ def record(
     settings = experiment.evaluate
     return {
         **measured.summary(),
-        **identity(experiment, settings, measured.times.shape[1]),
+        **image_metadata(experiment, settings, measured.times.shape[1]),
         **bound_metadata(settings),
         "time_sampler": time_samplers.spell(settings.time_sampler),
         "times_per_image": settings.times_per_image,
@@ -122,11 +122,11 @@ def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict
         "passes": settings.passes,
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
-        **surroundings(experiment),
+        **run_metadata(experiment),
     }
 
 
-def surroundings(experiment: Experiment) -> dict[str, Any]:
+def run_metadata(experiment: Experiment) -> dict[str, Any]:
     """Of which run a figure is, and what it was computed on and in."""
     return {
         "config_hash": serialize.config_hash(experiment),
@@ -137,7 +137,7 @@ def surroundings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def identity(
+def image_metadata(
     experiment: Experiment, settings: Evaluate | Diagnose | Figures, num_images: int
 ) -> dict[str, Any]:
     """Which images a figure is of, and given what; without it two figures cannot be compared."""
@@ -165,7 +165,7 @@ def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, capti
     return result
 
 
-def over_images_text(figures: dict[str, Any], key: str) -> str:
+def format_error_over_images(figures: dict[str, Any], key: str) -> str:
     """Returns the error over images for people: a number, or the upper bound where it is not resolved."""
     return _errors_text(figures, key)[1]
 
@@ -190,10 +190,12 @@ class Evaluator:
         self.passes = _passes(experiment, mesh)
         self.source, self.batch_size = self.passes.source, self.passes.batch_size
         self.num_dims = int(np.prod(experiment.dataset.image_shape))
-        self._depth = evaluated_bound_of(experiment, workdir, step)
+        self._depth = evaluated_bound(experiment, workdir, step)
         propose, self.curve_of = loss_curves.bind_curve(self.settings.time_sampler, workdir)
         model, num_levels = experiment.model, experiment.dataset.num_levels
-        self._terms = compile_over(mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose))
+        self._terms = compile_on_mesh(
+            mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose)
+        )
 
     def over(self, experiment: Experiment, mesh: Mesh) -> "Evaluator":
         """The same measurement, compiled once for both, of the images, seed and passes of another experiment."""
@@ -212,11 +214,11 @@ class Evaluator:
         """Batches in all passes together."""
         return len(self.passes)
 
-    def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> Measured:
+    def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> ElboTerms:
         """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
         given = params, self._depth.chain_of(params)
         rows: list[Terms] = []
-        draws: list[ByDraw] = []
+        draws: list[LossDraws] = []
         for visit in self.passes:
             measured = jax.device_get(self._terms(given, visit.images, visit.draws))
             terms, by_draw = jax.tree.map(lambda array, real=visit.real: array[..., real], measured)
@@ -230,7 +232,7 @@ class Evaluator:
             for name in TERMS
         }
         times = np.stack([self.passes.times(number) for number in range(self.passes.passes)])
-        return Measured(terms, times, self.num_dims, gather(draws))
+        return ElboTerms(terms, times, self.num_dims, concatenate_draws(draws))
 
 
 def _passes(experiment: Experiment, mesh: Mesh) -> EvaluationBatches:
@@ -246,7 +248,7 @@ def batch_terms(
     given: tuple[Params, Chain | None],
     images: Images,
     pass_draws: PassDraws,
-) -> tuple[Terms, ByDraw]:
+) -> tuple[Terms, LossDraws]:
     """Terms of -ELBO in nats [B], each the mean over the times of an image, and each draw
     by itself [times, B]; no dropout.
 
@@ -254,8 +256,8 @@ def batch_terms(
     """
     params, chain = given
 
-    def once(index: Int[Array, ""]) -> tuple[Terms, ByDraw]:
-        draws = draws_of(pass_draws, images.levels.shape, propose, index)
+    def once(index: Int[Array, ""]) -> tuple[Terms, LossDraws]:
+        draws = make_draws(pass_draws, images.levels.shape, propose, index)
         terms = model.elbo(
             params,
             images.levels,
@@ -264,7 +266,7 @@ def batch_terms(
             condition=images.condition,
             step_rule=rule(chain),
         )
-        return terms, ByDraw(model.schedule.apply(params["schedule"], draws.t), terms.diffusion)
+        return terms, LossDraws(model.schedule.apply(params["schedule"], draws.t), terms.diffusion)
 
     terms, by_draw = jax.lax.map(once, jnp.arange(pass_draws.times.shape[1]))
     return jax.tree.map(lambda nats: nats.mean(axis=0), terms), by_draw

@@ -23,9 +23,9 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import equal_times
 from diffenc.errors import UserError
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.commands import in_precision, restore_for_bound
+from diffenc.evaluation.commands import restore_for_bound, to_default_precision
 from diffenc.evaluation.evaluated_bound import check_num_timesteps
-from diffenc.evaluation.step_costs import StepCosts, measure, price
+from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
 from diffenc.interfaces import Params, Variance
 from diffenc.parallel.distributed import main_process_only
@@ -70,12 +70,12 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     check_steps(settings.num_timesteps)
     check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    table = costs(experiment, workdir, mesh, ema, step)
+    table = load_or_measure_costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))
     log_snr_of = exact_log_snr(experiment, ema)
     best, equal = (
         make(table, log_snr_of, settings.variance, settings.num_timesteps, num_dims)
-        for make in (fitted, equally)
+        for make in (fit_times, equal_schedule)
     )
     to_bits = 1 / (num_dims * np.log(2))
     record = {
@@ -112,7 +112,7 @@ def check_steps(num_steps: int) -> None:
         )
 
 
-def fitted(
+def fit_times(
     table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
     """The best times on a grid that holds the equal ones too, so that they are never worse."""
@@ -122,11 +122,11 @@ def fitted(
     t, s = np.tril_indices(len(grid), -1)
     for part in np.array_split(np.arange(len(t)), -(-len(t) // _EDGES_AT_A_TIME)):
         edges = t[part], s[part]
-        cost[edges], _ = price(cost[edges], log_snr[edges[0]], log_snr[edges[1]], variance, num_dims)
+        cost[edges], _ = apply_variance(cost[edges], log_snr[edges[0]], log_snr[edges[1]], variance, num_dims)
     return _priced(grid[cheapest_path(cost, num_steps)], table, log_snr_of, variance, num_dims)
 
 
-def equally(
+def equal_schedule(
     table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
     """Equal steps of t."""
@@ -138,7 +138,7 @@ def _priced(
 ) -> FittedSchedule:
     log_snr = log_snr_of(times)
     nats = table.edges(times[1:], times[:-1], log_snr[1:], log_snr[:-1])
-    cost, excess = price(nats, log_snr[1:], log_snr[:-1], variance, num_dims)
+    cost, excess = apply_variance(nats, log_snr[1:], log_snr[:-1], variance, num_dims)
     return FittedSchedule(times, excess, float(cost.sum()))
 
 
@@ -147,13 +147,15 @@ def exact_log_snr(experiment: Experiment, params: Params) -> LogSNROf:
 
     def log_snr_of(times: Stops) -> Stops:
         with jax.enable_x64(True):
-            exact = jax.tree.map(in_precision, params["schedule"])
+            exact = jax.tree.map(to_default_precision, params["schedule"])
             return np.asarray(experiment.model.schedule.apply(exact, jnp.asarray(times)), np.float64)
 
     return log_snr_of
 
 
-def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, step: int) -> StepCosts:
+def load_or_measure_costs(
+    experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, step: int
+) -> StepCosts:
     """The table of the checkpoint of `step`: the one filed in the workdir, or else measured and filed there.
 
     Raises:
@@ -167,7 +169,7 @@ def costs(experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, ste
     if table is not None:
         logging.info("costs of steps: as measured before, in %s", file)
         return table
-    table = measure(experiment, mesh, params)
+    table = measure_step_costs(experiment, mesh, params)
     _write(file, table, origin)
     logging.info("costs of steps: measured on %d images, in %s", table.num_images, file)
     return table

@@ -20,7 +20,7 @@ from diffenc.core.discretization import equal_times
 from diffenc.core.model import draw_noise
 from diffenc.core.objective import discrete, step_index
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, compile_over
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh
 from diffenc.evaluation.commands import restore_for_bound
 from diffenc.evaluation.evaluated_bound import check_num_timesteps
 from diffenc.evaluation.streaming_stats import StreamingMean
@@ -52,7 +52,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         experiment, experiment.fit, mesh, "fit", experiment.fit.passes * experiment.fit.times_per_image
     )
     check_draws(settings.num_timesteps, passes)
-    costs = measure(experiment, mesh, ema, times, passes)
+    costs = measure_chain_costs(experiment, mesh, ema, times, passes)
     to_excess = 2 / np.prod(experiment.dataset.image_shape)
     record = {
         "excess": (to_excess * costs.mean).tolist(),
@@ -84,7 +84,7 @@ def check_draws(num_steps: int, passes: EvaluationBatches) -> None:
         )
 
 
-def measure(
+def measure_chain_costs(
     experiment: Experiment,
     mesh: Mesh,
     params: Params,
@@ -105,7 +105,7 @@ def measure(
         terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps
 
-    compiled, result = compile_over(mesh, costs), StreamingMean(num_steps)
+    compiled, result = compile_on_mesh(mesh, costs), StreamingMean(num_steps)
     progress = Progress("fitting", len(passes))
     for visit in passes:
         t = even_times(visit.number, visit.first, passes.batch_size)

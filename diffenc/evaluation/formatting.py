@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffenc.evaluation.records import number
+from diffenc.evaluation.records import finite_number
 from diffenc.runtime.uncertainty_format import with_errors
 
-NONE = "–"
+NO_VALUE = "–"
 MINUS = "−"
 
 
@@ -17,15 +17,15 @@ def format_measurement(record: Mapping[str, Any], key: str) -> tuple[str, str, s
     Of an error over images that is not resolved, its upper bound.
     """
     mean, se, upper, mc_se = (
-        number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
+        finite_number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
     )
     errors = [upper if se is None else se, mc_se]
     text, over_images, monte_carlo = with_errors(math.nan if mean is None else mean, errors)
     at_most = "≤ " if se is None and over_images is not None else ""
     return (
         "not finite" if mean is None else typeset_minus(text),
-        at_most + (over_images or NONE),
-        monte_carlo or NONE,
+        at_most + (over_images or NO_VALUE),
+        monte_carlo or NO_VALUE,
     )
 
 

@@ -25,10 +25,10 @@ from diffenc.core.objective import Step, diffused_pixels, reconstruction_loss, r
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, compile_over
-from diffenc.evaluation.commands import publish, restore_for_bound
-from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound_of
-from diffenc.evaluation.evaluator import circumstances, errors_table, identity, statistics
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh
+from diffenc.evaluation.commands import publish_record, restore_for_bound
+from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
+from diffenc.evaluation.evaluator import circumstances, errors_table, image_metadata, mean_and_errors
 from diffenc.evaluation.image_error import PassValues
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
@@ -41,7 +41,7 @@ Walking = tuple[Float[Array, "samples b *d"], Float[Array, "samples b"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class ChainWeights:
     """What chains weigh.
 
     Attributes:
@@ -55,17 +55,19 @@ class Measured:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Bits/dim and their errors (`diffenc.evaluation.evaluator.statistics`); every image has chains of its own.
+        """Bits/dim and their errors (`diffenc.evaluation.evaluator.mean_and_errors`); every image has chains of its own.
 
         `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, what it is above `bpd_k_sample`.
         """
         to_bits = -1 / (self.num_dims * np.log(2))
-        many, one = to_bits * bound(self.log_w), to_bits * self.log_w.mean(axis=1)
+        many, one = to_bits * k_sample_bound(self.log_w), to_bits * self.log_w.mean(axis=1)
         bits = dict(zip(KEYS, (many, one, one - many), strict=True))
-        return {name: value for key in KEYS for name, value in statistics(key, PassValues(bits[key])).items()}
+        return {
+            name: value for key in KEYS for name, value in mean_and_errors(key, PassValues(bits[key])).items()
+        }
 
 
-def bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:
+def k_sample_bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:
     """log 1/K sum_k w_k, nats."""
     return logsumexp(log_w, axis=-2) - np.log(log_w.shape[-2])
 
@@ -94,7 +96,7 @@ def log_weights(
         step = secant(encode, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
-        walk = walker(model, params, step, log_snr_at(index), chain.log_w[index], condition)
+        walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], condition)
         eps, gain = jax.lax.map(walk, (eps, keys))
         return (eps, log_w + gain), None
 
@@ -110,7 +112,7 @@ def log_weights(
     return log_w + jax.lax.map(reconstruct, eps)
 
 
-def walker(
+def make_walk(
     model: Model,
     params: Params,
     step: Step,
@@ -172,19 +174,19 @@ def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     if settings.num_timesteps == 0:
         raise UserError("--mode=k_sample needs T: give --num_timesteps=T")
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    measured = measure(experiment, mesh, ema, workdir, step)
-    figures = record(experiment, measured, step) | measured.of
-    publish(workdir, "k_sample", figures, {"log_w": measured.log_w}, table(figures))
+    measured = measure_log_weights(experiment, mesh, ema, workdir, step)
+    figures = k_sample_record(experiment, measured, step) | measured.of
+    publish_record(workdir, "k_sample", figures, {"log_w": measured.log_w}, k_sample_table(figures))
     return figures
 
 
-def measure(
+def measure_log_weights(
     experiment: Experiment,
     mesh: Mesh,
     params: Params,
     workdir: Path | None = None,
     step: int | None = None,
-) -> Measured:
+) -> ChainWeights:
     """Weights of K chains for each image in each pass of `experiment.evaluate`.
 
     Args:
@@ -195,7 +197,7 @@ def measure(
         fitted is not.
     """
     settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
-    found = evaluated_bound_of(experiment, workdir, step)
+    found = evaluated_bound(experiment, workdir, step)
     chain = found.chain_of(params)
 
     def weights(given: tuple[Params, Chain], images: Images, key: Key) -> Float[Array, "samples b"]:
@@ -203,22 +205,25 @@ def measure(
         samples = experiment.k_sample.samples
         return log_weights(model, params, levels, chain, key, num_levels, samples, condition)
 
-    passes, compiled = EvaluationBatches(experiment, settings, mesh, "k_sample"), compile_over(mesh, weights)
+    passes, compiled = (
+        EvaluationBatches(experiment, settings, mesh, "k_sample"),
+        compile_on_mesh(mesh, weights),
+    )
     progress, rows = Progress("k_sample", len(passes)), []
     for visit in passes:
         log_w = jax.device_get(compiled((params, chain), visit.images, visit.key))
         rows.append(log_w[:, visit.real].astype(np.float64))
         progress()
     log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])
-    return Measured(log_w, int(np.prod(experiment.dataset.image_shape)), found.of)
+    return ChainWeights(log_w, int(np.prod(experiment.dataset.image_shape)), found.of)
 
 
-def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, Any]:
+def k_sample_record(experiment: Experiment, measured: ChainWeights, step: int) -> dict[str, Any]:
     """What k_sample.json says: the figures, and all that one must know to compare them."""
     settings, (_, samples, num_images) = experiment.evaluate, measured.log_w.shape
     return {
         **measured.summary(),
-        **identity(experiment, settings, num_images),
+        **image_metadata(experiment, settings, num_images),
         **bound_metadata(settings),
         "K": samples,
         **circumstances(experiment, settings),
@@ -226,7 +231,7 @@ def record(experiment: Experiment, measured: Measured, step: int) -> dict[str, A
     }
 
 
-def table(figures: dict[str, Any]) -> Table:
+def k_sample_table(figures: dict[str, Any]) -> Table:
     """The bounds of 1 and of K samples and their difference, with both errors."""
     chain = f"T {figures['T']}, {figures['times']} times, {figures['variance']} variance, K {figures['K']}"
     images = f"{figures['num_images']} images, {figures['passes']} pass(es)"

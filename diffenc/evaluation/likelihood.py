@@ -28,9 +28,15 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation import ode
-from diffenc.evaluation.batches import EvaluationBatches, compile_over
-from diffenc.evaluation.commands import publish, restore_for_bound
-from diffenc.evaluation.evaluator import PerImage, circumstances, errors_table, identity, statistics
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh
+from diffenc.evaluation.commands import publish_record, restore_for_bound
+from diffenc.evaluation.evaluator import (
+    PerImage,
+    circumstances,
+    errors_table,
+    image_metadata,
+    mean_and_errors,
+)
 from diffenc.evaluation.image_error import PassValues
 from diffenc.interfaces import Images, Key, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
@@ -46,7 +52,7 @@ UNMODELLED = (
 )
 
 
-class Solved(NamedTuple):
+class OdeLikelihoods(NamedTuple):
     """What solving for a set of images gave.
 
     Attributes:
@@ -76,18 +82,18 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
     # whatever JAX is set to: a solver that controls its error needs every digit
     with jax.default_matmul_precision("highest"):
-        solved = measure(experiment, mesh, ema)
+        solved = solve_images(experiment, mesh, ema)
         figures = {
-            **record(experiment, solved),
+            **likelihood_record(experiment, solved),
             "model": MODELLED if modelled else UNMODELLED,
             "step": step,
             "num_params": count_parameters(ema),
         }
-    publish(workdir, "likelihood", figures, solved._asdict(), table(figures))
+    publish_record(workdir, "likelihood", figures, solved._asdict(), likelihood_table(figures))
     return figures
 
 
-def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
+def solve_images(experiment: Experiment, mesh: Mesh, params: Params) -> OdeLikelihoods:
     """Every image once a pass, each time with dequantisation and probes drawn afresh.
 
     Raises:
@@ -95,7 +101,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
     """
     passes = EvaluationBatches(experiment, experiment.evaluate, mesh, "likelihood")
     solve = partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood)
-    compiled, progress = compile_over(mesh, solve), Progress("likelihood", len(passes))
+    compiled, progress = compile_on_mesh(mesh, solve), Progress("likelihood", len(passes))
     nats, evaluations = [], []
     for visit in passes:
         bound, stats = jax.device_get(compiled(params, visit.images, visit.key))
@@ -104,7 +110,7 @@ def measure(experiment: Experiment, mesh: Mesh, params: Params) -> Solved:
         evaluations.append(stats.evaluations)
         progress()
     by_pass = np.stack([np.concatenate(one) for one in passes.by_pass(nats)])
-    return Solved(by_pass, np.array(passes.by_pass(evaluations)))
+    return OdeLikelihoods(by_pass, np.array(passes.by_pass(evaluations)))
 
 
 def batch_nats(
@@ -120,15 +126,15 @@ def batch_nats(
         z_0,
         log_snr_0,
         log_snr_1,
-        ode.velocity(x_hat_of(model, params, images.condition), model.generative_mean),
-        divergence_of(settings, probe_key, x.shape),
+        ode.ode_velocity(x_hat_of(model, params, images.condition), model.generative_mean),
+        make_divergence(settings, probe_key, x.shape),
         settings.rtol,
         settings.atol,
     )
     return log_q - log_p, stats
 
 
-def divergence_of(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> ode.Divergence:
+def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> ode.Divergence:
     """Exact for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
@@ -139,13 +145,13 @@ def is_exact(settings: Likelihood, image_shape: tuple[int, ...]) -> bool:
     return int(np.prod(image_shape)) <= settings.exact_up_to
 
 
-def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
+def likelihood_record(experiment: Experiment, solved: OdeLikelihoods) -> dict[str, Any]:
     """The figures, and all of the settings that one must know to compare them."""
     settings, shape = experiment.likelihood, experiment.dataset.image_shape
     exact = is_exact(settings, shape)
     return {
-        **statistics("bpd_ode", PassValues(solved.nats / (np.prod(shape) * np.log(2)))),
-        **identity(experiment, experiment.evaluate, solved.nats.shape[1]),
+        **mean_and_errors("bpd_ode", PassValues(solved.nats / (np.prod(shape) * np.log(2)))),
+        **image_metadata(experiment, experiment.evaluate, solved.nats.shape[1]),
         "dequantisation": settings.dequantisation,
         "divergence": "exact" if exact else "hutchinson",
         **({} if exact else {"probes": settings.probes}),
@@ -156,7 +162,7 @@ def record(experiment: Experiment, solved: Solved) -> dict[str, Any]:
     }
 
 
-def table(figures: dict[str, Any]) -> Table:
+def likelihood_table(figures: dict[str, Any]) -> Table:
     """The bound in bits/dim with both errors, and below it whose bound it is."""
     title = (
         f"{describe_images(figures)}, {figures['num_images']} images, {figures['passes']} pass(es), "

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 POINTS = 1000
 
 
-class ByDraw(NamedTuple):
+class LossDraws(NamedTuple):
     """Each draw of a time by itself: [..., B] in a compiled function, [draws] once they are gathered.
 
     Attributes:
@@ -21,12 +21,12 @@ class ByDraw(NamedTuple):
     diffusion: Float[Array | np.ndarray, "*draws"]
 
 
-def gather(rows: list[ByDraw]) -> ByDraw:
+def concatenate_draws(rows: list[LossDraws]) -> LossDraws:
     """Draws of all batches, as one list."""
     return jax.tree.map(lambda *parts: np.concatenate([np.ravel(part) for part in parts]), *rows)
 
 
-def equal_shares(draws: ByDraw, count: int = POINTS) -> Float[np.ndarray, " count"]:
+def equal_shares(draws: LossDraws, count: int = POINTS) -> Float[np.ndarray, " count"]:
     """`count` values of log_snr, rising, each standing for an equal share of the diffusion loss.
 
     A histogram of them shows the loss by log_snr, whatever times were drawn. A chain's step may gain by its

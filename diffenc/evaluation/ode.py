@@ -48,7 +48,7 @@ class Stats(NamedTuple):
     reached: Bool[Array, ""]
 
 
-def velocity(x_hat: XHat, mean: GenerativeMean) -> Velocity:
+def ode_velocity(x_hat: XHat, mean: GenerativeMean) -> Velocity:
     """dz / d lambda of the model whose reverse process assumes that x_phi has the slope kappa x_hat."""
 
     def dz(z: Data, log_snr: LogSNR) -> Data:

@@ -28,25 +28,25 @@ from diffenc.workdir.claim import NPZ
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.
-ALIKE = (
+COMPARABLE_KEYS = (
     *("split", "T", "times", "variance", "time_sampler", "times_per_image", "passes", "batch_size", "seed"),
     *("stratified", "precision", "matmul_precision", "prng", "step"),
 )
 
 # What a record must have, and of which types.
-Needed = Mapping[str, tuple[type, ...]]
-NEEDED: Needed = {
+RequiredKeys = Mapping[str, tuple[type, ...]]
+REQUIRED_KEYS: RequiredKeys = {
     **{"dataset": (str,), "split": (str,), "num_images": (int,), "fingerprint": (str,), "T": (int, str)},
     **{"passes": (int,), "step": (int,), "bpd": (int, float, NoneType)},
 }
 
-MOST = 1 << 30  # bytes of the terms of all images
+MAX_BYTES = 1 << 30  # bytes of the terms of all images
 
 Record = Mapping[str, Any]
 
 
-AGAIN = "evaluate the run again"
-OTHER = f"is of another evaluation than the .json beside it; {AGAIN}"
+EVALUATE_AGAIN = "evaluate the run again"
+MISMATCH = f"is of another evaluation than the .json beside it; {EVALUATE_AGAIN}"
 
 
 class BrokenSealError(UserError):
@@ -57,7 +57,7 @@ class OtherTermsError(UserError):
     """Terms of images that are not those of the record beside them."""
 
 
-def parsed(data: bytes, name: Path | str, again: str = AGAIN) -> dict[str, Any]:
+def parse_record(data: bytes, name: Path | str, again: str = EVALUATE_AGAIN) -> dict[str, Any]:
     """Returns a record from its JSON, with its checksum, if it has one.
 
     Args:
@@ -89,7 +89,7 @@ def with_upper_bounds(record: dict[str, Any]) -> dict[str, Any]:
     return record | {f"{key}_upper": record[key] for key in spreads} | dict.fromkeys(spreads)
 
 
-def fault(record: Record, needed: Needed = NEEDED) -> str | None:
+def find_fault(record: Record, needed: RequiredKeys = REQUIRED_KEYS) -> str | None:
     """`lacks KEY` or `has KEY VALUE`, of what `record` has not, or has of another type; None if it is whole."""
     lacking = [key for key in needed if key not in record]
     if lacking:
@@ -98,7 +98,7 @@ def fault(record: Record, needed: Needed = NEEDED) -> str | None:
     return f"has {', '.join(wrong)}" if wrong else None
 
 
-def number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """`value`, if it is a finite number."""
     try:
         found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
@@ -107,14 +107,14 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def of_as_many(record: Record, num_images: int | None) -> bool:
+def has_num_images(record: Record, num_images: int | None) -> bool:
     """Whether a record is of `num_images` of its split, or of all there are."""
     whole = record.get("split_images")
     return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class EvaluationSpec:
     """Which evaluation states the figure of a run.
 
     Attributes:
@@ -130,13 +130,13 @@ class Wanted:
     seed: Any = 0
 
 
-def wanted_of(settings: Evaluate) -> Wanted:
+def evaluation_spec(settings: Evaluate) -> EvaluationSpec:
     """Returns the evaluation that the settings ask for."""
     bound = {**bound_metadata(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
-    return Wanted(settings.split, bound, settings.num_images, settings.seed)
+    return EvaluationSpec(settings.split, bound, settings.num_images, settings.seed)
 
 
-def is_of(record: Record, wanted: Wanted) -> bool:
+def matches_spec(record: Record, wanted: EvaluationSpec) -> bool:
     """Whether a record is of the split, bound and images that are wanted; what it does not state is taken to agree."""
     return (
         record["split"] == wanted.split
@@ -145,7 +145,7 @@ def is_of(record: Record, wanted: Wanted) -> bool:
     )
 
 
-def choose(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
+def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
     """Returns the name of the evaluation that states a run's figure: in a model card, in a report.
 
     It is the newest that is `wanted`, which is the one that the config asks for; else the newest; None if there is none.
@@ -156,8 +156,8 @@ def choose(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> s
     return next((name for name, record in records.items() if wanted(record)), next(iter(records), None))
 
 
-def _of_images(record: Record, wanted: Wanted) -> bool:
-    count, whole = wanted.num_images, number(record.get("split_images"))
+def _of_images(record: Record, wanted: EvaluationSpec) -> bool:
+    count, whole = wanted.num_images, finite_number(record.get("split_images"))
     if count is None or (isinstance(count, int) and whole is not None and count >= whole):
         return record["num_images"] == (record["num_images"] if whole is None else whole)
     return record["num_images"] == count and record.get("seed", wanted.seed) == wanted.seed
@@ -168,13 +168,13 @@ def _words(spelt: Any) -> Sequence[str]:
     return sorted(re.findall(r"[^(), ]+", str(spelt)))
 
 
-def differing(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
+def list_differences(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
     """`KEY ONE and TWO` for each of `keys` that two records differ in."""
-    told = ((key, stated(one, key), stated(two, key)) for key in keys)
+    told = ((key, stored_value(one, key), stored_value(two, key)) for key in keys)
     return [f"{key} {first} and {second}" for key, first, second in told if first != second]
 
 
-def stated(record: Record, key: str) -> Any:
+def stored_value(record: Record, key: str) -> Any:
     """`record[key]` as it is recorded now; None if it is not there.
 
     Records used to hold JAX's setting as `matmul_precision`, whose meaning the device decides, and no `prng`: the draws were
@@ -206,27 +206,27 @@ def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, Pa
       UserError: it cannot be read.
     """
     try:
-        arrays = safe_npz.load(io.BytesIO(data), str(name), (*TERMS, TIMES), MOST)
+        arrays = safe_npz.load(io.BytesIO(data), str(name), (*TERMS, TIMES), MAX_BYTES)
         nats = {term: arrays[term].astype(np.float64) for term in TERMS}
         nats["total"] = np.sum(list(nats.values()), axis=0)
         times = arrays.get(TIMES)
         if nats["total"].ndim != 2 or (times is not None and times.shape[:-1] != nats["total"].shape):
             raise ValueError("other than [passes, images]")
     except (UserError, KeyError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read ({error}); {AGAIN}") from None
+        raise UserError(f"{name}: cannot be read ({error}); {EVALUATE_AGAIN}") from None
     per_bit = nats_per_bit(nats["total"].mean(axis=0), record, name)
     if times is None:
         nats = {key: values.mean(axis=0, keepdims=True) for key, values in nats.items()}
     bits = {component: PassValues(nats[component] / per_bit, times) for component in COMPONENTS}
     same_file = record.get(NPZ) in (None, hashlib.sha256(data).hexdigest())
     if not same_file or not all(_agree(bits[one].mean, record.get(key)) for one, key in COMPONENTS.items()):
-        raise OtherTermsError(f"{name}: {OTHER}")
+        raise OtherTermsError(f"{name}: {MISMATCH}")
     return bits
 
 
 def _agree(bits: float, stated: Any) -> bool:
     """Whether a mean is the stated one, to the digits that float32 leaves; what is not stated agrees."""
-    figure = number(stated)
+    figure = finite_number(stated)
     return figure is None or math.isclose(bits, figure, rel_tol=1e-6, abs_tol=1e-9)
 
 
@@ -236,5 +236,5 @@ def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path 
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
-        raise OtherTermsError(f"{name}: {OTHER}")
+        raise OtherTermsError(f"{name}: {MISMATCH}")
     return round(dims) * math.log(2)

@@ -25,12 +25,12 @@ from diffenc.workdir import fitted_chains
 MOST_STRETCHES = 20
 
 
-def stretches(steps: int) -> int:
+def count_stretches(steps: int) -> int:
     """Into how many equal stretches `steps` are cut: the largest divisor up to MOST_STRETCHES."""
     return max(count for count in range(1, min(steps, MOST_STRETCHES) + 1) if steps % count == 0)
 
 
-def file_name(settings: Sample, step: int) -> str:
+def sample_file_name(settings: Sample, step: int) -> str:
     """The PNG's name: what was drawn from the checkpoint of `step`, and how where it is not the usual way."""
     chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
@@ -56,7 +56,7 @@ class ImageSampler:
           UserError: times or variances that must be fitted are not.
         """
         self.settings = experiment.sample
-        self.num_stretches = stretches(self.settings.num_timesteps)
+        self.num_stretches = count_stretches(self.settings.num_timesteps)
         self._model = experiment.model
         self._num_levels = experiment.dataset.num_levels
         self._shape = (self.settings.num, *experiment.dataset.image_shape)

@@ -61,18 +61,18 @@ def test_results(
       by_pass: seed -> A − B of each image in each pass; asked of the seeds that both have.
     """
     one, two = (np.array(list(each.values()), np.float64) for each in (a, b))
-    found, shared = [welch(one, two)], [seed for seed in a if seed in b]
+    found, shared = [welch_test(one, two)], [seed for seed in a if seed in b]
     if not shared:
         return found
     one, two = (np.array([each[seed] for seed in shared], np.float64) for each in (a, b))
-    found.append(paired(one, two))
+    found.append(paired_test(one, two))
     if np.isfinite([one, two]).all():
         differences = [by_pass(seed) for seed in shared]
-        found += [over_images(differences), over_seeds_and_images(differences)]
+        found += [bootstrap_images(differences), bootstrap_seeds_and_images(differences)]
     return found
 
 
-def welch(a: Values, b: Others) -> TestResult:
+def welch_test(a: Values, b: Others) -> TestResult:
     """Welch's t-test of two samples, which may be of different sizes and variances."""
     of = f"{len(a)} + {len(b)} runs"
     if min(len(a), len(b)) < 2:
@@ -93,7 +93,7 @@ def welch_from_errors(a: tuple[float, float, int], b: tuple[float, float, int]) 
     return TestResult("Welch", of, a[0] - b[0], math.hypot(a[1], b[1]), None, *ps)
 
 
-def paired(a: Values, b: Values, what: str = "pairs of runs") -> TestResult:
+def paired_test(a: Values, b: Values, what: str = "pairs of runs") -> TestResult:
     """The paired t-test; a[k] and b[k] are of one seed, or of one image: `what` says so."""
     of = f"{len(a)} {what}"
     if len(a) < 2:
@@ -104,7 +104,7 @@ def paired(a: Values, b: Values, what: str = "pairs of runs") -> TestResult:
     return TestResult("paired t", of, float(differences.mean()), error, *_of_t(both, lower))
 
 
-def over_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
+def bootstrap_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     """Percentile bootstrap of the mean difference over images, averaged over these seeds.
 
     Covers which images were drawn, not which seeds, times or noise: another seed may well fall outside. Each image's
@@ -114,7 +114,7 @@ def over_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     """
     averaged = _averaged(differences)
     of = f"{averaged.values.shape[1]} images, seeds as they are"
-    share = share_of_images(averaged)
+    share = share_between_images(averaged)
     if share is None:
         return TestResult("bootstrap", of, averaged.mean)
     by_image = _shrunk(averaged.values.mean(axis=0), share)
@@ -132,15 +132,15 @@ def over_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     )
 
 
-def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
+def bootstrap_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> TestResult:
     """Percentile bootstrap that draws seeds and, of all of them alike, images: both with replacement.
 
     Covers both, but of n seeds a bootstrap sees only (n - 1) / n of their variance: with a few seeds the interval
-    is too narrow, and the paired t-test is the safer one. Images are shrunk as in `over_images`.
+    is too narrow, and the paired t-test is the safer one. Images are shrunk as in `bootstrap_images`.
     """
     averaged, seeds = _averaged(differences), len(differences)
     of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
-    share = share_of_images(averaged)
+    share = share_between_images(averaged)
     if seeds < 2 or share is None:
         return TestResult("bootstrap", of, averaged.mean)
     by_seed = np.stack([_shrunk(each.values.mean(axis=0), share) for each in differences])
@@ -149,7 +149,7 @@ def over_seeds_and_images(differences: Sequence[PassValues], seed: int = 0) -> T
     return TestResult("bootstrap", of, averaged.mean, float(means.std(ddof=1)), (float(low), float(high)))
 
 
-def share_of_images(values: PassValues) -> float | None:
+def share_between_images(values: PassValues) -> float | None:
     """Returns which part of the variance of per-image means is between images; None where it is not resolved."""
     if values.values.shape[1] < 2:
         return None
@@ -185,7 +185,7 @@ def resampled_means(differences: OneAndAll, random: np.random.Generator) -> Floa
     return np.concatenate(means)
 
 
-def holm(ps: Sequence[float | None]) -> list[float | None]:
+def holm_correction(ps: Sequence[float | None]) -> list[float | None]:
     """Returns p of each of several comparisons, corrected after Holm (1979) for how many there are; None stays None.
 
     If all below some level are claimed, the probability that any claim is false is at most that level.

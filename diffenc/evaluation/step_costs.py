@@ -28,7 +28,7 @@ from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import subsample
-from diffenc.evaluation.batches import compile_over
+from diffenc.evaluation.batches import compile_on_mesh
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample, Source, Variance
 from diffenc.parallel.sharding import check_divisible, images_to_devices, rows_here
@@ -80,7 +80,7 @@ def half_snr_rise(
     return -0.5 * np.expm1(log_snr_t - log_snr_s) * np.exp(log_snr_s)
 
 
-def price(
+def apply_variance(
     nats: PerEdge, log_snr_t: PerEdge, log_snr_s: PerEdge, variance: Variance, num_dims: int
 ) -> tuple[PerEdge, PerEdge]:
     """What steps cost with the sigma_P that `variance` gives them, in nats, and their excess.
@@ -141,7 +141,7 @@ def images_of(experiment: Experiment) -> Source:
     return subsample(experiment.dataset.source(settings.split), settings.num_images, settings.seed)
 
 
-def measure(experiment: Experiment, mesh: Mesh, params: Params) -> StepCosts:
+def measure_step_costs(experiment: Experiment, mesh: Mesh, params: Params) -> StepCosts:
     """Q over the images and passes of `experiment.fit`, summed in float64.
 
     Raises:
@@ -182,4 +182,4 @@ def _compiled(
             experiment.model, params, levels, eps, jnp.asarray(knots), num_levels, condition
         )
 
-    return compile_over(mesh, squares)
+    return compile_on_mesh(mesh, squares)

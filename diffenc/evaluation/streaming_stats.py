@@ -63,12 +63,12 @@ class ImageMeans:
     @property
     def standard_error(self) -> Float[np.ndarray, " size"]:
         """Of each mean."""
-        return spread(self._shares)
+        return sum_errors(self._shares)
 
     @property
     def mean_error(self) -> float:
         """The standard error of the mean of all the means."""
-        return float(spread(self._shares.mean(axis=1, keepdims=True))[0])
+        return float(sum_errors(self._shares.mean(axis=1, keepdims=True))[0])
 
     @property
     def _shares(self) -> Float[np.ndarray, "images size"]:
@@ -76,6 +76,6 @@ class ImageMeans:
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
 
 
-def spread(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:
+def sum_errors(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:
     """The standard errors of sums of independent shares."""
     return np.sqrt(np.square(shares).sum(axis=0) * len(shares) / max(len(shares) - 1, 1))

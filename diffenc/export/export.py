@@ -98,20 +98,20 @@ def evaluation_of(workdir: Path, about: About, settings: Evaluate) -> dict[str, 
     read = {path.name: said for path in newest if (said := _read(path)) is not None}
     of_this = about.config_hash, about.step
     same = {name: said for name, said in read.items() if (said["config_hash"], said["step"]) == of_this}
-    wanted = records.wanted_of(settings)
-    chosen = records.choose(same, lambda record: records.is_of(record, wanted))
+    wanted = records.evaluation_spec(settings)
+    chosen = records.choose_evaluation(same, lambda record: records.matches_spec(record, wanted))
     return None if chosen is None else same[chosen]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A record that has what the card states, and agrees with its terms; None with a warning if it has not."""
     try:
-        said = records.parsed(path.read_bytes(), path)
-        fault = records.fault({"split_images": None, **said}, model_card.NEEDED)
+        said = records.parse_record(path.read_bytes(), path)
+        fault = records.find_fault({"split_images": None, **said}, model_card.NEEDED)
         if fault is not None:
             raise UserError(f"{path}: {fault}")
         terms = path.with_suffix(".npz")
-        if terms.is_file() and records.number(said["bpd"]) is not None:
+        if terms.is_file() and records.finite_number(said["bpd"]) is not None:
             records.terms_by_pass(terms.read_bytes(), said, terms)
     except (UserError, OSError) as error:
         logging.warning("passed over: %s", error)

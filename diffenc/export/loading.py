@@ -18,7 +18,7 @@ from diffenc.config.gin_files import CONFIG, decode
 from diffenc.config.import_rules import names_modules
 from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
-from diffenc.evaluation.commands import in_precision, read_ema
+from diffenc.evaluation.commands import read_ema, to_default_precision
 from diffenc.export import config_binding, weights
 from diffenc.export.array_dataset import Kind
 from diffenc.export.trained_model import TrainedModel
@@ -69,7 +69,7 @@ def _of_workdir(
     wanted = expected(experiment, path, path, FREE_TO_MEASURE)
     restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step, wanted.check)
     wanted.warn_unchecked(restored)
-    params = jax.tree.map(in_precision, restored.tree["ema"])
+    params = jax.tree.map(to_default_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)
     return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)
 
@@ -85,7 +85,9 @@ def _check_beside(path: PathLike, about: About) -> None:
 def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
     experiment = _experiment(about, name, may_import)
     arrays = weights.read(file, abstract_names(experiment))
-    params = filled(experiment, {leaf: in_precision(jnp.asarray(array)) for leaf, array in arrays.items()})
+    params = filled(
+        experiment, {leaf: to_default_precision(jnp.asarray(array)) for leaf, array in arrays.items()}
+    )
     return TrainedModel(experiment, jax.device_put(params, replicated(data_mesh())), about.step, name)
 
 

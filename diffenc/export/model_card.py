@@ -10,7 +10,7 @@ from diffenc.errors import printable
 from diffenc.evaluation import records
 from diffenc.evaluation.evaluator import KEYS
 from diffenc.evaluation.formatting import format_measurement
-from diffenc.evaluation.records import number, stated
+from diffenc.evaluation.records import finite_number, stored_value
 from diffenc.export.weights import FILE, About
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
@@ -36,8 +36,8 @@ HOW = (
     "matmul_precision",
 )
 # What the card reads of it, apart from the figures.
-NEEDED: records.Needed = {
-    **records.NEEDED,
+NEEDED: records.RequiredKeys = {
+    **records.REQUIRED_KEYS,
     **{"config_hash": (str,), "precision": (str,), "split_images": (int, NoneType)},
 }
 
@@ -91,7 +91,7 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapp
 def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
     dataset = {key: _plain(value) for key, value in dataset.items()}
-    metrics = [_metric(evaluation, key) for key in KEYS if number(evaluation.get(key)) is not None]
+    metrics = [_metric(evaluation, key) for key in KEYS if finite_number(evaluation.get(key)) is not None]
     name = f"{_plain(about.dataset['dataset'])}-{about.config_hash[:8]}"
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
 
@@ -100,11 +100,11 @@ def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A figure for hubs, which show name and value: without T and the images nobody could compare it."""
     of = f"T {_plain(said['T'])}, {_images_of(said)} images, {said['passes']} pass(es)"
     keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
-    args = {name: stated(said, name) for name in keys if said.get(name) is not None}
+    args = {name: stored_value(said, name) for name in keys if said.get(name) is not None}
     args = {name: _plain(value) if isinstance(value, str) else value for name, value in args.items()}
-    errors = {name: number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
+    errors = {name: finite_number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
     if errors["se"] is None:
-        errors["se_upper"] = number(said.get(f"{key}_se_upper"))
+        errors["se_upper"] = finite_number(said.get(f"{key}_se_upper"))
     return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
 
@@ -147,7 +147,7 @@ def _needed(about: About, modules: Sequence[str]) -> str:
 
 def _evaluated(said: Mapping[str, Any]) -> str:
     terms = ["T", *(key for key in HOW if said.get(key) is not None)]
-    how = ", ".join(f"{key} {_words(stated(said, key))}" for key in terms)
+    how = ", ".join(f"{key} {_words(stored_value(said, key))}" for key in terms)
     lines = [
         f"Bits/dim of {_images_of(said)} images of {_words(said['dataset'])} {_words(said['split'])}, pixels "
         f"{_inline(said['fingerprint'])}:",

@@ -19,7 +19,7 @@ from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Evaluator, Measured
+from diffenc.evaluation.evaluator import ElboTerms, Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.export.array_dataset import GivenImages, checked_images, checked_labels
 from diffenc.fields.values import coerce
@@ -50,7 +50,7 @@ class ElboResult:
     means: dict[str, float | None]
 
     @staticmethod
-    def of(measured: Measured) -> "ElboResult":
+    def of(measured: ElboTerms) -> "ElboResult":
         bits = measured.bits()
         passes = len(bits["bpd"])
         means = {key.removeprefix("bpd_"): each.mean(axis=0) for key, each in bits.items()}

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Evaluator, record
+from diffenc.evaluation.evaluator import Evaluator, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel import distributed
@@ -85,7 +85,7 @@ class Hooks:
         writer.write_histograms(step, {f"{split}_loss_over_log_snr": equal_shares(measured.draws)})
         if step == self._experiment.steps:
             num_params = count_parameters(state.params)
-            figures = record(self._experiment, measured, step, num_params, self._evaluator.of)
+            figures = evaluation_record(self._experiment, measured, step, num_params, self._evaluator.of)
             distributed.main_process_only(workdirs.save_measurement)(
                 self._workdir, "evaluation", figures, measured.arrays()
             )

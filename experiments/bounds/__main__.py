@@ -30,7 +30,7 @@ from diffenc.data.sources import require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood
 from diffenc.evaluation.commands import restore_ema
-from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, identity
+from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, image_metadata
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
 from diffenc.evaluation.image_error import PassValues
@@ -70,7 +70,7 @@ class Bounds:
         self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]], *more: Any
     ) -> dict:
         """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
-        self.compared.append(identity(experiment, experiment.evaluate, self.num_images))
+        self.compared.append(image_metadata(experiment, experiment.evaluate, self.num_images))
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
         origin = self._origin(experiment, *more)
         if file.is_file():
@@ -112,13 +112,17 @@ class Bounds:
         def compute() -> dict[str, np.ndarray]:
             say(f"the {samples}-sample bound, T = {steps}")
             fit_what_is_missing(experiment, self.workdir, self.step)
-            measured = k_sample.measure(experiment, self.mesh, self.params, self.workdir, self.step)
+            measured = k_sample.measure_log_weights(
+                experiment, self.mesh, self.params, self.workdir, self.step
+            )
             return {"log_w": measured.log_w}
 
         log_w = self._kept(f"k{samples}_T{steps}", experiment, compute, experiment.k_sample)["log_w"]
         return {
             f"ELBO, T = {steps}, fitted": PassValues(-self._bits(log_w.mean(axis=1))),
-            f"{samples} samples, T = {steps}, fitted": PassValues(-self._bits(k_sample.bound(log_w))),
+            f"{samples} samples, T = {steps}, fitted": PassValues(
+                -self._bits(k_sample.k_sample_bound(log_w))
+            ),
         }
 
     def ode(self, few: int) -> dict[str, PassValues]:
@@ -127,7 +131,7 @@ class Bounds:
 
         def compute() -> dict[str, np.ndarray]:
             say("the likelihood of the ODE")
-            return {"nats": likelihood.measure(experiment, self.mesh, self.params).nats}
+            return {"nats": likelihood.solve_images(experiment, self.mesh, self.params).nats}
 
         nats = self._kept("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape
@@ -183,7 +187,7 @@ def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
     require_same_images(bounds.compared)  # the data may have been replaced meanwhile
     few = {name: (bits, continuous.of(bounds.places(given.few))) for name, bits in beside.items()}
     settings = bounds.experiment.evaluate
-    of = identity(bounds.experiment, settings, continuous.values.shape[1])
+    of = image_metadata(bounds.experiment, settings, continuous.values.shape[1])
     return Results(by_steps, continuous, few, of | {"passes": settings.passes, "step": bounds.step})
 
 

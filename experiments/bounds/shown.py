@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from diffenc.evaluation.evaluator import over_images_text, statistics
+from diffenc.evaluation.evaluator import format_error_over_images, mean_and_errors
 from diffenc.evaluation.image_error import PassValues
 from diffenc.runtime import plots
 from diffenc.runtime.uncertainty_format import rounded
@@ -22,7 +22,7 @@ def text(bits: PassValues) -> str:
 
 def over_images(bits: PassValues) -> str:
     """Returns the error over images, or the upper bound where it is not resolved."""
-    return over_images_text(statistics("bpd", bits), "bpd")
+    return format_error_over_images(mean_and_errors("bpd", bits), "bpd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def figures(results: Results) -> dict[str, Any]:
     """The same for programs."""
 
     def plain(bits: PassValues) -> dict[str, Any]:
-        return statistics("bpd", bits)
+        return mean_and_errors("bpd", bits)
 
     return {
         **results.of,

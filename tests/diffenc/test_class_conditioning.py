@@ -18,7 +18,7 @@ from diffenc.data.sources import ArraySource, describe_images, require_same_imag
 from diffenc.errors import UserError
 from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, step_costs
 from diffenc.evaluation.batches import EvaluationBatches
-from diffenc.evaluation.evaluator import Evaluator, identity
+from diffenc.evaluation.evaluator import Evaluator, image_metadata
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh, images_to_devices
 from diffenc.tools.fid.class_labels import class_shares, draw_labels
@@ -159,7 +159,7 @@ def test_the_encoder_keeps_what_the_network_is_not_told():
 def test_labels_reach_the_k_sample_bound(three):
     settings = {"evaluate": Evaluate(num_timesteps=5), "k_sample": KSample(samples=2)}
     right, wrong = (three(dataset=data, **settings) for data in (Three(), Three(1)))
-    right, wrong = (k_sample.measure(e, data_mesh(), PARAMS).log_w for e in (right, wrong))
+    right, wrong = (k_sample.measure_log_weights(e, data_mesh(), PARAMS).log_w for e in (right, wrong))
     # a step that errs by nothing weighs nothing: what is left are both ends
     assert np.all(right.mean(axis=1) - wrong.mean(axis=1) > 10)
 
@@ -169,8 +169,8 @@ def test_labels_reach_the_fits(three):
     for wrong in (0, 1):
         experiment = three(dataset=Three(wrong), fit=settings)
         passes = EvaluationBatches(experiment, settings, data_mesh(), "fit", 4)
-        cost = fit_variance.measure(experiment, data_mesh(), PARAMS, equal_times(4), passes).mean
-        squares = step_costs.measure(experiment, data_mesh(), PARAMS).mean
+        cost = fit_variance.measure_chain_costs(experiment, data_mesh(), PARAMS, equal_times(4), passes).mean
+        squares = step_costs.measure_step_costs(experiment, data_mesh(), PARAMS).mean
         for found in (cost, squares):
             np.testing.assert_array_equal(found > 1e-6, np.full(found.shape, bool(wrong)))
 
@@ -187,7 +187,7 @@ def test_labels_reach_the_diagnosis(three):
 def test_labels_reach_the_likelihood(three):
     model = model_of(network=Knows(shifted=False), ends=(4.0, -4.0))
     right, wrong = (
-        likelihood.measure(
+        likelihood.solve_images(
             three(model=model, dataset=data, evaluate=Evaluate(num_images=3)), data_mesh(), PARAMS
         )
         for data in (Three(), Three(1))
@@ -257,7 +257,7 @@ def test_what_a_figure_says(three):
 def test_records_and_titles_say_it(three):
     settings = Evaluate()
     told, blind = (
-        identity(three(model=model_of(network=Knows(classes=count))), settings, 7) for count in (3, 0)
+        image_metadata(three(model=model_of(network=Knows(classes=count))), settings, 7) for count in (3, 0)
     )
     assert (told["condition"], told["encoder_condition"]) == ("class", "class")
     assert "condition" not in blind

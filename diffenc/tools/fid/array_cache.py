@@ -12,21 +12,23 @@ from diffenc.files import atomic
 from diffenc.parallel.distributed import main_process_only
 
 
-def array(file: Path, made: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def load_or_compute(
+    file: Path, made: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
     """What is kept in the .npy file, or else what `made()` gives, which is then kept.
 
     Raises:
       UserError: the disk refused.
     """
-    found = load(file, shape, dtype)
+    found = load_array(file, shape, dtype)
     if found is not None:
         return found
     new = made()
-    save(file, new)
+    save_array(file, new)
     return new
 
 
-def load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     """The array kept in the .npy file; None if there is none, or not one of this shape and type."""
     try:
         found = np.load(file, allow_pickle=False)
@@ -39,8 +41,8 @@ def load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
 
 
 @main_process_only
-def save(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
-    """Keep `array` in the .npy file, all or nothing. Raises UserError if the disk refused."""
+def save_array(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
+    """Keep `load_or_compute` in the .npy file, all or nothing. Raises UserError if the disk refused."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     with atomic.replacing(file) as temporary:

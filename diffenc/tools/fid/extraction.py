@@ -47,7 +47,7 @@ class Extractor:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Summary:
+class FeatureSummary:
     """What distances between sets of images are computed from.
 
     Attributes:
@@ -61,7 +61,7 @@ class Summary:
     some: Vectors
 
 
-class Collector:
+class FeatureCollector:
     """Takes features as they come."""
 
     def __init__(self, size: int, places: Int[np.ndarray, " n"], keep: int):
@@ -80,6 +80,6 @@ class Collector:
         self._some[places[kept]] = vectors[kept]
         self._moments.add(vectors)
 
-    def summary(self) -> Summary:
+    def summary(self) -> FeatureSummary:
         """Of all there were so far; `some` is filled without gaps if places up to there were 0, 1, 2, ... in any order."""
-        return Summary(self._moments.gaussian, self.count, self._some[: self.count])
+        return FeatureSummary(self._moments.gaussian, self.count, self._some[: self.count])

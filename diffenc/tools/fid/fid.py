@@ -27,8 +27,8 @@ from diffenc.core.parameters import count_parameters
 from diffenc.core.rng import generator, root_key
 from diffenc.data.batches import epoch_order
 from diffenc.errors import UserError
-from diffenc.evaluation.commands import publish, restore_ema
-from diffenc.evaluation.evaluator import identity, surroundings
+from diffenc.evaluation.commands import publish_record, restore_ema
+from diffenc.evaluation.evaluator import image_metadata, run_metadata
 from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
 from diffenc.files import atomic
 from diffenc.interfaces import Features, Params
@@ -42,10 +42,10 @@ from diffenc.runtime.progress import Progress
 from diffenc.runtime.uncertainty_format import MISSING, digits, rounded
 from diffenc.tools.fid import array_cache
 from diffenc.tools.fid.class_labels import class_shares, draw_labels
-from diffenc.tools.fid.extraction import Collector, Extractor, Summary, Vectors
-from diffenc.tools.fid.frechet import distance
-from diffenc.tools.fid.kid import kid
-from diffenc.tools.fid.split_features import digest, of_split
+from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary, Vectors
+from diffenc.tools.fid.frechet import frechet_distance
+from diffenc.tools.fid.kid import kernel_distance
+from diffenc.tools.fid.split_features import hash_key, summarize_split
 from diffenc.workdir import mirror
 
 FOLDER = "fid"
@@ -59,13 +59,17 @@ def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: the weights of the features, the data or the run are not there, or images have other than 1 or 3
         channels.
     """
-    settings, chosen = experiment.fid, features_of(experiment)
+    settings, chosen = experiment.fid, choose_features(experiment)
     extractor = Extractor(chosen)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.sample.step)
-    draws = Draws(experiment, mesh, params, workdir, step)
-    splits = {split: of_split(experiment.dataset, split, settings, extractor) for split in settings.splits}
-    distances = list(compare(sample_summaries(experiment, draws, extractor), splits, settings.kid_block))
+    draws = SampleCache(experiment, mesh, params, workdir, step)
+    splits = {
+        split: summarize_split(experiment.dataset, split, settings, extractor) for split in settings.splits
+    }
+    distances = list(
+        compare_summaries(summarize_samples(experiment, draws, extractor), splits, settings.kid_block)
+    )
     figures = {
         "metric": chosen.metric(),
         "distances": distances,
@@ -75,16 +79,16 @@ def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "num_images": settings.num_images,
         "kid_images": settings.kid_images,
         "kid_block": settings.kid_block,
-        **of_images(experiment, splits),
+        **split_metadata(experiment, splits),
         **draws.of,
-        **surroundings(experiment),
+        **run_metadata(experiment),
         "num_params": count_parameters(params),
     }
-    publish(workdir, "fid", figures, {}, table(figures))
+    publish_record(workdir, "fid", figures, {}, fid_table(figures))
     return figures
 
 
-def features_of(experiment: Experiment) -> Features:
+def choose_features(experiment: Experiment) -> Features:
     """The features that are asked for.
 
     Raises:
@@ -96,7 +100,7 @@ def features_of(experiment: Experiment) -> Features:
     return experiment.fid.features or features["inception"]()
 
 
-class Draws:
+class SampleCache:
     """Samples in chunks of `fid.batch_size`, each drawn once for each way of drawing and kept in the workdir.
 
     Attributes:
@@ -112,15 +116,15 @@ class Draws:
         settings = dataclasses.replace(experiment.sample, num=self.size)
         self._sampler = ImageSampler(dataclasses.replace(experiment, sample=settings), mesh, workdir, step)
         self._root = root_key(experiment.fid.seed, "fid")
-        self._labels = Labels(experiment)
-        self.of = {"step": step, **of_sampling(experiment), **self._labels.of, **self._sampler.plan.of}
+        self._labels = SampleLabels(experiment)
+        self.of = {"step": step, **sampling_metadata(experiment), **self._labels.of, **self._sampler.plan.of}
         decided_by = {
             "config": serialize.config_hash(experiment),
             "precision": serialize.precision(experiment),
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }
-        self.folder = workdir / FOLDER / digest({**self.of, **decided_by})
+        self.folder = workdir / FOLDER / hash_key({**self.of, **decided_by})
 
     def progress(self, num: int) -> Progress:
         """Of drawing what is not there of the first `num` samples."""
@@ -136,13 +140,13 @@ class Draws:
           UserError: the disk refused.
         """
         file = self._file(index)
-        found = array_cache.load(file, self._shape, "uint8") if is_main() else None
+        found = array_cache.load_array(file, self._shape, "uint8") if is_main() else None
         (there,) = collectives.broadcast_ints(int(found is not None))
         if there:
             return collectives.broadcast_array(np.zeros(self._shape, np.uint8) if found is None else found)
         key = jax.random.fold_in(self._root, index)
         new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
-        array_cache.save(file, new)
+        array_cache.save_array(file, new)
         main_process_only(atomic.write_json)(self.folder / "of.json", self.of)  # for people
         mirror.push(self._workdir)
         return new
@@ -151,7 +155,7 @@ class Draws:
         return self.folder / f"{index:06d}.npy"
 
 
-class Labels:
+class SampleLabels:
     """Of which class each sample is: any, drawn by the shares of the train split, or `sample.classes` in turn.
 
     Attributes:
@@ -179,7 +183,7 @@ class Labels:
         return class_shares(self._dataset)
 
 
-def of_sampling(experiment: Experiment) -> dict[str, Any]:
+def sampling_metadata(experiment: Experiment) -> dict[str, Any]:
     """How samples are drawn, the checkpoint aside."""
     settings = vars(experiment.sample)
     spelt = {
@@ -190,19 +194,24 @@ def of_sampling(experiment: Experiment) -> dict[str, Any]:
     return {"sampling": spelt, "seed": experiment.fid.seed, "batch_size": experiment.fid.batch_size}
 
 
-def of_images(experiment: Experiment, splits: Mapping[str, Summary]) -> dict[str, Any]:
+def split_metadata(experiment: Experiment, splits: Mapping[str, FeatureSummary]) -> dict[str, Any]:
     """What the samples are compared with."""
     images = {
-        split: identity(experiment, Evaluate(split=split), summary.count) for split, summary in splits.items()
+        split: image_metadata(experiment, Evaluate(split=split), summary.count)
+        for split, summary in splits.items()
     }
     return {"dataset": next(iter(images.values()))["dataset"], "images": images}
 
 
-def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor) -> Iterator[Summary]:
+def summarize_samples(
+    experiment: Experiment, draws: SampleCache, extractor: Extractor
+) -> Iterator[FeatureSummary]:
     """Of the first `num` samples, for each of `fid.nums`, the smallest first."""
     nums = np.unique(experiment.fid.nums)
-    collector = Collector(extractor.size, places(nums, experiment.fid.seed), experiment.fid.kid_images)
-    for vectors in sample_features(int(nums[-1]), experiment.dataset.num_levels, draws, extractor):
+    collector = FeatureCollector(
+        extractor.size, subset_order(nums, experiment.fid.seed), experiment.fid.kid_images
+    )
+    for vectors in extract_sample_features(int(nums[-1]), experiment.dataset.num_levels, draws, extractor):
         ends = nums - collector.count
         for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
             collector.add(part)
@@ -210,7 +219,7 @@ def sample_summaries(experiment: Experiment, draws: Draws, extractor: Extractor)
                 yield collector.summary()
 
 
-def places(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
+def subset_order(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
     """Where each sample comes among those of the kernel distance, which wants them in random order.
 
     The first `num` samples have the first `num` places, for each of the increasing `nums`.
@@ -222,9 +231,11 @@ def places(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
     return np.concatenate(parts)
 
 
-def sample_features(num: int, num_levels: int, draws: Draws, extractor: Extractor) -> Iterator[Vectors]:
+def extract_sample_features(
+    num: int, num_levels: int, draws: SampleCache, extractor: Extractor
+) -> Iterator[Vectors]:
     """Of the first `num` samples, chunk by chunk."""
-    drawing, folder = draws.progress(num), draws.folder / digest({"features": extractor.identity})
+    drawing, folder = draws.progress(num), draws.folder / hash_key({"features": extractor.identity})
     files = [folder / f"{index:06d}.npy" for index in range(-(-num // draws.size))]
     extracting = Progress("features of samples", sum(not file.is_file() for file in files))
     for index, file in enumerate(files):
@@ -235,27 +246,27 @@ def sample_features(num: int, num_levels: int, draws: Draws, extractor: Extracto
             extracting()
             return new
 
-        yield array_cache.array(file, made, (draws.size, extractor.size), "float32")[: num - first]
+        yield array_cache.load_or_compute(file, made, (draws.size, extractor.size), "float32")[: num - first]
 
 
-def compare(
-    summaries: Iterator[Summary], splits: Mapping[str, Summary], block: int
+def compare_summaries(
+    summaries: Iterator[FeatureSummary], splits: Mapping[str, FeatureSummary], block: int
 ) -> Iterator[dict[str, Any]]:
     """Each set of samples beside each split."""
     for drawn in summaries:
         for split, summary in splits.items():
-            kernel = kid(drawn.some, summary.some, block)
+            kernel = kernel_distance(drawn.some, summary.some, block)
             yield {
                 "num": drawn.count,
                 "split": split,
-                "distance": distance(drawn.gaussian, summary.gaussian),
+                "distance": frechet_distance(drawn.gaussian, summary.gaussian),
                 "kid": kernel.value,
                 "kid_se": kernel.error,
                 "kid_num": kernel.num,
             }
 
 
-def table(figures: dict[str, Any]) -> Table:
+def fid_table(figures: dict[str, Any]) -> Table:
     """The distances, for people."""
     sampling = figures["sampling"]
     title = (

@@ -43,7 +43,7 @@ class Gaussian:
     covariance: Float[np.ndarray, "size size"]
 
 
-def distance(one: Gaussian, other: Gaussian) -> float:
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """The (squared) distance, not negative but by rounding; either covariance may be singular.
 
     With C = L L^T the eigenvalues of C_1 C_2 are those of the symmetric L_1^T C_2 L_1, so the trace of the root is
@@ -51,12 +51,12 @@ def distance(one: Gaussian, other: Gaussian) -> float:
     """
     shift = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
-    product = factor(one.covariance).T @ factor(other.covariance)
+    product = covariance_factor(one.covariance).T @ covariance_factor(other.covariance)
     overlap = np.linalg.svd(product, compute_uv=False).sum()
     return float(shift @ shift + traces - 2 * overlap)
 
 
-def factor(covariance: Float[np.ndarray, "size size"]) -> Float[np.ndarray, "size rank"]:
+def covariance_factor(covariance: Float[np.ndarray, "size size"]) -> Float[np.ndarray, "size rank"]:
     """L of one column at least with L L^T = C, C being symmetric and, but for rounding, not negative."""
     values, vectors = eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps

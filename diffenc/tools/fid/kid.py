@@ -10,7 +10,7 @@ Vectors = Float[np.ndarray, "_ size"]
 FEWEST_BLOCKS = 4  # if there are vectors for them: so that the error is known
 
 
-class Kid(NamedTuple):
+class KernelDistance(NamedTuple):
     """The mean over blocks, its standard error (None from a single block), and how many vectors of each set it is of."""
 
     value: float
@@ -18,7 +18,7 @@ class Kid(NamedTuple):
     num: int
 
 
-def kid(one: Vectors, other: Vectors, block: int) -> Kid:
+def kernel_distance(one: Vectors, other: Vectors, block: int) -> KernelDistance:
     """MMD^2 of disjoint blocks of vectors, which must be in random order; those beyond the last block are left out.
 
     Blocks share no vector, so their results are independent, and their spread says what the mean's error is.
@@ -32,24 +32,24 @@ def kid(one: Vectors, other: Vectors, block: int) -> Kid:
     fewest = min(len(one), len(other))
     block = max(2, min(block, fewest // FEWEST_BLOCKS))
     count = max(1, fewest // block)
-    each = [mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(count)]
+    each = [squared_mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(count)]
     error = float(np.std(each, ddof=1) / np.sqrt(count)) if count > 1 else None
-    return Kid(float(np.mean(each)), error, count * block)
+    return KernelDistance(float(np.mean(each)), error, count * block)
 
 
-def mmd(one: Vectors, other: Vectors) -> float:
+def squared_mmd(one: Vectors, other: Vectors) -> float:
     """The unbiased estimate of MMD^2 under the kernel (x . y / size + 1)^3, float64; it can be negative."""
     if min(len(one), len(other)) < 2:
         raise ValueError(f"{len(one)} and {len(other)} vectors: two of each are needed")
     one, other = one.astype(np.float64), other.astype(np.float64)
-    return within(one) + within(other) - 2 * float(kernel(one, other).mean())
+    return mean_within(one) + mean_within(other) - 2 * float(cubic_kernel(one, other).mean())
 
 
-def within(vectors: Vectors) -> float:
+def mean_within(vectors: Vectors) -> float:
     """The mean of the kernel over all pairs of two different vectors."""
-    pairs = kernel(vectors, vectors)
+    pairs = cubic_kernel(vectors, vectors)
     return float((pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)))
 
 
-def kernel(one: Vectors, other: Vectors) -> Float[np.ndarray, "n m"]:
+def cubic_kernel(one: Vectors, other: Vectors) -> Float[np.ndarray, "n m"]:
     return (one @ other.T / one.shape[1] + 1) ** 3

@@ -19,14 +19,14 @@ from diffenc.parallel.distributed import main_process_only
 from diffenc.runtime.image_grid import to_uint8
 from diffenc.runtime.progress import Progress
 from diffenc.tools.fid import array_cache
-from diffenc.tools.fid.extraction import Collector, Extractor, Summary
+from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary
 from diffenc.tools.fid.frechet import Gaussian
 
 FORMAT = 1  # of what is kept: to be raised where it, or how images become uint8, comes to differ
 CHUNK = 1024  # images; as many are lost at most when it is stopped
 
 
-def of_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) -> Summary:
+def summarize_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) -> FeatureSummary:
     """Of `settings.num_images` images, from the cache if they are there.
 
     Raises:
@@ -36,16 +36,17 @@ def of_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) 
     if len(source) < 2:
         raise UserError(f"fid.splits: {split} has {len(source)} image(s), and at least 2 are needed")
     file = (
-        cache_directory("features") / f"{digest(described(dataset, split, settings, extractor, source))}.npz"
+        cache_directory("features")
+        / f"{hash_key(cache_key(dataset, split, settings, extractor, source))}.npz"
     )
-    found = load(file)
+    found = load_summary(file)
     if found is None:
-        found = compute(dataset.num_levels, source, split, settings, extractor, file)
+        found = compute_summary(dataset.num_levels, source, split, settings, extractor, file)
         _save(file, found)
     return found
 
 
-def described(
+def cache_key(
     dataset: Dataset, split: str, settings: Fid, extractor: Extractor, source: Source
 ) -> dict[str, Any]:
     """All that the features depend on, and which of them are kept one by one."""
@@ -61,17 +62,17 @@ def described(
     }
 
 
-def digest(value: dict[str, Any]) -> str:
+def hash_key(value: dict[str, Any]) -> str:
     """A name for `value`, the same for equal ones."""
     return hashlib.sha256(atomic.to_json(value).encode()).hexdigest()[:32]
 
 
-def compute(
+def compute_summary(
     num_levels: int, source: Source, split: str, settings: Fid, extractor: Extractor, file: Path
-) -> Summary:
+) -> FeatureSummary:
     """What is done lies in a folder beside `file` until all is."""
     order = np.argsort(epoch_order(len(source), settings.seed, 1))
-    collector = Collector(extractor.size, order, settings.kid_images)
+    collector = FeatureCollector(extractor.size, order, settings.kid_images)
     progress = Progress(f"features of {split}", -(-len(source) // CHUNK))
     for first in range(0, len(source), CHUNK):
         indices = np.arange(first, min(first + CHUNK, len(source)))
@@ -80,17 +81,17 @@ def compute(
             return extractor(to_uint8(source.__getitems__(indices)["image"], num_levels))
 
         part = file.with_suffix("") / f"{first:09d}.npy"
-        collector.add(array_cache.array(part, made, (len(indices), extractor.size), "float32"))
+        collector.add(array_cache.load_or_compute(part, made, (len(indices), extractor.size), "float32"))
         progress()
     return collector.summary()
 
 
-def load(file: Path) -> Summary | None:
-    """What `of_split` has kept; None if there is nothing."""
+def load_summary(file: Path) -> FeatureSummary | None:
+    """What `summarize_split` has kept; None if there is nothing."""
     try:
         with np.load(file, allow_pickle=False) as held:
             gaussian = Gaussian(held["mean"], held["covariance"])
-            return Summary(gaussian, int(held["count"]), held["some"])
+            return FeatureSummary(gaussian, int(held["count"]), held["some"])
     except FileNotFoundError:
         return None
     except Exception as error:  # an archive's module fails in more ways than it says
@@ -99,7 +100,7 @@ def load(file: Path) -> Summary | None:
 
 
 @main_process_only
-def _save(file: Path, found: Summary) -> None:
+def _save(file: Path, found: FeatureSummary) -> None:
     arrays = {
         "mean": found.gaussian.mean,
         "covariance": found.gaussian.covariance,

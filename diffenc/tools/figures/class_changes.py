@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float, Int
 
 from diffenc.runtime import plots
 from diffenc.runtime.progress import Progress
-from diffenc.tools.figures.encoded_images import CHANGE, beside_changes, column_title
+from diffenc.tools.figures.encoded_images import CHANGE, colour_changes, format_column_title
 from diffenc.tools.figures.figure_data import (
-    Encoded,
+    EncodedImages,
     FigureInputs,
     FigureRecord,
     Record,
-    labels_of,
-    spread_out,
+    read_labels,
+    spread_evenly,
 )
 
 PERMUTATIONS = 499
-TOGETHER = 50  # permutations at a time
-FEWEST = 3  # images of a class that counts, so that without one of them it still has a spread
+PERMUTATIONS_AT_ONCE = 50  # permutations at a time
+MIN_IMAGES = 3  # images of a class that counts, so that without one of them it still has a spread
 SIGNIFICANT = 0.05
 
 Gram = Float[np.ndarray, "n n"]
@@ -31,7 +31,7 @@ Labels = Int[np.ndarray, " n"]
 OneHot = Bool[np.ndarray, "n classes"]
 
 
-class Distance(NamedTuple):
+class ClassDistance(NamedTuple):
     """How far apart classes are.
 
     Attributes:
@@ -46,31 +46,31 @@ class Distance(NamedTuple):
     p_value: float
 
 
-def measure(subject: FigureInputs) -> FigureRecord:
+def measure_class_changes(subject: FigureInputs) -> FigureRecord:
     """The mean change of each class, and for each t the distances between classes."""
     if subject.experiment.dataset.num_classes < 2:
         return FigureRecord({"note": "This data set has no classes: there is nothing to tell apart."})
-    encoded, labels = subject.many_encoded, labels_of(subject.many)
+    encoded, labels = subject.many_encoded, read_labels(subject.many)
     if not encoded.change.any():
         return FigureRecord({"note": "This encoder changes nothing over t, of any class."})
     classes, counts = np.unique(labels, return_counts=True)
-    enough = np.isin(labels, classes[counts >= FEWEST])
-    if np.sum(counts >= FEWEST) < 2:
-        note = f"Fewer than two classes have {FEWEST} of the {len(labels)} images: bind figures.num_images higher."
+    enough = np.isin(labels, classes[counts >= MIN_IMAGES])
+    if np.sum(counts >= MIN_IMAGES) < 2:
+        note = f"Fewer than two classes have {MIN_IMAGES} of the {len(labels)} images: bind figures.num_images higher."
         return FigureRecord({"note": note})
     encoded = encoded._replace(**{name: getattr(encoded, name)[enough] for name in ("x", "x_phi", "change")})
-    return compare(encoded, labels[enough], list(subject.settings.times), subject.settings.seed)
+    return compare_classes(encoded, labels[enough], list(subject.settings.times), subject.settings.seed)
 
 
-def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> FigureRecord:
-    """The numbers of `measure`, of images whose classes have at least FEWEST each."""
+def compare_classes(encoded: EncodedImages, labels: Labels, t: list[float], seed: int) -> FigureRecord:
+    """The numbers of `measure_class_changes`, of images whose classes have at least MIN_IMAGES each."""
     classes, counts = np.unique(labels, return_counts=True)
     record: Record = {"t": t, "classes": classes.tolist(), "num_of_class": counts.tolist()}
     for name, images in encoded.parts.items():
-        each = distances(images, labels, seed)
-        for field in Distance._fields:
+        each = class_distances(images, labels, seed)
+        for field in ClassDistance._fields:
             record[f"{name}_{field}"] = [getattr(one, field) for one in each]
-    shown = spread_out(classes)
+    shown = spread_evenly(classes)
     record["rows"] = [f"class {label}" for label in shown]
     return FigureRecord(
         record,
@@ -83,7 +83,7 @@ def compare(encoded: Encoded, labels: Labels, t: list[float], seed: int) -> Figu
     )
 
 
-def distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed: int) -> list[Distance]:
+def class_distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed: int) -> list[ClassDistance]:
     """Of each t."""
     one_hot = labels[:, None] == np.unique(labels)
     flat = images.reshape(*images.shape[:2], -1)
@@ -91,19 +91,25 @@ def distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed: int)
     grams = np.einsum("atd,btd->tab", flat, flat, optimize=True)
     p_values = permutation_test(grams, one_hot, seed)
     return [
-        Distance(float(ratio(*sums(gram, one_hot))), jackknife(gram, one_hot), float(p_value))
+        ClassDistance(
+            float(variance_ratio(*sums_of_squares(gram, one_hot))),
+            jackknife_error(gram, one_hot),
+            float(p_value),
+        )
         for gram, p_value in zip(grams, p_values, strict=True)
     ]
 
 
-def sums(gram: Gram, one_hot: OneHot) -> tuple[np.float64, np.float64, Float[np.ndarray, " classes"]]:
+def sums_of_squares(
+    gram: Gram, one_hot: OneHot
+) -> tuple[np.float64, np.float64, Float[np.ndarray, " classes"]]:
     """Sums of squares between and within classes of the images whose inner products are `gram`; and class sizes."""
     counts = one_hot.sum(axis=0).astype(np.float64)
-    means = of_means(gram[None], (one_hot / np.sqrt(counts))[None])[0, 0]
+    means = sum_squared_means(gram[None], (one_hot / np.sqrt(counts))[None])[0, 0]
     return means - gram.sum() / len(gram), np.trace(gram) - means, counts
 
 
-def ratio(between, within, counts):
+def variance_ratio(between, within, counts):
     """Variance of class means over that within classes: the estimates of one-way analysis of variance."""
     total, classes = counts.sum(axis=-1), counts.shape[-1]
     size = (total - np.square(counts).sum(axis=-1) / total) / (classes - 1)
@@ -111,8 +117,8 @@ def ratio(between, within, counts):
     return (between / (classes - 1) - of_one) / size / np.where(of_one > 0, of_one, np.nan)
 
 
-def jackknife(gram: Gram, one_hot: OneHot) -> float:
-    """Standard error of `ratio` by leaving out each image in turn, which changes sums by what it was part of."""
+def jackknife_error(gram: Gram, one_hot: OneHot) -> float:
+    """Standard error of `variance_ratio` by leaving out each image in turn, which changes sums by what it was part of."""
     counts, label, own = one_hot.sum(axis=0).astype(np.float64), one_hot.argmax(axis=1), np.diag(gram)
     by_class = gram @ one_hot
     squares = (one_hot * by_class).sum(axis=0)  # of each class's sum
@@ -120,7 +126,7 @@ def jackknife(gram: Gram, one_hot: OneHot) -> float:
     means = (squares / counts).sum() - (squares / counts)[label]
     means += (squares[label] - 2 * with_class + own) / (counts[label] - 1)
     whole = (gram.sum() - 2 * gram.sum(axis=1) + own) / (len(gram) - 1)
-    without = ratio(means - whole, np.trace(gram) - own - means, counts - one_hot)
+    without = variance_ratio(means - whole, np.trace(gram) - own - means, counts - one_hot)
     return float(np.sqrt((len(gram) - 1) * without.var()))
 
 
@@ -129,18 +135,18 @@ def permutation_test(
 ) -> Float[np.ndarray, " t"]:
     """How often classes shuffled among the images lie as far apart, the true ones counted in."""
     weights = one_hot / np.sqrt(one_hot.sum(axis=0))
-    true, random = of_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
+    true, random = sum_squared_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
     as_far, progress = np.ones(len(grams)), Progress("permutations", PERMUTATIONS)
-    for first in range(0, PERMUTATIONS, TOGETHER):
-        count = min(TOGETHER, PERMUTATIONS - first)
+    for first in range(0, PERMUTATIONS, PERMUTATIONS_AT_ONCE):
+        count = min(PERMUTATIONS_AT_ONCE, PERMUTATIONS - first)
         orders = random.permuted(np.tile(np.arange(len(one_hot)), (count, 1)), axis=1)
-        as_far += (of_means(grams, weights[orders]) >= true[:, None] * (1 - 1e-12)).sum(axis=1)
+        as_far += (sum_squared_means(grams, weights[orders]) >= true[:, None] * (1 - 1e-12)).sum(axis=1)
         for _ in range(count):
             progress()
     return as_far / (PERMUTATIONS + 1)
 
 
-def of_means(
+def sum_squared_means(
     grams: Float[np.ndarray, "t n n"], weights: Float[np.ndarray, "many n classes"]
 ) -> Float[np.ndarray, "t many"]:
     """Sums over classes of count times squared mean, for each way of dividing images among them."""
@@ -149,24 +155,24 @@ def of_means(
     return sums.reshape(len(grams), len(weights), -1).sum(axis=2)
 
 
-def draw(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_class_changes(numbers: FigureRecord, title: str) -> plots.Figure:
     """Mean changes as heat maps, and below them the distances over t."""
     record, arrays = numbers.record, numbers.arrays
-    limit, pictures = beside_changes(arrays["mean_x"], arrays["mean_change"])
+    limit, pictures = colour_changes(arrays["mean_x"], arrays["mean_change"])
     width, height = plots.sheet_size(*pictures.shape[:2])
     figure = plots.Figure((width, height + 3.4), layout="constrained")
     figure.suptitle(
         f"{title}: mean change of each class, {sum(record['num_of_class'])} images", fontsize="medium"
     )
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[height, 3.2]), object)
-    columns = ["mean x", *map(column_title, record["t"], limit)]
+    columns = ["mean x", *map(format_column_title, record["t"], limit)]
     axes = plots.sheet(above, pictures, columns, record["rows"])
     plots.colour_bar(above, axes, CHANGE)
-    draw_distances(below, record)
+    plot_distances(below, record)
     return figure
 
 
-def draw_distances(figure: plots.SubFigure, record: Record) -> None:
+def plot_distances(figure: plots.SubFigure, record: Record) -> None:
     axes = figure.add_subplot(
         xlabel="t (0 = data, 1 = noise)", ylabel="squared distance of classes\nover that within a class"
     )
@@ -174,7 +180,7 @@ def draw_distances(figure: plots.SubFigure, record: Record) -> None:
     t = np.array(record["t"])
     for name, label in (("change", "change"), ("learned", "learned part, $\\sigma^2 y_\\phi$")):
         ratio, error, p_value = (
-            np.array(record[f"{name}_{field}"], np.float64) for field in Distance._fields
+            np.array(record[f"{name}_{field}"], np.float64) for field in ClassDistance._fields
         )  # null is NaN
         plots.band(axes, t, ratio, error, f"{label}, and standard error")
         for chosen, style in ((p_value <= SIGNIFICANT, "full"), (p_value > SIGNIFICANT, "none")):

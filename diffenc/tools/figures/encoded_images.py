@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record, Source, labels_of
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record, Source, read_labels
 
 CHANGE = "change per unit of t,\nsummed over channels;\n1 = the column's limit"
 
@@ -15,11 +15,11 @@ def measure_heat_maps(subject: FigureInputs) -> FigureRecord:
     return FigureRecord(_shown(subject), {"x": encoded.x, "change": encoded.change.sum(axis=-1)})
 
 
-def draw_heat_maps(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_heat_maps(numbers: FigureRecord, title: str) -> plots.Figure:
     """Each column has its own scale, stated above it: changes at different t differ by orders of magnitude."""
     record, x, change = numbers.record, numbers.arrays["x"], numbers.arrays["change"]
-    limit, pictures = beside_changes(x, change)
-    columns = ["x", *map(column_title, record["t"], limit)]
+    limit, pictures = colour_changes(x, change)
+    columns = ["x", *map(format_column_title, record["t"], limit)]
     nothing = "" if limit.any() else ": this encoder changes nothing"
     figure = plots.sheet_figure(*pictures.shape[:2])
     figure.suptitle(
@@ -31,7 +31,7 @@ def draw_heat_maps(numbers: FigureRecord, title: str) -> plots.Figure:
     return figure
 
 
-def beside_changes(
+def colour_changes(
     x: Float[np.ndarray, "n h w c"], change: Float[np.ndarray, "n t h w"]
 ) -> tuple[plots.Values, np.ndarray]:
     """Each column's limit, and pictures [n, 1 + t, ...]: an image in grey, then its changes."""
@@ -40,11 +40,11 @@ def beside_changes(
     return limit, np.concatenate([plots.greys(x)[:, None], coloured], axis=1)
 
 
-def column_title(t: float, limit: float) -> str:
+def format_column_title(t: float, limit: float) -> str:
     return f"t = {t:g}\n± {limit:.2g}"
 
 
-def measure_encoded(subject: FigureInputs) -> FigureRecord:
+def measure_encoded_images(subject: FigureInputs) -> FigureRecord:
     """`x_phi` of each image shown, at each t."""
     encoded = subject.shown_encoded
     alpha_2 = 1 / (1 + np.exp(-subject.log_snr_at(np.array(subject.settings.times))))
@@ -52,11 +52,11 @@ def measure_encoded(subject: FigureInputs) -> FigureRecord:
     return FigureRecord(record, {"x": encoded.x, "x_phi": encoded.x_phi})
 
 
-def draw_encoded(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_encoded_images(numbers: FigureRecord, title: str) -> plots.Figure:
     """Two rows an image: on the scale of pixels, and each picture on its own, as contrast fades."""
     record, x, x_phi = numbers.record, numbers.arrays["x"], numbers.arrays["x_phi"]
     together = np.concatenate([x[:, None], x_phi], axis=1)
-    both = np.stack([together, stretched(together)], axis=1)
+    both = np.stack([together, stretch_contrast(together)], axis=1)
     pictures = plots.greys(both.reshape(-1, *both.shape[2:]))
     rows = [text for row in record["rows"] for text in (row, "stretched")]
     columns = ["x", *(f"t = {t:g}" for t in record["t"])]
@@ -71,19 +71,19 @@ def draw_encoded(numbers: FigureRecord, title: str) -> plots.Figure:
     return figure
 
 
-def stretched(pictures: Float[np.ndarray, "n t h w c"]) -> Float[np.ndarray, "n t h w c"]:
+def stretch_contrast(pictures: Float[np.ndarray, "n t h w c"]) -> Float[np.ndarray, "n t h w c"]:
     """Each picture from -1, its least value, to 1, its greatest; one that is flat becomes 0."""
     low, high = (side(pictures, axis=(2, 3, 4), keepdims=True) for side in (np.min, np.max))
     return np.where(high > low, 2 * (pictures - low) / np.where(high > low, high - low, 1) - 1, 0)
 
 
 def _shown(subject: FigureInputs) -> Record:
-    rows = row_titles(subject.shown, subject.experiment.dataset.num_classes)
+    rows = make_row_titles(subject.shown, subject.experiment.dataset.num_classes)
     return {"rows": rows, "t": list(subject.settings.times), "gap": subject.settings.gap}
 
 
-def row_titles(source: Source, num_classes: int) -> list[str]:
+def make_row_titles(source: Source, num_classes: int) -> list[str]:
     """The class of each image, or where there are none, its number in the figure."""
     if num_classes < 2:
         return [f"image {number}" for number in range(1, len(source) + 1)]
-    return [f"class {label}" for label in labels_of(source)]
+    return [f"class {label}" for label in read_labels(source)]

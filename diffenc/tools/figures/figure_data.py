@@ -20,15 +20,15 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import epoch_order, eval_batches
 from diffenc.data.sources import Subset, dataset_name, subsample
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import compile_over
-from diffenc.evaluation.commands import in_precision
-from diffenc.evaluation.evaluator import identity
+from diffenc.evaluation.batches import compile_on_mesh
+from diffenc.evaluation.commands import to_default_precision
+from diffenc.evaluation.evaluator import image_metadata
 from diffenc.interfaces import Condition, Conditioning, Data, Dataset, Images, LogSNR, Params, Source
 from diffenc.parallel.sharding import images_to_devices, rows_here
 from diffenc.runtime.progress import Progress
 
-BATCH = 32  # images at a time
-MOST_SHOWN = 10
+BATCH_SIZE = 32  # images at a time
+MAX_SHOWN = 10
 NEGLIGIBLE = 1e-18  # part of a mean square
 CHUNK = 256  # images whose labels are looked at together
 
@@ -82,7 +82,7 @@ class FigureInputs:
         """The same, and all that figures of images depend on."""
         settings = dataclasses.asdict(self.settings)
         del settings["only"]
-        images = identity(self.experiment, self.settings, len(self.many))
+        images = image_metadata(self.experiment, self.settings, len(self.many))
         return {**images, **self.model_of, **settings, "num_images": len(self.many)}
 
     @cached_property
@@ -93,7 +93,7 @@ class FigureInputs:
           UserError: the split has no such image.
         """
         dataset, settings = self.experiment.dataset, self.settings
-        return Subset(dataset.source(settings.split), places(dataset, settings))
+        return Subset(dataset.source(settings.split), select_shown(dataset, settings))
 
     @cached_property
     def many(self) -> Source:
@@ -102,17 +102,17 @@ class FigureInputs:
         return subsample(whole, self.settings.num_images, self.settings.seed)
 
     @cached_property
-    def shown_encoded(self) -> "Encoded":
-        return encoded(self, self.shown, "encoded images")
+    def shown_encoded(self) -> "EncodedImages":
+        return encode_images(self, self.shown, "encoded images")
 
     @cached_property
-    def many_encoded(self) -> "Encoded":
-        return encoded(self, self.many, "encoding")
+    def many_encoded(self) -> "EncodedImages":
+        return encode_images(self, self.many, "encoding")
 
     def log_snr_at(self, t: Grid) -> Grid:
         """The schedule at `t`, in float64."""
         with jax.enable_x64(True):
-            params = jax.tree.map(in_precision, self.params["schedule"])
+            params = jax.tree.map(to_default_precision, self.params["schedule"])
             return np.asarray(self.experiment.model.schedule.apply(params, jnp.asarray(t)), np.float64)
 
     def encode(self, params: Params, x: Data, condition: Condition | None, log_snr: LogSNR) -> Data:
@@ -120,7 +120,7 @@ class FigureInputs:
         return self.experiment.model.encoder.apply(params, x, log_snr, condition=condition)
 
 
-class Encoded(NamedTuple):
+class EncodedImages(NamedTuple):
     """Images at the figures' times, float64.
 
     Attributes:
@@ -149,32 +149,32 @@ class Encoded(NamedTuple):
         return result
 
 
-def encoded(subject: FigureInputs, source: Source, task: str) -> Encoded:
+def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedImages:
     """The images of `source` at the figures' times."""
     times, gap = np.array(subject.settings.times), subject.settings.gap
     before = np.maximum(times - gap, 0)
     grid, where = np.unique(np.round([*times, *before], 9), return_inverse=True)
-    log_snr, x = subject.log_snr_at(grid), pixels(subject, source)
-    at = over_images(subject, source, log_snr, lambda encode, x, log_snr: encode(log_snr), task)[:, where]
+    log_snr, x = subject.log_snr_at(grid), read_pixels(subject, source)
+    at = map_images(subject, source, log_snr, lambda encode, x, log_snr: encode(log_snr), task)[:, where]
     late, early = at[:, : len(times)], at[:, len(times) :]
     alpha_2 = (1 / (1 + np.exp(-log_snr)))[where]
     factor = (alpha_2[: len(times)] - alpha_2[len(times) :]) / gap
-    return Encoded(x, late, (late - early) / gap, factor)
+    return EncodedImages(x, late, (late - early) / gap, factor)
 
 
-def pixels(subject: FigureInputs, source: Source) -> Float[np.ndarray, "n h w c"]:
+def read_pixels(subject: FigureInputs, source: Source) -> Float[np.ndarray, "n h w c"]:
     """The images of `source`, scaled, on the host in float64."""
     images = source.__getitems__(np.arange(len(source)))["image"]
     with jax.enable_x64(True):
         return np.asarray(scale_pixels(jnp.asarray(images), subject.experiment.dataset.num_levels))
 
 
-def labels_of(source: Source) -> Int[np.ndarray, " n"]:
+def read_labels(source: Source) -> Int[np.ndarray, " n"]:
     """The classes of the images of `source`."""
     return source.__getitems__(np.arange(len(source)))["label"]
 
 
-def over_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
+def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
     """`measure(encode, x, log_snr)` of all images at each of `log_snrs`: its arrays, [N, len(log_snrs), ...].
 
     In float64, for (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.
@@ -186,10 +186,10 @@ def over_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: 
         encode = lambda log_snr: subject.encode(params, x, images.condition, log_snr)  # noqa: E731
         return measure(encode, x, jnp.full(len(x), log_snr))
 
-    compiled = compile_over(mesh, at)
+    compiled = compile_on_mesh(mesh, at)
     rows = []
     with jax.enable_x64(True):
-        params = jax.tree.map(in_precision, subject.params["encoder"])
+        params = jax.tree.map(to_default_precision, subject.params["encoder"])
         batches = list(_batches(source, subject.experiment.model.conditioning, mesh))
         progress = Progress(task, len(batches) * len(log_snrs))
         for images, real in batches:
@@ -206,12 +206,12 @@ def _batches(
 ) -> Iterator[tuple[Images, Bool[np.ndarray, " b"]]]:
     """The images, split over the devices; and which of each batch are not filling."""
     devices = mesh.devices.size
-    size = -(-min(BATCH, len(source)) // devices) * devices
+    size = -(-min(BATCH_SIZE, len(source)) // devices) * devices
     for batch, weight in eval_batches(source, size, rows_here(mesh, size)):
         yield images_to_devices(batch, conditioning, mesh), weight > 0
 
 
-def places(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
+def select_shown(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
     """Where in the split the images are that are shown.
 
     Raises:
@@ -226,12 +226,12 @@ def places(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
             )
         return np.array(settings.images)
     order = epoch_order(len(source), settings.seed, 0)
-    return order[:MOST_SHOWN] if dataset.num_classes < 2 else _one_of_each(source, order, dataset.num_classes)
+    return order[:MAX_SHOWN] if dataset.num_classes < 2 else _one_of_each(source, order, dataset.num_classes)
 
 
 def _one_of_each(source: Source, order: Int[np.ndarray, " n"], num_classes: int) -> Int[np.ndarray, " m"]:
     """The first image in `order` of each of at most MOST_SHOWN classes; of a class without images, none."""
-    wanted = spread_out(np.arange(num_classes))
+    wanted = spread_evenly(np.arange(num_classes))
     found: dict[int, int] = {}
     for first in range(0, len(order), CHUNK):
         chunk = order[first : first + CHUNK]
@@ -242,7 +242,7 @@ def _one_of_each(source: Source, order: Int[np.ndarray, " n"], num_classes: int)
     return np.array([found[label] for label in wanted.tolist() if label in found])
 
 
-def spread_out(classes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+def spread_evenly(classes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
     """At most MOST_SHOWN of `classes`, evenly spread."""
-    count = min(MOST_SHOWN, len(classes))
+    count = min(MAX_SHOWN, len(classes))
     return classes[np.round(np.linspace(0, len(classes) - 1, count)).astype(int)]

@@ -8,19 +8,19 @@ from diffenc.core.gaussian import alpha_squared, scale, sigma_squared, sum_squar
 from diffenc.core.objective import Encode
 from diffenc.interfaces import Data, LogSNR, PerExample
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, over_images
+from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, map_images
 
 POINTS = 20  # equally spaced log-SNRs
 
 
-def measure(subject: FigureInputs) -> FigureRecord:
+def measure_norms(subject: FigureInputs) -> FigureRecord:
     """Root mean squares over dimensions and images of y_phi and dy_phi/dlambda, with standard errors over images."""
     ends = subject.log_snr_at(np.array([0.0, 1.0]))
     log_snr = np.linspace(ends[0], ends[1], POINTS)
-    squares = over_images(subject, subject.many, log_snr, mean_squares, "norms of the encoder")
+    squares = map_images(subject, subject.many, log_snr, mean_squares, "norms of the encoder")
     record = {"log_snr": log_snr.tolist()}
     for name, square in squares.items():
-        rms, error = root_mean(square)
+        rms, error = root_mean_square(square)
         record |= {f"{name}_rms": rms.tolist(), f"{name}_rms_se": error.tolist()}
     return FigureRecord(record)
 
@@ -36,14 +36,14 @@ def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExamp
     return {"y": sum_squares(y) / x[0].size, "slope": sum_squares(slope) / x[0].size}
 
 
-def root_mean(square: Float[np.ndarray, "n points"]) -> tuple[plots.Values, plots.Values]:
+def root_mean_square(square: Float[np.ndarray, "n points"]) -> tuple[plots.Values, plots.Values]:
     """The root of the mean over images, and its standard error; zero where all is zero."""
     mean = square.mean(axis=0)
     error = square.std(axis=0, ddof=1) / np.sqrt(len(square))
     return np.sqrt(mean), error / np.where(mean > 0, 2 * np.sqrt(mean), 1)
 
 
-def draw(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_norms(numbers: FigureRecord, title: str) -> plots.Figure:
     record = numbers.record
     figure, axes = plots.axes(
         f"{title}\nencoder, $x_\\phi = \\alpha^2 x + \\sigma^2 y_\\phi$",

@@ -10,7 +10,7 @@ from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir import fitted_chains
 
 
-def of(subject: FigureInputs) -> Record:
+def samples_metadata(subject: FigureInputs) -> Record:
     """All that the samples depend on, fitted times and variances included."""
     settings = subject.experiment.sample
     chosen = {**dataclasses.asdict(settings), "variance": variances.spell(settings.variance)}
@@ -19,14 +19,14 @@ def of(subject: FigureInputs) -> Record:
     return {**subject.model_of, "sample": chosen, "fitted": fitted}
 
 
-def measure(subject: FigureInputs) -> FigureRecord:
+def measure_samples(subject: FigureInputs) -> FigureRecord:
     """`levels` of the images."""
     sampler = ImageSampler(subject.experiment, subject.mesh, subject.workdir, subject.step)
     levels = sampler.draw(subject.params, Progress("samples", sampler.num_stretches))
     return FigureRecord({"num_levels": subject.experiment.dataset.num_levels}, {"levels": levels})
 
 
-def draw(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_samples(numbers: FigureRecord, title: str) -> plots.Figure:
     settings = numbers.record["of"]["sample"]
     sheet = image_grid.grid(image_grid.to_uint8(numbers.arrays["levels"], numbers.record["num_levels"]))
     height, width = sheet.shape[:2]

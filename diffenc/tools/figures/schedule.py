@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, sigma_squared
-from diffenc.evaluation.commands import in_precision
+from diffenc.evaluation.commands import to_default_precision
 from diffenc.interfaces import Params, Schedule
 from diffenc.runtime import plots
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
@@ -14,14 +14,16 @@ from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 POINTS = 201
 
 
-def measure(subject: FigureInputs) -> FigureRecord:
+def measure_schedule(subject: FigureInputs) -> FigureRecord:
     """The schedule as it was trained, at equal steps of t."""
     with jax.enable_x64(True):
-        params = jax.tree.map(in_precision, subject.params["schedule"])
-        return FigureRecord(curves(subject.experiment.model.schedule, params, np.linspace(0, 1, POINTS)))
+        params = jax.tree.map(to_default_precision, subject.params["schedule"])
+        return FigureRecord(
+            schedule_curves(subject.experiment.model.schedule, params, np.linspace(0, 1, POINTS))
+        )
 
 
-def curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) -> Record:
+def schedule_curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) -> Record:
     """`log_snr`, `alpha_squared`, `sigma_squared` and `rate` = -dlambda/dt at `t`."""
     times = jnp.asarray(t)
     log_snr, rate = jax.jvp(lambda t: schedule.apply(params, t), (times,), (jnp.ones_like(times),))
@@ -35,7 +37,7 @@ def curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) 
     return {name: np.asarray(value).tolist() for name, value in values.items()}
 
 
-def draw(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_schedule(numbers: FigureRecord, title: str) -> plots.Figure:
     record, t = numbers.record, numbers.record["t"]
     ends = f"$\\lambda$ from {record['log_snr'][0]:.2f} to {record['log_snr'][-1]:.2f}"
     figure, (first, second, third) = plots.row_of_axes(

@@ -8,14 +8,14 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float, Int
 
-from diffenc.evaluation.streaming_stats import spread
+from diffenc.evaluation.streaming_stats import sum_errors
 from diffenc.runtime import plots
-from diffenc.tools.figures.figure_data import Encoded, FigureInputs, FigureRecord, Record
+from diffenc.tools.figures.figure_data import EncodedImages, FigureInputs, FigureRecord, Record
 
 Power = Float[np.ndarray, "n t h w"]
 
 
-def measure(subject: FigureInputs) -> FigureRecord:
+def measure_spectra(subject: FigureInputs) -> FigureRecord:
     """Mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
 
     `late_minus_early` compares the last of `figures.times` with the first, image by image. `beyond_x` is the share
@@ -27,47 +27,47 @@ def measure(subject: FigureInputs) -> FigureRecord:
         return FigureRecord(
             {"note": "This encoder changes nothing over t: there is no change to take a spectrum of."}
         )
-    return FigureRecord(spectra(encoded, np.array(subject.settings.times)))
+    return FigureRecord(compute_spectra(encoded, np.array(subject.settings.times)))
 
 
-def spectra(encoded: Encoded, t: plots.Values) -> Record:
-    """The record of `measure`; NaN where a power is nothing."""
+def compute_spectra(encoded: EncodedImages, t: plots.Values) -> Record:
+    """The record of `measure_spectra`; NaN where a power is nothing."""
     height, width = encoded.x.shape[1:3]
-    rings = rings_of(height, width)
+    rings = ring_indices(height, width)
     record: Record = {"t": t.tolist(), "frequency": ring_centres(rings, height, width).tolist()}
     for name, images in encoded.parts.items():
-        one = power(images)
+        one = power_spectrum(images)
         frequency, shares = mean_frequency(one)
         record |= {
             f"{name}_mean_frequency": frequency.tolist(),
-            f"{name}_mean_frequency_se": spread(shares).tolist(),
-            f"{name}_spectrum": radial(one, rings).tolist(),
+            f"{name}_mean_frequency_se": sum_errors(shares).tolist(),
+            f"{name}_spectrum": radial_spectrum(one, rings).tolist(),
             f"{name}_late_minus_early": float(frequency[-1] - frequency[0]),
-            f"{name}_late_minus_early_se": float(spread(shares[:, -1:] - shares[:, :1])[0]),
+            f"{name}_late_minus_early_se": float(sum_errors(shares[:, -1:] - shares[:, :1])[0]),
         }
     for name, reference in (("x", encoded.x), ("last", encoded.change[:, -1])):
-        share, error = beyond(encoded.change, reference)
+        share, error = unexplained_share(encoded.change, reference)
         record |= {f"beyond_{name}": share.tolist(), f"beyond_{name}_se": error.tolist()}
     return record
 
 
-def power(images: Float[np.ndarray, "n t h w c"]) -> Power:
+def power_spectrum(images: Float[np.ndarray, "n t h w c"]) -> Power:
     """Power at each frequency, summed over channels; its sum is that of all squares."""
     return np.square(np.asarray(scipy.fft.dctn(images, axes=(2, 3), norm="ortho"))).sum(axis=-1)
 
 
-def frequencies(height: int, width: int) -> Float[np.ndarray, "h w"]:
+def cycles_per_pixel(height: int, width: int) -> Float[np.ndarray, "h w"]:
     """Cycles per pixel of each coefficient of the transform."""
     return np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
 
 
 def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
     """Mean frequency, weighted by the power of all images together; and each image's share in its error."""
-    moment = (power * frequencies(*power.shape[2:])).sum(axis=(2, 3))
-    return ratio(moment, power.sum(axis=(2, 3)))
+    moment = (power * cycles_per_pixel(*power.shape[2:])).sum(axis=(2, 3))
+    return ratio_of_sums(moment, power.sum(axis=(2, 3)))
 
 
-def ratio(
+def ratio_of_sums(
     above: Float[np.ndarray, "n t"], below: Float[np.ndarray, "n t"]
 ) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
     """sum(above) / sum(below) over images, NaN over nothing; and how far each image moves it."""
@@ -77,9 +77,9 @@ def ratio(
     return value, (above - value * below) / whole
 
 
-def rings_of(height: int, width: int) -> Int[np.ndarray, "h w"]:
+def ring_indices(height: int, width: int) -> Int[np.ndarray, "h w"]:
     """In which ring of frequencies each coefficient lies; a ring is as wide as the longer side's frequencies."""
-    return np.round(frequencies(height, width) * 2 * max(height, width)).astype(int)
+    return np.round(cycles_per_pixel(height, width) * 2 * max(height, width)).astype(int)
 
 
 def ring_centres(rings: Int[np.ndarray, "h w"], height: int, width: int) -> plots.Values:
@@ -87,7 +87,7 @@ def ring_centres(rings: Int[np.ndarray, "h w"], height: int, width: int) -> plot
     return np.arange(rings.max() + 1) / (2 * max(height, width))
 
 
-def radial(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "t rings"]:
+def radial_spectrum(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "t rings"]:
     """Each ring's share in the power of all images together."""
     by_place = power.sum(axis=0)
     sums = np.array([np.bincount(rings.ravel(), one.ravel()) for one in by_place])
@@ -95,7 +95,7 @@ def radial(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "t 
     return sums / np.where(whole > 0, whole, np.nan)
 
 
-def beyond(
+def unexplained_share(
     change: Float[np.ndarray, "n t h w c"], reference: Float[np.ndarray, "n h w c"]
 ) -> tuple[plots.Values, plots.Values]:
     """Which share of the change's mean square is no multiple of its image's `reference`, with a standard error."""
@@ -103,11 +103,11 @@ def beyond(
     square = np.square(reference).sum(axis=-1, keepdims=True)
     along = np.einsum("nd,ntd->nt", reference, change) / np.where(square > 0, square, 1)
     rest = np.square(change - along[..., None] * reference[:, None]).sum(axis=-1)
-    value, shares = ratio(rest, np.square(change).sum(axis=-1))
-    return value, spread(shares)
+    value, shares = ratio_of_sums(rest, np.square(change).sum(axis=-1))
+    return value, sum_errors(shares)
 
 
-def draw(numbers: FigureRecord, title: str) -> plots.Figure:
+def plot_spectra(numbers: FigureRecord, title: str) -> plots.Figure:
     """Left the spectra early, in the middle and late; right the mean frequency over t."""
     record, t = numbers.record, np.array(numbers.record["t"])
     figure, (left, right) = plots.row_of_axes(

@@ -6,8 +6,8 @@ from typing import Any
 
 from diffenc.config import serialize
 from diffenc.data.versions import UNKNOWN, is_published
-from diffenc.evaluation.formatting import NONE, format_measurement, typeset_minus
-from diffenc.evaluation.records import number, stated
+from diffenc.evaluation.formatting import NO_VALUE, format_measurement, typeset_minus
+from diffenc.evaluation.records import finite_number, stored_value
 from diffenc.evaluation.significance import TestResult
 from diffenc.runtime.uncertainty_format import rounded
 from diffenc.tools.report import evaluation_spec, formatting
@@ -162,9 +162,9 @@ def _test(finding: TestResult, reach: float, corrected: float | None) -> dict[st
     return {
         "test": finding.test,
         "of": finding.of,
-        "difference": formatting.figure(number(finding.difference), finding.error),
-        "low": NONE if low is None else typeset_minus(rounded(low, finding.error).mean),
-        "high": NONE if high is None else typeset_minus(rounded(high, finding.error).mean),
+        "difference": formatting.figure(finite_number(finding.difference), finding.error),
+        "low": NO_VALUE if low is None else typeset_minus(rounded(low, finding.error).mean),
+        "high": NO_VALUE if high is None else typeset_minus(rounded(high, finding.error).mean),
         "p": formatting.p_value(finding.two_sided),
         "corrected": formatting.p_value(corrected),
         "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),
@@ -199,7 +199,7 @@ def environments(runs: Sequence[RunData]) -> dict[str, Any]:
     rows = [
         (title, values)
         for title, *values in zip(ENVIRONMENT.values(), *columns, strict=True)
-        if set(values) != {NONE}
+        if set(values) != {NO_VALUE}
     ]
     return {
         "heads": [", ".join(heads) for heads in columns.values()],
@@ -209,7 +209,7 @@ def environments(runs: Sequence[RunData]) -> dict[str, Any]:
             (
                 run,
                 [
-                    formatting.count(stated(run.evaluation, key))
+                    formatting.count(stored_value(run.evaluation, key))
                     for key in ("device", "precision", "matmul_precision")
                 ],
             )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
-from diffenc.evaluation.records import number
+from diffenc.evaluation.records import finite_number
 from diffenc.tools.report import evaluation_spec
 from diffenc.tools.report.run_data import Record, RunData
 
@@ -70,7 +70,7 @@ def of_evaluations(run: int, held: RunData, key: str, split: str) -> Curve | Non
     if (
         final
         and final["split"] == split
-        and number(final.get(key)) is not None
+        and finite_number(final.get(key)) is not None
         and evaluation_spec.is_asked_for(final, held.config)
     ):
         found[final["step"]] = _with_error(final["step"], final, key)
@@ -119,9 +119,9 @@ def over(record: Record, x: str, y: str, error: str | None = None) -> tuple[Poin
     """The curve y(x) of a record's lists, as far as both are finite."""
     lists = [record.get(name) if name else None for name in (x, y, error)]
     xs, ys, errors = (found if isinstance(found, list) else [] for found in lists)
-    errors = [number(value) for value in errors] or [None] * len(ys)
+    errors = [finite_number(value) for value in errors] or [None] * len(ys)
     points = []
-    for at, value, spread in zip(map(number, xs), map(number, ys), errors, strict=False):
+    for at, value, spread in zip(map(finite_number, xs), map(finite_number, ys), errors, strict=False):
         if at is not None and value is not None:
             points.append(_around(at, value, spread))
     return merged(points, MOST_OF_RECORD)[0] if points else ()
@@ -134,7 +134,7 @@ def values_each(record: Record, y: str) -> int:
 
 
 def _with_error(step: int, row: Record, name: str) -> Point:
-    return _around(float(step), float(row[name]), number(row.get(f"{name}_se")))
+    return _around(float(step), float(row[name]), finite_number(row.get(f"{name}_se")))
 
 
 def _around(x: float, y: float, error: float | None) -> Point:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffenc.evaluation import records
-from diffenc.evaluation.records import Record, Wanted, number
+from diffenc.evaluation.records import EvaluationSpec, Record, finite_number
 
 SPLIT, STEPS, NUM_IMAGES, SEED = (
     "evaluate.split",
@@ -18,15 +18,15 @@ ALL = "all images"
 
 def is_asked_for(said: Record | None, config: Mapping[str, str]) -> bool:
     """Whether a record is of the bound, and of the images, that the run's config asks for."""
-    if said is None or not config or number(said["step"]) is None:
+    if said is None or not config or finite_number(said["step"]) is None:
         return False
-    return records.is_of(said, _wanted(config)) and (not said.get("condition") or _tells(config))
+    return records.matches_spec(said, _wanted(config)) and (not said.get("condition") or _tells(config))
 
 
-def _wanted(config: Mapping[str, str]) -> Wanted:
+def _wanted(config: Mapping[str, str]) -> EvaluationSpec:
     bound = _depth(config) | {"time_sampler": _plugin(config, "time_sampler", "uniform")}
     split, seed = _literal(config, SPLIT, "test"), _literal(config, SEED, 0)
-    return Wanted(split, bound, _literal(config, NUM_IMAGES, None), seed)
+    return EvaluationSpec(split, bound, _literal(config, NUM_IMAGES, None), seed)
 
 
 def stated(config: Mapping[str, str]) -> str:

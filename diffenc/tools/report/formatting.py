@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffenc.evaluation.formatting import NONE, typeset_minus
-from diffenc.evaluation.records import number
+from diffenc.evaluation.formatting import NO_VALUE, typeset_minus
+from diffenc.evaluation.records import finite_number
 from diffenc.runtime.uncertainty_format import Figure, rounded
 
 
@@ -14,7 +14,7 @@ def count(value: Any) -> str:
     """1,500; what is no whole number as it is."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return NONE if value is None else str(value)
+    return NO_VALUE if value is None else str(value)
 
 
 def figure(mean: float | None, error: float | None = None) -> Figure:
@@ -31,7 +31,9 @@ def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) 
     Two seeds may agree by chance to more digits than each was measured to, so the mean has no more than the most
     precise of `records`, the evaluations that it is of.
     """
-    errors = [number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "se_upper", "mc_se")]
+    errors = [
+        finite_number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "se_upper", "mc_se")
+    ]
     coarse = max(error, min(filter(None, errors), default=0.0))
     return Figure(figure(mean, coarse).mean, figure(error, error).error)
 
@@ -39,7 +41,7 @@ def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) 
 def p_value(value: float | None) -> str:
     """Two digits; below 0.0001 no more than that."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return NO_VALUE
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 

@@ -11,7 +11,7 @@ from diffenc.config import serialize
 from diffenc.data.sources import require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import records as evaluations
-from diffenc.evaluation.records import ALIKE, Record, number
+from diffenc.evaluation.records import COMPARABLE_KEYS, Record, finite_number
 from diffenc.tools.report.run_data import RunData
 
 SEED = "Experiment.seed"
@@ -44,7 +44,7 @@ class Group:
         return {
             place: math.nan if value is None else value
             for place, run in self.by_seed.items()
-            for value in [number((run.evaluation or {}).get("bpd"))]
+            for value in [finite_number((run.evaluation or {}).get("bpd"))]
         }
 
     @property
@@ -77,7 +77,7 @@ def not_alike(one: Record, two: Record, keys: Sequence[str]) -> str | None:
         require_same_images([one, two])
     except UserError as error:
         return str(error)
-    differing = evaluations.differing(one, two, keys)
+    differing = evaluations.list_differences(one, two, keys)
     return f"they were measured differently: {', '.join(differing)}" if differing else None
 
 
@@ -104,5 +104,5 @@ def _name(runs: Sequence[RunData], labels: Sequence[str]) -> str:
 
 def _refused(runs: Sequence[RunData]) -> str | None:
     records = [run.evaluation for run in runs if run.evaluation is not None]
-    reasons = (not_alike(records[0], other, ALIKE) for other in records[1:])
+    reasons = (not_alike(records[0], other, COMPARABLE_KEYS) for other in records[1:])
     return next((reason for reason in reasons if reason), None)

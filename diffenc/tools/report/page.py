@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from diffenc.config import serialize
 from diffenc.evaluation.evaluator import KEYS
-from diffenc.evaluation.formatting import NONE, format_measurement
-from diffenc.evaluation.records import number
+from diffenc.evaluation.formatting import NO_VALUE, format_measurement
+from diffenc.evaluation.records import finite_number
 from diffenc.evaluation.significance import LEVEL, RESAMPLES
 from diffenc.tools.report import cards, charts, curves, evaluation_spec, formatting, grouping, pairs, pictures
 from diffenc.tools.report.charts import Chart
@@ -156,7 +156,8 @@ def _table(label: str, head: str, columns: Sequence[tuple[str, Sequence[Point]]]
     by_x = [{point.x: point.y for point in points} for _, points in columns]
     xs = sorted({x for column in by_x for x in column})
     rows = [
-        (charts.label(x), [charts.brief(column[x]) if x in column else NONE for column in by_x]) for x in xs
+        (charts.label(x), [charts.brief(column[x]) if x in column else NO_VALUE for column in by_x])
+        for x in xs
     ]
     return {"label": label, "heads": [head, *(name for name, _ in columns)], "rows": rows}
 
@@ -238,7 +239,7 @@ def _loss_of(run: RunData) -> dict[str, Any] | None:
 def _step(record: dict[str, Any]) -> float | None:
     """Of the checkpoint that it was measured of."""
     of = record.get("of")
-    return number(record.get("step", of.get("step") if isinstance(of, dict) else None))
+    return finite_number(record.get("step", of.get("step") if isinstance(of, dict) else None))
 
 
 def _steps(records: Iterable[tuple[RunData, dict[str, Any]]]) -> str:

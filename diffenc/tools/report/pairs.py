@@ -77,7 +77,7 @@ def compared(groups: Sequence[Group]) -> list[Pair]:
     for a, b in pairs:
         found.append(tested(a, b))
         progress()
-    corrected = significance.holm([pair.rests_on and pair.rests_on.two_sided for pair in found])
+    corrected = significance.holm_correction([pair.rests_on and pair.rests_on.two_sided for pair in found])
     tests = sum(p is not None for p in corrected)
     return [
         in_words(a, b, pair, Claim(p, tests)) for (a, b), pair, p in zip(pairs, found, corrected, strict=True)
@@ -136,10 +136,10 @@ def by_pass(held: RunData) -> PassValues:
 def _of_one_run_each(a: RunData, b: RunData) -> list[TestResult]:
     one, two = by_pass(a), by_pass(b)
     return [
-        significance.paired(
+        significance.paired_test(
             one.values.mean(axis=0), two.values.mean(axis=0), "images and their draws, under both runs"
         ),
-        significance.over_images([one.minus(two)]),
+        significance.bootstrap_images([one.minus(two)]),
     ]
 
 
@@ -221,6 +221,6 @@ def _known(finding: TestResult) -> bool:
 
 
 def _told(a: Group, b: Group, other_seeds: bool) -> list[str]:
-    differing = records.differing(a.records[0], b.records[0], TOLD)
+    differing = records.list_differences(a.records[0], b.records[0], TOLD)
     said = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
     return [*said, *(["They were trained with different seeds."] if other_seeds else [])]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from diffenc.evaluation.records import number
+from diffenc.evaluation.records import finite_number
 from diffenc.runtime import plots
 from diffenc.runtime.image_grid import grid, to_uint8
 from diffenc.runtime.uncertainty_format import rounded
@@ -63,7 +63,7 @@ def samples(held: RunData) -> tuple[Picture, str] | str | None:
     filed = held.numbers("samples")
     drawn = _drawn_samples(filed) if filed else None
     if held.samples is None or (
-        drawn and filed and (number(filed.record["of"].get("step")) or 0) > held.samples[1]
+        drawn and filed and (finite_number(filed.record["of"].get("step")) or 0) > held.samples[1]
     ):
         return drawn
     name, step, data = held.samples
@@ -98,7 +98,7 @@ def png(pixels: UInt8[np.ndarray, "h w c"], alt: str) -> Picture:
 
 def _drawn_samples(filed: FigureData) -> tuple[Picture, str] | None:
     """From the levels that --mode=figures keeps."""
-    levels, num_levels = filed.arrays.get("levels"), number(filed.record.get("num_levels"))
+    levels, num_levels = filed.arrays.get("levels"), finite_number(filed.record.get("num_levels"))
     of = filed.record["of"]
     if levels is None or num_levels is None or levels.size > MOST:
         return None
@@ -119,7 +119,7 @@ def frames(run: int, held: RunData) -> tuple[tuple[float, ...], Frames] | str | 
         return str(filed.record["note"])
     try:
         x, change = (_finite(filed.arrays[name])[:MOST_IMAGES] for name in ("x", "change"))
-        times = tuple(t for t in map(number, filed.record["t"]) if t is not None)
+        times = tuple(t for t in map(finite_number, filed.record["t"]) if t is not None)
         if not change.size or x.ndim != 4 or change.shape != (len(x), len(times), *x.shape[1:3]):
             raise ValueError("other shapes")
     except (KeyError, TypeError, ValueError):
@@ -140,7 +140,7 @@ def _frames(
     shown = plots.diverging(change, limits[:, None, None])
     rows = filed.record.get("rows")
     which = ", ".join(map(str, rows[: len(x)])) if isinstance(rows, list) else f"{len(x)} images"
-    gap = number(filed.record.get("gap")) or 0.0
+    gap = finite_number(filed.record.get("gap")) or 0.0
     parts = []
     for place, (t, limit) in enumerate(zip(times, limits, strict=True)):
         alt = f"{held.label}: change of the encoded images at t = {t:g}, at most {limit:.2g} per unit of t"

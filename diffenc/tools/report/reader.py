@@ -5,7 +5,7 @@ from typing import Any
 
 from diffenc.errors import UserError
 from diffenc.evaluation import records
-from diffenc.evaluation.records import BrokenSealError, Needed
+from diffenc.evaluation.records import BrokenSealError, RequiredKeys
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.report import formatting
@@ -40,18 +40,18 @@ class Reader:
     def text(self, name: str) -> str:
         return (self.data(name) or b"").decode(errors="replace")
 
-    def record(self, name: str, needed: Needed = MappingProxyType({})) -> Record | None:
+    def record(self, name: str, needed: RequiredKeys = MappingProxyType({})) -> Record | None:
         """A JSON object; None, with a word on it, where it is damaged."""
         data = self.data(name)
         if data is None:
             return None
         try:
-            found = records.parsed(data, name, self.again(name))
+            found = records.parse_record(data, name, self.again(name))
         except BrokenSealError as error:
             return self.odd(f"{error}.")
         except UserError:
             return self.odd(f"{name} is no JSON object, and left out.")
-        fault = records.fault(found, needed)
+        fault = records.find_fault(found, needed)
         if fault is not None:
             return self.odd(f"{name} {fault}, and is left out.")
         if record_checksum.check(found) is ChecksumState.MISSING:

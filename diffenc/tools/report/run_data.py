@@ -15,7 +15,7 @@ import numpy as np
 from diffenc.config import serialize
 from diffenc.errors import UserError
 from diffenc.evaluation import records
-from diffenc.evaluation.records import NEEDED, Needed, OtherTermsError, number
+from diffenc.evaluation.records import REQUIRED_KEYS, OtherTermsError, RequiredKeys, finite_number
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
@@ -31,7 +31,7 @@ MOST = 1 << 28  # bytes of one of them
 PARAMETERS, EVALUATION = "parameters.txt", "evaluation.json"
 NUMBERED = r"evaluations/(\d{1,9})\.json"
 LATEST = 2**53  # a step
-OF_FIGURES: Needed = {"of": (dict,), "npz": (str, NoneType)}
+OF_FIGURES: RequiredKeys = {"of": (dict,), "npz": (str, NoneType)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def _read(reader: Reader, label: str) -> RunData:
     text = reader.text(CONFIG)
     config = serialize.bindings(text)
     found = _evaluations(reader)
-    chosen = records.choose(found, lambda record: evaluation_spec.is_asked_for(record, config))
+    chosen = records.choose_evaluation(found, lambda record: evaluation_spec.is_asked_for(record, config))
     terms_name = (chosen or EVALUATION).removesuffix(".json") + ".npz"
     evaluation, terms = _with_terms(reader, found[chosen], terms_name) if chosen else (None, b"")
     loss = reader.record(f"{loss_curves.FOLDER}/loss.json")
@@ -182,7 +182,7 @@ def _evaluations(reader: Reader) -> dict[str, Record]:
     """Those of the latest step that was evaluated, by file, the newest first."""
     numbered = [(int(match[1]), name) for name in reader.files if (match := re.fullmatch(NUMBERED, name))]
     names = [name for _, name in sorted(numbered, reverse=True)] or [EVALUATION]
-    read = {name: record for name in names if (record := reader.record(name, NEEDED)) is not None}
+    read = {name: record for name in names if (record := reader.record(name, REQUIRED_KEYS)) is not None}
     latest = max((record["step"] for record in read.values()), default=None)
     return {name: record for name, record in read.items() if record["step"] == latest}
 
@@ -193,7 +193,7 @@ def _with_terms(reader: Reader, evaluation: Record, name: str) -> tuple[Record |
     Then a record without a checksum is left out, for nothing tells which of both is damaged.
     """
     data = reader.data(name) or b""
-    if data and number(evaluation["bpd"]) is not None:
+    if data and finite_number(evaluation["bpd"]) is not None:
         try:
             records.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
@@ -232,7 +232,7 @@ def _row(line: bytes) -> Record | None:
         return None
     if not isinstance(step, int) or not 0 <= step < LATEST:
         return None
-    values = {str(key): number(value) for key, value in said.items()}
+    values = {str(key): finite_number(value) for key, value in said.items()}
     return {key: value for key, value in values.items() if value is not None} | {"step": step}
 
 
@@ -269,7 +269,7 @@ def _last_step(reader: Reader, pattern: str) -> int | None:
 
 
 def _parameters(reader: Reader, evaluation: Record | None) -> int | None:
-    said = number((evaluation or {}).get("num_params"))
+    said = finite_number((evaluation or {}).get("num_params"))
     if said is not None or PARAMETERS not in reader.files:
         return None if said is None else int(said)
     total = re.search(r"^Total: (\d[\d,]{,30})(?![\d,])", reader.text(PARAMETERS), re.MULTILINE)

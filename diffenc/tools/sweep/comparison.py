@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diffenc.evaluation import significance
-from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm
+from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm_correction
 from diffenc.runtime.uncertainty_format import MISSING, Digits, Figure, digits, rounded
 from diffenc.tools.sweep.formatting import Cell, Sheet
 from diffenc.tools.sweep.summary import COMPONENTS, Summary, mean_and_error
@@ -89,7 +89,9 @@ def _corrected(found: Sequence[TestResult]) -> list[float | None]:
     result: list[float | None] = [None] * len(found)
     for test in {finding.test for finding in found}:
         places = [place for place, finding in enumerate(found) if finding.test == test]
-        for place, value in zip(places, holm([found[place].two_sided for place in places]), strict=True):
+        for place, value in zip(
+            places, holm_correction([found[place].two_sided for place in places]), strict=True
+        ):
             result[place] = value
     return result
 

@@ -90,7 +90,7 @@ def trained(run: Run) -> bool:
 def evaluated(run: Run) -> bool:
     """Whether its last evaluation is the one that its config asks for, of its last step."""
     record = read(run.workdir)
-    if record is None or not records.of_as_many(record, run.experiment.evaluate.num_images):
+    if record is None or not records.has_num_images(record, run.experiment.evaluate.num_images):
         return False
     return all(record.get(key) == value for key, value in asked(run.experiment).items())
 

@@ -17,7 +17,13 @@ from diffenc.data.sources import describe_images, require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import records as evaluations
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.records import ALIKE, COMPONENTS, NEEDED, BrokenSealError, Needed
+from diffenc.evaluation.records import (
+    COMPARABLE_KEYS,
+    COMPONENTS,
+    REQUIRED_KEYS,
+    BrokenSealError,
+    RequiredKeys,
+)
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.runtime.uncertainty_format import MISSING, Figure, rounded
@@ -25,8 +31,8 @@ from diffenc.tools.sweep.formatting import Sheet
 
 Record = Mapping[str, Any]
 # What a row of a table is made of.
-ROW: Needed = {
-    **NEEDED,
+ROW: RequiredKeys = {
+    **REQUIRED_KEYS,
     **dict.fromkeys(COMPONENTS.values(), (int, float, NoneType)),
     **{"num_params": (int,), "precision": (str,)},
 }
@@ -82,7 +88,9 @@ def summarise(name: str, workdirs: Mapping[int, Path]) -> Summary:
     return Summary(name, {seed: workdirs[seed] for seed in found}, found)
 
 
-def read(workdir: Path, name: str = "evaluation", needed: Needed = NEEDED) -> dict[str, Any] | None:
+def read(
+    workdir: Path, name: str = "evaluation", needed: RequiredKeys = REQUIRED_KEYS
+) -> dict[str, Any] | None:
     """What WORKDIR/NAME.json says; None if it is not there, or with a warning if its content does not match its checksum.
 
     Raises:
@@ -92,11 +100,11 @@ def read(workdir: Path, name: str = "evaluation", needed: Needed = NEEDED) -> di
     if not path.exists():
         return None
     try:
-        found = evaluations.parsed(path.read_bytes(), path)
+        found = evaluations.parse_record(path.read_bytes(), path)
     except BrokenSealError as error:
         _warn_once(str(error))
         return None
-    fault = evaluations.fault(found, needed)
+    fault = evaluations.find_fault(found, needed)
     if fault:
         raise UserError(f"{path} {fault}; delete it, and evaluate the run again")
     return found
@@ -127,7 +135,7 @@ def require_alike(summaries: Iterable[Summary]) -> None:
     """
     found = list(_each(summaries))
     require_same_images(record for _, record in found)
-    require_same(found, ALIKE)
+    require_same(found, COMPARABLE_KEYS)
 
 
 def require_same(found: Sequence[tuple[Path, Record]], keys: Sequence[str]) -> None:
@@ -138,7 +146,7 @@ def require_same(found: Sequence[tuple[Path, Record]], keys: Sequence[str]) -> N
     """
     for other, two in found[1:]:
         first, one = found[0]
-        differing = evaluations.differing(one, two, keys)
+        differing = evaluations.list_differences(one, two, keys)
         if differing:
             raise UserError(
                 f"{first} and {other} are not to be compared: {', '.join(differing)}; measure both alike"

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from diffenc.config import serialize
-from diffenc.evaluation.records import Needed
+from diffenc.evaluation.records import RequiredKeys
 from diffenc.registry import features
 from diffenc.runtime.uncertainty_format import MISSING, Figure
-from diffenc.tools.fid.fid import features_of, of_sampling
+from diffenc.tools.fid.fid import choose_features, sampling_metadata
 from diffenc.tools.sweep import summary
 from diffenc.tools.sweep.formatting import Cell, Page, Sheet
 from diffenc.tools.sweep.runs import Run, Task, trained
@@ -28,7 +28,7 @@ ALIKE = (
     *("matmul_precision", "prng", "kid_images", "kid_block"),
 )
 
-NEEDED: Needed = {"metric": (str,), "distances": (list,), "images": (dict,)}
+NEEDED: RequiredKeys = {"metric": (str,), "distances": (list,), "images": (dict,)}
 
 Measured = tuple[int, str]  # number of samples, split
 
@@ -40,11 +40,11 @@ def compared(run: Run) -> bool:
         return False
     settings = experiment.fid
     asked = {
-        "features": features.spell(features_of(experiment)),
+        "features": features.spell(choose_features(experiment)),
         "step": experiment.sample.step or experiment.steps,
         "precision": serialize.precision(experiment),
         **{key: getattr(settings, key) for key in ("num_images", "kid_images", "kid_block")},
-        **of_sampling(experiment),
+        **sampling_metadata(experiment),
     }
     wanted = {(num, split) for num in settings.nums for split in settings.splits}
     there = wanted == set(by_column(record, "distance"))

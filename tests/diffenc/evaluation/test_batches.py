@@ -8,7 +8,7 @@ from scipy import stats
 
 from diffenc.config.settings import Diagnose, Evaluate, Fit
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, compile_over, draws_of
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, make_draws
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
 
@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_its_name(tiny, monkeypatch):
 
 
 def test_what_is_compiled_is_the_function(tiny):
-    compiled = compile_over(data_mesh(), lambda params, images, key: params["a"] + images.levels.sum())
+    compiled = compile_on_mesh(data_mesh(), lambda params, images, key: params["a"] + images.levels.sum())
     levels = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
     assert float(compiled({"a": 1.0}, Images(jnp.asarray(levels)), jax.random.key(0))) == 29.0
 
@@ -95,7 +95,7 @@ def test_noise_is_of_the_image_and_the_pass_alone(tiny):
     def noise(batch_size):
         found = []
         for visit in passes(tiny, Evaluate(passes=2, batch_size=batch_size)):
-            draws = draws_of(visit.draws, (batch_size, 4, 4, 1))
+            draws = make_draws(visit.draws, (batch_size, 4, 4, 1))
             found.append(np.stack([draws.eps, draws.eps_0], axis=1)[visit.real])
         return np.concatenate(found)
 

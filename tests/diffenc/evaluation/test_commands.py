@@ -227,7 +227,7 @@ def test_what_a_full_disk_refuses_is_printed_first(trained, workdir, capsys, mon
     def full(*_):
         raise UserError("could not write x") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.workdirs, "keep", full)
+    monkeypatch.setattr(commands.workdirs, "save_measurement", full)
     with pytest.raises(UserError, match="could not write x"):
         commands.evaluate(trained(passes=1), workdir)
     assert "bpd" in capsys.readouterr().out

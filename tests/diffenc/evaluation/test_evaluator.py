@@ -18,9 +18,9 @@ from diffenc.core.objective import discrete
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import EvaluationBatches
 from diffenc.evaluation.diagnose import loss_record
-from diffenc.evaluation.evaluator import Evaluator, Measured, record
+from diffenc.evaluation.evaluator import ElboTerms, Evaluator, evaluation_record
 from diffenc.evaluation.image_error import monte_carlo_error
-from diffenc.evaluation.loss_over_log_snr import ByDraw
+from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
 from diffenc.parallel.sharding import data_mesh
 from diffenc.workdir import loss_curves
@@ -31,7 +31,7 @@ from diffenc_plugins.time_samplers import Importance
 from diffenc_plugins.variances import Fitted
 
 NUM_IMAGES, NUM_DIMS = 13, 16
-NO_DRAWS = ByDraw(np.empty(0), np.empty(0))
+NO_DRAWS = LossDraws(np.empty(0), np.empty(0))
 PARAMS = {"network": {"w": np.float32(3.0)}, "schedule": LearnedEndpoints().init(jax.random.key(0))}
 
 
@@ -123,7 +123,9 @@ def test_which_figures_there_are(measure):
     errors = {f"{key}_{kind}" for key in keys for kind in ("se", "se_uncertainty", "se_upper")}
     assert set(measure(Known).summary()) == keys | errors
     assert set(measure(Known, passes=2).summary()) == keys | errors | {f"{key}_mc_se" for key in keys}
-    one = Measured({term: np.ones((1, 1)) for term in Terms._fields}, np.zeros((1, 1, 1)), NUM_DIMS, NO_DRAWS)
+    one = ElboTerms(
+        {term: np.ones((1, 1)) for term in Terms._fields}, np.zeros((1, 1, 1)), NUM_DIMS, NO_DRAWS
+    )
     assert set(one.summary()) == keys, "one image has no spread"
 
 
@@ -237,7 +239,7 @@ def test_monte_carlo_error_is_unbiased_also_from_few_passes(passes):
 def test_the_record_says_what_was_measured(tiny, measure):
     experiment = tiny(evaluate=Evaluate(split="validation", passes=2, times_per_image=3, seed=4))
     measured = measure(Drawn, split="validation", passes=2, times_per_image=3, seed=4)
-    figures = record(experiment, measured, step=70, num_params=66, of={"curve_of": {"step": 9}})
+    figures = evaluation_record(experiment, measured, step=70, num_params=66, of={"curve_of": {"step": 9}})
     expected = {
         "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 4, "step": 70, "num_params": 66,
@@ -251,7 +253,7 @@ def test_the_record_says_what_was_measured(tiny, measure):
 
 def test_the_configs_hash_tells_models_apart_and_not_settings(tiny, measure):
     def hash_of(**changes):
-        return record(tiny(**changes), measure(Known), 1, 1, {})["config_hash"]
+        return evaluation_record(tiny(**changes), measure(Known), 1, 1, {})["config_hash"]
 
     assert hash_of(evaluate=Evaluate(passes=7)) == hash_of(steps=99) == hash_of()
     assert hash_of(seed=9) != hash_of()

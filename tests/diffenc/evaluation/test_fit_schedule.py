@@ -48,7 +48,7 @@ def gaussian_table(variance, num_knots=65) -> step_costs.StepCosts:
 @pytest.mark.parametrize("variance", [0.1, 2.0])
 def test_the_best_times_for_gaussian_data_are_geometric(num_steps, variance):
     """With u = 1 + v SNR a step costs 1/2 (u_s / u_t - 1), so that equal ratios of u are best."""
-    made = fit_schedule.fitted(gaussian_table(variance), log_snr_of, EQUAL, num_steps, 1)
+    made = fit_schedule.fit_times(gaussian_table(variance), log_snr_of, EQUAL, num_steps, 1)
     u_0, u_1 = 1 + variance * np.exp(TOP), 1 + variance * np.exp(TOP - DROP)
     u = u_0 * (u_1 / u_0) ** (np.arange(num_steps + 1) / num_steps)
     t = (TOP - np.log((u - 1) / variance)) / DROP
@@ -62,7 +62,7 @@ def test_with_the_best_variances_gaussian_data_cost_the_same_at_any_times():
     """Each step then costs 1/2 log(u_s / u_t), which telescopes."""
     u_0, u_1 = 1 + 2 * np.exp(TOP), 1 + 2 * np.exp(TOP - DROP)
     for num_steps in (1, 2, 9):
-        for make in (fit_schedule.fitted, fit_schedule.equally):
+        for make in (fit_schedule.fit_times, fit_schedule.equal_schedule):
             made = make(gaussian_table(2.0), log_snr_of, FITTED, num_steps, 1)
             np.testing.assert_allclose(made.nats, 0.5 * np.log(u_0 / u_1), rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_the_bound_at_fitted_times_is_the_one_predicted_and_the_better_one(x64, 
     for num_steps in (2, 12):
         best, equal = (
             make(table, log_snr_of, variance, num_steps, 3)
-            for make in (fit_schedule.fitted, fit_schedule.equally)
+            for make in (fit_schedule.fit_times, fit_schedule.equal_schedule)
         )
         assert best.nats < equal.nats
         of_best, of_equal = (actual(model, schedule, variance) for schedule in (best, equal))
@@ -135,7 +135,7 @@ def test_the_bound_at_fitted_times_is_the_one_predicted_and_the_better_one(x64, 
 def test_no_times_on_the_grid_are_better(x64):
     """The predicted cost as a function of one time in the middle, scanned."""
     table = table_of(make("trainable"))
-    best = fit_schedule.fitted(table, log_snr_of, FITTED, 2, 3)
+    best = fit_schedule.fit_times(table, log_snr_of, FITTED, 2, 3)
     middles = np.linspace(0.01, 0.99, 99)
 
     def predicted(middle):
@@ -156,7 +156,7 @@ def test_equal_times_are_among_the_candidates_at_every_depth():
         knots, np.exp(-log_snr_of(knots))[:, None] * np.ones((1, 65)), np.zeros((65, 65)), 1
     )
     for num_steps in (1, 3, 7, 100):  # 1/2 (e^h - 1) a step of h in log SNR: convex in h
-        made = fit_schedule.fitted(shallow, log_snr_of, EQUAL, num_steps, 1)
+        made = fit_schedule.fit_times(shallow, log_snr_of, EQUAL, num_steps, 1)
         np.testing.assert_allclose(made.times, np.arange(num_steps + 1) / num_steps, atol=1e-12)
 
 
@@ -183,8 +183,10 @@ def fitting(tiny, workdir):
 @pytest.fixture
 def measured(monkeypatch):
     """How often costs are measured."""
-    calls, measure = [], fit_schedule.measure
-    monkeypatch.setattr(fit_schedule, "measure", lambda *inputs: calls.append(None) or measure(*inputs))
+    calls, measure = [], fit_schedule.measure_step_costs
+    monkeypatch.setattr(
+        fit_schedule, "measure_step_costs", lambda *inputs: calls.append(None) or measure(*inputs)
+    )
     return calls
 
 

@@ -137,7 +137,7 @@ def test_a_steps_weight_is_the_ratio_of_its_two_gaussians(x64, encoder, mean, lo
     index, key = 1, jax.random.key(3)
     log_snr_t, log_snr_s = (jnp.full(4, by_hand.log_snrs[index + k]) for k in (1, 0))
     step = objective.secant(lambda v: model.encoder.apply({}, jnp.asarray(x), v), log_snr_t, log_snr_s)
-    walk = k_sample.walker(model, PARAMS, step, log_snr_s, jnp.asarray(log_w))
+    walk = k_sample.make_walk(model, PARAMS, step, log_snr_s, jnp.asarray(log_w))
     eps_s, got = walk((jnp.asarray(eps), key))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (ends(by_hand.log_snrs[index + k]) for k in (1, 0))
     z_t = alpha_t * by_hand.x_phi[index + 1] + sigma_t * eps
@@ -268,7 +268,7 @@ def test_with_the_best_denoiser_the_bound_lies_between_likelihood_and_elbo(x64, 
 
     def cost(samples):
         """Mean of -bound over data and chains, nats, and its standard error."""
-        groups = -k_sample.bound(log_w.reshape(64 // samples, samples, -1)).mean(axis=0)
+        groups = -k_sample.k_sample_bound(log_w.reshape(64 // samples, samples, -1)).mean(axis=0)
         by_level = groups.reshape(5, 400)
         return each @ groups, np.sqrt(frequency**2 @ by_level.var(axis=1) / 400)
 
@@ -282,9 +282,11 @@ def test_with_the_best_denoiser_the_bound_lies_between_likelihood_and_elbo(x64, 
 
 def test_the_bound_is_the_log_of_the_mean_weight():
     log_w = np.random.default_rng(4).normal(size=(2, 7, 3))
-    np.testing.assert_allclose(k_sample.bound(log_w), np.log(np.exp(log_w).mean(axis=1)), rtol=1e-12)
-    np.testing.assert_allclose(k_sample.bound(log_w - 5000), np.log(np.exp(log_w).mean(axis=1)) - 5000)
-    np.testing.assert_array_equal(k_sample.bound(log_w[:, :1]), log_w[:, 0])
+    np.testing.assert_allclose(k_sample.k_sample_bound(log_w), np.log(np.exp(log_w).mean(axis=1)), rtol=1e-12)
+    np.testing.assert_allclose(
+        k_sample.k_sample_bound(log_w - 5000), np.log(np.exp(log_w).mean(axis=1)) - 5000
+    )
+    np.testing.assert_array_equal(k_sample.k_sample_bound(log_w[:, :1]), log_w[:, 0])
 
 
 def test_chains_images_and_steps_have_noise_of_their_own(x64):

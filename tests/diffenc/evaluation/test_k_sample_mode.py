@@ -87,8 +87,8 @@ def test_the_error_over_chains_is_their_spread_over_seeds(tiny, workdir):
     experiment, mesh = dataclasses.replace(settings(tiny, samples=2, batch_size=13), steps=3), data_mesh()
     ema, step = commands.restore_ema(experiment, workdir, mesh, None)
     many = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, passes=200))
-    log_w = k_sample.measure(many, mesh, ema, workdir, step).log_w
-    pairs = [k_sample.Measured(log_w[k : k + 2], 16).summary() for k in range(0, 200, 2)]
+    log_w = k_sample.measure_log_weights(many, mesh, ema, workdir, step).log_w
+    pairs = [k_sample.ChainWeights(log_w[k : k + 2], 16).summary() for k in range(0, 200, 2)]
     for key in k_sample.KEYS:
         spread = np.var([figures[key] for figures in pairs], ddof=1)
         stated = np.mean([figures[f"{key}_mc_se"] ** 2 for figures in pairs])

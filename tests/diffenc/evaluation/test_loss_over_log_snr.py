@@ -6,7 +6,7 @@ import pytest
 
 from diffenc.config.settings import Evaluate
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.loss_over_log_snr import ByDraw, equal_shares, gather
+from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws, equal_shares
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training.state import init_state
 
@@ -14,26 +14,26 @@ from diffenc.training.state import init_state
 def test_points_are_the_quantiles_of_the_loss():
     """The loss e^-lambda on [0, inf), from draws that are uniform on [0, 20]: quantiles -log(1 - q)."""
     log_snr = np.random.default_rng(0).permutation(np.linspace(0, 20, 200_001))
-    points = equal_shares(ByDraw(log_snr, np.exp(-log_snr)), 8)
+    points = equal_shares(LossDraws(log_snr, np.exp(-log_snr)), 8)
     np.testing.assert_allclose(points, -np.log1p(-(np.arange(8) + 0.5) / 8), atol=2e-4)
 
 
 def test_a_single_draw_that_costs_has_every_share():
-    draws = ByDraw(np.array([3.0, -1.0, 5.0]), np.array([0.0, 2.0, -7.0]))
+    draws = LossDraws(np.array([3.0, -1.0, 5.0]), np.array([0.0, 2.0, -7.0]))
     assert equal_shares(draws, 4).tolist() == [-1.0] * 4
 
 
 @pytest.mark.parametrize("loss", [[], [0.0, 0.0], [-1.0, 0.0], [np.inf, 1.0], [np.nan, 1.0]])
 def test_nothing_is_shown_of_no_loss(loss):
-    assert equal_shares(ByDraw(np.arange(len(loss), dtype=float), np.array(loss))).size == 0
+    assert equal_shares(LossDraws(np.arange(len(loss), dtype=float), np.array(loss))).size == 0
 
 
 def test_draws_of_batches_are_put_one_after_the_other():
     rows = [
-        ByDraw(np.array([[1, 2], [3, 4]]), np.zeros((2, 2))),
-        ByDraw(np.array([[5], [6]]), np.ones((2, 1))),
+        LossDraws(np.array([[1, 2], [3, 4]]), np.zeros((2, 2))),
+        LossDraws(np.array([[5], [6]]), np.ones((2, 1))),
     ]
-    gathered = gather(rows)
+    gathered = concatenate_draws(rows)
     assert gathered.log_snr.tolist() == [1, 2, 3, 4, 5, 6]
     assert gathered.diffusion.tolist() == [0, 0, 0, 0, 1, 1]
 

@@ -73,7 +73,7 @@ def test_what_does_not_belong_together_is_refused(data, said, message):
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
 def test_what_is_no_record_is_refused(data):
     with pytest.raises(UserError, match=r"^name: is no JSON"):
-        records.parsed(data, "name")
+        records.parse_record(data, "name")
 
 
 def test_a_spread_that_an_earlier_version_wrote_is_an_upper_bound():
@@ -85,14 +85,14 @@ def test_a_spread_that_an_earlier_version_wrote_is_an_upper_bound():
         "bpd_latent_se": None,
         "kid_se": 0.3,
     }
-    found = records.parsed(json.dumps(old).encode(), "name")
+    found = records.parse_record(json.dumps(old).encode(), "name")
     assert found == {**old, "bpd_se": None, "bpd_se_upper": 0.05, "bpd_latent_se_upper": None}
     new = {"bpd": 2.0, "bpd_se": 0.02, "bpd_se_uncertainty": 0.001, "bpd_se_upper": 0.05, "bpd_mc_se": 0.01}
-    assert records.parsed(json.dumps(new).encode(), "name") == new
+    assert records.parse_record(json.dumps(new).encode(), "name") == new
 
 
 def test_what_differs_is_named():
-    assert records.differing({"a": 1, "b": 2}, {"a": 1, "c": 3}, ("a", "b", "c")) == [
+    assert records.list_differences({"a": 1, "b": 2}, {"a": 1, "c": 3}, ("a", "b", "c")) == [
         "b 2 and None",
         "c None and 3",
     ]
@@ -103,11 +103,14 @@ def test_records_from_before_are_compared_by_what_they_meant():
     keys = ("matmul_precision", "prng")
     old = {"matmul_precision": "default", "device": "NVIDIA A100-SXM4-40GB", "precision": "float32"}
     new = {**old, "matmul_precision": "tfloat32", "prng": "threefry2x32, partitionable"}
-    assert records.differing(old, new, keys) == []
+    assert records.list_differences(old, new, keys) == []
     on_cpu = {**old, "device": "cpu"}
-    assert records.differing(old, on_cpu, keys) == ["matmul_precision tfloat32 and float32"]
+    assert records.list_differences(old, on_cpu, keys) == ["matmul_precision tfloat32 and float32"]
     assert (
-        records.differing({**old, "precision": "float64"}, {**new, "matmul_precision": "float64"}, keys) == []
+        records.list_differences(
+            {**old, "precision": "float64"}, {**new, "matmul_precision": "float64"}, keys
+        )
+        == []
     )
     drawn = {**new, "prng": "rbg"}
-    assert records.differing(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]
+    assert records.list_differences(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]

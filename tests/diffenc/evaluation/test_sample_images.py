@@ -15,7 +15,7 @@ from diffenc.core.model import Model
 from diffenc.core.rng import root_key
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
-from diffenc.evaluation.sample_images import ImageSampler, file_name, stretches
+from diffenc.evaluation.sample_images import ImageSampler, count_stretches, sample_file_name
 from diffenc.parallel.sharding import data_mesh
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import SOLVERS
@@ -49,7 +49,7 @@ def params(tiny):
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 19, 20, 21, 23, 40, 46, 100, 1000])
 def test_stretches_are_equal_and_at_most_twenty(steps):
-    count = stretches(steps)
+    count = count_stretches(steps)
     assert [n for n in range(1, 21) if steps % n == 0][-1] == count
 
 
@@ -201,7 +201,7 @@ def test_the_files_name_says_what_is_not_usual():
         Sample(num_timesteps=4, times="fitted", sampler="euler_maruyama"),
         Sample(num_timesteps=4, times="fitted", variance=Fitted()),
     ]
-    assert [file_name(each, 5) for each in settings] == [
+    assert [sample_file_name(each, 5) for each in settings] == [
         "000000005_T4_n64_seed0.png",
         "000000005_T4_ddim_n64_seed0.png",
         "000000005_T4_euler_maruyama_fitted-times_n64_seed0.png",

@@ -41,7 +41,7 @@ def test_welch_is_the_textbooks():
     error = math.sqrt(sum(parts))
     degrees = sum(parts) ** 2 / sum(part**2 / (len(s) - 1) for part, s in zip(parts, (a, b), strict=True))
     both, lower = by_hand(a.mean() - b.mean(), error, degrees)
-    found = significance.welch(a, b)
+    found = significance.welch_test(a, b)
     assert found.of == "3 + 5 runs"
     assert (found.difference, found.error) == pytest.approx((a.mean() - b.mean(), error))
     assert (found.two_sided, found.lower) == pytest.approx((both, lower))
@@ -58,17 +58,17 @@ def test_pairing_takes_out_what_seeds_share():
     differences = np.array([-0.3, -0.2, -0.4, -0.3])
     error = math.sqrt(((differences - differences.mean()) ** 2).sum() / (4 * 3))
     both, lower = by_hand(differences.mean(), error, 3)
-    found = significance.paired(a, b)
+    found = significance.paired_test(a, b)
     assert found.of == "4 pairs of runs"
     assert (found.difference, found.error) == pytest.approx((-0.3, error))
     assert (found.two_sided, found.lower) == pytest.approx((both, lower))
     half = error * special.stdtrit(3, 0.975)
     assert found.interval == pytest.approx((-0.3 - half, -0.3 + half))
-    assert (significance.welch(a, b).two_sided or 0) > 0.9
+    assert (significance.welch_test(a, b).two_sided or 0) > 0.9
 
 
 @pytest.mark.parametrize("count", [0, 1])
-@pytest.mark.parametrize("test", [significance.welch, significance.paired])
+@pytest.mark.parametrize("test", [significance.welch_test, significance.paired_test])
 def test_of_less_than_two_runs_there_is_no_error(test, count):
     found = test(np.full(count, 2.0), np.full(count, 1.5))
     assert (found.error, found.interval, found.two_sided, found.lower) == (None,) * 4
@@ -77,16 +77,16 @@ def test_of_less_than_two_runs_there_is_no_error(test, count):
 
 def test_runs_that_do_not_differ_have_no_p():
     same = np.full(3, 2.0)
-    for found in (significance.welch(same, same), significance.paired(same, same)):
+    for found in (significance.welch_test(same, same), significance.paired_test(same, same)):
         assert (found.difference, found.error, found.two_sided, found.lower) == (0, 0, None, None)
 
 
 def test_a_run_that_is_not_finite_gives_no_p():
     a, b = np.array([1.0, math.nan, 2.0]), np.array([1.0, 2.0, 3.0])
-    for found in (significance.welch(a, b), significance.paired(a, b)):
+    for found in (significance.welch_test(a, b), significance.paired_test(a, b)):
         assert math.isnan(found.difference)
         assert (found.interval, found.two_sided, found.lower) == (None, None, None)
-    found = significance.over_images(exact([[1.0, math.nan]]))
+    found = significance.bootstrap_images(exact([[1.0, math.nan]]))
     assert (found.error, found.interval) == (None, None)
 
 
@@ -98,7 +98,7 @@ def weights(n):
 def test_the_bootstrap_over_images_is_that_of_all_draws():
     differences = np.array([[1.0, 4.0, -2.0, 0.5], [0.0, 2.0, 0.0, 1.5]])
     means = weights(4) @ differences.mean(axis=0)
-    found = significance.over_images(exact(differences))
+    found = significance.bootstrap_images(exact(differences))
     assert found.difference == pytest.approx(differences.mean())
     assert found.error == pytest.approx(means.std(), rel=0.05)
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.15)
@@ -108,7 +108,7 @@ def test_the_bootstrap_over_both_is_that_of_all_draws(monkeypatch):
     differences = np.array([[1.0, 4.0, -2.0], [0.0, 2.0, 0.5], [9.0, 7.0, 8.0]])
     means = (weights(3) @ differences @ weights(3).T).ravel()
     monkeypatch.setattr(significance, "_AT_ONCE", 3 * 700)  # several parts, the last smaller
-    found = significance.over_seeds_and_images(exact(differences))
+    found = significance.bootstrap_seeds_and_images(exact(differences))
     assert found.of == "3 pairs of runs x 3 images"
     assert found.difference == pytest.approx(differences.mean())
     assert found.error == pytest.approx(means.std(), rel=0.05)
@@ -122,13 +122,13 @@ def test_the_bootstrap_over_both_draws_the_same_images_for_every_seed():
     )  # alike for all seeds, so images drawn anew for each would average out
     differences = of_images + np.array([[0.0], [0.1], [-0.1]])
     means = (weights(3) @ differences @ weights(4).T).ravel()
-    found = significance.over_seeds_and_images(exact(differences))
+    found = significance.bootstrap_seeds_and_images(exact(differences))
     assert found.error == pytest.approx(means.std(), rel=0.05)
 
 
 def test_of_one_seed_or_one_image_nothing_can_be_drawn():
-    one_seed = significance.over_seeds_and_images(exact([[1.0, 2.0]]))
-    one_image = significance.over_images(exact([[1.0], [2.0]]))
+    one_seed = significance.bootstrap_seeds_and_images(exact([[1.0, 2.0]]))
+    one_image = significance.bootstrap_images(exact([[1.0], [2.0]]))
     for found in (one_seed, one_image):
         assert (found.difference, found.error, found.interval) == (1.5, None, None)
 
@@ -146,7 +146,7 @@ def coverage(test, seeds, images, spread, rounds=120):
 
 def test_the_intervals_cover_what_they_say_and_no_more(monkeypatch):
     monkeypatch.setattr(significance, "RESAMPLES", 400)
-    images, both = significance.over_images, significance.over_seeds_and_images
+    images, both = significance.bootstrap_images, significance.bootstrap_seeds_and_images
     assert coverage(images, 3, 60, (0.0, 1.0)) > 0.88  # images alone vary
     assert coverage(images, 3, 60, (1.0, 1.0)) < 0.6  # another seed falls outside
     assert coverage(both, 12, 60, (1.0, 1.0)) > 0.87
@@ -155,7 +155,7 @@ def test_the_intervals_cover_what_they_say_and_no_more(monkeypatch):
 
 def test_the_same_numbers_come_out_again():
     differences = exact(np.random.default_rng(0).normal(size=(2, 30)))
-    for test in (significance.over_images, significance.over_seeds_and_images):
+    for test in (significance.bootstrap_images, significance.bootstrap_seeds_and_images):
         assert test(differences) == test(differences)
         assert test(differences).interval != test(differences, seed=1).interval
 
@@ -164,8 +164,8 @@ def test_each_agrees_with_scipy():
     random = np.random.default_rng(1)
     a, b = random.normal(2.0, 0.1, 7), random.normal(2.1, 0.2, 7)
     for found, theirs in (
-        (significance.welch(a, b), stats.ttest_ind(a, b, equal_var=False)),
-        (significance.paired(a, b), stats.ttest_1samp(a - b, 0.0)),
+        (significance.welch_test(a, b), stats.ttest_ind(a, b, equal_var=False)),
+        (significance.paired_test(a, b), stats.ttest_1samp(a - b, 0.0)),
     ):
         low, high = theirs.confidence_interval(0.95)
         assert found.two_sided == pytest.approx(theirs.pvalue, rel=1e-12)  # pyright: ignore[reportAttributeAccessIssue]
@@ -178,14 +178,14 @@ def test_the_interval_over_images_leaves_monte_carlo_noise_out():
     for _ in range(20):
         of_images = random.normal(size=200)
         by_pass = of_images + 2 * random.normal(size=(64, 200)) + 5
-        found = significance.over_images([PassValues(by_pass)])
+        found = significance.bootstrap_images([PassValues(by_pass)])
         narrow.append((found.error or 0) / (of_images.std(ddof=1) / np.sqrt(200)))
         wide.append(by_pass.mean(axis=0).std(ddof=1) / of_images.std(ddof=1))
     assert np.mean(narrow) == pytest.approx(1.0, abs=0.01)
     assert np.mean(wide) == pytest.approx(math.sqrt(1 + 4 / 64), abs=0.01)
 
 
-@pytest.mark.parametrize("test", [significance.over_images, significance.over_seeds_and_images])
+@pytest.mark.parametrize("test", [significance.bootstrap_images, significance.bootstrap_seeds_and_images])
 def test_where_noise_hides_the_images_there_is_no_interval(test):
     random = np.random.default_rng(4)
     drowned = [PassValues(0.01 * random.normal(size=50) + random.normal(size=(4, 50))) for _ in range(2)]
@@ -210,7 +210,9 @@ def test_all_tests_of_two_sets_of_seeds():
 
 
 def test_pairs_of_images_are_called_so():
-    found = significance.paired(np.array([1.0, 2.0]), np.array([1.5, 2.6]), "images, each under both runs")
+    found = significance.paired_test(
+        np.array([1.0, 2.0]), np.array([1.5, 2.6]), "images, each under both runs"
+    )
     assert found.of == "2 images, each under both runs"
 
 
@@ -225,12 +227,12 @@ def test_pairs_of_images_are_called_so():
     ],
 )
 def test_holm_by_hand(ps, corrected):
-    assert significance.holm(ps) == pytest.approx(corrected)
+    assert significance.holm_correction(ps) == pytest.approx(corrected)
 
 
 def test_holm_claims_a_false_difference_as_seldom_as_it_says():
     """Of 4,000 families of ten true null hypotheses, at most 5 % have one claimed; uncorrected it would be 40 %."""
     ps = np.random.default_rng(0).uniform(size=(4_000, 10))
-    claimed = [min(p for p in significance.holm(list(row)) if p is not None) <= 0.05 for row in ps]
+    claimed = [min(p for p in significance.holm_correction(list(row)) if p is not None) <= 0.05 for row in ps]
     assert 0.03 < np.mean(claimed) < 0.06
     assert np.mean(ps.min(axis=1) <= 0.05) > 0.35

@@ -172,14 +172,14 @@ def test_the_price_is_the_kl_of_gaussians_of_unequal_variance():
         return lambda log_snr_t, log_snr_s, excess: jnp.asarray(log_w)
 
     log_w = rng.normal(size=10)
-    got, excess = step_costs.price(nats, log_snr_t, log_snr_s, plugin(log_w), num_dims)
+    got, excess = step_costs.apply_variance(nats, log_snr_t, log_snr_s, plugin(log_w), num_dims)
     ratio, shift_2 = np.exp(log_w), 2 * nats / num_dims  # of sigma_Q^2
     want = num_dims * 0.5 * (ratio + shift_2 * ratio - 1 - np.log(ratio))
     np.testing.assert_allclose(got, want, rtol=1e-12)
     np.testing.assert_allclose(excess, shift_2, rtol=1e-12)
-    same, _ = step_costs.price(nats, log_snr_t, log_snr_s, EQUAL, num_dims)
+    same, _ = step_costs.apply_variance(nats, log_snr_t, log_snr_s, EQUAL, num_dims)
     np.testing.assert_allclose(same, nats, rtol=1e-12)
-    best, _ = step_costs.price(nats, log_snr_t, log_snr_s, registry.variances["fitted"](), num_dims)
+    best, _ = step_costs.apply_variance(nats, log_snr_t, log_snr_s, registry.variances["fitted"](), num_dims)
     np.testing.assert_allclose(best, num_dims / 2 * np.log(1 + shift_2), rtol=1e-9)
 
 
@@ -190,7 +190,7 @@ def test_a_variance_is_told_of_the_steps_in_float64():
         seen.extend((log_snr_t, log_snr_s, excess))
         return jnp.zeros_like(excess)
 
-    step_costs.price(np.array([1.0, 2.0]), np.array([-1.0, 0.0]), np.array([0.1, 0.3]), plugin, 4)
+    step_costs.apply_variance(np.array([1.0, 2.0]), np.array([-1.0, 0.0]), np.array([0.1, 0.3]), plugin, 4)
     for got, want in zip(seen, [[-1, 0], [0.1, 0.3], [0.5, 1.0]], strict=True):
         np.testing.assert_array_equal(np.asarray(got), want)
         assert got.dtype == np.float64
@@ -203,7 +203,7 @@ def measure(tiny):
     def make(**changes):
         experiment = tiny(fit=Fit(**{"knots": 5, "num_images": None, **changes}))
         params = jax.jit(lambda key: experiment.model.init(key, (4, 4, 1)))(jax.random.key(0))
-        return experiment, params, step_costs.measure(experiment, data_mesh(), params)
+        return experiment, params, step_costs.measure_step_costs(experiment, data_mesh(), params)
 
     return make
 

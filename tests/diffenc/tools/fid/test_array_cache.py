@@ -21,7 +21,7 @@ def test_what_is_kept_is_not_made_again(tmp_path, warnings):
         return np.arange(6, dtype=np.uint8).reshape(2, 3)
 
     for _ in range(2):
-        found = array_cache.array(tmp_path / "a" / "b.npy", made, (2, 3), "uint8")
+        found = array_cache.load_or_compute(tmp_path / "a" / "b.npy", made, (2, 3), "uint8")
         np.testing.assert_array_equal(found, [[0, 1, 2], [3, 4, 5]], strict=False)
         assert found.dtype == np.uint8
     assert len(calls) == 1
@@ -41,13 +41,15 @@ def test_what_is_no_such_array_is_made_anew(tmp_path, warnings, content):
         np.save(file, np.array([print], object), allow_pickle=True)
     else:
         np.save(file, np.zeros(3, np.int32) if content == "dtype" else np.zeros(4))
-    assert array_cache.load(file, (3,), "float64") is None
+    assert array_cache.load_array(file, (3,), "float64") is None
     assert len(warnings) == (content not in ("shape", "dtype"))
-    np.testing.assert_array_equal(array_cache.array(file, lambda: np.ones(3), (3,), "float64"), np.ones(3))
+    np.testing.assert_array_equal(
+        array_cache.load_or_compute(file, lambda: np.ones(3), (3,), "float64"), np.ones(3)
+    )
     np.testing.assert_array_equal(np.load(file), np.ones(3))
 
 
 def test_a_disk_that_refuses_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match=r"could not write .*a/b\.npy"):
-        array_cache.save(tmp_path / "a" / "b.npy", np.zeros(1))
+        array_cache.save_array(tmp_path / "a" / "b.npy", np.zeros(1))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from diffenc.tools.fid.extraction import PER_DEVICE, Collector, Extractor
+from diffenc.tools.fid.extraction import PER_DEVICE, Extractor, FeatureCollector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def test_one_program_serves_all_counts():
 def test_a_summary_is_of_all_that_came_and_keeps_some_in_their_places():
     vectors = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     places = np.array([4, 8, 0, 1, 7, 3, 2, 6, 5])
-    collector = Collector(3, places, 4)
+    collector = FeatureCollector(3, places, 4)
     for part in np.split(vectors, [2, 2, 7]):
         collector.add(part)
     summary = collector.summary()
@@ -58,7 +58,7 @@ def test_a_summary_is_of_all_that_came_and_keeps_some_in_their_places():
 
 def test_the_first_to_come_are_the_first_kept():
     vectors = np.arange(12.0, dtype=np.float32).reshape(6, 2)
-    collector = Collector(2, np.arange(6), 4)
+    collector = FeatureCollector(2, np.arange(6), 4)
     collector.add(vectors[:3])
     early = collector.summary()
     np.testing.assert_array_equal(early.some, vectors[:3])

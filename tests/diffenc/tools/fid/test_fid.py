@@ -23,8 +23,8 @@ from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.tools.fid import fid
 from diffenc.tools.fid.extraction import Extractor
-from diffenc.tools.fid.kid import kid
-from diffenc.tools.fid.split_features import of_split
+from diffenc.tools.fid.kid import kernel_distance
+from diffenc.tools.fid.split_features import summarize_split
 from diffenc.training import loop
 from diffenc_plugins.conditionings import ByClass
 from diffenc_plugins.features import Inception
@@ -121,16 +121,16 @@ def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, 
     assert read_record(workdir / "fid.json") == figures
     assert read_record(workdir / "fids" / "0001.json") == figures
     images, out = samples(workdir), capsys.readouterr().out
-    places = fid.places(np.array([6, 11]), 0)
+    places = fid.subset_order(np.array([6, 11]), 0)
     assert images.shape == (12, 4, 4, 1)
     assert len(np.unique(images.reshape(12, 16), axis=0)) > 6, "no chunk is another one again"
     asked = [(num, split) for num in (6, 11) for split in ("train", "test")]
     assert [(row["num"], row["split"]) for row in figures["distances"]] == asked
     for row in figures["distances"]:
-        split = of_split(settings.dataset, row["split"], settings.fid, Extractor(Pixels()))
+        split = summarize_split(settings.dataset, row["split"], settings.fid, Extractor(Pixels()))
         mine, theirs = vectors(images[: row["num"]]), vectors(settings.dataset.source(row["split"]).images)
         assert row["distance"] == pytest.approx(frechet(mine, theirs), rel=1e-6)
-        kernel = kid(mine[np.argsort(places[: row["num"]])], split.some, 1000)
+        kernel = kernel_distance(mine[np.argsort(places[: row["num"]])], split.some, 1000)
         assert (row["kid"], row["kid_se"]) == (pytest.approx(kernel.value), pytest.approx(kernel.error))
         assert row["kid_num"] == {6: 6, 11: 10}[row["num"]], "blocks of two"
         assert f"{row['distance']:.6g}" in out
@@ -139,16 +139,16 @@ def test_all_distances_follow_from_the_samples_beside_them(experiment, workdir, 
 
 
 def test_places_are_random_and_the_first_samples_have_the_first():
-    found = fid.places(np.array([300, 1000]), 5)
+    found = fid.subset_order(np.array([300, 1000]), 5)
     for num in (300, 1000):
         assert sorted(found[:num]) == list(range(num))
     for part in (found[:300], found[300:]):
         assert 0.4 < np.mean(np.diff(part) > 0) < 0.6
-    np.testing.assert_array_equal(found[:300], fid.places(np.array([300]), 5))
-    assert (found != fid.places(np.array([300, 1000]), 6)).mean() > 0.9
+    np.testing.assert_array_equal(found[:300], fid.subset_order(np.array([300]), 5))
+    assert (found != fid.subset_order(np.array([300, 1000]), 6)).mean() > 0.9
 
 
-class InTurn(fid.Draws):
+class InTurn(fid.SampleCache):
     """Samples whose four features are those of classes in turn, four times the identity."""
 
     def __init__(self, folder):
@@ -165,11 +165,11 @@ class InTurn(fid.Draws):
 
 def test_the_order_in_which_samples_come_does_not_decide_the_kernel_distance(experiment, tmp_path):
     settings = experiment(nums=(1200,), kid_block=8)
-    (found,) = fid.sample_summaries(settings, InTurn(tmp_path), Extractor(Pixels()))
+    (found,) = fid.summarize_samples(settings, InTurn(tmp_path), Extractor(Pixels()))
     scaled = found.some / 255
     assert len(np.unique(scaled, axis=0)) == 4
     others = np.eye(4)[np.random.default_rng(0).integers(0, 4, 1200)]
-    kernel = kid(scaled, others, 8)
+    kernel = kernel_distance(scaled, others, 8)
     assert abs(kernel.value) < 4 * (kernel.error or 0)
 
 
@@ -201,7 +201,7 @@ def test_classes_are_drawn_by_the_shares_of_train_or_as_they_are_bound(tiny, mon
             sample=Sample(num_timesteps=6, classes=classes),
             fid=Fid(batch_size=64),
         )
-        made = fid.Draws(settings, data_mesh(), {}, workdir, 3)
+        made = fid.SampleCache(settings, data_mesh(), {}, workdir, 3)
         for index in (0, 1):
             made.chunk(index, made.progress(128))
         return made.of.get("classes_drawn")
@@ -313,7 +313,7 @@ def test_more_samples_and_other_features_are_had_from_those_that_are_there(exper
 
 def test_samples_drawn_otherwise_lie_elsewhere(experiment, workdir):
     def folder(step=3, **settings):
-        return fid.Draws(experiment(**settings), data_mesh(), {}, workdir, step).folder
+        return fid.SampleCache(experiment(**settings), data_mesh(), {}, workdir, step).folder
 
     others = [
         folder(),
@@ -361,4 +361,4 @@ def test_images_of_two_channels_are_refused(experiment, workdir):
         image_shape = (4, 4, 2)
 
     with pytest.raises(UserError, match="for images of 1 or 3 channels, and these have 2"):
-        fid.features_of(dataclasses.replace(experiment(), dataset=Two()))
+        fid.choose_features(dataclasses.replace(experiment(), dataset=Two()))

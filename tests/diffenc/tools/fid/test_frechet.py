@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from diffenc.tools.fid.frechet import Gaussian, Moments, distance
+from diffenc.tools.fid.frechet import Gaussian, Moments, frechet_distance
 
 RNG = np.random.default_rng(0)
 
@@ -24,8 +24,8 @@ def by_scipy(one, other):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_it_is_what_scipys_root_gives(size, scale):
     one, other = gaussian(size), gaussian(size, scale=scale)
-    assert distance(one, other) == pytest.approx(by_scipy(one, other), rel=1e-9)
-    assert distance(one, other) == pytest.approx(distance(other, one), rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(by_scipy(one, other), rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
 
 
 def test_of_independent_dimensions_it_is_the_sum_of_squared_differences():
@@ -33,14 +33,14 @@ def test_of_independent_dimensions_it_is_the_sum_of_squared_differences():
     deviations[0, :7] = 0
     both = [Gaussian(mean, np.diag(deviation**2)) for mean, deviation in zip(means, deviations, strict=True)]
     wanted = np.square(means[0] - means[1]).sum() + np.square(deviations[0] - deviations[1]).sum()
-    assert distance(*both) == pytest.approx(wanted, rel=1e-12)
+    assert frechet_distance(*both) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_on_two_lines_it_is_the_distance_of_their_directions():
     """x = g u and y = g v for one normal g: the best coupling; so |u|^2 + |v|^2 - 2 |u . v|."""
     u, v = RNG.normal(size=(2, 50))
     one, other = (Gaussian(np.zeros(50), np.outer(w, w)) for w in (u, v))
-    assert distance(one, other) == pytest.approx(u @ u + v @ v - 2 * abs(u @ v), rel=1e-12)
+    assert frechet_distance(one, other) == pytest.approx(u @ u + v @ v - 2 * abs(u @ v), rel=1e-12)
 
 
 @pytest.mark.parametrize(("count", "size"), [(5, 40), (40, 40), (41, 300)])
@@ -51,7 +51,7 @@ def test_with_fewer_vectors_than_features_nothing_is_lost(count, size):
     overlap = np.linalg.norm(a @ b.T, "nuc") / (count - 1)
     traces = (np.square(a).sum() + np.square(b).sum()) / (count - 1)
     shift = np.square(sets[0].mean(axis=0) - sets[1].mean(axis=0)).sum()
-    assert distance(*map(of, sets)) == pytest.approx(shift + traces - 2 * overlap, rel=1e-10)
+    assert frechet_distance(*map(of, sets)) == pytest.approx(shift + traces - 2 * overlap, rel=1e-10)
 
 
 def of(vectors):
@@ -62,14 +62,14 @@ def of(vectors):
 
 def test_from_itself_nothing_is_any_distance_away():
     for one in (gaussian(30), gaussian(30, rank=4), Gaussian(np.ones(3), np.zeros((3, 3)))):
-        assert abs(distance(one, one)) <= 1e-12 * np.trace(one.covariance)
+        assert abs(frechet_distance(one, one)) <= 1e-12 * np.trace(one.covariance)
 
 
 def test_where_one_is_a_point_the_other_has_only_its_spread():
     one = gaussian(6)
     point = Gaussian(np.zeros(6), np.zeros((6, 6)))
     wanted = one.mean @ one.mean + np.trace(one.covariance)
-    assert distance(one, point) == pytest.approx(wanted, rel=1e-12)
+    assert frechet_distance(one, point) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [3, 3, 90], [50, 99], list(range(100))])

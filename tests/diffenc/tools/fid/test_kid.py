@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffenc.tools.fid.kid import kid, mmd
+from diffenc.tools.fid.kid import kernel_distance, squared_mmd
 
 RNG = np.random.default_rng(0)
 
@@ -26,13 +26,13 @@ def by_loops(one, other):
 @pytest.mark.parametrize(("n", "m", "size"), [(2, 2, 1), (5, 9, 3), (12, 4, 7)])
 def test_all_pairs_but_those_of_a_vector_with_itself(n, m, size):
     one, other = RNG.normal(size=(n, size)).astype(np.float32), RNG.normal(size=(m, size)) + 1
-    assert mmd(one, other) == pytest.approx(by_loops(one, other), rel=1e-10)
+    assert squared_mmd(one, other) == pytest.approx(by_loops(one, other), rel=1e-10)
 
 
 def test_blocks_are_disjoint_and_their_spread_is_the_error():
     one, other = RNG.normal(size=(23, 3)), RNG.normal(size=(21, 3)) * 2
     each = [by_loops(one[k : k + 5], other[k : k + 5]) for k in (0, 5, 10, 15)]
-    found = kid(one, other, 5)
+    found = kernel_distance(one, other, 5)
     assert found.value == pytest.approx(np.mean(each), rel=1e-10)
     assert found.error == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-10)
 
@@ -41,7 +41,7 @@ def test_blocks_are_disjoint_and_their_spread_is_the_error():
 def test_there_are_four_blocks_if_there_can_be(count, size, blocks):
     one, other = RNG.normal(size=(count, 2)), RNG.normal(size=(count + 3, 2))
     each = [by_loops(one[k : k + size], other[k : k + size]) for k in range(0, size * blocks, size)]
-    found = kid(one, other, 1000)
+    found = kernel_distance(one, other, 1000)
     assert found.value == pytest.approx(np.mean(each), rel=1e-9)
     assert (found.error is None) == (blocks == 1)
     assert found.num == size * blocks
@@ -49,7 +49,7 @@ def test_there_are_four_blocks_if_there_can_be(count, size, blocks):
 
 def test_between_sets_of_one_kind_it_is_nothing_but_its_error():
     """Without bias: the mean of many repetitions is within four of their errors; and the stated error is their spread."""
-    found = [kid(RNG.normal(size=(80, 4)), RNG.normal(size=(80, 4)), 10) for _ in range(400)]
+    found = [kernel_distance(RNG.normal(size=(80, 4)), RNG.normal(size=(80, 4)), 10) for _ in range(400)]
     values = np.array([one.value for one in found])
     spread = values.std(ddof=1)
     assert abs(values.mean()) < 4 * spread / 20
@@ -59,4 +59,4 @@ def test_between_sets_of_one_kind_it_is_nothing_but_its_error():
 
 def test_one_vector_has_no_pairs():
     with pytest.raises(ValueError, match="1 and 4 vectors: two of each are needed"):
-        mmd(np.zeros((1, 2)), np.zeros((4, 2)))
+        squared_mmd(np.zeros((1, 2)), np.zeros((4, 2)))

@@ -78,7 +78,7 @@ class Of:
         extractor = Counting(features)
         extractor.stop_after = stop_after
         try:
-            return split_features.of_split(dataset, split, Fid(**settings), extractor)
+            return split_features.summarize_split(dataset, split, Fid(**settings), extractor)
         finally:
             self.seen = extractor.seen
 

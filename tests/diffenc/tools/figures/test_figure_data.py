@@ -9,7 +9,7 @@ import pytest
 from diffenc.config.figure_settings import Figures
 from diffenc.errors import UserError
 from diffenc.tools.figures import figure_data as figure_subject
-from diffenc.tools.figures.figure_data import encoded, over_images, places, spread_out
+from diffenc.tools.figures.figure_data import encode_images, map_images, select_shown, spread_evenly
 from diffenc_plugins.conditionings import ByClass
 
 TIMES = (0.2, 0.7, 1.0)
@@ -33,7 +33,7 @@ def test_an_encoder_of_known_formula(subject_of, images_of):
         times=TIMES,
         gap=0.2,
     )
-    got = encoded(subject, subject.many, "test")
+    got = encode_images(subject, subject.many, "test")
     x, t = scaled(images), np.array(TIMES)
 
     def x_phi(t):
@@ -50,7 +50,7 @@ def test_an_encoder_of_known_formula(subject_of, images_of):
 
 def test_what_only_shrinks_has_no_learned_part(subject_of, images_of):
     subject = subject_of(lambda x, log_snr: jax.nn.sigmoid(log_snr) * x, images_of(1, 3))
-    got = encoded(subject, subject.many, "test")
+    got = encode_images(subject, subject.many, "test")
     assert got.change.any()
     np.testing.assert_array_equal(got.learned, 0)
 
@@ -64,7 +64,7 @@ def test_parameters_may_be_bound_in_float32_and_images_come_in_several_batches(s
     """70 images are 3 batches of 32, the last filled up; each image's number is its own."""
     images = images_of(2, 70, 2, 2)
     subject = subject_of(lambda x, log_snr: x, images)
-    got = over_images(
+    got = map_images(
         subject,
         subject.many,
         np.array([1.0, 2.0]),
@@ -77,9 +77,9 @@ def test_parameters_may_be_bound_in_float32_and_images_come_in_several_batches(s
 def test_one_of_each_class_is_shown_in_order_of_classes(subject_of, images_of):
     labels = [3, 3, 1, 0, 3, 1, 0, 5]  # no 2, no 4
     subject = subject_of(lambda x, log_snr: x, images_of(3, 8, 2, 2), labels)
-    shown = figure_subject.labels_of(subject.shown)
+    shown = figure_subject.read_labels(subject.shown)
     assert shown.tolist() == [0, 1, 3, 5]
-    chosen = {tuple(places(subject.experiment.dataset, Figures(seed=seed))) for seed in range(20)}
+    chosen = {tuple(select_shown(subject.experiment.dataset, Figures(seed=seed))) for seed in range(20)}
     assert len(chosen) > 5, "the seed chooses among a class's images"
     assert all({labels[place] for place in one} == {0, 1, 3, 5} for one in chosen)
 
@@ -87,13 +87,13 @@ def test_one_of_each_class_is_shown_in_order_of_classes(subject_of, images_of):
 def test_of_many_classes_ten_are_shown_evenly_spread(subject_of, images_of):
     labels = np.arange(600) % 100
     subject = subject_of(lambda x, log_snr: x, images_of(4, 600, 2, 2), labels)
-    assert figure_subject.labels_of(subject.shown).tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
-    assert spread_out(np.array([4, 7, 9])).tolist() == [4, 7, 9]
+    assert figure_subject.read_labels(subject.shown).tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+    assert spread_evenly(np.array([4, 7, 9])).tolist() == [4, 7, 9]
 
 
 def test_images_without_classes_are_the_first_ten_of_the_seed(subject_of, images_of):
     subject = subject_of(lambda x, log_snr: x, images_of(5, 30, 2, 2))
-    one, other = (places(subject.experiment.dataset, Figures(seed=seed)) for seed in (0, 1))
+    one, other = (select_shown(subject.experiment.dataset, Figures(seed=seed)) for seed in (0, 1))
     assert len(set(one.tolist())) == 10
     assert one.tolist() != other.tolist()
 
@@ -106,7 +106,7 @@ def test_images_chosen_by_place_are_shown_in_that_order(subject_of, images_of):
     with pytest.raises(
         UserError, match=r"^figures\.images: there is no image 9 in test: it has 9, from 0 on$"
     ):
-        places(subject.experiment.dataset, dataclasses.replace(subject.settings, images=(2, 9)))
+        select_shown(subject.experiment.dataset, dataclasses.replace(subject.settings, images=(2, 9)))
 
 
 @dataclasses.dataclass(frozen=True)

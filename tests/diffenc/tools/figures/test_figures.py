@@ -157,12 +157,12 @@ def test_other_settings_are_measured(trained, refuse, name, change):
 def test_numbers_that_are_not_whole_are_not_there(trained, suffix):
     _, workdir, said = trained
     target = workdir / "figures" / "heat_maps"
-    numbers = figures.filed(target, said["heat_maps"]["of"])
+    numbers = figures.read_figure(target, said["heat_maps"]["of"])
     assert numbers is not None
     assert numbers.arrays["change"].shape == (3, 10, 4, 4)
     whole = target.with_suffix(suffix).read_bytes()
     target.with_suffix(suffix).write_bytes(whole[:-9])
-    assert figures.filed(target, said["heat_maps"]["of"]) is None
+    assert figures.read_figure(target, said["heat_maps"]["of"]) is None
     target.with_suffix(suffix).write_bytes(whole)
 
 
@@ -180,8 +180,8 @@ def test_a_disk_that_refuses_leaves_the_old_figure_whole(trained, monkeypatch):
 
 
 def test_only_those_asked_for_are_drawn_in_the_tables_order(trained):
-    assert list(figures.chosen(("spectra", "heat_maps"))) == ["heat_maps", "spectra"]
-    assert list(figures.chosen(())) == list(figures.FIGURES)
+    assert list(figures.choose_figures(("spectra", "heat_maps"))) == ["heat_maps", "spectra"]
+    assert list(figures.choose_figures(())) == list(figures.FIGURES)
     with pytest.raises(
         UserError, match=r"figures\.only: no figure is called 'heat_map'; nearest: heat_maps; there"
     ):

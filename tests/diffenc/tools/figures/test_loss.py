@@ -28,7 +28,7 @@ def test_what_is_measured_is_what_diagnose_says(tiny, tmp_path):
     experiment = tiny(diagnose=Diagnose(num_images=20, passes=8, bins=6))
     loop.train(experiment, tmp_path)
     params, step = restore_ema(experiment, tmp_path, data_mesh(), None)
-    measured = figure_loss.measure(FigureInputs(experiment, tmp_path, data_mesh(), params, step)).record
+    measured = figure_loss.measure_loss(FigureInputs(experiment, tmp_path, data_mesh(), params, step)).record
     said = diagnose.diagnose(experiment, tmp_path)["loss"]
     assert {**said, "bins": 6} == measured
 
@@ -46,14 +46,14 @@ def file(subject):
     """What --mode=diagnose filed."""
     path = subject.workdir / "diagnostics" / "loss.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({**RECORD, **figure_loss.of(subject)}))
+    path.write_text(json.dumps({**RECORD, **figure_loss.loss_metadata(subject)}))
     return path
 
 
 def test_what_was_diagnosed_is_not_measured_again(subject, file):
-    numbers = figure_loss.measure(subject)
+    numbers = figure_loss.measure_loss(subject)
     assert numbers.record["loss"] == [1.0, 2.0]
-    (axes,) = figure_loss.draw(numbers, "").axes
+    (axes,) = figure_loss.plot_loss(numbers, "").axes
     np.testing.assert_array_equal(np.asarray(axes.lines[0].get_ydata()), CURVES["density"])
     assert "step 7" in axes.get_title()
 
@@ -66,12 +66,12 @@ def test_what_was_diagnosed_otherwise_is_measured(subject, file, change):
     other = dataclasses.replace(
         subject, experiment=dataclasses.replace(subject.experiment, diagnose=settings)
     )
-    assert figure_loss.measure(other).record["loss"] == [7.0, 8.0]
+    assert figure_loss.measure_loss(other).record["loss"] == [7.0, 8.0]
 
 
 def test_what_was_diagnosed_of_another_step_is_measured_and_left_alone(subject, file):
     before = file.read_bytes()
-    record = figure_loss.measure(dataclasses.replace(subject, step=8)).record
+    record = figure_loss.measure_loss(dataclasses.replace(subject, step=8)).record
     assert (record["loss"], record["step"]) == ([7.0, 8.0], 8)
     assert file.read_bytes() == before
 
@@ -79,4 +79,4 @@ def test_what_was_diagnosed_of_another_step_is_measured_and_left_alone(subject, 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"loss": 3}', "{}"])
 def test_what_is_no_record_is_measured(subject, file, content):
     file.write_text(content)
-    assert figure_loss.measure(subject).record["loss"] == [7.0, 8.0]
+    assert figure_loss.measure_loss(subject).record["loss"] == [7.0, 8.0]

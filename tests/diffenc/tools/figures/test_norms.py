@@ -11,7 +11,7 @@ def numbers_of(subject_of, images, y):
     subject = subject_of(
         lambda x, log_snr: jax.nn.sigmoid(log_snr) * x + jax.nn.sigmoid(-log_snr) * y(x, log_snr), images
     )
-    numbers = norms.measure(subject)
+    numbers = norms.measure_norms(subject)
     return numbers, {name: np.array(value) for name, value in numbers.record.items()}
 
 
@@ -38,7 +38,7 @@ def test_without_a_y_both_are_nothing(subject_of, images_of):
 def test_of_the_identity_y_is_the_image(subject_of, images_of):
     images = images_of(2, 4)
     subject = subject_of(lambda x, log_snr: x, images)
-    got = norms.measure(subject).record
+    got = norms.measure_norms(subject).record
     rms = np.sqrt(np.square((2.0 * images + 1) / 256 - 1).mean())
     np.testing.assert_allclose(got["y_rms"], rms, rtol=1e-9)
     np.testing.assert_allclose(got["slope_rms"], 0, atol=1e-9)
@@ -46,7 +46,7 @@ def test_of_the_identity_y_is_the_image(subject_of, images_of):
 
 def test_the_figure_has_both_curves(subject_of, images_of):
     numbers, got = numbers_of(subject_of, images_of(3, 4), lambda x, log_snr: x * log_snr)
-    (axes,) = norms.draw(numbers, "dots test, step 7").axes
+    (axes,) = norms.plot_norms(numbers, "dots test, step 7").axes
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), got["y_rms"])
     np.testing.assert_allclose(np.asarray(axes.lines[1].get_ydata()), got["slope_rms"])
     assert axes.get_xlabel()

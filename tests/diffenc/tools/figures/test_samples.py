@@ -21,7 +21,7 @@ def of(tiny, tmp_path):
 
     def made(sample, step=7):
         subject = FigureInputs(tiny(sample=sample), tmp_path, data_mesh(), {}, step)
-        return json.loads(atomic.to_json(figure_samples.of(subject)))
+        return json.loads(atomic.to_json(figure_samples.samples_metadata(subject)))
 
     return made
 
@@ -44,7 +44,7 @@ def test_the_grid_shows_every_image():
     levels[1] = 4
     sample = {"num": 3, "sampler": "ancestral", "steps": 6, "guidance": 0.5}
     numbers = FigureRecord({"num_levels": 5, "of": {"sample": sample}}, {"levels": levels})
-    figure = figure_samples.draw(numbers, "dots, step 7")
+    figure = figure_samples.plot_samples(numbers, "dots, step 7")
     picture = np.asarray(figure.axes[0].images[0].get_array())
     assert (picture == 255).mean() == pytest.approx(64 * 64 / picture[..., 0].size)
     assert figure.get_suptitle() == "dots, step 7: 3 samples, ancestral, T = 6, guidance 0.5"

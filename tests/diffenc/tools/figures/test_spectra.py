@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffenc.tools.figures import spectra
-from diffenc.tools.figures.figure_data import Encoded
+from diffenc.tools.figures.figure_data import EncodedImages
 
 
 def wave(height, width, down, across):
@@ -28,13 +28,13 @@ def wave(height, width, down, across):
 def test_a_wave_has_its_own_frequency_alone(down, across, frequency):
     """Of 6 by 8 pixels: k half turns over n pixels are k / 2n cycles a pixel."""
     images = wave(6, 8, down, across)[None, None, :, :, None] * np.array([2.0, -1.0])
-    power = spectra.power(images)
+    power = spectra.power_spectrum(images)
     np.testing.assert_allclose(power.sum(), np.square(images).sum(), rtol=1e-12)
-    assert spectra.frequencies(6, 8)[down, across] == pytest.approx(frequency, abs=1e-12)
+    assert spectra.cycles_per_pixel(6, 8)[down, across] == pytest.approx(frequency, abs=1e-12)
     mean, _ = spectra.mean_frequency(power)
     np.testing.assert_allclose(mean, [frequency], atol=1e-9)
-    rings = spectra.rings_of(6, 8)
-    shares = spectra.radial(power, rings)[0]
+    rings = spectra.ring_indices(6, 8)
+    shares = spectra.radial_spectrum(power, rings)[0]
     assert shares.argmax() == round(frequency * 16)
     np.testing.assert_allclose(shares.max(), 1, rtol=1e-9)
 
@@ -42,7 +42,7 @@ def test_a_wave_has_its_own_frequency_alone(down, across, frequency):
 def test_the_mean_frequency_weighs_images_by_their_power():
     """Powers 9 at 1/4 and 1 at 0: 9/10 of 1/4. The error by linearising sum(f P) / sum(P) over two images."""
     images = np.stack([3 * wave(6, 8, 3, 0) / np.sqrt(24), wave(6, 8, 0, 0) / np.sqrt(48)])
-    mean, shares = spectra.mean_frequency(spectra.power(images[:, None, :, :, None]))
+    mean, shares = spectra.mean_frequency(spectra.power_spectrum(images[:, None, :, :, None]))
     np.testing.assert_allclose(mean, 0.225, rtol=1e-12)
     np.testing.assert_allclose(shares[:, 0], [(2.25 - 0.225 * 9) / 10, -0.225 / 10], rtol=1e-9)
 
@@ -53,9 +53,9 @@ def test_the_error_is_the_spread_of_many_sets():
     slow, fast = random.exponential(size=(2, 400, 50, 1))
     means, errors = [], []
     for a, b in zip(slow, fast, strict=True):
-        value, shares = spectra.ratio(0.4 * b, a + b)
+        value, shares = spectra.ratio_of_sums(0.4 * b, a + b)
         means.append(value[0])
-        errors.append(spectra.spread(shares)[0])
+        errors.append(spectra.sum_errors(shares)[0])
     assert np.std(means, ddof=1) == pytest.approx(np.mean(errors), rel=0.1)
 
 
@@ -67,7 +67,7 @@ def test_an_encoder_that_sharpens_early_and_brightens_late(subject_of, images_of
         return x + jax.nn.sigmoid(-(log_snr - 8)) * early + jax.nn.sigmoid(-20 * (log_snr + 4)) * late
 
     subject = subject_of(encode, images_of(0, 6), times=(0.3, 0.6, 1.0), gap=0.1)
-    got = spectra.measure(subject).record
+    got = spectra.measure_spectra(subject).record
     np.testing.assert_allclose(got["change_mean_frequency"], [7 / 16, 7 / 16, 0], atol=1e-3)
     np.testing.assert_allclose(got["change_late_minus_early"], -7 / 16, atol=1e-3)
     assert got["change_late_minus_early_se"] < 1e-9, "it does the same to all images"
@@ -79,7 +79,7 @@ def test_an_encoder_that_sharpens_early_and_brightens_late(subject_of, images_of
 
 def test_an_encoder_that_only_shrinks_has_the_spectrum_of_the_images(subject_of, images_of):
     images = images_of(1, 12)
-    got = spectra.measure(subject_of(lambda x, log_snr: jax.nn.sigmoid(log_snr) * x, images)).record
+    got = spectra.measure_spectra(subject_of(lambda x, log_snr: jax.nn.sigmoid(log_snr) * x, images)).record
     x = (2.0 * images[..., 0] + 1) / 256 - 1
     moment = power = 0.0
     for down in range(6):  # the transform by its definition
@@ -100,22 +100,24 @@ def test_what_is_beyond_a_multiple_of_the_reference():
     """Changes 3 along the image and 4 across it: 16 of 25; another of power 75 along it: 16 of 100."""
     x = np.array([[1.0, 0], [0, 2.0]]).reshape(2, 1, 2, 1)
     change = np.array([[3.0, 4.0], [0, np.sqrt(75)]]).reshape(2, 1, 1, 2, 1)
-    value, _ = spectra.beyond(change[:1], x[:1])
+    value, _ = spectra.unexplained_share(change[:1], x[:1])
     np.testing.assert_allclose(value, [16 / 25])
-    value, error = spectra.beyond(change, x)
+    value, error = spectra.unexplained_share(change, x)
     np.testing.assert_allclose(value, [0.16])
     shares = np.array([16 - 0.16 * 25, -0.16 * 75]) / 100
     np.testing.assert_allclose(error, [np.sqrt(2 * np.square(shares).sum())])
 
 
 def test_nothing_is_said_to_be_nothing(subject_of, images_of):
-    record = spectra.measure(subject_of(lambda x, log_snr: x, images_of(2, 4))).record
+    record = spectra.measure_spectra(subject_of(lambda x, log_snr: x, images_of(2, 4))).record
     assert "changes nothing" in record["note"]
 
 
 def test_the_figure_has_its_curves(subject_of, images_of):
-    numbers = spectra.measure(subject_of(lambda x, log_snr: jax.nn.sigmoid(log_snr) * x**2, images_of(3, 4)))
-    left, right = spectra.draw(numbers, "dots test, step 7").axes
+    numbers = spectra.measure_spectra(
+        subject_of(lambda x, log_snr: jax.nn.sigmoid(log_snr) * x**2, images_of(3, 4))
+    )
+    left, right = spectra.plot_spectra(numbers, "dots test, step 7").axes
     assert [line.get_label() for line in left.lines] == [
         "change, t = 0.1", "change, t = 0.5", "change, t = 1", "images x",
     ]  # fmt: skip
@@ -129,13 +131,13 @@ def test_one_time_is_enough(subject_of, images_of):
     subject = subject_of(
         lambda x, log_snr: jax.nn.sigmoid(log_snr) * x, images_of(4, 4), times=(0.8,), gap=0.1
     )
-    numbers = spectra.measure(subject)
+    numbers = spectra.measure_spectra(subject)
     assert numbers.record["change_late_minus_early"] == 0
-    assert len(spectra.draw(numbers, "title").axes[0].lines) == 2
+    assert len(spectra.plot_spectra(numbers, "title").axes[0].lines) == 2
 
 
 def test_encoded_parts_are_what_is_compared(images_of):
     x = images_of(5, 2) / 128.0 - 1
-    encoded = Encoded(x, x[:, None], -2.0 * x[:, None], np.array([-2.0]))
+    encoded = EncodedImages(x, x[:, None], -2.0 * x[:, None], np.array([-2.0]))
     assert encoded.parts.keys() == {"change", "learned", "x"}
     np.testing.assert_array_equal(encoded.parts["learned"], 0)

@@ -9,8 +9,8 @@ import pytest
 
 from diffenc.config.settings import Evaluate
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Measured, record
-from diffenc.evaluation.loss_over_log_snr import ByDraw
+from diffenc.evaluation.evaluator import ElboTerms, evaluation_record
+from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
 from diffenc.tools.sweep import summary
 from diffenc.workdir.claim import save_measurement
@@ -27,8 +27,8 @@ def evaluated(tiny, tmp_path):
         changes = {"evaluate": Evaluate(passes=2), **changes}
         experiment = tiny(seed=seed, **changes)
         times = np.random.default_rng(0).uniform(size=(*nats["latent"].shape, 1))
-        measured = Measured(nats, times, DIMS, ByDraw(np.empty(0), np.empty(0)))
-        figures = record(experiment, measured, experiment.steps, 99, {}) | (said or {})
+        measured = ElboTerms(nats, times, DIMS, LossDraws(np.empty(0), np.empty(0)))
+        figures = evaluation_record(experiment, measured, experiment.steps, 99, {}) | (said or {})
         save_measurement(tmp_path / name / str(seed), "evaluation", figures, measured.arrays())
         return tmp_path / name / str(seed)
 
