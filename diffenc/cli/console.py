@@ -10,9 +10,8 @@ from absl import flags, logging
 
 from diffenc import registry
 from diffenc.errors import UserError, printable
-from diffenc.runtime import ctrl_c
 from diffenc.runtime.log_format import show_log_lines_plainly
-from diffenc.runtime.signals import Interrupted
+from diffenc.runtime.signals import Interrupted, reliable_ctrl_c
 
 STOPPED = "stopped: the same command goes on"
 
@@ -38,7 +37,7 @@ def status_of(
     """
     settle_process()
     try:
-        with ctrl_c.noted():
+        with reliable_ctrl_c():
             perform()
             sys.stdout.flush()
     except Interrupted as signalled:

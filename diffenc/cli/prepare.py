@@ -29,7 +29,7 @@ from diffenc.data.workspace import workspace
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.directories import data_directory, plain_name
-from diffenc.runtime.progress_bars import Bars
+from diffenc.runtime.progress import ProgressBars
 from diffenc.safe_io.reading import one_line
 
 VERBS = ("folder", "tfds")  # what is no data set of its own
@@ -68,7 +68,7 @@ def prepare(asked: PrepareArgs) -> str:
         network, or another process preparing the same.
       OSError: the disk refused.
     """
-    bars = Bars()
+    bars = ProgressBars()
     make = _maker(asked, bars)
     if make is None:
         return f"{asked.name} needs no files: nothing to prepare"
@@ -97,7 +97,7 @@ def prepare(asked: PrepareArgs) -> str:
     return _with_summary(_said(f"prepared {asked.name}", made, target), wanted)
 
 
-def _maker(asked: PrepareArgs, bars: Bars) -> Callable[[Path], Recipe] | None:
+def _maker(asked: PrepareArgs, bars: ProgressBars) -> Callable[[Path], Recipe] | None:
     """What makes the recipe, given the source; None for a data set that needs no files."""
     if asked.name == "folder":
         folders = Folders(asked.source, asked.train, asked.test, asked.size, asked.background)
@@ -144,7 +144,9 @@ def _expected(name: str, there: Manifest, downloads: Sequence[Download]) -> dict
     return {wanted.name: {"md5": wanted.md5} for wanted in downloads}
 
 
-def _converted(wanted: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: Bars) -> Manifest:
+def _converted(
+    wanted: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: ProgressBars
+) -> Manifest:
     try:
         return shards.convert(wanted, files, work, bars)
     except BadSourceError:
@@ -167,7 +169,7 @@ def _settle(work: Path, target: Path, made: Manifest) -> None:
     atomic.sync(target.parent)
 
 
-def _verified(there: Manifest, target: Path, bars: Bars) -> str:
+def _verified(there: Manifest, target: Path, bars: ProgressBars) -> str:
     existing.verify(there, target, bars)
     return _said(f"{there.name} is already prepared", there, target)
 

@@ -26,10 +26,10 @@ from diffenc.export.export import export
 from diffenc.files import stores
 from diffenc.files.user_paths import expand_path
 from diffenc.parallel import distributed
-from diffenc.runtime import ctrl_c, jax_settings
+from diffenc.runtime import jax_settings
 from diffenc.runtime.compile_cache import enable_cache
 from diffenc.runtime.log_format import show_log_lines_plainly
-from diffenc.runtime.signals import Interrupted
+from diffenc.runtime.signals import Interrupted, reliable_ctrl_c
 from diffenc.tools.fid.fid import fid
 from diffenc.tools.figures.figures import figures
 from diffenc.tools.planning.plan import plan
@@ -142,7 +142,7 @@ def run(arguments: Sequence[str]) -> None:
     """The program; see the module's flags."""
     show_log_lines_plainly()
     try:
-        with ctrl_c.noted():
+        with reliable_ctrl_c():
             _run(arguments)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signum)

@@ -10,13 +10,13 @@ from jaxtyping import UInt8
 
 from diffenc.data.walk import regular_files
 from diffenc.errors import UserError
-from diffenc.runtime.progress_bars import Advance, Start, unseen
+from diffenc.runtime.progress import Advance, StartBar, no_bar
 from diffenc.safe_io.reading import one_line
 
 _CHUNK = 2**20  # bytes read at a time
 
 
-def of(path: Path, start: Start = unseen, members: Sequence[Path] | None = None) -> dict[str, Any]:
+def of(path: Path, start: StartBar = no_bar, members: Sequence[Path] | None = None) -> dict[str, Any]:
     """What tells the file or the folder at `path` from others, as a manifest lists it.
 
     Args:

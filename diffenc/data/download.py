@@ -12,7 +12,7 @@ from pathlib import Path
 from diffenc.data import digests
 from diffenc.data.official_files import Download
 from diffenc.errors import UserError
-from diffenc.runtime.progress_bars import Bars
+from diffenc.runtime.progress import ProgressBars
 from diffenc.safe_io.reading import one_line
 
 PAUSES = (1.0, 2.0, 4.0)  # seconds before another attempt; as many attempts beside the first
@@ -24,7 +24,7 @@ class _Trouble(Exception):  # noqa: N818 - it is worth another attempt
     """What went wrong, for people."""
 
 
-def fetch(downloads: Sequence[Download], folder: Path, bars: Bars) -> None:
+def fetch(downloads: Sequence[Download], folder: Path, bars: ProgressBars) -> None:
     """Put every file into `folder`; parts that an earlier call left there are completed.
 
     Raises:
@@ -36,7 +36,7 @@ def fetch(downloads: Sequence[Download], folder: Path, bars: Bars) -> None:
         _fetch(wanted, folder / wanted.name, bars)
 
 
-def _fetch(wanted: Download, path: Path, bars: Bars) -> None:
+def _fetch(wanted: Download, path: Path, bars: ProgressBars) -> None:
     if path.exists():  # only whole files have this name
         return
     part = path.with_name(f"{path.name}.part")
@@ -63,7 +63,7 @@ def _check(wanted: Download, part: Path) -> None:
         raise _Trouble(f"what came has not the MD5 {wanted.md5} of the official file")
 
 
-def _continue(wanted: Download, part: Path, bars: Bars) -> None:
+def _continue(wanted: Download, part: Path, bars: ProgressBars) -> None:
     """Append to `part` what it lacks, as far as that comes."""
     have = part.stat().st_size if part.exists() else 0
     if have >= wanted.bytes:
@@ -88,7 +88,9 @@ def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
     return answer.status == 206 and sent is not None and int(sent[1]) == have
 
 
-def _append(answer: http.client.HTTPResponse, part: Path, have: int, wanted: Download, bars: Bars) -> None:
+def _append(
+    answer: http.client.HTTPResponse, part: Path, have: int, wanted: Download, bars: ProgressBars
+) -> None:
     advance = bars.start(wanted.name, wanted.bytes)
     advance(have)
     with open(part, "ab") as out:

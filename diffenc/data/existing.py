@@ -8,7 +8,7 @@ from diffenc.data import digests
 from diffenc.data.manifest import Manifest
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
-from diffenc.runtime.progress_bars import Bars
+from diffenc.runtime.progress import ProgressBars
 
 
 def refuse_other_conversion(there: Manifest, target: Path, wanted: Recipe) -> None:
@@ -43,7 +43,7 @@ def _other_data(target: Path, what: str, of_folder: bool = False) -> UserError:
     )
 
 
-def verify(there: Manifest, target: Path, bars: Bars) -> None:
+def verify(there: Manifest, target: Path, bars: ProgressBars) -> None:
     """Raises UserError if a shard in `target` is damaged or missing."""
     shards = [shard for split in there.splits.values() for shard in split.shards]
     advance = bars.start(f"verifying {target.name}", sum(shard.bytes for shard in shards))

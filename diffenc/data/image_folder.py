@@ -17,7 +17,7 @@ from diffenc.data.split_folders import SplitFolders
 from diffenc.data.walk import Skipped, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
-from diffenc.runtime.progress_bars import Advance, Start, unseen
+from diffenc.runtime.progress import Advance, StartBar, no_bar
 
 _TEST_SHARE = 10  # one image of so many is held out where no folder is for testing
 _BATCH = 256  # images unpacked at a time
@@ -78,7 +78,7 @@ class _Found:
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def recipe(folders: Folders, start: Start = unseen) -> Recipe:
+def recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
     """Returns how to convert `folders`.
 
     Splits are folders such as train/ and test/ in any case, or those that are named; without one for testing an even
@@ -138,7 +138,7 @@ def batches(
         yield {"image": np.stack(images), "label": np.array([item.label for item in part], np.int32)}
 
 
-def _find(folders: Folders, start: Start, skipped: Skipped) -> _Found:
+def _find(folders: Folders, start: StartBar, skipped: Skipped) -> _Found:
     if folders.train is not None:
         chosen = split_folders.named(folders.train, folders.test)
         images = {folder: _images(folder, start, skipped) for folder in (chosen.train, chosen.test) if folder}
@@ -224,7 +224,7 @@ def _labelled(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> li
     return [Labelled(path, number[path.relative_to(folder).parts[0]] if classes else 0) for path in paths]
 
 
-def _images(folder: Path, start: Start, skipped: Skipped) -> list[Path]:
+def _images(folder: Path, start: StartBar, skipped: Skipped) -> list[Path]:
     """The files whose ending is that of one of FORMATS, in the order of names."""
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     advance, found = start(f"finding images in {folder.name}", None), []

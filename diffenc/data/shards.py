@@ -23,7 +23,7 @@ from diffenc.data.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.interfaces import Batch
-from diffenc.runtime.progress_bars import Advance, Bars
+from diffenc.runtime.progress import Advance, ProgressBars
 from diffenc.safe_io.reading import one_line
 
 SHARD_BYTES = 2**28  # of records in a shard, about; a batch reads from every shard, so many of them are slow
@@ -33,7 +33,9 @@ _WRITE = "group_size:1,uncompressed"  # photographs hardly compress, and so ever
 _ENCODED = 1024  # examples encoded at a time
 
 
-def convert(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path, bars: Bars) -> Manifest:
+def convert(
+    recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path, bars: ProgressBars
+) -> Manifest:
     """Fill `folder` with the shards of both splits, and at last their manifest.
 
     Finished shards that an earlier call left there are read, verified and kept, if they are of the same

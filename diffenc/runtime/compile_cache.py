@@ -13,7 +13,7 @@ from absl import logging
 
 from diffenc.errors import UserError
 from diffenc.files.directories import cache_directory
-from diffenc.runtime.progress import duration
+from diffenc.runtime.progress import format_duration
 
 HIT = "/jax/compilation_cache/cache_hits"  # an event that JAX records
 
@@ -65,7 +65,7 @@ def compile_ahead(what: str, function: Callable[..., Any], *arguments: Any) -> C
     origin = "; taken from the cache" if hits else ""
     logging.info(
         "compiled %s in %s (%s of it tracing%s)",
-        what, duration(time.monotonic() - began), duration(traced - began), origin,
+        what, format_duration(time.monotonic() - began), format_duration(traced - began), origin,
     )  # fmt: skip
     return compiled
 

@@ -1,14 +1,18 @@
-"""A line now and then from work that takes long."""
+"""Progress of work that takes long: lines in the log, or bars on standard error."""
 
 import time
+from collections.abc import Callable
 
 from absl import logging
 
-from diffenc.runtime import ctrl_c
+from diffenc.runtime import signals
+
+Advance = Callable[[int], None]  # takes how many more are done
+StartBar = Callable[[str, int | None], Advance]  # `ProgressBars.start`
 
 
 class Progress:
-    """Call it after each part of a task: it logs how far the task is, `every` seconds at most.
+    """Call it after each part of a task: it logs how far the task is, every `every` seconds at most.
 
     Raises KeyboardInterrupt if Ctrl-C came and was lost.
     """
@@ -21,17 +25,51 @@ class Progress:
         self._start = self._shown = time.monotonic()
 
     def __call__(self) -> None:
-        ctrl_c.check()
+        signals.raise_lost_interrupt()
         self._done += 1
         now = time.monotonic()
         if now - self._shown >= self._every and self._done < self._total:
             self._shown = now
             left = (now - self._start) * (self._total - self._done) / self._done
-            logging.info("%s: %d of %d, %s left", self._task, self._done, self._total, duration(left))
+            logging.info("%s: %d of %d, %s left", self._task, self._done, self._total, format_duration(left))
 
 
-def duration(seconds: float) -> str:
-    """3 d 4 h, 2 h 5 min, 3 min 20 s or 12 s."""
+class ProgressBars:
+    """Bars on standard error, one a task, shown while entered."""
+
+    def __init__(self):
+        from rich import progress  # only programs that show bars pay for importing it
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+        )
+        self._progress = progress.Progress(*columns, console=Console(stderr=True))
+
+    def __enter__(self) -> "ProgressBars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start(self, task: str, total: int | None) -> Advance:
+        """Shows a bar of `total` things (None: unknown how many); returns the function that advances it."""
+        number = self._progress.add_task(task, total=total)
+        return lambda count: self._progress.advance(number, count)
+
+
+def no_bar(task: str, total: int | None) -> Advance:
+    """A `StartBar` that shows nothing."""
+    del task, total
+    return lambda count: None
+
+
+def format_duration(seconds: float) -> str:
+    """Returns 3 d 4 h, 2 h 5 min, 3 min 20 s or 12 s."""
     whole = max(0, round(seconds))
     for (size, unit), (part, part_unit) in (
         ((86400, "d"), (3600, "h")),

@@ -1,50 +1,43 @@
-"""SIGTERM, Ctrl-C and the like as a request to finish the step, save and leave."""
+"""Signals that ask a program to stop: Ctrl-C, SIGTERM, and the notices that come before a job is ended.
 
+`reliable_ctrl_c` is for programs that stop at once, `Interrupts` and `SharedInterrupts` for training, which first saves,
+and `SignalQueue` for programs that pass signals on to processes of their own.
+"""
+
+import _thread
 import contextlib
+import ctypes
+import functools
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
+# A closed connection, and what Slurm sends before a time limit. Each may come more than once for one cause: a closed
+# terminal sends SIGHUP itself, and the shell does again.
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-from diffenc.runtime import ctrl_c, signal_handlers
+STOPPING = b"stopping after this step, and saving; a second time stops at once, without saving\n"
+STOPPING_ON_NOTICE = b"stopping after this step, and saving\n"
+
+RAISE_AGAIN_AFTER = 0.05  # seconds after which a lost KeyboardInterrupt is raised again
+
+_ctrl_c_pending = threading.Event()
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
-    """The run was asked to stop. `signum` says by what."""
+    """The run was asked to stop, by the signal `signum`."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
 
-MESSAGE = b"stopping after this step, and saving; a second time stops at once, without saving\n"
-NOTICED = b"stopping after this step, and saving\n"  # for what may come twice, see `handlers.NOTICES`
-
-
-@runtime_checkable
-class Watch(Protocol):
-    """Looks out for a request to stop, while entered."""
-
-    def __enter__(self) -> "Watch": ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def check(self) -> None:
-        """Raise Interrupted if one came."""
-        ...
-
-
-def interrupts_of_all() -> Watch:
-    """What looks out for a request to any process of this run."""
-    return SharedInterrupts() if jax.process_count() > 1 else Interrupts()
-
-
 class Interrupts:
-    """While entered, the first signal that asks to stop is remembered.
+    """Remembers the first signal that asks to stop, while entered.
 
     SIGTERM and SIGINT: a second of its kind does what it did before; in a program it ends the process, also amid native
     code. One of the other kind is the same request again: who cannot know whether a SIGTERM reached a run too, since
@@ -55,90 +48,219 @@ class Interrupts:
     Outside the main thread Python delivers no signals; there it remembers nothing.
     """
 
+    stopping: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+
     def __init__(self):
-        self._signum: int | None = None
+        self._first: int | None = None
         self._previous: dict[int, Any] = {}
-        self._terminals = signal_handlers.terminals()
+        self._terminals = terminals()
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT, *signal_handlers.unhandled_notices()):
+            for signum in (*self.stopping, *unhandled_notices()):
                 self._install(signum)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for signum, previous in self._previous.items():
-            ctrl_c.install(previous) if signum == signal.SIGINT else signal.signal(signum, previous)
-        self._previous.clear()
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal came."""
-        if self._signum is not None:
-            raise Interrupted(self._signum)
-
-    def _install(self, signum: int) -> None:
-        previous = self._previous[signum] = signal.signal(signum, self._remember)
-        if signum not in signal_handlers.NOTICES and _afterwards(previous) == signal.SIG_DFL:
-            signal_handlers.let_a_second_one_end(signum)
-
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
-        if signum not in signal_handlers.NOTICES and signum in self._previous:
-            signal.signal(signum, _afterwards(self._previous.pop(signum)))
-        if signum == signal.SIGHUP:
-            signal_handlers.leave_dead(self._terminals)
-        if self._signum is None:
-            self._signum = signum
-            _announce(signum)
-
-
-class SharedInterrupts:
-    """The same for several processes: once one is asked to stop, all heed it at the same check.
-
-    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; the others become one.
-    """
-
-    def __init__(self):
-        self._checks = 0
-        self._passed_on = False
-        self._previous: dict[int, Any] = {}
-        self._terminals = signal_handlers.terminals()
-
-    def __enter__(self) -> "SharedInterrupts":
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, *signal_handlers.unhandled_notices()):
-                self._previous[signum] = signal.signal(signum, self._pass_on)
-            if _afterwards(self._previous[signal.SIGINT]) == signal.SIG_DFL:
-                signal_handlers.let_a_second_one_end(signal.SIGINT)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for signum, previous in self._previous.items():
-            ctrl_c.install(previous) if signum == signal.SIGINT else signal.signal(signum, previous)
+            signal.signal(signum, previous)
+            if previous is _raise_interrupt:  # the kernel forgot that it is called once
+                end_at_second_signal(signum)
         self._previous.clear()
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came to any process. All must make the same checks."""
+        """Raises Interrupted if a signal came."""
+        if self._first is not None:
+            raise Interrupted(self._first)
+
+    def _install(self, signum: int) -> None:
+        previous = self._previous[signum] = signal.signal(signum, self._handle)
+        if signum not in NOTICES and _second_handler(previous) == signal.SIG_DFL:
+            end_at_second_signal(signum)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum not in NOTICES and signum in self._previous:
+            signal.signal(signum, _second_handler(self._previous.pop(signum)))
+        if signum == signal.SIGHUP:
+            silence_closed(self._terminals)
+        if self._first is None:
+            self._first = signum
+            # Not through logging, whose lock the interrupted code may hold; standard error may be closed.
+            with contextlib.suppress(OSError):
+                os.write(2, STOPPING_ON_NOTICE if signum in NOTICES else STOPPING)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Passes the first signal on to whoever else needs it."""
+
+
+class SharedInterrupts(Interrupts):
+    """`Interrupts` of several processes: once one is asked to stop, all heed it at the same check.
+
+    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; the others become one.
+    """
+
+    stopping = (signal.SIGINT,)
+
+    def __init__(self):
+        super().__init__()
+        self._checks = 0
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came to any process. All must make the same checks."""
+        from jax.experimental import multihost_utils  # JAX is slow to import, and other programs need none
+
         self._checks += 1
         if multihost_utils.reached_preemption_sync_point(self._checks):
             raise Interrupted(signal.SIGTERM)
 
-    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and signum in self._previous:
-            signal.signal(signum, _afterwards(self._previous.pop(signum)))
-        if signum == signal.SIGHUP:
-            signal_handlers.leave_dead(self._terminals)
-        if not self._passed_on:
-            self._passed_on = True
-            _announce(signum)
-            os.kill(os.getpid(), signal.SIGTERM)
+    def _pass_on(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _afterwards(previous: Any) -> Any:
-    """What a second signal does, where `previous` was its handler: in a program, where that is `ctrl_c`'s, it ends it."""
-    return signal.SIG_DFL if previous is ctrl_c.interrupt else previous
+def watch_stop_signals() -> Interrupts:
+    """Returns what looks out for a request to any process of this run; to be entered."""
+    import jax  # see above
+
+    return SharedInterrupts() if jax.process_count() > 1 else Interrupts()
 
 
-def _announce(signum: int) -> None:
-    """Not through logging, whose lock the interrupted code may hold."""
-    with contextlib.suppress(OSError):  # nobody reads it
-        os.write(2, NOTICED if signum in signal_handlers.NOTICES else MESSAGE)
+class SignalQueue:
+    """Gathers the signals that ask to stop, while entered; `take` returns them.
+
+    SIGINT and SIGTERM count each time. SIGHUP, SIGUSR1 and SIGUSR2, unless ignored or handled, count as the first alone:
+    they come more than once for one cause.
+    """
+
+    def __init__(self):
+        self._pending: list[int] = []
+        self._asked = False
+        self._terminals = terminals()
+
+    def __enter__(self) -> "SignalQueue":
+        numbers = signal.SIGINT, signal.SIGTERM, *unhandled_notices()
+        self._previous = {number: signal.signal(number, self._gather) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def take(self) -> list[int]:
+        """Returns the signals since the last call."""
+        pending, self._pending = self._pending, []
+        return pending
+
+    def _gather(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            silence_closed(self._terminals)
+        if number not in NOTICES or not self._asked:
+            self._pending.append(number)
+        self._asked = True
+
+
+@contextlib.contextmanager
+def reliable_ctrl_c() -> Iterator[None]:
+    """While entered, Ctrl-C raises KeyboardInterrupt, again where it was lost, and a second one ends the process.
+
+    An exception raised in a destructor or in a callback of the garbage collector, of which JAX has one, is printed and
+    ignored. So the interrupt is raised again until it arrives. A handler of SIGINT other than Python's own stays.
+    """
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    show = sys.unraisablehook
+    signal.signal(signal.SIGINT, _raise_interrupt)
+    end_at_second_signal(signal.SIGINT)
+    sys.unraisablehook = functools.partial(_show_unraisable, show)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _ctrl_c_pending.clear()  # it ended this work, and must not end what this process does next
+
+
+def raise_lost_interrupt() -> None:
+    """Raises KeyboardInterrupt if one was lost."""
+    if _ctrl_c_pending.is_set():
+        _ctrl_c_pending.clear()
+        raise KeyboardInterrupt
+
+
+def _raise_interrupt(signum: int, frame: FrameType | None) -> None:
+    """Handles SIGINT while `reliable_ctrl_c` is entered."""
+    _ctrl_c_pending.set()
+    signal.default_int_handler(signum, frame)
+
+
+def _show_unraisable(show: Callable[[Any], object], unraisable: Any) -> None:
+    """Shows an exception that Python ignores; raises a KeyboardInterrupt again instead."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        show(unraisable)
+        return
+    timer = threading.Timer(RAISE_AGAIN_AFTER, _raise_again)
+    timer.daemon = True
+    timer.start()
+
+
+def _raise_again() -> None:
+    if _ctrl_c_pending.is_set():
+        _thread.interrupt_main()
+
+
+def _second_handler(previous: Any) -> Any:
+    """Returns the handler of a second signal, where `previous` was that of the first.
+
+    The default action, which ends the process, where `previous` is that of `reliable_ctrl_c`.
+    """
+    return signal.SIG_DFL if previous is _raise_interrupt else previous
+
+
+def unhandled_notices() -> list[signal.Signals]:
+    """Returns those of NOTICES that would end this process: neither ignored, as by nohup, nor handled."""
+    return [
+        signum
+        for signum in NOTICES
+        if signal.getsignal(signum) == signal.SIG_DFL and not _native_handler(signum)  # as faulthandler's
+    ]
+
+
+def end_at_second_signal(signum: int) -> None:
+    """Has the kernel put the default action back once the handler installed for `signum` is called.
+
+    Python runs a handler when the native code in hand returns, which may take minutes or never be; the second signal
+    then ends the process all the same. Only with glibc; elsewhere it does nothing.
+    """
+    install = getattr(ctypes.CDLL(None), "sysv_signal", None)
+    handler = _native_handler(signum)
+    if install is None or not handler:
+        return
+    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    install(signum, handler)
+
+
+def terminals() -> list[int]:
+    """Returns those of the descriptors of standard output and error that are terminals."""
+    return [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+
+def silence_closed(descriptors: Sequence[int]) -> None:
+    """Redirects those of `descriptors` that are terminals no longer to the null device, so that writing cannot fail."""
+    for descriptor in descriptors:
+        if not os.isatty(descriptor):
+            with contextlib.suppress(OSError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
+
+
+def _native_handler(signum: int) -> int | None:
+    """Returns the address of the C handler; 0 or None for the default action, and where it is not known."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "sysv_signal"):
+        return None
+    action = (ctypes.c_void_p * 64)()  # a struct sigaction, which begins with the handler, and room to spare
+    libc.sigaction(ctypes.c_int(signum), None, ctypes.byref(action))
+    return action[0]

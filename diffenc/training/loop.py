@@ -32,8 +32,8 @@ from diffenc.parallel import distributed
 from diffenc.parallel.collectives import agree_on
 from diffenc.parallel.sharding import data_mesh, rows_here
 from diffenc.runtime.compile_cache import compile_ahead
-from diffenc.runtime.progress import duration
-from diffenc.runtime.signals import Interrupted, Watch, interrupts_of_all
+from diffenc.runtime.progress import format_duration
+from diffenc.runtime.signals import Interrupted, Interrupts, watch_stop_signals
 from diffenc.training import not_finite
 from diffenc.training.clock import Clock
 from diffenc.training.gradient import check_batch
@@ -71,7 +71,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
     check_config(experiment, workdir)
     check_batch(experiment, mesh)
     check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
-    with interrupts_of_all() as interrupts:
+    with watch_stop_signals() as interrupts:
         distributed.barrier("before the checkpoints are read")
         run = Run(experiment, workdir, mesh, interrupts)
         claim = workdirs.claim(workdir) if distributed.is_main() else contextlib.nullcontext()
@@ -86,7 +86,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
 class Run:
     """One training run. Making it checks all that can be wrong with it, and writes nothing."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, interrupts: Watch):
+    def __init__(self, experiment: Experiment, workdir: Path, mesh: Mesh, interrupts: Interrupts):
         self.experiment = experiment
         self.workdir = workdir
         self.checkpoints = checkpoints.Checkpoints(
@@ -279,7 +279,7 @@ class Run:
         done = 100 * step // self.experiment.steps
         first, began = self._timed_from  # evaluation and sampling included, unlike the rate above
         left = (time.monotonic() - began) / (step - first) * (self.experiment.steps - step)
-        logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, duration(left))
+        logging.info("%d %% of %d steps done, %s left", done, self.experiment.steps, format_duration(left))
 
     def _save(self, step: int, owed: list[str]) -> None:
         """A checkpoint with what `step` still owes; none if the newest is that already."""

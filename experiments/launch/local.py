@@ -22,7 +22,7 @@ from typing import IO, cast
 
 from diffenc.errors import UserError
 from diffenc.runtime.parent_death import tied
-from diffenc.runtime.signal_forwarding import Signals
+from diffenc.runtime.signals import SignalQueue
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone
@@ -111,7 +111,7 @@ class Group:
 def launch(environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float) -> int:
     """Run one process for each environment and command; returns the exit status."""
     group, selector, asked = Group(grace), selectors.DefaultSelector(), False
-    with Signals() as signals:
+    with SignalQueue() as signals:
         try:
             for number, (env, command) in enumerate(zip(environments, commands, strict=True)):
                 for lines in of_process(number, group.start(command, env)):

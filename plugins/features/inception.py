@@ -187,7 +187,7 @@ class Inception:
         if not path.is_file():
             raise UserError(
                 f"{path}: no such file; bind features.inception.weights to where {FILE} is (the weights that "
-                "pytorch-fid uses, from its releases), or take fid.features = @features.squeezenet(), which is not FID"
+                "pytorch-fid uses, from its releases), or bind fid.features to other features, whose distance is not FID"
             )
         return path
 

@@ -55,7 +55,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from diffenc.data.sources import ArraySource
-from diffenc.registry import datasets, networks
+from diffenc.registry import datasets, features, networks
 
 @networks.register("affine")
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,22 @@ class Six:
 
     def fingerprint(self, split):
         return "six"
+
+@features.register("corner")
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """The first four pixels of an image."""
+
+    num_features = 4
+
+    def metric(self):
+        return "fd_corner"
+
+    def identity(self):
+        return "corner 1"
+
+    def load(self):
+        return jax.tree_util.Partial(lambda scale, images: scale * images[:, 0, :4, 0], jnp.float32(1))
 '''
 
 TINY = """

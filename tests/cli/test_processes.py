@@ -210,7 +210,7 @@ ALL_MODES = {
     "likelihood": ("--gin_bindings=likelihood.rtol = 1e-2", "--gin_bindings=likelihood.atol = 1e-2"),
     "export": (),
     "plan": ("--gin_bindings=plan.compile = False",),
-    "fid": ("--num_timesteps=2", "--gin_bindings=fid.features = @features.squeezenet()"),
+    "fid": ("--num_timesteps=2", "--gin_bindings=fid.features = @features.corner()"),
 }
 FEW = [
     "evaluate.num_images = 32",

@@ -32,7 +32,7 @@ from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import AXES, make_mesh
 from diffenc.runtime import accelerators
 from diffenc.runtime.compile_cache import compile_ahead
-from diffenc.runtime.progress import duration
+from diffenc.runtime.progress import format_duration
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.step_time import asks_full_precision, speed
 from diffenc.training.state import TrainState, abstract_images, abstract_state, make_train_step
@@ -243,6 +243,6 @@ def _speed(figures: dict[str, Any]) -> Rows:
         ("of which are reached", f"{found['share']:.0%}", "plan.share"),
         ("pace", f"{found['steps_per_second']:,.4g}", "steps/s"),
         ("", f"{found['images_per_second']:,.4g}", "images/s"),
-        ("the whole run", duration(86400 * found["days"]), ""),
+        ("the whole run", format_duration(86400 * found["days"]), ""),
         ("", f"{found['device_hours']:,.3g}", "device hours"),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import logging
 
 from diffenc.errors import UserError
-from diffenc.runtime.progress import duration
+from diffenc.runtime.progress import format_duration
 from diffenc.tools.sweep.job_pool import Job, shares, work_through
 from diffenc.tools.sweep.runs import TASKS, Run, Task, left, runs_of
 from diffenc.tools.sweep.variants import Variant
@@ -52,7 +52,7 @@ def here(jobs: int, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
         nonlocal ended
         ended += 1
         how = "done" if status == 0 else f"ended with status {status}"
-        logging.info("%s %s after %s, %d of %d", name, how, duration(seconds), ended, len(runs))
+        logging.info("%s %s after %s, %d of %d", name, how, format_duration(seconds), ended, len(runs))
 
     each = [Job(str(run), [run.command(mode) for mode in left(run, tasks)], run.log) for run in runs]
     work_through(each, shares(jobs), say)

@@ -13,9 +13,8 @@ from absl import logging
 
 from diffenc.errors import UserError
 from diffenc.runtime.parent_death import tied
-from diffenc.runtime.progress import duration
-from diffenc.runtime.signal_forwarding import Signals
-from diffenc.runtime.signals import Interrupted
+from diffenc.runtime.progress import format_duration
+from diffenc.runtime.signals import Interrupted, SignalQueue
 from experiments.launch.local import visible_gpus
 
 POLL = 0.2  # seconds between two looks
@@ -97,7 +96,7 @@ def last_line(log: Path) -> str:
 
 
 def work_through(
-    jobs: Sequence[Job], shares: Sequence[Share], ended: Ended, signals: Signals | None = None
+    jobs: Sequence[Job], shares: Sequence[Share], ended: Ended, signals: SignalQueue | None = None
 ) -> None:
     """Run all jobs, as many at a time as there are `shares`; one that fails does not stop the others.
 
@@ -111,7 +110,7 @@ def work_through(
     """
     waiting, free, going = deque(jobs), deque(shares), list[RunningJob]()
     told, stopped = time.monotonic(), 0
-    with signals or Signals() as signals:
+    with signals or SignalQueue() as signals:
         try:
             while going or (waiting and not stopped):
                 while waiting and free and not stopped:
@@ -143,7 +142,7 @@ def _finish(each: RunningJob, free: deque[Share], ended: Ended) -> bool:
 
 def _tell(going: Sequence[RunningJob], waiting: int) -> None:
     for each in going:
-        spent = duration(time.monotonic() - each.since)
+        spent = format_duration(time.monotonic() - each.since)
         logging.info("%s, for %s: %s", each.job.name, spent, last_line(each.job.log))
     if waiting:
         logging.info("%d waiting", waiting)

@@ -20,8 +20,7 @@ from absl import logging
 
 from diffenc.errors import UserError
 from diffenc.files import atomic
-from diffenc.runtime.signal_forwarding import Signals
-from diffenc.runtime.signals import Interrupted
+from diffenc.runtime.signals import Interrupted, SignalQueue
 from diffenc.tools.sweep.job_pool import Job, last_line, shares, work_through
 from diffenc.tools.sweep.runs import Run, Task, left
 
@@ -121,7 +120,7 @@ class Follow:
         return DelayedSubmission(self)
 
 
-class FirstSignal(Signals):
+class FirstSignal(SignalQueue):
     """The first signal, as SIGINT, and no other: a run may have had the SIGTERM, and takes that for the same request."""
 
     def __init__(self):
@@ -168,7 +167,7 @@ def on_slurm(make: MakeExecutor, folder: Path, runs: Sequence[Run], tasks: Seque
       UserError: Slurm refuses the jobs.
       Interrupted: SIGTERM or Ctrl-C came; the jobs go on.
     """
-    with Signals() as signals:  # none may come between the submission and the note of it
+    with SignalQueue() as signals:  # none may come between the submission and the note of it
         jobs = _submitted(make, folder / "slurm" / "jobs.json", runs, tasks)
         try:
             _wait(jobs, folder / "slurm", tasks, signals)
@@ -219,7 +218,7 @@ def _arrays(names: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(name.partition("_")[0] for name in names))
 
 
-def _wait(jobs: Sequence[tuple[Run, str]], folder: Path, tasks: Sequence[Task], signals: Signals) -> None:
+def _wait(jobs: Sequence[tuple[Run, str]], folder: Path, tasks: Sequence[Task], signals: SignalQueue) -> None:
     """Until none of them is in the queue any more; says how each ended, and now and then what the others do."""
     going, states, told = [*jobs], dict.fromkeys((name for _, name in jobs), "PENDING"), time.monotonic()
     while going:
@@ -233,7 +232,7 @@ def _wait(jobs: Sequence[tuple[Run, str]], folder: Path, tasks: Sequence[Task], 
             _tell([(run, states[name]) for run, name in going])
 
 
-def _pause(signals: Signals) -> None:
+def _pause(signals: SignalQueue) -> None:
     """For ASK seconds. Raises Interrupted if a signal comes."""
     until = time.monotonic() + ASK
     while time.monotonic() < until:

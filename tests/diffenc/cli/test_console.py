@@ -75,7 +75,7 @@ def test_every_program_ends_so():
     careless = {
         str(path.relative_to(ROOT))
         for path in programs
-        if not re.search(r"status_of\(|ctrl_c\.noted\(", path.read_text())
+        if not re.search(r"status_of\(|reliable_ctrl_c\(", path.read_text())
     }
     assert careless == ELSEWHERE
 

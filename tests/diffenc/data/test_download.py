@@ -18,7 +18,7 @@ from diffenc.cli import prepare
 from diffenc.data import download
 from diffenc.data.official_files import Download
 from diffenc.errors import UserError
-from diffenc.runtime.progress_bars import Bars
+from diffenc.runtime.progress import ProgressBars
 from diffenc_plugins.datasets import Cifar10
 
 CONTENT = np.random.default_rng(0).bytes(900_000)
@@ -88,7 +88,7 @@ def fetch(server, folder: Path, *plan: str) -> Path:
     server.RequestHandlerClass.asked.clear()
     url = f"http://127.0.0.1:{server.server_port}/official.bin"
     wanted = Download(url, hashlib.md5(CONTENT).hexdigest(), len(CONTENT))
-    with Bars() as bars:
+    with ProgressBars() as bars:
         download.fetch([wanted], folder, bars)
     return folder / "official.bin"
 

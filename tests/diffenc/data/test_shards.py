@@ -15,7 +15,7 @@ from diffenc.cli import prepare
 from diffenc.data import manifest, shards
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
-from diffenc.runtime.progress_bars import Bars
+from diffenc.runtime.progress import ProgressBars
 
 SHAPE = (4, 4, 1)
 COUNTS = {"train": 23, "test": 10}
@@ -60,7 +60,7 @@ def eight_a_shard(monkeypatch):
 
 def convert(folder: Path, read, files=FILES):
     folder.mkdir(exist_ok=True)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         return shards.convert(recipe(read), files, folder, bars)
 
 

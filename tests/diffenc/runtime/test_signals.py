@@ -1,7 +1,8 @@
-"""Signals, sent for real to this very process or to a child."""
+"""Signals, sent for real to this very process or to a child; Ctrl-C where Python ignores what it raises."""
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from diffenc.runtime.signals import Interrupted, Interrupts
+from diffenc.runtime.progress import Progress
+from diffenc.runtime.signals import (
+    RAISE_AGAIN_AFTER,
+    Interrupted,
+    Interrupts,
+    raise_lost_interrupt,
+    reliable_ctrl_c,
+)
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 NOTICES = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
@@ -128,7 +136,7 @@ def test_a_handler_of_faulthandlers_stays_which_python_does_not_know_of(tmp_path
                 interrupts.check()
         finally:
             faulthandler.unregister(signal.SIGUSR1)
-    assert "test_interrupts.py" in (tmp_path / "stacks").read_text()
+    assert "test_signals.py" in (tmp_path / "stacks").read_text()
 
 
 @contextlib.contextmanager
@@ -147,10 +155,9 @@ def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
 # Native code that no signal wakes, and that keeps Python from running any other thread.
 HANG = """
 import ctypes, os, sys
-from diffenc.devices import ctrl_c
-from diffenc.runtime.signals import Interrupts
+from diffenc.runtime.signals import Interrupts, reliable_ctrl_c
 lock, libc = ctypes.create_string_buffer(256), ctypes.PyDLL(None)
-with ctrl_c.noted(), Interrupts():
+with reliable_ctrl_c(), Interrupts():
     os.write(1, b"ready\\n")
     while True:
         libc.pthread_mutex_lock(lock)
@@ -175,3 +182,124 @@ def test_amid_python_too():
             process.wait(timeout=0.3)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == -signal.SIGINT
+
+
+@pytest.fixture
+def at_terminal():
+    """Ctrl-C means what it does in a program begun at a terminal, and what is changed is put back."""
+    before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    yield
+    after = signal.signal(signal.SIGINT, before)
+    assert (after, sys.unraisablehook) == (signal.default_int_handler, hook)
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def work(seconds: float):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pass
+
+
+class Pressed:
+    """Its destructor is where Ctrl-C comes."""
+
+    def __del__(self):
+        press()
+
+
+def test_one_that_was_lost_ends_the_work_at_its_next_part(at_terminal, capsys):
+    progress = Progress("work", 3)
+    with reliable_ctrl_c():
+        progress()
+        lost = Pressed()
+        del lost
+        with pytest.raises(KeyboardInterrupt):
+            progress()
+        progress()  # once is enough
+    assert capsys.readouterr().err == ""
+
+
+def test_one_that_was_lost_is_raised_again_also_where_nobody_asks(at_terminal):
+    """Lost twice, in callbacks of the garbage collector."""
+    presses = [press, lambda: work(5)]
+
+    def collected(phase, info):
+        if phase == "start" and presses:
+            presses.pop(0)()
+
+    def collect_and_work():
+        with reliable_ctrl_c():
+            gc.collect()
+            gc.collect()
+            work(10)
+
+    began = time.monotonic()
+    gc.callbacks.append(collected)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect_and_work()
+    finally:
+        gc.callbacks.remove(collected)
+    assert not presses
+    assert time.monotonic() < began + 9
+
+
+def test_one_that_is_to_be_raised_again_does_not_end_the_next_work(at_terminal):
+    def lose_and_ask():
+        with reliable_ctrl_c():
+            lost = Pressed()
+            del lost
+            raise_lost_interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        lose_and_ask()
+    with reliable_ctrl_c():
+        work(4 * RAISE_AGAIN_AFTER)
+
+
+@pytest.mark.parametrize("where", ["libc.pthread_mutex_lock(lock)", "pass"])
+def test_a_second_one_ends_a_program_whatever_is_going_on(at_terminal, where):
+    """Native code that no signal wakes and no thread can run beside; and Python that swallows everything."""
+    hang = f"""
+import ctypes, os
+from diffenc.runtime.signals import reliable_ctrl_c
+lock, libc = ctypes.create_string_buffer(256), ctypes.PyDLL(None)
+with reliable_ctrl_c():
+    try:
+        os.write(1, b"ready\\n")
+        while True:
+            {where}
+    except BaseException:
+        pass
+    while True:
+        {where}
+"""
+    with running(hang) as process:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT
+
+
+def test_it_raises_at_once_as_ever_and_what_this_process_does_next_goes_on(at_terminal):
+    with pytest.raises(KeyboardInterrupt), reliable_ctrl_c():
+        press()
+    with reliable_ctrl_c():
+        Progress("the next work", 1)()
+
+
+def test_what_ctrl_c_means_to_others_is_left(at_terminal):
+    def others(signum, frame):
+        heard.append(signum)
+
+    heard = []
+    before = signal.signal(signal.SIGINT, others)
+    with reliable_ctrl_c():
+        press()
+        Progress("work", 1)()
+    assert heard == [signal.SIGINT]
+    assert signal.signal(signal.SIGINT, before) is others

@@ -1,12 +1,14 @@
 """Table 8 from files as --mode=fid leaves them, written by hand here."""
 
 import csv
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 
+from diffenc import registry
 from diffenc.cli import tables
 from diffenc.config.serialize import config_text
 from diffenc.registry import features
@@ -14,13 +16,34 @@ from diffenc.tools.tables import distances, paper
 from diffenc.tools.tables.collection import lines_of
 
 SMALL = ["--steps=1000", "--seeds=2", "--blocks=1", "--channels=32", "--encoder_channels=16"]
-SQUEEZENET = [
+CORNER = [
     "--gin_bindings=Experiment.fid = @fid()",
-    "--gin_bindings=fid.features = @features.squeezenet()",
+    "--gin_bindings=fid.features = @features.corner()",
 ]
 NUMS = ["--gin_bindings=fid.nums = (100, 20)"]
 COLUMNS = [(20, "train"), (20, "test"), (100, "train"), (100, "test")]
 INCEPTION = {"metric": "fid", "features": features.spell(features["inception"]())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """Features of no weights, which nothing here computes."""
+
+    num_features: int = 4
+
+    def metric(self):
+        return "fd_corner"
+
+    def identity(self):
+        return "corner 1"
+
+    def load(self):
+        raise AssertionError("read from records alone")
+
+
+@pytest.fixture
+def corner(monkeypatch):
+    monkeypatch.setitem(registry.features._classes, "corner", Corner)
 
 
 def drawn(name, seed, columns):
@@ -96,22 +119,22 @@ def test_fid_is_shown_beside_the_papers(tmp_path):
     assert "missing" not in stated
 
 
-def test_another_distance_is_not_fid_and_not_beside_the_papers(tmp_path):
-    flags = [*NUMS, *SQUEEZENET]
+def test_another_distance_is_not_fid_and_not_beside_the_papers(corner, tmp_path):
+    flags = [*NUMS, *CORNER]
     finish(
         tmp_path / "8",
         flags,
         COLUMNS,
-        metric="fd_squeezenet",
-        features=features.spell(features["squeezenet"]()),
+        metric="fd_corner",
+        features=features.spell(features["corner"]()),
     )
     assert call(tmp_path / "8", *flags) == 0
     rows = rows_of(tmp_path / "8" / "table.csv")
     assert {row["from"] for row in rows} == {"here"}
     heads = [head for head in rows[0] if not head.endswith("_se")]
-    assert heads == ["model", "from", *(f"fd_squeezenet {num} {split}" for num, split in COLUMNS), "seeds"]  # fmt: skip
+    assert heads == ["model", "from", *(f"fd_corner {num} {split}" for num, split in COLUMNS), "seeds"]  # fmt: skip
     stated = (tmp_path / "8" / "table.md").read_text()
-    assert "fd_squeezenet is not FID" in stated
+    assert "fd_corner is not FID" in stated
     assert "FID 1" not in stated
     assert "KID" not in stated
     assert "14.8" not in stated
@@ -167,7 +190,7 @@ def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
     record = json.loads((run.workdir / "fid.json").read_text())
     assert distances.compared(run)
     for said in (
-        {"features": "squeezenet(weights=None)"},
+        {"features": "corner()"},
         {"step": 999},
         {"seed": 1},
         {"num_images": 5},
