@@ -1,6 +1,8 @@
 """The error that users can fix, and texts that are safe to print."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 MOST = 2_000  # characters of a message; a value or a file's name can be a megabyte
 
@@ -25,3 +27,9 @@ def printable(text: str, most: int = MOST) -> str:
     if len(text) > most:  # what is wrong stands at the beginning, and what to do about it at the end
         text = f"{text[: 2 * most // 3]} … {text[-(most // 3) :]}"
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Returns the name most like `word`, for a message; "none" if there are no names."""
+    near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.0)
+    return near[0] if near else "none"

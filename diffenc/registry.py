@@ -1,16 +1,20 @@
 """Plugins by kind and name, and how packages that hold them are found."""
 
+from __future__ import annotations
+
 import dataclasses
-import difflib
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from absl import logging
 
-from diffenc import interfaces
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.fields.checked import checked
+
+if TYPE_CHECKING:
+    from diffenc import interfaces
 
 ENTRY_POINT_GROUP = "diffenc.plugins"
 
@@ -19,12 +23,18 @@ Plugin = TypeVar("Plugin", bound=type)
 
 
 class Registry(Generic[T]):
-    """The plugins of one kind. `register` is the decorator a plugin's class stands under."""
+    """The plugins of one kind, by name. `register` is the decorator of a plugin's class."""
 
-    def __init__(self, kind: str, interface: type[T]):
+    def __init__(self, kind: str, interface: str):
+        """`interface` names the protocol in `diffenc.interfaces`, which imports JAX and so is imported when needed."""
         self.kind = kind
-        self.interface = interface
+        self._interface = interface
         self._classes: dict[str, type[T]] = {}
+
+    @property
+    def interface(self) -> type[T]:
+        """The protocol that every plugin of the kind keeps."""
+        return getattr(importlib.import_module("diffenc.interfaces"), self._interface)
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
         """Make a class known as `KIND.NAME`, here and in gin files.
@@ -59,8 +69,8 @@ class Registry(Generic[T]):
           UserError: no such name; the nearest known one is offered.
         """
         if name not in self._classes:
-            near = difflib.get_close_matches(name, sorted(self._classes), n=1, cutoff=0.0)
-            offer = f"nearest: {self.kind}.{near[0]}" if near else "none is registered"
+            known = self._classes
+            offer = f"nearest: {self.kind}.{nearest(name, known)}" if known else "none is registered"
             raise UserError(f"no {self.kind} is called {name!r}; {offer}")
         return self._classes[name]
 
@@ -79,18 +89,18 @@ class Registry(Generic[T]):
         return next((name for name, known in self._classes.items() if known is cls), None)
 
 
-encoders = Registry("encoder", interfaces.Encoder)
-schedules = Registry("schedule", interfaces.Schedule)
-parameterizations = Registry("parameterization", interfaces.Parameterization)
-generative_means = Registry("generative_mean", interfaces.GenerativeMean)
-networks = Registry("network", interfaces.Network)
-conditionings = Registry("conditioning", interfaces.Conditioning)
-variances = Registry("variance", interfaces.Variance)
-time_samplers = Registry("time_sampler", interfaces.TimeSampler)
-datasets = Registry("dataset", interfaces.Dataset)
-features = Registry("features", interfaces.Features)
-optimizers = Registry("optimizer", interfaces.Optimizer)
-writers = Registry("writer", interfaces.Writer)
+encoders: Registry[interfaces.Encoder] = Registry("encoder", "Encoder")
+schedules: Registry[interfaces.Schedule] = Registry("schedule", "Schedule")
+parameterizations: Registry[interfaces.Parameterization] = Registry("parameterization", "Parameterization")
+generative_means: Registry[interfaces.GenerativeMean] = Registry("generative_mean", "GenerativeMean")
+networks: Registry[interfaces.Network] = Registry("network", "Network")
+conditionings: Registry[interfaces.Conditioning] = Registry("conditioning", "Conditioning")
+variances: Registry[interfaces.Variance] = Registry("variance", "Variance")
+time_samplers: Registry[interfaces.TimeSampler] = Registry("time_sampler", "TimeSampler")
+datasets: Registry[interfaces.Dataset] = Registry("dataset", "Dataset")
+features: Registry[interfaces.Features] = Registry("features", "Features")
+optimizers: Registry[interfaces.Optimizer] = Registry("optimizer", "Optimizer")
+writers: Registry[interfaces.Writer] = Registry("writer", "Writer")
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry

@@ -39,7 +39,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def table(kind: str) -> str:
     """Names and first lines of the plugins of one kind, as `diffenc.run --list` shows them."""
-    lines = [line.split(maxsplit=1) for line in run.listing().splitlines() if line.startswith(f"{kind}.")]
+    lines = [
+        line.split(maxsplit=1) for line in run.list_plugins().splitlines() if line.startswith(f"{kind}.")
+    ]
     if not lines:
         return ""
     rows = [f"| `{name}` | {html.escape(said)} |" for name, said in lines]

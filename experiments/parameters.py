@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc import registry
-from diffenc.cli.console import status_of
+from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.gin_files import shipped_files
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.json:
             atomic.write_json(given.json, record(found))
 
-    return status_of(perform) or int(not all(run.agrees for run in found))
+    return exit_status(perform) or int(not all(run.agrees for run in found))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _raw_drop(w: np.ndarray) -> np.ndarray:
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 
 
-parse = functools.partial(foreign_weights.parse, str(__doc__))
+parse = functools.partial(foreign_weights.parse_args, str(__doc__))
 main = functools.partial(foreign_weights.main, translate, "the authors of DiffEnc", str(__doc__))
 
 

@@ -1,7 +1,8 @@
-"""What programs tell the shell, and whoever reads them."""
+"""What all commands share: plugins and logging at the start, messages, and exit statuses."""
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -24,72 +25,82 @@ def start_up() -> None:
     show_log_lines_plainly()
 
 
-def status_of(
+def describe_os_error(error: OSError) -> str:
+    """Returns the reason and the file of an error of the operating system."""
+    return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+
+
+def exit_status(
     perform: Callable[[], object],
     interrupted: str = "interrupted",
-    told: Callable[[OSError], str] = str,
+    describe: Callable[[OSError], str] = describe_os_error,
 ) -> int:
-    """The exit status of `perform()`; what stops it is told in one line.
+    """Calls `perform` and returns the exit status; errors of the user and of the system become one line on stderr.
 
     Args:
-      interrupted: what to say after Ctrl-C or SIGTERM.
-      told: what to say of a disk, or a folder, that refuses.
+      interrupted: the message after Ctrl-C or SIGTERM.
+      describe: makes the message of an OSError.
     """
-    settle_process()
+    prepare_process()
     try:
         with reliable_ctrl_c():
             perform()
             sys.stdout.flush()
-    except Interrupted as signalled:
-        complain(interrupted)
-        return 128 + signalled.signum
+    except Interrupted as stopped:
+        print_error(interrupted)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
-        complain(interrupted)
+        print_error(interrupted)
         return 130
     except UserError as error:
-        complain(f"error: {' '.join(str(error).splitlines())}")
+        print_error(f"error: {one_line(str(error))}")
         return 1
     except BrokenPipeError:
-        return unread()
+        return close_broken_pipe()
     except OSError as error:
-        complain(f"error: {printable(told(error))}")
+        print_error(f"error: {one_line(printable(describe(error)))}")
         return 1
     return 0
 
 
-def complain(text: str) -> None:
-    """Print `text` on standard error, if anybody reads it."""
+def one_line(text: str) -> str:
+    """Returns `text` with a space for every line break and the spaces around it."""
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def print_error(text: str) -> None:
+    """Prints `text` on standard error; does nothing if that is closed."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
-def unread() -> int:
-    """The exit status of a program whose output nobody reads any more, as of one that is ended by SIGPIPE."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to in the end
+def close_broken_pipe() -> int:
+    """Discards further output after its reader has gone, as `| head` does; returns the exit status after SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes there when it exits
     return 128 + signal.SIGPIPE
 
 
-def settle_process() -> None:
-    """Give the process streams that can be written to and file names in UTF-8; the first call of every program.
+def prepare_process() -> None:
+    """Opens closed streams and makes UTF-8 the encoding of file names; the first call of every program.
 
-    In a locale of other characters Python starts again in its UTF-8 mode: names would come out as others on disks.
+    In a locale of another encoding Python starts again in its UTF-8 mode, or names would differ on disk.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started it, as by >&-
+        if getattr(sys, name) is None:  # closed by the parent process, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     if sys.flags.optimize > 1:
-        complain(
-            "error: python -OO takes away docstrings, without which dm-haiku cannot be imported: use python -O"
+        print_error(
+            "error: python -OO removes docstrings, without which dm-haiku cannot be imported: use python -O"
         )
         sys.exit(1)
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
-def say(text: str) -> None:
-    """Print `text`. A reader who has enough, as `head` has, ends the program without a word."""
+def print_line(text: str) -> None:
+    """Prints `text`; exits quietly on a broken pipe (e.g. `| head`)."""
     try:
-        sys.stdout.write(f"{text}\n")  # at once: a reader may go after its first part
+        sys.stdout.write(f"{text}\n")  # in one call: the reader may leave after its first part
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.exit(unread())
+        sys.exit(close_broken_pipe())

@@ -7,13 +7,13 @@ import argparse
 from collections.abc import Sequence
 
 from diffenc import registry
-from diffenc.cli.console import status_of
+from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.files.user_paths import path_argument
 from diffenc.tools.foreign_weights import Translate, convert
 
 
-def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,7 +31,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
 
 def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = parse(description, argv)
+    given = parse_args(description, argv)
 
     def perform() -> None:
         registry.discover()
@@ -39,4 +39,4 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
         count = convert(given.file, experiment, given.output, translate, what)
         print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
 
-    return status_of(perform)
+    return exit_status(perform)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.cli.console import status_of
+from diffenc.cli.console import exit_status
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
@@ -21,15 +21,12 @@ MOST_RUNS = 32  # that colours, dashes and marks tell apart
 
 
 def write(workdirs: Sequence[str], output: Path) -> int:
-    """Write the page of `workdirs` to `output`, whole or not at all; returns its size in bytes.
+    """Writes the page of `workdirs` to `output`, whole or not at all; returns its size in bytes.
 
     Raises:
       UserError: a workdir holds no run, or the disk refused.
     """
-    from diffenc.tools.report import (  # not before the command line is read: imports take seconds
-        page,
-        run_data,
-    )
+    from diffenc.tools.report import page, run_data  # not for --help: they take seconds to import
 
     if len(workdirs) > MOST_RUNS:
         raise UserError(f"{len(workdirs)} workdirs: a page shows {MOST_RUNS} runs at most; name fewer")
@@ -49,8 +46,8 @@ def write(workdirs: Sequence[str], output: Path) -> int:
     return len(data)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns its exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m diffenc.report", description=f"{summary.split(':')[0]}. {rest}"
@@ -58,17 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="a run: a folder, or an address")
     where = f"where the page goes; default: {DEFAULT} in the current folder"
     parser.add_argument("--output", type=path_argument, metavar="FILE.html", help=where)
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
 
     def perform() -> None:
-        output = _default() if asked.output is None else asked.output
-        print(f"{output}: {write(asked.workdirs, output):,} bytes")
+        output = args.output or _default_output()
+        print(f"{output}: {write(args.workdirs, output):,} bytes")
 
-    return status_of(perform)
+    return exit_status(perform)
 
 
-def _default() -> Path:
-    """Returns the name of the page where none is given. Raises UserError if something else has it."""
+def _default_output() -> Path:
+    """Returns the default path. Raises UserError if the file there is no report."""
     path = Path(DEFAULT)
     if os.path.lexists(path) and not (path.is_file() and MARK in path.read_bytes()[:HEAD]):
         raise UserError(f"{path}: is there, and no report wrote it: name another file, as --output=runs.html")

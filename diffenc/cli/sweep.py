@@ -16,37 +16,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from diffenc.cli.console import STOPPED, start_up, status_of
-from diffenc.config.settings import check_seed
+from diffenc.cli.console import STOPPED, exit_status, start_up
 from diffenc.errors import UserError
 from diffenc.files.user_paths import path_argument
-from diffenc.tools.sweep import comparison
-from diffenc.tools.sweep.execution import Execute, check_done, here, perform
-from diffenc.tools.sweep.formatting import Page, show, write
-from diffenc.tools.sweep.on_slurm import executor_of, on_slurm, parse_options
-from diffenc.tools.sweep.runs import TASKS, Run, left
-from diffenc.tools.sweep.summary import facts, require_alike, sheet, summarise
-from diffenc.tools.sweep.variants import Variant, parse_grid, variants_of
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`5` is 0 to 4; `3,7` are those two; `3,` is one. Raises UserError for anything else."""
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = []
-    seeds = numbers if "," in text else [*range(numbers[0])] if numbers else []
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds={text}: give how many, as 5, or which, as 3,7")
-    for seed in seeds:
-        check_seed("--seeds", seed)
-    return seeds
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the arguments. Raises UserError if there is no positive number of jobs."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -68,55 +45,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def chosen(given: argparse.Namespace) -> tuple[str, list[Variant]]:
-    """The sweep's name, after its gin files, and what it compares.
-
-    Raises:
-      UserError: a grid is at fault.
-    """
-    name = "+".join(Path(file).stem for file in given.gin_file)
-    grids = [parse_grid(text) for text in given.grid]
-    return name, variants_of(given.gin_file, given.gin_bindings, grids, name)
-
-
-def chosen_place(given: argparse.Namespace, folder: Path) -> Execute:
-    """Where and how many at a time.
-
-    Raises:
-      UserError: --slurm, but options are at fault, or something is not installed.
-    """
-    if given.slurm is None:
-        return partial(here, given.jobs or 1)
-    return partial(on_slurm, executor_of(parse_options(given.slurm), given.jobs), folder)
-
-
-def run(argv: Sequence[str]) -> None:
-    """The program."""
-    given = parse(argv)
-    start_up()
-    name, variants = chosen(given)
-    if given.data_dir:
-        os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
-    folder = given.output or Path("sweeps") / name
-    runs = perform(folder, variants, parse_seeds(given.seeds), execute=chosen_place(given, folder))
-    page = page_of(name, runs)
-    write(page, folder)
-    show(page)
-    check_done(runs)
-
-
-def page_of(name: str, runs: Sequence[Run]) -> Page:
-    """The variants, of the runs that are done, and each of them against the first."""
-    workdirs: dict[str, dict[int, Path]] = {}
-    for run in runs:
-        if not left(run, TASKS):
-            workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
-    summaries = [summarise(variant, of) for variant, of in workdirs.items()]
-    require_alike(summaries)
-    against = comparison.sheets([(one, summaries[0]) for one in summaries[1:]]) if len(summaries) > 1 else ()
-    return Page(f"Sweep {name}", facts(summaries), (sheet(summaries), *against))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    return status_of(lambda: run(sys.argv[1:] if argv is None else argv), STOPPED)
+    """Runs the command; returns its exit status."""
+    return exit_status(lambda: _sweep(sys.argv[1:] if argv is None else argv), STOPPED)
+
+
+def _sweep(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
+    from diffenc.tools.sweep.sweep import sweep  # not for --help: it takes seconds to import
+
+    start_up()
+    if args.data_dir:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(args.data_dir)
+    sweep(args)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from diffenc.cli.console import STOPPED, start_up, status_of
+from diffenc.cli.console import STOPPED, exit_status, start_up
 from diffenc.errors import UserError
 from diffenc.files.user_paths import path_argument
 from diffenc.tools.sweep.execution import check_done, here, perform
@@ -60,7 +60,7 @@ def run_missing(lines: Sequence[Line], tasks: Sequence[Task], jobs: int) -> None
         perform(folder, variants, range(seeds), tasks, partial(here, jobs))
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -99,7 +99,7 @@ def scale_of(given: argparse.Namespace) -> Scale:
 
 def run(argv: Sequence[str]) -> None:
     """The program."""
-    given = parse(argv)
+    given = parse_args(argv)
     scale = scale_of(given)
     start_up()
     if given.data_dir:
@@ -118,4 +118,4 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return status_of(lambda: run(sys.argv[1:] if argv is None else argv), STOPPED)
+    return exit_status(lambda: run(sys.argv[1:] if argv is None else argv), STOPPED)

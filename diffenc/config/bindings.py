@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from diffenc.config import names
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.fields.values import coerce, parts, spell, spell_hint
 from diffenc.registry import REGISTRIES
 
@@ -135,7 +135,7 @@ class Settings:
         name, mentioned_by = mention
         if ("", MACRO, name) not in self._in_effect:
             macros = [binding.field for binding in self._said if binding.selector == MACRO]
-            raise mentioned_by.error(f"no macro is called {name!r}; nearest: {names.nearest(name, macros)}")
+            raise mentioned_by.error(f"no macro is called {name!r}; nearest: {nearest(name, macros)}")
         return self._in_effect["", MACRO, name]
 
     def _mentioned_macros(self) -> Iterator[tuple[str, Binding]]:
@@ -233,7 +233,7 @@ class Settings:
         reason = f"{binding.selector} is not used in this experiment" if unused else "nothing reads it"
         places = names.places_for(binding.selector) if unused else []
         way_out = f"; to use it, bind {' or '.join(places)}" * bool(places)
-        return f"{reason}; nearest: {names.nearest(binding.name, candidates)}{way_out}"
+        return f"{reason}; nearest: {nearest(binding.name, candidates)}{way_out}"
 
 
 def missing_field(scope: str, selector: str, field: names.Field) -> UserError:
@@ -262,7 +262,7 @@ def _with_full_names(binding: Binding) -> Binding:
     if binding.field not in fields:
         if new := names.RENAMED_FIELDS.get((selector, binding.field)):
             raise binding.error(f"{selector}.{binding.field} is now called {selector}.{new}: rename it")
-        near = names.nearest(binding.field, fields)
+        near = nearest(binding.field, fields)
         raise binding.error(f"{selector} has no field {binding.field!r}; nearest: {selector}.{near}")
     return dataclasses.replace(binding, selector=selector, value=value)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from absl import logging
 
-from diffenc.config import names
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.files.user_paths import expand_path
 
 CONFIG = "config.gin"  # the config of a run or of an export
@@ -146,7 +145,7 @@ def _find(name: str, candidates: list[Path], folders: list[Path], hint: str = ""
     found = next((path for path in candidates if os.path.exists(path)), None)
     if found is None:
         known = [*shipped_files(), *_gin_files_in(folders)]
-        raise UserError(f"{name}: no such file; nearest: {names.nearest(name, known)}{hint}")
+        raise UserError(f"{name}: no such file; nearest: {nearest(name, known)}{hint}")
     if found.is_dir():
         raise UserError(f"{name}: is a folder; name a gin file, as {name.rstrip('/')}/{CONFIG}")
     return found

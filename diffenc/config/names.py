@@ -1,9 +1,7 @@
 """Every class a config can name, and what its fields may hold."""
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from diffenc.config.experiment import Experiment
@@ -11,7 +9,7 @@ from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshConfig, Plan, Sample
 from diffenc.core.model import Model
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.fields.values import leaves
 from diffenc.registry import REGISTRIES
 
@@ -113,12 +111,6 @@ def places_for(selector: str) -> list[str]:
 def _spelt(selector: str, hint: Any) -> str:
     several = str(hint).startswith("tuple")
     return f"(@{selector}(),)" if several else f"@{selector}()"
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The name most like `word`."""
-    near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.0)
-    return near[0] if near else "none"
 
 
 def _is_required(field: dataclasses.Field) -> bool:

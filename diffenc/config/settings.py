@@ -1,13 +1,12 @@
 """What a user binds for all that is done beside training: how to measure, how to sample, how to fit."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import UNIFORM
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.fields.checked import checked
 from diffenc.interfaces import SPLITS, TimeSampler, Variance
 from diffenc.runtime.accelerators import ACCELERATORS
@@ -48,10 +47,9 @@ def check_images(name: str, split: str, num_images: int | None) -> None:
 
 def check_sampler(sampler: str, variance: Variance) -> None:
     """Raise UserError unless there is such a sampler, and `variance` has a meaning for it."""
-    nearest = difflib.get_close_matches(sampler, SOLVERS, n=1, cutoff=0.0)[0]
     require(
         sampler in SOLVERS,
-        f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest}; there are {', '.join(SOLVERS)}",
+        f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest(sampler, SOLVERS)}; there are {', '.join(SOLVERS)}",
     )
     require(
         sampler == "ancestral" or variance == EQUAL,

@@ -10,6 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Source
 
@@ -42,16 +43,6 @@ def train_batches(
 
     batches = grain.MapDataset.range(start, _ENDLESS // batch_size).map(gather)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
-
-
-def epoch_order(num: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
-    """A permutation of `num` places.
-
-    Not grain's shuffle: it gives neighbouring seeds each other's epochs and, walking cycles, takes
-    milliseconds an index in small sets. Sorting raw bits: numpy promises those alone never to change.
-    """
-    bits = np.random.PCG64(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
-    return np.argsort(bits.random_raw(num), kind="stable")
 
 
 def eval_batches(

@@ -18,7 +18,7 @@ from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.evaluation.evaluator import ElboTerms, Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.export.array_dataset import GivenImages, checked_images, checked_labels
@@ -226,7 +226,7 @@ def replaced(name: str, settings: Any, **given: Any) -> Any:
     fields = names.fields_of(type(settings))
     for field, value in given.items():
         if field not in fields:
-            near = names.nearest(field, fields)
+            near = nearest(field, fields)
             raise UserError(f"{name} has no setting {field!r}; nearest: {near}; it has {', '.join(fields)}")
         try:
             given[field] = coerce(value, fields[field].hint)

@@ -7,10 +7,6 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from beartype.door import is_bearable
-
 LITERALS = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set)
 
 
@@ -18,8 +14,8 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy or JAX, or one of a subclass such as an enumeration, as Python's own; all else as it is."""
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0):
+    """Returns a number of numpy or JAX, or of a subclass such as an enumeration, as Python's own; all else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # neither library is imported for this
         value = value.item()
     if isinstance(value, bool):
         return value
@@ -54,7 +50,7 @@ def coerce(value: Any, hint: Any) -> Any:
     if origin is dict and isinstance(value, dict):
         return {coerce(k, arguments[0]): coerce(item, arguments[1]) for k, item in value.items()}
     value = value if hint is Any else plain(value)
-    if (isinstance(value, bool) and hint is int) or not is_bearable(value, hint):
+    if (isinstance(value, bool) and hint is int) or not _is_instance(value, hint):
         raise TypeError(f"expected {spell_hint(hint)}")
     if hint is int and value not in _INT64:
         raise TypeError("expected an int of 64 bits")
@@ -102,6 +98,14 @@ def objects_in(item: Any) -> Iterator[Any]:
     for value in parts([getattr(item, field.name) for field in fields]):
         if dataclasses.is_dataclass(value):
             yield from objects_in(value)
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    if hint in LITERALS:
+        return isinstance(value, hint)
+    from beartype.door import is_bearable  # takes half a second to import, and few fields have other types
+
+    return is_bearable(value, hint)
 
 
 def _first_that_fits(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:

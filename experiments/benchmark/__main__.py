@@ -30,7 +30,7 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from diffenc.cli.console import start_up, status_of
+from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.serialize import config_text
@@ -51,7 +51,7 @@ PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
 }
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add, default = parser.add_argument, Settings()
@@ -129,7 +129,7 @@ def circumstances(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    given = parse(argv)
+    given = parse_args(argv)
 
     def perform() -> None:
         start_up()
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.json:
             atomic.write_json(given.json, figures)
 
-    return status_of(perform)
+    return exit_status(perform)
 
 
 def check_writable(path: Path | None) -> None:

@@ -21,12 +21,11 @@ from absl import logging
 from jaxtyping import Int
 from rich.console import Console
 
-from diffenc.cli.console import start_up, status_of
+from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import KSample
-from diffenc.data.batches import epoch_order
-from diffenc.data.sources import require_same_images, subsample
+from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood
 from diffenc.evaluation.commands import restore_ema
@@ -196,7 +195,7 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.bounds", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -240,7 +239,7 @@ def prepared(given: argparse.Namespace) -> Experiment:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = parse(argv)
+    given = parse_args(argv)
 
     def perform() -> None:
         start_up()
@@ -253,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(table_beside(results))
         print(f"in {folder}")
 
-    return status_of(perform, "interrupted: the same command goes on")
+    return exit_status(perform, "interrupted: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def say(what: str) -> None:
     print(f"[launch] {what}", file=sys.stderr, flush=True)
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own flags, and those of the run. Raises UserError if something is wrong with ours."""
     own, found, of_run = [*argv], "--" in argv, []
     if found:
@@ -231,7 +231,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
     """The command line; returns the exit status."""
     try:
-        given, of_run = parse(sys.argv[1:] if argv is None else argv)
+        given, of_run = parse_args(sys.argv[1:] if argv is None else argv)
         env = dict(os.environ)
         each = environments(given.processes, given.devices, env, visible_gpus(env))
     except UserError as error:

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import logging
 
-from diffenc.cli.console import start_up, status_of
+from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
@@ -40,7 +40,7 @@ from experiments.weak_scaling.shown import page
 PAGE = Path(__file__).parents[1] / "weak_scaling.md"
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for a number that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m experiments.weak_scaling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -143,14 +143,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def perform() -> None:
         start_up()
-        given = parse(argv)
+        given = parse_args(argv)
         points = measure(given)  # before this process takes a GPU for itself
         common, rows = on_paper(given)
         figures = circumstances(given, argv) | {"points": points, "paper": common}
         atomic.write_text(given.page, page(figures, rows))
         print(f"in {given.page}")
 
-    return status_of(perform)
+    return exit_status(perform)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from diffenc.cli.console import start_up, status_of
+from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
@@ -64,7 +64,7 @@ def measure(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     }
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.weak_scaling.point", description=__doc__)
     add = parser.add_argument
     add("--gin_file", action="append", required=True)
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = parse(argv)
+    given = parse_args(argv)
 
     def perform() -> None:
         start_up()
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
         print(json.dumps(measure(experiment, Settings(rounds=given.rounds, least=given.least))))
 
-    return status_of(perform)
+    return exit_status(perform)
 
 
 if __name__ == "__main__":

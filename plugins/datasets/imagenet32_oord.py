@@ -9,8 +9,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from diffenc.data.image_file import levels, require_shape
-from diffenc.data.image_folder import Labelled, batches
 from diffenc.data.official_files import OfficialFiles
 from diffenc.data.prepared import Prepared
 from diffenc.data.versions import Part, Version
@@ -84,6 +82,11 @@ class Imagenet32Oord(Prepared):
         Raises:
           UserError: a file is damaged, or not what its name says.
         """
+        from diffenc.data.image_folder import (  # imports Pillow, which training does not need
+            Labelled,
+            batches,
+        )
+
         name = _NAMES[split]
         if f"{name}.tar" in found:
             return _from_archive(found[f"{name}.tar"], cls.image_shape, first)
@@ -110,6 +113,8 @@ class _Member(NamedTuple):
 
 def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterator[Batch]:
     """The images by name; they are read in memory, and no name in the archive is used as a path."""
+    from diffenc.data.image_file import levels, require_shape
+
     members = _members(path)
     with open(path, "rb") as stream:
         for start in range(first, len(members), _BATCH):

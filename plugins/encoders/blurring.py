@@ -4,7 +4,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import fft
 
 from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
@@ -73,6 +72,8 @@ def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b 
 
 def cosines(size: int) -> Float[np.ndarray, "modes positions"]:
     """The modes of a row of pixels, each of norm 1."""
+    from scipy import fft  # here, so that listing plugins does not import it
+
     return np.asarray(fft.dct(np.eye(size), norm="ortho", axis=0))
 
 

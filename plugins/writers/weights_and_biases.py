@@ -3,16 +3,12 @@
 import dataclasses
 import importlib
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.registry import writers
-from diffenc.workdir.writers import NullWriter, Scalars
 
 ID = "wandb_id"  # in the workdir: which run of theirs it is
 
@@ -34,8 +30,10 @@ class WeightsAndBiases:
     name: str | None = None
     tags: tuple[str, ...] = ()
 
-    def open(self, workdir: Path, resume_step: int | None) -> "Writer":
+    def open(self, workdir: Path, resume_step: int | None) -> Any:
         """Raises UserError if the package is not there, or the run cannot be made."""
+        from diffenc_plugins.writers.wandb_writer import WandbWriter  # imports clu and tensorboardX
+
         try:
             wandb: Any = importlib.import_module("wandb")
         except ImportError as error:
@@ -59,38 +57,4 @@ class WeightsAndBiases:
                 f"writer.wandb: {error}: log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         run.define_metric("*", step_metric="step")
-        return Writer(wandb, run)
-
-
-class Writer(NullWriter):
-    """One run there. Our step is an axis of its own: theirs may only rise, and a run may go back to a checkpoint."""
-
-    def __init__(self, wandb: Any, run: Any):
-        self._wandb = wandb
-        self._run = run
-
-    def write_scalars(self, step: int, scalars: Scalars) -> None:
-        self._log(step, {name: float(np.asarray(value)) for name, value in scalars.items()})
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """One image [H, W, C] or several [N, H, W, C], uint8."""
-        for name, value in images.items():
-            several = np.asarray(value)[None] if np.ndim(value) == 3 else np.asarray(value)
-            self._log(step, {name: [self._wandb.Image(image.squeeze()) for image in several]})
-
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        for name, value in arrays.items():
-            if np.size(value):
-                counted = np.histogram(value, bins=(num_buckets or {}).get(name, 30))
-                self._log(step, {name: self._wandb.Histogram(np_histogram=counted)})
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._run.config.update(dict(hparams), allow_val_change=True)
-
-    def close(self) -> None:
-        self._run.finish()
-
-    def _log(self, step: int, values: dict[str, Any]) -> None:
-        self._run.log({"step": step, **values})
+        return WandbWriter(wandb, run)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffenc.cli import prepare
+from diffenc.data.prepare import PrepareArgs, prepare
 
 
 @pytest.fixture(scope="session")
@@ -197,7 +197,7 @@ def _official(folder: Path) -> None:
 )
 def test_a_shard_that_is_damaged(fails, place, spoil, message):
     _official(place / "files")
-    prepare.prepare(prepare.PrepareArgs("mnist", place / "files", place / "data"))
+    prepare(PrepareArgs("mnist", place / "files", place / "data"))
     shard = place / "data" / "mnist" / "train-00000-of-00001.array_record"
     spoil(shard)
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)

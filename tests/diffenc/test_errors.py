@@ -7,7 +7,7 @@ import pytest
 from absl import logging
 from rich.console import Console
 
-from diffenc.cli.console import status_of
+from diffenc.cli.console import exit_status
 from diffenc.errors import MOST, UserError, printable
 from diffenc.evaluation.evaluator import errors_table
 from diffenc.runtime.log_format import show_log_lines_plainly
@@ -40,7 +40,7 @@ def test_what_a_disk_says_is_bounded_and_safe(capsys):
     def perform():
         raise OSError(2, "No such file or directory", "\x1b[2J" + "y" * 10**5)
 
-    assert status_of(perform) == 1
+    assert exit_status(perform) == 1
     err = capsys.readouterr().err
     assert len(err) < 2 * MOST
     assert "\x1b" not in err

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Schedule
 from diffenc.registry import Registry
 
 
@@ -22,7 +21,7 @@ class Other:
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry("schedule", Schedule)
+    return Registry("schedule", "Schedule")
 
 
 def test_a_class_is_known_by_its_name(registry):

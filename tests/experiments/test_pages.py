@@ -8,6 +8,7 @@ import pytest
 
 from diffenc.cli import sweep, tables
 from diffenc.tools.sweep.runs import runs_of
+from diffenc.tools.sweep.sweep import make_variants, parse_seeds
 from diffenc.tools.tables.collection import lines_of
 
 ROOT = Path(__file__).parents[2]
@@ -27,16 +28,16 @@ def commands(start: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("command", commands("python -m experiments.sweep"), ids=" ".join)
 def test_a_sweep_that_is_shown_is_of_configs_that_load(command):
-    given = sweep.parse(command[3:])
-    _, variants = sweep.chosen(given)
-    runs = runs_of(Path("unused"), variants, sweep.parse_seeds(given.seeds)[:1])
+    given = sweep.parse_args(command[3:])
+    _, variants = make_variants(given)
+    runs = runs_of(Path("unused"), variants, parse_seeds(given.seeds)[:1])
     assert len({run.workdir for run in runs}) == len(variants)
     assert len({repr(run.experiment) for run in runs}) == len(variants)
 
 
 @pytest.mark.parametrize("command", commands("python -m experiments.tables"), ids=" ".join)
 def test_a_table_that_is_shown_is_of_configs_that_load(command):
-    given = tables.parse(command[3:])
+    given = tables.parse_args(command[3:])
     lines = lines_of(given.table, Path("unused"), tables.scale_of(given), given.rows)
     assert len({line.runs[0].workdir for line in lines}) == len(lines)
 

@@ -25,7 +25,7 @@ from diffenc.config.settings import Evaluate
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.parameters import count_parameters
 from diffenc.core.rng import generator, root_key
-from diffenc.data.batches import epoch_order
+from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import publish_record, restore_ema
 from diffenc.evaluation.evaluator import image_metadata, run_metadata

@@ -9,8 +9,7 @@ import numpy as np
 from absl import logging
 
 from diffenc.config.fid_settings import Fid
-from diffenc.data.batches import epoch_order
-from diffenc.data.sources import subsample
+from diffenc.data.sources import epoch_order, subsample
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.directories import cache_directory

@@ -17,8 +17,8 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
 from diffenc.core.objective import Encode
 from diffenc.core.pixels import scale_pixels
-from diffenc.data.batches import epoch_order, eval_batches
-from diffenc.data.sources import Subset, dataset_name, subsample
+from diffenc.data.batches import eval_batches
+from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_on_mesh
 from diffenc.evaluation.commands import to_default_precision

@@ -7,9 +7,9 @@ import keyword
 import string
 from importlib import resources
 
-from diffenc.config import names
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.registry import REGISTRIES
+from diffenc.tools.scaffold.registrations import find_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +39,13 @@ class PluginSpec:
     def check(self) -> None:
         """Raise UserError if there is no such kind, or the name cannot be had."""
         if self.kind not in REGISTRIES:
-            nearest = names.nearest(self.kind, REGISTRIES)
             raise UserError(
-                f"no kind of plugin is called {self.kind!r}; nearest: {nearest}; kinds: {', '.join(REGISTRIES)}"
+                f"no kind of plugin is called {self.kind!r}; nearest: {nearest(self.kind, REGISTRIES)}; "
+                f"kinds: {', '.join(REGISTRIES)}"
             )
         check_word(self.name, "NAME")
-        if self.name in REGISTRIES[self.kind]:
-            known = REGISTRIES[self.kind][self.name]
-            raise UserError(
-                f"{self.kind}.{self.name} is already {known.__module__}.{known.__qualname__}: choose another NAME"
-            )
+        if known := find_classes(self.kind).get(self.name):
+            raise UserError(f"{self.kind}.{self.name} is already {known}: choose another NAME")
         self._check_class()
 
     def _check_class(self) -> None:
@@ -75,7 +72,11 @@ def check_word(word: str, what: str) -> None:
 
 def filled(template: str, **values: str) -> str:
     """A template of this package with its blanks filled in."""
-    text = resources.files("diffenc.new").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
+    text = (
+        resources.files("diffenc.tools.scaffold")
+        .joinpath("templates", f"{template}.txt")
+        .read_text(encoding="utf-8")
+    )
     return string.Template(text).substitute(values)
 
 

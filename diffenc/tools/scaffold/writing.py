@@ -6,8 +6,25 @@ from pathlib import Path
 
 from diffenc.errors import UserError
 from diffenc.files import atomic
+from diffenc.tools.scaffold import targets
 from diffenc.tools.scaffold.plugin_spec import PluginSpec
 from diffenc.tools.scaffold.targets import Place
+
+
+def make_plugin(kind: str, name: str, package: str | None) -> str:
+    """Makes the plugin, in the checkout or in a package; returns the files written and the commands to run next.
+
+    Raises:
+      UserError: it cannot be made; nothing was written.
+    """
+    plugin = PluginSpec(kind, name)
+    plugin.check()
+    target = targets.checkout(plugin) if package is None else targets.package(package, plugin)
+    written = write(target, plugin)
+    here = Path.cwd()
+    shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in written]
+    lines = ["wrote", *(f"  {path}" for path in shown), "now run", *(f"  {line}" for line in target.commands)]
+    return "\n".join(lines)
 
 
 def write(place: Place, wanted: PluginSpec) -> list[Path]:

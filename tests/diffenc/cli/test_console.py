@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from diffenc.cli.console import status_of
+from diffenc.cli.console import exit_status
 
-SAY = "from diffenc.cli.console import say; [say(str(k)) for k in range(100_000)]; print('more', flush=True)"
+SAY = "from diffenc.cli.console import print_line; [print_line(str(k)) for k in range(100_000)]; print('more', flush=True)"
 
 
 @pytest.mark.parametrize("unbuffered", [(), ("-u",)])
@@ -30,7 +29,7 @@ def test_a_reader_who_has_enough_ends_the_program_without_a_word(unbuffered):
 
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_a_program_whose_output_nobody_reads_ends_without_a_word(lines):
-    code = f"import sys; from diffenc.cli.console import status_of; sys.exit(status_of(lambda: print({lines} * 'one\\n')))"
+    code = f"import sys; from diffenc.cli.console import exit_status; sys.exit(exit_status(lambda: print({lines} * 'one\\n')))"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE)
@@ -53,12 +52,13 @@ def test_an_interrupt_that_python_loses_ends_a_program_in_one_line(capsys):
             pass
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert status_of(perform, "interrupted; the same command goes on") == 130
+    assert exit_status(perform, "interrupted; the same command goes on") == 130
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+CLI = ROOT / "diffenc" / "cli"  # where the program of a thin entry point is
 ELSEWHERE = {
     "experiments/launch/local.py",  # passes signals on to its processes
     "diffenc/runtime/parent_death.py",  # becomes another program at once
@@ -72,17 +72,17 @@ def test_every_program_ends_so():
     ]
     programs = {path for path in found if '\nif __name__ == "__main__":' in path.read_text()}
     assert len(programs) > 10
-    careless = {
-        str(path.relative_to(ROOT))
-        for path in programs
-        if not re.search(r"status_of\(|reliable_ctrl_c\(", path.read_text())
-    }
+    texts = {path: path.read_text() for path in programs}
+    for path, text in texts.items():
+        if "\nfrom diffenc.cli." in text and "import main\n" in text:
+            texts[path] = (CLI / path.name).read_text()
+    careless = {str(path.relative_to(ROOT)) for path, text in texts.items() if "exit_status(" not in text}
     assert careless == ELSEWHERE
 
 
 def test_who_listens_hears_all():
     done = subprocess.run(
-        [sys.executable, "-c", "from diffenc.cli.console import say; say('α')"],
+        [sys.executable, "-c", "from diffenc.cli.console import print_line; print_line('α')"],
         capture_output=True, check=True, encoding="utf-8", env={"PYTHONUTF8": "1"},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("α\n", "")
@@ -90,8 +90,8 @@ def test_who_listens_hears_all():
 
 CLOSED_IN_LATIN_1 = """
 import os, sys
-from diffenc.cli.console import settle_process
-settle_process()
+from diffenc.cli.console import prepare_process
+prepare_process()
 print(ascii(sys.argv[1]), sys.getfilesystemencoding(), sys.stdout is not None, file=sys.stderr)
 print("± to nobody")
 """
@@ -117,7 +117,7 @@ def test_python_without_docstrings_is_refused_in_one_line():
         sys.executable,
         "-OO",
         "-c",
-        "from diffenc.cli.console import settle_process; settle_process()",
+        "from diffenc.cli.console import prepare_process; prepare_process()",
     ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1

@@ -17,6 +17,8 @@ from array_record.python import array_record_module as array_record  # pyright: 
 
 from diffenc import registry
 from diffenc.cli import prepare
+from diffenc.data.prepare import PrepareArgs
+from diffenc.data.prepare import prepare as prepare_data
 from diffenc.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
@@ -279,5 +281,5 @@ def test_help_names_what_there_is(capsys):
 def test_prepare_raises_what_main_prints(source, data_dir):
     registry.discover()
     with pytest.raises(UserError, match="nearest"):
-        prepare.prepare(prepare.PrepareArgs("minst", source, data_dir))
-    assert prepare.prepare(prepare.PrepareArgs("mnist", source, data_dir)).startswith("prepared mnist")
+        prepare_data(PrepareArgs("minst", source, data_dir))
+    assert prepare_data(PrepareArgs("mnist", source, data_dir)).startswith("prepared mnist")

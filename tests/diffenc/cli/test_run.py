@@ -1,6 +1,8 @@
 """The program's own part: flags to a mode, errors to one line, signals to exit codes."""
 
+import inspect
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from diffenc import registry
-from diffenc.cli import run
+from diffenc.cli import run, run_mode
 from diffenc.config import gin_loader, serialize
 from diffenc.errors import UserError
 from diffenc.runtime.signals import Interrupted
@@ -26,17 +28,14 @@ GIN = "gin/quickstart.gin"
 def called(monkeypatch):
     """What was performed, in place of each mode; an exception in it is raised by them."""
     calls: list = []
+    names = {mode: name for name, mode in run.MODES.items()}
 
-    def perform(name):
-        def stand_in(experiment, workdir):
-            if calls and isinstance(calls[-1], BaseException):
-                raise calls[-1]
-            calls.append((name, experiment, workdir))
+    def stand_in(mode, experiment, workdir):
+        if calls and isinstance(calls[-1], BaseException):
+            raise calls[-1]
+        calls.append((names[mode], experiment, workdir))
 
-        return stand_in
-
-    for name, mode in run.MODES.items():
-        monkeypatch.setitem(run.MODES, name, mode._replace(perform=perform(name)))
+    monkeypatch.setattr(run.Mode, "perform", stand_in)
     return calls
 
 
@@ -81,7 +80,7 @@ def test_training_is_what_is_done_unless_told(called, go):
     ],
 )
 def test_where_a_run_lives_unless_told(files, folder):
-    assert run.default_workdir(files) == Path(folder)
+    assert run_mode.default_workdir(files) == Path(folder)
 
 
 def test_the_default_workdir_is_used(called, go):
@@ -111,7 +110,7 @@ def test_the_list_has_every_plugin_with_its_first_doc_line(go, capsys):
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_what_is_compiled_is_kept_in_every_mode(called, go, monkeypatch, mode):
     before: list[int] = []
-    monkeypatch.setattr(run, "enable_cache", lambda: before.append(len(called)))
+    monkeypatch.setattr(run_mode, "enable_cache", lambda: before.append(len(called)))
     assert go(gin_file=[GIN], mode=mode) == 0
     assert before == [0], "once, before anything is performed"
 
@@ -237,7 +236,7 @@ def test_a_word_that_is_no_flag_is_refused(called, go, capsys):
             1,
             "error: No space left on device: /disk/file\n",
         ),
-        (OSError("odd"), 1, "error: odd: no file named\n"),
+        (OSError("odd"), 1, "error: odd\n"),
         (Interrupted(signal.SIGTERM), 143, ""),
         (Interrupted(signal.SIGINT), 130, ""),
         (KeyboardInterrupt(), 130, ""),
@@ -247,6 +246,18 @@ def test_what_ends_a_mode_ends_the_program(called, go, capsys, error, status, me
     called.append(error)
     assert go(gin_file=[GIN]) == status
     assert capsys.readouterr().err.endswith(message)
+
+
+@pytest.mark.parametrize("mode", run.MODES.values(), ids=run.MODES)
+def test_every_mode_names_a_function(mode):
+    parameters = inspect.signature(pkgutil.resolve_name(mode.function)).parameters
+    assert list(parameters)[:2] == ["experiment", "workdir"]
+
+
+def test_several_names_are_described_in_one_call(go, capsys):
+    assert go(describe=["evaluate", "encoder.trainable"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("\nevaluate.passes ") < out.index("\nencoder.trainable\n")
 
 
 def test_a_defect_keeps_its_traceback(called, go):
@@ -261,8 +272,8 @@ def test_help_lists_every_mode_and_flag_and_leaves_with_success(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     for name, mode in run.MODES.items():
-        assert re.search(rf"^  {name} +{re.escape(mode.does)}$", done.stdout, re.MULTILINE)
-    own = flags.FLAGS.get_flags_for_module("diffenc.run")
+        assert re.search(rf"^  {name} +{re.escape(mode.summary)}$", done.stdout, re.MULTILINE)
+    own = flags.FLAGS.get_flags_for_module("diffenc.cli.run")
     assert len(own) >= 12
     for flag in own:
         assert re.search(rf"^  --(\[no\])?{flag.name}: ", done.stdout, re.MULTILINE)

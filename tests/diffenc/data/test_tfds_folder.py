@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc.cli import prepare
 from diffenc.data import tfds_folder
+from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import ArrayRecord
 
@@ -36,7 +36,7 @@ def build(folder: Path, file_format: str = "array_record", second: str = "test")
 
 def test_what_it_prepared_is_converted(monkeypatch, tmp_path):
     source = build(tmp_path)
-    done = prepare.prepare(prepare.PrepareArgs("tfds", source, tmp_path / "data", folder="mine"))
+    done = prepare(PrepareArgs("tfds", source, tmp_path / "data", folder="mine"))
     assert "11 train images, 4 test images" in done
     assert "tiny/1.0.0 of tensorflow-datasets" in done
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path / "data"))
@@ -74,4 +74,4 @@ def test_without_the_library_it_says_what_to_install(monkeypatch, tmp_path):
 
 def test_the_prepared_folder_must_be_named(tmp_path):
     with pytest.raises(UserError, match="--as=FOLDER"):
-        prepare.prepare(prepare.PrepareArgs("tfds", tmp_path, tmp_path / "data"))
+        prepare(PrepareArgs("tfds", tmp_path, tmp_path / "data"))

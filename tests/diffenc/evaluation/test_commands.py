@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffenc.checkpoint import checkpoints
-from diffenc.cli import run
+from diffenc.cli import run_mode
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
@@ -212,13 +212,13 @@ def test_a_read_only_run_is_evaluated_and_nothing_is_filed(
 
 def test_a_read_only_run_is_not_sampled_and_the_way_out_is_named(read_only):
     with pytest.raises(UserError) as refused:
-        run.check_writable("sample", read_only)
+        run_mode.check_writable("sample", read_only)
     assert str(refused.value).startswith(
         f"--mode=sample writes to {read_only}, which is read-only: copy the run to"
     )
     assert f"diffenc.load('{read_only}').sample()" in str(refused.value)
-    run.check_writable("evaluate", read_only)
-    run.check_writable("sample", read_only.parent)
+    run_mode.check_writable("evaluate", read_only)
+    run_mode.check_writable("sample", read_only.parent)
 
 
 def test_what_a_full_disk_refuses_is_printed_first(trained, workdir, capsys, monkeypatch):

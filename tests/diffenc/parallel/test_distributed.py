@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffenc.data.batches import epoch_order
+from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
 from diffenc.parallel import distributed
 from diffenc.parallel.distributed import Address

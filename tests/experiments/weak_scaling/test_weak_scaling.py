@@ -181,7 +181,7 @@ def test_the_page(measured):
 
 
 def test_times_of_all_turns_are_kept(monkeypatch):
-    given = weak_scaling.parse(["--gin_file=x", "--devices=1,2", "--turns=2"])
+    given = weak_scaling.parse_args(["--gin_file=x", "--devices=1,2", "--turns=2"])
     times = iter(range(4))
     monkeypatch.setattr(
         weak_scaling, "point", lambda given, devices: {"devices": devices, "seconds": [next(times)]}
@@ -191,7 +191,7 @@ def test_times_of_all_turns_are_kept(monkeypatch):
 
 def test_a_point_that_fails_ends_it(monkeypatch, capfd):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    given = weak_scaling.parse(["--gin_file=gin/none.gin", "--devices=1"])
+    given = weak_scaling.parse_args(["--gin_file=gin/none.gin", "--devices=1"])
     with pytest.raises(UserError, match="1 device"):
         weak_scaling.point(given, 1)
     assert "gin/none.gin: no such file" in capfd.readouterr().err

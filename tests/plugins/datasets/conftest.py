@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffenc import registry
-from diffenc.cli import prepare
+from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.interfaces import Source
 
 
@@ -18,7 +18,7 @@ def read(monkeypatch, tmp_path) -> Callable[[str, Path, str], Source]:
 
     def read(name: str, files: Path, split: str) -> Source:
         if not (data_dir / name).exists():
-            prepare.prepare(prepare.PrepareArgs(name, files, data_dir))
+            prepare(PrepareArgs(name, files, data_dir))
         return registry.datasets[name]().source(split)
 
     return read

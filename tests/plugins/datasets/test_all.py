@@ -16,9 +16,9 @@ from PIL import Image
 
 import diffenc_plugins  # noqa: F401  registers what is tested
 from diffenc import interfaces, testing
-from diffenc.cli.prepare import PrepareArgs, prepare
 from diffenc.cli.prepare import main as prepare_main
 from diffenc.data import records, versions
+from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.data.recipe import Preparable
 from diffenc.errors import UserError
 from diffenc.registry import datasets

@@ -12,8 +12,8 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from diffenc.cli import prepare
 from diffenc.data import manifest
+from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.errors import UserError
 from diffenc.interfaces import Source
 from diffenc_plugins.datasets import Cifar10
@@ -280,7 +280,7 @@ def test_real_images_are_known_as_files_in_any_order(sheets, tmp_path):
             path = tmp_path / "images" / split / str(classes[k]) / f"{k:04}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path, compress_level=0)
-    done = prepare.prepare(prepare.PrepareArgs("folder", tmp_path / "images", tmp_path / "data"))
+    done = prepare(PrepareArgs("folder", tmp_path / "images", tmp_path / "data"))
     assert f"{CIFAR10}: unknown version of train, first 1,000 of test" in done
 
 

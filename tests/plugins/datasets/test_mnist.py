@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffenc.cli import prepare
+from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import Mnist
 
@@ -134,7 +134,7 @@ def test_fashion_mnist_is_read_beside_mnist_and_known(folder, read, tmp_path):
     if not debian.is_dir():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     read("mnist", folder, "train")
-    prepare.prepare(prepare.PrepareArgs("mnist", debian, tmp_path / "data", folder="fashion_mnist"))
+    prepare(PrepareArgs("mnist", debian, tmp_path / "data", folder="fashion_mnist"))
     fashion = Mnist(folder="fashion_mnist")
     raw = gzip.decompress((debian / "t10k-images-idx3-ubyte.gz").read_bytes())
     assert fashion.source("test").__getitems__(np.arange(10_000))["image"].tobytes() == raw[16:]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffenc.cli import run
+from diffenc.cli import run, run_mode
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Sample
 from diffenc.errors import UserError
@@ -189,4 +189,4 @@ def test_only_those_asked_for_are_drawn_in_the_tables_order(trained):
 
 
 def test_steps_on_the_command_line_are_those_of_the_samples():
-    assert run.num_timesteps_bindings("figures", 7) == ["sample.num_timesteps = 7"]
+    assert run_mode.num_timesteps_bindings("figures", 7) == ["sample.num_timesteps = 7"]

@@ -15,7 +15,7 @@ WANTED = PluginSpec("encoder", "my_blur")
 # ATth time; prints how it ended. Forked from a process without threads.
 KILLED = """
 import os, sys
-from diffenc.new import places, writing
+from diffenc.tools.scaffold import targets, writing
 from diffenc.tools.scaffold.plugin_spec import PluginSpec
 
 wanted = PluginSpec("encoder", "my_blur")
@@ -28,7 +28,7 @@ def write(call, at, folder):
             os._exit(9)
         return real(*args, **options)
     setattr(os, call, killed)
-    writing.write(places.package(folder + "/my_pack", wanted), wanted)
+    writing.write(targets.package(folder + "/my_pack", wanted), wanted)
     os._exit(0)
 
 for line in sys.stdin:

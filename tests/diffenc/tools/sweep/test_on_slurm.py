@@ -412,8 +412,8 @@ def test_the_sweeps_flag(folder):
         (["--jobs=2"], execution.here, 2),
         (["--slurm", "--jobs=2"], on_slurm.on_slurm, None),
     ):
-        place: Any = sweep.chosen_place(sweep.parse([*own, *flags]), Path("s"))
+        place: Any = sweep.chosen_place(sweep.parse_args([*own, *flags]), Path("s"))
         assert place.func is function
         assert first is None or place.args == (first,)
     with pytest.raises(UserError, match="give options of sbatch"):
-        sweep.chosen_place(sweep.parse([*own, "--slurm=-p gpu"]), Path("s"))
+        sweep.chosen_place(sweep.parse_args([*own, "--slurm=-p gpu"]), Path("s"))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from diffenc.cli import sweep
 from diffenc.errors import UserError
 from diffenc.tools.sweep import execution, runs
+from diffenc.tools.sweep.sweep import parse_seeds
 from diffenc.tools.sweep.variants import Variant
 
 ROOT = Path(__file__).parents[3]
@@ -180,13 +180,13 @@ def test_the_program_is_alone_in_its_folder_stops_on_a_signal_and_goes_on(calls,
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("4,2", [4, 2]), ("7,", [7])])
 def test_seeds(text, seeds):
-    assert sweep.parse_seeds(text) == seeds
+    assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["0", "", "a", "1,1", "-1,2", "4294967296,"])
 def test_seeds_refused(text):
     with pytest.raises(UserError, match="--seeds"):
-        sweep.parse_seeds(text)
+        parse_seeds(text)
 
 
 def test_a_run_of_another_config_is_not_taken_for_one_that_is_done(calls):

@@ -56,7 +56,7 @@ def drawn(name, seed, columns):
 
 def finish(folder, flags, columns, **said):
     """Every run of table 8 as if it were done; returns distances by model and seed."""
-    given, made = tables.parse(["--table=8", *SMALL, *flags]), {}
+    given, made = tables.parse_args(["--table=8", *SMALL, *flags]), {}
     for line in lines_of(8, folder, tables.scale_of(given)):
         for run in line.runs:
             found = made[line.row.model, run.seed] = drawn(line.row.model, run.seed, columns)
@@ -85,7 +85,7 @@ def rows_of(file):
 
 
 def test_the_runs_are_those_of_table_2(tmp_path):
-    scale = tables.scale_of(tables.parse(["--table=8"]))
+    scale = tables.scale_of(tables.parse_args(["--table=8"]))
     lines = lines_of(8, tmp_path / "8", scale)
     assert [str(line.runs[2].workdir) for line in lines] == [
         f"{tmp_path}/2/VDMv-32/seed_2",
@@ -185,7 +185,7 @@ def test_one_number_of_vectors_is_one_column_of_the_kernel_distance(tmp_path):
 
 def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
     finish(tmp_path / "8", NUMS, COLUMNS, **INCEPTION)
-    scale = tables.scale_of(tables.parse(["--table=8", *SMALL, *NUMS]))
+    scale = tables.scale_of(tables.parse_args(["--table=8", *SMALL, *NUMS]))
     run = lines_of(8, tmp_path / "8", scale, "VDMv")[0].runs[0]
     record = json.loads((run.workdir / "fid.json").read_text())
     assert distances.compared(run)

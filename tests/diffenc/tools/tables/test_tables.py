@@ -61,7 +61,7 @@ def record_of(row, nats, run, said):
 
 def finish(table, folder, flags=SMALL, said=None):
     """All runs of a table as if they were done; returns terms in nats by model, noise and seed."""
-    given = tables.parse([f"--table={table}", *flags])
+    given = tables.parse_args([f"--table={table}", *flags])
     made = {}
     for line in lines_of(table, folder, tables.scale_of(given), given.rows):
         for run in line.runs:
