@@ -24,7 +24,7 @@ def sweep(args: argparse.Namespace) -> None:
     """
     name, variants = make_variants(args)
     folder = args.output or Path("sweeps") / name
-    runs = perform(folder, variants, parse_seeds(args.seeds), execute=_executor(args, folder))
+    runs = perform(folder, variants, parse_seeds(args.seeds), execute=make_executor(args, folder))
     page = _page(name, runs)
     write(page, folder)
     show(page)
@@ -56,7 +56,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _executor(args: argparse.Namespace, folder: Path) -> Execute:
+def make_executor(args: argparse.Namespace, folder: Path) -> Execute:
     """Returns the function that executes runs, here or on Slurm.
 
     Raises:
@@ -75,6 +75,5 @@ def _page(name: str, runs: Sequence[Run]) -> Page:
             workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
     summaries = [summarise(variant, by_seed) for variant, by_seed in workdirs.items()]
     require_alike(summaries)
-    first, *others = summaries or [None]
-    against = comparison.sheets([(one, first) for one in others]) if first and others else ()
+    against = comparison.sheets([(one, summaries[0]) for one in summaries[1:]]) if len(summaries) > 1 else ()
     return Page(f"Sweep {name}", facts(summaries), (sheet(summaries), *against))

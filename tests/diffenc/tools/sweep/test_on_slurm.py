@@ -20,6 +20,7 @@ from diffenc.errors import UserError
 from diffenc.runtime.signals import Interrupted
 from diffenc.tools.sweep import execution, on_slurm
 from diffenc.tools.sweep.on_slurm import FirstSignal, Follow, executor_of, parse_options, queue
+from diffenc.tools.sweep.sweep import make_executor
 from diffenc.tools.sweep.variants import Variant
 
 # A module that jobs import too: a run whose program leaves MODE.done behind; with seed 0 it fails, with seed 1 it hangs
@@ -412,8 +413,8 @@ def test_the_sweeps_flag(folder):
         (["--jobs=2"], execution.here, 2),
         (["--slurm", "--jobs=2"], on_slurm.on_slurm, None),
     ):
-        place: Any = sweep.chosen_place(sweep.parse_args([*own, *flags]), Path("s"))
+        place: Any = make_executor(sweep.parse_args([*own, *flags]), Path("s"))
         assert place.func is function
         assert first is None or place.args == (first,)
     with pytest.raises(UserError, match="give options of sbatch"):
-        sweep.chosen_place(sweep.parse_args([*own, "--slurm=-p gpu"]), Path("s"))
+        make_executor(sweep.parse_args([*own, "--slurm=-p gpu"]), Path("s"))
