@@ -30,8 +30,8 @@ from diffenc.parallel.param_sharding import abstract_params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.image_grid import save_png
 from diffenc.runtime.progress import Progress
-from diffenc.workdir import claim as workdirs
 from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected
+from diffenc.workdir.measurements import save_measurement
 from diffenc.workdir.mirror import checkpoints_of, mirrored, name_of
 
 
@@ -126,14 +126,14 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
 def publish_record(
     workdir: Path, name: str, figures: dict[str, Any], arrays: Mapping[str, np.ndarray], shown: Table
 ) -> None:
-    """Print a measurement, and file it in the workdir (see `diffenc.workdir.claim.save_measurement`) unless that is read-only.
+    """Print a measurement, and file it in the workdir (see `diffenc.workdir.measurements.save_measurement`) unless that is read-only.
 
     Raises:
       UserError: the disk refused for another reason.
     """
     Console(soft_wrap=True).print(shown)
     try:
-        number = workdirs.save_measurement(workdir, name, figures, arrays)
+        number = save_measurement(workdir, name, figures, arrays)
     except UserError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
             raise

@@ -24,7 +24,7 @@ from diffenc.files import record_checksum
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import products_of_float32
 from diffenc.safe_io import safe_npz
-from diffenc.workdir.claim import NPZ
+from diffenc.workdir.measurements import NPZ
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Figures that differ in one of these do not belong into one table.

@@ -167,12 +167,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
       UserError: the disk refused.
     """
     place = Path(os.path.realpath(folder))
-    temporary = temporaries.name_beside(place)
+    temporary = temporaries.temporary_name(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _sweep(place, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
-        with temporaries.held(temporary):
+        with temporaries.lock_folder(temporary):
             try:
                 yield temporary
                 atomic.sync_all(temporary)
@@ -201,6 +201,6 @@ def _sweep(folder: Path, of: Callable[[str], bool]) -> None:
     """Remove what earlier calls left beside `folder`, those whose names are `of` it, unless a live process is writing it."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
         if of(left.name) and left.is_dir() and not left.is_symlink():
-            temporaries.remove_unheld(left)
+            temporaries.remove_unlocked(left)
         elif of(left.name):
             left.unlink(missing_ok=True)

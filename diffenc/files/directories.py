@@ -1,4 +1,4 @@
-"""The user's folders: of datasets, and of caches."""
+"""The user's folders: of runs, of datasets, and of caches."""
 
 import os
 from pathlib import Path
@@ -33,6 +33,22 @@ def cache_directory(name: str) -> Path:
     if not cache.is_absolute():  # the XDG specification has relative paths ignored
         cache = _home() / ".cache"
     return cache / "diffenc" / name
+
+
+def make_directory(folder: Path, option: str = "--workdir") -> Path:
+    """Creates `folder` and those above it if need be; returns it. Raises UserError, naming `option`, if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        raise UserError(
+            f"cannot make the folder {folder}: {file} is a file; choose another {option}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another {option}"
+        ) from error
+    return folder
 
 
 def _home() -> Path:

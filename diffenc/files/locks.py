@@ -9,15 +9,15 @@ from absl import logging
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
-def try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int, wait: bool = False) -> bool:
     """Takes the exclusive lock of an open file or folder. Returns whether its file system has locks at all.
 
     Raises:
-      BlockingIOError: another process holds it.
+      BlockingIOError: another process holds it, and this one is not to `wait`.
       OSError: the disk failed.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -25,7 +25,7 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def lock_or_warn(descriptor: int, place: object, unprotected: str) -> None:
-    """`try_lock`; where there are no locks a warning names `place` and what is `unprotected` there."""
+def lock_or_warn(descriptor: int, location: object, unprotected: str) -> None:
+    """`try_lock`; where there are no locks logs a warning that names `location` and what is `unprotected` there."""
     if not try_lock(descriptor):
-        logging.warning("%s is on a file system without locks: nothing keeps %s", place, unprotected)
+        logging.warning("%s is on a file system without locks: nothing keeps %s", location, unprotected)

@@ -1,10 +1,9 @@
 """Temporary files and folders beside what they will replace, and how those of killed processes are removed.
 
-Each is locked by its process for as long as it exists, so that one without a lock is nobody's.
+Each is locked by its process for as long as it exists, so that one without a lock is left over.
 """
 
 import contextlib
-import fcntl
 import glob
 import os
 import re
@@ -13,22 +12,25 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffenc.files.locks import try_lock
+
 _NAME = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 
 
-def name_beside(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """Returns a new hidden name in the folder of `path`."""
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` to write to, removed on leaving if it is still there. Others of `path` are swept first.
+    """Creates an empty file beside `path`, removed on leaving if it is still there; removes leftovers of `path` first.
 
-    Where it cannot be made, as in a folder that is not there yet, it is a name alone; a body that writes to it is told why.
+    Where it cannot be created, as in a folder that does not exist yet, only its name is returned: writing to it then
+    raises the reason.
     """
     sweep(path)
-    temporary = name_beside(path)
+    temporary = temporary_name(path)
     descriptor = None
     try:
         with contextlib.suppress(OSError):
@@ -42,12 +44,12 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Locks a temporary folder of this process, where the file system has locks."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Locks a temporary folder of this process while entered, where the file system has locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -57,35 +59,39 @@ def sweep(path: Path) -> None:
     """Removes the temporary files beside `path` that processes killed amid writing it left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         if _NAME.fullmatch(left.name):
-            remove_unheld(left)
+            remove_unlocked(left)
 
 
 def sweep_folder(folder: Path, skipped: str) -> None:
     """The same for every name in `folder` and in the folders below, except the one called `skipped`."""
     for inner, folders, names in os.walk(folder):
         for name in (name for name in [*folders, *names] if _NAME.fullmatch(name)):
-            remove_unheld(Path(inner, name))
+            remove_unlocked(Path(inner, name))
         folders[:] = [name for name in folders if name != skipped and not _NAME.fullmatch(name)]
 
 
-def remove_unheld(path: Path) -> None:
-    """Removes a temporary file or folder, unless a process holds its lock or the file system refuses."""
+def remove_unlocked(path: Path, owner: int | None = None) -> None:
+    """Removes a temporary file or folder, unless a process holds its lock or the file system has no locks, or refuses.
+
+    Args:
+      owner: the user who must own it; None = anyone.
+    """
     is_folder = path.is_dir()
     with contextlib.suppress(OSError):
         descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path) if is_folder else path.unlink()
+            if try_lock(descriptor) and owner in (None, os.fstat(descriptor).st_uid):
+                shutil.rmtree(path) if is_folder else path.unlink()
         finally:
             os.close(descriptor)
 
 
 def _create_locked(path: Path) -> int:
-    """Makes an empty file; returns the descriptor that locks it. Raises OSError if it cannot be made."""
+    """Creates an empty file; returns the descriptor that locks it. Raises OSError if it cannot be created."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            try_lock(descriptor, wait=True)  # for a process that is about to sweep it away
         with contextlib.suppress(FileNotFoundError):  # swept before it was locked
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

@@ -19,8 +19,8 @@ from diffenc.parallel.sharding import replicated
 from diffenc.runtime.image_grid import grid, save_png, to_uint8
 from diffenc.runtime.progress import Progress
 from diffenc.training.state import Sums, TrainState, no_sums
-from diffenc.workdir import claim as workdirs
 from diffenc.workdir import fitted_chains
+from diffenc.workdir.measurements import save_measurement
 from diffenc.workdir.writers import metric_writers  # not from clu, which needs what that module does first
 
 Visit = Callable[[metric_writers.MetricWriter, TrainState, int], None]
@@ -86,7 +86,7 @@ class Hooks:
         if step == self._experiment.steps:
             num_params = count_parameters(state.params)
             figures = evaluation_record(self._experiment, measured, step, num_params, self._evaluator.of)
-            distributed.main_process_only(workdirs.save_measurement)(
+            distributed.main_process_only(save_measurement)(
                 self._workdir, "evaluation", figures, measured.arrays()
             )
 

@@ -17,7 +17,7 @@ from absl import logging
 
 from diffenc.checkpoint.checkpoints import FOLDER
 from diffenc.errors import UserError
-from diffenc.files import location, locks, stores
+from diffenc.files import location, locks, stores, temporaries
 from diffenc.files.user_paths import expand_path
 from diffenc.parallel import distributed
 from diffenc.workdir import fitted_chains, loss_curves
@@ -222,12 +222,6 @@ def _new_folder() -> tuple[Path, int]:
 
 
 def _sweep() -> None:
-    """Remove the folders of this user's processes that were killed: nobody holds their locks."""
+    """Removes the folders of this user's processes that were killed, which no process holds the lock of."""
     for folder in Path(tempfile.gettempdir()).glob(f"{OPEN}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if locks.try_lock(lock) and os.fstat(lock).st_uid == os.getuid():
-                    shutil.rmtree(folder)
-            finally:
-                os.close(lock)
+        temporaries.remove_unlocked(folder, owner=os.getuid())

@@ -64,14 +64,14 @@ KEEP = """
 import logging, sys
 import jax, jax.numpy as jnp
 from absl import logging as absl_logging
-from diffenc.devices import compilation
+from diffenc.runtime import compile_cache
 
 absl_logging.set_verbosity(absl_logging.INFO)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-compilation.enable_cache()
+compile_cache.enable_cache()
 lines = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in (3, 4)]
 for line in lines:
-    compilation.compile_ahead("it", jax.jit(lambda x: jnp.sin(x).sum()), line)
+    compile_cache.compile_ahead("it", jax.jit(lambda x: jnp.sin(x).sum()), line)
 """
 
 

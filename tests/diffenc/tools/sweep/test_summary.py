@@ -13,7 +13,7 @@ from diffenc.evaluation.evaluator import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
 from diffenc.tools.sweep import summary
-from diffenc.workdir.claim import save_measurement
+from diffenc.workdir.measurements import save_measurement
 
 DIMS = 16
 TERMS = ("reconstruction", "latent", "diffusion")
