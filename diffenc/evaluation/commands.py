@@ -20,6 +20,7 @@ from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import describe_images, train_identity
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, evaluation_record
+from diffenc.evaluation.image_grid import save_png
 from diffenc.evaluation.precision_check import check_precision
 from diffenc.evaluation.sample_images import ImageSampler, sample_file_name
 from diffenc.files import atomic, temporaries
@@ -28,7 +29,6 @@ from diffenc.interfaces import Params
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.param_sharding import abstract_params
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime.image_grid import save_png
 from diffenc.runtime.progress import Progress
 from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected
 from diffenc.workdir.measurements import save_measurement

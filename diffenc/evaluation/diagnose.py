@@ -22,17 +22,17 @@ from diffenc.core.objective import continuous, network_error, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
+from diffenc.evaluation import plots
 from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_mesh, make_draws
 from diffenc.evaluation.commands import restore_for_bound
 from diffenc.evaluation.evaluator import circumstances, image_metadata
 from diffenc.evaluation.streaming_stats import ImageMeans
+from diffenc.evaluation.uncertainty_format import rounded
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime import plots
 from diffenc.runtime.progress import Progress
-from diffenc.runtime.uncertainty_format import rounded
 from diffenc.workdir import loss_curves
 from diffenc.workdir.mirror import mirrored
 

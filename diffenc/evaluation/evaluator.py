@@ -33,10 +33,10 @@ from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
+from diffenc.evaluation.uncertainty_format import MISSING, with_errors
 from diffenc.interfaces import Images, Params
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
-from diffenc.runtime.uncertainty_format import MISSING, with_errors
 from diffenc.workdir import loss_curves
 
 TERMS = Terms._fields

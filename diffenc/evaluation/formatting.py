@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffenc.evaluation.records import finite_number
-from diffenc.runtime.uncertainty_format import with_errors
+from diffenc.evaluation.uncertainty_format import with_errors
 
 NO_VALUE = "–"
 MINUS = "−"

@@ -27,7 +27,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
-from diffenc.evaluation import k_sample, likelihood
+from diffenc.evaluation import k_sample, likelihood, plots
 from diffenc.evaluation.commands import restore_ema
 from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, image_metadata
 from diffenc.evaluation.fit_schedule import fit_schedule
@@ -36,7 +36,6 @@ from diffenc.evaluation.image_error import PassValues
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime import plots
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.workdir import fitted_chains

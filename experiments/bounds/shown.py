@@ -9,10 +9,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from diffenc.evaluation import plots
 from diffenc.evaluation.evaluator import format_error_over_images, mean_and_errors
 from diffenc.evaluation.image_error import PassValues
-from diffenc.runtime import plots
-from diffenc.runtime.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import rounded
 
 
 def text(bits: PassValues) -> str:

@@ -29,17 +29,17 @@ from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import publish_record, restore_ema
 from diffenc.evaluation.evaluator import image_metadata, run_metadata
+from diffenc.evaluation.image_grid import to_uint8
 from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
+from diffenc.evaluation.uncertainty_format import MISSING, digits, rounded
 from diffenc.files import atomic
 from diffenc.interfaces import Features, Params
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main, main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import features, variances
-from diffenc.runtime.image_grid import to_uint8
 from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.runtime.progress import Progress
-from diffenc.runtime.uncertainty_format import MISSING, digits, rounded
 from diffenc.tools.fid import array_cache
 from diffenc.tools.fid.class_labels import class_shares, draw_labels
 from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary, Vectors

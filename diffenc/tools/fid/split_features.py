@@ -11,11 +11,11 @@ from absl import logging
 from diffenc.config.fid_settings import Fid
 from diffenc.data.sources import epoch_order, subsample
 from diffenc.errors import UserError
+from diffenc.evaluation.image_grid import to_uint8
 from diffenc.files import atomic
 from diffenc.files.directories import cache_directory
 from diffenc.interfaces import Dataset, Source
 from diffenc.parallel.distributed import main_process_only
-from diffenc.runtime.image_grid import to_uint8
 from diffenc.runtime.progress import Progress
 from diffenc.tools.fid import array_cache
 from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary

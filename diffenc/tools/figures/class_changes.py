@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from diffenc.runtime import plots
+from diffenc.evaluation import plots
 from diffenc.runtime.progress import Progress
 from diffenc.tools.figures.encoded_images import CHANGE, colour_changes, format_column_title
 from diffenc.tools.figures.figure_data import (

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.runtime import plots
+from diffenc.evaluation import plots
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record, Source, read_labels
 
 CHANGE = "change per unit of t,\nsummed over channels;\n1 = the column's limit"

@@ -14,12 +14,12 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.names import nearest
 from diffenc.data import sources
 from diffenc.errors import UserError
+from diffenc.evaluation import plots
 from diffenc.evaluation.commands import restore_ema
 from diffenc.files import atomic, record_checksum
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime import plots
 from diffenc.tools.figures import class_changes, encoded_images, loss, norms, samples, schedule, spectra
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir.mirror import mirrored, name_of

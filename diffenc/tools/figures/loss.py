@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 from diffenc.data.sources import subsample
-from diffenc.evaluation import diagnose
+from diffenc.evaluation import diagnose, plots
 from diffenc.evaluation.evaluator import circumstances, image_metadata
 from diffenc.files import atomic, record_checksum
-from diffenc.runtime import plots
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir import loss_curves
 

@@ -6,8 +6,8 @@ from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, scale, sigma_squared, sum_squares
 from diffenc.core.objective import Encode
+from diffenc.evaluation import plots
 from diffenc.interfaces import Data, LogSNR, PerExample
-from diffenc.runtime import plots
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, map_images
 
 POINTS = 20  # equally spaced log-SNRs

@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from diffenc.evaluation import image_grid, plots
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.registry import variances
-from diffenc.runtime import image_grid, plots
 from diffenc.runtime.progress import Progress
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir import fitted_chains

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, sigma_squared
+from diffenc.evaluation import plots
 from diffenc.evaluation.commands import to_default_precision
 from diffenc.interfaces import Params, Schedule
-from diffenc.runtime import plots
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 
 POINTS = 201

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float, Int
 
+from diffenc.evaluation import plots
 from diffenc.evaluation.streaming_stats import sum_errors
-from diffenc.runtime import plots
 from diffenc.tools.figures.figure_data import EncodedImages, FigureInputs, FigureRecord, Record
 
 Power = Float[np.ndarray, "n t h w"]

@@ -9,7 +9,7 @@ from diffenc.data.versions import UNKNOWN, is_published
 from diffenc.evaluation.formatting import NO_VALUE, format_measurement, typeset_minus
 from diffenc.evaluation.records import finite_number, stored_value
 from diffenc.evaluation.significance import TestResult
-from diffenc.runtime.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import rounded
 from diffenc.tools.report import evaluation_spec, formatting
 from diffenc.tools.report.curves import SPLITS
 from diffenc.tools.report.grouping import Group

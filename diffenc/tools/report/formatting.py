@@ -7,7 +7,7 @@ from typing import Any
 
 from diffenc.evaluation.formatting import NO_VALUE, typeset_minus
 from diffenc.evaluation.records import finite_number
-from diffenc.runtime.uncertainty_format import Figure, rounded
+from diffenc.evaluation.uncertainty_format import Figure, rounded
 
 
 def count(value: Any) -> str:

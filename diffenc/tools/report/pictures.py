@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from diffenc.evaluation import plots
+from diffenc.evaluation.image_grid import grid, to_uint8
 from diffenc.evaluation.records import finite_number
-from diffenc.runtime import plots
-from diffenc.runtime.image_grid import grid, to_uint8
-from diffenc.runtime.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import rounded
 from diffenc.tools.report.run_data import FigureData, RunData
 
 MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from diffenc.evaluation import significance
 from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm_correction
-from diffenc.runtime.uncertainty_format import MISSING, Digits, Figure, digits, rounded
+from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure, digits, rounded
 from diffenc.tools.sweep.formatting import Cell, Sheet
 from diffenc.tools.sweep.summary import COMPONENTS, Summary, mean_and_error
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure
 from diffenc.files import atomic
-from diffenc.runtime.uncertainty_format import MISSING, Digits, Figure
 
 Cell = str | int | Figure  # Digits is a str
 

@@ -24,9 +24,9 @@ from diffenc.evaluation.records import (
     BrokenSealError,
     RequiredKeys,
 )
+from diffenc.evaluation.uncertainty_format import MISSING, Figure, rounded
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
-from diffenc.runtime.uncertainty_format import MISSING, Figure, rounded
 from diffenc.tools.sweep.formatting import Sheet
 
 Record = Mapping[str, Any]

@@ -7,8 +7,8 @@ import numpy as np
 
 from diffenc.config import serialize
 from diffenc.evaluation.records import RequiredKeys
+from diffenc.evaluation.uncertainty_format import MISSING, Figure
 from diffenc.registry import features
-from diffenc.runtime.uncertainty_format import MISSING, Figure
 from diffenc.tools.fid.fid import choose_features, sampling_metadata
 from diffenc.tools.sweep import summary
 from diffenc.tools.sweep.formatting import Cell, Page, Sheet

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from diffenc.runtime.uncertainty_format import MISSING, Digits
+from diffenc.evaluation.uncertainty_format import MISSING, Digits
 from diffenc.tools.sweep import summary
 from diffenc.tools.sweep.formatting import Cell, Page, Sheet
 from diffenc.tools.sweep.runs import TASKS

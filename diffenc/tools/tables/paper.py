@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffenc.runtime.uncertainty_format import Figure
+from diffenc.evaluation.uncertainty_format import Figure
 from diffenc.tools.sweep.summary import COMPONENTS
 from diffenc.tools.sweep.variants import Variant
 

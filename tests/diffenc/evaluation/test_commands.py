@@ -17,9 +17,9 @@ from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
+from diffenc.evaluation.image_grid import grid
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime.image_grid import grid
 from diffenc.training import loop
 from diffenc.training.state import abstract_state
 
@@ -227,7 +227,7 @@ def test_what_a_full_disk_refuses_is_printed_first(trained, workdir, capsys, mon
     def full(*_):
         raise UserError("could not write x") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.workdirs, "save_measurement", full)
+    monkeypatch.setattr(commands, "save_measurement", full)
     with pytest.raises(UserError, match="could not write x"):
         commands.evaluate(trained(passes=1), workdir)
     assert "bpd" in capsys.readouterr().out

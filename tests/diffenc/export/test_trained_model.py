@@ -12,9 +12,9 @@ from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
+from diffenc.evaluation.image_grid import grid
 from diffenc.export.loading import load
 from diffenc.export.trained_model import TrainedModel
-from diffenc.runtime.image_grid import grid
 from diffenc_plugins.conditionings import ByClass
 
 TERMS = ("reconstruction", "latent", "diffusion")

@@ -11,8 +11,8 @@ from diffenc.config.settings import Evaluate
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.uncertainty_format import rounded
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime.uncertainty_format import rounded
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from experiments.bounds import __main__ as bounds

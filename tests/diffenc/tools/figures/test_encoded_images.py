@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from diffenc.runtime import plots
+from diffenc.evaluation import plots
 from diffenc.tools.figures import encoded_images
 from diffenc.tools.figures import figure_data as figure_subject
 

@@ -15,9 +15,8 @@ from diffenc.cli import run, run_mode
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Sample
 from diffenc.errors import UserError
-from diffenc.evaluation import commands
+from diffenc.evaluation import commands, image_grid
 from diffenc.files import atomic
-from diffenc.runtime import image_grid
 from diffenc.tools.figures import figures
 from diffenc.training import loop
 

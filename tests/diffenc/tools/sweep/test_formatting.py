@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from diffenc.runtime.uncertainty_format import Figure, digits
+from diffenc.evaluation.uncertainty_format import Figure, digits
 from diffenc.tools.sweep import formatting
 from diffenc.tools.sweep.formatting import Page, Sheet
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffenc.errors import UserError
-from diffenc.runtime import image_grid
+from diffenc.evaluation import image_grid
 
 
 def test_levels_spread_over_bytes():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffenc.errors import UserError
-from diffenc.runtime import plots
+from diffenc.evaluation import plots
 
 
 def picture(y, error=0.1):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diffenc.runtime.uncertainty_format import digits, rounded, with_errors
+from diffenc.evaluation.uncertainty_format import digits, rounded, with_errors
 
 
 @pytest.mark.parametrize(
