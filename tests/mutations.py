@@ -229,8 +229,8 @@ FAULTS = (
     Fault(
         "the average of the parameters not used: during training",
         "diffenc/training/hooks.py",
-        '            state.ema, self._between("evaluation"',
-        '            state.params, self._between("evaluation"',
+        "self._evaluator.measure(session.state.ema",
+        "self._evaluator.measure(session.state.params",
         ("tests/diffenc/training/test_hooks.py",),
     ),
     Fault(

@@ -22,7 +22,17 @@ class Clock:
     """Counts steps and the seconds they took; what happens inside `paused` does not count."""
 
     def __init__(self):
+        self.start()
+
+    def start(self, step: int = 0) -> None:
+        """Starts the whole run's time, `step` steps after its first."""
+        self._first_step, self._began = step, time.monotonic()
         self.restart()
+
+    def seconds_left(self, step: int, num_steps: int) -> float:
+        """How long the steps after `step` will take at the rate since `start`, pauses included."""
+        rate = (time.monotonic() - self._began) / (step - self._first_step)
+        return rate * (num_steps - step)
 
     def restart(self) -> None:
         """Count from now on."""

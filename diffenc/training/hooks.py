@@ -1,8 +1,8 @@
-"""What training does now and then besides training: log rows, evaluations and samples."""
+"""Periodic training hooks: log row, evaluation, samples, checkpoint."""
 
+import abc
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -11,104 +11,167 @@ from jax.sharding import Mesh
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Evaluator, evaluation_record
-from diffenc.evaluation.image_grid import grid, save_png, to_uint8
+from diffenc.evaluation.evaluator import Evaluator, record
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
-from diffenc.parallel import distributed
 from diffenc.parallel.sharding import replicated
-from diffenc.runtime.progress import Progress
+from diffenc.runtime.image_grid import grid, to_uint8
+from diffenc.runtime.progress import Progress, duration
+from diffenc.training.run_files import RunFiles
+from diffenc.training.session import Session
 from diffenc.training.state import Sums, TrainState, no_sums
 from diffenc.workdir import fitted_chains
-from diffenc.workdir.measurements import save_measurement
-from diffenc.workdir.writers import metric_writers  # not from clu, which needs what that module does first
 
-Visit = Callable[[metric_writers.MetricWriter, TrainState, int], None]
+
+class Hook(abc.ABC):
+    """Work between two training steps.
+
+    Attributes:
+      name: the name that checkpoints record it by.
+      every: steps between two calls; 0 = only after the last step.
+      can_be_owed: whether a run that stops before the hook has run records it in its checkpoint, and a resumed run
+        does it first.
+    """
+
+    name: str
+    every: int
+    can_be_owed: bool = False
+
+    @abc.abstractmethod
+    def __call__(self, session: Session) -> None: ...
+
+
+def make_hooks(experiment: Experiment, mesh: Mesh, files: RunFiles) -> tuple[Hook, ...]:
+    """Returns the hooks of a run in the order in which they are called after a step.
+
+    The log row comes first because it empties the sums that a checkpoint would carry; the checkpoint comes last, so
+    that it has what the others changed.
+
+    Raises:
+      UserError: evaluation or sampling asks for what must be fitted to a trained run.
+    """
+    hooks: list[Hook] = [Log(experiment, mesh)]
+    if experiment.evaluate_every:
+        hooks.append(Evaluation(experiment, mesh, files))
+    if experiment.sample_every:
+        hooks.append(Samples(experiment, mesh, files))
+    return (*hooks, Checkpoint(experiment))
+
+
+class Log(Hook):
+    """Writes means since the last row, rates, and how long the run will take."""
+
+    name = "log"
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self.every = experiment.log_every
+        self._num_steps = experiment.steps
+        self._batch_size = experiment.batch_size
+        self._mesh = mesh
+
+    def __call__(self, session: Session) -> None:
+        session.files.check_claim()
+        row, session.state = fetch_row(session.state, self._mesh)
+        session.files.checkpoints.check()
+        speed = session.clock.speed()
+        images = {"images_per_second": speed.steps_per_second * self._batch_size}
+        session.writer.write_scalars(session.step, {**row, **speed._asdict(), **images})
+        done = 100 * session.step // self._num_steps
+        left = duration(session.clock.seconds_left(session.step, self._num_steps))
+        logging.info("%d %% of %d steps done, %s left", done, self._num_steps, left)
 
 
 def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
-    """Means since the last log line, and the state with its sums emptied (`bad_step` stays)."""
+    """Returns means since the last log row, and the state with its sums emptied (`bad_step` stays)."""
     sums = jax.device_get(state.sums)
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
     row = {"bpd": sum(terms.values()), **terms, "grad_norm": float(sums.grad_norm) / steps}
-    return row, state._replace(sums=_emptier(mesh)(state.sums))
+    return row, state._replace(sums=_compiled_reset(mesh)(state.sums))
 
 
 @functools.cache
-def _emptier(mesh: Mesh) -> Callable[[Sums], Sums]:
-    def empty(sums: Sums) -> Sums:
+def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
+    def reset(sums: Sums) -> Sums:
         return no_sums()._replace(bad_step=sums.bad_step)
 
-    return jax.jit(empty, out_shardings=replicated(mesh))
+    return jax.jit(reset, out_shardings=replicated(mesh))
 
 
-class Hooks:
-    """Evaluation and sampling within a run, by name.
+class Evaluation(Hook):
+    """Measures the averaged parameters; writes a row, and after the last step the workdir's evaluation."""
 
-    `check` is called between their parts, `check_claim` before anything is written; both may raise.
-    """
+    name = "evaluation"
+    can_be_owed = True
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        workdir: Path,
-        mesh: Mesh,
-        check: Callable[[], None],
-        check_claim: Callable[[], None],
-    ):
+    def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
+        fitted_chains.refuse_untrained(experiment.evaluate)
+        self.every = experiment.evaluate_every
         self._experiment = experiment
-        self._workdir = workdir
-        self._check = check
-        self._check_claim = check_claim
-        if experiment.evaluate_every:
-            fitted_chains.refuse_untrained(experiment.evaluate)
-        if experiment.sample_every:
-            fitted_chains.refuse_untrained(experiment.sample)
-        self._evaluator = Evaluator(experiment, mesh, workdir) if experiment.evaluate_every else None
-        self._sampler = ImageSampler(experiment, mesh, workdir) if experiment.sample_every else None
-        self._visits: dict[str, Visit] = {"evaluation": self._evaluate, "samples": self._sample}
+        self._evaluator = Evaluator(experiment, mesh, files.workdir)
 
-    def __getitem__(self, name: str) -> Visit:
-        return self._visits[name]
+    def __call__(self, session: Session) -> None:
+        with session.clock.paused():
+            after_batch = _progress_and_stop(session, self.name, self._evaluator.num_batches)
+            measured = self._evaluator.measure(session.state.ema, after_batch)
+            session.files.check_claim()
+            split = self._experiment.evaluate.split
+            row = {f"{split}_{key}": value for key, value in measured.summary().items() if value is not None}
+            session.writer.write_scalars(session.step, row)
+            losses = {f"{split}_loss_over_log_snr": equal_shares(measured.draws)}
+            session.writer.write_histograms(session.step, losses)
+            if session.step == self._experiment.steps:
+                num_params = count_parameters(session.state.params)
+                of = self._evaluator.of
+                figures = record(self._experiment, measured, session.step, num_params, of)
+                session.files.save_evaluation(figures, measured.arrays())
 
-    def _evaluate(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
-        if self._evaluator is None:  # owed by an earlier visit to the workdir, and given up since
-            return
-        measured = self._evaluator.measure(
-            state.ema, self._between("evaluation", self._evaluator.num_batches)
-        )
-        self._check_claim()
-        split = self._experiment.evaluate.split
-        found = {f"{split}_{key}": value for key, value in measured.summary().items() if value is not None}
-        writer.write_scalars(step, found)
-        writer.write_histograms(step, {f"{split}_loss_over_log_snr": equal_shares(measured.draws)})
-        if step == self._experiment.steps:
-            num_params = count_parameters(state.params)
-            figures = evaluation_record(self._experiment, measured, step, num_params, self._evaluator.of)
-            distributed.main_process_only(save_measurement)(
-                self._workdir, "evaluation", figures, measured.arrays()
-            )
 
-    def _sample(self, writer: metric_writers.MetricWriter, state: TrainState, step: int) -> None:
-        if self._sampler is None:  # owed, as above
-            return
-        images = self._sampler.draw(state.ema, self._between("samples", self._sampler.num_stretches))
-        self._check_claim()
-        path, num_levels = self._workdir / "samples" / f"{step:09d}.png", self._experiment.dataset.num_levels
-        try:
-            distributed.main_process_only(save_png)(path, images, num_levels)
-        except UserError as error:  # a disk that is full now
-            logging.error("%s; the run goes on", error)
-            return
-        writer.write_images(step, {"samples": grid(to_uint8(images, num_levels))})
-        logging.info("samples in %s", path)
+class Samples(Hook):
+    """Draws images from the averaged parameters, and writes them as one picture."""
 
-    def _between(self, task: str, parts: int) -> Callable[[], None]:
-        progress = Progress(task, parts)
+    name = "samples"
+    can_be_owed = True
 
-        def between() -> None:
-            progress()
-            self._check()
+    def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
+        fitted_chains.refuse_untrained(experiment.sample)
+        self.every = experiment.sample_every
+        self._num_levels = experiment.dataset.num_levels
+        self._sampler = ImageSampler(experiment, mesh, files.workdir)
 
-        return between
+    def __call__(self, session: Session) -> None:
+        with session.clock.paused():
+            after_stretch = _progress_and_stop(session, self.name, self._sampler.num_stretches)
+            images = self._sampler.draw(session.state.ema, after_stretch)
+            session.files.check_claim()
+            try:
+                path = session.files.save_samples(session.step, images, self._num_levels)
+            except UserError as error:  # such as a disk that is full now
+                logging.error("%s; the run goes on", error)
+                return
+            picture = grid(to_uint8(images, self._num_levels))
+            session.writer.write_images(session.step, {"samples": picture})
+            logging.info("samples in %s", path)
+
+
+class Checkpoint(Hook):
+    """Saves the run."""
+
+    name = "checkpoint"
+
+    def __init__(self, experiment: Experiment):
+        self.every = experiment.checkpoint_every
+
+    def __call__(self, session: Session) -> None:
+        session.save()
+
+
+def _progress_and_stop(session: Session, task: str, num_parts: int) -> Callable[[], None]:
+    """Returns a function to call after each part of a hook's work: it logs progress and heeds a request to stop."""
+    progress = Progress(task, num_parts)
+
+    def after_part() -> None:
+        progress()
+        session.interrupts.check()
+
+    return after_part

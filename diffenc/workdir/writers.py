@@ -179,6 +179,15 @@ def cut_rows(path: atomic.PathLike, step: int) -> None:
         atomic.write_bytes(path, new)
 
 
+def last_values(path: Path) -> dict[str, float]:
+    """Returns the last value of each scalar in a JSON-lines file of metrics, by name; no file has none."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(path, line) is not None]
+    values = {name: value for row in rows for name, value in row.items() if value is not None}
+    return {name: value for name, value in values.items() if name != "step"}
+
+
 def cut_to(path: Path, size: int) -> None:
     """Back to the `size` bytes that stood there at a checkpoint: what it owed may have been done, and written, since."""
     if path.exists() and path.stat().st_size > size:

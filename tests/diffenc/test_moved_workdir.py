@@ -41,16 +41,16 @@ def _compiled_once():
 def amid(monkeypatch):
     """amid(step, act): has `act()` done after a step of a run in this process."""
 
-    plan, real = {}, loop.Run._step
+    plan, real = {}, loop.take_step
 
-    def stepping(self, images):
-        real(self, images)
-        act = plan.pop(int(self._state.step), None)
+    def stepping(session, *arguments):
+        real(session, *arguments)
+        act = plan.pop(session.step, None)
         if act is not None:
-            self.checkpoints.wait()
+            session.files.checkpoints.wait()
             act()
 
-    monkeypatch.setattr(loop.Run, "_step", stepping)
+    monkeypatch.setattr(loop, "take_step", stepping)
     return lambda step, act: plan.update({step: act})
 
 

@@ -20,7 +20,8 @@ from diffenc.parallel.sharding import data_mesh
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import SOLVERS
 from diffenc.training import loop
-from diffenc.training.hooks import Hooks
+from diffenc.training.hooks import make_hooks
+from diffenc.training.run_files import RunFiles
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import X
@@ -176,9 +177,11 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
 def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         ImageSampler(tiny(sample=settings), data_mesh(), tmp_path)
+    sampling = tiny(sample=settings, sample_every=5)
     with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
-        Hooks(tiny(sample=settings, sample_every=5), tmp_path, data_mesh(), lambda: None, lambda: None)
-    Hooks(tiny(sample=settings), tmp_path, data_mesh(), lambda: None, lambda: None)  # which draws none
+        make_hooks(sampling, data_mesh(), RunFiles(sampling, tmp_path))
+    plain = tiny(sample=settings)  # which draws none
+    make_hooks(plain, data_mesh(), RunFiles(plain, tmp_path))
 
 
 def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_path, warnings):

@@ -100,3 +100,16 @@ def test_no_time_at_all_is_no_division_by_zero(time):
     measured = clock.Clock()
     measured.tick()
     assert measured.speed().steps_per_second > 0
+
+
+def test_the_time_left_counts_from_the_start_with_pauses(time):
+    measured = clock.Clock()
+    time.now += 1000
+    measured.start(step=4)
+    with measured.paused():
+        time.now += 20
+    for _ in range(6):
+        measured.tick()
+        time.now += 5
+    measured.speed()
+    assert measured.seconds_left(10, 13) == 3 * (20 + 30) / 6

@@ -11,11 +11,15 @@ from PIL import Image
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Terms
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import grid
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, replicated, to_devices
-from diffenc.training.hooks import Hooks, fetch_row
+from diffenc.runtime.image_grid import grid
+from diffenc.training.clock import Clock
+from diffenc.training.hooks import fetch_row, make_hooks
+from diffenc.training.loop import run_hooks
+from diffenc.training.run_files import RunFiles
+from diffenc.training.session import Session
 from diffenc.training.state import Sums, init_state, make_train_step
 from diffenc.workdir import writers
 
@@ -41,15 +45,31 @@ def state(tiny):
     return state._replace(ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.params))
 
 
+class Interrupts:
+    """Asks `check` whether to stop."""
+
+    def __init__(self, check):
+        self.check = check
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception): ...
+
+
 @pytest.fixture
-def visits(tiny, tmp_path):
-    """Visits of an experiment of 12 steps to tmp_path."""
+def run(tiny, tmp_path, state):
+    """Runs one hook of an experiment of 12 steps in tmp_path, after a step."""
 
-    def make(check=lambda: None, **changes):
+    def run_hook(name: str, writer: Recorder, step: int, check=lambda: None, **changes):
         experiment = tiny(**{"evaluate_every": 6, "sample_every": 6} | changes)
-        return Hooks(experiment, tmp_path, data_mesh(), check, lambda: None), experiment
+        files = RunFiles(experiment, tmp_path)
+        session = Session(experiment, state, step, [], 0, files, writer, Interrupts(check), Clock())
+        (hook,) = (hook for hook in make_hooks(experiment, data_mesh(), files) if hook.name == name)
+        hook(session)
+        return experiment
 
-    return make
+    return run_hook
 
 
 def _sums(steps, terms, grad_norm, bad_step=0):
@@ -85,10 +105,9 @@ def test_a_fetched_state_steps_on_in_the_same_compiled_program(tiny):
     assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def test_an_evaluation_is_of_the_averaged_parameters(visits, state):
+def test_an_evaluation_is_of_the_averaged_parameters(run, state):
     writer = Recorder()
-    made, experiment = visits(evaluate=Evaluate(passes=2, seed=3))
-    made["evaluation"](writer, state, 6)
+    experiment = run("evaluation", writer, 6, evaluate=Evaluate(passes=2, seed=3))
     evaluator = Evaluator(experiment, data_mesh())
     expected = evaluator.measure(state.ema).summary()
     known = {f"test_{key}": value for key, value in expected.items() if value is not None}
@@ -96,18 +115,17 @@ def test_an_evaluation_is_of_the_averaged_parameters(visits, state):
     assert expected["bpd"] != evaluator.measure(state.params).summary()["bpd"]
 
 
-def test_rows_name_the_split(visits, state):
+def test_rows_name_the_split(run):
     writer = Recorder()
-    visits(evaluate=Evaluate(split="validation"))[0]["evaluation"](writer, state, 6)
+    run("evaluation", writer, 6, evaluate=Evaluate(split="validation"))
     assert all(key.startswith("validation_bpd") for key in writer.rows[0][1])
 
 
-def test_the_last_evaluation_is_filed_with_its_terms(visits, state, tmp_path):
+def test_the_last_evaluation_is_filed_with_its_terms(run, tmp_path):
     writer = Recorder()
-    made, _ = visits()
-    made["evaluation"](writer, state, 6)
+    run("evaluation", writer, 6)
     assert not (tmp_path / "evaluation.json").exists()
-    made["evaluation"](writer, state, 12)
+    run("evaluation", writer, 12)
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert (figures["step"], figures["num_images"], figures["num_params"]) == (12, 13, 66)
     terms = np.load(tmp_path / "evaluation.npz")
@@ -116,19 +134,32 @@ def test_the_last_evaluation_is_filed_with_its_terms(visits, state, tmp_path):
     assert writer.rows[1][1]["test_bpd"] == figures["bpd"]
 
 
-def test_an_evaluation_that_is_owed_but_no_longer_wanted_is_let_go(visits, state, tmp_path):
-    writer = Recorder()
-    visits(evaluate_every=0)[0]["evaluation"](writer, state, 12)
+def test_the_hooks_of_a_step_run_in_one_order(tiny, tmp_path):
+    def names(**changes):
+        experiment = tiny(**changes)
+        return [hook.name for hook in make_hooks(experiment, data_mesh(), RunFiles(experiment, tmp_path))]
+
+    assert names(evaluate_every=1, sample_every=1) == ["log", "evaluation", "samples", "checkpoint"]
+    assert names(sample_every=1) == ["log", "samples", "checkpoint"]
+    assert names() == ["log", "checkpoint"]
+
+
+def test_an_evaluation_that_is_owed_but_no_longer_wanted_is_let_go(tiny, state, tmp_path):
+    writer, experiment = Recorder(), tiny(evaluate_every=0)
+    files = RunFiles(experiment, tmp_path)
+    interrupts = Interrupts(lambda: None)
+    session = Session(experiment, state, 12, ["evaluation"], 12, files, writer, interrupts, Clock())
+    run_hooks(session, make_hooks(experiment, data_mesh(), files), session.owed)
+    assert session.owed == []
     assert writer.rows == []
     assert not (tmp_path / "evaluation.json").exists()
 
 
-def test_samples_are_of_the_averaged_parameters(visits, state, tmp_path):
+def test_samples_are_of_the_averaged_parameters(run, state, tmp_path):
     writer = Recorder()
-    made, experiment = visits(sample=Sample(num_timesteps=6, num=4))
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / ".000000006.png.tmp-55085c68").write_bytes(b"")  # as a kill left it
-    made["samples"](writer, state, 6)
+    experiment = run("samples", writer, 6, sample=Sample(num_timesteps=6, num=4))
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000000006.png"]
     images = ImageSampler(experiment, data_mesh()).draw(state.ema)
     assert (images != ImageSampler(experiment, data_mesh()).draw(state.params)).any()
@@ -140,19 +171,18 @@ def test_samples_are_of_the_averaged_parameters(visits, state, tmp_path):
     np.testing.assert_array_equal(shown["samples"][..., 0], picture)
 
 
-def test_a_picture_that_a_full_disk_refuses_does_not_end_the_run(visits, state, tmp_path, caplog):
+def test_a_picture_that_a_full_disk_refuses_does_not_end_the_run(run, tmp_path, caplog):
     """Here a file lies where its folder should."""
     (tmp_path / "samples").write_text("in the way")
-    writer = Recorder()
-    visits()[0]["samples"](writer, state, 6)
+    run("samples", Recorder(), 6)
     assert "could not write" in caplog.text
     assert "the run goes on" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "parts"), [("evaluation", 2 * 4), ("samples", 6)])
-def test_between_parts_a_visit_asks_whether_to_stop(visits, state, tmp_path, name, parts):
+def test_between_parts_a_hook_asks_whether_to_stop(run, tmp_path, name, parts):
     calls = []
-    visits(lambda: calls.append(None))[0][name](Recorder(), state, 12)
+    run(name, Recorder(), 12, lambda: calls.append(None))
     assert len(calls) == parts
 
     def stop():
@@ -162,6 +192,6 @@ def test_between_parts_a_visit_asks_whether_to_stop(visits, state, tmp_path, nam
         file.unlink()
     writer = Recorder()
     with pytest.raises(KeyError, match="stop"):
-        visits(stop)[0][name](writer, state, 12)
+        run(name, writer, 12, stop)
     assert (writer.rows, writer.images) == ([], [])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "nothing half-done is written"

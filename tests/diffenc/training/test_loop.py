@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffenc.checkpoint import checkpoints
-from diffenc.config import gin_loader, serialize
+from diffenc.config import gin_loader, names, serialize
 from diffenc.config.settings import Evaluate
 from diffenc.data.batches import train_batches
 from diffenc.errors import UserError
@@ -27,7 +27,7 @@ from diffenc.evaluation.evaluator import Evaluator
 from diffenc.files import checksummed_json, stores
 from diffenc.parallel.sharding import data_mesh, images_to_devices
 from diffenc.runtime.signals import Interrupted
-from diffenc.training import hooks, loop, prefetch
+from diffenc.training import hooks, loop, prefetch, run_files
 from diffenc.training.state import abstract_state, init_state
 from diffenc.workdir import mirror
 
@@ -176,6 +176,18 @@ def test_what_it_is_trained_in_and_on_is_recorded(straight):
     assert json.loads((straight / "dataset.json").read_text())["train_images"] == 23
 
 
+def test_training_returns_what_it_leaves(full, straight):
+    """Here of a run that is finished already, so that all of it is as it was restored."""
+    result = loop.train(full, straight)
+    _assert_same(jax.device_get(result.state), _state(full, straight))
+    assert (result.step, result.workdir) == (12, str(straight))
+    row, evaluation = _rows(straight)[-2:]
+    assert {key: value for key, value in result.metrics.items() if key not in TIMINGS} == {
+        key: value for key, value in (row | evaluation).items() if key != "step"
+    }
+    assert result.metrics.keys() >= TIMINGS
+
+
 def test_rates_are_images_over_steps(straight):
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
@@ -200,9 +212,16 @@ def test_compiling_is_not_timed(tiny, tmp_path, monkeypatch, told):
 
 
 def test_evaluating_does_not_count_as_training(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(hooks.Hooks, "_evaluate", lambda *_: time.sleep(1))
+    real = Evaluator.measure
+
+    def slow(self, *arguments):
+        time.sleep(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "measure", slow)
     loop.train(tiny(steps=6, evaluate_every=5), tmp_path)
-    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in reversed(rows) if "bpd" in row)
     assert row["step"] == 6
     assert row["steps_per_second"] > 3, (
         "three steps since the last row took far less than the second between them"
@@ -224,14 +243,14 @@ def signal_after(monkeypatch):
     """Has this process sent a signal after a step."""
 
     def arrange(step: int, signum: int = signal.SIGTERM):
-        real = loop.Run._step
+        real = loop.take_step
 
-        def stepping(self, levels):
-            real(self, levels)
-            if int(self._state.step) == step:
+        def stepping(session, *arguments):
+            real(session, *arguments)
+            if session.step == step:
                 os.kill(os.getpid(), signum)
 
-        monkeypatch.setattr(loop.Run, "_step", stepping)
+        monkeypatch.setattr(loop, "take_step", stepping)
 
     return arrange
 
@@ -323,15 +342,15 @@ def _patched(owner, name: str, value):
 
 
 def _dying(at: int):
-    """A step for Run that dies after so many."""
-    real = loop.Run._step
+    """A `take_step` that dies after so many."""
+    real = loop.take_step
 
-    def step(self, levels):
-        if int(self._state.step) == at:
+    def take_step(session, *arguments):
+        if session.step == at:
             raise KilledError
-        real(self, levels)
+        real(session, *arguments)
 
-    return step
+    return take_step
 
 
 def test_killed_after_making_up_for_an_evaluation_its_row_stays_one(full, straight, tmp_path, signal_within):
@@ -351,7 +370,7 @@ def test_killed_after_making_up_for_an_evaluation_its_row_stays_one(full, straig
 
 def test_rows_past_the_restored_step_are_written_again(full, straight, tmp_path):
     """Dead after the row of step 9, with a checkpoint of step 5."""
-    with _patched(loop.Run, "_step", _dying(9)), pytest.raises(KilledError):
+    with _patched(loop, "take_step", _dying(9)), pytest.raises(KilledError):
         loop.train(full, tmp_path)
     assert (_rows(tmp_path)[-1]["step"], _steps(tmp_path)) == (9, [5])
     loop.train(full, tmp_path)
@@ -359,7 +378,7 @@ def test_rows_past_the_restored_step_are_written_again(full, straight, tmp_path)
 
 
 def test_dead_before_any_checkpoint_the_run_starts_anew(full, straight, tmp_path):
-    with _patched(loop.Run, "_step", _dying(4)), pytest.raises(KilledError):
+    with _patched(loop, "take_step", _dying(4)), pytest.raises(KilledError):
         loop.train(full, tmp_path)
     assert len(_rows(tmp_path)) == 2
     loop.train(full, tmp_path)
@@ -374,13 +393,14 @@ def test_a_second_signal_while_nothing_changed_leaves_the_checkpoint_alone(
     with pytest.raises(Interrupted):
         loop.train(full, tmp_path)
     before = {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")}
-    real = loop.Run.start
+    real = loop.restore_or_init
 
-    def start(self, claim):
-        real(self, claim)
+    def restore(*arguments):
+        session = real(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
+        return session
 
-    with _patched(loop.Run, "start", start), pytest.raises(Interrupted):
+    with _patched(loop, "restore_or_init", restore), pytest.raises(Interrupted):
         loop.train(full, tmp_path)
     assert {path: path.stat().st_ino for path in (tmp_path / "checkpoints").rglob("*")} == before
 
@@ -399,7 +419,7 @@ def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tm
     def fail(*_):
         raise KilledError
 
-    with _patched(hooks.Hooks, "_evaluate", fail), pytest.raises(KilledError):
+    with _patched(hooks.Evaluation, "__call__", fail), pytest.raises(KilledError):
         loop.train(full, tmp_path)
     assert _steps(tmp_path) == [4]
     loop.train(full, tmp_path)
@@ -408,7 +428,7 @@ def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tm
 
 def test_what_another_process_writes_before_the_claim_is_respected(full, straight, tmp_path):
     """A whole run, or only its config, between this one's reading and its claim."""
-    real = loop.workdirs.claim
+    real = run_files.workdirs.claim
 
     def meanwhile(write):
         @contextlib.contextmanager
@@ -422,7 +442,7 @@ def test_what_another_process_writes_before_the_claim_is_respected(full, straigh
     def run(workdir):
         shutil.copytree(straight, workdir)
 
-    with _patched(loop.workdirs, "claim", meanwhile(run)):
+    with _patched(run_files.workdirs, "claim", meanwhile(run)):
         with pytest.raises(
             UserError, match=r"another process wrote to .*one just now: run the same command again"
         ):
@@ -568,7 +588,7 @@ class Leap:
 @pytest.fixture
 def leap(tiny, monkeypatch):
     def make(at: int, size: float, **changes):
-        monkeypatch.setitem(loop.serialize.names.REGISTRIES["optimizer"]._classes, "leap", Leap)
+        monkeypatch.setitem(names.REGISTRIES["optimizer"]._classes, "leap", Leap)
         return tiny(optimizer=Leap(at, size), **{"evaluate_every": 1, "log_every": 12} | changes)
 
     return make
@@ -664,16 +684,16 @@ def test_no_step_waits_for_the_device(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prefetch, "IN_FLIGHT", 12)  # beyond those it does wait
     counted = {}
-    real = loop.Run._after
+    real = loop.run_hooks
 
-    def after(self, step, last):
-        if step == 2:  # compilation is over
+    def run_hooks(session, *arguments, **named):
+        if session.step == 2:  # compilation is over
             counted["before"] = len(reads)
-        real(self, step, last)
-        counted[step] = len(reads)
+        real(session, *arguments, **named)
+        counted[session.step] = len(reads)
 
     with _counting_reads(monkeypatch) as reads:
-        monkeypatch.setattr(loop.Run, "_after", after)
+        monkeypatch.setattr(loop, "run_hooks", run_hooks)
         loop.train(tiny(steps=12, log_every=10, checkpoint_every=0), tmp_path)
     assert counted[9] == counted["before"]
     assert counted[10] > counted[9], "a log line does read"
@@ -746,7 +766,8 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(full, straight, tmp_path)
     """Trained to step 8, gone on with to the end, and measured, each in a local folder that is gone afterwards."""
     url = f"memory://{tmp_path}/run"
     for steps in (8, full.steps):
-        loop.train(dataclasses.replace(full, steps=steps), url)
+        result = loop.train(dataclasses.replace(full, steps=steps), url)
+        assert (result.workdir, result.step) == (url, steps)
     figures = commands.evaluate(full, url)
     with mirror.opened(url) as folder:
         assert not (folder / "checkpoints").exists()

@@ -328,3 +328,11 @@ def test_every_method_of_a_writer_is_guarded():
     for name in names:
         arguments = () if name in ("flush", "close") else ({},) if name == "write_hparams" else (1, {})
         getattr(writers.FaultTolerantWriter(Broken()), name)(*arguments)
+
+
+def test_the_last_values_of_metrics(tmp_path):
+    """By name over all rows, without what JSON has no number for; torn lines are passed over."""
+    path = tmp_path / "metrics.jsonl"
+    assert writers.last_values(path) == {}
+    path.write_bytes(b'{"step": 1, "a": 1.0, "b": 2.0}\n{"step": 2, "a": null, "c": 3.5}\n{"step": 3, "b": 4')
+    assert writers.last_values(path) == {"a": 1.0, "b": 2.0, "c": 3.5}

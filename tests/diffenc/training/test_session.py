@@ -1,9 +1,7 @@
 """The hint names what is there: the optimizer in use, and a checkpoint only where one was written."""
 
 import dataclasses
-from pathlib import Path
-
-from diffenc.training.not_finite import message
+from diffenc.training.session import not_finite_message
 from diffenc_plugins.optimizers import AdamW
 
 
@@ -16,14 +14,14 @@ class Descent:
 
 
 def test_of_a_run_with_a_checkpoint():
-    told = message(AdamW(), 7, [3, 5], Path("runs/a"))
+    told = not_finite_message(AdamW(), 7, [3, 5], "runs/a")
     assert "at step 7; the last good checkpoint is of step 5 in runs/a" in told
     assert "a smaller optimizer.adamw.learning_rate or a longer optimizer.adamw.warmup_steps" in told
     assert "Experiment.init_from = 'runs/a'" in told
 
 
 def test_of_a_run_without_one_nothing_is_taken_up():
-    told = message(AdamW(), 2, [], Path("runs/a"))
+    told = not_finite_message(AdamW(), 2, [], "runs/a")
     assert (
         "before the first checkpoint, so nothing is saved: delete runs/a, or choose another --workdir" in told
     )
@@ -32,6 +30,6 @@ def test_of_a_run_without_one_nothing_is_taken_up():
 
 
 def test_of_another_optimizer_no_field_is_named_that_it_lacks():
-    told = message(Descent(), 2, [1], Path("runs/a"))  # pyright: ignore[reportArgumentType]
+    told = not_finite_message(Descent(), 2, [1], "runs/a")  # pyright: ignore[reportArgumentType]
     assert "other settings of Descent" in told
     assert "adamw" not in told
