@@ -1,1 +1,1 @@
-"""Checkpoints: saved and restored atomically, whenever the process is killed."""
+"""Checkpoints: atomic saves and restores, also across a killed process, many devices and object stores."""

@@ -1,10 +1,10 @@
-"""Pieces of named arrays in folders: the bytes of all of a folder's one after the other, and where each lies.
+"""On-disk format of named arrays: each folder holds the concatenated bytes of pieces of arrays, and an index.
 
   blocks/c/0, 1, …  one zarr3 array of bytes in blocks, each under a crc32c
   index.json        {"size": bytes, "pieces": {name: [[start, shape, offset], …]}}, under a SHA-256
 
-so that damage to any byte is noticed on reading. Many small arrays cost no more than a large one. Each process
-that writes has a folder of its own; to read an array, every piece that overlaps what is wanted is looked up.
+Damage to any byte is noticed on reading, and many small arrays cost no more than one large array. Each process writes
+a folder of its own; a reader collects every piece that overlaps the requested box of an array.
 """
 
 import math
@@ -21,20 +21,20 @@ from diffenc.files.stores import CONTEXT, REFUSALS, Store, as_os_error, is_damag
 
 BLOCKS, INDEX = "blocks", "index.json"
 BLOCK = 16 << 20  # bytes, at most
-ALIGN = 64  # bytes; XLA for CPUs takes over what lies so without copying it
+ALIGN = 64  # bytes; XLA on CPUs uses a buffer of this alignment without copying it
 
 Bytes = UInt8[np.ndarray, " n"]
 
 
 class Box(NamedTuple):
-    """A box within an array: its corner, its shape."""
+    """A box within an array: start indices and shape."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
 
 class Piece(NamedTuple):
-    """Where the content of a box of an array begins in a folder's bytes."""
+    """A box of a named array, and the offset of its content in a folder's bytes."""
 
     name: str
     box: Box
@@ -42,25 +42,24 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What goes into one folder."""
+    """The content of one folder."""
 
     data: Bytes
     pieces: list[Piece]
 
 
 def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Bytes | None = None) -> Part:
-    """Copies of (name, corner, content), one after the other.
+    """Copies arrays, each given as (name, start indices, content), into one buffer.
 
     Args:
-      memory: of an earlier `Part` that is of no more use; taken if it fits, for memory that is new costs more
-        time than the copying.
+      memory: the buffer of an earlier `Part`, which is reused if it fits: allocating costs more time than copying.
     """
     arrays = list(arrays)
     ends = np.cumsum([0, *(-(-array.nbytes // ALIGN) * ALIGN for _, _, array in arrays)]).tolist()
-    data = memory if memory is not None and memory.size == ends[-1] else _aligned(ends[-1])
+    data = memory if memory is not None and memory.size == ends[-1] else _allocate_aligned(ends[-1])
     for (_, _, array), offset, end in zip(arrays, ends, ends[1:], strict=False):
         np.copyto(_view(data, offset, array.shape, array.dtype), array)
-        data[offset + array.nbytes : end] = 0  # what the memory held before is not for the disk
+        data[offset + array.nbytes : end] = 0  # padding: do not write stale memory to disk
     boxes = (
         Piece(name, Box(start, array.shape), at)
         for (name, start, array), at in zip(arrays, ends, strict=False)
@@ -69,10 +68,10 @@ def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Byte
 
 
 def write(store: Store, folder: str, part: Part) -> None:
-    """Write `part`, which must not change meanwhile (see `Store.copies`), into `folder`. Does not sync.
+    """Writes `part`, which must not change meanwhile (see `Store.copies`), into `folder`. Does not sync.
 
     Raises:
-      OSError: the disk refused; what is in the folder is then of no use.
+      OSError: a write failed; the folder's content is then unusable.
     """
     index: dict[str, list] = {}
     for name, box, offset in part.pieces:
@@ -82,9 +81,9 @@ def write(store: Store, folder: str, part: Part) -> None:
         files = ts.KvStore.open(store.kvstore(folder), context=_context()).result()
         pending: list[ts.Future[Any]] = [files.write(INDEX, text)]
         if part.data.size:
-            pending += _writing(_open(store, folder, part.data.size).result(), part.data)
+            pending += _write_blocks(_open(store, folder, part.data.size).result(), part.data)
         failed = [error for write in pending if (error := write.exception()) is not None]
-        if failed:  # and all others are done, so that what is there can be removed for good
+        if failed:  # all writes have ended by now, so the caller can remove the folder
             raise failed[0]
     except REFUSALS as error:
         raise as_os_error(error, f"{store}/{folder}") from error
@@ -93,22 +92,22 @@ def write(store: Store, folder: str, part: Part) -> None:
 def read(
     store: Store, folders: Iterable[str], wanted: Mapping[str, tuple[Box, np.dtype]]
 ) -> dict[str, np.ndarray]:
-    """The boxes of arrays named in `wanted`, from the pieces in all `folders`.
+    """Reads the boxes of arrays in `wanted` from the pieces in all `folders`.
 
     Raises:
-      UnreadableError: something needed is missing or damaged; the message says what.
-      OSError: the store refused.
+      UnreadableError: a required piece is missing or damaged; the message names it.
+      OSError: the store cannot be read.
     """
     readings = [_Reading(store, folder, wanted) for folder in folders]
     found: dict[str, list[tuple[Box, np.ndarray]]] = {}
     for reading in readings:
         for name, box, content in reading.result(wanted):
             found.setdefault(name, []).append((box, content))
-    return {name: _assembled(name, box, dtype, found.get(name, [])) for name, (box, dtype) in wanted.items()}
+    return {name: _assemble(name, box, dtype, found.get(name, [])) for name, (box, dtype) in wanted.items()}
 
 
-class _Run(NamedTuple):
-    """Bytes on their way, and the pieces within."""
+class _Span(NamedTuple):
+    """Consecutive bytes that are being read, and the pieces they contain."""
 
     begin: int
     data: Bytes
@@ -117,7 +116,7 @@ class _Run(NamedTuple):
 
 
 class _Reading:
-    """Of one folder what is wanted; begun when made."""
+    """Asynchronous read of the wanted pieces of one folder, started on construction."""
 
     def __init__(self, store: Store, folder: str, wanted: Mapping[str, tuple[Box, np.dtype]]):
         self._where = folder
@@ -129,56 +128,62 @@ class _Reading:
             for start, shape, offset in index["pieces"].get(name, [])
             if _overlap(Box(start, shape), box) is not None
         ]
-        self._runs = []
+        self._spans = []
         if needed:
             blocks = _open(store, folder, index["size"])
             ends = {piece: _end(piece, wanted[piece.name][1]) for piece in needed}
-            self._runs = [_begin(blocks, run, ends) for run in _runs(needed, ends)]
+            self._spans = [_read_span(blocks, pieces, ends) for pieces in _group_adjacent(needed, ends)]
 
     def result(self, wanted: Mapping[str, tuple[Box, np.dtype]]) -> Iterable[tuple[str, Box, np.ndarray]]:
-        for run in self._runs:
+        """Waits for the read; yields name, box and content of each piece."""
+        for span in self._spans:
             try:
-                run.pending.result()
-            except Exception as error:  # tensorstore turns damage into errors of many types
+                span.pending.result()
+            except Exception as error:  # tensorstore reports damage by errors of many types
                 if not is_damage(error):
                     raise as_os_error(error, f"{self._store}/{self._where}") from error
-                names = run.pieces[0].name if len(run.pieces) == 1 else f"{run.pieces[0].name} …"
+                names = span.pieces[0].name if len(span.pieces) == 1 else f"{span.pieces[0].name} …"
                 reason = str(error).splitlines()[0][:200]
                 raise UnreadableError(f"{self._where}, array {names}: {reason}") from error
-            for piece in run.pieces:
+            for piece in span.pieces:
                 dtype = wanted[piece.name][1]
-                yield piece.name, piece.box, _view(run.data, piece.offset - run.begin, piece.box.shape, dtype)
+                yield (
+                    piece.name,
+                    piece.box,
+                    _view(span.data, piece.offset - span.begin, piece.box.shape, dtype),
+                )
 
 
-def _writing(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]":
-    """Each block by itself."""
-    step = _block(data.size)
+def _write_blocks(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]":
+    """Starts one write for each block."""
+    step = _block_size(data.size)
     spans = [slice(begin, min(begin + step, data.size)) for begin in range(0, data.size, step)]
     return [blocks[at].write(data[at], can_reference_source_data_indefinitely=True).commit for at in spans]
 
 
-def _runs(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list[Piece]]:
-    """Pieces that follow on each other, together."""
-    runs: list[list[Piece]] = []
+def _group_adjacent(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list[Piece]]:
+    """Groups pieces that lie next to each other, so that each group is one read."""
+    groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.offset):
-        if runs and piece.offset - ends[runs[-1][-1]] < ALIGN:
-            runs[-1].append(piece)
+        if groups and piece.offset - ends[groups[-1][-1]] < ALIGN:
+            groups[-1].append(piece)
         else:
-            runs.append([piece])
-    return runs
+            groups.append([piece])
+    return groups
 
 
-def _begin(blocks: Any, pieces: list[Piece], ends: Mapping[Piece, int]) -> _Run:
+def _read_span(blocks: Any, pieces: list[Piece], ends: Mapping[Piece, int]) -> _Span:
     begin, end = pieces[0].offset, ends[pieces[-1]]
-    data = _aligned(end - begin)
-    return _Run(begin, data, pieces, ts.array(data).write(blocks.result()[begin:end]))
+    data = _allocate_aligned(end - begin)
+    return _Span(begin, data, pieces, ts.array(data).write(blocks.result()[begin:end]))
 
 
 def _end(piece: Piece, dtype: np.dtype) -> int:
     return piece.offset + math.prod(piece.box.shape) * dtype.itemsize
 
 
-def _assembled(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
+def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
+    """Returns the content of `box` of an array, of which `parts` are pieces that do not overlap."""
     for found, content in parts:
         if found == box:
             return content
@@ -186,24 +191,25 @@ def _assembled(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.n
     for found, content in parts:
         both = _overlap(found, box)
         if both is not None:
-            whole[_within(both, box)] = content[_within(both, found)]
+            whole[_relative_slices(both, box)] = content[_relative_slices(both, found)]
             missing -= math.prod(both.shape)
     if missing:
-        raise UnreadableError(f"array {name}: {missing} of its numbers are missing")
+        raise UnreadableError(f"array {name}: {missing} of its elements are missing")
     return whole
 
 
 def _overlap(one: Box, other: Box) -> Box | None:
+    """Returns the intersection of two boxes, or None if it is empty."""
     start = tuple(map(max, one.start, other.start))
     ends = [min(a + n, b + m) for a, n, b, m in zip(*one, *other, strict=True)]
     shape = tuple(end - begin for end, begin in zip(ends, start, strict=True))
     return Box(start, shape) if all(size > 0 for size in shape) else None
 
 
-def _within(inner: Box, outer: Box) -> tuple[slice, ...]:
-    """The indices of `inner`, counted from the corner of `outer`."""
-    corners = zip(inner.start, outer.start, inner.shape, strict=True)
-    return tuple(slice(a - b, a - b + n) for a, b, n in corners)
+def _relative_slices(inner: Box, outer: Box) -> tuple[slice, ...]:
+    """Returns the slices that select `inner` from the content of `outer`."""
+    axes = zip(inner.start, outer.start, inner.shape, strict=True)
+    return tuple(slice(a - b, a - b + n) for a, b, n in axes)
 
 
 def _view(data: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -211,24 +217,24 @@ def _view(data: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> 
     return data[offset : offset + size].view(dtype).reshape(shape)
 
 
-def _aligned(size: int) -> Bytes:
+def _allocate_aligned(size: int) -> Bytes:
     data = np.empty(size + ALIGN, np.uint8)
     begin = -data.ctypes.data % ALIGN
     return data[begin : begin + size]
 
 
-def _block(size: int) -> int:
-    """The size of all blocks: alike, for a smaller last one would be filled up."""
+def _block_size(size: int) -> int:
+    """Returns a block size that divides `size` bytes nearly evenly: zarr would pad a smaller last block."""
     return -(-size // -(-size // BLOCK))
 
 
 def _context() -> ts.Context:
-    """No cache: all is read once. No fsync by tensorstore: the store syncs all files at the end."""
+    """Returns a context without a cache, as all is read once, and without fsync: the store syncs at the end."""
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}, parent=CONTEXT)
 
 
 def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
-    """The bytes of a folder. What they are is known, so there is no file to say it, and to be damaged."""
+    """Opens the bytes of a folder. The metadata are known, so no zarr.json is stored that could be damaged."""
     spec = {
         "driver": "zarr3",
         "kvstore": store.kvstore(f"{folder}/{BLOCKS}"),
@@ -237,7 +243,7 @@ def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
         "metadata": {
             "shape": [size],
             "data_type": "uint8",
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_block(size)]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_block_size(size)]}},
             "codecs": [{"name": "bytes"}, {"name": "crc32c"}],
         },
     }

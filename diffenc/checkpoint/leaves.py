@@ -1,4 +1,4 @@
-"""A tree's leaves by name, out of it to host memory and back onto devices, as its shardings say."""
+"""Named leaves of a pytree: copied to host memory for a checkpoint, and placed on devices by their shardings."""
 
 import re
 from collections.abc import Mapping
@@ -13,69 +13,69 @@ from diffenc.checkpoint.arrays import Box, Part
 from diffenc.core.parameters import name_leaves_quoted
 
 Tree = Any
-Named = dict[str, Any]  # leaves
-Described = dict[str, list]  # name: [shape, dtype]
+NamedLeaves = dict[str, Any]
+LeafSpecs = dict[str, list]  # name: [shape, dtype]
 
 
-def by_name(tree: Tree) -> Named:
-    """The leaves by their names in checkpoints (`parameters.name_leaves_quoted`). Python's numbers become arrays."""
+def by_name(tree: Tree) -> NamedLeaves:
+    """Returns the leaves by their names in checkpoints (`parameters.name_leaves_quoted`), Python numbers as arrays."""
     named = name_leaves_quoted(tree)
     return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in named.items()}
 
 
-def describe(named: Named) -> Described:
-    """Shape and dtype of each leaf, as JSON has them."""
+def describe(named: NamedLeaves) -> LeafSpecs:
+    """Returns shape and dtype of each leaf in JSON form."""
     return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in named.items()}
 
 
 def branch(name: str) -> str:
-    """The first part of a name."""
+    """Returns the first part of a leaf's name."""
     quoted = re.match(r'"(\\.|[^"\\])*"', name)
     return quoted[0] if quoted else name.split("/")[0]
 
 
-def pack(named: Named, memory: arrays.Bytes | None = None) -> Part:
-    """Copies in host memory of the pieces that this process has to write; no piece is another's too.
+def pack(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
+    """Copies the pieces that this process must write to host memory; each piece is written by one process.
 
     Args:
       memory: see `arrays.pack`.
 
     Raises:
-      TypeError: jax could not hold a leaf (64 bits without x64).
+      TypeError: jax cannot hold a leaf (64 bits without x64).
     """
-    pieces = [piece for name, leaf in named.items() for piece in _owned(name, leaf)]
+    pieces = [piece for name, leaf in named.items() for piece in _owned_pieces(name, leaf)]
     for _, _, data in pieces:
         if isinstance(data, jax.Array):
-            data.copy_to_host_async()  # all transfers at once, before the first is waited for
+            data.copy_to_host_async()  # start all transfers before waiting for the first
     # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate: pack copies.
     return arrays.pack(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
-def boxes_here(abstract: Named) -> dict[str, tuple[Box, np.dtype]]:
-    """Of each leaf what this process's devices need, and its dtype."""
-    return {name: (_box_here(leaf), np.dtype(leaf.dtype)) for name, leaf in abstract.items()}
+def local_boxes(abstract: NamedLeaves) -> dict[str, tuple[Box, np.dtype]]:
+    """Returns, for each leaf, the box that this process's devices need, and the dtype."""
+    return {name: (_local_box(leaf), np.dtype(leaf.dtype)) for name, leaf in abstract.items()}
 
 
-def place(abstract: Named, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
-    """Onto the devices, in order: `host` holds, for each leaf of `abstract`, what `boxes_here` says."""
-    return [_placed(leaf, host[name]) for name, leaf in abstract.items()]
+def place(abstract: NamedLeaves, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
+    """Returns the leaves on devices, in order; `host` holds the content of each leaf's box from `local_boxes`."""
+    return [_place_leaf(leaf, host[name]) for name, leaf in abstract.items()]
 
 
-def _owned(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]]:
-    """The pieces, and their corners, of which this process has the first copy.
+def _owned_pieces(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+    """Returns (name, start indices, data) of the pieces of which this process has replica 0.
 
-    What is not on devices is the first process's.
+    A leaf that is not on devices belongs to the main process.
     """
     if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
-        raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would cut to 32 bits on reading")
+        raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would truncate to 32 bits on reading")
     if not isinstance(leaf, jax.Array):
         return [(name, (0,) * leaf.ndim, leaf)] if jax.process_index() == 0 else []
     first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return [(name, _corners(shard.index, leaf.shape)[0], shard.data) for shard in first]
 
 
-def _box_here(leaf: Any) -> Box:
-    """The smallest box that holds all that this process's devices need of an abstract leaf."""
+def _local_box(leaf: Any) -> Box:
+    """Returns the smallest box that contains all shards of an abstract leaf on this process's devices."""
     shape, sharding = tuple(leaf.shape), getattr(leaf, "sharding", None)
     if sharding is None or sharding.is_fully_replicated:
         return Box((0,) * len(shape), shape)
@@ -84,10 +84,10 @@ def _box_here(leaf: Any) -> Box:
     return Box(tuple(start), tuple(b - a for a, b in zip(start, end, strict=True)))
 
 
-def _placed(leaf: Any, host: np.ndarray) -> jax.Array:
+def _place_leaf(leaf: Any, host: np.ndarray) -> jax.Array:
     if getattr(leaf, "sharding", None) is None:
         return jax.device_put(host)
-    shape, edge = tuple(leaf.shape), _box_here(leaf).start
+    shape, edge = tuple(leaf.shape), _local_box(leaf).start
 
     def part(at: tuple[slice, ...] | None) -> np.ndarray:
         begin, end = _corners(at or (), shape)
@@ -97,6 +97,6 @@ def _placed(leaf: Any, host: np.ndarray) -> jax.Array:
 
 
 def _corners(at: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first and the last corner of a box."""
+    """Returns the start and end indices of a shard."""
     spans = [span.indices(size)[:2] for span, size in zip(at, shape, strict=True)]
     return tuple(a for a, _ in spans), tuple(b for _, b in spans)

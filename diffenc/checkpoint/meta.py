@@ -1,9 +1,10 @@
-"""META.json, which makes a folder a checkpoint, and the names of such folders.
+"""META.json, whose presence makes a folder a checkpoint, and the names of such folders.
 
 format     version of the layout
-step       the step the tree stood at
-leaves     {name: [shape, dtype]}; a name is the path of the leaf, parts joined by "/"
-metadata   what the caller gave
+step       optimizer steps taken
+parts      number of processes that saved it
+leaves     {name: [shape, dtype]}; a name is the path of the leaf, joined by "/"
+metadata   the caller's
 checksum   SHA-256 of the above
 """
 
@@ -20,7 +21,7 @@ META = "META.json"
 
 
 class Name(NamedTuple):
-    """Of a checkpoint's folder: the step, and how often that had been saved before."""
+    """Name of a checkpoint's folder: the step, and how often that step had been saved before."""
 
     step: int
     generation: int
@@ -30,37 +31,38 @@ class Name(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> "Name | None":
+        """Returns None for any other folder's name."""
         found = re.fullmatch(r"(\d{9,})(?:-(\d+))?", text)
         return Name(int(found[1]), int(found[2] or 0)) if found else None
 
 
 def found(store: Store) -> dict[Name, bool]:
-    """Every checkpoint, and whether it is committed."""
+    """Returns the name of every checkpoint folder, and whether it is committed."""
     parsed = {Name.parse(folder): META in files for folder, files in store.names().items()}
     return {name: committed for name, committed in parsed.items() if name is not None}
 
 
 def part_of(name: str, index: int) -> str:
-    """The folder of what process `index` wrote of the checkpoint `name`."""
+    """Returns the folder that process `index` writes of the checkpoint `name`."""
     return f"{name}/process_{index}".lstrip("/")
 
 
 def text(content: Mapping[str, Any]) -> str:
-    """The file that says `content`. Raises TypeError if that has no JSON form."""
+    """Returns META.json with `content`. Raises TypeError if that has no JSON form."""
     return checksummed_json.text({"format": FORMAT, **content})
 
 
 def read(store: Store, name: str) -> dict[str, Any]:
-    """What the checkpoint `name` says of itself.
+    """Reads META.json of the checkpoint `name`.
 
     Raises:
       UnreadableError: it is damaged.
-      UserError: it is of another format.
-      OSError: the store refused.
+      UserError: it has another format.
+      OSError: the store cannot be read.
     """
     content = checksummed_json.read(store, f"{name}/{META}".lstrip("/"))
     if content["format"] != FORMAT:
         raise UserError(
-            f"checkpoint {store}/{name} has format {content['format']}, not {FORMAT}; use the version it is of"
+            f"checkpoint {store}/{name} has format {content['format']}, not {FORMAT}; use the version of diffenc that wrote it"
         )
     return content

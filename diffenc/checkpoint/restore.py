@@ -1,4 +1,4 @@
-"""Reading one checkpoint back, by all processes at once: all of them get it, or none."""
+"""Reads one checkpoint on all processes at once: all of them succeed, or none."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffenc.checkpoint import arrays, leaves, meta
-from diffenc.checkpoint.leaves import Described, Tree
+from diffenc.checkpoint.leaves import LeafSpecs, Tree
 from diffenc.checkpoint.meta import part_of
 from diffenc.errors import UserError
 from diffenc.files import stores
@@ -15,38 +15,37 @@ from diffenc.files.checksummed_json import UnreadableError
 from diffenc.files.stores import Store
 from diffenc.parallel.collectives import all_succeeded
 
-Select = Callable[[Described, Described], Described]
-Check = Callable[
-    [str, dict[str, Any]], None
-]  # of a checkpoint's name and metadata; raises UserError to refuse it
+Select = Callable[[LeafSpecs, LeafSpecs], LeafSpecs]
+# (location of a checkpoint, its metadata) -> None; raises UserError to refuse it
+Check = Callable[[str, dict[str, Any]], None]
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back: the tree, the caller's metadata, the step."""
+    """A checkpoint that was read: the tree, the caller's metadata, the step."""
 
     tree: Tree
     metadata: dict[str, Any]
     step: int
 
 
-def everything(saved: Described, wanted: Described) -> Described:
-    """For `Checkpoints.restore`: the wanted tree must be all that was saved."""
+def everything(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
+    """Selects all saved leaves, for `Checkpoints.restore`: the wanted tree must have every one."""
     return saved
 
 
-def same_branches(saved: Described, wanted: Described) -> Described:
-    """For `Checkpoints.restore`: of what was saved, only the top-level branches that are wanted count."""
+def same_branches(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
+    """Selects the saved leaves in the top-level branches that are wanted, for `Checkpoints.restore`."""
     branches = {leaves.branch(name) for name in wanted}
     return {name: leaf for name, leaf in saved.items() if leaves.branch(name) in branches}
 
 
 def any_metadata(where: str, metadata: dict[str, Any]) -> None:
-    """For `Checkpoints.restore`: every checkpoint will do."""
+    """Accepts every checkpoint, for `Checkpoints.restore`."""
 
 
 @contextlib.contextmanager
 def reading(place: stores.PathLike) -> Iterator[None]:
-    """Within it, what a store refuses is a UserError."""
+    """Converts OSErrors within the context into UserErrors that name `place`."""
     try:
         yield
     except OSError as error:
@@ -54,11 +53,11 @@ def reading(place: stores.PathLike) -> Iterator[None]:
 
 
 def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
-    """The checkpoint `name` of `store`; `select` and `check` as in `Checkpoints.restore`. All processes have to ask.
+    """Reads the checkpoint `name`; `select` and `check` as in `Checkpoints.restore`. All processes must call it.
 
     Raises:
-      UnreadableError: it is unreadable in one of the processes.
-      UserError: the store refuses one of them, or the tree is of another architecture.
+      UnreadableError: one of the processes found it damaged.
+      UserError: the store failed in one of them, or the tree is of another architecture.
     """
     restored, damage, refusal = None, None, None
     try:
@@ -68,7 +67,7 @@ def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: 
     except OSError as error:
         refusal = stores.unreadable(f"{store}/{name}".rstrip("/"), error)
     if not all_succeeded(refusal is None):
-        raise refusal or UserError(f"cannot read {store}: it refused another process, whose log says why")
+        raise refusal or UserError(f"cannot read {store}: it failed in another process; see its log")
     if not all_succeeded(damage is None) or restored is None:
         raise damage or UnreadableError("another process could not read it")
     return restored
@@ -81,19 +80,19 @@ def _read(store: Store, name: str, abstract: Tree, select: Select, check: Check)
     wanted = leaves.describe(named)
     _require_same(where, select(content["leaves"], wanted), wanted)
     parts = [part_of(name, index) for index in range(content["parts"])]
-    host = arrays.read(store, parts, leaves.boxes_here(named))
+    host = arrays.read(store, parts, leaves.local_boxes(named))
     tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place(named, host))
     return Restored(tree, content["metadata"], content["step"])
 
 
-def _require_same(where: str, saved: Described, wanted: Described) -> None:
+def _require_same(where: str, saved: LeafSpecs, wanted: LeafSpecs) -> None:
     for name in {**wanted, **saved}:
         if saved.get(name) != wanted.get(name):
             raise UserError(
-                f"checkpoint {where} is of another architecture: {name} is {_told(saved.get(name))} there "
-                f"and {_told(wanted.get(name))} here; use the config it was trained with, or another workdir"
+                f"checkpoint {where} is of another architecture: {name} is {_format_spec(saved.get(name))} there "
+                f"and {_format_spec(wanted.get(name))} here; use the config it was trained with, or another workdir"
             )
 
 
-def _told(leaf: list | None) -> str:
+def _format_spec(leaf: list | None) -> str:
     return f"{leaf[1]}{leaf[0]}" if leaf else "absent"

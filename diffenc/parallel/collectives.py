@@ -1,4 +1,4 @@
-"""What processes that compute together must decide alike. All of them have to ask, from their main threads."""
+"""Small values that all processes of a run agree on. All must make the same calls, from their main threads."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,39 +11,39 @@ from diffenc.errors import UserError
 
 
 def all_succeeded(here: bool) -> bool:
-    """Whether `here` is true in every process."""
+    """Returns whether `here` is true in every process."""
     if jax.process_count() == 1:
         return here
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
 def agree_on(check: Callable[[], None]) -> None:
-    """Calls `check`, and raises in every process where it raises UserError in one."""
+    """Calls `check`; if it raises UserError in one process, raises one in all of them."""
     failure = None
     try:
         check()
     except UserError as error:
         failure = error
     if not all_succeeded(failure is None):
-        raise failure or UserError("another process of this run has stopped it, and says why")
+        raise failure or UserError("another process of this run stopped it; see the error there")
 
 
 def broadcast_ints(*numbers: int) -> tuple[int, ...]:
-    """The first process's `numbers`, which must fit into 32 bits."""
+    """Returns the `numbers` of process 0, which must fit into 32 bits."""
     if jax.process_count() == 1:
         return numbers
     return tuple(int(n) for n in multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)))
 
 
-def broadcast_strings(numbers: Iterable[int]) -> list[int]:
-    """The first process's list, whatever its length; each must fit into 32 bits."""
+def broadcast_int_list(numbers: Iterable[int]) -> list[int]:
+    """Returns the list of process 0, which may have another length; each number must fit into 32 bits."""
     mine = list(numbers)
     (count,) = broadcast_ints(len(mine))
     return list(broadcast_ints(*[*mine, *[0] * count][:count])) if count else []
 
 
 def broadcast_array(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """The first process's array; of the others' only shape and type matter."""
+    """Returns the array of process 0; the others pass one of the same shape and dtype."""
     if jax.process_count() == 1:
         return array
     return np.asarray(multihost_utils.broadcast_one_to_all(array))

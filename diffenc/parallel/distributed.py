@@ -1,6 +1,7 @@
-"""One run by several processes, each with devices of its own: how they meet, and who does what only one may do.
+"""One run by several processes, each with its own devices: connecting them, and work that only one of them does.
 
-All processes run the same program on the same files, and compute together. The first alone writes and speaks.
+All processes run the same program on the same files and compute together. Process 0, the main one, alone writes files
+and logs.
 """
 
 import contextlib
@@ -24,23 +25,22 @@ from diffenc.runtime.signals import Interrupted
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds until a process that went without a word counts as lost; so long a hung machine keeps the others waiting.
-LOST_AFTER = 30
-ABORT_AFTER = 90  # seconds until JAX ends the process in words of its own, should all else fail
-MEET_WITHIN = 300  # seconds
-GIVE_WAY = 1.0  # seconds that the first process lets the others leave before it
+LOST_AFTER = 30  # heartbeat timeout in seconds; so long a hung machine keeps the others waiting
+ABORT_AFTER = 90  # seconds until JAX itself ends the process with a stack trace, should the heartbeat fail
+CONNECT_WITHIN = 300  # seconds
+EXIT_DELAY = 1.0  # seconds that the main process waits for the others to exit first
 
-# In what the transports between processes raise; of types they raise all kinds.
+# Found in the messages of errors that transports between processes raise, whatever their types.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination service")
 
 
 class Address(NamedTuple):
-    """How one process finds the others.
+    """How one process connects to the others.
 
     Attributes:
-      coordinator: HOST:PORT of the first process.
-      num_processes: in all.
-      process_id: this one's number, from 0.
+      coordinator: HOST:PORT of process 0.
+      num_processes: their number.
+      process_id: index of this process, from 0.
     """
 
     coordinator: str
@@ -48,13 +48,13 @@ class Address(NamedTuple):
     process_id: int
 
 
-def check_address(
+def parse_address(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Address | None:
-    """The address given by flags, or None if none was.
+    """Returns the address given by flags, or None if none was.
 
     Raises:
-      UserError: only a part of it was given, or the number is not one of them.
+      UserError: it is incomplete, malformed, or the index is out of range.
     """
     if coordinator is None and num_processes is None and process_id is None:
         return None
@@ -72,21 +72,21 @@ def check_address(
     return Address(coordinator, num_processes, process_id)
 
 
-def is_announced(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher says that there are several processes: SLURM in a job step, or a TPU pod."""
+def has_several_processes(environment: Mapping[str, str]) -> bool:
+    """Whether the environment of a launcher announces several processes: SLURM in a job step, or a TPU pod."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return (tasks.isdigit() and int(tasks) > 1) or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def start_process_group(address: Address | None, detect: bool, notice: bool) -> None:
-    """Meet the other processes, if there are any. To be called before JAX is used.
+    """Connects to the other processes, if there are any. Must be called before JAX is used.
 
     Args:
-      address: None = where `detect`, JAX finds it out from its surroundings (SLURM, TPU pods, Open MPI).
-      notice: whether SIGTERM is for `diffenc.runtime.signals` to notice; otherwise it ends the process.
+      address: None = if `detect`, JAX determines it from the environment (SLURM, TPU pods, Open MPI).
+      notice: whether SIGTERM is handled by `diffenc.runtime.signals`; otherwise it ends the process.
 
     Raises:
-      UserError: the others did not come.
+      UserError: the others did not connect in time.
     """
     if address is None and not detect:
         return
@@ -96,52 +96,53 @@ def start_process_group(address: Address | None, detect: bool, notice: bool) -> 
         "num_processes": address.num_processes,
         "process_id": address.process_id,
     }  # fmt: skip
-    patience: dict[str, Any] = {
-        "initialization_timeout": MEET_WITHIN,
+    timeouts: dict[str, Any] = {
+        "initialization_timeout": CONNECT_WITHIN,
         "heartbeat_timeout_seconds": ABORT_AFTER,
         "shutdown_timeout_seconds": LOST_AFTER,
     }
-    # Before, for where they do not meet XLA ends the process in words of its own.
-    logging.info("waiting for %s, for at most %d s", _others(address), MEET_WITHIN)
+    # Logged first, because if they do not connect XLA ends the process with a message of its own.
+    logging.info("waiting for %s, for at most %d s", _describe_others(address), CONNECT_WITHIN)
     try:
-        jax.distributed.initialize(**given, **patience)
+        jax.distributed.initialize(**given, **timeouts)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the processes of this run did not meet ({_first_line(error)}); start all of them with the same "
+            f"the processes of this run did not connect ({_first_line(error)}); start all of them with the same "
             "--coordinator and --num_processes, or --nodistributed to run alone"
         ) from error
-    _watch_others()
+    _start_heartbeat()
     if not is_main():
         logging.set_verbosity(logging.WARNING)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes and speaks."""
+    """Whether this is the main process, which writes files and logs."""
     return jax.process_index() == 0
 
 
 def main_process_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """`function`, done by the first process alone; in the others it does nothing and returns None."""
+    """Wraps `function` so that the main process alone calls it; in the others it returns None."""
 
     @functools.wraps(function)
-    def only_there(*args: P.args, **kwargs: P.kwargs) -> R | None:
+    def on_main(*args: P.args, **kwargs: P.kwargs) -> R | None:
         return function(*args, **kwargs) if is_main() else None
 
-    return only_there
+    return on_main
 
 
-def barrier(where: str) -> None:
-    """Wait until all processes have come to the place called `where`."""
+def barrier(name: str) -> None:
+    """Waits until all processes have reached the barrier called `name`."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def translate_lost_process_errors() -> Iterator[None]:
-    """Among several processes, turn JAX's word for a lost one into a UserError, and end this one at any other failure.
+    """Converts JAX's errors about a lost process into UserError; any other error ends this process at once.
 
-    An exception that goes on to the interpreter's end would wait there for the others, which wait for this one.
+    With one process errors pass unchanged. Among several, an exception that reached the end of the interpreter would wait
+    there for the others, which wait for this process.
     """
     try:
         yield
@@ -153,40 +154,40 @@ def translate_lost_process_errors() -> Iterator[None]:
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             traceback.print_exc()
             exit_process(1)
-        raise UserError(_lost(_first_line(error))) from error
+        raise UserError(_lost_message(_first_line(error))) from error
 
 
 def exit_process(status: int) -> NoReturn:
-    """End this process. Among several at once: an orderly end would wait for those that are stuck or gone."""
+    """Ends this process. Among several it ends at once: an orderly exit would wait for those that hang or are gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
     if jax.distributed.is_initialized() and jax.process_count() > 1 and status:
-        if is_main():  # with it goes what the others are connected through, which aborts them
-            time.sleep(GIVE_WAY)
+        if is_main():  # it hosts the coordination service: without it the others abort
+            time.sleep(EXIT_DELAY)
         os._exit(status)
     sys.exit(status)
 
 
-def _lost(reason: str) -> str:
+def _lost_message(reason: str) -> str:
     return (
         f"another process of this run was lost, or the connection to it ({reason}); "
         "run the same command again in all of them: the run goes on from its last checkpoint"
     )
 
 
-def _watch_others() -> None:
+def _start_heartbeat() -> None:
     state = jax_distributed.global_state
-    count, message = jax.process_count(), _lost(f"no sign of life for {LOST_AFTER} s")
+    count, message = jax.process_count(), _lost_message(f"no heartbeat for {LOST_AFTER} s")
     if state.client is not None and count > 1:
         Heartbeat(state.client, jax.process_index(), count, float(LOST_AFTER), message).start()
 
 
-def _others(address: Address | None) -> str:
+def _describe_others(address: Address | None) -> str:
     if address is None:
-        return "the other processes, as JAX finds them (--nodistributed runs alone)"
+        return "the other processes that JAX finds (--nodistributed runs alone)"
     return (
-        f"{address.num_processes} processes to meet at {address.coordinator}, each started with this --coordinator "
+        f"{address.num_processes} processes to connect at {address.coordinator}, each started with this --coordinator "
         f"and --num_processes, and a --process_id of its own (here {address.process_id})"
     )
 

@@ -1,6 +1,6 @@
-"""Signs of life between the processes of a run, so that one that no longer answers is reported in a line.
+"""Heartbeats between the processes of a run, so that a lost process is reported in one line.
 
-JAX's own service notices it too, but ends the process with a C++ stack, which no Python code can prevent.
+JAX's own service notices it too, but ends the process with a C++ stack trace, which Python code cannot prevent.
 """
 
 import contextlib
@@ -9,53 +9,51 @@ import threading
 import time
 from typing import Any
 
-BEAT = 2.0  # seconds between two signs of life
+BEAT = 2.0  # seconds between two heartbeats
 FOLDER = "diffenc/alive"
 
 
 class Heartbeat:
-    """Writes this process's sign of life to `board`, and watches the others', each in a thread.
+    """Writes this process's heartbeats to a key-value store, and watches those of the others, each in a thread."""
 
-    `board` has `key_value_set` and `key_value_dir_get`, as JAX's client of the processes' key-value store.
-    """
-
-    def __init__(self, board: Any, process: int, count: int, lost_after: float, message: str):
-        """Nothing happens before `start`.
+    def __init__(self, store: Any, process: int, count: int, lost_after: float, message: str):
+        """Does nothing before `start`.
 
         Args:
-          process: which this is, of `count`.
-          lost_after: seconds without a sign from one of them until `message` is printed and this process ends
-            with status 1. The first process, which keeps the board, waits a little longer, for the others to see it too.
+          store: JAX's client of the processes' key-value store, with `key_value_set` and `key_value_dir_get`.
+          process: index of this process, of `count`.
+          lost_after: heartbeat timeout in seconds, after which `message` is printed and this process ends with status 1.
+            Process 0, which hosts the store, waits a little longer, so that the others notice too.
         """
-        self._board = board
+        self._store = store
         self._process = process
         self._lost_after = lost_after + (0 if process else 2 * BEAT)
         self._message = message
-        self._signs = {str(number): "" for number in range(count)}
-        self._seen = dict.fromkeys(self._signs, time.monotonic())
+        self._beats = {str(number): "" for number in range(count)}
+        self._seen = dict.fromkeys(self._beats, time.monotonic())
 
     def start(self) -> None:
-        """Begin, until this process ends."""
+        """Starts both threads, which run until this process ends."""
         for work in (self._beat, self._watch):
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
-    def silent(self, now: float) -> list[str]:
-        """Numbers of the processes that have given no sign for too long at the time `now`."""
+    def lost_processes(self, now: float) -> list[str]:
+        """Returns the indices of the processes whose last heartbeat is too old at the time `now`."""
         return [number for number, seen in self._seen.items() if now - seen > self._lost_after]
 
     def exchange(self, beat: int) -> None:
-        """Give this process's sign number `beat`, and note those of the others."""
-        self._board.key_value_set(f"{FOLDER}/{self._process}", str(beat), allow_overwrite=True)
-        for key, sign in self._board.key_value_dir_get(FOLDER):
+        """Writes this process's heartbeat number `beat`, and reads those of the others."""
+        self._store.key_value_set(f"{FOLDER}/{self._process}", str(beat), allow_overwrite=True)
+        for key, value in self._store.key_value_dir_get(FOLDER):
             number = key.rpartition("/")[2]
-            if self._signs.get(number) != sign:
-                self._signs[number], self._seen[number] = sign, time.monotonic()
+            if self._beats.get(number) != value:
+                self._beats[number], self._seen[number] = value, time.monotonic()
 
     def _beat(self) -> None:
         beat = 0
         while True:
             beat += 1
-            with contextlib.suppress(Exception):  # a board that is gone shows no signs
+            with contextlib.suppress(Exception):  # a store that is gone: the watcher times out
                 self.exchange(beat)
             time.sleep(BEAT)
 
@@ -64,9 +62,9 @@ class Heartbeat:
             before = time.monotonic()
             time.sleep(BEAT / 2)
             now = time.monotonic()
-            if now - before > 2 * BEAT:  # this very process was stopped, and has seen nobody meanwhile
+            if now - before > 2 * BEAT:  # this process was suspended, and has read no heartbeats meanwhile
                 self._seen = dict.fromkeys(self._seen, now)
-            if self.silent(now):
+            if self.lost_processes(now):
                 with contextlib.suppress(OSError):
                     os.write(2, f"error: {self._message}\n".encode())
                 os._exit(1)

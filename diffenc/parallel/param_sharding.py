@@ -1,8 +1,8 @@
-"""Which parameters are split over the devices, and along which of their axes: one rule, and exceptions by name.
+"""Sharding of parameters over the mesh's `fsdp` axis: one rule, and exceptions by name.
 
-A parameter is split along its longest axis that `mesh.fsdp` divides (of equals the last, which convolutions give
-their output channels); a small one is copied. What the train state holds for each parameter, its average and the
-optimiser's moments, lies where the parameter does; all else is copied.
+A parameter is split along its longest axis that `mesh.fsdp` divides (the last of equal ones, the output channels of a
+convolution); a small parameter is replicated. The parts of the train state that belong to a parameter, its average and
+the optimizer's moments, are sharded like it; everything else is replicated.
 """
 
 import fnmatch
@@ -22,22 +22,22 @@ from diffenc.interfaces import Params
 from diffenc.parallel.sharding import AXES
 
 SPLIT = AXES[1]
-SMALL = 4096  # scalars; to gather fewer than these costs more than the memory is worth
+SMALL = 4096  # elements; gathering fewer costs more time than the memory is worth
 
 Specs = Any  # a pytree of PartitionSpec
 
 
 def specs_of(params: Params, shape: MeshConfig) -> Specs:
-    """For each parameter, how it is split. Only shapes matter.
+    """Returns the PartitionSpec of each parameter. Only shapes matter.
 
     Raises:
-      UserError: a pattern of mesh.rules fits no parameter, or an axis that it names cannot be split.
+      UserError: a pattern of mesh.rules matches no parameter, or an axis that it names cannot be split.
     """
     named = name_leaves(params)
     for pattern, _ in shape.rules:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
             example = max(named, key=len, default="")
-            raise UserError(f"mesh.rules: {pattern!r} fits no parameter; they have names like {example!r}")
+            raise UserError(f"mesh.rules: {pattern!r} matches no parameter; they have names like {example!r}")
     specs = [_spec(name, leaf.shape, shape) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(params), specs)
 
@@ -45,7 +45,7 @@ def specs_of(params: Params, shape: MeshConfig) -> Specs:
 def shardings_of(
     state: PyTree, params: Params, mesh: Mesh | AbstractMesh, shape: MeshConfig
 ) -> PyTree[NamedSharding]:
-    """For each leaf of a train state whose parameters are `params`, where it lies. Raises as `specs_of`."""
+    """Returns the sharding of each leaf of a train state with parameters `params`. Raises as `specs_of`."""
     specs = specs_of(params, shape)
     known = {
         path: (leaf.shape, spec)
@@ -54,10 +54,10 @@ def shardings_of(
         )
     }
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _spec_within(path, leaf.shape, known))
+    def sharding_of(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, _spec_of_state_leaf(path, leaf.shape, known))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
 def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shape: MeshConfig) -> Params:
@@ -69,67 +69,70 @@ def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shap
     shapes = abstract_arrays(lambda: model.init(jax.random.key(0), image_shape))
     shardings = shardings_of(shapes, shapes, mesh, shape)
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
 
 
 def gather(params: Params, specs: Specs) -> Params:
-    """The whole of each parameter, from its parts. For use within `jax.shard_map`."""
+    """Gathers each parameter from its shards. For use within `jax.shard_map`."""
 
-    def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        axis = _axis(spec)
+    def gather_leaf(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _split_axis(spec)
         return leaf if axis is None else jax.lax.all_gather(leaf, SPLIT, axis=axis, tiled=True)
 
-    return jax.tree.map(whole, params, specs)
+    return jax.tree.map(gather_leaf, params, specs)
 
 
 def sum_over_devices(gradient: Params, specs: Specs) -> Params:
-    """The devices' gradients added up, each device left with its part. For use within `jax.shard_map`."""
+    """Sums the devices' gradients; each device keeps its shard. For use within `jax.shard_map`."""
 
-    def part(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        axis = _axis(spec)
+    def sum_leaf(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _split_axis(spec)
         if axis is None:
-            return _sum(leaf, AXES)
+            return _psum(leaf, AXES)
         scattered = jax.lax.psum_scatter(leaf, SPLIT, scatter_dimension=axis, tiled=True)
-        return _sum(scattered, AXES[:1])
+        return _psum(scattered, AXES[:1])
 
-    return jax.tree.map(part, gradient, specs)
+    return jax.tree.map(sum_leaf, gradient, specs)
 
 
-def _sum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Over those axes that have more than one place; XLA does not take out a sum over one."""
+def _psum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Sums over the mesh axes of a size above 1: XLA does not remove a sum over one device."""
     several = tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
     return jax.lax.psum(leaf, several) if several else leaf
 
 
-def _spec(name: str, of: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
+def _spec(name: str, param_shape: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
     for pattern, axis in shape.rules:
         if fnmatch.fnmatchcase(name, pattern):
-            return (
-                PartitionSpec() if axis is None else _along(axis, of, shape.fsdp, f"{pattern!r} for {name}")
-            )
-    fitting = [axis for axis, size in enumerate(of) if size % shape.fsdp == 0]
-    if shape.fsdp == 1 or not fitting or np.prod(of) < SMALL:
+            if axis is None:
+                return PartitionSpec()
+            return _split_along(axis, param_shape, shape.fsdp, f"{pattern!r} for {name}")
+    divisible = [axis for axis, size in enumerate(param_shape) if size % shape.fsdp == 0]
+    if shape.fsdp == 1 or not divisible or np.prod(param_shape) < SMALL:
         return PartitionSpec()
-    return _along(max(fitting, key=lambda axis: (of[axis], axis)), of, shape.fsdp, name)
+    longest = max(divisible, key=lambda axis: (param_shape[axis], axis))
+    return _split_along(longest, param_shape, shape.fsdp, name)
 
 
-def _along(axis: int, of: tuple[int, ...], fsdp: int, what: str) -> PartitionSpec:
-    if not 0 <= axis < len(of) or of[axis] % fsdp:
+def _split_along(axis: int, shape: tuple[int, ...], fsdp: int, name: str) -> PartitionSpec:
+    if not 0 <= axis < len(shape) or shape[axis] % fsdp:
         raise UserError(
-            f"mesh.rules: {what}: axis {axis} of the shape {of} does not split into mesh.fsdp = {fsdp} parts"
+            f"mesh.rules: {name}: axis {axis} of the shape {shape} does not split into mesh.fsdp = {fsdp} parts"
         )
-    return PartitionSpec(*(SPLIT if place == axis else None for place in range(len(of))))
+    return PartitionSpec(*(SPLIT if each == axis else None for each in range(len(shape))))
 
 
-def _axis(spec: PartitionSpec) -> int | None:
+def _split_axis(spec: PartitionSpec) -> int | None:
     return next((axis for axis, name in enumerate(spec) if name is not None), None)
 
 
-def _spec_within(path: tuple, of: tuple[int, ...], known: Mapping[tuple, tuple]) -> PartitionSpec:
-    """That of the parameter whose path `path` ends in, if it has the same shape."""
+def _spec_of_state_leaf(path: tuple, shape: tuple[int, ...], known: Mapping[tuple, tuple]) -> PartitionSpec:
+    """Returns the spec of the parameter whose path is a suffix of `path`, if it has the same shape."""
     for start in range(len(path)):
-        shape, spec = known.get(path[start:], (None, None))
-        if spec is not None and shape == of:
+        param_shape, spec = known.get(path[start:], (None, None))
+        if spec is not None and param_shape == shape:
             return spec
     return PartitionSpec()

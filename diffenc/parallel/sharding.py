@@ -1,6 +1,7 @@
-"""Where batches live: one mesh over all devices of all processes, batches split over all of it.
+"""The device mesh, over all devices of all processes, and batches sharded over all of it.
 
-The mesh has two axes. Along `data` parameters are copied; along `fsdp` they may be split (see `diffenc.parallel.param_sharding`).
+The mesh has two axes. Parameters are replicated along `data`, and may be sharded along `fsdp` (see
+`diffenc.parallel.param_sharding`).
 """
 
 import jax
@@ -18,7 +19,7 @@ OVER_BATCH = PartitionSpec(AXES)
 
 
 def data_mesh(shape: MeshConfig = MeshConfig()) -> Mesh:
-    """All devices, arranged as `shape` says.
+    """Returns all devices in a mesh of the given shape.
 
     Raises:
       UserError: there are more or fewer devices.
@@ -28,33 +29,36 @@ def data_mesh(shape: MeshConfig = MeshConfig()) -> Mesh:
     if data * shape.fsdp != count:
         raise UserError(
             f"mesh.data = {shape.data} and mesh.fsdp = {shape.fsdp} do not arrange the {count} devices there are: "
-            "mesh.data x mesh.fsdp must be their number; mesh.data = 0 takes what is left"
+            "mesh.data x mesh.fsdp must be their number; mesh.data = 0 computes it from mesh.fsdp"
         )
     return make_mesh(data, shape.fsdp)
 
 
 def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
-    """The first data x fsdp devices, neighbours along `fsdp` where their wiring allows it."""
+    """Returns a mesh of the first data x fsdp devices, neighbours along `fsdp` where the topology allows it."""
     devices = jax.devices()[: data * fsdp]
     try:
         grid = mesh_utils.create_device_mesh((data, fsdp), devices=devices, allow_split_physical_axes=True)
-    except (NotImplementedError, ValueError):  # no such arrangement on this wiring, or several slices
+    except (
+        NotImplementedError,
+        ValueError,
+    ):  # the topology has no such arrangement, or there are several slices
         grid = np.array(devices).reshape(data, fsdp)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the devices."""
+    """Returns the sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, OVER_BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raise UserError unless `batch_size` splits evenly over the devices."""
+    """Raises UserError unless `batch_size` divides evenly over the devices."""
     devices = mesh.devices.size
     if batch_size % devices:
         raise UserError(
@@ -63,17 +67,17 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
-    """The places in a batch, ascending, of the images that this process's devices take."""
+    """Returns the indices in a batch, ascending, of the images on this process's devices."""
     spans = batch_sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
 
 
 def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
-    """This process's rows of a batch, as one array split over all devices of all processes."""
+    """Returns a batch, of which each process passes its rows, as one array sharded over all devices."""
     return jax.make_array_from_process_local_data(batch_sharded(mesh), np.asarray(array))
 
 
 def images_to_devices(batch: Batch, conditioning: Conditioning, mesh: Mesh) -> Images:
-    """This process's rows of a batch, with what the model is told of them, split over all devices."""
+    """Returns images and conditions of a batch, of which each process passes its rows, sharded over all devices."""
     rows = Images(batch["image"], conditioning(batch["label"]))  # pyright: ignore[reportArgumentType]
     return jax.tree.map(lambda array: to_devices(array, mesh), rows)

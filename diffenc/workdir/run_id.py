@@ -9,7 +9,7 @@ import jax
 from diffenc.checkpoint.restore import reading
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
-from diffenc.parallel.collectives import broadcast_strings
+from diffenc.parallel.collectives import broadcast_int_list
 from diffenc.parallel.distributed import main_process_only
 
 FILE = "run_id"
@@ -33,7 +33,7 @@ def read(workdir: stores.PathLike) -> str | None:
     if jax.process_index() == 0:
         with reading(workdir):
             content = (stores.at(workdir).read(FILE) or b"")[:LONGEST]
-    text = bytes(broadcast_strings(content)).decode(errors="replace").strip()
+    text = bytes(broadcast_int_list(content)).decode(errors="replace").strip()
     if text and not is_valid(text):
         raise UserError(
             f"{stores.join(workdir, FILE)} is damaged: delete it, and the identity of the newest checkpoint is taken"

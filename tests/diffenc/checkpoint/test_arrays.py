@@ -86,7 +86,7 @@ def _poisoned(size):
 def test_nothing_of_what_memory_held_before_is_written(tmp_path, monkeypatch, sizes, block):
     """In new memory, and in that of an earlier checkpoint, whose arrays were other ones."""
     monkeypatch.setattr(arrays, "BLOCK", block)
-    monkeypatch.setattr(arrays, "_aligned", _poisoned)
+    monkeypatch.setattr(arrays, "_allocate_aligned", _poisoned)
     named = [(f"a{k}", (0,), np.zeros(size, dtype)) for k, size in enumerate(sizes) for dtype in ("u1", "f4")]
     first = arrays.pack(named)
     assert not first.data.any()
@@ -117,7 +117,7 @@ def test_any_box_out_of_pieces_cut_otherwise(tmp_path):
         wanted = {"a": (Box((i, j), (rows, columns)), whole.dtype)}
         back = arrays.read(stores.at(tmp_path), ["one", "two"], wanted)["a"]
         np.testing.assert_array_equal(back, whole[i : i + rows, j : j + columns])
-    with pytest.raises(UnreadableError, match="array a: 24 of its numbers are missing"):
+    with pytest.raises(UnreadableError, match="array a: 24 of its elements are missing"):
         arrays.read(stores.at(tmp_path), ["two"], {"a": (Box((0, 0), (6, 8)), whole.dtype)})
 
 
@@ -136,7 +136,7 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
 
 def test_an_absent_array_is_named(tmp_path):
     _write(tmp_path, {"count": ARRAYS["count"]})
-    with pytest.raises(UnreadableError, match="array bits: 1 of its numbers are missing"):
+    with pytest.raises(UnreadableError, match="array bits: 1 of its elements are missing"):
         _read(tmp_path, ["bits"])
 
 

@@ -83,7 +83,7 @@ def test_an_interrupted_removal_leaves_nothing_that_counts(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
         _saved(tmp_path, 2, keep_last=1)
-    assert "what is old could not be removed: [Errno 5] Input/output error" in caplog.text
+    assert "old checkpoints could not be removed: [Errno 5] Input/output error" in caplog.text
     assert Checkpoints(tmp_path).steps() == [2]
     assert _saved(tmp_path, 3, keep_last=1).steps() == [3]
     assert os.listdir(tmp_path) == ["000000003"]

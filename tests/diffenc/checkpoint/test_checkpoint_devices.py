@@ -76,11 +76,11 @@ TWO = """
 from jax.experimental import multihost_utils
 root, index = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[3]}", num_processes=2, process_id=index)
-meet = multihost_utils.sync_global_devices
+barrier = multihost_utils.sync_global_devices
 found = {"of one": same(Checkpoints(root / "split").restore(abstract(1, 2, True)).tree, 1, 2, True)}
-meet("before")
+barrier("before")
 checkpoints = Checkpoints(root / "two", keep_last=2)
-meet("after")
+barrier("after")
 for step in (1, 2, 3):
     if step == 2 and index == 0:
         (root / "two" / "000000002").mkdir()
@@ -93,19 +93,19 @@ for step in (1, 2, 3):
         found["refused"] = str(error)
 checkpoints.save(3, placed(1, 2, True), {"at": 33})
 checkpoints.wait()
-meet("saved")
+barrier("saved")
 damaged = root / "two" / "000000003-1" / "process_1" / "blocks" / "c" / "0"
 whole_again = damaged.read_bytes()
 found["same"] = same(checkpoints.restore(abstract(1, 2, True)).tree, 1, 2, True)
-meet("restored")
+barrier("restored")
 if index == 1:
     damaged.write_bytes(b"")
-meet("damaged")
+barrier("damaged")
 found["fell back to"] = checkpoints.restore(abstract(1, 2, True)).step  # only one of them reads that part
-meet("fell back")
+barrier("fell back")
 damaged.write_bytes(whole_again)
 found["steps"] = checkpoints.steps()
-meet("before the listing")
+barrier("before the listing")
 real = meta.found
 if index == 1:
     meta.found = lambda store: {}  # as on a disk that is slow to show what the other wrote

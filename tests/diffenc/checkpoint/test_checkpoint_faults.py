@@ -179,7 +179,7 @@ def test_a_listing_that_is_refused_costs_nothing(tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(meta, "found", refuse)
         _save(checkpoints, 2)
         checkpoints.wait()
-        assert "what is old could not be removed: [Errno 116] Stale file handle" in caplog.text
+        assert "old checkpoints could not be removed: [Errno 116] Stale file handle" in caplog.text
         monkeypatch.setattr(arrays, "write", lambda *_: refuse(_))
         _save(checkpoints, 3)
         _save(checkpoints, 4)
@@ -188,7 +188,7 @@ def test_a_listing_that_is_refused_costs_nothing(tmp_path, monkeypatch, caplog):
         assert "step 4 was not saved" in _fails(checkpoints.wait)
         checkpoints._failure = None
         monkeypatch.setattr(jax, "process_index", lambda: 1)
-        checkpoints._sweep()  # waits for the first, and cannot see whether it is done
+        checkpoints._remove_uncommitted()  # waits for the first, and cannot see whether it is done
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "run").found == [1, 2]
 

@@ -65,7 +65,7 @@ def test_where_one_fails_all_fail_and_nothing_is_left(store, monkeypatch, failin
     assert told[failing] == "[Errno 28] No space left on device"
     other = [
         "process 1: [Errno 28] No space left on device",
-        "the first process gave it up; its log says why",
+        "the main process gave it up; see its log",
     ]
     assert told[1 - failing] == other[failing == 0]
     assert store.files() == []
@@ -75,7 +75,7 @@ def test_one_that_never_comes(store):
     with pytest.raises(OSError, match="waited 0 s in vain for process 1"):
         _attempt(store, 0, seconds=0.1).write(PART, "{}")
     assert store.files() == []
-    with pytest.raises(OSError, match="in vain for the first process to commit"):
+    with pytest.raises(OSError, match="in vain for the main process to commit"):
         _attempt(store, 1, seconds=0.1).write(PART, "{}")
 
 

@@ -22,7 +22,7 @@ BATCHES = f"""
 import hashlib, sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from diffenc.devices import distributed
+from diffenc.parallel import distributed
 from diffenc.data.batches import eval_batches, train_batches
 from diffenc.training.clock import Clock
 from diffenc.core.conditioning import UNCONDITIONAL
@@ -31,7 +31,7 @@ from diffenc.parallel.sharding import data_mesh, rows_here
 from diffenc_plugins.datasets import Digits
 
 if len(sys.argv) > 2:
-    distributed.start(distributed.Address(sys.argv[1], 2, int(sys.argv[2])), detect=False, notice=False)
+    distributed.start_process_group(distributed.Address(sys.argv[1], 2, int(sys.argv[2])), detect=False, notice=False)
 mesh, source = data_mesh(), Digits().source("train")
 rows = rows_here(mesh, {BATCH})
 batches = train_batches(source, {BATCH}, {SEED}, {START}, rows)
@@ -103,12 +103,12 @@ def test_rows_are_all_of_them_where_there_is_one_process():
 )
 def test_half_an_address_is_refused(given, says):
     with pytest.raises(UserError, match=says):
-        distributed.check_address(*given)
+        distributed.parse_address(*given)
 
 
 def test_an_address_is_what_the_flags_say():
-    assert distributed.check_address(None, None, None) is None
-    assert distributed.check_address("[::1]:80", 3, 2) == Address("[::1]:80", 3, 2)
+    assert distributed.parse_address(None, None, None) is None
+    assert distributed.parse_address("[::1]:80", 3, 2) == Address("[::1]:80", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_address_is_what_the_flags_say():
     ],
 )
 def test_what_a_launcher_announces(environment, several):
-    assert distributed.is_announced(environment) is several
+    assert distributed.has_several_processes(environment) is several
 
 
 def test_alone_nothing_is_waited_for():

@@ -30,20 +30,20 @@ def test_who_gives_signs_is_not_silent_and_who_stops_is():
     first.exchange(1)
     second.exchange(1)
     long_ago(second, 29)
-    assert second.silent(time.monotonic()) == []
+    assert second.lost_processes(time.monotonic()) == []
     long_ago(second, 31)
     second.exchange(2)
-    assert second.silent(time.monotonic()) == ["0", "2"], "the sign of 0 is that of before"
+    assert second.lost_processes(time.monotonic()) == ["0", "2"], "the sign of 0 is that of before"
     first.exchange(2)
     second.exchange(3)
-    assert second.silent(time.monotonic()) == ["2"]
+    assert second.lost_processes(time.monotonic()) == ["2"]
 
 
 def test_the_first_which_keeps_the_board_lets_the_others_see_it_too():
     first = Heartbeat(Board(), 0, 2, lost_after=30.0, message="")
     long_ago(first, 31)
     first.exchange(1)
-    assert first.silent(time.monotonic()) == []
+    assert first.lost_processes(time.monotonic()) == []
     long_ago(first, 31 + 2 * BEAT)
     first.exchange(2)
-    assert first.silent(time.monotonic()) == ["1"]
+    assert first.lost_processes(time.monotonic()) == ["1"]

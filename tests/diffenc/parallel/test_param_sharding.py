@@ -53,7 +53,7 @@ def test_exceptions_go_by_name_and_the_first_that_fits_counts():
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        (("nothing", 0), "mesh.rules: 'nothing' fits no parameter; they have names like 'a/w'"),
+        (("nothing", 0), "mesh.rules: 'nothing' matches no parameter; they have names like 'a/w'"),
         (("a/w", 0), "axis 0 of the shape (3, 128) does not split into mesh.fsdp = 2 parts"),
         (("a/w", 2), "axis 2 of the shape (3, 128) does not split"),
     ],

@@ -21,24 +21,26 @@ CONFTEST = str(Path(__file__).parents[2] / "conftest.py")
 TRAIN = """
 import dataclasses, json, pathlib, re, runpy, sys
 import jax, numpy as np
-from diffenc import modes, registry, train
-from diffenc.devices import sharding
+from diffenc import registry
+from diffenc.evaluation import commands
+from diffenc.parallel import sharding
 from diffenc.errors import UserError
+from diffenc.training import loop
 from diffenc.training.state import abstract_images, abstract_state, make_train_step
 
 plugins = runpy.run_path(sys.argv[1])
 registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
 experiment = plugins["told"](batch_size=8, microbatches=2, evaluate_every=12, sample_every=12)
-samples = {num: type(experiment.sample)(steps=6, num=num) for num in (3, 4)}
+samples = {num: type(experiment.sample)(num_timesteps=6, num=num) for num in (3, 4)}
 four = sharding.data_mesh()
 for count in (1, 4):
-    mesh = sharding.arranged(count)
-    for module in (train, modes):
+    mesh = sharding.make_mesh(count)
+    for module in (loop, commands):
         module.data_mesh = lambda shape: mesh
-    train.train(experiment, pathlib.Path(sys.argv[2], str(count)))
-    modes.evaluate(experiment, pathlib.Path(sys.argv[2], str(count)))
+    loop.train(experiment, pathlib.Path(sys.argv[2], str(count)))
+    commands.evaluate(experiment, pathlib.Path(sys.argv[2], str(count)))
     for chosen in samples.values():
-        modes.sample(dataclasses.replace(experiment, sample=chosen), pathlib.Path(sys.argv[2], str(count)))
+        commands.sample(dataclasses.replace(experiment, sample=chosen), pathlib.Path(sys.argv[2], str(count)))
 
 batch = sharding.to_devices(np.arange(8 * 3).reshape(8, 3), four)
 facts = {
@@ -55,7 +57,7 @@ for name, size in {**refused, "evaluate.batch_size": {}}.items():
     if not size:
         other = plugins["make"](batch_size=8, evaluate_every=1, evaluate=type(other.evaluate)(batch_size=10))
     try:
-        train.train(other, pathlib.Path(sys.argv[2], "refused"))
+        loop.train(other, pathlib.Path(sys.argv[2], "refused"))
     except UserError as error:
         facts[name] = str(error)
 pathlib.Path(sys.argv[2], "facts.json").write_text(json.dumps(facts))
