@@ -285,4 +285,6 @@ class Writer(Protocol):
 class Optimizer(Protocol):
     """Makes an optax transformation."""
 
-    def build(self) -> optax.GradientTransformation: ...
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """Returns the transformation for a training of `num_steps` steps, as schedules of the learning rate need it."""
+        ...

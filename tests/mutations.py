@@ -404,8 +404,8 @@ FAULTS = (
     Fault(
         "a split parameter's moments copied",
         "diffenc/parallel/param_sharding.py",
-        "        if spec is not None and shape == of:\n",
-        "        if spec is not None and shape == of and start < 1:\n",
+        "        if spec is not None and param_shape == shape:\n",
+        "        if spec is not None and param_shape == shape and start < 1:\n",
         ("tests/diffenc/parallel/test_param_sharding.py",),
     ),
     Fault(

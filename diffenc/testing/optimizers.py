@@ -1,4 +1,4 @@
-"""What every optimizer keeps."""
+"""Conformance checks for optimizers."""
 
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ def _loss(params: Any) -> Any:
 
 
 def it_builds_an_optax_transformation(plugin: Any) -> None:
-    """Of `init` and `update`."""
-    built = plugin.build()
-    require(isinstance(built, optax.GradientTransformation), plugin, f"build() gives {type(built).__name__}")
+    """`build` returns a pair of `init` and `update`."""
+    built = plugin.build(STEPS)
+    require(isinstance(built, optax.GradientTransformation), plugin, f"build gives {type(built).__name__}")
 
 
 def it_goes_downhill(plugin: Any) -> None:
-    """On a parabola, in 300 compiled steps, without a change of shapes or dtypes."""
-    optimizer = plugin.build()
+    """It lowers a parabola in 300 compiled steps, without a change of shapes or dtypes."""
+    optimizer = plugin.build(STEPS)
 
     @jax.jit
     def step(params, state):
@@ -51,9 +51,9 @@ class _Pair(NamedTuple):
 
 
 def it_takes_any_pytree(plugin: Any) -> None:
-    """Of parameters: a dict, a list, a NamedTuple, None in one, an array by itself, or none at all."""
+    """Parameters may be a dict, a list, a NamedTuple, one with None in it, a single array, or empty."""
     w, b = jnp.asarray([[1.0, -2.0]]), jnp.asarray([0.5])
-    optimizer = plugin.build()
+    optimizer = plugin.build(STEPS)
     for params in ({"layer": [w, b]}, [w, (b, None)], _Pair(w, b), w, {"a/b": {"w": w}}, {}):
         try:
             updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -68,8 +68,8 @@ def it_takes_any_pytree(plugin: Any) -> None:
 
 
 def its_state_is_arrays_of_fixed_shape(plugin: Any) -> None:
-    """A checkpoint holds it, and a compiled step takes it again and again."""
-    optimizer = plugin.build()
+    """A checkpoint can hold its state, and a compiled step can take it again and again."""
+    optimizer = plugin.build(STEPS)
     before = optimizer.init(_start())
     _, after = optimizer.update(jax.grad(_loss)(_start()), before, _start())
     same = jax.tree.structure(before) == jax.tree.structure(after)

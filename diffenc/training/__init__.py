@@ -1,1 +1,1 @@
-"""Training: the loop, its state and step, gradients, periodic hooks."""
+"""Training: the loop, its session, hooks, state, step and gradients."""

@@ -1,4 +1,4 @@
-"""How fast training itself goes."""
+"""The rate of training steps."""
 
 import contextlib
 import time
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Speed(NamedTuple):
-    """Over some steps.
+    """The rate over some steps.
 
     Attributes:
-      steps_per_second: their rate.
-      data_wait: seconds a step that went by waiting for data.
+      steps_per_second: steps per second.
+      data_wait: seconds per step that were spent waiting for data.
     """
 
     steps_per_second: float
@@ -19,31 +19,31 @@ class Speed(NamedTuple):
 
 
 class Clock:
-    """Counts steps and the seconds they took; what happens inside `paused` does not count."""
+    """Counts steps and the seconds they took, except for time within `paused`."""
 
     def __init__(self):
         self.start()
 
     def start(self, step: int = 0) -> None:
-        """Starts the whole run's time, `step` steps after its first."""
+        """Starts the time of the whole run, which resumes after `step` steps."""
         self._first_step, self._began = step, time.monotonic()
         self.restart()
 
     def seconds_left(self, step: int, num_steps: int) -> float:
-        """How long the steps after `step` will take at the rate since `start`, pauses included."""
+        """Returns how long the steps after `step` will take at the mean rate since `start`, pauses included."""
         rate = (time.monotonic() - self._began) / (step - self._first_step)
         return rate * (num_steps - step)
 
     def restart(self) -> None:
-        """Count from now on."""
+        """Starts a new count of steps."""
         self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
 
     def tick(self) -> None:
-        """One more step is done."""
+        """Counts one step."""
         self._steps += 1
 
     def speed(self) -> Speed:
-        """Since the last call or restart. At least one step must have been done."""
+        """Returns the speed since the last call or restart, during which at least one step must have been counted."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         speed = Speed(self._steps / seconds, self._waited / self._steps)
         self.restart()
@@ -51,7 +51,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Counts the time within the context as waiting for data."""
         began = time.monotonic()
         try:
             yield
@@ -60,6 +60,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Excludes the time within the context."""
         began = time.monotonic()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The gradient of a batch's loss, taken in one piece or in several that follow each other."""
+"""The gradient of a batch's loss, computed at once or accumulated over microbatches."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,24 +18,24 @@ from diffenc.parallel.sharding import AXES, OVER_BATCH, check_divisible
 from diffenc.training import schedule_objective
 
 Scalar = Float[Array, ""]
-DROPS_CONDITION = 2  # the number of a key beside those two that one key is split into
+DROP_STREAM = 2  # folded into a key whose split into two keys is used as well
 
 
-class Part(NamedTuple):
-    """Images, and all that is random in their loss.
+class Microbatch(NamedTuple):
+    """Images, and all random numbers in their loss.
 
     Attributes:
-      told: what the network is told of each; None: their condition.
+      network_condition: the condition passed to the network, after dropout of conditions; None = that of the images.
     """
 
     images: Images
-    told: Condition | None
+    network_condition: Condition | None
     draws: Draws
     keys: ImageKeys
 
 
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise UserError unless every device gets as many images of each part of a batch as every other."""
+    """Raises UserError unless each microbatch divides evenly over the devices."""
     check_divisible("Experiment.batch_size", experiment.batch_size, mesh)
     least = experiment.microbatches * mesh.devices.size
     if experiment.batch_size % least:
@@ -49,82 +49,85 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
 def batch_gradient(
     params: Params, experiment: Experiment, images: Images, key: Key, mesh: Mesh
 ) -> tuple[Params, Terms]:
-    """The gradient of -ELBO of a batch in bits/dim, and its three terms; dropout on.
+    """Returns the gradient of a batch's -ELBO in bits/dim, and its three terms; with dropout.
 
-    Each device takes its own images, in `Experiment.microbatches` parts, one after the other, so that the activations
-    of one alone take memory. The devices' gradients are then added up, once. Times, noise, dropout masks and of which
-    images the network is told nothing are those of the undivided batch. To the parameters of a schedule's interior the
-    gradient is that of its own objective.
+    Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
+    activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
+    dropped conditions are those of the undivided batch. The gradient with respect to the interior of a learned schedule
+    is that of its own objective (`diffenc.training.schedule_objective`).
 
     Args:
-      params: split over `mesh` as `diffenc.parallel.param_sharding` says; so is the gradient.
-      images: split over all of `mesh`.
+      params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
+      images: sharded over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
-    share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROPS_CONDITION)
-    told, shape = conditioning.drop_condition(images.condition, share, drop_key), images.levels.shape
-    batch = Part(images, told, draw_noise(draw_key, shape), jax.random.split(dropout_key, shape[0]))
+    share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
+    shape = images.levels.shape
+    network_condition = conditioning.drop_condition(images.condition, share, drop_key)
+    dropout_keys = jax.random.split(dropout_key, shape[0])
+    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape), dropout_keys)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, specs, mesh.devices.size),
         mesh=mesh,
         in_specs=(specs, OVER_BATCH),
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
-        check_vma=False,  # it would add up the gradients of each use of a parameter on its own
+        check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
     gradient, means, diffusion = over_devices(params, batch)
-    of_interior = jax.grad(schedule_objective.objective, argnums=1)(
+    interior_gradient = jax.grad(schedule_objective.objective, argnums=1)(
         experiment.model.schedule, params["schedule"], batch.draws.t, diffusion
     )
-    schedule = jax.tree.map(jnp.add, gradient["schedule"], of_interior)
+    schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
     return {**gradient, "schedule": schedule}, means
 
 
 def _device_gradient(
-    experiment: Experiment, specs: param_sharding.Specs, num_devices: int, params: Params, share: Part
+    experiment: Experiment, specs: param_sharding.Specs, num_devices: int, params: Params, batch: Microbatch
 ) -> tuple[Params, Terms, PerExample]:
-    """The batch's mean gradient and terms in bits/dim, and the diffusion losses of this device's images in nats."""
-    summed, nats = _sum_over_parts(
-        param_sharding.gather(params, specs), experiment, divide(share, experiment.microbatches)
-    )
+    """Returns the batch's mean gradient and terms in bits/dim, and this device's diffusion losses in nats."""
+    microbatches = divide(batch, experiment.microbatches)
+    summed, nats = _accumulate(param_sharding.gather(params, specs), experiment, microbatches)
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     gradient = param_sharding.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     terms = unite(nats)
-    means = jax.lax.pmean(_mean_bits(terms, share.images.levels[0].size), AXES)
+    means = jax.lax.pmean(_mean_bits(terms, batch.images.levels[0].size), AXES)
     return gradient, means, terms.diffusion
 
 
 def divide(batch: Any, count: int) -> Any:
-    """Arrays [B, ...] as [count, B / count, ...], image i in part i mod count."""
+    """Reshapes arrays [B, ...] to [count, B / count, ...]; image i goes to microbatch i mod count."""
 
-    def cut(leaf: Array) -> Array:
+    def divide_leaf(leaf: Array) -> Array:
         return jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0)
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(divide_leaf, batch)
 
 
-def unite(parts: Any) -> Any:
+def unite(microbatches: Any) -> Any:
     """Undoes `divide`."""
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), microbatches)
 
 
-def _sum_over_parts(params: Params, experiment: Experiment, parts: Part) -> tuple[Params, Terms]:
-    """Sum of the parts' gradients in float32, and the terms in nats [count, B / count]; `parts`: stacked."""
-    gradient_of = jax.grad(_part_loss, has_aux=True)
+def _accumulate(params: Params, experiment: Experiment, microbatches: Microbatch) -> tuple[Params, Terms]:
+    """Returns the sum of the gradients of stacked microbatches in float32, and the terms in nats [count, B / count]."""
+    compute_gradient = jax.grad(_loss, has_aux=True)
 
-    def turn(total: Params, part: Part) -> tuple[Params, Terms]:
-        images, told, draws = unroll.after(total, part[:-1])
-        gradient, nats = gradient_of(params, experiment, Part(images, told, draws, part.keys))
+    def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Terms]:
+        # all but the keys, which are small, wait for the sum so far: unrolled, microbatches would else overlap in memory
+        images, network_condition, draws = unroll.after(total, microbatch[:-1])
+        microbatch = Microbatch(images, network_condition, draws, microbatch.keys)
+        gradient, nats = compute_gradient(params, experiment, microbatch)
         return jax.tree.map(jnp.add, total, gradient), nats
 
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    return unroll.scan(turn, nothing, parts)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    return unroll.scan(add_gradient, zeros, microbatches)
 
 
-def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scalar, Terms]:
-    """-ELBO of a part in bits/dim, and its terms in nats [B / count]."""
-    (levels, condition), told, draws, keys = part
+def _loss(params: Params, experiment: Experiment, microbatch: Microbatch) -> tuple[Scalar, Terms]:
+    """Returns -ELBO of a microbatch in bits/dim, and its terms in nats [B / count]."""
+    (levels, condition), told, draws, keys = microbatch
     num_levels = experiment.dataset.num_levels
     nats = experiment.model.elbo(
         params, levels, draws, num_levels=num_levels, condition=condition, told=told, keys=keys
@@ -133,5 +136,5 @@ def _part_loss(params: Params, experiment: Experiment, part: Part) -> tuple[Scal
 
 
 def _mean_bits(nats: Terms, num_dims: int) -> Terms:
-    """Means over the images, in bits/dim."""
+    """Returns the means over images in bits/dim."""
     return jax.tree.map(lambda term: bits_per_dim(jnp.mean(term), num_dims), nats)

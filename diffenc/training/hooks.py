@@ -19,7 +19,7 @@ from diffenc.runtime.image_grid import grid, to_uint8
 from diffenc.runtime.progress import Progress, duration
 from diffenc.training.run_files import RunFiles
 from diffenc.training.session import Session
-from diffenc.training.state import Sums, TrainState, no_sums
+from diffenc.training.state import Sums, TrainState, zero_sums
 from diffenc.workdir import fitted_chains
 
 
@@ -93,7 +93,7 @@ def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainSta
 @functools.cache
 def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
     def reset(sums: Sums) -> Sums:
-        return no_sums()._replace(bad_step=sums.bad_step)
+        return zero_sums()._replace(bad_step=sums.bad_step)
 
     return jax.jit(reset, out_shardings=replicated(mesh))
 

@@ -1,4 +1,4 @@
-"""What lies between the host, which makes batches, and the devices, which take steps: who waits for whom."""
+"""Overlap between the host, which makes batches, and the devices, which take steps."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from diffenc.interfaces import Batch, Conditioning, Images
 from diffenc.parallel.sharding import images_to_devices
 from diffenc.training.clock import Clock
 
-AHEAD = 2  # batches on their way to the devices, or there, beside the one that is taken
-IN_FLIGHT = 4  # steps; so many batches may wait in the devices' memory, and a stop waits for so many steps
+AHEAD = 2  # batches that are transferred before they are needed, each of which takes device memory
+IN_FLIGHT = 4  # dispatched steps; each holds a batch in device memory, and a stop waits for all of them
 
 
 class Prefetcher:
-    """The images of `batches`, in their order, on the devices before they are asked for.
+    """Transfers the images of `batches`, in order, to the devices ahead of time.
 
-    Putting a batch on a device takes the host no time; it crosses over while the device works on steps before.
+    A transfer does not block the host, and overlaps with earlier steps on the device.
     """
 
     def __init__(self, batches: Iterator[Batch], conditioning: Conditioning, mesh: Mesh, clock: Clock):
-        """`clock` is told how long `batches` was waited for."""
+        """`clock` counts the time spent waiting for `batches`."""
         self._batches = batches
         self._conditioning = conditioning
         self._mesh = mesh
@@ -29,13 +29,13 @@ class Prefetcher:
         self._ready: deque[Images] = deque()
 
     def take(self) -> Images:
-        """The next batch, split over the devices.
+        """Returns the next batch, sharded over the devices.
 
-        The first call also fills the queue, once; to the clock that is neither training nor waiting.
+        The first call also fills the queue, which the clock counts neither as training nor as waiting.
         """
-        watched = self._clock.waiting if self._ready else self._clock.paused
+        timed = self._clock.waiting if self._ready else self._clock.paused
         while len(self._ready) <= AHEAD:
-            with watched():
+            with timed():
                 batch = next(self._batches)
             self._ready.append(images_to_devices(batch, self._conditioning, self._mesh))
         return self._ready.popleft()
@@ -48,10 +48,10 @@ class InFlightLimiter:
         self._tokens: deque[jax.Array] = deque()
 
     def add(self, token: jax.Array) -> None:
-        """One more step was asked for. Waits for the step IN_FLIGHT before it.
+        """Adds a dispatched step, and waits for the one IN_FLIGHT before it.
 
         Args:
-          token: what is ready when the step is done, and what no later step takes over.
+          token: an array that is ready when the step is done, and that is not donated to a later step.
         """
         self._tokens.append(token)
         if len(self._tokens) > IN_FLIGHT:

@@ -13,29 +13,29 @@ NUM_STEPS = 5
 
 
 class Profile:
-    """Records NUM_STEPS steps from step `first` on; 0 = never. A profile that fails costs no more than itself."""
+    """Profiles NUM_STEPS steps from step `first` on; 0 = never. A failure is logged and does not affect training."""
 
     def __init__(self, workdir: Path, first: int, clock: Clock):
-        """`clock` does not count what starting and writing take."""
+        """`clock` excludes the time that starting and writing take."""
         self._workdir = workdir
         self._first = first
         self._clock = clock
         self._running = False
 
     def before(self, step: int, last: jax.Array) -> None:
-        """To be called before each step; `last` is ready when the step before is done."""
+        """Must be called before each step; `last` is an array that is ready when the previous step is done."""
         if step == self._first:
             jax.block_until_ready(last)
-            self._running = self._managed(self._start)
+            self._running = self._try(self._start)
         elif step == self._first + NUM_STEPS:
             self.finish(last)
 
     def finish(self, last: jax.Array) -> None:
-        """Write what was recorded so far, if anything is being recorded."""
+        """Writes what was recorded so far, if a profile is running."""
         if not self._running:
             return
         self._running = False
-        if self._managed(lambda: self._stop(last)):
+        if self._try(lambda: self._stop(last)):
             folder = self._workdir / "plugins" / "profile"
             logging.info("profile from step %d on in %s; TensorBoard shows it", self._first, folder)
 
@@ -45,18 +45,16 @@ class Profile:
 
     def _stop(self, last: jax.Array) -> None:
         try:
-            jax.block_until_ready(last)  # training, which the clock counts
+            jax.block_until_ready(last)  # this wait is training, which the clock counts
         finally:
             with self._clock.paused():
                 profiler.stop()
 
-    def _managed(self, action: Callable[[], None]) -> bool:
-        """Whether `action` did what it should; if not, says why."""
+    def _try(self, action: Callable[[], None]) -> bool:
+        """Returns whether `action` succeeded; logs its error."""
         try:
             action()
-        except (
-            Exception
-        ) as error:  # such as: a profile is being taken already, the disk is full, a step failed
+        except Exception as error:  # such as: another profile is running, the disk is full, a step failed
             logging.warning("no profile: %s", error)
             return False
         return True

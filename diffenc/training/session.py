@@ -132,4 +132,8 @@ def _suggest_smaller_steps(optimizer: Optimizer) -> str:
     fields = [field for field in SMALLER_STEPS if hasattr(optimizer, field)]
     if not fields:
         return f"other settings of {selector}"
-    return " or ".join(f"{SMALLER_STEPS[field]} {selector}.{field}" for field in fields)
+    return " or ".join(
+        # of a norm to clip to, 0 means none
+        f"{SMALLER_STEPS[field] if getattr(optimizer, field) else 'a positive'} {selector}.{field}"
+        for field in fields
+    )

@@ -1,4 +1,4 @@
-"""What training changes, and the one step that changes it: a pure function of (state, batch)."""
+"""The train state, and the train step: a pure function of (state, batch)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ Count = Int[Array, ""]
 
 
 class Sums(NamedTuple):
-    """Sums over the steps since the last log line; they live on the device, so that no step waits.
+    """Sums over the steps since the last log row, kept on the device so that no step waits for the host.
 
     Attributes:
-      steps: how many were summed.
-      terms: bits/dim.
+      steps: number of steps summed.
+      terms: of -ELBO, in bits/dim.
       grad_norm: global norm of the gradient.
-      bad_step: the first step ever whose loss, gradient or update was not finite; 0 = none.
+      bad_step: first step of the run whose loss, gradient or update was not finite; 0 = none.
     """
 
     steps: Count
@@ -40,12 +40,12 @@ class Sums(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step.
+    """Everything that a run carries from step to step.
 
     Attributes:
-      step: optimiser steps taken. With the seed it determines data, times, noise and dropout masks.
+      step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
       params: {"encoder", "schedule", "network"}.
-      ema: their moving average, which evaluation and sampling use.
+      ema: their exponential moving average, which evaluation and sampling use.
     """
 
     step: Count
@@ -55,28 +55,28 @@ class TrainState(NamedTuple):
     sums: Sums
 
 
-# Updates that the average of another run counts as having seen: its decay does not start anew.
-LONG_AVERAGED = 10**6
+# Updates that the average of another run is taken to have seen, so that its decay does not start small again.
+ORIGIN_UPDATES = 10**6
 
 TrainStep = Callable[[TrainState, Images], TrainState]
 
 
-def no_sums() -> Sums:
-    # each a buffer of its own: the train step is given all of them to reuse
+def zero_sums() -> Sums:
+    # separate buffers, because all of them are donated to the train step
     terms = Terms(*(jnp.zeros(()) for _ in Terms._fields))
     return Sums(jnp.zeros((), jnp.int32), terms, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """The state before the first step. Compile it: eagerly it is slow."""
+    """Returns the state before the first step. Slow unless under `jax.jit`."""
     params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
     ema = jax.tree.map(jnp.copy, params)
-    opt_state = experiment.optimizer.build().init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, no_sums())
+    opt_state = experiment.optimizer.build(experiment.steps).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums())
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is computed.
+    """Returns shapes, dtypes and shardings of the state; computes nothing.
 
     Raises:
       UserError: a plugin cannot be built for these images, or the model is larger than any machine.
@@ -84,12 +84,12 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     shapes = abstract_arrays(lambda: init_state(experiment))
     shardings = param_sharding.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
     return jax.tree.map(
-        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, shardings
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def check_structure(experiment: Experiment, params: Params) -> None:
-    """Raises UserError unless the plugins' `init` return the pytree structure of `params` again, as compiled steps need it."""
+    """Raises UserError unless the plugins' `init` returns the pytree structure of `params` again, as compiled steps need."""
     model, shape = experiment.model, experiment.dataset.image_shape
     owners = " or ".join(map(model.name_part, params))
     again = lambda: jax.eval_shape(lambda: model.init(jax.random.key(0), shape))  # noqa: E731
@@ -97,12 +97,12 @@ def check_structure(experiment: Experiment, params: Params) -> None:
 
 
 def shardings(abstract: PyTree) -> PyTree:
-    """Those of each leaf."""
+    """Returns the sharding of each leaf of an abstract state."""
     return jax.tree.map(lambda a: a.sharding, abstract)
 
 
 def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None) -> Images:
-    """Shapes, dtypes and shardings of `count` images, a batch of them if None."""
+    """Returns shapes, dtypes and shardings of `count` images; None = of a batch."""
     shape = (experiment.batch_size if count is None else count, *experiment.dataset.image_shape)
     condition = experiment.model.conditioning(np.zeros(shape[0], np.int32))
     images: Any = Images(jax.ShapeDtypeStruct(shape, jnp.uint8), condition)  # pyright: ignore[reportArgumentType]
@@ -112,9 +112,9 @@ def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
-    """The step under `jax.jit`. The old state's buffers are given up to the new one."""
-    optimizer = experiment.optimizer.build()
-    averaged = 0 if experiment.init_from is None else LONG_AVERAGED
+    """Returns the jitted train step, to which the old state's buffers are donated."""
+    optimizer = experiment.optimizer.build(experiment.steps)
+    updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
     step_key = root_key(experiment.seed, "train")
 
     def train_step(state: TrainState, images: Images) -> TrainState:
@@ -122,27 +122,30 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         gradient, terms = batch_gradient(state.params, experiment, images, key, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, state.step + averaged, experiment.ema_decay)
+        ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
-        sums = add(state.sums, terms, *norms, state.step + 1)
+        sums = add_step(state.sums, terms, *norms, state.step + 1)
         return TrainState(state.step + 1, params, ema, opt_state, sums)
 
-    placed = shardings(abstract_state(experiment, mesh))
+    state_shardings = shardings(abstract_state(experiment, mesh))
     return jax.jit(
-        train_step, in_shardings=(placed, batch_sharded(mesh)), out_shardings=placed, donate_argnums=0
+        train_step,
+        in_shardings=(state_shardings, batch_sharded(mesh)),
+        out_shardings=state_shardings,
+        donate_argnums=0,
     )
 
 
 def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:
-    """Moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
+    """Returns the moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
 
 
-def add(sums: Sums, terms: Terms, grad_norm: Scalar, update_norm: Scalar, step: Count) -> Sums:
-    """Sums with one more step; remembers the first step that was not finite.
+def add_step(sums: Sums, terms: Terms, grad_norm: Scalar, update_norm: Scalar, step: Count) -> Sums:
+    """Returns the sums with one more step, and records the first step that was not finite.
 
-    The update counts too: of a finite gradient it may break the parameters, whose loss is known a step later.
+    The update is checked too: a finite gradient may still give parameters whose loss, known a step later, is not.
     """
     finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)

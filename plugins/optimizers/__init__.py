@@ -1,5 +1,6 @@
-"""How parameters follow gradients."""
+"""Optimizers of the parameters."""
 
 from diffenc_plugins.optimizers.adamw import AdamW
+from diffenc_plugins.optimizers.chain import Chain
 
-__all__ = ["AdamW"]
+__all__ = ["AdamW", "Chain"]

@@ -1,6 +1,8 @@
 import dataclasses
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from diffenc.errors import UserError
@@ -13,9 +15,16 @@ NEVER_DECAYED = ("b", "bias", "offset", "scale")
 @optimizers.register("adamw")
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """AdamW after a linear warm-up, without gradient clipping.
+    """AdamW with a linear warm-up, a learning-rate schedule after it, and clipping of the gradient's norm.
 
-    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule.
+    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule of the diffusion process.
+
+    Attributes:
+      learning_rate: at the end of the warm-up, the largest one.
+      warmup_steps: over which it rises from 0.
+      schedule: after the warm-up: "constant"; "cosine" or "linear", which fall to 0 at the last step of training; or
+        "inverse_sqrt", which at step k is learning_rate * sqrt(warmup_steps / k).
+      clip_norm: a gradient of a larger global norm is scaled down to it; 0 = never.
     """
 
     learning_rate: float = 2e-4
@@ -24,6 +33,8 @@ class AdamW:
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"] = "constant"
+    clip_norm: float = 0.0
 
     def __post_init__(self):
         for name, good, range_ in (
@@ -33,21 +44,34 @@ class AdamW:
             ("b1", 0 <= self.b1 < 1, "in [0, 1)"),
             ("b2", 0 <= self.b2 < 1, "in [0, 1)"),
             ("eps", self.eps > 0, "positive"),
+            ("clip_norm", self.clip_norm >= 0, "0 or more"),
         ):
             if not good:
                 raise UserError(f"optimizer.adamw.{name} = {getattr(self, name)}: must be {range_}")
 
-    def build(self) -> optax.GradientTransformation:
-        return optax.adamw(
-            optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
-            if self.warmup_steps
-            else self.learning_rate,
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        adamw = optax.adamw(
+            self._rate(num_steps),
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
             mask=decay_mask,
         )
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw) if self.clip_norm else adamw
+
+    def _rate(self, num_steps: int) -> optax.ScalarOrSchedule:
+        peak, warmup_steps = self.learning_rate, self.warmup_steps
+        warmup = optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else None
+        if self.schedule == "constant":
+            return peak if warmup is None else warmup
+        decay = {
+            "cosine": optax.cosine_decay_schedule(peak, max(1, num_steps - warmup_steps)),
+            "linear": optax.linear_schedule(peak, 0.0, max(1, num_steps - warmup_steps)),
+            # counted from the end of the warm-up; without one as after a warm-up of one step
+            "inverse_sqrt": lambda count: peak / jnp.sqrt(1 + count / max(1, warmup_steps)),
+        }[self.schedule]
+        return decay if warmup is None else optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def decay_mask(params: Params) -> Params:

@@ -579,7 +579,7 @@ class Leap:
     at: int = 6
     size: float = 1e30
 
-    def build(self):
+    def build(self, num_steps):
         return optax.sgd(
             lambda count: jnp.asarray(1e-3) * jnp.where(jnp.less(count, self.at), 1.0, self.size)
         )
@@ -758,7 +758,7 @@ def test_what_can_be_wrong_is_found_before_anything_is_written(tiny, tmp_path):
 class Unknown:
     """An optimizer that no config can name."""
 
-    def build(self):
+    def build(self, num_steps):
         return optax.sgd(0.1)
 
 

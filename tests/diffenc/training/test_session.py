@@ -1,6 +1,7 @@
 """The hint names what is there: the optimizer in use, and a checkpoint only where one was written."""
 
 import dataclasses
+
 from diffenc.training.session import not_finite_message
 from diffenc_plugins.optimizers import AdamW
 
@@ -9,14 +10,19 @@ from diffenc_plugins.optimizers import AdamW
 class Descent:
     rate: float = 1.0
 
-    def build(self):
+    def build(self, num_steps):
         return None
 
 
 def test_of_a_run_with_a_checkpoint():
     told = not_finite_message(AdamW(), 7, [3, 5], "runs/a")
     assert "at step 7; the last good checkpoint is of step 5 in runs/a" in told
-    assert "a smaller optimizer.adamw.learning_rate or a longer optimizer.adamw.warmup_steps" in told
+    assert (
+        "a smaller optimizer.adamw.learning_rate or a longer optimizer.adamw.warmup_steps or a positive "
+        "optimizer.adamw.clip_norm, in a new" in told
+    )
+    clipped = not_finite_message(AdamW(clip_norm=1.0), 7, [3, 5], "runs/a")
+    assert "or a smaller optimizer.adamw.clip_norm, in a new" in clipped
     assert "Experiment.init_from = 'runs/a'" in told
 
 

@@ -69,7 +69,7 @@ class Sgd:
 
     rate: float = RATE
 
-    def build(self):
+    def build(self, num_steps):
         return optax.sgd(self.rate)
 
 
@@ -223,14 +223,14 @@ def test_parameters_are_counted_by_scalars(tiny):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["terms", "gradient", "update"])
 def test_the_first_bad_step_is_remembered(where, bad):
-    sums = train_state.no_sums()
+    sums = train_state.zero_sums()
     good = Terms(*(jnp.float32(v) for v in (1, 2, 3)))
     wrong = good._replace(latent=jnp.float32(bad))
     for step in range(1, 7):
         broken = step in (3, 5)
         terms = wrong if broken and where == "terms" else good
         gradient, update = (jnp.float32(bad if broken and where == n else 1) for n in ("gradient", "update"))
-        sums = train_state.add(sums, terms, gradient, update, jnp.int32(step))
+        sums = train_state.add_step(sums, terms, gradient, update, jnp.int32(step))
         assert int(sums.bad_step) == (3 if step >= 3 else 0)
     assert int(sums.steps) == 6
 
