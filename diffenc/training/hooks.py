@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Evaluator, record
+from diffenc.evaluation.evaluator import Evaluator, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import replicated
 from diffenc.runtime.image_grid import grid, to_uint8
-from diffenc.runtime.progress import Progress, duration
+from diffenc.runtime.progress import Progress, format_duration
 from diffenc.training.run_files import RunFiles
 from diffenc.training.session import Session
 from diffenc.training.state import Sums, TrainState, zero_sums
@@ -77,7 +77,7 @@ class Log(Hook):
         images = {"images_per_second": speed.steps_per_second * self._batch_size}
         session.writer.write_scalars(session.step, {**row, **speed._asdict(), **images})
         done = 100 * session.step // self._num_steps
-        left = duration(session.clock.seconds_left(session.step, self._num_steps))
+        left = format_duration(session.clock.seconds_left(session.step, self._num_steps))
         logging.info("%d %% of %d steps done, %s left", done, self._num_steps, left)
 
 
@@ -123,7 +123,7 @@ class Evaluation(Hook):
             if session.step == self._experiment.steps:
                 num_params = count_parameters(session.state.params)
                 of = self._evaluator.of
-                figures = record(self._experiment, measured, session.step, num_params, of)
+                figures = evaluation_record(self._experiment, measured, session.step, num_params, of)
                 session.files.save_evaluation(figures, measured.arrays())
 
 

@@ -29,7 +29,7 @@ from diffenc.interfaces import Images, Source
 from diffenc.parallel import distributed
 from diffenc.parallel.sharding import data_mesh, rows_here
 from diffenc.runtime.compile_cache import compile_ahead
-from diffenc.runtime.signals import Interrupted, interrupts_of_all
+from diffenc.runtime.signals import Interrupted, watch_stop_signals
 from diffenc.training.gradient import check_batch
 from diffenc.training.hooks import Hook, make_hooks
 from diffenc.training.prefetch import InFlightLimiter, Prefetcher
@@ -80,7 +80,7 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
     mesh = data_mesh(experiment.mesh)
     check_batch(experiment, mesh)
     check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
-    with interrupts_of_all() as interrupts:
+    with watch_stop_signals() as interrupts:
         distributed.barrier("before the checkpoints are read")
         # Whatever can be wrong is found before the workdir is claimed: until then nothing is written.
         files = RunFiles(experiment, workdir)

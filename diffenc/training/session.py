@@ -11,7 +11,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
 from diffenc.interfaces import Optimizer
 from diffenc.runtime.compile_cache import compile_ahead
-from diffenc.runtime.signals import Watch
+from diffenc.runtime.signals import Interrupts
 from diffenc.training.clock import Clock
 from diffenc.training.run_files import RunFiles, Start
 from diffenc.training.state import TrainState, init_state, shardings
@@ -53,7 +53,7 @@ class Session:
     next_batch: int
     files: RunFiles
     writer: metric_writers.MetricWriter
-    interrupts: Watch
+    interrupts: Interrupts
     clock: Clock
 
     def require_finite(self) -> None:
@@ -77,7 +77,7 @@ class Session:
 
 
 def restore_or_init(
-    experiment: Experiment, abstract: TrainState, start: Start, files: RunFiles, interrupts: Watch
+    experiment: Experiment, abstract: TrainState, start: Start, files: RunFiles, interrupts: Interrupts
 ) -> Session:
     """Resumes the run at its checkpoint, or initialises it at step 0; `files` must have been claimed."""
     restored = start.checkpoint

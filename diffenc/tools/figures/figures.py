@@ -27,7 +27,7 @@ from diffenc.workdir.mirror import mirrored, name_of
 FOLDER = "figures"
 
 
-class Kind(NamedTuple):
+class FigureKind(NamedTuple):
     """A figure that can be had of any run.
 
     Attributes:
@@ -41,15 +41,17 @@ class Kind(NamedTuple):
     of: Callable[[FigureInputs], Record] = lambda subject: subject.images_of
 
 
-FIGURES: dict[str, Kind] = {
-    "heat_maps": Kind(encoded_images.measure_heat_maps, encoded_images.draw_heat_maps),
-    "encoded": Kind(encoded_images.measure_encoded, encoded_images.draw_encoded),
-    "schedule": Kind(schedule.measure, schedule.draw, lambda subject: subject.model_of),
-    "spectra": Kind(spectra.measure, spectra.draw),
-    "classes": Kind(class_changes.measure, class_changes.draw),
-    "encoder_norms": Kind(norms.measure, norms.draw),
-    "loss": Kind(loss.measure, loss.draw, loss.of),
-    "samples": Kind(samples.measure, samples.draw, samples.of),
+FIGURES: dict[str, FigureKind] = {
+    "heat_maps": FigureKind(encoded_images.measure_heat_maps, encoded_images.plot_heat_maps),
+    "encoded": FigureKind(encoded_images.measure_encoded_images, encoded_images.plot_encoded_images),
+    "schedule": FigureKind(
+        schedule.measure_schedule, schedule.plot_schedule, lambda subject: subject.model_of
+    ),
+    "spectra": FigureKind(spectra.measure_spectra, spectra.plot_spectra),
+    "classes": FigureKind(class_changes.measure_class_changes, class_changes.plot_class_changes),
+    "encoder_norms": FigureKind(norms.measure_norms, norms.plot_norms),
+    "loss": FigureKind(loss.measure_loss, loss.plot_loss, loss.loss_metadata),
+    "samples": FigureKind(samples.measure_samples, samples.plot_samples, samples.samples_metadata),
 }
 
 
@@ -60,22 +62,22 @@ def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     Raises:
       UserError: no such figure or image, no run there, one of another config, or no such checkpoint.
     """
-    kinds = chosen(experiment.figures.only)
+    kinds = choose_figures(experiment.figures.only)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     subject = FigureInputs(experiment, workdir, mesh, params, step)
     of = {name: kind.of(subject) for name, kind in kinds.items()}
-    here = {name: filed(workdir / FOLDER / name, of[name]) for name in kinds} if is_main() else {}
+    here = {name: read_figure(workdir / FOLDER / name, of[name]) for name in kinds} if is_main() else {}
     missing = collectives.broadcast_int_list(place for place, name in enumerate(kinds) if not here.get(name))
     result = {}
     for place, (name, kind) in enumerate(kinds.items()):
         numbers = kind.measure(subject) if place in missing else here.get(name)
         if numbers is not None and is_main():
-            result[name] = publish(workdir, name, kind, numbers, of[name])
+            result[name] = publish_figure(workdir, name, kind, numbers, of[name])
     return result
 
 
-def chosen(only: tuple[str, ...]) -> Mapping[str, Kind]:
+def choose_figures(only: tuple[str, ...]) -> Mapping[str, FigureKind]:
     """The figures of these names, in the table's order; all of them for none.
 
     Raises:
@@ -90,7 +92,7 @@ def chosen(only: tuple[str, ...]) -> Mapping[str, Kind]:
     return {name: kind for name, kind in FIGURES.items() if name in only or not only}
 
 
-def filed(target: Path, of: Record) -> FigureRecord | None:
+def read_figure(target: Path, of: Record) -> FigureRecord | None:
     """The numbers beside the figure `target` (a path without its suffix), if they are whole and of just this."""
     try:
         record = record_checksum.read_sound(target.with_suffix(".json"))
@@ -104,7 +106,7 @@ def filed(target: Path, of: Record) -> FigureRecord | None:
     return FigureRecord(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})
 
 
-def publish(workdir: Path, name: str, kind: Kind, numbers: FigureRecord, of: Record) -> Record:
+def publish_figure(workdir: Path, name: str, kind: FigureKind, numbers: FigureRecord, of: Record) -> Record:
     """Draw a figure, and file it with its numbers; returns what its JSON says."""
     arrays = atomic.npz(numbers.arrays) if numbers.arrays else b""
     numbers = numbers._replace(record={**numbers.record, "of": of, "npz": _digest(arrays)})

@@ -15,6 +15,7 @@ from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, replicated, to_devices
 from diffenc.runtime.image_grid import grid
+from diffenc.runtime.signals import Interrupts
 from diffenc.training.clock import Clock
 from diffenc.training.hooks import fetch_row, make_hooks
 from diffenc.training.loop import run_hooks
@@ -45,16 +46,12 @@ def state(tiny):
     return state._replace(ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.params))
 
 
-class Interrupts:
-    """Asks `check` whether to stop."""
+class CheckedInterrupts(Interrupts):
+    """Has `check` say whether to stop."""
 
     def __init__(self, check):
+        super().__init__()
         self.check = check
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception): ...
 
 
 @pytest.fixture
@@ -64,7 +61,7 @@ def run(tiny, tmp_path, state):
     def run_hook(name: str, writer: Recorder, step: int, check=lambda: None, **changes):
         experiment = tiny(**{"evaluate_every": 6, "sample_every": 6} | changes)
         files = RunFiles(experiment, tmp_path)
-        session = Session(experiment, state, step, [], 0, files, writer, Interrupts(check), Clock())
+        session = Session(experiment, state, step, [], 0, files, writer, CheckedInterrupts(check), Clock())
         (hook,) = (hook for hook in make_hooks(experiment, data_mesh(), files) if hook.name == name)
         hook(session)
         return experiment
@@ -147,7 +144,7 @@ def test_the_hooks_of_a_step_run_in_one_order(tiny, tmp_path):
 def test_an_evaluation_that_is_owed_but_no_longer_wanted_is_let_go(tiny, state, tmp_path):
     writer, experiment = Recorder(), tiny(evaluate_every=0)
     files = RunFiles(experiment, tmp_path)
-    interrupts = Interrupts(lambda: None)
+    interrupts = CheckedInterrupts(lambda: None)
     session = Session(experiment, state, 12, ["evaluation"], 12, files, writer, interrupts, Clock())
     run_hooks(session, make_hooks(experiment, data_mesh(), files), session.owed)
     assert session.owed == []
