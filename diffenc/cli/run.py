@@ -165,59 +165,8 @@ def _exit_process(status: int) -> None:
     (distributed.exit_process if distributed else sys.exit)(status)
 
 
-<<<<<<< HEAD
 def list_plugins() -> str:
     """Returns every registered plugin by kind, with the first line of its documentation."""
-=======
-def _meet_others(mode: str) -> None:
-    if mode == "plan":  # which reads and writes nothing, and computes nothing together
-        return
-    address = distributed.parse_address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    detect = (
-        distributed.has_several_processes(os.environ) if _DISTRIBUTED.value is None else _DISTRIBUTED.value
-    )
-    distributed.start_process_group(address, detect, notice=mode == "train")
-
-
-def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
-    """What --num_timesteps=T binds.
-
-    Raises:
-      UserError: T is not positive, or the mode is of training.
-    """
-    if num_timesteps is None:
-        return []
-    _refuse_to_train(mode, "--num_timesteps", "it is T; for the length of training bind Experiment.steps")
-    if mode in CONTINUOUS:
-        raise UserError(f"--num_timesteps is not for --mode={mode}, which is of continuous time")
-    if num_timesteps < 1:
-        raise UserError(f"--num_timesteps={num_timesteps}: must be at least 1")
-    return [f"{'sample' if mode in OF_SAMPLES else 'evaluate'}.num_timesteps = {num_timesteps}"]
-
-
-def _refuse_to_train(mode: str, flag: str, reason: str) -> None:
-    if mode in OF_TRAINING:
-        raise UserError(f"{flag} is not for --mode={mode}: {reason}")
-
-
-def _choose_mode(name: str):
-    if name not in MODES:
-        near = difflib.get_close_matches(name, MODES, n=1, cutoff=0.0)
-        raise UserError(f"--mode={name}: no such mode; nearest: {near[0]}; modes: {', '.join(MODES)}")
-    return MODES[name].perform
-
-
-def default_workdir(gin_files: Sequence[str]) -> Path:
-    """runs/NAME, the names of several files joined by "+"; the workdir itself for its own config.gin."""
-    paths = [Path(expand_path(name, "--gin_file")) for name in gin_files]
-    if paths[0].name == CONFIG:
-        return paths[0].parent
-    return Path("runs") / "+".join(path.stem for path in paths)
-
-
-def listing() -> str:
-    """Every registered plugin by kind, with the first line of its documentation."""
->>>>>>> e43064e (checkpoint, parallel: standard names, docstrings that state what is returned)
     lines = []
     for kind, plugins in registry.REGISTRIES.items():
         for name in plugins:

@@ -59,8 +59,10 @@ def _set_up_jax(mode: str, given: Any) -> None:
     if mode in TRAINING:
         jax_settings.train_in_float32()
     if mode != "plan":  # which computes nothing together with other processes
-        address = distributed.check_address(given.coordinator, given.num_processes, given.process_id)
-        detect = distributed.is_announced(os.environ) if given.distributed is None else given.distributed
+        address = distributed.parse_address(given.coordinator, given.num_processes, given.process_id)
+        detect = (
+            distributed.has_several_processes(os.environ) if given.distributed is None else given.distributed
+        )
         distributed.start_process_group(address, detect, notice=mode == "train")
     jax_settings.check_backend()
 

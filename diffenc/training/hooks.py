@@ -12,10 +12,10 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import Evaluator, evaluation_record
+from diffenc.evaluation.image_grid import grid, to_uint8
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import replicated
-from diffenc.runtime.image_grid import grid, to_uint8
 from diffenc.runtime.progress import Progress, format_duration
 from diffenc.training.run_files import RunFiles
 from diffenc.training.session import Session

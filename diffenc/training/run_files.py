@@ -15,14 +15,15 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import name_leaves
 from diffenc.data.sources import train_identity
 from diffenc.errors import UserError
+from diffenc.evaluation.image_grid import save_png
 from diffenc.files import atomic, temporaries
 from diffenc.interfaces import Params
 from diffenc.parallel import distributed
 from diffenc.parallel.collectives import agree_on
-from diffenc.runtime.image_grid import save_png
 from diffenc.training.state import TrainState
-from diffenc.workdir import claim as workdirs
 from diffenc.workdir import config_check, mirror, provenance, run_id, writers
+from diffenc.workdir.claim import Claim, claim
+from diffenc.workdir.measurements import save_measurement
 
 
 class Start(NamedTuple):
@@ -65,7 +66,7 @@ class RunFiles:
         self._config_text = serialize.config_text(experiment)
         self._train_images = train_identity(experiment.dataset)
         self._run_id = ""  # until `open_writer`
-        self._claim: workdirs.Claim | None = None
+        self._claim: Claim | None = None
         self._newest: tuple[int, list[str]] | None = None  # step and owed work of the last checkpoint
 
     def read_start(self, abstract: TrainState) -> Start:
@@ -101,8 +102,8 @@ class RunFiles:
         Raises:
           UserError: another process trains there, or wrote there since this object was made.
         """
-        claim = workdirs.claim(self.workdir) if distributed.is_main() else contextlib.nullcontext()
-        with claim as self._claim, self.checkpoints:
+        claimed = claim(self.workdir) if distributed.is_main() else contextlib.nullcontext()
+        with claimed as self._claim, self.checkpoints:
             config_check.check_config(self._experiment, self.workdir)
             if not self.checkpoints.unchanged():
                 raise UserError(f"another process wrote to {self.name} just now: run the same command again")
@@ -170,7 +171,7 @@ class RunFiles:
     @distributed.main_process_only
     def save_evaluation(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes evaluation.json and .npz, and the same numbered in evaluations/."""
-        workdirs.save_measurement(self.workdir, "evaluation", record, arrays)
+        save_measurement(self.workdir, "evaluation", record, arrays)
 
     def save_samples(self, step: int, images: np.ndarray, num_levels: int) -> Path:
         """Writes samples/STEP.png and returns its path. Raises UserError if the disk refuses."""

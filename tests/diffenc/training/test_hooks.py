@@ -11,10 +11,10 @@ from PIL import Image
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Terms
 from diffenc.evaluation.evaluator import Evaluator
+from diffenc.evaluation.image_grid import grid
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, replicated, to_devices
-from diffenc.runtime.image_grid import grid
 from diffenc.runtime.signals import Interrupts
 from diffenc.training.clock import Clock
 from diffenc.training.hooks import fetch_row, make_hooks

@@ -428,7 +428,7 @@ def test_a_visit_that_fails_costs_none_of_the_steps_before_it(full, straight, tm
 
 def test_what_another_process_writes_before_the_claim_is_respected(full, straight, tmp_path):
     """A whole run, or only its config, between this one's reading and its claim."""
-    real = run_files.workdirs.claim
+    real = run_files.claim
 
     def meanwhile(write):
         @contextlib.contextmanager
@@ -442,7 +442,7 @@ def test_what_another_process_writes_before_the_claim_is_respected(full, straigh
     def run(workdir):
         shutil.copytree(straight, workdir)
 
-    with _patched(run_files.workdirs, "claim", meanwhile(run)):
+    with _patched(run_files, "claim", meanwhile(run)):
         with pytest.raises(
             UserError, match=r"another process wrote to .*one just now: run the same command again"
         ):
