@@ -1,32 +1,111 @@
 """DiffEnc: variational diffusion models with a learned, time-dependent encoder (arXiv:2310.19789).
 
-From Python: `diffenc.load(PATH)` reads a trained model; `diffenc.registry.discover()` makes the plugins known;
-`diffenc.core.model.Model` puts them together; `diffenc.config.experiment.Experiment` describes a run, and `diffenc.training.loop.train`
-runs it. From the shell: `python -m diffenc.run --help`.
+    from diffenc import Experiment, Model, evaluate, plugins, train
+
+`Model` combines plugins (`plugins.networks.UNet`, ...), `Experiment` describes a run of it, `train`, `evaluate`, `sample`
+and the other modes perform it, and `load` reads a trained model. Every name is imported when it is first used.
+From the shell: `python -m diffenc.run --help`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import diffenc_plugins as plugins
+    from diffenc import registry
+    from diffenc.config.experiment import Experiment
+    from diffenc.config.fid_settings import Fid
+    from diffenc.config.figure_settings import Figures
+    from diffenc.config.gin_loader import load_experiment
+    from diffenc.config.settings import (
+        Diagnose,
+        Evaluate,
+        Fit,
+        KSample,
+        Likelihood,
+        MeshConfig,
+        Plan,
+        Sample,
+    )
+    from diffenc.core.model import Model
+    from diffenc.errors import UserError
+    from diffenc.evaluation.commands import evaluate, sample
+    from diffenc.evaluation.diagnose import diagnose
+    from diffenc.evaluation.fit_schedule import fit_schedule
+    from diffenc.evaluation.fit_variance import fit_variance
+    from diffenc.evaluation.k_sample import k_sample
+    from diffenc.evaluation.likelihood import likelihood
+    from diffenc.export.loading import load
     from diffenc.export.trained_model import TrainedModel
-    from diffenc.files.stores import PathLike
+    from diffenc.training.loop import train
+
+__all__ = [
+    "Diagnose",
+    "Evaluate",
+    "Experiment",
+    "Fid",
+    "Figures",
+    "Fit",
+    "KSample",
+    "Likelihood",
+    "MeshConfig",
+    "Model",
+    "Plan",
+    "Sample",
+    "TrainedModel",
+    "UserError",
+    "diagnose",
+    "evaluate",
+    "fit_schedule",
+    "fit_variance",
+    "k_sample",
+    "likelihood",
+    "load",
+    "load_experiment",
+    "plugins",
+    "registry",
+    "sample",
+    "train",
+]
+
+_NAMES = {  # by module
+    "diffenc.config.experiment": ("Experiment",),
+    "diffenc.config.fid_settings": ("Fid",),
+    "diffenc.config.figure_settings": ("Figures",),
+    "diffenc.config.gin_loader": ("load_experiment",),
+    "diffenc.config.settings": (
+        "Diagnose",
+        "Evaluate",
+        "Fit",
+        "KSample",
+        "Likelihood",
+        "MeshConfig",
+        "Plan",
+        "Sample",
+    ),
+    "diffenc.core.model": ("Model",),
+    "diffenc.errors": ("UserError",),
+    "diffenc.evaluation.commands": ("evaluate", "sample"),
+    "diffenc.evaluation.diagnose": ("diagnose",),
+    "diffenc.evaluation.fit_schedule": ("fit_schedule",),
+    "diffenc.evaluation.fit_variance": ("fit_variance",),
+    "diffenc.evaluation.k_sample": ("k_sample",),
+    "diffenc.evaluation.likelihood": ("likelihood",),
+    "diffenc.export.loading": ("load",),
+    "diffenc.export.trained_model": ("TrainedModel",),
+    "diffenc.training.loop": ("train",),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_PACKAGES = {"plugins": "diffenc_plugins", "registry": "diffenc.registry"}
 
 
-def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
-    """A trained model from a workdir, the folder of an export or a .safetensors file; a path or an address as gs://….
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(_PACKAGES[name])
+    raise AttributeError(f"module 'diffenc' has no attribute {name!r}")
 
-    It has `sample`, `elbo` and `encode`. Nothing of what is read is run: see `diffenc.export.loading.load`.
 
-    Args:
-      step: of a workdir the checkpoint; None = the newest.
-      allow_imports: modules, or packages of such, that its config may import beside installed plugins.
-
-    Raises:
-      UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
-    """
-    from diffenc.export import loading  # here, for jax takes a second to import
-
-    return loading.load(path, step, allow_imports=allow_imports)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
@@ -140,11 +141,12 @@ def plugin_distributions() -> dict[str, importlib.metadata.Distribution]:
     return {entry.module.partition(".")[0]: entry.dist for entry in entries if entry.dist is not None}
 
 
+@functools.cache  # a package that cannot be imported is tried, and warned of, once
 def discover() -> list[str]:
-    """Import every package behind the entry-point group, so that its plugins register themselves.
+    """Imports every package of the entry-point group, so that its plugins register themselves.
 
-    Returns one line for each package that could not be imported; such a package is skipped, with a
-    warning that names it, and takes nothing else down.
+    Returns one line for each package that could not be imported; such a package is skipped with a warning that names
+    it, and the others are not affected.
     """
     broken = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_ours_first):

@@ -12,6 +12,7 @@ import gin
 from gin import config as gin_state
 from gin import config_parser
 
+from diffenc import registry
 from diffenc.config import gin_files as files
 from diffenc.config import names
 from diffenc.config.bindings import MACRO, Binding, Macro, Reference, Settings, Visit, missing_field
@@ -27,11 +28,13 @@ _visits: list[Visit] = []  # what the build under way has constructed so far
 
 
 def load_experiment(
-    gin_files: Sequence[str | ConfigFile], bindings: Sequence[str], allow_imports: Sequence[str] = ()
+    gin_files: str | Sequence[str | ConfigFile],
+    bindings: str | Sequence[str] = (),
+    allow_imports: Sequence[str] = (),
 ) -> Experiment:
-    """The experiment that the files, in their order, and then the bindings describe.
+    """Returns the experiment that the files, in their order, and then the bindings describe.
 
-    Plugins must have registered themselves before (`registry.discover`), or do so in a module that a
+    Plugins of installed packages are registered first; others must register themselves before, or in a module that a
     file imports. The config of a run or an export, which may be somebody else's, imports only what one of the other
     files or a binding imports too, what `allow_imports` names, and installed plugin packages. gin's own configuration,
     one a process, stays as it is.
@@ -39,6 +42,9 @@ def load_experiment(
     Raises:
       UserError: anything at fault in files or bindings, with its place.
     """
+    registry.discover()
+    gin_files = [gin_files] if isinstance(gin_files, str) else gin_files
+    bindings = [bindings] if isinstance(bindings, str) else bindings
     given = [file if isinstance(file, ConfigFile) else files.read_file(file) for file in gin_files]
     read: list[ConfigFile] = []
     found = [said for file in given for said in _expand(file, (), read)]

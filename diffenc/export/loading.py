@@ -47,6 +47,10 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
       UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
     """
     registry.discover()
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(
+            f"path = {path!r}: must be the path of a workdir, of an export or of a .safetensors file"
+        )
     path = expand_path(os.fspath(path), "path")
     with reading(path):
         store = stores.at(path)
