@@ -91,10 +91,11 @@ def test_what_is_made_is_formatted_and_linted(package):
 
 def test_every_gin_file_stacks_on_the_quickstart(package, tmp_path):
     code = (
-        "import sys; from diffenc import config, registry; import all_kinds; registry.discover()\n"
+        "import sys; from diffenc import load_experiment; import all_kinds\n"
         "for kind in sys.argv[2:]:\n"
         "    files = ['gin/quickstart.gin', f'{sys.argv[1]}/gin/my_{kind}.gin']\n"
-        "    print(kind, f'My{kind.capitalize()}(' in repr(config.load(files, [])))\n"
+        "    name = ''.join(part.capitalize() for part in kind.split('_'))\n"
+        "    print(kind, f'My{name}(' in repr(load_experiment(files)))\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package / "src"), str(ROOT)])}
     command = [sys.executable, "-c", code, str(package), *KINDS]

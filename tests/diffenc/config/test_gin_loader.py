@@ -19,7 +19,7 @@ from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.interfaces import Network
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SMALL = """
 HIGH = 9
@@ -82,7 +82,7 @@ def test_a_file_makes_plain_objects(small):
 
 def test_files_stack_and_the_command_line_has_the_last_word(small, tmp_path):
     more = tmp_path / "more.gin"
-    more.write_text("Experiment.steps = 7\nExperiment.seed = 3\nsample.steps = 5\n")
+    more.write_text("Experiment.steps = 7\nExperiment.seed = 3\nsample.num_timesteps = 5\n")
     experiment = load([small, str(more)], ["Experiment.steps = 9\nHIGH = 8", "evaluate.passes = 2"])
     assert (experiment.steps, experiment.seed, experiment.sample.num_timesteps) == (9, 3, 5)
     assert experiment.evaluate.passes == 2
@@ -155,8 +155,8 @@ def test_run_files_of_an_installed_copy_are_found(tmp_path):
     for source, target in (("diffenc", "diffenc"), ("plugins", "diffenc_plugins"), ("gin", "diffenc_gin")):
         shutil.copytree(ROOT / source, site / target, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "from diffenc import config, registry; from diffenc.config.gin_files import find_file; registry.discover();"
-        "print(find_file('gin/quickstart.gin')); print(config.load(['gin/quickstart.gin'], []).steps)"
+        "import diffenc; from diffenc.config.gin_files import find_file;"
+        "print(find_file('gin/quickstart.gin')); print(diffenc.load_experiment('gin/quickstart.gin').steps)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -274,10 +274,9 @@ def test_an_unread_binding_of_the_command_line_is_refused(small):
 
 GIN_ALONE = """
 import sys, pickle, gin
-from diffenc import experiment, model, registry
+from diffenc import Evaluate, Experiment, Model, Sample, registry
 registry.discover()
-known = {("Experiment", None): experiment.Experiment, ("Model", None): model.Model,
-         ("evaluate", None): experiment.Evaluate, ("sample", None): experiment.Sample}
+known = {("Experiment", None): Experiment, ("Model", None): Model, ("evaluate", None): Evaluate, ("sample", None): Sample}
 known |= {(name, kind): r[name] for kind, r in registry.REGISTRIES.items() for name in r}
 for (name, kind), cls in known.items():
     gin.external_configurable(cls, name=name, module=kind)
