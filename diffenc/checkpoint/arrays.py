@@ -76,7 +76,7 @@ def write(store: Store, folder: str, part: Part) -> None:
     index: dict[str, list] = {}
     for name, box, offset in part.pieces:
         index.setdefault(name, []).append([*box, offset])
-    text = checksummed_json.text({"size": part.data.size, "pieces": index})
+    text = checksummed_json.dumps({"size": part.data.size, "pieces": index})
     try:
         files = ts.KvStore.open(store.kvstore(folder), context=_context()).result()
         pending: list[ts.Future[Any]] = [files.write(INDEX, text)]

@@ -60,7 +60,7 @@ class Checkpoints:
         self.directory = directory
         self.keep_last = keep_last
         self.keep_every = keep_every
-        self._store = stores.at(directory)
+        self._store = stores.open_store(directory)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._deadline = Deadline()
         self._pending: Future[None] | None = None
@@ -165,7 +165,7 @@ class Checkpoints:
             try:
                 return read_by_all(self._store, str(name), abstract, select, check)
             except UnreadableError as error:
-                unread = f"checkpoint {stores.join(self.directory, str(name))} cannot be read"
+                unread = f"checkpoint {stores.join_path(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
         if step is not None:
             raise UserError(f"{unread}; name another one")
@@ -206,7 +206,7 @@ class Checkpoints:
         error = self._pending.exception()
         self._pending = None
         if isinstance(error, OSError):
-            reason = atomic.unwritable(self.directory, error)
+            reason = atomic.write_error(self.directory, error)
             self._failure = UserError(f"the checkpoint of step {self._step} was not saved: {reason}")
         elif error is not None:
             raise error
@@ -280,14 +280,14 @@ def restore_from(
     Raises:
       UserError: as in `Checkpoints.restore`.
     """
-    store = stores.at(path)
+    store = stores.open_store(path)
     if _is_true_on_main(path, lambda: store.read(META) is not None):
         try:
             return read_by_all(store, "", abstract, same_branches, check)
         except UnreadableError as error:
             raise UserError(f"checkpoint {path} cannot be read: {error}; name another one") from error
     is_workdir = _is_true_on_main(path, lambda: FOLDER in store.names())
-    return Checkpoints(stores.join(path, FOLDER) if is_workdir else path).restore(
+    return Checkpoints(stores.join_path(path, FOLDER) if is_workdir else path).restore(
         abstract, step, same_branches, check
     )
 

@@ -49,7 +49,7 @@ def part_of(name: str, index: int) -> str:
 
 def text(content: Mapping[str, Any]) -> str:
     """Returns META.json with `content`. Raises TypeError if that has no JSON form."""
-    return checksummed_json.text({"format": FORMAT, **content})
+    return checksummed_json.dumps({"format": FORMAT, **content})
 
 
 def read(store: Store, name: str) -> dict[str, Any]:

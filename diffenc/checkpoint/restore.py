@@ -49,7 +49,7 @@ def reading(place: stores.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise stores.unreadable(place, error) from error
+        raise stores.read_error(place, error) from error
 
 
 def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
@@ -65,7 +65,7 @@ def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: 
     except UnreadableError as error:
         damage = error
     except OSError as error:
-        refusal = stores.unreadable(f"{store}/{name}".rstrip("/"), error)
+        refusal = stores.read_error(f"{store}/{name}".rstrip("/"), error)
     if not all_succeeded(refusal is None):
         raise refusal or UserError(f"cannot read {store}: it failed in another process; see its log")
     if not all_succeeded(damage is None) or restored is None:

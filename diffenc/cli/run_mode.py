@@ -55,7 +55,7 @@ def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given:
 
 
 def _set_up_jax(mode: str, given: Any) -> None:
-    jax_settings.settle()
+    jax_settings.override_settings()
     if mode in TRAINING:
         jax_settings.train_in_float32()
     if mode != "plan":  # which computes nothing together with other processes
@@ -87,7 +87,7 @@ def load_experiment(
     """
     if gin_file:
         return gin_loader.load_experiment(gin_file, bindings, allow_imports)
-    store = None if workdir is None else stores.at(workdir)
+    store = None if workdir is None else stores.open_store(workdir)
     text = None if store is None else store.read(CONFIG)
     if store is None or text is None:
         raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
@@ -95,7 +95,7 @@ def load_experiment(
         config = gin_files.of_run(text, f"{workdir}".rstrip("/"))
         return gin_loader.load_experiment([config], bindings, allow_imports)
     except UserError as error:
-        absent = provenance.not_installed(store.read(provenance.ENVIRONMENT))
+        absent = provenance.missing_plugins(store.read(provenance.ENVIRONMENT))
         hint = f"; the run was trained with {absent}, which is not installed" if absent else ""
         raise UserError(f"{error}{hint}") from None
 

@@ -16,7 +16,9 @@ from diffenc.safe_io.reading import one_line
 _CHUNK = 2**20  # bytes read at a time
 
 
-def of(path: Path, start: StartBar = no_bar, members: Sequence[Path] | None = None) -> dict[str, Any]:
+def digest_path(
+    path: Path, start: StartBar = no_bar, members: Sequence[Path] | None = None
+) -> dict[str, Any]:
     """What tells the file or the folder at `path` from others, as a manifest lists it.
 
     Args:
@@ -27,14 +29,14 @@ def of(path: Path, start: StartBar = no_bar, members: Sequence[Path] | None = No
       UserError: it cannot be read.
     """
     try:
-        paths = _counted(path) if members is None else members
+        paths = _list_files(path) if members is None else members
         advance = start(f"reading {path.name}", sum(one.stat().st_size for one in paths))
-        return _of_folder(path, paths, advance) if path.is_dir() else of_file(path, advance)
+        return _digest_folder(path, paths, advance) if path.is_dir() else digest_file(path, advance)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
-def _counted(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if path.is_dir():
         return list(regular_files(path))
     if path.exists() and not path.is_file():
@@ -44,7 +46,7 @@ def _counted(path: Path) -> list[Path]:
     return [path]
 
 
-def of_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
+def digest_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
     """`bytes`, `md5` and `sha256` (hex) of a file."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with open(path, "rb") as stream:
@@ -55,11 +57,11 @@ def of_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]
     return {"bytes": path.stat().st_size, "md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
 
 
-def _of_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[str, Any]:
+def _digest_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[str, Any]:
     """`files`, `bytes`, and a `sha256` of the names and contents of all files."""
     digest, total = hashlib.sha256(), 0
     for path in paths:
-        held = of_file(path, advance)
+        held = digest_file(path, advance)
         line = f"{path.relative_to(folder).as_posix()}\0{held['sha256']}\n"
         digest.update(line.encode(errors="surrogateescape"))
         total += held["bytes"]

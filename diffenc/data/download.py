@@ -58,7 +58,7 @@ def _check(wanted: Download, part: Path) -> None:
     size = part.stat().st_size
     if size < wanted.bytes:
         raise _Trouble(f"the download was cut short at {size:,} of {wanted.bytes:,} bytes")
-    if digests.of_file(part)["md5"] != wanted.md5:
+    if digests.digest_file(part)["md5"] != wanted.md5:
         part.unlink()
         raise _Trouble(f"what came has not the MD5 {wanted.md5} of the official file")
 

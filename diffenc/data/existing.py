@@ -43,13 +43,13 @@ def _other_data(target: Path, what: str, of_folder: bool = False) -> UserError:
     )
 
 
-def verify(there: Manifest, target: Path, bars: ProgressBars) -> None:
+def verify_shards(there: Manifest, target: Path, bars: ProgressBars) -> None:
     """Raises UserError if a shard in `target` is damaged or missing."""
     shards = [shard for split in there.splits.values() for shard in split.shards]
     advance = bars.start(f"verifying {target.name}", sum(shard.bytes for shard in shards))
     for shard in shards:
         path = target / shard.name
-        if not path.is_file() or digests.of_file(path, advance)["sha256"] != shard.sha256:
+        if not path.is_file() or digests.digest_file(path, advance)["sha256"] != shard.sha256:
             raise UserError(f"{path}: is damaged or missing; delete {target} and run the same command again")
 
 

@@ -9,7 +9,7 @@ from diffenc.data.walk import Skipped
 _MOST_ROWS = 20  # of one kind; the rest is added up
 
 
-def table(
+def format_table(
     headers: Sequence[Header],
     shape: tuple[int, int, int],
     size: int | None,

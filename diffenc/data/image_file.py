@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps
 
 from diffenc.errors import UserError
-from diffenc.safe_io.reading import reading
+from diffenc.safe_io.reading import convert_errors
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # Pillow runs other programs for some others
 MAX_PIXELS = 2**26  # in one image; what claims more is refused before it is unpacked
@@ -51,7 +51,7 @@ def inspect(path: Path, background: Colour | None) -> Header:
     Raises:
       UserError: it cannot be read, or holds what `levels` refuses.
     """
-    with reading(path), Image.open(path, formats=FORMATS) as image:
+    with convert_errors(path), Image.open(path, formats=FORMATS) as image:
         _check(image, str(path))
         turned = _is_turned(image)
         upright = ImageOps.exif_transpose(image) if turned else image
@@ -93,7 +93,7 @@ def levels(
       UserError: it cannot be read, has more than MAX_PIXELS, 8 bits a channel or one frame, is neither gray nor
         RGB (as CMYK), is transparent without a `background`, in colour where `channels` is 1, or less than `size`.
     """
-    with reading(name), Image.open(stream, formats=formats) as opened:
+    with convert_errors(name), Image.open(stream, formats=formats) as opened:
         _check(opened, name)
         image = _flattened(ImageOps.exif_transpose(opened), background, name)
         if channels == 1 and image.mode != "L":

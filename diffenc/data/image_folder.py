@@ -78,7 +78,7 @@ class _Found:
     unread: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
+def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
     """Returns how to convert `folders`.
 
     Splits are folders such as train/ and test/ in any case, or those that are named; without one for testing an even
@@ -116,7 +116,7 @@ def recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
         otherwise=folders.title,
         counts={split: len(items) for split, items in found.splits.items()},
         note=found.note,
-        summary=folder_summary.table(headers, shape, folders.size, found.unread, skipped),
+        summary=folder_summary.format_table(headers, shape, folders.size, found.unread, skipped),
     )
 
 
@@ -140,7 +140,7 @@ def batches(
 
 def _find(folders: Folders, start: StartBar, skipped: Skipped) -> _Found:
     if folders.train is not None:
-        chosen = split_folders.named(folders.train, folders.test)
+        chosen = split_folders.name_splits(folders.train, folders.test)
         images = {folder: _images(folder, start, skipped) for folder in (chosen.train, chosen.test) if folder}
         for folder, paths in images.items():
             split_folders.refuse_nested(folder, paths, pairs_only=True)
@@ -149,7 +149,7 @@ def _find(folders: Folders, start: StartBar, skipped: Skipped) -> _Found:
     if source is None or not source.is_dir():
         raise UserError(f"--source={source}: is no folder")
     paths = _images(source, start, skipped)
-    chosen = split_folders.find(source, paths)
+    chosen = split_folders.find_splits(source, paths)
     images = {
         folder: paths if folder == source else [path for path in paths if folder in path.parents]
         for folder in (chosen.train, chosen.test, *chosen.unread)

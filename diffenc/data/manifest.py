@@ -102,20 +102,20 @@ def read(folder: Path) -> Manifest | None:
         raise UserError(f"{path}: is no regular file; delete {folder} and prepare it again")
     try:
         said = json.loads(path.read_bytes())
-        return identified(_parsed(said)) if said.pop("format", None) == _FORMAT else None
+        return identify_source(_parsed(said)) if said.pop("format", None) == _FORMAT else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged; delete {folder} and prepare it again ({error!r})") from error
 
 
-def identified(made: Manifest) -> Manifest:
+def identify_source(made: Manifest) -> Manifest:
     """Returns `made` with the `source` that its digests tell, by the versions that are known today."""
-    otherwise = made.otherwise or versions.unknown_of(made.name) or made.source or made.name
-    return dataclasses.replace(made, source=versions.describe(identity(made), otherwise))
+    otherwise = made.otherwise or versions.unknown_version(made.name) or made.source or made.name
+    return dataclasses.replace(made, source=versions.describe(identify_splits(made), otherwise))
 
 
-def identity(made: Manifest) -> versions.Identity:
+def identify_splits(made: Manifest) -> versions.Identity:
     """Returns which published images the digests in `made` tell, split by split."""
     splits = {name: Pixels(split.sha256, split.images_sha256) for name, split in made.splits.items()}
     return versions.identify(made.name, made.image_shape, splits, made.files)

@@ -20,7 +20,7 @@ from diffenc.data.recipe import BadSourceError, Preparable, Recipe
 from diffenc.data.workspace import workspace
 from diffenc.errors import UserError
 from diffenc.files import atomic
-from diffenc.files.directories import plain_name
+from diffenc.files.directories import check_folder_name
 from diffenc.runtime.progress import ProgressBars
 
 VERBS = ("folder", "tfds")  # values of `PrepareArgs.name` that are no data set of their own
@@ -68,7 +68,7 @@ def prepare(args: PrepareArgs) -> str:
     if make_recipe is None:
         return f"{args.name} needs no files: nothing to prepare"
     downloads = _downloads(args)
-    target = args.data_dir / plain_name(args.folder or _default_folder(args), "--as")
+    target = args.data_dir / check_folder_name(args.folder or _default_folder(args), "--as")
     with workspace(target) as work, bars:
         prepared = manifest.read(target)
         if prepared is not None and downloads:
@@ -78,7 +78,7 @@ def prepare(args: PrepareArgs) -> str:
             download.fetch(downloads, work / shards.DOWNLOADS, bars)
         to_convert = make_recipe(args.source or work / shards.DOWNLOADS)
         files = {
-            name: digests.of(path, bars.start, to_convert.members.get(name))
+            name: digests.digest_path(path, bars.start, to_convert.members.get(name))
             for name, path in to_convert.files.items()
         }
         if prepared is not None:
@@ -96,16 +96,16 @@ def _recipe_maker(args: PrepareArgs, bars: ProgressBars) -> Callable[[Path], Rec
     """Returns a function from the source to the recipe; None for a data set that needs no files."""
     if args.name == "folder":
         folders = Folders(args.source, args.train, args.test, args.size, args.background)
-        return lambda source: image_folder.recipe(folders, bars.start)
+        return lambda source: image_folder.make_recipe(folders, bars.start)
     for key in ("size", "train", "test", "background"):
         if getattr(args, key) is not None:
             raise UserError(f"--{key} is for `folder` alone: official images stay as they are")
     if args.name == "tfds":
-        return tfds_folder.recipe
+        return tfds_folder.make_recipe
     dataset: Any = registry.datasets[args.name]
     if not isinstance(dataset, Preparable):
         return None
-    return lambda source: recipe.of(dataset, source)
+    return lambda source: recipe.make_recipe(dataset, source)
 
 
 def _downloads(args: PrepareArgs) -> tuple[Download, ...]:
@@ -154,7 +154,7 @@ def _convert(
     try:
         return shards.convert(to_convert, files, work, bars)
     except BadSourceError:
-        shards.clear(work)
+        shards.clear_work(work)
         shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
         raise
 
@@ -174,7 +174,7 @@ def _move_into_place(work: Path, target: Path, converted: Manifest) -> None:
 
 
 def _verify(prepared: Manifest, target: Path, bars: ProgressBars) -> str:
-    existing.verify(prepared, target, bars)
+    existing.verify_shards(prepared, target, bars)
     return _message(f"{prepared.name} is already prepared", prepared, target)
 
 

@@ -11,9 +11,9 @@ from absl import logging
 from diffenc.data import manifest, records, sources
 from diffenc.data.manifest import Manifest
 from diffenc.data.official_files import OfficialFiles
-from diffenc.data.versions import is_unknown, terms_of
+from diffenc.data.versions import is_unknown, published_terms
 from diffenc.errors import UserError
-from diffenc.files.directories import data_directory, plain_name
+from diffenc.files.directories import check_folder_name, data_directory
 from diffenc.interfaces import Source
 from diffenc.registry import datasets
 
@@ -66,7 +66,7 @@ class Prepared:
     @property
     def terms(self) -> dict[str, str]:
         """Origin and licence of the images, as far as they are known."""
-        return terms_of(self.source_name)
+        return published_terms(self.source_name)
 
     def train_identity(self) -> str:
         """Tells what is trained on from any other images, without reading them."""
@@ -93,7 +93,7 @@ class Prepared:
         key = f"dataset.{self._name}.folder"
         if not self.folder:
             raise UserError(f"{key}: name the folder in {data_directory()} that was prepared")
-        return data_directory() / plain_name(self.folder, key)
+        return data_directory() / check_folder_name(self.folder, key)
 
     def _absent(self, path: Path) -> str:
         """What to say if nothing prepared is at `path`."""
@@ -118,7 +118,7 @@ def _incomparable(found: Manifest, split: str) -> str:
     """Returns why figures of `split` do not compare with published ones; "" if they do, or if none are published."""
     if is_unknown(found.source, split):
         return "bits/dim are not comparable with published ones"
-    _, part = manifest.identity(found)[split] or ("", "")
+    _, part = manifest.identify_splits(found)[split] or ("", "")
     return f"bits/dim are of the {part}, published ones of all of it" if part else ""
 
 
@@ -142,7 +142,7 @@ def _opened(path: Path, sha256: str, split: str, in_memory: int) -> Source:
     assert found is not None
     source = records.ShardSource(path, found.splits[split], found.image_shape)
     size = len(source) * math.prod(found.image_shape)
-    return source if size > in_memory else records.load(source)
+    return source if size > in_memory else records.load_into_memory(source)
 
 
 @functools.lru_cache(maxsize=4)

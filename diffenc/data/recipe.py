@@ -73,7 +73,7 @@ class Preparable(Protocol):
         ...
 
 
-def of(dataset: Preparable, source: Path) -> Recipe:
+def make_recipe(dataset: Preparable, source: Path) -> Recipe:
     """The recipe for the official files of `dataset` at `source`. Raises UserError if they are not there."""
     found = dataset.files.locate(source)
     return Recipe(

@@ -40,13 +40,13 @@ def encode(batch: Batch) -> list[bytes]:
 
 
 def decode(records: Sequence[bytes], image_shape: tuple[int, int, int]) -> Batch:
-    """The examples in `records`, which `whole` has let pass."""
+    """The examples in `records`, which `require_whole` has let pass."""
     rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, LABEL_BYTES + math.prod(image_shape))
     labels = np.ascontiguousarray(rows[:, :LABEL_BYTES]).view("<i4").reshape(-1)
     return {"image": rows[:, LABEL_BYTES:].reshape(-1, *image_shape), "label": labels.astype(np.int32)}
 
 
-def whole(records: list[bytes], count: int, image_shape: tuple[int, int, int]) -> list[bytes]:
+def require_whole(records: list[bytes], count: int, image_shape: tuple[int, int, int]) -> list[bytes]:
     """`records`, if they are `count` and of the right length: what is cut off a file is read as nothing.
 
     Raises:
@@ -129,7 +129,7 @@ class ShardSource:
             if number not in readers:
                 shard = self.split.shards[number]
                 path = self.folder / shard.name
-                with damage(path):
+                with convert_damage(path):
                     if path.stat().st_size != shard.bytes:
                         raise ValueError(f"{path.stat().st_size:,} bytes, not {shard.bytes:,}")
                     readers[number] = open_shard(path, shard.count)
@@ -137,11 +137,11 @@ class ShardSource:
 
     def _read(self, number: int, positions: Int[np.ndarray, " b"]) -> list[bytes]:
         reader = self._reader(number)
-        with damage(self.folder / self.split.shards[number].name):
-            return whole(reader.read(positions.tolist()), len(positions), self.image_shape)
+        with convert_damage(self.folder / self.split.shards[number].name):
+            return require_whole(reader.read(positions.tolist()), len(positions), self.image_shape)
 
 
-def load(source: ShardSource) -> ArraySource:
+def load_into_memory(source: ShardSource) -> ArraySource:
     """All examples in memory, their pixels checked against the manifest.
 
     Raises:
@@ -155,13 +155,13 @@ def load(source: ShardSource) -> ArraySource:
         images[first:last], labels[first:last] = part["image"], part["label"]
     if hashlib.sha256(images.data).hexdigest() != source.split.sha256:
         names = ", ".join(shard.name for shard in source.split.shards)
-        with damage(source.folder / names):
+        with convert_damage(source.folder / names):
             raise ValueError("the pixels are not those of the manifest")
     return ArraySource(images, labels)
 
 
 @contextlib.contextmanager
-def damage(path: Path) -> Iterator[None]:
+def convert_damage(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while the shard at `path` is read into a UserError that says what to do."""
     try:
         yield

@@ -66,20 +66,20 @@ def convert(
         diffenc_version=importlib.metadata.version("diffenc"),
         otherwise=recipe.otherwise,
     )
-    made = manifest.identified(made)
+    made = manifest.identify_source(made)
     manifest.write(made, folder)
     (folder / _RECIPE).unlink()
     return made
 
 
-def clear(folder: Path) -> None:
+def clear_work(folder: Path) -> None:
     """Remove whatever lies in `folder` but downloads."""
     for path in folder.iterdir():
         if path.name != DOWNLOADS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def per_shard(image_shape: tuple[int, int, int]) -> int:
+def examples_per_shard(image_shape: tuple[int, int, int]) -> int:
     """The number of examples in every shard of a split but the last."""
     return max(1, SHARD_BYTES // (math.prod(image_shape) + records.LABEL_BYTES))
 
@@ -93,7 +93,7 @@ def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: P
         "classes": recipe.classes,
         "note": recipe.note,
         "otherwise": recipe.otherwise,
-        "per_shard": per_shard(recipe.image_shape),
+        "per_shard": examples_per_shard(recipe.image_shape),
     }
     said = json.loads(atomic.to_json(work))
     try:
@@ -101,13 +101,13 @@ def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: P
     except (OSError, ValueError):
         same = False
     if not same:
-        clear(folder)
+        clear_work(folder)
         atomic.write_json(folder / _RECIPE, said)
 
 
 def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> Split:
     digest = digests.ImageDigest()
-    size = per_shard(recipe.image_shape)
+    size = examples_per_shard(recipe.image_shape)
     shards = list(_finished(recipe, split, folder, digest.update, advance))
     first = sum(shard.count for shard in shards)
     stream = _encoded(_sound(recipe, split, first), digest.update)
@@ -145,7 +145,7 @@ def _number(path: Path) -> str:
 
 def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     reader = records.open_shard(path)
-    held = records.whole(reader.read_all(), reader.num_records(), image_shape)
+    held = records.require_whole(reader.read_all(), reader.num_records(), image_shape)
     return np.ascontiguousarray(records.decode(held, image_shape)["image"])
 
 
@@ -210,7 +210,7 @@ class _Writer:
 
 
 def _shard(path: Path, count: int) -> Shard:
-    return Shard(path.name, count, path.stat().st_size, digests.of_file(path)["sha256"])
+    return Shard(path.name, count, path.stat().st_size, digests.digest_file(path)["sha256"])
 
 
 def _named(folder: Path, split: str, found: Split) -> Split:

@@ -74,10 +74,10 @@ def split_source(read: Callable[[str], Source], split: str, validation: int, nam
     """
     if split not in SPLITS:
         raise UserError(f"dataset.{name} has no split {split!r}; splits: {', '.join(SPLITS)}")
-    return read("test") if split == "test" else cut(read("train"), split, validation, name)
+    return read("test") if split == "test" else cut_validation(read("train"), split, validation, name)
 
 
-def cut(train: Source, split: str, validation: int, name: str) -> Source:
+def cut_validation(train: Source, split: str, validation: int, name: str) -> Source:
     """`split` "validation": `validation` of train's examples; "train": the others, in their order.
 
     Raises:

@@ -35,7 +35,7 @@ class SplitFolders:
     unread: tuple[Path, ...] = ()
 
 
-def find(source: Path, images: Sequence[Path]) -> SplitFolders:
+def find_splits(source: Path, images: Sequence[Path]) -> SplitFolders:
     """Returns the splits in `source`: folders such as train/ and test/ (or val/), in any case; else all is train.
 
     Args:
@@ -63,7 +63,7 @@ def find(source: Path, images: Sequence[Path]) -> SplitFolders:
     return found
 
 
-def named(train: Path, test: Path | None) -> SplitFolders:
+def name_splits(train: Path, test: Path | None) -> SplitFolders:
     """Returns the splits that a user names. Raises UserError if one is no folder, or holds the other."""
     for key, folder in (("train", train), ("test", test)):
         if folder is not None and not folder.is_dir():

@@ -9,20 +9,20 @@ import numpy as np
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
-from diffenc.safe_io.reading import reading
+from diffenc.safe_io.reading import convert_errors
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 _BATCH = 256  # examples read at a time
 
 
-def recipe(source: Path) -> Recipe:
+def make_recipe(source: Path) -> Recipe:
     """The data set in `source`, the folder of one version, which has dataset_info.json and features.json.
 
     Raises:
       UserError: tensorflow-datasets is not installed, or there is no such data set of uint8 images there.
     """
     builder = _builder(source)
-    with reading(source):
+    with convert_errors(source):
         info = builder.info
         image = info.features["image"]
         label = dict(info.features).get("label")
@@ -56,7 +56,7 @@ def _builder(source: Path) -> Any:
         raise UserError(
             f"--source={source}: has no dataset_info.json; name the folder of one version of a data set"
         )
-    with reading(source):
+    with convert_errors(source):
         builder = tfds.builder_from_directory(str(source))
     if builder.info.file_format.value != "array_record":
         raise UserError(
@@ -87,7 +87,7 @@ def _note(splits: Mapping[str, str], held: Any) -> str:
 
 def _batches(examples: Any, first: int, name: str) -> Iterator[Batch]:
     for start in range(first, len(examples), _BATCH):
-        with reading(name):
+        with convert_errors(name):
             part = examples.__getitems__(list(range(start, min(start + _BATCH, len(examples)))))
             images = np.stack([example["image"] for example in part])
             labels = np.array([example.get("label", 0) for example in part], np.int32)

@@ -130,7 +130,7 @@ def _part(split: str, held: tuple[str, str] | None) -> str:
     return held[1] or f"all of {split}"
 
 
-def unknown_of(name: str) -> str:
+def unknown_version(name: str) -> str:
     """Returns what to call images that are read as the data set `name` and not recognised; empty if it has no versions."""
     titles = (
         [version.title for version in getattr(datasets[name], "versions", ())]
@@ -145,7 +145,7 @@ def is_unknown(source: str, split: str) -> bool:
     return source.startswith(UNKNOWN) or f"{UNKNOWN}{split}" in source
 
 
-def terms_of(source: str) -> dict[str, str]:
+def published_terms(source: str) -> dict[str, str]:
     """Returns "origin" and "licence" of the published images that `source`, as `describe` writes it, names."""
     found = [version for version in _all_versions() if version.title in source]
     stated = {key: [getattr(version, key) for version in found] for key in ("origin", "licence")}

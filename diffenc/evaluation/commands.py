@@ -30,9 +30,9 @@ from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.param_sharding import abstract_params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
-from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected
+from diffenc.workdir.config_check import CONFIG, check_config, check_data, expected_metadata
 from diffenc.workdir.measurements import save_measurement
-from diffenc.workdir.mirror import checkpoints_of, mirrored, name_of
+from diffenc.workdir.mirror import checkpoint_location, display_name, on_local_copy
 
 
 def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> tuple[Params, int]:
@@ -60,12 +60,12 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     Raises:
       UserError: as `restore_ema`.
     """
-    if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoints_of(workdir)).found:
+    if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoint_location(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     check_config(experiment, workdir, FREE_TO_MEASURE)
     main_process_only(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
-    wanted = expected(experiment, workdir, name_of(workdir), FREE_TO_MEASURE)
-    restored = read_ema(experiment, checkpoints_of(workdir), mesh, step, wanted.check)
+    wanted = expected_metadata(experiment, workdir, display_name(workdir), FREE_TO_MEASURE)
+    restored = read_ema(experiment, checkpoint_location(workdir), mesh, step, wanted.check)
     wanted.warn_unchecked(restored)
     check_data(train_identity(experiment.dataset), restored, workdir)
     return restored
@@ -87,7 +87,7 @@ def to_default_precision(leaf: Array) -> Array:
     return leaf.astype(jnp.zeros(()).dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-@mirrored
+@on_local_copy
 def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure bits/dim, print a table, file it in the workdir; returns what evaluation.json says.
 
@@ -104,7 +104,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     return figures
 
 
-@mirrored
+@on_local_copy
 def sample(experiment: Experiment, workdir: Path) -> Path:
     """Draw a grid of images into the workdir's samples/; returns the PNG's path.
 
@@ -117,7 +117,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
     path = workdir / "samples" / sample_file_name(settings, step)
     main_process_only(save_png)(path, images, experiment.dataset.num_levels)
-    where = f"{name_of(workdir)}/{path.relative_to(workdir)}"
+    where = f"{display_name(workdir)}/{path.relative_to(workdir)}"
     logging.info("%d images of %d steps in %s", settings.num, settings.num_timesteps, where)
     return path
 
@@ -137,9 +137,9 @@ def publish_record(
     except UserError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
             raise
-        logging.warning("nothing was filed, for %s is read-only", name_of(workdir))
+        logging.warning("nothing was filed, for %s is read-only", display_name(workdir))
         return
-    logging.info("in %s/%s.json, kept as number %d", name_of(workdir), name, number)
+    logging.info("in %s/%s.json, kept as number %d", display_name(workdir), name, number)
 
 
 def evaluation_table(figures: dict[str, Any]) -> Table:

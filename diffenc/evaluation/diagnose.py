@@ -27,14 +27,14 @@ from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_
 from diffenc.evaluation.commands import restore_for_bound
 from diffenc.evaluation.evaluator import circumstances, image_metadata
 from diffenc.evaluation.streaming_stats import ImageMeans
-from diffenc.evaluation.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.workdir import loss_curves
-from diffenc.workdir.mirror import mirrored
+from diffenc.workdir.mirror import on_local_copy
 
 Places = Int[Array, " b"]
 Figures = dict[str, PerExample]
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
 
 
-@mirrored
+@on_local_copy
 def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     """File WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns what both JSONs say.
 
@@ -66,11 +66,11 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
 def _file(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
-        for suffix, content in plots.rendered(figure).items():
+        for suffix, content in plots.render_files(figure).items():
             atomic.write_bytes(target.with_name(name + suffix), content)
-    record_checksum.write(target.with_name("ends.json"), ends)
-    record_checksum.write(target, loss)
-    bits = rounded(loss["bpd_diffusion"], loss["bpd_diffusion_se"])
+    record_checksum.write_record(target.with_name("ends.json"), ends)
+    record_checksum.write_record(target, loss)
+    bits = round_to_error(loss["bpd_diffusion"], loss["bpd_diffusion_se"])
     logging.info("diffusion loss %s bits/dim, by log-SNR in %s", bits, target.parent)
 
 
@@ -231,12 +231,12 @@ def relative_distance(means: Means, distance: str, of: str, place: int) -> dict[
 
 def plot_loss(record: Record) -> plots.Figure:
     """Loss per unit of log-SNR; the area below it is the diffusion loss."""
-    bits = f"{rounded(record['bpd_diffusion'], record['bpd_diffusion_se'])} bits/dim"
-    figure, axes = plots.axes(
+    bits = f"{round_to_error(record['bpd_diffusion'], record['bpd_diffusion_se'])} bits/dim"
+    figure, axes = plots.make_axes(
         f"{_subject(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
     )
     x, y, error = (np.asarray(record[key]) for key in ("log_snr_centre", "density", "density_se"))
-    plots.band(axes, x, y, error, "mean and standard error")
+    plots.plot_band(axes, x, y, error, "mean and standard error")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -244,7 +244,7 @@ def plot_loss(record: Record) -> plots.Figure:
 
 def plot_ends(record: Record) -> plots.Figure:
     """The network's v_hat and its distances from what is expected of it."""
-    figure, axes = plots.axes(
+    figure, axes = plots.make_axes(
         f"{_subject(record)}: the estimate of v",
         LOG_SNR,
         "root mean square",
@@ -257,11 +257,13 @@ def plot_ends(record: Record) -> plots.Figure:
         ("v_hat_from_eps", "$\\hat{v} - \\epsilon$"),
     ):
         rms, error = np.asarray(record[f"{name}_rms"]), np.asarray(record[f"{name}_rms_se"])
-        plots.band(axes, np.asarray(record["log_snr"]), rms, error, label)
+        plots.plot_band(axes, np.asarray(record["log_snr"]), rms, error, label)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
 def _subject(record: Record) -> str:
-    return plots.literal(f"{describe_images(record)}, {record['num_images']} images, step {record['step']}")
+    return plots.escape_dollars(
+        f"{describe_images(record)}, {record['num_images']} images, step {record['step']}"
+    )

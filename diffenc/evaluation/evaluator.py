@@ -33,7 +33,7 @@ from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
-from diffenc.evaluation.uncertainty_format import MISSING, with_errors
+from diffenc.evaluation.uncertainty_format import MISSING, format_with_errors
 from diffenc.interfaces import Images, Params
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
@@ -174,7 +174,7 @@ def _errors_text(figures: dict[str, Any], key: str) -> tuple[str, str, str]:
     """Returns a figure and both errors with the digits that the errors leave."""
     error, upper, monte_carlo = (figures.get(f"{key}_{kind}") for kind in ("se", "se_upper", "mc_se"))
     value = math.nan if figures[key] is None else figures[key]
-    mean, over_images, draws = with_errors(value, [upper if error is None else error, monte_carlo])
+    mean, over_images, draws = format_with_errors(value, [upper if error is None else error, monte_carlo])
     at_most = "<= " if error is None and over_images is not None else ""
     return mean, at_most + (over_images or MISSING), draws or MISSING
 

@@ -32,7 +32,7 @@ from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import variances
 from diffenc.workdir import fitted_chains
-from diffenc.workdir.mirror import mirrored
+from diffenc.workdir.mirror import on_local_copy
 
 CACHE = "costs.npz"
 MOST_STEPS = 1024
@@ -59,7 +59,7 @@ class FittedSchedule:
     nats: float
 
 
-@mirrored
+@on_local_copy
 def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Find the best times for the T and the variance that `evaluate` names, and file them in the workdir.
 
@@ -186,7 +186,7 @@ def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
 def _write(file: Path, table: StepCosts, origin: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)}
-    atomic.write_bytes(file, atomic.npz({"origin": np.asarray(origin), **arrays}))
+    atomic.write_bytes(file, atomic.encode_npz({"origin": np.asarray(origin), **arrays}))
 
 
 def _read(file: Path, origin: str) -> StepCosts | None:

@@ -28,10 +28,10 @@ from diffenc.interfaces import Images, Key, Params, PerExample, Times
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.workdir import fitted_chains
-from diffenc.workdir.mirror import mirrored
+from diffenc.workdir.mirror import on_local_copy
 
 
-@mirrored
+@on_local_copy
 def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure the excess of every step of the chain that `evaluate` names, and file it in the workdir.
 

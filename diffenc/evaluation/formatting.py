@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffenc.evaluation.records import finite_number
-from diffenc.evaluation.uncertainty_format import with_errors
+from diffenc.evaluation.uncertainty_format import format_with_errors
 
 NO_VALUE = "–"
 MINUS = "−"
@@ -20,7 +20,7 @@ def format_measurement(record: Mapping[str, Any], key: str) -> tuple[str, str, s
         finite_number(record.get(f"{key}{kind}")) for kind in ("", "_se", "_se_upper", "_mc_se")
     )
     errors = [upper if se is None else se, mc_se]
-    text, over_images, monte_carlo = with_errors(math.nan if mean is None else mean, errors)
+    text, over_images, monte_carlo = format_with_errors(math.nan if mean is None else mean, errors)
     at_most = "≤ " if se is None and over_images is not None else ""
     return (
         "not finite" if mean is None else typeset_minus(text),

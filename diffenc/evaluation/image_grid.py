@@ -26,7 +26,7 @@ def to_uint8(levels: Integer[np.ndarray, "*shape"], num_levels: int) -> UInt8[np
     return ((levels.astype(np.int64) * 510 + top) // (2 * top)).astype(np.uint8)
 
 
-def grid(
+def make_grid(
     images: UInt8[np.ndarray, "n h w c"], columns: int | None = None, scale: int | None = None
 ) -> UInt8[np.ndarray, "rows cols c"]:
     """Images side by side, row by row, with a thin grey border around each.
@@ -59,9 +59,9 @@ def save_png(path: atomic.PathLike, images: Integer[np.ndarray, "n h w c"], num_
       UserError: the disk refused.
       ValueError: a level is out of range, or the images cannot be shown.
     """
-    sheet = grid(to_uint8(images, num_levels))
+    sheet = make_grid(to_uint8(images, num_levels))
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
     path = Path(path)
-    with atomic.replacing(path) as temporary:
+    with atomic.replace_file(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(temporary, format="PNG")

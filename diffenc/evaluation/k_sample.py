@@ -33,7 +33,7 @@ from diffenc.evaluation.image_error import PassValues
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
-from diffenc.workdir.mirror import mirrored
+from diffenc.workdir.mirror import on_local_copy
 
 KEYS = ("bpd_k_sample", "bpd_1_sample", "bpd_gain")
 
@@ -163,7 +163,7 @@ def step_log_weight(eps: Data, shift: Data, log_w: Float[Array, ""]) -> PerExamp
     return width + w * (sum_data(eps * shift) - 0.5 * sum_squares(shift))
 
 
-@mirrored
+@on_local_copy
 def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure the K-sample bound of the chain that `evaluate` names, print a table, file it in the workdir.
 

@@ -43,7 +43,7 @@ from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.sampler import x_hat_of
 from diffenc.sampling.solvers import slope_is_modelled
-from diffenc.workdir.mirror import mirrored
+from diffenc.workdir.mirror import on_local_copy
 
 MODELLED = "the probability-flow ODE of the trained SDE: it has the SDE's marginals where the denoiser is the best one"
 UNMODELLED = (
@@ -64,7 +64,7 @@ class OdeLikelihoods(NamedTuple):
     evaluations: Int[np.ndarray, "passes batches"]
 
 
-@mirrored
+@on_local_copy
 def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measure bits/dim by the ODE, print a table, file it as likelihood.{json,npz}; returns what the JSON says.
 

@@ -30,12 +30,12 @@ Values = Float[np.ndarray, " points"]
 Colours = Float[np.ndarray, "*shape 3"]  # red, green, blue in 0 .. 1
 
 
-def literal(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """`text` for a title that may hold formulas: its dollar signs begin none."""
     return text.replace("$", r"\$")
 
 
-def axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def make_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of labelled axes."""
     figure = Figure(INCHES, layout="constrained")
     result = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
@@ -44,7 +44,7 @@ def axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, result
 
 
-def row_of_axes(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
+def make_axes_row(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
     """A figure with a pair of axes for each (x label, y label), side by side."""
     figure = Figure((4.6 * len(labels), 3.9), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -56,7 +56,7 @@ def row_of_axes(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Axes
     return figure, result
 
 
-def band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
+def plot_band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
     """A curve, and one standard error to both sides of it."""
     (line,) = axes.plot(x, y, label=label, linewidth=1.2)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.3, linewidth=0)
@@ -79,7 +79,7 @@ def scale_positive(axes: Axes, values: Float[np.ndarray, " points"]) -> None:
         axes.set_yscale("symlog", linthresh=positive.min())
 
 
-def statement(title: str, text: str) -> Figure:
+def make_statement(title: str, text: str) -> Figure:
     """A figure that says in words why there is nothing to see."""
     figure = Figure((6.4, 1.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -87,13 +87,15 @@ def statement(title: str, text: str) -> Figure:
     return figure
 
 
-def greys(x: Float[np.ndarray, "*shape c"]) -> Colours:
+def to_rgb(x: Float[np.ndarray, "*shape c"]) -> Colours:
     """Pixels in (-1, 1) as colours; other than 3 channels become their mean."""
     shown = x if x.shape[-1] == 3 else x.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     return np.clip((shown + 1) / 2, 0, 1)
 
 
-def diverging(values: Float[np.ndarray, "*shape"], limit: Float[np.ndarray, "..."] | float) -> Colours:
+def diverging_colours(
+    values: Float[np.ndarray, "*shape"], limit: Float[np.ndarray, "..."] | float
+) -> Colours:
     """Red for positive `values`, blue for negative, white for none; full colour at `limit` (if that is not 0)."""
     share = values / np.where(np.asarray(limit) > 0, limit, 1)
     return DIVERGING((share + 1) / 2)[..., :3]
@@ -110,7 +112,7 @@ def sheet_figure(rows: int, columns: int) -> Figure:
     return Figure((width, height + TITLE_INCHES), layout="constrained")
 
 
-def sheet(
+def draw_sheet(
     figure: Figure | SubFigure,
     pictures: Float[np.ndarray, "rows columns h w 3"],
     columns: Sequence[str],
@@ -120,7 +122,7 @@ def sheet(
     height, width = pictures.shape[2:4]
     border = max(1, round(BETWEEN * max(height, width)))
     result = figure.add_subplot()
-    result.imshow(mosaic(pictures, border), interpolation="nearest")
+    result.imshow(tile_pictures(pictures, border), interpolation="nearest")
     middles = [border + size / 2 - 0.5 for size in (height, width)]
     result.set_yticks([middles[0] + k * (height + border) for k in range(len(rows))], rows)
     result.set_xticks([middles[1] + k * (width + border) for k in range(len(columns))], columns)
@@ -129,7 +131,7 @@ def sheet(
     return result
 
 
-def mosaic(pictures: Float[np.ndarray, "rows columns h w 3"], border: int) -> Colours:
+def tile_pictures(pictures: Float[np.ndarray, "rows columns h w 3"], border: int) -> Colours:
     """One picture of all, with `border` white pixels around each."""
     around = ((0, 0), (0, 0), (border, 0), (border, 0), (0, 0))
     padded = np.pad(pictures, around, constant_values=1.0)
@@ -138,26 +140,26 @@ def mosaic(pictures: Float[np.ndarray, "rows columns h w 3"], border: int) -> Co
     return np.pad(whole, ((0, border), (0, border), (0, 0)), constant_values=1.0)
 
 
-def colour_bar(figure: Figure | SubFigure, axes: Axes, label: str) -> None:
-    """The scale of `diverging`, from -1 to 1 of the limit, beside `axes` and as tall."""
+def draw_colour_bar(figure: Figure | SubFigure, axes: Axes, label: str) -> None:
+    """The scale of `diverging_colours`, from -1 to 1 of the limit, beside `make_axes` and as tall."""
     scale = ScalarMappable(Normalize(-1, 1), DIVERGING)
     width = 0.2 / len(axes.get_xticks())  # of a picture
     bar = figure.colorbar(scale, cax=axes.inset_axes((1 + width, 0, width, 1)))
     bar.set_label(label, size="small")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Write a figure to the PNG file `path`, all or nothing; its folder is made if need be.
 
     Raises:
       UserError: the disk refused.
     """
-    with atomic.replacing(path) as temporary:
+    with atomic.replace_file(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
 
 
-def rendered(figure: Figure) -> dict[str, bytes]:
+def render_files(figure: Figure) -> dict[str, bytes]:
     """A figure as files by suffix, ".pdf" and ".png"; equal figures give equal bytes."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out, and need not be again for each

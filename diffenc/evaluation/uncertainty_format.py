@@ -32,7 +32,7 @@ class Digits(str):
     """A number by itself, as it is shown."""
 
 
-def rounded(mean: float, error: float | None = None) -> Figure:
+def round_to_error(mean: float, error: float | None = None) -> Figure:
     """`mean` to the second significant digit of its standard error, and to no more digits than float32 has.
 
     An error below float32's resolution of `mean` is rounding, and shown as 0. NaN stays visible as nan.
@@ -52,7 +52,7 @@ def is_resolved(mean: float, error: float) -> bool:
     return bool(error > 0 and not error <= FLOAT32_RESOLUTION * abs(mean))  # also of a mean that is NaN
 
 
-def with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tuple[str | None, ...]]:
+def format_with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tuple[str | None, ...]]:
     """`mean` to the second significant digit of its smallest error, and each error to its own second.
 
     Errors that are not known are None; those below float32's resolution are "0", and leave the mean no digits.
@@ -61,16 +61,16 @@ def with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tupl
         error for error in errors if error is not None and math.isfinite(error) and is_resolved(mean, error)
     ]
     shown = (None if error is None or not math.isfinite(error) else _error(mean, error) for error in errors)
-    return rounded(mean, min(known, default=None)).mean, *shown
+    return round_to_error(mean, min(known, default=None)).mean, *shown
 
 
 def _error(mean: float, error: float) -> str:
-    return rounded(error, error).mean if is_resolved(mean, error) else "0"
+    return round_to_error(error, error).mean if is_resolved(mean, error) else "0"
 
 
-def digits(value: float | None, error: float | None = None) -> str:
-    """`value` alone, with the digits that `rounded` gives it; MISSING if it is None."""
-    return MISSING if value is None else Digits(rounded(value, error).mean)
+def format_digits(value: float | None, error: float | None = None) -> str:
+    """`value` alone, with the digits that `round_to_error` gives it; MISSING if it is None."""
+    return MISSING if value is None else Digits(round_to_error(value, error).mean)
 
 
 def _own_places(value: float) -> int:

@@ -13,7 +13,7 @@ from diffenc.interfaces import Dataset, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class DatasetSpec:
     """A data set as far as a model depends on it. It holds no images.
 
     Attributes:
@@ -35,7 +35,7 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GivenImages:
+class ArrayDataset:
     """The images in hand as every split of a data set of the kind of `like`."""
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -62,7 +62,7 @@ class GivenImages:
         return sources.fingerprint(self.source(split))
 
 
-def checked_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
+def check_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
     """`images` as an array, if they are levels of images of this kind. Raises UserError if not."""
     array, shape, top = np.asarray(images), like.image_shape, like.num_levels - 1
     want = f"uint8 levels 0 .. {top} of shape [N, {', '.join(map(str, shape))}]"
@@ -75,7 +75,7 @@ def checked_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
     return array
 
 
-def checked_labels(labels: Any, count: int, num_classes: int, told: bool) -> Int[np.ndarray, " n"]:
+def check_labels(labels: Any, count: int, num_classes: int, told: bool) -> Int[np.ndarray, " n"]:
     """Classes of `count` images; zeros where the model is not `told` them. Raises UserError if they are none."""
     if labels is None and not told:
         return np.zeros(count, np.int32)

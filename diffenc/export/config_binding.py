@@ -21,14 +21,14 @@ from diffenc.files import atomic
 BINDINGS, SEAL = "bindings", "seal"
 
 
-def bound(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def bind_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `metadata`, as it reads back from JSON, with `bindings` and `seal`."""
     plain = json.loads(atomic.to_json(metadata))
     plain[BINDINGS] = serialize.bindings(plain["config"])
     return {**plain, SEAL: _seal(plain)}
 
 
-def check(where: str, metadata: Mapping[str, Any]) -> None:
+def check_binding(where: str, metadata: Mapping[str, Any]) -> None:
     """Raise UserError unless the config is the one that was written with the parameters of the file `where`.
 
     Of files from before, which do not tell, the config_hash is compared, with one warning.
@@ -38,20 +38,23 @@ def check(where: str, metadata: Mapping[str, Any]) -> None:
         return
     if metadata[SEAL] != _seal(metadata):
         raise UserError(
-            f"{where}: is damaged: what it says of its parameters is not what was written; get it again"
+            f"{where}: is damaged: what it says of its parameters is not what was written; download it again"
         )
     written = "".join(f"{key} = {value}\n" for key, value in metadata[BINDINGS].items())
     refuse_other(
-        f"{where}: its config", written, metadata["config"], "export the run again, or get the file again"
+        f"{where}: its config",
+        written,
+        metadata["config"],
+        "export the run again, or download the file again",
     )
 
 
-def refuse_other(which: str, written: str, found: str, way_out: str) -> None:
+def refuse_other(which: str, written: str, found: str, hint: str) -> None:
     """Raise UserError, naming the fields, unless the config text `found` says what was `written` with the parameters."""
     differing = serialize.differences(written, found)
     if differing:
         raise UserError(
-            f"{which} is not the one that was written with the parameters ({serialize.listed(differing)}): {way_out}"
+            f"{which} is not the one that was written with the parameters ({serialize.listed(differing)}): {hint}"
         )
 
 
@@ -59,7 +62,7 @@ def _check_hash(where: str, metadata: Mapping[str, Any]) -> None:
     if serialize.hash_of(metadata["config"]) != metadata["config_hash"]:
         raise UserError(
             f"{where}: its config is not the one that was written with the parameters (its config_hash differs): "
-            "export the run again, or get the file again"
+            "export the run again, or download the file again"
         )
     logging.warning(
         "%s was written by an earlier version: only its config_hash was compared; whether the config is that of the "

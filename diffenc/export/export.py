@@ -26,13 +26,13 @@ from diffenc.errors import UserError
 from diffenc.evaluation import records
 from diffenc.evaluation.commands import restore_checked
 from diffenc.export import model_card, weights
-from diffenc.export.weights import FILE, About, Arrays
+from diffenc.export.weights import FILE, Arrays, WeightsMetadata
 from diffenc.files import atomic, temporaries
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh, replicated
 from diffenc.workdir import provenance
 from diffenc.workdir.config_check import CONFIG
-from diffenc.workdir.mirror import mirrored, name_of
+from diffenc.workdir.mirror import display_name, on_local_copy
 
 FOLDER = "export"  # in a workdir
 README = "README.md"
@@ -40,7 +40,7 @@ WRITTEN = frozenset({FILE, CONFIG, README})
 _OLD = "-old"  # ends the name of what is being replaced
 
 
-@mirrored
+@on_local_copy
 def export(experiment: Experiment, workdir: Path) -> Path:
     """Write the averaged parameters of a checkpoint, that of `evaluate.step`, to WORKDIR/export; returns the folder.
 
@@ -49,37 +49,43 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     """
     mesh = data_mesh(experiment.mesh)
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
-    arrays = on_host(restored.tree["ema"], mesh)
-    data, run = provenance.trained_on(experiment, workdir), str(restored.metadata.get("run", ""))
-    said = dataclasses.replace(about(experiment, restored.step, data), run=run)
+    arrays = fetch_parameters(restored.tree["ema"], mesh)
+    data, run = provenance.training_data(experiment, workdir), str(restored.metadata.get("run", ""))
+    said = dataclasses.replace(describe_parameters(experiment, restored.step, data), run=run)
     _write(workdir, arrays, said, experiment)
     return workdir / FOLDER
 
 
-def on_host(params: Any, mesh: Mesh) -> Arrays:
+def fetch_parameters(params: Any, mesh: Mesh) -> Arrays:
     """The whole of each parameter by name. All processes have to ask."""
     whole = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
     return {name: np.asarray(whole(leaf)) for name, leaf in name_leaves(params).items()}
 
 
-def about(experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = "") -> About:
+def describe_parameters(
+    experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = ""
+) -> WeightsMetadata:
     """What a file says of parameters of `experiment`."""
     # the step it was asked for means nothing to a reader
     newest = dataclasses.replace(experiment.evaluate, step=None)
     config = serialize.config_text(dataclasses.replace(experiment, evaluate=newest))
-    packages = provenance.packages(experiment)
-    return About(config, serialize.config_hash(experiment), step, code(), dataset, origin, packages=packages)
+    packages = provenance.plugin_packages(experiment)
+    return WeightsMetadata(
+        config, serialize.config_hash(experiment), step, code_version(), dataset, origin, packages=packages
+    )
 
 
-def code() -> str:
+def code_version() -> str:
     """The version of what runs, and its git commit where it is a checkout."""
-    commit = provenance.commit(Path(__file__).parents[2])
-    return (provenance.version("diffenc") or "of no version") + (f", commit {commit}" if commit else "")
+    commit = provenance.git_commit(Path(__file__).parents[2])
+    return (provenance.installed_version("diffenc") or "of no version") + (
+        f", commit {commit}" if commit else ""
+    )
 
 
 @main_process_only
-def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) -> None:
-    evaluation, name = evaluation_of(workdir, about, experiment.evaluate), name_of(workdir)
+def _write(workdir: Path, arrays: Arrays, about: WeightsMetadata, experiment: Experiment) -> None:
+    evaluation, name = find_evaluation(workdir, about, experiment.evaluate), display_name(workdir)
     write_folder(workdir / FOLDER, arrays, about, evaluation, experiment.model.condition_metadata())
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
@@ -88,7 +94,7 @@ def _write(workdir: Path, arrays: Arrays, about: About, experiment: Experiment) 
         )
 
 
-def evaluation_of(workdir: Path, about: About, settings: Evaluate) -> dict[str, Any] | None:
+def find_evaluation(workdir: Path, about: WeightsMetadata, settings: Evaluate) -> dict[str, Any] | None:
     """The evaluation of the same config and step that states the run's figure (`evaluations.choose`).
 
     None if there is none. Files that cannot be read, or whose checksum does not match, are warned of.
@@ -122,7 +128,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def write_folder(
     folder: Path,
     arrays: Arrays,
-    about: About,
+    about: WeightsMetadata,
     evaluation: Mapping[str, Any] | None,
     told: Mapping[str, Any],
 ) -> None:
@@ -134,20 +140,20 @@ def write_folder(
     Raises:
       UserError: something else is in the folder, or the disk refuses.
     """
-    refuse_others(folder)
+    refuse_other_files(folder)
     num_params = sum(array.size for array in arrays.values())
-    with replacing_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         weights.write(temporary / FILE, arrays, about)
         atomic.write_text(temporary / CONFIG, about.config)
-        atomic.write_text(temporary / README, model_card.text(about, evaluation, num_params, told))
+        atomic.write_text(temporary / README, model_card.render_card(about, evaluation, num_params, told))
 
 
-def refuse_others(folder: Path) -> None:
+def refuse_other_files(folder: Path) -> None:
     """Raise UserError if `folder` holds what no export wrote: replacing the folder would delete it."""
     try:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
-        raise atomic.unwritable(folder, error) from error
+        raise atomic.write_error(folder, error) from error
     other = next((path.name for path in there if path.name not in WRITTEN or path.is_dir()), None)
     if other is not None:
         raise UserError(
@@ -157,7 +163,7 @@ def refuse_others(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """An empty folder; on leaving it takes the place of `folder`, or of what that links to. If the body raises, it is removed.
 
     A kill leaves a hidden folder beside it, which the next call sweeps up, and `folder` whole: as it was, as it is now,
@@ -181,7 +187,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
         _sweep(place, lambda name: name.endswith(_OLD))
     except OSError as error:
-        raise atomic.unwritable(folder, error) from error
+        raise atomic.write_error(folder, error) from error
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

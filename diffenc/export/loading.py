@@ -20,16 +20,16 @@ from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import read_ema, to_default_precision
 from diffenc.export import config_binding, weights
-from diffenc.export.array_dataset import Kind
+from diffenc.export.array_dataset import DatasetSpec
 from diffenc.export.trained_model import TrainedModel
-from diffenc.export.weights import FILE, About
+from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import stores
 from diffenc.files.stores import PathLike
 from diffenc.files.user_paths import expand_path
 from diffenc.interfaces import Params
 from diffenc.parallel.sharding import data_mesh, replicated
 from diffenc.workdir import provenance
-from diffenc.workdir.config_check import expected, saved_config
+from diffenc.workdir.config_check import expected_metadata, saved_config
 
 
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
@@ -53,14 +53,14 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
         )
     path = expand_path(os.fspath(path), "path")
     with reading(path):
-        store = stores.at(path)
+        store = stores.open_store(path)
         text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
         if text is not None:
             return _of_workdir(path, text, step, names_modules(allow_imports))
     if step is not None:
         raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
     with _file(path) as file:
-        about = weights.read_about(file)
+        about = weights.read_metadata(file)
         _check_beside(path, about)
         return _of_file(file, about, os.fspath(path), names_modules(allow_imports))
 
@@ -68,39 +68,43 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
 def _of_workdir(
     path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
 ) -> TrainedModel:
-    where = str(stores.join(path, CONFIG))
+    where = str(stores.join_path(path, CONFIG))
     experiment = gin_loader.load_foreign(decode(text, where), where, may_import)
-    wanted = expected(experiment, path, path, FREE_TO_MEASURE)
-    restored = read_ema(experiment, stores.join(path, CHECKPOINTS), data_mesh(), step, wanted.check)
+    wanted = expected_metadata(experiment, path, path, FREE_TO_MEASURE)
+    restored = read_ema(experiment, stores.join_path(path, CHECKPOINTS), data_mesh(), step, wanted.check)
     wanted.warn_unchecked(restored)
     params = jax.tree.map(to_default_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)
     return TrainedModel(experiment, params, restored.step, os.fspath(path), workdir)
 
 
-def _check_beside(path: PathLike, about: About) -> None:
+def _check_beside(path: PathLike, about: WeightsMetadata) -> None:
     """Raise UserError if `path` is a folder and the config.gin in it, which is there to read, is another one."""
     beside = None if os.fspath(path).endswith(".safetensors") else saved_config(path)
     if beside is not None:
-        way_out = f"undo that, or load {stores.join(path, FILE)}, which has a config of its own"
-        config_binding.refuse_other(str(stores.join(path, CONFIG)), about.config, beside, way_out)
+        hint = f"undo that, or load {stores.join_path(path, FILE)}, which has a config of its own"
+        config_binding.refuse_other(str(stores.join_path(path, CONFIG)), about.config, beside, hint)
 
 
-def _of_file(file: Path, about: About, name: str, may_import: Callable[[str], bool]) -> TrainedModel:
+def _of_file(
+    file: Path, about: WeightsMetadata, name: str, may_import: Callable[[str], bool]
+) -> TrainedModel:
     experiment = _experiment(about, name, may_import)
     arrays = weights.read(file, abstract_names(experiment))
-    params = filled(
+    params = unflatten_named(
         experiment, {leaf: to_default_precision(jnp.asarray(array)) for leaf, array in arrays.items()}
     )
     return TrainedModel(experiment, jax.device_put(params, replicated(data_mesh())), about.step, name)
 
 
-def _experiment(about: About, name: str, may_import: Callable[[str], bool]) -> Experiment:
+def _experiment(about: WeightsMetadata, name: str, may_import: Callable[[str], bool]) -> Experiment:
     """Returns that of a file's config; what is at fault there names the packages that are not installed."""
     try:
-        return gin_loader.load_foreign(about.config, f"{name}: config", may_import, dataset=kind_of(about))
+        return gin_loader.load_foreign(
+            about.config, f"{name}: config", may_import, dataset=make_dataset_spec(about)
+        )
     except UserError as error:
-        absent = " ".join(provenance.absent(about.packages).split())
+        absent = " ".join(provenance.missing_packages(about.packages).split())
         hint = f"; its plugins come from {absent}, which is not installed" if absent else ""
         raise UserError(f"{error}{hint}") from None
 
@@ -121,15 +125,17 @@ def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     return name_leaves(abstract_params(experiment))
 
 
-def filled(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
+def unflatten_named(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
     """The parameters of a model from its leaves by name."""
     abstract = abstract_params(experiment)
     return jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in name_leaves(abstract)])
 
 
-def kind_of(about: About) -> Kind:
+def make_dataset_spec(about: WeightsMetadata) -> DatasetSpec:
     said = about.dataset
-    return Kind(str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"])
+    return DatasetSpec(
+        str(said["dataset"]), tuple(said["image_shape"]), said["num_levels"], said["num_classes"]
+    )
 
 
 @contextlib.contextmanager
@@ -147,7 +153,7 @@ def _file(path: PathLike) -> Iterator[Path]:
         yield Path(place, name)
         return
     with tempfile.TemporaryDirectory() as folder, reading(path):
-        data = stores.at(place).read(name)
+        data = stores.open_store(place).read(name)
         if data is None:
             raise _nothing(path)
         copy = Path(folder, FILE)

@@ -11,7 +11,7 @@ from diffenc.evaluation import records
 from diffenc.evaluation.evaluator import KEYS
 from diffenc.evaluation.formatting import format_measurement
 from diffenc.evaluation.records import finite_number, stored_value
-from diffenc.export.weights import FILE, About
+from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
 
@@ -52,7 +52,9 @@ LIMITS = """\
 - It draws images like those it was trained on, and has learned whatever is wrong with them."""
 
 
-def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, told: Mapping[str, Any]) -> str:
+def render_card(
+    about: WeightsMetadata, evaluation: Mapping[str, Any] | None, num_params: int, told: Mapping[str, Any]
+) -> str:
     """The card.
 
     Args:
@@ -73,7 +75,9 @@ def text(about: About, evaluation: Mapping[str, Any] | None, num_params: int, to
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapping[str, Any]) -> str:
+def _front_matter(
+    about: WeightsMetadata, evaluation: Mapping[str, Any] | None, told: Mapping[str, Any]
+) -> str:
     """YAML; each value is written as JSON, which is YAML too."""
     lines = [
         "# license: yours to choose, for example apache-2.0",
@@ -88,7 +92,7 @@ def _front_matter(about: About, evaluation: Mapping[str, Any] | None, told: Mapp
     return "\n".join(["---", *lines, "---"])
 
 
-def _index(about: About, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+def _index(about: WeightsMetadata, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
     dataset = {key: _plain(value) for key, value in dataset.items()}
     metrics = [_metric(evaluation, key) for key in KEYS if finite_number(evaluation.get(key)) is not None]
@@ -108,7 +112,7 @@ def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
 
 
-def _what(about: About, num_params: int) -> str:
+def _what(about: WeightsMetadata, num_params: int) -> str:
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
     told = "\n".join(f"- {_words(part)}: {_words(name)}" for part, name in parts)
     origin = f"\n\nThe parameters come from {_inline(about.origin)}." if about.origin else ""
@@ -118,7 +122,7 @@ def _what(about: About, num_params: int) -> str:
     )
 
 
-def _use(about: About) -> str:
+def _use(about: WeightsMetadata) -> str:
     shape = ", ".join(map(str, about.dataset["image_shape"]))
     modules = tuple(re.findall(r"^import ([\w.]+)$", about.config, re.MULTILINE))
     given = f", allow_imports={modules!r}" if modules else ""
@@ -133,7 +137,7 @@ images = model.sample(16)  # uint8 [16, {shape}]
 `model.elbo(images)` measures bits/dim, `model.encode(images, t=0.5)` encodes. Reading the file runs {of_file}."""
 
 
-def _needed(about: About, modules: Sequence[str]) -> str:
+def _needed(about: WeightsMetadata, modules: Sequence[str]) -> str:
     """Returns what has to be installed before the model can be loaded; nothing where diffenc suffices."""
     packages = [one.rpartition(" ") for one in about.packages.split(", ") if one]
     pinned = " ".join(f"{name}=={version}" for name, _, version in packages)
@@ -157,7 +161,7 @@ def _evaluated(said: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: |",
         *(f"| {name} | {' | '.join(format_measurement(said, key))} |" for key, name in NAMES.items()),
     ]
-    if record_checksum.check(said) is ChecksumState.MISSING:
+    if record_checksum.check_checksum(said) is ChecksumState.MISSING:
         lines += ["", f"The record of this evaluation is {record_checksum.UNSEALED}."]
     return "\n".join(lines)
 
@@ -168,7 +172,7 @@ def _images_of(said: Mapping[str, Any]) -> str:
     return f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
 
 
-def _not_evaluated(about: About) -> str:
+def _not_evaluated(about: WeightsMetadata) -> str:
     if about.origin:
         return "None of these parameters. `diffenc.load(...).elbo(images)` makes one."
     run = f"python -m diffenc.run --workdir=WORKDIR --gin_bindings='evaluate.step = {about.step}'"

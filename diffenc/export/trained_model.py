@@ -21,7 +21,7 @@ from diffenc.core.rng import root_key
 from diffenc.errors import UserError, nearest
 from diffenc.evaluation.evaluator import ElboTerms, Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
-from diffenc.export.array_dataset import GivenImages, checked_images, checked_labels
+from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.fields.values import coerce
 from diffenc.interfaces import Condition, Data, LogSNR, Params
 from diffenc.parallel.sharding import data_mesh
@@ -107,7 +107,7 @@ class TrainedModel:
         given = {"num": num, "step": self.step, **settings} | (
             {} if num_timesteps is None else {"num_timesteps": num_timesteps}
         )
-        chosen = replaced("sample", self.experiment.sample, seed=seed, **given)
+        chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
         experiment = dataclasses.replace(self.experiment, sample=chosen)
         sampler = self._once(
             dataclasses.replace(chosen, seed=0),
@@ -140,8 +140,8 @@ class TrainedModel:
         """
         self._refuse_fixed("elbo", settings, "step", "split", "num_images")
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
-        chosen = replaced("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
-        given = GivenImages(*self._checked(images, labels), self.experiment.dataset)
+        chosen = replace_settings("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
+        given = ArrayDataset(*self._checked(images, labels), self.experiment.dataset)
         experiment = dataclasses.replace(self.experiment, dataset=given, evaluate=chosen)
         evaluator = self._once(
             dataclasses.replace(chosen, seed=0, passes=1),
@@ -189,9 +189,9 @@ class TrainedModel:
 
     def _checked(self, images: Given, labels: Given) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset
-        levels = checked_images(images, dataset)
+        levels = check_images(images, dataset)
         told = bool(conditioned_modules(self.model.encoder) or conditioned_modules(self.model.network))
-        return levels, checked_labels(labels, len(levels), dataset.num_classes, told)
+        return levels, check_labels(labels, len(levels), dataset.num_classes, told)
 
     def _once(self, key: Any, make: Any) -> Any:
         """What `make` compiles for `key`, made at the first call."""
@@ -221,7 +221,7 @@ def _for_each(given: Given, count: int) -> Float[Array, " n"]:
     return jnp.broadcast_to(jnp.asarray(array, jnp.result_type(float)), (count,))
 
 
-def replaced(name: str, settings: Any, **given: Any) -> Any:
+def replace_settings(name: str, settings: Any, **given: Any) -> Any:
     """`settings`, which gin calls `name`, with some of its fields. Raises UserError if one is none, or does not fit."""
     fields = names.fields_of(type(settings))
     for field, value in given.items():

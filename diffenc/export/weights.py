@@ -5,7 +5,7 @@ order in each file, and no two files would have the same SHA-256):
 
 layout   version of all this
 sha256   of the bytes of all parameters in the order of their names
-the fields of `About`, and what binds its config to the parameters (see `diffenc.export.config_binding`).
+the fields of `WeightsMetadata`, and what binds its config to the parameters (see `diffenc.export.config_binding`).
 
 A file is read as nobody's word: nothing in it is run, and nothing is taken that the model does not have.
 """
@@ -45,7 +45,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class WeightsMetadata:
     """What a file says of its parameters.
 
     Attributes:
@@ -71,14 +71,14 @@ class About:
     packages: str = ""
 
 
-def write(path: Path, arrays: Arrays, about: About) -> None:
+def write(path: Path, arrays: Arrays, about: WeightsMetadata) -> None:
     """Write the file, all or nothing. Raises UserError if the disk refuses."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
-    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_binding.bound(said))}))
+    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_binding.bind_config(said))}))
 
 
-def read_about(path: Path) -> About:
+def read_metadata(path: Path) -> WeightsMetadata:
     """What the file says of its parameters.
 
     Raises:
@@ -90,8 +90,10 @@ def read_about(path: Path) -> About:
     try:
         _check_types(said)
         _check_dataset(said["dataset"])
-        about = About(**{field.name: said[field.name] for field in dataclasses.fields(About)})
-        config_binding.check(str(path), metadata)
+        about = WeightsMetadata(
+            **{field.name: said[field.name] for field in dataclasses.fields(WeightsMetadata)}
+        )
+        config_binding.check_binding(str(path), metadata)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _unreadable(path, one_line(error)) from error
     return about
@@ -104,22 +106,22 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
       UserError: it is damaged, or holds other parameters; all that differ are named.
     """
     with _opened(path) as file:
-        require_same(str(path), _held(file), described(wanted))
+        require_same_arrays(str(path), _held(file), describe_arrays(wanted))
         arrays = {name: file.get_tensor(name) for name in wanted}
         if _digest(arrays) != _said(path, file).get("sha256"):
             raise UserError(
-                f"{path}: is damaged: its parameters are not those that were written; get it again"
+                f"{path}: is damaged: its parameters are not those that were written; download it again"
             )
     return arrays
 
 
-def described(named: Mapping[str, Any]) -> dict[str, str]:
+def describe_arrays(named: Mapping[str, Any]) -> dict[str, str]:
     """Of each array, or shape of one, its type and shape for people: `float32[3, 3, 64]`."""
     return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in named.items()}
 
 
-def require_same(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raise UserError, naming each that differs, unless the parameters held are those wanted (see `described`)."""
+def require_same_arrays(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Raise UserError, naming each that differs, unless the parameters held are those wanted (see `describe_arrays`)."""
     differing = {
         "missing": sorted(wanted.keys() - held.keys()),
         "not of this model": sorted(held.keys() - wanted.keys()),
@@ -145,7 +147,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _held(file: Any) -> dict[str, str]:
-    """What `described` says, of the file's parameters."""
+    """What `describe_arrays` says, of the file's parameters."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     return {name: f"{_dtype(part)}{part.get_shape()}" for name, part in slices.items()}
 
@@ -172,8 +174,8 @@ def _said(path: Path, file: Any) -> dict[str, Any]:
 
 
 def _check_types(said: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the fields of `About` are of their types, and of a sensible size."""
-    for field in dataclasses.fields(About):
+    """Raise ValueError unless the fields of `WeightsMetadata` are of their types, and of a sensible size."""
+    for field in dataclasses.fields(WeightsMetadata):
         kind = {"step": int, "dataset": dict}.get(field.name, str)
         if type(said[field.name]) is not kind:
             raise ValueError(f"{field.name} is no {kind.__name__}")
@@ -205,4 +207,4 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: is no file of weights, or a damaged one ({reason}); get it again")
+    return UserError(f"{path}: is no file of weights, or a damaged one ({reason}); download it again")

@@ -23,7 +23,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, somebody's share 
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
+def replace_file(path: PathLike) -> Iterator[Path]:
     """A temporary name beside `path` to write to; on leaving, the file there takes the place of `path`.
 
     If the body raises, `path` keeps its old content and the temporary is removed.
@@ -33,14 +33,14 @@ def replacing(path: PathLike) -> Iterator[Path]:
         process works in was moved (see `diffenc.files.location`).
     """
     try:
-        with _replacing(Path(path)) as temporary:
+        with _replace_file(Path(path)) as temporary:
             yield temporary
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replace_file(path: Path) -> Iterator[Path]:
     location.check(path)
     with temporary_file(path) as temporary:
         yield temporary
@@ -51,14 +51,14 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
+def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """The same for several files of one measurement: none takes its place before all are whole on the disk.
 
     They take their places in the order of `paths`.
 
     Raises:
       OSError: the disk refused.
-      MovedError: as `replacing`.
+      MovedError: as `replace_file`.
     """
     paths = list(paths)
     for path in paths:
@@ -77,18 +77,18 @@ def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 def replace_bytes(path: PathLike, data: bytes) -> None:
     """`write_bytes`, for one who has more to say of a refusal. Raises OSError."""
-    with _replacing(Path(path)) as temporary:
+    with _replace_file(Path(path)) as temporary:
         temporary.write_bytes(data)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Replace the content of `path` by `data`, all or nothing. Raises UserError like `replacing`."""
-    with replacing(path) as temporary:
+    """Replace the content of `path` by `data`, all or nothing. Raises UserError like `replace_file`."""
+    with replace_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Replace the content of `path` by `text` in UTF-8, all or nothing. Raises UserError like `replacing`."""
+    """Replace the content of `path` by `text` in UTF-8, all or nothing. Raises UserError like `replace_file`."""
     write_bytes(path, text.encode())
 
 
@@ -97,7 +97,7 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, to_json(value, indent=1) + "\n")
 
 
-def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """`arrays` as an .npz file without pickles."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **dict(arrays))
@@ -132,13 +132,13 @@ def sync_all(folder: PathLike) -> None:
         sync(inner)
 
 
-def unwritable(path: PathLike, error: OSError) -> UserError:
+def write_error(path: PathLike, error: OSError) -> UserError:
     """What to tell a user whose disk refused `path`."""
     reason = error.strerror or str(error)
-    way_out = "free space there" if error.errno in _FULL else "fix that"
+    hint = "free space there" if error.errno in _FULL else "fix that"
     if error.errno in READ_ONLY:
-        way_out = "copy what lies there to a folder that you may write to, name that,"
-    return UserError(f"could not write {path}: {reason}; {way_out} and run the same command again")
+        hint = "copy what lies there to a folder that you may write to, name that,"
+    return UserError(f"could not write {path}: {reason}; {hint} and run the same command again")
 
 
 def _plain(value: Any) -> Any:

@@ -46,7 +46,7 @@ class BufferedFile:
             if self._refusal is None:
                 logging.error(
                     "%s; what belongs there is kept in memory, and the run goes on",
-                    atomic.unwritable(self._path, error),
+                    atomic.write_error(self._path, error),
                 )
             self._refusal = error
             return
@@ -59,7 +59,7 @@ class BufferedFile:
         self.settle()
         self._file.close()
         if self._refusal is not None:
-            raise atomic.unwritable(self._path, self._refusal) from self._refusal
+            raise atomic.write_error(self._path, self._refusal) from self._refusal
 
     def _write(self, record: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size

@@ -12,7 +12,7 @@ class UnreadableError(Exception):
     """What is stored is not there whole, or not as it was written."""
 
 
-def text(content: Mapping[str, Any]) -> str:
+def dumps(content: Mapping[str, Any]) -> str:
     """The file that says `content`. Raises TypeError if that has no JSON form."""
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "checksum": checksum})
@@ -29,7 +29,7 @@ def read(store: Store, name: str) -> dict[str, Any]:
         raw = (store.read(name) or b"").decode()
         content = json.loads(raw)
         del content["checksum"]
-        whole = text(content) == raw
+        whole = dumps(content) == raw
     except OSError as error:
         if not is_damage(error):
             raise

@@ -16,7 +16,7 @@ def data_directory() -> Path:
     return cache_directory("data")
 
 
-def plain_name(name: str, key: str) -> str:
+def check_folder_name(name: str, key: str) -> str:
     """`name`, which may be that of a folder in the data directory. Raises UserError, naming `key`, if not."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise UserError(f"{key} = {name!r}: must be the name of a folder, without / and no . in front")

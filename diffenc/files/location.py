@@ -1,6 +1,6 @@
 """Folders that a process works in for long, and that may be moved, deleted or replaced meanwhile.
 
-While a folder is `watched`, `diffenc.files.atomic` refuses to write below its path once another folder, or none, is there.
+While a folder is `watch`, `diffenc.files.atomic` refuses to write below its path once another folder, or none, is there.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Location:
 
 
 @contextlib.contextmanager
-def watched(folder: Path) -> Iterator[None]:
+def watch(folder: Path) -> Iterator[None]:
     """While entered, writing below `folder` is refused where it is another folder by then. One that is not there is not."""
     try:
         place = Location(folder)

@@ -33,39 +33,39 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       TypeError: something in it has no JSON form.
     """
-    plain = without(json.loads(atomic.to_json(record)))
+    plain = strip_checksum(json.loads(atomic.to_json(record)))
     return {**plain, KEY: _digest(plain)}
 
 
-def write(path: atomic.PathLike, record: Mapping[str, Any]) -> None:
+def write_record(path: atomic.PathLike, record: Mapping[str, Any]) -> None:
     """Replaces the file `path` by the sealed record. Raises UserError if the disk refuses."""
     atomic.write_json(path, with_checksum(record))
 
 
-def check(record: Mapping[str, Any]) -> ChecksumState:
+def check_checksum(record: Mapping[str, Any]) -> ChecksumState:
     """Compares a record, as `json.loads` returns it, with its checksum."""
     if KEY not in record:
         return ChecksumState.MISSING
-    return ChecksumState.WHOLE if record[KEY] == _digest(without(record)) else ChecksumState.BROKEN
+    return ChecksumState.WHOLE if record[KEY] == _digest(strip_checksum(record)) else ChecksumState.BROKEN
 
 
-def without(record: Mapping[str, Any]) -> dict[str, Any]:
+def strip_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record without its checksum."""
     return {key: value for key, value in record.items() if key != KEY}
 
 
 def is_broken(record: Any) -> bool:
     """Whether `record` is an object whose checksum does not match its content."""
-    return isinstance(record, Mapping) and check(record) is ChecksumState.BROKEN
+    return isinstance(record, Mapping) and check_checksum(record) is ChecksumState.BROKEN
 
 
-def read_sound(path: Path) -> dict[str, Any] | None:
+def read_intact(path: Path) -> dict[str, Any] | None:
     """Returns the object in a JSON file without its checksum; None if it is absent, damaged or no object."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return without(found) if isinstance(found, dict) and not is_broken(found) else None
+    return strip_checksum(found) if isinstance(found, dict) and not is_broken(found) else None
 
 
 def _digest(rest: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ class Store(Protocol):
         ...
 
 
-def at(place: PathLike) -> Store:
+def open_store(place: PathLike) -> Store:
     """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
 
     Raises:
@@ -99,7 +99,7 @@ def is_url(place: PathLike) -> bool:
     return re.match(r"[a-z0-9]+://", os.fspath(place)) is not None
 
 
-def join(place: PathLike, name: str) -> str | Path:
+def join_path(place: PathLike, name: str) -> str | Path:
     """`name` within a path or a URL."""
     return f"{os.fspath(place).rstrip('/')}/{name}" if is_url(place) else Path(place) / name
 
@@ -234,7 +234,7 @@ def is_damage(error: Exception) -> bool:
     return number == errno.EIO if number else str(error).startswith(DAMAGE)
 
 
-def unreadable(place: PathLike, error: OSError) -> UserError:
+def read_error(place: PathLike, error: OSError) -> UserError:
     """What to tell a user whose store refused to be read."""
     reason = error.strerror or error
     return UserError(f"cannot read {place}: {reason}; check the address, and your access to it")

@@ -86,7 +86,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 PRODUCTS = 4  # between two looks at the clock, so that starting one hides behind another
 
 
-def stated(device_kind: str) -> str | None:
+def find_accelerator(device_kind: str) -> str | None:
     """The key of ACCELERATORS for JAX's name of a device; None if it is not there."""
     return next((name for name, one in ACCELERATORS.items() if device_kind in one.kinds), None)
 
@@ -98,7 +98,7 @@ def matmul_precision_of(accelerator: str | None) -> str:
     return ACCELERATORS[accelerator].computed_in("float32")
 
 
-def measured(dtype: str, size: int | None = None, seconds: float = 0.5) -> float:
+def measure_flops(dtype: str, size: int | None = None, seconds: float = 0.5) -> float:
     """FLOPs a second in products of two random `size` x `size` matrices on one device: the best of several tries.
 
     Devices of a CPU backend share one processor, so each is taken to have its part of what one alone reaches.

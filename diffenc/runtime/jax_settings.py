@@ -19,7 +19,7 @@ OFF = {
 }
 
 
-def settle() -> None:
+def override_settings() -> None:
     """Turn off settings that the programs cannot run under, with a line in the log for each. Before JAX has a backend."""
     for name, (values, instead, why) in OFF.items():
         if jax.config.values[name] in values:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
-def tied(command: Sequence[str], cores: Iterable[int] = ()) -> list[str]:
+def tie_to_parent(command: Sequence[str], cores: Iterable[int] = ()) -> list[str]:
     """`command`, to be killed when this process is gone, on `cores` or all of them."""
     chosen = ",".join(map(str, sorted(cores))) or "all"
     return [sys.executable, "-S", "-E", __file__, str(os.getpid()), chosen, *command]

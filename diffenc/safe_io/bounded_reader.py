@@ -50,6 +50,6 @@ class BoundedReader:
         self._count += len(part)
         if self._count > self._limit:
             raise UserError(
-                f"{self._name}: unpacks to more than the {self._limit:,} bytes it may; get it again"
+                f"{self._name}: unpacks to more than the {self._limit:,} bytes it may; download it again"
             )
         return part

@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 
 from diffenc.errors import UserError
-from diffenc.safe_io.reading import reading
+from diffenc.safe_io.reading import convert_errors
 
 _ARRAY, _NUMBER = 1, 3
 _MOST = 1 << 17  # entries; a checkpoint of a thousand parameters has a tenth
@@ -30,14 +30,14 @@ def load(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: it cannot be read, or is no such file.
     """
-    with reading(path):
+    with convert_errors(path):
         content = _Budget().unpack(path.read_bytes(), _LONGEST)
         if not isinstance(content, dict):
             raise UserError(f"{path}: holds no tree of arrays")
-        return once(_leaves(content, ()))
+        return to_dict(_leaves(content, ()))
 
 
-def once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+def to_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """`pairs` as a dictionary. Raises ValueError if two have the same name."""
     found = {}
     for name, value in pairs:
@@ -56,7 +56,7 @@ class _Budget:
     def unpack(self, data: bytes, longest: int) -> Any:
         return msgpack.unpackb(
             data, raw=False, strict_map_key=False, max_array_len=longest, max_map_len=longest,
-            list_hook=self._counted, object_pairs_hook=lambda pairs: once(self._counted(pairs)), ext_hook=self._array,
+            list_hook=self._counted, object_pairs_hook=lambda pairs: to_dict(self._counted(pairs)), ext_hook=self._array,
         )  # fmt: skip
 
     def _counted(self, items: list[Any]) -> list[Any]:

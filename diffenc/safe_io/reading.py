@@ -18,7 +18,7 @@ class Stream(Protocol):
 
 
 @contextlib.contextmanager
-def reading(name: Path | str) -> Iterator[None]:
+def convert_errors(name: Path | str) -> Iterator[None]:
     """Turn whatever goes wrong while the file `name` is read into a UserError of one line.
 
     Damaged archives fail in more ways than their modules document (zlib, struct, Unicode, memory ...).
@@ -28,7 +28,7 @@ def reading(name: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be read, get it again ({one_line(error)})") from error
+        raise UserError(f"{name}: cannot be read, download it again ({one_line(error)})") from error
 
 
 def one_line(error: Exception) -> str:

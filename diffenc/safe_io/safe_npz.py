@@ -9,7 +9,7 @@ import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import reading
+from diffenc.safe_io.reading import convert_errors
 
 
 def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> dict[str, np.ndarray]:
@@ -22,7 +22,7 @@ def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> 
     Raises:
       UserError: the file is damaged, an array is not of plain numbers, or claims more than it has.
     """
-    with reading(name), zipfile.ZipFile(stream) as archive:
+    with convert_errors(name), zipfile.ZipFile(stream) as archive:
         held = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         return {key: _array(archive, held[key], f"{name}:{key}", limit) for key in wanted if key in held}
 
@@ -39,7 +39,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: 
         length = math.prod(shape) * dtype.itemsize
         content = stream.read(length)
         if len(content) != length or stream.read(1):  # reading to the end also has zip check its sum
-            raise UserError(f"{name}: has not the {length:,} bytes that it claims; get it again")
+            raise UserError(f"{name}: has not the {length:,} bytes that it claims; download it again")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 

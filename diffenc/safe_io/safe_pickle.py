@@ -16,7 +16,7 @@ import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import Stream, reading
+from diffenc.safe_io.reading import Stream, convert_errors
 
 _REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
 _KEYS = {  # where on the stack the keys are that an operation hashes
@@ -40,14 +40,14 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
     Raises:
       UserError: names `name` and the offending global, or says what else is wrong with the pickle.
     """
-    with reading(name):
+    with convert_errors(name):
         limited = BoundedReader(stream, limit, name)
         found = Unpickler(limited, name, limit, _KNOWN).load()
         if limited.read(1):  # reading to the end also has an archive check its sum
-            raise UserError(f"{name}: bytes follow the pickle's end; get it again")
+            raise UserError(f"{name}: bytes follow the pickle's end; download it again")
         if not isinstance(found, dict):
             raise UserError(f"{name}: holds a {type(found).__name__}, not a dictionary")
-        return {text(key): _unwrapped(value) for key, value in found.items()}
+        return {decode_text(key): _unwrapped(value) for key, value in found.items()}
 
 
 class Unpickler(pickle._Unpickler):
@@ -79,8 +79,8 @@ class Unpickler(pickle._Unpickler):
 
     def _encode(self, value: Any, encoding: Any) -> bytes:
         """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
-        if text(encoding) != "latin1":
-            raise ValueError(f"encoding {shown(encoding)}")
+        if decode_text(encoding) != "latin1":
+            raise ValueError(f"encoding {short_repr(encoding)}")
         self._left -= len(value)
         if self._left < 0:
             raise ValueError("too many bytes")
@@ -92,7 +92,7 @@ class Unpickler(pickle._Unpickler):
         known = self._known.get((module, name))
         if known is None:
             raise UserError(
-                f"{self._name}: its pickle asks for {shown(f'{module}.{name}')}; only arrays are admitted"
+                f"{self._name}: its pickle asks for {short_repr(f'{module}.{name}')}; only arrays are admitted"
             )
         return lambda *args: known(*args)  # a fresh one each time: a pickle can set attributes of what it got
 
@@ -131,15 +131,15 @@ class _Dtype:
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = True):
         del align, copy
-        if not re.fullmatch(r"b1|[iu][1248]|f[248]", text(spec)):
-            raise ValueError(f"dtype {shown(spec)} is not a plain number")
-        self.dtype = np.dtype(text(spec))
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", decode_text(spec)):
+            raise ValueError(f"dtype {short_repr(spec)} is not a plain number")
+        self.dtype = np.dtype(decode_text(spec))
 
     def __setstate__(self, state: tuple) -> None:
         _, order, subdtype, names, fields, *_ = state
         if (subdtype, names, fields) != (None, None, None):
             raise ValueError("a structured dtype")
-        self.dtype = self.dtype.newbyteorder(text(order))  # pyright: ignore[reportArgumentType]
+        self.dtype = self.dtype.newbyteorder(decode_text(order))  # pyright: ignore[reportArgumentType]
 
 
 class _Array:
@@ -182,14 +182,14 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     return made
 
 
-def text(value: Any) -> str:
+def decode_text(value: Any) -> str:
     """`value`, which must be a text. Raises ValueError."""
     if not isinstance(value, str | bytes):
         raise ValueError(f"a {type(value).__name__} where text belongs")
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """What messages show of a value out of a file: short, in one line, nothing in it that a terminal obeys."""
     return ascii(value)[:_LONGEST_SHOWN]
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from diffenc.errors import UserError
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import Stream, reading
+from diffenc.safe_io.reading import Stream, convert_errors
 from diffenc.safe_io.safe_npz import refuse_bomb
-from diffenc.safe_io.safe_pickle import MAX_DIMS, Unpickler, is_size, shown, text
+from diffenc.safe_io.safe_pickle import MAX_DIMS, Unpickler, decode_text, is_size, short_repr
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what the older format opens with
 _PROTOCOL = 1001
@@ -75,7 +75,7 @@ def load(path: Path, limit: int) -> dict[str, np.ndarray]:
       UserError: no such file, it is damaged, or it holds anything but a dictionary of tensors.
     """
     name = str(path)
-    with reading(name), open(path, "rb") as stream:
+    with convert_errors(name), open(path, "rb") as stream:
         archived = stream.read(4) == b"PK\x03\x04"
         stream.seek(0)
         tensors, storages = (_read_archive if archived else _read_older)(stream, name, limit)
@@ -97,10 +97,10 @@ def _read_archive(
 
         def read(member: str, most: int) -> bytes | bytearray:
             if member not in members:
-                raise UserError(f"{name}: lacks {shown(member)}; get it again")
-            refuse_bomb(members[member], f"{name}: {shown(member)}", most)
+                raise UserError(f"{name}: lacks {short_repr(member)}; download it again")
+            refuse_bomb(members[member], f"{name}: {short_repr(member)}", most)
             with archive.open(members[member]) as packed:
-                return BoundedReader(packed, most, f"{name}: {shown(member)}").read()
+                return BoundedReader(packed, most, f"{name}: {short_repr(member)}").read()
 
         swapped = f"{root}byteorder" in members and read(f"{root}byteorder", 16) != sys.byteorder.encode()
         with archive.open(members[pickles[0]]) as packed:
@@ -120,13 +120,13 @@ def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Ten
     swapped = _plain(limited, name)["little_endian"] != (sys.byteorder == "little")
     tensors, named = _unpickle(limited, name, limit)
     storages = {}
-    for key in map(text, _plain(limited, name)):
+    for key in map(decode_text, _plain(limited, name)):
         (numel,) = struct.unpack(">q" if swapped else "<q", limited.read(8))
         if key not in named or numel != named[key].numel:
-            raise ValueError(f"storage {shown(key)} has {numel} numbers, and no tensor that says so")
+            raise ValueError(f"storage {short_repr(key)} has {numel} numbers, and no tensor that says so")
         storages[key] = _numbers(limited.read(numel * named[key].dtype.itemsize), named[key], swapped)
     if limited.read(1):
-        raise UserError(f"{name}: bytes follow the last storage; get it again")
+        raise UserError(f"{name}: bytes follow the last storage; download it again")
     return tensors, storages
 
 
@@ -144,9 +144,9 @@ def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor]
     for key, value in found.items():
         if not isinstance(value, _Tensor):
             raise UserError(
-                f"{name}: has a {type(value).__name__} as {shown(key)}; only tensors are admitted"
+                f"{name}: has a {type(value).__name__} as {short_repr(key)}; only tensors are admitted"
             )
-    return {text(key): value for key, value in found.items()}, unpickler.storages
+    return {decode_text(key): value for key, value in found.items()}, unpickler.storages
 
 
 class _Unpickler(Unpickler):
@@ -159,21 +159,21 @@ class _Unpickler(Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage, from ("storage", type, key, device, number of numbers) and, in older files, its view."""
         kind, make_dtype, key, _, numel, *view = pid
-        if text(kind) != "storage" or not is_size(numel) or any(part is not None for part in view):
+        if decode_text(kind) != "storage" or not is_size(numel) or any(part is not None for part in view):
             raise ValueError("a reference to something other than a storage")
         dtype = make_dtype()
         if not isinstance(dtype, np.dtype):
             raise ValueError("a storage of an unknown type")
-        storage = _Storage(text(key), dtype, numel)
+        storage = _Storage(decode_text(key), dtype, numel)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"storage {shown(storage.key)} is described in two ways")
+            raise ValueError(f"storage {short_repr(storage.key)} is described in two ways")
         return storage
 
 
 def _numbers(raw: bytes | bytearray, storage: _Storage, swapped: bool) -> np.ndarray:
     if len(raw) != storage.numel * storage.dtype.itemsize:
         raise ValueError(
-            f"storage {shown(storage.key)}: {len(raw)} bytes for {storage.numel} {storage.dtype}"
+            f"storage {short_repr(storage.key)}: {len(raw)} bytes for {storage.numel} {storage.dtype}"
         )
     found = np.frombuffer(raw, storage.dtype)
     return found.byteswap() if swapped else found
@@ -191,7 +191,7 @@ def _arrays(
             raise ValueError("tensors larger than the file may be")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if count and last >= len(flat):
-            raise ValueError(f"{shown(key)}: reaches beyond its storage")
+            raise ValueError(f"{short_repr(key)}: reaches beyond its storage")
         steps = [stride * flat.itemsize for stride in strides]
         yield key, np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 

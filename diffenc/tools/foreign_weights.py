@@ -16,8 +16,8 @@ from diffenc.export import export, weights
 from diffenc.export.loading import abstract_names
 from diffenc.export.weights import Arrays
 from diffenc.safe_io import flax_file, safe_npz
-from diffenc.safe_io.flax_file import once
-from diffenc.safe_io.reading import one_line, reading
+from diffenc.safe_io.flax_file import to_dict
+from diffenc.safe_io.reading import convert_errors, one_line
 from diffenc.workdir import provenance
 
 Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
@@ -45,8 +45,8 @@ def read(path: Path, limit: int) -> tuple[Arrays, int]:
     branches = (f"{branch}/" for branch in BRANCHES)
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
-    with reading(path):
-        named = once((name.removeprefix("params/"), array) for name, array in held.items())
+    with convert_errors(path):
+        named = to_dict((name.removeprefix("params/"), array) for name, array in held.items())
     return named, _step(found.get("step", np.zeros(())), path)
 
 
@@ -68,7 +68,7 @@ def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
         name: array.astype(wanted[name].dtype) if name in wanted and array.dtype.kind == "f" else array
         for name, array in arrays.items()
     }
-    weights.require_same(where, weights.described(cast), weights.described(wanted))
+    weights.require_same_arrays(where, weights.describe_arrays(cast), weights.describe_arrays(wanted))
     return {name: cast[name] for name in wanted}
 
 
@@ -83,7 +83,7 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     """
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
-    export.refuse_others(output)  # before the file is read, which may take long
+    export.refuse_other_files(output)  # before the file is read, which may take long
     theirs, step = read(path, most_bytes(experiment))
     try:
         ours = translate(theirs)
@@ -93,16 +93,19 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     name = os.fsencode(path.name).decode(errors="replace")
     # which images they saw is not known
-    about = export.about(
-        experiment, step, provenance.kind_of(experiment.dataset), f"{what}: the file {name}, SHA-256 {digest}"
+    about = export.describe_parameters(
+        experiment,
+        step,
+        provenance.dataset_metadata(experiment.dataset),
+        f"{what}: the file {name}, SHA-256 {digest}",
     )
     export.write_folder(output, arrays, about, None, experiment.model.condition_metadata())
     return sum(array.size for array in arrays.values())
 
 
 def _npz(path: Path, limit: int) -> Arrays:
-    with reading(path), zipfile.ZipFile(path) as archive:
-        names = list(once((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
+    with convert_errors(path), zipfile.ZipFile(path) as archive:
+        names = list(to_dict((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
         _require_within(limit, sum(member.file_size for member in archive.infolist()), path)
     return safe_npz.load(io.BytesIO(path.read_bytes()), str(path), names, limit)
 

@@ -12,7 +12,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import Evaluator, evaluation_record
-from diffenc.evaluation.image_grid import grid, to_uint8
+from diffenc.evaluation.image_grid import make_grid, to_uint8
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import replicated
@@ -149,7 +149,7 @@ class Samples(Hook):
             except UserError as error:  # such as a disk that is full now
                 logging.error("%s; the run goes on", error)
                 return
-            picture = grid(to_uint8(images, self._num_levels))
+            picture = make_grid(to_uint8(images, self._num_levels))
             session.writer.write_images(session.step, {"samples": picture})
             logging.info("samples in %s", path)
 

@@ -75,7 +75,7 @@ def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") 
     return _train(experiment, workdir)
 
 
-@mirror.mirrored
+@mirror.on_local_copy
 def _train(experiment: Experiment, workdir: Path) -> TrainResult:
     mesh = data_mesh(experiment.mesh)
     check_batch(experiment, mesh)

@@ -58,9 +58,9 @@ class RunFiles:
         """
         config_check.check_config(experiment, workdir)
         self.workdir = workdir
-        self.name = mirror.name_of(workdir)
+        self.name = mirror.display_name(workdir)
         self.checkpoints = checkpoints.Checkpoints(
-            mirror.checkpoints_of(workdir), experiment.keep_last, experiment.keep_every
+            mirror.checkpoint_location(workdir), experiment.keep_last, experiment.keep_every
         )
         self._experiment = experiment
         self._config_text = serialize.config_text(experiment)
@@ -77,7 +77,7 @@ class RunFiles:
         """
         if not self.checkpoints.found:
             return Start(None, self._read_origin(abstract))
-        expected = config_check.expected(self._experiment, self.workdir, self.name)
+        expected = config_check.expected_metadata(self._experiment, self.workdir, self.name)
         restored = self.checkpoints.restore(abstract, check=expected.check)
         expected.warn_unchecked(restored)
         config_check.check_data(self._train_images, restored, self.workdir)
@@ -89,7 +89,7 @@ class RunFiles:
         origin = self._experiment.init_from
         if origin is None:
             return None
-        expected = config_check.expected_of_origin(origin)
+        expected = config_check.expected_origin_metadata(origin)
         wanted = {"params": abstract.params, "ema": abstract.ema}
         restored = checkpoints.restore_from(origin, wanted, check=expected.check)
         expected.warn_unchecked(restored)
@@ -129,7 +129,7 @@ class RunFiles:
         config_check.write_config(self._experiment, self.workdir, self._config_text)
         if restored:
             # rows of owed work that was done after the checkpoint was saved: it will be done again
-            writers.cut_to(self._metrics, restored.metadata["metrics_bytes"])
+            writers.truncate_to(self._metrics, restored.metadata["metrics_bytes"])
         elif not mirror.push(self.workdir):
             raise UserError(f"cannot write to {self.name}: check the address, and your access")
         step = restored.step if restored else None
@@ -144,7 +144,7 @@ class RunFiles:
         """Writes parameters.txt, dataset.json and environment.json of a run that starts, or resumes, at `step`."""
         overview = parameter_overview.get_parameter_overview(name_leaves(params), include_stats=False)
         atomic.write_text(self.workdir / "parameters.txt", overview + "\n")
-        provenance.file(self._experiment, self.workdir, step, num_images)
+        provenance.write_provenance(self._experiment, self.workdir, step, num_images)
 
     def is_saved(self, step: int, owed: list[str]) -> bool:
         """Whether the newest checkpoint is of `step` with this `owed` work, as far as is known by now."""
@@ -159,7 +159,7 @@ class RunFiles:
             "metrics_bytes": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "train_images": self._train_images,
-            **config_check.metadata(self._config_text, self._run_id),
+            **config_check.checkpoint_metadata(self._config_text, self._run_id),
         }
         self.checkpoints.save(step, state, metadata)
         self._newest = step, list(owed)

@@ -117,7 +117,7 @@ def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Claim
     folder = make_directory(Path(workdir), option)
     claimed = Claim(folder, option)
     try:
-        with location.watched(folder):
+        with location.watch(folder):
             yield claimed
     finally:
         claimed.close()

@@ -22,26 +22,24 @@ from diffenc.workdir import run_id
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
     """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
-    way_out = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
-    refuse_other_config(experiment, workdir, also_free, way_out)
+    hint = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
+    refuse_other_config(experiment, workdir, also_free, hint)
 
 
-def refuse_other_config(
-    experiment: Experiment, workdir: Path, also_free: tuple[str, ...], way_out: str
-) -> None:
+def refuse_other_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...], hint: str) -> None:
     """`check_config`, for one who knows another way out."""
     saved = saved_config(workdir)
     if saved is None:
         return
     differing = serialize.differences(saved, serialize.config_text(experiment), also_free)
     if differing:
-        raise UserError(f"{workdir} holds a run of another config ({serialize.listed(differing)}): {way_out}")
+        raise UserError(f"{workdir} holds a run of another config ({serialize.listed(differing)}): {hint}")
 
 
 def saved_config(workdir: PathLike) -> str | None:
     """Returns the text of WORKDIR/config.gin; None where there is none."""
     with reading(workdir):
-        content = stores.at(workdir).read(CONFIG)
+        content = stores.open_store(workdir).read(CONFIG)
     return None if content is None else content.decode(errors="replace")  # a damaged one differs
 
 
@@ -81,7 +79,7 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
         )
 
 
-def metadata(config: str, run: str) -> dict[str, Any]:
+def checkpoint_metadata(config: str, run: str) -> dict[str, Any]:
     """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check` and `check_draws`."""
     return {"config_hash": serialize.hash_of(config), "config": config, "run": run, "draws": draw_settings()}
 
@@ -105,7 +103,7 @@ class ExpectedMetadata:
     also_free: tuple[str, ...] = ()
 
     def check(self, where: str, metadata: Mapping[str, Any]) -> None:
-        """Raise UserError if the checkpoint called `where`, which holds `metadata`, is of another run or config.
+        """Raise UserError if the checkpoint called `where`, which holds `checkpoint_metadata`, is of another run or config.
 
         The config in it is compared as text: nothing of it is imported or evaluated.
         """
@@ -114,13 +112,11 @@ class ExpectedMetadata:
         if None not in (identity, self.run) and identity != self.run:
             other = f", of another config ({differing})" if differing else ""
             raise UserError(
-                f"checkpoint {where} is of another run than {stores.join(self.place, run_id.FILE)}{other}: move it "
+                f"checkpoint {where} is of another run than {stores.join_path(self.place, run_id.FILE)}{other}: move it "
                 "to its own workdir; to start a run from its parameters, bind Experiment.init_from"
             )
         if differing:
-            raise UserError(
-                f"checkpoint {where} was trained with another config ({differing}): {self._way_out}"
-            )
+            raise UserError(f"checkpoint {where} was trained with another config ({differing}): {self._hint}")
 
     @main_process_only
     def warn_unchecked(self, restored: Restored) -> None:
@@ -151,14 +147,14 @@ class ExpectedMetadata:
         return "" if same else "its config_hash differs, and it does not hold the config itself"
 
     @property
-    def _way_out(self) -> str:
+    def _hint(self) -> str:
         if self.saved is None:
             return "give the --gin_file it was trained with, or choose another --workdir"
-        config = stores.join(self.place, CONFIG)
+        config = stores.join_path(self.place, CONFIG)
         return f"undo that in {config}, or start a run in another --workdir from it with Experiment.init_from"
 
 
-def expected(
+def expected_metadata(
     experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
 ) -> ExpectedMetadata:
     """Returns what checkpoints of `experiment` in `workdir`, called `place`, must hold. All processes have to call this.
@@ -170,7 +166,7 @@ def expected(
     return ExpectedMetadata(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
 
 
-def expected_of_origin(workdir: PathLike) -> ExpectedMetadata:
+def expected_origin_metadata(workdir: PathLike) -> ExpectedMetadata:
     """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
     saved = saved_config(workdir)
     return ExpectedMetadata(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)

@@ -152,7 +152,7 @@ def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
         ) from error
     if not sound or times[0] != 0 or times[-1] != 1:
         raise UserError(f"{file} is not a fit (its times or figures do not match): delete it and fit again")
-    return record_checksum.without(content) | {"times": times} | arrays
+    return record_checksum.strip_checksum(content) | {"times": times} | arrays
 
 
 def plan(

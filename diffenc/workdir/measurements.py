@@ -36,7 +36,7 @@ def save_measurement(
     """
     workdir = Path(workdir)
     location.check(workdir)
-    data = atomic.npz(arrays)
+    data = atomic.encode_npz(arrays)
     content = record_checksum.with_checksum({**record, NPZ: hashlib.sha256(data).hexdigest()})
     text = atomic.to_json(content, indent=1).encode() + b"\n"
     folder = make_directory(workdir / f"{name}s")
@@ -45,12 +45,12 @@ def save_measurement(
         workdir / f"{name}.json",
     ]  # in this order: no record without its arrays
     try:
-        with atomic.replacing_all(latest) as temporaries:
+        with atomic.replace_files(latest) as temporaries:
             for temporary, content in zip(temporaries, (data, text), strict=True):
                 temporary.write_bytes(content)
             return _write_numbered(folder, data, text)
     except OSError as error:
-        raise atomic.unwritable(latest[-1], error) from error
+        raise atomic.write_error(latest[-1], error) from error
 
 
 def _write_numbered(folder: Path, data: bytes, text: bytes) -> int:

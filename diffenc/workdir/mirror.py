@@ -42,7 +42,7 @@ _OPEN: "dict[Path, Mirror]" = {}  # by their folder
 
 
 @contextlib.contextmanager
-def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
+def open_workdir(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
     """A folder on a disk to work in: `workdir` itself, or while entered the mirror of its address.
 
     Raises:
@@ -50,7 +50,7 @@ def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
     """
     if not stores.is_url(workdir):
         folder = Path(expand_path(os.fspath(workdir), "--workdir"))
-        with location.watched(folder):
+        with location.watch(folder):
             yield folder
         return
     with Mirror(os.fspath(workdir), writes) as mirror:
@@ -61,27 +61,27 @@ def opened(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
             del _OPEN[mirror.folder]
 
 
-def mirrored(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
+def on_local_copy(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
     """`function(experiment, workdir)` for a workdir that may be an address; the function is given a folder."""
 
     @functools.wraps(function)
     def on_folder(experiment: Any, workdir: stores.PathLike) -> R:
-        with opened(workdir, distributed.is_main()) as folder:
+        with open_workdir(workdir, distributed.is_main()) as folder:
             return function(experiment, folder)
 
     return on_folder
 
 
-def name_of(folder: Path) -> str:
+def display_name(folder: Path) -> str:
     """What a user calls the workdir opened as `folder`."""
     mirror = _OPEN.get(folder)
     return str(folder) if mirror is None else mirror.url
 
 
-def checkpoints_of(folder: Path) -> stores.PathLike:
+def checkpoint_location(folder: Path) -> stores.PathLike:
     """Where the checkpoints of the workdir opened as `folder` are."""
     mirror = _OPEN.get(folder)
-    return folder / FOLDER if mirror is None else stores.join(mirror.url, FOLDER)
+    return folder / FOLDER if mirror is None else stores.join_path(mirror.url, FOLDER)
 
 
 def push(folder: Path) -> bool:
@@ -114,7 +114,7 @@ class Mirror:
           UserError: the store refused, holds too much, or a name that is none of a file in a folder.
         """
         self.url = url
-        self._store = stores.at(url)
+        self._store = stores.open_store(url)
         self._writes = writes
         self._copied = 0  # bytes
         _sweep()
@@ -124,7 +124,7 @@ class Mirror:
         except BaseException as error:
             self._remove()
             if isinstance(error, OSError):
-                raise stores.unreadable(url, error) from error
+                raise stores.read_error(url, error) from error
             raise
         self._pushed = self._stamps()
 
@@ -192,7 +192,7 @@ class Mirror:
             self._store.write(name, (self.folder / name).read_bytes())
         except OSError as error:
             logging.error(
-                "could not write %s: %s; trying again later", stores.join(str(self._store), name), error
+                "could not write %s: %s; trying again later", stores.join_path(str(self._store), name), error
             )
             return False
         return True

@@ -29,7 +29,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "optax", "dm-haiku")
 Record = dict[str, Any]
 
 
-def file(experiment: Experiment, workdir: Path, step: int, num_train: int) -> None:
+def write_provenance(experiment: Experiment, workdir: Path, step: int, num_train: int) -> None:
     """Write both records of a run that starts, or goes on, at `step`.
 
     The environment is a list, for a run may go on elsewhere: each entry holds from its `step` on.
@@ -40,40 +40,40 @@ def file(experiment: Experiment, workdir: Path, step: int, num_train: int) -> No
     Raises:
       UserError: the disk refused.
     """
-    earlier = [entry for entry in starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
-    now = environment(experiment)
+    earlier = [entry for entry in parse_starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
+    now = describe_environment(experiment)
     if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
         earlier.append({"step": step, **now})
-    record_checksum.write(workdir / DATASET, dataset_card(experiment, num_train))
-    record_checksum.write(workdir / ENVIRONMENT, {"starts": earlier})
+    record_checksum.write_record(workdir / DATASET, dataset_card(experiment, num_train))
+    record_checksum.write_record(workdir / ENVIRONMENT, {"starts": earlier})
 
 
-def starts(record: Any) -> list[Record]:
+def parse_starts(record: Any) -> list[Record]:
     """The entries of an environment.json; of what is none, nothing."""
     found = record.get("starts") if isinstance(record, dict) else None
     entries = found if isinstance(found, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
-def environment(experiment: Experiment) -> Record:
+def describe_environment(experiment: Experiment) -> Record:
     """Versions, devices and precision. Neither who runs it, nor where: no names of users, hosts or folders."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
-        "diffenc": version("diffenc"),
-        "commit": commit(Path(__file__).parents[2]),
+        "diffenc": installed_version("diffenc"),
+        "commit": git_commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: installed_version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
         "processes": jax.process_count(),
         "precision": serialize.precision(experiment),
         "matmul_precision": matmul_precision(),
-        **({"plugins": found} if (found := packages(experiment)) else {}),
+        **({"plugins": found} if (found := plugin_packages(experiment)) else {}),
     }
 
 
-def packages(experiment: Experiment) -> str:
+def plugin_packages(experiment: Experiment) -> str:
     """Returns names and versions of the other packages whose plugins are in the experiment: "my-pack 0.1.0, …".
 
     A module that no installed package brings, as one in the current folder, is not among them.
@@ -101,21 +101,23 @@ def _provider(root: str, providers: Mapping[str, list[str]]) -> metadata.Distrib
     return None
 
 
-def not_installed(record: bytes | None) -> str:
+def missing_plugins(record: bytes | None) -> str:
     """Of the plugin packages that an environment.json names last, those that are not installed now, by name and version."""
     try:
-        entries = starts(json.loads(record or b"{}"))
+        entries = parse_starts(json.loads(record or b"{}"))
     except ValueError:
         return ""
-    return absent(str(entries[-1].get("plugins", ""))) if entries else ""
+    return missing_packages(str(entries[-1].get("plugins", ""))) if entries else ""
 
 
-def absent(named: str) -> str:
-    """Returns those of `packages` that are not installed now."""
-    return ", ".join(one for one in named.split(", ") if one.split() and version(one.split()[0]) is None)
+def missing_packages(named: str) -> str:
+    """Returns those of `plugin_packages` that are not installed now."""
+    return ", ".join(
+        one for one in named.split(", ") if one.split() and installed_version(one.split()[0]) is None
+    )
 
 
-def version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """Of what is installed; None where it is not, as diffenc itself in a checkout that is only on the path."""
     try:
         return metadata.version(package)
@@ -123,7 +125,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def commit(folder: Path) -> str | None:
+def git_commit(folder: Path) -> str | None:
     """The git commit of a checkout, with "+" where tracked files differ from it; None where it is none."""
     if not (folder / ".git").exists():  # git itself would ask the folders above, too
         return None
@@ -134,15 +136,15 @@ def commit(folder: Path) -> str | None:
     return None if not head else head + ("+" if changed else "")
 
 
-def trained_on(experiment: Experiment, workdir: Path) -> Record:
+def training_data(experiment: Experiment, workdir: Path) -> Record:
     """What a run filed of its data when it started; where it filed nothing of the kind, what the data themselves say."""
     said = _read(workdir / DATASET)
-    if isinstance(said, dict) and {**said, **kind_of(experiment.dataset)} == said:
+    if isinstance(said, dict) and {**said, **dataset_metadata(experiment.dataset)} == said:
         return said
     return dataset_card(experiment, len(experiment.dataset.source("train")))
 
 
-def kind_of(dataset: Dataset) -> Record:
+def dataset_metadata(dataset: Dataset) -> Record:
     """A data set's name and kind of images, for which no file of it need be there."""
     return {
         "dataset": dataset_name(dataset),
@@ -156,7 +158,7 @@ def dataset_card(experiment: Experiment, num_train: int) -> Record:
     """What the images are, as far as it is known without reading them."""
     dataset = experiment.dataset
     return {
-        **kind_of(dataset),
+        **dataset_metadata(dataset),
         "source": source_name(dataset),
         **getattr(dataset, "terms", {}),
         "train_images": num_train,
@@ -175,7 +177,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def _read(path: Path) -> Record | None:
-    found = record_checksum.read_sound(path)
+    found = record_checksum.read_intact(path)
     if found is None and path.exists():
         logging.warning("%s: damaged or edited, so what it says is left out", path)
     return found

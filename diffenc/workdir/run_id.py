@@ -32,11 +32,11 @@ def read(workdir: stores.PathLike) -> str | None:
     content = b""
     if jax.process_index() == 0:
         with reading(workdir):
-            content = (stores.at(workdir).read(FILE) or b"")[:LONGEST]
+            content = (stores.open_store(workdir).read(FILE) or b"")[:LONGEST]
     text = bytes(broadcast_int_list(content)).decode(errors="replace").strip()
     if text and not is_valid(text):
         raise UserError(
-            f"{stores.join(workdir, FILE)} is damaged: delete it, and the identity of the newest checkpoint is taken"
+            f"{stores.join_path(workdir, FILE)} is damaged: delete it, and the identity of the newest checkpoint is taken"
         )
     return text or None
 

@@ -150,7 +150,7 @@ def create_writer(
     """
     last = -1 if resume_step is None else resume_step
     metrics = Path(workdir) / METRICS
-    cut_rows(metrics, last)
+    drop_rows_after(metrics, last)
     writers = [LogWriter(log), JsonlWriter(metrics), TensorboardWriter(workdir, purge_step=last + 1)]
     return metric_writers.MultiWriter([*writers, *map(FaultTolerantWriter, others)])
 
@@ -160,7 +160,7 @@ def null_writer() -> metric_writers.MultiWriter:
     return metric_writers.MultiWriter([])
 
 
-def cut_rows(path: atomic.PathLike, step: int) -> None:
+def drop_rows_after(path: atomic.PathLike, step: int) -> None:
     """Drop the rows after `step` from a JSON-lines file, and a torn last line; keep the rest byte for byte.
 
     A whole line that is no row (only a failing disk writes such) is dropped too, with a warning.
@@ -188,7 +188,7 @@ def last_values(path: Path) -> dict[str, float]:
     return {name: value for name, value in values.items() if name != "step"}
 
 
-def cut_to(path: Path, size: int) -> None:
+def truncate_to(path: Path, size: int) -> None:
     """Back to the `size` bytes that stood there at a checkpoint: what it owed may have been done, and written, since."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
@@ -199,7 +199,7 @@ def _opened(path: Path, named: atomic.PathLike) -> BufferedFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         return BufferedFile(path)
     except OSError as error:
-        raise atomic.unwritable(named, error) from error
+        raise atomic.write_error(named, error) from error
 
 
 def _framed(event: bytes) -> bytes:

@@ -42,7 +42,7 @@ def step(subject: Subject) -> dict[str, Any]:
     logging.info("timing the train step")
     took = side_by_side({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
     in_use = device_memory()  # before other operands come
-    best = {dtype: accelerators.measured(dtype) for dtype in PEAKS}
+    best = {dtype: accelerators.measure_flops(dtype) for dtype in PEAKS}
     counted = subject.work.flops
     return {
         "parameters": {part: count_parameters(part_of) for part, part_of in stepper.state.params.items()},

@@ -77,7 +77,7 @@ class Bounds:
                     return dict(arrays)
         file.parent.mkdir(parents=True, exist_ok=True)
         arrays = compute()
-        atomic.write_bytes(file, atomic.npz(arrays | {"origin": np.asarray(origin)}))
+        atomic.write_bytes(file, atomic.encode_npz(arrays | {"origin": np.asarray(origin)}))
         return arrays
 
     def _origin(self, experiment: Experiment, *more: Any) -> str:
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = gather(Bounds(prepared(given), given.workdir), given)
         folder = given.workdir / "bounds"
         atomic.write_json(folder / "bounds.json", figures(results))
-        plots.save(plot(results), folder / "bounds.png")
+        plots.save_png(plot(results), folder / "bounds.png")
         console = Console(width=140)  # wide enough for its lines, wherever they go
         console.print(table(results))
         console.print(table_beside(results))

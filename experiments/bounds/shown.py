@@ -12,12 +12,12 @@ from rich.table import Table
 from diffenc.evaluation import plots
 from diffenc.evaluation.evaluator import format_error_over_images, mean_and_errors
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import round_to_error
 
 
 def text(bits: PassValues) -> str:
     """Returns the mean ± its Monte-Carlo error."""
-    return str(rounded(bits.mean, bits.mc_se))
+    return str(round_to_error(bits.mean, bits.mc_se))
 
 
 def over_images(bits: PassValues) -> str:
@@ -116,7 +116,7 @@ def plot(results: Results) -> Figure:
     for side in (whole, distance):
         side.grid(alpha=0.3)
     whole.legend(frameon=False)
-    figure.suptitle(plots.literal(title(of)))
+    figure.suptitle(plots.escape_dollars(title(of)))
     return figure
 
 

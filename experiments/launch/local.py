@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
-from diffenc.runtime.parent_death import tied
+from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.signals import SignalQueue
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
@@ -75,7 +75,7 @@ class Group:
     def start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start one, in a process group of its own: the terminal's Ctrl-C reaches it through us alone."""
         process = subprocess.Popen(
-            tied(command), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            tie_to_parent(command), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             process_group=0,
         )  # fmt: skip
         self.processes.append(process)

@@ -18,7 +18,7 @@ from diffenc.interfaces import Batch
 from diffenc.registry import datasets
 from diffenc.safe_io import safe_pickle
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import Stream, reading
+from diffenc.safe_io.reading import Stream, convert_errors
 from diffenc_plugins.datasets.rows import ROW, examples
 
 _BATCH_BYTES = 2**26  # official batches have 31 MB; what claims or unpacks to more is refused
@@ -71,7 +71,7 @@ def _read_binary(stream: Stream, name: str) -> Mapping[str, Any]:
     """A byte of label and 3,072 of pixels an image."""
     content = BoundedReader(stream, _BATCH_BYTES, name).read()
     if len(content) % (1 + ROW):
-        raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; get it again")
+        raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; download it again")
     rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + ROW)
     return {"data": rows[:, 1:], "labels": rows[:, 0]}
 
@@ -178,7 +178,7 @@ def _from_folder(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for batch in layout.batches[split]:
         path = found[f"{layout.folder}/{batch}"]
-        with reading(path), open(path, "rb") as stream:
+        with convert_errors(path), open(path, "rb") as stream:
             yield str(path), layout.read(stream, str(path))
 
 
@@ -189,7 +189,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
     """
     names = layout.batches[split]
     found = {}
-    with reading(path), gzip.open(path) as packed:
+    with convert_errors(path), gzip.open(path) as packed:
         unpacked = BoundedReader(packed, _ARCHIVE_BYTES, str(path))
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**18) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
             for member in archive:
@@ -200,7 +200,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
         unpacked.drain()  # gzip checks its sum at the end, which tar leaves unread
     for name in names:
         if name not in found:
-            raise UserError(f"{path}: has no member {layout.folder}/{name}; get it again")
+            raise UserError(f"{path}: has no member {layout.folder}/{name}; download it again")
         yield f"{path}:{name}", found[name]
 
 

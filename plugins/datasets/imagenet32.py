@@ -16,7 +16,7 @@ from diffenc.interfaces import Batch
 from diffenc.registry import datasets
 from diffenc.safe_io import safe_npz, safe_pickle
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import Stream, reading
+from diffenc.safe_io.reading import Stream, convert_errors
 from diffenc_plugins.datasets.rows import examples
 
 _BATCHES = {"train": tuple(f"train_data_batch_{k}" for k in range(1, 11)), "test": ("val_data",)}
@@ -103,18 +103,18 @@ def _batches(found: Mapping[str, Path], split: str) -> Iterator[tuple[str, Mappi
         if name.startswith(_ARCHIVES[split]) and name.endswith(".zip"):
             yield from _members(path, _BATCHES[split])
         elif stem in _BATCHES[split]:
-            with reading(path), open(path, "rb") as stream:
+            with convert_errors(path), open(path, "rb") as stream:
                 yield str(path), _load(stream, str(path))
 
 
 def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The batches in an archive, read in memory: no name in it is ever used as a path."""
     names = [f"{name}.npz" for name in batches] if path.stem.endswith("_npz") else batches
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with convert_errors(path), zipfile.ZipFile(path) as archive:
         known = {PurePosixPath(member.filename).name: member for member in archive.infolist()}
         for name in names:
             if name not in known:
-                raise UserError(f"{path}: has no member {name}; get it again")
+                raise UserError(f"{path}: has no member {name}; download it again")
             safe_npz.refuse_bomb(known[name], f"{path}:{name}", _BATCH_BYTES)
             with archive.open(known[name]) as stream:
                 yield f"{path}:{name}", _load(stream, f"{path}:{name}")

@@ -16,7 +16,7 @@ from diffenc.data.walk import HIDDEN, regular_files
 from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
-from diffenc.safe_io.reading import reading
+from diffenc.safe_io.reading import convert_errors
 
 _NAMES = {"train": "train_32x32", "test": "valid_32x32"}
 _FORMATS = ("PNG",)
@@ -131,7 +131,7 @@ def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterat
 def _members(path: Path) -> Sequence[_Member]:
     """All PNGs in the archive, in the order of names."""
     found = []
-    with reading(path), tarfile.open(path, "r:") as archive:
+    with convert_errors(path), tarfile.open(path, "r:") as archive:
         for member in archive:
             if member.isreg() and member.name.endswith(".png"):
                 if member.size > _FILE_BYTES:

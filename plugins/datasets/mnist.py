@@ -19,7 +19,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.registry import datasets
 from diffenc.safe_io.bounded_reader import BoundedReader
-from diffenc.safe_io.reading import Stream, reading
+from diffenc.safe_io.reading import Stream, convert_errors
 
 _UNSIGNED_BYTES = (
     0x0800  # an IDX magic number: two zero bytes, the type of the data, the number of dimensions
@@ -133,7 +133,7 @@ def _idx(
 ) -> Iterator[UInt8[np.ndarray, "n ..."]]:
     """The entries, each of `shape`, of an IDX file of unsigned bytes; as many as there are `labels`."""
     size = int(np.prod(shape))
-    with reading(path), _open(path) as packed:
+    with convert_errors(path), _open(path) as packed:
         stream = BoundedReader(packed, _MAX_EXAMPLES * size + 64, str(path))
         count = _header(stream, path, shape)
         if labels is not None and count != labels:
@@ -149,14 +149,14 @@ def _idx(
 
 
 def _wrong_length(path: Path, which: str, length: int) -> UserError:
-    return UserError(f"{path}: holds {which} than the {length} bytes its header states; get it again")
+    return UserError(f"{path}: holds {which} than the {length} bytes its header states; download it again")
 
 
 def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:
     """The number of entries, once the rest of the header has been checked."""
     header = stream.read(8 + 4 * len(shape))
     if len(header) < 8 + 4 * len(shape):
-        raise UserError(f"{path}: ends within its header; get it again")
+        raise UserError(f"{path}: ends within its header; download it again")
     magic, count, *dims = struct.unpack(f">{2 + len(shape)}I", header)
     expected = _UNSIGNED_BYTES + 1 + len(shape)
     if magic != expected:

@@ -17,22 +17,22 @@ from diffenc.files.directories import data_directory
 from diffenc.interfaces import Extract
 from diffenc.registry import features
 from diffenc.safe_io import torch_file
-from diffenc.safe_io.safe_pickle import shown
+from diffenc.safe_io.safe_pickle import short_repr
 from diffenc_plugins.features.layers import (
     Layer,
     Maps,
     Weights,
-    beside,
-    centred,
+    centred_positions,
     chain,
+    concatenate,
     conv,
-    cornered,
+    corner_positions,
+    global_mean,
     max_pool,
     max_pool_same,
-    mean_of_all,
     mean_pool_same,
-    resized,
-    three_channels,
+    resize,
+    to_three_channels,
 )
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -45,17 +45,17 @@ _LIMIT = 2**28  # bytes; the file has 96 million
 Preprocess = Callable[[Float[Array, "b h w c"]], Maps]
 
 
-def of_port(images: Float[Array, "b h w c"]) -> Maps:
+def preprocess_as_port(images: Float[Array, "b h w c"]) -> Maps:
     """0 .. 255 to -1 .. 1, resized with pixels as squares: what pytorch-fid, and so most figures, have."""
-    return 2 * resized(images / 255, SIDE, centred) - 1
+    return 2 * resize(images / 255, SIDE, centred_positions) - 1
 
 
-def of_graph(images: Float[Array, "b h w c"]) -> Maps:
+def preprocess_as_graph(images: Float[Array, "b h w c"]) -> Maps:
     """What the graph itself begins with: TensorFlow 1's resizing, which moves the image, and 128 as zero."""
-    return (resized(images, SIDE, cornered) - 128) / 128
+    return (resize(images, SIDE, corner_positions) - 128) / 128
 
 
-PREPROCESS: dict[str, Preprocess] = {"port": of_port, "graph": of_graph}
+PREPROCESS: dict[str, Preprocess] = {"port": preprocess_as_port, "graph": preprocess_as_graph}
 
 
 def convs(prefix: str, *names: str) -> Layer:
@@ -70,7 +70,7 @@ def convs(prefix: str, *names: str) -> Layer:
 
 def block_5(name: str) -> Layer:
     branch = partial(convs, name)
-    return beside(
+    return concatenate(
         branch("branch1x1"),
         branch("branch5x5_1", "branch5x5_2"),
         branch("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
@@ -80,14 +80,14 @@ def block_5(name: str) -> Layer:
 
 def block_6a(name: str) -> Layer:
     branch = partial(convs, name)
-    return beside(
+    return concatenate(
         branch("branch3x3/2"), branch("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3/2"), max_pool
     )
 
 
 def block_6(name: str) -> Layer:
     branch = partial(convs, name)
-    return beside(
+    return concatenate(
         branch("branch1x1"),
         branch(*(f"branch7x7_{k}" for k in (1, 2, 3))),
         branch(*(f"branch7x7dbl_{k}" for k in (1, 2, 3, 4, 5))),
@@ -97,7 +97,7 @@ def block_6(name: str) -> Layer:
 
 def block_7a(name: str) -> Layer:
     branch = partial(convs, name)
-    return beside(
+    return concatenate(
         branch("branch3x3_1", "branch3x3_2/2"),
         branch("branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4/2"),
         max_pool,
@@ -106,12 +106,12 @@ def block_7a(name: str) -> Layer:
 
 def block_7(name: str, pool: Layer) -> Layer:
     branch = partial(convs, name)
-    return beside(
+    return concatenate(
         branch("branch1x1"),
-        chain(branch("branch3x3_1"), beside(branch("branch3x3_2a"), branch("branch3x3_2b"))),
+        chain(branch("branch3x3_1"), concatenate(branch("branch3x3_2a"), branch("branch3x3_2b"))),
         chain(
             branch("branch3x3dbl_1", "branch3x3dbl_2"),
-            beside(branch("branch3x3dbl_3a"), branch("branch3x3dbl_3b")),
+            concatenate(branch("branch3x3dbl_3a"), branch("branch3x3dbl_3b")),
         ),
         chain(pool, branch("branch_pool")),
     )
@@ -174,13 +174,13 @@ class Inception:
 
     def load(self) -> Extract:
         path = self._path()
-        weights = weights_from(torch_file.load(path, _LIMIT), str(path))
+        weights = fold_batch_norms(torch_file.load(path, _LIMIT), str(path))
         extract = Partial(partial(features_of, PREPROCESS[self.preprocess]), weights)
         _check(extract, str(path), self.num_features)
         return extract
 
     def _sha256(self) -> str:
-        return digests.of_file(self._path())["sha256"]
+        return digests.digest_file(self._path())["sha256"]
 
     def _path(self) -> Path:
         path = Path(self.weights).expanduser() if self.weights else data_directory() / FILE
@@ -196,10 +196,10 @@ def features_of(
     preprocess: Preprocess, weights: Weights, images: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b features"]:
     """The mean of the last block over all places."""
-    return mean_of_all(chain(*LAYERS.values())(weights, preprocess(three_channels(images))))
+    return global_mean(chain(*LAYERS.values())(weights, preprocess(to_three_channels(images))))
 
 
-def weights_from(state: dict[str, np.ndarray], name: str) -> Weights:
+def fold_batch_norms(state: dict[str, np.ndarray], name: str) -> Weights:
     """Kernels and biases by layer from a state dict, each norm put into its convolution.
 
     Raises:
@@ -213,9 +213,9 @@ def weights_from(state: dict[str, np.ndarray], name: str) -> Weights:
             try:
                 parts = [state[part] for part in norm]
             except KeyError as error:
-                raise UserError(f"{name}: has no {shown(error.args[0])}, so it is not {FILE}") from error
+                raise UserError(f"{name}: has no {short_repr(error.args[0])}, so it is not {FILE}") from error
             if not state[key].ndim == 4 or not all(part.shape == state[key].shape[:1] for part in parts):
-                raise UserError(f"{name}: is not {FILE} ({shown(layer)} has other shapes)")
+                raise UserError(f"{name}: is not {FILE} ({short_repr(layer)} has other shapes)")
             scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
             scale = scale / np.sqrt(variance + EPSILON)
             kernel = state[key].transpose(2, 3, 1, 0) * scale

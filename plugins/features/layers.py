@@ -46,7 +46,7 @@ def chain(*layers: Layer) -> Layer:
     return apply
 
 
-def beside(*layers: Layer) -> Layer:
+def concatenate(*layers: Layer) -> Layer:
     """All layers on the same maps, their results side by side as channels."""
     return lambda weights, maps: jnp.concatenate([layer(weights, maps) for layer in layers], axis=-1)
 
@@ -72,37 +72,39 @@ def mean_pool_same(weights: Weights, maps: Maps) -> Maps:
     return sums(maps) / sums(jnp.ones((1, *maps.shape[1:3], 1), maps.dtype))
 
 
-def mean_of_all(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+def global_mean(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """The mean over all places."""
     return maps.mean(axis=(1, 2))
 
 
-def three_channels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+def to_three_channels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
     """0 .. 255 as float32; one channel is taken three times."""
     return jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:3], 3))
 
 
-def centred(size: int, out: int) -> Float[np.ndarray, " out"]:
+def centred_positions(size: int, out: int) -> Float[np.ndarray, " out"]:
     """Where in `size` pixels the centres of `out` pixels lie that cover the same square (align_corners=False)."""
     return (np.arange(out) + 0.5) * size / out - 0.5
 
 
-def cornered(size: int, out: int) -> Float[np.ndarray, " out"]:
+def corner_positions(size: int, out: int) -> Float[np.ndarray, " out"]:
     """The same as TensorFlow 1 has it: the first pixels coincide, not the squares."""
     return np.arange(out) * size / out
 
 
-def resized(
+def resize(
     images: Float[Array, "b h w c"],
     size: int,
-    places: Callable[[int, int], Float[np.ndarray, " out"]] = centred,
+    places: Callable[[int, int], Float[np.ndarray, " out"]] = centred_positions,
 ) -> Float[Array, "b size size c"]:
     """Bilinear between the two nearest pixels each way, the outermost going on beyond the edge; no smoothing."""
-    rows, columns = (jnp.asarray(interpolation(length, places(length, size))) for length in images.shape[1:3])
+    rows, columns = (
+        jnp.asarray(interpolation_matrix(length, places(length, size))) for length in images.shape[1:3]
+    )
     return jnp.einsum("ph,bhwc,qw->bpqc", rows, images, columns, precision=lax.Precision.HIGHEST)
 
 
-def interpolation(size: int, places: Float[np.ndarray, " out"]) -> Float[np.ndarray, "out size"]:
+def interpolation_matrix(size: int, places: Float[np.ndarray, " out"]) -> Float[np.ndarray, "out size"]:
     """The matrix that takes values at 0 .. size - 1 to those at `places`, linearly."""
     places = np.clip(places, 0, size - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)

@@ -24,7 +24,7 @@ from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.export import export
-from diffenc.export.loading import filled
+from diffenc.export.loading import unflatten_named
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools import foreign_weights
@@ -248,7 +248,7 @@ def test_parameters_of_this_form_are_named_split_saved_and_read_back(form, make,
         checkpoints.save(1, state, {})
     restored = Checkpoints(tmp_path).restore(abstract_state(experiment, mesh)).tree
     jax.tree.map(np.testing.assert_array_equal, restored, state)  # of one structure, too
-    again = filled(experiment, name_leaves(state.params))
+    again = unflatten_named(experiment, name_leaves(state.params))
     jax.tree.map(np.testing.assert_array_equal, again, state.params)
 
 

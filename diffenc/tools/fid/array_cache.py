@@ -35,7 +35,7 @@ def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | N
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        logging.warning("%s is damaged, and made anew (%s)", file, error)
+        logging.warning("%s is corrupt; recomputing (%s)", file, error)
         return None
     return found if (found.shape, found.dtype.name) == (shape, dtype) else None
 
@@ -45,6 +45,6 @@ def save_array(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
     """Keep `load_or_compute` in the .npy file, all or nothing. Raises UserError if the disk refused."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    with atomic.replacing(file) as temporary:
+    with atomic.replace_file(file) as temporary:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(buffer.getvalue())

@@ -31,7 +31,7 @@ from diffenc.evaluation.commands import publish_record, restore_ema
 from diffenc.evaluation.evaluator import image_metadata, run_metadata
 from diffenc.evaluation.image_grid import to_uint8
 from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
-from diffenc.evaluation.uncertainty_format import MISSING, digits, rounded
+from diffenc.evaluation.uncertainty_format import MISSING, format_digits, round_to_error
 from diffenc.files import atomic
 from diffenc.interfaces import Features, Params
 from diffenc.parallel import collectives
@@ -51,7 +51,7 @@ from diffenc.workdir import mirror
 FOLDER = "fid"
 
 
-@mirror.mirrored
+@mirror.on_local_copy
 def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Draw samples, compare them with the splits, print a table, file it; returns what fid.json says.
 
@@ -276,7 +276,7 @@ def fid_table(figures: dict[str, Any]) -> Table:
     for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks", "of samples"):
         result.add_column(column, justify="left" if column == "split" else "right")
     for row in figures["distances"]:
-        kid = rounded(row["kid"], row["kid_se"])
-        cells = digits(row["distance"]), kid.mean, kid.error or MISSING, f"{row['kid_num']:,}"
+        kid = round_to_error(row["kid"], row["kid_se"])
+        cells = format_digits(row["distance"]), kid.mean, kid.error or MISSING, f"{row['kid_num']:,}"
         result.add_row(f"{row['num']:,}", row["split"], *cells)
     return result

@@ -94,7 +94,7 @@ def load_summary(file: Path) -> FeatureSummary | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # an archive's module fails in more ways than it says
-        logging.warning("%s is damaged, and made anew (%s)", file, error)
+        logging.warning("%s is corrupt; recomputing (%s)", file, error)
         return None
 
 
@@ -106,5 +106,5 @@ def _save(file: Path, found: FeatureSummary) -> None:
         "count": np.array(found.count),
         "some": found.some,
     }
-    atomic.write_bytes(file, atomic.npz(arrays))
+    atomic.write_bytes(file, atomic.encode_npz(arrays))
     shutil.rmtree(file.with_suffix(""), ignore_errors=True)

@@ -166,8 +166,8 @@ def plot_class_changes(numbers: FigureRecord, title: str) -> plots.Figure:
     )
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=[height, 3.2]), object)
     columns = ["mean x", *map(format_column_title, record["t"], limit)]
-    axes = plots.sheet(above, pictures, columns, record["rows"])
-    plots.colour_bar(above, axes, CHANGE)
+    axes = plots.draw_sheet(above, pictures, columns, record["rows"])
+    plots.draw_colour_bar(above, axes, CHANGE)
     plot_distances(below, record)
     return figure
 
@@ -182,7 +182,7 @@ def plot_distances(figure: plots.SubFigure, record: Record) -> None:
         ratio, error, p_value = (
             np.array(record[f"{name}_{field}"], np.float64) for field in ClassDistance._fields
         )  # null is NaN
-        plots.band(axes, t, ratio, error, f"{label}, and standard error")
+        plots.plot_band(axes, t, ratio, error, f"{label}, and standard error")
         for chosen, style in ((p_value <= SIGNIFICANT, "full"), (p_value > SIGNIFICANT, "none")):
             axes.plot(
                 t[chosen],

@@ -26,8 +26,8 @@ def plot_heat_maps(numbers: FigureRecord, title: str) -> plots.Figure:
         f"{title}\nchange of the encoded image, $(x_t - x_s)/(t - s)$, s = t − {record['gap']:g}{nothing}",
         fontsize="medium",
     )
-    axes = plots.sheet(figure, pictures, columns, record["rows"])
-    plots.colour_bar(figure, axes, CHANGE)
+    axes = plots.draw_sheet(figure, pictures, columns, record["rows"])
+    plots.draw_colour_bar(figure, axes, CHANGE)
     return figure
 
 
@@ -36,8 +36,8 @@ def colour_changes(
 ) -> tuple[plots.Values, np.ndarray]:
     """Each column's limit, and pictures [n, 1 + t, ...]: an image in grey, then its changes."""
     limit = np.abs(change).max(axis=(0, 2, 3))
-    coloured = plots.diverging(change, limit[:, None, None])
-    return limit, np.concatenate([plots.greys(x)[:, None], coloured], axis=1)
+    coloured = plots.diverging_colours(change, limit[:, None, None])
+    return limit, np.concatenate([plots.to_rgb(x)[:, None], coloured], axis=1)
 
 
 def format_column_title(t: float, limit: float) -> str:
@@ -57,7 +57,7 @@ def plot_encoded_images(numbers: FigureRecord, title: str) -> plots.Figure:
     record, x, x_phi = numbers.record, numbers.arrays["x"], numbers.arrays["x_phi"]
     together = np.concatenate([x[:, None], x_phi], axis=1)
     both = np.stack([together, stretch_contrast(together)], axis=1)
-    pictures = plots.greys(both.reshape(-1, *both.shape[2:]))
+    pictures = plots.to_rgb(both.reshape(-1, *both.shape[2:]))
     rows = [text for row in record["rows"] for text in (row, "stretched")]
     columns = ["x", *(f"t = {t:g}" for t in record["t"])]
     figure = plots.sheet_figure(*pictures.shape[:2])
@@ -67,7 +67,7 @@ def plot_encoded_images(numbers: FigureRecord, title: str) -> plots.Figure:
         f"and each stretched to its own range{nothing}",
         fontsize="medium",
     )
-    plots.sheet(figure, pictures, columns, rows)
+    plots.draw_sheet(figure, pictures, columns, rows)
     return figure
 
 

@@ -22,7 +22,7 @@ from diffenc.parallel.distributed import is_main
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures import class_changes, encoded_images, loss, norms, samples, schedule, spectra
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
-from diffenc.workdir.mirror import mirrored, name_of
+from diffenc.workdir.mirror import display_name, on_local_copy
 
 FOLDER = "figures"
 
@@ -55,7 +55,7 @@ FIGURES: dict[str, FigureKind] = {
 }
 
 
-@mirrored
+@on_local_copy
 def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     """File WORKDIR/figures/NAME.{png,pdf,json}, and .npz where there are arrays; returns the main process's records.
 
@@ -95,7 +95,7 @@ def choose_figures(only: tuple[str, ...]) -> Mapping[str, FigureKind]:
 def read_figure(target: Path, of: Record) -> FigureRecord | None:
     """The numbers beside the figure `target` (a path without its suffix), if they are whole and of just this."""
     try:
-        record = record_checksum.read_sound(target.with_suffix(".json"))
+        record = record_checksum.read_intact(target.with_suffix(".json"))
         if record is None:
             return None
         arrays = target.with_suffix(".npz").read_bytes() if record["npz"] else b""
@@ -108,18 +108,18 @@ def read_figure(target: Path, of: Record) -> FigureRecord | None:
 
 def publish_figure(workdir: Path, name: str, kind: FigureKind, numbers: FigureRecord, of: Record) -> Record:
     """Draw a figure, and file it with its numbers; returns what its JSON says."""
-    arrays = atomic.npz(numbers.arrays) if numbers.arrays else b""
+    arrays = atomic.encode_npz(numbers.arrays) if numbers.arrays else b""
     numbers = numbers._replace(record={**numbers.record, "of": of, "npz": _digest(arrays)})
     title = _title(of)
     note = numbers.record.get("note")
-    figure = plots.statement(f"{title}: {name}", note) if note else kind.draw(numbers, title)
+    figure = plots.make_statement(f"{title}: {name}", note) if note else kind.draw(numbers, title)
     text = atomic.to_json(record_checksum.with_checksum(numbers.record), indent=1) + "\n"
     files = {".json": text.encode(), ".npz": arrays}  # the first takes its place last: see `_write`
-    files |= plots.rendered(figure)
+    files |= plots.render_files(figure)
     _write(workdir / FOLDER / name, files)
     if not arrays:
         (workdir / FOLDER / f"{name}.npz").unlink(missing_ok=True)  # of other settings
-    logging.info("%s/%s/%s.png%s", name_of(workdir), FOLDER, name, f": {note}" if note else "")
+    logging.info("%s/%s/%s.png%s", display_name(workdir), FOLDER, name, f": {note}" if note else "")
     return numbers.record
 
 
@@ -128,11 +128,11 @@ def _write(target: Path, files: Mapping[str, bytes]) -> None:
     found = {target.with_suffix(suffix): content for suffix, content in files.items() if content}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing_all(reversed(found)) as temporaries:
+        with atomic.replace_files(reversed(found)) as temporaries:
             for temporary, content in zip(temporaries, reversed(found.values()), strict=True):
                 temporary.write_bytes(content)
     except OSError as error:
-        raise atomic.unwritable(target.with_suffix(".json"), error) from error
+        raise atomic.write_error(target.with_suffix(".json"), error) from error
 
 
 def _digest(data: bytes) -> str:
@@ -142,4 +142,4 @@ def _digest(data: bytes) -> str:
 
 def _title(of: Record) -> str:
     subject = sources.describe_images(of) if "split" in of else of["dataset"]
-    return plots.literal(f"{subject}, step {of['step']}")
+    return plots.escape_dollars(f"{subject}, step {of['step']}")

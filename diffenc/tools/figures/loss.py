@@ -29,7 +29,7 @@ def measure_loss(subject: FigureInputs) -> FigureRecord:
 
 def read_loss_record(file: Path, wanted: Record) -> Record | None:
     """The record in `file`, if that is what `wanted` asks for."""
-    record = record_checksum.read_sound(file)
+    record = record_checksum.read_intact(file)
     if record is None or not isinstance(record.get("loss"), list):
         return None
     record["bins"] = len(record["loss"])

@@ -45,14 +45,14 @@ def root_mean_square(square: Float[np.ndarray, "n points"]) -> tuple[plots.Value
 
 def plot_norms(numbers: FigureRecord, title: str) -> plots.Figure:
     record = numbers.record
-    figure, axes = plots.axes(
+    figure, axes = plots.make_axes(
         f"{title}\nencoder, $x_\\phi = \\alpha^2 x + \\sigma^2 y_\\phi$",
         "$\\lambda$ = log SNR (right: data, left: noise)",
         "root mean square over dimensions and images",
     )
     for name, label in (("y", "$y_\\phi$"), ("slope", "$dy_\\phi/d\\lambda$")):
         rms, error = np.array(record[f"{name}_rms"]), np.array(record[f"{name}_rms_se"])
-        plots.band(axes, np.array(record["log_snr"]), rms, error, f"{label}, mean and standard error")
+        plots.plot_band(axes, np.array(record["log_snr"]), rms, error, f"{label}, mean and standard error")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure

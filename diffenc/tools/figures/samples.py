@@ -28,7 +28,7 @@ def measure_samples(subject: FigureInputs) -> FigureRecord:
 
 def plot_samples(numbers: FigureRecord, title: str) -> plots.Figure:
     settings = numbers.record["of"]["sample"]
-    sheet = image_grid.grid(image_grid.to_uint8(numbers.arrays["levels"], numbers.record["num_levels"]))
+    sheet = image_grid.make_grid(image_grid.to_uint8(numbers.arrays["levels"], numbers.record["num_levels"]))
     height, width = sheet.shape[:2]
     figure = plots.Figure((6.4, 6.4 * height / width + 0.5), layout="constrained")
     axes = figure.add_subplot()

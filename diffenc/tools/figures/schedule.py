@@ -40,7 +40,7 @@ def schedule_curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " p
 def plot_schedule(numbers: FigureRecord, title: str) -> plots.Figure:
     record, t = numbers.record, numbers.record["t"]
     ends = f"$\\lambda$ from {record['log_snr'][0]:.2f} to {record['log_snr'][-1]:.2f}"
-    figure, (first, second, third) = plots.row_of_axes(
+    figure, (first, second, third) = plots.make_axes_row(
         f"{title}: schedule, {ends}",
         ("t (0 = data, 1 = noise)", "$\\lambda$ = log SNR"),
         ("t (0 = data, 1 = noise)", "share of the variance"),

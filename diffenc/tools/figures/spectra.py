@@ -110,7 +110,7 @@ def unexplained_share(
 def plot_spectra(numbers: FigureRecord, title: str) -> plots.Figure:
     """Left the spectra early, in the middle and late; right the mean frequency over t."""
     record, t = numbers.record, np.array(numbers.record["t"])
-    figure, (left, right) = plots.row_of_axes(
+    figure, (left, right) = plots.make_axes_row(
         f"{title}: spectrum of the change of $x_\\phi$",
         ("frequency, cycles per pixel", "share of the power"),
         ("t (0 = data, 1 = noise)", "mean frequency, cycles per pixel"),
@@ -124,7 +124,7 @@ def plot_spectra(numbers: FigureRecord, title: str) -> plots.Figure:
         mean, error = (  # null is NaN
             np.array(record[f"{name}_mean_frequency{kind}"], np.float64) for kind in ("", "_se")
         )
-        plots.band(right, t, mean, error, label)
+        plots.plot_band(right, t, mean, error, label)
         right.lines[-1].set_marker(".")
     right.axhline(record["x_mean_frequency"][0], color="k", linestyle=":", label="images x")
     right.set_ylim(bottom=0)

@@ -21,9 +21,9 @@ def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     settings, kind = experiment.plan, jax.devices()[0].device_kind
     if settings.peak_tflops is not None:
         return Peak(dict.fromkeys(dtypes, settings.peak_tflops * 1e12), "plan.peak_tflops")
-    name = settings.accelerator or accelerators.stated(kind)
+    name = settings.accelerator or accelerators.find_accelerator(kind)
     if name is None:
-        return Peak({dtype: accelerators.measured(dtype) for dtype in dtypes}, f"measured on {kind}")
+        return Peak({dtype: accelerators.measure_flops(dtype) for dtype in dtypes}, f"measured on {kind}")
     known = accelerators.ACCELERATORS[name]
     rounded = [
         f"{dtype} in {known.computed_in(dtype)}" for dtype in dtypes if known.computed_in(dtype) not in dtype

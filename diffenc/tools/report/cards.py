@@ -9,7 +9,7 @@ from diffenc.data.versions import UNKNOWN, is_published
 from diffenc.evaluation.formatting import NO_VALUE, format_measurement, typeset_minus
 from diffenc.evaluation.records import finite_number, stored_value
 from diffenc.evaluation.significance import TestResult
-from diffenc.evaluation.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.tools.report import evaluation_spec, formatting
 from diffenc.tools.report.curves import SPLITS
 from diffenc.tools.report.grouping import Group
@@ -163,8 +163,8 @@ def _test(finding: TestResult, reach: float, corrected: float | None) -> dict[st
         "test": finding.test,
         "of": finding.of,
         "difference": formatting.figure(finite_number(finding.difference), finding.error),
-        "low": NO_VALUE if low is None else typeset_minus(rounded(low, finding.error).mean),
-        "high": NO_VALUE if high is None else typeset_minus(rounded(high, finding.error).mean),
+        "low": NO_VALUE if low is None else typeset_minus(round_to_error(low, finding.error).mean),
+        "high": NO_VALUE if high is None else typeset_minus(round_to_error(high, finding.error).mean),
         "p": formatting.p_value(finding.two_sided),
         "corrected": formatting.p_value(corrected),
         "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),

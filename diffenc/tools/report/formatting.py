@@ -7,7 +7,7 @@ from typing import Any
 
 from diffenc.evaluation.formatting import NO_VALUE, typeset_minus
 from diffenc.evaluation.records import finite_number
-from diffenc.evaluation.uncertainty_format import Figure, rounded
+from diffenc.evaluation.uncertainty_format import Figure, round_to_error
 
 
 def count(value: Any) -> str:
@@ -21,7 +21,7 @@ def figure(mean: float | None, error: float | None = None) -> Figure:
     """`mean` to the second digit of its error, with a minus sign for people."""
     if mean is None:
         return Figure("not finite")
-    found = rounded(mean, error)
+    found = round_to_error(mean, error)
     return Figure(typeset_minus(found.mean), found.error)
 
 

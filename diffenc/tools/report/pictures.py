@@ -9,9 +9,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from diffenc.evaluation import plots
-from diffenc.evaluation.image_grid import grid, to_uint8
+from diffenc.evaluation.image_grid import make_grid, to_uint8
 from diffenc.evaluation.records import finite_number
-from diffenc.evaluation.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.tools.report.run_data import FigureData, RunData
 
 MOST = 1_500_000  # bytes of a grid of samples, and about so many letters of a run's frames
@@ -103,7 +103,7 @@ def _drawn_samples(filed: FigureData) -> tuple[Picture, str] | None:
     if levels is None or num_levels is None or levels.size > MOST:
         return None
     try:
-        sheet = grid(to_uint8(levels, int(num_levels)), scale=2)
+        sheet = make_grid(to_uint8(levels, int(num_levels)), scale=2)
     except Exception:  # whatever is in the file is no such grid
         return None
     said = f"figures/samples, step {of.get('step')}"
@@ -137,7 +137,7 @@ def _frames(
     run: int, held: RunData, filed: FigureData, times: tuple[float, ...], x: np.ndarray, change: np.ndarray
 ) -> Frames:
     limits = np.abs(change).max(axis=(0, 2, 3))
-    shown = plots.diverging(change, limits[:, None, None])
+    shown = plots.diverging_colours(change, limits[:, None, None])
     rows = filed.record.get("rows")
     which = ", ".join(map(str, rows[: len(x)])) if isinstance(rows, list) else f"{len(x)} images"
     gap = finite_number(filed.record.get("gap")) or 0.0
@@ -146,7 +146,7 @@ def _frames(
         alt = f"{held.label}: change of the encoded images at t = {t:g}, at most {limit:.2g} per unit of t"
         parts.append((png(tiles(shown[:, place]), f"{alt}. {which}"), _limit(float(limit))))
     note = f"Step {filed.record['of'].get('step')}, {which}. Change from t − {gap:g} to t."
-    images = png(tiles(plots.greys(x)), f"The images themselves: {which}")
+    images = png(tiles(plots.to_rgb(x)), f"The images themselves: {which}")
     return Frames(run, held.label, note, images, tuple(parts), _encoded(held, filed, times, x))
 
 
@@ -164,7 +164,7 @@ def _encoded(
     if not np.array_equal(_finite(filed.arrays.get("x", np.zeros(0)))[: len(x)], x):
         return ()
     return tuple(
-        png(tiles(plots.greys(x_phi[:, place])), f"{held.label}: encoded images at t = {t:g}")
+        png(tiles(plots.to_rgb(x_phi[:, place])), f"{held.label}: encoded images at t = {t:g}")
         for place, t in enumerate(times)
     )
 
@@ -181,7 +181,7 @@ def tiles(colours: Float[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "rows cols
 
 
 def _limit(limit: float) -> str:
-    return f"± {rounded(limit, limit).error}" if limit else "0"
+    return f"± {round_to_error(limit, limit).error}" if limit else "0"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class Reader:
     """
 
     def __init__(self, place: str):
-        self.place, self.store = place, stores.at(place)
+        self.place, self.store = place, stores.open_store(place)
         self.files = set(self.store.files())
         self.oddities: list[str] = []
         self.unsealed: list[str] = []
@@ -54,7 +54,7 @@ class Reader:
         fault = records.find_fault(found, needed)
         if fault is not None:
             return self.odd(f"{name} {fault}, and is left out.")
-        if record_checksum.check(found) is ChecksumState.MISSING:
+        if record_checksum.check_checksum(found) is ChecksumState.MISSING:
             self.unsealed.append(name)
         return found
 

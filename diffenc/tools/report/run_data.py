@@ -137,7 +137,7 @@ def read(place: str, label: str) -> RunData:
     try:
         return _read(Reader(place), label)
     except OSError as error:
-        raise stores.unreadable(place, error) from error
+        raise stores.read_error(place, error) from error
 
 
 def _read(reader: Reader, label: str) -> RunData:
@@ -173,7 +173,7 @@ def _read(reader: Reader, label: str) -> RunData:
         checkpoint=_last_step(reader, r"checkpoints/(\d+)/META\.json"),
         parameters=parameters,
         dataset=dataset,
-        starts=tuple(provenance.starts(environment)),
+        starts=tuple(provenance.parse_starts(environment)),
         oddities=tuple(reader.oddities),
     )
 
@@ -198,7 +198,9 @@ def _with_terms(reader: Reader, evaluation: Record, name: str) -> tuple[Record |
             records.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
             reader.odd(f"{error}.")
-            return (None if record_checksum.check(evaluation) is ChecksumState.MISSING else evaluation), data
+            return (
+                None if record_checksum.check_checksum(evaluation) is ChecksumState.MISSING else evaluation
+            ), data
         except UserError as error:
             reader.odd(f"{error}.")
     return evaluation, data

@@ -74,7 +74,7 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
             try:
                 each.mkdir()
             except OSError as error:
-                raise atomic.unwritable(each, error) from error
+                raise atomic.write_error(each, error) from error
 
 
 def _remove(made: list[Path]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from diffenc.evaluation import significance
 from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm_correction
-from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure, digits, rounded
+from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure, format_digits, round_to_error
 from diffenc.tools.sweep.formatting import Cell, Sheet
 from diffenc.tools.sweep.summary import COMPONENTS, Summary, mean_and_error
 
@@ -98,9 +98,9 @@ def _corrected(found: Sequence[TestResult]) -> list[float | None]:
 
 def _row(label: str, finding: TestResult, corrected: float | None) -> tuple[Cell, ...]:
     unknown = math.isnan(finding.difference)
-    difference = Figure(MISSING) if unknown else rounded(finding.difference, finding.error)
+    difference = Figure(MISSING) if unknown else round_to_error(finding.difference, finding.error)
     low, high = finding.interval or (None, None)
-    edges = (digits(low, finding.error), digits(high, finding.error))
+    edges = (format_digits(low, finding.error), format_digits(high, finding.error))
     ps = map(p, (finding.two_sided, corrected, finding.lower))
     return label, finding.test, finding.of, difference, *edges, *ps
 

@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 from absl import logging
 
 from diffenc.errors import UserError
-from diffenc.runtime.parent_death import tied
+from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.progress import format_duration
 from diffenc.runtime.signals import Interrupted, SignalQueue
 from experiments.launch.local import visible_gpus
@@ -80,7 +80,7 @@ class RunningJob:
     def _start_next(self) -> None:
         # in a process group of its own: the terminal's Ctrl-C reaches it through us alone
         self._process = subprocess.Popen(
-            tied(self._left.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
+            tie_to_parent(self._left.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
             stdout=self._file, stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from diffenc.evaluation.records import (
     BrokenSealError,
     RequiredKeys,
 )
-from diffenc.evaluation.uncertainty_format import MISSING, Figure, rounded
+from diffenc.evaluation.uncertainty_format import MISSING, Figure, round_to_error
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.sweep.formatting import Sheet
@@ -117,14 +117,14 @@ def _warn_once(message: str) -> None:
 
 def unsealed(records: Sequence[Record]) -> tuple[str, ...]:
     """A line that says how many records have no checksum, if any."""
-    count = sum(record_checksum.check(record) is ChecksumState.MISSING for record in records)
+    count = sum(record_checksum.check_checksum(record) is ChecksumState.MISSING for record in records)
     return (f"records {record_checksum.UNSEALED}: {count} of {len(records)}",) if count else ()
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> Figure:
     """The mean of at least one value and, from two on, its standard error."""
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return rounded(float(values.mean()), error)
+    return round_to_error(float(values.mean()), error)
 
 
 def require_alike(summaries: Iterable[Summary]) -> None:

@@ -43,7 +43,7 @@ def _value(url: str, step: int | None = None) -> float:
 
 
 def _folders(url: str) -> list[str]:
-    return sorted(stores.at(url).names())
+    return sorted(stores.open_store(url).names())
 
 
 def test_saved_kept_and_restored(url):
@@ -59,7 +59,7 @@ def test_saved_kept_and_restored(url):
 
 def test_without_its_marker_there_is_no_checkpoint(url):
     _save(url, 1, 2)
-    stores.at(url).remove("000000002/META.json")
+    stores.open_store(url).remove("000000002/META.json")
     assert Checkpoints(url).steps() == [1]
     assert _value(url) == 1
     assert _save(url, 2).steps() == [1, 2]
@@ -90,10 +90,10 @@ def test_what_fails_to_be_saved_again_endangers_nothing(url, monkeypatch):
 def test_the_newest_generation_that_can_be_read_counts(url):
     """Both stand where a process died between commit and removal."""
     _save(url, 2)
-    store, other = stores.at(url), f"{url}-other"
+    store, other = stores.open_store(url), f"{url}-other"
     _save(other, 2, value=20)
-    for name in stores.at(other).files():
-        store.write(name.replace("000000002/", "000000002-10/"), stores.at(other).read(name) or b"")
+    for name in stores.open_store(other).files():
+        store.write(name.replace("000000002/", "000000002-10/"), stores.open_store(other).read(name) or b"")
     assert (Checkpoints(url).steps(), _value(url), _value(url, 2)) == ([2], 20, 20)
     store.write("000000002-10/process_0/index.json", b"damaged")
     assert (_value(url), _value(url, 2)) == (2, 2)
@@ -103,5 +103,5 @@ def test_the_newest_generation_that_can_be_read_counts(url):
 
 def test_a_lost_block_is_noticed(url):
     _save(url, 1, 2)
-    stores.at(url).remove("000000002/process_0/blocks/c/0")
+    stores.open_store(url).remove("000000002/process_0/blocks/c/0")
     assert _value(url) == 1

@@ -17,7 +17,7 @@ FILES = ["x/META.json", *(f"x/process_{k}/{file}" for k in (0, 1) for file in ("
 
 @pytest.fixture
 def store(tmp_path):
-    return stores.at(f"memory://{tmp_path}")
+    return stores.open_store(f"memory://{tmp_path}")
 
 
 def _attempt(store, index: int, count: int = 2, seconds: float = 20.0) -> CheckpointWrite:

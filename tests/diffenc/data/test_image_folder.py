@@ -25,7 +25,7 @@ def draw(path: Path, seed: int, size=(6, 4), mode="RGB") -> np.ndarray:
 
 
 def examples(source: Path, split: str, size=None, first=0) -> tuple[np.ndarray, list[int]]:
-    recipe = image_folder.recipe(Folders(source, size=size))
+    recipe = image_folder.make_recipe(Folders(source, size=size))
     batches = list(recipe.read(split, first))
     labels = np.concatenate([batch["label"] for batch in batches]).tolist()
     return np.concatenate([batch["image"] for batch in batches]), labels
@@ -39,7 +39,7 @@ def test_folders_are_splits_and_classes(tmp_path, test):
     tested = draw(source / test / "dog" / "x.bmp", 4)
     (source / "train" / "dog" / "notes.txt").write_text("not an image")
     draw(source / "train" / ".thumbs" / "0.png", 5)
-    recipe = image_folder.recipe(Folders(source))
+    recipe = image_folder.make_recipe(Folders(source))
     assert (recipe.image_shape, recipe.num_classes, recipe.classes) == ((4, 6, 3), 2, ("cat", "dog"))
     note = "" if test == "test" else f"test is {test}/"
     assert (recipe.counts, recipe.note) == ({"train": 4, "test": 1}, note)
@@ -54,7 +54,7 @@ def test_folders_are_splits_and_classes(tmp_path, test):
 
 def test_without_a_test_folder_an_even_tenth_is_held_out_and_told(tmp_path):
     drawn = [draw(tmp_path / "all" / f"{k:03d}.png", k) for k in range(40)]
-    recipe = image_folder.recipe(Folders(tmp_path / "all"))
+    recipe = image_folder.make_recipe(Folders(tmp_path / "all"))
     assert (recipe.counts, recipe.num_classes) == ({"train": 36, "test": 4}, 1)
     assert recipe.note == "4 of the 40 images, evenly spread, are held out for testing"
     tested = examples(tmp_path / "all", "test")[0]
@@ -78,7 +78,7 @@ def test_images_of_several_shapes_need_a_size_and_both_are_named(tmp_path):
     draw(tmp_path / "a" / "0.png", 0, (6, 4))
     draw(tmp_path / "a" / "1.png", 1, (8, 4))
     with pytest.raises(UserError, match=r"\.png is .*, but .*\.png is .*: give --size=N") as caught:
-        image_folder.recipe(Folders(tmp_path / "a"))
+        image_folder.make_recipe(Folders(tmp_path / "a"))
     assert "0.png is 6x4" in str(caught.value)
     assert "1.png is 8x4" in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_what_could_be_a_program_is_no_image(tmp_path):
     draw(tmp_path / "a" / "1.png", 1)
     for ending in ("eps", "ps", "wmf", "pdf", "hdf"):
         (tmp_path / "a" / f"x.{ending}").write_bytes(EPS)
-    assert image_folder.recipe(Folders(tmp_path / "a")).counts == {"train": 1, "test": 1}
+    assert image_folder.make_recipe(Folders(tmp_path / "a")).counts == {"train": 1, "test": 1}
 
 
 def test_looking_at_many_images_is_seen(tmp_path):
@@ -154,7 +154,7 @@ def test_looking_at_many_images_is_seen(tmp_path):
         bars[task] = [total]
         return bars[task].append
 
-    image_folder.recipe(Folders(tmp_path / "a"), start)
+    image_folder.make_recipe(Folders(tmp_path / "a"), start)
     assert bars == {"finding images in a": [None, *[1] * 5], "looking at a": [5, *[1] * 5]}
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_good_image_is_named(tmp_path, content, says, size):
     draw(tmp_path / "a" / "0.png", 0)
     (tmp_path / "a" / "1.png").write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        image_folder.recipe(Folders(tmp_path / "a", size=size))
+        image_folder.make_recipe(Folders(tmp_path / "a", size=size))
     assert "1.png" in str(caught.value)
 
 
@@ -202,28 +202,28 @@ def test_sixteen_bits_are_not_made_eight(tmp_path):
     draw(tmp_path / "a" / "1.png", 1, (4, 4), "L")
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a" / "0.png")
     with pytest.raises(UserError, match=r"0\.png: has more than 8 bits a channel \(mode I;16"):
-        image_folder.recipe(Folders(tmp_path / "a"))
+        image_folder.make_recipe(Folders(tmp_path / "a"))
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        image_folder.recipe(Folders(tmp_path / "empty"))
+        image_folder.make_recipe(Folders(tmp_path / "empty"))
     draw(tmp_path / "one" / "0.png", 0)
     with pytest.raises(UserError, match="one image is too few"):
-        image_folder.recipe(Folders(tmp_path / "one"))
+        image_folder.make_recipe(Folders(tmp_path / "one"))
     with pytest.raises(UserError, match="is no folder"):
-        image_folder.recipe(Folders(tmp_path / "one" / "0.png"))
+        image_folder.make_recipe(Folders(tmp_path / "one" / "0.png"))
     with pytest.raises(UserError, match="--size=0"):
-        image_folder.recipe(Folders(tmp_path / "one", size=0))
+        image_folder.make_recipe(Folders(tmp_path / "one", size=0))
     draw(tmp_path / "mixed" / "0.png", 0)
     draw(tmp_path / "mixed" / "class" / "0.png", 0)
     with pytest.raises(UserError, match=r"0\.png lies beside the folders of classes \(class"):
-        image_folder.recipe(Folders(tmp_path / "mixed"))
+        image_folder.make_recipe(Folders(tmp_path / "mixed"))
     draw(tmp_path / "other" / "train" / "cat" / "0.png", 0)
     draw(tmp_path / "other" / "test" / "cow" / "0.png", 0)
     with pytest.raises(UserError, match=r"holds \['cow'\], of which train has nothing"):
-        image_folder.recipe(Folders(tmp_path / "other"))
+        image_folder.make_recipe(Folders(tmp_path / "other"))
 
 
 def test_prepared_it_is_a_data_set_by_the_folders_name(capsys, monkeypatch, tmp_path):

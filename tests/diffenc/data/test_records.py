@@ -107,7 +107,7 @@ def test_a_source_that_has_been_read_from_pickles(source):
 
 
 def test_in_memory_it_is_the_same(source):
-    held = records.load(source)
+    held = records.load_into_memory(source)
     np.testing.assert_array_equal(held.images, PIXELS)
     np.testing.assert_array_equal(held.labels, LABELS)
 
@@ -115,7 +115,7 @@ def test_in_memory_it_is_the_same(source):
 def test_pixels_that_are_not_the_manifests_are_refused(folder):
     other = Split("0" * 64, split(folder).shards)
     with pytest.raises(UserError, match="pixels are not those of the manifest"):
-        records.load(records.ShardSource(folder, other, SHAPE))
+        records.load_into_memory(records.ShardSource(folder, other, SHAPE))
 
 
 def test_a_missing_shard_is_named_with_the_way_out(folder):

@@ -153,7 +153,7 @@ def test_it_clears_all_but_downloads(tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "x.array_record.tmp").write_bytes(b"")
-    shards.clear(tmp_path)
+    shards.clear_work(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
 
 

@@ -70,7 +70,9 @@ def test_the_validation_cut_is_even_disjoint_and_complete(num, validation):
         assert k * num // validation <= index < (k + 1) * num // validation
     if num > 250:
         return
-    train, held = (sources.cut(toy(num), split, validation, "toy") for split in ("train", "validation"))
+    train, held = (
+        sources.cut_validation(toy(num), split, validation, "toy") for split in ("train", "validation")
+    )
     parts = [[int(source[k]["label"]) for k in range(len(source))] for source in (train, held)]
     assert parts[0] == sorted(parts[0])
     assert sorted(parts[0] + parts[1]) == list(range(num))
@@ -86,7 +88,7 @@ def test_the_validation_cut_does_not_fall_in_step_with_a_cycle_of_classes(period
 
 def test_no_validation_leaves_train_as_it_is():
     source = toy(5)
-    assert sources.cut(source, "train", 0, "toy") is source
+    assert sources.cut_validation(source, "train", 0, "toy") is source
 
 
 @pytest.mark.parametrize(

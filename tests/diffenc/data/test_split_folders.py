@@ -23,13 +23,13 @@ def fill(folder: Path, count: int = 2, classes=("ant", "bee")) -> None:
 
 
 def counts(source: Path) -> tuple[int, int, tuple[str, ...]]:
-    found = image_folder.recipe(Folders(source))
+    found = image_folder.make_recipe(Folders(source))
     return found.counts["train"], found.counts["test"], found.classes
 
 
 def refused(source: Path) -> str:
     with pytest.raises(UserError) as caught:
-        image_folder.recipe(Folders(source))
+        image_folder.make_recipe(Folders(source))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -51,7 +51,7 @@ def test_validation_images_beside_both_splits_are_counted_and_not_read(tmp_path)
     fill(tmp_path / "train", 3)
     fill(tmp_path / "val", 2)
     fill(tmp_path / "test", 1)
-    found = image_folder.recipe(Folders(tmp_path))
+    found = image_folder.make_recipe(Folders(tmp_path))
     assert found.counts == {"train": 6, "test": 2}
     assert re.search(
         r"skipped +4  images in val/: a run cuts its validation images from train", found.summary

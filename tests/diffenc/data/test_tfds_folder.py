@@ -49,7 +49,7 @@ def test_what_it_prepared_is_converted(monkeypatch, tmp_path):
 
 
 def test_validation_stands_in_for_test_and_is_told(tmp_path):
-    recipe = tfds_folder.recipe(build(tmp_path, second="validation"))
+    recipe = tfds_folder.make_recipe(build(tmp_path, second="validation"))
     assert recipe.note == "test is its validation"
     assert recipe.counts == {"train": 11, "test": 4}
     assert len(np.concatenate([batch["label"] for batch in recipe.read("train", 9)])) == 2
@@ -57,19 +57,19 @@ def test_validation_stands_in_for_test_and_is_told(tmp_path):
 
 def test_another_format_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"prepared as tfrecord; .*file_format='array_record'"):
-        tfds_folder.recipe(build(tmp_path, "tfrecord"))
+        tfds_folder.make_recipe(build(tmp_path, "tfrecord"))
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(UserError, match=r"has no dataset_info\.json"):
-        tfds_folder.recipe(tmp_path)
+        tfds_folder.make_recipe(tmp_path)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'diffenc\[tfds\]'"):
-        tfds_folder.recipe(tmp_path)
+        tfds_folder.make_recipe(tmp_path)
 
 
 def test_the_prepared_folder_must_be_named(tmp_path):

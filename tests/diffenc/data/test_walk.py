@@ -37,7 +37,7 @@ def test_what_is_no_regular_file_is_never_opened(monkeypatch, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")
         assert names(tmp_path) == (["file"], {walk.IRREGULAR: 3})
-        digests.of(tmp_path)
+        digests.digest_path(tmp_path)
 
 
 def test_links_are_followed_and_circles_are_not(tmp_path):
@@ -124,7 +124,7 @@ def test_the_table_is_bounded(tmp_path):
         draw(tmp_path / f"{k}.png", k)
     for k in range(50):
         (tmp_path / f"x.e{k}").write_text("")
-    found = image_folder.recipe(Folders(tmp_path)).summary.splitlines()
+    found = image_folder.make_recipe(Folders(tmp_path)).summary.splitlines()
     assert len(found) < 30
     assert found[-1].split() == ["skipped", "30", "of", "other", "kinds"]
 
@@ -133,7 +133,7 @@ def test_a_size_above_that_of_images_names_the_largest_that_fits(tmp_path):
     draw(tmp_path / "a" / "0.png", 0, (60, 40))
     draw(tmp_path / "a" / "1.png", 1, (9, 7))
     with pytest.raises(UserError) as caught:
-        image_folder.recipe(Folders(tmp_path / "a", size=8))
+        image_folder.make_recipe(Folders(tmp_path / "a", size=8))
     assert "1 of the 2 images are smaller" in str(caught.value)
     assert "1.png with 9x7; take --size=7 or less, or leave them out" in str(caught.value)
 

@@ -17,7 +17,7 @@ from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import grid
+from diffenc.evaluation.image_grid import make_grid
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
@@ -132,7 +132,7 @@ def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, s
     assert path == workdir / "samples" / f"{step or 12:09d}_T6_n5_seed2.png"
     images = ImageSampler(experiment, data_mesh()).draw(_state(experiment, workdir, step or 12).ema)
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), grid(shades)[..., 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), make_grid(shades)[..., 0])
 
 
 def test_samples_of_other_settings_lie_side_by_side(trained, workdir):

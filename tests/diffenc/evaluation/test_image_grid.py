@@ -24,7 +24,7 @@ def test_levels_out_of_range_are_refused(levels, num_levels):
 
 def test_grid_puts_images_in_reading_order():
     tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, 1), np.uint8)
-    sheet = image_grid.grid(tiles, columns=3, scale=1)
+    sheet = image_grid.make_grid(tiles, columns=3, scale=1)
     border = np.full
     rows = []
     for numbers in ([1, 2, 3], [4, 5, 128]):  # the place left over is border
@@ -41,7 +41,7 @@ def test_grid_puts_images_in_reading_order():
 def test_small_images_are_enlarged_by_whole_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-    sheet = image_grid.grid(image)
+    sheet = image_grid.make_grid(image)
     assert sheet.shape == (8 * 8 + 4, 8 * 8 + 4, 3)
     np.testing.assert_array_equal(sheet[2:-2, 2:-2], np.kron(image[0], np.ones((8, 8, 1), np.uint8)))
 
@@ -49,14 +49,14 @@ def test_small_images_are_enlarged_by_whole_pixels():
 @pytest.mark.parametrize(("n", "size", "shape"), [(64, 28, (8, 8)), (10, 32, (3, 4)), (1, 100, (1, 1))])
 def test_default_grid_is_about_square(n, size, shape):
     side = size * {28: 3, 32: 2, 100: 1}[size] + 2
-    sheet = image_grid.grid(np.zeros((n, size, size, 1), np.uint8))
+    sheet = image_grid.make_grid(np.zeros((n, size, size, 1), np.uint8))
     assert sheet.shape == (shape[0] * side + 2, shape[1] * side + 2, 1)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 1), (1, 8, 8, 2)])
 def test_what_cannot_be_shown_is_refused(shape):
     with pytest.raises(ValueError, match="cannot show"):
-        image_grid.grid(np.zeros(shape, np.uint8))
+        image_grid.make_grid(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
@@ -71,7 +71,7 @@ def test_png_holds_the_pixels(tmp_path, channels, mode):
     assert [p.name for p in path.parent.iterdir()] == ["000400.png"]
 
 
-def test_a_picture_that_cannot_be_written_is_the_users_to_mend(tmp_path):
+def test_a_picture_that_cannot_be_written_is_the_users_to_fix(tmp_path):
     (tmp_path / "samples").write_text("a file")
     with pytest.raises(UserError, match=r"samples/0\.png"):
         image_grid.save_png(tmp_path / "samples" / "0.png", np.zeros((1, 8, 8, 1), int), 2)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diffenc.evaluation.uncertainty_format import digits, rounded, with_errors
+from diffenc.evaluation.uncertainty_format import format_digits, format_with_errors, round_to_error
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from diffenc.evaluation.uncertainty_format import digits, rounded, with_errors
     ],
 )
 def test_digits(mean, error, shown):
-    figure = rounded(mean, error)
+    figure = round_to_error(mean, error)
     assert (figure.mean, figure.error) == shown
 
 
@@ -44,7 +44,7 @@ def test_rounding_loses_less_than_a_twentieth_of_the_error():
     for exponent in range(-4, 2):
         for _ in range(50):
             mean, error = random.normal(), random.uniform(1, 10) * 10.0**exponent
-            figure = rounded(mean, error)
+            figure = round_to_error(mean, error)
             assert abs(float(figure.mean) - mean) <= 0.0501 * error
             assert float(figure.error or "nan") == pytest.approx(error, rel=0.051)
             if exponent < 0:
@@ -62,9 +62,9 @@ def test_rounding_loses_less_than_a_twentieth_of_the_error():
     ],
 )
 def test_a_mean_has_the_digits_of_its_smallest_error(mean, errors, shown):
-    assert with_errors(mean, errors) == shown
+    assert format_with_errors(mean, errors) == shown
 
 
 def test_digits_alone():
-    assert digits(-0.0123, 0.1) == "-0.01"
-    assert digits(None) == "-"
+    assert format_digits(-0.0123, 0.1) == "-0.01"
+    assert format_digits(None) == "-"

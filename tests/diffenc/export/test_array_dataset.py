@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.export.array_dataset import GivenImages, Kind, checked_images, checked_labels
+from diffenc.export.array_dataset import ArrayDataset, DatasetSpec, check_images, check_labels
 
-KIND = Kind("dots", (4, 4, 1), 5, 3)
+KIND = DatasetSpec("dots", (4, 4, 1), 5, 3)
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) % 5
 
 
 def test_good_images_pass_as_they_are():
-    assert checked_images(IMAGES, KIND) is IMAGES
-    np.testing.assert_array_equal(checked_images(IMAGES[:1], KIND), IMAGES[:1])
+    assert check_images(IMAGES, KIND) is IMAGES
+    np.testing.assert_array_equal(check_images(IMAGES[:1], KIND), IMAGES[:1])
 
 
 @pytest.mark.parametrize(
@@ -28,27 +28,27 @@ def test_good_images_pass_as_they_are():
 )  # fmt: skip
 def test_other_images_are_refused(images, message):
     with pytest.raises(UserError) as refused:
-        checked_images(images, KIND)
+        check_images(images, KIND)
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
 
 def test_labels_are_needed_where_the_model_is_told():
-    np.testing.assert_array_equal(checked_labels(None, 2, 3, told=False), [0, 0])
-    np.testing.assert_array_equal(checked_labels([2, 0], 2, 3, told=True), [2, 0])
-    assert checked_labels(np.array([2, 0]), 2, 3, told=True).dtype == np.int32
+    np.testing.assert_array_equal(check_labels(None, 2, 3, told=False), [0, 0])
+    np.testing.assert_array_equal(check_labels([2, 0], 2, 3, told=True), [2, 0])
+    assert check_labels(np.array([2, 0]), 2, 3, told=True).dtype == np.int32
     with pytest.raises(UserError, match="give labels, 2 of them"):
-        checked_labels(None, 2, 3, told=True)
+        check_labels(None, 2, 3, told=True)
 
 
 @pytest.mark.parametrize("labels", [[0], [[0, 1]], [0.0, 1.0], [0, 3], [-1, 0]])
 def test_labels_that_are_none_are_refused(labels):
     with pytest.raises(UserError, match=r"^labels "):
-        checked_labels(labels, 2, 3, told=True)
+        check_labels(labels, 2, 3, told=True)
 
 
 def test_images_in_hand_are_every_split():
-    given = GivenImages(IMAGES, np.array([1, 2], np.int32), KIND)
+    given = ArrayDataset(IMAGES, np.array([1, 2], np.int32), KIND)
     assert (given.image_shape, given.num_levels, given.num_classes) == ((4, 4, 1), 5, 3)
     for split in ("train", "test"):
         batch = given.source(split).__getitems__(np.array([1, 0]))
@@ -58,7 +58,7 @@ def test_images_in_hand_are_every_split():
 
 def test_other_images_have_another_fingerprint():
     prints = {
-        GivenImages(images, np.zeros(2, np.int32), KIND).fingerprint("test")
+        ArrayDataset(images, np.zeros(2, np.int32), KIND).fingerprint("test")
         for images in (IMAGES, IMAGES[::-1])
     }
     assert len(prints) == 2

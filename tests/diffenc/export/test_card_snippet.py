@@ -91,7 +91,7 @@ def exported(tiny, tmp_path, monkeypatch):
         # the config must name a data set that the reader has too
         model = Model(Identity(), Linear(), V(), VDM(), network)
         experiment = tiny(model=model, dataset=Squares(), sample=Sample(num_timesteps=2))
-        about = export.about(experiment, 1, provenance.kind_of(Squares()))
+        about = export.describe_parameters(experiment, 1, provenance.dataset_metadata(Squares()))
         lines = [line for line in about.config.splitlines(True) if "test_card_snippet" not in line]
         about = dataclasses.replace(about, config="".join(lines))
         params = jax.device_get(model.init(jax.random.key(0), (2, 2, 1)))
@@ -154,4 +154,4 @@ def test_a_file_names_the_packages_that_are_missing(exported, monkeypatch):
 
 
 def test_without_other_packages_nothing_is_to_be_installed(tiny):
-    assert provenance.packages(tiny()) == ""
+    assert provenance.plugin_packages(tiny()) == ""

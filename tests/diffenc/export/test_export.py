@@ -99,7 +99,7 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
         (folder / f"{number:04d}.json").write_text(json.dumps(RECORD | {"number": number}))
     (folder / "10001.json").write_text("{")
     (folder / "copy of 3.json").write_text("{}")
-    found = export.evaluation_of(tmp_path, ABOUT, Evaluate())
+    found = export.find_evaluation(tmp_path, ABOUT, Evaluate())
     assert found is not None
     assert found["number"] == 10_000
     assert len(warned) == 1
@@ -125,7 +125,7 @@ def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path
     for at, change in enumerate([*of, {"step": 2}], 1):
         record = RECORD | change | {"number": at}
         (tmp_path / "evaluations" / f"{at:04d}.json").write_text(json.dumps(record))
-    found = export.evaluation_of(tmp_path, ABOUT, settings)
+    found = export.find_evaluation(tmp_path, ABOUT, settings)
     assert found is not None
     assert found["number"] == number
 
@@ -185,9 +185,9 @@ def test_a_changed_digit_is_not_on_the_card(tmp_path, monkeypatch, write_record)
     file = tmp_path / "evaluations" / "0001.json"
     file.parent.mkdir()
     write_record(file, RECORD | {"bpd": 4.7026})
-    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) == json.loads(file.read_text())
+    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) == json.loads(file.read_text())
     file.write_text(file.read_text().replace("4.7026", "4.7016"))
-    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is None
+    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is None
     assert len(warned) == 1
     assert f"passed over: {file}: its content does not match its sha256" in warned[0]
     assert "evaluate the run again" in warned[0]
@@ -199,14 +199,14 @@ def test_a_record_without_a_checksum_that_its_terms_contradict_is_not_on_the_car
     folder = tmp_path / "evaluations"
     folder.mkdir()
     nats = {name: np.full((2, 5), 3.0 * np.log(2)) for name in ("reconstruction", "latent", "diffusion")}
-    (folder / "0001.npz").write_bytes(atomic.npz(nats))
+    (folder / "0001.npz").write_bytes(atomic.encode_npz(nats))
     parts = {f"bpd_{name}": 1.0 for name in nats}
     said = RECORD | parts | {"bpd": 3.0, "num_images": 5, "split_images": 5}
     (folder / "0001.json").write_text(json.dumps(said))  # images of 3 dimensions
-    assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is not None
+    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is not None
     for change in ({"bpd": 2.0}, {"bpd_latent": 0.9}):
         (folder / "0001.json").write_text(json.dumps(said | change))
-        assert export.evaluation_of(tmp_path, ABOUT, Evaluate()) is None
+        assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is None
         assert "0001.npz: is of another evaluation" in warned[-1]
 
 
@@ -216,7 +216,7 @@ def test_the_chain_of_the_config_goes_before_a_newer_one_of_the_same_length(tmp_
     for number, times in enumerate(("equal", "fitted"), 1):
         said = RECORD | {"T": 5, "times": times, "variance": "equal", "number": number}
         write_record(tmp_path / "evaluations" / f"{number:04d}.json", said)
-    found = export.evaluation_of(tmp_path, ABOUT, Evaluate(num_timesteps=5))
+    found = export.find_evaluation(tmp_path, ABOUT, Evaluate(num_timesteps=5))
     assert found is not None
     assert found["number"] == 1
 
@@ -228,7 +228,7 @@ def test_what_was_trained_in_float32_is_exported_so(experiment, workdir, x64):
 
 def test_an_address_gets_the_same_files(experiment, workdir):
     url = f"memory://{workdir}/run"
-    store = stores.at(url)
+    store = stores.open_store(url)
     for path in workdir.rglob("*"):
         if path.is_file() and "export" not in path.parts:
             store.write(path.relative_to(workdir).as_posix(), path.read_bytes())
@@ -254,7 +254,7 @@ def test_parts_of_parameters_are_put_together():
     """As mesh.fsdp has them, on as many devices as there are."""
     mesh = data_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
     spread = jax.device_put(np.arange(64.0, dtype=np.float32), jax.NamedSharding(mesh, jax.P("fsdp")))
-    np.testing.assert_array_equal(export.on_host({"a": spread}, mesh)["a"], np.arange(64.0))
+    np.testing.assert_array_equal(export.fetch_parameters({"a": spread}, mesh)["a"], np.arange(64.0))
 
 
 def test_a_disk_that_refuses(experiment, workdir, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_disk_that_refuses(experiment, workdir, monkeypatch):
     assert not [path for path in workdir.iterdir() if path.name.startswith(".export")]
 
 
-ABOUT = weights.About(
+ABOUT = weights.WeightsMetadata(
     "", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0}
 )
 
@@ -371,7 +371,7 @@ KILLED = """
     import numpy as np
     from diffenc.export import export, weights
 
-    about = weights.About("", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0})
+    about = weights.WeightsMetadata("", "", 1, "", {"dataset": "d", "image_shape": [1, 1, 1], "num_levels": 2, "num_classes": 0})
 
     def write(folder, value):
         export.write_folder(folder, {"a": np.full(4, value, np.float32)}, about, None, {})

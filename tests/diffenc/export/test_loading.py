@@ -38,7 +38,7 @@ def loose(exported, tmp_path):
 
 def _rewritten(path, **changes):
     """The file with other metadata."""
-    held = weights.read_about(path)
+    held = weights.read_metadata(path)
     with weights._opened(path) as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights.write(path, arrays, dataclasses.replace(held, **changes))
@@ -81,7 +81,7 @@ def test_a_run_made_for_many_devices_loads_on_one(workdir, loose, tmp_path):
 
 
 def test_a_store_is_read_as_a_disk_is(experiment, workdir, exported):
-    store = stores.at(f"memory://{workdir}/elsewhere")
+    store = stores.open_store(f"memory://{workdir}/elsewhere")
     for path in workdir.rglob("*"):
         if path.is_file():
             store.write(path.relative_to(workdir).as_posix(), path.read_bytes())
@@ -248,4 +248,6 @@ def test_a_config_changed_in_an_export_is_refused_naming_the_field(exported, tmp
 
 
 def test_an_export_says_which_run_it_is_of(workdir, exported):
-    assert weights.read_about(exported / "model.safetensors").run == (workdir / "run_id").read_text().strip()
+    assert (
+        weights.read_metadata(exported / "model.safetensors").run == (workdir / "run_id").read_text().strip()
+    )

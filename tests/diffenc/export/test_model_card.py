@@ -8,14 +8,14 @@ import yaml
 from markdown_it import MarkdownIt
 
 from diffenc.export import model_card
-from diffenc.export.weights import About
+from diffenc.export.weights import WeightsMetadata
 
 CONFIG = "Model.conditioning = @conditioning.none()\nModel.encoder = @encoder.trainable()\nModel.network = @a_b/network.unet()\n"
 DATASET = {
     "dataset": "mnist", "source": "MNIST (LeCun et al.)", "train_images": 60_000, "train_identity": "ab12 without 0", "image_shape": [28, 28, 1],
     "num_levels": 256, "num_classes": 10,
 }  # fmt: skip
-ABOUT = About(CONFIG, "0123456789abcdef", 12_000, "0.1.0", DATASET)
+ABOUT = WeightsMetadata(CONFIG, "0123456789abcdef", 12_000, "0.1.0", DATASET)
 EVALUATION = {
     "bpd": 0.36654, "bpd_se": 0.00126, "bpd_mc_se": 0.00031,
     "bpd_reconstruction": 0.01004, "bpd_reconstruction_se": 0.00012,
@@ -26,7 +26,7 @@ EVALUATION = {
 
 
 def _card(about, evaluation, **told):
-    return model_card.text(about, evaluation, 8_891_393, told)
+    return model_card.render_card(about, evaluation, 8_891_393, told)
 
 
 def _front(text):

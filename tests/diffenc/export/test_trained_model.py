@@ -12,7 +12,7 @@ from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import grid
+from diffenc.evaluation.image_grid import make_grid
 from diffenc.export.loading import load
 from diffenc.export.trained_model import TrainedModel
 from diffenc_plugins.conditionings import ByClass
@@ -97,7 +97,7 @@ def test_samples_are_those_of_mode_sample(model, experiment, workdir):
     images = model.sample(**settings)
     assert (images.shape, images.dtype) == ((chosen.num, 4, 4, 1), np.uint8)
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), grid(shades)[..., 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), make_grid(shades)[..., 0])
 
 
 def test_nothing_is_compiled_twice(workdir, images):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffenc.errors import UserError
 from diffenc.export import weights
-from diffenc.export.weights import About
+from diffenc.export.weights import WeightsMetadata
 
 ARRAYS = {
     "network/conv/w": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -28,7 +28,7 @@ DATASET = {
     "num_levels": 5,
     "num_classes": 3,
 }
-ABOUT = About("Experiment.seed = 0\n", "c0ffee", 1200, "0.1.0", DATASET)
+ABOUT = WeightsMetadata("Experiment.seed = 0\n", "c0ffee", 1200, "0.1.0", DATASET)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_parameters_of_any_type(tmp_path, dtype):
 
 
 def test_what_it_says_comes_back(file):
-    assert weights.read_about(file) == ABOUT
+    assert weights.read_metadata(file) == ABOUT
 
 
 def test_arrays_in_another_order_of_memory_are_the_same(tmp_path):
@@ -115,7 +115,7 @@ def test_a_file_that_the_library_wrote_is_read(file, tmp_path):
     metadata, _ = _by_hand(file.read_bytes())
     save_file(ARRAYS, tmp_path / "other", {"diffenc": json.dumps(metadata)})
     assert weights.read(tmp_path / "other", SHAPES).keys() == ARRAYS.keys()
-    assert weights.read_about(tmp_path / "other") == ABOUT
+    assert weights.read_metadata(tmp_path / "other") == ABOUT
 
 
 def _header(content, change):
@@ -139,7 +139,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-@pytest.mark.parametrize("read", [weights.read_about, lambda path: weights.read(path, SHAPES)])
+@pytest.mark.parametrize("read", [weights.read_metadata, lambda path: weights.read(path, SHAPES)])
 def test_a_damaged_file_is_refused(file, damage, read):
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
@@ -151,7 +151,7 @@ def test_one_flipped_bit_is_noticed(file):
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
-    _refused(lambda: weights.read(file, SHAPES), file, "is damaged", "get it again")
+    _refused(lambda: weights.read(file, SHAPES), file, "is damaged", "download it again")
 
 
 def test_all_parameters_that_differ_are_named(file):
@@ -194,7 +194,7 @@ def test_metadata_that_cannot_be_are_refused(file, change, word):
     metadata, arrays = _by_hand(file.read_bytes())
     said = {key: value for key, value in {**metadata, **change}.items() if value is not None}
     save_file(arrays, file, {"diffenc": json.dumps(said)})
-    _refused(lambda: weights.read_about(file), file, word)
+    _refused(lambda: weights.read_metadata(file), file, word)
 
 
 def _with_metadata(file, **changes):
@@ -208,12 +208,12 @@ def test_a_config_changed_beside_the_same_parameters_is_refused_naming_the_field
     _with_metadata(file, config="Experiment.seed = 1\nModel.extra = 2\n")
     differing = "(Experiment.seed: 0 -> 1; Model.extra: absent -> 2)"
     _refused(
-        lambda: weights.read_about(file),
+        lambda: weights.read_metadata(file),
         file,
         f"its config is not the one that was written with the parameters {differing}",
     )
     _with_metadata(file, config="# a comment\nExperiment.seed = 0\nevaluate.passes = 7\n")
-    assert weights.read_about(file).config.endswith("passes = 7\n"), "which is free to change"
+    assert weights.read_metadata(file).config.endswith("passes = 7\n"), "which is free to change"
     assert not caplog.records
 
 
@@ -234,7 +234,7 @@ def test_a_config_changed_beside_the_same_parameters_is_refused_naming_the_field
 )
 def test_any_other_change_of_the_metadata_is_damage(file, changes):
     _with_metadata(file, **changes)
-    _refused(lambda: weights.read_about(file), file, "is damaged")
+    _refused(lambda: weights.read_metadata(file), file, "is damaged")
 
 
 @pytest.mark.parametrize("bindings", [3, [], {"Experiment.seed": [0]}, None])
@@ -244,7 +244,7 @@ def test_bindings_that_cannot_be_under_a_right_seal(file, bindings):
     seal = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
     metadata, arrays = _by_hand(file.read_bytes())
     save_file(arrays, file, {"diffenc": json.dumps({**metadata, "bindings": bindings, "seal": seal})})
-    _refused(lambda: weights.read_about(file), file)
+    _refused(lambda: weights.read_metadata(file), file)
 
 
 def test_a_file_of_before_is_known_by_its_config_hash_with_one_warning(file, caplog):
@@ -252,28 +252,31 @@ def test_a_file_of_before_is_known_by_its_config_hash_with_one_warning(file, cap
     kept = hashlib.sha256(b"import a\nExperiment.seed = 0").hexdigest()
     older = {"bindings": None, "seal": None, "run": None, "config": config, "config_hash": kept}
     _with_metadata(file, **older)
-    assert weights.read_about(file).config == config
+    assert weights.read_metadata(file).config == config
     (warned,) = caplog.messages
     assert warned.startswith(f"{file} was written by an earlier version: only its config_hash was compared")
     _with_metadata(file, **older | {"config": config.replace("seed = 0", "seed = 1")})
     _refused(
-        lambda: weights.read_about(file), file, "not the one that was written with the", "config_hash differs"
+        lambda: weights.read_metadata(file),
+        file,
+        "not the one that was written with the",
+        "config_hash differs",
     )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "[" * 100_000])
 def test_metadata_that_are_none(tmp_path, text):
     save_file(ARRAYS, tmp_path / "odd", {"diffenc": text})
-    _refused(lambda: weights.read_about(tmp_path / "odd"), tmp_path / "odd", "damaged")
+    _refused(lambda: weights.read_metadata(tmp_path / "odd"), tmp_path / "odd", "damaged")
 
 
 def test_a_file_without_metadata_is_none_of_ours(tmp_path):
     save_file(ARRAYS, tmp_path / "theirs")
     _refused(
-        lambda: weights.read_about(tmp_path / "theirs"), tmp_path / "theirs", "was not written by diffenc"
+        lambda: weights.read_metadata(tmp_path / "theirs"), tmp_path / "theirs", "was not written by diffenc"
     )
 
 
 def test_no_file(tmp_path):
-    _refused(lambda: weights.read_about(tmp_path / "absent"), tmp_path / "absent")
-    _refused(lambda: weights.read_about(tmp_path), tmp_path)
+    _refused(lambda: weights.read_metadata(tmp_path / "absent"), tmp_path / "absent")
+    _refused(lambda: weights.read_metadata(tmp_path), tmp_path)

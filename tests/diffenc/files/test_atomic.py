@@ -52,7 +52,7 @@ def test_the_target_is_untouched_while_the_body_runs_and_when_it_raises(tmp_path
     target.write_text("old")
 
     def interrupted():
-        with atomic.replacing(target) as temporary:
+        with atomic.replace_file(target) as temporary:
             temporary.write_text("half")
             assert target.read_text() == "old"
             assert temporary.parent == tmp_path
@@ -64,7 +64,7 @@ def test_the_target_is_untouched_while_the_body_runs_and_when_it_raises(tmp_path
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_file_where_the_folder_should_be_is_the_users_to_mend(tmp_path):
+def test_a_file_where_the_folder_should_be_is_the_users_to_fix(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/a\.txt: Not a directory"):
         atomic.write_text(tmp_path / "file" / "a.txt", "x")
@@ -80,7 +80,7 @@ def test_a_file_where_the_folder_should_be_is_the_users_to_mend(tmp_path):
     ],
 )
 def test_space_is_blamed_where_it_is_short_alone(number, way_out):
-    told = str(atomic.unwritable("a", OSError(number, "why")))
+    told = str(atomic.write_error("a", OSError(number, "why")))
     assert told == f"could not write a: why; {way_out} and run the same command again"
 
 
@@ -127,7 +127,7 @@ def test_json_refuses_what_it_cannot_hold():
 KILLED = """
 import os, signal, sys
 from diffenc.files import atomic
-with atomic.replacing(sys.argv[1]) as temporary:
+with atomic.replace_file(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """

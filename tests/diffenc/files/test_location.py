@@ -10,7 +10,7 @@ from diffenc.files.location import MovedError
 
 def test_what_stays_is_written_and_what_is_not_watched_too(tmp_path):
     (tmp_path / "run").mkdir()
-    with location.watched(tmp_path / "run"), location.watched(tmp_path / "run"):
+    with location.watch(tmp_path / "run"), location.watch(tmp_path / "run"):
         atomic.write_text(tmp_path / "run" / "a", "x")
         atomic.write_text(tmp_path / "b", "x")
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -21,13 +21,13 @@ def test_what_stays_is_written_and_what_is_not_watched_too(tmp_path):
 def test_nothing_is_written_below_a_path_that_leads_elsewhere(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    with location.watched(run):
+    with location.watch(run):
         run.rename(tmp_path / "moved")
         for write in (atomic.write_text, atomic.write_json):
             with pytest.raises(MovedError, match=f"which is at {tmp_path}/moved now"):
                 write(run / "deep" / "a", "x")
         with pytest.raises(MovedError):
-            stores.at(run).write("deep/a", b"x")
+            stores.open_store(run).write("deep/a", b"x")
     assert os.listdir(tmp_path) == ["moved"]
 
 
@@ -36,7 +36,7 @@ def test_a_move_while_a_file_is_written_is_noticed_too(tmp_path):
     run.mkdir()
 
     def move():
-        with location.watched(run), atomic.replacing(run / "a") as temporary:
+        with location.watch(run), atomic.replace_file(run / "a") as temporary:
             temporary.write_text("x")
             run.rename(tmp_path / "moved")
             run.mkdir()
@@ -49,12 +49,12 @@ def test_a_move_while_a_file_is_written_is_noticed_too(tmp_path):
 
 def test_a_disk_that_numbers_its_folders_anew_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
-    with location.watched(tmp_path):
+    with location.watch(tmp_path):
         location.check(tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_there_yet_is_not_watched(tmp_path):
-    with location.watched(tmp_path / "run"):
+    with location.watch(tmp_path / "run"):
         (tmp_path / "run").mkdir()
         atomic.write_text(tmp_path / "run" / "a", "x")

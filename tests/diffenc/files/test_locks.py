@@ -69,7 +69,7 @@ def test_a_mirror_is_then_never_swept_up_for_nobody_knows_whose_it_is(tmp_path, 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "diffenc-open-others").mkdir()
     refuse(errno.ENOSYS)
-    with mirror.opened("memory://locks/run") as folder:
+    with mirror.open_workdir("memory://locks/run") as folder:
         assert folder.name.startswith(mirror.NEW)
     assert [path.name for path in tmp_path.iterdir()] == ["diffenc-open-others"]
 

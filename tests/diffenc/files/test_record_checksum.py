@@ -20,7 +20,7 @@ RECORD = {
 
 
 def test_the_checksum_is_that_of_the_rest_as_sorted_json(tmp_path):
-    record_checksum.write(tmp_path / "record.json", RECORD)
+    record_checksum.write_record(tmp_path / "record.json", RECORD)
     found = json.loads((tmp_path / "record.json").read_text())
     checksum = found.pop("sha256")
     assert found == {"bpd": 2.7826, "se": 0.25, "nan": None, "of": {"T": [1, 2], "ä": "ö"}, "n": None}
@@ -30,12 +30,12 @@ def test_the_checksum_is_that_of_the_rest_as_sorted_json(tmp_path):
 def test_indenting_and_reordering_break_nothing_and_sealing_twice_is_sealing_once():
     sealed = record_checksum.with_checksum(RECORD)
     again = json.loads(json.dumps(dict(reversed(sealed.items())), indent=7))
-    assert record_checksum.check(again) is ChecksumState.WHOLE
+    assert record_checksum.check_checksum(again) is ChecksumState.WHOLE
     assert record_checksum.with_checksum(sealed) == sealed
 
 
 def test_any_digit_changed_breaks_the_seal(tmp_path):
-    record_checksum.write(tmp_path / "record.json", RECORD)
+    record_checksum.write_record(tmp_path / "record.json", RECORD)
     text = (tmp_path / "record.json").read_text()
     places = [match.start() for match in re.finditer(r"\d", text)]
     assert len(places) > 20
@@ -47,7 +47,7 @@ def test_any_digit_changed_breaks_the_seal(tmp_path):
             continue
         assert record_checksum.is_broken(record) or "sha256" not in record, changed
         (tmp_path / "changed.json").write_text(changed)
-        assert "sha256" not in record or record_checksum.read_sound(tmp_path / "changed.json") is None
+        assert "sha256" not in record or record_checksum.read_intact(tmp_path / "changed.json") is None
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,19 @@ def test_any_digit_changed_breaks_the_seal(tmp_path):
     [{"bpd": 2.7825}, {"more": 1}, {"sha256": "0" * 64}, {"sha256": None}, {"of": {"T": [2, 1], "ä": "ö"}}],
 )
 def test_what_was_edited_is_broken(change):
-    assert record_checksum.check(record_checksum.with_checksum(RECORD) | change) is ChecksumState.BROKEN
+    assert (
+        record_checksum.check_checksum(record_checksum.with_checksum(RECORD) | change) is ChecksumState.BROKEN
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "[" * 100_000, '{"a": 1, "sha256": "0"}'])
 def test_what_is_no_sound_record_is_none(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
-    assert record_checksum.read_sound(tmp_path / "record.json") is None
-    assert record_checksum.read_sound(tmp_path / "absent.json") is None
+    assert record_checksum.read_intact(tmp_path / "record.json") is None
+    assert record_checksum.read_intact(tmp_path / "absent.json") is None
 
 
 def test_a_record_from_before_is_read_and_called_unsealed(tmp_path):
     (tmp_path / "record.json").write_text('{"bpd": 1.5}')
-    assert record_checksum.read_sound(tmp_path / "record.json") == {"bpd": 1.5}
-    assert record_checksum.check({"bpd": 1.5}) is ChecksumState.MISSING
+    assert record_checksum.read_intact(tmp_path / "record.json") == {"bpd": 1.5}
+    assert record_checksum.check_checksum({"bpd": 1.5}) is ChecksumState.MISSING

@@ -16,7 +16,7 @@ def place(request, tmp_path) -> str:
 
 
 def test_files_by_name(place):
-    store = stores.at(place)
+    store = stores.open_store(place)
     assert (store.names(), store.files(), store.read("a/b")) == ({}, [], None)
     for name, data in {"a/b": b"1", "a/c/d": b"2", "a/b2": b"\x00", "e": b"", "a0": b"3"}.items():
         store.write(name, data)
@@ -24,11 +24,11 @@ def test_files_by_name(place):
     assert store.files() == ["a/b", "a/b2", "a/c/d", "a0", "e"]
     assert (store.read("a/b"), store.read("e"), store.read("a")) == (b"anew", b"", None)
     assert store.names() == {"a": {"b", "b2", "c"}}
-    assert stores.at(stores.join(place, "a")).files() == ["b", "b2", "c/d"]
+    assert stores.open_store(stores.join_path(place, "a")).files() == ["b", "b2", "c/d"]
 
 
 def test_removing_takes_a_file_or_a_folder_and_no_namesake(place):
-    store = stores.at(place)
+    store = stores.open_store(place)
     for name in ("a/b", "a/c/d", "a0", "a.b", "ab"):
         store.write(name, b"")
     for name in ("a", "ab", "never"):
@@ -38,13 +38,13 @@ def test_removing_takes_a_file_or_a_folder_and_no_namesake(place):
 
 def test_an_empty_folder_on_a_disk_is_seen(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert stores.at(tmp_path).names() == {"empty": set()}
+    assert stores.open_store(tmp_path).names() == {"empty": set()}
 
 
 def test_a_disk_says_what_it_refuses(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
-        stores.at(tmp_path / "file").write("a", b"")
+        stores.open_store(tmp_path / "file").write("a", b"")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -56,9 +56,9 @@ def test_paths_and_urls():
         False,
         False,
     ]
-    assert stores.join("gs://bucket/run/", "checkpoints") == "gs://bucket/run/checkpoints"
-    assert str(stores.join("runs/a", "checkpoints")) == "runs/a/checkpoints"
-    assert stores.at("gs://bucket/run").kvstore("a") == {
+    assert stores.join_path("gs://bucket/run/", "checkpoints") == "gs://bucket/run/checkpoints"
+    assert str(stores.join_path("runs/a", "checkpoints")) == "runs/a/checkpoints"
+    assert stores.open_store("gs://bucket/run").kvstore("a") == {
         "driver": "gcs",
         "bucket": "bucket",
         "path": "run/a/",
@@ -68,7 +68,7 @@ def test_paths_and_urls():
 @pytest.mark.parametrize("url", ["foo://bar", "gs://", "gs://x"])
 def test_no_address_at_all(url):
     with pytest.raises(UserError, match=rf"^{url} is no address of a store \(.*\); use gs://BUCKET/FOLDER$"):
-        stores.at(url)
+        stores.open_store(url)
 
 
 def test_a_folder_that_goes_while_it_is_listed_is_not_there(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_folder_that_goes_while_it_is_listed_is_not_there(tmp_path, monkeypatc
         (tmp_path / name).mkdir()
     real = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: (_removed(path), real(path))[1])
-    assert stores.at(tmp_path).names() == {"stays": set()}
+    assert stores.open_store(tmp_path).names() == {"stays": set()}
 
 
 def _removed(path) -> None:
@@ -86,7 +86,7 @@ def _removed(path) -> None:
 
 def test_a_file_url_with_a_host_is_refused():
     with pytest.raises(UserError, match=r"^file://runs/a names the host 'runs'; use file:///FOLDER, or a"):
-        stores.at("file://runs/a")
+        stores.open_store("file://runs/a")
 
 
 @pytest.mark.parametrize(

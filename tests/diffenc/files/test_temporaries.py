@@ -12,7 +12,7 @@ from diffenc.files import atomic, temporaries
 WRITER = """
 import sys
 from diffenc.files import atomic
-with atomic.replacing(sys.argv[1]) as temporary:
+with atomic.replace_file(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     print("half written", flush=True)
     sys.stdin.read()
@@ -101,7 +101,7 @@ def test_several_files_take_their_places_together_or_not_at_all(tmp_path):
         path.write_bytes(b"old")
 
     def half():
-        with atomic.replacing_all(paths) as (first, second):
+        with atomic.replace_files(paths) as (first, second):
             first.write_bytes(b"new")
             second.write_bytes(b"ne")
             raise OSError(28, "No space left on device")
@@ -109,7 +109,7 @@ def test_several_files_take_their_places_together_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="No space"):
         half()
     assert [path.read_bytes() for path in paths] == [b"old", b"old"]
-    with atomic.replacing_all(paths) as (first, second):
+    with atomic.replace_files(paths) as (first, second):
         first.write_bytes(b"new")
         second.write_bytes(b"new")
     assert [path.read_bytes() for path in paths] == [b"new", b"new"]

@@ -33,7 +33,7 @@ from diffenc.runtime import accelerators
     ],
 )
 def test_a_device_is_known_by_its_name(kind, name, bfloat16, float32, full):
-    assert accelerators.stated(kind) == name
+    assert accelerators.find_accelerator(kind) == name
     found = [
         accelerators.ACCELERATORS[name].peak(operands) / 1e12
         for operands in ("bfloat16", "float32", accelerators.FULL_PRECISION)
@@ -55,7 +55,7 @@ def test_every_accelerator_is_among_those_checked():
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 NVL", "TPU v9"])
 def test_what_is_not_known_is_not_guessed(kind):
-    assert accelerators.stated(kind) is None
+    assert accelerators.find_accelerator(kind) is None
 
 
 def test_no_two_share_a_name():
@@ -69,7 +69,10 @@ def test_the_measured_peak_is_the_best_of_several_tries(monkeypatch, devices):
     passed = itertools.accumulate([0, *(0, 4, 0), *(0, 2, 0), *(0, 8, 100)])
     monkeypatch.setattr(accelerators, "time", types.SimpleNamespace(perf_counter=lambda: next(passed)))
     monkeypatch.setattr(accelerators.jax, "local_device_count", lambda: devices)  # of one processor
-    assert accelerators.measured("float32", 8, seconds=10.0) == accelerators.PRODUCTS * 2 * 8**3 / 2 / devices
+    assert (
+        accelerators.measure_flops("float32", 8, seconds=10.0)
+        == accelerators.PRODUCTS * 2 * 8**3 / 2 / devices
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -81,7 +84,7 @@ def test_what_is_multiplied_is_random(monkeypatch, dtype):
         return lhs
 
     monkeypatch.setattr(accelerators.jax, "jit", lambda _: multiply)
-    accelerators.measured(dtype, 64, seconds=0.0)
+    accelerators.measure_flops(dtype, 64, seconds=0.0)
     lhs, rhs = (np.asarray(side, np.float64) for side in seen[-1])
     assert {str(side.dtype) for side in seen[-1]} == {dtype}
     for side in (lhs, rhs):  # the error of the mean of 4096 is 1/64, that of their deviation 1/90
@@ -90,5 +93,5 @@ def test_what_is_multiplied_is_random(monkeypatch, dtype):
 
 
 def test_a_peak_is_measured():
-    assert 1e6 < accelerators.measured("bfloat16", 64, seconds=0.0) < 1e18
+    assert 1e6 < accelerators.measure_flops("bfloat16", 64, seconds=0.0) < 1e18
     assert jax.default_backend() == "cpu"

@@ -22,7 +22,7 @@ def set_jax():
 def test_what_the_programs_cannot_run_under_is_off(set_jax):
     set_jax("jax_numpy_dtype_promotion", "strict")
     set_jax("jax_transfer_guard", "disallow")
-    jax_settings.settle()
+    jax_settings.override_settings()
     assert jax.config.values["jax_numpy_dtype_promotion"] == "standard"
     assert jax.config.values["jax_transfer_guard"] == "allow"
     assert float(jnp.zeros(3, jnp.int32)[0] + jnp.ones(3, jnp.uint8)[0]) == 1

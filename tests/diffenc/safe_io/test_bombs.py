@@ -43,7 +43,7 @@ for line in sys.stdin:
     name, folder = json.loads(line)
     before = peak()
     try:
-        for _ in recipe.of(KINDS[name], Path(folder)).read("test", 0):
+        for _ in recipe.make_recipe(KINDS[name], Path(folder)).read("test", 0):
             pass
         told = "nothing was refused"
     except UserError as error:

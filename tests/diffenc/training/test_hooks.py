@@ -11,7 +11,7 @@ from PIL import Image
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Terms
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import grid
+from diffenc.evaluation.image_grid import make_grid
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, replicated, to_devices
@@ -162,7 +162,7 @@ def test_samples_are_of_the_averaged_parameters(run, state, tmp_path):
     assert (images != ImageSampler(experiment, data_mesh()).draw(state.params)).any()
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]  # five levels over 0 .. 255
     picture = np.asarray(Image.open(tmp_path / "samples" / "000000006.png"))
-    np.testing.assert_array_equal(picture, grid(shades)[..., 0])
+    np.testing.assert_array_equal(picture, make_grid(shades)[..., 0])
     ((step, shown),) = writer.images
     assert step == 6
     np.testing.assert_array_equal(shown["samples"][..., 0], picture)

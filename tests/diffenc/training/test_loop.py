@@ -482,7 +482,7 @@ def _as_before_draws_were_recorded(workdir: Path) -> None:
     for file in (workdir / "checkpoints").glob("*/META.json"):
         content = json.loads(file.read_text())
         del content["checksum"], content["metadata"]["draws"]
-        file.write_text(checksummed_json.text(content))
+        file.write_text(checksummed_json.dumps(content))
 
 
 # Longer, elsewhere, from elsewhere
@@ -769,14 +769,14 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(full, straight, tmp_path)
         result = loop.train(dataclasses.replace(full, steps=steps), url)
         assert (result.workdir, result.step) == (url, steps)
     figures = commands.evaluate(full, url)
-    with mirror.opened(url) as folder:
+    with mirror.open_workdir(url) as folder:
         assert not (folder / "checkpoints").exists()
         wanted = abstract_state(full, data_mesh())
-        held = checkpoints.Checkpoints(mirror.checkpoints_of(folder))
+        held = checkpoints.Checkpoints(mirror.checkpoint_location(folder))
         _assert_same(jax.device_get(held.restore(wanted).tree), _state(full, straight))
         assert held.steps() == [8, 10, 12]
         names = {path.relative_to(straight).as_posix() for path in straight.rglob("*.*") if path.is_file()}
         held_names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert {n for n in names if n.startswith(("samples/", "config", "metrics"))} <= held_names
         assert _rows(folder)[-1] == _rows(straight)[-1]
-    assert json.loads(stores.at(url).read("evaluation.json") or b"")["bpd"] == figures["bpd"]
+    assert json.loads(stores.open_store(url).read("evaluation.json") or b"")["bpd"] == figures["bpd"]

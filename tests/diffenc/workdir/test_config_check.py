@@ -204,12 +204,12 @@ def test_the_folder_may_be_copied_and_moved_and_lie_on_an_object_store(make, wor
     url = f"memory://{tmp_path}/run"
     for path in moved.rglob("*"):
         if path.is_file():
-            stores.at(url).write(path.relative_to(moved).as_posix(), path.read_bytes())
+            stores.open_store(url).write(path.relative_to(moved).as_posix(), path.read_bytes())
     assert commands.evaluate(make(), url)["bpd"] == figures["bpd"]
     loop.train(make(steps=5), url)
-    assert stores.at(url).read("run_id") == (moved / "run_id").read_bytes()
+    assert stores.open_store(url).read("run_id") == (moved / "run_id").read_bytes()
     assert not warned
-    stores.at(url).write("run_id", b"0" * 32)
+    stores.open_store(url).write("run_id", b"0" * 32)
     with pytest.raises(
         UserError, match=rf"checkpoint {url}/checkpoints/000000005 is of another run than {url}/run_id"
     ):

@@ -22,7 +22,7 @@ def url(request, tmp_path) -> str:
 
 
 def _content(url: str) -> dict[str, bytes | None]:
-    store = stores.at(url)
+    store = stores.open_store(url)
     return {name: store.read(name) for name in store.files()}
 
 
@@ -53,8 +53,8 @@ def test_only_what_changed_is_pushed(url, monkeypatch):
 
 
 def test_checkpoints_and_hidden_files_stay_where_they_are(url):
-    stores.at(url).write("checkpoints/000000001/META.json", b"large")
-    stores.at(url).write("metrics.jsonl", b"{}")
+    stores.open_store(url).write("checkpoints/000000001/META.json", b"large")
+    stores.open_store(url).write("metrics.jsonl", b"{}")
     with Mirror(url) as mirror:
         (mirror.folder / ".lock").write_text("17")
         assert sorted(os.listdir(mirror.folder)) == [".lock", "metrics.jsonl"]
@@ -87,7 +87,7 @@ def test_a_store_that_cannot_be_read_is_one_line():
 
 @pytest.mark.parametrize("name", ["../../outside", "/outside", "a//b", "a/../../outside", "./a"])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
-    store = stores.at(f"memory://{tmp_path}/run")
+    store = stores.open_store(f"memory://{tmp_path}/run")
     store.write(name, b"")
     assert store.files() == [name]
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 
 
 def test_placeholders_of_folders_are_passed_over(tmp_path):
-    store = stores.at(f"memory://{tmp_path}/run")
+    store = stores.open_store(f"memory://{tmp_path}/run")
     for name in ("", "fits/", "fits/a", "checkpoints/"):
         store.write(name, b"")
     assert store.files() == ["", "checkpoints/", "fits/", "fits/a"]
@@ -108,9 +108,9 @@ def test_placeholders_of_folders_are_passed_over(tmp_path):
 def test_too_much_to_copy_is_refused(url, monkeypatch):
     monkeypatch.setattr(mirrors, "MOST", 10)
     for name in ("a", "b", "c"):
-        stores.at(url).write(name, b"12345" if name != "c" else b"")
+        stores.open_store(url).write(name, b"12345" if name != "c" else b"")
     Mirror(url).__exit__()
-    stores.at(url).write("c", b"1")
+    stores.open_store(url).write("c", b"1")
     with pytest.raises(UserError, match=r"holds more than 0\.0 GB beside its checkpoints"):
         Mirror(url)
 
@@ -124,7 +124,7 @@ def test_who_does_not_write_copies_what_it_reads(url):
         "samples/1.png",
         "x",
     ):
-        stores.at(url).write(name, b"")
+        stores.open_store(url).write(name, b"")
     with Mirror(url, writes=False) as mirror:
         assert sorted(os.listdir(mirror.folder)) == ["config.gin", "diagnostics", "fits"]
 

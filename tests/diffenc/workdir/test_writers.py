@@ -196,7 +196,7 @@ KEPT = b'{"step": 1,  "bpd":2.50}\n{"bpd": 2, "step": 3}\r\n{"step": 2, "eval_bp
 def test_cut_rows(tmp_path, caplog, tail, warned):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(KEPT + tail)
-    writers.cut_rows(path, 3)
+    writers.drop_rows_after(path, 3)
     assert path.read_bytes() == KEPT
     assert ("dropped a line that is no row" in caplog.text) == warned
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
@@ -206,9 +206,9 @@ def test_cut_rows_leaves_a_file_alone_that_needs_no_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(KEPT)
     inode = path.stat().st_ino
-    writers.cut_rows(path, 3)
+    writers.drop_rows_after(path, 3)
     assert path.stat().st_ino == inode
-    writers.cut_rows(tmp_path / "absent", 3)
+    writers.drop_rows_after(tmp_path / "absent", 3)
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
@@ -266,7 +266,7 @@ def test_the_log_line_is_for_people():
     ]
 
 
-def test_a_file_in_the_way_is_the_users_to_mend(tmp_path):
+def test_a_file_in_the_way_is_the_users_to_fix(tmp_path):
     (tmp_path / "file").write_text("")
     for make in (
         lambda: writers.JsonlWriter(tmp_path / "file" / "m"),

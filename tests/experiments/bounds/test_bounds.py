@@ -11,7 +11,7 @@ from diffenc.config.settings import Evaluate
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.uncertainty_format import rounded
+from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
@@ -78,7 +78,7 @@ def test_what_was_measured_is_not_measured_again(found, workdir, monkeypatch, ca
     assert bounds.main([f"--workdir={workdir}", *SMALL]) == 0
     printed = capsys.readouterr().out
     cell = found["by_steps"]["equal"]["9"]
-    assert str(rounded(cell["bpd"], cell["bpd_mc_se"])) in printed
+    assert str(round_to_error(cell["bpd"], cell["bpd_mc_se"])) in printed
     assert "ODE" in printed
 
 

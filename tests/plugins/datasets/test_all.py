@@ -122,14 +122,17 @@ def test_origin_and_licence_are_on_the_card_and_in_the_docs(name, tiny):
 
 
 def test_what_is_known_of_images_in_any_folder():
-    assert versions.terms_of("images of the folder mine") == {}
+    assert versions.published_terms("images of the folder mine") == {}
     assert (
-        versions.terms_of("Fashion-MNIST (Xiao et al. 2017): all of train, unknown version of test")[
+        versions.published_terms("Fashion-MNIST (Xiao et al. 2017): all of train, unknown version of test")[
             "licence"
         ]
         == "MIT"
     )
-    assert "none is stated" in versions.terms_of("unknown version of CIFAR-10 (Krizhevsky 2009)")["licence"]
+    assert (
+        "none is stated"
+        in versions.published_terms("unknown version of CIFAR-10 (Krizhevsky 2009)")["licence"]
+    )
 
 
 def test_validation_is_cut_from_train_alone(name):

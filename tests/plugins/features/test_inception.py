@@ -191,7 +191,7 @@ def test_each_layer_is_the_one_in_numpy(name):
     channels = 3 if channels == 3 else channels // 16
     x = np.random.default_rng(1).normal(size=(2, channels, 9, 7))
     wanted = layer(x=x).transpose(0, 2, 3, 1)
-    weights = inception.weights_from(reference.state, "a file")
+    weights = inception.fold_batch_norms(reference.state, "a file")
     found = quick(inception.LAYERS[name])(weights, jnp.asarray(x.transpose(0, 2, 3, 1), jnp.float32))
     np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
     assert np.ptp(wanted) > 0.1
@@ -201,17 +201,19 @@ def test_from_levels_to_features_of_a_narrow_network():
     images = np.random.default_rng(2).integers(0, 256, (2, 32, 20, 3), dtype=np.uint8)
     reference = Reference(16)
     wanted = reference.features(np.stack([bilinear(image / 255, 299) * 2 - 1 for image in images]))
-    weights = inception.weights_from(reference.state, "a file")
-    found = quick(functools.partial(inception.features_of, inception.of_port))(weights, images)
+    weights = inception.fold_batch_norms(reference.state, "a file")
+    found = quick(functools.partial(inception.features_of, inception.preprocess_as_port))(weights, images)
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_in_float64_features_are_float32_all_the_same(x64):
-    weights = inception.weights_from(narrow(), "a file")
+    weights = inception.fold_batch_norms(narrow(), "a file")
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
-    shape = jax.eval_shape(functools.partial(inception.features_of, inception.of_port), weights, images)
+    shape = jax.eval_shape(
+        functools.partial(inception.features_of, inception.preprocess_as_port), weights, images
+    )
     assert (shape.shape, shape.dtype) == ((1, 128), jnp.float32)
-    assert inception.of_graph(jnp.zeros((1, 8, 8, 3), jnp.float32)).dtype == jnp.float32
+    assert inception.preprocess_as_graph(jnp.zeros((1, 8, 8, 3), jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.slow
@@ -231,7 +233,7 @@ def test_the_graphs_own_beginning_moves_the_image_and_takes_128_as_zero():
     ramp = np.arange(8.0).reshape(1, 8, 1, 1) * np.ones((1, 8, 8, 3)) * 30
     port, graph = (
         np.asarray(function(jnp.asarray(ramp, jnp.float32)))
-        for function in (inception.of_port, inception.of_graph)
+        for function in (inception.preprocess_as_port, inception.preprocess_as_graph)
     )
     i = np.array([20, 150, 250])  # where both are within the ramp
     np.testing.assert_allclose(graph[0, i, 5, 1], (i / 299 * 8 * 30 - 128) / 128, rtol=1e-4)

@@ -53,14 +53,14 @@ def test_resizing_is_linear_between_two_pixels_each_way(size, out, name):
     columns = (each + 0.5) / out * 6 - 0.5 if name == "centred" else each / out * 6
     grid = np.meshgrid(rows, columns, indexing="ij")
     wanted = [map_coordinates(image[..., c].astype(float), grid, order=1, mode="nearest") for c in (0, 1)]
-    found = layers.resized(jnp.asarray(image)[None], out, getattr(layers, name))
+    found = layers.resize(jnp.asarray(image)[None], out, getattr(layers, name))
     np.testing.assert_allclose(found[0], np.stack(wanted, axis=-1), atol=2e-3)
 
 
 def test_of_one_channel_three_are_made_and_three_stay():
     grey = RNG.integers(0, 256, (2, 3, 4, 1), dtype=np.uint8)
-    found = np.asarray(layers.three_channels(jnp.asarray(grey)))
+    found = np.asarray(layers.to_three_channels(jnp.asarray(grey)))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.repeat(grey, 3, axis=-1))
     colour = RNG.integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(layers.three_channels(jnp.asarray(colour)), colour)
+    np.testing.assert_array_equal(layers.to_three_channels(jnp.asarray(colour)), colour)

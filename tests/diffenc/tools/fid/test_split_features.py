@@ -173,7 +173,7 @@ def test_a_damaged_cache_is_made_anew(of, monkeypatch):
     file.write_bytes(file.read_bytes()[:300])
     again = of()
     assert of.seen == 23
-    assert "is damaged, and made anew" in warnings[0]
+    assert "is corrupt; recomputing" in warnings[0]
     np.testing.assert_array_equal(first.gaussian.mean, again.gaussian.mean)
 
 

@@ -65,7 +65,7 @@ def test_an_encoder_that_changes_nothing_is_said_to(subject_of, images_of):
     heat_maps = encoded_images.plot_heat_maps(encoded_images.measure_heat_maps(subject), "title")
     encoded = encoded_images.plot_encoded_images(encoded_images.measure_encoded_images(subject), "title")
     assert all("this encoder changes nothing" in figure.get_suptitle() for figure in (heat_maps, encoded))
-    white = plots.diverging(np.zeros((2, 2)), 0.0)
+    white = plots.diverging_colours(np.zeros((2, 2)), 0.0)
     np.testing.assert_allclose(white, plots.DIVERGING(0.5)[0:3] * np.ones((2, 2, 3)))
 
 

@@ -107,7 +107,7 @@ def test_samples_are_those_that_the_mode_of_that_name_draws(trained):
         drawn = np.asarray(picture)
     levels = np.load(workdir / "figures" / "samples.npz")["levels"]
     assert levels.shape == (5, 4, 4, 1)
-    np.testing.assert_array_equal(image_grid.grid(image_grid.to_uint8(levels, 5))[..., 0], drawn)
+    np.testing.assert_array_equal(image_grid.make_grid(image_grid.to_uint8(levels, 5))[..., 0], drawn)
 
 
 def test_what_there_is_nothing_to_see_of_is_said_in_words(trained, tmp_path):

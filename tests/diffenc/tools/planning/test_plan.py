@@ -99,7 +99,7 @@ def test_an_accelerator_that_is_not_there(planned, dtype, tflops):
 
 
 def test_what_is_there_and_not_known_is_measured(planned, monkeypatch):
-    monkeypatch.setattr(accelerators, "measured", lambda dtype: {"float32": 3e9}[dtype])
+    monkeypatch.setattr(accelerators, "measure_flops", lambda dtype: {"float32": 3e9}[dtype])
     speed = figures_of(planned(peak_tflops=None))["speed"]
     assert speed["peak"] == {"float32": 3e9}
     assert speed["source"] == f"measured on {jax.devices()[0].device_kind}"

@@ -191,7 +191,7 @@ def test_a_workdir_of_two_names_is_refused(whole, monkeypatch, other):
 def test_addresses_are_no_local_folders(whole, monkeypatch):
     monkeypatch.chdir(whole.parent)
     for path in sorted(path for path in whole.rglob("*") if path.is_file()):
-        stores.at("memory://whole").write(path.relative_to(whole).as_posix(), path.read_bytes())
+        stores.open_store("memory://whole").write(path.relative_to(whole).as_posix(), path.read_bytes())
     assert len(run_data.read_all(["whole", "memory://whole"])) == 2
 
 
@@ -296,7 +296,7 @@ def test_the_figure_is_of_the_evaluation_that_the_config_asks_for(made):
 
 def test_an_address_is_read_and_not_written_to(whole):
     place = "memory://bucket/run"
-    store = stores.at(place)
+    store = stores.open_store(place)
     (whole / "samples" / "000000020.png").unlink()
     for path in sorted(whole.rglob("*")):
         if path.is_file():

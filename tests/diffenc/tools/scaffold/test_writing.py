@@ -121,7 +121,7 @@ def test_nothing_half_written_is_left(folder, monkeypatch, at, error):
     def refused(path, text):
         calls.append(path)
         if len(calls) == at:
-            raise atomic.unwritable(path, error) if isinstance(error, OSError) else error
+            raise atomic.write_error(path, error) if isinstance(error, OSError) else error
         write(path, text)
 
     monkeypatch.setattr(atomic, "write_text", refused)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from diffenc.evaluation.uncertainty_format import Figure, digits
+from diffenc.evaluation.uncertainty_format import Figure, format_digits
 from diffenc.tools.sweep import formatting
 from diffenc.tools.sweep.formatting import Page, Sheet
 
@@ -92,7 +92,7 @@ def test_latex_read_back():
 
 
 def test_a_number_without_an_error_is_set_as_one():
-    sheet = Sheet("table", "", ("p",), ((digits(-0.0123, 0.1),), (digits(None),)))
+    sheet = Sheet("table", "", ("p",), ((format_digits(-0.0123, 0.1),), (format_digits(None),)))
     assert sheet.is_numeric(0)
     assert formatting.csv_text(sheet) == 'p\n-0.01\n""\n'
     assert "$-0.01$ " in formatting.latex(Page("", (), (sheet,)))

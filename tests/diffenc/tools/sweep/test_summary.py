@@ -91,7 +91,7 @@ def test_terms_of_another_evaluation_are_refused(evaluated):
     found = summary.summarise("a", {0: workdir})
     other = nats(0)
     other["latent"] *= 1.01
-    (workdir / "evaluation.npz").write_bytes(atomic.npz(other))
+    (workdir / "evaluation.npz").write_bytes(atomic.encode_npz(other))
     with pytest.raises(UserError, match="is of another evaluation"):
         found.terms(0)
     (workdir / "evaluation.npz").unlink()

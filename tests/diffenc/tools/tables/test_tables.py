@@ -69,7 +69,7 @@ def finish(table, folder, flags=SMALL, said=None):
             run.workdir.mkdir(parents=True)
             (run.workdir / "config.gin").write_text(config_text(run.experiment))
             arrays = {**nats, "times": np.full((*nats["latent"].shape, 1), 0.5)}
-            (run.workdir / "evaluation.npz").write_bytes(atomic.npz(arrays))
+            (run.workdir / "evaluation.npz").write_bytes(atomic.encode_npz(arrays))
             record = record_of(line.row, nats, run, said or {})
             (run.workdir / "evaluation.json").write_text(json.dumps(record))
     return made
