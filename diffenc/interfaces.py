@@ -1,4 +1,4 @@
-"""What a plugin can be. Each is a small protocol; a plugin is a frozen dataclass that keeps it.
+"""The interfaces of plugins. Each is a small protocol; a plugin is a frozen dataclass that implements it.
 
 Notation, as in VDM (arXiv:2107.00630) and DiffEnc (arXiv:2310.19789):
 
@@ -10,10 +10,11 @@ Notation, as in VDM (arXiv:2107.00630) and DiffEnc (arXiv:2310.19789):
   z        alpha * x_phi + sigma * eps  [10]
   x_hat    the network's estimate of x_phi
 
-Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32. What happens to an image depends on no other
-image of its batch, its dropout mask neither: so results are the same however a batch is divided.
+Arrays carry a leading batch axis `b`; images are [B, H, W, C] float32. Outputs, dropout masks included, must not depend
+on other examples of the batch, so that results do not depend on how a batch is sharded.
 """
 
+import abc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -31,7 +32,7 @@ PerExample = Float[Array, " b"]
 Times = Float[Array, " b"]
 LogSNR = Float[Array, " b"]
 PerStep = Float[Array, " steps"]
-Condition = Int[Array, " b"]  # 0 tells nothing of an image, k + 1 its class k
+Condition = Int[Array, " b"]  # of each image: 0 = no class, k + 1 = class k
 
 SPLITS = ("train", "validation", "test")
 
@@ -57,48 +58,84 @@ class Images(NamedTuple):
     condition: Condition | None = None
 
 
+class Context(NamedTuple):
+    """Inputs of an encoder or a network, one per image, besides the image and its noise level.
+
+    Attributes:
+      condition: the class of each image, as its conditioning encodes it; None = unconditional.
+      keys: the random keys of the dropout masks; None = no dropout.
+    """
+
+    condition: Condition | None = None
+    keys: ImageKeys | None = None
+
+
+NO_CONTEXT = Context()
+
+
+class ClassConditional:
+    """Base class of encoders and networks that read `context.condition`; others must ignore it.
+
+    Attributes:
+      classes: a field of the subclass: the number of classes it accepts. With 0 it ignores the condition.
+    """
+
+    classes: int
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """A family x_phi(lambda) of representations of x, smooth in lambda [10].
 
-    One that looks at the condition has a field `classes`, how many there are; so has such a network.
+    One that reads the condition derives from `ClassConditional`. One with work that does not depend on lambda
+    can derive from `SplitEncoder`, so that this work is done once for several noise levels.
     """
 
-    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        """Parameters; only the shapes of `x` and `log_snr` matter."""
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
+        """Returns the initial parameters; only the shapes of `x` and `log_snr` matter."""
         ...
 
-    def apply(
-        self,
-        params: Params,
-        x: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
-        """x_phi at `log_snr`, shaped like `x`. An image's key draws its dropout mask; None means no dropout."""
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context) -> Data:
+        """Returns x_phi at `log_snr`, shaped like `x`."""
         ...
+
+
+class SplitEncoder(abc.ABC):
+    """Base class of encoders that compute part of x_phi once for all noise levels.
+
+    A subclass defines `prepare` and `at`, and must not override `apply`.
+    """
+
+    @abc.abstractmethod
+    def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
+        """Returns a pytree of arrays: all that `at` needs to know of `params`, `x` and `context`."""
+
+    @abc.abstractmethod
+    def at(self, prepared: Any, log_snr: LogSNR) -> Data:
+        """Returns x_phi at `log_snr`, from what `prepare` returned."""
+
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        """Returns x_phi at `log_snr`, shaped like `x`."""
+        return self.at(self.prepare(params, x, context), log_snr)
 
 
 @runtime_checkable
 class Network(Protocol):
-    """A function of (z, log_snr) shaped like z. It knows nothing of the loss."""
+    """A function of (z, log_snr) shaped like z, independent of the loss.
 
-    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        """Parameters; only the shapes of `z` and `log_snr` matter. Raises UserError if it cannot take them."""
+    One that reads the condition derives from `ClassConditional`.
+    """
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
+        """Returns the initial parameters; only the shapes of `z` and `log_snr` matter.
+
+        Raises:
+          UserError: the network cannot take images of this shape.
+        """
         ...
 
-    def apply(
-        self,
-        params: Params,
-        z: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
-        """Output shaped like `z`. An image's key draws its dropout mask; None means no dropout."""
+    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context) -> Data:
+        """Returns the output, shaped like `z`."""
         ...
 
 
@@ -138,52 +175,66 @@ class GenerativeMean(Protocol):
 
 @runtime_checkable
 class Conditioning(Protocol):
-    """What the model is told of an image beside its noisy self (see diffenc.core.conditioning)."""
+    """Maps class labels to the condition of encoder and network (see `diffenc.core.conditioning`)."""
 
     @property
-    def what(self) -> str | None:
-        """In one word, as figures state it; None if the model is told nothing."""
+    def label(self) -> str | None:
+        """The name of the condition in tables and records, as "class"; None if the model is unconditional."""
         ...
 
     @property
     def drop(self) -> float:
-        """Share of the images that training tells nothing of."""
+        """The probability with which training drops an image's condition."""
         ...
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"] | None:
-        """The condition of images of these classes; None if the model is told nothing."""
+        """Returns the condition of images of these classes; None if the model is unconditional."""
         ...
+
+
+EXCESS = "excess"  # E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step, measured by --mode=fit_variance
+LOSS_CURVE = "loss_curve"  # root mean square of the diffusion loss over t, measured by --mode=diagnose
+MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE})
+
+
+def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
+    """Returns whether a variance or time sampler needs a measurement on a trained model, one of `MEASUREMENTS`.
+
+    It declares so in a class variable `requires: ClassVar[frozenset[str]]`; without one it needs none.
+    """
+    return measurement in getattr(plugin, "requires", frozenset())
 
 
 @runtime_checkable
 class Variance(Protocol):
-    """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9]."""
+    """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9].
+
+    One that cannot do without `excess` declares `requires = frozenset({EXCESS})` (see `requires`).
+    """
 
     def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
-        """log w of each step from log_snr_t to log_snr_s.
+        """Returns log w of each step from log_snr_t to log_snr_s.
 
         Args:
-          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not, and
-            for a variance that does without.
-
-        Raises:
-          UserError: `excess` is needed, and None.
+          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not measured,
+            which never happens to a variance that requires it.
         """
         ...
 
 
 @runtime_checkable
 class TimeSampler(Protocol):
-    """The density on [0, 1] that diffusion times are drawn from."""
+    """The density on [0, 1] that diffusion times are drawn from.
+
+    One that cannot do without `curve` declares `requires = frozenset({LOSS_CURVE})` (see `requires`).
+    """
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
-        """Times t, and 1 / their density, for u uniform on [0, 1); t rises with u.
+        """Returns times t, and 1 / their density, for u uniform on [0, 1); t rises with u.
 
         Args:
-          curve: root mean square of the diffusion loss in equal bins of t; None if it was not measured.
-
-        Raises:
-          UserError: `curve` is needed, and None.
+          curve: root mean square of the diffusion loss in equal bins of t; None if it was not measured,
+            which never happens to a time sampler that requires it.
         """
         ...
 

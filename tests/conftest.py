@@ -66,7 +66,7 @@ from diffenc.config.experiment import Experiment  # noqa: E402
 from diffenc.config.settings import Evaluate, Sample  # noqa: E402
 from diffenc.core.model import Model  # noqa: E402
 from diffenc.data.sources import ArraySource  # noqa: E402
-from diffenc.interfaces import Source  # noqa: E402
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, Source  # noqa: E402
 from diffenc_plugins.conditionings import ByClass  # noqa: E402
 from diffenc_plugins.encoders import Trainable  # noqa: E402
 from diffenc_plugins.generative_means import Counterterm  # noqa: E402
@@ -147,7 +147,7 @@ def x64():
 
 
 @dataclasses.dataclass(frozen=True)
-class Affine:
+class Affine(ClassConditional):
     """w z + b, pixel by pixel, half of it dropped in training; `scale` is how large w starts.
 
     With `classes`, each has a b of its own, and so have images without one.
@@ -156,16 +156,16 @@ class Affine:
     scale: float = 0.1
     classes: int = 0
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         b = jnp.zeros((self.classes + 1, *z.shape[1:])) if self.classes else jnp.zeros(z.shape[1:])
         return {"w": self.scale * jax.random.normal(key, z.shape[1:]), "b": b}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        b = params["b"][condition] if self.classes else params["b"][None]
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        b = params["b"][context.condition] if self.classes else params["b"][None]
         out = params["w"][None] * z + b
-        if keys is None:
+        if context.keys is None:
             return out
-        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(keys)
+        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(context.keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,8 +165,8 @@ FAULTS = (
     Fault(
         "a step's network told nothing in the table of costs",
         "diffenc/evaluation/step_costs.py",
-        'params["network"], z, log_snr, condition=condition',
-        'params["network"], z, log_snr, condition=0 * condition',
+        "model.predict(params, z, log_snr, condition=condition)",
+        "model.predict(params, z, log_snr, condition=0 * condition)",
         (CLASSES,),
     ),
     Fault(

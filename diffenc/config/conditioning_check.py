@@ -9,12 +9,12 @@ from diffenc.registry import selector_of
 
 def check_conditioning(model: Model, dataset: Dataset) -> None:
     """Raise UserError unless what the model's parts take is what they are told."""
-    taken, what = (
+    taken, label = (
         [*conditioned_modules(model.encoder), *conditioned_modules(model.network)],
-        model.conditioning.what,
+        model.conditioning.label,
     )
     for field, count in taken:
-        if what is None:
+        if label is None:
             raise UserError(
                 f"{field} = {count}, and the model is told no class: bind Model.conditioning = "
                 "@conditioning.by_class(), or leave it at 0"
@@ -24,9 +24,9 @@ def check_conditioning(model: Model, dataset: Dataset) -> None:
                 f"{field} = {count}, and {selector_of(type(dataset))} has {dataset.num_classes} classes: bind it to "
                 "that, or to 0 for a part that is told nothing"
             )
-    if what is not None and not taken:
+    if label is not None and not taken:
         raise UserError(
-            f"Model.conditioning tells each image's {what}, and neither network nor encoder takes it: bind "
+            f"Model.conditioning tells each image's {label}, and neither network nor encoder takes it: bind "
             f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
         )
 

@@ -1,7 +1,7 @@
-"""What a model is told of an image beside its noisy self: nothing, or its class.
+"""Conditioning: an optional class label per image.
 
-A condition is an integer an image: 0 tells nothing, k + 1 tells class k. Encoders and networks that take it have a
-field `classes`, their number; with 0, or without the field, they do not look at it.
+A condition is an integer per image: 0 = no class, k + 1 = class k. Encoders and networks that read it derive from
+`diffenc.interfaces.ClassConditional` and declare `classes`, the number of classes; with 0 they ignore the condition.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy as np
 from jaxtyping import Int
 
 from diffenc.fields.values import objects_in
-from diffenc.interfaces import Condition, Key
+from diffenc.interfaces import ClassConditional, Condition, Key
 from diffenc.registry import selector_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Unconditional:
-    """Nothing: the model is one of p(x)."""
+    """No condition: the model is one of p(x)."""
 
     @property
-    def what(self) -> None:
+    def label(self) -> None:
         return None
 
     @property
@@ -37,7 +37,7 @@ UNCONDITIONAL = Unconditional()
 
 
 def drop_condition(condition: Condition | None, share: float, key: Key) -> Condition | None:
-    """`condition` for training: a `share` of the images are told nothing."""
+    """Returns `condition` with each image's dropped (set to 0) with probability `share`, for training."""
 
     def drop(each: Condition) -> Condition:
         return jnp.where(jax.random.bernoulli(key, share, each.shape), 0, each)
@@ -46,8 +46,6 @@ def drop_condition(condition: Condition | None, share: float, key: Key) -> Condi
 
 
 def conditioned_modules(part: Any) -> list[tuple[str, int]]:
-    """`SELECTOR.classes` of all in an encoder or a network that takes a condition, and how many classes it takes."""
-    counts = [
-        (f"{selector_of(type(each))}.classes", getattr(each, "classes", 0)) for each in objects_in(part)
-    ]
-    return [(field, count) for field, count in counts if count]
+    """Returns `SELECTOR.classes` and its value for all plugins within an encoder or a network that read the condition."""
+    declared = [each for each in objects_in(part) if isinstance(each, ClassConditional)]
+    return [(f"{selector_of(type(each))}.classes", each.classes) for each in declared if each.classes]

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffenc.interfaces import LogSNR, PerStep, Times, Variance
+from diffenc.errors import UserError
+from diffenc.interfaces import EXCESS, LogSNR, PerStep, Times, Variance, requires
+from diffenc.registry import selector_of
 
 Stops = Float[Array, " steps_plus_one"]
 
 
 class Chain(NamedTuple):
-    """What a bound in discrete time is the bound of, and what ancestral sampling walks down.
+    """A reverse chain of T steps: the discrete-time bound is a bound for it, and ancestral sampling follows it.
 
     Attributes:
       times: 0 = t_0 < t_1 < ... < t_T = 1.
@@ -52,11 +54,21 @@ def make_chain(
     variance: Variance,
     excess: Float[np.ndarray, " steps"] | None = None,
 ) -> Chain:
-    """The chain through `times`; `excess` is what `variance` may need to know of its steps.
+    """Returns the chain through `times`, with sigma_P^2 by `variance` from the measured `excess` of its steps.
 
     Raises:
-      UserError: `variance` needs `excess`, and it is None.
+      UserError: `variance` requires `excess`, and it is None.
     """
+    require_excess(variance, excess, len(times) - 1)
     log_snr = log_snr_at(jnp.asarray(times))
     measured = None if excess is None else jnp.asarray(excess)
     return Chain(jnp.asarray(times), variance(log_snr[1:], log_snr[:-1], measured))
+
+
+def require_excess(variance: Variance, excess: Float[np.ndarray, " steps"] | None, num_steps: int) -> None:
+    """Raises UserError if `variance` requires the measured excess of its steps, and `excess` is None."""
+    if excess is None and requires(variance, EXCESS):
+        raise UserError(
+            f"{selector_of(type(variance))} was not fitted for these {num_steps} steps: run the same command with "
+            f"--mode=fit_variance --num_timesteps={num_steps} first"
+        )

@@ -18,6 +18,7 @@ from diffenc.fields.checked import checked
 from diffenc.interfaces import (
     Condition,
     Conditioning,
+    Context,
     Data,
     Encoder,
     GenerativeMean,
@@ -29,6 +30,7 @@ from diffenc.interfaces import (
     Params,
     PerExample,
     Schedule,
+    SplitEncoder,
     Times,
 )
 
@@ -87,7 +89,7 @@ class Model:
     """DiffEnc [Section 3]; VDM is the identity encoder with the VDM mean.
 
     Attributes:
-      conditioning: what encoder and network are told of an image; nothing, unless they are to know its class.
+      conditioning: of encoder and network, on the class of each image; none by default.
     """
 
     encoder: Encoder
@@ -119,11 +121,28 @@ class Model:
     def condition_metadata(self) -> dict[str, Any]:
         """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
         parts = {"condition": self.network, "encoder_condition": self.encoder}
-        return {key: self.conditioning.what for key, part in parts.items() if conditioned_modules(part)}
+        return {key: self.conditioning.label for key, part in parts.items() if conditioned_modules(part)}
 
     def log_snr(self, params: Params, t: Times) -> LogSNR:
         """Returns lambda at the times `t`, by the schedule."""
         return self.schedule.apply(params["schedule"], t)
+
+    def prepare(
+        self,
+        params: Params,
+        x: Data,
+        *,
+        condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+    ) -> Callable[[LogSNR], Data]:
+        """Returns x_phi as a function of lambda, for images `x` that are encoded at several noise levels.
+
+        What a `SplitEncoder` prepares is computed here, once.
+        """
+        context = Context(condition, keys)
+        if isinstance(self.encoder, SplitEncoder):
+            return partial(self.encoder.at, self.encoder.prepare(params["encoder"], x, context))
+        return lambda log_snr: self.encoder.apply(params["encoder"], x, log_snr, context)
 
     def encode(
         self,
@@ -135,7 +154,7 @@ class Model:
         keys: ImageKeys | None = None,
     ) -> Data:
         """Returns x_phi(lambda) of the images `x`, scaled pixels; `keys` [B] draw dropout masks, None means none."""
-        return self.encoder.apply(params["encoder"], x, log_snr, condition=condition, keys=keys)
+        return self.prepare(params, x, condition=condition, keys=keys)(log_snr)
 
     def predict(
         self,
@@ -147,7 +166,7 @@ class Model:
         keys: ImageKeys | None = None,
     ) -> Data:
         """Returns the network's output: its estimate of p x_phi + q eps, with (p, q) of the parameterization."""
-        return self.network.apply(params["network"], z, log_snr, condition=condition, keys=keys)
+        return self.network.apply(params["network"], z, log_snr, Context(condition, keys))
 
     def denoise(
         self,
@@ -200,7 +219,7 @@ class Model:
         """
         encoder_keys, network_keys = _two_of_each(keys)
         x, told = scale_pixels(levels, num_levels), condition if told is None else told
-        encode = partial(self.encode, params, x, condition=condition, keys=encoder_keys)
+        encode = self.prepare(params, x, condition=condition, keys=encoder_keys)
         network = partial(self.predict, params, condition=told, keys=network_keys)
         log_snr_at = partial(self.log_snr, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))

@@ -155,10 +155,10 @@ def v_and_expectations(
     model = experiment.model
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+        return model.encode(params, x, log_snr, condition=condition)
 
     def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.network.apply(params["network"], z, log_snr, condition=condition)
+        return model.predict(params, z, log_snr, condition=condition)
 
     step = continuous(encode, lambda t: model.schedule.apply(params["schedule"], t), t)
     alpha, sigma = alpha_sigma(step.log_snr)

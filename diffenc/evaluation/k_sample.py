@@ -86,7 +86,7 @@ def log_weights(
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+        return model.encode(params, x, log_snr, condition=condition)
 
     def log_snr_at(index: int | Array) -> LogSNR:
         t = jnp.broadcast_to(chain.times[index], x.shape[:1])
@@ -130,7 +130,7 @@ def make_walk(
     """
 
     def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.network.apply(params["network"], z, log_snr, condition=condition)
+        return model.predict(params, z, log_snr, condition=condition)
 
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state

@@ -109,10 +109,10 @@ def squared_errors(
     log_snrs = model.schedule.apply(params["schedule"], knots)
 
     def encode(log_snr: LogSNR) -> Data:
-        return model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+        return model.encode(params, x, log_snr, condition=condition)
 
     def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.network.apply(params["network"], z, log_snr, condition=condition)
+        return model.predict(params, z, log_snr, condition=condition)
 
     def at(log_snr: Float[Array, ""]) -> tuple[Data, Data, Data]:
         each = jnp.broadcast_to(log_snr, x.shape[:1])

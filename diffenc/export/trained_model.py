@@ -208,7 +208,7 @@ def _encode(
     condition: Condition | None,
 ) -> Data:
     x = scale_pixels(levels, experiment.dataset.num_levels)
-    return experiment.model.encoder.apply(params["encoder"], x, log_snr, condition=condition)
+    return experiment.model.encode(params, x, log_snr, condition=condition)
 
 
 def _for_each(given: Given, count: int) -> Float[Array, " n"]:

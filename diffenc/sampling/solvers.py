@@ -147,7 +147,7 @@ def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> 
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)  # where the noise is small, so is every slope
     x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
-    encode = partial(model.encode, params, x, condition=condition)
+    encode = model.prepare(params, x, condition=condition)
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
     error = slope - scale(model.generative_mean(log_snr), x_phi)
     axes = tuple(range(1, x.ndim))

@@ -10,10 +10,10 @@ LABELS = np.array([2, 0, 9, 2], np.int32)
 
 
 def a_condition_is_an_integer_an_image(plugin: Any) -> None:
-    """int32 above 0, which tells nothing; None exactly where `what` is None."""
+    """int32 above 0, which tells nothing; None exactly where `label` is None."""
     told = plugin(LABELS)
     require(
-        (told is None) == (plugin.what is None), plugin, "`what` and the condition: one is None, one is not"
+        (told is None) == (plugin.label is None), plugin, "`label` and the condition: one is None, one is not"
     )
     if told is not None:
         shape_and_type = (np.shape(told), np.asarray(told).dtype)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.interfaces import Data, ImageKeys, LogSNR
+from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, SplitEncoder
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require, require_close, require_like
 from diffenc.testing.image_maps import Shape
-from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, image_keys, quick, subject
+from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, classes_of, image_keys, quick, subject
 
 STEP = 1e-4  # of log_snr
 NEARLY_DATA = 15.0  # log_snr
@@ -34,7 +34,7 @@ def the_slope_is_that_of_the_value(plugin: Any, image_shape: Shape = IMAGE_SHAPE
 
 
 def _encode(plugin: Any, it: Subject, keys: ImageKeys | None, log_snr: LogSNR) -> Data:
-    return plugin.apply(it.params, it.x, log_snr, keys=keys)
+    return plugin.apply(it.params, it.x, log_snr, Context(keys=keys))
 
 
 def near_the_data_it_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
@@ -42,10 +42,28 @@ def near_the_data_it_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE)
     it = subject(plugin, image_shape)
     params = it.init(jax.random.key(1), it.x, it.log_snr)
     for state in (params, it.params):
-        encoded = it.apply(state, it.x, jnp.full_like(it.log_snr, NEARLY_DATA))
+        encoded = it.apply(state, it.x, jnp.full_like(it.log_snr, NEARLY_DATA), NO_CONTEXT)
         require_close(
             encoded, it.x, plugin, "at log_snr = 15, where there is no noise, x_phi is not x", 0.0, 2e-6
         )
 
 
-CHECKS = (*image_maps.CHECKS, the_slope_is_that_of_the_value, near_the_data_it_is_the_image)
+def apply_is_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Of an encoder that splits its work: `apply` is `at` of what one `prepare` returns, at any noise level."""
+    if not isinstance(plugin, SplitEncoder):
+        return
+    it, classes = subject(plugin, image_shape), classes_of(plugin)
+    condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
+    for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):
+        prepared = quick(plugin.prepare)(it.params, it.x, context)
+        for log_snr in (it.log_snr, it.log_snr[::-1]):
+            whole, split = it.apply(it.params, it.x, log_snr, context), quick(plugin.at)(prepared, log_snr)
+            require_close(split, whole, plugin, "`at` of `prepare` is not `apply`", 1e-6, 1e-6)
+
+
+CHECKS = (
+    *image_maps.CHECKS,
+    the_slope_is_that_of_the_value,
+    near_the_data_it_is_the_image,
+    apply_is_at_of_prepare,
+)

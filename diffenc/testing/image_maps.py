@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffenc.interfaces import NO_CONTEXT, Context
 from diffenc.testing.assertions import require, require_close, require_equal, require_finite, require_like
 from diffenc.testing.make_inputs import (
     IMAGE_SHAPE,
@@ -29,7 +30,7 @@ NEAR = {"rtol": 1e-5, "atol": 1e-5}  # what the order of sums may do to float32
 def the_output_is_shaped_like_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """And of its dtype."""
     it = subject(plugin, image_shape)
-    require_like(it.apply(it.params, it.x, it.log_snr), it.x, plugin, "the output")
+    require_like(it.apply(it.params, it.x, it.log_snr, NO_CONTEXT), it.x, plugin, "the output")
 
 
 def its_parameters_can_be_trained(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
@@ -61,7 +62,7 @@ def derivatives(plugin: Any, image_shape: Shape) -> Any:
     """((gradients in parameters, images and log_snr), (value, slope))."""
 
     def total(params, x, log_snr):
-        f = lambda v: plugin.apply(params, x, v)  # noqa: E731
+        f = lambda v: plugin.apply(params, x, v, NO_CONTEXT)  # noqa: E731
         value, slope = jax.jvp(f, (log_snr,), (jnp.ones_like(log_snr),))
         return jnp.sum(jnp.sin(value) + value * slope), (value, slope)
 
@@ -72,10 +73,10 @@ def derivatives(plugin: Any, image_shape: Shape) -> Any:
 def no_image_sees_another(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """In another order, and beside another image, each has the output it had."""
     it = subject(plugin, image_shape)
-    out = np.asarray(it.apply(it.params, it.x, it.log_snr))
-    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER])
+    out = np.asarray(it.apply(it.params, it.x, it.log_snr, NO_CONTEXT))
+    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER], NO_CONTEXT)
     require_close(moved, out[ORDER], plugin, "the order of the batch changes an image's output", **NEAR)
-    beside = it.apply(it.params, it.x.at[1].set(0.9), it.log_snr.at[1].set(0.0))
+    beside = it.apply(it.params, it.x.at[1].set(0.9), it.log_snr.at[1].set(0.0), NO_CONTEXT)
     others = [0, 2, 3]
     require_close(
         beside[np.array(others)], out[others], plugin, "another image changes an image's output", **NEAR
@@ -83,23 +84,30 @@ def no_image_sees_another(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None
 
 
 def a_class_is_that_of_its_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """0 is as no condition. Without a field `classes`, or with 0 there, none is looked at."""
+    """Condition 0 is as none. What is not `ClassConditional`, or has `classes = 0`, ignores the condition."""
     it, count = subject(plugin, image_shape), classes_of(plugin)
 
     def apply(*condition: int) -> np.ndarray:
-        return np.asarray(it.apply(it.params, it.x, it.log_snr, condition=jnp.asarray(condition, jnp.int32)))
+        context = Context(jnp.asarray(condition, jnp.int32))
+        return np.asarray(it.apply(it.params, it.x, it.log_snr, context))
 
-    bare, last = np.asarray(it.apply(it.params, it.x, it.log_snr)), max(count, 1)
+    bare, last = np.asarray(it.apply(it.params, it.x, it.log_snr, NO_CONTEXT)), max(count, 1)
     told = apply(0, 1, last, 0)
     if count == 0:
-        require_close(told, bare, plugin, "it has no field `classes`, and looks at the condition", **NEAR)
+        require_close(
+            told,
+            bare,
+            plugin,
+            "it declares no `classes` (see diffenc.interfaces.ClassConditional), and reads the condition",
+            **NEAR,
+        )
         return
     require_close(told[[0, 3]], bare[[0, 3]], plugin, "condition 0 is not as no condition", **NEAR)
     for image in (1, 2):
         require(
             np.any(told[image] != bare[image]),
             plugin,
-            "it has a field `classes`, and a class changes nothing",
+            "it declares `classes`, and a class changes nothing",
         )
     changed = apply(0, 0, last, 0)
     require_close(
@@ -110,16 +118,16 @@ def a_class_is_that_of_its_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) 
 def a_key_draws_its_images_mask(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """The same key the same mask, whatever the rest of the batch; no key, and there is no chance in it."""
     it, keys = subject(plugin, image_shape), image_keys(0)
-    traced_anew = quick(lambda *inputs, **keys: plugin.apply(*inputs, **keys))
-    first = np.asarray(it.apply(it.params, it.x, it.log_snr, keys=keys))
-    again = traced_anew(it.params, it.x, it.log_snr, keys=keys)
+    traced_anew = quick(lambda *inputs: plugin.apply(*inputs))
+    first = np.asarray(it.apply(it.params, it.x, it.log_snr, Context(keys=keys)))
+    again = traced_anew(it.params, it.x, it.log_snr, Context(keys=keys))
     require_equal(again, first, plugin, "the same keys give another output")
-    bare, bare_again = (apply(it.params, it.x, it.log_snr) for apply in (it.apply, traced_anew))
+    bare, bare_again = (apply(it.params, it.x, it.log_snr, NO_CONTEXT) for apply in (it.apply, traced_anew))
     require_equal(bare_again, bare, plugin, "without keys the output is another each time")
-    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER], keys=keys[ORDER])
+    moved = it.apply(it.params, it.x[ORDER], it.log_snr[ORDER], Context(keys=keys[ORDER]))
     require_close(moved, first[ORDER], plugin, "an image's mask is not that of its key alone", **NEAR)
     one_other = jnp.where(jnp.arange(len(LOG_SNR)) == 1, image_keys(1), keys)
-    beside = it.apply(it.params, it.x, it.log_snr, keys=one_other)
+    beside = it.apply(it.params, it.x, it.log_snr, Context(keys=one_other))
     others = np.array([0, 2, 3])
     require_close(
         beside[others], first[others], plugin, "another image's key changes an image's mask", **NEAR

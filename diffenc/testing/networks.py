@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from diffenc.core.parameters import name_leaves
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require
 from diffenc.testing.image_maps import Shape
@@ -23,7 +24,10 @@ def every_parameter_is_reached(plugin: Any, image_shape: Shape = IMAGE_SHAPE) ->
 def every_image_sees_its_noise_level(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """Half a unit of log_snr changes each output."""
     it = subject(plugin, image_shape)
-    change = np.abs(it.apply(it.params, it.x, it.log_snr + 0.5) - it.apply(it.params, it.x, it.log_snr))
+    change = np.abs(
+        it.apply(it.params, it.x, it.log_snr + 0.5, NO_CONTEXT)
+        - it.apply(it.params, it.x, it.log_snr, NO_CONTEXT)
+    )
     least = np.min(np.max(change.reshape(len(change), -1), axis=1))
     require(least > 1e-4, plugin, f"0.5 more of log_snr changes an image's output by {least:.1e} at most")
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.errors import UserError
-from diffenc.testing.assertions import require, require_close, require_finite, require_like
+from diffenc.interfaces import LOSS_CURVE, MEASUREMENTS
+from diffenc.testing.assertions import called, require, require_close, require_finite, require_like
 
 CURVES = {
     "flat": np.ones(8),
@@ -70,19 +70,29 @@ def times_rise_with_u_through_all_of_time(plugin: Any) -> None:
         require(np.all(np.asarray(weight) > 0), plugin, f"a weight is not positive (curve: {name})")
 
 
-def what_was_not_measured_is_asked_for(plugin: Any) -> None:
-    """Without a curve it does without, or raises UserError in one line."""
+def what_it_requires_is_declared(plugin: Any) -> None:
+    """Without a measurement that it does not require it works; what it requires is known."""
+    declared = getattr(plugin, "requires", frozenset())
+    require(
+        isinstance(declared, frozenset) and declared <= MEASUREMENTS,
+        plugin,
+        f"requires = {declared!r}: must be a frozenset of {', '.join(sorted(MEASUREMENTS))}",
+    )
+    if LOSS_CURVE in declared:
+        return
     try:
-        require_finite(plugin(jnp.asarray([0.0, 0.5]), None), plugin, "t without a curve")
-    except UserError as error:
-        require("\n" not in str(error), plugin, "its UserError takes more than a line")
-    except (TypeError, AttributeError) as error:
-        require(False, plugin, f"without a curve it raises {error!r}, no UserError")
+        drawn = plugin(jnp.asarray([0.0, 0.5]), None)
+    except Exception as error:  # whatever it does with None
+        raise AssertionError(
+            f"{called(plugin)}: without `curve` it raises {error!r}: declare that it needs it, "
+            "requires: ClassVar[frozenset[str]] = frozenset({LOSS_CURVE})"
+        ) from error
+    require_finite(drawn, plugin, "t without a curve")
 
 
 CHECKS = (
     weighted_means_are_means_over_uniform_times,
     the_weight_is_the_slope_of_t,
     times_rise_with_u_through_all_of_time,
-    what_was_not_measured_is_asked_for,
+    what_it_requires_is_declared,
 )

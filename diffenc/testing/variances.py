@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.errors import UserError
+from diffenc.interfaces import EXCESS, MEASUREMENTS
 from diffenc.testing.assertions import called, require, require_close, require_finite, require_like
 
 LOG_SNR = np.linspace(-15, 15, 12)
-EXCESS = np.geomspace(1e-6, 30, 11)
+MEASURED = np.geomspace(1e-6, 30, 11)
 
 
 def _log_w(plugin: Any, order: np.ndarray | None = None) -> Any:
     order = np.arange(11) if order is None else order
-    steps = (LOG_SNR[:-1][order], LOG_SNR[1:][order], EXCESS[order])
+    steps = (LOG_SNR[:-1][order], LOG_SNR[1:][order], MEASURED[order])
     return plugin(*(jnp.asarray(values, jnp.result_type(float)) for values in steps))
 
 
@@ -36,17 +36,25 @@ def no_step_sees_another(plugin: Any) -> None:
     require_close(moved, whole[order], plugin, "the order of steps changes w", 1e-6, 1e-7)
 
 
-def what_was_not_measured_is_asked_for(plugin: Any) -> None:
-    """Without `excess` it does without, or raises UserError in one line."""
-    steps = (jnp.asarray(values, jnp.float32) for values in (LOG_SNR[:-1], LOG_SNR[1:]))
+def what_it_requires_is_declared(plugin: Any) -> None:
+    """Without a measurement that it does not require it works; what it requires is known."""
+    declared = getattr(plugin, "requires", frozenset())
+    require(
+        isinstance(declared, frozenset) and declared <= MEASUREMENTS,
+        plugin,
+        f"requires = {declared!r}: must be a frozenset of {', '.join(sorted(MEASUREMENTS))}",
+    )
+    if EXCESS in declared:
+        return
     try:
-        require_finite(plugin(*steps, None), plugin, "log w without `excess`")
-    except UserError as error:
-        require("\n" not in str(error), plugin, "its UserError takes more than a line")
-    except (TypeError, AttributeError) as error:
+        steps = (jnp.asarray(values, jnp.float32) for values in (LOG_SNR[:-1], LOG_SNR[1:]))
+        log_w = plugin(*steps, None)
+    except Exception as error:  # whatever it does with None
         raise AssertionError(
-            f"{called(plugin)}: without `excess` it raises {error!r}, no UserError"
+            f"{called(plugin)}: without `excess` it raises {error!r}: declare that it needs it, "
+            "requires: ClassVar[frozenset[str]] = frozenset({EXCESS})"
         ) from error
+    require_finite(log_w, plugin, "log w without `excess`")
 
 
-CHECKS = (log_w_is_one_number_a_step, no_step_sees_another, what_was_not_measured_is_asked_for)
+CHECKS = (log_w_is_one_number_a_step, no_step_sees_another, what_it_requires_is_declared)

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Float
@@ -18,10 +17,10 @@ from jaxtyping import Float
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate, Sample
-from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain
+from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
-from diffenc.interfaces import LogSNR, Params, Schedule, Times, Variance
+from diffenc.interfaces import EXCESS, LogSNR, Params, Schedule, Times, Variance, requires
 from diffenc.parallel.distributed import main_process_only
 from diffenc.registry import variances
 
@@ -58,9 +57,8 @@ class FittedChain:
         return make_chain(log_snr_at, self.times, self.variance, self.excess)
 
     def check(self) -> None:
-        """Raise UserError if the variance needs `excess`, and it is None: before anything is compiled."""
-        log_snr = jnp.linspace(1.0, 0.0, len(self.times))
-        self.variance(log_snr[1:], log_snr[:-1], None if self.excess is None else jnp.asarray(self.excess))
+        """Raises UserError if the variance requires `excess`, and it is None: before anything is compiled."""
+        require_excess(self.variance, self.excess, len(self.times) - 1)
 
 
 def path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
@@ -83,21 +81,12 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def needs_excess(variance: Variance) -> bool:
-    """Whether a variance must be fitted."""
-    try:
-        variance(jnp.zeros(1), jnp.ones(1), None)
-    except UserError:
-        return True
-    return False
-
-
 def refuse_untrained(settings: Evaluate | Sample) -> None:
     """Raise UserError if settings that training would use ask for what is fitted to a trained run."""
     name = type(settings).__name__.lower()
     for field, fitted in (
         ("times", settings.times != "equal"),
-        ("variance", needs_excess(settings.variance)),
+        ("variance", requires(settings.variance, EXCESS)),
     ):
         if fitted:
             raise UserError(
@@ -163,7 +152,7 @@ def plan(
     Raises:
       UserError: times or variances were to be fitted, and are not.
     """
-    needed = settings.times != "equal" or needs_excess(settings.variance)
+    needed = settings.times != "equal" or requires(settings.variance, EXCESS)
     if needed and workdir is None:
         chosen = f"times = {settings.times!r}, variance.{variances.spell(settings.variance)}"
         raise UserError(f"{chosen}: {NOT_HERE}")

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from diffenc.core.model import SampleTimes
 from diffenc.errors import UserError
 from diffenc.files import record_checksum
-from diffenc.interfaces import TimeSampler
-from diffenc.registry import time_samplers
+from diffenc.interfaces import LOSS_CURVE, TimeSampler, requires
+from diffenc.registry import selector_of, time_samplers
 from diffenc.workdir.fitted_chains import NOT_HERE
 
 FOLDER = "diagnostics"
@@ -31,16 +31,17 @@ def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes,
     Raises:
       UserError: it needs the curve, and that was not measured, or the file is no such curve.
     """
-    try:
-        sampler(jnp.zeros(1), None)
-    except UserError:
-        if workdir is None:
-            raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NOT_HERE}") from None
-        if not path(workdir).is_file():
-            raise
-        curve, of = load(path(workdir))
-        return partial(sampler, curve=curve), {"curve_of": of}
-    return partial(sampler, curve=None), {}
+    if not requires(sampler, LOSS_CURVE):
+        return partial(sampler, curve=None), {}
+    if workdir is None:
+        raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NOT_HERE}")
+    if not path(workdir).is_file():
+        raise UserError(
+            f"{selector_of(type(sampler))} was given no curve of the loss: run the same command with "
+            "--mode=diagnose first"
+        )
+    curve, of = load(path(workdir))
+    return partial(sampler, curve=curve), {"curve_of": of}
 
 
 def load(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:

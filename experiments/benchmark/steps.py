@@ -168,7 +168,7 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
 
     @jax.jit
     def forward(params, z):
-        return model.network.apply(params["network"], z, log_snr)
+        return model.predict(params, z, log_snr)
 
     @jax.jit
     def loop(params, z):

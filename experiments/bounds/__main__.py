@@ -35,6 +35,7 @@ from diffenc.evaluation.fit_variance import fit_variance
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
+from diffenc.interfaces import EXCESS, requires
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
@@ -160,7 +161,7 @@ def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> Non
         return
     if settings.times == "fitted":
         fit_schedule(experiment, workdir)
-    elif fitted_chains.needs_excess(settings.variance):
+    elif requires(settings.variance, EXCESS):
         fit_variance(experiment, workdir)
 
 

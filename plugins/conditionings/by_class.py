@@ -10,10 +10,10 @@ from diffenc.registry import conditionings
 @conditionings.register("by_class")
 @dataclasses.dataclass(frozen=True)
 class ByClass:
-    """Its class, to every encoder and network with a field `classes` that is not 0.
+    """The class of each image, for every encoder and network whose `classes` is not 0.
 
     Attributes:
-      drop: share of the images that training tells nothing of, so that the network also learns p(x); what
+      drop: the probability with which training drops an image's class, so that the network also learns p(x), as
         sample.guidance needs.
     """
 
@@ -24,7 +24,7 @@ class ByClass:
             raise UserError(f"conditioning.by_class.drop = {self.drop}: must be in [0, 1)")
 
     @property
-    def what(self) -> str:
+    def label(self) -> str:
         return "class"
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, Data, Encoder, ImageKeys, Key, LogSNR, Params, PerExample
+from diffenc.interfaces import NO_CONTEXT, Context, Data, Encoder, Key, LogSNR, Params, PerExample
 from diffenc.registry import encoders
 from diffenc_plugins.encoders.identity import Identity
 
@@ -39,19 +39,11 @@ class Blurring:
         if self.width < 0:
             raise UserError(f"encoder.blurring.width = {self.width}: must not be negative")
 
-    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        return self.encoder.init(key, x, log_snr, condition=condition)
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
+        return self.encoder.init(key, x, log_snr)
 
-    def apply(
-        self,
-        params: Params,
-        x: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
-        x_phi = self.encoder.apply(params, x, log_snr, condition=condition, keys=keys)
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        x_phi = self.encoder.apply(params, x, log_snr, context)
         return blur(x_phi, self.width * sigma_squared(log_snr))
 
 

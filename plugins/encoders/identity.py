@@ -1,7 +1,7 @@
 import dataclasses
 from typing import ClassVar
 
-from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
+from diffenc.interfaces import NO_CONTEXT, Context, Data, Key, LogSNR, Params
 from diffenc.registry import encoders
 
 
@@ -12,16 +12,8 @@ class Identity:
 
     generative_mean: ClassVar[str] = "generative_mean.vdm"
 
-    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
         return {}
 
-    def apply(
-        self,
-        params: Params,
-        x: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
         return x

@@ -2,7 +2,7 @@ import dataclasses
 from typing import ClassVar
 
 from diffenc.core.gaussian import alpha_squared, scale
-from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
+from diffenc.interfaces import NO_CONTEXT, Context, Data, Key, LogSNR, Params
 from diffenc.registry import encoders
 
 
@@ -13,16 +13,8 @@ class Nontrainable:
 
     generative_mean: ClassVar[str] = "generative_mean.counterterm"
 
-    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
         return {}
 
-    def apply(
-        self,
-        params: Params,
-        x: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
         return scale(alpha_squared(log_snr), x)

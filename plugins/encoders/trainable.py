@@ -2,7 +2,7 @@ import dataclasses
 from typing import ClassVar
 
 from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
-from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Network, Params
+from diffenc.interfaces import NO_CONTEXT, Context, Data, Key, LogSNR, Network, Params
 from diffenc.registry import encoders
 
 
@@ -20,17 +20,9 @@ class Trainable:
 
     network: Network
 
-    def init(self, key: Key, x: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        return self.network.init(key, x, log_snr, condition=condition)
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
+        return self.network.init(key, x, log_snr)
 
-    def apply(
-        self,
-        params: Params,
-        x: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
-        y = self.network.apply(params, x, log_snr, condition=condition, keys=keys)
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        y = self.network.apply(params, x, log_snr, context)
         return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

@@ -7,7 +7,7 @@ from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, ImageKeys, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
@@ -19,7 +19,7 @@ LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y
 
 @networks.register("encoder_unet")
 @dataclasses.dataclass(frozen=True)
-class EncoderUNet:
+class EncoderUNet(ClassConditional):
     """DiffEnc's y_phi: a U-Net that pools by 2 after each level, and starts at zero.
 
     Attributes:
@@ -29,7 +29,7 @@ class EncoderUNet:
         The last norm has half as many, and at m = 2 so have the middle blocks (as published).
       dropout: rate, inside the blocks.
       last: the function that the output goes through: "tanh", as published, or "none".
-      classes: that it is told by the condition; 0 = it does not look at that.
+      classes: the number of classes of the condition; 0 = the condition is ignored.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again; saves nothing on a CPU.
       precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
@@ -59,28 +59,20 @@ class EncoderUNet:
             raise UserError(f"{NAME}.last = {self.last!r}: must be {' or '.join(LAST)}")
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
-    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
-        return hk.transform(self._forward).init(key, z, log_snr, condition, None)
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
+        return hk.transform(self._forward).init(key, z, log_snr, NO_CONTEXT)
 
-    def apply(
-        self,
-        params: Params,
-        z: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
-        return hk.transform(self._forward).apply(params, None, z, log_snr, condition, keys)
+    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        return hk.transform(self._forward).apply(params, None, z, log_snr, context)
 
-    def _forward(self, z: Maps, log_snr: LogSNR, condition: Condition | None, keys: ImageKeys | None) -> Maps:
+    def _forward(self, z: Maps, log_snr: LogSNR, context: Context) -> Maps:
         levels, depth = self._levels()
-        unused_keys = iter(layers.split_keys(keys, 2 * len(levels) * depth + 1))
+        unused_keys = iter(layers.split_keys(context.keys, 2 * len(levels) * depth + 1))
         check_pooling(z.shape[1:3], len(levels))
         groups = layers.resolve_groups(NAME, self.channels, self.groups)
         half_groups = max(1, groups // 2)
         embedding = layers.embed_log_snr(
-            log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
+            log_snr, context.condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
         )
 
         def blocks(h: Maps, channels: int, name: str) -> MapsOut:

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 
 from diffenc.core.unroll import stored, unrolls
 from diffenc.errors import UserError
-from diffenc.interfaces import Condition, Data, ImageKeys, Key, LogSNR, Params
+from diffenc.interfaces import (
+    NO_CONTEXT,
+    ClassConditional,
+    Condition,
+    Context,
+    Data,
+    ImageKeys,
+    Key,
+    LogSNR,
+    Params,
+)
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers
@@ -32,7 +42,7 @@ MOST_POWER = 30  # 2^p pi z has no digits left in float32 beyond it
 
 @networks.register("unet")
 @dataclasses.dataclass(frozen=True)
-class UNet:
+class UNet(ClassConditional):
     """VDM's score network: a U-Net without down-sampling, whose output adds z.
 
     `scan`, `remat` and `precision` say how it is computed, not what: they share parameters and dropout masks.
@@ -43,7 +53,7 @@ class UNet:
       groups: of every group norm; None = the largest divisor of C up to min(32, C / 2).
       dropout: rate, inside the blocks.
       fourier_powers: k; sin and cos of 2 pi 2^k z are appended to z.
-      classes: that it is told by the condition; 0 = it does not look at that.
+      classes: the number of classes of the condition; 0 = the condition is ignored.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
       scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory for about a
@@ -76,12 +86,12 @@ class UNet:
         layers.check_classes("network.unet", self.classes)
         check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
-    def init(self, key: Key, z: Data, log_snr: LogSNR, *, condition: Condition | None = None) -> Params:
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
         pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 2 * self.blocks + 4)
         h, embedding = jnp.zeros((*z.shape[:-1], self.channels)), jnp.zeros((len(z), 4 * self.channels))
         wide, (stem, middle, head, *blocks) = jnp.concatenate([h, h], axis=-1), keys
         params = {
-            **pieces.stem.init(stem, z, log_snr, condition),
+            **pieces.stem.init(stem, z, log_snr, None),
             **pieces.middle.init(middle, h, embedding, None),
             **pieces.head.init(head, h),
         }
@@ -92,19 +102,11 @@ class UNet:
             params |= add_prefix(name, pieces.block.init(key, h, embedding, None))
         return params
 
-    def apply(
-        self,
-        params: Params,
-        z: Data,
-        log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
-    ) -> Data:
+    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
         n, pieces = self.blocks, self._pieces(z.shape[-1])
         loop = written_out if (unrolls() if self.scan is None else not self.scan) else looped
         saving = jax.checkpoint if self.remat else lambda function: function
-        block_keys = layers.split_keys(keys, 2 * n + 2)
+        block_keys = layers.split_keys(context.keys, 2 * n + 2)
 
         def blocks(way: str, block_keys: list[ImageKeys | None]) -> list[Block]:
             return [(without_prefix(f"{way}_{i}", params), keys) for i, keys in enumerate(block_keys)]
@@ -119,7 +121,7 @@ class UNet:
             own, keys = block
             return pieces.block.apply(own, None, jnp.concatenate([h, skip], axis=-1), embedding, keys), None
 
-        h, embedding = pieces.stem.apply(params, None, z, log_snr, condition)
+        h, embedding = pieces.stem.apply(params, None, z, log_snr, context.condition)
         deepest, skips = loop(down, h, blocks("down", block_keys[:n]), None)
         h = saving(pieces.middle.apply)(params, None, deepest, embedding, block_keys[n])
         first, *others = blocks("up", block_keys[n + 1 :])

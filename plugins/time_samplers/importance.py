@@ -1,10 +1,11 @@
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import PerExample, Times
+from diffenc.interfaces import LOSS_CURVE, PerExample, Times
 from diffenc.registry import time_samplers
 
 
@@ -20,6 +21,8 @@ class Importance:
       floor: the part of uniform density mixed in. No weight exceeds 1 / floor, however wrong the curve is.
     """
 
+    requires: ClassVar[frozenset[str]] = frozenset({LOSS_CURVE})
+
     floor: float = 0.1
 
     def __post_init__(self):
@@ -27,10 +30,7 @@ class Importance:
             raise UserError(f"time_sampler.importance.floor = {self.floor}: must be above 0 and at most 1")
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
-        if curve is None:
-            raise UserError(
-                "time_sampler.importance was given no curve of the loss: run the same command with --mode=diagnose first"
-            )
+        assert curve is not None  # required: see diffenc.workdir.loss_curves.bind_curve
         size = curve + jnp.finfo(curve.dtype).tiny  # a curve of zeros becomes uniform
         density = self.floor + (1 - self.floor) * size / jnp.mean(size)
         edges = jnp.linspace(0, 1, len(curve) + 1, dtype=curve.dtype)

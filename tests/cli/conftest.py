@@ -54,6 +54,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.data.sources import ArraySource
 from diffenc.registry import datasets, features, networks
 
@@ -62,14 +63,14 @@ from diffenc.registry import datasets, features, networks
 class Affine:
     """w z + b, pixel by pixel, half of it dropped in training."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"w": 0.1 * jax.random.normal(key, z.shape[1:]), "b": jnp.zeros(z.shape[1:])}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         out = params["w"][None] * z + params["b"][None]
-        if keys is None:
+        if context.keys is None:
             return out
-        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(keys)
+        return out * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, out.shape[1:]))(context.keys)
 
 @datasets.register("six")
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from diffenc.config.figure_settings import Figures
 from diffenc.core.model import Model
 from diffenc.data.sources import ArraySource
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures.figure_data import FigureInputs
 from diffenc_plugins.generative_means import VDM
@@ -113,10 +114,10 @@ class Formula:
 
     formula: Callable
 
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {}
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
         return self.formula(x, log_snr[:, None, None, None])
 
 

@@ -20,6 +20,7 @@ from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, ste
 from diffenc.evaluation.batches import EvaluationBatches
 from diffenc.evaluation.evaluator import Evaluator, image_metadata
 from diffenc.evaluation.sample_images import ImageSampler
+from diffenc.interfaces import NO_CONTEXT, ClassConditional
 from diffenc.parallel.sharding import data_mesh, images_to_devices
 from diffenc.tools.fid.class_labels import class_shares, draw_labels
 from diffenc.training.state import init_state, make_train_step
@@ -53,36 +54,37 @@ class Three:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class Shifted(ClassConditional):
     """An image and a number of its class, at every noise level."""
 
     classes: int = 3
 
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {}
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
-        shift = jnp.asarray(SHIFTS, x.dtype)[condition]
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        shift = jnp.asarray(SHIFTS, x.dtype)[context.condition]
         return x + jnp.broadcast_to(shift, x.shape[:1])[:, None, None, None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Knows:
+class Knows(ClassConditional):
     """The only image of a class, or what `Shifted` makes of it; E[x | z] where it is told none."""
 
     classes: int = 3
     shifted: bool = True
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"gain": jnp.ones(())}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         mixed = params["gain"] * best(z, log_snr)
         if not self.classes:
             return mixed
+        condition = context.condition
         assert condition is not None
         images = jnp.asarray(SCALED, z.dtype)[jnp.maximum(condition, 1) - 1]
-        known = Shifted().apply({}, images, log_snr, condition=condition) if self.shifted else images
+        known = Shifted().apply({}, images, log_snr, context) if self.shifted else images
         return jnp.where((condition > 0)[:, None, None, None], known, mixed)
 
 
@@ -99,7 +101,8 @@ def best(z, log_snr):
 class Plain(Knows):
     """The only image of a class; grey where it is told none."""
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        condition = context.condition
         assert condition is not None
         images = jnp.asarray(SCALED, z.dtype)[jnp.maximum(condition, 1) - 1]
         return jnp.where((condition > 0)[:, None, None, None], images, 0)

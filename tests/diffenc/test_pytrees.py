@@ -25,6 +25,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.export import export
 from diffenc.export.loading import unflatten_named
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools import foreign_weights
@@ -90,10 +91,10 @@ class Formed:
 
     form: str = "list"
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return MAKERS[self.form](0.1 * jax.random.normal(key, z.shape[1:]), jnp.zeros(z.shape[1:]))
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         w, b, *rest = _by_size(params)
         return w[None] * z + b[None] + 0 * sum(rest)
 
@@ -115,10 +116,10 @@ def _by_size(params):
 class Bare:
     """w z, w an array by itself."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return 0.1 * jax.random.normal(key, z.shape[1:])
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return params[None] * z
 
 
@@ -126,10 +127,10 @@ class Bare:
 class NoParameters:
     """z / 2, with None for parameters."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return None
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return 0.5 * z
 
 
@@ -143,10 +144,10 @@ class _Dense(nn.Module):
 class Linen:
     """Two layers of flax.linen over channels, and the noise level."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return _Dense().init(key, z)
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return _Dense().apply(params, z + 0.01 * log_snr[:, None, None, None])
 
 
@@ -163,10 +164,10 @@ class _Layers(nnx.Module):
 class Nnx:
     """The same in flax.nnx, whose state is the parameters."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return nnx.state(_Layers(z.shape[-1], nnx.Rngs(key)), nnx.Param)
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         graph = nnx.graphdef(nnx.eval_shape(lambda: _Layers(z.shape[-1], nnx.Rngs(0))))
         return nnx.merge(graph, params)(z + 0.01 * log_snr[:, None, None, None])
 
@@ -178,10 +179,10 @@ class Equinox:
     def _make(self, channels, key):
         return eqx.partition(eqx.nn.MLP(channels, channels, 4, 1, key=key), eqx.is_inexact_array)
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return self._make(z.shape[-1], key)[0]
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         channels = z.shape[-1]
         module = eqx.combine(params, self._make(channels, jax.random.key(0))[1])
         pixels = (z + 0.01 * log_snr[:, None, None, None]).reshape(-1, channels)
@@ -192,7 +193,7 @@ class Equinox:
 class WholeEquinox(Equinox):
     """Gives the module as it is, with its functions."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return eqx.nn.MLP(z.shape[-1], z.shape[-1], 4, 1, key=key)
 
 
@@ -314,7 +315,7 @@ def test_what_else_is_made_of_a_run(make, tmp_path):
 class AnotherFunction(Formed):
     """Holds a function made anew at each call."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         w, b = super().init(key, z, log_snr)
         return Module(w, b, lambda x: x)
 

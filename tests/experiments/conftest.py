@@ -6,6 +6,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
+from diffenc.interfaces import NO_CONTEXT
 from experiments.benchmark.subject import Settings, Subject
 
 
@@ -13,10 +14,10 @@ from experiments.benchmark.subject import Settings, Subject
 class Mixed:
     """A network that mixes all 16 pixels by a matrix, twice."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return jnp.zeros((16, 16))
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return (z.reshape(-1, 16) @ params @ params).reshape(z.shape)
 
 

@@ -76,8 +76,8 @@ def test_of_two_that_stack_the_later_wins(files):
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("imagenet32")])
 def test_classes_stack_on_a_run_file(name):
     plain, told = load(name).model, load(name, "gin/by_class.gin").model
-    assert (plain.conditioning.what, plain.network.classes) == (None, 0)
-    assert (told.conditioning.what, told.conditioning.drop, told.network.classes) == ("class", 0.1, 10)
+    assert (plain.conditioning.label, plain.network.classes) == (None, 0)
+    assert (told.conditioning.label, told.conditioning.drop, told.network.classes) == ("class", 0.1, 10)
     encoder = getattr(told.encoder, "network", None)
     assert encoder is None or encoder.classes == 10
 

@@ -19,6 +19,7 @@ from diffenc.core import objective
 from diffenc.core.gaussian import diffuse
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.parameters import name_leaves
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling import sampler, solvers
 from diffenc_plugins import reference
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
@@ -127,7 +128,7 @@ class Tangent:
     def init(self, *args, **options):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return self.y + (log_snr - self.at)[:, None, None, None] * self.slope
 
 

@@ -117,7 +117,7 @@ class FigureInputs:
 
     def encode(self, params: Params, x: Data, condition: Condition | None, log_snr: LogSNR) -> Data:
         """x_phi at `log_snr`: the one place where figures call the encoder. `params` are the encoder's."""
-        return self.experiment.model.encoder.apply(params, x, log_snr, condition=condition)
+        return self.experiment.model.encode({"encoder": params}, x, log_snr, condition=condition)
 
 
 class EncodedImages(NamedTuple):

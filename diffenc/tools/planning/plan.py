@@ -102,7 +102,7 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     draws = jax.eval_shape(lambda: PassDraws(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros((1, 1))))
 
     def network(params: Params, z: Data, log_snr: LogSNR, condition: Condition | None) -> Data:
-        return model.network.apply(params, z, log_snr, condition=condition)
+        return model.predict({"network": params}, z, log_snr, condition=condition)
 
     terms = partial(batch_terms, model, dataset.num_levels, lambda _: continuous, UNIFORM)
     return {

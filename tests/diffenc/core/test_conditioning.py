@@ -9,7 +9,7 @@ TOLD = jnp.asarray(np.arange(20_000) % 7 + 1)
 
 def test_who_is_told_nothing_has_no_condition():
     assert UNCONDITIONAL(np.arange(3)) is None
-    assert (UNCONDITIONAL.what, UNCONDITIONAL.drop) == (None, 0.0)
+    assert (UNCONDITIONAL.label, UNCONDITIONAL.drop) == (None, 0.0)
     assert drop_condition(None, 0.5, jax.random.key(0)) is None
 
 

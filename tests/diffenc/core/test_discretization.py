@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from diffenc.core import objective
 from diffenc.core.discretization import EQUAL, Chain, equal_steps, equal_times, make_chain
 from diffenc.errors import UserError
+from diffenc.interfaces import EXCESS
 
 TIMES = np.array([0.0, 0.1, 0.25, 0.7, 1.0])
 
@@ -50,14 +52,21 @@ def test_equal_variances_need_no_excess_and_heed_none():
         np.testing.assert_array_equal(make_chain(log_snr_at, TIMES, EQUAL, excess).log_w, np.zeros(4))
 
 
-def test_what_a_variance_refuses_is_passed_on():
+def test_a_variance_that_requires_the_excess_is_not_called_without():
     @dataclasses.dataclass(frozen=True)
-    class Refuses:
-        def __call__(self, log_snr_t, log_snr_s, excess):
-            raise UserError("needs excess")
+    class Needs:
+        requires: ClassVar[frozenset[str]] = frozenset({EXCESS})
 
-    with pytest.raises(UserError, match="needs excess"):
-        make_chain(log_snr_at, TIMES, Refuses())
+        def __call__(self, log_snr_t, log_snr_s, excess):
+            return -jnp.log1p(excess)
+
+    with pytest.raises(
+        UserError, match=r"^Needs was not fitted for these 4 steps: .* --num_timesteps=4 first$"
+    ):
+        make_chain(log_snr_at, TIMES, Needs())
+    np.testing.assert_allclose(
+        make_chain(log_snr_at, TIMES, Needs(), np.ones(4)).log_w, -np.log(2), rtol=1e-6
+    )
 
 
 def test_a_chain_passes_through_jit():

@@ -10,6 +10,7 @@ from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, bits_per_dim, draw_noise
+from diffenc.interfaces import NO_CONTEXT, Context, SplitEncoder
 
 NUM_LEVELS = 16
 LOG_SNR_MAX, LOG_SNR_MIN = 6.0, -5.0  # where no term vanishes
@@ -22,11 +23,12 @@ class Wave:
 
     phase: float = 0.3
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"gain": jax.random.normal(key)}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         out = jnp.sin(params["gain"] * z + self.phase * log_snr[:, None, None, None])
+        condition = context.condition
         return out if condition is None else out + condition[:, None, None, None]
 
 
@@ -41,10 +43,11 @@ class MaskedWave(Wave):
     rate: float = 0.5
     keys: list = dataclasses.field(default_factory=list, compare=False)
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        condition, keys = context
         self.keys.append(None if keys is None else tuple(map(tuple, np.asarray(jax.random.key_data(keys)))))
         kept = 1.0 if keys is None else mask(keys, self.rate, z.shape[1:]) / self.rate
-        return super().apply(params, z * kept, log_snr, condition=condition)
+        return super().apply(params, z * kept, log_snr, Context(condition))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,9 @@ class WithKey:
     def init(self, *args, **options):
         return self.network.init(*args, **options)
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         fixed = jax.random.wrap_key_data(jnp.asarray(self.key_data, jnp.uint32))
-        return self.network.apply(params, z, log_snr, condition=condition, keys=fixed)
+        return self.network.apply(params, z, log_snr, Context(context.condition, fixed))
 
 
 OF_ANY_SHAPE = (
@@ -300,3 +303,55 @@ def test_the_error_of_the_estimate_is_what_denoise_makes_less_the_encoded_image(
     v_hat = model.predict(params, z, log_snr, condition=condition)
     np.testing.assert_allclose(x_hat, np.sqrt(alpha_2) * z - np.sqrt(sigma_2) * v_hat, rtol=1e-9)
     assert not np.allclose(model.denoise(params, z, log_snr), x_hat)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitScale(SplitEncoder):
+    """alpha^2 x, masked; records what each part is called with."""
+
+    prepared: list = dataclasses.field(default_factory=list, compare=False)
+    levels: list = dataclasses.field(default_factory=list, compare=False)
+
+    def init(self, key, x, log_snr):
+        return {}
+
+    def prepare(self, params, x, context=NO_CONTEXT):
+        self.prepared.append(context)
+        return x if context.keys is None else x * mask(context.keys, 0.5, x.shape[1:])
+
+    def at(self, prepared, log_snr):
+        self.levels.append(log_snr)
+        return jax.nn.sigmoid(log_snr)[:, None, None, None] * prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeScale:
+    """The same encoder without a split."""
+
+    def init(self, key, x, log_snr):
+        return {}
+
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return SplitScale().apply(params, x, log_snr, context)
+
+
+@pytest.mark.parametrize("rule", [objective.continuous, objective.discrete(equal_steps(10))])
+@pytest.mark.parametrize("keys", [None, jax.random.split(jax.random.key(5), SHAPE[0])])
+def test_an_encoder_that_splits_is_prepared_once_and_has_the_same_bound(rule, keys):
+    split, (levels, draws) = SplitScale(), inputs()
+    whole = dataclasses.replace(model_of(), encoder=WholeScale())
+    model, params = dataclasses.replace(whole, encoder=split), whole.init(jax.random.key(0), SHAPE[1:])
+    elbo = lambda model: model.elbo(  # noqa: E731
+        params,
+        levels,
+        draws,
+        num_levels=NUM_LEVELS,
+        condition=jnp.asarray([0, 1, 2]),
+        keys=keys,
+        step_rule=rule,
+    )
+    terms = elbo(model)
+    assert len(split.prepared) == 1
+    assert len(split.levels) >= 3  # at both ends and at t
+    for one, other in zip(terms, elbo(whole), strict=True):
+        np.testing.assert_array_equal(one, other)

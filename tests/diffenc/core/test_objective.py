@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
+from diffenc.interfaces import NO_CONTEXT
 
 
 @dataclasses.dataclass(frozen=True)
 class Wave:
     """A network in closed form that depends on all it is given."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return jnp.sin(2 * z + log_snr[:, None] / 3)
 
 

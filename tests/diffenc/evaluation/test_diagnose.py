@@ -18,6 +18,7 @@ from diffenc.evaluation import diagnose
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.files import atomic
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 from diffenc_plugins.encoders import Identity, Nontrainable
@@ -36,10 +37,10 @@ class Wiener:
 
     power: float
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * log_snr))[:, None, None, None] for s in (1, -1))
         x_hat = alpha * self.power * z / (alpha**2 * self.power + sigma**2)
         return (alpha * z - x_hat) / sigma
@@ -49,10 +50,10 @@ class Wiener:
 class Multiple:
     """0.6 z."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return 0.6 * z
 
 

@@ -17,6 +17,7 @@ from diffenc.core.discretization import EQUAL, Chain
 from diffenc.core.model import Draws, Model
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance, step_costs
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from diffenc_plugins.schedules import Linear
@@ -73,10 +74,10 @@ class Wave:
 
     gain: float = 2.0
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 

@@ -18,6 +18,7 @@ from diffenc.core.discretization import EQUAL, Chain, equal_times
 from diffenc.core.model import Draws, Model
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from diffenc_plugins.schedules import Linear
@@ -34,10 +35,10 @@ class Wave:
 
     gain: float = 2.0
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 
@@ -100,10 +101,10 @@ def test_a_fixed_ratio_other_than_one_costs_in_proportion_to_the_depth(x64, log_
     eps = jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
 
     def encode(log_snr):
-        return MODEL.encoder.apply({}, x, log_snr)
+        return MODEL.encode({"encoder": {}}, x, log_snr)
 
     def network(z, log_snr):
-        return MODEL.network.apply({}, z, log_snr)
+        return MODEL.predict({"network": {}}, z, log_snr)
 
     @jax.jit
     def cost(times):

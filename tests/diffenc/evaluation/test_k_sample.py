@@ -14,6 +14,7 @@ from diffenc.core import objective
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Draws, Model
 from diffenc.evaluation import k_sample
+from diffenc.interfaces import NO_CONTEXT
 from diffenc_plugins.schedules import Linear
 
 NUM_LEVELS = 5
@@ -33,11 +34,11 @@ class Wave:
 
     gain: float = 2.0
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert keys is None, "dropout in a bound"
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.keys is None, "dropout in a bound"
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 
@@ -136,7 +137,7 @@ def test_a_steps_weight_is_the_ratio_of_its_two_gaussians(x64, encoder, mean, lo
     by_hand = ByHand(model, x, TIMES, np.full(3, log_w))
     index, key = 1, jax.random.key(3)
     log_snr_t, log_snr_s = (jnp.full(4, by_hand.log_snrs[index + k]) for k in (1, 0))
-    step = objective.secant(lambda v: model.encoder.apply({}, jnp.asarray(x), v), log_snr_t, log_snr_s)
+    step = objective.secant(lambda v: model.encode({"encoder": {}}, jnp.asarray(x), v), log_snr_t, log_snr_s)
     walk = k_sample.make_walk(model, PARAMS, step, log_snr_s, jnp.asarray(log_w))
     eps_s, got = walk((jnp.asarray(eps), key))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (ends(by_hand.log_snrs[index + k]) for k in (1, 0))
@@ -241,10 +242,10 @@ class Exact:
 
     x_hat: Any
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(v))[:, None] for v in (log_snr, -log_snr))
         return (
             alpha * z - self.x_hat(z, log_snr)

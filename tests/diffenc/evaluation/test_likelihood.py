@@ -17,7 +17,7 @@ from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, likelihood
 from diffenc.evaluation.ode import Stats
-from diffenc.interfaces import Images
+from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 from diffenc_plugins.encoders import Identity, Nontrainable
@@ -36,11 +36,11 @@ class Best:
 
     data: object
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert keys is None, "nothing is dropped out"
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.keys is None, "nothing is dropped out"
         return self.data.x_hat(z.reshape(-1, 1), log_snr).reshape(z.shape)  # pyright: ignore
 
 

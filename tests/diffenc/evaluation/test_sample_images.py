@@ -16,6 +16,7 @@ from diffenc.core.rng import root_key
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.sample_images import ImageSampler, count_stretches, sample_file_name
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import SOLVERS
@@ -35,11 +36,11 @@ TARGET = np.array([[0, 1, 2, 3], [4, 3, 2, 1], [0, 0, 4, 4], [2, 3, 0, 1]])[...,
 class Sure:
     """Estimates TARGET, whatever it sees."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert keys is None, "sampling drops nothing out"
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.keys is None, "sampling drops nothing out"
         return jnp.broadcast_to(2 * (jnp.asarray(TARGET) + 0.5) / 5 - 1, z.shape)
 
 

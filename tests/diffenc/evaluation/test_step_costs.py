@@ -14,6 +14,7 @@ from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation import step_costs
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc_plugins.schedules import Linear
 
@@ -36,11 +37,11 @@ class Wave:
 
     gain: float = 2.0
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert keys is None, "dropout in a bound"
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.keys is None, "dropout in a bound"
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 

@@ -38,10 +38,10 @@ from diffenc.registry import networks
 class Gain:
     \"\"\"z times a learned number.\"\"\"
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return [jnp.zeros(())]
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return params[0] * z
 """
 

@@ -17,6 +17,7 @@ from diffenc.config.settings import Evaluate, MeshConfig, Sample
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.fields.checked import checked
+from diffenc.interfaces import NO_CONTEXT
 from diffenc_plugins.datasets import Digits
 from diffenc_plugins.encoders import Identity, Trainable
 from diffenc_plugins.networks import UNet
@@ -128,10 +129,10 @@ def test_settings_and_writers_of_an_experiment():
 
 def test_an_object_that_is_no_registered_plugin_is_taken_by_its_methods():
     class Odd:
-        def init(self, key, z, log_snr, *, condition=None):
+        def init(self, key, z, log_snr):
             return {}
 
-        def apply(self, params, z, log_snr, *, condition=None, keys=None):
+        def apply(self, params, z, log_snr, context=NO_CONTEXT):
             return z
 
     assert isinstance(Trainable(Odd()).network, Odd)  # pyright: ignore[reportArgumentType]

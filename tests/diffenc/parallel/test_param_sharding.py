@@ -106,11 +106,11 @@ from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import LearnedEndpoints
 
 class Perceptron:
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         keys = jax.random.split(key, 2)
         return {"in": jax.random.normal(keys[0], (64, 128)), "b": jnp.zeros(128), "out": jax.random.normal(keys[1], (128, 64))}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         h = jnp.tanh(z.reshape(-1, 64) @ params["in"] + params["b"][None] * log_snr[:, None])
         return z + (h @ params["out"]).reshape(z.shape)
 

@@ -12,6 +12,7 @@ from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
 from diffenc.core.model import Model
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling import sampler, solvers
 from diffenc.sampling.solvers import ancestral
 
@@ -184,10 +185,11 @@ class Means:
     image: Any
     parameterization: Any
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"gain": 1.0}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        condition, keys = context
         assert keys is None, "dropout in sampling"
         alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(v))[:, None, None, None] for v in (log_snr, -log_snr))
         p, q = (v[:, None, None, None] for v in self.parameterization(log_snr))

@@ -11,6 +11,7 @@ from scipy.integrate import solve_ivp
 from scipy.stats import ks_2samp
 
 from diffenc import registry
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling.sampler import walk
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 
@@ -258,11 +259,11 @@ def test_nothing_overflows_from_pure_noise_to_clean_data(name, count):
 class Gain:
     """y = gain x."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"gain": 0.0}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
-        assert keys is None, "dropout in sampling"
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.keys is None, "dropout in sampling"
         return params["gain"] * z
 
 

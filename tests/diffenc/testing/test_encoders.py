@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diffenc.interfaces import NO_CONTEXT, SplitEncoder
 from diffenc.testing import encoders as checks
 from diffenc.testing import image_maps
 
@@ -12,13 +13,13 @@ from diffenc.testing import image_maps
 class Fine:
     """(1 + gain s) x, s = sigmoid(-log_snr)."""
 
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {"gain": jnp.ones(())}
 
     def s(self, log_snr):
         return jax.nn.sigmoid(-log_snr)
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
         return x + (params["gain"] * self.s(log_snr))[:, None, None, None] * x
 
 
@@ -53,8 +54,8 @@ class Single(Fine):
 class Kept(Fine):
     """Slopes right without dropout alone."""
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
-        return super().apply(params, x, log_snr if keys is None else jax.lax.stop_gradient(log_snr))
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr if context.keys is None else jax.lax.stop_gradient(log_snr))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,40 @@ class NeverTheImage(Fine):
 class AwayFromTheImage(Fine):
     """It is, until a parameter moves."""
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
         return super().apply(params, x, log_snr) + params["gain"] - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Split(SplitEncoder):
+    """(1 + gain s) x in two parts."""
+
+    def init(self, key, x, log_snr):
+        return {"gain": jnp.ones(())}
+
+    def prepare(self, params, x, context=NO_CONTEXT):
+        return x, params["gain"] * x
+
+    def at(self, prepared, log_snr):
+        x, gained = prepared
+        return x + jax.nn.sigmoid(-log_snr)[:, None, None, None] * gained
+
+
+class Unlike(Split):
+    """`apply` is another encoder than its two parts."""
+
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr + 0.01, context)
+
+
+class UnlikeUnderKeys(Split):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr + (0.0 if context.keys is None else 0.01), context)
+
+
 FAULTS = [
+    (checks.apply_is_at_of_prepare, Unlike(), "`at` of `prepare` is not `apply`"),
+    (checks.apply_is_at_of_prepare, UnlikeUnderKeys(), "`at` of `prepare` is not `apply`"),
     (checks.the_slope_is_that_of_the_value, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
     (checks.the_slope_is_that_of_the_value, OwnSlope(), "jax.jvp's slope is off by"),
     (checks.the_slope_is_that_of_the_value, Kept(), "jax.jvp's slope is off by"),
@@ -92,8 +122,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
-def test_what_keeps_all_passes_all(check):
-    check(Fine())
+@pytest.mark.parametrize("plugin", [Fine(), Split()], ids=["whole", "split"])
+def test_what_keeps_all_passes_all(check, plugin):
+    check(plugin)
 
 
 @pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffenc import registry, testing
+from diffenc.interfaces import NO_CONTEXT, ClassConditional
 from diffenc.testing import image_maps as checks
 from diffenc_plugins.encoders import Identity
 
@@ -16,12 +17,12 @@ FOUR = jnp.arange(4.0).reshape(4, 1, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fine:
+class Fine(ClassConditional):
     """x + gain s x, s = sigmoid(-log_snr), half the gains dropped, and a number for each class."""
 
     classes: int = 2
 
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {"gain": jax.random.normal(key, (x.shape[-1],)), "shift": jnp.zeros(self.classes + 1)}
 
     def mask(self, x, keys):
@@ -32,10 +33,10 @@ class Fine:
     def shift(self, params, condition):
         return 0.0 if condition is None else params["shift"].at[0].set(0.0)[condition][:, None, None, None]
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
         s = jax.nn.sigmoid(-log_snr)[:, None, None, None]
-        gains = jnp.broadcast_to(params["gain"], x.shape) * self.mask(x, keys)
-        return x + s * (gains * x + self.shift(params, condition))
+        gains = jnp.broadcast_to(params["gain"], x.shape) * self.mask(x, context.keys)
+        return x + s * (gains * x + self.shift(params, context.condition))
 
 
 class OneChannel(Fine):
@@ -49,30 +50,30 @@ class Coarse(Fine):
 
 
 class InitOfPixels(Fine):
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {"gain": jnp.mean(x, axis=(0, 1, 2)), "shift": jnp.zeros(self.classes + 1)}
 
 
 class InitOfNoKey(Fine):
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {"gain": jnp.asarray(np.random.normal(size=x.shape[-1])), "shift": jnp.zeros(self.classes + 1)}
 
 
 class InitInfinite(Fine):
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {"gain": jnp.full(x.shape[-1], jnp.inf), "shift": jnp.zeros(self.classes + 1)}
 
 
 class Overflows(Fine):
-    def apply(self, params, x, log_snr, **kwargs):
-        return super().apply(params, x, log_snr, **kwargs) + jnp.exp(-10 * log_snr)[:, None, None, None]
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr, context) + jnp.exp(-10 * log_snr)[:, None, None, None]
 
 
 class RootOfNothing(Fine):
     """Finite, with a gradient 1 / 0 times 0."""
 
-    def apply(self, params, x, log_snr, **kwargs):
-        return super().apply(params, x, log_snr, **kwargs) + jnp.sqrt(0 * x)
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr, context) + jnp.sqrt(0 * x)
 
 
 class ByPlace(Fine):
@@ -81,8 +82,8 @@ class ByPlace(Fine):
 
 
 class ByMean(Fine):
-    def apply(self, params, x, log_snr, **kwargs):
-        return super().apply(params, x, log_snr, **kwargs) + jnp.mean(x, axis=0, keepdims=True)
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr, context) + jnp.mean(x, axis=0, keepdims=True)
 
 
 class SecretClasses(Fine):
@@ -137,8 +138,8 @@ class Holding(Fine):
     def _hold(self, params):
         raise NotImplementedError
 
-    def init(self, key, x, log_snr, *, condition=None):
-        return self._hold(super().init(key, x, log_snr, condition=condition))
+    def init(self, key, x, log_snr):
+        return self._hold(super().init(key, x, log_snr))
 
 
 class HoldsAFunction(Holding):
@@ -261,9 +262,9 @@ class Noting(Identity):
 
     shapes: ClassVar[set[tuple[int, ...]]] = set()
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
         self.shapes.add(x.shape[1:])
-        return super().apply(params, x, log_snr, condition=condition, keys=keys)
+        return super().apply(params, x, log_snr, context)
 
 
 def test_all_checks_of_a_kind_are_run_on_images_of_a_given_shape(monkeypatch):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.testing import image_maps
 from diffenc.testing import networks as checks
 
@@ -12,24 +13,24 @@ from diffenc.testing import networks as checks
 class Fine:
     """sin(w z + b log_snr)."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {"w": jax.random.normal(key, z.shape[-1:]), "b": jnp.ones(())}
 
     def level(self, log_snr):
         return log_snr
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         shift = (params["b"] * self.level(log_snr))[:, None, None, None]
         return jnp.sin(jnp.broadcast_to(params["w"], z.shape) * z + shift)
 
 
 class Idle(Fine):
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {**super().init(key, z, log_snr), "idle": jnp.ones(3)}
 
 
 class Blind(Fine):
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return super().apply(params, jnp.ones_like(z), log_snr)
 
 

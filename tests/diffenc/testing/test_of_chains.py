@@ -1,13 +1,14 @@
 """Checks of variances, time_samplers and conditionings: each refuses a plugin with its own fault."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import Tracer
 
-from diffenc.errors import UserError
+from diffenc.interfaces import EXCESS
 from diffenc.testing import conditionings, time_samplers, variances
 
 
@@ -15,7 +16,7 @@ from diffenc.testing import conditionings, time_samplers, variances
 class Told:
     """Classes, one more than their number."""
 
-    what = "class"
+    label = "class"
     drop = 0.1
 
     def __call__(self, labels):
@@ -50,9 +51,9 @@ class ByOrder(Told):
 class Log:
     """log w = -log(1 + excess)."""
 
+    requires: ClassVar[frozenset[str]] = frozenset({EXCESS})
+
     def __call__(self, log_snr_t, log_snr_s, excess):
-        if excess is None:
-            raise UserError("fit first")
         return -jnp.log1p(excess)
 
 
@@ -82,16 +83,16 @@ class ByStep(Log):
         return jnp.cumsum(super().__call__(*args))
 
 
-class Crashes(Log):
-    def __call__(self, log_snr_t, log_snr_s, excess):
-        return -jnp.log1p(excess + 0)
+class Undeclared(Log):
+    requires = frozenset()
 
 
-class TwoLines(Log):
-    def __call__(self, log_snr_t, log_snr_s, excess):
-        if excess is None:
-            raise UserError("fit\nfirst")
-        return -jnp.log1p(excess)
+class Unknown(Log):
+    requires = frozenset({"bias"})
+
+
+class NoSet(Log):
+    requires: Any = EXCESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +171,13 @@ FAULTS = [
     (variances.log_w_is_one_number_a_step, Infinite(), "NaN or infinite"),
     (variances.log_w_is_one_number_a_step, OtherWhenCompiled(), "compiled"),
     (variances.no_step_sees_another, ByStep(), "the order of steps"),
-    (variances.what_was_not_measured_is_asked_for, Crashes(), "no UserError"),
-    (variances.what_was_not_measured_is_asked_for, TwoLines(), "more than a line"),
+    (
+        variances.what_it_requires_is_declared,
+        Undeclared(),
+        "without `excess` it raises TypeError.*declare that",
+    ),
+    (variances.what_it_requires_is_declared, Unknown(), "must be a frozenset of excess, loss_curve"),
+    (variances.what_it_requires_is_declared, NoSet(), "requires = 'excess': must be a frozenset"),
     (
         time_samplers.weighted_means_are_means_over_uniform_times,
         Unweighted(),
@@ -184,7 +190,11 @@ FAULTS = [
     (time_samplers.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
     (time_samplers.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
     (time_samplers.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
-    (time_samplers.what_was_not_measured_is_asked_for, NeedsCurve(), "no UserError"),
+    (
+        time_samplers.what_it_requires_is_declared,
+        NeedsCurve(),
+        "without `curve` it raises TypeError.*declare that",
+    ),
 ]
 
 

@@ -10,21 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffenc.interfaces import NO_CONTEXT, Context
 from diffenc_plugins.networks import EncoderUNet, UNet
 
 
-def init(self: Any, key: Any, z: Any, log_snr: Any, *, condition: Any = None) -> dict[str, Any]:
+def init(self: Any, key: Any, z: Any, log_snr: Any) -> dict[str, Any]:
     return {
         "w": 0.1 * jax.random.normal(key, (z.shape[-1], z.shape[-1])),
         "b": 0.01 * jax.random.normal(key, (self.classes + 1, *z.shape[1:])),
     }
 
 
-def apply(
-    self: Any, params: Any, z: Any, log_snr: Any, *, condition: Any = None, keys: Any = None
-) -> jax.Array:
-    told = jnp.zeros(len(z), int) if condition is None or not self.classes else condition
-    return jnp.tanh(z @ params["w"] + params["b"][told])
+def apply(self: Any, params: Any, z: Any, log_snr: Any, context: Context = NO_CONTEXT) -> jax.Array:
+    condition = context.condition if self.classes else None
+    index = jnp.zeros(len(z), int) if condition is None else condition
+    return jnp.tanh(z @ params["w"] + params["b"][index])
 
 
 if "REAL_NETWORKS" not in os.environ:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
+from diffenc.interfaces import Context
 from diffenc_plugins.encoders import ClassTemplate, Nontrainable
 
 RNG = np.random.default_rng(0)
@@ -16,7 +17,7 @@ def test_value_and_slope_in_closed_form(x64):
     encoder, params = ClassTemplate(classes=3), {"template": jnp.asarray(TEMPLATE)}
 
     def encode(log_snr):
-        return encoder.apply(params, jnp.asarray(X), log_snr, condition=jnp.asarray(CONDITION))
+        return encoder.apply(params, jnp.asarray(X), log_snr, Context(jnp.asarray(CONDITION)))
 
     value, slope = jax.jvp(encode, (jnp.asarray(LOG_SNR),), (jnp.ones(4),))
     y = np.stack([0 * X[0], np.tanh(TEMPLATE[2]), np.tanh(TEMPLATE[0]), np.tanh(TEMPLATE[2])])
@@ -34,7 +35,7 @@ def test_it_starts_as_the_nontrainable_one_and_stays_it_for_no_class():
     params = encoder.init(jax.random.key(0), x, log_snr)
     assert params["template"].shape == (3, 2, 2, 1)
     want = Nontrainable().apply({}, x, log_snr)
-    np.testing.assert_array_equal(encoder.apply(params, x, log_snr, condition=jnp.asarray(CONDITION)), want)
+    np.testing.assert_array_equal(encoder.apply(params, x, log_snr, Context(jnp.asarray(CONDITION))), want)
     learned = {"template": jnp.asarray(TEMPLATE, jnp.float32)}
     np.testing.assert_array_equal(encoder.apply(learned, x, log_snr), want)
 

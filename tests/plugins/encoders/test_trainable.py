@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffenc.core.model import Draws, Model
+from diffenc.interfaces import NO_CONTEXT, Context
 from diffenc_plugins.encoders import Nontrainable, Trainable
 from diffenc_plugins.generative_means import Counterterm
 from diffenc_plugins.networks import EncoderUNet
@@ -60,7 +61,7 @@ def test_value_and_slope_under_a_key_are_those_of_one_function(x64, shaken):
 
     @quick
     def value_slope_and_neighbours(keys):
-        encode = lambda v: encoder.apply(params, x, v, keys=keys)  # noqa: E731
+        encode = lambda v: encoder.apply(params, x, v, Context(keys=keys))  # noqa: E731
         shifted = jnp.stack([log_snr, log_snr + h, log_snr - h])
         return *jax.jvp(encode, (log_snr,), (jnp.ones(2),)), jax.vmap(encode)(shifted)
 
@@ -81,19 +82,19 @@ class Overheard:
     def init(self, *args, **options):
         return self.encoder.init(*args, **options)
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
-        self.keys.append(keys)
-        return self.encoder.apply(params, x, log_snr, condition=condition, keys=keys)
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        self.keys.append(context.keys)
+        return self.encoder.apply(params, x, log_snr, context)
 
 
 @dataclasses.dataclass(frozen=True)
 class Zero:
     """A network that answers zero."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return jnp.zeros_like(z)
 
 
@@ -112,7 +113,7 @@ def test_all_three_terms_share_one_mask(x64, shaken):
         everything = {"encoder": params, "schedule": {}, "network": {}}
         terms = model.elbo(everything, levels, draws, num_levels=16, keys=keys)
         heard = overheard.keys[0]
-        encode = lambda v: encoder.apply(params, jnp.asarray(x), v, keys=heard)  # noqa: E731
+        encode = lambda v: encoder.apply(params, jnp.asarray(x), v, Context(keys=heard))  # noqa: E731
         return terms, jax.vmap(encode)(jnp.asarray(shifted))
 
     arguments: Any = jax.tree.map(jnp.asarray, (params, levels, Draws(t, eps, eps)))  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ import pytest
 
 from diffenc import registry, testing
 from diffenc.errors import UserError
+from diffenc.interfaces import Context
 from diffenc.testing import image_maps
 from diffenc.testing.make_inputs import subject
 
@@ -76,9 +77,9 @@ CONDITION = np.array([0, 1, 0, 2])
 def test_the_class_is_seen_by_its_images(told, inputs):
     image_maps.a_class_is_that_of_its_image(told[0])
     _, params, apply = told
-    bare, labelled = (np.asarray(apply(params, *inputs, condition=c)) for c in (None, jnp.asarray(CONDITION)))
+    bare, labelled = (np.asarray(apply(params, *inputs, Context(c))) for c in (None, jnp.asarray(CONDITION)))
     assert np.all(np.max(np.abs(labelled - bare)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
-    swapped = np.asarray(apply(params, *inputs, condition=jnp.asarray([0, 2, 0, 1])))
+    swapped = np.asarray(apply(params, *inputs, Context(jnp.asarray([0, 2, 0, 1]))))
     assert np.all(np.max(np.abs(swapped - labelled)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
 
 
@@ -87,7 +88,7 @@ def test_every_class_learns(told, inputs):
 
     @quick
     def gradient(params):
-        loss = lambda p: jnp.sum(network.apply(p, *inputs, condition=jnp.asarray(CONDITION)) ** 2)  # noqa: E731
+        loss = lambda p: jnp.sum(network.apply(p, *inputs, Context(jnp.asarray(CONDITION))) ** 2)  # noqa: E731
         return jax.grad(loss)(params)
 
     rows = gradient(params)["classes"]["table"]
@@ -103,12 +104,12 @@ def test_classes_start_as_one_and_add_nothing_but_their_table(told, network, inp
     assert params.keys() - plain.keys() == {"classes"}
     np.testing.assert_array_equal(params["classes"]["table"], np.zeros((3, 32)))
     shaken = {**params, "conv_out": jax.tree.map(lambda leaf: leaf + 0.1, params["conv_out"])}
-    bare, labelled = (apply(shaken, *inputs, condition=c) for c in (None, jnp.asarray(CONDITION)))
+    bare, labelled = (apply(shaken, *inputs, Context(c)) for c in (None, jnp.asarray(CONDITION)))
     np.testing.assert_array_equal(labelled, bare)
 
 
 def test_without_classes_it_does_not_look(apply, params, inputs):
-    labelled = apply(params, *inputs, condition=jnp.asarray(CONDITION))
+    labelled = apply(params, *inputs, Context(jnp.asarray(CONDITION)))
     np.testing.assert_array_equal(labelled, apply(params, *inputs))
 
 
@@ -119,7 +120,7 @@ def keys_of(seed):
 def test_another_key_draws_another_mask(name, network, apply, params, inputs):
     if not hasattr(network, "dropout"):
         pytest.skip(f"network.{name} drops nothing")
-    first, other = (apply(params, *inputs, keys=keys_of(k)) for k in (0, 1))
+    first, other = (apply(params, *inputs, Context(keys=keys_of(k))) for k in (0, 1))
     assert np.any(first != other)
     assert np.any(first != apply(params, *inputs))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc.interfaces import Context
 from diffenc_plugins.networks import EncoderUNet, UNet
 
 LOG_SNR_MAX, LOG_SNR_MIN = 13.3, -5.0
@@ -123,7 +124,7 @@ def compare(network, image_shape, reference, **options):
     shapes = jax.eval_shape(network.init, jax.random.key(0), *arguments)
     params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
     compiled = quick(network.apply)
-    got = compiled(jax.tree.map(jnp.asarray, params), *arguments, condition=jnp.asarray(condition))
+    got = compiled(jax.tree.map(jnp.asarray, params), *arguments, Context(jnp.asarray(condition)))
     want = reference(z, log_snr, condition, params, **options)
     assert np.std(want) > 0.1
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)

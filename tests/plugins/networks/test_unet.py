@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc.interfaces import Context
 from diffenc_plugins.networks import UNet
 from diffenc_plugins.networks.unet import fourier_features
 
@@ -68,7 +69,9 @@ def gradient(params, z, log_snr, **options):
     def loss(params):
         network = UNet(blocks=2, channels=8, dropout=0.5, **options)
         return jnp.mean(
-            jnp.square(network.apply(params, z, log_snr, keys=jax.random.split(jax.random.key(0), len(z))))
+            jnp.square(
+                network.apply(params, z, log_snr, Context(keys=jax.random.split(jax.random.key(0), len(z))))
+            )
         )
 
     return quick(jax.value_and_grad(loss))(params)

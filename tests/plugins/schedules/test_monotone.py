@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffenc.core.model import Model, draw_noise
 from diffenc.errors import UserError
-from diffenc.interfaces import LearnedInterior
+from diffenc.interfaces import NO_CONTEXT, LearnedInterior
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
 from diffenc_plugins.parameterizations import V
@@ -23,10 +23,10 @@ apply = jax.jit(SCHEDULE.apply)
 class Wave:
     """A network in closed form."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return {}
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return jnp.sin(2 * z + log_snr[:, None] / 3)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
+from diffenc.workdir import loss_curves
 from diffenc_plugins.time_samplers import Importance
 
 BINS = 20
@@ -48,9 +49,9 @@ def test_the_variance_falls_as_in_closed_form():
         np.testing.assert_allclose(losses.var(), variance, rtol=0.05)
 
 
-def test_without_a_curve_it_says_how_to_get_one():
+def test_without_a_curve_the_error_says_how_to_get_one(tmp_path):
     with pytest.raises(UserError, match=r"^time_sampler\.importance .*--mode=diagnose first$") as caught:
-        Importance()(jnp.zeros(2), None)
+        loss_curves.bind_curve(Importance(), tmp_path)
     assert "\n" not in str(caught.value)
 
 

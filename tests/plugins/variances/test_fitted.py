@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+from diffenc.core.discretization import make_chain
 from diffenc.errors import UserError
 from diffenc_plugins.variances import Fitted
 
@@ -38,4 +39,4 @@ def test_what_is_not_fitted_is_refused_with_the_way_out():
         UserError,
         match=r"variance\.fitted was not fitted for these 4 steps.*--mode=fit_variance --num_timesteps=4",
     ):
-        Fitted()(ZEROS, ONES, None)
+        make_chain(lambda t: -t, np.linspace(0.0, 1.0, 5), Fitted())

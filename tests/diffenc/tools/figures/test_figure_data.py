@@ -8,6 +8,7 @@ import pytest
 
 from diffenc.config.figure_settings import Figures
 from diffenc.errors import UserError
+from diffenc.interfaces import NO_CONTEXT, ClassConditional
 from diffenc.tools.figures import figure_data as figure_subject
 from diffenc.tools.figures.figure_data import encode_images, map_images, select_shown, spread_evenly
 from diffenc_plugins.conditionings import ByClass
@@ -110,17 +111,17 @@ def test_images_chosen_by_place_are_shown_in_that_order(subject_of, images_of):
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Told(ClassConditional):
     """x times what it is told."""
 
     classes: int = 4
 
-    def init(self, key, x, log_snr, *, condition=None):
+    def init(self, key, x, log_snr):
         return {}
 
-    def apply(self, params, x, log_snr, *, condition=None, keys=None):
-        assert condition is not None
-        return x * condition[:, None, None, None]
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        assert context.condition is not None
+        return x * context.condition[:, None, None, None]
 
 
 def test_an_encoder_is_told_each_images_class(subject_of, images_of):

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from diffenc.interfaces import Images
+from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.flops import work_of
@@ -270,8 +270,8 @@ def test_a_train_step(tiny):
 class Mixed:
     """A network that mixes all 16 pixels by a matrix."""
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return jnp.zeros((16, 16))
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         return (z.reshape(-1, 16) @ params).reshape(z.shape)

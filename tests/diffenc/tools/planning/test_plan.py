@@ -13,6 +13,7 @@ from rich.console import Console
 from diffenc.config import gin_loader, serialize
 from diffenc.config.settings import MeshConfig, Plan
 from diffenc.errors import UserError
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.runtime import accelerators
 from diffenc.tools.planning import plan as plans
 from diffenc.tools.planning.plan import figures_of, plan, table
@@ -26,10 +27,10 @@ class Mixed:
     dtype: str = "float32"
     precision: jax.lax.Precision | None = None
 
-    def init(self, key, z, log_snr, *, condition=None):
+    def init(self, key, z, log_snr):
         return jnp.zeros((16, 16))
 
-    def apply(self, params, z, log_snr, *, condition=None, keys=None):
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
         flat = jnp.matmul(
             z.reshape(-1, 16).astype(self.dtype), params.astype(self.dtype), precision=self.precision
         )
