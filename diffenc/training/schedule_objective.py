@@ -1,19 +1,20 @@
-"""What lies between the ends of a learned schedule, trained for a quiet estimate of the loss.
+"""Objective of the interior of a learned schedule: a low variance of the estimated loss.
 
-In continuous time the mean of the diffusion loss l(t) depends on the schedule through its ends alone; what lies
-between them decides how much l(t) varies over uniformly drawn t, hence how noisy gradients are. Let m2(lambda) be the
-mean square of the loss per unit of lambda and r_eta(lambda) = |d lambda / dt| the rate at which a schedule with
-parameters eta passes lambda. Then l = r times the loss per unit of lambda, and dt = d lambda / r, so
+In continuous time the mean of the diffusion loss l(t) depends on the schedule only through its ends; its interior
+determines how much l(t) varies over uniformly drawn t, hence how noisy gradients are. Let m2(lambda) be the mean square
+of the loss per unit of lambda and r_eta(lambda) = |d lambda / dt| the rate at which a schedule with parameters eta passes
+lambda. Then l is r times the loss per unit of lambda, and dt = d lambda / r, so
 
     V = E_t[l^2] = integral of r_eta m2 d lambda,
     dV / d eta = integral of m2 d r_eta / d eta d lambda = E_t[(l^2 / r) d r_eta(lambda_t) / d eta],
 
-where lambda_t stays put while eta moves: lambda is the variable of integration, and its limits are the ends, which
-are not eta's. V is least where 1 / r, the density of lambda, is proportional to sqrt(m2).
+where lambda_t is held fixed while eta changes: lambda is the variable of integration, and its limits are the ends, which
+do not depend on eta. V is least where 1 / r, the density of lambda, is proportional to sqrt(m2).
 
-VDM (arXiv:2107.00630, App. I.2) has the same aim, and takes the gradient of l^2 through the network by a second
-backward pass, or by sharing the first. This needs l alone and costs nothing to speak of. Its gradient of V is unbiased; what is followed is that of V over
-the squared mean of l, both of one batch: a ratio, whose bias falls like 1 over the batch.
+VDM (arXiv:2107.00630, App. I.2) has the same objective, and computes the gradient of l^2 through the network by a second
+backward pass, or by sharing the first. Here only the values of l are needed, at negligible cost. The gradient of V is
+unbiased; the gradient used is that of V over the squared mean of l, both estimated on one batch, a ratio whose bias falls
+like 1 / batch size.
 """
 
 import jax
@@ -26,12 +27,12 @@ Scalar = Float[Array, ""]
 
 
 def objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) -> Scalar:
-    """Zero, with the gradient that the interior is to follow; of a schedule without one, plain zero.
+    """Returns zero, with the gradient of the interior's objective; a schedule without a learned interior has none.
 
     Args:
-      params: the schedule's.
+      params: of the schedule.
       t: drawn uniformly.
-      loss: the diffusion losses there; none of its own gradients are used.
+      loss: the diffusion losses at t; only the values are used.
     """
     if not isinstance(schedule, LearnedInterior):
         return jnp.zeros(())
@@ -40,9 +41,9 @@ def objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) ->
 
 
 def surrogate(schedule: LearnedInterior, params: Params, t: Times, loss: PerExample) -> Scalar:
-    """Mean square of the loss over its squared mean, in this form: the mean of (l^2 / r) r_eta(lambda_t).
+    """Returns the mean square of the loss over its squared mean, as the mean of (l^2 / r) r_eta(lambda_t).
 
-    The quotient makes it about 1 whatever the data; only the numerator has a gradient.
+    The quotient is about 1 for any data; only the numerator has a gradient.
     """
     rate = rate_at_fixed_log_snr(schedule, params, t)
     squares = jax.lax.stop_gradient(jnp.square(loss / jnp.mean(loss)) / rate)
@@ -50,9 +51,9 @@ def surrogate(schedule: LearnedInterior, params: Params, t: Times, loss: PerExam
 
 
 def rate_at_fixed_log_snr(schedule: LearnedInterior, params: Params, t: Times) -> PerExample:
-    """|d lambda / dt| at t, differentiable in the interior's parameters with lambda(t) held fixed.
+    """Returns |d lambda / dt| at t, differentiable in the interior's parameters with lambda(t) held fixed.
 
-    When eta moves, lambda is passed at another time: by d t / d eta = -(d lambda / d eta) / lambda'. The Newton step
+    When eta changes, lambda is reached at another time, by d t / d eta = -(d lambda / d eta) / lambda'. The Newton step
     below has the value t and that derivative.
     """
 

@@ -73,6 +73,14 @@ class Sgd:
         return optax.sgd(self.rate)
 
 
+@dataclasses.dataclass(frozen=True)
+class PerStep:
+    """Gradient descent whose rate is one over the number of steps."""
+
+    def build(self, num_steps):
+        return optax.sgd(1 / num_steps)
+
+
 @pytest.fixture
 def stub(tiny):
     """The tiny experiment with a model in closed form and gradient descent."""
@@ -240,3 +248,14 @@ def test_a_model_larger_than_any_machine_is_one_line(tiny, channels):
     model = dataclasses.replace(tiny().model, network=UNet(blocks=1, channels=channels))
     with pytest.raises(UserError, match=r"^the model.*: bind fewer channels or blocks$"):
         abstract_state(tiny(model=model), data_mesh())
+
+
+def test_the_optimizer_knows_the_number_of_steps(stub):
+    """The first step's update is the gradient of the mean over images of the squares, divided by `Experiment.steps`."""
+    moved = {}
+    for steps in (5, 10):
+        experiment = dataclasses.replace(stub(Quadratic), optimizer=PerStep(), steps=steps)
+        before, after = (np.asarray(state.params["network"]["w"]) for state in _train(experiment, 1))
+        moved[steps] = after - before
+    assert np.abs(moved[5]).max() > 0
+    np.testing.assert_allclose(moved[5], 2 * moved[10], rtol=1e-4)
