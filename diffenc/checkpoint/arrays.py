@@ -48,7 +48,9 @@ class Part(NamedTuple):
     pieces: list[Piece]
 
 
-def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Bytes | None = None) -> Part:
+def pack_arrays(
+    arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Bytes | None = None
+) -> Part:
     """Copies arrays, each given as (name, start indices, content), into one buffer.
 
     Args:
@@ -67,7 +69,7 @@ def pack(arrays: Iterable[tuple[str, tuple[int, ...], np.ndarray]], memory: Byte
     return Part(data, list(boxes))
 
 
-def write(store: Store, folder: str, part: Part) -> None:
+def write_arrays(store: Store, folder: str, part: Part) -> None:
     """Writes `part`, which must not change meanwhile (see `Store.copies`), into `folder`. Does not sync.
 
     Raises:
@@ -89,7 +91,7 @@ def write(store: Store, folder: str, part: Part) -> None:
         raise as_os_error(error, f"{store}/{folder}") from error
 
 
-def read(
+def read_arrays(
     store: Store, folders: Iterable[str], wanted: Mapping[str, tuple[Box, np.dtype]]
 ) -> dict[str, np.ndarray]:
     """Reads the boxes of arrays in `wanted` from the pieces in all `folders`.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from diffenc.checkpoint import arrays
 from diffenc.checkpoint.arrays import Part
-from diffenc.checkpoint.meta import META, part_of
+from diffenc.checkpoint.meta import META, part_folder
 from diffenc.files.location import MovedError
 from diffenc.files.stores import Store
 
@@ -100,11 +100,11 @@ class CheckpointWrite:
 
     def _write_part(self, mine: Part) -> None:
         part = self._part(self._index)
-        arrays.write(self._store, part, mine)
+        arrays.write_arrays(self._store, part, mine)
         self._store.sync(part)
 
     def _part(self, index: int) -> str:
-        return part_of(self._name, index)
+        return part_folder(self._name, index)
 
     def _wait_for_others(self) -> list[str]:
         """Waits for the others' markers; returns the reasons of those that failed."""

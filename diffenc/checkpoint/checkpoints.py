@@ -25,11 +25,11 @@ from diffenc.checkpoint.restore import (
     Check,
     Restored,
     Select,
-    any_metadata,
-    everything,
-    read_by_all,
-    reading,
-    same_branches,
+    accept_any_metadata,
+    convert_store_errors,
+    read_on_all_processes,
+    select_all,
+    select_branches,
 )
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
@@ -92,8 +92,8 @@ class Checkpoints:
         Raises:
           UserError: the store cannot be listed.
         """
-        with reading(self.directory):
-            return _steps(_committed(meta.found(self._store)))
+        with convert_store_errors(self.directory):
+            return _steps(_committed(meta.list_checkpoints(self._store)))
 
     def unchanged(self) -> bool:
         """Whether the main process sees the same checkpoints as at construction. All processes must call it."""
@@ -109,11 +109,11 @@ class Checkpoints:
           TypeError: `metadata` has no JSON form, or jax cannot hold a leaf (64 bits without x64).
         """
         self._settle()
-        named = leaves.by_name(tree)
-        mine = leaves.pack(named, self._buffer)
+        named = leaves.leaves_by_name(tree)
+        mine = leaves.pack_leaves(named, self._buffer)
         self._buffer = mine.data if self._store.copies else None
-        content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe(named)}
-        meta_text = meta.text({**content, "metadata": dict(metadata)})
+        content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe_leaves(named)}
+        meta_text = meta.format_meta({**content, "metadata": dict(metadata)})
         name = Name(int(step), self._generations.get(step, -1) + 1)
         self._generations[step] = name.generation
         self._step, self._failure = step, None
@@ -139,8 +139,8 @@ class Checkpoints:
         self,
         abstract: Tree,
         step: int | None = None,
-        select: Select = everything,
-        check: Check = any_metadata,
+        select: Select = select_all,
+        check: Check = accept_any_metadata,
     ) -> Restored:
         """Reads a checkpoint into the structure of `abstract`, whatever number of devices saved it.
 
@@ -148,7 +148,7 @@ class Checkpoints:
           abstract: a pytree of jax.ShapeDtypeStruct; a leaf with a sharding is placed by it, and every
             process reads only what its devices need.
           step: the step to read; None = the newest that can be read, with a logged warning for each that cannot.
-          select: which of the saved leaves must agree with `abstract`: `everything` or `same_branches`.
+          select: which of the saved leaves must agree with `abstract`: `select_all` or `select_branches`.
           check: called before any array is read; raises UserError to refuse a checkpoint by its metadata.
 
         Raises:
@@ -163,7 +163,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
         for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
-                return read_by_all(self._store, str(name), abstract, select, check)
+                return read_on_all_processes(self._store, str(name), abstract, select, check)
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join_path(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -180,8 +180,8 @@ class Checkpoints:
         """
         listed = []
         if jax.process_index() == 0:
-            with reading(self.directory):
-                listed = sorted(meta.found(self._store).items())
+            with convert_store_errors(self.directory):
+                listed = sorted(meta.list_checkpoints(self._store).items())
         numbers = broadcast_int_list(n for name, committed in listed for n in (*name, committed))
         rows = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
         return {Name(step, generation): bool(committed) for step, generation, committed in rows}
@@ -236,7 +236,9 @@ class Checkpoints:
             return
 
         def are_gone() -> bool:
-            return all(committed for name, committed in meta.found(self._store).items() if name in names)
+            return all(
+                committed for name, committed in meta.list_checkpoints(self._store).items() if name in names
+            )
 
         deadline = Deadline()
         deadline.shorten(TIDY)
@@ -246,7 +248,7 @@ class Checkpoints:
     def _remove_old(self, newest: int) -> None:
         """Removes checkpoints that need not be kept. Those after `newest` stay: a run that was resumed at an earlier step
         comes by them again."""
-        names = [name for name in _committed(meta.found(self._store)) if name.step <= newest]
+        names = [name for name in _committed(meta.list_checkpoints(self._store)) if name.step <= newest]
         latest = {name.step: name for name in names}  # ascending: the last generation of each step
         past = list(latest)
         kept = {
@@ -269,7 +271,7 @@ class Checkpoints:
 
 
 def restore_from(
-    path: stores.PathLike, abstract: Tree, step: int | None = None, check: Check = any_metadata
+    path: stores.PathLike, abstract: Tree, step: int | None = None, check: Check = accept_any_metadata
 ) -> Restored:
     """Reads the top-level branches of `abstract`, for example params and ema, from another run.
 
@@ -283,17 +285,17 @@ def restore_from(
     store = stores.open_store(path)
     if _is_true_on_main(path, lambda: store.read(META) is not None):
         try:
-            return read_by_all(store, "", abstract, same_branches, check)
+            return read_on_all_processes(store, "", abstract, select_branches, check)
         except UnreadableError as error:
             raise UserError(f"checkpoint {path} cannot be read: {error}; name another one") from error
     is_workdir = _is_true_on_main(path, lambda: FOLDER in store.names())
     return Checkpoints(stores.join_path(path, FOLDER) if is_workdir else path).restore(
-        abstract, step, same_branches, check
+        abstract, step, select_branches, check
     )
 
 
 def _is_true_on_main(path: stores.PathLike, predicate: Callable[[], bool]) -> bool:
-    with reading(path):
+    with convert_store_errors(path):
         return bool(broadcast_ints(jax.process_index() == 0 and predicate())[0])
 
 

@@ -17,28 +17,28 @@ NamedLeaves = dict[str, Any]
 LeafSpecs = dict[str, list]  # name: [shape, dtype]
 
 
-def by_name(tree: Tree) -> NamedLeaves:
+def leaves_by_name(tree: Tree) -> NamedLeaves:
     """Returns the leaves by their names in checkpoints (`parameters.name_leaves_quoted`), Python numbers as arrays."""
     named = name_leaves_quoted(tree)
     return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in named.items()}
 
 
-def describe(named: NamedLeaves) -> LeafSpecs:
+def describe_leaves(named: NamedLeaves) -> LeafSpecs:
     """Returns shape and dtype of each leaf in JSON form."""
     return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in named.items()}
 
 
-def branch(name: str) -> str:
+def top_level_branch(name: str) -> str:
     """Returns the first part of a leaf's name."""
     quoted = re.match(r'"(\\.|[^"\\])*"', name)
     return quoted[0] if quoted else name.split("/")[0]
 
 
-def pack(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
+def pack_leaves(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
     """Copies the pieces that this process must write to host memory; each piece is written by one process.
 
     Args:
-      memory: see `arrays.pack`.
+      memory: see `arrays.pack_arrays`.
 
     Raises:
       TypeError: jax cannot hold a leaf (64 bits without x64).
@@ -48,7 +48,7 @@ def pack(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
         if isinstance(data, jax.Array):
             data.copy_to_host_async()  # start all transfers before waiting for the first
     # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate: pack copies.
-    return arrays.pack(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
+    return arrays.pack_arrays(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
 def local_boxes(abstract: NamedLeaves) -> dict[str, tuple[Box, np.dtype]]:
@@ -56,7 +56,7 @@ def local_boxes(abstract: NamedLeaves) -> dict[str, tuple[Box, np.dtype]]:
     return {name: (_local_box(leaf), np.dtype(leaf.dtype)) for name, leaf in abstract.items()}
 
 
-def place(abstract: NamedLeaves, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
+def place_leaves(abstract: NamedLeaves, host: Mapping[str, np.ndarray]) -> list[jax.Array]:
     """Returns the leaves on devices, in order; `host` holds the content of each leaf's box from `local_boxes`."""
     return [_place_leaf(leaf, host[name]) for name, leaf in abstract.items()]
 

@@ -36,23 +36,23 @@ class Name(NamedTuple):
         return Name(int(found[1]), int(found[2] or 0)) if found else None
 
 
-def found(store: Store) -> dict[Name, bool]:
+def list_checkpoints(store: Store) -> dict[Name, bool]:
     """Returns the name of every checkpoint folder, and whether it is committed."""
     parsed = {Name.parse(folder): META in files for folder, files in store.names().items()}
     return {name: committed for name, committed in parsed.items() if name is not None}
 
 
-def part_of(name: str, index: int) -> str:
+def part_folder(name: str, index: int) -> str:
     """Returns the folder that process `index` writes of the checkpoint `name`."""
     return f"{name}/process_{index}".lstrip("/")
 
 
-def text(content: Mapping[str, Any]) -> str:
+def format_meta(content: Mapping[str, Any]) -> str:
     """Returns META.json with `content`. Raises TypeError if that has no JSON form."""
     return checksummed_json.dumps({"format": FORMAT, **content})
 
 
-def read(store: Store, name: str) -> dict[str, Any]:
+def read_meta(store: Store, name: str) -> dict[str, Any]:
     """Reads META.json of the checkpoint `name`.
 
     Raises:

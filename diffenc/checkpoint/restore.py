@@ -8,7 +8,7 @@ import jax
 
 from diffenc.checkpoint import arrays, leaves, meta
 from diffenc.checkpoint.leaves import LeafSpecs, Tree
-from diffenc.checkpoint.meta import part_of
+from diffenc.checkpoint.meta import part_folder
 from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.files.checksummed_json import UnreadableError
@@ -28,23 +28,23 @@ class Restored(NamedTuple):
     step: int
 
 
-def everything(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
+def select_all(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
     """Selects all saved leaves, for `Checkpoints.restore`: the wanted tree must have every one."""
     return saved
 
 
-def same_branches(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
+def select_branches(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
     """Selects the saved leaves in the top-level branches that are wanted, for `Checkpoints.restore`."""
-    branches = {leaves.branch(name) for name in wanted}
-    return {name: leaf for name, leaf in saved.items() if leaves.branch(name) in branches}
+    branches = {leaves.top_level_branch(name) for name in wanted}
+    return {name: leaf for name, leaf in saved.items() if leaves.top_level_branch(name) in branches}
 
 
-def any_metadata(where: str, metadata: dict[str, Any]) -> None:
+def accept_any_metadata(where: str, metadata: dict[str, Any]) -> None:
     """Accepts every checkpoint, for `Checkpoints.restore`."""
 
 
 @contextlib.contextmanager
-def reading(place: stores.PathLike) -> Iterator[None]:
+def convert_store_errors(place: stores.PathLike) -> Iterator[None]:
     """Converts OSErrors within the context into UserErrors that name `place`."""
     try:
         yield
@@ -52,7 +52,7 @@ def reading(place: stores.PathLike) -> Iterator[None]:
         raise stores.read_error(place, error) from error
 
 
-def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
+def read_on_all_processes(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
     """Reads the checkpoint `name`; `select` and `check` as in `Checkpoints.restore`. All processes must call it.
 
     Raises:
@@ -74,14 +74,14 @@ def read_by_all(store: Store, name: str, abstract: Tree, select: Select, check: 
 
 
 def _read(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
-    content, where = meta.read(store, name), f"{store}/{name}".rstrip("/")
+    content, where = meta.read_meta(store, name), f"{store}/{name}".rstrip("/")
     check(where, content["metadata"])
-    named = leaves.by_name(abstract)
-    wanted = leaves.describe(named)
+    named = leaves.leaves_by_name(abstract)
+    wanted = leaves.describe_leaves(named)
     _require_same(where, select(content["leaves"], wanted), wanted)
-    parts = [part_of(name, index) for index in range(content["parts"])]
-    host = arrays.read(store, parts, leaves.local_boxes(named))
-    tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place(named, host))
+    parts = [part_folder(name, index) for index in range(content["parts"])]
+    host = arrays.read_arrays(store, parts, leaves.local_boxes(named))
+    tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place_leaves(named, host))
     return Restored(tree, content["metadata"], content["step"])
 
 

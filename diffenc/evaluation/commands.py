@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffenc.checkpoint import checkpoints
-from diffenc.checkpoint.restore import Check, Restored, any_metadata
+from diffenc.checkpoint.restore import Check, Restored, accept_any_metadata
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import describe_images, train_identity
@@ -72,7 +72,7 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
 
 
 def read_ema(
-    experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None, check: Check = any_metadata
+    experiment: Experiment, place: PathLike, mesh: Mesh, step: int | None, check: Check = accept_any_metadata
 ) -> Restored:
     """The same of whatever run has its checkpoints at `place`. Raises as `Checkpoints.restore`."""
     with jax.enable_x64(False):  # checkpoints are float32, whatever they are read for

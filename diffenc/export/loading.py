@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffenc import registry
 from diffenc.checkpoint.checkpoints import FOLDER as CHECKPOINTS
-from diffenc.checkpoint.restore import reading
+from diffenc.checkpoint.restore import convert_store_errors
 from diffenc.config import gin_loader
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG, decode
@@ -52,7 +52,7 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
             f"path = {path!r}: must be the path of a workdir, of an export or of a .safetensors file"
         )
     path = expand_path(os.fspath(path), "path")
-    with reading(path):
+    with convert_store_errors(path):
         store = stores.open_store(path)
         text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
         if text is not None:
@@ -152,7 +152,7 @@ def _file(path: PathLike) -> Iterator[Path]:
             raise _nothing(path)
         yield Path(place, name)
         return
-    with tempfile.TemporaryDirectory() as folder, reading(path):
+    with tempfile.TemporaryDirectory() as folder, convert_store_errors(path):
         data = stores.open_store(place).read(name)
         if data is None:
             raise _nothing(path)

@@ -75,7 +75,7 @@ def batch_gradient(
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
     gradient, means, diffusion = over_devices(params, batch)
-    interior_gradient = jax.grad(schedule_objective.objective, argnums=1)(
+    interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         experiment.model.schedule, params["schedule"], batch.draws.t, diffusion
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
@@ -86,17 +86,17 @@ def _device_gradient(
     experiment: Experiment, specs: param_sharding.Specs, num_devices: int, params: Params, batch: Microbatch
 ) -> tuple[Params, Terms, PerExample]:
     """Returns the batch's mean gradient and terms in bits/dim, and this device's diffusion losses in nats."""
-    microbatches = divide(batch, experiment.microbatches)
+    microbatches = divide_batch(batch, experiment.microbatches)
     summed, nats = _accumulate(param_sharding.gather(params, specs), experiment, microbatches)
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     gradient = param_sharding.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
-    terms = unite(nats)
+    terms = merge_microbatches(nats)
     means = jax.lax.pmean(_mean_bits(terms, batch.images.levels[0].size), AXES)
     return gradient, means, terms.diffusion
 
 
-def divide(batch: Any, count: int) -> Any:
+def divide_batch(batch: Any, count: int) -> Any:
     """Reshapes arrays [B, ...] to [count, B / count, ...]; image i goes to microbatch i mod count."""
 
     def divide_leaf(leaf: Array) -> Array:
@@ -105,8 +105,8 @@ def divide(batch: Any, count: int) -> Any:
     return jax.tree.map(divide_leaf, batch)
 
 
-def unite(microbatches: Any) -> Any:
-    """Undoes `divide`."""
+def merge_microbatches(microbatches: Any) -> Any:
+    """Undoes `divide_batch`."""
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), microbatches)
 
 

@@ -26,7 +26,7 @@ from diffenc.interfaces import LearnedInterior, LogSNR, Params, PerExample, Sche
 Scalar = Float[Array, ""]
 
 
-def objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) -> Scalar:
+def interior_objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) -> Scalar:
     """Returns zero, with the gradient of the interior's objective; a schedule without a learned interior has none.
 
     Args:

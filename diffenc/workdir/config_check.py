@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from diffenc.checkpoint.checkpoints import Restored
-from diffenc.checkpoint.restore import reading
+from diffenc.checkpoint.restore import convert_store_errors
 from diffenc.config import gin_files, serialize
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG
@@ -38,7 +38,7 @@ def refuse_other_config(experiment: Experiment, workdir: Path, also_free: tuple[
 
 def saved_config(workdir: PathLike) -> str | None:
     """Returns the text of WORKDIR/config.gin; None where there is none."""
-    with reading(workdir):
+    with convert_store_errors(workdir):
         content = stores.open_store(workdir).read(CONFIG)
     return None if content is None else content.decode(errors="replace")  # a damaged one differs
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from diffenc.checkpoint.restore import reading
+from diffenc.checkpoint.restore import convert_store_errors
 from diffenc.errors import UserError
 from diffenc.files import atomic, stores
 from diffenc.parallel.collectives import broadcast_int_list
@@ -31,7 +31,7 @@ def read(workdir: stores.PathLike) -> str | None:
     """
     content = b""
     if jax.process_index() == 0:
-        with reading(workdir):
+        with convert_store_errors(workdir):
             content = (stores.open_store(workdir).read(FILE) or b"")[:LONGEST]
     text = bytes(broadcast_int_list(content)).decode(errors="replace").strip()
     if text and not is_valid(text):

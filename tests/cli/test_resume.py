@@ -38,7 +38,7 @@ def _leaves(checkpoint: Path) -> dict[str, tuple]:
         for name, (shape, dtype) in leaves.items()
     }
     parts = [part.name for part in checkpoint.glob("process_*") if part.is_dir()]
-    found = arrays.read(stores.open_store(checkpoint), parts, wanted)
+    found = arrays.read_arrays(stores.open_store(checkpoint), parts, wanted)
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in found.items()}
 
 

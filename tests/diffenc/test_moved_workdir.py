@@ -184,7 +184,7 @@ def test_a_checkpoint_on_its_way_is_not_committed_elsewhere(experiment, tmp_path
     """Nor is what lies there under its name removed."""
     from diffenc.checkpoint import checkpoint_write
 
-    run, real = tmp_path / "run", checkpoint_write.arrays.write
+    run, real = tmp_path / "run", checkpoint_write.arrays.write_arrays
 
     def write(store, part, mine):
         real(store, part, mine)
@@ -193,7 +193,7 @@ def test_a_checkpoint_on_its_way_is_not_committed_elsewhere(experiment, tmp_path
             (run / "checkpoints" / "000000008").mkdir(parents=True)
             (run / "checkpoints" / "000000008" / "META.json").write_text("another run's")
 
-    monkeypatch.setattr(checkpoint_write.arrays, "write", write)
+    monkeypatch.setattr(checkpoint_write.arrays, "write_arrays", write)
     with pytest.raises(MovedError):
         loop.train(experiment, run)
     assert content(run) == {"checkpoints/000000008/META.json": b"another run's"}

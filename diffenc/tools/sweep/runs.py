@@ -83,7 +83,7 @@ def trained(run: Run) -> bool:
     """Whether it has a checkpoint of its last step."""
     if not run.workdir.is_dir():
         return False
-    found = meta.found(stores.open_store(run.workdir / FOLDER))
+    found = meta.list_checkpoints(stores.open_store(run.workdir / FOLDER))
     return any(name.step >= run.experiment.steps for name, committed in found.items() if committed)
 
 

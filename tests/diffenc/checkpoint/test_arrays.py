@@ -28,12 +28,12 @@ ARRAYS = {
 
 def _write(place, named, folder="part"):
     whole = ((name, (0,) * array.ndim, array) for name, array in named.items())
-    arrays.write(stores.open_store(place), folder, arrays.pack(whole))
+    arrays.write_arrays(stores.open_store(place), folder, arrays.pack_arrays(whole))
 
 
 def _read(place, names, folders=("part",)):
     wanted = {name: (Box((0,) * ARRAYS[name].ndim, ARRAYS[name].shape), ARRAYS[name].dtype) for name in names}
-    return arrays.read(stores.open_store(place), folders, wanted)
+    return arrays.read_arrays(stores.open_store(place), folders, wanted)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -63,12 +63,12 @@ def test_the_files_are_as_documented(tmp_path):
 
 
 def test_packing_copies_into_memory_that_fits():
-    first = arrays.pack([("a", (0,), np.arange(5))])
+    first = arrays.pack_arrays([("a", (0,), np.arange(5))])
     assert first.data.ctypes.data % 64 == 0
-    again = arrays.pack([("b", (0,), np.arange(5, 10))], first.data)
+    again = arrays.pack_arrays([("b", (0,), np.arange(5, 10))], first.data)
     assert np.shares_memory(again.data, first.data)
     assert again.data[:40].view(np.int64).tolist() == [5, 6, 7, 8, 9]
-    assert not np.shares_memory(arrays.pack([("b", (0,), np.arange(50))], first.data).data, first.data)
+    assert not np.shares_memory(arrays.pack_arrays([("b", (0,), np.arange(50))], first.data).data, first.data)
 
 
 POISON = 0xA5
@@ -88,13 +88,13 @@ def test_nothing_of_what_memory_held_before_is_written(tmp_path, monkeypatch, si
     monkeypatch.setattr(arrays, "BLOCK", block)
     monkeypatch.setattr(arrays, "_allocate_aligned", _poisoned)
     named = [(f"a{k}", (0,), np.zeros(size, dtype)) for k, size in enumerate(sizes) for dtype in ("u1", "f4")]
-    first = arrays.pack(named)
+    first = arrays.pack_arrays(named)
     assert not first.data.any()
     first.data[:] = POISON
-    again = arrays.pack(named, first.data)
+    again = arrays.pack_arrays(named, first.data)
     assert np.shares_memory(again.data, first.data)
-    for name, part in (("new", first._replace(data=arrays.pack(named).data)), ("reused", again)):
-        arrays.write(stores.open_store(tmp_path), name, part)
+    for name, part in (("new", first._replace(data=arrays.pack_arrays(named).data)), ("reused", again)):
+        arrays.write_arrays(stores.open_store(tmp_path), name, part)
         files = [path for path in (tmp_path / name / "blocks").rglob("*") if path.is_file()]
         content = b"".join(path.read_bytes()[:-4] for path in files)  # without the crc32c
         assert len(content) >= sum(5 * size for size in sizes)
@@ -112,13 +112,13 @@ def test_any_box_out_of_pieces_cut_otherwise(tmp_path):
     whole = np.arange(48, dtype=np.float32).reshape(6, 8)
     for folder, corners in {"one": [(0, 0), (3, 4)], "two": [(0, 4), (3, 0)]}.items():
         pieces = (("a", (i, j), whole[i : i + 3, j : j + 4]) for i, j in corners)
-        arrays.write(stores.open_store(tmp_path), folder, arrays.pack(pieces))
+        arrays.write_arrays(stores.open_store(tmp_path), folder, arrays.pack_arrays(pieces))
     for i, j, rows, columns in itertools.product(range(0, 6, 2), range(0, 8, 3), (1, 2), (1, 2)):
         wanted = {"a": (Box((i, j), (rows, columns)), whole.dtype)}
-        back = arrays.read(stores.open_store(tmp_path), ["one", "two"], wanted)["a"]
+        back = arrays.read_arrays(stores.open_store(tmp_path), ["one", "two"], wanted)["a"]
         np.testing.assert_array_equal(back, whole[i : i + rows, j : j + columns])
     with pytest.raises(UnreadableError, match="array a: 24 of its elements are missing"):
-        arrays.read(stores.open_store(tmp_path), ["two"], {"a": (Box((0, 0), (6, 8)), whole.dtype)})
+        arrays.read_arrays(stores.open_store(tmp_path), ["two"], {"a": (Box((0, 0), (6, 8)), whole.dtype)})
 
 
 def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
@@ -128,10 +128,10 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     _write(tmp_path, named)
     (tmp_path / "part" / "blocks" / "c" / "2").unlink()
     box = (Box((0,), (256,)), np.dtype(np.float32))
-    back = arrays.read(stores.open_store(tmp_path), ["part"], {"a": box, "b": box, "d": box})
+    back = arrays.read_arrays(stores.open_store(tmp_path), ["part"], {"a": box, "b": box, "d": box})
     assert {name: set(array.tolist()) for name, array in back.items()} == {"a": {0}, "b": {1}, "d": {3}}
     with pytest.raises(UnreadableError, match="part, array c: "):
-        arrays.read(stores.open_store(tmp_path), ["part"], {"c": box})
+        arrays.read_arrays(stores.open_store(tmp_path), ["part"], {"c": box})
 
 
 def test_an_absent_array_is_named(tmp_path):

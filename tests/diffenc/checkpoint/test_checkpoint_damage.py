@@ -165,7 +165,7 @@ def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstrac
 def test_a_later_format_is_refused(tmp_path):
     _saved(tmp_path, 1)
     content = {"format": 3, "step": 1, "leaves": {}, "metadata": {}}
-    (tmp_path / "000000001" / "META.json").write_text(meta.text(content))
+    (tmp_path / "000000001" / "META.json").write_text(meta.format_meta(content))
     with pytest.raises(UserError, match="has format 3, not 2"):
         Checkpoints(tmp_path).restore(ABSTRACT)
 

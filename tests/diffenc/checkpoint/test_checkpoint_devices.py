@@ -106,16 +106,16 @@ barrier("fell back")
 damaged.write_bytes(whole_again)
 found["steps"] = checkpoints.steps()
 barrier("before the listing")
-real = meta.found
+real = meta.list_checkpoints
 if index == 1:
-    meta.found = lambda store: {}  # as on a disk that is slow to show what the other wrote
+    meta.list_checkpoints = lambda store: {}  # as on a disk that is slow to show what the other wrote
 stale = Checkpoints(root / "two", keep_last=2)
 found["found"] = stale.found
 found["step named"] = stale.restore(abstract(1, 2, True), 1).step
 found["same then"] = stale.unchanged()
 stale.save(1, placed(1, 2, True), {"at": 11})
 stale.wait()
-meta.found = real
+meta.list_checkpoints = real
 found["same now"] = stale.unchanged()
 found["saved again"] = restore_from(root / "two", abstract(1, 2, True), 1).metadata["at"]
 (root / f"found_{index}.json").write_text(json.dumps(found))

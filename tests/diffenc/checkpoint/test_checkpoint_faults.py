@@ -176,11 +176,11 @@ def test_a_listing_that_is_refused_costs_nothing(tmp_path, monkeypatch, caplog):
     with Checkpoints(tmp_path / "run") as checkpoints:
         _save(checkpoints, 1)
         checkpoints.wait()
-        monkeypatch.setattr(meta, "found", refuse)
+        monkeypatch.setattr(meta, "list_checkpoints", refuse)
         _save(checkpoints, 2)
         checkpoints.wait()
         assert "old checkpoints could not be removed: [Errno 116] Stale file handle" in caplog.text
-        monkeypatch.setattr(arrays, "write", lambda *_: refuse(_))
+        monkeypatch.setattr(arrays, "write_arrays", lambda *_: refuse(_))
         _save(checkpoints, 3)
         _save(checkpoints, 4)
         assert f"step 3 was not saved: could not write {tmp_path}/run: Stale file handle" in caplog.text

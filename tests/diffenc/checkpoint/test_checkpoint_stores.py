@@ -80,7 +80,7 @@ def test_what_fails_to_be_saved_again_endangers_nothing(url, monkeypatch):
         raise OSError(5, "Input/output error")
 
     _save(url, 2)
-    monkeypatch.setattr(arrays, "write", fail)
+    monkeypatch.setattr(arrays, "write_arrays", fail)
     with pytest.raises(UserError, match=r"the checkpoint of step 2 was not saved: .*Input/output error"):
         _save(url, 2, value=20)
     assert _folders(url) == ["000000002"]

@@ -11,7 +11,7 @@ from diffenc.checkpoint import arrays
 from diffenc.checkpoint.checkpoint_write import CheckpointWrite, Deadline
 from diffenc.files import stores
 
-PART = arrays.pack([("a", (0,), np.arange(9))])
+PART = arrays.pack_arrays([("a", (0,), np.arange(9))])
 FILES = ["x/META.json", *(f"x/process_{k}/{file}" for k in (0, 1) for file in ("blocks/c/0", "index.json"))]
 
 
@@ -59,8 +59,8 @@ def test_where_one_fails_all_fail_and_nothing_is_left(store, monkeypatch, failin
             raise OSError(28, "No space left on device")
         real(store, folder, part)
 
-    real = arrays.write
-    monkeypatch.setattr(arrays, "write", write)
+    real = arrays.write_arrays
+    monkeypatch.setattr(arrays, "write_arrays", write)
     told = [str(error) for error in _both(store)]
     assert told[failing] == "[Errno 28] No space left on device"
     other = [
@@ -86,8 +86,8 @@ def test_an_error_of_any_kind_is_told_to_the_other(store, monkeypatch, failing):
             raise KeyError("a mistake in the program")
         real(store, folder, part)
 
-    real = arrays.write
-    monkeypatch.setattr(arrays, "write", write)
+    real = arrays.write_arrays
+    monkeypatch.setattr(arrays, "write_arrays", write)
     told = _both(store)
     assert isinstance(told[failing], KeyError)
     assert isinstance(told[1 - failing], OSError)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffenc.checkpoint import arrays
-from diffenc.checkpoint.checkpoints import Checkpoints, restore_from, same_branches
+from diffenc.checkpoint.checkpoints import Checkpoints, restore_from, select_branches
 from diffenc.errors import UserError
 
 
@@ -104,8 +104,8 @@ def test_a_bare_leaf_python_scalars_and_an_empty_tree(tmp_path):
 
 
 def test_saving_leaves_the_buffers_to_the_caller(tmp_path, monkeypatch):
-    donated, write = threading.Event(), arrays.write
-    monkeypatch.setattr(arrays, "write", lambda *args: donated.wait(10) and write(*args))
+    donated, write = threading.Event(), arrays.write_arrays
+    monkeypatch.setattr(arrays, "write_arrays", lambda *args: donated.wait(10) and write(*args))
     update = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     x, host = jnp.full((512, 512), 3.0), np.full(1000, 3.0, np.float32)
     with Checkpoints(tmp_path) as checkpoints:
@@ -199,4 +199,4 @@ def test_a_branch_whose_name_needs_quotes(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, {})
     wanted = {"a/b": _abstract(tree)["a/b"]}
-    assert _equal(Checkpoints(tmp_path).restore(wanted, select=same_branches).tree, {"a/b": tree["a/b"]})
+    assert _equal(Checkpoints(tmp_path).restore(wanted, select=select_branches).tree, {"a/b": tree["a/b"]})

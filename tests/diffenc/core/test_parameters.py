@@ -55,7 +55,7 @@ def test_checkpoints_quote_what_has_a_slash():
     tree = {"params": {"network": {"down_0/conv_0": {"w": 1.0}, 'a"b': [2.0]}}}
     want = {'params/network/"down_0/conv_0"/w': 1.0, 'params/network/"a\\"b"/0': 2.0}
     assert name_leaves_quoted(tree) == want
-    assert leaves.by_name(tree).keys() == want.keys()
+    assert leaves.leaves_by_name(tree).keys() == want.keys()
 
 
 def test_names_that_would_meet_are_quoted():

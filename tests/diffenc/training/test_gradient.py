@@ -187,9 +187,9 @@ def test_it_is_the_mean_of_the_images_gradients(measured, by_image, parts):
 
 
 def test_images_are_dealt_out_and_gathered_in_order():
-    dealt = gradient.divide({"a": jnp.arange(12).reshape(6, 2)}, 3)
+    dealt = gradient.divide_batch({"a": jnp.arange(12).reshape(6, 2)}, 3)
     np.testing.assert_array_equal(dealt["a"], [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]])
-    np.testing.assert_array_equal(gradient.unite(dealt)["a"], np.arange(12).reshape(6, 2))
+    np.testing.assert_array_equal(gradient.merge_microbatches(dealt)["a"], np.arange(12).reshape(6, 2))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -78,7 +78,9 @@ def test_its_value_is_the_mean_square_over_the_squared_mean(x64):
 def test_the_objective_is_zero_with_the_gradient_of_the_surrogate(x64):
     params, t = random_params(3), jnp.asarray(GRID[::25])
     loss = jnp.asarray(losses(params, GRID[::25]))
-    value, gradient = jax.value_and_grad(lambda p: schedule_objective.objective(SCHEDULE, p, t, loss))(params)
+    value, gradient = jax.value_and_grad(
+        lambda p: schedule_objective.interior_objective(SCHEDULE, p, t, loss)
+    )(params)
     assert value == 0
     want = jax.grad(lambda p: schedule_objective.surrogate(SCHEDULE, p, t, loss))(params)
     jax.tree.map(np.testing.assert_array_equal, gradient, want)
@@ -87,7 +89,9 @@ def test_the_objective_is_zero_with_the_gradient_of_the_surrogate(x64):
 
 def test_none_of_the_losss_own_gradient_is_used(x64):
     params, t = random_params(3), jnp.asarray(GRID[::25])
-    through = jax.grad(lambda c: schedule_objective.objective(SCHEDULE, params, t, c * jnp.exp(t)))(2.0)
+    through = jax.grad(lambda c: schedule_objective.interior_objective(SCHEDULE, params, t, c * jnp.exp(t)))(
+        2.0
+    )
     assert through == 0
 
 
@@ -95,7 +99,9 @@ def test_none_of_the_losss_own_gradient_is_used(x64):
 def test_a_schedule_without_an_interior_gets_nothing(schedule):
     params = schedule.init(jax.random.key(0))
     t = jnp.asarray([0.2, 0.7])
-    value, gradient = jax.value_and_grad(lambda p: schedule_objective.objective(schedule, p, t, t))(params)
+    value, gradient = jax.value_and_grad(lambda p: schedule_objective.interior_objective(schedule, p, t, t))(
+        params
+    )
     assert value == 0
     assert all(leaf == 0 for leaf in jax.tree.leaves(gradient))
 
@@ -111,7 +117,7 @@ def test_descent_finds_the_quietest_density(x64):
         def value(params):
             log_snr, rate = jax.jvp(lambda t: SCHEDULE.apply(params, t), (t,), (jnp.ones_like(t),))
             loss = -rate * (0.3 + jnp.exp(-jnp.square(log_snr - 2) / 4))
-            return schedule_objective.objective(SCHEDULE, params, t, loss)
+            return schedule_objective.interior_objective(SCHEDULE, params, t, loss)
 
         updates, state = optimizer.update(jax.grad(value)(params), state)
         return optax.apply_updates(params, updates), state
