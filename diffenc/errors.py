@@ -4,15 +4,15 @@ import difflib
 import re
 from collections.abc import Iterable
 
-MOST = 2_000  # characters of a message; a value or a file's name can be a megabyte
+MAX_MESSAGE = 2_000  # characters of a message; a value or a file's name can be a megabyte
 
-# C0 and C1 controls but for tab and line feed, which terminals obey; line and paragraph separators; what turns the
-# direction of text.
+# C0 and C1 controls but for tab and line feed, which terminals execute; line and paragraph separators; bidirectional
+# controls.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: says in one line what is wrong, where, and how to fix it.
+    """An error that the user can fix; its message is one line with what is wrong, where, and how to fix it.
 
     The command line prints it without a traceback and exits with status 1. The message is `printable`.
     """
@@ -21,10 +21,10 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
-def printable(text: str, most: int = MOST) -> str:
-    """`text` for a terminal or a log: control characters escaped, and cut to about `most` characters in its middle."""
+def printable(text: str, most: int = MAX_MESSAGE) -> str:
+    """Returns `text` for a terminal or a log: control characters escaped, the middle cut out beyond about `most` characters."""
     text = str(text)
-    if len(text) > most:  # what is wrong stands at the beginning, and what to do about it at the end
+    if len(text) > most:  # the mistake is at the beginning, and how to fix it at the end
         text = f"{text[: 2 * most // 3]} … {text[-(most // 3) :]}"
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 

@@ -38,7 +38,7 @@ class Registry(Generic[T]):
         return getattr(importlib.import_module("diffenc.interfaces"), self._interface)
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
-        """Make a class known as `KIND.NAME`, here and in gin files.
+        """Registers a class as `KIND.NAME`, here and for gin files.
 
         Raises:
           ValueError: the name is taken (the message names both classes), or is no identifier, which a
@@ -64,7 +64,7 @@ class Registry(Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> type[T]:
-        """The class registered under `name`.
+        """Returns the class registered under `name`.
 
         Raises:
           UserError: no such name; the nearest known one is offered.
@@ -79,14 +79,14 @@ class Registry(Generic[T]):
         return iter(sorted(self._classes))
 
     def spell(self, plugin: T) -> str:
-        """A plugin as `name`, or `name(field=value, ...)` where it has fields: what tells it from all others."""
+        """Returns `name`, or `name(field=value, ...)` of a plugin with fields, which identifies it."""
         name = self.name_of(type(plugin)) or type(plugin).__name__
         fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
         values = [f"{field.name}={getattr(plugin, field.name)!r}" for field in fields]
         return f"{name}({', '.join(values)})" if values else name
 
     def name_of(self, cls: type) -> str | None:
-        """The name `cls` is registered under, or None."""
+        """Returns the name of `cls`, or None."""
         return next((name for name, known in self._classes.items() if known is cls), None)
 
 
@@ -129,14 +129,14 @@ def selector_of(cls: type) -> str:
 
 
 def plugin_packages() -> set[str]:
-    """The top-level packages that entry points lead to."""
+    """Returns the top-level packages of the entry points."""
     return {
         entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     }
 
 
 def plugin_distributions() -> dict[str, importlib.metadata.Distribution]:
-    """What was installed to bring each of them, as far as it is known."""
+    """Returns the installed distribution of each of them, where it is known."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return {entry.module.partition(".")[0]: entry.dist for entry in entries if entry.dist is not None}
 
@@ -149,7 +149,7 @@ def discover() -> list[str]:
     it, and the others are not affected.
     """
     broken = []
-    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_ours_first):
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_builtin_first):
         before = {kind: dict(registry._classes) for kind, registry in REGISTRIES.items()}
         try:
             entry.load()
@@ -162,8 +162,8 @@ def discover() -> list[str]:
     return broken
 
 
-def _ours_first(entry: importlib.metadata.EntryPoint) -> tuple[bool, str]:
-    """So that a third party's plugin that takes one of our names is the one refused."""
+def _builtin_first(entry: importlib.metadata.EntryPoint) -> tuple[bool, str]:
+    """Sorts built-in plugins first, so that a third party's plugin with the same name is the one refused."""
     return entry.dist is None or entry.dist.name != "diffenc", entry.name
 
 

@@ -71,7 +71,7 @@ def _enable_x64(mode: str, experiment: Experiment, x64: bool) -> None:
     if x64:
         _refuse_training(mode, "--x64", "training is in float32")
     if x64 or jax.config.values["jax_enable_x64"]:
-        if serialize.precision(experiment) == "bfloat16":
+        if serialize.network_precision(experiment) == "bfloat16":
             raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
         jax.config.update("jax_enable_x64", True)
 
@@ -92,7 +92,7 @@ def load_experiment(
     if store is None or text is None:
         raise UserError("no --gin_file given; for example --gin_file=gin/quickstart.gin")
     try:
-        config = gin_files.of_run(text, f"{workdir}".rstrip("/"))
+        config = gin_files.run_config(text, f"{workdir}".rstrip("/"))
         return gin_loader.load_experiment([config], bindings, allow_imports)
     except UserError as error:
         absent = provenance.missing_plugins(store.read(provenance.ENVIRONMENT))

@@ -1,1 +1,1 @@
-"""Configs: experiments as gin files and back, with checks that name the file and the key."""
+"""Configs: experiments from gin files and back, with errors that name the file and the key."""

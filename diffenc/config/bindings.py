@@ -1,4 +1,4 @@
-"""What config files and the command line say, checked before anything is built from it."""
+"""The bindings of config files and the command line, checked before anything is constructed from them."""
 
 import dataclasses
 from collections import defaultdict
@@ -9,20 +9,20 @@ from absl import logging
 
 from diffenc.config import names
 from diffenc.errors import UserError, nearest
-from diffenc.fields.values import coerce, parts, spell, spell_hint
+from diffenc.fields.values import coerce, format_type, format_value, leaf_values
 from diffenc.registry import REGISTRIES
 
 REQUIRED = "gin.REQUIRED"
-MOST_VALUES = 100_000  # in one binding
-MACRO = "%"  # stands for the selector in a macro's key
+MAX_VALUES = 100_000  # in one binding
+MACRO = "%"  # the selector of a macro's key
 
-Visit = tuple[str, str]  # the scope and the selector of something that was built
+Construction = tuple[str, str]  # the scope and the selector of an object that was constructed
 Key = tuple[str, str, str]  # scope, selector, field
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """`@scope/selector()`, or without parentheses where it is not `called`."""
+    """`@scope/selector()`; without parentheses if it is not `called`."""
 
     scope: str
     selector: str
@@ -47,16 +47,16 @@ class Binding:
     """`scope/selector.field = value`, or `name = value` with the selector MACRO and the name as field.
 
     Attributes:
-      where: the place it was read from, as the user knows it: `gin/x.gin:12` or `--gin_bindings`.
-      typed: whether it stood on the command line rather than in a file.
+      location: for messages: `gin/x.gin:12` or `--gin_bindings`.
+      from_command_line: whether it was given on the command line rather than in a file.
     """
 
     scope: str
     selector: str
     field: str
     value: Any
-    where: str
-    typed: bool
+    location: str
+    from_command_line: bool
 
     @property
     def key(self) -> Key:
@@ -69,196 +69,203 @@ class Binding:
         return _scoped(self.scope, f"{self.selector}.{self.field}")
 
     def __str__(self) -> str:
-        return f"{self.name} = {spell(self.value, str)}"
+        return f"{self.name} = {format_value(self.value, str)}"
 
     def error(self, message: str) -> UserError:
-        return UserError(f"{self.where}: {message}")
+        return UserError(f"{self.location}: {message}")
 
 
-class Settings:
-    """The bindings of one load: all that were said, and for each key the last, which is in effect."""
+class BindingSet:
+    """All parsed bindings, and the effective one for each key: the last."""
 
-    def __init__(self, said: Sequence[Binding]):
-        """Checks every name and, of what is in effect, every value.
+    def __init__(self, bindings: Sequence[Binding]):
+        """Checks every name, and the values of effective bindings.
 
         Raises:
-          UserError: with the place of the first binding at fault.
+          UserError: with the location of the first binding at fault.
         """
-        self._said = [_with_full_names(binding) for binding in said]
-        self._written_out = 0  # values of the binding that macros are written out in
-        self._in_effect = {binding.key: binding for binding in self._said}
-        for macro in self._mentioned_macros():
+        self._all = [_resolve_binding(binding) for binding in bindings]
+        self._num_values = 0  # in the binding whose macros are being replaced
+        self._effective = {binding.key: binding for binding in self._all}
+        for macro in self._macro_mentions():
             self._macro(macro)
         self._values = {
-            binding.key: self._fitted(binding)
-            for binding in self._in_effect.values()
+            binding.key: self._coerced(binding)
+            for binding in self._effective.values()
             if binding.selector != MACRO
         }
 
     def lines(self) -> list[str]:
-        """The bindings in effect in gin's language: no macros, each value as its field holds it."""
+        """Returns the effective bindings in gin's language, without macros, values converted to their fields' types."""
         return [
-            f"{self._in_effect[key].name} = {spell(value, str)}"
+            f"{self._effective[key].name} = {format_value(value, str)}"
             for key, value in self._values.items()
-            if Macro(REQUIRED) not in parts(value)
+            if Macro(REQUIRED) not in leaf_values(value)
         ]
 
-    def placed(self, error: UserError) -> UserError:
-        """The error with its place, where its message starts with the name of a binding."""
-        culprit = next((b for b in self._in_effect.values() if str(error).startswith(f"{b.name} ")), None)
-        return UserError(f"{self._place(culprit)}: {error}") if culprit else error
+    def with_location(self, error: UserError) -> UserError:
+        """Returns the error with the location of the binding that its message starts with, if it does."""
+        at_fault = next((b for b in self._effective.values() if str(error).startswith(f"{b.name} ")), None)
+        return UserError(f"{self._location_of(at_fault)}: {error}") if at_fault else error
 
-    def check_read(self, visits: Iterable[Visit]) -> None:
-        """Judge what nothing read, given all that was built.
+    def check_unread(self, built: Iterable[Construction]) -> None:
+        """Checks the bindings that no object in `built` read.
 
         A file's bindings of a plugin that has been replaced are dropped with a line in the log.
 
         Raises:
-          UserError: for any other binding that nothing reads, and for a value still %gin.REQUIRED.
+          UserError: for any other unread binding, and for a value that is still %gin.REQUIRED.
         """
-        visits = set(visits)
-        read = self._read_by(visits)
+        built = set(built)
+        read = self._keys_read(built)
         dropped = defaultdict(list)
-        for key, binding in self._in_effect.items():
+        for key, binding in self._effective.items():
             if key in read:
-                self._check_given(binding)
-            elif binding.typed or self._is_stray(binding, visits):
-                raise binding.error(f"{binding}: {self._why_unread(binding, visits, read)}")
-            elif self._is_replaced(binding, visits):
-                used = binding.selector in {selector for _, selector in visits}
+                self._check_required(binding)
+            elif binding.from_command_line or self._is_stray(binding, built):
+                raise binding.error(f"{binding}: {self._unread_reason(binding, built, read)}")
+            elif self._is_replaced(binding, built):
+                used = binding.selector in {selector for _, selector in built}
                 plugin = _scoped(binding.scope * used, binding.selector)
-                dropped[plugin].append(binding.where)
-        for plugin, places in dropped.items():
-            logging.info("%s is not used in this experiment; dropped: %s", plugin, ", ".join(places))
+                dropped[plugin].append(binding.location)
+        for plugin, locations in dropped.items():
+            logging.info("%s is not used in this experiment; dropped: %s", plugin, ", ".join(locations))
 
     def _macro(self, mention: tuple[str, Binding]) -> Binding:
         name, mentioned_by = mention
-        if ("", MACRO, name) not in self._in_effect:
-            macros = [binding.field for binding in self._said if binding.selector == MACRO]
+        if ("", MACRO, name) not in self._effective:
+            macros = [binding.field for binding in self._all if binding.selector == MACRO]
             raise mentioned_by.error(f"no macro is called {name!r}; nearest: {nearest(name, macros)}")
-        return self._in_effect["", MACRO, name]
+        return self._effective["", MACRO, name]
 
-    def _mentioned_macros(self) -> Iterator[tuple[str, Binding]]:
-        for binding in self._said:
-            for part in parts(binding.value):
+    def _macro_mentions(self) -> Iterator[tuple[str, Binding]]:
+        for binding in self._all:
+            for part in leaf_values(binding.value):
                 if isinstance(part, Macro) and part.name != REQUIRED:
                     yield part.name, binding
 
-    def _inlined(self, value: Any, user: Binding, path: tuple[str, ...] = ()) -> Any:
-        """`value` without macros; what is %gin.REQUIRED stays."""
-        self._written_out += 1
-        if self._written_out > MOST_VALUES:  # ten macros of ten times the one before would fill any memory
-            raise user.error(f"more than {MOST_VALUES:,} values, with all macros written out")
+    def _without_macros(self, value: Any, user: Binding, path: tuple[str, ...] = ()) -> Any:
+        """Returns `value` with macros replaced by their values; %gin.REQUIRED stays."""
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:  # ten macros, each ten times the one before, would fill any memory
+            raise user.error(f"more than {MAX_VALUES:,} values, with all macros written out")
         if isinstance(value, list | tuple):
-            return type(value)(self._inlined(item, user, path) for item in value)
+            return type(value)(self._without_macros(item, user, path) for item in value)
         if isinstance(value, dict):
-            return {k: self._inlined(item, user, path) for k, item in value.items()}
+            return {k: self._without_macros(item, user, path) for k, item in value.items()}
         if not isinstance(value, Macro) or value.name == REQUIRED:
             return value
         if value.name in path:
             raise user.error(f"{user}: the macro {value.name!r} is defined by itself")
         macro = self._macro((value.name, user))
-        return self._inlined(macro.value, user, (*path, value.name))
+        return self._without_macros(macro.value, user, (*path, value.name))
 
-    def _fitted(self, binding: Binding) -> Any:
-        """The binding's value as its field holds it."""
-        hint = names.fields_of(names.classes()[binding.selector])[binding.field].hint
-        self._written_out = 0
-        value = self._inlined(binding.value, binding)
+    def _coerced(self, binding: Binding) -> Any:
+        """Returns the binding's value, converted to the type of its field."""
+        hint = names.bindable_fields(names.known_classes()[binding.selector])[binding.field].hint
+        self._num_values = 0
+        value = self._without_macros(binding.value, binding)
         try:
-            for part in parts(value):
+            for part in leaf_values(value):
                 if isinstance(part, Reference):
                     _check_kind(part, hint)
             return coerce(value, hint)
         except TypeError as error:
-            kinds = names.kinds_in(hint)
+            kinds = names.accepted_kinds(hint)
             expected = f"expected {_example(kinds)}" if kinds else str(error)
             raise UserError(
-                f"{self._place(binding)}: {binding.name} = {spell(value, str)}: {expected}"
+                f"{self._location_of(binding)}: {binding.name} = {format_value(value, str)}: {expected}"
             ) from None
 
-    def _place(self, binding: Binding) -> str:
-        """Where the value was read: at the binding, or at the macro that the binding is."""
+    def _location_of(self, binding: Binding) -> str:
+        """Returns where the value was read: at the binding, or at the macro that is its value."""
         source = binding
         while isinstance(source.value, Macro) and source.value.name != REQUIRED:
             source = self._macro((source.value.name, binding))
-        return binding.where if source is binding else f"{source.where} ({source.field}) for {binding.where}"
+        return (
+            binding.location
+            if source is binding
+            else f"{source.location} ({source.field}) for {binding.location}"
+        )
 
-    def _read_by(self, visits: set[Visit]) -> set[Key]:
-        """Keys of the bindings and macros that `visits` took values from."""
+    def _keys_read(self, built: set[Construction]) -> set[Key]:
+        """Returns the keys of the bindings and macros that the objects in `built` read."""
         read = set()
-        for scope, selector in visits:
-            for field in names.fields_of(names.classes()[selector]):
-                keys = [(outer, selector, field) for outer in _outwards(scope)]
-                read.update([key for key in keys if key in self._in_effect][:1])
+        for scope, selector in built:
+            for field in names.bindable_fields(names.known_classes()[selector]):
+                keys = [(outer, selector, field) for outer in _enclosing_scopes(scope)]
+                read.update([key for key in keys if key in self._effective][:1])
         waiting = list(read)
         while waiting:
-            for part in parts(self._in_effect[waiting.pop()].value):
+            for part in leaf_values(self._effective[waiting.pop()].value):
                 if isinstance(part, Macro) and part.name != REQUIRED and ("", MACRO, part.name) not in read:
                     read.add(("", MACRO, part.name))
                     waiting.append(("", MACRO, part.name))
         return read
 
-    def _check_given(self, binding: Binding) -> None:
-        if binding.selector != MACRO and Macro(REQUIRED) in parts(self._values[binding.key]):
+    def _check_required(self, binding: Binding) -> None:
+        if binding.selector != MACRO and Macro(REQUIRED) in leaf_values(self._values[binding.key]):
             raise binding.error(f"{binding.name} must be given: add {binding.name} = VALUE")
 
-    def _is_stray(self, binding: Binding, visits: set[Visit]) -> bool:
-        """Whether a file's unread binding cannot be meant for anything that was ever to be built."""
+    def _is_stray(self, binding: Binding, built: set[Construction]) -> bool:
+        """Returns whether a file's unread binding cannot be of any object that this config could construct."""
         if binding.selector == MACRO:
-            return binding.field not in {name for name, _ in self._mentioned_macros()}
+            return binding.field not in {name for name, _ in self._macro_mentions()}
         scopes = {scope for part in self._references() for scope in part.scope.split("/")}
-        used = binding.selector in {selector for _, selector in visits}
+        used = binding.selector in {selector for _, selector in built}
         return used and bool(binding.scope) and not scopes.issuperset(binding.scope.split("/"))
 
-    def _is_replaced(self, binding: Binding, visits: set[Visit]) -> bool:
-        """Whether nothing was built that could have read the binding."""
+    def _is_replaced(self, binding: Binding, built: set[Construction]) -> bool:
+        """Returns whether no object was constructed that could have read the binding."""
         return binding.selector != MACRO and not any(
-            binding.selector == selector and binding.scope in _outwards(scope) for scope, selector in visits
+            binding.selector == selector and binding.scope in _enclosing_scopes(scope)
+            for scope, selector in built
         )
 
     def _references(self) -> Iterator[Reference]:
-        for binding in self._said:
-            yield from (part for part in parts(binding.value) if isinstance(part, Reference))
+        for binding in self._all:
+            yield from (part for part in leaf_values(binding.value) if isinstance(part, Reference))
 
-    def _why_unread(self, binding: Binding, visits: set[Visit], read: set[Key]) -> str:
-        used = {selector for _, selector in visits}
+    def _unread_reason(self, binding: Binding, built: set[Construction], read: set[Key]) -> str:
+        used = {selector for _, selector in built}
         if binding.selector == MACRO:
             candidates = {key[2] for key in read if key[1] == MACRO}
         else:
-            candidates = {self._in_effect[key].name for key in read if key[1] != MACRO}
-            candidates |= {f"{s}.{field}" for s in used for field in names.fields_of(names.classes()[s])}
+            candidates = {self._effective[key].name for key in read if key[1] != MACRO}
+            candidates |= {
+                f"{s}.{field}" for s in used for field in names.bindable_fields(names.known_classes()[s])
+            }
         candidates.discard(binding.name)
         unused = binding.selector != MACRO and binding.selector not in used
         reason = f"{binding.selector} is not used in this experiment" if unused else "nothing reads it"
-        places = names.places_for(binding.selector) if unused else []
-        way_out = f"; to use it, bind {' or '.join(places)}" * bool(places)
-        return f"{reason}; nearest: {nearest(binding.name, candidates)}{way_out}"
+        users = names.bindings_that_use(binding.selector) if unused else []
+        hint = f"; to use it, bind {' or '.join(users)}" * bool(users)
+        return f"{reason}; nearest: {nearest(binding.name, candidates)}{hint}"
 
 
-def missing_field(scope: str, selector: str, field: names.Field) -> UserError:
-    """The error of a required field that nothing binds."""
+def missing_field_error(scope: str, selector: str, field: names.Field) -> UserError:
+    """Returns the error of a required field without a binding."""
     name = _scoped(scope, f"{selector}.{field.name}")
-    kinds = names.kinds_in(field.hint)
+    kinds = names.accepted_kinds(field.hint)
     known = ", ".join(f"{kind}.{known}" for kind in kinds if kind in REGISTRIES for known in REGISTRIES[kind])
-    way_out = _example(kinds) if kinds else "VALUE"
-    return UserError(f"{name} is not bound: add {name} = {way_out}" + f" (known: {known})" * bool(known))
+    value = _example(kinds) if kinds else "VALUE"
+    return UserError(f"{name} is not bound: add {name} = {value}" + f" (known: {known})" * bool(known))
 
 
-def _with_full_names(binding: Binding) -> Binding:
-    """The binding with every selector in full.
+def _resolve_binding(binding: Binding) -> Binding:
+    """Returns the binding with every selector in full.
 
     Raises:
       UserError: a selector or field is unknown; the nearest one is named.
     """
     try:
-        value = _with_full_references(binding.value)
+        value = _resolve_references(binding.value)
         if binding.selector == MACRO:
             return dataclasses.replace(binding, value=value)
-        selector = names.resolve(binding.selector)
+        selector = names.resolve_selector(binding.selector)
     except UserError as error:
         raise binding.error(str(error)) from None
-    fields = names.fields_of(names.classes()[selector])
+    fields = names.bindable_fields(names.known_classes()[selector])
     if binding.field not in fields:
         if new := names.RENAMED_FIELDS.get((selector, binding.field)):
             raise binding.error(f"{selector}.{binding.field} is now called {selector}.{new}: rename it")
@@ -267,32 +274,32 @@ def _with_full_names(binding: Binding) -> Binding:
     return dataclasses.replace(binding, selector=selector, value=value)
 
 
-def _with_full_references(value: Any) -> Any:
+def _resolve_references(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_with_full_references(item) for item in value)
+        return type(value)(_resolve_references(item) for item in value)
     if isinstance(value, dict):
-        return {_with_full_references(k): _with_full_references(v) for k, v in value.items()}
+        return {_resolve_references(k): _resolve_references(v) for k, v in value.items()}
     if isinstance(value, Reference):
-        return dataclasses.replace(value, selector=names.resolve(value.selector))
+        return dataclasses.replace(value, selector=names.resolve_selector(value.selector))
     return value
 
 
 def _check_kind(reference: Reference, hint: Any) -> None:
-    """Raise TypeError unless what `reference` makes may stand in a field of type `hint`."""
-    accepted = names.kinds_in(hint)
+    """Raises TypeError unless a field of type `hint` takes the object of `reference`."""
+    accepted = names.accepted_kinds(hint)
     kind = reference.selector.partition(".")[0]
     if not reference.called or not {kind, reference.selector}.intersection(accepted):
-        raise TypeError(f"expected {spell_hint(hint)}")
+        raise TypeError(f"expected {format_type(hint)}")
 
 
 def _example(kinds: Sequence[str]) -> str:
-    """References of these kinds, as one could write them."""
-    known = names.classes()
+    """Returns references of these kinds, for a message."""
+    known = names.known_classes()
     return " or ".join(f"@{kind}()" if kind in known else f"@{kind}.NAME()" for kind in kinds)
 
 
-def _outwards(scope: str) -> list[str]:
-    """`a/b`, `a` and the empty scope: where a value is looked for, in this order."""
+def _enclosing_scopes(scope: str) -> list[str]:
+    """Returns the scopes in which the value of a field is looked up, in order: `a/b`, `a` and the empty scope."""
     steps = scope.split("/") if scope else []
     return ["/".join(steps[:i]) for i in range(len(steps), -1, -1)]
 

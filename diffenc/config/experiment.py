@@ -1,4 +1,4 @@
-"""What a user binds: one run, described by values alone."""
+"""The experiment: one run, described by values alone."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from diffenc.config.settings import (
     MeshConfig,
     Plan,
     Sample,
-    check_least,
+    check_bounds,
     check_seed,
     require,
 )
@@ -22,8 +22,8 @@ from diffenc.core.model import Model
 from diffenc.fields.checked import checked
 from diffenc.interfaces import Dataset, Optimizer, Writer
 
-# What may differ between two visits to one workdir: how long, how often and with what effort, how networks are
-# computed, and all that is chosen after training; never what is trained.
+# Bindings that may change when a run is resumed or measured: lengths, cadences, effort, how networks are computed, and
+# all that is chosen after training; never the model that is trained.
 FREE_TO_CHANGE = (
     "Experiment.steps",
     "Experiment.microbatches",
@@ -63,7 +63,7 @@ FREE_TO_CHANGE = (
     "network.*.remat",
 )
 
-# What besides may differ where a run is measured, not trained on.
+# Further ones that may change when a run is measured, but not when it is resumed.
 FREE_TO_MEASURE = ("network.*.precision",)
 
 
@@ -122,9 +122,9 @@ class Experiment:
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)
-        check_least("Experiment", self, steps=1, batch_size=1, microbatches=1, log_every=1, keep_last=1)
-        check_least("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
-        check_least("Experiment", self, profile_at=0)
+        check_bounds("Experiment", self, steps=1, batch_size=1, microbatches=1, log_every=1, keep_last=1)
+        check_bounds("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
+        check_bounds("Experiment", self, profile_at=0)
         require(
             self.profile_at <= self.steps,
             f"Experiment.profile_at = {self.profile_at}: there are only Experiment.steps = {self.steps}",

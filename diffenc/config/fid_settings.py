@@ -1,8 +1,8 @@
-"""What a user binds for --mode=fid."""
+"""The settings of --mode=fid."""
 
 import dataclasses
 
-from diffenc.config.settings import check_least, check_seed, require
+from diffenc.config.settings import check_bounds, check_seed, require
 from diffenc.fields.checked import checked
 from diffenc.interfaces import SPLITS, Features
 
@@ -10,7 +10,7 @@ from diffenc.interfaces import SPLITS, Features
 @checked("fid")
 @dataclasses.dataclass(frozen=True)
 class Fid:
-    """What --mode=fid draws and compares; how it draws is `sample`'s affair, but for `num` and `seed`.
+    """Settings of --mode=fid; those of sampling, but for `num` and `seed`, are in `sample`.
 
     Attributes:
       features: by which images are compared; None = features.inception.
@@ -42,4 +42,4 @@ class Fid:
             require(split in SPLITS, f"fid.splits = {self.splits!r}: must be of {', '.join(SPLITS)}")
         given = self.num_images is None or self.num_images >= 2
         require(given, f"fid.num_images = {self.num_images}: must be at least 2")
-        check_least("fid", self, batch_size=1, kid_images=2, kid_block=2)
+        check_bounds("fid", self, batch_size=1, kid_images=2, kid_block=2)

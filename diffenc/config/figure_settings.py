@@ -1,4 +1,4 @@
-"""What a user binds for --mode=figures."""
+"""The settings of --mode=figures."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from diffenc.fields.checked import checked
 @checked("figures")
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What --mode=figures draws, of the checkpoint that evaluation reads.
+    """Settings of --mode=figures, on the checkpoint that evaluation reads.
 
     Attributes:
       only: names of figures, as ("heat_maps", "spectra"); () = all.

@@ -1,4 +1,4 @@
-"""gin files: where they are looked for, what is read of them, and how config.gin records it."""
+"""gin files: how they are found and read, and how config.gin records them."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from diffenc.errors import UserError, nearest
 from diffenc.files.user_paths import expand_path
 
 CONFIG = "config.gin"  # the config of a run or of an export
-LONGEST = 1 << 20  # bytes; a longer file is no config
+MAX_BYTES = 1 << 20  # bytes; a longer file is no config
 
 _RECORD = re.compile(r"# (Read from [^\x00-\x1f\x7f-\x9f]{1,500})")
 _MOST_RECORDS = 100
@@ -25,8 +25,8 @@ class ConfigFile:
 
     Attributes:
       text: its content.
-      name: what messages call it.
-      path: where it lies; None if nothing lies beside it, as beside a pipe or an object of a store.
+      name: its name in messages.
+      path: None if it has no folder to include other files from, as a pipe or an object of a store.
       shipped: whether it comes with diffenc.
       from_run: whether it is the config of a run or an export, which somebody else may have written: it must be whole,
         and what it imports needs permission.
@@ -40,14 +40,14 @@ class ConfigFile:
 
     @property
     def record(self) -> str:
-        """One line that says what was read, from where."""
-        place = "comes with diffenc" if self.shipped else _shown(self.path) if self.path else "a pipe"
+        """One line with the name, the path and the digest of the file."""
+        place = "comes with diffenc" if self.shipped else _abbreviate(self.path) if self.path else "a pipe"
         digest = hashlib.sha256(self.text.encode()).hexdigest()[:12]
         return " ".join(f"Read from {self.name} ({place}; SHA-256 {digest})".split())
 
 
 def read_file(name: str) -> ConfigFile:
-    """The file at a path, or of a name among those that come with diffenc, as `gin/quickstart.gin`.
+    """Reads the file at a path, or one that comes with diffenc, as `gin/quickstart.gin`.
 
     Raises:
       UserError: no such file, or no text.
@@ -57,9 +57,9 @@ def read_file(name: str) -> ConfigFile:
 
 
 def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
-    """The file that an `include` means: beside the including file, or among those that come with diffenc.
+    """Reads the file of an `include`: relative to the including file, or one that comes with diffenc.
 
-    The current folder does not count, or one file would mean different runs in different folders.
+    The current folder is not searched, or a file would describe different runs in different folders.
 
     Args:
       including: None for an include on the command line, which is looked up as a file given there.
@@ -70,40 +70,38 @@ def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
     if including is None:
         return read_file(name)
     path = Path(expand_path(name, "include"))
-    beside = [including.path.parent / path] if including.path else []
-    candidates = [*beside, *([path] if path.is_absolute() else []), *shipped_paths(name)]
-    hint = (
-        "; an include is looked up beside the file that it stands in, then among those that come with diffenc"
-    )
-    return _read(name, candidates, [one.parent for one in beside], hint)
+    siblings = [including.path.parent / path] if including.path else []
+    candidates = [*siblings, *([path] if path.is_absolute() else []), *shipped_paths(name)]
+    hint = "; an include is looked up beside the file that it is in, then among those that come with diffenc"
+    return _read(name, candidates, [one.parent for one in siblings], hint)
 
 
-def of_run(data: bytes, workdir: str) -> ConfigFile:
-    """The config of the run in `workdir`, of this content. Raises UserError if it is no text."""
+def run_config(data: bytes, workdir: str) -> ConfigFile:
+    """Returns the config of the run in `workdir` from its content. Raises UserError if it is not text."""
     name = f"{workdir}/{CONFIG}"
-    if len(data) > LONGEST:
-        raise UserError(f"{name}: has more than {LONGEST:,} bytes: that is no config")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name}: has more than {MAX_BYTES:,} bytes: that is no config")
     return ConfigFile(decode(data, name), name, from_run=True)
 
 
 def find_file(name: str) -> Path:
-    """Where the file of a --gin_file lies. Raises UserError: nowhere; the most similar name is offered."""
+    """Returns the path of a --gin_file. Raises UserError, with the most similar name, if there is none."""
     path = Path(expand_path(name, "--gin_file"))
     return _find(name, [path, *shipped_paths(name)], [path.parent]).resolve()
 
 
 def shipped_paths(name: str) -> list[Path]:
-    """Where a file of this name would lie if it came with diffenc."""
+    """Returns the paths that a file of this name has if it comes with diffenc."""
     return [folder / name.removeprefix("gin/") for folder in _shipped_folders()]
 
 
 def shipped_files() -> list[str]:
-    """Names of the run files that come with diffenc, as one gives them on the command line."""
+    """Returns the names of the run files that come with diffenc, as given on the command line."""
     return sorted({f"gin/{path.name}" for folder in _shipped_folders() for path in folder.glob("*.gin")})
 
 
-def log_hiding(read: Sequence[ConfigFile]) -> None:
-    """Log which of the files that were read hide one that comes with diffenc."""
+def log_shadowed_files(read: Sequence[ConfigFile]) -> None:
+    """Logs which of the files that were read shadow one that comes with diffenc."""
     for file in read:
         other = next((path for path in shipped_paths(file.name) if path.is_file()), None)
         if other is not None and file.path is not None and not file.shipped:
@@ -152,19 +150,19 @@ def _find(name: str, candidates: list[Path], folders: list[Path], hint: str = ""
 
 
 def _text(path: Path, name: str) -> str:
-    """The file's text, without a byte-order mark; it is read once, for a pipe cannot be read twice."""
+    """Reads the file's text, without a byte-order mark; once, since a pipe cannot be read twice."""
     try:
         with open(path, "rb") as file:
-            data = file.read(LONGEST + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
-    if len(data) > LONGEST:
-        raise UserError(f"{name}: has more than {LONGEST:,} bytes: that is no config")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name}: has more than {MAX_BYTES:,} bytes: that is no config")
     return decode(data, name)
 
 
 def decode(data: bytes, name: str) -> str:
-    """The text of a config. Raises UserError if it is none."""
+    """Returns the text of a config. Raises UserError if it is not text."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -176,8 +174,8 @@ def decode(data: bytes, name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _shown(path: Path) -> str:
-    """The path in full, with ~ for the home folder: config.gin goes out with exports, and names no user."""
+def _abbreviate(path: Path) -> str:
+    """Returns the full path, with ~ for the home folder: config.gin is exported, and must not name the user."""
     text, home = os.path.abspath(path), os.path.expanduser("~").rstrip("/")
     return f"~{text[len(home) :]}" if home and text.startswith(f"{home}/") else text
 

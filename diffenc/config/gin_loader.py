@@ -15,16 +15,24 @@ from gin import config_parser
 from diffenc import registry
 from diffenc.config import gin_files as files
 from diffenc.config import names
-from diffenc.config.bindings import MACRO, Binding, Macro, Reference, Settings, Visit, missing_field
+from diffenc.config.bindings import (
+    MACRO,
+    Binding,
+    BindingSet,
+    Construction,
+    Macro,
+    Reference,
+    missing_field_error,
+)
 from diffenc.config.experiment import Experiment
 from diffenc.config.gin_files import ConfigFile
-from diffenc.config.import_rules import AT_A_SHELL, IN_PYTHON, Import, check_imports, names_modules
+from diffenc.config.import_rules import PYTHON_HINT, SHELL_HINT, Import, check_imports, import_permission
 from diffenc.errors import UserError
 
 COMMAND_LINE = "--gin_bindings"
 
 _configurables: set[str] = set()
-_visits: list[Visit] = []  # what the build under way has constructed so far
+_constructions: list[Construction] = []  # of the build in progress, in order
 
 
 def load_experiment(
@@ -47,88 +55,93 @@ def load_experiment(
     bindings = [bindings] if isinstance(bindings, str) else bindings
     given = [file if isinstance(file, ConfigFile) else files.read_file(file) for file in gin_files]
     read: list[ConfigFile] = []
-    found = [said for file in given for said in _expand(file, (), read)]
-    found += [said for text in bindings for said in _expand_text(text, COMMAND_LINE, None, (), read)]
+    found = [statement for file in given for statement in _expand(file, (), read)]
+    found += [
+        statement for text in bindings for statement in _expand_text(text, COMMAND_LINE, None, (), read)
+    ]
     imports = _imports_of(found)
     own = [one.module for one in imports if not one.from_run]
-    check_imports(imports, names_modules([*own, *allow_imports]), AT_A_SHELL)
-    experiment = _loaded(_bindings_of(found), "Experiment", _wiring())
-    files.log_hiding(read)
+    check_imports(imports, import_permission([*own, *allow_imports]), SHELL_HINT)
+    experiment = _build_checked(_bindings_of(found), "Experiment", _settings_bindings())
+    files.log_shadowed_files(read)
     object.__setattr__(experiment, "read_from", files.records_of(read))
     return experiment
 
 
 def load_part(text: str, selector: str) -> Any:
-    """What `selector` names, a plugin or one of a config's fixed parts, as `text` describes it.
+    """Returns the object that `selector` names, a plugin or a fixed part of a config, with the bindings of `text`.
 
     Raises:
       UserError: like `load_experiment`.
     """
-    return _loaded(read_bindings(text), selector, [])
+    return _build_checked(read_bindings(text), selector, [])
 
 
-def load_foreign(text: str, name: str, may_import: Callable[[str], bool], **given: Any) -> Experiment:
-    """The experiment of a config that came with somebody's weights: reading it runs no code of theirs.
+def load_untrusted(text: str, name: str, may_import: Callable[[str], bool], **overrides: Any) -> Experiment:
+    """Returns the experiment of a config that came with weights of unknown origin: loading never executes their code.
 
     Args:
       text: the config.
-      name: what messages call it.
-      may_import: whether a module that the config imports may be.
-      given: fields of Experiment to take as they are; what the text says of them, and of plugins of that kind, is
-        not looked at.
+      name: its name in messages.
+      may_import: decides whether the config may import a module.
+      overrides: fields of Experiment that replace those of the text; its bindings of them, and of plugins of that
+        kind, are ignored.
 
     Raises:
       UserError: anything at fault in it, with its place; an import that may not be, or any include.
     """
     found = list(_expand(ConfigFile(text, name, from_run=True), (), []))
-    check_imports(_imports_of(found), may_import, IN_PYTHON)
-    said = [binding for binding in _bindings_of(found) if not _is_given(binding, given)]
-    return _loaded(said, "Experiment", _wiring(), given)
+    check_imports(_imports_of(found), may_import, PYTHON_HINT)
+    kept = [binding for binding in _bindings_of(found) if not _is_overridden(binding, overrides)]
+    return _build_checked(kept, "Experiment", _settings_bindings(), overrides)
 
 
-class _Said(NamedTuple):
-    """A statement of a config. `where` is its place; see `Binding` and `ConfigFile` for the others."""
+class _Statement(NamedTuple):
+    """A statement of a config; see `Binding` and `ConfigFile` for the other fields."""
 
     statement: Any
-    where: str
-    typed: bool
+    location: str
+    from_command_line: bool
     from_run: bool
 
 
-def _imports_of(found: Sequence[_Said]) -> list[Import]:
+def _imports_of(found: Sequence[_Statement]) -> list[Import]:
     return [
-        Import(said.statement.module, said.where, said.from_run)
-        for said in found
-        if isinstance(said.statement, config_parser.ImportStatement)
+        Import(one.statement.module, one.location, one.from_run)
+        for one in found
+        if isinstance(one.statement, config_parser.ImportStatement)
     ]
 
 
-def _is_given(binding: Binding, given: Mapping[str, Any]) -> bool:
-    field = binding.selector == "Experiment" and binding.field in given
-    return field or binding.selector.partition(".")[0] in given
+def _is_overridden(binding: Binding, overrides: Mapping[str, Any]) -> bool:
+    field = binding.selector == "Experiment" and binding.field in overrides
+    return field or binding.selector.partition(".")[0] in overrides
 
 
-def _wiring() -> list[str]:
+def _settings_bindings() -> list[str]:
     return [f"Experiment.{name} = @{name}()" for name in names.SETTINGS]
 
 
-def _loaded(
-    said: Sequence[Binding], selector: str, wiring: Sequence[str], given: Mapping[str, Any] | None = None
+def _build_checked(
+    bindings: Sequence[Binding],
+    selector: str,
+    settings_bindings: Sequence[str],
+    overrides: Mapping[str, Any] | None = None,
 ) -> Any:
     try:
-        settings = Settings(said)
+        checked = BindingSet(bindings)
         try:
-            built = _build(selector, [*wiring, *settings.lines()], given or {})
+            built = _build(selector, [*settings_bindings, *checked.lines()], overrides or {})
         except UserError as error:
-            raise settings.placed(error) from None
-        settings.check_read(_visits)
+            raise checked.with_location(error) from None
+        checked.check_unread(_constructions)
     except (RecursionError, MemoryError):
         raise UserError("a value of this config is nested too deeply, with its macros written out") from None
     return built
 
 
 def read_file(name: str) -> list[Binding]:
-    """The bindings of a file and of what it includes, in order.
+    """Returns the bindings of a file and of the files that it includes, in order.
 
     Args:
       name: a path, or the name of a file that comes with diffenc, as `gin/quickstart.gin`.
@@ -140,12 +153,12 @@ def read_file(name: str) -> list[Binding]:
 
 
 def read_bindings(text: str) -> list[Binding]:
-    """The bindings of one --gin_bindings."""
+    """Returns the bindings of one --gin_bindings."""
     return _bindings_of(_expand_text(text, COMMAND_LINE, None, (), []))
 
 
-class _Values(config_parser.ParserDelegate):
-    """What stands for references and macros in parsed values."""
+class _ValueParser(config_parser.ParserDelegate):
+    """Parses references and macros to objects that stand for them."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate) -> Reference:  # pyright: ignore[reportIncompatibleMethodOverride]
         scope, _, selector = scoped_configurable_name.rpartition("/")
@@ -155,105 +168,107 @@ class _Values(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
-def _expand(file: ConfigFile, including: tuple[ConfigFile, ...], read: list[ConfigFile]) -> Iterator[_Said]:
-    """Each statement of a file and of what it includes; appends to `read` every file that was read."""
+def _expand(
+    file: ConfigFile, including: tuple[ConfigFile, ...], read: list[ConfigFile]
+) -> Iterator[_Statement]:
+    """Yields each statement of a file and of the files that it includes; appends every file to `read`."""
     read.append(file)
     yield from _expand_text(file.text, file.name, file, including, read)
 
 
 def _expand_text(
     text: str, name: str, file: ConfigFile | None, including: tuple[ConfigFile, ...], read: list[ConfigFile]
-) -> Iterator[_Said]:
+) -> Iterator[_Statement]:
     from_run = file is not None and file.from_run
-    for statement, where in _statements(text, name, file is None):
+    for statement, location in _statements(text, name, file is None):
         if not isinstance(statement, config_parser.IncludeStatement):
-            yield _Said(statement, where, file is None, from_run)
+            yield _Statement(statement, location, file is None, from_run)
         elif from_run:
             raise UserError(
-                f"{where}: includes {statement.filename!r}, and the config of a run or an export must be whole "
+                f"{location}: includes {statement.filename!r}, and the config of a run or an export must be whole "
                 f"(call a file of your own other than {files.CONFIG})"
             )
         else:
             path = (*including, file) if file else including
-            yield from _expand(_include(statement.filename, where, path), path, read)
+            yield from _expand(_include(statement.filename, location, path), path, read)
 
 
-def _include(name: str, where: str, including: tuple[ConfigFile, ...]) -> ConfigFile:
+def _include(name: str, location: str, including: tuple[ConfigFile, ...]) -> ConfigFile:
     try:
         found = files.read_include(name, including[-1] if including else None)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
     if found.path and any(other.path and found.path.samefile(other.path) for other in including):
-        raise UserError(f"{where}: {name}: the file includes itself")
+        raise UserError(f"{location}: {name}: the file includes itself")
     return found
 
 
-def _statements(text: str, name: str, typed: bool) -> Iterator[tuple[Any, str]]:
-    """Each statement of a text, and its place."""
+def _statements(text: str, name: str, from_command_line: bool) -> Iterator[tuple[Any, str]]:
+    """Yields each statement of a text with its location."""
     line = 1
     try:
-        for statement in config_parser.ConfigParser(text, _Values()):
+        for statement in config_parser.ConfigParser(text, _ValueParser()):
             line = statement.location.line_num
-            yield statement, _place(name, line, typed)
+            yield statement, _location(name, line, from_command_line)
     except SyntaxError as error:
         raise _syntax_error(
-            text, _place(name, error.lineno or line, typed), error.lineno or line, error.msg
+            text, _location(name, error.lineno or line, from_command_line), error.lineno or line, error.msg
         ) from None
     except (TypeError, ValueError) as error:  # a value that is no literal, as {[1]: 2}
-        raise _syntax_error(text, _place(name, line, typed), line, str(error)) from None
+        raise _syntax_error(text, _location(name, line, from_command_line), line, str(error)) from None
     except tokenize.TokenError as error:
         line = error.args[1][0]
-        raise _syntax_error(text, _place(name, line, typed), line, error.args[0]) from None
+        raise _syntax_error(text, _location(name, line, from_command_line), line, error.args[0]) from None
     except (RecursionError, MemoryError):
         raise UserError(f"{name}: a value is nested too deeply") from None
 
 
-def _bindings_of(found: Iterable[_Said]) -> list[Binding]:
-    """The bindings that statements make; modules are imported on the way."""
+def _bindings_of(found: Iterable[_Statement]) -> list[Binding]:
+    """Returns the bindings among statements, and imports the modules of import statements."""
     bindings = []
-    for statement, where, typed, _ in found:
+    for statement, location, from_command_line, _ in found:
         match statement:
             case config_parser.ImportStatement(module=module):
-                _import(module, where)
+                _import(module, location)
             case config_parser.BindingStatement(arg_name=""):
                 name = "/".join(filter(None, [statement.scope, statement.selector]))
-                bindings.append(Binding("", MACRO, name, statement.value, where, typed))
+                bindings.append(Binding("", MACRO, name, statement.value, location, from_command_line))
             case config_parser.BindingStatement():
                 scope, selector, field, value, _ = statement
-                bindings.append(Binding(scope, selector, field, value, where, typed))
+                bindings.append(Binding(scope, selector, field, value, location, from_command_line))
     return bindings
 
 
-def _import(module: str, where: str) -> None:
+def _import(module: str, location: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # the module may fail in any way
-        raise UserError(f"{where}: import {module} failed: {type(error).__name__}: {error}") from error
+        raise UserError(f"{location}: import {module} failed: {type(error).__name__}: {error}") from error
 
 
-def _place(name: str, line: int, typed: bool) -> str:
-    return name if typed else f"{name}:{line}"
+def _location(name: str, line: int, from_command_line: bool) -> str:
+    return name if from_command_line else f"{name}:{line}"
 
 
-def _syntax_error(text: str, where: str, line: int, message: str) -> UserError:
+def _syntax_error(text: str, location: str, line: int, message: str) -> UserError:
     lines = text.splitlines()
-    culprit = lines[min(line, len(lines)) - 1].strip() if lines else ""
+    at_fault = lines[min(line, len(lines)) - 1].strip() if lines else ""
     if token := re.search(r"Failed to parse token '(.*)'", message, re.DOTALL):
         message = (
             f"{token[1]} is no value: write a number, 'text', True, False, None, a list, tuple or dict of such, "
             "@plugin.name() or %MACRO; nan and inf are none"
         )
-    return UserError(f"{where}: {culprit!r}: {' '.join(message.split())}")
+    return UserError(f"{location}: {at_fault!r}: {' '.join(message.split())}")
 
 
-def _build(selector: str, lines: Sequence[str], given: Mapping[str, Any]) -> Any:
-    """Let gin construct what `selector` names from bindings that have been checked, and the fields `given`."""
-    _visits.clear()
+def _build(selector: str, lines: Sequence[str], overrides: Mapping[str, Any]) -> Any:
+    """Has gin construct the object that `selector` names, from checked bindings and the fields in `overrides`."""
+    _constructions.clear()
     with _empty_gin():
         _register_all()
         gin.parse_config(list(lines))
         try:
-            return gin.get_configurable(selector)(**given)
+            return gin.get_configurable(selector)(**overrides)
         except UserError as error:  # gin has appended the stack of its calls
             raise UserError(str(error).splitlines()[0]) from None
         except RecursionError:
@@ -262,7 +277,7 @@ def _build(selector: str, lines: Sequence[str], given: Mapping[str, Any]) -> Any
 
 @contextlib.contextmanager
 def _empty_gin() -> Iterator[None]:
-    """gin has one configuration a process, which may be that of a program that uses diffenc: it gets it back."""
+    """Empties gin's configuration and restores it: there is one per process, which a program that uses diffenc may need."""
     parts = gin_state._CONFIG, gin_state._SINGLETONS, gin_state._IMPORTS, gin_state._OPERATIVE_CONFIG
     before, locked = [part.copy() for part in parts], gin.config_is_locked()
     gin.clear_config()  # unlocks it too
@@ -276,8 +291,8 @@ def _empty_gin() -> Iterator[None]:
 
 
 def _register_all() -> None:
-    """Make known to gin what it does not know yet."""
-    for selector in names.classes().keys() - _configurables:
+    """Registers with gin every class that it does not know yet."""
+    for selector in names.known_classes().keys() - _configurables:
         construct = functools.partial(_construct, selector)
         setattr(construct, "__module__", None)  # noqa: B010  # or gin would put it before the selector
         gin.external_configurable(construct, name=selector)
@@ -285,14 +300,14 @@ def _register_all() -> None:
 
 
 def _construct(selector: str, **values: Any) -> Any:
-    """What gin calls for `selector`: its class, after a check that every required field has a value."""
+    """Constructs the class of `selector`, for gin, once every required field has a value."""
     scope = gin.current_scope_str()
-    _visits.append((scope, selector))
-    cls = names.classes()[selector]
-    for field in names.fields_of(cls).values():
+    _constructions.append((scope, selector))
+    cls = names.known_classes()[selector]
+    for field in names.bindable_fields(cls).values():
         if field.required and field.name not in values:
-            raise missing_field(scope, selector, field)
+            raise missing_field_error(scope, selector, field)
     try:
         return cls(**values)
-    except ValueError as error:  # how a class that does not know UserError refuses a value
+    except ValueError as error:  # from a plugin that does not use UserError
         raise UserError(f"{selector}: {error}") from error

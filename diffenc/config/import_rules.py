@@ -1,4 +1,4 @@
-"""Which modules a config may import: reading the config of somebody else's run must not run their code."""
+"""The modules that a config may import: loading the config of another person's run must not execute their code."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -6,33 +6,34 @@ from typing import NamedTuple
 from diffenc import registry
 from diffenc.errors import UserError
 
-AT_A_SHELL = "give --allow_imports={module}, or a --gin_file of your own that imports it"
-IN_PYTHON = "pass allow_imports=({module!r},)"
+SHELL_HINT = "give --allow_imports={module}, or a --gin_file of your own that imports it"
+PYTHON_HINT = "pass allow_imports=({module!r},)"
 
 
 class Import(NamedTuple):
-    """An import statement, where it stands, and whether that is the config of a run or an export."""
+    """An import statement, its location, and whether that is in the config of a run or an export."""
 
     module: str
-    where: str
+    location: str
     from_run: bool
 
 
-def names_modules(allowed: Sequence[str] | str) -> Callable[[str], bool]:
-    """Whether a module is one of `allowed` or of an installed plugin package, or lies in one of them."""
+def import_permission(allowed: Sequence[str] | str) -> Callable[[str], bool]:
+    """Returns a function that tells whether a module may be imported: those in `allowed`, those of installed plugin packages,
+    and the modules inside them."""
     known = {*registry.plugin_packages(), *([allowed] if isinstance(allowed, str) else allowed)}
     return lambda module: any(module == name or module.startswith(f"{name}.") for name in known)
 
 
 def check_imports(imports: Iterable[Import], may_import: Callable[[str], bool], permission: str) -> None:
-    """Raise UserError if the config of a run imports what it may not. Nothing has to be imported yet.
+    """Raises UserError if the config of a run imports a module that it may not. Imports nothing.
 
     Args:
-      permission: how to allow `{module}`, for the message.
+      permission: the part of the message that says how to allow `{module}`.
     """
-    for module, where, from_run in imports:
+    for module, location, from_run in imports:
         if from_run and not may_import(module):
             raise UserError(
-                f"{where}: imports {module}, and so would run code: if you trust that module, which has to be "
+                f"{location}: imports {module}, and so would run code: if you trust that module, which has to be "
                 f"installed here, {permission.format(module=module)}"
             )

@@ -1,4 +1,4 @@
-"""Every class a config can name, and what its fields may hold."""
+"""The classes that a config can name, and the types of their fields."""
 
 import dataclasses
 import typing
@@ -10,10 +10,10 @@ from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshConfig, Plan, Sample
 from diffenc.core.model import Model
 from diffenc.errors import UserError, nearest
-from diffenc.fields.values import leaves
+from diffenc.fields.values import leaf_types
 from diffenc.registry import REGISTRIES
 
-# Each is read from the field of Experiment that has its name.
+# By the field of Experiment that holds them.
 SETTINGS: dict[str, type] = {
     "evaluate": Evaluate,
     "sample": Sample,
@@ -46,19 +46,19 @@ class Field(NamedTuple):
     required: bool
 
 
-def classes() -> dict[str, type]:
-    """Classes by selector: `Model`, `encoder.trainable`, ..."""
+def known_classes() -> dict[str, type]:
+    """Returns all classes by selector: `Model`, `encoder.trainable`, ..."""
     plugins = {f"{kind}.{name}": registry[name] for kind, registry in REGISTRIES.items() for name in registry}
     return FIXED | plugins
 
 
 def selector_of(cls: type) -> str | None:
-    """The selector under which `cls` is known, or None."""
-    return next((selector for selector, known in classes().items() if known is cls), None)
+    """Returns the selector of `cls`, or None."""
+    return next((selector for selector, known in known_classes().items() if known is cls), None)
 
 
-def fields_of(cls: type) -> dict[str, Field]:
-    """The fields that `cls` takes, in their order."""
+def bindable_fields(cls: type) -> dict[str, Field]:
+    """Returns the fields of `cls` that a config can bind, in order."""
     hints = typing.get_type_hints(cls)
     return {
         field.name: Field(field.name, hints[field.name], _is_required(field))
@@ -67,13 +67,13 @@ def fields_of(cls: type) -> dict[str, Field]:
     }
 
 
-def resolve(selector: str) -> str:
-    """The full selector that `selector`, maybe without its kind, stands for.
+def resolve_selector(selector: str) -> str:
+    """Returns the full selector of `selector`, which may lack its kind.
 
     Raises:
-      UserError: nothing or more than one thing is called so.
+      UserError: no class, or more than one, has this name.
     """
-    known = classes()
+    known = known_classes()
     if selector in known:
         return selector
     kind, _, name = selector.rpartition(".")
@@ -89,26 +89,26 @@ def resolve(selector: str) -> str:
     raise UserError(f"nothing is called {selector!r}; nearest: {nearest(selector, known)}")
 
 
-def kinds_in(hint: Any) -> list[str]:
-    """What a reference may name where `hint` stands: `encoder`, ... or a selector as `Model`."""
-    kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in leaves(hint)]
-    return kinds + [selector for selector, cls in classes().items() if cls in leaves(hint)]
+def accepted_kinds(hint: Any) -> list[str]:
+    """Returns what a reference in a field of type `hint` may name: kinds such as `encoder`, or selectors such as `Model`."""
+    kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in leaf_types(hint)]
+    return kinds + [selector for selector, cls in known_classes().items() if cls in leaf_types(hint)]
 
 
-def places_for(selector: str) -> list[str]:
-    """The bindings, of the parts that every experiment has, by which it uses a plugin."""
+def bindings_that_use(selector: str) -> list[str]:
+    """Returns the bindings of fixed classes that make an experiment use `selector`."""
     kind = selector.partition(".")[0]
     if kind not in REGISTRIES:
         return [f"Experiment.{selector}"] if selector in SETTINGS else []
     return [
-        f"{owner}.{field.name} = {_spelt(selector, field.hint)}"
+        f"{owner}.{field.name} = {_format_reference(selector, field.hint)}"
         for owner, cls in FIXED.items()
-        for field in fields_of(cls).values()
-        if kind in kinds_in(field.hint)
+        for field in bindable_fields(cls).values()
+        if kind in accepted_kinds(field.hint)
     ]
 
 
-def _spelt(selector: str, hint: Any) -> str:
+def _format_reference(selector: str, hint: Any) -> str:
     several = str(hint).startswith("tuple")
     return f"(@{selector}(),)" if several else f"@{selector}()"
 

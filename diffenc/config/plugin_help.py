@@ -1,32 +1,34 @@
-"""What can be bound, for people: one class of a config with its fields."""
+"""The text of --describe: a class of a config with its fields."""
 
 import dataclasses
 import inspect
 from typing import Any
 
 from diffenc.config import names
-from diffenc.fields.values import spell, spell_hint
+from diffenc.fields.values import format_type, format_value
 
 REQUIRED = "must be bound"
-UNKNOWN_MEAN = "not declared: its documentation says"
+MEAN_NOT_DECLARED = "not declared: its documentation says"
 
 
 def describe(name: str) -> str:
-    """A plugin, as `encoder.trainable`, or a fixed part, as `Experiment` or `evaluate`: fields, types and defaults.
+    """Returns the documentation, fields, types and defaults of a plugin (`encoder.trainable`) or a fixed class (`evaluate`).
 
     Raises:
-      UserError: nothing is called so; the most similar name is offered.
+      UserError: no class has this name; the most similar one is offered.
     """
-    selector = names.resolve(name)
-    cls = names.classes()[selector]
+    selector = names.resolve_selector(name)
+    cls = names.known_classes()[selector]
     facts = {
         "class": f"{cls.__module__}.{cls.__qualname__}",
-        "bound by": " or ".join(names.places_for(selector)),
+        "bound by": " or ".join(names.bindings_that_use(selector)),
     }
     if selector.partition(".")[0] == "encoder":
         mean = getattr(cls, "generative_mean", None)  # a declaration of the plugin
         facts["generative mean"] = (
-            f"Model.generative_mean = @{mean}()" if mean in names.classes() else mean or UNKNOWN_MEAN
+            f"Model.generative_mean = @{mean}()"
+            if mean in names.known_classes()
+            else mean or MEAN_NOT_DECLARED
         )
     lines = [f"{label + ':':<17}{fact}" for label, fact in facts.items() if fact]
     return "\n".join(
@@ -35,12 +37,12 @@ def describe(name: str) -> str:
 
 
 def _fields(selector: str, cls: type) -> list[str]:
-    """A line for each field: its name, type and default."""
-    hints = names.fields_of(cls)
+    """Returns a line for each field: its name, type and default."""
+    hints = names.bindable_fields(cls)
     rows = [
         (
             f"{selector}.{name}",
-            spell_hint(hints[name].hint).replace("diffenc.interfaces.", ""),
+            format_type(hints[name].hint).replace("diffenc.interfaces.", ""),
             _default(field),
         )
         for name, field in ((field.name, field) for field in dataclasses.fields(cls))
@@ -48,20 +50,22 @@ def _fields(selector: str, cls: type) -> list[str]:
     ]
     if not rows:
         return ["It has no fields."]
-    widths = [max(len(row[column]) for row in [*rows, HEADS]) for column in (0, 1)]
-    return [f"{one:<{widths[0]}}  {two:<{widths[1]}}  {three}".rstrip() for one, two, three in [HEADS, *rows]]
+    widths = [max(len(row[column]) for row in [*rows, HEADER]) for column in (0, 1)]
+    return [
+        f"{one:<{widths[0]}}  {two:<{widths[1]}}  {three}".rstrip() for one, two, three in [HEADER, *rows]
+    ]
 
 
-HEADS = ("field", "type", "default")
+HEADER = ("field", "type", "default")
 
 
 def _default(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
-        return spell(field.default, _spell_object)
+        return format_value(field.default, _spell_object)
     return (
         REQUIRED
         if field.default_factory is dataclasses.MISSING
-        else spell(field.default_factory(), _spell_object)
+        else format_value(field.default_factory(), _spell_object)
     )
 
 

@@ -1,4 +1,4 @@
-"""An experiment as config text: complete, and the same for equal experiments."""
+"""Experiments as config texts, complete and canonical, and the comparison of such texts."""
 
 import ast
 import dataclasses
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from diffenc.config import names
 from diffenc.config.experiment import FREE_TO_CHANGE, Experiment
 from diffenc.errors import UserError
-from diffenc.fields.values import coerce, objects_in, parts, spell
+from diffenc.fields.values import coerce, format_value, leaf_values, nested_objects
 from diffenc.registry import plugin_packages
 
-LONGEST = 1 << 20  # characters of a config text that is read as such
-LONGEST_LITERAL = 200  # characters of a value that is compared by more than its spelling
-MOST_LISTED = 8  # differences in a message
+MAX_CHARACTERS = 1 << 20  # characters of a config text that is read as such
+MAX_LITERAL = 200  # characters of a value that is compared by more than its spelling
+MAX_DIFFERENCES = 8  # differences in a message
 
-_TRUTHS = ("True", "False")  # which equal 1 and 0, and are other values all the same
+_BOOLEANS = ("True", "False")  # equal to 1 and 0 in Python, but different values of a config
 
 SPELLABLE = (bool, int, float, str, bytes, type(None))
 
@@ -36,22 +36,21 @@ class _Object:
     path: Path
 
     def __str__(self) -> str:
-        """All of it in one line, the same for equal objects."""
-        values = [f"{name}={spell(value, str)}" for name, value in self.values.items()]
+        """The object in one line, the same for equal objects."""
+        values = [f"{name}={format_value(value, str)}" for name, value in self.values.items()]
         return f"{self.selector}({', '.join(values)})"
 
     @property
     def scope(self) -> str:
-        """A name of the path; doubled underscores keep `a_b.c` and `a.b_c` apart."""
+        """The path as a name; doubled underscores distinguish `a_b.c` from `a.b_c`."""
         return "_".join(step.replace("_", "__") for step in self.path)
 
 
 def config_text(experiment: Any) -> str:
-    """Every field of every object in the experiment, or in a part of one, as sorted gin bindings, one a line.
+    """Returns every field of every object in the experiment, or in a part of one, as sorted gin bindings, one per line.
 
-    Nothing is left to a default, and there are no macros. Where one class appears with different values,
-    scopes named after the way there keep them apart: `@model_network/network.unet()`. Modules that no entry point
-    leads to are imported.
+    Defaults are written out, and there are no macros. Objects of one class with different values have scopes named
+    after their paths: `@model_network/network.unet()`. Modules outside the packages of entry points are imported.
 
     Raises:
       UserError: an object's class is not registered, or a value cannot be written.
@@ -63,31 +62,35 @@ def config_text(experiment: Any) -> str:
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
     lines = {line for item in objects for line in _lines(item, ambiguous)}
     discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
-    modules = {names.classes()[item.selector].__module__ for item in objects}
+    modules = {names.known_classes()[item.selector].__module__ for item in objects}
     imports = {f"import {module}" for module in modules if module.partition(".")[0] not in discovered}
     return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
 
 
-def unimportable(experiment: Any) -> list[str]:
-    """Full names of the classes in an experiment that no import makes known: of the program itself, or of a function."""
-    classes = {type(item) for item in objects_in(experiment)}
+def unimportable_classes(experiment: Any) -> list[str]:
+    """Returns the full names of the experiment's classes that cannot be imported: of the program itself, or of a function."""
+    classes = {type(item) for item in nested_objects(experiment)}
     names_of = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes}
     return sorted(name for name in names_of if name.startswith("__main__.") or "<locals>" in name)
 
 
 def config_hash(experiment: Experiment) -> str:
-    """Hex SHA-256 of the config text without what may change between two visits to a workdir."""
-    return hash_of(config_text(experiment))
+    """Returns the hex SHA-256 of the config text without bindings that are free to change during a run."""
+    return hash_text(config_text(experiment))
 
 
-def hash_of(text: str) -> str:
-    """Hex SHA-256 of a config text without comments, and without what may change between two visits to a workdir."""
-    lines = [line for line in text.splitlines() if line and not line.startswith("#") and not is_free(line)]
+def hash_text(text: str) -> str:
+    """Returns the hex SHA-256 of a config text without comments and without bindings that are free to change during a run."""
+    lines = [
+        line
+        for line in text.splitlines()
+        if line and not line.startswith("#") and not is_free_to_change(line)
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def hparams(text: str) -> dict[str, Any]:
-    """A config text's bindings; numbers, truth values and strings as such, so that tools can sort by them."""
+    """Returns the bindings of a config text; numbers, booleans and strings as such, so that tools can sort by them."""
     pairs = (line.partition(" = ") for line in text.splitlines() if " = " in line)
     return {key: _literal(value) for key, _, value in pairs}
 
@@ -100,11 +103,11 @@ def _literal(value: str) -> bool | int | float | str:
     return read if isinstance(read, bool | int | float | str) else value
 
 
-def listed(differing: Sequence[str]) -> str:
-    """The first of what `differences` found, each and all of bounded length, for a message."""
+def format_differences(differing: Sequence[str]) -> str:
+    """The first of what `find_differences` found, each and all of bounded length, for a message."""
     shown = [
         _clipped("".join(c if c.isprintable() else ascii(c)[1:-1] for c in one))
-        for one in differing[:MOST_LISTED]
+        for one in differing[:MAX_DIFFERENCES]
     ]
     more = len(differing) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
@@ -114,11 +117,14 @@ def _clipped(text: str, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
-    """`KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
+def find_differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
+    """Returns `KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
 
-    `also_free` are patterns of further bindings that do not count. A field that the old text lacks and the new one
-    has at its default came with a later version: no difference. Nor is another spelling of the same number or string.
+    A field that the old text lacks and the new one has at its default came with a later version, and is no difference;
+    nor is another spelling of the same number or string.
+
+    Args:
+      also_free: patterns of further bindings that are free to change.
     """
     old, new = (_bindings(text, also_free) for text in (old_text, new_text))
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
@@ -132,10 +138,10 @@ def differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -
 def _same_value(old: str | None, new: str | None) -> bool:
     if old == new:
         return True
-    if old is None or new is None or max(len(old), len(new)) > LONGEST_LITERAL:
+    if old is None or new is None or max(len(old), len(new)) > MAX_LITERAL:
         return False
     try:
-        return ast.literal_eval(old) == ast.literal_eval(new) and (old in _TRUTHS) == (new in _TRUTHS)
+        return ast.literal_eval(old) == ast.literal_eval(new) and (old in _BOOLEANS) == (new in _BOOLEANS)
     except (
         ValueError,
         SyntaxError,
@@ -146,55 +152,57 @@ def _same_value(old: str | None, new: str | None) -> bool:
         return False
 
 
-def bindings(text: str) -> dict[str, str]:
-    """What a config text binds: key -> value as it is spelt."""
+def parse_bindings(text: str) -> dict[str, str]:
+    """Returns the bindings of a config text: the text of the value by key."""
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
     return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
 
 
 def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
-    return {key: value for key, value in bindings(text).items() if not is_free(key, also_free)}
+    return {
+        key: value for key, value in parse_bindings(text).items() if not is_free_to_change(key, also_free)
+    }
 
 
 def _default(key: str) -> str | None:
-    """How a config spells the default of `[scope/]selector.field`; None if it has none."""
+    """Returns the default of `[scope/]selector.field` as a config spells it; None if it has none."""
     selector, _, name = key.rpartition("/")[2].rpartition(".")
-    cls = names.classes().get(selector)
+    cls = names.known_classes().get(selector)
     if cls is None:
         return None
     fields = [field for field in dataclasses.fields(cls) if field.name == name]
     if not fields or fields[0].default is dataclasses.MISSING:
         return None
-    value = _read_value(coerce(fields[0].default, names.fields_of(cls)[name].hint), (name,))
-    return spell(value, lambda other: f"@{other.selector}()")
+    value = _read_value(coerce(fields[0].default, names.bindable_fields(cls)[name].hint), (name,))
+    return format_value(value, lambda other: f"@{other.selector}()")
 
 
-def precision(experiment: Experiment) -> str:
-    """What the networks compute in: bfloat16 if any part of `experiment` says so, else the default precision."""
-    chosen = {getattr(item, "precision", None) for item in objects_in(experiment)}
+def network_precision(experiment: Experiment) -> str:
+    """Returns the precision of the networks: bfloat16 if any part of `experiment` has it, else JAX's default."""
+    chosen = {getattr(item, "precision", None) for item in nested_objects(experiment)}
     return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
 
 
-def is_free(line: str, also_free: tuple[str, ...] = ()) -> bool:
-    """Whether a binding, or its key, may change between two visits to a workdir."""
+def is_free_to_change(line: str, also_free: tuple[str, ...] = ()) -> bool:
+    """Returns whether a binding, given by itself or by its key, may change during a run."""
     key = line.partition(" = ")[0].rpartition("/")[2]
     return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
 
 
 def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:
-    """The bindings of `item` alone."""
+    """Yields the bindings of `item` without those of the objects in it."""
 
     def name(item: _Object) -> str:
         scoped = item.scope and item.selector in ambiguous
         return f"{item.scope}/{item.selector}" if scoped else item.selector
 
     for field, value in item.values.items():
-        yield f"{name(item)}.{field} = {spell(value, lambda other: f'@{name(other)}()')}"
+        yield f"{name(item)}.{field} = {format_value(value, lambda other: f'@{name(other)}()')}"
 
 
 def _walk(item: _Object) -> Iterator[_Object]:
     yield item
-    for part in parts(list(item.values.values())):
+    for part in leaf_values(list(item.values.values())):
         if isinstance(part, _Object):
             yield from _walk(part)
 
@@ -207,7 +215,7 @@ def _read(item: Any, path: Path) -> _Object:
             "config can name it: put the decorator on its class, as @networks.register('NAME')"
         )
     values = {}
-    for field in names.fields_of(type(item)).values():
+    for field in names.bindable_fields(type(item)).values():
         try:
             value = coerce(getattr(item, field.name), field.hint)
             values[field.name] = _read_value(value, (*path, field.name))
@@ -217,7 +225,7 @@ def _read(item: Any, path: Path) -> _Object:
 
 
 def _read_value(value: Any, path: Path) -> Any:
-    """`value` with _Objects for what is not a literal; TypeError if no config can say it."""
+    """Returns `value` with _Objects for dataclasses; raises TypeError if a config cannot express it."""
     if isinstance(value, tuple | list):
         return type(value)(_read_value(item, (*path, str(i))) for i, item in enumerate(value))
     if isinstance(value, dict):

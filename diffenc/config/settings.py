@@ -1,4 +1,4 @@
-"""What a user binds for all that is done beside training: how to measure, how to sample, how to fit."""
+"""The settings of evaluation, sampling, fits and the device mesh."""
 
 import dataclasses
 from typing import Any
@@ -14,39 +14,39 @@ from diffenc.sampling.solvers import SOLVERS
 
 TIMES = ("equal", "fitted")
 
-MOST = 2**31 - 1  # devices count in 32 bits
-MOST_IMAGES = 2**24  # at a time
+MAX_COUNT = 2**31 - 1  # devices count in 32 bits
+MAX_BATCH = 2**24  # at a time
 IN_MEMORY = ("batch_size", "num")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise UserError(message) unless `condition`."""
+    """Raises UserError(message) unless `condition` holds."""
     if not condition:
         raise UserError(message)
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Raise UserError unless `seed` has 32 bits: jax drops the others, and the data's order would not."""
+    """Raises UserError unless `seed` has 32 bits: JAX would drop the others, and the data's order would not."""
     require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
 
 
-def check_least(name: str, settings: Any, **least: int) -> None:
-    """Raise UserError unless each of these fields is as large as it must be, and no larger than can be counted or held."""
+def check_bounds(name: str, settings: Any, **least: int) -> None:
+    """Raises UserError unless each field is at least as large as given here, and small enough to count or to hold."""
     for field, bound in least.items():
         value, rule = getattr(settings, field), f"be at least {bound}" if bound else "not be negative"
         require(value >= bound, f"{name}.{field} = {value}: must {rule}")
-        most = MOST_IMAGES if field in IN_MEMORY else MOST
+        most = MAX_BATCH if field in IN_MEMORY else MAX_COUNT
         require(value <= most, f"{name}.{field} = {value}: must be at most {most}")
 
 
 def check_images(name: str, split: str, num_images: int | None) -> None:
-    """Raise UserError unless these can be images of a split."""
+    """Raises UserError unless a split is named and the number of images is positive."""
     require(split in SPLITS, f"{name}.split = {split!r}: must be one of {', '.join(SPLITS)}")
     require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
 
 
 def check_sampler(sampler: str, variance: Variance) -> None:
-    """Raise UserError unless there is such a sampler, and `variance` has a meaning for it."""
+    """Raises UserError unless the sampler exists, and takes a variance if one is given."""
     require(
         sampler in SOLVERS,
         f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest(sampler, SOLVERS)}; there are {', '.join(SOLVERS)}",
@@ -58,14 +58,14 @@ def check_sampler(sampler: str, variance: Variance) -> None:
 
 
 def check_times(name: str, times: str) -> None:
-    """Raise UserError unless `times` is one of TIMES."""
+    """Raises UserError unless `times` is one of TIMES."""
     require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
 
 
 @checked("evaluate")
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """How bits/dim are measured.
+    """Settings of the measurement of bits/dim.
 
     Attributes:
       split: the split, every image of which is seen once a pass.
@@ -98,7 +98,7 @@ class Evaluate:
         check_seed("evaluate.seed", self.seed)
         check_images("evaluate", self.split, self.num_images)
         check_times("evaluate", self.times)
-        check_least("evaluate", self, passes=1, times_per_image=1, batch_size=0, num_timesteps=0)
+        check_bounds("evaluate", self, passes=1, times_per_image=1, batch_size=0, num_timesteps=0)
         if self.num_timesteps == 0:  # any w other than 1 makes the continuous bound infinite
             chosen = "times" if self.times != "equal" else "variance"
             require(
@@ -110,7 +110,7 @@ class Evaluate:
 @checked("sample")
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """How images are drawn.
+    """Settings of sampling.
 
     Attributes:
       num_timesteps: T, the number of steps.
@@ -121,9 +121,9 @@ class Sample:
       variance: sigma_P^2 of the T steps.
       sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
         step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
-      classes: what the images show, in turn, where the network is told classes; None = every class there is.
-      guidance: w of classifier-free guidance, x_hat = (1 + w) x_hat(z | class) - w x_hat(z); 0 = none. What it draws
-        is of no model whose bits/dim are measured.
+      classes: the classes to draw in turn, for a conditional network; None = all of them.
+      guidance: w of classifier-free guidance, x_hat = (1 + w) x_hat(z | class) - w x_hat(z); 0 = none. Guided
+        samples are not of the model whose bits/dim are measured.
     """
 
     num_timesteps: int = 1000
@@ -140,17 +140,17 @@ class Sample:
         check_seed("sample.seed", self.seed)
         check_times("sample", self.times)
         check_sampler(self.sampler, self.variance)
-        check_least("sample", self, num_timesteps=1, num=1, guidance=0)
+        check_bounds("sample", self, num_timesteps=1, num=1, guidance=0)
         require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
 
 
 @checked("fit")
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What --mode=fit_variance and --mode=fit_schedule measure on, of the checkpoint that evaluation reads.
+    """Settings of --mode=fit_variance and --mode=fit_schedule, on the checkpoint that evaluation reads.
 
     Attributes:
-      split: the split. A bound fitted on the images it is stated for would flatter itself: leave it at "train".
+      split: the split. A bound fitted on the images it is stated for would be too good: leave it at "train".
       num_images: so many of its images, drawn by the seed; None = all.
       passes: how often each is seen.
       times_per_image: diffusion times drawn for an image in a pass.
@@ -170,13 +170,13 @@ class Fit:
     def __post_init__(self):
         check_seed("fit.seed", self.seed)
         check_images("fit", self.split, self.num_images)
-        check_least("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5)
+        check_bounds("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5)
 
 
 @checked("k_sample")
 @dataclasses.dataclass(frozen=True)
 class KSample:
-    """What --mode=k_sample adds to the settings of evaluation: it is the bound of `evaluate`'s T steps.
+    """Settings of --mode=k_sample besides those of `evaluate`, whose T it uses.
 
     Attributes:
       samples: K, the chains drawn for an image in a pass.
@@ -185,13 +185,13 @@ class KSample:
     samples: int = 16
 
     def __post_init__(self):
-        check_least("k_sample", self, samples=1)
+        check_bounds("k_sample", self, samples=1)
 
 
 @checked("likelihood")
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """How --mode=likelihood solves the ODE, for the images, passes, seed and checkpoint of `evaluate`.
+    """Settings of the ODE solver of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
 
     Attributes:
       dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
@@ -214,13 +214,13 @@ class Likelihood:
         )
         for name in ("rtol", "atol"):
             require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
-        check_least("likelihood", self, probes=1, exact_up_to=0)
+        check_bounds("likelihood", self, probes=1, exact_up_to=0)
 
 
 @checked("diagnose")
 @dataclasses.dataclass(frozen=True)
 class Diagnose:
-    """What --mode=diagnose measures on, of the checkpoint that evaluation reads.
+    """Settings of --mode=diagnose, on the checkpoint that evaluation reads.
 
     Attributes:
       split: the split.
@@ -241,13 +241,13 @@ class Diagnose:
     def __post_init__(self):
         check_seed("diagnose.seed", self.seed)
         check_images("diagnose", self.split, self.num_images)
-        check_least("diagnose", self, passes=1, bins=1, batch_size=0)
+        check_bounds("diagnose", self, passes=1, bins=1, batch_size=0)
 
 
 @checked("mesh")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How all devices of all processes are arranged. It changes no result but by rounding.
+    """The mesh of all devices of all processes. It changes results by rounding alone.
 
     Attributes:
       data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.
@@ -261,13 +261,13 @@ class MeshConfig:
     rules: tuple[tuple[str, int | None], ...] = ()
 
     def __post_init__(self):
-        check_least("mesh", self, data=0, fsdp=1)
+        check_bounds("mesh", self, data=0, fsdp=1)
 
 
 @checked("plan")
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What --mode=plan expects of the machine that will train.
+    """Settings of --mode=plan: the machine that will train.
 
     Attributes:
       accelerator: a name in `diffenc.runtime.accelerators`, as "h200"; None = the one that is there.
@@ -293,4 +293,4 @@ class Plan:
         given = self.peak_tflops is None or self.peak_tflops > 0
         require(given, f"plan.peak_tflops = {self.peak_tflops}: must be positive")
         require(0 < self.share <= 1, f"plan.share = {self.share}: must be above 0, and at most 1")
-        check_least("plan", self, devices=0)
+        check_bounds("plan", self, devices=0)

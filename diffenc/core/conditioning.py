@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from diffenc.fields.values import objects_in
+from diffenc.fields.values import nested_objects
 from diffenc.interfaces import ClassConditional, Condition, Key
 from diffenc.registry import selector_of
 
@@ -47,5 +47,5 @@ def drop_condition(condition: Condition | None, share: float, key: Key) -> Condi
 
 def conditioned_modules(part: Any) -> list[tuple[str, int]]:
     """Returns `SELECTOR.classes` and its value for all plugins within an encoder or a network that read the condition."""
-    declared = [each for each in objects_in(part) if isinstance(each, ClassConditional)]
+    declared = [each for each in nested_objects(part) if isinstance(each, ClassConditional)]
     return [(f"{selector_of(type(each))}.classes", each.classes) for each in declared if each.classes]

@@ -63,7 +63,7 @@ def evaluated_bound(experiment: Experiment, workdir: Path | None, step: int | No
     settings, schedule = experiment.evaluate, experiment.model.schedule
     if settings.num_timesteps == 0:
         return EvaluatedBound(lambda params: None, lambda chain: continuous, {})
-    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
+    check_num_timesteps(serialize.network_precision(experiment), settings.num_timesteps)
     plan = fitted_chains.plan(workdir, settings, step)
     plan.check()
     return EvaluatedBound(lambda params: plan.chain(schedule, params["schedule"]), discrete, plan.of)

@@ -130,7 +130,7 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     """Of which run a figure is, and what it was computed on and in."""
     return {
         "config_hash": serialize.config_hash(experiment),
-        "precision": serialize.precision(experiment),
+        "precision": serialize.network_precision(experiment),
         "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,
         "prng": generator(),

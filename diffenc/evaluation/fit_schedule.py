@@ -68,7 +68,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     check_steps(settings.num_timesteps)
-    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
+    check_num_timesteps(serialize.network_precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     table = load_or_measure_costs(experiment, workdir, mesh, ema, step)
     num_dims = int(np.prod(experiment.dataset.image_shape))

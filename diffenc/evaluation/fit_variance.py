@@ -41,7 +41,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.num_timesteps == 0:
         raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
-    check_num_timesteps(serialize.precision(experiment), settings.num_timesteps)
+    check_num_timesteps(serialize.network_precision(experiment), settings.num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     target = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
     times, chosen = equal_times(settings.num_timesteps), {}

@@ -73,7 +73,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         not be solved.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    if serialize.precision(experiment) == "bfloat16":
+    if serialize.network_precision(experiment) == "bfloat16":
         raise UserError(
             "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "
             "networks' precision to 'float32'"

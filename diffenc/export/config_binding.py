@@ -24,7 +24,7 @@ BINDINGS, SEAL = "bindings", "seal"
 def bind_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `metadata`, as it reads back from JSON, with `bindings` and `seal`."""
     plain = json.loads(atomic.to_json(metadata))
-    plain[BINDINGS] = serialize.bindings(plain["config"])
+    plain[BINDINGS] = serialize.parse_bindings(plain["config"])
     return {**plain, SEAL: _seal(plain)}
 
 
@@ -51,15 +51,15 @@ def check_binding(where: str, metadata: Mapping[str, Any]) -> None:
 
 def refuse_other(which: str, written: str, found: str, hint: str) -> None:
     """Raise UserError, naming the fields, unless the config text `found` says what was `written` with the parameters."""
-    differing = serialize.differences(written, found)
+    differing = serialize.find_differences(written, found)
     if differing:
         raise UserError(
-            f"{which} is not the one that was written with the parameters ({serialize.listed(differing)}): {hint}"
+            f"{which} is not the one that was written with the parameters ({serialize.format_differences(differing)}): {hint}"
         )
 
 
 def _check_hash(where: str, metadata: Mapping[str, Any]) -> None:
-    if serialize.hash_of(metadata["config"]) != metadata["config_hash"]:
+    if serialize.hash_text(metadata["config"]) != metadata["config_hash"]:
         raise UserError(
             f"{where}: its config is not the one that was written with the parameters (its config_hash differs): "
             "export the run again, or download the file again"

@@ -15,7 +15,7 @@ from diffenc.checkpoint.restore import convert_store_errors
 from diffenc.config import gin_loader
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG, decode
-from diffenc.config.import_rules import names_modules
+from diffenc.config.import_rules import import_permission
 from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import read_ema, to_default_precision
@@ -56,20 +56,20 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
         store = stores.open_store(path)
         text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
         if text is not None:
-            return _of_workdir(path, text, step, names_modules(allow_imports))
+            return _of_workdir(path, text, step, import_permission(allow_imports))
     if step is not None:
         raise UserError(f"{path}: step = {step} is for a workdir, and this is none: weights are of one step")
     with _file(path) as file:
         about = weights.read_metadata(file)
         _check_beside(path, about)
-        return _of_file(file, about, os.fspath(path), names_modules(allow_imports))
+        return _of_file(file, about, os.fspath(path), import_permission(allow_imports))
 
 
 def _of_workdir(
     path: PathLike, text: bytes, step: int | None, may_import: Callable[[str], bool]
 ) -> TrainedModel:
     where = str(stores.join_path(path, CONFIG))
-    experiment = gin_loader.load_foreign(decode(text, where), where, may_import)
+    experiment = gin_loader.load_untrusted(decode(text, where), where, may_import)
     wanted = expected_metadata(experiment, path, path, FREE_TO_MEASURE)
     restored = read_ema(experiment, stores.join_path(path, CHECKPOINTS), data_mesh(), step, wanted.check)
     wanted.warn_unchecked(restored)
@@ -100,7 +100,7 @@ def _of_file(
 def _experiment(about: WeightsMetadata, name: str, may_import: Callable[[str], bool]) -> Experiment:
     """Returns that of a file's config; what is at fault there names the packages that are not installed."""
     try:
-        return gin_loader.load_foreign(
+        return gin_loader.load_untrusted(
             about.config, f"{name}: config", may_import, dataset=make_dataset_spec(about)
         )
     except UserError as error:

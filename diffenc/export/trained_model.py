@@ -223,7 +223,7 @@ def _for_each(given: Given, count: int) -> Float[Array, " n"]:
 
 def replace_settings(name: str, settings: Any, **given: Any) -> Any:
     """`settings`, which gin calls `name`, with some of its fields. Raises UserError if one is none, or does not fit."""
-    fields = names.fields_of(type(settings))
+    fields = names.bindable_fields(type(settings))
     for field, value in given.items():
         if field not in fields:
             near = nearest(field, fields)

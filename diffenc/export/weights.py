@@ -182,7 +182,7 @@ def _check_types(said: Mapping[str, Any]) -> None:
     if (
         said["step"] < 0
         or len(said["packages"]) > LONGEST_PACKAGES
-        or len(said["config"]) > serialize.LONGEST
+        or len(said["config"]) > serialize.MAX_CHARACTERS
     ):
         raise ValueError("a step or a config that cannot be")
 

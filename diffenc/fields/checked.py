@@ -1,4 +1,4 @@
-"""The types of fields, checked where an object is made: in Python as in a config."""
+"""Type checks of fields when an object is made, in Python as from a config."""
 
 import functools
 import inspect
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from diffenc.errors import UserError
-from diffenc.fields.values import LITERALS, coerce, leaves, parts, plain, spell_hint
+from diffenc.fields.values import LITERALS, coerce, format_type, leaf_types, leaf_values, to_python_scalar
 
 Class = TypeVar("Class", bound=type)
 
 CONTAINERS = (tuple, list, dict, set, Sequence)
 
-_interfaces: dict[type, set[type]] = defaultdict(set)  # by plugin class: what it is registered as
+_interfaces: dict[type, set[type]] = defaultdict(set)  # by plugin class
 
 
 def checked(selector: str, interface: type | None = None) -> Callable[[Class], Class]:
@@ -23,8 +23,8 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
     Values are converted as those of a config are (see `coerce`): an int to a float, a list to a tuple.
 
     Args:
-      selector: what messages call the class, as `evaluate` or `encoder.trainable`.
-      interface: what the class is a plugin for.
+      selector: the name of the class in messages, as `evaluate` or `encoder.trainable`.
+      interface: the protocol that the class implements, if it is a plugin.
     """
 
     def decorate(cls: Class) -> Class:
@@ -39,7 +39,7 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
             hints = _hints_of(cls)
             for name, value in bound.arguments.items():
                 if name in hints:
-                    bound.arguments[name] = _fit(f"{selector}.{name}", value, hints[name])
+                    bound.arguments[name] = _coerce_argument(f"{selector}.{name}", value, hints[name])
             init(*bound.args, **bound.kwargs)
 
         construct.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] # for gin, too
@@ -49,28 +49,28 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
     return decorate
 
 
-def _fit(name: str, given: Any, hint: Any) -> Any:
-    """`given` as a field annotated with `hint` holds it. Raises UserError, which names the field, if it does not fit."""
+def _coerce_argument(name: str, given: Any, hint: Any) -> Any:
+    """Returns `given` converted to the type `hint` of a field. Raises UserError, which names the field, if it cannot be."""
     if hint is Any:
         return given
     try:
-        value = plain(given)
+        value = to_python_scalar(given)
         if typing.get_origin(hint) in CONTAINERS and not isinstance(value, LITERALS):
-            raise TypeError(f"expected {spell_hint(hint)}")
-        for part in parts(value):
-            if not isinstance(part, LITERALS) and not any(_takes(leaf, part) for leaf in leaves(hint)):
-                raise TypeError(f"expected {spell_hint(hint)}")
+            raise TypeError(f"expected {format_type(hint)}")
+        for part in leaf_values(value):
+            if not isinstance(part, LITERALS) and not any(_fits(leaf, part) for leaf in leaf_types(hint)):
+                raise TypeError(f"expected {format_type(hint)}")
         return coerce(value, hint)
     except TypeError as error:
         made = ", and this is a class: make one of it" * isinstance(given, type)
         raise UserError(f"{name} = {given!r}: {error}{made}") from None
 
 
-def _takes(leaf: Any, value: Any) -> bool:
-    """Whether `value`, no literal, may stand where a hint has the type `leaf`.
+def _fits(leaf: Any, value: Any) -> bool:
+    """Returns whether `value`, which is not a literal, fits the type `leaf` of a hint.
 
-    Of a registered plugin it is known what it is one of; of another object only the methods are looked at, for a
-    property might read a data set.
+    The interfaces of registered plugins are known. Of other objects only the methods are checked, since a property might
+    read a data set.
     """
     if leaf is Any or not isinstance(leaf, type):
         return leaf not in (None, Ellipsis) and typing.get_origin(leaf) is not typing.Literal

@@ -1,4 +1,4 @@
-"""Values as fields of a given type hold them, and as a config file spells them."""
+"""Conversion of values to the types of fields, and their text in a config file."""
 
 import dataclasses
 import sys
@@ -13,7 +13,7 @@ LITERALS = (bool, int, float, complex, str, bytes, type(None), tuple, list, dict
 _INT64 = range(-(2**63), 2**63)
 
 
-def plain(value: Any) -> Any:
+def to_python_scalar(value: Any) -> Any:
     """Returns a number of numpy or JAX, or of a subclass such as an enumeration, as Python's own; all else as it is."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # neither library is imported for this
         value = value.item()
@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
 
 
 def coerce(value: Any, hint: Any) -> Any:
-    """`value` as a field annotated with `hint` holds it.
+    """Returns `value` converted to the type `hint` of a field.
 
     An int becomes a float and a list a tuple where the hint says so; a bool is never a number, and NaN, infinities and
     integers of more than 64 bits are refused. What is not a literal (a plugin) passes unchanged.
@@ -38,7 +38,7 @@ def coerce(value: Any, hint: Any) -> Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _first_that_fits(value, hint, arguments)
+        return _coerce_to_first(value, hint, arguments)
     if hint is float:
         return _finite_float(value)
     if (hint is tuple or origin is tuple) and isinstance(value, list | tuple):
@@ -49,55 +49,57 @@ def coerce(value: Any, hint: Any) -> Any:
         return [coerce(item, arguments[0]) for item in value]
     if origin is dict and isinstance(value, dict):
         return {coerce(k, arguments[0]): coerce(item, arguments[1]) for k, item in value.items()}
-    value = value if hint is Any else plain(value)
+    value = value if hint is Any else to_python_scalar(value)
     if (isinstance(value, bool) and hint is int) or not _is_instance(value, hint):
-        raise TypeError(f"expected {spell_hint(hint)}")
+        raise TypeError(f"expected {format_type(hint)}")
     if hint is int and value not in _INT64:
         raise TypeError("expected an int of 64 bits")
     return value
 
 
-def spell(value: Any, spell_other: Callable[[Any], str] = repr) -> str:
-    """`value` as one reads it in a config file; `spell_other` spells what is not a literal."""
+def format_value(value: Any, format_other: Callable[[Any], str] = repr) -> str:
+    """Returns the text of `value` in a config file; `format_other` makes that of objects which are not literals."""
     if isinstance(value, tuple | list):
-        items = [spell(item, spell_other) for item in value]
+        items = [format_value(item, format_other) for item in value]
         return _bracket(items, "[]") if isinstance(value, list) else _bracket(items, "()")
     if isinstance(value, dict):
-        pairs = [f"{spell(k, spell_other)}: {spell(v, spell_other)}" for k, v in value.items()]
+        pairs = [
+            f"{format_value(k, format_other)}: {format_value(v, format_other)}" for k, v in value.items()
+        ]
         return _bracket(pairs, "{}")
-    return repr(value) if isinstance(value, LITERALS) else spell_other(value)
+    return repr(value) if isinstance(value, LITERALS) else format_other(value)
 
 
-def spell_hint(hint: Any) -> str:
-    """`hint` as one writes it in Python."""
+def format_type(hint: Any) -> str:
+    """Returns the text of the type `hint` in Python."""
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def leaves(hint: Any) -> Iterator[Any]:
-    """The types that a hint such as `tuple[Network, ...] | None` is made of."""
+def leaf_types(hint: Any) -> Iterator[Any]:
+    """Yields the types that a hint such as `tuple[Network, ...] | None` is made of."""
     arguments = typing.get_args(hint)
     if not arguments or typing.get_origin(hint) is typing.Literal:
         yield hint
     for argument in arguments:
-        yield from leaves(argument)
+        yield from leaf_types(argument)
 
 
-def parts(value: Any) -> Iterable[Any]:
-    """What is not a container in `value`, however deep."""
+def leaf_values(value: Any) -> Iterable[Any]:
+    """Yields the values in `value` that are not containers, at any depth."""
     if not isinstance(value, tuple | list | set | dict):
         yield value
         return
     for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-        yield from parts(item)
+        yield from leaf_values(item)
 
 
-def objects_in(item: Any) -> Iterator[Any]:
-    """`item`, and every dataclass in its fields, however deep."""
+def nested_objects(item: Any) -> Iterator[Any]:
+    """Yields `item` and every dataclass in its fields, at any depth."""
     yield item
     fields = dataclasses.fields(item) if dataclasses.is_dataclass(item) else ()
-    for value in parts([getattr(item, field.name) for field in fields]):
+    for value in leaf_values([getattr(item, field.name) for field in fields]):
         if dataclasses.is_dataclass(value):
-            yield from objects_in(value)
+            yield from nested_objects(value)
 
 
 def _is_instance(value: Any, hint: Any) -> bool:
@@ -108,13 +110,13 @@ def _is_instance(value: Any, hint: Any) -> bool:
     return is_bearable(value, hint)
 
 
-def _first_that_fits(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
+def _coerce_to_first(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
     for choice in sorted(choices, key=lambda choice: choice is not type(value)):
         try:
             return coerce(value, choice)
         except TypeError:
             continue
-    raise TypeError(f"expected {spell_hint(hint)}")
+    raise TypeError(f"expected {format_type(hint)}")
 
 
 def _finite_float(value: Any) -> float:
@@ -131,11 +133,11 @@ def _tuple(value: list | tuple, hint: Any, items: tuple[Any, ...]) -> tuple:
     if items[-1:] == (Ellipsis,):
         items = items[:1] * len(value)
     if len(items) != len(value):
-        raise TypeError(f"expected {spell_hint(hint)}")
+        raise TypeError(f"expected {format_type(hint)}")
     try:
         return tuple(coerce(item, item_hint) for item, item_hint in zip(value, items, strict=True))
     except TypeError:
-        raise TypeError(f"expected {spell_hint(hint)}") from None
+        raise TypeError(f"expected {format_type(hint)}") from None
 
 
 def _bracket(items: list[str], brackets: str) -> str:

@@ -63,7 +63,7 @@ def is_read_back_from_its_config(plugin: Any) -> None:
         again = gin_loader.load_part(text, called(plugin))
     except (UserError, NameError, TypeError) as error:  # NameError: an annotation that nothing imports
         raise AssertionError(f"{called(plugin)}: a config cannot say it: {error}") from error
-    for field in names.fields_of(type(plugin)):
+    for field in names.bindable_fields(type(plugin)):
         before, after = getattr(plugin, field), getattr(again, field)
         require(before == after, plugin, f"its field {field} is {before!r}, and {after!r} when read back")
     require(

@@ -31,9 +31,11 @@ def refuse_other_config(experiment: Experiment, workdir: Path, also_free: tuple[
     saved = saved_config(workdir)
     if saved is None:
         return
-    differing = serialize.differences(saved, serialize.config_text(experiment), also_free)
+    differing = serialize.find_differences(saved, serialize.config_text(experiment), also_free)
     if differing:
-        raise UserError(f"{workdir} holds a run of another config ({serialize.listed(differing)}): {hint}")
+        raise UserError(
+            f"{workdir} holds a run of another config ({serialize.format_differences(differing)}): {hint}"
+        )
 
 
 def saved_config(workdir: PathLike) -> str | None:
@@ -51,7 +53,7 @@ def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
     Raises:
       UserError: the disk refused.
     """
-    for name in serialize.unimportable(experiment):
+    for name in serialize.unimportable_classes(experiment):
         logging.warning(
             "%s cannot be imported by another program, so nothing but this one can load or evaluate this run: move it to "
             "the top level of a module of its own",
@@ -81,7 +83,12 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
 
 def checkpoint_metadata(config: str, run: str) -> dict[str, Any]:
     """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check` and `check_draws`."""
-    return {"config_hash": serialize.hash_of(config), "config": config, "run": run, "draws": draw_settings()}
+    return {
+        "config_hash": serialize.hash_text(config),
+        "config": config,
+        "run": run,
+        "draws": draw_settings(),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,15 +141,15 @@ class ExpectedMetadata:
             logging.warning("whose %s is was not compared: %s is not there", of, run_id.FILE)
 
     def _differences(self, where: str, config: Any) -> str:
-        if not isinstance(config, str) or len(config) > serialize.LONGEST:
+        if not isinstance(config, str) or len(config) > serialize.MAX_CHARACTERS:
             raise UserError(f"checkpoint {where} holds no config that can be one: name another checkpoint")
         if self.config is None:
             return ""
-        return serialize.listed(serialize.differences(config, self.config, self.also_free))
+        return serialize.format_differences(serialize.find_differences(config, self.config, self.also_free))
 
     def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
         """Of a checkpoint of before, which holds no config. A later version's hash of the same config may differ."""
-        known = {serialize.hash_of(text) for text in (self.config, self.saved) if text is not None}
+        known = {serialize.hash_text(text) for text in (self.config, self.saved) if text is not None}
         same = not known or metadata.get("config_hash") in known
         return "" if same else "its config_hash differs, and it does not hold the config itself"
 

@@ -72,7 +72,7 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """All that a fit to the checkpoint of `step` depends on, its T and variance aside."""
     settings = dataclasses.asdict(experiment.fit)
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
-    precision = serialize.precision(experiment)
+    precision = serialize.network_precision(experiment)
     return {
         "step": step,
         "fit": settings,

@@ -17,7 +17,7 @@ from diffenc import registry
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.data.sources import dataset_name, source_name, train_identity
-from diffenc.fields.values import objects_in
+from diffenc.fields.values import nested_objects
 from diffenc.files import record_checksum
 from diffenc.interfaces import Dataset
 from diffenc.runtime.matmul_precision import matmul_precision
@@ -67,7 +67,7 @@ def describe_environment(experiment: Experiment) -> Record:
         "backend": jax.default_backend(),
         "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
         "processes": jax.process_count(),
-        "precision": serialize.precision(experiment),
+        "precision": serialize.network_precision(experiment),
         "matmul_precision": matmul_precision(),
         **({"plugins": found} if (found := plugin_packages(experiment)) else {}),
     }
@@ -78,7 +78,7 @@ def plugin_packages(experiment: Experiment) -> str:
 
     A module that no installed package brings, as one in the current folder, is not among them.
     """
-    roots = {type(item).__module__.partition(".")[0] for item in objects_in(experiment)}
+    roots = {type(item).__module__.partition(".")[0] for item in nested_objects(experiment)}
     dists = registry.plugin_distributions()
     if not roots <= {*dists, "diffenc", "__main__"}:  # it reads what all installed packages bring
         providers = metadata.packages_distributions()

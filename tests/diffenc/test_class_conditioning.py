@@ -10,7 +10,7 @@ import pytest
 
 from diffenc.config import gin_loader
 from diffenc.config.conditioning_check import check_conditioning
-from diffenc.config.serialize import config_text, differences
+from diffenc.config.serialize import config_text, find_differences
 from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Sample
 from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model, draw_noise
@@ -315,6 +315,6 @@ def test_a_run_from_before_classes_goes_on():
     later = ("Model.conditioning", ".classes = ", "network.encoder_unet.last")
     old = "".join(line for line in new.splitlines(keepends=True) if not any(name in line for name in later))
     assert len(new.splitlines()) - len(old.splitlines()) == 5  # sample.classes too
-    assert differences(old, new) == []
+    assert find_differences(old, new) == []
     told = config_text(gin_loader.load_experiment(["gin/mnist_diffenc_8_2.gin", "gin/by_class.gin"], []))
-    assert len(differences(old, told)) == 4
+    assert len(find_differences(old, told)) == 4

@@ -8,18 +8,18 @@ from absl import logging
 from rich.console import Console
 
 from diffenc.cli.console import exit_status
-from diffenc.errors import MOST, UserError, printable
+from diffenc.errors import MAX_MESSAGE, UserError, printable
 from diffenc.evaluation.evaluator import errors_table
 from diffenc.runtime.log_format import show_log_lines_plainly
 
 
 def test_a_message_keeps_its_beginning_and_its_end():
     message = str(UserError("config.gin:3: Experiment.seed = '" + "x" * 10**6 + "': expected int"))
-    assert len(message) <= MOST + 3
+    assert len(message) <= MAX_MESSAGE + 3
     assert message.startswith("config.gin:3: Experiment.seed = 'xxx")
     assert message.endswith("xxx': expected int")
     assert "x … x" in message
-    assert str(UserError("x" * MOST)) == "x" * MOST
+    assert str(UserError("x" * MAX_MESSAGE)) == "x" * MAX_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_what_a_disk_says_is_bounded_and_safe(capsys):
 
     assert exit_status(perform) == 1
     err = capsys.readouterr().err
-    assert len(err) < 2 * MOST
+    assert len(err) < 2 * MAX_MESSAGE
     assert "\x1b" not in err
 
 

@@ -120,7 +120,7 @@ class SampleCache:
         self.of = {"step": step, **sampling_metadata(experiment), **self._labels.of, **self._sampler.plan.of}
         decided_by = {
             "config": serialize.config_hash(experiment),
-            "precision": serialize.precision(experiment),
+            "precision": serialize.network_precision(experiment),
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }

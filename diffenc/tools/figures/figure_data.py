@@ -74,7 +74,7 @@ class FigureInputs:
             "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
             "config_hash": serialize.config_hash(self.experiment),
-            "precision": serialize.precision(self.experiment),
+            "precision": serialize.network_precision(self.experiment),
         }
 
     @property

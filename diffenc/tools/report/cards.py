@@ -185,7 +185,7 @@ def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     return [
         {"title": title, "rows": found, "runs": known}
         for title, free in parts
-        if (found := [(key, values) for key, values in rows if serialize.is_free(key) == free])
+        if (found := [(key, values) for key, values in rows if serialize.is_free_to_change(key) == free])
     ]
 
 

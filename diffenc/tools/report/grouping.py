@@ -83,7 +83,11 @@ def not_alike(one: Record, two: Record, keys: Sequence[str]) -> str | None:
 
 def _config(run: RunData) -> object:
     """All that is trained, but for the seed."""
-    kept = ((key, value) for key, value in run.config.items() if key != SEED and not serialize.is_free(key))
+    kept = (
+        (key, value)
+        for key, value in run.config.items()
+        if key != SEED and not serialize.is_free_to_change(key)
+    )
     return tuple(sorted(kept)) or run.place
 
 

@@ -77,7 +77,7 @@ def content(runs: Sequence[RunData]) -> dict[str, Any]:
         "schedule": _schedules(runs),
         "losses": _losses(runs),
         "differences": cards.config_differences(runs),
-        "is_free": serialize.is_free,
+        "is_free": serialize.is_free_to_change,
         "environment": cards.environments(runs),
         "datasets": cards.datasets(runs),
         "level": f"{LEVEL:.0%}",

@@ -142,7 +142,7 @@ def read(place: str, label: str) -> RunData:
 
 def _read(reader: Reader, label: str) -> RunData:
     text = reader.text(CONFIG)
-    config = serialize.bindings(text)
+    config = serialize.parse_bindings(text)
     found = _evaluations(reader)
     chosen = records.choose_evaluation(found, lambda record: evaluation_spec.is_asked_for(record, config))
     terms_name = (chosen or EVALUATION).removesuffix(".json") + ".npz"

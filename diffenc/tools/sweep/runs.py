@@ -106,7 +106,7 @@ def asked(experiment: Experiment) -> dict[str, Any]:
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
         "time_sampler": time_samplers.spell(settings.time_sampler),
-        "precision": serialize.precision(experiment),
+        "precision": serialize.network_precision(experiment),
         "step": settings.step or experiment.steps,
     }
 

@@ -42,7 +42,7 @@ def compared(run: Run) -> bool:
     asked = {
         "features": features.spell(choose_features(experiment)),
         "step": experiment.sample.step or experiment.steps,
-        "precision": serialize.precision(experiment),
+        "precision": serialize.network_precision(experiment),
         **{key: getattr(settings, key) for key in ("num_images", "kid_images", "kid_block")},
         **sampling_metadata(experiment),
     }

@@ -73,4 +73,4 @@ def deviations(row: Row, experiment: Experiment, seeds: int) -> list[str]:
     if seeds < row.seeds:
         found.append(f"seeds: {row.seeds} -> {seeds}")
     here = dataclasses.replace(experiment, seed=published.seed)
-    return found + serialize.differences(serialize.config_text(published), serialize.config_text(here))
+    return found + serialize.find_differences(serialize.config_text(published), serialize.config_text(here))

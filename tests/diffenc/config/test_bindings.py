@@ -4,7 +4,15 @@ import pytest
 from absl import logging
 
 from diffenc.config import names
-from diffenc.config.bindings import MACRO, REQUIRED, Binding, Macro, Reference, Settings, missing_field
+from diffenc.config.bindings import (
+    MACRO,
+    REQUIRED,
+    Binding,
+    BindingSet,
+    Macro,
+    Reference,
+    missing_field_error,
+)
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import Model
 from diffenc.errors import UserError
@@ -29,7 +37,7 @@ def bind(name, value, where, typed):
 def refuses(said, visits=()):
     """The message with which the bindings are refused."""
     with pytest.raises(UserError) as error:
-        Settings(said).check_read(visits)
+        BindingSet(said).check_unread(visits)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -45,7 +53,7 @@ def test_the_last_binding_of_a_key_is_in_effect_and_macros_are_resolved():
         from_file("Model.schedule", Macro(REQUIRED)),
         on_command_line("HIGH", 8),
     ]
-    assert Settings(said).lines() == [
+    assert BindingSet(said).lines() == [
         "schedule.linear.log_snr_max = 8.0",
         "network.unet.fourier_powers = (6, 7)",
         "a/network.unet.channels = 64",
@@ -136,7 +144,7 @@ def test_what_nothing_reads_is_refused_on_the_command_line(name, nearest):
 
 @pytest.mark.parametrize("name", ["network.unet.blocks", "a/network.unet.blocks", "b/network.unet.blocks"])
 def test_what_some_scope_reads_is_accepted_on_the_command_line(name):
-    Settings([on_command_line(name, 8)]).check_read(VISITS)
+    BindingSet([on_command_line(name, 8)]).check_unread(VISITS)
 
 
 def test_what_inner_scopes_always_override_is_not_read():
@@ -145,7 +153,7 @@ def test_what_inner_scopes_always_override_is_not_read():
     assert message == (
         "--gin_bindings: network.unet.blocks = 8: nothing reads it; nearest: a/network.unet.blocks"
     )
-    Settings([*said[:1], on_command_line("network.unet.blocks", 8)]).check_read(VISITS)
+    BindingSet([*said[:1], on_command_line("network.unet.blocks", 8)]).check_unread(VISITS)
 
 
 def test_macros_that_read_macros_are_read():
@@ -154,7 +162,7 @@ def test_macros_that_read_macros_are_read():
         from_file("B", Macro("A")),
         from_file("network.unet.fourier_powers", (1, Macro("B"))),
     ]
-    Settings(said).check_read(VISITS)
+    BindingSet(said).check_unread(VISITS)
     assert "A = 8: nothing reads it" in refuses(said, [("", "Experiment")])
 
 
@@ -169,7 +177,7 @@ def test_a_files_bindings_of_a_plugin_out_of_use_are_dropped_with_one_line_of_lo
         from_file("network.encoder_unet.log_snr_max", Macro("HIGH"), 5),
         from_file("y/network.unet.blocks", 4, 6),
     ]
-    Settings(said).check_read(VISITS)
+    BindingSet(said).check_unread(VISITS)
     assert lines == [
         "encoder.trainable is not used in this experiment; dropped: run.gin:2",
         "network.encoder_unet is not used in this experiment; dropped: run.gin:3, run.gin:4, run.gin:5",
@@ -179,7 +187,7 @@ def test_a_files_bindings_of_a_plugin_out_of_use_are_dropped_with_one_line_of_lo
 
 def test_a_files_binding_that_is_overridden_in_every_scope_is_no_mistake():
     said = [from_file(f"{scope}network.unet.blocks", 4) for scope in ("", "a/", "b/c/")]
-    Settings(said).check_read(VISITS)
+    BindingSet(said).check_unread(VISITS)
 
 
 @pytest.mark.parametrize("name", ["LOG_SNR_MX", "elsewhere/network.unet.blocks"])
@@ -192,22 +200,25 @@ def test_a_value_left_to_be_given_is_refused_where_it_is_read():
     assert refuses(said, VISITS) == (
         "run.gin:5: schedule.linear.log_snr_max must be given: add schedule.linear.log_snr_max = VALUE"
     )
-    Settings(said).check_read([("", "Experiment")])
+    BindingSet(said).check_unread([("", "Experiment")])
 
 
 def test_a_missing_field_is_answered_with_the_binding_to_add():
-    encoder, model = names.fields_of(Model)["encoder"], names.fields_of(Experiment)["model"]
-    message = str(missing_field("s", "Model", encoder))
+    encoder, model = names.bindable_fields(Model)["encoder"], names.bindable_fields(Experiment)["model"]
+    message = str(missing_field_error("s", "Model", encoder))
     assert message.startswith("s/Model.encoder is not bound: add s/Model.encoder = @encoder.NAME() (known: ")
     assert "encoder.trainable" in message
-    assert str(missing_field("", "Experiment", model)).endswith("add Experiment.model = @Model()")
+    assert str(missing_field_error("", "Experiment", model)).endswith("add Experiment.model = @Model()")
     seed = names.Field("seed", int, True)
-    assert str(missing_field("", "Experiment", seed)).endswith("add Experiment.seed = VALUE")
+    assert str(missing_field_error("", "Experiment", seed)).endswith("add Experiment.seed = VALUE")
 
 
 def test_an_error_about_a_binding_gets_its_place():
-    settings = Settings([from_file("Experiment.steps", 0, 9)])
+    settings = BindingSet([from_file("Experiment.steps", 0, 9)])
     assert (
-        str(settings.placed(UserError("Experiment.steps = 0: bad"))) == "run.gin:9: Experiment.steps = 0: bad"
+        str(settings.with_location(UserError("Experiment.steps = 0: bad")))
+        == "run.gin:9: Experiment.steps = 0: bad"
     )
-    assert str(settings.placed(UserError("Experiment.steps_more: bad"))) == "Experiment.steps_more: bad"
+    assert (
+        str(settings.with_location(UserError("Experiment.steps_more: bad"))) == "Experiment.steps_more: bad"
+    )

@@ -94,7 +94,7 @@ def test_what_was_read_from_where_is_in_the_header_and_changes_nothing(project, 
     assert all(f"config: {line.removeprefix('# ')}" in caplog.text for line in header), "and in the log"
     assert written.endswith(text)
     assert text.count("#") == 0
-    assert serialize.differences(written, text) == []
+    assert serialize.find_differences(written, text) == []
     assert serialize.hparams(written) == serialize.hparams(text)
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_keeps_its_header(project):
     assert again == experiment
     write_config(again, project, serialize.config_text(again))
     assert (project / "config.gin").read_text() == header
-    made_by_python = gin_loader.load_foreign(header, "x", lambda module: True)
+    made_by_python = gin_loader.load_untrusted(header, "x", lambda module: True)
     assert made_by_python.read_from == ()
     write_config(made_by_python, project, serialize.config_text(experiment))
     assert (project / "config.gin").read_text() == header

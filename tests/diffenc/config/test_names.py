@@ -10,7 +10,7 @@ from diffenc.errors import UserError
 
 
 def test_everything_bindable_has_a_selector():
-    known = names.classes()
+    known = names.known_classes()
     assert {
         "Experiment",
         "Model",
@@ -24,7 +24,7 @@ def test_everything_bindable_has_a_selector():
 
 
 def test_fields_carry_their_hints_and_whether_they_are_required():
-    fields = names.fields_of(Experiment)
+    fields = names.bindable_fields(Experiment)
     assert fields["model"] == names.Field("model", Model, True)
     assert fields["seed"] == names.Field("seed", int, False)
     assert fields["evaluate"].required is False
@@ -36,19 +36,19 @@ def test_fields_that_cannot_be_given_are_left_out():
         given: list[int] = dataclasses.field(default_factory=list)
         derived: int = dataclasses.field(init=False, default=0)
 
-    assert names.fields_of(Derived) == {"given": names.Field("given", list[int], False)}
+    assert names.bindable_fields(Derived) == {"given": names.Field("given", list[int], False)}
 
 
 @pytest.mark.parametrize("selector", ["Model", "encoder.trainable", "sample"])
 def test_a_full_selector_stands_for_itself(selector):
-    assert names.resolve(selector) == selector
+    assert names.resolve_selector(selector) == selector
 
 
 def test_the_kind_may_be_left_out_where_one_thing_is_called_so(monkeypatch):
-    assert names.resolve("unet") == "network.unet"
+    assert names.resolve_selector("unet") == "network.unet"
     monkeypatch.setattr(registry.generative_means, "_classes", {"unet": Model})
     with pytest.raises(UserError, match=r"^'unet' can be mean\.unet or network\.unet$"):
-        names.resolve("unet")
+        names.resolve_selector("unet")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_kind_may_be_left_out_where_one_thing_is_called_so(monkeypatch):
 )
 def test_an_unknown_selector_is_answered_with_the_nearest(selector, message):
     with pytest.raises(UserError, match=f"^{message}$"):
-        names.resolve(selector)
+        names.resolve_selector(selector)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_an_unknown_selector_is_answered_with_the_nearest(selector, message):
     ],
 )
 def test_a_hint_says_what_references_may_stand_there(hint, kinds):
-    assert names.kinds_in(hint) == kinds
+    assert names.accepted_kinds(hint) == kinds

@@ -9,7 +9,14 @@ import pytest
 from diffenc import registry
 from diffenc.config import gin_loader, names
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
-from diffenc.config.serialize import config_hash, config_text, differences, hparams, precision, unimportable
+from diffenc.config.serialize import (
+    config_hash,
+    config_text,
+    find_differences,
+    hparams,
+    network_precision,
+    unimportable_classes,
+)
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Model
 from diffenc.errors import UserError
@@ -216,13 +223,16 @@ def test_the_hash_is_of_what_is_not_free_to_change():
 def test_differences_name_key_old_and_new():
     old = experiment()
     new = experiment(seed=2, steps=77, evaluate=Evaluate(passes=5), encoder=plugin("encoder", "nontrainable"))
-    assert differences(config_text(old), "# a comment\n\n" + config_text(new)) == [
+    assert find_differences(config_text(old), "# a comment\n\n" + config_text(new)) == [
         "Experiment.seed: 0 -> 2",
         "Model.encoder: @encoder.identity() -> @encoder.nontrainable()",
     ]
-    assert differences("Experiment.steps_ahead = 1\n", "Experiment.steps_ahead = 2\n") != []
-    assert differences("A.x = 1\nB.y = 'a = b'\n", "B.y = 2\n") == ["A.x: 1 -> absent", "B.y: 'a = b' -> 2"]
-    assert differences(config_text(old), config_text(experiment(steps=9))) == []
+    assert find_differences("Experiment.steps_ahead = 1\n", "Experiment.steps_ahead = 2\n") != []
+    assert find_differences("A.x = 1\nB.y = 'a = b'\n", "B.y = 2\n") == [
+        "A.x: 1 -> absent",
+        "B.y: 'a = b' -> 2",
+    ]
+    assert find_differences(config_text(old), config_text(experiment(steps=9))) == []
 
 
 def test_how_networks_are_computed_may_change(tmp_path):
@@ -235,7 +245,7 @@ def test_how_networks_are_computed_may_change(tmp_path):
     computed = experiment(encoder=encoder, network=other)
     assert "model_network/network.unet.scan = True" in config_text(computed)
     assert config_hash(computed) == config_hash(plain)
-    assert not differences(config_text(plain), config_text(computed))
+    assert not find_differences(config_text(plain), config_text(computed))
     assert round_trip(tmp_path, computed) == computed
     wider = experiment(encoder=encoder, network=dataclasses.replace(other, channels=32))
     assert config_hash(wider) != config_hash(plain)
@@ -245,7 +255,7 @@ def test_a_run_is_trained_in_one_precision_and_measured_in_any(tmp_path):
     trained, other = (experiment(network=plugin("network", "unet", precision=p)) for p in PRECISIONS)
     (tmp_path / "config.gin").write_text(config_text(trained))
     change = "network.unet.precision: 'float32' -> 'bfloat16'"
-    assert differences(config_text(trained), config_text(other)) == [change]
+    assert find_differences(config_text(trained), config_text(other)) == [change]
     with pytest.raises(UserError, match=re.escape(change)):
         check_config(other, tmp_path)
     check_config(other, tmp_path, FREE_TO_MEASURE)
@@ -254,8 +264,10 @@ def test_a_run_is_trained_in_one_precision_and_measured_in_any(tmp_path):
 
 def test_the_precision_is_the_lowest_of_any_network(x64):
     network = plugin("network", "encoder_unet", precision="bfloat16")
-    assert precision(experiment()) == "float64"
-    assert precision(experiment(encoder=plugin("encoder", "trainable", network=network))) == "bfloat16"
+    assert network_precision(experiment()) == "float64"
+    assert (
+        network_precision(experiment(encoder=plugin("encoder", "trainable", network=network))) == "bfloat16"
+    )
 
 
 def test_hparams_are_numbers_where_the_config_has_numbers():
@@ -276,8 +288,8 @@ def test_hparams_are_numbers_where_the_config_has_numbers():
 
 def test_classes_that_no_import_makes_known(nest):
     """One of a function, and one of the program itself."""
-    assert unimportable(experiment()) == []
+    assert unimportable_classes(experiment()) == []
     here = experiment(network=nest(anything=3))
-    assert unimportable(here) == [f"{__name__}.nest.<locals>.Nest"]
+    assert unimportable_classes(here) == [f"{__name__}.nest.<locals>.Nest"]
     nest.__qualname__, nest.__module__ = "Nest", "__main__"
-    assert unimportable(here) == ["__main__.Nest"]
+    assert unimportable_classes(here) == ["__main__.Nest"]

@@ -34,11 +34,11 @@ def refusal(cls, **values):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("selector", sorted(names.classes()))
+@pytest.mark.parametrize("selector", sorted(names.known_classes()))
 def test_every_class_of_a_config_refuses_a_value_of_another_type(selector):
     """Of each field that holds a number, a truth value or a text."""
-    cls = names.classes()[selector]
-    for field in names.fields_of(cls).values():
+    cls = names.known_classes()[selector]
+    for field in names.bindable_fields(cls).values():
         if field.hint in NOT_FOR:
             message = refusal(cls, **{**_required(cls), field.name: NOT_FOR[field.hint]})
             assert (
@@ -56,7 +56,7 @@ def _required(cls) -> dict[str, Any]:
         "optimizer": AdamW(),
         "folder": "x",
     }
-    return {name: values.get(name) for name, field in names.fields_of(cls).items() if field.required}
+    return {name: values.get(name) for name, field in names.bindable_fields(cls).items() if field.required}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_class_keeps_its_signature_and_pythons_own_errors():
     ]
     with pytest.raises(TypeError, match="unexpected keyword argument 'passs'"):
         Evaluate(passs=3)  # pyright: ignore[reportCallIssue]
-    assert {Experiment, Model} <= set(names.classes().values())
+    assert {Experiment, Model} <= set(names.known_classes().values())
 
 
 def test_annotations_that_cannot_be_evaluated_are_not_checked():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffenc.fields.values import coerce, parts, spell, spell_hint
+from diffenc.fields.values import coerce, format_type, format_value, leaf_values
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ LITERAL = st.recursive(
 
 @given(LITERAL)
 def test_spelling_is_read_back_as_the_same_value(value):
-    assert repr(ast.literal_eval(spell(value))) == repr(value)
+    assert repr(ast.literal_eval(format_value(value))) == repr(value)
 
 
 def test_parts_are_what_is_not_a_container():
-    assert list(parts([1, (2, {"a": [3]}), "bc"])) == [1, 2, "a", 3, "bc"]
+    assert list(leaf_values([1, (2, {"a": [3]}), "bc"])) == [1, 2, "a", 3, "bc"]
 
 
 def test_hints_are_spelled_as_written():
-    assert [spell_hint(hint) for hint in (int, int | None, Optional[int], tuple[float, ...])] == [  # noqa: UP045
+    assert [format_type(hint) for hint in (int, int | None, Optional[int], tuple[float, ...])] == [  # noqa: UP045
         "int",
         "int | None",
         "Optional[int]",

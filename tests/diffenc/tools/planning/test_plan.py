@@ -253,7 +253,7 @@ def test_mistakes_are_named(settings, message):
 
 def test_plans_may_change_between_visits(tiny):
     assert (
-        serialize.differences(
+        serialize.find_differences(
             serialize.config_text(tiny()), serialize.config_text(tiny(plan=Plan(share=0.5, compile=False)))
         )
         == []

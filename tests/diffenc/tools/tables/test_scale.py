@@ -8,7 +8,7 @@ import pytest
 
 from diffenc import registry
 from diffenc.config import gin_loader
-from diffenc.config.serialize import config_text, differences
+from diffenc.config.serialize import config_text, find_differences
 from diffenc.tools.tables import paper
 from diffenc.tools.tables.scale import Scale, deviations
 
@@ -100,7 +100,7 @@ def test_flags_change_what_they_name_and_nothing_else(row):
     if row.model == "DiffEnc-8-2":
         changed.add("network.encoder_unet.channels: 64 -> 16")
         assert small.model.encoder.network.blocks == 2
-    assert set(differences(config_text(load(row)), config_text(small))) == changed
+    assert set(find_differences(config_text(load(row)), config_text(small))) == changed
     assert set(deviations(row, small, 2)) == {*changed, "steps: 2,000,000 -> 100", "seeds: 5 -> 2"}
 
 
