@@ -62,7 +62,7 @@ def test_an_include_is_looked_up_beside_the_file_that_it_stands_in(project):
     assert bound(absolute) == {"Experiment.seed": 3}
     lost = refusal(write(project / "far" / "lost.gin", "\ninclude 'part.gin'\n"))
     assert lost.startswith(f"{project}/far/lost.gin:2: part.gin: no such file")
-    assert "beside the file that it stands in" in lost
+    assert "beside the file that it is in" in lost
 
 
 def test_a_file_on_the_command_line_that_hides_a_shipped_one_is_said(project, caplog):

@@ -47,7 +47,7 @@ def test_a_full_selector_stands_for_itself(selector):
 def test_the_kind_may_be_left_out_where_one_thing_is_called_so(monkeypatch):
     assert names.resolve_selector("unet") == "network.unet"
     monkeypatch.setattr(registry.generative_means, "_classes", {"unet": Model})
-    with pytest.raises(UserError, match=r"^'unet' can be mean\.unet or network\.unet$"):
+    with pytest.raises(UserError, match=r"^'unet' can be generative_mean\.unet or network\.unet$"):
         names.resolve_selector("unet")
 
 

@@ -35,7 +35,7 @@ def experiment(**changes):
         encoder=plugin("encoder", "identity"),
         schedule=plugin("schedule", "linear", log_snr_max=8.0),
         parameterization=plugin("parameterization", "epsilon"),
-        generative_mean=plugin("mean", "vdm"),
+        generative_mean=plugin("generative_mean", "vdm"),
         network=changes.pop("network", plugin("network", "unet", blocks=1, channels=16)),
     )
     if "encoder" in changes:
