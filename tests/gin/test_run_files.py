@@ -100,7 +100,7 @@ def test_schedule_and_networks_share_the_ends(name):
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in gin_loader.read_file(f"gin/{name}.gin"):
-        assert said.get(binding.key, ()) != binding.value, f"{binding.where}: {binding} is known already"
+        assert said.get(binding.key, ()) != binding.value, f"{binding.location}: {binding} is known already"
         said[binding.key] = binding.value
 
 
