@@ -1,4 +1,4 @@
-"""Digests of what is converted, so that it is known again."""
+"""Digests of source files and of images, which identify them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _CHUNK = 2**20  # bytes read at a time
 def digest_path(
     path: Path, start: StartBar = no_bar, members: Sequence[Path] | None = None
 ) -> dict[str, Any]:
-    """What tells the file or the folder at `path` from others, as a manifest lists it.
+    """Returns the digests of the file or folder at `path`, as a manifest lists them.
 
     Args:
       members: the files of the folder that count; None = all of them.
@@ -47,7 +47,7 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def digest_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
-    """`bytes`, `md5` and `sha256` (hex) of a file."""
+    """Returns `bytes`, `md5` and `sha256` (hex) of a file."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -58,7 +58,7 @@ def digest_file(path: Path, advance: Advance = lambda count: None) -> dict[str, 
 
 
 def _digest_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dict[str, Any]:
-    """`files`, `bytes`, and a `sha256` of the names and contents of all files."""
+    """Returns `files`, `bytes`, and a `sha256` of the names and contents of all files."""
     digest, total = hashlib.sha256(), 0
     for path in paths:
         held = digest_file(path, advance)

@@ -1,4 +1,7 @@
-"""Official files from the net: checked, and gone on with where an earlier call stopped."""
+"""Downloads official files: checks size and MD5, and resumes interrupted downloads.
+
+Not pooch, which starts each download from its first byte again, and has no limit on the bytes a server sends.
+"""
 
 import http.client
 import os
@@ -21,11 +24,11 @@ _TIMEOUT = 60  # seconds without a byte
 
 
 class _Trouble(Exception):  # noqa: N818 - it is worth another attempt
-    """What went wrong, for people."""
+    """The reason, for messages."""
 
 
 def fetch(downloads: Sequence[Download], folder: Path, bars: ProgressBars) -> None:
-    """Put every file into `folder`; parts that an earlier call left there are completed.
+    """Downloads every file into `folder`; completes what an earlier call left there.
 
     Raises:
       UserError: a file cannot be fetched, or is not the official one.
@@ -50,11 +53,11 @@ def _fetch(wanted: Download, path: Path, bars: ProgressBars) -> None:
             return
         except _Trouble as found:
             trouble = str(found)
-    raise UserError(f"{wanted.url}: {trouble}; run the same command again to go on")
+    raise UserError(f"{wanted.url}: {trouble}; run the same command again to resume")
 
 
 def _check(wanted: Download, part: Path) -> None:
-    """Removes `part` if it is not the official file: of one that changed, no part is good."""
+    """Raises _Trouble unless `part` is the official file; removes it if its MD5 differs."""
     size = part.stat().st_size
     if size < wanted.bytes:
         raise _Trouble(f"the download was cut short at {size:,} of {wanted.bytes:,} bytes")
@@ -64,7 +67,7 @@ def _check(wanted: Download, part: Path) -> None:
 
 
 def _continue(wanted: Download, part: Path, bars: ProgressBars) -> None:
-    """Append to `part` what it lacks, as far as that comes."""
+    """Downloads the rest of `part`."""
     have = part.stat().st_size if part.exists() else 0
     if have >= wanted.bytes:
         return
@@ -83,7 +86,7 @@ def _asked(url: str, have: int, part: Path) -> http.client.HTTPResponse:
 
 
 def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the server sends what follows the first `have` bytes; else it sends all of the file."""
+    """Whether the server sends the file from byte `have` on; else it sends all of it."""
     sent = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
     return answer.status == 206 and sent is not None and int(sent[1]) == have
 

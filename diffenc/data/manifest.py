@@ -1,4 +1,4 @@
-"""What a prepared folder says of itself, in its `manifest.json`."""
+"""The `manifest.json` of a prepared folder."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What lies in a prepared folder.
+    """The content of a prepared folder.
 
     Attributes:
       name: what `python -m diffenc.prepare` was called with.
@@ -84,7 +84,7 @@ class Manifest:
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Put `manifest` into `folder`, all or nothing."""
+    """Writes `manifest` to `folder` atomically."""
     said: dict[str, Any] = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     for name, split in manifest.splits.items():
         said["splits"][name] = {"count": split.count, **said["splits"][name]}

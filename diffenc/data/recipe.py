@@ -1,4 +1,4 @@
-"""What `prepare` is told of a data set: where it lies, what it is, how it is read."""
+"""Recipes: how `prepare` converts a data set, from which files."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ ON_DISK = ("train", "test")  # what lies on disk; validation is cut from train
 
 
 class BadSourceError(UserError):
-    """What is to be converted is not good: there is nothing to go on with."""
+    """The source files are damaged or malformed, so that the conversion cannot be resumed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Images that somebody has in hand, checked, and as a data set."""
+"""Arrays of images as a data set."""
 
 import dataclasses
 from typing import Any, NoReturn
@@ -14,10 +14,10 @@ from diffenc.interfaces import Dataset, Source
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set as far as a model depends on it. It holds no images.
+    """The properties of a data set that a model depends on, without its images.
 
     Attributes:
-      name: as figures state it.
+      name: as evaluations state it.
       image_shape: (H, W, C).
     """
 
@@ -36,7 +36,7 @@ class DatasetSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayDataset:
-    """The images in hand as every split of a data set of the kind of `like`."""
+    """A data set with the given images as every split, and the properties of `like`."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
@@ -63,7 +63,7 @@ class ArrayDataset:
 
 
 def check_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
-    """`images` as an array, if they are levels of images of this kind. Raises UserError if not."""
+    """Returns `images` as an array. Raises UserError unless they are levels of images like those of `like`."""
     array, shape, top = np.asarray(images), like.image_shape, like.num_levels - 1
     want = f"uint8 levels 0 .. {top} of shape [N, {', '.join(map(str, shape))}]"
     if array.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""How the metadata of a file of weights bind the config to the parameters, so that neither is changed without the other.
+"""Binds the config to the parameters in the metadata of a file of weights, so that neither is changed alone.
 
 bindings   {key: value} of the config, as it was written
 seal       SHA-256 of all of the metadata but `config` and `seal`, so of `bindings` and of the parameters' SHA-256 too
@@ -37,9 +37,7 @@ def check_binding(where: str, metadata: Mapping[str, Any]) -> None:
         _check_hash(where, metadata)
         return
     if metadata[SEAL] != _seal(metadata):
-        raise UserError(
-            f"{where}: is damaged: what it says of its parameters is not what was written; download it again"
-        )
+        raise UserError(f"{where}: is damaged: its metadata is not what was written; download it again")
     written = "".join(f"{key} = {value}\n" for key, value in metadata[BINDINGS].items())
     refuse_other(
         f"{where}: its config",

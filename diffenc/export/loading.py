@@ -1,4 +1,4 @@
-"""From a workdir, an export or a file of weights to a model."""
+"""Loads a trained model from a workdir, an export or a file of weights."""
 
 import contextlib
 import os
@@ -33,10 +33,10 @@ from diffenc.workdir.config_check import expected_metadata, saved_config
 
 
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
-    """A trained model: its averaged parameters, ready to sample, to measure and to encode.
+    """Loads a trained model: its averaged parameters, ready to sample, evaluate and encode.
 
-    Nothing of what is read is run. A config that imports modules is refused, but for those of installed plugin packages
-    (entry points `diffenc.plugins`) and those that are allowed here.
+    Loading never executes code from the files. A config that imports modules is refused, except those of installed plugin
+    packages (entry points `diffenc.plugins`) and those allowed here.
 
     Args:
       path: a run's workdir, the folder of an export or its model.safetensors; a path or an address as gs://….
@@ -44,7 +44,7 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
       allow_imports: modules, or packages of such, that the config may import.
 
     Raises:
-      UserError: nothing of the kind is there, it is damaged, or it is of plugins that are not here.
+      UserError: there is no trained model, it is damaged, or its plugins are not installed.
     """
     registry.discover()
     if not isinstance(path, str | os.PathLike):

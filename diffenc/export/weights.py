@@ -1,13 +1,14 @@
-"""The file of a trained model: its parameters as safetensors, and all that one must know to use them.
+"""The file of a trained model: its parameters as safetensors, and the metadata needed to use them.
 
 Parameters have the names of parameters.txt. The metadata is one text, "diffenc", of JSON (several would stand in another
 order in each file, and no two files would have the same SHA-256):
 
 layout   version of all this
 sha256   of the bytes of all parameters in the order of their names
-the fields of `WeightsMetadata`, and what binds its config to the parameters (see `diffenc.export.config_binding`).
+the fields of `WeightsMetadata`, and a digest that binds the config to the parameters (see
+`diffenc.export.config_binding`).
 
-A file is read as nobody's word: nothing in it is run, and nothing is taken that the model does not have.
+Files are treated as untrusted input: no code from them is executed, and only the parameters of the model are read.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float
 
 @dataclasses.dataclass(frozen=True)
 class WeightsMetadata:
-    """What a file says of its parameters.
+    """The metadata of a file of weights.
 
     Attributes:
       config: text of the experiment.
@@ -72,17 +73,17 @@ class WeightsMetadata:
 
 
 def write(path: Path, arrays: Arrays, about: WeightsMetadata) -> None:
-    """Write the file, all or nothing. Raises UserError if the disk refuses."""
+    """Writes the file atomically. Raises UserError if that fails."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
     atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_binding.bind_config(said))}))
 
 
 def read_metadata(path: Path) -> WeightsMetadata:
-    """What the file says of its parameters.
+    """Reads the metadata of the file.
 
     Raises:
-      UserError: it is damaged, its config was changed, or it is none of ours.
+      UserError: it is damaged, its config was changed, or diffenc did not write it.
     """
     with _opened(path) as file:
         metadata = _said(path, file)
@@ -100,7 +101,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
 
 
 def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
-    """The parameters, which must be those `wanted`: by name, of these shapes and types.
+    """Reads the parameters, which must be those `wanted`: by name, of these shapes and types.
 
     Raises:
       UserError: it is damaged, or holds other parameters; all that differ are named.
@@ -116,12 +117,12 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
 
 
 def describe_arrays(named: Mapping[str, Any]) -> dict[str, str]:
-    """Of each array, or shape of one, its type and shape for people: `float32[3, 3, 64]`."""
+    """Returns the type and shape of each array, or `ShapeDtypeStruct`, as text: `float32[3, 3, 64]`."""
     return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in named.items()}
 
 
 def require_same_arrays(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raise UserError, naming each that differs, unless the parameters held are those wanted (see `describe_arrays`)."""
+    """Raises UserError, naming each that differs, unless the parameters held are those wanted (see `describe_arrays`)."""
     differing = {
         "missing": sorted(wanted.keys() - held.keys()),
         "not of this model": sorted(held.keys() - wanted.keys()),
@@ -131,14 +132,14 @@ def require_same_arrays(where: str, held: Mapping[str, str], wanted: Mapping[str
             if held[name] != wanted[name]
         ],
     }
-    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in differing.items() if names)
-    if told:
-        raise UserError(f"{where}: holds other parameters than its config's model has: {told}")
+    message = "; ".join(f"{what}: {', '.join(names)}" for what, names in differing.items() if names)
+    if message:
+        raise UserError(f"{where}: holds other parameters than its config's model has: {message}")
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file as safetensors opens it, who checks all sizes and offsets; whatever is wrong is a UserError."""
+    """Opens the file by safetensors, which checks all sizes and offsets; errors become UserErrors."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
@@ -207,4 +208,4 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: is no file of weights, or a damaged one ({reason}); download it again")
+    return UserError(f"{path}: is not a file of weights, or is damaged ({reason}); download it again")

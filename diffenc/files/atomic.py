@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, synced, then renamed."""
+"""Atomic writes: a file is written under a temporary name, synced, then renamed."""
 
 import contextlib
 import errno
@@ -19,12 +19,12 @@ from diffenc.files.temporaries import temporary_file
 PathLike = str | os.PathLike[str]
 
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, somebody's share of it, or what a file may have
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk is full, or the quota, or the largest file size
 
 
 @contextlib.contextmanager
 def replace_file(path: PathLike) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on leaving, the file there takes the place of `path`.
+    """Yields a temporary path to write to, in the folder of `path`; on leaving, that file replaces `path`.
 
     If the body raises, `path` keeps its old content and the temporary is removed.
 
@@ -52,9 +52,9 @@ def _replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """The same for several files of one measurement: none takes its place before all are whole on the disk.
+    """`replace_file` for several files: none is replaced before all are whole on the disk.
 
-    They take their places in the order of `paths`.
+    They are replaced in the order of `paths`.
 
     Raises:
       OSError: the disk refused.
@@ -76,36 +76,36 @@ def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def replace_bytes(path: PathLike, data: bytes) -> None:
-    """`write_bytes`, for one who has more to say of a refusal. Raises OSError."""
+    """Writes as `write_bytes` does, but raises OSError, for callers with a better message."""
     with _replace_file(Path(path)) as temporary:
         temporary.write_bytes(data)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Replace the content of `path` by `data`, all or nothing. Raises UserError like `replace_file`."""
+    """Replaces the content of `path` by `data`, all or nothing. Raises UserError like `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Replace the content of `path` by `text` in UTF-8, all or nothing. Raises UserError like `replace_file`."""
+    """Replaces the content of `path` by `text` in UTF-8, all or nothing. Raises UserError like `replace_file`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Replace the content of `path` by `value` as indented JSON (see `to_json`), all or nothing."""
+    """Replaces the content of `path` by `value` as indented JSON (see `to_json`), all or nothing."""
     write_text(path, to_json(value, indent=1) + "\n")
 
 
 def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """`arrays` as an .npz file without pickles."""
+    """Returns `arrays` as an .npz file without pickles."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **dict(arrays))
     return buffer.getvalue()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that every reader accepts: NaN and infinities, which JSON lacks, become null.
+    """Returns `value` as standard JSON: NaN and infinities, which JSON lacks, become null.
 
     Scalars of numpy and jax become plain numbers.
 
@@ -116,7 +116,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def sync(path: PathLike) -> None:
-    """Make the content of a file, or the names in a folder, outlive a loss of power."""
+    """Flushes the content of a file, or the names in a folder, to the disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,7 +125,7 @@ def sync(path: PathLike) -> None:
 
 
 def sync_all(folder: PathLike) -> None:
-    """`sync` a folder and everything in it."""
+    """Flushes a folder and everything in it to the disk."""
     for inner, _, files in os.walk(folder):
         for file in files:
             sync(os.path.join(inner, file))
@@ -133,7 +133,7 @@ def sync_all(folder: PathLike) -> None:
 
 
 def write_error(path: PathLike, error: OSError) -> UserError:
-    """What to tell a user whose disk refused `path`."""
+    """Returns the UserError for a failed write of `path`."""
     reason = error.strerror or str(error)
     hint = "free space there" if error.errno in _FULL else "fix that"
     if error.errno in READ_ONLY:

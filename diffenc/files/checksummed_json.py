@@ -1,4 +1,4 @@
-"""JSON files that tell whether they are whole: beside their content, its SHA-256."""
+"""JSON files with a checksum: their content, and its SHA-256 under `checksum`."""
 
 import hashlib
 import json
@@ -9,21 +9,21 @@ from diffenc.files.stores import Store, is_damage
 
 
 class UnreadableError(Exception):
-    """What is stored is not there whole, or not as it was written."""
+    """A stored file is absent, incomplete or changed."""
 
 
 def dumps(content: Mapping[str, Any]) -> str:
-    """The file that says `content`. Raises TypeError if that has no JSON form."""
+    """Returns the text of the file with `content`. Raises TypeError if that has no JSON form."""
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "checksum": checksum})
 
 
 def read(store: Store, name: str) -> dict[str, Any]:
-    """What the file `name` says.
+    """Returns the content of the file `name`.
 
     Raises:
       UnreadableError: it is absent or damaged.
-      OSError: the store refused to say.
+      OSError: the store cannot be read.
     """
     try:
         raw = (store.read(name) or b"").decode()

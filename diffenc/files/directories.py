@@ -9,7 +9,7 @@ ENVIRONMENT_VARIABLE = "DIFFENC_DATA"
 
 
 def data_directory() -> Path:
-    """The folder that holds one folder per data set: $DIFFENC_DATA, else the per-user cache."""
+    """Returns the folder that holds one folder per data set: $DIFFENC_DATA, else the per-user cache."""
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -17,14 +17,14 @@ def data_directory() -> Path:
 
 
 def check_folder_name(name: str, key: str) -> str:
-    """`name`, which may be that of a folder in the data directory. Raises UserError, naming `key`, if not."""
+    """Returns `name` if a folder in the data directory can have it. Raises UserError, naming `key`, if not."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise UserError(f"{key} = {name!r}: must be the name of a folder, without / and no . in front")
     return name
 
 
 def cache_directory(name: str) -> Path:
-    """The folder for things of one kind in the per-user cache: $XDG_CACHE_HOME, else ~/.cache.
+    """Returns the folder `name` in the per-user cache: $XDG_CACHE_HOME, else ~/.cache.
 
     Raises:
       UserError: there is neither that nor a home folder.

@@ -1,6 +1,6 @@
-"""Folders that a process works in for long, and that may be moved, deleted or replaced meanwhile.
+"""Detects that the folder a process works in was moved, deleted or replaced.
 
-While a folder is `watch`, `diffenc.files.atomic` refuses to write below its path once another folder, or none, is there.
+Inside `watch(folder)`, `diffenc.files.atomic` refuses to write below its path once another folder, or none, is there.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class Location:
     """An open folder. Its descriptor keeps the inode number from being given to another folder."""
 
     def __init__(self, folder: Path):
-        """Open `folder`. Raises OSError if it cannot be."""
+        """Opens `folder`. Raises OSError if that fails."""
         self.folder = folder
         self.descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -60,26 +60,28 @@ class Location:
             return "which was moved, replaced or deleted"
         if not self._is_at(os.path.realpath(link)):
             return "which was deleted"
-        return f"which is at {os.path.realpath(link)} now: go on there, with the same command and --workdir"
+        return (
+            f"which is at {os.path.realpath(link)} now: continue there, with the same command and --workdir"
+        )
 
 
 @contextlib.contextmanager
 def watch(folder: Path) -> Iterator[None]:
-    """While entered, writing below `folder` is refused where it is another folder by then. One that is not there is not."""
+    """While entered, refuses to write below `folder` once it is another folder. A folder that does not exist is not watched."""
     try:
-        place = Location(folder)
+        location = Location(folder)
     except OSError:
         yield
         return
     before = _WATCHED.get(folder)
-    _WATCHED[folder] = place
+    _WATCHED[folder] = location
     try:
         yield
     finally:
         _WATCHED.pop(folder)
         if before is not None:
             _WATCHED[folder] = before
-        place.close()
+        location.close()
 
 
 def check(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Advisory locks on open files and folders, held until the descriptor is closed or the process dies."""
+"""Advisory locks on open files and folders, held until the descriptor is closed or the process dies.
+
+Not filelock: it opens a path, so it can lock neither a folder nor a file in a folder that is already open, and of the
+errors of file systems without locks it knows ENOSYS alone.
+"""
 
 import errno
 import fcntl

@@ -1,7 +1,7 @@
-"""Where checkpoints lie: a folder on a disk, or an address of an object store.
+"""Storage of checkpoints: a folder on a disk, or a prefix of an object store.
 
-Both take and give small files whole, list, and remove; arrays go there by `kvstore`, tensorstore's own words
-for the place. A file of an object store is there at once and whole, so nothing is ever renamed there.
+Both read, write, list and remove small files; arrays are written by tensorstore, to the spec that `kvstore` returns.
+An object store shows a file only once it is whole, so nothing is ever renamed there.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from diffenc.files.user_paths import expand_path
 
 PathLike = atomic.PathLike
 
-# One for all, for a store in memory lives as long as its context.
+# Shared: a store in memory lives as long as its context.
 CONTEXT = ts.Context({"memory_key_value_store": {}})
 
 REFUSALS = (ValueError, NotImplementedError, MemoryError)  # the types that tensorstore gives its errors
@@ -36,54 +36,54 @@ ABSENT = (FileNotFoundError, NotADirectoryError)
 
 @runtime_checkable
 class Store(Protocol):
-    """Files by name; "/" in a name makes folders. Whatever the store refuses is an OSError.
+    """Files by name; "/" in a name makes folders. Every failure of the store is an OSError.
 
     Attributes:
-      copies: whether memory may be used anew once its content is written; a store in memory may refer to it.
+      copies: whether memory may be reused once its content is written; a store in memory may refer to it.
     """
 
     copies: bool
 
     def kvstore(self, name: str = "") -> dict[str, Any]:
-        """The folder `name` as a JSON spec of tensorstore."""
+        """Returns the folder `name` as a JSON spec of tensorstore."""
         ...
 
     def below(self, name: str) -> "Store":
-        """The folder `name` as a store of its own."""
+        """Returns the folder `name` as a store."""
         ...
 
     def names(self) -> dict[str, set[str]]:
-        """Every folder here, empty ones too where there are such, with the files right in it."""
+        """Returns every folder, empty ones too where the store has them, with the names directly in it."""
         ...
 
     def files(self) -> list[str]:
-        """Every file, in folders too."""
+        """Returns every file, those in folders too."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
+        """Returns the content of a file; None if it does not exist."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file there, all or nothing; it outlives a loss of power."""
+        """Writes a file atomically and durably."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it; there need be none."""
+        """Removes a file, or a folder with its content, if it exists."""
         ...
 
     def sync(self, name: str) -> None:
-        """Make what tensorstore wrote to the folder `name` outlive a loss of power."""
+        """Flushes what tensorstore wrote to the folder `name` to the disk."""
         ...
 
 
-def open_store(place: PathLike) -> Store:
-    """The store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
+def open_store(location: PathLike) -> Store:
+    """Returns the store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
 
     Raises:
-      UserError: the URL is of no kind that tensorstore knows, or is file:// with a host; or it can be no path.
+      UserError: tensorstore does not know the scheme, the URL is file:// with a host, or no file can have such a path.
     """
-    text = expand_path(os.fspath(place), "path")
+    text = expand_path(os.fspath(location), "path")
     if not is_url(text):
         return Disk(Path(text))
     parts = urlsplit(text)
@@ -94,18 +94,18 @@ def open_store(place: PathLike) -> Store:
     return Disk(Path(parts.path))
 
 
-def is_url(place: PathLike) -> bool:
-    """Whether `place` is a URL rather than a path."""
-    return re.match(r"[a-z0-9]+://", os.fspath(place)) is not None
+def is_url(location: PathLike) -> bool:
+    """Whether `location` is a URL rather than a path."""
+    return re.match(r"[a-z0-9]+://", os.fspath(location)) is not None
 
 
-def join_path(place: PathLike, name: str) -> str | Path:
-    """`name` within a path or a URL."""
-    return f"{os.fspath(place).rstrip('/')}/{name}" if is_url(place) else Path(place) / name
+def join_path(folder: PathLike, name: str) -> str | Path:
+    """Returns `name` within a path or a URL."""
+    return f"{os.fspath(folder).rstrip('/')}/{name}" if is_url(folder) else Path(folder) / name
 
 
 class Disk:
-    """A folder on a local or a shared disk, made when it is first written to."""
+    """A folder on a local or a shared disk, created by the first write."""
 
     copies = True
 
@@ -194,31 +194,31 @@ class Objects:
         return found
 
     def files(self) -> list[str]:
-        return sorted(key.decode() for key in self._ask(lambda kv: kv.list()))
+        return sorted(key.decode() for key in self._call(lambda kv: kv.list()))
 
     def read(self, name: str) -> bytes | None:
-        found = self._ask(lambda kv: kv.read(name))
+        found = self._call(lambda kv: kv.read(name))
         return found.value if found.state == "value" else None
 
     def write(self, name: str, data: bytes) -> None:
-        self._ask(lambda kv: kv.write(name, data))
+        self._call(lambda kv: kv.write(name, data))
 
     def remove(self, name: str) -> None:
-        self._ask(lambda kv: kv.delete_range(ts.KvStore.KeyRange(f"{name}/", f"{name}0")))  # "0" follows "/"
-        self._ask(lambda kv: kv.write(name, None))
+        self._call(lambda kv: kv.delete_range(ts.KvStore.KeyRange(f"{name}/", f"{name}0")))  # "0" follows "/"
+        self._call(lambda kv: kv.write(name, None))
 
     def sync(self, name: str) -> None:
         """An object store keeps what it has acknowledged."""
 
-    def _ask(self, question: Any) -> Any:
+    def _call(self, operation: Any) -> Any:
         try:
-            return question(ts.KvStore.open(self._spec, context=CONTEXT).result()).result()
+            return operation(ts.KvStore.open(self._spec, context=CONTEXT).result()).result()
         except REFUSALS as error:
             raise as_os_error(error, self.url) from error
 
 
 def as_os_error(error: Exception, where: str) -> OSError:
-    """What tensorstore says of a disk or a store that refuses, as an OSError with its number if it has one."""
+    """Converts an error of tensorstore to an OSError, with its errno if it has one."""
     number = _number(error)
     if number:
         return OSError(number, os.strerror(number), where)
@@ -226,18 +226,18 @@ def as_os_error(error: Exception, where: str) -> OSError:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a failed reading, of Python or tensorstore, tells of bad content, not of a store that refuses.
+    """Whether a failed read, of Python or tensorstore, is due to damaged content rather than to the store.
 
-    An I/O error of a disk counts as bad content: a bad sector gives it, and the rest of the disk can be read.
+    An I/O error of a disk counts as damage: a bad sector causes it, and the rest of the disk can be read.
     """
     number = error.errno if isinstance(error, OSError) else _number(error)
     return number == errno.EIO if number else str(error).startswith(DAMAGE)
 
 
-def read_error(place: PathLike, error: OSError) -> UserError:
-    """What to tell a user whose store refused to be read."""
+def read_error(location: PathLike, error: OSError) -> UserError:
+    """Returns the UserError for a store that cannot be read."""
     reason = error.strerror or error
-    return UserError(f"cannot read {place}: {reason}; check the address, and your access to it")
+    return UserError(f"cannot read {location}: {reason}; check the address, and your access to it")
 
 
 def _number(error: Exception) -> int | None:

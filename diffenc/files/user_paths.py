@@ -1,4 +1,4 @@
-"""Paths as users give them."""
+"""Paths on the command line and in configs."""
 
 import argparse
 import os
@@ -9,10 +9,10 @@ from diffenc.errors import UserError
 
 
 def expand_path(text: str, option: str) -> str:
-    """The path, with `~` in front replaced by the home folder; an address such as gs://… stays as it is.
+    """Expands a leading `~` to the home folder; an address such as gs://… stays as it is.
 
     Args:
-      option: what gave it, for messages: "--workdir".
+      option: the option it comes from, for messages: "--workdir".
 
     Raises:
       UserError: no file can have such a path.
@@ -29,7 +29,7 @@ def expand_path(text: str, option: str) -> str:
 
 
 def path_argument(text: str) -> Path:
-    """The same, of a file or folder on a disk, as the `type` of an argument for argparse, which names the option itself."""
+    """Expands a path on a disk, as the `type` of an argument of argparse, which names the option in its message."""
     try:
         return Path(expand_path(text, "path"))
     except UserError as error:

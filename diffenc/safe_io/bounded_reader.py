@@ -1,4 +1,4 @@
-"""Streams that unpack to no more than was agreed, whatever their headers claim."""
+"""Limits how many bytes a stream may unpack to, whatever its headers claim."""
 
 from typing import TypeVar
 
@@ -11,21 +11,20 @@ _CHUNK = 2**20  # bytes asked for at a time
 
 
 class BoundedReader:
-    """Gives the bytes of `stream`, and raises UserError once they are more than `limit`.
+    """Reads `stream`, and raises UserError once it has more than `limit` bytes.
 
-    Memory is taken for bytes that have come, never for as many as someone asks for: readers ask for what a
-    header claims.
+    Memory is allocated for bytes received, never for the number requested: readers request what a header claims.
     """
 
     def __init__(self, stream: Stream, limit: int, name: str):
-        """`name` is what messages call the stream."""
+        """`name` is the name of the stream in messages."""
         self._stream = stream
         self._limit = limit
         self._name = name
         self._count = 0
 
     def read(self, size: int = -1, /) -> bytes | bytearray:
-        """`size` bytes, or all where it is negative; fewer at the end."""
+        """Returns `size` bytes, or all if it is negative; fewer at the end."""
         if size > self._limit:
             raise UserError(f"{self._name}: claims {size:,} bytes, more than the {self._limit:,} it may have")
         found = bytearray()
@@ -34,12 +33,12 @@ class BoundedReader:
         return bytes(found) if len(found) < _CHUNK else found  # the large ones are not copied
 
     def readline(self, size: int = -1, /) -> bytes:
-        """Up to and with the next line feed, or `size` bytes of that."""
+        """Returns the bytes up to and including the next line feed, at most `size` of them."""
         most = self._limit - self._count + 1
         return self._counted(self._stream.readline(min(size, most) if size >= 0 else most))
 
     def drain(self) -> None:
-        """Read to the end, as archives check their sums there."""
+        """Reads to the end, where archives check their checksums."""
         while self._some(_CHUNK):
             pass
 

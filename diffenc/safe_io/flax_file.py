@@ -1,7 +1,10 @@
-"""Arrays from a checkpoint that flax wrote as msgpack (`flax.serialization.to_bytes`): nested maps with arrays in them.
+"""Reads untrusted checkpoints that flax wrote as msgpack (`flax.serialization.to_bytes`): nested maps of arrays.
 
-An array is extension 1, a number extension 3: (shape, name of the dtype, bytes), where the bytes must be as many as the
-shape wants. Nothing else is taken.
+An array is extension 1, a number extension 3: (shape, name of the dtype, bytes), where the number of bytes must match
+the shape. Everything else is refused.
+
+Not `flax.serialization.msgpack_restore`: it has no limit on entries (an empty list takes one byte in the file and a
+hundred in memory), keeps the last of two entries of one name, and imports all of flax.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,12 +26,12 @@ _DTYPES |= {"float16", "float32", "float64", "bool"}
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Every array and number by its path, the parts joined by "/". The arrays are views of copies of the file's content.
+    """Returns every array and number by its path, the parts joined by "/".
 
-    Beside those there are _MOST entries, whatever the file says.
+    The arrays are views of copies of the file's content; the number of entries is at most _MOST.
 
     Raises:
-      UserError: it cannot be read, or is no such file.
+      UserError: it cannot be read, or is not such a file.
     """
     with convert_errors(path):
         content = _Budget().unpack(path.read_bytes(), _LONGEST)
@@ -38,7 +41,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def to_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """`pairs` as a dictionary. Raises ValueError if two have the same name."""
+    """Returns `pairs` as a dictionary. Raises ValueError if two have the same name."""
     found = {}
     for name, value in pairs:
         if name in found:
@@ -48,7 +51,7 @@ def to_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 class _Budget:
-    """Unpacks so many entries of maps, lists and arrays: an empty one is a byte there, and a hundred here."""
+    """Unpacks at most _MOST entries of maps, lists and arrays: an empty list is a byte in the file, a hundred in memory."""
 
     def __init__(self):
         self._left = _MOST

@@ -1,4 +1,4 @@
-"""Errors of damaged files as one line each."""
+"""Converts the errors of damaged files to one line each."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from diffenc.errors import UserError
 
 @runtime_checkable
 class Stream(Protocol):
-    """Bytes to be read: a file, a member of an archive, an answer from the net."""
+    """A readable stream of bytes: a file, a member of an archive, an HTTP response."""
 
     def read(self, size: int = -1, /) -> bytes | bytearray: ...
 
@@ -19,7 +19,7 @@ class Stream(Protocol):
 
 @contextlib.contextmanager
 def convert_errors(name: Path | str) -> Iterator[None]:
-    """Turn whatever goes wrong while the file `name` is read into a UserError of one line.
+    """Converts every error raised while the file `name` is read into a UserError of one line.
 
     Damaged archives fail in more ways than their modules document (zlib, struct, Unicode, memory ...).
     """
@@ -28,9 +28,9 @@ def convert_errors(name: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be read, download it again ({one_line(error)})") from error
+        raise UserError(f"{name}: cannot be read; download it again ({one_line(error)})") from error
 
 
 def one_line(error: Exception) -> str:
-    """The type and text of `error` without line breaks."""
+    """Returns the type and text of `error` without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())

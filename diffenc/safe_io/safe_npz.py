@@ -1,4 +1,4 @@
-"""Reading plain arrays from an .npz file that nobody vouches for."""
+"""Reads plain arrays from untrusted .npz files."""
 
 import io
 import math
@@ -13,10 +13,10 @@ from diffenc.safe_io.reading import convert_errors
 
 
 def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> dict[str, np.ndarray]:
-    """Those of the arrays `wanted` that the .npz file in `stream` has.
+    """Returns those of the arrays `wanted` that the .npz file in `stream` has.
 
     Args:
-      name: what messages call the file.
+      name: the name of the file in messages.
       limit: the most bytes that one array may take.
 
     Raises:
@@ -44,6 +44,6 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: 
 
 
 def refuse_bomb(member: zipfile.ZipInfo, name: str, limit: int) -> None:
-    """Raise UserError if a member of an archive claims more than `limit` bytes; zipfile never gives more."""
+    """Raises UserError if a member of an archive claims more than `limit` bytes; zipfile never returns more than claimed."""
     if member.file_size > limit:
         raise UserError(f"{name}: claims {member.file_size:,} bytes, more than the {limit:,} it may have")

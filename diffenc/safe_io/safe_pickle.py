@@ -1,8 +1,8 @@
-"""Reading pickled batches of arrays without running anything that is in the pickle.
+"""Reads pickled batches of arrays without executing code from the pickle.
 
-A pickle may name any function of any module and have it called. Here only the few names that numpy's
-arrays need are known, and even they stand for small functions of this module: numpy's own trust what they
-are given, and a forged dtype makes them read memory that is not theirs.
+A pickle can call any function of any module. Here only the few names that numpy's arrays need are admitted, and they
+resolve to small functions of this module: numpy's own trust their arguments, and a forged dtype makes them read memory
+out of bounds.
 """
 
 import math
@@ -30,15 +30,15 @@ _MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an objec
 
 
 def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
-    """The dictionary pickled in `stream`, written by Python 2 or 3; keys as str, arrays and lists of arrays as numpy's.
+    """Returns the dictionary pickled in `stream` by Python 2 or 3: keys as str, arrays and lists of arrays as numpy's.
 
-    Other values keep the type they have in the pickle (Python 2's str comes as bytes).
+    Other values keep the type they have in the pickle (a str of Python 2 becomes bytes).
 
     Args:
-      limit: the most bytes there may be; the objects take no more than twice as many, and 100 MB.
+      limit: the most bytes to read; the objects take at most twice as many, and 100 MB.
 
     Raises:
-      UserError: names `name` and the offending global, or says what else is wrong with the pickle.
+      UserError: the pickle names another global, is damaged or exceeds a limit; the message begins with `name`.
     """
     with convert_errors(name):
         limited = BoundedReader(stream, limit, name)
@@ -51,9 +51,9 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
 
 
 class Unpickler(pickle._Unpickler):
-    """Knows the globals it is told of, and no others.
+    """Unpickler that admits the globals in `known` alone.
 
-    The one in Python: the one in C takes gigabytes for a damaged byte (it sizes its memo by an index).
+    Derived from the one in Python: the one in C allocates gigabytes for a damaged byte (an index sizes its memo).
     """
 
     read: Callable[[int], bytes]
@@ -62,7 +62,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(
         self, stream: Stream, name: str, limit: int, known: Mapping[tuple[str, str], Callable[..., Any]]
     ):
-        """`known` has, by module and name, what stands for each global; `name` is what messages call the file."""
+        """`known` has a stand-in for each global by module and name; `name` is the name of the file in messages."""
         super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
         self._known = known
@@ -73,12 +73,12 @@ class Unpickler(pickle._Unpickler):
         self.dispatch = _Counted(admitted | own)  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
 
     def _load_bytearray(self) -> None:
-        """The inherited one takes memory for as many bytes as are claimed."""
+        """Reads a bytearray; the inherited method allocates as many bytes as are claimed."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
     def _encode(self, value: Any, encoding: Any) -> bytes:
-        """How Python 3 writes bytes into a pickle of protocol 2. The same text may be encoded many times."""
+        """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocol 2. A pickle may encode one text many times."""
         if decode_text(encoding) != "latin1":
             raise ValueError(f"encoding {short_repr(encoding)}")
         self._left -= len(value)
@@ -98,9 +98,9 @@ class Unpickler(pickle._Unpickler):
 
 
 def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """`load`, an operation that puts what lies at `keys` of the stack into a dictionary, for texts alone.
+    """Wraps `load`, an operation that hashes the stack's items at `keys` as keys of a dictionary, to admit text alone.
 
-    A pair of a pair of a pair ..., each time twice the same one, takes a few bytes and forever to hash.
+    A pair of a pair of a pair ..., each holding the same one twice, takes a few bytes, and hashing it exponential time.
     """
 
     def checked(unpickler: Any) -> None:
@@ -113,7 +113,7 @@ def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
 
 
 class _Counted(dict):
-    """What a pickle's operations do, for so many of them."""
+    """Table of a pickle's operations that counts look-ups, and refuses more than _MAX_OPERATIONS."""
 
     def __init__(self, operations: dict[int, Any]):
         super().__init__(operations)
@@ -143,7 +143,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray: `array` is there once the state has been set."""
+    """Stands for numpy.ndarray; `array` is set with the state."""
 
     array: np.ndarray
 
@@ -183,14 +183,14 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 
 def decode_text(value: Any) -> str:
-    """`value`, which must be a text. Raises ValueError."""
+    """Returns `value` as str. Raises ValueError if it is not text."""
     if not isinstance(value, str | bytes):
         raise ValueError(f"a {type(value).__name__} where text belongs")
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 
 def short_repr(value: Any) -> str:
-    """What messages show of a value out of a file: short, in one line, nothing in it that a terminal obeys."""
+    """Returns an untrusted value for messages: short, in one line, without control characters."""
     return ascii(value)[:_LONGEST_SHOWN]
 
 

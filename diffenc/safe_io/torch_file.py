@@ -1,4 +1,6 @@
-"""Reading tensors from a file written by torch.save, without torch, and without running anything in the file.
+"""Reads tensors from untrusted files written by torch.save, without torch and without executing code from the file.
+
+Not `torch.load(weights_only=True)`: the wheel of torch for Linux takes 540 MB, its CUDA packages gigabytes more.
 
 Both formats are read: the archive (since PyTorch 1.6), a zip file with a pickle that refers to storages by name,
 each a member of its own; and the one before it, five pickles followed by all storages.
@@ -39,7 +41,7 @@ _DTYPES = {
 
 
 class _Storage(NamedTuple):
-    """What a pickle says of a block of numbers that lies outside of it."""
+    """A block of numbers outside of the pickle, as the pickle describes it."""
 
     key: str
     dtype: np.dtype
@@ -47,7 +49,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage, in numbers and not bytes."""
+    """A view of a storage; offset and strides count numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -66,7 +68,7 @@ class _Ordered(dict):
 
 
 def load(path: Path, limit: int) -> dict[str, np.ndarray]:
-    """The dictionary of tensors (a state dict) in the file at `path`, as numpy arrays of their own.
+    """Returns the dictionary of tensors (a state dict) in the file `path`, as numpy arrays.
 
     Args:
       limit: the most bytes that all tensors may take together, or that may be read.
@@ -92,7 +94,7 @@ def _read_archive(
         members = {member.filename: member for member in archive.infolist()}
         pickles = [member for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
         if len(pickles) != 1:
-            raise UserError(f"{name}: is a zip file that torch.save has not written")
+            raise UserError(f"{name}: is a zip file that torch.save did not write")
         root = pickles[0].removesuffix("data.pkl")
 
         def read(member: str, most: int) -> bytes | bytearray:
@@ -116,7 +118,7 @@ def _read_archive(
 def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
     limited = BoundedReader(stream, limit, name)
     if _plain(limited, name) != _MAGIC or _plain(limited, name) != _PROTOCOL:
-        raise UserError(f"{name}: is no file of torch.save")
+        raise UserError(f"{name}: is not a file of torch.save")
     swapped = _plain(limited, name)["little_endian"] != (sys.byteorder == "little")
     tensors, named = _unpickle(limited, name, limit)
     storages = {}
@@ -131,12 +133,12 @@ def _read_older(stream: BinaryIO, name: str, limit: int) -> tuple[dict[str, _Ten
 
 
 def _plain(stream: Stream, name: str) -> Any:
-    """A pickle of plain values."""
+    """Reads a pickle of plain values."""
     return Unpickler(stream, name, _LARGEST_PICKLE, {}).load()
 
 
 def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
-    """The dictionary of tensors, and all storages that it names."""
+    """Reads the dictionary of tensors, and all storages that it names."""
     unpickler = _Unpickler(BoundedReader(stream, limit, name), name, limit)
     found = unpickler.load()
     if not isinstance(found, dict):
@@ -150,14 +152,14 @@ def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor]
 
 
 class _Unpickler(Unpickler):
-    """Knows the globals of torch's state dicts, and collects the storages that tensors refer to."""
+    """Unpickler that admits the globals of torch's state dicts, and collects the storages of their tensors."""
 
     def __init__(self, stream: Stream, name: str, limit: int):
         super().__init__(stream, name, limit, _KNOWN)
         self.storages: dict[str, _Storage] = {}
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage, from ("storage", type, key, device, number of numbers) and, in older files, its view."""
+        """Returns the storage of ("storage", type, key, device, number of numbers) and, in older files, its view."""
         kind, make_dtype, key, _, numel, *view = pid
         if decode_text(kind) != "storage" or not is_size(numel) or any(part is not None for part in view):
             raise ValueError("a reference to something other than a storage")
@@ -182,7 +184,7 @@ def _numbers(raw: bytes | bytearray, storage: _Storage, swapped: bool) -> np.nda
 def _arrays(
     tensors: Mapping[str, _Tensor], storages: Mapping[str, np.ndarray], left: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors one by one, copied out of their storages; together they take `left` bytes at most."""
+    """Yields the tensors one by one, copied out of their storages; together they take at most `left` bytes."""
     for key, (storage, offset, shape, strides) in tensors.items():
         flat = storages[storage.key]
         count = math.prod(shape)

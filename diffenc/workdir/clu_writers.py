@@ -1,4 +1,4 @@
-"""clu's interface of metric writers, made importable; one that writes nothing, one that others can do without."""
+"""clu's interface of metric writers, importable without TensorFlow; a null writer and a fault-tolerant one."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ from absl import logging
 def _stand_in_for_tensorflow() -> None:
     """clu.metric_writers imports its TensorFlow writer, needed or not, and clu.periodic_actions imports that.
 
-    A module of ours under that one name makes both importable where TensorFlow is not installed.
+    A stub module under that name makes both importable where TensorFlow is not installed.
     """
     name = "clu.metric_writers.summary_writer"
     if name in sys.modules or importlib.util.find_spec("tensorflow"):
@@ -36,7 +36,7 @@ Scalars = Mapping[str, Any]  # numbers, or 0-d arrays of numpy or jax
 
 
 class NullWriter(metric_writers.MetricWriter):
-    """Takes everything, writes nothing: a writer overrides what it has a use for."""
+    """Discards everything; subclasses override the methods they need."""
 
     def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Any = None) -> None: ...
 
@@ -62,7 +62,7 @@ class NullWriter(metric_writers.MetricWriter):
 
 
 class FaultTolerantWriter(metric_writers.MetricWriter):
-    """Another writer, done without from its first failure on: where else metrics go must not cost the run."""
+    """Wraps another writer, and drops it at its first failure, which must not end the run."""
 
     def __init__(self, writer: metric_writers.MetricWriter):
         self._writer: metric_writers.MetricWriter = writer

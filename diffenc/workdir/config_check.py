@@ -1,4 +1,4 @@
-"""Whether a workdir, and each checkpoint in it, is of the run that it is about to be used for."""
+"""Checks that a workdir, and each checkpoint in it, belongs to the run it is used for."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from diffenc.workdir import run_id
 
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
-    """Raise UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    """Raises UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
     hint = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
     refuse_other_config(experiment, workdir, also_free, hint)
 
 
 def refuse_other_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...], hint: str) -> None:
-    """`check_config`, for one who knows another way out."""
+    """Raises UserError as `check_config` does, with another `hint` on how to fix it."""
     saved = saved_config(workdir)
     if saved is None:
         return
@@ -42,20 +42,20 @@ def saved_config(workdir: PathLike) -> str | None:
     """Returns the text of WORKDIR/config.gin; None where there is none."""
     with convert_store_errors(workdir):
         content = stores.open_store(workdir).read(CONFIG)
-    return None if content is None else content.decode(errors="replace")  # a damaged one differs
+    return None if content is None else content.decode(errors="replace")  # damaged text then differs
 
 
 def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
-    """Write config.gin: `text`, under a header that names the gin files it was read from.
+    """Writes config.gin: `text`, under a header that names the gin files it was read from.
 
-    The header stays as it is for an experiment that Python made, as for one that goes on.
+    An experiment created in Python, or one that resumes, keeps the header that is there.
 
     Raises:
       UserError: the disk refused.
     """
     for name in serialize.unimportable_classes(experiment):
         logging.warning(
-            "%s cannot be imported by another program, so nothing but this one can load or evaluate this run: move it to "
+            "%s cannot be imported by another program, so no other program can load or evaluate this run: move it to "
             "the top level of a module of its own",
             name,
         )
@@ -69,7 +69,7 @@ def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
 
 
 def check_data(images: str, restored: Restored, workdir: Path) -> None:
-    """Raise UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
+    """Raises UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
 
     Args:
       images: as `diffenc.data.sources.train_identity` tells them.
@@ -82,7 +82,7 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
 
 
 def checkpoint_metadata(config: str, run: str) -> dict[str, Any]:
-    """Returns what a checkpoint holds of its run, by its config text and its identity, for `Expected.check` and `check_draws`."""
+    """Returns the metadata that a checkpoint stores of its run, for `ExpectedMetadata.check` and `check_draws`."""
     return {
         "config_hash": serialize.hash_text(config),
         "config": config,
@@ -93,10 +93,10 @@ def checkpoint_metadata(config: str, run: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedMetadata:
-    """What the checkpoints in a workdir must hold of their run.
+    """The metadata that the checkpoints in a workdir must have.
 
     Attributes:
-      place: the workdir, as its user calls it.
+      place: the user's path or address of the workdir.
       config: config text of the experiment that they are read for; None = unknown, not compared.
       saved: text of the workdir's config.gin; None where there is none.
       run: the workdir's identity; None = unknown, not compared.
@@ -110,7 +110,7 @@ class ExpectedMetadata:
     also_free: tuple[str, ...] = ()
 
     def check(self, where: str, metadata: Mapping[str, Any]) -> None:
-        """Raise UserError if the checkpoint called `where`, which holds `checkpoint_metadata`, is of another run or config.
+        """Raises UserError if the checkpoint called `where`, which holds `checkpoint_metadata`, is of another run or config.
 
         The config in it is compared as text: nothing of it is imported or evaluated.
         """
@@ -127,7 +127,7 @@ class ExpectedMetadata:
 
     @main_process_only
     def warn_unchecked(self, restored: Restored) -> None:
-        """Log one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
+        """Logs one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
         if self.config is None and self.run is None:
             return
         of = f"the checkpoint of step {restored.step} in {self.place}"
@@ -148,7 +148,7 @@ class ExpectedMetadata:
         return serialize.format_differences(serialize.find_differences(config, self.config, self.also_free))
 
     def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
-        """Of a checkpoint of before, which holds no config. A later version's hash of the same config may differ."""
+        """Compares the hash in a checkpoint of an earlier version, without a config; other versions may hash it otherwise."""
         known = {serialize.hash_text(text) for text in (self.config, self.saved) if text is not None}
         same = not known or metadata.get("config_hash") in known
         return "" if same else "its config_hash differs, and it does not hold the config itself"
@@ -164,7 +164,7 @@ class ExpectedMetadata:
 def expected_metadata(
     experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
 ) -> ExpectedMetadata:
-    """Returns what checkpoints of `experiment` in `workdir`, called `place`, must hold. All processes have to call this.
+    """Returns the metadata that checkpoints of `experiment` in `workdir`, called `place`, must have. Collective: all processes call it.
 
     Raises:
       UserError: the store refused, or the workdir's identity is damaged.
@@ -174,13 +174,13 @@ def expected_metadata(
 
 
 def expected_origin_metadata(workdir: PathLike) -> ExpectedMetadata:
-    """The same for a run whose parameters alone are taken: it has to agree with its own folder, as far as that is given."""
+    """Returns the same for a run used for its parameters alone, which need only agree with its own folder."""
     saved = saved_config(workdir)
     return ExpectedMetadata(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
 
 
 def check_draws(restored: Restored, workdir: Path) -> None:
-    """Raise UserError if equal keys draw other numbers here than where this was saved: training on would be another run.
+    """Raises UserError if equal keys draw other numbers here than where this was saved: training on would be another run.
 
     A checkpoint from before this was recorded goes on.
     """

@@ -1,4 +1,4 @@
-"""A workdir on an object store: its small files are worked on in a local folder, and copied there.
+"""A workdir on an object store: its small files are kept in a local folder, and copied to the store.
 
 Checkpoints go to the store themselves; see `diffenc.checkpoint.checkpoints`.
 """
@@ -43,7 +43,7 @@ _OPEN: "dict[Path, Mirror]" = {}  # by their folder
 
 @contextlib.contextmanager
 def open_workdir(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
-    """A folder on a disk to work in: `workdir` itself, or while entered the mirror of its address.
+    """Yields a folder on a disk to work in: `workdir` itself, or for an address its local mirror.
 
     Raises:
       UserError: as `Mirror`.
@@ -62,7 +62,7 @@ def open_workdir(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path
 
 
 def on_local_copy(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
-    """`function(experiment, workdir)` for a workdir that may be an address; the function is given a folder."""
+    """Decorates `function(experiment, folder)` to take a workdir that may be an address."""
 
     @functools.wraps(function)
     def on_folder(experiment: Any, workdir: stores.PathLike) -> R:
@@ -73,30 +73,30 @@ def on_local_copy(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.P
 
 
 def display_name(folder: Path) -> str:
-    """What a user calls the workdir opened as `folder`."""
+    """Returns the user's name of the workdir opened as `folder`: its path or address."""
     mirror = _OPEN.get(folder)
     return str(folder) if mirror is None else mirror.url
 
 
 def checkpoint_location(folder: Path) -> stores.PathLike:
-    """Where the checkpoints of the workdir opened as `folder` are."""
+    """Returns the path or address of the checkpoints of the workdir opened as `folder`."""
     mirror = _OPEN.get(folder)
     return folder / FOLDER if mirror is None else stores.join_path(mirror.url, FOLDER)
 
 
 def push(folder: Path) -> bool:
-    """Copy what has changed in the workdir opened as `folder` to the store it mirrors, if it does.
+    """Copies the changes in the workdir opened as `folder` to the store it mirrors, if it does.
 
     Returns:
-      Whether everything is there.
+      Whether the store has everything.
     """
     return folder not in _OPEN or _OPEN[folder].push()
 
 
 class Mirror:
-    """The files under `url`, but for checkpoints, in a local folder of this process's own.
+    """Local copy of the files under `url`, except checkpoints, in a folder of this process.
 
-    As a context manager it pushes on leaving, and removes the folder if all is in the store.
+    As a context manager it pushes on leaving, and removes the folder if the store has everything.
 
     Attributes:
       url: the store's address.
@@ -104,14 +104,14 @@ class Mirror:
     """
 
     def __init__(self, url: str, writes: bool = True):
-        """Copy what is there into a new folder; folders of processes that were killed are removed.
+        """Copies the files into a new folder; folders of processes that were killed are removed.
 
         Args:
           writes: whether `push` does anything; False in the processes of a run that do not write. These
             copy only what they read.
 
         Raises:
-          UserError: the store refused, holds too much, or a name that is none of a file in a folder.
+          UserError: the store refused, holds too much, or a name that no file in a folder can have.
         """
         self.url = url
         self._store = stores.open_store(url)
@@ -137,16 +137,16 @@ class Mirror:
         else:
             self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(OPEN, KEPT)))
             os.close(self._lock)
-            logging.error("what %s lacks is in %s", self._store, self.folder)
+            logging.error("files that %s lacks are in %s", self._store, self.folder)
 
     def push(self) -> bool:
-        """Copy what has changed since the last time to the store, but for hidden files.
+        """Copies the changes since the last call to the store, except hidden files.
 
-        To be called before each save: what a checkpoint counts on is then there when it is. A store that
-        refuses is logged, and asked again the next time.
+        To be called before each save, so that the files a checkpoint depends on exist when it does. A failure is
+        logged, and retried at the next call.
 
         Returns:
-          Whether everything is there.
+          Whether the store has everything.
         """
         if not self._writes:
             return True
@@ -167,7 +167,7 @@ class Mirror:
         for name in names:
             if os.path.isabs(name) or {"", "..", "."} & set(name.split("/")) or "\0" in name:
                 raise UserError(
-                    f"{self.url} holds {name!r}, which is no name of a file in a folder: remove it"
+                    f"{self.url} holds {name!r}, which cannot be the name of a file in a folder: remove it"
                 )
         with ThreadPoolExecutor(max_workers=8) as threads:
             list(threads.map(self._get, names))
@@ -181,7 +181,7 @@ class Mirror:
         if self._copied > MOST:
             raise UserError(
                 f"{self.url} holds more than {MOST / 1e9:.1f} GB beside its checkpoints, which would all be "
-                "copied here: remove what does not belong there"
+                "copied here: remove other files"
             )
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class Mirror:
         return True
 
     def _stamps(self) -> dict[str, Stamp]:
-        """Of every file; hidden ones are locks, and files half-written."""
+        """Returns the stamp of every file; hidden ones, locks and unfinished files, are left out."""
         return {
             path.relative_to(self.folder).as_posix(): (status.st_size, status.st_mtime_ns)
             for path in self.folder.rglob("*")
@@ -208,12 +208,12 @@ class Mirror:
 
 
 def _is_file(name: str) -> bool:
-    """Consoles of object stores make empty objects that stand for folders."""
+    """Whether `name` is a file's: consoles of object stores create empty objects that stand for folders."""
     return bool(name) and not name.endswith("/")
 
 
 def _new_folder() -> tuple[Path, int]:
-    """An empty folder, and the descriptor that locks it until this process ends."""
+    """Creates an empty folder; returns it and the descriptor that locks it until this process ends."""
     new = Path(tempfile.mkdtemp(prefix=NEW))
     lock = os.open(new, os.O_RDONLY)
     if locks.try_lock(lock):

@@ -1,4 +1,4 @@
-"""What a run is trained on and in: WORKDIR/environment.json and WORKDIR/dataset.json, written when training starts."""
+"""Provenance of a run: WORKDIR/environment.json and WORKDIR/dataset.json, written when training starts."""
 
 import json
 import platform
@@ -30,9 +30,9 @@ Record = dict[str, Any]
 
 
 def write_provenance(experiment: Experiment, workdir: Path, step: int, num_train: int) -> None:
-    """Write both records of a run that starts, or goes on, at `step`.
+    """Writes both records of a run that starts, or resumes, at `step`.
 
-    The environment is a list, for a run may go on elsewhere: each entry holds from its `step` on.
+    The environment is a list, since a run may resume elsewhere: each entry is valid from its `step` on.
 
     Args:
       num_train: images in the train split.
@@ -49,14 +49,14 @@ def write_provenance(experiment: Experiment, workdir: Path, step: int, num_train
 
 
 def parse_starts(record: Any) -> list[Record]:
-    """The entries of an environment.json; of what is none, nothing."""
+    """Returns the entries of a parsed environment.json; none if it is malformed."""
     found = record.get("starts") if isinstance(record, dict) else None
     entries = found if isinstance(found, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def describe_environment(experiment: Experiment) -> Record:
-    """Versions, devices and precision. Neither who runs it, nor where: no names of users, hosts or folders."""
+    """Returns versions, devices and precision, but no names of users, hosts or folders."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "diffenc": installed_version("diffenc"),
@@ -102,7 +102,7 @@ def _provider(root: str, providers: Mapping[str, list[str]]) -> metadata.Distrib
 
 
 def missing_plugins(record: bytes | None) -> str:
-    """Of the plugin packages that an environment.json names last, those that are not installed now, by name and version."""
+    """Returns the plugin packages of the last entry of an environment.json that are not installed, by name and version."""
     try:
         entries = parse_starts(json.loads(record or b"{}"))
     except ValueError:
@@ -118,7 +118,7 @@ def missing_packages(named: str) -> str:
 
 
 def installed_version(package: str) -> str | None:
-    """Of what is installed; None where it is not, as diffenc itself in a checkout that is only on the path."""
+    """Returns the installed version; None if there is none, as of diffenc in a checkout that is only on the path."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -126,7 +126,7 @@ def installed_version(package: str) -> str | None:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The git commit of a checkout, with "+" where tracked files differ from it; None where it is none."""
+    """Returns the git commit of a checkout, with "+" if tracked files differ from it; None if it is no checkout."""
     if not (folder / ".git").exists():  # git itself would ask the folders above, too
         return None
     head, changed = (
@@ -137,7 +137,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def training_data(experiment: Experiment, workdir: Path) -> Record:
-    """What a run filed of its data when it started; where it filed nothing of the kind, what the data themselves say."""
+    """Returns the record of the training data that the run wrote at its start; without one, that of the data as they are."""
     said = _read(workdir / DATASET)
     if isinstance(said, dict) and {**said, **dataset_metadata(experiment.dataset)} == said:
         return said
@@ -145,7 +145,7 @@ def training_data(experiment: Experiment, workdir: Path) -> Record:
 
 
 def dataset_metadata(dataset: Dataset) -> Record:
-    """A data set's name and kind of images, for which no file of it need be there."""
+    """Returns a data set's name and the shape, levels and classes of its images, without reading its files."""
     return {
         "dataset": dataset_name(dataset),
         "image_shape": list(dataset.image_shape),
@@ -155,7 +155,7 @@ def dataset_metadata(dataset: Dataset) -> Record:
 
 
 def dataset_card(experiment: Experiment, num_train: int) -> Record:
-    """What the images are, as far as it is known without reading them."""
+    """Describes the images, as far as that is known without reading them."""
     dataset = experiment.dataset
     return {
         **dataset_metadata(dataset),
@@ -179,5 +179,5 @@ def _git(folder: Path, *words: str) -> str:
 def _read(path: Path) -> Record | None:
     found = record_checksum.read_intact(path)
     if found is None and path.exists():
-        logging.warning("%s: damaged or edited, so what it says is left out", path)
+        logging.warning("%s: is damaged or was edited; ignoring it", path)
     return found

@@ -1,4 +1,4 @@
-"""WORKDIR/run_id: the identity of a run, drawn at its first start and written into each of its checkpoints."""
+"""WORKDIR/run_id: the random identity of a run, drawn at its first start and stored in each of its checkpoints."""
 
 import re
 import secrets
@@ -13,7 +13,7 @@ from diffenc.parallel.collectives import broadcast_int_list
 from diffenc.parallel.distributed import main_process_only
 
 FILE = "run_id"
-LONGEST = 80  # bytes that are looked at
+LONGEST = 80  # bytes that are read
 
 
 def is_valid(text: object) -> bool:

@@ -1,4 +1,4 @@
-"""Where metrics go: the log, metrics.jsonl and TensorBoard, behind clu's MetricWriter."""
+"""Metric writers of a run: the log, metrics.jsonl and TensorBoard, with the interface of clu's MetricWriter."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class TensorboardWriter(NullWriter):
     """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
 
     Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
-    when its thread dies of a full disk the next `put` hangs for ever. A full disk is waited for, see
+    when its thread dies of a full disk the next `put` hangs for ever. On a full disk events are buffered, see
     `diffenc.files.buffered_file`.
     """
 
@@ -85,7 +85,7 @@ class TensorboardWriter(NullWriter):
         self._file.settle()
 
     def close(self) -> None:
-        """Raises UserError if the disk refuses what is owed to the end."""
+        """Closes the file. Raises UserError if buffered records still cannot be written."""
         self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
@@ -97,7 +97,7 @@ class JsonlWriter(NullWriter):
     """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
 
     Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
-    the disk is full, which is waited for, see `diffenc.files.buffered_file`.
+    the disk is full: then they are buffered, see `diffenc.files.buffered_file`.
     """
 
     def __init__(self, path: atomic.PathLike):
@@ -112,7 +112,7 @@ class JsonlWriter(NullWriter):
         self._file.settle()
 
     def close(self) -> None:
-        """Raises UserError if the disk refuses what is owed to the end."""
+        """Closes the file. Raises UserError if buffered records still cannot be written."""
         self._file.close()
 
 
@@ -156,7 +156,7 @@ def create_writer(
 
 
 def null_writer() -> metric_writers.MultiWriter:
-    """Takes everything and writes nothing: for the processes of a run that do not write."""
+    """Returns a writer that discards everything, for the processes of a run that do not write."""
     return metric_writers.MultiWriter([])
 
 
@@ -189,7 +189,7 @@ def last_values(path: Path) -> dict[str, float]:
 
 
 def truncate_to(path: Path, size: int) -> None:
-    """Back to the `size` bytes that stood there at a checkpoint: what it owed may have been done, and written, since."""
+    """Truncates a file to its `size` at a checkpoint: buffered records may have been written since."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
 
@@ -203,7 +203,7 @@ def _opened(path: Path, named: atomic.PathLike) -> BufferedFile:
 
 
 def _framed(event: bytes) -> bytes:
-    """As it stands in an event file, between its length and checksums."""
+    """Returns a record of an event file: its length, the event, and checksums of both."""
     size = struct.pack("<Q", len(event))
     return b"".join([size, _checksum(size), event, _checksum(event)])
 

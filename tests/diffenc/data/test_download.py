@@ -164,7 +164,7 @@ def test_a_server_that_says_less_than_it_sends_is_gone_on_with(server, tmp_path)
 
 def test_a_later_call_goes_on_where_an_earlier_one_failed(server, tmp_path):
     says = refused(server, tmp_path, "breaks off", "absent")
-    assert "run the same command again to go on" in says
+    assert "run the same command again to resume" in says
     assert (tmp_path / "official.bin.part").stat().st_size == 450_000
     assert fetch(server, tmp_path, "good").read_bytes() == CONTENT
     assert server.RequestHandlerClass.asked == ["bytes=450000-"]
@@ -230,7 +230,7 @@ def test_a_command_that_failed_goes_on_with_what_had_come(server, archive, capsy
     args = ["cifar10", "--download", f"--data_dir={tmp_path}"]
     server.RequestHandlerClass.plan = ("breaks off", "absent")
     assert prepare.main(args) == 1
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     server.RequestHandlerClass.plan = ("good",)
     server.RequestHandlerClass.asked.clear()
     assert prepare.main(args) == 0

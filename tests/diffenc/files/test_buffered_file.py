@@ -57,13 +57,13 @@ def test_what_a_full_disk_is_owed_is_written_when_there_is_room(disk, caplog):
     for told, name in ((first, "metrics.jsonl"), (second, "events.out.tfevents.")):
         assert told.startswith(f"could not write {disk}/{name}")
         assert "No space left on device" in told
-        assert told.endswith("kept in memory, and the run goes on")
+        assert told.endswith("kept in memory, and the run continues")
     assert caplog.text.count("can be written again; nothing is lost") == 2
     writer.close()
 
 
 def test_of_too_much_that_is_owed_the_oldest_goes(disk, monkeypatch, caplog):
-    monkeypatch.setattr(buffered_file, "MOST", 100)
+    monkeypatch.setattr(buffered_file, "MAX_BUFFERED", 100)
     writer = writers.JsonlWriter(disk / "m")
     _fill(disk / "others")
     for step in range(10, 30):
@@ -72,4 +72,4 @@ def test_of_too_much_that_is_owed_the_oldest_goes(disk, monkeypatch, caplog):
     (disk / "others").unlink()
     writer.flush()
     assert [row["step"] for row in _rows(disk / "m")] == list(range(23, 30))
-    assert "13 records were too much for memory and are lost" in caplog.text
+    assert "13 records exceeded the buffer and are lost" in caplog.text

@@ -169,7 +169,7 @@ def test_other_files_are_told_apart(tmp_path):
     with pytest.raises(UserError, match=r"a zip file that torch\.save has not written"):
         torch_file.load(path, LIMIT)
     path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match=r"is no file of torch\.save"):
+    with pytest.raises(UserError, match=r"is not a file of torch\.save"):
         torch_file.load(path, LIMIT)
     with pytest.raises(UserError, match=r"absent\.pth: cannot be read"):
         torch_file.load(tmp_path / "absent.pth", LIMIT)

@@ -116,7 +116,7 @@ def test_what_is_not_a_fit_is_refused_by_name(file, kind):
 
 @pytest.mark.parametrize("make", [Evaluate, Sample])
 def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
-    plan = fitted_chains.plan(tmp_path, make(steps=5, variance=FITTED))
+    plan = fitted_chains.plan(tmp_path, make(num_timesteps=5, variance=FITTED))
     np.testing.assert_allclose(plan.times, np.arange(6) / 5)
     assert plan.excess is None
     with pytest.raises(UserError, match=r"variance\.fitted was not fitted for these 5 steps"):
@@ -126,9 +126,9 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
 @pytest.mark.parametrize("make", [Evaluate, Sample])
 @pytest.mark.parametrize("fitted", [{"times": "fitted"}, {"variance": FITTED}])
 def test_without_a_workdir_no_mode_is_recommended(make, fitted):
-    assert fitted_chains.plan(None, make(steps=5)).excess is None
+    assert fitted_chains.plan(None, make(num_timesteps=5)).excess is None
     with pytest.raises(UserError, match="fits and curves stay in the run's workdir: load that") as refused:
-        fitted_chains.plan(None, make(steps=5, **fitted))
+        fitted_chains.plan(None, make(num_timesteps=5, **fitted))
     assert "--mode" not in str(refused.value)
 
 
@@ -137,7 +137,7 @@ def test_without_a_workdir_no_mode_is_recommended(make, fitted):
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
     message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --num_timesteps=5 first, with"
     with pytest.raises(UserError, match=message) as refused:
-        fitted_chains.plan(tmp_path, make(steps=5, times="fitted", variance=variance))
+        fitted_chains.plan(tmp_path, make(num_timesteps=5, times="fitted", variance=variance))
     assert str(fitted_chains.path(tmp_path, 5, "fitted", variance)) in str(refused.value)
 
 

@@ -91,7 +91,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
     store.write(name, b"")
     assert store.files() == [name]
     with pytest.raises(
-        UserError, match=r"^memory://.*/run holds '.*', which is no name of a file in a folder"
+        UserError, match=r"^memory://.*/run holds '.*', which cannot be the name of a file in a folder"
     ):
         Mirror(f"memory://{tmp_path}/run")
 
