@@ -136,6 +136,31 @@ def test_away_from_a_checkout_run_files_are_found_by_name(unpacked, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_away_from_a_checkout_a_sweep_starts_its_runs(unpacked, tmp_path):
+    flags = ["--gin_file=gin/cifar10_vdmv_8.gin", "--seeds=1", "--data_dir=absent", "--output=sweep"]
+    failed = away(unpacked, ["-m", "diffenc.sweep", *flags], tmp_path, code=1)
+    assert re.search(r"^error: 1 of 1 runs failed; .*absent", failed.stderr, re.MULTILINE)
+    log = tmp_path / "sweep" / "cifar10_vdmv_8" / "seed_0.log"
+    assert re.search("^error: .*absent", log.read_text(), re.MULTILINE)
+
+
+def test_away_from_a_checkout_a_plugin_is_written_from_its_templates(unpacked, tmp_path):
+    away(unpacked, ["-m", "diffenc.new", "encoder", "my_blur", "--package=my_pack"], tmp_path)
+    assert (tmp_path / "my_pack" / "src" / "my_pack" / "my_blur.py").is_file()
+
+
+def test_away_from_a_checkout_the_papers_tables_and_the_page_of_a_report_are_there(unpacked, tmp_path):
+    program = (
+        "from diffenc.cli import tables; tables.main(['--table=4', '--norun', '--rows=fixed', '--output=4'])"
+    )
+    away(unpacked, ["-c", program], tmp_path)
+    assert "DiffEnc-8-2" in (tmp_path / "4" / "table.md").read_text()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "bpd": 2.5}\n')
+    away(unpacked, ["-m", "diffenc.report", "run"], tmp_path)
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
 WHERE = """
 import diffenc.run, diffenc_plugins, gin
 for module in (diffenc.run, diffenc_plugins, gin):

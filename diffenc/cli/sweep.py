@@ -1,15 +1,15 @@
-"""Many runs of one experiment: a grid of bindings, each value with several seeds.
+"""Trains, evaluates and compares a grid of variants of one experiment, each with several seeds.
 
-  python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
+  python -m diffenc.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
       --grid='network.encoder_unet.blocks = [1, 2, 4, 8]'
-  python -m experiments.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
+  python -m diffenc.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
       --grid='Model.encoder, Model.generative_mean = [(@encoder.identity(), @generative_mean.vdm()), (@encoder.trainable(), @generative_mean.counterterm())]'
 
-Several --grid make a product. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
-diffenc.run; what it writes is in seed_K.log beside it. The same seed gives every variant the same order of the data,
-the same times and noise, and all are evaluated on the same draws, so differences between variants vary less than their
-figures do. A run that fails does not stop the others. The same command goes on: it runs what is missing, and nothing
-else. What came out, and the paired differences from the first variant, are in OUTPUT: table.md, table.tex, *.csv.
+Repeated --grid flags multiply. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
+diffenc.run; its output is in seed_K.log next to it. With the same seed all variants see the same data order, times and
+noise, and all are evaluated on the same draws, so differences between variants vary less than their bits/dim. A run
+that fails does not stop the others. The same command resumes a sweep: it runs only what is missing. The results, and
+paired differences from the first variant, are written to OUTPUT: table.md, table.tex, *.csv.
 """
 
 import argparse
@@ -23,30 +23,40 @@ from diffenc.files.user_paths import path_argument
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the arguments. Raises UserError if there is no positive number of jobs."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    """Parses the command line. Raises UserError for an invalid value."""
+    parser = argparse.ArgumentParser(prog="python -m diffenc.sweep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--gin_file", action="append", default=[], required=True, help="as for diffenc.run; may be repeated")
-    add("--gin_bindings", action="append", default=[], help="over the files, in every run; may be repeated")
-    add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; may be repeated, for a product")
-    add("--seeds", default="5", help="how many, as 5, or which, as 3,7 (default: 5)")
-    add("--output", type=path_argument, help="the sweep's folder (default: sweeps/NAME, after the gin files)")
     add(
-        "--jobs", type=int, help="runs at a time, each on its share of the machine (default: 1; on Slurm all)"
+        "--gin_file",
+        action="append",
+        default=[],
+        required=True,
+        help="a gin file, as for diffenc.run; may be repeated",
     )
+    add("--gin_bindings", action="append", default=[], help="a binding for every run; may be repeated")
+    add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; repeated flags multiply")
+    add("--seeds", default="5", help="how many, e.g. 5, or which, e.g. 3,7 (default: 5)")
     add(
-        "--slurm", nargs="?", const="", metavar="OPTIONS", help="as jobs of a Slurm cluster; sbatch's options"
+        "--output", type=path_argument, help="folder of the sweep (default: sweeps/NAME, after the gin files)"
     )
-    add("--data_dir", type=path_argument, help="where data sets live; default $DIFFENC_DATA, else a cache")
-    given = parser.parse_args(argv)
-    if given.jobs is not None and given.jobs < 1:
-        raise UserError(f"--jobs={given.jobs}: must be at least 1")
-    return given
+    add("--jobs", type=int, help="runs at a time, which share the machine (default: 1; on Slurm: all)")
+    add(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="run as jobs of a Slurm cluster, with these options of sbatch",
+    )
+    add("--data_dir", type=path_argument, help="folder of data sets (default: $DIFFENC_DATA, else a cache)")
+    args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs}: must be at least 1")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command line; returns the exit status."""
     return exit_status(lambda: _sweep(sys.argv[1:] if argv is None else argv), STOPPED)
 
 

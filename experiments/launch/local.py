@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from diffenc.errors import UserError
+from diffenc.runtime.gpus import visible_gpus
 from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.signals import SignalQueue
 
@@ -171,21 +172,6 @@ def environments(
         )
     shares = (gpus[each * number : each * (number + 1)] for number in range(processes))
     return [env | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
-
-
-def visible_gpus(env: dict[str, str]) -> list[str]:
-    """Names of the GPUs that JAX would use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
-    if (env.get("JAX_PLATFORMS") or "cuda").split(",")[0] not in ("cuda", "gpu"):
-        return []
-    if "CUDA_VISIBLE_DEVICES" in env:
-        return [name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, env=env
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
 
 
 def flags_of(process: int, processes: int, port: int) -> list[str]:

@@ -29,6 +29,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.parallel.sharding import make_mesh
+from diffenc.runtime.gpus import visible_gpus
 from diffenc.training.state import abstract_state
 from experiments.benchmark.machine import cpu_model, versions
 from experiments.benchmark.subject import work_of_share
@@ -88,7 +89,7 @@ def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
     """
     logging.info("measuring on %d device(s)", devices)
     env = dict(os.environ)
-    (env,) = local.environments(1, devices, env, local.visible_gpus(env))
+    (env,) = local.environments(1, devices, env, visible_gpus(env))
     flags = [f"--gin_file={name}" for name in given.gin_file]
     flags += [f"--gin_bindings={binding}" for binding in given.gin_bindings]
     flags += [f"--{name}={getattr(given, name)}" for name in ("images", "rounds", "least")]

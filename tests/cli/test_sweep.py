@@ -23,7 +23,7 @@ def sweep(tiny, environment, tmp_path):
     grid = ["--grid=optimizer.adamw.learning_rate = [1e-2, 1e-3, 1e-4]", "--seeds=2"]
 
     def start(folder: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments.sweep", *flags, *grid, f"--output={folder}"]
+        command = [sys.executable, "-m", "diffenc.sweep", *flags, *grid, f"--output={folder}"]
         return subprocess.Popen(command, cwd=tmp_path, env=environment | {"PYTHONPATH": paths})
 
     return start

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import diffenc
 from diffenc import registry
 from diffenc.checkpoint.checkpoints import Checkpoints
-from diffenc.cli.report import write as write_report
+from diffenc.cli.report import write_report as write_report
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Evaluate, MeshConfig, Sample
 from diffenc.core.model import Model

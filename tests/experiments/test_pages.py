@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from diffenc.cli import sweep, tables
-from diffenc.tools.sweep.runs import runs_of
-from diffenc.tools.sweep.sweep import make_variants, parse_seeds
-from diffenc.tools.tables.collection import lines_of
+from diffenc.tools.sweep.runs import make_runs
+from diffenc.tools.sweep.sweep import parse_seeds, parse_variants
+from diffenc.tools.tables.collection import load_lines
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -26,11 +26,11 @@ def commands(start: str) -> list[list[str]]:
     return [shlex.split(command, comments=True) for command in found]
 
 
-@pytest.mark.parametrize("command", commands("python -m experiments.sweep"), ids=" ".join)
+@pytest.mark.parametrize("command", commands("python -m diffenc.sweep"), ids=" ".join)
 def test_a_sweep_that_is_shown_is_of_configs_that_load(command):
     given = sweep.parse_args(command[3:])
-    _, variants = make_variants(given)
-    runs = runs_of(Path("unused"), variants, parse_seeds(given.seeds)[:1])
+    _, variants = parse_variants(given)
+    runs = make_runs(Path("unused"), variants, parse_seeds(given.seeds)[:1])
     assert len({run.workdir for run in runs}) == len(variants)
     assert len({repr(run.experiment) for run in runs}) == len(variants)
 
@@ -38,12 +38,12 @@ def test_a_sweep_that_is_shown_is_of_configs_that_load(command):
 @pytest.mark.parametrize("command", commands("python -m experiments.tables"), ids=" ".join)
 def test_a_table_that_is_shown_is_of_configs_that_load(command):
     given = tables.parse_args(command[3:])
-    lines = lines_of(given.table, Path("unused"), tables.scale_of(given), given.rows)
+    lines = load_lines(given.table, Path("unused"), tables.parse_scale(given), given.rows)
     assert len({line.runs[0].workdir for line in lines}) == len(lines)
 
 
 def test_a_sweep_is_shown():
-    assert commands("python -m experiments.sweep")
+    assert commands("python -m diffenc.sweep")
 
 
 def test_tables_are_shown():

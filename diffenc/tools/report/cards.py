@@ -1,4 +1,4 @@
-"""Runs in words and figures: headlines, tests, configs, environments and data sets."""
+"""Cards and tables about runs: headlines, tests, configs, environments and data sets."""
 
 import math
 from collections.abc import Sequence
@@ -34,20 +34,20 @@ ENVIRONMENT = {
 }
 
 
-def of_group(group: Group, runs: Sequence[RunData]) -> dict[str, Any]:
-    """The headline of a group, and of each of its runs; what all of these state is stated once."""
-    mean = _over_seeds(group)
-    by_run = [_facts(run) for run in group.runs]
+def make_group_card(group: Group, runs: Sequence[RunData]) -> dict[str, Any]:
+    """Returns the card of a group and of each of its runs; facts common to all its runs are listed once."""
+    mean = _mean_over_seeds(group)
+    by_run = [_run_facts(run) for run in group.runs]
     shared = [fact for fact in by_run[0] if all(fact in facts for facts in by_run)] if len(by_run) > 1 else []
     return {
         "name": group.name,
         "mean": mean,
-        "refused": group.refused,
+        "refusal": group.refusal,
         "shared": shared,
         "runs": [
             {
                 "run": run,
-                "place": runs.index(run),
+                "index": runs.index(run),
                 "bpd": format_measurement(run.evaluation, "bpd") if run.evaluation else None,
                 "facts": [fact for fact in facts if fact not in shared],
             }
@@ -56,146 +56,151 @@ def of_group(group: Group, runs: Sequence[RunData]) -> dict[str, Any]:
     }
 
 
-def _over_seeds(group: Group) -> dict[str, Any] | None:
+def _mean_over_seeds(group: Group) -> dict[str, Any] | None:
     if group.mean is None:
         return None
     records = [run.evaluation for run in group.evaluated if run.evaluation]
-    return {"figure": formatting.over_seeds(*group.mean, records), "seeds": len(group.totals)}
+    return {"value": formatting.format_mean_over_seeds(*group.mean, records), "seeds": len(group.totals)}
 
 
-def _facts(run: RunData) -> list[tuple[str, str]]:
-    """What one must know to read a run's figure."""
+def _run_facts(run: RunData) -> list[tuple[str, str]]:
+    """Returns (name, value) pairs on the evaluation and the training of a run."""
     facts: list[tuple[str, str]] = []
-    said = run.evaluation
-    if said:
+    evaluation = run.evaluation
+    if evaluation:
         facts += [
-            ("Data", f"{said['dataset']} {said['split']}{_told(said)}"),
-            ("Version", version(said)),
-            ("Images", images_counted(said)),
-            ("Pixels", formatting.short(said["fingerprint"])),
-            ("T", T(said)),
-            ("Passes", formatting.count(said["passes"])),
-            ("Step", formatting.count(said["step"])),
+            ("Data", f"{evaluation['dataset']} {evaluation['split']}{_condition_suffix(evaluation)}"),
+            ("Version", data_version(evaluation)),
+            ("Images", format_image_count(evaluation)),
+            ("Pixels", formatting.shorten_digest(evaluation["fingerprint"])),
+            ("T", format_chain(evaluation)),
+            ("Passes", formatting.format_count(evaluation["passes"])),
+            ("Step", formatting.format_count(evaluation["step"])),
         ]
-        facts += _chosen(run)
-    if not said:
-        facts += _measured_in_training(run)
-    if run.step is not None and (not said or said["step"] != run.step):
-        facts.append(("Trained to", f"step {run.step:,}{_of_steps(run)}"))
-    return [*facts, *([("Parameters", formatting.count(run.parameters))] if run.parameters else [])]
+        facts += _evaluation_choice(run)
+    else:
+        facts += _training_evaluations(run)
+    if run.step is not None and (not evaluation or evaluation["step"] != run.step):
+        facts.append(("Trained to", f"step {run.step:,}{_format_total_steps(run)}"))
+    return [*facts, *([("Parameters", formatting.format_count(run.parameters))] if run.parameters else [])]
 
 
-def _chosen(run: RunData) -> list[tuple[str, str]]:
-    """Which evaluation it is, where there are several of the step."""
-    if run.evaluations < 2:
+def _evaluation_choice(run: RunData) -> list[tuple[str, str]]:
+    """Returns which evaluation is shown, if there are several of the step."""
+    if run.num_evaluations < 2:
         return []
-    as_asked = evaluation_spec.is_asked_for(run.evaluation, run.config)
-    why = (
-        "the newest that the config asks for"
-        if as_asked
-        else "the newest: none is of what the config asks for"
-    )
-    return [("Evaluation", f"{run.terms_name.removesuffix('.npz')} of {run.evaluations}, {why}")]
+    matches = evaluation_spec.matches_config(run.evaluation, run.config)
+    reason = "the newest that matches the config" if matches else "the newest, as none matches the config"
+    return [("Evaluation", f"{run.terms_name.removesuffix('.npz')} of {run.num_evaluations}, {reason}")]
 
 
-def _measured_in_training(run: RunData) -> list[tuple[str, str]]:
-    """The latest figure of each split among the metrics."""
-    found: dict[str, str] = {}
+def _training_evaluations(run: RunData) -> list[tuple[str, str]]:
+    """Returns the latest bits/dim of each split that were measured during training."""
+    latest: dict[str, str] = {}
     for row in run.rows:
         for split in SPLITS:
             if f"{split}_bpd" in row:
-                value = formatting.figure(row[f"{split}_bpd"], row.get(f"{split}_bpd_se"))
-                found[split] = f"{split} {value} at step {row['step']:,}"
-    return [("While training", text) for text in found.values()]
+                value = formatting.format_figure(row[f"{split}_bpd"], row.get(f"{split}_bpd_se"))
+                latest[split] = f"{split} {value} at step {row['step']:,}"
+    return [("While training", text) for text in latest.values()]
 
 
-def _of_steps(run: RunData) -> str:
+def _format_total_steps(run: RunData) -> str:
     steps = run.config.get("Experiment.steps", "")
     return f" of {int(steps):,}" if steps.isdecimal() and len(steps) < 16 else ""
 
 
-def _told(record: Record) -> str:
+def _condition_suffix(record: Record) -> str:
     return f" | {record['condition']}" if record.get("condition") else ""
 
 
-def T(record: Record) -> str:  # noqa: N802 - its name
-    """The depth of the model that a bound is of."""
+def format_chain(record: Record) -> str:
+    """Returns T of a bound, with times and variance of a discrete chain."""
     return " ".join(str(record[key]) for key in ("T", "times", "variance") if key in record) + (
         " (times, variance)" if "times" in record else ""
     )
 
 
-def version(record: Record) -> str:
-    """Which version of the images it is, as their digests tell."""
+def data_version(record: Record) -> str:
+    """Returns the version of the images, as identified by their digests."""
     return str(record.get("source") or "comes with the program, or not recorded")
 
 
-def images_counted(record: Record) -> str:
-    """2,000 of 10,000."""
+def format_image_count(record: Record) -> str:
+    """Returns e.g. "2,000 of 10,000"."""
     whole = record.get("split_images")
-    of = f" of {formatting.count(whole)}" if whole and whole != record["num_images"] else ""
-    return f"{formatting.count(record['num_images'])}{of}"
+    of = f" of {formatting.format_count(whole)}" if whole and whole != record["num_images"] else ""
+    return f"{formatting.format_count(record['num_images'])}{of}"
 
 
-def images_of(record: Record) -> str:
-    """Which images a figure is of, in a line."""
-    name = f"{record.get('dataset', '?')} {record.get('split', '?')}{_told(record)}"
-    return f"{formatting.count(record.get('num_images'))} images of {name}, pixels {formatting.short(record.get('fingerprint'))}"
+def describe_images(record: Record) -> str:
+    """Returns a line on the images of a record."""
+    name = f"{record.get('dataset', '?')} {record.get('split', '?')}{_condition_suffix(record)}"
+    return f"{formatting.format_count(record.get('num_images'))} images of {name}, pixels {formatting.shorten_digest(record.get('fingerprint'))}"
 
 
-def of_pair(pair: Pair) -> dict[str, Any]:
-    """A pair with its tests as rows; bars are in percent of one scale, with 0 at its middle."""
-    edges = [
-        abs(edge) for finding in pair.findings for edge in (finding.difference, *(finding.interval or ()))
+def make_pair_card(pair: Pair) -> dict[str, Any]:
+    """Returns a pair with its tests as rows; positions of bars are in percent of a common scale centred on 0."""
+    extents = [
+        abs(value) for result in pair.results for value in (result.difference, *(result.interval or ()))
     ]
-    reach = max(filter(math.isfinite, edges), default=0) or 1.0
+    largest = max(filter(math.isfinite, extents), default=0) or 1.0
     rows = [
-        _test(finding, 1.1 * reach, pair.corrected if finding is pair.rests_on else None)
-        for finding in pair.findings
+        _test_row(result, 1.1 * largest, pair.corrected if result is pair.primary else None)
+        for result in pair.results
     ]
     return {"pair": pair, "rows": rows}
 
 
-def _test(finding: TestResult, reach: float, corrected: float | None) -> dict[str, Any]:
-    low, high = finding.interval or (None, None)
-    place = lambda value: round(50 + 50 * value / reach, 2)  # noqa: E731
+def _test_row(result: TestResult, scale: float, corrected: float | None) -> dict[str, Any]:
+    low, high = result.interval or (None, None)
+
+    def percent(value: float) -> float:
+        return round(50 + 50 * value / scale, 2)
+
     return {
-        "test": finding.test,
-        "of": finding.of,
-        "difference": formatting.figure(finite_number(finding.difference), finding.error),
-        "low": NO_VALUE if low is None else typeset_minus(round_to_error(low, finding.error).mean),
-        "high": NO_VALUE if high is None else typeset_minus(round_to_error(high, finding.error).mean),
-        "p": formatting.p_value(finding.two_sided),
-        "corrected": formatting.p_value(corrected),
-        "bar": None if low is None or high is None else (place(low), round(place(high) - place(low), 2)),
-        "dot": place(finding.difference) if math.isfinite(finding.difference) else None,
+        "test": result.test,
+        "of": result.of,
+        "difference": formatting.format_figure(finite_number(result.difference), result.error),
+        "low": NO_VALUE if low is None else typeset_minus(round_to_error(low, result.error).mean),
+        "high": NO_VALUE if high is None else typeset_minus(round_to_error(high, result.error).mean),
+        "p": formatting.format_p(result.two_sided),
+        "corrected": formatting.format_p(corrected),
+        "bar": None
+        if low is None or high is None
+        else (percent(low), round(percent(high) - percent(low), 2)),
+        "dot": percent(result.difference) if math.isfinite(result.difference) else None,
     }
 
 
 def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Bindings that are not the same in all configs: of what is trained, then of the rest."""
+    """Returns the bindings that differ between configs: first those that training depends on, then the others."""
     known = [run for run in runs if run.config]
     keys = sorted({key for run in known for key in run.config})
     rows = [(key, [run.config.get(key) for run in known]) for key in keys]
     rows = [(key, values) for key, values in rows if len(set(values)) > 1]
     parts = (
-        ("Differences in what is trained", False),
-        ("Differences that training does not depend on", True),
+        ("Differences that affect training", False),
+        ("Differences that do not affect training", True),
     )
     return [
-        {"title": title, "rows": found, "runs": known}
-        for title, free in parts
-        if (found := [(key, values) for key, values in rows if serialize.is_free_to_change(key) == free])
+        {"title": title, "rows": selected, "runs": known}
+        for title, is_free in parts
+        if (
+            selected := [(key, values) for key, values in rows if serialize.is_free_to_change(key) == is_free]
+        )
     ]
 
 
-def environments(runs: Sequence[RunData]) -> dict[str, Any]:
-    """A column for each environment, headed by the runs that were trained in it, and a row for each fact."""
+def environment_table(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Returns a table with a column for each environment, headed by its runs, and a row for each fact."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         for start in run.starts:
-            facts = tuple(_fact(key, start.get(key)) for key in ENVIRONMENT)
-            columns.setdefault(facts, []).append(f"{run.label} from step {formatting.count(start['step'])}")
+            facts = tuple(_environment_value(key, start.get(key)) for key in ENVIRONMENT)
+            columns.setdefault(facts, []).append(
+                f"{run.label} from step {formatting.format_count(start['step'])}"
+            )
     rows = [
         (title, values)
         for title, *values in zip(ENVIRONMENT.values(), *columns, strict=True)
@@ -209,7 +214,7 @@ def environments(runs: Sequence[RunData]) -> dict[str, Any]:
             (
                 run,
                 [
-                    formatting.count(stored_value(run.evaluation, key))
+                    formatting.format_count(stored_value(run.evaluation, key))
                     for key in ("device", "precision", "matmul_precision")
                 ],
             )
@@ -219,27 +224,30 @@ def environments(runs: Sequence[RunData]) -> dict[str, Any]:
     }
 
 
-def _fact(key: str, value: Any) -> str:
-    text = formatting.count(value)
+def _environment_value(key: str, value: Any) -> str:
+    text = formatting.format_count(value)
     return text[:12] + "+" * text.endswith("+") if key == "commit" else text
 
 
-def datasets(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """A card for each data set, and the runs of which nothing else is known."""
-    found: dict[Any, list[RunData]] = {}
+def dataset_cards(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Returns a card for each data set with its runs; `recorded` is whether these have a dataset.json."""
+    by_facts: dict[Any, list[RunData]] = {}
     for run in runs:
-        found.setdefault((tuple(_dataset(run)), run.dataset is None), []).append(run)
-    return [{"runs": of, "facts": facts, "recorded": not lacks} for (facts, lacks), of in found.items()]
+        by_facts.setdefault((tuple(_dataset_facts(run)), run.dataset is not None), []).append(run)
+    return [
+        {"runs": members, "facts": facts, "recorded": recorded}
+        for (facts, recorded), members in by_facts.items()
+    ]
 
 
-def _dataset(run: RunData) -> list[tuple[str, str]]:
-    """What was recorded of its images when a run was trained, and when it was evaluated."""
-    card, said = run.dataset or {}, run.evaluation or {}
-    source, shape = card.get("source") or said.get("source"), card.get("image_shape")
+def _dataset_facts(run: RunData) -> list[tuple[str, str]]:
+    """Returns what was recorded of the images when a run was trained and when it was evaluated."""
+    card, evaluation = run.dataset or {}, run.evaluation or {}
+    source, shape = card.get("source") or evaluation.get("source"), card.get("image_shape")
     facts = (
-        ("Name", card.get("dataset") or said.get("dataset")),
-        ("Version", source or ("these images lie in no files" if card else None)),
-        ("Known by digest", _known(source) if source else None),
+        ("Name", card.get("dataset") or evaluation.get("dataset")),
+        ("Version", source or ("these images are not read from files" if card else None)),
+        ("Known by digest", _describe_provenance(source) if source else None),
         ("Origin", card.get("origin")),
         ("Licence", card.get("licence")),
         ("Image", " × ".join(map(str, shape)) if isinstance(shape, list) else None),
@@ -247,17 +255,17 @@ def _dataset(run: RunData) -> list[tuple[str, str]]:
         ("Classes", card.get("num_classes")),
         ("Train images", card.get("train_images")),
         ("Trained on", card.get("train_identity")),
-        ("Evaluated split", said.get("split")),
-        ("Images of that split", said.get("split_images")),
-        ("Images evaluated", said.get("num_images")),
-        ("Pixels evaluated", said.get("fingerprint")),
+        ("Evaluated split", evaluation.get("split")),
+        ("Images of that split", evaluation.get("split_images")),
+        ("Images evaluated", evaluation.get("num_images")),
+        ("Pixels evaluated", evaluation.get("fingerprint")),
     )
-    return [(name, formatting.count(value)) for name, value in facts if value is not None]
+    return [(name, formatting.format_count(value)) for name, value in facts if value is not None]
 
 
-def _known(source: Any) -> str:
+def _describe_provenance(source: Any) -> str:
     if is_published(str(source)):
         return "yes"
     if str(source).startswith(UNKNOWN) or UNKNOWN not in str(source):
-        return "no: bits/dim are not comparable with published ones"
-    return "in part: bits/dim of the unknown split are not comparable with published ones"
+        return "no: bits/dim cannot be compared with published values"
+    return "in part: bits/dim of the unknown split cannot be compared with published values"

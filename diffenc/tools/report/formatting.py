@@ -1,4 +1,4 @@
-"""Numbers and names as the page shows them."""
+"""Formats of the numbers and names on the page."""
 
 import math
 import shlex
@@ -10,58 +10,58 @@ from diffenc.evaluation.records import finite_number
 from diffenc.evaluation.uncertainty_format import Figure, round_to_error
 
 
-def count(value: Any) -> str:
-    """1,500; what is no whole number as it is."""
+def format_count(value: Any) -> str:
+    """Formats an integer with thousands separators; anything else as str does."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return NO_VALUE if value is None else str(value)
 
 
-def figure(mean: float | None, error: float | None = None) -> Figure:
-    """`mean` to the second digit of its error, with a minus sign for people."""
+def format_figure(mean: float | None, error: float | None = None) -> Figure:
+    """Rounds `mean` to the second digit of its error, with a typographic minus sign."""
     if mean is None:
         return Figure("not finite")
-    found = round_to_error(mean, error)
-    return Figure(typeset_minus(found.mean), found.error)
+    figure = round_to_error(mean, error)
+    return Figure(typeset_minus(figure.mean), figure.error)
 
 
-def over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
-    """The mean of runs' bits/dim and its error over seeds.
+def format_mean_over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Formats the mean of runs' bits/dim and its error over seeds.
 
-    Two seeds may agree by chance to more digits than each was measured to, so the mean has no more than the most
-    precise of `records`, the evaluations that it is of.
+    Two seeds may agree by chance to more digits than each was measured to. So the mean has no more digits than the most
+    precise of `records`, the evaluations that it averages.
     """
     errors = [
         finite_number(record.get(f"bpd_{kind}")) for record in records for kind in ("se", "se_upper", "mc_se")
     ]
-    coarse = max(error, min(filter(None, errors), default=0.0))
-    return Figure(figure(mean, coarse).mean, figure(error, error).error)
+    precision = max(error, min(filter(None, errors), default=0.0))
+    return Figure(format_figure(mean, precision).mean, format_figure(error, error).error)
 
 
-def p_value(value: float | None) -> str:
-    """Two digits; below 0.0001 no more than that."""
+def format_p(value: float | None) -> str:
+    """Formats p with two significant digits, or as "< 0.0001"."""
     if value is None or not math.isfinite(value):
         return NO_VALUE
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def p_stated(value: float | None) -> str:
-    """p = 0.59, or p < 0.0001, that no line is broken in."""
-    text = p_value(value)
+def format_p_equation(value: float | None) -> str:
+    """Formats "p = 0.59" or "p < 0.0001" with non-breaking spaces."""
+    text = format_p(value)
     return ("p " if text.startswith("<") else "p = ").replace(" ", "\u00a0") + text.replace(" ", "\u00a0")
 
 
-def short(fingerprint: Any) -> str:
-    """The beginning of a digest."""
+def shorten_digest(fingerprint: Any) -> str:
+    """Returns the first 16 digits of a digest."""
     return str(fingerprint)[:16]
 
 
-def command(place: str, mode: str, *bindings: str) -> str:
-    """What one types to have a run do `mode`."""
-    words = ["python", "-m", "diffenc.run", f"--workdir={place}", f"--mode={mode}"]
+def mode_command(workdir: str, mode: str, *bindings: str) -> str:
+    """Returns the command that executes `mode` for a run."""
+    words = ["python", "-m", "diffenc.run", f"--workdir={workdir}", f"--mode={mode}"]
     return shlex.join([*words, *(f"--gin_bindings={binding}" for binding in bindings)])
 
 
-def train_command(place: str) -> str:
-    """What one types to go on with a run; a finished one only writes its records."""
-    return shlex.join(["python", "-m", "diffenc.run", f"--workdir={place}"])
+def train_command(workdir: str) -> str:
+    """Returns the command that resumes a run; a finished run only writes its records again."""
+    return shlex.join(["python", "-m", "diffenc.run", f"--workdir={workdir}"])

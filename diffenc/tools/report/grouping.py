@@ -1,4 +1,4 @@
-"""Runs that differ in no more than their seed, together."""
+"""Groups of runs whose configs differ only in the seed."""
 
 import dataclasses
 import math
@@ -19,15 +19,15 @@ SEED = "Experiment.seed"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one config, each of its own seed.
+    """Runs of one config with different seeds.
 
     Attributes:
-      refused: why their figures have no mean; None if they have.
+      refusal: why their bits/dim have no mean; None if they have one.
     """
 
     name: str
     runs: tuple[RunData, ...]
-    refused: str | None = None
+    refusal: str | None = None
 
     @property
     def evaluated(self) -> tuple[RunData, ...]:
@@ -35,68 +35,71 @@ class Group:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """What evaluation.json says of each run that was evaluated."""
+        """The evaluation record of each evaluated run."""
         return tuple(run.evaluation for run in self.runs if run.evaluation is not None)
 
     @property
     def totals(self) -> dict[int, float]:
-        """Bits/dim by seed; NaN where a run's figure is not finite."""
+        """Bits/dim by seed; NaN where it is not finite."""
         return {
-            place: math.nan if value is None else value
-            for place, run in self.by_seed.items()
+            seed: math.nan if value is None else value
+            for seed, run in self.by_seed.items()
             for value in [finite_number((run.evaluation or {}).get("bpd"))]
         }
 
     @property
     def by_seed(self) -> dict[int, RunData]:
-        return {_seed(run, place): run for place, run in enumerate(self.evaluated)}
+        return {_seed_or_index(run, index): run for index, run in enumerate(self.evaluated)}
 
     @property
     def mean(self) -> tuple[float, float] | None:
-        """Mean and standard error over seeds of bits/dim; None of fewer than two."""
+        """Mean and standard error of bits/dim over seeds; None for fewer than two."""
         values = np.array(list(self.totals.values()))
-        if len(values) < 2 or self.refused:
+        if len(values) < 2 or self.refusal:
             return None
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def together(runs: Sequence[RunData]) -> list[Group]:
-    """Groups in the order of their first runs."""
+def group_by_config(runs: Sequence[RunData]) -> list[Group]:
+    """Returns the groups in the order of their first runs."""
     by_config: dict[object, list[RunData]] = {}
     for run in runs:
-        same = by_config.setdefault(_config(run), [])
-        again = run.config and run.seed in {other.seed for other in same}
-        (by_config.setdefault((run.place,), []) if again else same).append(run)
+        group = by_config.setdefault(_config_key(run), [])
+        is_repeated = run.config and run.seed in {other.seed for other in group}
+        (by_config.setdefault((run.workdir,), []) if is_repeated else group).append(run)
     labels = [run.label for run in runs]
-    return [Group(_name(group, labels), tuple(group), _refused(group)) for group in by_config.values()]
+    return [
+        Group(_group_name(group, labels), tuple(group), _find_refusal(group)) for group in by_config.values()
+    ]
 
 
-def not_alike(one: Record, two: Record, keys: Sequence[str]) -> str | None:
-    """Why two evaluations are not to be compared; None if they are."""
+def find_incompatibility(one: Record, two: Record, keys: Sequence[str]) -> str | None:
+    """Returns why two evaluations cannot be compared; None if they can."""
     try:
         require_same_images([one, two])
     except UserError as error:
         return str(error)
     differing = evaluations.list_differences(one, two, keys)
-    return f"they were measured differently: {', '.join(differing)}" if differing else None
+    return f"they were evaluated differently: {', '.join(differing)}" if differing else None
 
 
-def _config(run: RunData) -> object:
-    """All that is trained, but for the seed."""
+def _config_key(run: RunData) -> object:
+    """Returns the bindings that training depends on, without the seed."""
     kept = (
         (key, value)
         for key, value in run.config.items()
         if key != SEED and not serialize.is_free_to_change(key)
     )
-    return tuple(sorted(kept)) or run.place
+    return tuple(sorted(kept)) or run.workdir
 
 
-def _seed(run: RunData, place: int) -> int:
-    return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - place
+def _seed_or_index(run: RunData, index: int) -> int:
+    """Returns the run's seed, or a negative number that no other run has, if the seed is unknown."""
+    return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - index
 
 
-def _name(runs: Sequence[RunData], labels: Sequence[str]) -> str:
-    """Of one run its label; of more the folder that holds these of the page's runs and no other."""
+def _group_name(runs: Sequence[RunData], labels: Sequence[str]) -> str:
+    """Returns the label of a single run; for more, the folder that contains exactly these of the page's runs."""
     if len(runs) == 1:
         return runs[0].label
     parent = os.path.dirname(runs[0].label)
@@ -106,7 +109,7 @@ def _name(runs: Sequence[RunData], labels: Sequence[str]) -> str:
     return f"{runs[0].label} and {len(runs) - 1} more"
 
 
-def _refused(runs: Sequence[RunData]) -> str | None:
+def _find_refusal(runs: Sequence[RunData]) -> str | None:
     records = [run.evaluation for run in runs if run.evaluation is not None]
-    reasons = (not_alike(records[0], other, COMPARABLE_KEYS) for other in records[1:])
+    reasons = (find_incompatibility(records[0], other, COMPARABLE_KEYS) for other in records[1:])
     return next((reason for reason in reasons if reason), None)

@@ -1,4 +1,4 @@
-"""Runs against each other: which may be compared, what tests find, and in words what they say and do not say."""
+"""Comparison of groups of runs: whether they can be compared, the tests, and their conclusions in words."""
 
 import dataclasses
 import functools
@@ -13,13 +13,14 @@ from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.significance import FEWEST_SEEDS, TestResult
 from diffenc.runtime.progress import Progress
 from diffenc.tools.report import formatting
-from diffenc.tools.report.grouping import Group, not_alike
+from diffenc.tools.report.grouping import Group, find_incompatibility
 from diffenc.tools.report.run_data import RunData
 
 ALPHA = 0.05
-MOST = 15  # pairs; of more groups, each is compared with the first alone
-# What makes two bounds of different things, and what makes their draws others: then images cannot be paired.
-SAME = (
+MAX_PAIRS = 15  # with more, each group is compared with the first alone
+# Keys that must be equal: those that define the bound, and those that determine the draws, without which images cannot
+# be paired.
+EQUAL_KEYS = (
     "split",
     "T",
     "times",
@@ -32,109 +33,113 @@ SAME = (
     "prng",
     "stratified",
 )
-TOLD = ("step", "precision", "matmul_precision")  # what may differ, and is said
+REPORTED_KEYS = ("step", "precision", "matmul_precision")  # may differ, and are then mentioned
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A against B.
+    """The comparison of group A with group B.
 
     Attributes:
-      refused: why they are not compared; None if they are.
-      findings: what each test found of A − B.
-      rests_on: the finding that the words rest on; None where no test could be made.
-      corrected: its p, after Holm for all pairs.
-      says: what that means; and what it does not.
+      refusal: why they are not compared; None if they are.
+      results: of each test of A − B.
+      primary: the result that the conclusions are based on; None if no test was possible.
+      corrected: p of `primary` after Holm's correction for all pairs.
+      conclusions: sentences on what the tests show.
+      caveats: sentences on what they do not show.
     """
 
     a: str
     b: str
-    refused: str | None = None
-    findings: tuple[TestResult, ...] = ()
-    rests_on: TestResult | None = None
+    refusal: str | None = None
+    results: tuple[TestResult, ...] = ()
+    primary: TestResult | None = None
     corrected: float | None = None
-    says: tuple[str, ...] = ()
-    says_not: tuple[str, ...] = ()
+    conclusions: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
 
-class Claim(NamedTuple):
-    """p of a pair after Holm's correction for `pairs` tests."""
+class CorrectedP(NamedTuple):
+    """p after Holm's correction for `pairs` tests."""
 
     p: float | None
     pairs: int
 
     def __str__(self) -> str:
-        how = f", corrected after Holm for {self.pairs} tests" if self.pairs > 1 else ""
-        return formatting.p_stated(self.p) + how
+        correction = f", corrected after Holm for {self.pairs} tests" if self.pairs > 1 else ""
+        return formatting.format_p_equation(self.p) + correction
 
 
-def compared(groups: Sequence[Group]) -> list[Pair]:
-    """Every pair of groups; each with the first alone where these were too many."""
+def compare_groups(groups: Sequence[Group]) -> list[Pair]:
+    """Compares every pair of groups, or, if there are too many pairs, each group with the first."""
     pairs = list(itertools.combinations(groups, 2))
-    if len(pairs) > MOST:
+    if len(pairs) > MAX_PAIRS:
         pairs = [(groups[0], other) for other in groups[1:]]
-    progress, found = Progress("comparing runs", len(pairs)), []
+    progress, compared = Progress("comparing runs", len(pairs)), []
     for a, b in pairs:
-        found.append(tested(a, b))
+        compared.append(compare_pair(a, b))
         progress()
-    corrected = significance.holm_correction([pair.rests_on and pair.rests_on.two_sided for pair in found])
-    tests = sum(p is not None for p in corrected)
+    corrected = significance.holm_correction([pair.primary and pair.primary.two_sided for pair in compared])
+    num_tests = sum(p is not None for p in corrected)
     return [
-        in_words(a, b, pair, Claim(p, tests)) for (a, b), pair, p in zip(pairs, found, corrected, strict=True)
+        describe_pair(a, b, pair, CorrectedP(p, num_tests))
+        for (a, b), pair, p in zip(pairs, compared, corrected, strict=True)
     ]
 
 
-def tested(a: Group, b: Group) -> Pair:
-    """Two groups against each other, without words."""
-    refused = why_not(a, b)
-    if refused:
-        return Pair(a.name, b.name, refused)
+def compare_pair(a: Group, b: Group) -> Pair:
+    """Runs the tests of two groups, without conclusions."""
+    refusal = find_refusal(a, b)
+    if refusal:
+        return Pair(a.name, b.name, refusal)
+    single = _have_one_run_each(a, b)
     try:
-        found = _of_one_run_each(a.evaluated[0], b.evaluated[0]) if _one_each(a, b) else _of_seeds(a, b)
+        results = _compare_single_runs(a.evaluated[0], b.evaluated[0]) if single else _compare_seeds(a, b)
     except UserError as error:
         return Pair(a.name, b.name, f"The terms of their images cannot be compared: {error}.")
-    rests_on = found[0] if _one_each(a, b) else _of_every_run(a, b, found)
-    return Pair(a.name, b.name, None, tuple(found), rests_on)
+    primary = results[0] if single else _select_primary_test(a, b, results)
+    return Pair(a.name, b.name, None, tuple(results), primary)
 
 
-def in_words(a: Group, b: Group, pair: Pair, claim: Claim) -> Pair:
-    """The pair with what its tests say, once p is corrected for the other pairs."""
-    if pair.refused:
+def describe_pair(a: Group, b: Group, pair: Pair, p: CorrectedP) -> Pair:
+    """Returns the pair with its conclusions and caveats, given p corrected for all pairs."""
+    if pair.refusal:
         return pair
-    says, says_not = (_in_words_of_images if _one_each(a, b) else _in_words_of_seeds)(a, b, pair, claim)
-    shared = [seed for seed in a.by_seed if seed in b.by_seed]
-    told = _told(a, b, _one_each(a, b) and not shared)
-    return dataclasses.replace(pair, corrected=claim.p, says=tuple(says), says_not=(*says_not, *told))
+    single = _have_one_run_each(a, b)
+    conclusion, caveat = (_describe_single_runs if single else _describe_seeds)(a, b, pair, p)
+    shared_seeds = [seed for seed in a.by_seed if seed in b.by_seed]
+    others = _describe_other_differences(a, b, single and not shared_seeds)
+    return dataclasses.replace(pair, corrected=p.p, conclusions=(conclusion,), caveats=(caveat, *others))
 
 
-def _one_each(a: Group, b: Group) -> bool:
+def _have_one_run_each(a: Group, b: Group) -> bool:
     return len(a.evaluated) == len(b.evaluated) == 1
 
 
-def why_not(a: Group, b: Group) -> str | None:
-    """Why A and B have no difference that means something; None if they have."""
+def find_refusal(a: Group, b: Group) -> str | None:
+    """Returns why the difference of A and B is not meaningful; None if it is."""
     for group in (a, b):
         if not group.evaluated:
             return f"{group.name} has not been evaluated."
-        if group.refused:
-            return f"The seeds of {group.name} do not go together: {group.refused}."
+        if group.refusal:
+            return f"The seeds of {group.name} cannot be averaged: {group.refusal}."
     for one, two in itertools.product(a.records, b.records):
-        reason = not_alike(one, two, SAME)
+        reason = find_incompatibility(one, two, EQUAL_KEYS)
         if reason:
             return f"Not compared: {reason}."
     if not all(map(math.isfinite, (*a.totals.values(), *b.totals.values()))):
-        return "Not compared: a figure is not finite."
+        return "Not compared: bits/dim are not finite."
     return None
 
 
-def by_pass(held: RunData) -> PassValues:
+def total_by_pass(run: RunData) -> PassValues:
     """Returns bits/dim of each image in each pass."""
-    name = f"{held.label}/{held.terms_name}"
-    return records.terms_by_pass(held.terms, held.evaluation or {}, name)["total"]
+    name = f"{run.label}/{run.terms_name}"
+    return records.terms_by_pass(run.terms, run.evaluation or {}, name)["total"]
 
 
-def _of_one_run_each(a: RunData, b: RunData) -> list[TestResult]:
-    one, two = by_pass(a), by_pass(b)
+def _compare_single_runs(a: RunData, b: RunData) -> list[TestResult]:
+    one, two = total_by_pass(a), total_by_pass(b)
     return [
         significance.paired_test(
             one.values.mean(axis=0), two.values.mean(axis=0), "images and their draws, under both runs"
@@ -143,84 +148,82 @@ def _of_one_run_each(a: RunData, b: RunData) -> list[TestResult]:
     ]
 
 
-def _of_seeds(a: Group, b: Group) -> list[TestResult]:
-    of = functools.cache(by_pass)
+def _compare_seeds(a: Group, b: Group) -> list[TestResult]:
+    total = functools.cache(total_by_pass)
     return significance.test_results(
-        a.totals, b.totals, lambda seed: of(a.by_seed[seed]).minus(of(b.by_seed[seed]))
+        a.totals, b.totals, lambda seed: total(a.by_seed[seed]).minus(total(b.by_seed[seed]))
     )
 
 
-def _in_words_of_images(a: Group, b: Group, pair: Pair, claim: Claim) -> tuple[list[str], list[str]]:
-    said = _of_images(claim, a.records[0]["num_images"])
-    says = [f"{_ahead(a, b, pair.findings[0])} on these images. {said}"]
-    says_not = [
-        f"{_once(a, b)} Whether other seeds would come out the same way is not tested: that takes several "
-        "evaluated runs of each, with seeds of their own."
-    ]
-    return says, says_not
+def _describe_single_runs(a: Group, b: Group, pair: Pair, p: CorrectedP) -> tuple[str, str]:
+    """Returns conclusion and caveat."""
+    verdict = _conclude_about_images(p, a.records[0]["num_images"])
+    conclusion = f"{_describe_difference(a, b, pair.results[0])} on these images. {verdict}"
+    caveat = (
+        f"{_describe_sample_size(a, b)} Whether other seeds would give the same result is not tested: that "
+        "requires several evaluated runs of each, with different seeds."
+    )
+    return conclusion, caveat
 
 
-def _once(a: Group, b: Group) -> str:
+def _describe_sample_size(a: Group, b: Group) -> str:
     if len(a.runs) == len(b.runs) == 1:
         return "Each was trained once."
-    return f"Of each one run alone was evaluated, {a.evaluated[0].label} and {b.evaluated[0].label}."
+    return f"Only one run of each was evaluated, {a.evaluated[0].label} and {b.evaluated[0].label}."
 
 
-def _in_words_of_seeds(a: Group, b: Group, pair: Pair, claim: Claim) -> tuple[list[str], list[str]]:
-    test, fewest = pair.rests_on, min(len(a.evaluated), len(b.evaluated))
-    said = _of_seeds_said(test, claim, fewest)
-    says = [f"{_ahead(a, b, test or pair.findings[0])}, averaged over seeds. {said}"]
-    says_not = [
-        f"With {fewest} seed{'s' if fewest > 1 else ''} a test sees large differences only: a large p is no sign "
-        "that the two are equal. The bootstrap over images takes these seeds as they are, and that over seeds and "
-        "images is too narrow with few seeds."
-    ]
-    return says, says_not
+def _describe_seeds(a: Group, b: Group, pair: Pair, p: CorrectedP) -> tuple[str, str]:
+    """Returns conclusion and caveat."""
+    fewest = min(len(a.evaluated), len(b.evaluated))
+    verdict = _conclude_about_seeds(pair.primary, p, fewest)
+    difference = _describe_difference(a, b, pair.primary or pair.results[0])
+    caveat = (
+        f"With {fewest} seed{'s' if fewest > 1 else ''} a test detects only large differences: a large p is not "
+        "evidence that the two are equal. The bootstrap over images holds for these seeds only, and that over seeds "
+        "and images is too narrow with few seeds."
+    )
+    return f"{difference}, averaged over seeds. {verdict}", caveat
 
 
-def _of_every_run(a: Group, b: Group, found: Sequence[TestResult]) -> TestResult | None:
-    """The test that the words rest on, which passes no run over: paired only where both have the same seeds."""
+def _select_primary_test(a: Group, b: Group, results: Sequence[TestResult]) -> TestResult | None:
+    """Returns the test that uses every run: the paired one only if both groups have the same seeds."""
     names = ("paired t", "Welch") if a.totals.keys() == b.totals.keys() else ("Welch",)
-    tests = {finding.test: finding for finding in found if _known(finding)}
+    tests = {result.test: result for result in results if result.two_sided is not None}
     return next((tests[name] for name in names if name in tests), None)
 
 
-def _ahead(a: Group, b: Group, finding: TestResult) -> str:
-    size = formatting.figure(abs(finding.difference), finding.error).mean
-    if finding.difference == 0:
+def _describe_difference(a: Group, b: Group, result: TestResult) -> str:
+    size = formatting.format_figure(abs(result.difference), result.error).mean
+    if result.difference == 0:
         return f"{a.name} and {b.name} have the same bits/dim"
-    return f"{a.name} is {'lower' if finding.difference < 0 else 'higher'} than {b.name} by {size} bits/dim"
+    return f"{a.name} is {'lower' if result.difference < 0 else 'higher'} than {b.name} by {size} bits/dim"
 
 
-def _of_images(claim: Claim, num_images: int) -> str:
+def _conclude_about_images(p: CorrectedP, num_images: int) -> str:
     if num_images < 2:
         return "One image is too few for a test."
-    if claim.p is None:
+    if p.p is None:
         return "Their images do not vary, so there is no test."
-    if claim.p <= ALPHA:
+    if p.p <= ALPHA:
         return (
-            f"The difference is more than which images were drawn explains ({claim}): of these two "
-            "trained models, it would likely have the same sign on other images of this kind."
+            f"The difference is larger than the choice of images explains ({p}): for these two trained models, it "
+            "would likely have the same sign on other images of this kind."
         )
-    return f"Which images were drawn may explain the difference ({claim})."
+    return f"The choice of images may explain the difference ({p})."
 
 
-def _of_seeds_said(test: TestResult | None, claim: Claim, fewest: int) -> str:
+def _conclude_about_seeds(test: TestResult | None, p: CorrectedP, fewest: int) -> str:
     if test is None:
         return "Too few seeds for a test."
-    how = f"({test.test}, {test.of}, {claim})"
+    basis = f"({test.test}, {test.of}, {p})"
     if fewest < FEWEST_SEEDS:
-        return f"With fewer than {FEWEST_SEEDS} seeds of each, nothing is claimed of other seeds {how}."
-    if claim.p is not None and claim.p <= ALPHA:
-        return f"The difference is more than the choice of seeds explains {how}."
-    return f"The choice of seeds may explain the difference {how}."
+        return f"With fewer than {FEWEST_SEEDS} seeds of each, no claim is made about other seeds {basis}."
+    if p.p is not None and p.p <= ALPHA:
+        return f"The difference is larger than the choice of seeds explains {basis}."
+    return f"The choice of seeds may explain the difference {basis}."
 
 
-def _known(finding: TestResult) -> bool:
-    return finding.two_sided is not None
-
-
-def _told(a: Group, b: Group, other_seeds: bool) -> list[str]:
-    differing = records.list_differences(a.records[0], b.records[0], TOLD)
-    said = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
-    return [*said, *(["They were trained with different seeds."] if other_seeds else [])]
+def _describe_other_differences(a: Group, b: Group, have_other_seeds: bool) -> list[str]:
+    differing = records.list_differences(a.records[0], b.records[0], REPORTED_KEYS)
+    sentences = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
+    return [*sentences, *(["They were trained with different seeds."] if have_other_seeds else [])]

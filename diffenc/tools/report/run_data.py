@@ -1,4 +1,4 @@
-"""What a workdir holds, half-trained, half-written or damaged as it may be. Nothing is written."""
+"""Reads everything that a report shows of a workdir, which may be incomplete or damaged. Writes nothing."""
 
 import dataclasses
 import hashlib
@@ -20,23 +20,22 @@ from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
 from diffenc.tools.report import evaluation_spec
-from diffenc.tools.report.checkpoint_match import mismatch
-from diffenc.tools.report.reader import Reader, Record
+from diffenc.tools.report.reader import Record, WorkdirReader
 from diffenc.workdir import loss_curves, provenance
 from diffenc.workdir.config_check import CONFIG
 from diffenc.workdir.writers import METRICS
 
 ARRAYS = ("x", "change", "x_phi", "levels")  # of figures
-MOST = 1 << 28  # bytes of one of them
+MAX_ARRAY_BYTES = 1 << 28  # of each of them
 PARAMETERS, EVALUATION = "parameters.txt", "evaluation.json"
-NUMBERED = r"evaluations/(\d{1,9})\.json"
-LATEST = 2**53  # a step
-OF_FIGURES: RequiredKeys = {"of": (dict,), "npz": (str, NoneType)}
+NUMBERED_EVALUATION = r"evaluations/(\d{1,9})\.json"
+MAX_STEP = 2**53  # integers above it are not exact in JSON
+NEEDED_OF_FIGURES: RequiredKeys = {"of": (dict,), "npz": (str, NoneType)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FigureData:
-    """A figure's numbers, as --mode=figures files them."""
+    """The numbers behind a figure, as --mode=figures writes them."""
 
     record: Record
     arrays: dict[str, np.ndarray]
@@ -44,27 +43,28 @@ class FigureData:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunData:
-    """What there is of one run.
+    """The contents of one workdir.
 
     Attributes:
-      place: the workdir, as its user calls it.
-      label: what the page calls it.
-      config: bindings of config.gin; empty where there is none.
+      workdir: as given on the command line.
+      label: name of the run on the page.
+      config: bindings of config.gin; empty if there is none.
       rows: metrics by ascending step, finite numbers only.
-      evaluation: the one that states the run's figure (`evaluations.choose`); None where the run was not evaluated.
-      terms: the bytes of the .npz beside it.
-      terms_name: that file's name in the workdir.
-      evaluations: how many there are to choose from.
+      evaluation: the record selected by `records.choose_evaluation`; None if the run was not evaluated.
+      terms: the bytes of the record's .npz file.
+      terms_name: name of that file in the workdir.
+      num_evaluations: number of records of the same step.
       figures: by name.
-      loss: what --mode=diagnose filed of the diffusion loss.
-      samples: the newest grid: its name in the workdir, its step and its bytes.
-      parameters: their number.
+      loss: the diffusion loss by log-SNR that --mode=diagnose wrote.
+      samples: name, step and bytes of the newest grid.
+      checkpoint: step of the last checkpoint.
+      parameters: number of parameters.
       dataset: dataset.json.
       starts: the entries of environment.json.
-      oddities: what could not be read, in words.
+      problems: sentences on what could not be read.
     """
 
-    place: str
+    workdir: str
     label: str
     config: dict[str, str]
     config_text: str
@@ -72,7 +72,7 @@ class RunData:
     evaluation: Record | None
     terms: bytes
     terms_name: str
-    evaluations: int
+    num_evaluations: int
     figures: dict[str, FigureData]
     loss: Record | None
     samples: tuple[str, int, bytes] | None
@@ -80,7 +80,7 @@ class RunData:
     parameters: int | None
     dataset: Record | None
     starts: tuple[Record, ...]
-    oddities: tuple[str, ...]
+    problems: tuple[str, ...]
 
     @property
     def seed(self) -> str:
@@ -88,77 +88,75 @@ class RunData:
 
     @property
     def step(self) -> int | None:
-        """How far it is trained, as far as its files tell."""
+        """The latest step among checkpoints and metrics."""
         known = [self.checkpoint, *(row["step"] for row in self.rows[-1:])]
         return max((step for step in known if step is not None), default=None)
 
-    def numbers(self, *names: str) -> FigureData | None:
-        """The figure of these names' first that there is."""
-        return next((self.figures[name] for name in names if name in self.figures), None)
 
-
-def read_all(places: Sequence[str]) -> list[RunData]:
-    """Each of `places`, a folder or an address, under a label that tells it from the others.
+def read_runs(workdirs: Sequence[str]) -> list[RunData]:
+    """Reads each of `workdirs`, folders or URLs, under unique labels.
 
     Raises:
-      UserError: there is no run, or the same place is named twice.
+      UserError: a workdir holds no run, or is given twice.
     """
-    plain = [place.rstrip("/") or place for place in places]
-    folders = [_folder(place) for place in plain]
-    twice = [place for k, place in enumerate(plain) if folders[k] in folders[:k]]
-    if twice:
-        raise UserError(f"{twice[0]} is named twice; name each workdir once")
-    return [read(place, label) for place, label in zip(plain, labels(plain), strict=True)]
+    plain = [workdir.rstrip("/") or workdir for workdir in workdirs]
+    paths = [_canonical_path(workdir) for workdir in plain]
+    repeated = [workdir for k, workdir in enumerate(plain) if paths[k] in paths[:k]]
+    if repeated:
+        raise UserError(f"{repeated[0]} is named twice; name each workdir once")
+    return [read_run(workdir, label) for workdir, label in zip(plain, unique_labels(plain), strict=True)]
 
 
-def _folder(place: str) -> str:
-    """One name of a local folder, whatever links and dots lead to it."""
-    if stores.is_url(place) and not place.startswith("file:///"):
-        return place
-    return os.path.realpath(place.removeprefix("file://"))
+def _canonical_path(workdir: str) -> str:
+    """Returns the path of a local folder without links and dots; a URL as it is."""
+    if stores.is_url(workdir) and not workdir.startswith("file:///"):
+        return workdir
+    return os.path.realpath(workdir.removeprefix("file://"))
 
 
-def labels(places: Sequence[str]) -> list[str]:
-    """The last parts of each path: as many as it takes to tell them all apart."""
-    parts = [[part for part in place.split("/") if part] or ["/"] for place in places]
+def unique_labels(workdirs: Sequence[str]) -> list[str]:
+    """Returns the shortest tails of the paths, of equally many parts, that are all different."""
+    parts = [[part for part in workdir.split("/") if part] or ["/"] for workdir in workdirs]
     for depth in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(names[-depth:]) for names in parts]
-        if len(set(found)) == len(found):
-            return found
-    return list(places)
+        labels = ["/".join(names[-depth:]) for names in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(workdirs)
 
 
-def read(place: str, label: str) -> RunData:
-    """One workdir.
+def read_run(workdir: str, label: str) -> RunData:
+    """Reads one workdir.
 
     Raises:
-      UserError: there is no run, or the store refuses to be read.
+      UserError: it holds no run, or the store cannot be read.
     """
     try:
-        return _read(Reader(place), label)
+        return _read_files(WorkdirReader(workdir), label)
     except OSError as error:
-        raise stores.read_error(place, error) from error
+        raise stores.read_error(workdir, error) from error
 
 
-def _read(reader: Reader, label: str) -> RunData:
+def _read_files(reader: WorkdirReader, label: str) -> RunData:
     text = reader.text(CONFIG)
     config = serialize.parse_bindings(text)
-    found = _evaluations(reader)
-    chosen = records.choose_evaluation(found, lambda record: evaluation_spec.is_asked_for(record, config))
+    evaluations = _read_evaluations(reader)
+    chosen = records.choose_evaluation(
+        evaluations, lambda record: evaluation_spec.matches_config(record, config)
+    )
     terms_name = (chosen or EVALUATION).removesuffix(".json") + ".npz"
-    evaluation, terms = _with_terms(reader, found[chosen], terms_name) if chosen else (None, b"")
+    evaluation, terms = _check_terms(reader, evaluations[chosen], terms_name) if chosen else (None, b"")
     loss = reader.record(f"{loss_curves.FOLDER}/loss.json")
     dataset, environment = reader.record(provenance.DATASET), reader.record(provenance.ENVIRONMENT)
-    figures, parameters = _figures(reader), _parameters(reader, evaluation)
-    rows, samples = _rows(reader), _samples(reader)
+    figures, parameters = _read_figures(reader), _read_parameter_count(reader, evaluation)
+    rows, samples = _read_metrics(reader), _find_samples(reader)
     if reader.unsealed:
         files = reader.unsealed[:3] + ["..."] * (len(reader.unsealed) > 3)
-        reader.odd(f"{', '.join(files)}: {record_checksum.UNSEALED}, so that damage to them would not show.")
-    strange = mismatch(reader.place, reader.files, text, reader.text)
-    if strange is not None:
-        reader.odd(strange)
+        reader.add_problem(
+            f"{', '.join(files)}: {record_checksum.UNSEALED}, so damage to them cannot be detected."
+        )
+    reader.check_newest_checkpoint()
     return RunData(
-        place=reader.place,
+        workdir=reader.workdir,
         label=label,
         config=config,
         config_text=text,
@@ -166,7 +164,7 @@ def _read(reader: Reader, label: str) -> RunData:
         evaluation=evaluation,
         terms=terms,
         terms_name=terms_name,
-        evaluations=len(found),
+        num_evaluations=len(evaluations),
         figures=figures,
         loss=loss,
         samples=samples,
@@ -174,105 +172,111 @@ def _read(reader: Reader, label: str) -> RunData:
         parameters=parameters,
         dataset=dataset,
         starts=tuple(provenance.parse_starts(environment)),
-        oddities=tuple(reader.oddities),
+        problems=tuple(reader.problems),
     )
 
 
-def _evaluations(reader: Reader) -> dict[str, Record]:
-    """Those of the latest step that was evaluated, by file, the newest first."""
-    numbered = [(int(match[1]), name) for name in reader.files if (match := re.fullmatch(NUMBERED, name))]
+def _read_evaluations(reader: WorkdirReader) -> dict[str, Record]:
+    """Returns the records of the latest evaluated step, by file name, newest first."""
+    numbered = [
+        (int(match[1]), name) for name in reader.files if (match := re.fullmatch(NUMBERED_EVALUATION, name))
+    ]
     names = [name for _, name in sorted(numbered, reverse=True)] or [EVALUATION]
     read = {name: record for name in names if (record := reader.record(name, REQUIRED_KEYS)) is not None}
     latest = max((record["step"] for record in read.values()), default=None)
     return {name: record for name, record in read.items() if record["step"] == latest}
 
 
-def _with_terms(reader: Reader, evaluation: Record, name: str) -> tuple[Record | None, bytes]:
-    """The evaluation and the terms of its images, with a word on it where the two do not belong together.
+def _check_terms(reader: WorkdirReader, evaluation: Record, name: str) -> tuple[Record | None, bytes]:
+    """Returns the evaluation and the bytes of its terms, after checking that they belong together.
 
-    Then a record without a checksum is left out, for nothing tells which of both is damaged.
+    If they do not, a record without checksum is left out: either file may be the damaged one.
     """
     data = reader.data(name) or b""
     if data and finite_number(evaluation["bpd"]) is not None:
         try:
             records.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
-            reader.odd(f"{error}.")
+            reader.add_problem(f"{error}.")
             return (
                 None if record_checksum.check_checksum(evaluation) is ChecksumState.MISSING else evaluation
             ), data
         except UserError as error:
-            reader.odd(f"{error}.")
+            reader.add_problem(f"{error}.")
     return evaluation, data
 
 
-def _rows(reader: Reader) -> tuple[Record, ...]:
-    found: dict[int, Record] = {}  # what stands of a step, later lines over earlier ones
-    *lines, torn = (reader.data(METRICS) or b"").split(b"\n")
-    bad = 0
+def _read_metrics(reader: WorkdirReader) -> tuple[Record, ...]:
+    rows: dict[int, Record] = {}  # by step; later lines override earlier ones
+    *lines, incomplete = (reader.data(METRICS) or b"").split(b"\n")
+    num_invalid = 0
     for line in filter(None, lines):
-        row = _row(line)
+        row = _parse_metrics_row(line)
         if row is None:
-            bad += 1
+            num_invalid += 1
         else:
-            found[row["step"]] = found.get(row["step"], {}) | row
-    if torn:
-        reader.odd(
-            f"The last line of {METRICS} is torn, as a process killed while it wrote leaves it: left out."
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+    if incomplete:
+        reader.add_problem(
+            f"The last line of {METRICS} is incomplete, as after a kill during a write, and is left out."
         )
-    if bad:
-        reader.odd(f"{METRICS} has {bad} line(s) that are no rows: left out.")
-    return tuple(found[step] for step in sorted(found))
+    if num_invalid:
+        reader.add_problem(f"{METRICS} has {num_invalid} invalid line(s), which are left out.")
+    return tuple(rows[step] for step in sorted(rows))
 
 
-def _row(line: bytes) -> Record | None:
-    """The finite numbers of a line; None if it is no row."""
+def _parse_metrics_row(line: bytes) -> Record | None:
+    """Returns the finite numbers of a line; None if it is not a JSON object with a valid step."""
     try:
-        said = json.loads(line)
-        step = said["step"]
+        record = json.loads(line)
+        step = record["step"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not isinstance(step, int) or not 0 <= step < LATEST:
+    if not isinstance(step, int) or not 0 <= step < MAX_STEP:
         return None
-    values = {str(key): finite_number(value) for key, value in said.items()}
+    values = {str(key): finite_number(value) for key, value in record.items()}
     return {key: value for key, value in values.items() if value is not None} | {"step": step}
 
 
-def _figures(reader: Reader) -> dict[str, FigureData]:
+def _read_figures(reader: WorkdirReader) -> dict[str, FigureData]:
     names = (re.fullmatch(r"figures/(\w+)\.json", name) for name in sorted(reader.files))
-    found = {match[1]: _figure(reader, match[1]) for match in names if match}
-    return {name: filed for name, filed in found.items() if filed is not None}
+    figures = {match[1]: _read_figure(reader, match[1]) for match in names if match}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _figure(reader: Reader, name: str) -> FigureData | None:
-    record = reader.record(f"figures/{name}.json", OF_FIGURES)
+def _read_figure(reader: WorkdirReader, name: str) -> FigureData | None:
+    record = reader.record(f"figures/{name}.json", NEEDED_OF_FIGURES)
     if record is None:
         return None
     data = reader.data(f"figures/{name}.npz") if record["npz"] else b""
     if record["npz"] and hashlib.sha256(data or b"").hexdigest() != record["npz"]:
-        return reader.odd(f"figures/{name}.npz is not what figures/{name}.json was written with: left out.")
+        return reader.add_problem(f"figures/{name}.npz does not match figures/{name}.json and is left out.")
     try:
-        arrays = safe_npz.load(io.BytesIO(data), name, ARRAYS, MOST) if data else {}
+        arrays = safe_npz.load(io.BytesIO(data), name, ARRAYS, MAX_ARRAY_BYTES) if data else {}
     except UserError as error:
-        return reader.odd(f"figures/{name}.npz is left out: {error}.")
+        return reader.add_problem(f"figures/{name}.npz is left out: {error}.")
     return FigureData(record, arrays)
 
 
-def _samples(reader: Reader) -> tuple[str, int, bytes] | None:
-    """Of the latest step; among those of one step, the last by name."""
-    steps = ((re.match(r"samples/(\d+)[^/]*\.png$", name), name) for name in reader.files)
-    found = max(((int(match[1]), name) for match, name in steps if match), default=None)
-    return found and (PurePosixPath(found[1]).name, found[0], reader.data(found[1]) or b"")
+def _find_samples(reader: WorkdirReader) -> tuple[str, int, bytes] | None:
+    """Returns name, step and bytes of the grid of the latest step; of several, the last by name."""
+    matches = ((re.match(r"samples/(\d+)[^/]*\.png$", name), name) for name in reader.files)
+    newest = max(((int(match[1]), name) for match, name in matches if match), default=None)
+    return newest and (PurePosixPath(newest[1]).name, newest[0], reader.data(newest[1]) or b"")
 
 
-def _last_step(reader: Reader, pattern: str) -> int | None:
+def _last_step(reader: WorkdirReader, pattern: str) -> int | None:
     matches = (re.fullmatch(pattern, name) for name in reader.files)
     return max((int(match[1]) for match in matches if match), default=None)
 
 
-def _parameters(reader: Reader, evaluation: Record | None) -> int | None:
-    said = finite_number((evaluation or {}).get("num_params"))
-    if said is not None or PARAMETERS not in reader.files:
-        return None if said is None else int(said)
+def _read_parameter_count(reader: WorkdirReader, evaluation: Record | None) -> int | None:
+    recorded = finite_number((evaluation or {}).get("num_params"))
+    if recorded is not None or PARAMETERS not in reader.files:
+        return None if recorded is None else int(recorded)
     total = re.search(r"^Total: (\d[\d,]{,30})(?![\d,])", reader.text(PARAMETERS), re.MULTILINE)
-    return int(total[1].replace(",", "")) if total else reader.odd(f"{PARAMETERS} has no total: left out.")
+    return (
+        int(total[1].replace(",", ""))
+        if total
+        else reader.add_problem(f"{PARAMETERS} has no total and is left out.")
+    )

@@ -1,1 +1,1 @@
-"""Grids of runs: what is left to do, running it, and the comparison of what came out."""
+"""Sweeps: grids of runs, their execution here or on Slurm, and the comparison of their results."""

@@ -1,4 +1,4 @@
-"""Variants against each other: paired differences of each component, and every test of their totals."""
+"""Comparison of variants: paired differences of each component, and significance tests of their totals."""
 
 import math
 from collections import Counter
@@ -7,61 +7,62 @@ from collections.abc import Sequence
 from diffenc.evaluation import significance
 from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm_correction
 from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure, format_digits, round_to_error
-from diffenc.tools.sweep.formatting import Cell, Sheet
-from diffenc.tools.sweep.summary import COMPONENTS, Summary, mean_and_error
+from diffenc.tools.sweep.results import COMPONENTS, VariantResults, mean_and_standard_error
+from diffenc.tools.sweep.sheets import Cell, Sheet
 
 NOTES = (
-    "A lower figure is better: of a negative difference A is ahead.",
-    "Welch and paired t: seeds stand for all seeds. Bootstrap over images: for these seeds only. Over seeds and "
-    "images: both, too narrow with few seeds.",
+    "Lower is better: a negative difference is in favour of A.",
+    "Welch and paired t: about all seeds, of which these are a sample. Bootstrap over images: about these seeds only. "
+    "Bootstrap over seeds and images: about both, but too narrow with few seeds.",
     f"With fewer than {FEWEST_SEEDS} seeds of each, no p supports a claim about other seeds.",
 )
 
 
-def common_seeds(a: Summary, b: Summary) -> tuple[int, ...]:
+def common_seeds(a: VariantResults, b: VariantResults) -> tuple[int, ...]:
+    """Returns the seeds that both variants were evaluated with."""
     return tuple(seed for seed in a.seeds if seed in b.seeds)
 
 
-def differences(a: Summary, b: Summary) -> tuple[Cell, ...]:
-    """A − B by component: the mean over the seeds they share, and its standard error from the paired differences."""
-    shared = common_seeds(a, b)
-    if not shared:
+def component_differences(a: VariantResults, b: VariantResults) -> tuple[Cell, ...]:
+    """Returns A − B for each component: the mean over common seeds and the standard error of the paired differences."""
+    seeds = common_seeds(a, b)
+    if not seeds:
         return (MISSING,) * len(COMPONENTS)
-    one, two = a.of(shared), b.of(shared)
-    return tuple(mean_and_error(one.values(name) - two.values(name)) for name in COMPONENTS)
+    one, two = a.select(seeds), b.select(seeds)
+    return tuple(mean_and_standard_error(one.values(name) - two.values(name)) for name in COMPONENTS)
 
 
-def findings(a: Summary, b: Summary) -> list[TestResult]:
-    """Every test of A's total against B's."""
+def compare_totals(a: VariantResults, b: VariantResults) -> list[TestResult]:
+    """Returns every significance test of the total of A against that of B."""
     one, two = (dict(zip(each.seeds, each.values("total"), strict=True)) for each in (a, b))
     return significance.test_results(
         one, two, lambda seed: a.terms(seed)["total"].minus(b.terms(seed)["total"])
     )
 
 
-def sheets(pairs: Sequence[tuple[Summary, Summary]]) -> tuple[Sheet, Sheet]:
-    """Differences and tests of each A − B."""
-    return differences_of(pairs), tests_sheet(tests_of(pairs))
+def comparison_sheets(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> tuple[Sheet, Sheet]:
+    """Returns the sheets of differences and of tests, with rows for each pair (A, B)."""
+    return differences_sheet(pairs), tests_sheet(collect_tests(pairs))
 
 
-def differences_of(pairs: Sequence[tuple[Summary, Summary]]) -> Sheet:
-    """Component by component, and how many seeds they share."""
-    rows = [(_label(a, b), *differences(a, b), len(common_seeds(a, b))) for a, b in pairs]
+def differences_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
+    """Returns the sheet of differences by component, with the number of common seeds."""
+    rows = [(_label(a, b), *component_differences(a, b), len(common_seeds(a, b))) for a, b in pairs]
     heads = ("A − B", *COMPONENTS, "pairs")
     return Sheet("differences", "Differences, paired by seed, bits/dim", heads, tuple(rows))
 
 
-def tests_of(pairs: Sequence[tuple[Summary, Summary]]) -> list[tuple[str, TestResult]]:
-    """Every test of each A − B, under its label."""
-    return [(_label(a, b), finding) for a, b in pairs for finding in findings(a, b)]
+def collect_tests(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> list[tuple[str, TestResult]]:
+    """Returns every test of each pair, with the label of the pair."""
+    return [(_label(a, b), result) for a, b in pairs for result in compare_totals(a, b)]
 
 
-def _label(a: Summary, b: Summary) -> str:
+def _label(a: VariantResults, b: VariantResults) -> str:
     return f"{a.name} − {b.name}"
 
 
 def tests_sheet(tests: Sequence[tuple[str, TestResult]]) -> Sheet:
-    """Every test of each A − B, by label. p is corrected for all comparisons by the same test that the sheet shows."""
+    """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test."""
     level = f"{LEVEL:.0%}"
     heads = (
         "A − B",
@@ -75,36 +76,39 @@ def tests_sheet(tests: Sequence[tuple[str, TestResult]]) -> Sheet:
         "p, A lower",
     )
     rows = (
-        _row(label, finding, corrected)
-        for (label, finding), corrected in zip(tests, _corrected([found for _, found in tests]), strict=True)
+        _test_row(label, result, corrected)
+        for (label, result), corrected in zip(
+            tests, _correct_p_values([one for _, one in tests]), strict=True
+        )
     )
-    counts = Counter(finding.test for _, finding in tests if finding.two_sided is not None)
-    compared = ", ".join(f"{count} by {test}" for test, count in counts.items())
-    holm = (f"p, Holm: two-sided p corrected for the number of comparisons: {compared}.",) if compared else ()
-    return Sheet("tests", "Tests of the total", heads, tuple(rows), (*NOTES, *holm))
+    counts = Counter(result.test for _, result in tests if result.two_sided is not None)
+    comparisons = ", ".join(f"{count} by {test}" for test, count in counts.items())
+    holm_note = f"p, Holm: two-sided p corrected for the number of comparisons: {comparisons}."
+    notes = (*NOTES, holm_note) if comparisons else NOTES
+    return Sheet("tests", "Tests of the total", heads, tuple(rows), notes)
 
 
-def _corrected(found: Sequence[TestResult]) -> list[float | None]:
-    """Two-sided p after Holm, for each test over all that it was used for."""
-    result: list[float | None] = [None] * len(found)
-    for test in {finding.test for finding in found}:
-        places = [place for place, finding in enumerate(found) if finding.test == test]
-        for place, value in zip(
-            places, holm_correction([found[place].two_sided for place in places]), strict=True
+def _correct_p_values(results: Sequence[TestResult]) -> list[float | None]:
+    """Returns two-sided p values after Holm's correction, which is applied to the results of each test separately."""
+    corrected: list[float | None] = [None] * len(results)
+    for test in {result.test for result in results}:
+        indices = [index for index, result in enumerate(results) if result.test == test]
+        for index, value in zip(
+            indices, holm_correction([results[index].two_sided for index in indices]), strict=True
         ):
-            result[place] = value
-    return result
+            corrected[index] = value
+    return corrected
 
 
-def _row(label: str, finding: TestResult, corrected: float | None) -> tuple[Cell, ...]:
-    unknown = math.isnan(finding.difference)
-    difference = Figure(MISSING) if unknown else round_to_error(finding.difference, finding.error)
-    low, high = finding.interval or (None, None)
-    edges = (format_digits(low, finding.error), format_digits(high, finding.error))
-    ps = map(p, (finding.two_sided, corrected, finding.lower))
-    return label, finding.test, finding.of, difference, *edges, *ps
+def _test_row(label: str, result: TestResult, corrected: float | None) -> tuple[Cell, ...]:
+    unknown = math.isnan(result.difference)
+    difference = Figure(MISSING) if unknown else round_to_error(result.difference, result.error)
+    low, high = result.interval or (None, None)
+    bounds = (format_digits(low, result.error), format_digits(high, result.error))
+    p_values = map(format_p, (result.two_sided, corrected, result.lower))
+    return label, result.test, result.of, difference, *bounds, *p_values
 
 
-def p(value: float | None) -> str:
-    """Two significant digits."""
+def format_p(value: float | None) -> str:
+    """Formats a p value with two significant digits."""
     return MISSING if value is None else Digits(f"{value:.2g}")

@@ -1,4 +1,4 @@
-"""The runs of a sweep, brought through what they lack."""
+"""Execution of the tasks that a sweep's runs still lack."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,61 +8,65 @@ from absl import logging
 
 from diffenc.errors import UserError
 from diffenc.runtime.progress import format_duration
-from diffenc.tools.sweep.job_pool import Job, shares, work_through
-from diffenc.tools.sweep.runs import TASKS, Run, Task, left, runs_of
+from diffenc.tools.sweep.job_pool import Job, run_jobs, split_machine
+from diffenc.tools.sweep.runs import TASKS, Run, Task, make_runs, remaining_modes
 from diffenc.tools.sweep.variants import Variant
 from diffenc.workdir import claim
 
 Execute = Callable[[Sequence[Run], Sequence[Task]], None]
 
 
-def perform(
+def run_sweep(
     folder: Path,
     variants: Sequence[Variant],
     seeds: Sequence[int],
     tasks: Sequence[Task] = TASKS,
     execute: Execute | None = None,
 ) -> list[Run]:
-    """Bring every variant, with every seed, through `tasks`, and run nothing that is done; returns all runs.
+    """Executes `tasks` for every variant with every seed, skipping those already done; returns all runs.
 
-    One that fails does not stop the others: see `check_done`.
+    A run that fails does not stop the others; `require_done` raises for it afterwards.
 
     Args:
-      folder: of the sweep; made if need be.
-      execute: runs those that are not done, by default one after the other on this machine.
+      folder: the sweep's; created if absent.
+      execute: executes the runs that are not done; by default one at a time on this machine.
 
     Raises:
-      UserError: a config is at fault, or another process works in `folder`; then nothing was run.
-      Interrupted: SIGTERM or Ctrl-C came; runs in training are saved.
+      UserError: a config is invalid, or another process is using `folder`; nothing was run.
+      Interrupted: SIGTERM or Ctrl-C was received; runs in training have saved a checkpoint.
     """
-    runs = runs_of(folder, variants, seeds)
+    runs = make_runs(folder, variants, seeds)
     with claim.claim(folder, "--output"):
-        missing = [run for run in runs if left(run, tasks)]
-        logging.info("%d of %d runs are done, in %s", len(runs) - len(missing), len(runs), folder)
-        if missing:
-            (execute or partial(here, 1))(missing, tasks)
+        pending = [run for run in runs if remaining_modes(run, tasks)]
+        logging.info("%d of %d runs are done, in %s", len(runs) - len(pending), len(runs), folder)
+        if pending:
+            (execute or partial(run_locally, 1))(pending, tasks)
     return runs
 
 
-def here(jobs: int, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
-    """On this machine, `jobs` at a time."""
-    ended = 0
+def run_locally(jobs: int, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+    """Executes the runs on this machine, `jobs` at a time."""
+    num_ended = 0
 
-    def say(name: str, status: int, seconds: float) -> None:
-        nonlocal ended
-        ended += 1
-        how = "done" if status == 0 else f"ended with status {status}"
-        logging.info("%s %s after %s, %d of %d", name, how, format_duration(seconds), ended, len(runs))
+    def log_end(name: str, status: int, seconds: float) -> None:
+        nonlocal num_ended
+        num_ended += 1
+        outcome = "done" if status == 0 else f"ended with status {status}"
+        logging.info(
+            "%s %s after %s, %d of %d", name, outcome, format_duration(seconds), num_ended, len(runs)
+        )
 
-    each = [Job(str(run), [run.command(mode) for mode in left(run, tasks)], run.log) for run in runs]
-    work_through(each, shares(jobs), say)
+    pending = [
+        Job(str(run), [run.command(mode) for mode in remaining_modes(run, tasks)], run.log) for run in runs
+    ]
+    run_jobs(pending, split_machine(jobs), log_end)
 
 
-def check_done(runs: Sequence[Run], tasks: Sequence[Task] = TASKS) -> None:
-    """Raise UserError, with what each wrote last, if runs are not done."""
-    failed = [run for run in runs if left(run, tasks)]
+def require_done(runs: Sequence[Run], tasks: Sequence[Task] = TASKS) -> None:
+    """Raises UserError, with the last error of each, if runs are not done."""
+    failed = [run for run in runs if remaining_modes(run, tasks)]
     if failed:
-        told = "; ".join(f"{run}: {run.failure()}" for run in failed)
+        errors = "; ".join(f"{run}: {run.last_error()}" for run in failed)
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed; the same command tries them again: {told}"
+            f"{len(failed)} of {len(runs)} runs failed; rerun the same command to retry them: {errors}"
         )

@@ -1,4 +1,4 @@
-"""Runs on this machine: several at a time, each on its share of it, the others in a queue."""
+"""A pool of subprocesses on this machine: several jobs at a time, each on its share of cores or GPUs."""
 
 import itertools
 import os
@@ -12,20 +12,20 @@ from typing import IO, NamedTuple
 from absl import logging
 
 from diffenc.errors import UserError
+from diffenc.runtime.gpus import visible_gpus
 from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.progress import format_duration
 from diffenc.runtime.signals import Interrupted, SignalQueue
-from experiments.launch.local import visible_gpus
 
-POLL = 0.2  # seconds between two looks
-TELL = 60.0  # seconds between two lines on how far the runs are
+POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 60.0  # between two progress reports
 
 
 class Job(NamedTuple):
-    """Commands to be run one after the other.
+    """Commands to run in sequence.
 
     Attributes:
-      log: the file that all they write is added to.
+      log: file to which their standard output and error are appended.
     """
 
     name: str
@@ -34,59 +34,59 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What of the machine a job gets."""
+    """A part of the machine for one job. `cores`: CPU affinity, empty for all; `env`: the environment."""
 
     cores: frozenset[int]
     env: dict[str, str]
 
 
-Ended = Callable[[str, int, float], None]  # name, exit status of the last command, seconds
+OnJobEnd = Callable[[str, int, float], None]  # name, exit status of the last command, seconds
 
 
 class RunningJob:
-    """A job under way."""
+    """A job whose first command has been started."""
 
     def __init__(self, job: Job, share: Share):
         self.job, self.share = job, share
-        self.since = time.monotonic()
-        self._left = deque(job.commands)
-        self._cut_short = 0
+        self.started_at = time.monotonic()
+        self._remaining = deque(job.commands)
+        self._status_if_cut_short = 0
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = job.log.open("ab")
         self._start_next()
 
-    def ended(self) -> int | None:
-        """The exit status once nothing of it runs or is to be run; 128 + N if signal N ended it."""
+    def poll(self) -> int | None:
+        """Starts the next command when one has ended; returns the exit status at the end, 128 + N for signal N."""
         status = self._process.poll()
         if status is None:
             return None
-        if status == 0 and self._left:
+        if status == 0 and self._remaining:
             self._start_next()
             return None
         self._file.close()
-        return (status if status >= 0 else 128 - status) or self._cut_short
+        return (status if status >= 0 else 128 - status) or self._status_if_cut_short
 
     def send(self, signum: int) -> None:
-        """To what runs; nothing more is started."""
-        self._cut_short = 128 + signum if self._left else 0
-        self._left.clear()
+        """Sends a signal to the current command, and drops those not yet started."""
+        self._status_if_cut_short = 128 + signum if self._remaining else 0
+        self._remaining.clear()
         self._process.send_signal(signum)
 
     def kill(self) -> None:
-        """For when all else is lost: it is dead when this returns."""
+        """Kills the current command and waits for its end."""
         self._process.kill()
         self._process.wait()
 
     def _start_next(self) -> None:
-        # in a process group of its own: the terminal's Ctrl-C reaches it through us alone
+        # In a process group of its own, so that Ctrl-C in the terminal reaches it once, through `send`.
         self._process = subprocess.Popen(
-            tie_to_parent(self._left.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
+            tie_to_parent(self._remaining.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
             stdout=self._file, stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
 
 
-def last_line(log: Path) -> str:
-    """What was written to it last; empty if nothing was."""
+def read_last_line(log: Path) -> str:
+    """Returns the last line of a log that is not blank; empty if there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -95,79 +95,79 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def work_through(
-    jobs: Sequence[Job], shares: Sequence[Share], ended: Ended, signals: SignalQueue | None = None
+def run_jobs(
+    jobs: Sequence[Job], shares: Sequence[Share], on_end: OnJobEnd, signals: SignalQueue | None = None
 ) -> None:
-    """Run all jobs, as many at a time as there are `shares`; one that fails does not stop the others.
+    """Runs all jobs, as many at a time as there are `shares`; a job that fails does not stop the others.
 
-    SIGTERM and Ctrl-C are passed on to what runs, once; a second one kills it.
+    The first SIGTERM or Ctrl-C is forwarded to the running jobs; a second one kills them.
 
     Args:
-      signals: what gathers them.
+      signals: collects the signals; by default a new `SignalQueue`.
 
     Raises:
-      Interrupted: one of them came, and nothing runs any more.
+      Interrupted: a signal was received, and no job runs any more.
     """
-    waiting, free, going = deque(jobs), deque(shares), list[RunningJob]()
-    told, stopped = time.monotonic(), 0
+    waiting, free, running = deque(jobs), deque(shares), list[RunningJob]()
+    reported_at, stopped_by = time.monotonic(), 0
     with signals or SignalQueue() as signals:
         try:
-            while going or (waiting and not stopped):
-                while waiting and free and not stopped:
-                    going.append(RunningJob(waiting.popleft(), free.popleft()))
-                time.sleep(POLL)
+            while running or (waiting and not stopped_by):
+                while waiting and free and not stopped_by:
+                    running.append(RunningJob(waiting.popleft(), free.popleft()))
+                time.sleep(POLL_SECONDS)
                 for signum in signals.take():
-                    for each in going:
-                        each.kill() if stopped else each.send(signum)
-                    stopped = signum
-                going = [each for each in going if not _finish(each, free, ended)]
-                if time.monotonic() - told > TELL:
-                    told = time.monotonic()
-                    _tell(going, len(waiting))
+                    for job in running:
+                        job.kill() if stopped_by else job.send(signum)
+                    stopped_by = signum
+                running = [job for job in running if not _release_if_ended(job, free, on_end)]
+                if time.monotonic() - reported_at > PROGRESS_SECONDS:
+                    reported_at = time.monotonic()
+                    _log_progress(running, len(waiting))
         finally:
-            for each in going:
-                each.kill()
-    if stopped:
-        raise Interrupted(stopped)
+            for job in running:
+                job.kill()
+    if stopped_by:
+        raise Interrupted(stopped_by)
 
 
-def _finish(each: RunningJob, free: deque[Share], ended: Ended) -> bool:
-    status = each.ended()
+def _release_if_ended(running: RunningJob, free: deque[Share], on_end: OnJobEnd) -> bool:
+    status = running.poll()
     if status is None:
         return False
-    free.append(each.share)
-    ended(each.job.name, status, time.monotonic() - each.since)
+    free.append(running.share)
+    on_end(running.job.name, status, time.monotonic() - running.started_at)
     return True
 
 
-def _tell(going: Sequence[RunningJob], waiting: int) -> None:
-    for each in going:
-        spent = format_duration(time.monotonic() - each.since)
-        logging.info("%s, for %s: %s", each.job.name, spent, last_line(each.job.log))
-    if waiting:
-        logging.info("%d waiting", waiting)
+def _log_progress(running: Sequence[RunningJob], num_waiting: int) -> None:
+    for one in running:
+        elapsed = format_duration(time.monotonic() - one.started_at)
+        logging.info("%s, for %s: %s", one.job.name, elapsed, read_last_line(one.job.log))
+    if num_waiting:
+        logging.info("%d waiting", num_waiting)
 
 
-def shares(count: int, env: dict[str, str] | None = None) -> list[Share]:
-    """This machine in `count` parts: GPUs where there are any, else cores, as evenly as they go.
+def split_machine(count: int, env: dict[str, str] | None = None) -> list[Share]:
+    """Divides the GPUs of this machine, or else its cores, into `count` shares as evenly as possible.
 
     Raises:
-      UserError: there are fewer GPUs, or fewer cores, than parts.
+      UserError: there are fewer GPUs, or fewer cores, than shares.
     """
     env = dict(os.environ if env is None else env)
     gpus = visible_gpus(env)
     if gpus:
-        _enough(count, len(gpus), "GPUs")
+        _require_enough(count, len(gpus), "GPUs")
         parts = ([*gpus[first::count]] for first in range(count))
         return [Share(frozenset(), env | {"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in parts]
     if count == 1 or not hasattr(os, "sched_setaffinity"):
         return [Share(frozenset(), env) for _ in range(count)]
     cores = sorted(os.sched_getaffinity(0))
-    _enough(count, len(cores), "cores")
-    edges = [len(cores) * number // count for number in range(count + 1)]
-    return [Share(frozenset(cores[first:last]), env) for first, last in itertools.pairwise(edges)]
+    _require_enough(count, len(cores), "cores")
+    bounds = [len(cores) * number // count for number in range(count + 1)]
+    return [Share(frozenset(cores[first:last]), env) for first, last in itertools.pairwise(bounds)]
 
 
-def _enough(count: int, there: int, what: str) -> None:
-    if count > there:
-        raise UserError(f"--jobs={count}: there are {there} {what}; take fewer")
+def _require_enough(count: int, available: int, unit: str) -> None:
+    if count > available:
+        raise UserError(f"--jobs={count}: this machine has {available} {unit}; use at most {available}")

@@ -1,4 +1,4 @@
-"""The runs of a sweep: one of each variant and seed, in a folder of its own, and what is still to be done for it."""
+"""The runs of a sweep, one for each variant and seed, and the tasks that each still has to do."""
 
 import dataclasses
 import sys
@@ -15,14 +15,17 @@ from diffenc.evaluation import records
 from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.files import stores
 from diffenc.registry import time_samplers
-from diffenc.tools.sweep.summary import read
+from diffenc.tools.sweep.results import read_record
 from diffenc.tools.sweep.variants import Variant
 from diffenc.workdir.config_check import refuse_other_config
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
-CHECKPOINT_OF = {"evaluate": "evaluate", "fid": "sample"}  # whose `step` names the checkpoint, by mode
-OTHER_FLAGS = "give the flags that it was trained with, or another --output"
-ERROR = "error: "  # how `diffenc.run` begins what it ends with
+SETTINGS_WITH_STEP = {
+    "evaluate": "evaluate",
+    "fid": "sample",
+}  # mode: the settings whose `step` selects its checkpoint
+OTHER_CONFIG_HINT = "use the flags that it was trained with, or another --output"
+ERROR_PREFIX = "error: "  # of the last line that a failing `diffenc.run` prints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Run:
     """One variant with one seed.
 
     Attributes:
-      folder: of the sweep.
-      experiment: what the variant's files and bindings say, with this seed.
+      folder: the sweep's.
+      experiment: the variant's, with this seed.
     """
 
     variant: Variant
@@ -48,55 +51,55 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Beside the workdir: all that its programs wrote."""
+        """The file with the output of all its commands, next to the workdir."""
         return self.folder / f"{self}.log"
 
     def command(self, mode: str) -> list[str]:
-        """What runs `mode` of it."""
+        """Returns the command line of `diffenc.run` that executes `mode` for this run."""
         files = [f"--gin_file={file}" for file in self.variant.gin_files]
-        said = (*self.variant.bindings, f"Experiment.seed = {self.seed}", *self._checkpoint(mode))
-        bindings = [f"--gin_bindings={text}" for text in said]
-        return [*PROGRAM, *files, *bindings, f"--workdir={self.workdir}", f"--mode={mode}"]
+        bindings = (*self.variant.bindings, f"Experiment.seed = {self.seed}", *self._step_binding(mode))
+        flags = [f"--gin_bindings={binding}" for binding in bindings]
+        return [*PROGRAM, *files, *flags, f"--workdir={self.workdir}", f"--mode={mode}"]
 
-    def _checkpoint(self, mode: str) -> list[str]:
-        """What a run that was trained on for longer is measured at: the step that is asked for here."""
-        settings = CHECKPOINT_OF.get(mode)
+    def _step_binding(self, mode: str) -> list[str]:
+        """Returns the binding that selects the checkpoint of the last step, for a run that was trained further."""
+        settings = SETTINGS_WITH_STEP.get(mode)
         if settings is None or getattr(self.experiment, settings).step is not None:
             return []
         return [f"{settings}.step = {self.experiment.steps}"]
 
-    def failure(self) -> str:
-        """The last error in its log, or where to look."""
+    def last_error(self) -> str:
+        """Returns the last error in the log, or the path of the log if there is none."""
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
-        errors = [line for line in text.splitlines() if line.startswith(ERROR)]
-        return errors[-1].removeprefix(ERROR) if errors else f"see {self.log}"
+        errors = [line for line in text.splitlines() if line.startswith(ERROR_PREFIX)]
+        return errors[-1].removeprefix(ERROR_PREFIX) if errors else f"see {self.log}"
 
 
 class Task(NamedTuple):
-    """A mode that every run goes through, and whether a run has it behind it."""
+    """A mode that every run is to execute, and a test of whether a run has done so."""
 
     mode: str
-    done: Callable[[Run], bool]
+    is_done: Callable[[Run], bool]
 
 
-def trained(run: Run) -> bool:
-    """Whether it has a checkpoint of its last step."""
+def is_trained(run: Run) -> bool:
+    """Returns whether the run has a checkpoint of its last step."""
     if not run.workdir.is_dir():
         return False
     found = meta.list_checkpoints(stores.open_store(run.workdir / FOLDER))
     return any(name.step >= run.experiment.steps for name, committed in found.items() if committed)
 
 
-def evaluated(run: Run) -> bool:
-    """Whether its last evaluation is the one that its config asks for, of its last step."""
-    record = read(run.workdir)
+def is_evaluated(run: Run) -> bool:
+    """Returns whether the run's last evaluation is of its last step, with the settings of its config."""
+    record = read_record(run.workdir)
     if record is None or not records.has_num_images(record, run.experiment.evaluate.num_images):
         return False
-    return all(record.get(key) == value for key, value in asked(run.experiment).items())
+    return all(record.get(key) == value for key, value in expected_metadata(run.experiment).items())
 
 
-def asked(experiment: Experiment) -> dict[str, Any]:
-    """What an evaluation of `experiment` says of how it was made, as far as that is known beforehand."""
+def expected_metadata(experiment: Experiment) -> dict[str, Any]:
+    """Returns the metadata that an evaluation record of `experiment` must have."""
     settings = experiment.evaluate
     return {
         **bound_metadata(settings),
@@ -111,22 +114,22 @@ def asked(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-# a run that is measured may have lost its checkpoints
-TRAIN = Task("train", lambda run: evaluated(run) or trained(run))
-EVALUATE = Task("evaluate", evaluated)
+# A run that has been evaluated needs no checkpoint any more.
+TRAIN = Task("train", lambda run: is_evaluated(run) or is_trained(run))
+EVALUATE = Task("evaluate", is_evaluated)
 TASKS = (TRAIN, EVALUATE)
 
 
-def left(run: Run, tasks: Sequence[Task]) -> list[str]:
-    """The modes that `run` still has to go through, in order."""
-    return [task.mode for task in tasks if not task.done(run)]
+def remaining_modes(run: Run, tasks: Sequence[Task]) -> list[str]:
+    """Returns the modes that `run` still has to execute, in order."""
+    return [task.mode for task in tasks if not task.is_done(run)]
 
 
-def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Run]:
-    """Every variant with every seed; all variants of one seed before the next, so that a part can be compared.
+def make_runs(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Run]:
+    """Returns a run for every variant and seed: all variants of one seed first, so that partial results compare.
 
     Raises:
-      UserError: a variant's config is at fault, or binds the seed itself, or a workdir holds a run of another config.
+      UserError: a variant's config is invalid or binds the seed, or a workdir holds a run of another config.
     """
     loaded = [(variant, _load(variant)) for variant in variants]
     runs = [
@@ -135,14 +138,14 @@ def runs_of(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> 
         for variant, experiment in loaded
     ]
     for run in runs:
-        refuse_other_config(run.experiment, run.workdir, FREE_TO_MEASURE, OTHER_FLAGS)
+        refuse_other_config(run.experiment, run.workdir, FREE_TO_MEASURE, OTHER_CONFIG_HINT)
     return runs
 
 
 def _load(variant: Variant) -> Experiment:
     for text in variant.bindings:
         if text.partition("=")[0].strip() == "Experiment.seed":
-            raise UserError(f"{text}: a sweep chooses the seeds itself; give --seeds")
+            raise UserError(f"{text}: a sweep sets the seed itself; use --seeds")
     try:
         return gin_loader.load_experiment(variant.gin_files, variant.bindings)
     except UserError as error:

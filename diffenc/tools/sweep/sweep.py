@@ -1,4 +1,4 @@
-"""Trains and evaluates the runs of a sweep, and compares its variants; `diffenc.cli.sweep` reads the arguments."""
+"""The command `diffenc.sweep`: trains and evaluates the runs of a sweep, and compares its variants."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,72 +8,73 @@ from pathlib import Path
 from diffenc.config.settings import check_seed
 from diffenc.errors import UserError
 from diffenc.tools.sweep import comparison
-from diffenc.tools.sweep.execution import Execute, check_done, here, perform
-from diffenc.tools.sweep.formatting import Page, show, write
-from diffenc.tools.sweep.on_slurm import executor_of, on_slurm, parse_options
-from diffenc.tools.sweep.runs import TASKS, Run, left
-from diffenc.tools.sweep.summary import facts, require_alike, sheet, summarise
-from diffenc.tools.sweep.variants import Variant, parse_grid, variants_of
+from diffenc.tools.sweep.execution import Execute, require_done, run_locally, run_sweep
+from diffenc.tools.sweep.results import describe_evaluations, read_results, require_comparable, results_sheet
+from diffenc.tools.sweep.runs import TASKS, Run, remaining_modes
+from diffenc.tools.sweep.sheets import Page, print_page, write_page
+from diffenc.tools.sweep.slurm import executor_factory, parse_options, run_on_slurm
+from diffenc.tools.sweep.variants import Variant, make_variants, parse_grid
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """Runs what is missing of the sweep and writes its tables.
+    """Executes the missing runs of a sweep, and writes and prints its tables.
 
     Raises:
-      UserError: an argument or a config is at fault, or a run failed.
+      UserError: an argument or a config is invalid, or a run failed.
     """
-    name, variants = make_variants(args)
+    name, variants = parse_variants(args)
     folder = args.output or Path("sweeps") / name
-    runs = perform(folder, variants, parse_seeds(args.seeds), execute=make_executor(args, folder))
-    page = _page(name, runs)
-    write(page, folder)
-    show(page)
-    check_done(runs)
-
-
-def make_variants(args: argparse.Namespace) -> tuple[str, list[Variant]]:
-    """Returns the name of the sweep, after its gin files, and the variants that it compares.
-
-    Raises:
-      UserError: a grid is at fault.
-    """
-    name = "+".join(Path(file).stem for file in args.gin_file)
-    grids = [parse_grid(text) for text in args.grid]
-    return name, variants_of(args.gin_file, args.gin_bindings, grids, name)
+    runs = run_sweep(folder, variants, parse_seeds(args.seeds), execute=select_executor(args, folder))
+    page = make_page(name, runs)
+    write_page(page, folder)
+    print_page(page)
+    require_done(runs)
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Returns the seeds 0 to 4 for `5`, 3 and 7 for `3,7`, 3 for `3,`. Raises UserError for anything else."""
+    """Parses a count or a list: `5` means 0 to 4, `3,7` these two, `3,` one. Raises UserError for anything else."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
     seeds = numbers if "," in text else [*range(numbers[0])] if numbers else []
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds={text}: give how many, as 5, or which, as 3,7")
+        raise UserError(f"--seeds={text}: must be a number of seeds, e.g. 5, or a list of seeds, e.g. 3,7")
     for seed in seeds:
         check_seed("--seeds", seed)
     return seeds
 
 
-def make_executor(args: argparse.Namespace, folder: Path) -> Execute:
-    """Returns the function that executes runs, here or on Slurm.
+def parse_variants(args: argparse.Namespace) -> tuple[str, list[Variant]]:
+    """Returns the sweep's name, after its gin files, and its variants.
 
     Raises:
-      UserError: options of --slurm are at fault, or its package is not installed.
+      UserError: a grid is invalid.
+    """
+    name = "+".join(Path(file).stem for file in args.gin_file)
+    grids = [parse_grid(text) for text in args.grid]
+    return name, make_variants(args.gin_file, args.gin_bindings, grids, name)
+
+
+def select_executor(args: argparse.Namespace, folder: Path) -> Execute:
+    """Returns the function that executes the runs: on this machine, or on Slurm.
+
+    Raises:
+      UserError: options of --slurm are invalid, or Slurm or submitit is not installed.
     """
     if args.slurm is None:
-        return partial(here, args.jobs or 1)
-    return partial(on_slurm, executor_of(parse_options(args.slurm), args.jobs), folder)
+        return partial(run_locally, args.jobs or 1)
+    return partial(run_on_slurm, executor_factory(parse_options(args.slurm), args.jobs), folder)
 
 
-def _page(name: str, runs: Sequence[Run]) -> Page:
-    """Returns a sheet of the variants whose runs are done, and one for each variant's differences from the first."""
+def make_page(name: str, runs: Sequence[Run]) -> Page:
+    """Returns the results of the runs that are done, and a comparison of each variant with the first."""
     workdirs: dict[str, dict[int, Path]] = {}
     for run in runs:
-        if not left(run, TASKS):
+        if not remaining_modes(run, TASKS):
             workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
-    summaries = [summarise(variant, by_seed) for variant, by_seed in workdirs.items()]
-    require_alike(summaries)
-    against = comparison.sheets([(one, summaries[0]) for one in summaries[1:]]) if len(summaries) > 1 else ()
-    return Page(f"Sweep {name}", facts(summaries), (sheet(summaries), *against))
+    variants = [read_results(variant, by_seed) for variant, by_seed in workdirs.items()]
+    require_comparable(variants)
+    pairs = [(other, variants[0]) for other in variants[1:]]
+    comparisons = comparison.comparison_sheets(pairs) if pairs else ()
+    return Page(f"Sweep {name}", describe_evaluations(variants), (results_sheet(variants), *comparisons))

@@ -1,1 +1,1 @@
-"""The paper's tables, remade from runs."""
+"""The paper's tables, reproduced from runs."""

@@ -1,4 +1,4 @@
-"""Lines of a published table with the runs of them that are here."""
+"""Lines of a published table, with the local runs of each."""
 
 import dataclasses
 import functools
@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffenc.errors import UserError
-from diffenc.tools.sweep.runs import Run, Task, evaluated, left, runs_of
-from diffenc.tools.sweep.summary import Record, Summary, summarise
+from diffenc.tools.sweep.results import Record, VariantResults, read_results
+from diffenc.tools.sweep.runs import Run, Task, is_evaluated, make_runs, remaining_modes
 from diffenc.tools.tables import paper
 from diffenc.tools.tables.paper import Row
-from diffenc.tools.tables.scale import Scale, deviations
+from diffenc.tools.tables.scale import Scale, find_deviations
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class TableLine:
     """One line of a table.
 
     Attributes:
-      folder: where the table that trains it has its runs.
-      runs: of all its seeds, there or not.
+      folder: of the table that trains its runs.
+      runs: one for each seed, whether or not they exist on disk.
     """
 
     row: Row
@@ -29,80 +29,79 @@ class Line:
     runs: tuple[Run, ...]
 
     @functools.cached_property
-    def summary(self) -> Summary:
-        """Of the runs that are evaluated as their configs ask for."""
-        return summarise(self.row.name, {run.seed: run.workdir for run in self.runs if evaluated(run)})
+    def results(self) -> VariantResults:
+        """The results of the runs that are evaluated with the settings of their config."""
+        return read_results(self.row.name, {run.seed: run.workdir for run in self.runs if is_evaluated(run)})
 
 
-def lines_of(table: int, folder: Path, scale: Scale, wanted: str = "") -> list[Line]:
-    """The lines of `table`, of which DATASET/NAME matches `wanted`, with their runs at `scale`.
+def load_lines(table: int, folder: Path, scale: Scale, pattern: str = "") -> list[TableLine]:
+    """Returns the lines of `table` whose DATASET/NAME matches `pattern`, with their runs at `scale`.
 
     Args:
-      folder: the table's; one that trains nothing itself takes the runs of the folders beside it.
+      folder: the table's. Tables 1 and 8 use the runs in the sibling folders of the tables that train them.
 
     Raises:
-      UserError: no line matches, a config is at fault, or a workdir holds a run of another.
+      UserError: no line matches, a config is invalid, or a workdir holds a run of another config.
     """
     rows = [
         (row, folder if trainer == table else folder.parent / str(trainer))
-        for row, trainer in paper.rows_and_trainers(table)
+        for row, trainer in paper.load_rows_and_trainers(table)
     ]
-    chosen = [(row, place) for row, place in rows if _matches(wanted, row)]
-    if not chosen:
+    selected = [(row, runs_folder) for row, runs_folder in rows if _matches(pattern, row)]
+    if not selected:
         known = ", ".join(f"{row.dataset}/{row.name}" for row, _ in rows)
-        raise UserError(f"--rows={wanted}: matches none of {known}")
-    lines = [
-        Line(row, place, tuple(runs_of(place, [scale.variant(row)], scale.seeds_of(row))))
-        for row, place in chosen
+        raise UserError(f"--rows={pattern}: matches none of {known}")
+    return [
+        TableLine(row, runs_folder, tuple(make_runs(runs_folder, [scale.variant(row)], scale.seeds_of(row))))
+        for row, runs_folder in selected
     ]
-    return lines
 
 
-def _matches(wanted: str, row: Row) -> bool:
+def _matches(pattern: str, row: Row) -> bool:
     try:
-        return re.search(wanted, f"{row.dataset}/{row.name}") is not None
+        return re.search(pattern, f"{row.dataset}/{row.name}") is not None
     except re.error as error:
-        raise UserError(f"--rows={wanted}: is no regular expression: {error}") from None
+        raise UserError(f"--rows={pattern}: not a valid regular expression: {error}") from None
 
 
-def records(lines: Sequence[Line]) -> Iterator[Record]:
-    """Of every run that was evaluated."""
+def evaluation_records(lines: Sequence[TableLine]) -> Iterator[Record]:
+    """Yields the record of every evaluated run."""
     for line in lines:
-        yield from line.summary.records.values()
+        yield from line.results.records.values()
 
 
-def of_published_images(dataset: str, record: Record) -> bool:
-    """Whether a record is of the images that the paper's figures of `dataset` are of."""
-    return record.get("source") == paper.images_of(dataset) and record.get("condition") is None
+def uses_published_images(dataset: str, record: Record) -> bool:
+    """Returns whether a record is of the images on which the paper reports `dataset`."""
+    return record.get("source") == paper.published_images(dataset) and record.get("condition") is None
 
 
-def all_of_test(line: Line) -> bool:
-    """Whether a line is measured on the whole test split, as the paper is."""
+def covers_test_split(line: TableLine) -> bool:
+    """Returns whether a line is evaluated on the whole test split, as in the paper."""
     settings = line.runs[0].experiment.evaluate
     return settings.split == "test" and settings.num_images is None
 
 
-def how_published(lines: Sequence[Line]) -> tuple[str, ...]:
-    """Whether the training is the published one, and if not, how it differs."""
-    by_line = (deviations(line.row, line.runs[0].experiment, len(line.runs)) for line in lines)
+def describe_deviations(lines: Sequence[TableLine]) -> tuple[str, ...]:
+    """Returns lines that say whether the training is the published one, and if not, how it differs."""
+    by_line = (find_deviations(line.row, line.runs[0].experiment, len(line.runs)) for line in lines)
     differing = dict.fromkeys(itertools.chain.from_iterable(by_line))
     if not differing:
         return ("training: as published",)
     return (
         f"NOT the published training: {'; '.join(differing)}",
-        "the paper's figures are of its own training: not to be compared with those from here",
+        "the paper's numbers are of its own training and cannot be compared with those from here",
     )
 
 
-def missing(lines: Sequence[Line], tasks: Sequence[Task]) -> tuple[str, ...]:
-    """What the table still lacks, a line for each of its lines."""
-    return tuple(filter(None, (_missing(line, tasks) for line in lines)))
+def describe_missing(lines: Sequence[TableLine], tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Returns a line on the missing runs of each line that has any."""
+    return tuple(filter(None, (_describe_missing_runs(line, tasks) for line in lines)))
 
 
-def _missing(line: Line, tasks: Sequence[Task]) -> str:
+def _describe_missing_runs(line: TableLine, tasks: Sequence[Task]) -> str:
     by_modes: dict[str, list[str]] = {}
     for run in line.runs:
-        if modes := left(run, tasks):
+        if modes := remaining_modes(run, tasks):
             by_modes.setdefault(", ".join(modes), []).append(str(run.seed))
     if not by_modes:
         return ""

@@ -1,66 +1,68 @@
-"""Tables 2 to 7: total, latent, diffusion and reconstruction loss, with the paper's rows and every comparison."""
+"""Tables 2 to 7: total, latent, diffusion and reconstruction loss, the paper's rows, and comparisons with VDMv."""
 
 from collections.abc import Iterator, Sequence
 
 from diffenc.evaluation.significance import TestResult, welch_from_errors
-from diffenc.tools.sweep import comparison, summary
-from diffenc.tools.sweep.formatting import Page, Sheet
+from diffenc.tools.sweep import comparison, results
+from diffenc.tools.sweep.results import COMPONENTS
 from diffenc.tools.sweep.runs import TASKS
-from diffenc.tools.sweep.summary import COMPONENTS
+from diffenc.tools.sweep.sheets import Page, Sheet
 from diffenc.tools.tables import collection, paper
-from diffenc.tools.tables.collection import Line
+from diffenc.tools.tables.collection import TableLine
 
 BASELINE = "VDMv"
 
 
-def page(table: int, lines: Sequence[Line]) -> Page:
-    """Of `lines`, as far as they have been evaluated.
+def components_page(table: int, lines: Sequence[TableLine]) -> Page:
+    """Returns the page of `lines`, as far as they have been evaluated.
 
     Raises:
-      UserError: figures are of different images, or measured differently.
+      UserError: evaluations are of different images, or have different settings.
     """
-    summaries = [line.summary for line in lines]
-    summary.require_alike(summaries)
-    beside = same_images(lines)
+    variants = [line.results for line in lines]
+    results.require_comparable(variants)
+    with_paper = all_on_published_images(lines)
     facts = (
-        *summary.facts(summaries),
-        *collection.how_published(lines),
-        *_of_paper(table, lines, beside),
-        *collection.missing(lines, TASKS),
+        *results.describe_evaluations(variants),
+        *collection.describe_deviations(lines),
+        *_paper_notes(table, lines, with_paper),
+        *collection.describe_missing(lines, TASKS),
     )
-    return Page(title(table), facts, tuple(_sheets(lines, beside)))
+    return Page(table_title(table), facts, tuple(_make_sheets(lines, with_paper)))
 
 
-def title(table: int) -> str:
+def table_title(table: int) -> str:
     return f"Table {table} of DiffEnc (arXiv:2310.19789)"
 
 
-def same_images(lines: Sequence[Line]) -> bool:
-    """Whether all that has been evaluated is of the paper's images."""
+def all_on_published_images(lines: Sequence[TableLine]) -> bool:
+    """Returns whether all evaluations are on the paper's images."""
     return all(
-        collection.of_published_images(line.row.dataset, record)
+        collection.uses_published_images(line.row.dataset, record)
         for line in lines
-        for record in collection.records([line])
+        for record in collection.evaluation_records([line])
     )
 
 
-def _of_paper(table: int, lines: Sequence[Line], beside: bool) -> Iterator[str]:
-    published = paper.images_of(lines[0].row.dataset)
-    if not beside:
-        yield f"the paper's figures are of {published}; these images are others, so its rows are left out"
+def _paper_notes(table: int, lines: Sequence[TableLine], with_paper: bool) -> Iterator[str]:
+    published = paper.published_images(lines[0].row.dataset)
+    if not with_paper:
+        yield f"the paper's numbers are of {published}; these are other images, so its rows are omitted"
         return
-    if not all(map(collection.all_of_test, lines)):
-        yield f"the paper's figures are of the whole test split of {published}"
-    yield from paper.notes(table)
+    if not all(map(collection.covers_test_split, lines)):
+        yield f"the paper's numbers are of the whole test split of {published}"
+    yield from paper.paper_notes(table)
 
 
-def _sheets(lines: Sequence[Line], beside: bool) -> Iterator[Sheet]:
-    yield Sheet("table", "Bits/dim, mean ± standard error over seeds", _HEADS, tuple(_rows(lines, beside)))
-    pairs = list(against_baseline(lines))
-    here = [(a.summary, b.summary) for a, b in pairs if a.summary.seeds and b.summary.seeds]
-    if here:
-        yield comparison.differences_of(here)
-    tests = comparison.tests_of(here) + [_of_pair(a, b) for a, b in pairs if beside]
+def _make_sheets(lines: Sequence[TableLine], with_paper: bool) -> Iterator[Sheet]:
+    yield Sheet(
+        "table", "Bits/dim, mean ± standard error over seeds", _HEADS, tuple(_table_rows(lines, with_paper))
+    )
+    pairs = list(pair_with_baseline(lines))
+    evaluated = [(a.results, b.results) for a, b in pairs if a.results.seeds and b.results.seeds]
+    if evaluated:
+        yield comparison.differences_sheet(evaluated)
+    tests = comparison.collect_tests(evaluated) + [_paper_test(a, b) for a, b in pairs if with_paper]
     if tests:
         yield comparison.tests_sheet(tests)
 
@@ -68,16 +70,16 @@ def _sheets(lines: Sequence[Line], beside: bool) -> Iterator[Sheet]:
 _HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")
 
 
-def _rows(lines: Sequence[Line], beside: bool) -> Iterator[tuple]:
+def _table_rows(lines: Sequence[TableLine], with_paper: bool) -> Iterator[tuple]:
     for line in lines:
-        of = line.row.model, line.row.noise
-        yield *of, "here", *summary.cells(line.summary)
-        if beside:
-            yield *of, "paper", *paper.cells(line.row)
+        head = line.row.model, line.row.noise
+        yield *head, "here", *results.result_cells(line.results)
+        if with_paper:
+            yield *head, "paper", *paper.paper_cells(line.row)
 
 
-def against_baseline(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
-    """Each other model with the VDMv of the same noise."""
+def pair_with_baseline(lines: Sequence[TableLine]) -> Iterator[tuple[TableLine, TableLine]]:
+    """Yields each other model with the VDMv of the same noise."""
     baselines = {line.row.noise: line for line in lines if line.row.model.startswith(BASELINE)}
     for line in lines:
         baseline = baselines.get(line.row.noise)
@@ -85,5 +87,5 @@ def against_baseline(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
             yield line, baseline
 
 
-def _of_pair(a: Line, b: Line) -> tuple[str, TestResult]:
+def _paper_test(a: TableLine, b: TableLine) -> tuple[str, TestResult]:
     return f"{a.row.name} − {b.row.name}, paper", welch_from_errors(a.row.total, b.row.total)

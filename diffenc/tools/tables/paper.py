@@ -1,4 +1,4 @@
-"""The published tables: which runs they are of, and what they say."""
+"""The paper's published tables: their runs and their numbers."""
 
 import dataclasses
 import functools
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from diffenc.evaluation.uncertainty_format import Figure
-from diffenc.tools.sweep.summary import COMPONENTS
+from diffenc.tools.sweep.results import COMPONENTS
 from diffenc.tools.sweep.variants import Variant
 
 FILE = Path(__file__).with_name("paper_results.json")
-OF_COMPONENTS = (2, 3, 4, 5, 6, 7)
-TABLES = (1, *OF_COMPONENTS, 8)
+COMPONENT_TABLES = (2, 3, 4, 5, 6, 7)
+TABLES = (1, *COMPONENT_TABLES, 8)
 LEARNED_ENDS = "gin/learned_endpoints.gin"
 
 
@@ -22,11 +22,11 @@ class Row:
     """One line of a published table.
 
     Attributes:
-      model: as DiffEnc-8-2.
+      model: e.g. DiffEnc-8-2.
       noise: "fixed", or "trainable" for learned ends of the log-SNR.
       dataset: registered name.
-      name: of the folder of its runs; with the noise where the table has both.
-      figures: digits as printed, by component or column.
+      name: of the folder with its runs; includes the noise where the table has both kinds.
+      figures: numbers as printed, by component or column.
     """
 
     model: str
@@ -57,50 +57,54 @@ class Row:
 
 
 @functools.cache
-def results() -> dict[str, Any]:
-    """All of paper_results.json."""
+def load_results() -> dict[str, Any]:
+    """Reads paper_results.json."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def images_of(dataset: str) -> str:
-    """Which images the paper's figures are of, as prepared data state it."""
-    return results()["images"][dataset]
+def published_images(dataset: str) -> str:
+    """Returns the images on which the paper reports `dataset`, by the name that prepared data record."""
+    return load_results()["images"][dataset]
 
 
-def notes(table: int) -> list[str]:
-    """What is to be known of the numbers printed in a table."""
+def paper_notes(table: int) -> list[str]:
+    """Returns the remarks on the numbers printed in a table."""
     start = f"Table {table}: "
-    return [f"the paper: {note.removeprefix(start)}" for note in results()["notes"] if note.startswith(start)]
+    return [
+        f"the paper: {note.removeprefix(start)}" for note in load_results()["notes"] if note.startswith(start)
+    ]
 
 
-def rows(table: int) -> list[Row]:
-    """The lines of one of tables 2 to 8, in the paper's order."""
-    found = results()["tables"][str(table)]
-    lines = found["rows"]
-    both = len({line["noise"] for line in lines}) > 1
-    return [_row(line, both, found) for line in lines]
+def load_rows(table: int) -> list[Row]:
+    """Returns the lines of one of tables 2 to 8, in the paper's order."""
+    published = load_results()["tables"][str(table)]
+    lines = published["rows"]
+    has_both_noises = len({line["noise"] for line in lines}) > 1
+    return [_make_row(line, has_both_noises, published) for line in lines]
 
 
-def rows_and_trainers(table: int) -> list[tuple[Row, int]]:
-    """The rows of a table with runs, and the table that trains each: those of 1 and 8 are trained by others."""
+def load_rows_and_trainers(table: int) -> list[tuple[Row, int]]:
+    """Returns the rows of a table that have runs, each with the table that trains it (others train those of 1 and 8)."""
     if table == 1:
-        return [(row, trainer) for trainer in (2, 6) for row in rows(trainer)]
-    return [(row, 2 if table == 8 else table) for row in rows(table)]
+        return [(row, trainer) for trainer in (2, 6) for row in load_rows(trainer)]
+    return [(row, 2 if table == 8 else table) for row in load_rows(table)]
 
 
-def _row(line: Mapping[str, Any], both: bool, of: Mapping[str, Any]) -> Row:
-    about = ("model", "noise", "seeds")
-    name = f"{line['model']}_{line['noise']}" if both else line["model"]
-    figures = {key: Figure(*value) for key, value in line.items() if key not in about}
-    about = {key: line[key] for key in about} | {key: of[key] for key in ("dataset", "steps", "batch_size")}
-    return Row(name=name, figures=figures, **about)
+def _make_row(line: Mapping[str, Any], has_both_noises: bool, table: Mapping[str, Any]) -> Row:
+    keys = ("model", "noise", "seeds")
+    name = f"{line['model']}_{line['noise']}" if has_both_noises else line["model"]
+    figures = {key: Figure(*value) for key, value in line.items() if key not in keys}
+    metadata = {key: line[key] for key in keys} | {
+        key: table[key] for key in ("dataset", "steps", "batch_size")
+    }
+    return Row(name=name, figures=figures, **metadata)
 
 
-def others() -> list[dict[str, str]]:
-    """The lines of table 1: `model`, `type`, and bits/dim by data set."""
-    return results()["tables"]["1"]["rows"]
+def other_models() -> list[dict[str, str]]:
+    """Returns the lines of table 1: `model`, `type`, and bits/dim by data set."""
+    return load_results()["tables"]["1"]["rows"]
 
 
-def cells(row: Row) -> tuple[Figure | int | str, ...]:
-    """As `experiments.summary.cells`: the components, the number of seeds, and of parameters, which it does not say."""
+def paper_cells(row: Row) -> tuple[Figure | int | str, ...]:
+    """Returns cells in the order of `results.result_cells`; the paper states no number of parameters here."""
     return (*(row.figures[component] for component in COMPONENTS), row.seeds, "-")

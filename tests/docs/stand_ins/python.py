@@ -53,7 +53,7 @@ MORE = {
     "experiments.benchmark": (NETWORKS, BENCHMARK),
     "experiments.bounds": (BINDINGS, BOUNDS),
     "experiments.launch.local": (BINDINGS, []),
-    "experiments.sweep": (BINDINGS, ["--seeds=1", "--jobs=2"]),
+    "diffenc.sweep": (BINDINGS, ["--seeds=1", "--jobs=2"]),
     "experiments.tables": (BINDINGS, TABLE),
     "experiments.weak_scaling": (NETWORKS, SCALING),
 }

@@ -237,19 +237,6 @@ def test_more_gpus_than_there_are_is_refused(processes, devices):
         local.environments(processes, devices, {}, ["0", "1", "2", "3"])
 
 
-def test_gpus_are_those_that_jax_would_see(tmp_path):
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\n[ \"$*\" = --list-gpus ] && printf 'GPU 0: a\\nGPU 1: b\\n'\n")
-    smi.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    assert local.visible_gpus(env) == ["0", "1"]
-    assert local.visible_gpus({**env, "JAX_PLATFORMS": ""}) == ["0", "1"]
-    assert local.visible_gpus({**env, "CUDA_VISIBLE_DEVICES": "3,5"}) == ["3", "5"]
-    assert local.visible_gpus({**env, "JAX_PLATFORMS": "cpu"}) == []
-    smi.write_text("#!/bin/sh\nexit 9\n")
-    assert local.visible_gpus(env) == []
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

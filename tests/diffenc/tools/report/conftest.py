@@ -160,7 +160,7 @@ def whole(made) -> Path:
 
 
 def rendered(*workdirs: Path | str) -> str:
-    return page.render(run_data.read_all([str(workdir) for workdir in workdirs]))
+    return page.render_page(run_data.read_runs([str(workdir) for workdir in workdirs]))
 
 
 def parsed(html: str):

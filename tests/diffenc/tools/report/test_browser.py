@@ -133,7 +133,7 @@ def test_a_run_from_its_training_to_its_page(tab, tiny, tmp_path):
     output.write_text(rendered(*runs))
     tab.open(output, 360)
     said = tab.run("document.body.innerText")
-    assert "This makes it" not in said
+    assert "Run:" not in said
     assert "4 × 4 × 1" in said
     assert "standard error over 2 seeds" in said
     assert tab.run("document.querySelectorAll('.chart').length") == 10

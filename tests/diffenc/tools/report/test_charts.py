@@ -13,11 +13,11 @@ from diffenc.tools.report.curves import (
     Curve,
     Point,
     evaluated_splits,
-    later_half,
-    of_evaluations,
-    over,
-    thinned,
-    values_each,
+    evaluation_curve,
+    record_curve,
+    second_half,
+    thin,
+    values_per_point,
 )
 from diffenc_plugins.time_samplers.importance import Importance
 from diffenc_plugins.variances.fitted import Fitted
@@ -31,7 +31,7 @@ def line(*points, run=0, **changes):
 
 
 def test_a_line_is_where_it_belongs():
-    drawn = charts.chart("T", "x", "y", [line((0.0, 0.0), (5.0, 1.0), (10.0, 2.0))])
+    drawn = charts.make_chart("T", "x", "y", [line((0.0, 0.0), (5.0, 1.0), (10.0, 2.0))])
     assert drawn is not None
     # a twentieth of the range is left free above and below: 0 at 0.1 / 2.2, from below
     assert drawn.curves[0].line == "M0.0 954.5L500.0 500.0L1000.0 45.5"
@@ -40,12 +40,12 @@ def test_a_line_is_where_it_belongs():
 
 
 def test_a_wide_range_is_logarithmic():
-    drawn = charts.chart("T", "x", "y", [line((0.0, 1.0), (1.0, 10.0), (2.0, 100.0))])
+    drawn = charts.make_chart("T", "x", "y", [line((0.0, 1.0), (1.0, 10.0), (2.0, 100.0))])
     assert drawn is not None
     assert drawn.y_label == "y, log scale"
     assert drawn.curves[0].line == "M0.0 954.5L500.0 500.0L1000.0 45.5"
     assert [tick.text for tick in drawn.y_ticks] == ["1", "3", "10", "30", "100"]
-    areas = charts.chart("T", "x", "y", [line((0.0, 1.0), (1.0, 100.0))], from_zero=True)
+    areas = charts.make_chart("T", "x", "y", [line((0.0, 1.0), (1.0, 100.0))], from_zero=True)
     assert areas is not None
     assert areas.y_label == "y"
     assert areas.y_ticks[0].text == "0"
@@ -53,17 +53,19 @@ def test_a_wide_range_is_logarithmic():
 
 
 def test_bands_marks_and_bars():
-    band = charts.chart("T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), (1.0, 1.0, 0.0, 2.0))])
+    band = charts.make_chart("T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), (1.0, 1.0, 0.0, 2.0))])
     assert band is not None
     assert band.curves[0].band == "M0.0 954.5L1000.0 954.5L1000.0 45.5L0.0 45.5Z"
-    marks = charts.chart("T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), marks=True), line((1.0, 1.0), run=9)])
+    marks = charts.make_chart(
+        "T", "x", "y", [line((0.0, 1.0, 0.0, 2.0), marks=True), line((1.0, 1.0), run=9)]
+    )
     assert marks is not None
     assert (marks.curves[0].marks, marks.curves[0].bars) == ("M0.0 500.0h.01", "M0.0 954.5V45.5")
     assert [curve.style for curve in marks.curves] == ["c0 d0 m0", "c1 d2 m2"]
 
 
 def test_thirty_two_runs_look_different():
-    assert len({charts.style(run) for run in range(32)}) == 32
+    assert len({charts.curve_style(run) for run in range(32)}) == 32
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_thirty_two_runs_look_different():
 )  # fmt: skip
 @pytest.mark.parametrize("from_zero", [False, True])
 def test_whatever_is_drawn_lies_in_the_box(points, from_zero):
-    drawn = charts.chart("T", "x", "y", [line(*points)], from_zero)
+    drawn = charts.make_chart("T", "x", "y", [line(*points)], from_zero)
     assert drawn is not None
     numbers = [
         float(part)
@@ -89,7 +91,7 @@ def test_whatever_is_drawn_lies_in_the_box(points, from_zero):
 
 
 def test_of_nothing_there_is_no_chart():
-    assert charts.chart("T", "x", "y", []) is None
+    assert charts.make_chart("T", "x", "y", []) is None
 
 
 @pytest.mark.parametrize(
@@ -97,32 +99,32 @@ def test_of_nothing_there_is_no_chart():
     [(0.0, "0"), (1500.0, "1,500"), (2e6, "2M"), (2.5e6, "2.5M"), (-0.25, "−0.25"), (1e-5, "1e−5"), (200_000.0, "200,000"), (12.0, "12"), (math.inf, "inf"), (1e308, "1e308")],
 )  # fmt: skip
 def test_labels(value, text):
-    assert charts.label(value) == text
+    assert charts.format_tick(value) == text
 
 
 def test_thinning_keeps_means_and_extremes():
     values = [(float(k), float(k % 2)) for k in range(1000)]
-    points, rows = thinned(values, most=100)
+    points, rows = thin(values, max_points=100)
     assert (len(points), rows) == (100, 10)
     assert points[3] == Point(34.5, 0.5, 0.0, 1.0)
-    few, one = thinned(values[:7], most=100)
+    few, one = thin(values[:7], max_points=100)
     assert (few[6], one) == (Point(6.0, 0.0), 1)
-    uneven, rows = thinned(values[:101], most=100)
+    uneven, rows = thin(values[:101], max_points=100)
     assert (len(uneven), rows, uneven[-1]) == (51, 2, Point(100.0, 0.0))
 
 
 def test_the_later_half_is_of_the_longest():
     long, short = line((1.0, 0.0), (5.0, 0.0), (9.0, 0.0), (10.0, 0.0)), line((4.0, 0.0), (6.0, 0.0))
-    assert [[point.x for point in curve.points] for curve in later_half([long, short])] == [[5, 9, 10], [6]]
-    assert later_half([]) == []
+    assert [[point.x for point in curve.points] for curve in second_half([long, short])] == [[5, 9, 10], [6]]
+    assert second_half([]) == []
 
 
 def test_curves_of_records():
     record = {"x": [1, 2, None, 4], "y": [1.0, None, 3.0, 4.0], "e": [0.5, 0.5, 0.5, 1.0]}
-    assert over(record, "x", "y", "e") == (Point(1.0, 1.0, 0.5, 1.5), Point(4.0, 4.0, 3.0, 5.0))
-    assert over(record, "x", "y") == (Point(1.0, 1.0), Point(4.0, 4.0))
-    assert over({"x": 3}, "x", "y") == ()
-    assert len(over({"x": list(range(5000)), "y": [1.0] * 5000}, "x", "y")) <= 400
+    assert record_curve(record, "x", "y", "e") == (Point(1.0, 1.0, 0.5, 1.5), Point(4.0, 4.0, 3.0, 5.0))
+    assert record_curve(record, "x", "y") == (Point(1.0, 1.0), Point(4.0, 4.0))
+    assert record_curve({"x": 3}, "x", "y") == ()
+    assert len(record_curve({"x": list(range(5000)), "y": [1.0] * 5000}, "x", "y")) <= 400
 
 
 def test_evaluations_in_training_and_the_last_of_the_same_split(made):
@@ -131,37 +133,37 @@ def test_evaluations_in_training_and_the_last_of_the_same_split(made):
         {"step": 10, "train_bpd": 6.0},
         {"step": 20, "test_bpd": 1.0},
     ]
-    run = run_data.read(str(made("a", rows=rows, said=evaluation())), "a")
-    found = of_evaluations(3, run, "bpd", "test")
+    run = run_data.read_run(str(made("a", rows=rows, said=evaluation())), "a")
+    found = evaluation_curve(3, run, "bpd", "test")
     assert found is not None
     assert found.points == (Point(5.0, 7.0, 6.5, 7.5), Point(20.0, 5.0, 5.0 - 0.123456, 5.0 + 0.123456))
-    found = of_evaluations(3, run, "bpd", "train")
+    found = evaluation_curve(3, run, "bpd", "train")
     assert found is not None
     assert (found.points, found.label, found.run) == ((Point(10.0, 6.0),), "a, train", 3)
-    assert of_evaluations(3, run, "bpd", "validation") is None
+    assert evaluation_curve(3, run, "bpd", "validation") is None
     assert evaluated_splits([run]) == ["test", "train"]
 
 
 def test_many_evaluations_keep_the_largest_of_their_errors(made):
     """300 marks two by two: values 10 apart, errors of 0.25 and 0.5."""
     rows = [{"step": k, "test_bpd": 10.0 * (k % 2), "test_bpd_se": 0.25 + 0.25 * (k % 2)} for k in range(300)]
-    found = of_evaluations(0, run_data.read(str(made("a", rows=rows)), "a"), "bpd", "test")
+    found = evaluation_curve(0, run_data.read_run(str(made("a", rows=rows)), "a"), "bpd", "test")
     assert found is not None
     assert (len(found.points), found.rows) == (150, 2)
     assert set(found.points) == {Point(2 * k + 0.5, 5.0, 4.5, 5.5) for k in range(150)}
     for row in rows:
         del row["test_bpd_se"]
-    found = of_evaluations(0, run_data.read(str(made("b", rows=rows)), "b"), "bpd", "test")
+    found = evaluation_curve(0, run_data.read_run(str(made("b", rows=rows)), "b"), "bpd", "test")
     assert found is not None
     assert {(point.low, point.high) for point in found.points} == {(None, None)}
 
 
 def test_many_bins_keep_the_largest_of_their_errors():
     record = {"x": list(range(800)), "y": [0.0, 8.0] * 400, "e": [1.0, 0.5] * 400}
-    assert over(record, "x", "y", "e") == tuple(Point(2 * k + 0.5, 4.0, 3.0, 5.0) for k in range(400))
-    assert over(record, "x", "y")[0] == Point(0.5, 4.0)
-    assert [values_each({"y": [1.0] * count}, "y") for count in (1, 400, 401, 801)] == [1, 1, 2, 3]
-    assert values_each({"y": 3}, "y") == 1
+    assert record_curve(record, "x", "y", "e") == tuple(Point(2 * k + 0.5, 4.0, 3.0, 5.0) for k in range(400))
+    assert record_curve(record, "x", "y")[0] == Point(0.5, 4.0)
+    assert [values_per_point({"y": [1.0] * count}, "y") for count in (1, 400, 401, 801)] == [1, 1, 2, 3]
+    assert values_per_point({"y": 3}, "y") == 1
 
 
 BOUND = CONFIG + "evaluate.num_timesteps = 25\nevaluate.times = 'fitted'\nevaluate.variance = @v/variance.fixed()\nv/variance.fixed.w = 2.0\n"  # fmt: skip
@@ -192,11 +194,11 @@ OF_BOUND = {"T": 25, "times": "fitted", "variance": "fixed(w=2.0)"}
     ],
 )
 def test_the_last_evaluation_is_on_the_curve_if_it_is_of_the_same(made, config, changes, same):
-    run = run_data.read(str(made("a", config=config, rows=[{"step": 5, "test_bpd": 7.0}], said=evaluation(**changes))), "a")  # fmt: skip
-    found = of_evaluations(0, run, "bpd", "test")
+    run = run_data.read_run(str(made("a", config=config, rows=[{"step": 5, "test_bpd": 7.0}], said=evaluation(**changes))), "a")  # fmt: skip
+    found = evaluation_curve(0, run, "bpd", "test")
     assert found is not None
     assert [point.x for point in found.points] == [5.0, 20.0][: 1 + same]
-    alone = run_data.read(str(made("b", config=config, rows=[], said=evaluation(**changes))), "b")
+    alone = run_data.read_run(str(made("b", config=config, rows=[], said=evaluation(**changes))), "b")
     assert evaluated_splits([alone]) == ["test"] * same
 
 
@@ -218,8 +220,8 @@ def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, 
             count = other.num_images or 1300
             sampler = time_samplers.spell(other.time_sampler)
             said = evaluation(**bound_metadata(other), num_images=count, time_sampler=sampler)
-            run = run_data.read(str(made(f"{row}_{column}", config=config, said=said)), "a")
-            assert evaluation_spec.is_asked_for(run.evaluation, run.config) == (row == column), (
+            run = run_data.read_run(str(made(f"{row}_{column}", config=config, said=said)), "a")
+            assert evaluation_spec.matches_config(run.evaluation, run.config) == (row == column), (
                 settings,
                 other,
             )

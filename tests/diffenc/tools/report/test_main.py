@@ -45,7 +45,7 @@ def test_a_page_stays_as_it_was_if_the_next_fails(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("folder", "is a folder"), ("file/page.html", "cannot make the folder")]
+    ("output", "said"), [("folder", "is a folder"), ("file/page.html", "cannot create the folder")]
 )
 def test_an_output_that_cannot_be_is_refused(whole, tmp_path, capsys, output, said):
     (tmp_path / "folder").mkdir()
@@ -56,7 +56,7 @@ def test_an_output_that_cannot_be_is_refused(whole, tmp_path, capsys, output, sa
 
 def test_more_runs_than_can_be_told_apart_are_refused(tmp_path, capsys):
     assert program.main([*map(str, range(33)), f"--output={tmp_path / 'a'}"]) == 1
-    assert "32 runs at most" in capsys.readouterr().err
+    assert "32 runs" in capsys.readouterr().err
 
 
 def test_the_options_are_told(capsys):
@@ -83,6 +83,6 @@ def test_a_default_name_that_something_else_has_is_left_alone(kind, whole, tmp_p
         kind
     ]()
     assert program.main([str(whole)]) == 1
-    assert "report.html: is there, and no report wrote it: name another file" in capsys.readouterr().err
+    assert "report.html: exists, and is not a report: name another file" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "whole"]
     assert kind != "file" or page.read_text() == "mine"

@@ -69,10 +69,10 @@ def test_the_data_set_and_the_environment(whole):
     (card,) = (one for one in tree.iter("article") if one.get("aria-labelledby") == "data-1")
     facts = dict(zip(map(text_of, card.iter("dt")), map(text_of, card.iter("dd")), strict=True))
     assert facts["Version"] == "unknown version of dots"
-    assert facts["Known by digest"].startswith("no: bits/dim are not comparable")
+    assert facts["Known by digest"].startswith("no: bits/dim cannot be compared")
     assert (facts["Image"], facts["Levels"], facts["Train images"]) == ("2 × 2 × 1", "5", "23")
     assert facts["Pixels evaluated"] == "ab" * 32
-    assert table(tree, "trained in") == [
+    assert table(tree, "each run’s training") == [
         ["From", "whole from step 0"], ["diffenc", "0.1.0"], ["Python", "3.11.1"], ["JAX", "9.9.9"], ["Devices", "1 x cpu"],
     ]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_the_data_set_and_the_environment(whole):
     ],
 )
 def test_whether_images_are_known_by_digest(source, says):
-    assert cards._known(source).startswith(says)
+    assert cards._describe_provenance(source).startswith(says)
 
 
 def test_seeds_are_averaged_and_shared_facts_said_once(three):
@@ -113,19 +113,19 @@ def test_what_is_not_there_has_its_command(three):
     wanted = """--mode=figures '--gin_bindings=figures.only = ("heat_maps", "encoded", "schedule")'"""
     assert any(f"{run} {wanted}" in one for one in said)
     sections = {one.get("id"): text_of(one) for one in tree.iter("section")}
-    assert "This makes it" in sections["environment"]
+    assert "Run:" in sections["environment"]
 
 
 def test_what_differs_in_the_configs(three, made):
     tree = parsed(three)
-    rows = table(tree, "not the same in all runs")
+    rows = table(tree, "bindings that differ between runs")
     assert rows == [
         ["Binding", "whole", "other", "bare"],
         ["Experiment.seed", "0", "1", "0"],
         ["Model.encoder", *["@encoder.identity()"] * 2, "@encoder.trainable()"],
     ]
     free = made("free", config=CONFIG.replace("every = 5", "every = 7"))
-    heads = ("Differences in what is trained", "Differences that training does not depend on")
+    heads = ("Differences that affect training", "Differences that do not affect training")
     tree = parsed(rendered(free, made("else", config=CONFIG.replace("identity", "trainable"))))
     assert [[row[0] for row in table(tree, head)[1:]] for head in heads] == [["Model.encoder"], ["Experiment.log_every"]]  # fmt: skip
     tree = parsed(three)
@@ -252,7 +252,7 @@ def test_contrast(theme):
 
 
 def page_css():
-    return (page.PackageLoader("diffenc.report", "templates").get_source(None, "style.css"))[0]  # pyright: ignore[reportArgumentType]
+    return (page.PackageLoader("diffenc.tools.report", "templates").get_source(None, "style.css"))[0]  # pyright: ignore[reportArgumentType]
 
 
 def contrast(one, two):

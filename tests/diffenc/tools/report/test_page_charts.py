@@ -39,13 +39,15 @@ def section(tree, name):
 
 def test_what_the_marks_are_of_is_said(made, whole):
     said = text_of(section(parsed(rendered(whole)), "training"))
-    assert "Marks: the averaged parameters on test (T continuous, 3 images), ± one standard error" in said
+    assert (
+        "Marks: the averaged (EMA) parameters on test (T continuous, 3 images), ± one standard error" in said
+    )
     assert "Each mark" not in said
     rows = [{"step": step, "test_bpd": 9.0, "test_bpd_se": 0.5} for step in range(301)]
     deep = CONFIG.replace("num_images = 3", "num_images = None") + "evaluate.num_timesteps = 25\n"
     said = text_of(section(parsed(rendered(whole, made("deep", config=deep, rows=rows))), "training"))
     assert "whole: T continuous, 3 images; deep: T 25 (equal times, variance equal), all images." in said
-    assert "not to be compared" in said
+    assert "cannot be compared" in said
     assert "Each mark is the mean of up to 3 evaluations, with the largest of their standard errors." in said
     assert "Each point is" not in said
 
@@ -64,12 +66,12 @@ def charts_of(tree):
 
 def test_each_chart_shows_its_own_numbers(whole):
     found = charts_of(parsed(rendered(whole)))
-    assert "whole: from 0.99 at 0 to 0.01 at 1" in found["Share of the data in the variance"][0]
+    assert "whole: from 0.99 at 0 to 0.01 at 1" in found["Share of the signal in the variance"][0]
     assert "whole: from 6 at 0 to −5 at 1" in found["Log signal-to-noise"][0]
-    assert "whole: from 12 at 0 to 10 at 1" in found["How fast λ falls"][0]
+    assert "whole: from 12 at 0 to 10 at 1" in found["Rate at which λ falls"][0]
     assert "whole: from 7 at 10 to 6 at 20" in found["Total, second half"][0]
     assert "whole: from 1 at 5 to 2 at 20" in found["Norm of the gradient"][0]
-    for title in ("How fast λ falls", "Diffusion loss by λ"):  # 10 to 12 and 0.25 to 0.5
+    for title in ("Rate at which λ falls", "Diffusion loss by λ"):  # 10 to 12 and 0.25 to 0.5
         assert found[title][1]["0"] == "top:100.0%"
 
 

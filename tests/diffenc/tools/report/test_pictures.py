@@ -18,11 +18,11 @@ def pixels(picture):
 
 
 def read(workdir):
-    return run_data.read(str(workdir), "run")
+    return run_data.read_run(str(workdir), "run")
 
 
 def frames(workdir):
-    found = pictures.frames(0, read(workdir))
+    found = pictures.make_frames(0, read(workdir))
     assert isinstance(found, tuple)
     return found
 
@@ -70,8 +70,8 @@ def test_an_encoder_that_does_nothing(made):
     record, arrays = heat_maps()
     arrays["change"] *= 0
     assert (
-        pictures.frames(0, read(made("a", figures={"heat_maps": (record, arrays)})))
-        == "This encoder changes nothing over t (step 20)."
+        pictures.make_frames(0, read(made("a", figures={"heat_maps": (record, arrays)})))
+        == "This encoder does not depend on t (step 20)."
     )
 
 
@@ -86,22 +86,24 @@ def test_an_encoder_that_does_nothing(made):
 )
 def test_arrays_of_other_shapes_are_told_of(made, change):
     record, arrays = heat_maps()
-    found = pictures.frames(0, read(made("a", figures={"heat_maps": (record, arrays | change)})))
-    assert found == "figures/heat_maps.npz does not hold the arrays of heat maps."
+    found = pictures.make_frames(0, read(made("a", figures={"heat_maps": (record, arrays | change)})))
+    assert found == "figures/heat_maps.npz does not contain valid heat maps."
 
 
 @pytest.mark.parametrize("t", [10**400, None, "x"])
 def test_times_that_are_no_numbers_are_told_of(made, t):
     record, arrays = heat_maps()
-    found = pictures.frames(0, read(made("a", figures={"heat_maps": ({**record, "t": [0.5, t]}, arrays)})))
-    assert found == "figures/heat_maps.npz does not hold the arrays of heat maps."
+    found = pictures.make_frames(
+        0, read(made("a", figures={"heat_maps": ({**record, "t": [0.5, t]}, arrays)}))
+    )
+    assert found == "figures/heat_maps.npz does not contain valid heat maps."
 
 
 def test_large_pictures_are_of_fewer_images(made, monkeypatch):
     record, arrays = heat_maps(n=10)
     arrays["change"] = np.random.default_rng(0).normal(size=(10, 2, 40, 40))
     arrays["x"] = np.random.default_rng(1).uniform(-1, 1, (10, 40, 40, 1))
-    monkeypatch.setattr(pictures, "MOST", 60_000)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 60_000)
     _, found = frames(made("a", figures={"heat_maps": (record, arrays)}))
     assert found.size <= 1.2 * 60_000
     assert "class 0" in found.note
@@ -109,24 +111,22 @@ def test_large_pictures_are_of_fewer_images(made, monkeypatch):
 
 
 def test_a_grid_is_embedded_as_it_is(made):
-    found = pictures.samples(read(made("a", files={"samples/000000007.png": png(5)})))
+    found = pictures.load_samples(read(made("a", files={"samples/000000007.png": png(5)})))
     assert isinstance(found, tuple)
     assert pixels(found[0]).shape == (5, 5)
     assert (found[0].width, found[1]) == (5, "samples/000000007.png, step 7")
 
 
 def test_a_grid_that_is_too_large_is_not(made, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST", 20)
-    found = pictures.samples(read(made("a", files={"samples/000000007.png": png(5)})))
-    assert (
-        found == f"samples/000000007.png has {len(png(5))} bytes, more than the 20 that this page takes in."
-    )
+    monkeypatch.setattr(pictures, "MAX_BYTES", 20)
+    found = pictures.load_samples(read(made("a", files={"samples/000000007.png": png(5)})))
+    assert found == f"samples/000000007.png has {len(png(5))} bytes, more than the limit of 20."
 
 
 def test_the_figures_own_samples_stand_in(made):
     levels = np.array([0, 4, 2], np.int32)[:, None, None, None] * np.ones((3, 40, 40, 1), np.int32)
     workdir = made("a", figures={"samples": ({"num_levels": 5}, {"levels": levels})})
-    found = pictures.samples(read(workdir))
+    found = pictures.load_samples(read(workdir))
     assert isinstance(found, tuple)
     assert found[1] == "figures/samples, step 20"
     assert set(np.unique(pixels(found[0]))) == {0, 128, 255}
@@ -135,6 +135,6 @@ def test_the_figures_own_samples_stand_in(made):
         files={"samples/000000030.png": png(5)},
         figures={"samples": ({"num_levels": 5}, {"levels": levels})},
     )
-    other = pictures.samples(read(newer))
+    other = pictures.load_samples(read(newer))
     assert isinstance(other, tuple)
     assert "step 30" in other[1]

@@ -27,12 +27,12 @@ from .conftest import (
 
 
 def read(workdir):
-    return run_data.read(str(workdir), "run")
+    return run_data.read_run(str(workdir), "run")
 
 
 def test_what_there_is(whole):
     found = read(whole)
-    assert (found.step, found.parameters, found.seed, found.oddities) == (20, 1234, "0", ())
+    assert (found.step, found.parameters, found.seed, found.problems) == (20, 1234, "0", ())
     assert [row["step"] for row in found.rows] == [5, 10, 20]
     assert found.rows[1] == {"step": 10, "bpd": 7.0, "bpd_diffusion": 6.0, "bpd_latent": 0.5, "bpd_reconstruction": 0.5, "grad_norm": 1.0, "test_bpd": 6.0, "test_bpd_se": 0.5}  # fmt: skip
     assert sorted(found.figures) == ["heat_maps", "loss", "schedule"]
@@ -46,8 +46,8 @@ def test_a_torn_last_line_is_left_out_and_told(made):
         file.write('{"step": 10, "bpd": 8.')
     found = read(workdir)
     assert [row["step"] for row in found.rows] == [5]
-    assert "torn" in found.oddities[0]
-    assert "torn" in rendered(workdir)
+    assert "incomplete" in found.problems[0]
+    assert "incomplete" in rendered(workdir)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_lines_that_are_no_rows_are_counted(made, line):
         file.write(f'{line}\n{{"step": 10, "bpd": 8.0}}\n')
     found = read(workdir)
     assert [row["step"] for row in found.rows] == [5, 10]
-    assert "1 line(s)" in found.oddities[0]
+    assert "1 invalid line(s)" in found.problems[0]
     rendered(workdir)
 
 
@@ -143,7 +143,7 @@ def test_facts_of_other_types_are_told_of(made, whole, change, said):
 
 def test_a_damaged_total_is_told_of(made):
     found = read(made("a", files={"parameters.txt": b"Total: ,,,"}))
-    assert (found.parameters, found.oddities) == (None, ("parameters.txt has no total: left out.",))
+    assert (found.parameters, found.problems) == (None, ("parameters.txt has no total and is left out.",))
     assert read(made("b", files={"parameters.txt": b"Total: 12,345 -- 49,380 bytes\n"})).parameters == 12345
 
 
@@ -152,13 +152,13 @@ def test_terms_that_a_kill_left_are_told_of(made, whole):
     (other / "evaluation.npz").write_bytes(npz({**terms(), "latent": np.full((2, 3), np.nan)}))
     page = text_of(parsed(rendered(whole, other)).find(".//main"))
     assert "other/evaluation.npz: holds no finite terms of 3 images" in page
-    assert "evaluation.npz: holds no finite terms of 3 images; evaluate again." in read(other).oddities
+    assert "evaluation.npz: holds no finite terms of 3 images; evaluate again." in read(other).problems
 
 
 def test_arrays_of_another_figure_are_told_of(made):
     workdir = made("a", figures={"heat_maps": heat_maps()})
     (workdir / "figures/heat_maps.npz").write_bytes(npz({"x": terms()["latent"]}))
-    assert "heat_maps.npz is not what figures/heat_maps.json was written with" in read(workdir).oddities[0]
+    assert "heat_maps.npz does not match figures/heat_maps.json" in read(workdir).problems[0]
 
 
 @pytest.mark.parametrize("missing", ["config.gin", "metrics.jsonl"])
@@ -176,7 +176,7 @@ def test_where_no_run_is_the_way_out_is_told(tmp_path, name):
 
 def test_a_workdir_named_twice_is_refused(whole):
     with pytest.raises(UserError, match="is named twice"):
-        run_data.read_all([str(whole), f"{whole}/"])
+        run_data.read_runs([str(whole), f"{whole}/"])
 
 
 @pytest.mark.parametrize("other", ["./{}", "x/../{}", "{}/../{}", "link", "file://{place}"])
@@ -185,14 +185,14 @@ def test_a_workdir_of_two_names_is_refused(whole, monkeypatch, other):
     (whole.parent / "link").symlink_to(whole)
     other = other.format(whole.name, whole.name, place=whole)
     with pytest.raises(UserError, match=f"^{other} is named twice"):
-        run_data.read_all([whole.name, other])
+        run_data.read_runs([whole.name, other])
 
 
 def test_addresses_are_no_local_folders(whole, monkeypatch):
     monkeypatch.chdir(whole.parent)
     for path in sorted(path for path in whole.rglob("*") if path.is_file()):
         stores.open_store("memory://whole").write(path.relative_to(whole).as_posix(), path.read_bytes())
-    assert len(run_data.read_all(["whole", "memory://whole"])) == 2
+    assert len(run_data.read_runs(["whole", "memory://whole"])) == 2
 
 
 def test_the_newest_grid_is_of_the_latest_step(made):
@@ -215,7 +215,7 @@ def test_the_newest_grid_is_of_the_latest_step(made):
     ],
 )
 def test_labels_tell_runs_apart_and_are_short(places, labels):
-    assert run_data.labels(places) == labels
+    assert run_data.unique_labels(places) == labels
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_record_with_a_changed_digit_is_named_and_left_out(whole, name):
     assert place is not None
     (whole / name).write_text(text[: place.start()] + "9" + text[place.end() :])
     found = read(whole)
-    (said,) = (odd for odd in found.oddities if name in odd)
+    (said,) = (odd for odd in found.problems if name in odd)
     assert said.startswith(f"{name}: its content does not match its sha256")
     assert f"--workdir={whole}" in said
     gone = {
@@ -257,7 +257,7 @@ def test_terms_that_were_edited_are_not_those_of_the_record(made):
     for workdir, believed in ((sealed_one, True), (unsealed, False)):
         found = read(workdir)
         assert (found.evaluation is not None) == believed
-        assert any("evaluation.npz: is of another evaluation than the .json" in odd for odd in found.oddities)
+        assert any("evaluation.npz: is of another evaluation than the .json" in odd for odd in found.problems)
 
 
 def test_records_from_before_are_read_and_called_unsealed_once(made):
@@ -268,9 +268,9 @@ def test_records_from_before_are_read_and_called_unsealed_once(made):
         (workdir / name).write_text(json.dumps(said))
     found = read(workdir)
     assert found.evaluation is not None
-    assert found.oddities == (
-        "evaluation.json, figures/schedule.json: unsealed (written by an earlier version), so that damage to them "
-        "would not show.",
+    assert found.problems == (
+        "evaluation.json, figures/schedule.json: unsealed (written by an earlier version), so damage to them "
+        "cannot be detected.",
     )
 
 
@@ -285,10 +285,10 @@ def test_the_figure_is_of_the_evaluation_that_the_config_asks_for(made):
     found = read(workdir)
     assert found.evaluation is not None
     assert (found.evaluation["bpd"], found.evaluation["T"]) == (5.0, "continuous")
-    assert (found.terms_name, found.oddities) == ("evaluations/0002.npz", ())
+    assert (found.terms_name, found.problems) == ("evaluations/0002.npz", ())
     page = text_of(parsed(rendered(workdir)).find(".//main"))
     assert "5.000 bits/dim" in page
-    assert "evaluations/0002 of 2, the newest that the config asks for" in page
+    assert "evaluations/0002 of 2, the newest that matches the config" in page
     (workdir / "evaluations/0002.json").unlink()
     page = text_of(parsed(rendered(workdir)).find(".//main"))
     assert "7.000 bits/dim" in page, "the newest, as none is of what the config asks for"
@@ -302,7 +302,7 @@ def test_an_address_is_read_and_not_written_to(whole):
         if path.is_file():
             store.write(path.relative_to(whole).as_posix(), path.read_bytes())
     before = {name: store.read(name) for name in store.files()}
-    found = run_data.read(place, "run")
+    found = run_data.read_run(place, "run")
     assert (found.step, found.evaluation, len(found.rows)) == (
         20,
         json.loads((whole / "evaluation.json").read_text()),
@@ -317,21 +317,21 @@ def test_a_checkpoint_that_is_not_of_the_run_is_told(made):
     other = CONFIG.replace("Experiment.seed = 0", "Experiment.seed = 1")
     assert other != CONFIG
 
-    def odd(metadata, number, run="ab" * 16):
+    def problems_of(metadata, number, run="ab" * 16):
         meta = metadata if isinstance(metadata, bytes) else json.dumps({"metadata": metadata}).encode()
         files = {
             "checkpoints/000000020/META.json": b"{",
             "checkpoints/000000020-1/META.json": meta,
             "run_id": run.encode(),
         }
-        return " ".join(read(made(f"run_{number}", rows=ROWS, files=files)).oddities)
+        return " ".join(read(made(f"run_{number}", rows=ROWS, files=files)).problems)
 
-    assert odd({"config": CONFIG, "run": "ab" * 16}, 0) == ""
-    assert "000000020-1 was trained with another config (Experiment.seed: 1 -> 0): undo" in odd(
+    assert problems_of({"config": CONFIG, "run": "ab" * 16}, 0) == ""
+    assert "000000020-1 was trained with another config (Experiment.seed: 1 -> 0): undo" in problems_of(
         {"config": other}, 1
     )
-    assert "is of another run than" in odd({"config": CONFIG, "run": "cd" * 16}, 2)
-    assert "its config_hash differs" in odd({"config_hash": "0" * 64}, 3)
+    assert "is of another run than" in problems_of({"config": CONFIG, "run": "cd" * 16}, 2)
+    assert "its config_hash differs" in problems_of({"config_hash": "0" * 64}, 3)
     for k, damaged in enumerate((b"[", b"[]", b"{}", b"3", b'{"metadata": 3}', b"[" * 10**5, b"\xff")):
-        assert odd(damaged, 4 + k) == ""
-    assert odd({"config": CONFIG, "run": "cd" * 16}, 20, run="damaged") == ""
+        assert problems_of(damaged, 4 + k) == ""
+    assert problems_of({"config": CONFIG, "run": "cd" * 16}, 20, run="damaged") == ""

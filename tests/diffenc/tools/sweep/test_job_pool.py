@@ -14,9 +14,9 @@ import pytest
 from diffenc.errors import UserError
 from diffenc.runtime.signals import Interrupted
 from diffenc.tools.sweep import job_pool
-from diffenc.tools.sweep.job_pool import Job, Share, last_line, shares, work_through
+from diffenc.tools.sweep.job_pool import Job, Share, read_last_line, run_jobs, split_machine
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 COUNTING = """
 import os, signal, sys, time
@@ -41,17 +41,17 @@ time.sleep(60)
 PARENT = """
 import sys
 from pathlib import Path
-from diffenc.tools.sweep.job_pool import Job, Share, work_through
+from diffenc.tools.sweep.job_pool import Job, Share, run_jobs
 import os
 log = Path(sys.argv[2])
 jobs = [Job(str(k), [[sys.executable, "-S", "-c", sys.argv[1]]], log / str(k)) for k in range(2)]
-work_through(jobs, [Share(frozenset(), dict(os.environ)) for _ in range(2)], print)
+run_jobs(jobs, [Share(frozenset(), dict(os.environ)) for _ in range(2)], print)
 """
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(job_pool, "POLL", 0.02)
+    monkeypatch.setattr(job_pool, "POLL_SECONDS", 0.02)
 
 
 def python(text: str, *arguments: object) -> list[str]:
@@ -106,7 +106,7 @@ while name == "0" and "3b" not in open(file).read():
         for k in range(4)
     ]
     ends = Ends()
-    work_through(jobs, free(2), ends)
+    run_jobs(jobs, free(2), ends)
     began = order.read_text().split()
     assert [each for each in began if each != "0a"] == ["1a", "1b", "2a", "2b", "3a", "3b"]
     assert ends[:2] == [("1", 0), ("2", 0)]
@@ -124,7 +124,7 @@ os.unlink(own)
 """
     (tmp_path / "running").mkdir()
     jobs = [Job(str(k), [python(count, tmp_path / "running")], tmp_path / f"log{k}") for k in range(5)]
-    work_through(jobs, free(2), Ends())
+    run_jobs(jobs, free(2), Ends())
     assert max(int((tmp_path / f"log{k}").read_text()) for k in range(5)) <= 2
 
 
@@ -138,7 +138,7 @@ def test_one_that_fails_does_not_go_on_and_stops_no_other(tmp_path):
         Job(name, [python(text), python("print('next')")], tmp_path / name) for name, text in ways.items()
     ]
     ends = Ends()
-    work_through(jobs, free(1), ends)
+    run_jobs(jobs, free(1), ends)
     assert ends == [("exit", 7), ("killed", 128 + signal.SIGKILL), ("well", 0)]
     assert {name: (tmp_path / name).read_text() for name in ways} == {
         "exit": "",
@@ -153,7 +153,7 @@ def test_a_program_that_is_not_there_is_a_job_that_failed(tmp_path):
         Job("gone", [["/nowhere/program"]], tmp_path / "gone"),
         Job("well", [python("")], tmp_path / "well"),
     ]
-    work_through(jobs, free(1), ends)
+    run_jobs(jobs, free(1), ends)
     assert ends == [("gone", 1), ("well", 0)]
     assert "No such file" in (tmp_path / "gone").read_text()
 
@@ -162,7 +162,7 @@ def test_all_that_is_written_is_added_to_the_log_and_nothing_is_read(tmp_path):
     log = tmp_path / "new" / "folder" / "log"
     text = "import sys; print(repr(sys.stdin.read()), flush=True); print('error', file=sys.stderr)"
     for _ in range(2):
-        work_through([Job("a", [python(text)], log)], free(1), Ends())
+        run_jobs([Job("a", [python(text)], log)], free(1), Ends())
     assert log.read_text() == "''\nerror\n" * 2
 
 
@@ -172,7 +172,7 @@ def test_each_job_has_the_cores_and_the_environment_of_its_share(tmp_path):
     text = "import os, time; print(sorted(os.sched_getaffinity(0)), os.environ['SHARE']); time.sleep(0.3)"
     given = [Share(frozenset([core]), os.environ | {"SHARE": f"of {core}"}) for core in cores[:2]]
     jobs = [Job(str(k), [python(text)] * 2, tmp_path / str(k)) for k in range(len(given))]
-    work_through(jobs, given, Ends())
+    run_jobs(jobs, given, Ends())
     for k, core in enumerate(cores[:2]):
         assert (tmp_path / str(k)).read_text() == f"[{core}] of {core}\n" * 2
 
@@ -189,7 +189,7 @@ def test_a_signal_reaches_what_runs_once_and_nothing_more_is_started(tmp_path, s
     thread, ends = threading.Thread(target=stop), Ends()
     thread.start()
     with pytest.raises(Interrupted) as interrupted:
-        work_through(jobs, free(2), ends)
+        run_jobs(jobs, free(2), ends)
     thread.join()
     assert interrupted.value.signum == signum
     assert sorted(ends) == [("0", 128 + signum), ("1", 128 + signum)]
@@ -205,7 +205,7 @@ def test_what_ends_well_though_it_was_asked_to_stop_does_not_go_on(tmp_path):
     thread.start()
     ends = Ends()
     with pytest.raises(Interrupted):
-        work_through([job], free(1), ends)
+        run_jobs([job], free(1), ends)
     thread.join()
     assert ends == [("a", 128 + signal.SIGTERM)]
     assert "next" not in (tmp_path / "a").read_text()
@@ -221,7 +221,7 @@ def test_a_second_signal_kills(tmp_path):
     thread, ends = threading.Thread(target=stop), Ends()
     thread.start()
     with pytest.raises(Interrupted):
-        work_through([Job("a", [python(DEAF)], tmp_path / "a")], free(1), ends)
+        run_jobs([Job("a", [python(DEAF)], tmp_path / "a")], free(1), ends)
     thread.join()
     assert ends == [("a", 128 + signal.SIGKILL)]
     assert gone(ready(tmp_path / "a"))
@@ -252,22 +252,22 @@ def test_an_error_leaves_nothing_behind(tmp_path):
 
     jobs = [Job("deaf", [python(DEAF)], tmp_path / "deaf"), Job("short", [python("")], tmp_path / "short")]
     with pytest.raises(ValueError, match="short"):
-        work_through(jobs, free(2), broken)
+        run_jobs(jobs, free(2), broken)
     log = tmp_path / "deaf"
     assert not log.read_text() or gone(ready(log))
 
 
 def test_handlers_are_put_back(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    work_through([Job("a", [python("")], tmp_path / "a")], free(1), Ends())
+    run_jobs([Job("a", [python("")], tmp_path / "a")], free(1), Ends())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_now_and_then_it_is_told_what_runs_and_how_much_waits(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="absl")
-    monkeypatch.setattr(job_pool, "TELL", 0.4)
+    monkeypatch.setattr(job_pool, "PROGRESS_SECONDS", 0.4)
     text = "import time; print('step 3', flush=True); time.sleep(1)"
-    work_through([Job(k, [python(text)], tmp_path / k) for k in "ab"], free(1), Ends())
+    run_jobs([Job(k, [python(text)], tmp_path / k) for k in "ab"], free(1), Ends())
     said = [record.getMessage() for record in caplog.records]
     assert said[1] == "1 waiting"
     assert said[0].startswith("a, for ")
@@ -288,11 +288,11 @@ def test_now_and_then_it_is_told_what_runs_and_how_much_waits(tmp_path, caplog, 
 )
 def test_last_line(tmp_path, text, line):
     (tmp_path / "log").write_bytes(text)
-    assert last_line(tmp_path / "log") == line
+    assert read_last_line(tmp_path / "log") == line
 
 
 def test_last_line_of_nothing(tmp_path):
-    assert last_line(tmp_path / "log") == ""
+    assert read_last_line(tmp_path / "log") == ""
 
 
 @pytest.mark.parametrize(
@@ -300,14 +300,14 @@ def test_last_line_of_nothing(tmp_path):
 )
 def test_gpus_are_shared_out(count, parts):
     env = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4", "A": "b"}
-    assert shares(count, env) == [
+    assert split_machine(count, env) == [
         Share(frozenset(), {"A": "b", "CUDA_VISIBLE_DEVICES": part}) for part in parts
     ]
 
 
 def test_more_jobs_than_gpus_are_refused():
-    with pytest.raises(UserError, match="--jobs=3: there are 2 GPUs"):
-        shares(3, {"CUDA_VISIBLE_DEVICES": "4,6"})
+    with pytest.raises(UserError, match="--jobs=3: this machine has 2 GPUs"):
+        split_machine(3, {"CUDA_VISIBLE_DEVICES": "4,6"})
 
 
 @LINUX
@@ -315,7 +315,7 @@ def test_more_jobs_than_gpus_are_refused():
 def test_cores_are_shared_out_evenly_and_none_twice(count, monkeypatch):
     cores = {1, 2, 3, 5, 8, 13, 21}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
-    parts = [share.cores for share in shares(count, {"JAX_PLATFORMS": "cpu"})]
+    parts = [share.cores for share in split_machine(count, {"JAX_PLATFORMS": "cpu"})]
     assert len(parts) == count
     assert sorted(core for part in parts for core in part) == sorted(cores)
     sizes = {len(part) for part in parts}
@@ -325,7 +325,7 @@ def test_cores_are_shared_out_evenly_and_none_twice(count, monkeypatch):
 @LINUX
 def test_one_job_has_the_whole_machine_and_more_than_cores_are_refused():
     env = {"JAX_PLATFORMS": "cpu"}
-    assert shares(1, env) == [Share(frozenset(), env)]
+    assert split_machine(1, env) == [Share(frozenset(), env)]
     there = len(os.sched_getaffinity(0))
-    with pytest.raises(UserError, match=f"--jobs={there + 1}: there are {there} cores"):
-        shares(there + 1, env)
+    with pytest.raises(UserError, match=f"--jobs={there + 1}: this machine has {there} cores"):
+        split_machine(there + 1, env)

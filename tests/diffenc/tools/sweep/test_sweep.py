@@ -15,7 +15,7 @@ from diffenc.tools.sweep import execution, runs
 from diffenc.tools.sweep.sweep import parse_seeds
 from diffenc.tools.sweep.variants import Variant
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 STAND_IN = """
 import json, os, sys, time
@@ -46,7 +46,8 @@ else:
 # The program in a process of its own, with the stand-in.
 PROGRAM = """
 import sys
-from experiments.sweep import __main__ as sweep, runs
+from diffenc.cli import sweep
+from diffenc.tools.sweep import runs
 runs.PROGRAM = (sys.executable, "-S", sys.argv[1])
 sys.exit(sweep.main(sys.argv[2:]))
 """
@@ -83,44 +84,44 @@ def calls(tmp_path, monkeypatch):
 
 
 def test_each_run_is_trained_and_evaluated_and_all_variants_of_a_seed_before_the_next(calls):
-    made = execution.perform(Path("s"), variants(), [0, 1])
+    made = execution.run_sweep(Path("s"), variants(), [0, 1])
     order = [f"s/blocks={blocks}/seed_{seed}" for seed in (0, 1) for blocks in (1, 2)]
     assert calls() == [f"{mode} {run}" for run in order for mode in ("train", "evaluate")]
     assert [str(run.workdir) for run in made] == order
 
 
 def test_a_second_call_runs_nothing_and_a_new_seed_alone_is_run(calls):
-    execution.perform(Path("s"), variants(), [0])
+    execution.run_sweep(Path("s"), variants(), [0])
     calls()
-    execution.perform(Path("s"), variants(), [0])
+    execution.run_sweep(Path("s"), variants(), [0])
     assert calls() == []
-    execution.perform(Path("s"), variants()[:1], [0, 3])
+    execution.run_sweep(Path("s"), variants()[:1], [0, 3])
     assert calls() == ["train s/blocks=1/seed_3", "evaluate s/blocks=1/seed_3"]
 
 
 def test_other_passes_are_evaluated_without_training_again(calls):
-    execution.perform(Path("s"), variants(), [0])
+    execution.run_sweep(Path("s"), variants(), [0])
     calls()
-    execution.perform(Path("s"), variants(passes=3), [0])
+    execution.run_sweep(Path("s"), variants(passes=3), [0])
     assert calls() == ["evaluate s/blocks=1/seed_0", "evaluate s/blocks=2/seed_0"]
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(calls):
     Path("refuse").touch()
     with pytest.raises(UserError, match=r"1 of 4 runs failed.*blocks=2/seed_1: the disk is full"):
-        execution.check_done(execution.perform(Path("s"), variants(), [1, 2]))
+        execution.require_done(execution.run_sweep(Path("s"), variants(), [1, 2]))
     assert len(calls()) == 3 * 2 + 1
     Path("refuse").unlink()
-    execution.check_done(execution.perform(Path("s"), variants(), [1, 2]))
+    execution.require_done(execution.run_sweep(Path("s"), variants(), [1, 2]))
     assert calls() == ["train s/blocks=2/seed_1", "evaluate s/blocks=2/seed_1"]
 
 
 def test_a_config_at_fault_is_told_before_anything_runs(calls):
     bad = Variant("bad", ("gin/quickstart.gin",), ("network.encoder_unet.blocks = 3",))
     with pytest.raises(UserError, match=r"bad: .*blocks = 3"):
-        execution.perform(Path("s"), [*variants(), bad], [0])
+        execution.run_sweep(Path("s"), [*variants(), bad], [0])
     with pytest.raises(UserError, match="--seeds"):
-        execution.perform(
+        execution.run_sweep(
             Path("s"), [Variant("seeded", ("gin/quickstart.gin",), ("Experiment.seed = 1",))], [0]
         )
     assert calls() == []
@@ -128,23 +129,23 @@ def test_a_config_at_fault_is_told_before_anything_runs(calls):
 
 
 def test_a_damaged_record_is_named(calls):
-    run = execution.perform(Path("s"), variants()[:1], [0])[0]
+    run = execution.run_sweep(Path("s"), variants()[:1], [0])[0]
     (run.workdir / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match=r"s/blocks=1/seed_0/evaluation\.json: is no JSON"):
-        execution.perform(Path("s"), variants()[:1], [0])
+        execution.run_sweep(Path("s"), variants()[:1], [0])
 
 
 def test_a_record_with_a_changed_digit_is_left_out_and_measured_again(calls, write_record):
-    run = execution.perform(Path("s"), variants()[:1], [0])[0]
+    run = execution.run_sweep(Path("s"), variants()[:1], [0])[0]
     calls()
     file = run.workdir / "evaluation.json"
     write_record(file, json.loads(file.read_text()))
-    assert runs.evaluated(run)
+    assert runs.is_evaluated(run)
     file.write_text(file.read_text().replace('"bpd": 2.0', '"bpd": 1.0'))
-    (found,) = execution.perform(Path("s"), variants()[:1], [0])
+    (found,) = execution.run_sweep(Path("s"), variants()[:1], [0])
     assert calls() == ["evaluate s/blocks=1/seed_0"]
     assert json.loads(file.read_text())["bpd"] == 2.0
-    assert runs.evaluated(found)
+    assert runs.is_evaluated(found)
 
 
 def start(tmp_path: Path) -> subprocess.Popen:
@@ -166,14 +167,14 @@ def test_the_program_is_alone_in_its_folder_stops_on_a_signal_and_goes_on(calls,
         assert program.poll() is None
         time.sleep(0.02)
     with pytest.raises(UserError, match=rf"in use .* {program.pid}; .* another --output"):
-        execution.perform(Path("s"), variants(), [0])
+        execution.run_sweep(Path("s"), variants(), [0])
     program.send_signal(signal.SIGTERM)
     assert program.wait(30) == 128 + signal.SIGTERM
     assert program.stderr is not None
     assert "the same command goes on" in program.stderr.read()
     assert calls() == ["train s/blocks=1/seed_0"]
     (tmp_path / "hang").unlink()
-    execution.perform(Path("s"), variants(), [0])
+    execution.run_sweep(Path("s"), variants(), [0])
     assert len(calls()) == 4
     assert json.loads((tmp_path / "s/blocks=2/seed_0/evaluation.json").read_text())["step"] == 5
 
@@ -190,18 +191,18 @@ def test_seeds_refused(text):
 
 
 def test_a_run_of_another_config_is_not_taken_for_one_that_is_done(calls):
-    made = execution.perform(Path("s"), variants()[:1], [0])[0]
+    made = execution.run_sweep(Path("s"), variants()[:1], [0])[0]
     (made.workdir / "config.gin").write_text("Experiment.batch_size = 9\n")
     calls()
     with pytest.raises(
         UserError, match=r"s/blocks=1/seed_0 holds a run of another config .*batch_size: 9 -> 8"
     ):
-        execution.perform(Path("s"), variants()[:1], [0])
+        execution.run_sweep(Path("s"), variants()[:1], [0])
     assert calls() == []
 
 
 @pytest.mark.parametrize(("mode", "bound"), [("evaluate", ["evaluate.step = 5"]), ("train", [])])
 def test_the_step_measured_is_the_one_asked_for_also_of_a_run_trained_for_longer(calls, mode, bound):
-    (run,) = runs.runs_of(Path("s"), variants()[:1], [0])
+    (run,) = runs.make_runs(Path("s"), variants()[:1], [0])
     said = [argument.removeprefix("--gin_bindings=") for argument in run.command(mode)]
     assert [text for text in said if ".step = " in text] == bound

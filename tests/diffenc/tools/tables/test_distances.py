@@ -13,7 +13,7 @@ from diffenc.cli import tables
 from diffenc.config.serialize import config_text
 from diffenc.registry import features
 from diffenc.tools.tables import distances, paper
-from diffenc.tools.tables.collection import lines_of
+from diffenc.tools.tables.collection import load_lines
 
 SMALL = ["--steps=1000", "--seeds=2", "--blocks=1", "--channels=32", "--encoder_channels=16"]
 CORNER = [
@@ -57,11 +57,11 @@ def drawn(name, seed, columns):
 def finish(folder, flags, columns, **said):
     """Every run of table 8 as if it were done; returns distances by model and seed."""
     given, made = tables.parse_args(["--table=8", *SMALL, *flags]), {}
-    for line in lines_of(8, folder, tables.scale_of(given)):
+    for line in load_lines(8, folder, tables.parse_scale(given)):
         for run in line.runs:
             found = made[line.row.model, run.seed] = drawn(line.row.model, run.seed, columns)
             images = {
-                split: {"dataset": "cifar10", "source": paper.images_of("cifar10"), "split": split, "num_images": count, "fingerprint": f"{split} digest"}
+                split: {"dataset": "cifar10", "source": paper.published_images("cifar10"), "split": split, "num_images": count, "fingerprint": f"{split} digest"}
                 for split, count in (("train", 50_000), ("test", 10_000))
             }  # fmt: skip
             record = {
@@ -85,8 +85,8 @@ def rows_of(file):
 
 
 def test_the_runs_are_those_of_table_2(tmp_path):
-    scale = tables.scale_of(tables.parse_args(["--table=8"]))
-    lines = lines_of(8, tmp_path / "8", scale)
+    scale = tables.parse_scale(tables.parse_args(["--table=8"]))
+    lines = load_lines(8, tmp_path / "8", scale)
     assert [str(line.runs[2].workdir) for line in lines] == [
         f"{tmp_path}/2/VDMv-32/seed_2",
         f"{tmp_path}/2/DiffEnc-32-4/seed_2",
@@ -143,10 +143,12 @@ def test_another_distance_is_not_fid_and_not_beside_the_papers(corner, tmp_path)
 def test_of_other_images_the_papers_are_left_out(tmp_path):
     finish(tmp_path / "8", NUMS, COLUMNS, **INCEPTION)
     for file in tmp_path.glob("2/*/*/fid.json"):
-        file.write_text(file.read_text().replace(paper.images_of("cifar10"), "unknown version of CIFAR-10"))
+        file.write_text(
+            file.read_text().replace(paper.published_images("cifar10"), "unknown version of CIFAR-10")
+        )
     assert call(tmp_path / "8", *NUMS) == 0
     assert {row["from"] for row in rows_of(tmp_path / "8" / "table.csv")} == {"here"}
-    assert "are of other images" in (tmp_path / "8" / "table.md").read_text()
+    assert "of other images" in (tmp_path / "8" / "table.md").read_text()
 
 
 def test_against_a_part_of_a_split_the_papers_are_left_out(tmp_path):
@@ -155,7 +157,7 @@ def test_against_a_part_of_a_split_the_papers_are_left_out(tmp_path):
     assert call(tmp_path / "8", *flags) == 0
     assert {row["from"] for row in rows_of(tmp_path / "8" / "table.csv")} == {"here"}
     stated = (tmp_path / "8" / "table.md").read_text()
-    assert "the paper's figures are of whole splits" in stated
+    assert "the paper's numbers, of whole splits," in stated
     assert "missing" not in stated
 
 
@@ -185,10 +187,10 @@ def test_one_number_of_vectors_is_one_column_of_the_kernel_distance(tmp_path):
 
 def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
     finish(tmp_path / "8", NUMS, COLUMNS, **INCEPTION)
-    scale = tables.scale_of(tables.parse_args(["--table=8", *SMALL, *NUMS]))
-    run = lines_of(8, tmp_path / "8", scale, "VDMv")[0].runs[0]
+    scale = tables.parse_scale(tables.parse_args(["--table=8", *SMALL, *NUMS]))
+    run = load_lines(8, tmp_path / "8", scale, "VDMv")[0].runs[0]
     record = json.loads((run.workdir / "fid.json").read_text())
-    assert distances.compared(run)
+    assert distances.is_measured(run)
     for said in (
         {"features": "corner()"},
         {"step": 999},
@@ -201,10 +203,10 @@ def test_what_was_measured_otherwise_than_asked_is_missing(tmp_path):
         {"distances": record["distances"][:2]},
     ):
         (run.workdir / "fid.json").write_text(json.dumps(record | said))
-        assert not distances.compared(run), said
+        assert not distances.is_measured(run), said
     del record["num_images"]
     (run.workdir / "fid.json").write_text(json.dumps(record))
-    assert not distances.compared(run), "of a version that did not state it"
+    assert not distances.is_measured(run), "of a version that did not state it"
     assert call(tmp_path / "8", *NUMS, "--rows=VDMv") == 0
     stated = (tmp_path / "8" / "table.md").read_text()
     assert f"missing: {tmp_path}/2/VDMv-32: seed 0 (to do: train, fid)" in stated

@@ -10,9 +10,9 @@ from diffenc import registry
 from diffenc.config import gin_loader
 from diffenc.config.serialize import config_text, find_differences
 from diffenc.tools.tables import paper
-from diffenc.tools.tables.scale import Scale, deviations
+from diffenc.tools.tables.scale import Scale, find_deviations
 
-ROWS = [(table, row) for table in paper.TABLES if table != 1 for row in paper.rows(table)]
+ROWS = [(table, row) for table in paper.TABLES if table != 1 for row in paper.load_rows(table)]
 IDS = [f"{table}-{row.name}" for table, row in ROWS]
 # table: steps, batch, and seeds by row
 PUBLISHED = {
@@ -46,7 +46,7 @@ def load(row, scale=None) -> Any:
 
 @pytest.mark.parametrize("table", PUBLISHED)
 def test_rows_and_seeds_are_the_published_ones(table):
-    seeds = {row.name: len(Scale().seeds_of(row)) for row in paper.rows(table)}
+    seeds = {row.name: len(Scale().seeds_of(row)) for row in paper.load_rows(table)}
     assert seeds == PUBLISHED[table][2]
 
 
@@ -66,7 +66,7 @@ def test_a_row_trains_as_published(table, row):
         assert model.encoder.network.blocks == int(encoder[0])
     learned = registry.schedules.name_of(type(model.schedule)) == "learned_endpoints"
     assert learned == (row.noise == "trainable")
-    assert deviations(row, experiment, row.seeds) == []
+    assert find_deviations(row, experiment, row.seeds) == []
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ SMALL = Scale(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("row", paper.rows(4), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", paper.load_rows(4), ids=lambda row: row.name)
 def test_flags_change_what_they_name_and_nothing_else(row):
     small = load(row, SMALL)
     assert len(SMALL.seeds_of(row)) == 2
@@ -101,17 +101,17 @@ def test_flags_change_what_they_name_and_nothing_else(row):
         changed.add("network.encoder_unet.channels: 64 -> 16")
         assert small.model.encoder.network.blocks == 2
     assert set(find_differences(config_text(load(row)), config_text(small))) == changed
-    assert set(deviations(row, small, 2)) == {*changed, "steps: 2,000,000 -> 100", "seeds: 5 -> 2"}
+    assert set(find_deviations(row, small, 2)) == {*changed, "steps: 2,000,000 -> 100", "seeds: 5 -> 2"}
 
 
 def test_without_steps_the_cadences_stay():
-    row = paper.rows(4)[0]
+    row = paper.load_rows(4)[0]
     assert load(row, Scale(batch_size=16)).evaluate_every == load(row).evaluate_every == 100_000
 
 
 def test_more_seeds_or_other_measurements_are_still_the_published_training():
-    row = paper.rows(4)[0]
-    assert deviations(row, load(row, Scale(passes=4, num_images=100)), 7) == []
-    assert deviations(row, load(row), 4) == ["seeds: 5 -> 4"]
+    row = paper.load_rows(4)[0]
+    assert find_deviations(row, load(row, Scale(passes=4, num_images=100)), 7) == []
+    assert find_deviations(row, load(row), 4) == ["seeds: 5 -> 4"]
     other = load(row, Scale(bindings=("dataset.mnist.folder = 'fashion'", "Experiment.seed = 3")))
-    assert deviations(row, other, 5) == ["dataset.mnist.folder: 'mnist' -> 'fashion'"]
+    assert find_deviations(row, other, 5) == ["dataset.mnist.folder: 'mnist' -> 'fashion'"]

@@ -14,7 +14,7 @@ from diffenc.cli import prepare, tables
 from diffenc.config.serialize import config_text
 from diffenc.files import atomic
 from diffenc.tools.tables import paper
-from diffenc.tools.tables.collection import lines_of
+from diffenc.tools.tables.collection import load_lines
 
 DIMS = {"mnist": 784, "cifar10": 3072, "imagenet32": 3072}
 SHIFT = {"VDMv-8": 0.0, "DiffEnc-8-2": -0.02, "DiffEnc-8-nt": 0.01, "VDMv-32": 0.0, "DiffEnc-32-4": -0.02, "DiffEnc-32-8": -0.01}  # fmt: skip
@@ -42,7 +42,7 @@ def record_of(row, nats, run, said):
         **figures,
         **{
             "dataset": row.dataset,
-            "source": paper.images_of(row.dataset),
+            "source": paper.published_images(row.dataset),
             "split": "test",
             "num_images": 40,
             "split_images": 40,
@@ -63,7 +63,7 @@ def finish(table, folder, flags=SMALL, said=None):
     """All runs of a table as if they were done; returns terms in nats by model, noise and seed."""
     given = tables.parse_args([f"--table={table}", *flags])
     made = {}
-    for line in lines_of(table, folder, tables.scale_of(given), given.rows):
+    for line in load_lines(table, folder, tables.parse_scale(given), given.rows):
         for run in line.runs:
             nats = made[line.row.model, line.row.noise, run.seed] = nats_of(line.row, run.seed)
             run.workdir.mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_what_it_is_of_is_stated(shown):
         "T continuous, 2 pass(es)",
         "at most 0.004 in a run's total",
         "NOT the published training: steps: 2,000,000 -> 1,000; seeds: 5 -> 3; Experiment.batch_size: 128 -> 16",
-        "not to be compared with those from here",
+        "cannot be compared with those from here",
     ):
         assert part in stated
     assert "missing" not in stated
@@ -198,7 +198,7 @@ def test_beside_other_images_the_paper_is_not_shown(copy):
     assert call(4, copy, "--rows=fixed") == 0
     assert {row["from"] for row in rows_of(copy / "table.csv")} == {"here"}
     assert not any("paper" in row["A − B"] for row in rows_of(copy / "tests.csv"))
-    assert "these images are others" in (copy / "table.md").read_text()
+    assert "these are other images" in (copy / "table.md").read_text()
 
 
 def test_different_images_are_refused(copy, capsys):
@@ -210,7 +210,7 @@ def test_different_images_are_refused(copy, capsys):
 def test_runs_of_another_config_are_refused(copy, capsys):
     assert call(4, copy, "--rows=fixed", "--channels=16") == 1
     told = capsys.readouterr().err
-    assert re.search(r"seed_0 holds a run of another config \(network.unet.channels: 32 -> 16\): give", told)
+    assert re.search(r"seed_0 holds a run of another config \(network.unet.channels: 32 -> 16\): use", told)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_runs_of_another_config_are_refused(copy, capsys):
             ["--rows=DiffEnc-9"],
             "--rows=DiffEnc-9: matches none of mnist/VDMv-8_fixed, mnist/VDMv-8_trainable",
         ),
-        (["--rows=("], "--rows=(: is no regular expression"),
+        (["--rows=("], "--rows=(: not a valid regular expression"),
         (["--seeds=0"], "--seeds=0: must be at least 1"),
         (["--gin_bindings=network.unet.blockz = 2"], "nearest: network.unet.blocks"),
     ],
@@ -238,7 +238,7 @@ def test_table_1_puts_figures_into_the_column_of_their_images(tmp_path):
     assert call(1, tmp_path / "1", "--seeds=1") == 0
     rows = rows_of(tmp_path / "1" / "table.csv")
     (nvae,) = (row for row in rows if row["model"] == "NVAE")
-    cifar, new, old = (paper.images_of(name) for name in ("cifar10", "imagenet32", "imagenet32_oord"))
+    cifar, new, old = (paper.published_images(name) for name in ("cifar10", "imagenet32", "imagenet32_oord"))
     assert (nvae[cifar], nvae[new], nvae[old]) == ("2.91", "", "3.92")
     ours = [row for row in rows if "here" in row["model"]]
     assert [[bool(row[head]) for head in (cifar, new, old)] for row in ours] == [
@@ -263,7 +263,7 @@ def test_table_1_gives_other_images_a_column_of_their_own(tmp_path, change_of):
     assert call(1, tmp_path / "1", *flags) == 0
     rows = rows_of(tmp_path / "1" / "table.csv")
     ours = [row for row in rows if "here" in row["model"]]
-    assert [row[paper.images_of("cifar10")] for row in ours] == ["", ""]
+    assert [row[paper.published_images("cifar10")] for row in ours] == ["", ""]
     head = {"source": "unknown version of CIFAR-10 (Krizhevsky 2009)", "part": "CIFAR-10 (Krizhevsky 2009), 40 images of test"}[change_of]  # fmt: skip
     assert all(row[head] for row in ours)
     assert not any(row[head] for row in rows if row not in ours)

@@ -16,11 +16,12 @@ import pytest
 import submitit
 
 from diffenc.cli import sweep
+from diffenc.config import gin_loader
 from diffenc.errors import UserError
 from diffenc.runtime.signals import Interrupted
-from diffenc.tools.sweep import execution, on_slurm
-from diffenc.tools.sweep.on_slurm import FirstSignal, Follow, executor_of, parse_options, queue
-from diffenc.tools.sweep.sweep import make_executor
+from diffenc.tools.sweep import execution, slurm
+from diffenc.tools.sweep.slurm import FirstSignal, SlurmJob, executor_factory, parse_options, query_queue
+from diffenc.tools.sweep.sweep import select_executor
 from diffenc.tools.sweep.variants import Variant
 
 # A module that jobs import too: a run whose program leaves MODE.done behind; with seed 0 it fails, with seed 1 it hangs
@@ -91,18 +92,23 @@ def folder(tmp_path, monkeypatch):
     put(tmp_path / "bin", "squeue", SQUEUE)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), os.pathsep)
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "TERM")
-    monkeypatch.setattr(on_slurm, "ASK", 0.1)
-    monkeypatch.setattr(on_slurm, "POLL", 0.02)
+    monkeypatch.setattr(slurm, "QUERY_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.02)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def experiment():
+    return gin_loader.load_experiment(["gin/quickstart.gin"], [])
+
+
 @pytest.fixture
-def stand_in(folder, monkeypatch):
+def stand_in(folder, monkeypatch, experiment):
     """(runs of the given seeds, their tasks)"""
     name = "stand_in_for_runs"
     (folder / f"{name}.py").write_text(STAND_IN)
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[4])
     paths = [str(folder), root, *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.syspath_prepend(str(folder))
@@ -110,7 +116,7 @@ def stand_in(folder, monkeypatch):
 
     def make(*seeds):
         variant = Variant("v", ())
-        return [module.StandIn(variant, seed, Path("s"), None) for seed in seeds], module.TASKS
+        return [module.StandIn(variant, seed, Path("s"), experiment) for seed in seeds], module.TASKS
 
     yield make
     del sys.modules[name]
@@ -159,7 +165,7 @@ def test_jobs_follow_their_runs_tasks_one_that_fails_stops_no_other_one_that_is_
         Path("hang").unlink()
 
     timer = soon(preempt)
-    on_slurm.on_slurm(submitit.LocalExecutor, Path("s"), runs, tasks)
+    slurm.run_on_slurm(submitit.LocalExecutor, Path("s"), runs, tasks)
     timer.join()
     assert Path("s/v/seed_0.log").read_text() == "train started\nerror: the disk is full\n"
     assert Path("s/v/seed_1.log").read_text().splitlines() == [
@@ -168,7 +174,7 @@ def test_jobs_follow_their_runs_tasks_one_that_fails_stops_no_other_one_that_is_
     ]
     said = " ".join(record.getMessage() for record in caplog.records)
     its_job = f"s/slurm/{noted()['v/seed_0']}_0_log.out"
-    assert f"v/seed_0 failed: the disk is full (its job: {its_job}), " in said
+    assert f"v/seed_0 failed: the disk is full (log of its job: {its_job}), " in said
     assert "v/seed_1 done, " in said
     assert Path(its_job).exists()
 
@@ -179,7 +185,7 @@ def test_only_what_has_no_job_that_lives_is_submitted_and_the_note_keeps_the_res
     Path("squeue").write_text(f"{job.pid} PENDING\n")
     runs, tasks = stand_in(9, 0, 1)
     timer = soon(Path("squeue").write_text, "")
-    on_slurm.on_slurm(executor_of({}, None), Path("s"), runs, tasks)
+    slurm.run_on_slurm(executor_factory({}, None), Path("s"), runs, tasks)
     timer.join()
     assert noted() == {"v/seed_0": str(job.pid), "v/seed_9": "12_0", "v/seed_1": "12_1"}
 
@@ -204,7 +210,7 @@ def test_a_job_that_was_cancelled_does_not(stand_in, monkeypatch, state, requeue
     try:
         timer = soon(cancel, after=0)
         with pytest.raises(SystemExit) as status:
-            Follow(run, tasks)()
+            SlurmJob(run, tasks)()
         timer.join()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -219,20 +225,20 @@ def test_a_job_with_nothing_left_to_do_ends_well(stand_in):
     for task in tasks:
         (run.workdir / f"{task.mode}.done").touch()
     with pytest.raises(SystemExit) as status:
-        Follow(run, tasks)()
+        SlurmJob(run, tasks)()
     assert status.value.code == 0
     assert not run.log.exists()
 
 
 def test_what_submitit_runs_when_a_job_starts_again_is_the_same(stand_in):
     (run,), tasks = stand_in(0)
-    assert Follow(run, tasks).checkpoint().function == Follow(run, tasks)
+    assert SlurmJob(run, tasks).checkpoint().function == SlurmJob(run, tasks)
 
 
 def test_a_run_whose_job_lives_is_waited_for_and_not_submitted_again(stand_in, job):
     runs, tasks = stand_in(0)
     ended = soon(job.kill)
-    on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+    slurm.run_on_slurm(refused, Path("s"), runs, tasks)
     ended.join()
     assert job.poll() == -signal.SIGKILL
 
@@ -243,11 +249,11 @@ def test_jobs_go_on_when_the_program_is_stopped_and_it_says_how_to_end_them(stan
     runs, tasks = stand_in(0)
     timer = soon(os.kill, os.getpid(), signum, after=0.3)
     with pytest.raises(Interrupted) as interrupted:
-        on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+        slurm.run_on_slurm(refused, Path("s"), runs, tasks)
     timer.join()
     assert interrupted.value.signum == signum
     assert job.poll() is None
-    assert caplog.records[-1].getMessage().endswith(f"to end them: scancel {job.pid}")
+    assert caplog.records[-1].getMessage().endswith(f"or end them: scancel {job.pid}")
 
 
 def test_a_slurm_that_does_not_answer_for_a_while_ends_no_job(stand_in, job, caplog):
@@ -263,23 +269,23 @@ def test_a_slurm_that_does_not_answer_for_a_while_ends_no_job(stand_in, job, cap
         Path("refuse_squeue").unlink()
 
     back, thread = [], soon(fail_for_a_while, after=0.2)
-    on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+    slurm.run_on_slurm(refused, Path("s"), runs, tasks)
     assert back
     assert time.monotonic() > back[0]
     thread.join()
     Path("refuse_squeue").touch()
     with pytest.raises(UserError, match="squeue: slurm_load_jobs error: no contact"):
-        on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+        slurm.run_on_slurm(refused, Path("s"), runs, tasks)
 
 
 def test_now_and_then_it_is_told_what_the_jobs_do(stand_in, job, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="absl")
-    monkeypatch.setattr(on_slurm, "TELL", 0.3)
+    monkeypatch.setattr(slurm, "PROGRESS_SECONDS", 0.3)
     runs, tasks = stand_in(0)
     runs[0].log.parent.mkdir(parents=True)
     runs[0].log.write_text("step 1\nstep 2\n\n")
     timer = soon(job.kill, after=1.2)
-    on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+    slurm.run_on_slurm(refused, Path("s"), runs, tasks)
     timer.join()
     said = [record.getMessage() for record in caplog.records]
     assert "jobs: 1 running" in said
@@ -289,21 +295,21 @@ def test_now_and_then_it_is_told_what_the_jobs_do(stand_in, job, caplog, monkeyp
 def test_a_damaged_note_is_named(stand_in, job):
     Path("s/slurm/jobs.json").write_text("{")
     runs, tasks = stand_in(0)
-    with pytest.raises(UserError, match=r"s/slurm/jobs\.json is no JSON"):
-        on_slurm.on_slurm(refused, Path("s"), runs, tasks)
+    with pytest.raises(UserError, match=r"s/slurm/jobs\.json is not valid JSON"):
+        slurm.run_on_slurm(refused, Path("s"), runs, tasks)
 
 
 def test_the_queue_by_job():
     Path("squeue").write_text("12_0 RUNNING\n12_1 PENDING\n15 COMPLETING\n")
-    assert queue() == {"12_0": "RUNNING", "12_1": "PENDING", "15": "COMPLETING"}
+    assert query_queue() == {"12_0": "RUNNING", "12_1": "PENDING", "15": "COMPLETING"}
     Path("squeue").write_text("")
-    assert queue() == {}
+    assert query_queue() == {}
 
 
 def test_without_squeue_it_is_said_where_to_go(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="where jobs are submitted"):
-        queue()
+    with pytest.raises(UserError, match="on a login node"):
+        query_queue()
 
 
 def test_a_run_is_told_once_and_by_sigint():
@@ -319,9 +325,11 @@ def test_a_run_is_told_once_and_by_sigint():
 def test_what_slurm_is_asked_for(folder, stand_in):
     put(folder / "bin", "sbatch", SBATCH)
     put(folder / "bin", "srun", "")
-    make = executor_of(parse_options("--partition=gpu --time=0:30:00 --exclusive --comment='two  words'"), 3)
+    make = executor_factory(
+        parse_options("--partition=gpu --time=0:30:00 --exclusive --comment='two  words'"), 3
+    )
     runs, tasks = stand_in(0, 1, 2, 3)
-    jobs = make(folder / "s").submit_array([Follow(run, tasks) for run in runs])
+    jobs = make(folder / "s").submit_array([SlurmJob(run, tasks) for run in runs])
     assert [job.job_id for job in jobs] == ["12_0", "12_1", "12_2", "12_3"]
     lines = Path("script").read_text().splitlines()
     asked = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
@@ -338,7 +346,7 @@ def test_a_job_alone_may_take_a_day_and_all_cores_it_was_given(folder, stand_in)
         folder / "bin", "srun", '#!/bin/bash\necho "$SRUN_CPUS_PER_TASK" "$SUBMITIT_PREEMPT_SIGNAL" >> told\n'
     )
     runs, tasks = stand_in(0)
-    (job,) = executor_of({}, None)(folder / "s").submit_array([Follow(run, tasks) for run in runs])
+    (job,) = executor_factory({}, None)(folder / "s").submit_array([SlurmJob(run, tasks) for run in runs])
     assert job.job_id == "12"
     text = Path("script").read_text()
     assert "#SBATCH --time=1440\n" in text
@@ -355,7 +363,7 @@ def test_what_sbatch_says_against_it_is_passed_on(folder, stand_in):
     Path("s").mkdir()
     runs, tasks = stand_in(0, 1)
     with pytest.raises(UserError, match="--slurm: sbatch: error: invalid partition"):
-        on_slurm.on_slurm(executor_of({}, None), Path("s"), runs, tasks)
+        slurm.run_on_slurm(executor_factory({}, None), Path("s"), runs, tasks)
     assert not Path("s/slurm/jobs.json").exists()
 
 
@@ -376,16 +384,16 @@ def test_options(text, options):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("-p gpu", "-p: give options of sbatch in full"),
-        ("--partition gpu", "gpu: give options"),
-        ("partition=gpu", "partition=gpu: give options"),
+        ("-p gpu", "-p: use the long form of sbatch options"),
+        ("--partition gpu", "gpu: use the long form"),
+        ("partition=gpu", "partition=gpu: use the long form"),
         ("--comment='a", "No closing quotation"),
-        ("--partition=", "--partition=: give options"),
+        ("--partition=", "--partition=: use the long form"),
         *(
-            (f"--{name}=2", f"--{name} is chosen by the sweep")
+            (f"--{name}=2", f"--{name} is set by the sweep")
             for name in ("nodes", "ntasks", "array", "signal")
         ),
-        ("--no-requeue", "--no-requeue is chosen"),
+        ("--no-requeue", "--no-requeue is set by the sweep"),
     ],
 )
 def test_options_refused(text, said):
@@ -396,25 +404,25 @@ def test_options_refused(text, said):
 def test_without_submitit_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'diffenc\[slurm\]'"):
-        executor_of({}, None)
+        executor_factory({}, None)
 
 
 def test_away_from_a_cluster_it_is_said(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="no srun here"):
-        executor_of({}, None)
+    with pytest.raises(UserError, match="srun not found"):
+        executor_factory({}, None)
 
 
 def test_the_sweeps_flag(folder):
     put(folder / "bin", "srun", "")
     own = ["--gin_file=gin/quickstart.gin"]
     for flags, function, first in (
-        ([], execution.here, 1),
-        (["--jobs=2"], execution.here, 2),
-        (["--slurm", "--jobs=2"], on_slurm.on_slurm, None),
+        ([], execution.run_locally, 1),
+        (["--jobs=2"], execution.run_locally, 2),
+        (["--slurm", "--jobs=2"], slurm.run_on_slurm, None),
     ):
-        place: Any = make_executor(sweep.parse_args([*own, *flags]), Path("s"))
+        place: Any = select_executor(sweep.parse_args([*own, *flags]), Path("s"))
         assert place.func is function
         assert first is None or place.args == (first,)
-    with pytest.raises(UserError, match="give options of sbatch"):
-        make_executor(sweep.parse_args([*own, "--slurm=-p gpu"]), Path("s"))
+    with pytest.raises(UserError, match="use the long form of sbatch options"):
+        select_executor(sweep.parse_args([*own, "--slurm=-p gpu"]), Path("s"))

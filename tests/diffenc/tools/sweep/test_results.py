@@ -12,7 +12,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
-from diffenc.tools.sweep import summary
+from diffenc.tools.sweep import results
 from diffenc.workdir.measurements import save_measurement
 
 DIMS = 16
@@ -43,25 +43,25 @@ def nats(number, passes=2):
 def test_mean_and_error_over_seeds(evaluated):
     given = [nats(number) for number in range(3)]
     workdirs = {seed: evaluated("a", seed, given[seed]) for seed in (2, 0, 1)}
-    found = summary.summarise("a", workdirs)
+    found = results.read_results("a", workdirs)
     assert found.seeds == (0, 1, 2)
     for component, parts in {"total": TERMS, **{term: (term,) for term in TERMS}}.items():
         bits = [sum(terms[part].mean() for part in parts) / (DIMS * math.log(2)) for terms in given]
         np.testing.assert_allclose(found.values(component), bits, rtol=1e-12)
         mean = sum(bits) / 3
         error = math.sqrt(sum((value - mean) ** 2 for value in bits) / (3 * 2))
-        figure = found.figure(component)
+        figure = found.mean(component)
         assert float(figure.mean) == pytest.approx(mean, abs=0.06 * error)
         assert float(figure.error or "nan") == pytest.approx(error, rel=0.06)
 
 
 def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):
-    one = summary.summarise("a", {4: evaluated("a", 4, nats(0)), 5: tmp_path / "a" / "5"})
-    assert (one.seeds, one.figure("total").error) == ((4,), None)
-    none = summary.summarise("b", {5: tmp_path / "b" / "5"})
+    one = results.read_results("a", {4: evaluated("a", 4, nats(0)), 5: tmp_path / "a" / "5"})
+    assert (one.seeds, one.mean("total").error) == ((4,), None)
+    none = results.read_results("b", {5: tmp_path / "b" / "5"})
     assert none.seeds == ()
-    assert summary.facts([none]) == ("nothing has been evaluated yet",)
-    sheet = summary.sheet([one, none])
+    assert results.describe_evaluations([none]) == ("nothing has been evaluated yet",)
+    sheet = results.results_sheet([one, none])
     assert [row[0] for row in sheet.rows] == ["a", "b"]
     assert sheet.rows[0][-2:] == (1, 99)
     assert sheet.rows[1] == ("b", "-", "-", "-", "-", 0, "-")
@@ -70,16 +70,16 @@ def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):
 def test_a_run_that_diverged_is_not_left_out(evaluated):
     given = [nats(0), nats(1)]
     given[1]["diffusion"][0, 0] = math.nan
-    found = summary.summarise("a", {seed: evaluated("a", seed, given[seed]) for seed in range(2)})
-    assert (found.figure("total").mean, len(found.seeds)) == ("nan", 2)
-    assert found.figure("latent").mean != "nan"
+    found = results.read_results("a", {seed: evaluated("a", seed, given[seed]) for seed in range(2)})
+    assert (found.mean("total").mean, len(found.seeds)) == ("nan", 2)
+    assert found.mean("latent").mean != "nan"
     with pytest.raises(UserError, match=r"1/evaluation.npz: holds no finite terms"):
         found.terms(1)
 
 
 def test_terms_by_pass(evaluated):
     terms = nats(0)
-    found = summary.summarise("a", {0: evaluated("a", 0, terms)}).terms(0)
+    found = results.read_results("a", {0: evaluated("a", 0, terms)}).terms(0)
     for name in TERMS:
         np.testing.assert_allclose(found[name].values, terms[name] / (DIMS * math.log(2)), rtol=1e-9)
     whole = np.sum([terms[name] for name in TERMS], axis=0) / (DIMS * math.log(2))
@@ -88,7 +88,7 @@ def test_terms_by_pass(evaluated):
 
 def test_terms_of_another_evaluation_are_refused(evaluated):
     workdir = evaluated("a", 0, nats(0))
-    found = summary.summarise("a", {0: workdir})
+    found = results.read_results("a", {0: workdir})
     other = nats(0)
     other["latent"] *= 1.01
     (workdir / "evaluation.npz").write_bytes(atomic.encode_npz(other))
@@ -112,17 +112,17 @@ def test_terms_of_another_evaluation_are_refused(evaluated):
     ],
 )
 def test_what_is_not_alike_is_refused(evaluated, change, message):
-    a = summary.summarise("a", {seed: evaluated("a", seed, nats(seed)) for seed in range(2)})
-    b = summary.summarise("b", {0: evaluated("b", 0, nats(2), **change)})
+    a = results.read_results("a", {seed: evaluated("a", seed, nats(seed)) for seed in range(2)})
+    b = results.read_results("b", {0: evaluated("b", 0, nats(2), **change)})
     assert len(b.seeds) == 1
-    summary.require_alike([a])
+    results.require_comparable([a])
     with pytest.raises(UserError, match=message):
-        summary.require_alike([a, b])
+        results.require_comparable([a, b])
 
 
 def test_what_is_stated(evaluated):
     workdir = evaluated("a", 0, nats(0), {"source": "dots of mine"})
-    stated = "\n".join(summary.facts([summary.summarise("a", {0: workdir})]))
+    stated = "\n".join(results.describe_evaluations([results.read_results("a", {0: workdir})]))
     bits = np.sum(list(nats(0).values()), axis=0) / (DIMS * math.log(2))
     error = abs(bits[0].mean() - bits[1].mean()) / 2  # the standard error of the mean of two passes
     for part in (
@@ -136,7 +136,9 @@ def test_what_is_stated(evaluated):
     assert bound is not None
     assert error <= float(bound[1]) < 1.1 * error
     workdir = evaluated("b", 0, nats(0, passes=1), evaluate=Evaluate(passes=1))
-    assert "not known from one pass" in "\n".join(summary.facts([summary.summarise("b", {0: workdir})]))
+    assert "unknown, as there is one pass" in "\n".join(
+        results.describe_evaluations([results.read_results("b", {0: workdir})])
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_what_is_stated(evaluated):
 def test_what_no_evaluation_writes_is_told(evaluated, said, fault):
     workdir = evaluated("a", 0, nats(0), said)
     with pytest.raises(UserError) as told:
-        summary.summarise("a", {0: workdir})
+        results.read_results("a", {0: workdir})
     assert str(told.value) == f"{workdir / 'evaluation.json'} {fault}; delete it, and evaluate the run again"
 
 
@@ -158,19 +160,19 @@ def test_what_lacks_its_parts_is_told(tmp_path):
     with pytest.raises(
         UserError, match=r"evaluation.json lacks dataset, split, .*, num_params, precision; delete"
     ):
-        summary.summarise("a", {0: tmp_path})
+        results.read_results("a", {0: tmp_path})
 
 
 def test_a_changed_digit_is_named_and_left_out_of_the_table(evaluated, monkeypatch):
     warned = []
-    monkeypatch.setattr(summary.logging, "warning", lambda text, *given: warned.append(text % given))
+    monkeypatch.setattr(results.logging, "warning", lambda text, *given: warned.append(text % given))
     workdirs = {seed: evaluated("a", seed, nats(seed)) for seed in range(3)}
     file = workdirs[1] / "evaluation.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "bpd": said["bpd"] + 1e-4}))
-    found = summary.summarise("a", workdirs)
+    found = results.read_results("a", workdirs)
     assert found.seeds == (0, 2)
-    assert summary.summarise("a", workdirs).seeds == (0, 2)
+    assert results.read_results("a", workdirs).seeds == (0, 2)
     assert len(warned) == 1
     assert warned[0].startswith(f"{file}: its content does not match its sha256")
     assert "evaluate the run again" in warned[0]
@@ -180,7 +182,7 @@ def test_records_from_before_are_counted(evaluated, read_record):
     workdirs = {seed: evaluated("a", seed, nats(seed)) for seed in range(2)}
     file = workdirs[0] / "evaluation.json"
     file.write_text(json.dumps(read_record(file)))
-    facts = summary.facts([summary.summarise("a", workdirs)])
+    facts = results.describe_evaluations([results.read_results("a", workdirs)])
     assert facts[0] == "records unsealed (written by an earlier version): 1 of 2"
 
 
@@ -196,5 +198,5 @@ def test_records_from_before_are_counted(evaluated, read_record):
 )
 def test_no_run_has_more_than_the_error_said_to_be_the_most(evaluated, errors, bound):
     workdirs = {k: evaluated("a", k, nats(k), {"bpd_mc_se": error}) for k, error in enumerate(errors)}
-    facts = summary.facts([summary.summarise("a", workdirs)])
+    facts = results.describe_evaluations([results.read_results("a", workdirs)])
     assert facts[-1].endswith(f"at most {bound} in a run's total")

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffenc.evaluation.uncertainty_format import Figure, format_digits
-from diffenc.tools.sweep import formatting
-from diffenc.tools.sweep.formatting import Page, Sheet
+from diffenc.tools.sweep import sheets
+from diffenc.tools.sweep.sheets import Page, Sheet
 
 SHEET = Sheet(
     "table",
@@ -31,7 +31,7 @@ def test_a_row_has_a_cell_for_each_head():
 
 
 def test_csv_read_back():
-    head, *rows = csv.reader(io.StringIO(formatting.csv_text(SHEET)))
+    head, *rows = csv.reader(io.StringIO(sheets.to_csv(SHEET)))
     assert head == ["model", "seeds", "total", "total_se"]
     assert rows == [
         ["DiffEnc_8 50% & {a|b}", "12345", "2.783", "0.004"],
@@ -42,7 +42,7 @@ def test_csv_read_back():
 
 
 def test_markdown_read_back():
-    lines = formatting.markdown(PAGE).splitlines()
+    lines = sheets.to_markdown(PAGE).splitlines()
     assert lines[0] == "# Table 4"
     assert lines[2:4] == ["- trained for 10 steps", "- pixels ab_cd"]
     table = [line for line in lines if line.startswith("|")][:6]
@@ -65,11 +65,11 @@ def unescaped(latex):
 
 @pytest.mark.parametrize("letter", "&%$#_{}")
 def test_what_latex_reads_as_a_command_is_escaped(letter):
-    assert formatting.escaped(f"a{letter}b") == f"a\\{letter}b"
+    assert sheets.escape_latex(f"a{letter}b") == f"a\\{letter}b"
 
 
 def test_latex_read_back():
-    latex = formatting.latex(PAGE)
+    latex = sheets.to_latex(PAGE)
     latex.encode("ascii")  # what pdflatex sets without further packages
     (body,) = re.findall(r"\\begin{tabular}{lrr}\n\\toprule\n(.*?)\\bottomrule", latex, re.DOTALL)
     rows = [line.removesuffix(r" \\") for line in body.splitlines() if line != r"\midrule"]
@@ -94,23 +94,22 @@ def test_latex_read_back():
 def test_a_number_without_an_error_is_set_as_one():
     sheet = Sheet("table", "", ("p",), ((format_digits(-0.0123, 0.1),), (format_digits(None),)))
     assert sheet.is_numeric(0)
-    assert formatting.csv_text(sheet) == 'p\n-0.01\n""\n'
-    assert "$-0.01$ " in formatting.latex(Page("", (), (sheet,)))
-    assert "| -0.01 |\n| - |" in formatting.markdown(Page("", (), (sheet,)))
+    assert sheets.to_csv(sheet) == 'p\n-0.01\n""\n'
+    assert "$-0.01$ " in sheets.to_latex(Page("", (), (sheet,)))
+    assert "| -0.01 |\n| - |" in sheets.to_markdown(Page("", (), (sheet,)))
 
 
 def test_not_a_number_is_set_upright():
     sheet = Sheet("table", "", ("a",), ((Figure("nan"),),))
-    assert r"$\mathrm{nan} \pm -$" in formatting.latex(Page("", (), (sheet,)))
+    assert r"$\mathrm{nan} \pm -$" in sheets.to_latex(Page("", (), (sheet,)))
 
 
-def test_all_forms_are_written_and_printed(tmp_path):
-    formatting.write(PAGE, tmp_path / "out")
+def test_all_forms_are_written_and_printed(tmp_path, capsys):
+    sheets.write_page(PAGE, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md", "table.tex", "tests.csv"]  # fmt: skip
-    assert (tmp_path / "out" / "table.csv").read_text() == formatting.csv_text(SHEET)
-    out = io.StringIO()
-    formatting.show(PAGE, out)
-    printed = out.getvalue()
+    assert (tmp_path / "out" / "table.csv").read_text() == sheets.to_csv(SHEET)
+    sheets.print_page(PAGE)
+    printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) < 80
     for words in ("2.783 ± 0.004", "12,345", "pixels ab_cd", "p < 0.05", "{a|b}"):
         assert words in printed

@@ -1,4 +1,4 @@
-"""Tables of figures with errors: one page for the terminal, Markdown, LaTeX and CSV, each with the same digits."""
+"""Tables of numbers with standard errors, written to the terminal, Markdown, LaTeX and CSV with the same digits."""
 
 import csv
 import dataclasses
@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -21,11 +20,11 @@ Cell = str | int | Figure  # Digits is a str
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """One table. A column that holds a Figure somewhere takes two in CSV: HEAD and HEAD_se.
+    """A table. In CSV a column with any Figure becomes two: HEAD and HEAD_se.
 
     Attributes:
-      name: of its CSV file.
-      notes: lines under it.
+      name: stem of its CSV file.
+      notes: lines printed below the table.
     """
 
     name: str
@@ -42,19 +41,20 @@ class Sheet:
         return tuple(row[index] for row in self.rows)
 
     def has_figures(self, index: int) -> bool:
+        """Returns whether any cell of the column has a standard error of its own."""
         return any(isinstance(cell, Figure) for cell in self.column(index))
 
     def is_numeric(self, index: int) -> bool:
-        """Whether the column is set flush right."""
+        """Returns whether the column is right-aligned."""
         return any(isinstance(cell, int | Figure | Digits) for cell in self.column(index))
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """Sheets of the same runs.
+    """Sheets about the same runs.
 
     Attributes:
-      facts: what one must know to read them, a line each.
+      facts: lines printed above the sheets: images, measurement, training.
     """
 
     title: str
@@ -62,47 +62,47 @@ class Page:
     sheets: tuple[Sheet, ...]
 
 
-def write(page: Page, folder: Path) -> None:
-    """table.md and table.tex with all sheets, and NAME.csv for each.
+def write_page(page: Page, folder: Path) -> None:
+    """Writes table.md and table.tex with all sheets, and NAME.csv for each sheet.
 
     Raises:
-      UserError: the disk refused.
+      UserError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(folder / "table.md", markdown(page))
-    atomic.write_text(folder / "table.tex", latex(page))
+    atomic.write_text(folder / "table.md", to_markdown(page))
+    atomic.write_text(folder / "table.tex", to_latex(page))
     for sheet in page.sheets:
-        atomic.write_text(folder / f"{sheet.name}.csv", csv_text(sheet))
+        atomic.write_text(folder / f"{sheet.name}.csv", to_csv(sheet))
 
 
-def show(page: Page, file: TextIO | None = None) -> None:
-    """Print for people, each line as long as it is: a narrow terminal wraps them, and loses no figure."""
-    console = Console(file=file, width=1000, soft_wrap=True)
+def print_page(page: Page) -> None:
+    """Prints the page without truncating lines: a narrow terminal wraps them, so no number is lost."""
+    console = Console(width=1000, soft_wrap=True)
     console.print(f"\n{page.title}", style="bold", markup=False, highlight=False)
     for fact in page.facts:
         console.print(f"  {fact}", markup=False, highlight=False)
     for sheet in page.sheets:
-        console.print(_rich(sheet))
+        console.print(_to_rich_table(sheet))
         for note in sheet.notes:
             console.print(f"  {note}", markup=False, highlight=False)
 
 
-def _rich(sheet: Sheet) -> Table:
-    made = Table(title=escape(sheet.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _to_rich_table(sheet: Sheet) -> Table:
+    table = Table(title=escape(sheet.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(sheet.heads):
-        made.add_column(escape(head), justify="right" if sheet.is_numeric(index) else "left", no_wrap=True)
+        table.add_column(escape(head), justify="right" if sheet.is_numeric(index) else "left", no_wrap=True)
     for row in sheet.rows:
-        made.add_row(*(escape(text(cell)) for cell in row))
-    return made
+        table.add_row(*(escape(format_cell(cell)) for cell in row))
+    return table
 
 
-def text(cell: Cell) -> str:
-    """A cell for people."""
+def format_cell(cell: Cell) -> str:
+    """Formats a cell, an integer with thousands separators."""
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def markdown(page: Page) -> str:
-    """The page in Markdown."""
+def to_markdown(page: Page) -> str:
+    """Returns the page as Markdown."""
     blocks = [f"# {page.title}", "\n".join(f"- {fact}" for fact in page.facts)]
     for sheet in page.sheets:
         blocks += [f"## {sheet.title}", _markdown_table(sheet)]
@@ -112,30 +112,32 @@ def markdown(page: Page) -> str:
 
 def _markdown_table(sheet: Sheet) -> str:
     rules = ["---:" if sheet.is_numeric(index) else "---" for index in range(len(sheet.heads))]
-    rows = [sheet.heads, rules, *([text(cell) for cell in row] for row in sheet.rows)]
+    rows = [sheet.heads, rules, *([format_cell(cell) for cell in row] for row in sheet.rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
 
 
-def csv_text(sheet: Sheet) -> str:
-    """The sheet as CSV: means and errors in columns of their own, an unknown error empty."""
+def to_csv(sheet: Sheet) -> str:
+    """Returns the sheet as CSV: means and errors in separate columns, an unknown error as an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    split = [sheet.has_figures(index) for index in range(len(sheet.heads))]
+    split = [sheet.has_figures(index) for index in range(len(sheet.heads))]  # column by column
     heads = zip(sheet.heads, split, strict=True)
     writer.writerow([name for head, two in heads for name in ([head, f"{head}_se"] if two else [head])])
     for row in sheet.rows:
-        writer.writerow(part for cell, two in zip(row, split, strict=True) for part in _parts(cell, two))
+        writer.writerow(
+            part for cell, two in zip(row, split, strict=True) for part in _split_figure(cell, two)
+        )
     return out.getvalue()
 
 
-def _parts(cell: Cell, two: bool) -> Sequence[str | int]:
+def _split_figure(cell: Cell, two: bool) -> Sequence[str | int]:
     if isinstance(cell, Figure):
         return [cell.mean, cell.error or ""]
     return ["" if cell == MISSING else cell, *([""] if two else [])]
 
 
-def latex(page: Page) -> str:
-    """The page for a document that loads booktabs; a table for each sheet, the facts under the first."""
+def to_latex(page: Page) -> str:
+    """Returns a LaTeX table for each sheet, with the facts below the first; the document must load booktabs."""
     tables = [
         _latex_table(sheet, f"{page.title}. {sheet.title}", (page.facts if index == 0 else ()) + sheet.notes)
         for index, sheet in enumerate(page.sheets)
@@ -148,7 +150,7 @@ def _latex_table(sheet: Sheet, caption: str, notes: Sequence[str]) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escaped(caption)}}}",
+        rf"\caption{{{escape_latex(caption)}}}",
         rf"\begin{{tabular}}{{{aligned}}}",
         r"\toprule",
         _latex_row(sheet.heads),
@@ -156,7 +158,7 @@ def _latex_table(sheet: Sheet, caption: str, notes: Sequence[str]) -> str:
         *map(_latex_row, sheet.rows),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par {{\footnotesize {escaped(note)}}}" for note in notes),
+        *(rf"\par {{\footnotesize {escape_latex(note)}}}" for note in notes),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -170,7 +172,7 @@ def _latex_cell(cell: Cell) -> str:
     if isinstance(cell, Digits):
         return f"${_latex_number(cell)}$"
     if not isinstance(cell, Figure):
-        return escaped(text(cell))
+        return escape_latex(format_cell(cell))
     error = MISSING if cell.error is None else _latex_number(cell.error)
     return rf"${_latex_number(cell.mean)} \pm {error}$"
 
@@ -196,6 +198,6 @@ _ESCAPES = {
 }
 
 
-def escaped(words: str) -> str:
-    """`words` for LaTeX's text mode."""
-    return "".join(_ESCAPES.get(letter, letter) for letter in words)
+def escape_latex(text: str) -> str:
+    """Escapes `text` for LaTeX's text mode."""
+    return "".join(_ESCAPES.get(letter, letter) for letter in text)
