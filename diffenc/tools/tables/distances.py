@@ -109,7 +109,7 @@ def _describe_measurement(record: Record) -> Iterator[str]:
     for split in record["images"].values():
         yield f"compared with {split['num_images']:,} of {results.describe_evaluated_images(split)}"
     sampling = record["sampling"]
-    yield f"samples: {sampling['steps']:,} steps of {sampling['sampler']}, of {record['step']:,} steps of training"
+    yield f"samples: {sampling['num_timesteps']:,} steps of {sampling['sampler']}, of {record['step']:,} steps of training"
     yield f"features: {record['metric']}, weights {record['features_identity'][:16]}"
     yield "± is the standard error over seeds"
 
