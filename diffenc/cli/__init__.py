@@ -1,1 +1,1 @@
-"""The commands: their flags, what they print, and how they end."""
+"""The commands: flags, output and exit statuses. `console` is what they share."""

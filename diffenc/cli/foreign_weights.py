@@ -6,7 +6,6 @@ MODULE knows the names that the other code gives its parameters, and calls `main
 import argparse
 from collections.abc import Sequence
 
-from diffenc import registry
 from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.files.user_paths import path_argument
@@ -14,7 +13,7 @@ from diffenc.tools.foreign_weights import Translate, convert
 
 
 def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """Returns the arguments; exits with a message if they are wrong."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,13 +29,12 @@ def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.
 
 
 def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    given = parse_args(description, argv)
+    """Runs the command; returns its exit status."""
+    args = parse_args(description, argv)
 
     def perform() -> None:
-        registry.discover()
-        experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
-        count = convert(given.file, experiment, given.output, translate, what)
-        print(f"{count:,} parameters in {given.output}: diffenc.load({str(given.output)!r}) reads them")
+        experiment = gin_loader.load_experiment(args.gin_file, args.gin_bindings)
+        count = convert(args.file, experiment, args.output, translate, what)
+        print(f"{count:,} parameters in {args.output}: diffenc.load({str(args.output)!r}) reads them")
 
     return exit_status(perform)

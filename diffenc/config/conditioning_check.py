@@ -1,4 +1,4 @@
-"""Whether a model's parts take the condition that they are given, and whether samples of these classes can be drawn."""
+"""Checks that a model's condition, its modules, the data set and the settings of sampling agree."""
 
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
@@ -8,12 +8,10 @@ from diffenc.registry import selector_of
 
 
 def check_conditioning(model: Model, dataset: Dataset) -> None:
-    """Raise UserError unless what the model's parts take is what they are told."""
-    taken, label = (
-        [*conditioned_modules(model.encoder), *conditioned_modules(model.network)],
-        model.conditioning.label,
-    )
-    for field, count in taken:
+    """Raises UserError unless encoder and network read the condition that the model provides."""
+    modules = [*conditioned_modules(model.encoder), *conditioned_modules(model.network)]
+    label = model.conditioning.label
+    for field, count in modules:
         if label is None:
             raise UserError(
                 f"{field} = {count}, and the model is told no class: bind Model.conditioning = "
@@ -24,7 +22,7 @@ def check_conditioning(model: Model, dataset: Dataset) -> None:
                 f"{field} = {count}, and {selector_of(type(dataset))} has {dataset.num_classes} classes: bind it to "
                 "that, or to 0 for a part that is told nothing"
             )
-    if label is not None and not taken:
+    if label is not None and not modules:
         raise UserError(
             f"Model.conditioning tells each image's {label}, and neither network nor encoder takes it: bind "
             f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
@@ -34,10 +32,10 @@ def check_conditioning(model: Model, dataset: Dataset) -> None:
 def check_sample_classes(
     model: Model, dataset: Dataset, classes: tuple[int, ...] | None, guidance: float
 ) -> None:
-    """Raise UserError unless images of these classes can be drawn, with such guidance."""
+    """Raises UserError unless images of these classes can be sampled with this guidance."""
     if not conditioned_modules(model.network):
-        asked = {"sample.classes": classes, "sample.guidance": guidance or None}
-        for field, value in asked.items():
+        conditional = {"sample.classes": classes, "sample.guidance": guidance or None}
+        for field, value in conditional.items():
             if value is not None:
                 raise UserError(
                     f"{field} = {value}: the network is told no class; train one that is "

@@ -122,7 +122,7 @@ def records_of(read: Sequence[ConfigFile]) -> tuple[str, ...]:
 
 
 def records_in(text: str) -> tuple[str, ...]:
-    """What a config's header says it was read from."""
+    """Returns the records of the files that a config was read from, in its header."""
     matches = map(_RECORD.fullmatch, text.splitlines()[:_MOST_RECORDS])
     return tuple(match[1] for match in matches if match)
 

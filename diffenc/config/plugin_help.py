@@ -8,7 +8,7 @@ from diffenc.config import names
 from diffenc.fields.values import format_type, format_value
 
 REQUIRED = "must be bound"
-MEAN_NOT_DECLARED = "not declared: its documentation says"
+MEAN_NOT_DECLARED = "not declared: see its documentation"
 
 
 def describe(name: str) -> str:

@@ -104,7 +104,7 @@ def _literal(value: str) -> bool | int | float | str:
 
 
 def format_differences(differing: Sequence[str]) -> str:
-    """The first of what `find_differences` found, each and all of bounded length, for a message."""
+    """Returns the first results of `find_differences`, for a message of bounded length."""
     shown = [
         _clipped("".join(c if c.isprintable() else ascii(c)[1:-1] for c in one))
         for one in differing[:MAX_DIFFERENCES]
