@@ -50,9 +50,9 @@ def near_the_data_it_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE)
 
 def apply_is_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """Of an encoder that splits its work: `apply` is `at` of what one `prepare` returns, at any noise level."""
+    it, classes = subject(plugin, image_shape), classes_of(plugin)
     if not isinstance(plugin, SplitEncoder):
         return
-    it, classes = subject(plugin, image_shape), classes_of(plugin)
     condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
     for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):
         prepared = quick(plugin.prepare)(it.params, it.x, context)

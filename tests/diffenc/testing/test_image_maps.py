@@ -228,7 +228,7 @@ FAULTS = [
     (checks.values_and_derivatives_are_finite, RootOfNothing(), "NaN or infinite"),
     (checks.no_image_sees_another, ByPlace(), "the order of the batch changes"),
     (checks.no_image_sees_another, ByMean(), "another image changes"),
-    (checks.a_class_is_that_of_its_image, SecretClasses(classes=0), "has no field `classes`, and looks"),
+    (checks.a_class_is_that_of_its_image, SecretClasses(classes=0), "it declares no `classes`"),
     (checks.a_class_is_that_of_its_image, NoneIsOne(), "condition 0 is not as no condition"),
     (checks.a_class_is_that_of_its_image, Deaf(), "a class changes nothing"),
     (checks.a_class_is_that_of_its_image, Gossip(), "another image's class changes"),
