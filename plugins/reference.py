@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffenc.cli import foreign_weights
-from diffenc_plugins.schedules.learned_endpoints import SMALLEST_DROP
+from diffenc_plugins.schedules.builtin import SMALLEST_DROP
 
 # In this order, each on what the ones before have left.
 NAMES = (

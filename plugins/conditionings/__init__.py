@@ -1,6 +1,5 @@
-"""What a model is told of an image."""
+"""Conditioning: an optional class label per image."""
 
-from diffenc_plugins.conditionings.by_class import ByClass
-from diffenc_plugins.conditionings.none import Nothing
+from diffenc_plugins.conditionings.builtin import ByClass, Nothing
 
 __all__ = ["ByClass", "Nothing"]

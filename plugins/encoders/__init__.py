@@ -1,9 +1,7 @@
-"""What the mean of the diffusion process is made of."""
+"""Encoders: families x_phi(lambda) of representations of an image; the mean of the diffusion process is alpha x_phi."""
 
 from diffenc_plugins.encoders.blurring import Blurring
+from diffenc_plugins.encoders.builtin import Identity, Nontrainable, Trainable
 from diffenc_plugins.encoders.class_template import ClassTemplate
-from diffenc_plugins.encoders.identity import Identity
-from diffenc_plugins.encoders.nontrainable import Nontrainable
-from diffenc_plugins.encoders.trainable import Trainable
 
 __all__ = ["Blurring", "ClassTemplate", "Identity", "Nontrainable", "Trainable"]

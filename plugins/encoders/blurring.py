@@ -9,7 +9,7 @@ from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT, Context, Data, Encoder, Key, LogSNR, Params, PerExample
 from diffenc.registry import encoders
-from diffenc_plugins.encoders.identity import Identity
+from diffenc_plugins.encoders.builtin import Identity
 
 IDENTITY = Identity()
 

@@ -1,6 +1,5 @@
-"""What the reverse process takes the encoder's slope to be: kappa x_hat."""
+"""Generative means: the slope d x_phi / d lambda that the reverse process assumes, kappa x_hat."""
 
-from diffenc_plugins.generative_means.counterterm import Counterterm
-from diffenc_plugins.generative_means.vdm import VDM
+from diffenc_plugins.generative_means.builtin import VDM, Counterterm
 
 __all__ = ["VDM", "Counterterm"]

@@ -1,4 +1,4 @@
-"""Functions of (z, log_snr) shaped like z."""
+"""Networks: functions of (z, log_snr) shaped like z."""
 
 from diffenc_plugins.networks.encoder_unet import EncoderUNet
 from diffenc_plugins.networks.unet import UNet

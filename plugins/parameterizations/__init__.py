@@ -1,7 +1,5 @@
-"""What the network estimates: p x_phi + q eps."""
+"""Parameterizations: the network estimates p x_phi + q eps."""
 
-from diffenc_plugins.parameterizations.epsilon import Epsilon
-from diffenc_plugins.parameterizations.v import V
-from diffenc_plugins.parameterizations.x import X
+from diffenc_plugins.parameterizations.builtin import Epsilon, V, X
 
 __all__ = ["Epsilon", "V", "X"]

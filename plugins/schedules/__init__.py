@@ -1,7 +1,6 @@
-"""How log_snr falls with t."""
+"""Schedules: log_snr as a strictly decreasing function of t."""
 
-from diffenc_plugins.schedules.learned_endpoints import LearnedEndpoints
-from diffenc_plugins.schedules.linear import Linear
+from diffenc_plugins.schedules.builtin import LearnedEndpoints, Linear
 from diffenc_plugins.schedules.monotone import Monotone
 
 __all__ = ["LearnedEndpoints", "Linear", "Monotone"]

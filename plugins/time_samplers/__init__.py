@@ -1,6 +1,5 @@
-"""The densities that diffusion times are drawn from."""
+"""Time samplers: the densities on [0, 1] that diffusion times are drawn from."""
 
-from diffenc_plugins.time_samplers.importance import Importance
-from diffenc_plugins.time_samplers.uniform import Uniform
+from diffenc_plugins.time_samplers.builtin import Importance, Uniform
 
 __all__ = ["Importance", "Uniform"]

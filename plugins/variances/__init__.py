@@ -1,7 +1,5 @@
-"""How wide the reverse steps are: sigma_P^2."""
+"""Variances sigma_P^2 of the reverse steps."""
 
-from diffenc_plugins.variances.equal import Equal
-from diffenc_plugins.variances.fitted import Fitted
-from diffenc_plugins.variances.fixed import Fixed
+from diffenc_plugins.variances.builtin import Equal, Fitted, Fixed
 
 __all__ = ["Equal", "Fitted", "Fixed"]

@@ -19,9 +19,8 @@ from diffenc.tools.report.curves import (
     thin,
     values_per_point,
 )
-from diffenc_plugins.time_samplers.importance import Importance
-from diffenc_plugins.variances.fitted import Fitted
-from diffenc_plugins.variances.fixed import Fixed
+from diffenc_plugins.time_samplers import Importance
+from diffenc_plugins.variances import Fitted, Fixed
 
 from .conftest import CONFIG, evaluation
 

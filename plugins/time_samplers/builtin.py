@@ -1,12 +1,17 @@
+"""Densities that diffusion times are drawn from."""
+
 import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffenc.core.model import UniformTimeSampler
 from diffenc.errors import UserError
 from diffenc.interfaces import LOSS_CURVE, PerExample, Times
 from diffenc.registry import time_samplers
+
+Uniform = time_samplers.register("uniform")(UniformTimeSampler)
 
 
 @time_samplers.register("importance")

@@ -1,9 +1,39 @@
+"""The encoders of VDM and DiffEnc: identity, non-trainable and trainable."""
+
 import dataclasses
 from typing import ClassVar
 
 from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.interfaces import NO_CONTEXT, Context, Data, Key, LogSNR, Network, Params
 from diffenc.registry import encoders
+
+
+@encoders.register("identity")
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """x_phi = x: VDM. Its mean is generative_mean.vdm."""
+
+    generative_mean: ClassVar[str] = "generative_mean.vdm"
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
+        return {}
+
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        return x
+
+
+@encoders.register("nontrainable")
+@dataclasses.dataclass(frozen=True)
+class Nontrainable:
+    """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is generative_mean.counterterm."""
+
+    generative_mean: ClassVar[str] = "generative_mean.counterterm"
+
+    def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
+        return {}
+
+    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
+        return scale(alpha_squared(log_snr), x)
 
 
 @encoders.register("trainable")

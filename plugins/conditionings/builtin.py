@@ -1,10 +1,15 @@
+"""Conditioning on nothing, or on the class of each image."""
+
 import dataclasses
 
 import numpy as np
 from jaxtyping import Int
 
+from diffenc.core.conditioning import Unconditional
 from diffenc.errors import UserError
 from diffenc.registry import conditionings
+
+Nothing = conditionings.register("none")(Unconditional)
 
 
 @conditionings.register("by_class")

@@ -5,9 +5,27 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from diffenc.core.discretization import make_chain
+from diffenc import registry, testing
+from diffenc.core.discretization import EQUAL, make_chain
 from diffenc.errors import UserError
-from diffenc_plugins.variances import Fitted
+from diffenc_plugins.variances import Equal, Fitted
+
+
+@pytest.mark.parametrize("check", testing.CHECKS["variance"])
+@pytest.mark.parametrize("name", list(registry.variances))
+def test_it_keeps_what_a_variance_keeps(name, check):
+    check(registry.variances[name]())
+
+
+def test_w_is_one_whatever_was_measured():
+    log_snr = jnp.asarray([-3.0, 0.0, 9.0])
+    for excess in (None, jnp.asarray([0.1, 5.0, 0.0])):
+        np.testing.assert_array_equal(Equal()(log_snr, log_snr + 1, excess), np.zeros(3))
+
+
+def test_it_is_what_settings_default_to():
+    assert Equal() == EQUAL
+
 
 EXCESS = np.array([1e-4, 0.03, 0.7, 12.0])
 ZEROS, ONES = jnp.zeros(4), jnp.ones(4)

@@ -1,5 +1,3 @@
-"""The trainable encoder with the network it comes with."""
-
 import dataclasses
 import functools
 from typing import Any
@@ -11,11 +9,33 @@ import pytest
 
 from diffenc.core.model import Draws, Model
 from diffenc.interfaces import NO_CONTEXT, Context
-from diffenc_plugins.encoders import Nontrainable, Trainable
+from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
 from diffenc_plugins.generative_means import Counterterm
 from diffenc_plugins.networks import EncoderUNet
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
+
+
+def test_the_image_stands_still():
+    x, log_snr = jnp.asarray([[0.3, -0.9]]), jnp.asarray([-5.0])
+    value, slope = jax.jvp(lambda v: Identity().apply({}, x, v), (log_snr,), (jnp.ones(1),))
+    np.testing.assert_array_equal(value, x)
+    np.testing.assert_array_equal(slope, jnp.zeros_like(x))
+    assert Identity().init(jax.random.key(0), x, log_snr) == {}
+
+
+LOG_SNR = np.array([-15.0, -5.0, 0.0, 13.3], np.float32)
+
+
+def test_value_and_slope_keep_their_digits_in_float32():
+    """[16]: alpha^2 x and, exactly, sigma^2 alpha^2 x."""
+    x, log_snr = jnp.full((4, 2), 0.7), jnp.asarray(LOG_SNR)
+    value, slope = jax.jvp(lambda v: Nontrainable().apply({}, x, v), (log_snr,), (jnp.ones(4),))
+    odds = np.exp(LOG_SNR.astype(np.float64))[:, None]
+    np.testing.assert_allclose(value, np.float32(0.7) * odds / (1 + odds) * np.ones((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(slope, np.float32(0.7) * odds / (1 + odds) ** 2 * np.ones((1, 2)), rtol=2e-6)
+    assert Nontrainable().init(jax.random.key(0), x, log_snr) == {}
+
 
 SHAPE = (2, 8, 8, 1)
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -3,9 +3,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffenc import registry, testing
 from diffenc.errors import UserError
 from diffenc.workdir import loss_curves
-from diffenc_plugins.time_samplers import Importance
+from diffenc_plugins.time_samplers import Importance, Uniform
+
+
+@pytest.mark.parametrize("check", testing.CHECKS["time_sampler"])
+@pytest.mark.parametrize("name", list(registry.time_samplers))
+def test_it_keeps_what_a_proposal_keeps(name, check):
+    check(registry.time_samplers[name]())
+
+
+@pytest.mark.parametrize("curve", [None, jnp.asarray([1.0, 9.0])])
+def test_times_are_u_and_weights_one_whatever_the_curve(curve):
+    u = jnp.asarray([0.0, 0.3, 0.99])
+    t, weight = Uniform()(u, curve)
+    np.testing.assert_array_equal(t, u)
+    np.testing.assert_array_equal(weight, 1)
+
 
 BINS = 20
 CENTRES = (np.arange(BINS) + 0.5) / BINS
