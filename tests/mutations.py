@@ -137,8 +137,8 @@ FAULTS = (
     Fault(
         "alpha for alpha^2 in the non-trainable encoder",
         "plugins/encoders/builtin.py",
-        "scale(alpha_squared(log_snr), x)",
-        "scale(alpha_squared(log_snr) ** 0.5, x)",
+        "return scale(alpha_squared(log_snr), x)\n",
+        "return scale(alpha_squared(log_snr) ** 0.5, x)\n",
         (ENCODERS,),
     ),
     Fault(
