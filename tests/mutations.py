@@ -165,8 +165,8 @@ FAULTS = (
     Fault(
         "a step's network told nothing in the table of costs",
         "diffenc/evaluation/step_costs.py",
-        "model.predict(params, z, log_snr, condition=condition)",
-        "model.predict(params, z, log_snr, condition=0 * condition)",
+        "x_hat_error(params, x_phi, eps, each, condition=condition)",
+        "x_hat_error(params, x_phi, eps, each, condition=0 * condition)",
         (CLASSES,),
     ),
     Fault(
@@ -221,9 +221,9 @@ FAULTS = (
     ),
     Fault(
         "the average of the parameters not used: evaluation",
-        "diffenc/evaluation/commands.py",
-        'abstract = {"ema": abstract_state(experiment, mesh).ema}',
-        'abstract = {"params": abstract_state(experiment, mesh).params}',
+        "diffenc/evaluation/restore.py",
+        'abstract = {"ema": abstract_params(',
+        'abstract = {"params": abstract_params(',
         ("tests/diffenc/evaluation/test_commands.py",),
     ),
     Fault(
@@ -278,8 +278,8 @@ FAULTS = (
     Fault(
         "the short last batch counted whole",
         "diffenc/evaluation/evaluator.py",
-        "array[..., real]",
-        "array",
+        "batch_terms, batch_draws = batch.without_padding(result)",
+        "batch_terms, batch_draws = result",
         ("tests/diffenc/evaluation/test_evaluator.py",),
     ),
     Fault(

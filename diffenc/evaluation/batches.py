@@ -1,31 +1,34 @@
-"""Passes over the images that a measurement names: every image once a pass, each batch with a key of its own."""
+"""Passes over the images of a measurement: each image once in every pass, each batch with its own random key."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Diagnose, Evaluate, Fit
 from diffenc.core.model import UNIFORM, Draws, SampleTimes
 from diffenc.core.rng import root_key
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import subsample
-from diffenc.interfaces import Images, Key, Source
+from diffenc.interfaces import Conditioning, Dataset, Images, Key, Source
 from diffenc.parallel.sharding import batch_sharded, check_divisible, images_to_devices, replicated, rows_here
+
+Settings = TypeVar("Settings", Evaluate, Fit, Diagnose)
+B = TypeVar("B")
 
 
 class PassDraws(NamedTuple):
-    """What the draws of a batch of images are made from. It does not depend on how images are batched.
+    """Source of the random draws of a batch of images. Draws do not depend on how images are batched.
 
     Attributes:
       key: of the pass.
-      image: number of each image in the source.
-      times: uniform variates that diffusion times are drawn by, stratified over all images of the pass.
+      image: index of each image in the source.
+      times: uniform variates for the diffusion times, stratified over all images of the pass.
     """
 
     key: Key
@@ -37,82 +40,137 @@ class EvaluationBatch(NamedTuple):
     """One batch of one pass.
 
     Attributes:
-      number: of the pass.
-      first: place of its first image in the source.
-      images: full; the last batch of a pass is filled up.
-      real: which of the images are not filling.
+      pass_index: the pass, from 0.
+      first: index of its first image in the source.
+      images: a full batch; the last one of a pass is padded.
+      mask: False for padding.
       key: of this batch in this pass alone.
-      draws: for `make_draws`.
+      draws: input of `make_draws`.
     """
 
-    number: int
+    pass_index: int
     first: int
     images: Images
-    real: Bool[np.ndarray, " b"]
+    mask: Bool[np.ndarray, " b"]
     key: Key
     draws: PassDraws
 
+    def without_padding(self, tree: Any) -> Any:
+        """Returns a pytree of host arrays [..., b] without the columns of padding."""
+        return jax.tree.map(lambda array: array[..., self.mask], tree)
+
 
 class EvaluationBatches:
-    """`settings.passes` passes over `settings.num_images` images of `settings.split`. To be iterated over."""
+    """`settings.passes` passes over `settings.num_images` images of `settings.split`, as an iterable of batches."""
 
     def __init__(
         self,
-        experiment: Experiment,
+        dataset: Dataset,
+        conditioning: Conditioning,
         settings: Evaluate | Fit | Diagnose,
         mesh: Mesh,
         purpose: str,
         passes: int | None = None,
         times_per_image: int = 1,
     ):
-        """`purpose` keeps the draws of two measurements apart; `passes` overrides the settings' own.
+        """Selects the images; reads none yet.
 
         Args:
-          times_per_image: diffusion times that are drawn for an image in a pass.
+          settings: with a batch size (see `resolve_batch_size`).
+          purpose: separates the random draws of different measurements.
+          passes: overrides `settings.passes`.
+          times_per_image: diffusion times drawn for an image in a pass.
 
         Raises:
           UserError: the batch does not divide over the devices, or there is no such split.
         """
-        whole = experiment.dataset.source(settings.split)
-        self.source: Source = subsample(whole, settings.num_images, settings.seed)
-        self.batch_size = settings.batch_size or experiment.batch_size
+        self.source = select_images(dataset, settings)
+        self.batch_size = settings.batch_size
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
-        self._conditioning = experiment.model.conditioning
+        self._conditioning = conditioning
         self._root, self._times_root = (
-            root_key(settings.seed, each) for each in (purpose, f"{purpose} times")
+            root_key(settings.seed, name) for name in (purpose, f"{purpose} times")
         )
         self._times_per_image = times_per_image
         self._mesh, self._rows = mesh, rows_here(mesh, self.batch_size)
 
     def __len__(self) -> int:
-        """Batches in all passes together."""
+        """Returns the number of batches in all passes together."""
         return self.passes * -(-len(self.source) // self.batch_size)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
+        """Yields all batches of the first pass, then those of the second, ..."""
         for number in range(self.passes):
-            key, times = jax.random.fold_in(self._root, number), self.times(number)
-            for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size, self._rows)):
-                images = images_to_devices(batch, self._conditioning, self._mesh)
-                first, real = index * self.batch_size, weight > 0
-                place = (
-                    first + np.arange(self.batch_size) * real
-                )  # filling draws as the batch's first image does
-                draws = PassDraws(key, place, times[place])
-                yield EvaluationBatch(number, first, images, real, jax.random.fold_in(key, index), draws)
+            one_pass = self._pass(number)
+            for batch in self._image_batches():
+                yield one_pass.draw_for(*batch)
 
-    def times(self, number: int) -> Float[np.ndarray, "images times"]:
-        """Returns the uniform variates of pass `number`, in source order."""
-        key = jax.random.key_data(jax.random.fold_in(self._times_root, number))
+    def image_by_image(self) -> Iterator[EvaluationBatch]:
+        """Yields all passes over the first batch of images, then those over the second, ...
+
+        Sums over passes then need memory for one batch, not for the whole source.
+        """
+        every_pass = [self._pass(number) for number in range(self.passes)]
+        for batch in self._image_batches():
+            for one_pass in every_pass:
+                yield one_pass.draw_for(*batch)
+
+    def times(self, pass_index: int) -> Float[np.ndarray, "images times"]:
+        """Returns the uniform variates of a pass, in source order."""
+        key = jax.random.key_data(jax.random.fold_in(self._times_root, pass_index))
         random = np.random.default_rng(np.asarray(key))
-        drawn = stratified_over_images(random, len(self.source), self._times_per_image)
+        variates = stratified_over_images(random, len(self.source), self._times_per_image)
         precision = jnp.zeros(()).dtype
-        return np.minimum(drawn, np.nextafter(np.ones((), precision), 0)).astype(precision)
+        # rounding to float32 may reach 1, which is no time of [0, 1)
+        return np.minimum(variates, np.nextafter(np.ones((), precision), 0)).astype(precision)
 
-    def by_pass(self, rows: list[np.ndarray]) -> list[list[np.ndarray]]:
-        """`rows`, one for each visit in turn, cut into passes."""
-        size = len(rows) // self.passes
-        return [rows[first : first + size] for first in range(0, len(rows), size)]
+    def stack_passes(
+        self, batches: list[Shaped[np.ndarray, "..."]]
+    ) -> Shaped[np.ndarray, "passes ... images"]:
+        """Returns per-image results of all batches, [..., b] without padding each and in order, by pass and image."""
+        size = len(batches) // self.passes
+        by_pass = [batches[first : first + size] for first in range(0, len(batches), size)]
+        return np.stack([np.concatenate(one_pass, axis=-1) for one_pass in by_pass])
+
+    def _pass(self, number: int) -> "_Pass":
+        return _Pass(number, jax.random.fold_in(self._root, number), self.times(number))
+
+    def _image_batches(self) -> Iterator[tuple[int, int, Images, Bool[np.ndarray, " b"]]]:
+        """Yields each batch's index, the index of its first image, the images on the devices, and the mask."""
+        for index, (batch, weight) in enumerate(eval_batches(self.source, self.batch_size, self._rows)):
+            images = images_to_devices(batch, self._conditioning, self._mesh)
+            yield index, index * self.batch_size, images, weight > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Random draws of one pass."""
+
+    number: int
+    key: Key
+    times: Float[np.ndarray, "images times"]
+
+    def draw_for(
+        self, index: int, first: int, images: Images, mask: Bool[np.ndarray, " b"]
+    ) -> EvaluationBatch:
+        image = first + np.arange(len(mask)) * mask  # padding draws as the first image of the batch
+        draws = PassDraws(self.key, image, self.times[image])
+        return EvaluationBatch(self.number, first, images, mask, jax.random.fold_in(self.key, index), draws)
+
+
+def resolve_batch_size(settings: Settings, default: int) -> Settings:
+    """Returns `settings` with the batch size `default` where they leave it open (0)."""
+    return dataclasses.replace(settings, batch_size=settings.batch_size or default)
+
+
+def select_images(dataset: Dataset, settings: Evaluate | Fit | Diagnose) -> Source:
+    """Returns the `num_images` images of `settings.split`, drawn by the seed.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    return subsample(dataset.source(settings.split), settings.num_images, settings.seed)
 
 
 def stratified_over_images(
@@ -120,8 +178,8 @@ def stratified_over_images(
 ) -> Float[np.ndarray, "count times"]:
     """Returns uniform variates in [0, 1) of `count` images, one in each of count x times_per_image equal strata.
 
-    Each image has one in each of `times_per_image` parts of [0, 1); which stratum of it is drawn anew each time,
-    so that over passes an image's times do not depend on its place.
+    Each image has one in each of `times_per_image` parts of [0, 1). Strata are assigned to images anew in each call,
+    so that over passes an image's times do not depend on its index.
     """
     strata = np.stack([random.permutation(count) for _ in range(times_per_image)], axis=1)
     within = (strata + random.uniform(size=times_per_image)) / count
@@ -129,14 +187,14 @@ def stratified_over_images(
 
 
 def make_draws(
-    draws: PassDraws, shape: tuple[int, ...], propose: SampleTimes = UNIFORM, index: int | Array = 0
+    draws: PassDraws, shape: tuple[int, ...], sample_times: SampleTimes = UNIFORM, index: int | Array = 0
 ) -> Draws:
     """Returns the draws of a batch of `shape` [B, ...] by the `index`-th time of each image.
 
-    Each image draws by a key of its own, so that neither batch nor devices change what it draws (but for
-    JAX's generator rbg, which under vmap takes the key of a batch's first image).
+    Each image has its own key, so that neither batch nor devices change its draws (except with JAX's generator
+    rbg, which under vmap uses the key of the first image of a batch).
     """
-    t, weight = propose(jnp.asarray(draws.times)[:, index])
+    t, weight = sample_times(jnp.asarray(draws.times)[:, index])
     keys = jax.vmap(lambda image: jax.random.fold_in(jax.random.fold_in(draws.key, image), index))(
         draws.image
     )
@@ -145,6 +203,28 @@ def make_draws(
 
 
 def compile_on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(params, images, draws)` compiled: params as they lie, images split, all else on each device."""
+    """Returns `function(params, images, draws)` compiled: images split over the devices, results replicated.
+
+    Parameters keep their sharding; draws are replicated.
+    """
     shardings = (None, batch_sharded(mesh), replicated(mesh))
     return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def map_batches(
+    compiled: Callable[..., Any],
+    params: Any,
+    batches: Iterable[B],
+    inputs: Callable[[B], tuple[Any, ...]],
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Any, B]]:
+    """Yields `compiled(params, *inputs(batch))`, fetched to the host, and the batch, one batch at a time.
+
+    Args:
+      compiled: of `compile_on_mesh`.
+      inputs: of a batch, its images and draws.
+      progress: called when the caller is done with a batch; it may raise to stop.
+    """
+    for batch in batches:
+        yield jax.device_get(compiled(params, *inputs(batch))), batch
+        progress()

@@ -1,14 +1,14 @@
-"""Where the diffusion loss comes from, and how the network behaves at both ends of time.
+"""--mode=diagnose: the diffusion loss over time, and the network's output at both ends of time.
 
-Two measurements over a data set, each filed as figures and as a plot: `loss`, the diffusion loss in bins of t,
-and `ends`, the network's v_hat beside what theory says of it at t = 0 and at t = 1 (DiffEnc, App. L).
+Two measurements over a data set, each written as a record and as a plot: `loss`, the diffusion loss in bins of t,
+and `ends`, the network's v_hat compared with theory at t = 0 and at t = 1 (DiffEnc, App. L).
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -16,30 +16,38 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
+from diffenc.config.settings import Diagnose
 from diffenc.core.gaussian import alpha_sigma, scale, sum_squares
-from diffenc.core.model import Draws, bits_per_dim
-from diffenc.core.objective import continuous, network_error, step_index
+from diffenc.core.model import Draws, Model, bits_per_dim
+from diffenc.core.objective import continuous, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation import plots
-from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_mesh, make_draws
-from diffenc.evaluation.commands import restore_for_bound
-from diffenc.evaluation.evaluator import circumstances, image_metadata
+from diffenc.evaluation.batches import (
+    EvaluationBatches,
+    PassDraws,
+    compile_on_mesh,
+    make_draws,
+    map_batches,
+    resolve_batch_size,
+)
+from diffenc.evaluation.evaluator import image_metadata, pass_metadata, run_metadata
+from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files import atomic, record_checksum
-from diffenc.interfaces import Condition, Data, Images, LogSNR, Params, PerExample, Times
+from diffenc.interfaces import Condition, Data, Dataset, Images, Params, PerExample, Times
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.workdir import loss_curves
 from diffenc.workdir.mirror import on_local_copy
 
-Places = Int[Array, " b"]
-Figures = dict[str, PerExample]
-Measure = Callable[[Params, Images, Draws], tuple[Places, Figures]]
-Means = dict[str, ImageMeans]
+BinIndex = Int[Array, " b"]
+Metrics = dict[str, PerExample]
+Measure = Callable[[Params, Images, Draws], tuple[BinIndex, Metrics]]
+BinMeans = dict[str, ImageMeans]
 Record = dict[str, Any]
 
 LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
@@ -47,23 +55,29 @@ LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
 
 @on_local_copy
 def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
-    """File WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns what both JSONs say.
+    """Writes WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns both records.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
     """
     mesh = data_mesh(experiment.mesh)
     params, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
-    loss, ends = loss_record(experiment, mesh, params), ends_record(experiment, mesh, params)
-    settings = experiment.diagnose
-    of = image_metadata(experiment, settings, loss["num_images"]) | circumstances(experiment, settings)
-    loss, ends = ({**record, **of, "step": step} for record in (loss, ends))
-    _file(loss_curves.path(workdir), loss, ends)
+    model, dataset = experiment.model, experiment.dataset
+    settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
+    loss, ends = (make(model, dataset, settings, mesh, params) for make in (loss_record, ends_record))
+    metadata = {
+        **image_metadata(dataset, model, settings.split, loss["num_images"]),
+        **pass_metadata(settings),
+        **run_metadata(experiment),
+        "step": step,
+    }
+    loss, ends = loss | metadata, ends | metadata
+    _write(loss_curves.path(workdir), loss, ends)
     return {"loss": loss, "ends": ends}
 
 
 @main_process_only
-def _file(target: Path, loss: Record, ends: Record) -> None:
+def _write(target: Path, loss: Record, ends: Record) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
         for suffix, content in plots.render_files(figure).items():
@@ -74,26 +88,26 @@ def _file(target: Path, loss: Record, ends: Record) -> None:
     logging.info("diffusion loss %s bits/dim, by log-SNR in %s", bits, target.parent)
 
 
-def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
-    """The diffusion loss in equal bins of t, in bits/dim.
+def loss_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, params: Params) -> Record:
+    """Returns the diffusion loss in equal bins of t, in bits/dim.
 
     `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, whose
-    integral over lambda is their mean, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
+    integral over lambda is the mean over bins, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
     `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
     """
-    bins, num_levels = experiment.diagnose.bins, experiment.dataset.num_levels
+    bins = settings.bins
 
-    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[BinIndex, Metrics]:
         levels, condition = images
-        terms = experiment.model.elbo(params, levels, draws, num_levels=num_levels, condition=condition)
+        terms = model.elbo(params, levels, draws, num_levels=dataset.num_levels, condition=condition)
         bits = bits_per_dim(terms.diffusion, levels[0].size)
         return step_index(draws.t, bins), {"loss": bits, "square": jnp.square(bits)}
 
-    means = measure_bins(experiment, mesh, params, bins, measure)
+    means = measure_bins(model, dataset, settings, mesh, params, bins, measure)
     loss, square = means["loss"], means["square"]
     edges = np.linspace(0, 1, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    log_snr = log_snr_at(experiment, params, edges)
+    log_snr = log_snr_at(model, params, edges)
     width = -np.diff(log_snr) * bins  # mean |d lambda / dt| of a bin
     return {
         "bpd_diffusion": loss.mean.mean(),
@@ -102,7 +116,7 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
         "t": edges.tolist(),
         "log_snr": log_snr.tolist(),
         "t_centre": centres.tolist(),
-        "log_snr_centre": log_snr_at(experiment, params, centres).tolist(),
+        "log_snr_centre": log_snr_at(model, params, centres).tolist(),
         "density": (loss.mean / width).tolist(),
         "density_se": (loss.standard_error / width).tolist(),
         "loss": loss.mean.tolist(),
@@ -112,31 +126,31 @@ def loss_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
     }
 
 
-def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
-    """What the network says at the edges of the bins of t: root mean squares over images, noise and dimensions.
+def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, params: Params) -> Record:
+    """Returns root mean squares of the network's output at the edges of the bins of t, over images, noise and dimensions.
 
     With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
-    sigma x_hat = alpha eps - sigma x_phi - e / sigma, whatever the parameterization. `expected` is the v_hat that
-    leaves no loss: (1 + kappa) x_hat = x_phi + dx_phi/dlambda, so e = (dx_phi/dlambda - kappa x_phi) / (1 + kappa).
+    sigma x_hat = alpha eps - sigma x_phi - e / sigma, for any parameterization. `expected` is the v_hat with zero
+    loss: (1 + kappa) x_hat = x_phi + dx_phi/dlambda, so e = (dx_phi/dlambda - kappa x_phi) / (1 + kappa).
     At t -> 1 it is -(x_phi + dx_phi/dlambda) / (1 + kappa); where x_hat is near x_phi too, that is
     -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
 
-    `at_0` and `at_1` state mean squared distances there, relative to the mean square of what is approached.
+    `at_0` and `at_1` are mean squared distances there, relative to the mean square of the limit.
     """
-    bins = experiment.diagnose.bins
+    bins = settings.bins
 
-    def measure(params: Params, images: Images, draws: Draws) -> tuple[Places, Figures]:
-        place = jnp.round(draws.t * bins).astype(jnp.int32)
-        x = scale_pixels(images.levels, experiment.dataset.num_levels)
-        arrays = v_and_expectations(experiment, params, x, place / bins, draws.eps, images.condition)
-        return place, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
+    def measure(params: Params, images: Images, draws: Draws) -> tuple[BinIndex, Metrics]:
+        edge = jnp.round(draws.t * bins).astype(jnp.int32)
+        x = scale_pixels(images.levels, dataset.num_levels)
+        arrays = v_and_expectations(model, params, x, edge / bins, draws.eps, images.condition)
+        return edge, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
 
-    means = measure_bins(experiment, mesh, params, bins + 1, measure)
+    means = measure_bins(model, dataset, settings, mesh, params, bins + 1, measure)
     t = np.linspace(0, 1, bins + 1)
     return {
         "num_images": means["v_hat"].num_images,
         "t": t.tolist(),
-        "log_snr": log_snr_at(experiment, params, t).tolist(),
+        "log_snr": log_snr_at(model, params, t).tolist(),
         **{f"{name}_rms": np.sqrt(mean.mean).tolist() for name, mean in means.items()},
         **{f"{name}_rms_se": root_error(mean).tolist() for name, mean in means.items()},
         "draws": means["v_hat"].count.tolist(),
@@ -149,21 +163,15 @@ def ends_record(experiment: Experiment, mesh: Mesh, params: Params) -> Record:
 
 
 def v_and_expectations(
-    experiment: Experiment, params: Params, x: Data, t: Times, eps: Data, condition: Condition | None = None
+    model: Model, params: Params, x: Data, t: Times, eps: Data, condition: Condition | None = None
 ) -> dict[str, Data]:
-    """What `ends_record` takes root mean squares of."""
-    model = experiment.model
+    """Returns the arrays of which `ends_record` states root mean squares."""
 
-    def encode(log_snr: LogSNR) -> Data:
-        return model.encode(params, x, log_snr, condition=condition)
-
-    def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.predict(params, z, log_snr, condition=condition)
-
-    step = continuous(encode, lambda t: model.schedule.apply(params["schedule"], t), t)
+    encode = partial(model.encode, params, x, condition=condition)
+    step = continuous(encode, partial(model.log_snr, params), t)
     alpha, sigma = alpha_sigma(step.log_snr)
     kappa = model.generative_mean(step.log_snr)
-    error = network_error(step.log_snr, step.x_phi, eps, network, model.parameterization)
+    error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, condition=condition)
     best_error = scale(1 / (1 + kappa), step.slope - scale(kappa, step.x_phi))
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
@@ -178,62 +186,72 @@ def v_and_expectations(
     }
 
 
-def measure_bins(experiment: Experiment, mesh: Mesh, params: Params, places: int, measure: Measure) -> Means:
-    """Means by place of all figures of `measure`, over the images and passes of `experiment.diagnose`.
+def measure_bins(
+    model: Model,
+    dataset: Dataset,
+    settings: Diagnose,
+    mesh: Mesh,
+    params: Params,
+    num_bins: int,
+    measure: Measure,
+) -> BinMeans:
+    """Returns the means in bins of all metrics of `measure`, over the images and passes of `settings`.
 
     Raises:
-      UserError: the batch does not divide over the devices, or a place was drawn less than twice.
+      UserError: the batch does not divide over the devices, or a bin has fewer than two draws.
     """
 
-    def measured(params: Params, images: Images, draws: PassDraws) -> tuple[Places, Figures]:
+    def measure_batch(params: Params, images: Images, draws: PassDraws) -> tuple[BinIndex, Metrics]:
         return measure(params, images, make_draws(draws, images.levels.shape))
 
-    passes, compiled = (
-        EvaluationBatches(experiment, experiment.diagnose, mesh, "diagnose"),
-        compile_on_mesh(mesh, measured),
+    batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "diagnose")
+    results = map_batches(
+        compile_on_mesh(mesh, measure_batch),
+        params,
+        batches,
+        lambda batch: (batch.images, batch.draws),
+        Progress("diagnosis", len(batches)),
     )
-    result: Means = {}
-    progress = Progress("diagnosis", len(passes))
-    for visit in passes:
-        place, figures = jax.device_get(compiled(params, visit.images, visit.draws))
-        image = visit.first + np.arange(np.sum(visit.real))
-        for name, values in figures.items():
-            mean = result.setdefault(name, ImageMeans(len(passes.source), places))
-            mean.add(image, place[visit.real], values[visit.real].astype(np.float64))
-        progress()
-    fewest = min(mean.count.min() for mean in result.values())
+    means: BinMeans = {}
+    for result, batch in results:
+        index, metrics = batch.without_padding(result)
+        image = batch.first + np.arange(len(index))
+        for name, values in metrics.items():
+            mean = means.setdefault(name, ImageMeans(len(batches.source), num_bins))
+            mean.add(image, index, values.astype(np.float64))
+    fewest = min(mean.count.min() for mean in means.values())
     if fewest < 2:
         raise UserError(
             f"a bin of t was drawn {fewest} time(s): bind diagnose.passes or diagnose.num_images higher, "
             "or diagnose.bins lower"
         )
-    return result
+    return means
 
 
-def log_snr_at(experiment: Experiment, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The schedule at `t`, on the host in float64."""
-    return np.asarray(experiment.model.schedule.apply(params["schedule"], jnp.asarray(t)), np.float64)
+def log_snr_at(model: Model, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Returns the log-SNR at `t`, on the host as float64."""
+    return np.asarray(model.log_snr(params, jnp.asarray(t)), np.float64)
 
 
-def root_error(mean: ImageMeans) -> Float[np.ndarray, " places"]:
-    """Standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
+def root_error(mean: ImageMeans) -> Float[np.ndarray, " bins"]:
+    """Returns the standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
     return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
 
 
-def relative_distance(means: Means, distance: str, of: str, place: int) -> dict[str, float]:
-    """One mean square over another at `place`, with the standard error of the first; NaN over nothing."""
-    whole = means[of].mean[place] or np.nan
+def relative_distance(means: BinMeans, distance: str, reference: str, index: int) -> dict[str, float]:
+    """Returns the ratio of two mean squares in a bin, with the standard error of the first; NaN where the second is 0."""
+    whole = means[reference].mean[index] or np.nan
     return {
-        "distance": means[distance].mean[place] / whole,
-        "distance_se": means[distance].standard_error[place] / whole,
+        "distance": means[distance].mean[index] / whole,
+        "distance_se": means[distance].standard_error[index] / whole,
     }
 
 
 def plot_loss(record: Record) -> plots.Figure:
-    """Loss per unit of log-SNR; the area below it is the diffusion loss."""
+    """Plots the loss per unit of log-SNR; the area below it is the diffusion loss."""
     bits = f"{round_to_error(record['bpd_diffusion'], record['bpd_diffusion_se'])} bits/dim"
     figure, axes = plots.make_axes(
-        f"{_subject(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
+        f"{_describe_record(record)}: diffusion loss {bits}", LOG_SNR, "bits/dim per unit of $\\lambda$"
     )
     x, y, error = (np.asarray(record[key]) for key in ("log_snr_centre", "density", "density_se"))
     plots.plot_band(axes, x, y, error, "mean and standard error")
@@ -243,9 +261,9 @@ def plot_loss(record: Record) -> plots.Figure:
 
 
 def plot_ends(record: Record) -> plots.Figure:
-    """The network's v_hat and its distances from what is expected of it."""
+    """Plots the network's v_hat and its distances from the v_hat of zero loss."""
     figure, axes = plots.make_axes(
-        f"{_subject(record)}: the estimate of v",
+        f"{_describe_record(record)}: the estimate of v",
         LOG_SNR,
         "root mean square",
     )
@@ -263,7 +281,7 @@ def plot_ends(record: Record) -> plots.Figure:
     return figure
 
 
-def _subject(record: Record) -> str:
+def _describe_record(record: Record) -> str:
     return plots.escape_dollars(
         f"{describe_images(record)}, {record['num_images']} images, step {record['step']}"
     )

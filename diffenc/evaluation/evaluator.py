@@ -1,4 +1,4 @@
-"""Bits/dim of a whole split: every image once a pass, with the errors of the figure.
+"""Bits/dim of a whole split: every image once a pass, with standard errors.
 
 Two errors are stated. `_se`: the standard error over images, by how much another sample of as many images would
 differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink.
@@ -7,7 +7,7 @@ differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes 
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,26 @@ from rich.table import Table
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Diagnose, Evaluate
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Model, SampleTimes, Terms
 from diffenc.core.objective import StepRule
 from diffenc.core.rng import generator
 from diffenc.data.sources import dataset_name, source_name
-from diffenc.evaluation.batches import EvaluationBatches, PassDraws, compile_on_mesh, make_draws
+from diffenc.evaluation.batches import (
+    EvaluationBatch,
+    EvaluationBatches,
+    PassDraws,
+    compile_on_mesh,
+    make_draws,
+    map_batches,
+    resolve_batch_size,
+)
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
 from diffenc.evaluation.uncertainty_format import MISSING, format_with_errors
-from diffenc.interfaces import Images, Params
+from diffenc.interfaces import Dataset, Images, Params
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.workdir import loss_curves
@@ -44,90 +51,84 @@ TIMES = "times"  # in evaluation.npz
 STRATIFIED = "over the pass"
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
-PerImage = ByPass
-
 
 @dataclasses.dataclass(frozen=True)
 class ElboTerms:
-    """Per-image terms of -ELBO.
+    """Terms of -ELBO of each image in each pass.
 
     Attributes:
       terms: by name, nats [passes, N] in source order, each the mean over `times_per_image` draws.
-      times: [passes, N, times_per_image], the uniform variates that diffusion times were drawn by.
+      times: [passes, N, times_per_image], the uniform variates of the diffusion times.
       num_dims: H * W * C.
-      draws: the diffusion loss of each draw, and where it fell.
+      draws: the diffusion loss of each draw, and its log-SNR.
     """
 
-    terms: dict[str, PerImage]
+    terms: dict[str, ByPass]
     times: DrawnTimes
     num_dims: int
     draws: LossDraws
 
-    def bits(self) -> dict[str, PerImage]:
-        """Bits/dim by KEYS."""
+    def bits_per_dim(self) -> dict[str, ByPass]:
+        """Returns bits/dim by KEYS."""
         terms = {f"bpd_{term}": nats / (self.num_dims * np.log(2)) for term, nats in self.terms.items()}
         return {"bpd": np.sum(list(terms.values()), axis=0), **terms}
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the `mean_and_errors` of `bpd`, `bpd_diffusion`, ..."""
-        bits = {key: PassValues(each, self.times) for key, each in self.bits().items()}
+    def metrics(self) -> dict[str, Any]:
+        """Returns the mean and the errors of `bpd`, `bpd_diffusion`, ... (see `mean_and_errors`)."""
+        bits = {key: PassValues(values, self.times) for key, values in self.bits_per_dim().items()}
         return {name: value for key in KEYS for name, value in mean_and_errors(key, bits[key]).items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns what is filed beside the record, so that its figures and errors can be computed again."""
+        """Returns the content of evaluation.npz, of which the metrics can be computed again."""
         return {**self.terms, TIMES: self.times}
 
 
-def mean_and_errors(key: str, bits: PassValues) -> dict[str, Any]:
-    """Returns the mean of `bits` and its errors.
+def mean_and_errors(key: str, values: PassValues) -> dict[str, Any]:
+    """Returns the mean of `values` and its errors, as entries of a record.
 
     `key` is the mean; from two images on `key_se` is its error over images, `key_se_uncertainty` the standard error of
     that, and `key_se_upper` an upper bound of it; the first two are None where Monte-Carlo noise hides them, as it always
     does in a single pass (`diffenc.evaluation.image_error`). From two passes on, `key_mc_se` is the Monte-Carlo error.
     """
-    passes, count = bits.values.shape
-    figures: dict[str, Any] = {key: bits.mean}
+    passes, count = values.values.shape
+    metrics: dict[str, Any] = {key: values.mean}
     if count > 1:
-        se, uncertainty, upper = bits.over_images
-        figures |= {f"{key}_se": se, f"{key}_se_uncertainty": uncertainty, f"{key}_se_upper": upper}
-    return figures | ({f"{key}_mc_se": bits.mc_se} if passes > 1 else {})
+        se, uncertainty, upper = values.over_images
+        metrics |= {f"{key}_se": se, f"{key}_se_uncertainty": uncertainty, f"{key}_se_upper": upper}
+    return metrics | ({f"{key}_mc_se": values.mc_se} if passes > 1 else {})
 
 
 def evaluation_record(
-    experiment: Experiment, measured: ElboTerms, step: int, num_params: int, of: dict[str, Any]
+    experiment: Experiment, terms: ElboTerms, step: int, num_params: int, fitted_on: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What evaluation.json says: the figures, and all that one must know to compare them.
+    """Returns the content of evaluation.json: the metrics, and everything needed to compare them with others.
 
     Args:
-      of: what was fitted or measured before, and used here (`Evaluator.of`).
+      fitted_on: `Evaluator.fitted_on`.
     """
-    settings = experiment.evaluate
+    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
     return {
-        **measured.summary(),
-        **image_metadata(experiment, settings, measured.times.shape[1]),
+        **terms.metrics(),
+        **image_metadata(experiment.dataset, experiment.model, settings.split, terms.times.shape[1]),
         **bound_metadata(settings),
         "time_sampler": time_samplers.spell(settings.time_sampler),
         "times_per_image": settings.times_per_image,
         "stratified": STRATIFIED,
-        **circumstances(experiment, settings),
+        **pass_metadata(settings),
+        **run_metadata(experiment),
         "step": step,
         "num_params": num_params,
-        **of,
+        **fitted_on,
     }
 
 
-def circumstances(experiment: Experiment, settings: Evaluate | Diagnose) -> dict[str, Any]:
-    """How a figure came about, as far as every measurement shares it."""
-    return {
-        "passes": settings.passes,
-        "batch_size": settings.batch_size or experiment.batch_size,
-        "seed": settings.seed,
-        **run_metadata(experiment),
-    }
+def pass_metadata(settings: Evaluate | Diagnose) -> dict[str, Any]:
+    """Returns the number of passes, the batch size (see `resolve_batch_size`) and the seed, for a record."""
+    return {"passes": settings.passes, "batch_size": settings.batch_size, "seed": settings.seed}
 
 
 def run_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Of which run a figure is, and what it was computed on and in."""
+    """Returns the run that a record belongs to, and the device and precision of the computation."""
     return {
         "config_hash": serialize.config_hash(experiment),
         "precision": serialize.network_precision(experiment),
@@ -137,127 +138,139 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def image_metadata(
-    experiment: Experiment, settings: Evaluate | Diagnose | Figures, num_images: int
-) -> dict[str, Any]:
-    """Which images a figure is of, and given what; without it two figures cannot be compared."""
-    dataset = experiment.dataset
+def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) -> dict[str, Any]:
+    """Returns the images that a record is about, and the condition given to the model with them.
+
+    Metrics can be compared only where these agree.
+    """
     source = source_name(dataset)
     return {
         "dataset": dataset_name(dataset),
         **({} if source is None else {"source": source}),
-        "split": settings.split,
+        "split": split,
         "num_images": num_images,
-        "split_images": len(dataset.source(settings.split)),
-        "fingerprint": dataset.fingerprint(settings.split),
-        **experiment.model.condition_metadata(),
+        "split_images": len(dataset.source(split)),
+        "fingerprint": dataset.fingerprint(split),
+        **model.condition_metadata(),
     }
 
 
-def errors_table(figures: dict[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
-    """Bits/dim and both errors of each of `keys`, for people."""
-    result = Table(title=escape(title), caption=escape(caption))
+def errors_table(record: Mapping[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
+    """Returns a table of bits/dim and both errors of each of `keys`."""
+    table = Table(title=escape(title), caption=escape(caption))
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
-        result.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left")
     for key in keys:
-        mean, over_images, monte_carlo = _errors_text(figures, key)
-        result.add_row(key, mean, over_images, monte_carlo)
-    return result
+        mean, over_images, monte_carlo = _format_errors(record, key)
+        table.add_row(key, mean, over_images, monte_carlo)
+    return table
 
 
-def format_error_over_images(figures: dict[str, Any], key: str) -> str:
-    """Returns the error over images for people: a number, or the upper bound where it is not resolved."""
-    return _errors_text(figures, key)[1]
+def format_error_over_images(record: Mapping[str, Any], key: str) -> str:
+    """Returns the error over images as text: a number, or the upper bound where the error is not resolved."""
+    return _format_errors(record, key)[1]
 
 
-def _errors_text(figures: dict[str, Any], key: str) -> tuple[str, str, str]:
-    """Returns a figure and both errors with the digits that the errors leave."""
-    error, upper, monte_carlo = (figures.get(f"{key}_{kind}") for kind in ("se", "se_upper", "mc_se"))
-    value = math.nan if figures[key] is None else figures[key]
+def _format_errors(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
+    """Returns a mean and both errors as text, rounded to the digits that the errors leave."""
+    error, upper, monte_carlo = (record.get(f"{key}_{kind}") for kind in ("se", "se_upper", "mc_se"))
+    value = math.nan if record[key] is None else record[key]
     mean, over_images, draws = format_with_errors(value, [upper if error is None else error, monte_carlo])
     at_most = "<= " if error is None and over_images is not None else ""
     return mean, at_most + (over_images or MISSING), draws or MISSING
 
 
 class Evaluator:
-    """Measures parameters on one split. Compiled once, used at every cadence."""
+    """Estimates -ELBO on one split. It compiles once, and can be called again with other parameters."""
 
     def __init__(
         self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
     ):
-        """`workdir` is where fits, for the checkpoint of `step`, and the curve of the loss are read from."""
-        self.settings: Evaluate = experiment.evaluate
-        self.passes = _passes(experiment, mesh)
-        self.source, self.batch_size = self.passes.source, self.passes.batch_size
-        self.num_dims = int(np.prod(experiment.dataset.image_shape))
-        self._depth = evaluated_bound(experiment, workdir, step)
-        propose, self.curve_of = loss_curves.bind_curve(self.settings.time_sampler, workdir)
-        model, num_levels = experiment.model, experiment.dataset.num_levels
-        self._terms = compile_on_mesh(
-            mesh, partial(batch_terms, model, num_levels, self._depth.rule, propose)
-        )
+        """Reads fitted times and variances and the loss curve from `workdir`, for the checkpoint of `step`.
 
-    def over(self, experiment: Experiment, mesh: Mesh) -> "Evaluator":
-        """The same measurement, compiled once for both, of the images, seed and passes of another experiment."""
+        Raises:
+          UserError: the batch does not divide over the devices, T is too large for the precision, or something
+            that must be fitted first is missing.
+        """
+        model, dataset = experiment.model, experiment.dataset
+        settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+        self._conditioning, self._mesh = model.conditioning, mesh
+        self.batches = self._make_batches(dataset, settings)
+        self.num_dims = int(np.prod(dataset.image_shape))
+        precision = serialize.network_precision(experiment)
+        self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
+        sample_times, self._curve_of = loss_curves.bind_curve(settings.time_sampler, workdir)
+        terms = partial(batch_terms, model, dataset.num_levels, self._bound.rule, sample_times)
+        self._terms = compile_on_mesh(mesh, terms)
+
+    def with_images(self, dataset: Dataset, settings: Evaluate) -> "Evaluator":
+        """Returns an evaluator of other images, seed and passes that shares the compiled function."""
         other = copy.copy(self)
-        other.passes = _passes(experiment, mesh)
-        other.source = other.passes.source
+        other.batches = self._make_batches(dataset, settings)
         return other
 
     @property
-    def of(self) -> dict[str, Any]:
-        """What was fitted or measured before, and is used: its checkpoint, images and seed."""
-        return self._depth.of | self.curve_of
+    def fitted_on(self) -> dict[str, Any]:
+        """Origin of fitted times and variances and of the loss curve, where they are used; entries of the record."""
+        return self._bound.fitted_on | self._curve_of
 
     @property
     def num_batches(self) -> int:
         """Batches in all passes together."""
-        return len(self.passes)
+        return len(self.batches)
 
     def measure(self, params: Params, after_batch: Callable[[], None] = lambda: None) -> ElboTerms:
-        """`after_batch` is called after each batch: to show progress, or to raise and so stop."""
-        given = params, self._depth.chain_of(params)
-        rows: list[Terms] = []
+        """Returns the terms of -ELBO of all images.
+
+        Args:
+          after_batch: called after each batch, to show progress, or to stop by raising.
+        """
+        bound_params = params, self._bound.chain_of(params)
+        results = map_batches(self._terms, bound_params, self.batches, _images_and_draws, after_batch)
+        terms: list[Terms] = []
         draws: list[LossDraws] = []
-        for visit in self.passes:
-            measured = jax.device_get(self._terms(given, visit.images, visit.draws))
-            terms, by_draw = jax.tree.map(lambda array, real=visit.real: array[..., real], measured)
-            rows.append(jax.tree.map(lambda nats: nats.astype(np.float64), terms))
-            draws.append(by_draw)
-            after_batch()
-        terms = {
-            name: np.stack(
-                [np.concatenate(one) for one in self.passes.by_pass([getattr(row, name) for row in rows])]
-            )
-            for name in TERMS
+        for result, batch in results:
+            batch_terms, batch_draws = batch.without_padding(result)
+            terms.append(jax.tree.map(lambda nats: nats.astype(np.float64), batch_terms))
+            draws.append(batch_draws)
+        by_pass = {
+            name: self.batches.stack_passes([getattr(batch, name) for batch in terms]) for name in TERMS
         }
-        times = np.stack([self.passes.times(number) for number in range(self.passes.passes)])
-        return ElboTerms(terms, times, self.num_dims, concatenate_draws(draws))
+        times = np.stack([self.batches.times(number) for number in range(self.batches.passes)])
+        return ElboTerms(by_pass, times, self.num_dims, concatenate_draws(draws))
+
+    def _make_batches(self, dataset: Dataset, settings: Evaluate) -> EvaluationBatches:
+        return EvaluationBatches(
+            dataset,
+            self._conditioning,
+            settings,
+            self._mesh,
+            "evaluate",
+            times_per_image=settings.times_per_image,
+        )
 
 
-def _passes(experiment: Experiment, mesh: Mesh) -> EvaluationBatches:
-    settings = experiment.evaluate
-    return EvaluationBatches(experiment, settings, mesh, "evaluate", times_per_image=settings.times_per_image)
+def _images_and_draws(batch: EvaluationBatch) -> tuple[Images, PassDraws]:
+    return batch.images, batch.draws
 
 
 def batch_terms(
     model: Model,
     num_levels: int,
     rule: Callable[[Any], StepRule],
-    propose: SampleTimes,
-    given: tuple[Params, Chain | None],
+    sample_times: SampleTimes,
+    bound_params: tuple[Params, Chain | None],
     images: Images,
     pass_draws: PassDraws,
 ) -> tuple[Terms, LossDraws]:
-    """Terms of -ELBO in nats [B], each the mean over the times of an image, and each draw
-    by itself [times, B]; no dropout.
+    """Returns the terms of -ELBO in nats [B], each the mean over the times of an image, and each draw [times, B].
 
-    The chain is an argument, so that chains of one length share a program.
+    No dropout. The chain is an argument of the compiled function, so that chains of equal length share it.
     """
-    params, chain = given
+    params, chain = bound_params
 
-    def once(index: Int[Array, ""]) -> tuple[Terms, LossDraws]:
-        draws = make_draws(pass_draws, images.levels.shape, propose, index)
+    def estimate(index: Int[Array, ""]) -> tuple[Terms, LossDraws]:
+        draws = make_draws(pass_draws, images.levels.shape, sample_times, index)
         terms = model.elbo(
             params,
             images.levels,
@@ -266,7 +279,8 @@ def batch_terms(
             condition=images.condition,
             step_rule=rule(chain),
         )
-        return terms, LossDraws(model.schedule.apply(params["schedule"], draws.t), terms.diffusion)
+        return terms, LossDraws(model.log_snr(params, draws.t), terms.diffusion)
 
-    terms, by_draw = jax.lax.map(once, jnp.arange(pass_draws.times.shape[1]))
-    return jax.tree.map(lambda nats: nats.mean(axis=0), terms), by_draw
+    # one time after the other: memory for one draw, whatever times_per_image
+    terms, draws = jax.lax.map(estimate, jnp.arange(pass_draws.times.shape[1]))
+    return jax.tree.map(lambda nats: nats.mean(axis=0), terms), draws

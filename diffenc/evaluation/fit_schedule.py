@@ -1,13 +1,13 @@
-"""The best times for a chain of T steps, by --mode=fit_schedule: the noise schedule for inference.
+"""--mode=fit_schedule: the best times for a chain of T steps, the noise schedule for inference.
 
-L_T is a sum over steps of what each costs, so that the best times are the cheapest path from t = 1 to t = 0 with
-T edges. What edges cost is measured once a checkpoint (diffenc.evaluation.step_costs) and kept for every T and variance.
+L_T is the sum of the costs of the steps, so that the best times are the cheapest path from t = 1 to t = 0 with
+T edges. The costs are measured once a checkpoint (diffenc.evaluation.step_costs) and kept for every T and variance.
 """
 
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import equal_times
+from diffenc.core.model import Model
 from diffenc.errors import UserError
+from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.commands import restore_for_bound, to_default_precision
 from diffenc.evaluation.evaluated_bound import check_num_timesteps
+from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
 from diffenc.interfaces import Params, Variance
@@ -35,9 +36,9 @@ from diffenc.workdir import fitted_chains
 from diffenc.workdir.mirror import on_local_copy
 
 CACHE = "costs.npz"
-MOST_STEPS = 1024
-_FEWEST_CELLS = 512  # of the grid that times are chosen from
-_CELLS_A_STEP = 4
+MAX_STEPS = 1024
+_MIN_CELLS = 512  # of the grid that times are chosen from
+_CELLS_PER_STEP = 4
 _EDGES_AT_A_TIME = 2**18
 
 Stops = Float[np.ndarray, " stops"]
@@ -46,7 +47,7 @@ LogSNROf = Callable[[Stops], Stops]
 
 @dataclasses.dataclass(frozen=True)
 class FittedSchedule:
-    """Times of T steps, and what they are predicted to cost.
+    """Times of T steps, and their predicted cost.
 
     Attributes:
       times: 0 = t_0 < ... < t_T = 1.
@@ -61,145 +62,145 @@ class FittedSchedule:
 
 @on_local_copy
 def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Find the best times for the T and the variance that `evaluate` names, and file them in the workdir.
+    """Finds the best times for the T and the variance that `evaluate` names, and writes them to the workdir.
 
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    check_steps(settings.num_timesteps)
-    check_num_timesteps(serialize.network_precision(experiment), settings.num_timesteps)
+    model, dataset, num_steps = experiment.model, experiment.dataset, settings.num_timesteps
+    check_steps(num_steps)
+    check_num_timesteps(serialize.network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    table = load_or_measure_costs(experiment, workdir, mesh, ema, step)
-    num_dims = int(np.prod(experiment.dataset.image_shape))
-    log_snr_of = exact_log_snr(experiment, ema)
+    origin = fitted_chains.origin(experiment, step)
+
+    def measure() -> StepCosts:
+        fit = resolve_batch_size(experiment.fit, experiment.batch_size)
+        return measure_step_costs(model, dataset, fit, mesh, ema)
+
+    costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, origin, measure)
+    num_dims = int(np.prod(dataset.image_shape))
+    log_snr_of = exact_log_snr(model, ema)
     best, equal = (
-        make(table, log_snr_of, settings.variance, settings.num_timesteps, num_dims)
-        for make in (fit_times, equal_schedule)
+        choose(costs, log_snr_of, settings.variance, num_steps, num_dims)
+        for choose in (fit_times, equal_schedule)
     )
-    to_bits = 1 / (num_dims * np.log(2))
+    nats, to_bits = {"equal": equal.nats, "fitted": best.nats}, 1 / (num_dims * np.log(2))
     record = {
         "excess": best.excess.tolist(),
-        **{f"nats_diffusion_{name}": made.nats for name, made in (("equal", equal), ("fitted", best))},
-        **{
-            f"bpd_diffusion_{name}": made.nats * to_bits
-            for name, made in (("equal", equal), ("fitted", best))
-        },
-        "num_images": table.num_images,
-        "times_of": fitted_chains.origin(experiment, step),
-        "excess_of": fitted_chains.origin(experiment, step),
+        **{f"nats_diffusion_{name}": value for name, value in nats.items()},
+        **{f"bpd_diffusion_{name}": value * to_bits for name, value in nats.items()},
+        "num_images": costs.num_images,
+        "times_of": origin,
+        "excess_of": origin,
     }
-    target = fitted_chains.path(workdir, settings.num_timesteps, "fitted", settings.variance)
-    fit = fitted_chains.save(target, best.times, record)
+    target = fitted_chains.path(workdir, num_steps, "fitted", settings.variance)
+    saved = fitted_chains.save(target, best.times, record)
     logging.info(
-        "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images fitted to; times in %s",
-        settings.num_timesteps,
+        "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images "
+        "fitted to; times in %s",
+        num_steps,
         variances.spell(settings.variance),
         record["bpd_diffusion_equal"],
         record["bpd_diffusion_fitted"],
         target,
     )
-    return fit
+    return saved
 
 
 def check_steps(num_steps: int) -> None:
     """Raise UserError unless times can be fitted for T = `num_steps`."""
     if num_steps == 0:
         raise UserError("--mode=fit_schedule needs T: give --num_timesteps=T")
-    if num_steps > MOST_STEPS:
+    if num_steps > MAX_STEPS:
         raise UserError(
-            f"T = {num_steps}: times are fitted up to T = {MOST_STEPS}, beyond which equal ones are as good"
+            f"T = {num_steps}: times are fitted up to T = {MAX_STEPS}, beyond which equal ones are as good"
         )
 
 
 def fit_times(
-    table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
+    costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
-    """The best times on a grid that holds the equal ones too, so that they are never worse."""
-    grid = equal_times(num_steps * max(_CELLS_A_STEP, -(-_FEWEST_CELLS // num_steps)))
+    """Returns the best times on a grid that contains the equal ones too, so that they are never worse."""
+    grid = equal_times(num_steps * max(_CELLS_PER_STEP, -(-_MIN_CELLS // num_steps)))
     log_snr = log_snr_of(grid)
-    cost = table.all_edges(grid, log_snr)
+    cost = costs.all_edges(grid, log_snr)
     t, s = np.tril_indices(len(grid), -1)
     for part in np.array_split(np.arange(len(t)), -(-len(t) // _EDGES_AT_A_TIME)):
         edges = t[part], s[part]
         cost[edges], _ = apply_variance(cost[edges], log_snr[edges[0]], log_snr[edges[1]], variance, num_dims)
-    return _priced(grid[cheapest_path(cost, num_steps)], table, log_snr_of, variance, num_dims)
+    return _apply_costs(grid[cheapest_path(cost, num_steps)], costs, log_snr_of, variance, num_dims)
 
 
 def equal_schedule(
-    table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
+    costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
-    """Equal steps of t."""
-    return _priced(equal_times(num_steps), table, log_snr_of, variance, num_dims)
+    """Returns equal steps of t."""
+    return _apply_costs(equal_times(num_steps), costs, log_snr_of, variance, num_dims)
 
 
-def _priced(
-    times: Stops, table: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_dims: int
+def _apply_costs(
+    times: Stops, costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_dims: int
 ) -> FittedSchedule:
     log_snr = log_snr_of(times)
-    nats = table.edges(times[1:], times[:-1], log_snr[1:], log_snr[:-1])
+    nats = costs.edges(times[1:], times[:-1], log_snr[1:], log_snr[:-1])
     cost, excess = apply_variance(nats, log_snr[1:], log_snr[:-1], variance, num_dims)
     return FittedSchedule(times, excess, float(cost.sum()))
 
 
-def exact_log_snr(experiment: Experiment, params: Params) -> LogSNROf:
-    """log_snr at times, computed in float64: the differences between neighbours of a fine grid are small."""
+def exact_log_snr(model: Model, params: Params) -> LogSNROf:
+    """Returns the schedule as a function of times in float64: differences between neighbours of a fine grid are small."""
 
     def log_snr_of(times: Stops) -> Stops:
         with jax.enable_x64(True):
-            exact = jax.tree.map(to_default_precision, params["schedule"])
-            return np.asarray(experiment.model.schedule.apply(exact, jnp.asarray(times)), np.float64)
+            exact = {"schedule": jax.tree.map(to_default_precision, params["schedule"])}
+            return np.asarray(model.log_snr(exact, jnp.asarray(times)), np.float64)
 
     return log_snr_of
 
 
 def load_or_measure_costs(
-    experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, step: int
+    file: Path, origin: Mapping[str, Any], measure: Callable[[], StepCosts]
 ) -> StepCosts:
-    """The table of the checkpoint of `step`: the one filed in the workdir, or else measured and filed there.
+    """Returns the step costs of one checkpoint from `file`, or measures them and writes them there.
+
+    Args:
+      origin: `fitted_chains.origin` of the checkpoint; costs in the file of another origin are not used.
 
     Raises:
-      UserError: the disk refused.
+      UserError: writing failed.
     """
-    file, origin = (
-        workdir / fitted_chains.FOLDER / CACHE,
-        json.dumps(_origin(experiment, step), sort_keys=True),
-    )
-    table = _read(file, origin)
-    if table is not None:
+    # costs depend on all that a fit depends on, except the draws per image: the knots take their place
+    fit = {key: value for key, value in origin["fit"].items() if key != "times_per_image"}
+    key = json.dumps({**origin, "fit": fit}, sort_keys=True)
+    costs = _read(file, key)
+    if costs is not None:
         logging.info("costs of steps: as measured before, in %s", file)
-        return table
-    table = measure_step_costs(experiment, mesh, params)
-    _write(file, table, origin)
-    logging.info("costs of steps: measured on %d images, in %s", table.num_images, file)
-    return table
-
-
-def _origin(experiment: Experiment, step: int) -> dict[str, Any]:
-    """All that a table depends on: all that a fit does, but for the draws a time, whose place the knots take."""
-    origin = fitted_chains.origin(experiment, step)
-    origin["fit"].pop("times_per_image")
-    return origin
+        return costs
+    costs = measure()
+    _write(file, costs, key)
+    logging.info("costs of steps: measured on %d images, in %s", costs.num_images, file)
+    return costs
 
 
 @main_process_only
-def _write(file: Path, table: StepCosts, origin: str) -> None:
+def _write(file: Path, costs: StepCosts, origin: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)}
+    arrays = {field.name: np.asarray(getattr(costs, field.name)) for field in dataclasses.fields(costs)}
     atomic.write_bytes(file, atomic.encode_npz({"origin": np.asarray(origin), **arrays}))
 
 
 def _read(file: Path, origin: str) -> StepCosts | None:
-    """The table filed, if it is there, whole, and of `origin`."""
+    """Returns the costs in `file`; None if it is missing, damaged or of another `origin`."""
     if not file.is_file():
         return None
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if str(arrays["origin"]) != origin:
-                logging.info("%s is of another checkpoint, config or settings of fit: measuring anew", file)
+                logging.info("%s is of another checkpoint, config or settings of fit: measuring again", file)
                 return None
             names = ("knots", "mean", "standard_error")
             return StepCosts(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        logging.warning("%s cannot be read (%s): measuring anew", file, error)
+        logging.warning("%s cannot be read (%s): measuring again", file, error)
         return None

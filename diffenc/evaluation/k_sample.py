@@ -1,11 +1,12 @@
-"""The K-sample importance-weighted bound in discrete time, by --mode=k_sample.
+"""--mode=k_sample: the importance-weighted bound of K samples, in discrete time.
 
 log p(x) >= E log 1/K sum_k w_k, where w = p(x, z_0, ..., z_1) / q(z_0, ..., z_1 | x) of a whole chain drawn from q.
 K = 1 is the ELBO; the bound rises with K to log p(x).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,27 @@ from jaxtyping import Array, Float
 from rich.table import Table
 from scipy.special import logsumexp
 
+from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
 from diffenc.core.model import Model
-from diffenc.core.objective import Step, diffused_pixels, reconstruction_loss, residual, secant
+from diffenc.core.objective import Step, diffused_pixels, reconstruction_loss, secant, step_error
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh
-from diffenc.evaluation.commands import publish_record, restore_for_bound
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches, resolve_batch_size
+from diffenc.evaluation.commands import publish_record
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
-from diffenc.evaluation.evaluator import circumstances, errors_table, image_metadata, mean_and_errors
+from diffenc.evaluation.evaluator import (
+    errors_table,
+    image_metadata,
+    mean_and_errors,
+    pass_metadata,
+    run_metadata,
+)
 from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.restore import restore_for_bound
 from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
@@ -37,27 +46,27 @@ from diffenc.workdir.mirror import on_local_copy
 
 KEYS = ("bpd_k_sample", "bpd_1_sample", "bpd_gain")
 
-Walking = tuple[Float[Array, "samples b *d"], Float[Array, "samples b"]]
+WalkState = tuple[Float[Array, "samples b *d"], Float[Array, "samples b"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainWeights:
-    """What chains weigh.
+    """Log weights of K chains of each image in each pass.
 
     Attributes:
       log_w: nats [passes, K, N], images in source order.
       num_dims: H * W * C.
-      of: what the chain's times and variances were fitted on, where they were.
+      fitted_on: origin of fitted times and variances; entries of the record.
     """
 
     log_w: Float[np.ndarray, "passes samples images"]
     num_dims: int
-    of: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fitted_on: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def summary(self) -> dict[str, Any]:
-        """Bits/dim and their errors (`diffenc.evaluation.evaluator.mean_and_errors`); every image has chains of its own.
+    def metrics(self) -> dict[str, Any]:
+        """Returns bits/dim and their errors (`diffenc.evaluation.evaluator.mean_and_errors`); images have independent chains.
 
-        `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, what it is above `bpd_k_sample`.
+        `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, its difference from `bpd_k_sample`.
         """
         to_bits = -1 / (self.num_dims * np.log(2))
         many, one = to_bits * k_sample_bound(self.log_w), to_bits * self.log_w.mean(axis=1)
@@ -68,7 +77,7 @@ class ChainWeights:
 
 
 def k_sample_bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:
-    """log 1/K sum_k w_k, nats."""
+    """Returns log 1/K sum_k w_k, nats."""
     return logsumexp(log_w, axis=-2) - np.log(log_w.shape[-2])
 
 
@@ -82,17 +91,15 @@ def log_weights(
     samples: int,
     condition: Condition | None = None,
 ) -> Float[Array, "samples b"]:
-    """log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
+    """Returns log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
-    def encode(log_snr: LogSNR) -> Data:
-        return model.encode(params, x, log_snr, condition=condition)
+    encode = partial(model.encode, params, x, condition=condition)
 
     def log_snr_at(index: int | Array) -> LogSNR:
-        t = jnp.broadcast_to(chain.times[index], x.shape[:1])
-        return model.schedule.apply(params["schedule"], t)
+        return model.log_snr(params, jnp.broadcast_to(chain.times[index], x.shape[:1]))
 
-    def body(carry: Walking, index: Array) -> tuple[Walking, None]:
+    def body(carry: WalkState, index: Array) -> tuple[WalkState, None]:
         step = secant(encode, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
@@ -120,37 +127,35 @@ def make_walk(
     log_ratio: Float[Array, ""],
     condition: Condition | None = None,
 ) -> Callable[[tuple[Data, Key]], tuple[Data, PerExample]]:
-    """Makes (the noise in z_t, a key) -> (the noise in z_s, the step's log weight), z_s drawn from q.
+    """Returns the function (noise in z_t, key) -> (noise in z_s, log weight of the step), with z_s drawn from q.
 
-    In the noise q walks eps_s = sqrt(1 - c) eps_t + sqrt(c) eps', whatever the encoder: with
+    In terms of the noise, q is eps_s = sqrt(1 - c) eps_t + sqrt(c) eps', whatever the encoder: with
     z = alpha x_phi + sigma eps that is q(z_s | z_t, x) [13].
 
     Args:
       log_ratio: log(sigma_Q^2 / sigma_P^2).
     """
 
-    def network(z: Data, log_snr: LogSNR) -> Data:
-        return model.predict(params, z, log_snr, condition=condition)
-
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
-        fresh = jax.random.normal(key, eps.shape, eps.dtype)
-        error = residual(step, eps, network, model.parameterization, model.generative_mean)
-        gain = step_log_weight(fresh, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
+        new_eps = jax.random.normal(key, eps.shape, eps.dtype)
+        x_hat_error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, condition=condition)
+        error = step_error(step, x_hat_error, model.generative_mean)
+        gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         kept, renewed = jnp.exp(0.5 * (step.log_snr - log_snr_s)), step_fraction(step.log_snr, log_snr_s)
-        return scale(kept, eps) + scale(jnp.sqrt(renewed), fresh), gain
+        return scale(kept, eps) + scale(jnp.sqrt(renewed), new_eps), gain
 
     return walk
 
 
 def prior_log_weight(x_phi: Data, eps: Data, log_snr: LogSNR) -> PerExample:
-    """log p(z_1) - log q(z_1 | x) at z_1 = alpha x_phi + sigma eps."""
+    """Returns log p(z_1) - log q(z_1 | x) at z_1 = alpha x_phi + sigma eps."""
     z, num_dims = diffuse(x_phi, eps, log_snr), x_phi[0].size
     return 0.5 * (sum_data((eps - z) * (eps + z)) - num_dims * jax.nn.softplus(log_snr))
 
 
 def step_log_weight(eps: Data, shift: Data, log_w: Float[Array, ""]) -> PerExample:
-    """log p(z_s | z_t) - log q(z_s | z_t, x) at z_s = mu_Q + sigma_Q eps.
+    """Returns log p(z_s | z_t) - log q(z_s | z_t, x) at z_s = mu_Q + sigma_Q eps.
 
     It is 1/2 ||eps||^2 - w/2 ||eps - shift||^2 + d/2 log w, written so that nothing large cancels as w -> 1.
 
@@ -165,19 +170,19 @@ def step_log_weight(eps: Data, shift: Data, log_w: Float[Array, ""]) -> PerExamp
 
 @on_local_copy
 def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Measure the K-sample bound of the chain that `evaluate` names, print a table, file it in the workdir.
+    """Measures the K-sample bound of the chain that `evaluate` names; prints a table and writes it to the workdir.
 
     Raises:
-      UserError: no T is given, there is no run, or what must be fitted is not.
+      UserError: no T is given, there is no run, or something that must be fitted first is missing.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if settings.num_timesteps == 0:
         raise UserError("--mode=k_sample needs T: give --num_timesteps=T")
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    measured = measure_log_weights(experiment, mesh, ema, workdir, step)
-    figures = k_sample_record(experiment, measured, step) | measured.of
-    publish_record(workdir, "k_sample", figures, {"log_w": measured.log_w}, k_sample_table(figures))
-    return figures
+    weights = measure_log_weights(experiment, mesh, ema, workdir, step)
+    record = k_sample_record(experiment, weights, step)
+    publish_record(workdir, "k_sample", record, {"log_w": weights.log_w}, k_sample_table(record))
+    return record
 
 
 def measure_log_weights(
@@ -187,53 +192,57 @@ def measure_log_weights(
     workdir: Path | None = None,
     step: int | None = None,
 ) -> ChainWeights:
-    """Weights of K chains for each image in each pass of `experiment.evaluate`.
+    """Returns the log weights of K chains for each image in each pass of `experiment.evaluate`.
 
     Args:
-      workdir: where fitted times and variances are read from, for the checkpoint of `step`.
+      workdir: folder of fitted times and variances, for the checkpoint of `step`.
 
     Raises:
-      UserError: T is too deep for float32, the batch does not divide over the devices, or what must be
-        fitted is not.
+      UserError: T is too large for the precision, the batch does not divide over the devices, or something that
+        must be fitted first is missing.
     """
-    settings, model, num_levels = experiment.evaluate, experiment.model, experiment.dataset.num_levels
-    found = evaluated_bound(experiment, workdir, step)
-    chain = found.chain_of(params)
+    model, dataset, samples = experiment.model, experiment.dataset, experiment.k_sample.samples
+    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+    precision = serialize.network_precision(experiment)
+    bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
 
-    def weights(given: tuple[Params, Chain], images: Images, key: Key) -> Float[Array, "samples b"]:
-        (params, chain), (levels, condition) = given, images
-        samples = experiment.k_sample.samples
-        return log_weights(model, params, levels, chain, key, num_levels, samples, condition)
+    def batch_log_weights(
+        bound_params: tuple[Params, Chain], images: Images, key: Key
+    ) -> Float[Array, "samples b"]:
+        (params, chain), (levels, condition) = bound_params, images
+        return log_weights(model, params, levels, chain, key, dataset.num_levels, samples, condition)
 
-    passes, compiled = (
-        EvaluationBatches(experiment, settings, mesh, "k_sample"),
-        compile_on_mesh(mesh, weights),
+    batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "k_sample")
+    results = map_batches(
+        compile_on_mesh(mesh, batch_log_weights),
+        (params, bound.chain_of(params)),
+        batches,
+        lambda batch: (batch.images, batch.key),
+        Progress("k_sample", len(batches)),
     )
-    progress, rows = Progress("k_sample", len(passes)), []
-    for visit in passes:
-        log_w = jax.device_get(compiled((params, chain), visit.images, visit.key))
-        rows.append(log_w[:, visit.real].astype(np.float64))
-        progress()
-    log_w = np.stack([np.concatenate(one, axis=1) for one in passes.by_pass(rows)])
-    return ChainWeights(log_w, int(np.prod(experiment.dataset.image_shape)), found.of)
+    log_w = [batch.without_padding(log_w).astype(np.float64) for log_w, batch in results]
+    return ChainWeights(batches.stack_passes(log_w), int(np.prod(dataset.image_shape)), bound.fitted_on)
 
 
-def k_sample_record(experiment: Experiment, measured: ChainWeights, step: int) -> dict[str, Any]:
-    """What k_sample.json says: the figures, and all that one must know to compare them."""
-    settings, (_, samples, num_images) = experiment.evaluate, measured.log_w.shape
+def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) -> dict[str, Any]:
+    """Returns the content of k_sample.json: the metrics, and everything needed to compare them with others."""
+    _, samples, num_images = weights.log_w.shape
+    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
     return {
-        **measured.summary(),
-        **image_metadata(experiment, settings, num_images),
+        **weights.metrics(),
+        **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
         **bound_metadata(settings),
         "K": samples,
-        **circumstances(experiment, settings),
+        **pass_metadata(settings),
+        **run_metadata(experiment),
         "step": step,
+        **weights.fitted_on,
     }
 
 
-def k_sample_table(figures: dict[str, Any]) -> Table:
-    """The bounds of 1 and of K samples and their difference, with both errors."""
-    chain = f"T {figures['T']}, {figures['times']} times, {figures['variance']} variance, K {figures['K']}"
-    images = f"{figures['num_images']} images, {figures['passes']} pass(es)"
-    title = f"{describe_images(figures)}, {images}, {chain}, step {figures['step']}"
-    return errors_table(figures, KEYS, title, f"pixels {figures['fingerprint'][:16]}")
+def k_sample_table(record: Mapping[str, Any]) -> Table:
+    """Returns the bounds of 1 and of K samples and their difference, with both errors."""
+    chain = f"T {record['T']}, {record['times']} times, {record['variance']} variance, K {record['K']}"
+    images = f"{record['num_images']} images, {record['passes']} pass(es)"
+    title = f"{describe_images(record)}, {images}, {chain}, step {record['step']}"
+    return errors_table(record, KEYS, title, f"pixels {record['fingerprint'][:16]}")

@@ -1,12 +1,13 @@
-"""--mode=likelihood: bits/dim of a trained run by its probability-flow ODE, beside those of its ELBO.
+"""--mode=likelihood: bits/dim of a trained run by its probability-flow ODE, to compare with those of its ELBO.
 
-The ODE gives a density exactly, but for the solver's error and, for images of many dimensions, the unbiased noise of
-Hutchinson's estimate. The solver's error is not in the errors stated: it adds up over steps and dimensions, and for a
-trained network in float32 was measured at 7e-4 bits/dim of an image at the default tolerance, 9e-3 at 1e-5. Images are discrete, though: what is stated for them is the bound
--log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] that dequantisation leaves. Whose P that is depends on the encoder;
-see MODELLED and UNMODELLED.
+The ODE gives a density exactly, except for the solver's error and, for images of many dimensions, the unbiased noise
+of Hutchinson's estimate. The stated errors do not include the solver's error: it adds up over steps and dimensions;
+for a trained network in float32 it was measured at 7e-4 bits/dim of an image at the default tolerance, 9e-3 at 1e-5.
+Images are discrete: for them the bound -log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] of dequantisation is stated.
+Which model P belongs to depends on the encoder; see MODELLED and UNMODELLED.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,20 +29,20 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation import ode
-from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh
-from diffenc.evaluation.commands import publish_record, restore_for_bound
+from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches, resolve_batch_size
+from diffenc.evaluation.commands import publish_record
 from diffenc.evaluation.evaluator import (
-    PerImage,
-    circumstances,
     errors_table,
     image_metadata,
     mean_and_errors,
+    pass_metadata,
+    run_metadata,
 )
-from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.image_error import ByPass, PassValues
+from diffenc.evaluation.restore import restore_for_bound
 from diffenc.interfaces import Images, Key, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
-from diffenc.sampling.sampler import x_hat_of
 from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.workdir.mirror import on_local_copy
 
@@ -53,24 +54,24 @@ UNMODELLED = (
 
 
 class OdeLikelihoods(NamedTuple):
-    """What solving for a set of images gave.
+    """Bounds on -log P(x) of a set of images by the ODE.
 
     Attributes:
       nats: log q(z_0 | x) - log p_0(z_0) of each image in source order; its mean bounds -log P(x).
-      evaluations: of the network, for each batch of each pass.
+      evaluations: number of network evaluations, for each batch of each pass.
     """
 
-    nats: PerImage
+    nats: ByPass
     evaluations: Int[np.ndarray, "passes batches"]
 
 
 @on_local_copy
 def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Measure bits/dim by the ODE, print a table, file it as likelihood.{json,npz}; returns what the JSON says.
+    """Measures bits/dim by the ODE, prints a table and writes likelihood.{json,npz}; returns the record.
 
     Raises:
-      UserError: no run there, one of another config, no such checkpoint, networks in bfloat16, or the ODE could
-        not be solved.
+      UserError: no run there, one of another config, no such checkpoint, networks in bfloat16, or the solver
+        did not reach the end.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
     if serialize.network_precision(experiment) == "bfloat16":
@@ -80,53 +81,57 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         )
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
-    # whatever JAX is set to: a solver that controls its error needs every digit
+    # regardless of JAX's setting: a solver that controls its error needs every digit
     with jax.default_matmul_precision("highest"):
-        solved = solve_images(experiment, mesh, ema)
-        figures = {
-            **likelihood_record(experiment, solved),
+        likelihoods = solve_images(experiment, mesh, ema)
+        record = {
+            **likelihood_record(experiment, likelihoods),
             "model": MODELLED if modelled else UNMODELLED,
             "step": step,
             "num_params": count_parameters(ema),
         }
-    publish_record(workdir, "likelihood", figures, solved._asdict(), likelihood_table(figures))
-    return figures
+    publish_record(workdir, "likelihood", record, likelihoods._asdict(), likelihood_table(record))
+    return record
 
 
 def solve_images(experiment: Experiment, mesh: Mesh, params: Params) -> OdeLikelihoods:
-    """Every image once a pass, each time with dequantisation and probes drawn afresh.
+    """Returns the ODE's bounds of every image in each pass, with new dequantisation noise and probes in each.
 
     Raises:
-      UserError: the ODE could not be solved, or the batch does not divide over the devices.
+      UserError: the solver did not reach the end, or the batch does not divide over the devices.
     """
-    passes = EvaluationBatches(experiment, experiment.evaluate, mesh, "likelihood")
-    solve = partial(batch_nats, experiment.model, experiment.dataset.num_levels, experiment.likelihood)
-    compiled, progress = compile_on_mesh(mesh, solve), Progress("likelihood", len(passes))
+    model, dataset = experiment.model, experiment.dataset
+    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+    batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "likelihood")
+    results = map_batches(
+        compile_on_mesh(mesh, partial(batch_nats, model, dataset.num_levels, experiment.likelihood)),
+        params,
+        batches,
+        lambda batch: (batch.images, batch.key),
+        Progress("likelihood", len(batches)),
+    )
     nats, evaluations = [], []
-    for visit in passes:
-        bound, stats = jax.device_get(compiled(params, visit.images, visit.key))
+    for (bound, stats), batch in results:
         ode.require_reached(stats)
-        nats.append(bound[visit.real].astype(np.float64))
+        nats.append(batch.without_padding(bound).astype(np.float64))
         evaluations.append(stats.evaluations)
-        progress()
-    by_pass = np.stack([np.concatenate(one) for one in passes.by_pass(nats)])
-    return OdeLikelihoods(by_pass, np.array(passes.by_pass(evaluations)))
+    return OdeLikelihoods(batches.stack_passes(nats), np.reshape(evaluations, (batches.passes, -1)))
 
 
 def batch_nats(
     model: Model, num_levels: int, settings: Likelihood, params: Params, images: Images, key: Key
 ) -> tuple[PerExample, ode.Stats]:
-    """log q(z_0 | x) - log p_0(z_0) in nats [B], from one z_0 of each image; no dropout."""
+    """Returns log q(z_0 | x) - log p_0(z_0) in nats [B], from one z_0 of each image; no dropout."""
     dequantise_key, probe_key = jax.random.split(key)
     x = scale_pixels(images.levels, num_levels)
-    log_snr_0, log_snr_1 = model.schedule.apply(params["schedule"], jnp.array([0.0, 1.0]))
+    log_snr_0, log_snr_1 = model.log_snr(params, jnp.array([0.0, 1.0]))
     dequantise = DEQUANTISATIONS[settings.dequantisation]
     z_0, log_q = dequantise(dequantise_key, x, jnp.broadcast_to(log_snr_0, x.shape[:1]), num_levels)
     log_p, stats = ode.log_density(
         z_0,
         log_snr_0,
         log_snr_1,
-        ode.ode_velocity(x_hat_of(model, params, images.condition), model.generative_mean),
+        ode.ode_velocity(partial(model.denoise, params, condition=images.condition), model.generative_mean),
         make_divergence(settings, probe_key, x.shape),
         settings.rtol,
         settings.atol,
@@ -135,39 +140,43 @@ def batch_nats(
 
 
 def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> ode.Divergence:
-    """Exact for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
+    """Returns the exact divergence for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
     return ode.hutchinson(jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype))
 
 
 def is_exact(settings: Likelihood, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether the divergence is computed exactly for images of this shape."""
     return int(np.prod(image_shape)) <= settings.exact_up_to
 
 
-def likelihood_record(experiment: Experiment, solved: OdeLikelihoods) -> dict[str, Any]:
-    """The figures, and all of the settings that one must know to compare them."""
-    settings, shape = experiment.likelihood, experiment.dataset.image_shape
-    exact = is_exact(settings, shape)
+def likelihood_record(experiment: Experiment, likelihoods: OdeLikelihoods) -> dict[str, Any]:
+    """Returns the metrics, and all settings needed to compare them with others."""
+    solver, shape = experiment.likelihood, experiment.dataset.image_shape
+    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+    bits_per_dim = PassValues(likelihoods.nats / (np.prod(shape) * np.log(2)))
+    exact, num_images = is_exact(solver, shape), likelihoods.nats.shape[1]
     return {
-        **mean_and_errors("bpd_ode", PassValues(solved.nats / (np.prod(shape) * np.log(2)))),
-        **image_metadata(experiment, experiment.evaluate, solved.nats.shape[1]),
-        "dequantisation": settings.dequantisation,
+        **mean_and_errors("bpd_ode", bits_per_dim),
+        **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
+        "dequantisation": solver.dequantisation,
         "divergence": "exact" if exact else "hutchinson",
-        **({} if exact else {"probes": settings.probes}),
-        "rtol": settings.rtol,
-        "atol": settings.atol,
-        "evaluations": float(solved.evaluations.mean()),
-        **circumstances(experiment, experiment.evaluate),
+        **({} if exact else {"probes": solver.probes}),
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+        "evaluations": float(likelihoods.evaluations.mean()),
+        **pass_metadata(settings),
+        **run_metadata(experiment),
     }
 
 
-def likelihood_table(figures: dict[str, Any]) -> Table:
-    """The bound in bits/dim with both errors, and below it whose bound it is."""
+def likelihood_table(record: Mapping[str, Any]) -> Table:
+    """Returns the bound in bits/dim with both errors; the caption names the model it belongs to."""
     title = (
-        f"{describe_images(figures)}, {figures['num_images']} images, {figures['passes']} pass(es), "
-        f"ODE with {figures['divergence']} divergence, {figures['evaluations']:.0f} evaluations, "
-        f"{figures['dequantisation']} dequantisation, step {figures['step']}"
+        f"{describe_images(record)}, {record['num_images']} images, {record['passes']} pass(es), "
+        f"ODE with {record['divergence']} divergence, {record['evaluations']:.0f} evaluations, "
+        f"{record['dequantisation']} dequantisation, step {record['step']}"
     )
-    caption = f"{figures['model']}\npixels {figures['fingerprint'][:16]}"
-    return errors_table(figures, ("bpd_ode",), title, caption)
+    caption = f"{record['model']}\npixels {record['fingerprint'][:16]}"
+    return errors_table(record, ("bpd_ode",), title, caption)

@@ -1,7 +1,8 @@
-"""A grid's worth of images from a trained model, in stretches of one compiled scan."""
+"""Samples of a trained model, drawn in stretches of one compiled scan, so that progress shows and Ctrl-C works."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Sample
 from diffenc.core.discretization import EQUAL
+from diffenc.core.model import Model
 from diffenc.core.rng import root_key
 from diffenc.interfaces import Condition, Data, Dataset, Key, Params
 from diffenc.parallel.sharding import batch_sharded, replicated
@@ -22,16 +23,16 @@ from diffenc.sampling.sampler import ReverseChain
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 from diffenc.workdir import fitted_chains
 
-MOST_STRETCHES = 20
+MAX_STRETCHES = 20
 
 
 def count_stretches(steps: int) -> int:
-    """Into how many equal stretches `steps` are cut: the largest divisor up to MOST_STRETCHES."""
-    return max(count for count in range(1, min(steps, MOST_STRETCHES) + 1) if steps % count == 0)
+    """Returns the number of equal stretches that `steps` are divided into: the largest divisor up to MAX_STRETCHES."""
+    return max(count for count in range(1, min(steps, MAX_STRETCHES) + 1) if steps % count == 0)
 
 
 def sample_file_name(settings: Sample, step: int) -> str:
-    """The PNG's name: what was drawn from the checkpoint of `step`, and how where it is not the usual way."""
+    """Returns the name of the PNG: the step of the checkpoint, the settings of `sample`, and those that differ from the default."""
     chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
         settings.sampler: settings.sampler != "ancestral",
@@ -44,39 +45,49 @@ def sample_file_name(settings: Sample, step: int) -> str:
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
 
 
+def settings_metadata(settings: Sample) -> dict[str, Any]:
+    """Returns how samples are drawn from a given checkpoint, for a record."""
+    metadata = {**vars(settings), "variance": variances.spell(settings.variance)}
+    del metadata["step"]  # records have the step of the checkpoint, also where the settings leave it open
+    return metadata
+
+
 class ImageSampler:
-    """Draws `sample.num` images by the chain and solver of `experiment.sample`. Compiled once."""
+    """Draws `settings.num` images by the chain and solver of the settings. It compiles once."""
 
     def __init__(
-        self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
+        self,
+        model: Model,
+        dataset: Dataset,
+        settings: Sample,
+        mesh: Mesh,
+        workdir: Path | None = None,
+        step: int | None = None,
     ):
-        """`workdir` is where fitted times and variances are read from, for the checkpoint of `step`.
+        """Reads fitted times and variances from `workdir`, for the checkpoint of `step`.
 
         Raises:
-          UserError: times or variances that must be fitted are not.
+          UserError: times or variances that must be fitted are missing.
         """
-        self.settings = experiment.sample
+        self.settings = settings
         self.num_stretches = count_stretches(self.settings.num_timesteps)
-        self._model = experiment.model
-        self._num_levels = experiment.dataset.num_levels
-        self._shape = (self.settings.num, *experiment.dataset.image_shape)
-        self._labels = cycle_labels(experiment.dataset, self.settings.classes, self.settings.num)
+        self._model = model
+        self._num_levels = dataset.num_levels
+        self._shape = (self.settings.num, *dataset.image_shape)
+        self._labels = cycle_labels(dataset, self.settings.classes, self.settings.num)
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = replicated(mesh) if self.settings.num % mesh.devices.size else batch_sharded(mesh)
         self._solver = SOLVERS[self.settings.sampler]
         self._must_check_slope = self.settings.sampler in ODE_SOLVERS
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
-        self._collect = jax.jit(
-            lambda z: z, out_shardings=replicated(mesh)
-        )  # no process holds all of it before
-        self.plan, model = fitted_chains.plan(workdir, self.settings, step), self._model
-        self.plan.check()
-        plan = self.plan
-        self._descent = jax.jit(
-            lambda params: sampler.reverse_chain(
-                model, params, plan.chain(model.schedule, params["schedule"])
-            )
+        # until then each process holds only the images of its own devices
+        self._collect = jax.jit(lambda z: z, out_shardings=replicated(mesh))
+        fit = fitted_chains.plan(workdir, self.settings, step)
+        fit.check()
+        self.fitted_on = fit.of
+        self._reverse_chain = jax.jit(
+            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params["schedule"]))
         )
 
     def draw(
@@ -86,15 +97,15 @@ class ImageSampler:
         key: Key | None = None,
         labels: Int[np.ndarray, " n"] | None = None,
     ) -> Int[np.ndarray, "n h w c"]:
-        """Integer levels.
+        """Returns images as integer levels.
 
         Args:
-          after_stretch: is called after each stretch: to show progress, or to raise.
+          after_stretch: called after each stretch, to show progress, or to stop by raising.
           key: of the noise; None = by the seed.
-          labels: of which class each is, for a model that is told; None = `sample.classes` in turn.
+          labels: class of each image, for a class-conditional model; None = `sample.classes` in turn.
         """
         condition = self._model.conditioning(self._labels if labels is None else labels)
-        self._warn_of_another_model(params)
+        self._warn_if_inconsistent(params)
 
         def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
             z, length = self._spread(z), self.settings.num_timesteps // self.num_stretches
@@ -109,7 +120,7 @@ class ImageSampler:
 
         key = root_key(self.settings.seed, "sample") if key is None else key
         return np.asarray(
-            sampler.sample_along(self._descent(params), key, self._shape, self._num_levels, walk_down)
+            sampler.sample_along(self._reverse_chain(params), key, self._shape, self._num_levels, walk_down)
         )
 
     def _walk_stretch(
@@ -124,8 +135,11 @@ class ImageSampler:
         x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
         return sampler.walk(key, z, *stretch, x_hat, self._model.generative_mean, self._solver, first)
 
-    def _warn_of_another_model(self, params: Params) -> None:
-        """Once, and with the parameters in use: a trainable encoder is born as the non-trainable one."""
+    def _warn_if_inconsistent(self, params: Params) -> None:
+        """Warns once if an ODE solver does not sample the trained model.
+
+        Needs the parameters in use: a trainable encoder is initialised to equal the non-trainable one.
+        """
         if not self._must_check_slope or slope_is_modelled(self._model, params, self._shape[1:]):
             return
         self._must_check_slope = False
@@ -138,6 +152,6 @@ class ImageSampler:
 
 
 def cycle_labels(dataset: Dataset, classes: tuple[int, ...] | None, count: int) -> Int[np.ndarray, " count"]:
-    """Labels of `count` images to draw: `classes` in turn, all there are if None."""
+    """Returns labels of `count` images: `classes` in turn; None = all classes."""
     cycle = np.arange(dataset.num_classes) if classes is None else np.asarray(classes)
     return np.resize(cycle, count).astype(np.int32)

@@ -18,7 +18,7 @@ from diffenc.config.gin_files import CONFIG, decode
 from diffenc.config.import_rules import import_permission
 from diffenc.core.parameters import abstract_arrays, name_leaves
 from diffenc.errors import UserError
-from diffenc.evaluation.commands import read_ema, to_default_precision
+from diffenc.evaluation.restore import read_ema, to_default_precision
 from diffenc.export import config_binding, weights
 from diffenc.export.array_dataset import DatasetSpec
 from diffenc.export.trained_model import TrainedModel
@@ -71,7 +71,15 @@ def _of_workdir(
     where = str(stores.join_path(path, CONFIG))
     experiment = gin_loader.load_untrusted(decode(text, where), where, may_import)
     wanted = expected_metadata(experiment, path, path, FREE_TO_MEASURE)
-    restored = read_ema(experiment, stores.join_path(path, CHECKPOINTS), data_mesh(), step, wanted.check)
+    restored = read_ema(
+        stores.join_path(path, CHECKPOINTS),
+        experiment.model,
+        experiment.dataset.image_shape,
+        data_mesh(),
+        experiment.mesh,
+        step,
+        wanted.check,
+    )
     wanted.warn_unchecked(restored)
     params = jax.tree.map(to_default_precision, restored.tree["ema"])
     workdir = None if stores.is_url(path) else Path(path)

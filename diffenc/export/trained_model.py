@@ -19,6 +19,7 @@ from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.errors import UserError, nearest
+from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.evaluator import ElboTerms, Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
@@ -50,12 +51,12 @@ class ElboResult:
     means: dict[str, float | None]
 
     @staticmethod
-    def of(measured: ElboTerms) -> "ElboResult":
-        bits = measured.bits()
+    def from_terms(terms: ElboTerms) -> "ElboResult":
+        bits = terms.bits_per_dim()
         passes = len(bits["bpd"])
         means = {key.removeprefix("bpd_"): each.mean(axis=0) for key, each in bits.items()}
         spread = bits["bpd"].std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else None
-        return ElboResult(means.pop("bpd"), means, spread, measured.summary())
+        return ElboResult(means.pop("bpd"), means, spread, terms.metrics())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,10 +109,11 @@ class TrainedModel:
             {} if num_timesteps is None else {"num_timesteps": num_timesteps}
         )
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
-        experiment = dataclasses.replace(self.experiment, sample=chosen)
         sampler = self._once(
             dataclasses.replace(chosen, seed=0),
-            lambda: ImageSampler(experiment, self.mesh, self.workdir, self.step),
+            lambda: ImageSampler(
+                self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step
+            ),
         )
         progress = Progress("samples", sampler.num_stretches)
         return sampler.draw(self.params, progress, root_key(seed, "sample")).astype(np.uint8)
@@ -142,12 +144,15 @@ class TrainedModel:
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
         chosen = replace_settings("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
         given = ArrayDataset(*self._checked(images, labels), self.experiment.dataset)
+        chosen = resolve_batch_size(chosen, self.experiment.batch_size)
         experiment = dataclasses.replace(self.experiment, dataset=given, evaluate=chosen)
         evaluator = self._once(
             dataclasses.replace(chosen, seed=0, passes=1),
             lambda: Evaluator(experiment, self.mesh, self.workdir, self.step),
-        ).over(experiment, self.mesh)
-        return ElboResult.of(evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches)))
+        ).with_images(given, chosen)
+        return ElboResult.from_terms(
+            evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
+        )
 
     def encode(
         self,
@@ -172,14 +177,16 @@ class TrainedModel:
             raise UserError("encode: give one of log_snr and t")
         at = _for_each(t if log_snr is None else log_snr, len(levels))
         if log_snr is None:
-            at = self.model.schedule.apply(self.params["schedule"], at)
-        encode = self._once("encode", lambda: jax.jit(partial(_encode, self.experiment)))
+            at = self.model.log_snr(self.params, at)
+        encode = self._once(
+            "encode", lambda: jax.jit(partial(_encode, self.model, self.experiment.dataset.num_levels))
+        )
         return np.asarray(encode(self.params, jnp.asarray(levels), at, self.model.conditioning(labels)))
 
     def _refuse_fixed(self, method: str, settings: Mapping[str, Any], *fixed: str) -> None:
         """Raise UserError if `settings` has one of those that a trained model, or images in hand, leave no choice of."""
         why = {
-            "step": f"these are the parameters of step {self.step}; nearest: steps, which is T",
+            "step": f"these are the parameters of step {self.step}; nearest: num_timesteps, which is T",
             "split": "it measures the images that it is given",
             "num_images": "it measures all images that it is given, as images[:N]",
         }
@@ -201,14 +208,14 @@ class TrainedModel:
 
 
 def _encode(
-    experiment: Experiment,
+    model: Model,
+    num_levels: int,
     params: Params,
     levels: Int[Array, "n h w c"] | UInt8[Array, "n h w c"],
     log_snr: LogSNR,
     condition: Condition | None,
 ) -> Data:
-    x = scale_pixels(levels, experiment.dataset.num_levels)
-    return experiment.model.encode(params, x, log_snr, condition=condition)
+    return model.encode(params, scale_pixels(levels, num_levels), log_snr, condition=condition)
 
 
 def _for_each(given: Given, count: int) -> Float[Array, " n"]:

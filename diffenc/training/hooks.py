@@ -113,18 +113,18 @@ class Evaluation(Hook):
     def __call__(self, session: Session) -> None:
         with session.clock.paused():
             after_batch = _progress_and_stop(session, self.name, self._evaluator.num_batches)
-            measured = self._evaluator.measure(session.state.ema, after_batch)
+            terms = self._evaluator.measure(session.state.ema, after_batch)
             session.files.check_claim()
             split = self._experiment.evaluate.split
-            row = {f"{split}_{key}": value for key, value in measured.summary().items() if value is not None}
+            row = {f"{split}_{key}": value for key, value in terms.metrics().items() if value is not None}
             session.writer.write_scalars(session.step, row)
-            losses = {f"{split}_loss_over_log_snr": equal_shares(measured.draws)}
+            losses = {f"{split}_loss_over_log_snr": equal_shares(terms.draws)}
             session.writer.write_histograms(session.step, losses)
             if session.step == self._experiment.steps:
                 num_params = count_parameters(session.state.params)
-                of = self._evaluator.of
-                figures = evaluation_record(self._experiment, measured, session.step, num_params, of)
-                session.files.save_evaluation(figures, measured.arrays())
+                fitted_on = self._evaluator.fitted_on
+                record = evaluation_record(self._experiment, terms, session.step, num_params, fitted_on)
+                session.files.save_evaluation(record, terms.arrays())
 
 
 class Samples(Hook):
@@ -136,8 +136,9 @@ class Samples(Hook):
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
         fitted_chains.refuse_untrained(experiment.sample)
         self.every = experiment.sample_every
-        self._num_levels = experiment.dataset.num_levels
-        self._sampler = ImageSampler(experiment, mesh, files.workdir)
+        model, dataset = experiment.model, experiment.dataset
+        self._num_levels = dataset.num_levels
+        self._sampler = ImageSampler(model, dataset, experiment.sample, mesh, files.workdir)
 
     def __call__(self, session: Session) -> None:
         with session.clock.paused():

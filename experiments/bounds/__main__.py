@@ -1,11 +1,11 @@
-"""The bounds of one trained run side by side: at many T, in continuous time, with K samples, and of its ODE.
+"""Compares the bounds of one trained run: at many T, in continuous time, with K samples, and of its ODE.
 
   python -m experiments.bounds --workdir=runs/mnist_small
 
 In discrete time with sigma_P = sigma_Q, with fitted variances, with fitted variances on fitted times, and with
-a fixed w = sigma_Q^2 / sigma_P^2 other than 1, whose bound grows like T. Variances and times are fitted on train
-and stay in WORKDIR/fits. All columns share images, times and noise. The table, its figures and the plot of bound
-against T go to WORKDIR/bounds; what was measured before is not measured again, so one may stop and go on.
+a fixed w = sigma_Q^2 / sigma_P^2 other than 1, with a bound that grows like T. Variances and times are fitted on train
+and stay in WORKDIR/fits. All columns share images, times and noise. The table, its numbers as JSON and the plot of bound
+over T go to WORKDIR/bounds. Finished measurements are kept there, so that the program can be stopped and resumed.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood, plots
-from diffenc.evaluation.commands import restore_ema
 from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, image_metadata
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
 from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.restore import restore_ema
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import EXCESS, requires
@@ -42,13 +42,13 @@ from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.workdir import fitted_chains
 from diffenc.workdir.config_check import CONFIG
 from diffenc_plugins.variances import Equal, Fitted, Fixed
-from experiments.bounds.shown import Results, figures, plot, table, table_beside
+from experiments.bounds.formatting import Results, bounds_record, bounds_table, few_images_table, plot_bounds
 
-STEPS = (5, 10, 25, 50, 100, 250, 1000)
+NUM_TIMESTEPS = (5, 10, 25, 50, 100, 250, 1000)
 
 
 class Bounds:
-    """Measures what it is asked for, or takes it from an earlier time."""
+    """Measures bounds of one run, or reads them where they have been measured before."""
 
     def __init__(self, experiment: Experiment, workdir: Path):
         self.experiment = experiment
@@ -59,17 +59,19 @@ class Bounds:
         settings = experiment.evaluate
         images = experiment.dataset.source(settings.split)
         self.num_images = len(subsample(images, settings.num_images, settings.seed))
-        self.compared: list[dict[str, Any]] = []  # which images each figure is of, or is of some of
+        self.compared: list[dict[str, Any]] = []  # metadata of the images of each result
 
     def _with(self, **changes: Any) -> Experiment:
         evaluate = dataclasses.replace(self.experiment.evaluate, step=self.step, **changes)
         return dataclasses.replace(self.experiment, evaluate=evaluate)
 
-    def _kept(
+    def _cached(
         self, name: str, experiment: Experiment, compute: Callable[[], dict[str, np.ndarray]], *more: Any
     ) -> dict:
-        """What `compute` gives, filed with all that it depends on, and measured anew where that differs."""
-        self.compared.append(image_metadata(experiment, experiment.evaluate, self.num_images))
+        """Returns the arrays of `compute`, or those in the cache if they were computed with the same settings."""
+        self.compared.append(
+            image_metadata(experiment.dataset, experiment.model, experiment.evaluate.split, self.num_images)
+        )
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
         origin = self._origin(experiment, *more)
         if file.is_file():
@@ -89,57 +91,59 @@ class Bounds:
         )
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
-        """The ELBO under these settings of `evaluate`; what they need is fitted first."""
+        """Returns the ELBO with these settings of `evaluate`; times and variances are fitted first."""
         experiment = self._with(**changes)
         settings = experiment.evaluate
 
         def compute() -> dict[str, np.ndarray]:
-            say(f"{label}, T = {settings.num_timesteps or 'continuous'}")
-            fit_what_is_missing(experiment, self.workdir, self.step)
+            log_progress(f"{label}, T = {settings.num_timesteps or 'continuous'}")
+            fit_if_missing(experiment, self.workdir, self.step)
             evaluator = Evaluator(experiment, self.mesh, self.workdir, self.step)
-            measured = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
-            return {"nats": np.sum(list(measured.terms.values()), axis=0), "times": measured.times}
+            terms = evaluator.measure(self.params, Progress("evaluation", evaluator.num_batches))
+            return {"nats": np.sum(list(terms.terms.values()), axis=0), "times": terms.times}
 
-        kept = self._kept(f"{label}_T{settings.num_timesteps}", experiment, compute)
-        return PassValues(self._bits(kept["nats"]), kept["times"])
+        cached = self._cached(f"{label}_T{settings.num_timesteps}", experiment, compute)
+        return PassValues(self._bits(cached["nats"]), cached["times"])
 
-    def k_sample(self, steps: int, samples: int, few: int) -> dict[str, PassValues]:
-        """The K-sample bound of the chain of T = `steps` with fitted variances, and the ELBO of its chains."""
-        experiment = self._with(steps=steps, variance=Fitted(), num_images=few, passes=2)
+    def k_sample(self, num_timesteps: int, samples: int, few: int) -> dict[str, PassValues]:
+        """Returns the K-sample bound of T steps with fitted variances, and the ELBO of its chains."""
+        experiment = self._with(num_timesteps=num_timesteps, variance=Fitted(), num_images=few, passes=2)
         experiment = dataclasses.replace(experiment, k_sample=KSample(samples))
 
         def compute() -> dict[str, np.ndarray]:
-            say(f"the {samples}-sample bound, T = {steps}")
-            fit_what_is_missing(experiment, self.workdir, self.step)
-            measured = k_sample.measure_log_weights(
+            log_progress(f"the {samples}-sample bound, T = {num_timesteps}")
+            fit_if_missing(experiment, self.workdir, self.step)
+            weights = k_sample.measure_log_weights(
                 experiment, self.mesh, self.params, self.workdir, self.step
             )
-            return {"log_w": measured.log_w}
+            return {"log_w": weights.log_w}
 
-        log_w = self._kept(f"k{samples}_T{steps}", experiment, compute, experiment.k_sample)["log_w"]
+        log_w = self._cached(f"k{samples}_T{num_timesteps}", experiment, compute, experiment.k_sample)[
+            "log_w"
+        ]
         return {
-            f"ELBO, T = {steps}, fitted": PassValues(-self._bits(log_w.mean(axis=1))),
-            f"{samples} samples, T = {steps}, fitted": PassValues(
+            f"ELBO, T = {num_timesteps}, fitted": PassValues(-self._bits(log_w.mean(axis=1))),
+            f"{samples} samples, T = {num_timesteps}, fitted": PassValues(
                 -self._bits(k_sample.k_sample_bound(log_w))
             ),
         }
 
     def ode(self, few: int) -> dict[str, PassValues]:
-        """The likelihood of the probability-flow ODE."""
+        """Returns the likelihood of the probability-flow ODE."""
         experiment = self._with(num_images=few, passes=2)
 
         def compute() -> dict[str, np.ndarray]:
-            say("the likelihood of the ODE")
+            log_progress("the likelihood of the ODE")
             return {"nats": likelihood.solve_images(experiment, self.mesh, self.params).nats}
 
-        nats = self._kept("ode", experiment, compute, experiment.likelihood)["nats"]
+        nats = self._cached("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape
         modelled = slope_is_modelled(self.experiment.model, self.params, shape)
         name = "ODE" if modelled else "ODE (a model of its own)"
         return {name: PassValues(self._bits(nats))}
 
-    def places(self, few: int) -> Int[np.ndarray, " few"]:
-        """Where the `few` images stand among all that are measured: a smaller draw is part of a larger one."""
+    def indices_of(self, few: int) -> Int[np.ndarray, " few"]:
+        """Returns the indices of the `few` images among all that are measured: a smaller subset is part of a larger one."""
         settings, dataset = self.experiment.evaluate, self.experiment.dataset
         order = epoch_order(len(dataset.source(settings.split)), settings.seed, 0)
         return np.searchsorted(np.sort(order[: settings.num_images]), np.sort(order[:few]))
@@ -148,13 +152,13 @@ class Bounds:
         return nats / (self.num_dims * np.log(2))
 
 
-def say(what: str) -> None:
-    """What is being measured, for whoever waits."""
-    logging.info("measuring %s", what)
+def log_progress(name: str) -> None:
+    """Logs the name of the measurement that begins."""
+    logging.info("measuring %s", name)
 
 
-def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> None:
-    """Fit the times and variances that `experiment.evaluate` asks for, unless just these are there."""
+def fit_if_missing(experiment: Experiment, workdir: Path, step: int) -> None:
+    """Fits the times and variances that `experiment.evaluate` needs, unless they have been fitted before."""
     settings = experiment.evaluate
     file = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
     if file.is_file() and fitted_chains.load(file).get("excess_of") == fitted_chains.origin(experiment, step):
@@ -165,8 +169,8 @@ def fit_what_is_missing(experiment: Experiment, workdir: Path, step: int) -> Non
         fit_variance(experiment, workdir)
 
 
-def columns(w: float) -> dict[str, dict[str, Any]]:
-    """Settings of `evaluate` by the heading of their column."""
+def column_settings(w: float) -> dict[str, dict[str, Any]]:
+    """Returns settings of `evaluate` by the heading of their column."""
     return {
         "equal": {"variance": Equal()},
         "fitted": {"variance": Fitted()},
@@ -175,27 +179,37 @@ def columns(w: float) -> dict[str, dict[str, Any]]:
     }
 
 
-def gather(bounds: Bounds, given: argparse.Namespace) -> Results:
-    """Measure, or find measured, everything."""
+def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
+    """Returns all bounds, measured now or before."""
     continuous = bounds.elbo("equal")
-    by_steps = {
-        name: {steps: bounds.elbo(slug(name), num_timesteps=steps, **settings) for steps in given.steps}
-        for name, settings in columns(given.w).items()
+    by_num_timesteps = {
+        name: {
+            num_timesteps: bounds.elbo(file_slug(name), num_timesteps=num_timesteps, **settings)
+            for num_timesteps in args.num_timesteps
+        }
+        for name, settings in column_settings(args.w).items()
     }
-    beside = bounds.k_sample(given.k_steps, given.k, given.few) | bounds.ode(given.few)
-    require_same_images(bounds.compared)  # the data may have been replaced meanwhile
-    few = {name: (bits, continuous.of(bounds.places(given.few))) for name, bits in beside.items()}
-    settings = bounds.experiment.evaluate
-    of = image_metadata(bounds.experiment, settings, continuous.values.shape[1])
-    return Results(by_steps, continuous, few, of | {"passes": settings.passes, "step": bounds.step})
+    others = bounds.k_sample(args.k_steps, args.k, args.few) | bounds.ode(args.few)
+    require_same_images(bounds.compared)  # the data may have been replaced since a cached result
+    same_images = continuous.of(bounds.indices_of(args.few))
+    experiment, settings = bounds.experiment, bounds.experiment.evaluate
+    num_images = continuous.values.shape[1]
+    metadata = {
+        **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
+        "passes": settings.passes,
+        "step": bounds.step,
+    }
+    few = {name: (bits, same_images) for name, bits in others.items()}
+    return Results(by_num_timesteps, continuous, few, metadata)
 
 
-def slug(name: str) -> str:
-    """A column's heading as part of a file's name."""
+def file_slug(name: str) -> str:
+    """Returns a column's heading as part of a file name."""
     return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bounds", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -204,7 +218,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--num_timesteps",
         type=lambda text: [int(part) for part in text.split(",")],
-        default=list(STEPS),
+        default=list(NUM_TIMESTEPS),
         metavar="T,T,...",
     )
     add("--w", type=float, default=0.9, help="the fixed sigma_Q^2 / sigma_P^2 (default: 0.9)")
@@ -220,36 +234,36 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prepared(given: argparse.Namespace) -> Experiment:
-    """The run's experiment, with the images and passes asked for."""
-    if given.data_dir:
-        os.environ["DIFFENC_DATA"] = os.path.abspath(given.data_dir)
-    if given.passes < 2:
-        raise UserError(f"--passes={given.passes}: the Monte-Carlo error takes at least 2")
-    if given.few > given.num_images:
-        raise UserError(f"--few={given.few}: must not be more than --num_images={given.num_images}")
-    if not (given.workdir / CONFIG).is_file():
-        raise UserError(f"{given.workdir} holds no run: train first, or name its --workdir")
+def load_experiment(args: argparse.Namespace) -> Experiment:
+    """Returns the run's experiment, with the images and passes of the command line."""
+    if args.data_dir:
+        os.environ["DIFFENC_DATA"] = os.path.abspath(args.data_dir)
+    if args.passes < 2:
+        raise UserError(f"--passes={args.passes}: the Monte-Carlo error takes at least 2")
+    if args.few > args.num_images:
+        raise UserError(f"--few={args.few}: must not be more than --num_images={args.num_images}")
+    if not (args.workdir / CONFIG).is_file():
+        raise UserError(f"{args.workdir} holds no run: train first, or name its --workdir")
     experiment = gin_loader.load_experiment(
-        [str(given.workdir / CONFIG)], given.gin_bindings, given.allow_imports
+        [str(args.workdir / CONFIG)], args.gin_bindings, args.allow_imports
     )
-    changes = {"num_images": given.num_images, "passes": given.passes}
+    changes = {"num_images": args.num_images, "passes": args.passes}
     return dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, **changes))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = parse_args(argv)
+    args = parse_args(argv)
 
     def perform() -> None:
         start_up()
-        results = gather(Bounds(prepared(given), given.workdir), given)
-        folder = given.workdir / "bounds"
-        atomic.write_json(folder / "bounds.json", figures(results))
-        plots.save_png(plot(results), folder / "bounds.png")
-        console = Console(width=140)  # wide enough for its lines, wherever they go
-        console.print(table(results))
-        console.print(table_beside(results))
+        results = measure_all(Bounds(load_experiment(args), args.workdir), args)
+        folder = args.workdir / "bounds"
+        atomic.write_json(folder / "bounds.json", bounds_record(results))
+        plots.save_png(plot_bounds(results), folder / "bounds.png")
+        console = Console(width=140)  # wide enough for the table, also when the output is not a terminal
+        console.print(bounds_table(results))
+        console.print(few_images_table(results))
         print(f"in {folder}")
 
     return exit_status(perform, "interrupted: the same command goes on")

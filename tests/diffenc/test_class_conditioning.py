@@ -17,7 +17,7 @@ from diffenc.core.model import Model, draw_noise
 from diffenc.data.sources import ArraySource, describe_images, require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, step_costs
-from diffenc.evaluation.batches import EvaluationBatches
+from diffenc.evaluation.batches import EvaluationBatches, resolve_batch_size
 from diffenc.evaluation.evaluator import Evaluator, image_metadata
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import NO_CONTEXT, ClassConditional
@@ -171,9 +171,13 @@ def test_labels_reach_the_fits(three):
     settings = Fit("test", passes=1, times_per_image=1, knots=5)
     for wrong in (0, 1):
         experiment = three(dataset=Three(wrong), fit=settings)
-        passes = EvaluationBatches(experiment, settings, data_mesh(), "fit", 4)
-        cost = fit_variance.measure_chain_costs(experiment, data_mesh(), PARAMS, equal_times(4), passes).mean
-        squares = step_costs.measure_step_costs(experiment, data_mesh(), PARAMS).mean
+        model, dataset, mesh = experiment.model, experiment.dataset, data_mesh()
+        resolved = resolve_batch_size(settings, experiment.batch_size)
+        passes = EvaluationBatches(dataset, model.conditioning, resolved, mesh, "fit", 4)
+        cost = fit_variance.measure_chain_costs(
+            model, dataset.num_levels, mesh, PARAMS, equal_times(4), passes
+        ).mean
+        squares = step_costs.measure_step_costs(model, dataset, resolved, mesh, PARAMS).mean
         for found in (cost, squares):
             np.testing.assert_array_equal(found > 1e-6, np.full(found.shape, bool(wrong)))
 
@@ -182,8 +186,10 @@ def test_labels_reach_the_diagnosis(three):
     settings = Diagnose("test", num_images=None, passes=4, bins=2)
     for wrong in (0, 1):
         experiment = three(dataset=Three(wrong), diagnose=settings)
-        loss = diagnose.loss_record(experiment, data_mesh(), PARAMS)["loss"]
-        ends = diagnose.ends_record(experiment, data_mesh(), PARAMS)["v_hat_from_expected_rms"]
+        resolved = resolve_batch_size(settings, experiment.batch_size)
+        inputs = experiment.model, experiment.dataset, resolved, data_mesh(), PARAMS
+        loss = diagnose.loss_record(*inputs)["loss"]
+        ends = diagnose.ends_record(*inputs)["v_hat_from_expected_rms"]
         assert (max(loss) > 1e-6, max(ends) > 1e-3) == (bool(wrong), bool(wrong))
 
 
@@ -203,7 +209,7 @@ def test_samples_show_the_classes_in_turn(three):
         experiment = three(
             model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, **settings)
         )
-        return ImageSampler(experiment, data_mesh()).draw(PARAMS)
+        return ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh()).draw(PARAMS)
 
     np.testing.assert_array_equal(draw(num=5), PATTERNS[[0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(draw(num=3, classes=(2, 0)), PATTERNS[[2, 0, 2]])
@@ -214,7 +220,7 @@ def test_samples_show_the_classes_in_turn(three):
 
 def test_images_may_be_of_classes_that_the_caller_names(three):
     experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, num=4))
-    images = ImageSampler(experiment, data_mesh())
+    images = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
     np.testing.assert_array_equal(images.draw(PARAMS, labels=np.array([2, 2, 0, 1])), PATTERNS[[2, 2, 0, 1]])
     np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])
 
@@ -241,7 +247,7 @@ def test_a_known_class_saves_its_logarithm(three):
     known, unknown = (Evaluator(e, data_mesh()).measure(PARAMS) for e in (told, blind))
     np.testing.assert_allclose(known.terms["diffusion"], 0, atol=1e-6)
     images = unknown.terms["diffusion"].mean(axis=0)
-    error = 4 * unknown.summary()["bpd_diffusion_mc_se"] * 16 * np.log(2)
+    error = 4 * unknown.metrics()["bpd_diffusion_mc_se"] * 16 * np.log(2)
     assert error < 0.1
     assert abs(images[:6].mean() - np.log(3)) < error  # of each two; the seventh would outweigh
 
@@ -258,9 +264,8 @@ def test_what_a_figure_says(three):
 
 
 def test_records_and_titles_say_it(three):
-    settings = Evaluate()
     told, blind = (
-        image_metadata(three(model=model_of(network=Knows(classes=count))), settings, 7) for count in (3, 0)
+        image_metadata(three().dataset, model_of(network=Knows(classes=count)), "test", 7) for count in (3, 0)
     )
     assert (told["condition"], told["encoder_condition"]) == ("class", "class")
     assert "condition" not in blind

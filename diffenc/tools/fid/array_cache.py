@@ -1,4 +1,4 @@
-"""Arrays that took long to make, each in a file of its own: what is there need not be made again."""
+"""Arrays that are expensive to compute, each cached in a file of its own."""
 
 import io
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from diffenc.parallel.distributed import main_process_only
 
 
 def load_or_compute(
-    file: Path, made: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str
+    file: Path, compute: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str
 ) -> np.ndarray:
-    """What is kept in the .npy file, or else what `made()` gives, which is then kept.
+    """Returns the array in the .npy file; where there is none, that of `compute()`, which is then written there.
 
     Raises:
-      UserError: the disk refused.
+      UserError: writing failed.
     """
     found = load_array(file, shape, dtype)
     if found is not None:
         return found
-    new = made()
+    new = compute()
     save_array(file, new)
     return new
 
 
 def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """The array kept in the .npy file; None if there is none, or not one of this shape and type."""
+    """Returns the array in the .npy file; None if there is none, or not one of this shape and type."""
     try:
         found = np.load(file, allow_pickle=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Classes of the images that are sampled for FID: in the proportions of the train split."""
+"""Labels of the images that are sampled for FID, in the proportions of the train split."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ _CHUNK = 4096  # images whose labels are read at a time
 
 
 def draw_labels(shares: Float[np.ndarray, " classes"], count: int, key: Key) -> Int[np.ndarray, " count"]:
-    """Labels of `count` images to draw, each drawn by the shares of the classes."""
+    """Returns labels of `count` images, each drawn by the shares of the classes."""
     drawn = jax.random.choice(key, len(shares), (count,), p=jnp.asarray(shares))
     return np.asarray(drawn, np.int32)
 
 
 def class_shares(dataset: Dataset) -> Float[np.ndarray, " classes"]:
-    """Which share of the train split is of each class."""
+    """Returns the share of each class in the train split."""
     source, counts = dataset.source("train"), np.zeros(dataset.num_classes)
     progress = Progress("classes of train", -(-len(source) // _CHUNK))
     for first in range(0, len(source), _CHUNK):

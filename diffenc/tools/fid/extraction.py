@@ -1,4 +1,4 @@
-"""Features of sets of images, and what is known of a set once they all have been seen."""
+"""Features of images, and their summary over a set of images."""
 
 import dataclasses
 
@@ -10,20 +10,20 @@ from jaxtyping import Float, Int, UInt8
 from diffenc.interfaces import Features
 from diffenc.tools.fid.frechet import Gaussian, Moments
 
-PER_DEVICE = 32  # images at a time: Inception's first maps of one take ten megabytes
+PER_DEVICE = 32  # images at a time: Inception's first maps of one image take ten megabytes
 
 Vectors = Float[np.ndarray, "n size"]
 
 
 class Extractor:
-    """Makes features of images, on the devices of this process alone.
+    """Computes features of images on the devices of this process alone.
 
     Attributes:
-      identity: tells these features from any others.
+      identity: unique name of these features.
     """
 
     def __init__(self, features: Features):
-        """Raises UserError if the weights are not there, damaged or other ones."""
+        """Loads the weights. Raises UserError if they are missing, damaged or not the expected ones."""
         self.identity = features.identity()
         self.size = features.num_features
         devices = jax.local_devices()
@@ -36,7 +36,7 @@ class Extractor:
         )
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Vectors:
-        """Float32 features of images of levels 0 .. 255."""
+        """Returns float32 features of images with levels 0 .. 255."""
         parts = [np.zeros((0, self.size), np.float32)]
         for first in range(0, len(images), self._at_a_time):
             part = images[first : first + self._at_a_time]
@@ -48,11 +48,11 @@ class Extractor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSummary:
-    """What distances between sets of images are computed from.
+    """Summary of the features of a set of images, of which distances are computed.
 
     Attributes:
       gaussian: moments of all features.
-      count: of images.
+      count: number of images.
       some: features of some images, drawn at random, in random order.
     """
 
@@ -62,10 +62,10 @@ class FeatureSummary:
 
 
 class FeatureCollector:
-    """Takes features as they come."""
+    """Accumulates features group by group."""
 
     def __init__(self, size: int, places: Int[np.ndarray, " n"], keep: int):
-        """Of the i-th features to come, the place among `some` is `places[i]`, if that is less than `keep`."""
+        """Puts the i-th vector to arrive at `places[i]` of `some`, if that is less than `keep`."""
         self._moments = Moments(size)
         self._places, self._keep = places, keep
         self._some = np.zeros((min(keep, len(places)), size), np.float32)
@@ -75,11 +75,12 @@ class FeatureCollector:
         return self._moments.count
 
     def add(self, vectors: Vectors) -> None:
+        """Adds the next vectors."""
         places = self._places[self.count : self.count + len(vectors)]
         kept = places < self._keep
         self._some[places[kept]] = vectors[kept]
         self._moments.add(vectors)
 
     def summary(self) -> FeatureSummary:
-        """Of all there were so far; `some` is filled without gaps if places up to there were 0, 1, 2, ... in any order."""
+        """Returns the summary so far; `some` has no gaps if the places so far were 0, 1, 2, ... in any order."""
         return FeatureSummary(self._moments.gaussian, self.count, self._some[: self.count])

@@ -1,11 +1,11 @@
-"""The Fréchet and the kernel distance between samples of a run and the images of its data set, by --mode=fid.
+"""--mode=fid: Fréchet and kernel distance (FID, KID) between samples of a run and the images of its data set.
 
-Samples, and their features, are kept in the workdir as they come: called again, the mode goes on where it was
-stopped, and other features are compared on the same samples.
+Samples and their features are written to the workdir as they are computed: called again, the mode resumes where it
+was stopped, and other features are compared on the same samples.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,23 +21,26 @@ from rich.table import Table
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Evaluate
+from diffenc.config.fid_settings import Fid
+from diffenc.config.settings import Sample
 from diffenc.core.conditioning import conditioned_modules
+from diffenc.core.model import Model
 from diffenc.core.parameters import count_parameters
 from diffenc.core.rng import generator, root_key
 from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
-from diffenc.evaluation.commands import publish_record, restore_ema
+from diffenc.evaluation.commands import publish_record
 from diffenc.evaluation.evaluator import image_metadata, run_metadata
 from diffenc.evaluation.image_grid import to_uint8
-from diffenc.evaluation.sample_images import ImageSampler, cycle_labels
+from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.sample_images import ImageSampler, cycle_labels, settings_metadata
 from diffenc.evaluation.uncertainty_format import MISSING, format_digits, round_to_error
 from diffenc.files import atomic
-from diffenc.interfaces import Features, Params
+from diffenc.interfaces import Dataset, Features, Params
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main, main_process_only
 from diffenc.parallel.sharding import data_mesh
-from diffenc.registry import features, variances
+from diffenc.registry import features
 from diffenc.runtime.matmul_precision import matmul_precision
 from diffenc.runtime.progress import Progress
 from diffenc.tools.fid import array_cache
@@ -53,91 +56,99 @@ FOLDER = "fid"
 
 @mirror.on_local_copy
 def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Draw samples, compare them with the splits, print a table, file it; returns what fid.json says.
+    """Draws samples, compares them with the splits, prints a table and writes fid.json; returns the record.
 
     Raises:
-      UserError: the weights of the features, the data or the run are not there, or images have other than 1 or 3
+      UserError: the weights of the features, the data or the run are missing, or images have other than 1 or 3
         channels.
     """
-    settings, chosen = experiment.fid, choose_features(experiment)
+    model, dataset, settings = experiment.model, experiment.dataset, experiment.fid
+    chosen = choose_features(settings, dataset.image_shape)
     extractor = Extractor(chosen)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.sample.step)
-    draws = SampleCache(experiment, mesh, params, workdir, step)
-    splits = {
-        split: summarize_split(experiment.dataset, split, settings, extractor) for split in settings.splits
-    }
-    distances = list(
-        compare_summaries(summarize_samples(experiment, draws, extractor), splits, settings.kid_block)
-    )
-    figures = {
+    samples = SampleCache(experiment, mesh, params, workdir, step)
+    splits = {split: summarize_split(dataset, split, settings, extractor) for split in settings.splits}
+    summaries = summarize_samples(settings, dataset.num_levels, samples, extractor)
+    record = {
         "metric": chosen.metric(),
-        "distances": distances,
+        "distances": list(compare_summaries(summaries, splits, settings.kid_block)),
         "features": features.spell(chosen),
         "features_identity": extractor.identity,
         "num_features": extractor.size,
         "num_images": settings.num_images,
         "kid_images": settings.kid_images,
         "kid_block": settings.kid_block,
-        **split_metadata(experiment, splits),
-        **draws.of,
+        **split_metadata(dataset, model, splits),
+        **samples.metadata,
         **run_metadata(experiment),
         "num_params": count_parameters(params),
     }
-    publish_record(workdir, "fid", figures, {}, fid_table(figures))
-    return figures
+    publish_record(workdir, "fid", record, {}, fid_table(record))
+    return record
 
 
-def choose_features(experiment: Experiment) -> Features:
-    """The features that are asked for.
+def choose_features(settings: Fid, image_shape: Sequence[int]) -> Features:
+    """Returns the features of the settings, by default Inception's.
 
     Raises:
-      UserError: they cannot be had of such images.
+      UserError: they are not defined for such images.
     """
-    channels = experiment.dataset.image_shape[-1]
+    channels = image_shape[-1]
     if channels not in (1, 3):
         raise UserError(f"--mode=fid is for images of 1 or 3 channels, and these have {channels}")
-    return experiment.fid.features or features["inception"]()
+    return settings.features or features["inception"]()
 
 
 class SampleCache:
-    """Samples in chunks of `fid.batch_size`, each drawn once for each way of drawing and kept in the workdir.
+    """Samples in chunks of `fid.batch_size`, each drawn once for given sampling settings and kept in the workdir.
 
     Attributes:
-      of: the checkpoint and how it is sampled.
-      folder: where the chunks are.
+      metadata: the checkpoint and the sampling settings, as entries of the record.
+      folder: of the chunks.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh, params: Params, workdir: Path, step: int):
-        """Raises UserError as `ImageSampler`."""
-        self.size = experiment.fid.batch_size
-        self._shape = (self.size, *experiment.dataset.image_shape)
+        """Draws nothing yet.
+
+        Raises:
+          UserError: as `ImageSampler`.
+        """
+        model, dataset, settings = experiment.model, experiment.dataset, experiment.fid
+        self.size = settings.batch_size
+        self._shape = (self.size, *dataset.image_shape)
         self._params, self._workdir = params, workdir
-        settings = dataclasses.replace(experiment.sample, num=self.size)
-        self._sampler = ImageSampler(dataclasses.replace(experiment, sample=settings), mesh, workdir, step)
-        self._root = root_key(experiment.fid.seed, "fid")
-        self._labels = SampleLabels(experiment)
-        self.of = {"step": step, **sampling_metadata(experiment), **self._labels.of, **self._sampler.plan.of}
-        decided_by = {
+        chunk = dataclasses.replace(experiment.sample, num=self.size)
+        self._sampler = ImageSampler(model, dataset, chunk, mesh, workdir, step)
+        self._root = root_key(settings.seed, "fid")
+        conditional = bool(conditioned_modules(model.network))
+        self._labels = SampleLabels(dataset, experiment.sample.classes, settings, conditional)
+        self.metadata = {
+            "step": step,
+            **sampling_metadata(experiment.sample, settings),
+            **self._labels.metadata,
+            **self._sampler.fitted_on,
+        }
+        computation = {
             "config": serialize.config_hash(experiment),
             "precision": serialize.network_precision(experiment),
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }
-        self.folder = workdir / FOLDER / hash_key({**self.of, **decided_by})
+        self.folder = workdir / FOLDER / hash_key({**self.metadata, **computation})
 
     def progress(self, num: int) -> Progress:
-        """Of drawing what is not there of the first `num` samples."""
+        """Returns the progress of drawing the missing ones of the first `num` samples."""
         files = [self._file(index) for index in range(-(-num // self.size))]
         (there,) = collectives.broadcast_ints(sum(file.is_file() for file in files))
         logging.info("%d samples; %d are drawn already, in %s", num, min(num, there * self.size), self.folder)
         return Progress("drawing samples", (len(files) - there) * self._sampler.num_stretches)
 
     def chunk(self, index: int, progress: Progress) -> UInt8[np.ndarray, "n h w c"]:
-        """Levels. All processes have to ask.
+        """Returns a chunk of samples as levels. All processes must call this.
 
         Raises:
-          UserError: the disk refused.
+          UserError: writing failed.
         """
         file = self._file(index)
         found = array_cache.load_array(file, self._shape, "uint8") if is_main() else None
@@ -147,7 +158,9 @@ class SampleCache:
         key = jax.random.fold_in(self._root, index)
         new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
         array_cache.save_array(file, new)
-        main_process_only(atomic.write_json)(self.folder / "of.json", self.of)  # for people
+        main_process_only(atomic.write_json)(
+            self.folder / "of.json", self.metadata
+        )  # for people who look into the folder
         mirror.push(self._workdir)
         return new
 
@@ -156,23 +169,28 @@ class SampleCache:
 
 
 class SampleLabels:
-    """Of which class each sample is: any, drawn by the shares of the train split, or `sample.classes` in turn.
+    """Class of each sample: drawn in the proportions of the train split, or `sample.classes` in turn.
 
     Attributes:
-      of: which of the two, for a model that is told.
+      metadata: which of the two, for a class-conditional model; entries of the record.
     """
 
-    def __init__(self, experiment: Experiment):
-        self._dataset, self._classes = experiment.dataset, experiment.sample.classes
-        self._size = experiment.fid.batch_size
-        self._root = root_key(experiment.fid.seed, "classes of fid")
-        self._told = bool(conditioned_modules(experiment.model.network))
-        how = "at random, by the shares of train" if self._classes is None else "sample.classes in turn"
-        self.of = {"classes_drawn": how} if self._told else {}
+    def __init__(self, dataset: Dataset, classes: tuple[int, ...] | None, settings: Fid, conditional: bool):
+        """Stores the settings.
+
+        Args:
+          classes: `sample.classes`.
+          conditional: whether the network takes a class.
+        """
+        self._dataset, self._classes, self._conditional = dataset, classes, conditional
+        self._size = settings.batch_size
+        self._root = root_key(settings.seed, "classes of fid")
+        how = "at random, by the shares of train" if classes is None else "sample.classes in turn"
+        self.metadata = {"classes_drawn": how} if conditional else {}
 
     def __call__(self, index: int) -> Int[np.ndarray, " n"] | None:
-        """Those of a chunk; None for a model that is told none."""
-        if not self._told:
+        """Returns the labels of a chunk; None for an unconditional model."""
+        if not self._conditional:
             return None
         if self._classes is None:
             return draw_labels(self._shares, self._size, jax.random.fold_in(self._root, index))
@@ -183,35 +201,28 @@ class SampleLabels:
         return class_shares(self._dataset)
 
 
-def sampling_metadata(experiment: Experiment) -> dict[str, Any]:
-    """How samples are drawn, the checkpoint aside."""
-    settings = vars(experiment.sample)
-    spelt = {
-        name: variances.spell(value) if name == "variance" else value
-        for name, value in settings.items()
-        if name not in ("num", "seed", "step")
-    }
-    return {"sampling": spelt, "seed": experiment.fid.seed, "batch_size": experiment.fid.batch_size}
+def sampling_metadata(sample: Sample, settings: Fid) -> dict[str, Any]:
+    """Returns how samples are drawn from a given checkpoint, as entries of the record."""
+    sampling = settings_metadata(sample)
+    del sampling["num"], sampling["seed"]  # fid has its own
+    return {"sampling": sampling, "seed": settings.seed, "batch_size": settings.batch_size}
 
 
-def split_metadata(experiment: Experiment, splits: Mapping[str, FeatureSummary]) -> dict[str, Any]:
-    """What the samples are compared with."""
+def split_metadata(dataset: Dataset, model: Model, splits: Mapping[str, FeatureSummary]) -> dict[str, Any]:
+    """Returns the images that the samples are compared with, as entries of the record."""
     images = {
-        split: image_metadata(experiment, Evaluate(split=split), summary.count)
-        for split, summary in splits.items()
+        split: image_metadata(dataset, model, split, summary.count) for split, summary in splits.items()
     }
     return {"dataset": next(iter(images.values()))["dataset"], "images": images}
 
 
 def summarize_samples(
-    experiment: Experiment, draws: SampleCache, extractor: Extractor
+    settings: Fid, num_levels: int, samples: SampleCache, extractor: Extractor
 ) -> Iterator[FeatureSummary]:
-    """Of the first `num` samples, for each of `fid.nums`, the smallest first."""
-    nums = np.unique(experiment.fid.nums)
-    collector = FeatureCollector(
-        extractor.size, subset_order(nums, experiment.fid.seed), experiment.fid.kid_images
-    )
-    for vectors in extract_sample_features(int(nums[-1]), experiment.dataset.num_levels, draws, extractor):
+    """Yields the feature summary of the first `num` samples, for each of `fid.nums` in ascending order."""
+    nums = np.unique(settings.nums)
+    collector = FeatureCollector(extractor.size, subset_order(nums, settings.seed), settings.kid_images)
+    for vectors in extract_sample_features(int(nums[-1]), num_levels, samples, extractor):
         ends = nums - collector.count
         for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
             collector.add(part)
@@ -220,39 +231,41 @@ def summarize_samples(
 
 
 def subset_order(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
-    """Where each sample comes among those of the kernel distance, which wants them in random order.
+    """Returns a position for each sample, in random order as the kernel distance needs it.
 
-    The first `num` samples have the first `num` places, for each of the increasing `nums`.
+    The first `num` samples have the first `num` positions, for each of the increasing `nums`.
     """
     ends = [0, *nums.tolist()]
     parts = [
         first + epoch_order(last - first, seed, 2 + k) for k, (first, last) in enumerate(pairwise(ends))
-    ]  # of the epochs of the seed, the splits have the first two
+    ]  # epochs 0 and 1 of the seed order the splits
     return np.concatenate(parts)
 
 
 def extract_sample_features(
-    num: int, num_levels: int, draws: SampleCache, extractor: Extractor
+    num: int, num_levels: int, samples: SampleCache, extractor: Extractor
 ) -> Iterator[Vectors]:
-    """Of the first `num` samples, chunk by chunk."""
-    drawing, folder = draws.progress(num), draws.folder / hash_key({"features": extractor.identity})
-    files = [folder / f"{index:06d}.npy" for index in range(-(-num // draws.size))]
+    """Yields the features of the first `num` samples, chunk by chunk."""
+    drawing, folder = samples.progress(num), samples.folder / hash_key({"features": extractor.identity})
+    files = [folder / f"{index:06d}.npy" for index in range(-(-num // samples.size))]
     extracting = Progress("features of samples", sum(not file.is_file() for file in files))
     for index, file in enumerate(files):
-        levels, first = draws.chunk(index, drawing), index * draws.size
+        # in every process, also where the features exist: drawing is a collective computation
+        levels, first = samples.chunk(index, drawing), index * samples.size
 
-        def made(levels: np.ndarray = levels) -> np.ndarray:
-            new = extractor(to_uint8(levels, num_levels))
+        def compute(levels: np.ndarray = levels) -> np.ndarray:
+            vectors = extractor(to_uint8(levels, num_levels))
             extracting()
-            return new
+            return vectors
 
-        yield array_cache.load_or_compute(file, made, (draws.size, extractor.size), "float32")[: num - first]
+        vectors = array_cache.load_or_compute(file, compute, (samples.size, extractor.size), "float32")
+        yield vectors[: num - first]
 
 
 def compare_summaries(
     summaries: Iterator[FeatureSummary], splits: Mapping[str, FeatureSummary], block: int
 ) -> Iterator[dict[str, Any]]:
-    """Each set of samples beside each split."""
+    """Yields the distances of each set of samples to each split."""
     for drawn in summaries:
         for split, summary in splits.items():
             kernel = kernel_distance(drawn.some, summary.some, block)
@@ -266,17 +279,15 @@ def compare_summaries(
             }
 
 
-def fid_table(figures: dict[str, Any]) -> Table:
-    """The distances, for people."""
-    sampling = figures["sampling"]
-    title = (
-        f"{figures['dataset']}, {sampling['steps']} steps of {sampling['sampler']}, step {figures['step']}"
-    )
-    result = Table(title=escape(title), caption=f"features {figures['features_identity'][:16]}")
-    for column in ("samples", "split", figures["metric"], "kernel distance", "± over blocks", "of samples"):
-        result.add_column(column, justify="left" if column == "split" else "right")
-    for row in figures["distances"]:
+def fid_table(record: Mapping[str, Any]) -> Table:
+    """Returns a table of the distances."""
+    sampling = record["sampling"]
+    title = f"{record['dataset']}, {sampling['num_timesteps']} steps of {sampling['sampler']}, step {record['step']}"
+    table = Table(title=escape(title), caption=f"features {record['features_identity'][:16]}")
+    for column in ("samples", "split", record["metric"], "kernel distance", "± over blocks", "of samples"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for row in record["distances"]:
         kid = round_to_error(row["kid"], row["kid_se"])
         cells = format_digits(row["distance"]), kid.mean, kid.error or MISSING, f"{row['kid_num']:,}"
-        result.add_row(f"{row['num']:,}", row["split"], *cells)
-    return result
+        table.add_row(f"{row['num']:,}", row["split"], *cells)
+    return table

@@ -1,4 +1,4 @@
-"""The Fréchet distance between normal distributions with the moments of two sets of features (arXiv:1706.08500).
+"""Fréchet distance between normal distributions with the moments of two sets of features (arXiv:1706.08500).
 
 | mu_1 - mu_2 |^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2}), all in float64.
 """
@@ -19,7 +19,7 @@ class Moments:
         self._scatter = np.zeros((size, size))  # sum of outer products of deviations from the mean
 
     def add(self, vectors: Float[np.ndarray, "n size"]) -> None:
-        """Chan, Golub and LeVeque's update, which does not cancel where the mean is large."""
+        """Adds vectors by Chan, Golub and LeVeque's update, which does not cancel where the mean is large."""
         if not len(vectors):
             return
         vectors = vectors.astype(np.float64)
@@ -31,7 +31,7 @@ class Moments:
 
     @property
     def gaussian(self) -> "Gaussian":
-        """The moments so far; the covariance is unbiased, and zero of a single vector."""
+        """Moments so far; the covariance is unbiased, and zero of a single vector."""
         return Gaussian(self.mean.copy(), self._scatter / max(self.count - 1, 1))
 
 
@@ -44,10 +44,10 @@ class Gaussian:
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The (squared) distance, not negative but by rounding; either covariance may be singular.
+    """Returns the squared distance, not negative except by rounding; either covariance may be singular.
 
     With C = L L^T the eigenvalues of C_1 C_2 are those of the symmetric L_1^T C_2 L_1, so the trace of the root is
-    the sum of the singular values of L_1^T L_2: their squares are never taken, nor roots of rounding errors.
+    the sum of the singular values of L_1^T L_2: this takes no roots of rounding errors.
     """
     shift = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
@@ -57,7 +57,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def covariance_factor(covariance: Float[np.ndarray, "size size"]) -> Float[np.ndarray, "size rank"]:
-    """L of one column at least with L L^T = C, C being symmetric and, but for rounding, not negative."""
+    """Returns L with at least one column and L L^T = C, for symmetric, positive semidefinite C (up to rounding)."""
     values, vectors = eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     kept[-1] = True

@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of features (KID, arXiv:1801.01401), without bias and with its error."""
+"""Kernel distance between two sets of features (KID, arXiv:1801.01401): an unbiased estimate with its standard error."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 
 Vectors = Float[np.ndarray, "_ size"]
 
-FEWEST_BLOCKS = 4  # if there are vectors for them: so that the error is known
+MIN_BLOCKS = 4  # if there are enough vectors, so that the standard error can be estimated
 
 
 class KernelDistance(NamedTuple):
-    """The mean over blocks, its standard error (None from a single block), and how many vectors of each set it is of."""
+    """Mean over blocks, its standard error (None of a single block), and the number of vectors used of each set."""
 
     value: float
     error: float | None
@@ -19,18 +19,18 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(one: Vectors, other: Vectors, block: int) -> KernelDistance:
-    """MMD^2 of disjoint blocks of vectors, which must be in random order; those beyond the last block are left out.
+    """Returns the mean MMD^2 of disjoint blocks of vectors in random order; those beyond the last block are left out.
 
-    Blocks share no vector, so their results are independent, and their spread says what the mean's error is.
+    Blocks share no vector, so their results are independent and their spread estimates the standard error of the mean.
 
     Args:
-      block: vectors of each set in a block; fewer if there would be less than FEWEST_BLOCKS.
+      block: vectors of each set in a block; fewer if there would be less than MIN_BLOCKS.
 
     Raises:
       ValueError: less than two vectors in either set.
     """
     fewest = min(len(one), len(other))
-    block = max(2, min(block, fewest // FEWEST_BLOCKS))
+    block = max(2, min(block, fewest // MIN_BLOCKS))
     count = max(1, fewest // block)
     each = [squared_mmd(*(part[k * block : (k + 1) * block] for part in (one, other))) for k in range(count)]
     error = float(np.std(each, ddof=1) / np.sqrt(count)) if count > 1 else None
@@ -38,7 +38,7 @@ def kernel_distance(one: Vectors, other: Vectors, block: int) -> KernelDistance:
 
 
 def squared_mmd(one: Vectors, other: Vectors) -> float:
-    """The unbiased estimate of MMD^2 under the kernel (x . y / size + 1)^3, float64; it can be negative."""
+    """Returns the unbiased estimate of MMD^2 under the kernel (x . y / size + 1)^3, float64; it can be negative."""
     if min(len(one), len(other)) < 2:
         raise ValueError(f"{len(one)} and {len(other)} vectors: two of each are needed")
     one, other = one.astype(np.float64), other.astype(np.float64)
@@ -46,7 +46,7 @@ def squared_mmd(one: Vectors, other: Vectors) -> float:
 
 
 def mean_within(vectors: Vectors) -> float:
-    """The mean of the kernel over all pairs of two different vectors."""
+    """Returns the mean of the kernel over all pairs of different vectors."""
     pairs = cubic_kernel(vectors, vectors)
     return float((pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)))
 

@@ -1,4 +1,4 @@
-"""The features of a split of a data set, summed up once and kept for all runs in the per-user cache."""
+"""Feature summary of a split of a data set, computed once and cached per user for all runs."""
 
 import hashlib
 import shutil
@@ -21,15 +21,15 @@ from diffenc.tools.fid import array_cache
 from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary
 from diffenc.tools.fid.frechet import Gaussian
 
-FORMAT = 1  # of what is kept: to be raised where it, or how images become uint8, comes to differ
-CHUNK = 1024  # images; as many are lost at most when it is stopped
+FORMAT = 1  # of the cache; raise it when the format, or the conversion of images to uint8, changes
+CHUNK = 1024  # images; at most so many are computed again after an interruption
 
 
 def summarize_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) -> FeatureSummary:
-    """Of `settings.num_images` images, from the cache if they are there.
+    """Returns the summary of `settings.num_images` images, from the cache if it is there.
 
     Raises:
-      UserError: the images are not there or only one, or the disk refused.
+      UserError: there are no images or only one, or writing failed.
     """
     source = subsample(dataset.source(split), settings.num_images, settings.seed)
     if len(source) < 2:
@@ -48,7 +48,7 @@ def summarize_split(dataset: Dataset, split: str, settings: Fid, extractor: Extr
 def cache_key(
     dataset: Dataset, split: str, settings: Fid, extractor: Extractor, source: Source
 ) -> dict[str, Any]:
-    """All that the features depend on, and which of them are kept one by one."""
+    """Returns everything the summary depends on."""
     return {
         "format": FORMAT,
         "fingerprint": dataset.fingerprint(split),
@@ -62,38 +62,38 @@ def cache_key(
 
 
 def hash_key(value: dict[str, Any]) -> str:
-    """A name for `value`, the same for equal ones."""
+    """Returns a name for `value`, the same for equal values."""
     return hashlib.sha256(atomic.to_json(value).encode()).hexdigest()[:32]
 
 
 def compute_summary(
     num_levels: int, source: Source, split: str, settings: Fid, extractor: Extractor, file: Path
 ) -> FeatureSummary:
-    """What is done lies in a folder beside `file` until all is."""
+    """Returns the summary of all images; finished chunks are in a folder next to `file` until all are done."""
     order = np.argsort(epoch_order(len(source), settings.seed, 1))
     collector = FeatureCollector(extractor.size, order, settings.kid_images)
     progress = Progress(f"features of {split}", -(-len(source) // CHUNK))
     for first in range(0, len(source), CHUNK):
         indices = np.arange(first, min(first + CHUNK, len(source)))
 
-        def made(indices: np.ndarray = indices) -> np.ndarray:
+        def compute(indices: np.ndarray = indices) -> np.ndarray:
             return extractor(to_uint8(source.__getitems__(indices)["image"], num_levels))
 
         part = file.with_suffix("") / f"{first:09d}.npy"
-        collector.add(array_cache.load_or_compute(part, made, (len(indices), extractor.size), "float32"))
+        collector.add(array_cache.load_or_compute(part, compute, (len(indices), extractor.size), "float32"))
         progress()
     return collector.summary()
 
 
 def load_summary(file: Path) -> FeatureSummary | None:
-    """What `summarize_split` has kept; None if there is nothing."""
+    """Returns the cached summary; None if there is none, or it is corrupt."""
     try:
         with np.load(file, allow_pickle=False) as held:
             gaussian = Gaussian(held["mean"], held["covariance"])
             return FeatureSummary(gaussian, int(held["count"]), held["some"])
     except FileNotFoundError:
         return None
-    except Exception as error:  # an archive's module fails in more ways than it says
+    except Exception as error:  # zipfile raises more types than it documents
         logging.warning("%s is corrupt; recomputing (%s)", file, error)
         return None
 

@@ -1,7 +1,7 @@
-"""Whether the encoder treats classes of images apart: class-wise mean changes, and how far apart they are.
+"""Differences between classes in the encoder: mean changes of each class, and the distances between these.
 
-Images of two classes differ, so any encoder changes them differently, alpha^2 x too. What to compare with is the
-distance between the classes of the images themselves.
+Images of two classes differ, so any encoder changes them differently, alpha^2 x too. The reference is the distance
+between the classes of the images themselves.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ from diffenc.tools.figures.figure_data import (
 )
 
 PERMUTATIONS = 499
-PERMUTATIONS_AT_ONCE = 50  # permutations at a time
-MIN_IMAGES = 3  # images of a class that counts, so that without one of them it still has a spread
+PERMUTATIONS_AT_ONCE = 50
+MIN_IMAGES = 3  # of a class, so that it has a variance also when the jackknife leaves one out
 SIGNIFICANT = 0.05
 
 Gram = Float[np.ndarray, "n n"]
@@ -32,13 +32,13 @@ OneHot = Bool[np.ndarray, "n classes"]
 
 
 class ClassDistance(NamedTuple):
-    """How far apart classes are.
+    """Distance between classes.
 
     Attributes:
-      ratio: mean squared distance between the means of two classes, without what chance adds to it, over that
+      ratio: mean squared distance between the means of two classes, without the part due to chance, over that
         between two images of one class; NaN where images of one class do not differ.
-      error: its standard error over images, by leaving out each in turn.
-      p_value: how often classes drawn at random are as far apart.
+      error: its standard error over images, by the jackknife.
+      p_value: of a permutation test: how often random classes are as far apart.
     """
 
     ratio: float
@@ -47,7 +47,7 @@ class ClassDistance(NamedTuple):
 
 
 def measure_class_changes(subject: FigureInputs) -> FigureRecord:
-    """The mean change of each class, and for each t the distances between classes."""
+    """Returns the mean change of each class, and for each t the distances between classes."""
     if subject.experiment.dataset.num_classes < 2:
         return FigureRecord({"note": "This data set has no classes: there is nothing to tell apart."})
     encoded, labels = subject.many_encoded, read_labels(subject.many)
@@ -63,7 +63,7 @@ def measure_class_changes(subject: FigureInputs) -> FigureRecord:
 
 
 def compare_classes(encoded: EncodedImages, labels: Labels, t: list[float], seed: int) -> FigureRecord:
-    """The numbers of `measure_class_changes`, of images whose classes have at least MIN_IMAGES each."""
+    """Returns the data of `measure_class_changes`, for images whose classes have at least MIN_IMAGES each."""
     classes, counts = np.unique(labels, return_counts=True)
     record: Record = {"t": t, "classes": classes.tolist(), "num_of_class": counts.tolist()}
     for name, images in encoded.parts.items():
@@ -84,7 +84,7 @@ def compare_classes(encoded: EncodedImages, labels: Labels, t: list[float], seed
 
 
 def class_distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed: int) -> list[ClassDistance]:
-    """Of each t."""
+    """Returns the distance between classes at each t."""
     one_hot = labels[:, None] == np.unique(labels)
     flat = images.reshape(*images.shape[:2], -1)
     flat = flat - flat.mean(axis=0)
@@ -103,14 +103,14 @@ def class_distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed
 def sums_of_squares(
     gram: Gram, one_hot: OneHot
 ) -> tuple[np.float64, np.float64, Float[np.ndarray, " classes"]]:
-    """Sums of squares between and within classes of the images whose inner products are `gram`; and class sizes."""
+    """Returns the sums of squares between and within classes of images with inner products `gram`, and the class sizes."""
     counts = one_hot.sum(axis=0).astype(np.float64)
     means = sum_squared_means(gram[None], (one_hot / np.sqrt(counts))[None])[0, 0]
     return means - gram.sum() / len(gram), np.trace(gram) - means, counts
 
 
 def variance_ratio(between, within, counts):
-    """Variance of class means over that within classes: the estimates of one-way analysis of variance."""
+    """Returns the variance of class means over that within classes, by the estimates of one-way analysis of variance."""
     total, classes = counts.sum(axis=-1), counts.shape[-1]
     size = (total - np.square(counts).sum(axis=-1) / total) / (classes - 1)
     of_one = within / (total - classes)
@@ -118,7 +118,7 @@ def variance_ratio(between, within, counts):
 
 
 def jackknife_error(gram: Gram, one_hot: OneHot) -> float:
-    """Standard error of `variance_ratio` by leaving out each image in turn, which changes sums by what it was part of."""
+    """Returns the standard error of `variance_ratio` by the jackknife: sums without an image follow from those with it."""
     counts, label, own = one_hot.sum(axis=0).astype(np.float64), one_hot.argmax(axis=1), np.diag(gram)
     by_class = gram @ one_hot
     squares = (one_hot * by_class).sum(axis=0)  # of each class's sum
@@ -133,7 +133,7 @@ def jackknife_error(gram: Gram, one_hot: OneHot) -> float:
 def permutation_test(
     grams: Float[np.ndarray, "t n n"], one_hot: OneHot, seed: int
 ) -> Float[np.ndarray, " t"]:
-    """How often classes shuffled among the images lie as far apart, the true ones counted in."""
+    """Returns the p-value at each t: how often classes shuffled among the images are as far apart, the true ones included."""
     weights = one_hot / np.sqrt(one_hot.sum(axis=0))
     true, random = sum_squared_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
     as_far, progress = np.ones(len(grams)), Progress("permutations", PERMUTATIONS)
@@ -149,15 +149,15 @@ def permutation_test(
 def sum_squared_means(
     grams: Float[np.ndarray, "t n n"], weights: Float[np.ndarray, "many n classes"]
 ) -> Float[np.ndarray, "t many"]:
-    """Sums over classes of count times squared mean, for each way of dividing images among them."""
+    """Returns the sum over classes of count times squared mean, for each assignment of images to classes."""
     columns = weights.swapaxes(0, 1).reshape(weights.shape[1], -1)
     sums = np.array([(columns * (gram @ columns)).sum(axis=0) for gram in grams])
     return sums.reshape(len(grams), len(weights), -1).sum(axis=2)
 
 
-def plot_class_changes(numbers: FigureRecord, title: str) -> plots.Figure:
-    """Mean changes as heat maps, and below them the distances over t."""
-    record, arrays = numbers.record, numbers.arrays
+def plot_class_changes(data: FigureRecord, title: str) -> plots.Figure:
+    """Plots mean changes as heat maps, and below them the distances over t."""
+    record, arrays = data.record, data.arrays
     limit, pictures = colour_changes(arrays["mean_x"], arrays["mean_change"])
     width, height = plots.sheet_size(*pictures.shape[:2])
     figure = plots.Figure((width, height + 3.4), layout="constrained")
@@ -173,6 +173,7 @@ def plot_class_changes(numbers: FigureRecord, title: str) -> plots.Figure:
 
 
 def plot_distances(figure: plots.SubFigure, record: Record) -> None:
+    """Plots distances between classes over t; points are filled where they are significant."""
     axes = figure.add_subplot(
         xlabel="t (0 = data, 1 = noise)", ylabel="squared distance of classes\nover that within a class"
     )

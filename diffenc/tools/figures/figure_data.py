@@ -1,9 +1,10 @@
-"""What the figures of a trained run are of: its parameters, the images that are shown, and those averaged over."""
+"""Input of the figures of a trained run: its parameters, the images that are shown, and those averaged over."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +21,18 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import compile_on_mesh
-from diffenc.evaluation.commands import to_default_precision
+from diffenc.evaluation.batches import compile_on_mesh, map_batches
 from diffenc.evaluation.evaluator import image_metadata
-from diffenc.interfaces import Condition, Conditioning, Data, Dataset, Images, LogSNR, Params, Source
+from diffenc.evaluation.fit_schedule import exact_log_snr
+from diffenc.evaluation.restore import to_default_precision
+from diffenc.interfaces import Conditioning, Data, Dataset, Images, LogSNR, Params, Source
 from diffenc.parallel.sharding import images_to_devices, rows_here
 from diffenc.runtime.progress import Progress
 
 BATCH_SIZE = 32  # images at a time
 MAX_SHOWN = 10
-NEGLIGIBLE = 1e-18  # part of a mean square
-CHUNK = 256  # images whose labels are looked at together
+NEGLIGIBLE = 1e-18  # share of a mean square that is rounding
+CHUNK = 256  # images whose labels are read together
 
 Record = dict[str, Any]
 Measure = Callable[[Encode, Data, LogSNR], Any]
@@ -38,15 +40,15 @@ Grid = Float[np.ndarray, " points"]
 
 
 class FigureRecord(NamedTuple):
-    """What a figure is drawn from, and filed beside it.
+    """Data of a figure, written next to it.
 
     Attributes:
-      record: JSON-able: scalars, texts and curves. "note" says why there is nothing to draw.
-      arrays: what is too large for that.
+      record: JSON-able scalars, texts and curves. "note": why there is nothing to plot.
+      arrays: data too large for JSON.
     """
 
     record: Record
-    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012 - nobody writes to it
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,8 @@ class FigureInputs:
         return self.experiment.figures
 
     @property
-    def model_of(self) -> Record:
-        """Which parameters these are, and in which precision they are computed with."""
+    def model_metadata(self) -> Record:
+        """Metadata of the parameters, and the precision they are used in."""
         return {
             "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
@@ -78,12 +80,13 @@ class FigureInputs:
         }
 
     @property
-    def images_of(self) -> Record:
-        """The same, and all that figures of images depend on."""
+    def images_metadata(self) -> Record:
+        """Metadata of figures of images: everything they depend on."""
         settings = dataclasses.asdict(self.settings)
         del settings["only"]
-        images = image_metadata(self.experiment, self.settings, len(self.many))
-        return {**images, **self.model_of, **settings, "num_images": len(self.many)}
+        experiment = self.experiment
+        images = image_metadata(experiment.dataset, experiment.model, self.settings.split, len(self.many))
+        return {**images, **self.model_metadata, **settings, "num_images": len(self.many)}
 
     @cached_property
     def shown(self) -> Source:
@@ -98,8 +101,8 @@ class FigureInputs:
     @cached_property
     def many(self) -> Source:
         """The images that averages are over."""
-        whole = self.experiment.dataset.source(self.settings.split)
-        return subsample(whole, self.settings.num_images, self.settings.seed)
+        source = self.experiment.dataset.source(self.settings.split)
+        return subsample(source, self.settings.num_images, self.settings.seed)
 
     @cached_property
     def shown_encoded(self) -> "EncodedImages":
@@ -110,14 +113,8 @@ class FigureInputs:
         return encode_images(self, self.many, "encoding")
 
     def log_snr_at(self, t: Grid) -> Grid:
-        """The schedule at `t`, in float64."""
-        with jax.enable_x64(True):
-            params = jax.tree.map(to_default_precision, self.params["schedule"])
-            return np.asarray(self.experiment.model.schedule.apply(params, jnp.asarray(t)), np.float64)
-
-    def encode(self, params: Params, x: Data, condition: Condition | None, log_snr: LogSNR) -> Data:
-        """x_phi at `log_snr`: the one place where figures call the encoder. `params` are the encoder's."""
-        return self.experiment.model.encode({"encoder": params}, x, log_snr, condition=condition)
+        """Returns the log-SNR at `t`, in float64."""
+        return exact_log_snr(self.experiment.model, self.params)(t)
 
 
 class EncodedImages(NamedTuple):
@@ -127,7 +124,7 @@ class EncodedImages(NamedTuple):
       x: the images themselves, scaled.
       x_phi: encoded, at each t of `figures.times`.
       change: (x_phi(t) - x_phi(s)) / (t - s), per unit of t, s = t - gap.
-      factor: by how much alpha^2 changes, likewise: all that an image is multiplied by where x_phi = alpha^2 x.
+      factor: the change of alpha^2 per unit of t; where x_phi = alpha^2 x, the change is this times the image.
     """
 
     x: Float[np.ndarray, "n h w c"]
@@ -137,12 +134,12 @@ class EncodedImages(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Float[np.ndarray, "n t h w c"]]:
-        """What is to be compared: the change, its learned part, and the images, at one time that stands for all."""
+        """The arrays to compare: the change, its learned part, and the images, which have one time instead of all."""
         return {"change": self.change, "learned": self.learned, "x": self.x[:, None]}
 
     @property
     def learned(self) -> Float[np.ndarray, "n t h w c"]:
-        """The change of x_phi - alpha^2 x, which is sigma^2 y_phi; 0 at a t where it is no more than rounding."""
+        """The change of x_phi - alpha^2 x = sigma^2 y_phi; 0 at a t where it is within rounding."""
         result = self.change - self.factor[:, None, None, None] * self.x[:, None]
         part, whole = (np.square(array).sum(axis=(0, 2, 3, 4)) for array in (result, self.change))
         result[:, part <= NEGLIGIBLE * whole] = 0
@@ -150,7 +147,7 @@ class EncodedImages(NamedTuple):
 
 
 def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedImages:
-    """The images of `source` at the figures' times."""
+    """Returns the images of `source` at the figures' times."""
     times, gap = np.array(subject.settings.times), subject.settings.gap
     before = np.maximum(times - gap, 0)
     grid, where = np.unique(np.round([*times, *before], 9), return_inverse=True)
@@ -163,63 +160,81 @@ def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedIm
 
 
 def read_pixels(subject: FigureInputs, source: Source) -> Float[np.ndarray, "n h w c"]:
-    """The images of `source`, scaled, on the host in float64."""
+    """Returns the images of `source`, scaled, on the host in float64."""
     images = source.__getitems__(np.arange(len(source)))["image"]
     with jax.enable_x64(True):
         return np.asarray(scale_pixels(jnp.asarray(images), subject.experiment.dataset.num_levels))
 
 
 def read_labels(source: Source) -> Int[np.ndarray, " n"]:
-    """The classes of the images of `source`."""
+    """Returns the classes of the images of `source`."""
     return source.__getitems__(np.arange(len(source)))["label"]
 
 
+class _BatchAtLogSNR(NamedTuple):
+    """One batch of images at one log-SNR; `mask` is False for padding."""
+
+    images: Images
+    mask: Bool[np.ndarray, " b"]
+    log_snr: np.float64
+
+
 def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
-    """`measure(encode, x, log_snr)` of all images at each of `log_snrs`: its arrays, [N, len(log_snrs), ...].
+    """Returns the arrays of `measure(encode, x, log_snr)` for all images at each of `log_snrs`, [N, len(log_snrs), ...].
 
-    In float64, for (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.
+    In float64: (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.
     """
-    mesh, num_levels = subject.mesh, subject.experiment.dataset.num_levels
+    model, mesh = subject.experiment.model, subject.mesh
+    num_levels = subject.experiment.dataset.num_levels
 
-    def at(params: Params, images: Images, log_snr: Float[Array, ""]) -> Any:
+    def measure_batch(params: Params, images: Images, log_snr: Float[Array, ""]) -> Any:
         x = scale_pixels(images.levels, num_levels)
-        encode = lambda log_snr: subject.encode(params, x, images.condition, log_snr)  # noqa: E731
+        encode = partial(model.encode, params, x, condition=images.condition)
         return measure(encode, x, jnp.full(len(x), log_snr))
 
-    compiled = compile_on_mesh(mesh, at)
-    rows = []
+    batch_size = _padded_batch_size(len(source), mesh.devices.size)
+    num_batches = -(-len(source) // batch_size)
+    rows, row = [], []
     with jax.enable_x64(True):
-        params = jax.tree.map(to_default_precision, subject.params["encoder"])
-        batches = list(_batches(source, subject.experiment.model.conditioning, mesh))
-        progress = Progress(task, len(batches) * len(log_snrs))
-        for images, real in batches:
-            each = []
-            for log_snr in log_snrs:
-                each.append(jax.device_get(compiled(params, images, jnp.asarray(log_snr))))
-                progress()
-            rows.append(jax.tree.map(lambda *parts, real=real: np.stack(parts, axis=1)[real], *each))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+        results = map_batches(
+            compile_on_mesh(mesh, measure_batch),
+            {"encoder": jax.tree.map(to_default_precision, subject.params["encoder"])},
+            _batches_at(source, model.conditioning, mesh, batch_size, log_snrs),
+            lambda batch: (batch.images, jnp.asarray(batch.log_snr)),
+            Progress(task, num_batches * len(log_snrs)),
+        )
+        for result, batch in results:
+            row.append(jax.tree.map(lambda array, mask=batch.mask: array[mask], result))
+            if len(row) == len(log_snrs):
+                rows.append(jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *row))
+                row = []
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
 
 
-def _batches(
-    source: Source, conditioning: Conditioning, mesh: Mesh
-) -> Iterator[tuple[Images, Bool[np.ndarray, " b"]]]:
-    """The images, split over the devices; and which of each batch are not filling."""
-    devices = mesh.devices.size
-    size = -(-min(BATCH_SIZE, len(source)) // devices) * devices
-    for batch, weight in eval_batches(source, size, rows_here(mesh, size)):
-        yield images_to_devices(batch, conditioning, mesh), weight > 0
+def _padded_batch_size(num_images: int, num_devices: int) -> int:
+    """Returns a multiple of the devices, no larger than needed for so many images."""
+    return -(-min(BATCH_SIZE, num_images) // num_devices) * num_devices
+
+
+def _batches_at(
+    source: Source, conditioning: Conditioning, mesh: Mesh, batch_size: int, log_snrs: Grid
+) -> Iterator[_BatchAtLogSNR]:
+    """Yields each batch of images, split over the devices, at each log-SNR in turn."""
+    for batch, weight in eval_batches(source, batch_size, rows_here(mesh, batch_size)):
+        images = images_to_devices(batch, conditioning, mesh)
+        for log_snr in log_snrs:
+            yield _BatchAtLogSNR(images, weight > 0, log_snr)
 
 
 def select_shown(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
-    """Where in the split the images are that are shown.
+    """Returns the indices in the split of the images that are shown.
 
     Raises:
       UserError: the split has no such image.
     """
     source = dataset.source(settings.split)
     if settings.images:
-        absent = [place for place in settings.images if not 0 <= place < len(source)]
+        absent = [index for index in settings.images if not 0 <= index < len(source)]
         if absent:
             raise UserError(
                 f"figures.images: there is no image {absent[0]} in {settings.split}: it has {len(source)}, from 0 on"
@@ -230,19 +245,19 @@ def select_shown(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
 
 
 def _one_of_each(source: Source, order: Int[np.ndarray, " n"], num_classes: int) -> Int[np.ndarray, " m"]:
-    """The first image in `order` of each of at most MOST_SHOWN classes; of a class without images, none."""
+    """Returns the first image in `order` of each of at most MAX_SHOWN classes, except classes without images."""
     wanted = spread_evenly(np.arange(num_classes))
     found: dict[int, int] = {}
     for first in range(0, len(order), CHUNK):
         chunk = order[first : first + CHUNK]
-        for place, label in zip(chunk, source.__getitems__(chunk)["label"], strict=True):
-            found.setdefault(int(label), int(place))
+        for index, label in zip(chunk, source.__getitems__(chunk)["label"], strict=True):
+            found.setdefault(int(label), int(index))
         if found.keys() >= set(wanted.tolist()):
             break
     return np.array([found[label] for label in wanted.tolist() if label in found])
 
 
 def spread_evenly(classes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-    """At most MOST_SHOWN of `classes`, evenly spread."""
+    """Returns at most MAX_SHOWN of `classes`, evenly spread."""
     count = min(MAX_SHOWN, len(classes))
     return classes[np.round(np.linspace(0, len(classes) - 1, count)).astype(int)]

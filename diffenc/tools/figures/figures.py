@@ -1,4 +1,4 @@
-"""The figures of a trained run: --mode=figures. WORKDIR/figures/ has each as PNG and PDF, beside its numbers."""
+"""--mode=figures: figures of a trained run. WORKDIR/figures/ has each as PNG and PDF, and its data."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from diffenc.config.names import nearest
 from diffenc.data import sources
 from diffenc.errors import UserError
 from diffenc.evaluation import plots
-from diffenc.evaluation.commands import restore_ema
+from diffenc.evaluation.restore import restore_ema
 from diffenc.files import atomic, record_checksum
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main
@@ -28,24 +28,24 @@ FOLDER = "figures"
 
 
 class FigureKind(NamedTuple):
-    """A figure that can be had of any run.
+    """A figure of any run.
 
     Attributes:
-      measure: its numbers.
-      draw: a picture of these, under a title that says of what they are.
-      of: all that the numbers depend on; where it is the same they are not measured again.
+      measure: returns its data.
+      plot: (data, title) -> picture.
+      metadata: everything the data depend on; where it is unchanged they are not measured again.
     """
 
     measure: Callable[[FigureInputs], FigureRecord]
-    draw: Callable[[FigureRecord, str], plots.Figure]
-    of: Callable[[FigureInputs], Record] = lambda subject: subject.images_of
+    plot: Callable[[FigureRecord, str], plots.Figure]
+    metadata: Callable[[FigureInputs], Record] = lambda subject: subject.images_metadata
 
 
 FIGURES: dict[str, FigureKind] = {
     "heat_maps": FigureKind(encoded_images.measure_heat_maps, encoded_images.plot_heat_maps),
     "encoded": FigureKind(encoded_images.measure_encoded_images, encoded_images.plot_encoded_images),
     "schedule": FigureKind(
-        schedule.measure_schedule, schedule.plot_schedule, lambda subject: subject.model_of
+        schedule.measure_schedule, schedule.plot_schedule, lambda subject: subject.model_metadata
     ),
     "spectra": FigureKind(spectra.measure_spectra, spectra.plot_spectra),
     "classes": FigureKind(class_changes.measure_class_changes, class_changes.plot_class_changes),
@@ -57,7 +57,7 @@ FIGURES: dict[str, FigureKind] = {
 
 @on_local_copy
 def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
-    """File WORKDIR/figures/NAME.{png,pdf,json}, and .npz where there are arrays; returns the main process's records.
+    """Writes WORKDIR/figures/NAME.{png,pdf,json}, and .npz where there are arrays; returns the main process's records.
 
     Raises:
       UserError: no such figure or image, no run there, one of another config, or no such checkpoint.
@@ -66,19 +66,24 @@ def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
     subject = FigureInputs(experiment, workdir, mesh, params, step)
-    of = {name: kind.of(subject) for name, kind in kinds.items()}
-    here = {name: read_figure(workdir / FOLDER / name, of[name]) for name in kinds} if is_main() else {}
-    missing = collectives.broadcast_int_list(place for place, name in enumerate(kinds) if not here.get(name))
-    result = {}
-    for place, (name, kind) in enumerate(kinds.items()):
-        numbers = kind.measure(subject) if place in missing else here.get(name)
-        if numbers is not None and is_main():
-            result[name] = publish_figure(workdir, name, kind, numbers, of[name])
-    return result
+    metadata = {name: kind.metadata(subject) for name, kind in kinds.items()}
+    stored: dict[str, FigureRecord | None] = {}
+    if is_main():
+        stored = {name: read_figure(workdir / FOLDER / name, metadata[name]) for name in kinds}
+    # measuring computes on the devices of all processes, so all must know which figures are missing
+    missing = collectives.broadcast_int_list(
+        index for index, name in enumerate(kinds) if not stored.get(name)
+    )
+    records = {}
+    for index, (name, kind) in enumerate(kinds.items()):
+        data = kind.measure(subject) if index in missing else stored.get(name)
+        if data is not None and is_main():
+            records[name] = publish_figure(workdir, name, kind, data, metadata[name])
+    return records
 
 
 def choose_figures(only: tuple[str, ...]) -> Mapping[str, FigureKind]:
-    """The figures of these names, in the table's order; all of them for none.
+    """Returns the figures of these names, in the order of FIGURES; all of them for no name.
 
     Raises:
       UserError: there is no such figure.
@@ -92,8 +97,8 @@ def choose_figures(only: tuple[str, ...]) -> Mapping[str, FigureKind]:
     return {name: kind for name, kind in FIGURES.items() if name in only or not only}
 
 
-def read_figure(target: Path, of: Record) -> FigureRecord | None:
-    """The numbers beside the figure `target` (a path without its suffix), if they are whole and of just this."""
+def read_figure(target: Path, metadata: Record) -> FigureRecord | None:
+    """Returns the data of the figure `target` (a path without suffix), if they are intact and have this metadata."""
     try:
         record = record_checksum.read_intact(target.with_suffix(".json"))
         if record is None:
@@ -101,45 +106,47 @@ def read_figure(target: Path, of: Record) -> FigureRecord | None:
         arrays = target.with_suffix(".npz").read_bytes() if record["npz"] else b""
     except (OSError, KeyError):
         return None
-    if record.get("of") != json.loads(atomic.to_json(of)) or record["npz"] != _digest(arrays):
+    if record.get("of") != json.loads(atomic.to_json(metadata)) or record["npz"] != _digest(arrays):
         return None
     return FigureRecord(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})
 
 
-def publish_figure(workdir: Path, name: str, kind: FigureKind, numbers: FigureRecord, of: Record) -> Record:
-    """Draw a figure, and file it with its numbers; returns what its JSON says."""
-    arrays = atomic.encode_npz(numbers.arrays) if numbers.arrays else b""
-    numbers = numbers._replace(record={**numbers.record, "of": of, "npz": _digest(arrays)})
-    title = _title(of)
-    note = numbers.record.get("note")
-    figure = plots.make_statement(f"{title}: {name}", note) if note else kind.draw(numbers, title)
-    text = atomic.to_json(record_checksum.with_checksum(numbers.record), indent=1) + "\n"
-    files = {".json": text.encode(), ".npz": arrays}  # the first takes its place last: see `_write`
+def publish_figure(
+    workdir: Path, name: str, kind: FigureKind, data: FigureRecord, metadata: Record
+) -> Record:
+    """Plots a figure and writes it with its data; returns the record, the content of its JSON."""
+    arrays = atomic.encode_npz(data.arrays) if data.arrays else b""
+    data = data._replace(record={**data.record, "of": metadata, "npz": _digest(arrays)})
+    title = _title(metadata)
+    note = data.record.get("note")
+    figure = plots.make_statement(f"{title}: {name}", note) if note else kind.plot(data, title)
+    text = atomic.to_json(record_checksum.with_checksum(data.record), indent=1) + "\n"
+    files = {".json": text.encode(), ".npz": arrays}  # the first is replaced last: see `_write`
     files |= plots.render_files(figure)
     _write(workdir / FOLDER / name, files)
     if not arrays:
-        (workdir / FOLDER / f"{name}.npz").unlink(missing_ok=True)  # of other settings
+        (workdir / FOLDER / f"{name}.npz").unlink(missing_ok=True)  # left by other settings
     logging.info("%s/%s/%s.png%s", display_name(workdir), FOLDER, name, f": {note}" if note else "")
-    return numbers.record
+    return data.record
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """All of the files or none: each is on the disk in full before any takes its place, the first last."""
-    found = {target.with_suffix(suffix): content for suffix, content in files.items() if content}
+    """Writes all of the files or none: each is on the disk in full before any is put in place, the first last."""
+    contents = {target.with_suffix(suffix): content for suffix, content in files.items() if content}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replace_files(reversed(found)) as temporaries:
-            for temporary, content in zip(temporaries, reversed(found.values()), strict=True):
+        with atomic.replace_files(reversed(contents)) as temporaries:
+            for temporary, content in zip(temporaries, reversed(contents.values()), strict=True):
                 temporary.write_bytes(content)
     except OSError as error:
         raise atomic.write_error(target.with_suffix(".json"), error) from error
 
 
 def _digest(data: bytes) -> str:
-    """SHA-256 of `data`; of nothing "", so that a record without arrays says so."""
+    """Returns the SHA-256 of `data`; "" for no data, so that a record without arrays is recognised."""
     return hashlib.sha256(data).hexdigest() if data else ""
 
 
-def _title(of: Record) -> str:
-    subject = sources.describe_images(of) if "split" in of else of["dataset"]
-    return plots.escape_dollars(f"{subject}, step {of['step']}")
+def _title(metadata: Record) -> str:
+    images = sources.describe_images(metadata) if "split" in metadata else metadata["dataset"]
+    return plots.escape_dollars(f"{images}, step {metadata['step']}")

@@ -1,4 +1,4 @@
-"""How large the encoder's own part is, ‖y_φ‖, and how fast it changes, ‖dy_φ/dλ‖, over λ."""
+"""Norms of the encoder's learned part, ‖y_φ‖, and of its slope, ‖dy_φ/dλ‖, over λ."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ POINTS = 20  # equally spaced log-SNRs
 
 
 def measure_norms(subject: FigureInputs) -> FigureRecord:
-    """Root mean squares over dimensions and images of y_phi and dy_phi/dlambda, with standard errors over images."""
+    """Returns root mean squares over dimensions and images of y_phi and dy_phi/dlambda, with standard errors over images."""
     ends = subject.log_snr_at(np.array([0.0, 1.0]))
     log_snr = np.linspace(ends[0], ends[1], POINTS)
     squares = map_images(subject, subject.many, log_snr, mean_squares, "norms of the encoder")
@@ -26,7 +26,7 @@ def measure_norms(subject: FigureInputs) -> FigureRecord:
 
 
 def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
-    """Of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope; over dimensions."""
+    """Returns the mean squares over dimensions of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope."""
 
     def y_phi(log_snr: LogSNR) -> Data:
         rest = encode(log_snr) - scale(alpha_squared(log_snr), x)
@@ -37,14 +37,15 @@ def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExamp
 
 
 def root_mean_square(square: Float[np.ndarray, "n points"]) -> tuple[plots.Values, plots.Values]:
-    """The root of the mean over images, and its standard error; zero where all is zero."""
+    """Returns the root of the mean over images, and its standard error; both 0 where all values are 0."""
     mean = square.mean(axis=0)
     error = square.std(axis=0, ddof=1) / np.sqrt(len(square))
     return np.sqrt(mean), error / np.where(mean > 0, 2 * np.sqrt(mean), 1)
 
 
-def plot_norms(numbers: FigureRecord, title: str) -> plots.Figure:
-    record = numbers.record
+def plot_norms(data: FigureRecord, title: str) -> plots.Figure:
+    """Plots both norms over log-SNR, with standard errors."""
+    record = data.record
     figure, axes = plots.make_axes(
         f"{title}\nencoder, $x_\\phi = \\alpha^2 x + \\sigma^2 y_\\phi$",
         "$\\lambda$ = log SNR (right: data, left: noise)",

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, sigma_squared
 from diffenc.evaluation import plots
-from diffenc.evaluation.commands import to_default_precision
+from diffenc.evaluation.restore import to_default_precision
 from diffenc.interfaces import Params, Schedule
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 
@@ -15,7 +15,7 @@ POINTS = 201
 
 
 def measure_schedule(subject: FigureInputs) -> FigureRecord:
-    """The schedule as it was trained, at equal steps of t."""
+    """Returns the curves of the trained schedule at equal steps of t."""
     with jax.enable_x64(True):
         params = jax.tree.map(to_default_precision, subject.params["schedule"])
         return FigureRecord(
@@ -24,7 +24,7 @@ def measure_schedule(subject: FigureInputs) -> FigureRecord:
 
 
 def schedule_curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " points"]) -> Record:
-    """`log_snr`, `alpha_squared`, `sigma_squared` and `rate` = -dlambda/dt at `t`."""
+    """Returns `log_snr`, `alpha_squared`, `sigma_squared` and `rate` = -dlambda/dt at `t`."""
     times = jnp.asarray(t)
     log_snr, rate = jax.jvp(lambda t: schedule.apply(params, t), (times,), (jnp.ones_like(times),))
     values = {
@@ -37,8 +37,9 @@ def schedule_curves(schedule: Schedule, params: Params, t: Float[np.ndarray, " p
     return {name: np.asarray(value).tolist() for name, value in values.items()}
 
 
-def plot_schedule(numbers: FigureRecord, title: str) -> plots.Figure:
-    record, t = numbers.record, numbers.record["t"]
+def plot_schedule(data: FigureRecord, title: str) -> plots.Figure:
+    """Plots lambda, the variances of data and noise, and the rate over t."""
+    record, t = data.record, data.record["t"]
     ends = f"$\\lambda$ from {record['log_snr'][0]:.2f} to {record['log_snr'][-1]:.2f}"
     figure, (first, second, third) = plots.make_axes_row(
         f"{title}: schedule, {ends}",

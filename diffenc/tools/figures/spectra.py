@@ -1,7 +1,7 @@
-"""Whether the encoder changes edges or whole regions: the spectrum of x_φ's change, over t.
+"""Spectrum of the change of x_φ over t: whether the encoder changes edges or whole regions.
 
-By the discrete cosine transform, which has no edge where the image's two sides would meet, as Fourier's has. A
-frequency is in cycles per pixel: 0 is the mean of an image, 1/2 turns from pixel to pixel along one axis.
+Uses the discrete cosine transform: unlike Fourier's, it has no artificial edge between opposite sides of an image. A
+frequency is in cycles per pixel: 0 is the mean of an image, 1/2 alternates from pixel to pixel along one axis.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ Power = Float[np.ndarray, "n t h w"]
 
 
 def measure_spectra(subject: FigureInputs) -> FigureRecord:
-    """Mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
+    """Returns mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
 
     `late_minus_early` compares the last of `figures.times` with the first, image by image. `beyond_x` is the share
-    of the change that is no multiple of its image, `beyond_last` that which is none of the change at the last time:
-    0 for an encoder that only rescales images, and for one that does the same at all times.
+    of the change that is no multiple of its image, `beyond_last` the share that is no multiple of the change at the
+    last time: 0 for an encoder that only rescales images, and for one that does the same at all times.
     """
     encoded = subject.many_encoded
     if not encoded.change.any():
@@ -31,7 +31,7 @@ def measure_spectra(subject: FigureInputs) -> FigureRecord:
 
 
 def compute_spectra(encoded: EncodedImages, t: plots.Values) -> Record:
-    """The record of `measure_spectra`; NaN where a power is nothing."""
+    """Returns the record of `measure_spectra`; NaN where a power is 0."""
     height, width = encoded.x.shape[1:3]
     rings = ring_indices(height, width)
     record: Record = {"t": t.tolist(), "frequency": ring_centres(rings, height, width).tolist()}
@@ -52,17 +52,17 @@ def compute_spectra(encoded: EncodedImages, t: plots.Values) -> Record:
 
 
 def power_spectrum(images: Float[np.ndarray, "n t h w c"]) -> Power:
-    """Power at each frequency, summed over channels; its sum is that of all squares."""
+    """Returns the power at each frequency, summed over channels; it adds up to the sum of squares."""
     return np.square(np.asarray(scipy.fft.dctn(images, axes=(2, 3), norm="ortho"))).sum(axis=-1)
 
 
 def cycles_per_pixel(height: int, width: int) -> Float[np.ndarray, "h w"]:
-    """Cycles per pixel of each coefficient of the transform."""
+    """Returns the frequency of each coefficient of the transform."""
     return np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
 
 
 def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
-    """Mean frequency, weighted by the power of all images together; and each image's share in its error."""
+    """Returns the mean frequency, weighted by the power of all images together; and each image's share in its error."""
     moment = (power * cycles_per_pixel(*power.shape[2:])).sum(axis=(2, 3))
     return ratio_of_sums(moment, power.sum(axis=(2, 3)))
 
@@ -70,7 +70,7 @@ def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]
 def ratio_of_sums(
     above: Float[np.ndarray, "n t"], below: Float[np.ndarray, "n t"]
 ) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
-    """sum(above) / sum(below) over images, NaN over nothing; and how far each image moves it."""
+    """Returns sum(above) / sum(below) over images, NaN where the latter is 0; and each image's share in its error."""
     whole = below.sum(axis=0)
     whole = np.where(whole > 0, whole, np.nan)
     value = above.sum(axis=0) / whole
@@ -78,19 +78,19 @@ def ratio_of_sums(
 
 
 def ring_indices(height: int, width: int) -> Int[np.ndarray, "h w"]:
-    """In which ring of frequencies each coefficient lies; a ring is as wide as the longer side's frequencies."""
+    """Returns the ring of frequencies of each coefficient; a ring has the width of the longer side's frequencies."""
     return np.round(cycles_per_pixel(height, width) * 2 * max(height, width)).astype(int)
 
 
 def ring_centres(rings: Int[np.ndarray, "h w"], height: int, width: int) -> plots.Values:
-    """Cycles per pixel."""
+    """Returns the frequency of each ring."""
     return np.arange(rings.max() + 1) / (2 * max(height, width))
 
 
 def radial_spectrum(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "t rings"]:
-    """Each ring's share in the power of all images together."""
-    by_place = power.sum(axis=0)
-    sums = np.array([np.bincount(rings.ravel(), one.ravel()) for one in by_place])
+    """Returns each ring's share of the power of all images together."""
+    by_coefficient = power.sum(axis=0)
+    sums = np.array([np.bincount(rings.ravel(), one.ravel()) for one in by_coefficient])
     whole = sums.sum(axis=1, keepdims=True)
     return sums / np.where(whole > 0, whole, np.nan)
 
@@ -98,7 +98,7 @@ def radial_spectrum(power: Power, rings: Int[np.ndarray, "h w"]) -> Float[np.nda
 def unexplained_share(
     change: Float[np.ndarray, "n t h w c"], reference: Float[np.ndarray, "n h w c"]
 ) -> tuple[plots.Values, plots.Values]:
-    """Which share of the change's mean square is no multiple of its image's `reference`, with a standard error."""
+    """Returns the share of the change's mean square that is no multiple of its image's `reference`, and its standard error."""
     change, reference = (array.reshape(*array.shape[:-3], -1) for array in (change, reference))
     square = np.square(reference).sum(axis=-1, keepdims=True)
     along = np.einsum("nd,ntd->nt", reference, change) / np.where(square > 0, square, 1)
@@ -107,9 +107,9 @@ def unexplained_share(
     return value, sum_errors(shares)
 
 
-def plot_spectra(numbers: FigureRecord, title: str) -> plots.Figure:
-    """Left the spectra early, in the middle and late; right the mean frequency over t."""
-    record, t = numbers.record, np.array(numbers.record["t"])
+def plot_spectra(data: FigureRecord, title: str) -> plots.Figure:
+    """Plots spectra at an early, a middle and a late time on the left, the mean frequency over t on the right."""
+    record, t = data.record, np.array(data.record["t"])
     figure, (left, right) = plots.make_axes_row(
         f"{title}: spectrum of the change of $x_\\phi$",
         ("frequency, cycles per pixel", "share of the power"),

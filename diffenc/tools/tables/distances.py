@@ -40,11 +40,11 @@ def is_measured(run: Run) -> bool:
         return False
     settings = experiment.fid
     expected = {
-        "features": features.spell(choose_features(experiment)),
+        "features": features.spell(choose_features(experiment.fid, experiment.dataset.image_shape)),
         "step": experiment.sample.step or experiment.steps,
         "precision": serialize.network_precision(experiment),
         **{key: getattr(settings, key) for key in ("num_images", "kid_images", "kid_block")},
-        **sampling_metadata(experiment),
+        **sampling_metadata(experiment.sample, experiment.fid),
     }
     columns = {(num, split) for num in settings.nums for split in settings.splits}
     is_complete = columns == set(distances_by_column(record, "distance"))

@@ -7,14 +7,22 @@ import pytest
 from scipy import stats
 
 from diffenc.config.settings import Diagnose, Evaluate, Fit
+from diffenc.core.conditioning import UNCONDITIONAL
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, make_draws
+from diffenc.evaluation.batches import (
+    EvaluationBatches,
+    compile_on_mesh,
+    make_draws,
+    map_batches,
+    resolve_batch_size,
+)
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
 
 
 def passes(tiny, settings, purpose="some", **more):
-    return EvaluationBatches(tiny(batch_size=4), settings, data_mesh(), purpose, **more)
+    settings = resolve_batch_size(settings, 4)
+    return EvaluationBatches(tiny().dataset, UNCONDITIONAL, settings, data_mesh(), purpose, **more)
 
 
 @pytest.mark.parametrize(
@@ -25,10 +33,10 @@ def test_every_image_comes_once_a_pass_in_source_order(tiny, settings):
     images = tiny().dataset.source("test").images
     visits = list(seen)
     assert len(visits) == len(seen) == 3 * 4
-    rows = [np.asarray(visit.images.levels)[visit.real] for visit in visits]
-    for one in seen.by_pass(rows):
-        np.testing.assert_array_equal(np.concatenate(one), images)
-    assert [visit.number for visit in visits] == [0] * 4 + [1] * 4 + [2] * 4
+    rows = [np.moveaxis(np.asarray(visit.images.levels), 0, -1)[..., visit.mask] for visit in visits]
+    for one in seen.stack_passes(rows):
+        np.testing.assert_array_equal(np.moveaxis(one, -1, 0), images)
+    assert [visit.pass_index for visit in visits] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(visit.images.levels.shape == (4, 4, 4, 1) for visit in visits)
 
 
@@ -69,11 +77,47 @@ def test_what_is_compiled_is_the_function(tiny):
     assert float(compiled({"a": 1.0}, Images(jnp.asarray(levels)), jax.random.key(0))) == 29.0
 
 
+def test_passes_image_by_image_are_the_same_in_another_order(tiny):
+    seen = passes(tiny, Evaluate(passes=3))
+    by_image = list(seen.image_by_image())
+    assert [visit.first for visit in by_image] == [first for first in (0, 4, 8, 12) for _ in range(3)]
+    for one, other in zip(sorted(by_image, key=lambda visit: visit.pass_index), seen, strict=True):
+        assert (one.pass_index, one.first) == (other.pass_index, other.first)
+        assert one.key == other.key
+        np.testing.assert_array_equal(one.images.levels, other.images.levels)
+        np.testing.assert_array_equal(one.draws.times, other.draws.times)
+        np.testing.assert_array_equal(one.mask, other.mask)
+
+
+def test_each_batch_is_mapped_before_the_next_is_made(tiny):
+    """So that only one batch is on the devices; progress shows what the caller is done with."""
+    events = []
+
+    def batches():
+        for visit in passes(tiny, Evaluate(passes=2)):
+            events.append("made")
+            yield visit
+
+    compiled = compile_on_mesh(data_mesh(), lambda scale, images, key: scale * images.levels.sum((1, 2, 3)))
+    results = map_batches(
+        compiled, 3, batches(), lambda visit: (visit.images, visit.key), lambda: events.append("done")
+    )
+    sums = []
+    for result, visit in results:
+        events.append("used")
+        assert isinstance(result, np.ndarray)
+        sums.append(visit.without_padding(result))
+    assert events == ["made", "used", "done"] * 8
+    images = tiny().dataset.source("test").images.astype(int)
+    np.testing.assert_array_equal(np.concatenate(sums), np.tile(3 * images.sum((1, 2, 3)), 2))
+
+
 @pytest.mark.parametrize(("batch_size", "times"), [(4, 1), (5, 1), (13, 3), (16, 3)])
 def test_times_are_stratified_over_all_images_of_a_pass(tiny, batch_size, times):
     """Each of 13 x `times` equal parts of [0, 1) is hit once in a pass, and each image has one time in each of `times`."""
     seen = passes(tiny, Evaluate(passes=3, batch_size=batch_size), times_per_image=times)
-    by_pass = [np.concatenate(one) for one in seen.by_pass([np.asarray(v.draws.times)[v.real] for v in seen])]
+    by_pass = seen.stack_passes([visit.without_padding(np.asarray(visit.draws.times).T) for visit in seen])
+    by_pass = by_pass.swapaxes(1, 2)
     for number, drawn in enumerate(by_pass):
         np.testing.assert_array_equal(
             np.sort((drawn.ravel() * 13 * times).astype(int)), np.arange(13 * times)
@@ -96,7 +140,7 @@ def test_noise_is_of_the_image_and_the_pass_alone(tiny):
         found = []
         for visit in passes(tiny, Evaluate(passes=2, batch_size=batch_size)):
             draws = make_draws(visit.draws, (batch_size, 4, 4, 1))
-            found.append(np.stack([draws.eps, draws.eps_0], axis=1)[visit.real])
+            found.append(np.stack([draws.eps, draws.eps_0], axis=1)[visit.mask])
         return np.concatenate(found)
 
     one, other = noise(4), noise(13)

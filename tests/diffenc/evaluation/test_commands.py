@@ -18,6 +18,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import make_grid
+from diffenc.evaluation.restore import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
@@ -99,8 +100,8 @@ def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step
     figures = commands.evaluate(experiment, workdir)
     evaluator = Evaluator(experiment, data_mesh())
     assert figures["step"] == (step or 12)
-    assert figures["bpd"] == evaluator.measure(state.ema).summary()["bpd"]
-    assert figures["bpd"] != pytest.approx(evaluator.measure(state.params).summary()["bpd"], rel=1e-4)
+    assert figures["bpd"] == evaluator.measure(state.ema).metrics()["bpd"]
+    assert figures["bpd"] != pytest.approx(evaluator.measure(state.params).metrics()["bpd"], rel=1e-4)
 
 
 def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, tiny, tmp_path, read_record):
@@ -130,7 +131,8 @@ def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, s
     experiment = trained(sample=Sample(num_timesteps=6, num=5, seed=2, step=step))
     path = commands.sample(experiment, workdir)
     assert path == workdir / "samples" / f"{step or 12:09d}_T6_n5_seed2.png"
-    images = ImageSampler(experiment, data_mesh()).draw(_state(experiment, workdir, step or 12).ema)
+    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
+    images = sampler.draw(_state(experiment, workdir, step or 12).ema)
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]
     np.testing.assert_array_equal(np.asarray(Image.open(path)), make_grid(shades)[..., 0])
 
@@ -181,7 +183,7 @@ def test_a_run_without_a_checkpoint_is_refused(trained, workdir, tmp_path, mode)
 def test_nothing_but_the_average_is_read(trained, workdir):
     """So that a run can be evaluated whose optimizer is no longer known."""
     experiment = trained()
-    ema, step = commands.restore_ema(experiment, workdir, data_mesh(), None)
+    ema, step = restore_ema(experiment, workdir, data_mesh(), None)
     assert step == 12
     state = _state(experiment, workdir, 12)
     jax.tree.map(np.testing.assert_array_equal, ema, state.ema)
@@ -206,7 +208,7 @@ def test_a_read_only_run_is_evaluated_and_nothing_is_filed(
     figures = commands.evaluate(trained(passes=2), read_only)
     assert figures["bpd"] == commands.evaluate(trained(passes=2), workdir)["bpd"]
     check_shown(capsys.readouterr().out, figures, "bpd")
-    assert f"nothing was filed, for {read_only} is read-only" in caplog.text
+    assert f"nothing was written: {read_only} is read-only" in caplog.text
     assert _everything(read_only) == before
 
 

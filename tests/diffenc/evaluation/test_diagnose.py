@@ -15,6 +15,7 @@ from diffenc.config.settings import Diagnose, Evaluate
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation import diagnose
+from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.files import atomic
@@ -57,6 +58,12 @@ class Multiple:
         return 0.6 * z
 
 
+def inputs_of(experiment):
+    """What a diagnosis takes of an experiment."""
+    settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
+    return experiment.model, experiment.dataset, settings, data_mesh()
+
+
 def power_of(experiment, split="train"):
     """Mean square of the pixels."""
     images = experiment.dataset.source(split).images.astype(np.float64)
@@ -73,7 +80,7 @@ def wiener(tiny):
 
 @pytest.fixture(scope="module")
 def loss(wiener):
-    return {k: np.asarray(v) for k, v in diagnose.loss_record(wiener, data_mesh(), EMPTY).items()}
+    return {k: np.asarray(v) for k, v in diagnose.loss_record(*inputs_of(wiener), EMPTY).items()}
 
 
 def test_the_loss_is_the_known_integrand(wiener, loss):
@@ -107,7 +114,7 @@ def test_the_root_mean_square_is_of_the_draws(loss):
 def test_the_error_is_the_spread_over_images_with_all_their_draws(wiener):
     """One image's nats over all passes, from the elbo; its draws taken to be independent, the error is smaller."""
     few = dataclasses.replace(wiener, diagnose=Diagnose(num_images=None, passes=400, bins=1))
-    stated = diagnose.loss_record(few, data_mesh(), EMPTY)
+    stated = diagnose.loss_record(*inputs_of(few), EMPTY)
     experiment = dataclasses.replace(few, evaluate=Evaluate(split="train", passes=400))
     measured = Evaluator(experiment, data_mesh()).measure(EMPTY)
     bits = measured.terms["diffusion"] / (16 * np.log(2))
@@ -119,7 +126,7 @@ def test_the_error_is_the_spread_over_images_with_all_their_draws(wiener):
 
 def test_the_sum_is_the_evaluators_diffusion_loss(wiener, loss):
     experiment = dataclasses.replace(wiener, evaluate=Evaluate(split="train", passes=40))
-    figures = Evaluator(experiment, data_mesh()).measure(EMPTY).summary()
+    figures = Evaluator(experiment, data_mesh()).measure(EMPTY).metrics()
     error = np.hypot(loss["bpd_diffusion_se"], figures["bpd_diffusion_mc_se"])
     assert abs(loss["bpd_diffusion"] - figures["bpd_diffusion"]) < 4 * error
 
@@ -163,7 +170,7 @@ def test_v_hat_and_what_is_expected_of_it(x64, tiny, encoder, mean, parameteriza
 
 def test_the_ends_of_a_known_model(wiener):
     """v_hat = k z, with k = alpha sigma (1 - power) / (alpha^2 power + sigma^2) of the best linear denoiser."""
-    ends = {k: np.asarray(v) for k, v in diagnose.ends_record(wiener, data_mesh(), EMPTY).items()}
+    ends = {k: np.asarray(v) for k, v in diagnose.ends_record(*inputs_of(wiener), EMPTY).items()}
     power, log_snr = power_of(wiener), np.linspace(4, -3, BINS + 1)
     alpha_2, sigma_2 = 1 / (1 + np.exp(-log_snr)), 1 / (1 + np.exp(log_snr))
     z_2 = alpha_2 * power + sigma_2
@@ -261,7 +268,7 @@ def test_importance_sampling_reads_the_curve_and_leaves_the_bound(trained, tmp_p
     diagnose.diagnose(experiment, workdir)
     params = diagnose.restore_for_bound(experiment, workdir, data_mesh(), None)[0]
     uniform = dataclasses.replace(experiment, evaluate=Evaluate(split="train", passes=200, batch_size=23))
-    one, other = (Evaluator(e, data_mesh(), workdir).measure(params).summary() for e in (bound, uniform))
+    one, other = (Evaluator(e, data_mesh(), workdir).measure(params).metrics() for e in (bound, uniform))
     error = np.hypot(one["bpd_diffusion_mc_se"], other["bpd_diffusion_mc_se"])
     assert one["bpd_diffusion"] != other["bpd_diffusion"]
     assert abs(one["bpd_diffusion"] - other["bpd_diffusion"]) < 4 * error

@@ -16,7 +16,7 @@ from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, Terms
 from diffenc.core.objective import discrete
 from diffenc.errors import UserError
-from diffenc.evaluation.batches import EvaluationBatches
+from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import loss_record
 from diffenc.evaluation.evaluator import ElboTerms, Evaluator, evaluation_record
 from diffenc.evaluation.image_error import monte_carlo_error
@@ -91,7 +91,7 @@ def test_every_image_counts_once_whatever_the_batch(measure, tiny, batch_size):
 
 
 def test_bits_per_dim_weigh_the_short_last_batch_by_its_images(measure, tiny):
-    summary = measure(Known, batch_size=5).summary()
+    summary = measure(Known, batch_size=5).metrics()
     expected = np.mean([image.sum() for image in _images(tiny)]) / NUM_DIMS / np.log(2)
     np.testing.assert_allclose(summary["bpd_reconstruction"], expected, rtol=1e-12)
     parts = sum(summary[f"bpd_{part}"] for part in ("reconstruction", "latent", "diffusion"))
@@ -103,17 +103,17 @@ def test_the_error_over_images_is_that_of_their_means(measure, tiny):
     total = images.sum(axis=(1, 2, 3)) + (images**2).sum(axis=(1, 2, 3)) + 3 * images[:, 0, 0, 0]
     bits = total / NUM_DIMS / np.log(2)
     expected = np.sqrt(((bits - bits.mean()) ** 2).sum() / (NUM_IMAGES - 1)) / np.sqrt(NUM_IMAGES)
-    summary = measure(Known, passes=3).summary()  # passes that say the same do not make more images
+    summary = measure(Known, passes=3).metrics()  # passes that say the same do not make more images
     np.testing.assert_allclose(summary["bpd_se"], expected, rtol=1e-9)
     for passes in (1, 3):
         np.testing.assert_allclose(
-            measure(Known, passes=passes).summary()["bpd_se_upper"], expected, rtol=1e-9
+            measure(Known, passes=passes).metrics()["bpd_se_upper"], expected, rtol=1e-9
         )
 
 
 def test_a_single_pass_leaves_the_error_over_images_open(measure):
     """What it cannot tell from Monte-Carlo noise is only bounded."""
-    summary = measure(Drawn).summary()
+    summary = measure(Drawn).metrics()
     assert summary["bpd_se"] is summary["bpd_se_uncertainty"] is None
     assert summary["bpd_se_upper"] > 0
 
@@ -121,16 +121,16 @@ def test_a_single_pass_leaves_the_error_over_images_open(measure):
 def test_which_figures_there_are(measure):
     keys = {"bpd", "bpd_reconstruction", "bpd_latent", "bpd_diffusion"}
     errors = {f"{key}_{kind}" for key in keys for kind in ("se", "se_uncertainty", "se_upper")}
-    assert set(measure(Known).summary()) == keys | errors
-    assert set(measure(Known, passes=2).summary()) == keys | errors | {f"{key}_mc_se" for key in keys}
+    assert set(measure(Known).metrics()) == keys | errors
+    assert set(measure(Known, passes=2).metrics()) == keys | errors | {f"{key}_mc_se" for key in keys}
     one = ElboTerms(
         {term: np.ones((1, 1)) for term in Terms._fields}, np.zeros((1, 1, 1)), NUM_DIMS, NO_DRAWS
     )
-    assert set(one.summary()) == keys, "one image has no spread"
+    assert set(one.metrics()) == keys, "one image has no spread"
 
 
 def test_no_draws_no_monte_carlo_error(measure):
-    assert measure(Known, passes=3).summary()["bpd_mc_se"] < 1e-12
+    assert measure(Known, passes=3).metrics()["bpd_mc_se"] < 1e-12
 
 
 def test_passes_batches_and_images_are_drawn_afresh(measure):
@@ -180,9 +180,9 @@ def test_times_per_image_are_averaged(measure):
 
 def test_the_batch_is_its_own_where_bound_and_else_that_of_training(tiny):
     bound = tiny(batch_size=4, evaluate=Evaluate(batch_size=6, passes=3))
-    assert Evaluator(bound, data_mesh()).batch_size == 6
+    assert Evaluator(bound, data_mesh()).batches.batch_size == 6
     assert Evaluator(bound, data_mesh()).num_batches == 3 * 3
-    assert Evaluator(tiny(batch_size=4), data_mesh()).batch_size == 4
+    assert Evaluator(tiny(batch_size=4), data_mesh()).batches.batch_size == 4
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 23), ("validation", 7), ("test", 13)])
@@ -214,9 +214,8 @@ def test_monte_carlo_error_meets_the_spread_of_many_evaluations(tiny):
     evaluator = Evaluator(experiment, data_mesh())
     figures, variances = [], []
     for seed in range(150):
-        settings = dataclasses.replace(experiment.evaluate, seed=seed)
-        evaluator.passes = EvaluationBatches(experiment, settings, data_mesh(), "evaluate")
-        summary = evaluator.measure(PARAMS).summary()
+        settings = dataclasses.replace(experiment.evaluate, seed=seed, batch_size=4)
+        summary = evaluator.with_images(experiment.dataset, settings).measure(PARAMS).metrics()
         figures.append(summary["bpd_diffusion"])
         variances.append(summary["bpd_diffusion_mc_se"] ** 2)
     np.testing.assert_allclose(np.mean(variances), np.var(figures, ddof=1), rtol=0.3)
@@ -239,14 +238,16 @@ def test_monte_carlo_error_is_unbiased_also_from_few_passes(passes):
 def test_the_record_says_what_was_measured(tiny, measure):
     experiment = tiny(evaluate=Evaluate(split="validation", passes=2, times_per_image=3, seed=4))
     measured = measure(Drawn, split="validation", passes=2, times_per_image=3, seed=4)
-    figures = evaluation_record(experiment, measured, step=70, num_params=66, of={"curve_of": {"step": 9}})
+    figures = evaluation_record(
+        experiment, measured, step=70, num_params=66, fitted_on={"curve_of": {"step": 9}}
+    )
     expected = {
         "dataset": "dots", "split": "validation", "num_images": 7, "fingerprint": "validation of dots",
         "T": "continuous", "passes": 2, "times_per_image": 3, "seed": 4, "step": 70, "num_params": 66,
         "curve_of": {"step": 9}, "time_sampler": "uniform", "stratified": "over the pass", "precision": "float32", "matmul_precision": "float32",
     }  # fmt: skip
     assert {key: figures[key] for key in expected} == expected
-    assert {key: figures[key] for key in measured.summary()} == measured.summary()
+    assert {key: figures[key] for key in measured.metrics()} == measured.metrics()
     assert json.loads(json.dumps(figures)) == figures
     assert len(figures["config_hash"]) == 64
 
@@ -266,7 +267,7 @@ def test_a_model_that_trains_has_terms_per_image(tiny):
     params = [
         jax.jit(lambda seed=seed: experiment.model.init(jax.random.key(seed), (4, 4, 1)))() for seed in (0, 1)
     ]
-    summaries = [evaluator.measure(p).summary() for p in params]
+    summaries = [evaluator.measure(p).metrics() for p in params]
     assert all(np.isfinite([v for v in s.values() if v is not None]).all() for s in summaries)
     assert summaries[0]["bpd"] > 0.1
     assert summaries[0]["bpd"] != summaries[1]["bpd"]
@@ -281,7 +282,7 @@ def real(tiny, **settings):
 
 def test_in_discrete_time_the_bound_is_the_sum_over_all_steps(tiny):
     """Every step enumerated, with many noises; the evaluator draws one step at a time."""
-    evaluator, params, experiment = real(tiny, steps=3, passes=300)
+    evaluator, params, experiment = real(tiny, num_timesteps=3, passes=300)
     got = evaluator.measure(params).terms["diffusion"].mean(axis=1)  # by pass
     levels = jnp.asarray(experiment.dataset.source("test").images)
     rule = discrete(equal_steps(3))
@@ -315,12 +316,12 @@ def test_some_of_the_images_are_drawn_once_each_by_the_seed(measure, tiny, num_i
 
 
 def test_deeper_than_float32_can_bear_is_refused(tiny):
-    real(tiny, steps=10_000)
+    real(tiny, num_timesteps=10_000)
     with pytest.raises(UserError, match=r"^T = 10001: in float32 .* add --x64$"):
-        real(tiny, steps=10_001)
+        real(tiny, num_timesteps=10_001)
     with jax.enable_x64(True):
-        evaluator, params, _ = real(tiny, steps=10_001)
-        assert evaluator.measure(params).summary()["bpd"] > 0
+        evaluator, params, _ = real(tiny, num_timesteps=10_001)
+        assert evaluator.measure(params).metrics()["bpd"] > 0
 
 
 def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_deeper():
@@ -381,12 +382,14 @@ def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path,
     def measure(**settings):
         experiment = tiny(evaluate=Evaluate(passes=200, num_timesteps=steps, **settings))
         params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
-        return Evaluator(experiment, data_mesh(), tmp_path).measure(params).summary()
+        return Evaluator(experiment, data_mesh(), tmp_path).measure(params).metrics()
 
     experiment = tiny(diagnose=Diagnose(passes=40, bins=16))
     params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
     loss_curves.path(tmp_path).parent.mkdir()
-    atomic.write_json(loss_curves.path(tmp_path), loss_record(experiment, data_mesh(), params))
+    settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
+    record = loss_record(experiment.model, experiment.dataset, settings, data_mesh(), params)
+    atomic.write_json(loss_curves.path(tmp_path), record)
     plain, aimed = measure(), measure(time_sampler=Importance())
     error = np.hypot(plain["bpd_diffusion_mc_se"], aimed["bpd_diffusion_mc_se"])
     assert abs(plain["bpd_diffusion"] - aimed["bpd_diffusion"]) < 4 * error

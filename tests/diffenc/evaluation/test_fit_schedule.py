@@ -239,7 +239,7 @@ def test_costs_are_measured_once_for_all_depths_and_variances(fitting, measured,
     assert len(measured) == 1
     with caplog.at_level(std_logging.INFO, logger="absl"):
         for steps, variance in ((6, EQUAL), (2, FITTED), (11, EQUAL)):
-            fitting(fit={"seed": 5, "times_per_image": 3}, steps=steps, variance=variance)
+            fitting(fit={"seed": 5, "times_per_image": 3}, num_timesteps=steps, variance=variance)
     assert len(measured) == 1
     assert "as measured before" in caplog.text
 

@@ -18,6 +18,7 @@ from diffenc.core.discretization import EQUAL, Chain, equal_times
 from diffenc.core.model import Draws, Model
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance
+from diffenc.evaluation.restore import restore_ema
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
@@ -148,7 +149,7 @@ def test_the_excess_is_the_mean_cost_of_each_step(fitting, tiny, workdir):
     """Measured again with each step forced in turn, over every image and noise of its own."""
     fit = fitting(fit={"passes": 40})
     experiment = tiny(steps=3)
-    ema, step = commands.restore_ema(experiment, workdir, fit_variance.data_mesh(), None)
+    ema, step = restore_ema(experiment, workdir, fit_variance.data_mesh(), None)
     levels = jnp.asarray(np.repeat(experiment.dataset.source("train").images, 200, axis=0))
     rule = objective.discrete(Chain(jnp.linspace(0, 1, 5), jnp.zeros(4)))
     elbo = jax.jit(functools.partial(experiment.model.elbo, num_levels=5, step_rule=rule))

@@ -9,6 +9,7 @@ from diffenc import registry
 from diffenc.config.settings import Evaluate, KSample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, k_sample
+from diffenc.evaluation.restore import restore_ema
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 
@@ -85,10 +86,10 @@ def test_one_chain_gains_nothing(tiny, workdir):
 
 def test_the_error_over_chains_is_their_spread_over_seeds(tiny, workdir):
     experiment, mesh = dataclasses.replace(settings(tiny, samples=2, batch_size=13), steps=3), data_mesh()
-    ema, step = commands.restore_ema(experiment, workdir, mesh, None)
+    ema, step = restore_ema(experiment, workdir, mesh, None)
     many = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, passes=200))
     log_w = k_sample.measure_log_weights(many, mesh, ema, workdir, step).log_w
-    pairs = [k_sample.ChainWeights(log_w[k : k + 2], 16).summary() for k in range(0, 200, 2)]
+    pairs = [k_sample.ChainWeights(log_w[k : k + 2], 16).metrics() for k in range(0, 200, 2)]
     for key in k_sample.KEYS:
         spread = np.var([figures[key] for figures in pairs], ddof=1)
         stated = np.mean([figures[f"{key}_mc_se"] ** 2 for figures in pairs])

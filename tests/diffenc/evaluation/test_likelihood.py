@@ -17,6 +17,7 @@ from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, likelihood
 from diffenc.evaluation.ode import Stats
+from diffenc.evaluation.restore import restore_ema
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
@@ -232,7 +233,7 @@ def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
 @pytest.mark.parametrize("step", [5, None])
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
-    ema, _ = commands.restore_ema(experiment, workdir, data_mesh(), step)
+    ema, _ = restore_ema(experiment, workdir, data_mesh(), step)
     nats = likelihood.solve_images(experiment, data_mesh(), ema).nats
     figures = likelihood.likelihood(experiment, workdir)
     assert figures["step"] == (step or 12)
@@ -247,7 +248,7 @@ def test_an_encoder_whose_slope_is_modelled_is_told_so(tiny, tmp_path, monkeypat
 
 
 def test_what_cannot_be_solved_files_nothing(trained, workdir, tmp_path, monkeypatch):
-    ema, step = commands.restore_ema(trained(), workdir, data_mesh(), None)
+    ema, step = restore_ema(trained(), workdir, data_mesh(), None)
     ema["network"]["w"] = np.nan * ema["network"]["w"]
     monkeypatch.setattr(likelihood, "restore_for_bound", lambda *_: (ema, step))
     with pytest.raises(UserError, match="not solved"):

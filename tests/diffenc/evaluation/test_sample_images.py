@@ -44,6 +44,10 @@ class Sure:
         return jnp.broadcast_to(2 * (jnp.asarray(TARGET) + 0.5) / 5 - 1, z.shape)
 
 
+def image_sampler(experiment, workdir=None, step=None):
+    return ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh(), workdir, step)
+
+
 @pytest.fixture
 def params(tiny):
     return jax.jit(lambda: tiny().model.init(jax.random.key(3), (4, 4, 1)))()
@@ -58,7 +62,7 @@ def test_stretches_are_equal_and_at_most_twenty(steps):
 @pytest.mark.parametrize("steps", [6, 23, 40])
 def test_stretches_make_one_chain(tiny, params, steps):
     experiment = tiny(sample=Sample(num_timesteps=steps, num=3, seed=8))
-    drawn = ImageSampler(experiment, data_mesh()).draw(params)
+    drawn = image_sampler(experiment).draw(params)
     start = root_key(8, "sample"), (3, 4, 4, 1)
     whole = sampler.sample(experiment.model, params, *start, num_levels=5, chain=equal_steps(steps))
     np.testing.assert_array_equal(drawn, whole)
@@ -68,7 +72,7 @@ def test_a_model_that_is_sure_draws_what_it_is_sure_of(tiny):
     model = Model(Identity(), Linear(12.0, -6.0), X(), VDM(), Sure())
     experiment = tiny(model=model, sample=Sample(num_timesteps=30, num=5))
     params = model.init(jax.random.key(0), (4, 4, 1))
-    drawn = ImageSampler(experiment, data_mesh()).draw(params)
+    drawn = image_sampler(experiment).draw(params)
     assert drawn.shape == (5, 4, 4, 1)
     for image in drawn:
         np.testing.assert_array_equal(image, TARGET)
@@ -76,7 +80,7 @@ def test_a_model_that_is_sure_draws_what_it_is_sure_of(tiny):
 
 def test_the_seed_alone_decides_the_images(tiny, params):
     def draw(seed):
-        return ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=seed)), data_mesh()).draw(params)
+        return image_sampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=seed))).draw(params)
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any()
@@ -84,17 +88,17 @@ def test_the_seed_alone_decides_the_images(tiny, params):
 
 
 def test_a_key_takes_the_place_of_the_seed(tiny, params):
-    images = ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=1)), data_mesh())
+    images = image_sampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=1)))
     keys = root_key(2, "sample"), root_key(1, "sample")
     other, same = (images.draw(params, key=key) for key in keys)
     np.testing.assert_array_equal(same, images.draw(params))
-    seeded = ImageSampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=2)), data_mesh())
+    seeded = image_sampler(tiny(sample=Sample(num_timesteps=6, num=3, seed=2)))
     np.testing.assert_array_equal(other, seeded.draw(params))
     assert (other != same).any()
 
 
 def test_one_sampler_serves_every_cadence(tiny, params):
-    images = ImageSampler(tiny(), data_mesh())
+    images = image_sampler(tiny())
     first = images.draw(params)
     np.testing.assert_array_equal(first, images.draw(params))
     flat = jax.tree.map(jnp.zeros_like, params)
@@ -103,7 +107,7 @@ def test_one_sampler_serves_every_cadence(tiny, params):
 
 
 def test_after_each_stretch_one_may_stop(tiny, params):
-    images, calls = ImageSampler(tiny(sample=Sample(num_timesteps=40, num=1)), data_mesh()), []
+    images, calls = image_sampler(tiny(sample=Sample(num_timesteps=40, num=1))), []
     images.draw(params, lambda: calls.append(None))
     assert len(calls) == images.num_stretches == 20
 
@@ -128,9 +132,9 @@ def test_the_chosen_solver_makes_the_steps(tiny, params, warnings, name):
     start = root_key(0, "sample"), (3, 4, 4, 1)
     options = {"num_levels": 5, "chain": equal_steps(22), "solver": SOLVERS[name]}
     whole = sampler.sample(experiment.model, params, *start, **options)
-    np.testing.assert_array_equal(ImageSampler(experiment, data_mesh()).draw(params), whole)
+    np.testing.assert_array_equal(image_sampler(experiment).draw(params), whole)
     usual = tiny(sample=Sample(num_timesteps=22, num=3))
-    assert (ImageSampler(usual, data_mesh()).draw(params) == whole).all() == (name == "ancestral")
+    assert (image_sampler(usual).draw(params) == whole).all() == (name == "ancestral")
 
 
 TIMES, EXCESS = [0.0, 0.1, 0.2, 0.6, 1.0], [3.0, 0.5, 9.0, 1.0]
@@ -155,14 +159,14 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
         num_timesteps=4, num=9, times="fitted" if "_fitted_" in name else "equal", variance=variance
     )
     experiment = tiny(sample=settings)
-    drawn = ImageSampler(experiment, data_mesh(), tmp_path, 12).draw(params)
+    drawn = image_sampler(experiment, tmp_path, 12).draw(params)
     log_w = -np.log1p(EXCESS) if variance == Fitted() else np.zeros(4)
     chain = Chain(jnp.asarray(times, jnp.float32), jnp.asarray(log_w, jnp.float32))
     start = root_key(0, "sample"), (9, 4, 4, 1)
     wanted = sampler.sample(experiment.model, params, *start, num_levels=5, chain=chain)
     np.testing.assert_array_equal(drawn, wanted)
     equal = tiny(sample=Sample(num_timesteps=4, num=9))
-    assert (drawn != ImageSampler(equal, data_mesh()).draw(params)).any()
+    assert (drawn != image_sampler(equal).draw(params)).any()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, vari
 )
 def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        ImageSampler(tiny(sample=settings), data_mesh(), tmp_path)
+        image_sampler(tiny(sample=settings), tmp_path)
     sampling = tiny(sample=settings, sample_every=5)
     with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
         make_hooks(sampling, data_mesh(), RunFiles(sampling, tmp_path))
@@ -217,7 +221,7 @@ def test_the_files_name_says_what_is_not_usual():
 def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name, count):
     settings = Sample(num_timesteps=2, num=1, sampler=name)
     born = params | {"encoder": jax.tree.map(jnp.zeros_like, params["encoder"])}
-    images = ImageSampler(tiny(sample=settings), data_mesh())
+    images = image_sampler(tiny(sample=settings))
     images.draw(born)
     assert warnings == []
     for _ in range(2):

@@ -14,6 +14,7 @@ from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation import step_costs
+from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc_plugins.schedules import Linear
@@ -204,7 +205,9 @@ def measure(tiny):
     def make(**changes):
         experiment = tiny(fit=Fit(**{"knots": 5, "num_images": None, **changes}))
         params = jax.jit(lambda key: experiment.model.init(key, (4, 4, 1)))(jax.random.key(0))
-        return experiment, params, step_costs.measure_step_costs(experiment, data_mesh(), params)
+        fit = resolve_batch_size(experiment.fit, experiment.batch_size)
+        table = step_costs.measure_step_costs(experiment.model, experiment.dataset, fit, data_mesh(), params)
+        return experiment, params, table
 
     return make
 
@@ -261,6 +264,6 @@ def test_a_batch_that_does_not_divide_is_named(measure, monkeypatch):
     def refuse(name, batch_size, mesh):
         raise UserError(f"{name} = {batch_size}")
 
-    monkeypatch.setattr(step_costs, "check_divisible", refuse)
+    monkeypatch.setattr("diffenc.evaluation.batches.check_divisible", refuse)
     with pytest.raises(UserError, match=r"fit\.batch_size = 6"):
         measure(batch_size=6)

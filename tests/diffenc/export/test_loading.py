@@ -14,7 +14,7 @@ import diffenc
 from diffenc import registry
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.errors import UserError
-from diffenc.evaluation import commands
+from diffenc.evaluation.restore import restore_ema
 from diffenc.export import export, weights
 from diffenc.files import stores
 from diffenc.parallel.sharding import data_mesh
@@ -217,7 +217,7 @@ def test_importing_the_package_is_quick():
 
 
 def test_modes_and_load_read_the_same(experiment, workdir):
-    ema, step = commands.restore_ema(experiment, workdir, data_mesh(), None)
+    ema, step = restore_ema(experiment, workdir, data_mesh(), None)
     model = diffenc.load(workdir, allow_imports=TESTS)
     jax.tree.map(np.testing.assert_array_equal, model.params, ema)
     assert model.step == step

@@ -32,7 +32,7 @@ def images(model):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"passes": 3, "seed": 5, "batch_size": 5}, {"passes": 2, "seed": 0, "steps": 7}]
+    "settings", [{"passes": 3, "seed": 5, "batch_size": 5}, {"passes": 2, "seed": 0, "num_timesteps": 7}]
 )
 def test_bits_per_dim_are_those_of_mode_evaluate(model, images, experiment, workdir, settings):
     said = commands.evaluate(dataclasses.replace(experiment, evaluate=Evaluate(**settings)), workdir)
@@ -91,7 +91,7 @@ def test_encoding_needs_one_place(model, images, given):
 
 
 def test_samples_are_those_of_mode_sample(model, experiment, workdir):
-    settings = {"num": 3, "steps": 4, "seed": 2, "sampler": "ddim"}
+    settings = {"num": 3, "num_timesteps": 4, "seed": 2, "sampler": "ddim"}
     chosen = Sample(**settings)
     path = commands.sample(dataclasses.replace(experiment, sample=chosen), workdir)
     images = model.sample(**settings)
@@ -114,7 +114,7 @@ def test_nothing_is_compiled_twice(workdir, images):
     assert evaluator._terms._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@pytest.mark.parametrize("other", [{"times_per_image": 3}, {"steps": 7}, {"seed": 5}])
+@pytest.mark.parametrize("other", [{"times_per_image": 3}, {"num_timesteps": 7}, {"seed": 5}])
 def test_other_settings_measure_anew(workdir, images, other):
     """The second answer of one model is the first of another."""
     used = load(workdir, allow_imports=("tests",))
@@ -130,12 +130,12 @@ def test_a_batch_size_changes_no_draw(workdir, images):
     np.testing.assert_allclose(used.elbo(images).bpd, used.elbo(images, batch_size=5).bpd, rtol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"steps": 7}, {"sampler": "ddim"}, {"seed": 1}])
+@pytest.mark.parametrize("other", [{"num_timesteps": 7}, {"sampler": "ddim"}, {"seed": 1}])
 def test_other_settings_draw_anew(workdir, other):
     used = load(workdir, allow_imports=("tests",))
     before = used.sample(8, num_timesteps=3)
-    after = used.sample(8, **({"steps": 3} | other))
-    fresh = load(workdir, allow_imports=("tests",)).sample(8, **({"steps": 3} | other))
+    after = used.sample(8, **({"num_timesteps": 3} | other))
+    fresh = load(workdir, allow_imports=("tests",)).sample(8, **({"num_timesteps": 3} | other))
     np.testing.assert_array_equal(after, fresh)
     assert not np.array_equal(after, before)
     np.testing.assert_array_equal(used.sample(8, num_timesteps=3), before)
@@ -144,7 +144,7 @@ def test_other_settings_draw_anew(workdir, other):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model, images: model.sample(3, stps=5), "sample has no setting 'stps'; nearest: steps"),
+        (lambda model, images: model.sample(3, stps=5), "sample has no setting 'stps'; nearest: step"),
         (lambda model, images: model.sample(3, guidance="no"), "sample.guidance = 'no': expected float"),
         (
             lambda model, images: model.encode(images, t=[0.1, 0.2]),
@@ -153,11 +153,11 @@ def test_other_settings_draw_anew(workdir, other):
         (lambda model, images: model.encode(images, log_snr="1"), "encode: <U1[] is neither"),
         (
             lambda model, images: model.sample(3, step=12),
-            "sample takes no step: these are the parameters of step 12; nearest: steps, which",
+            "sample takes no step: these are the parameters of step 12; nearest: num_timesteps, which",
         ),
         (
             lambda model, images: model.elbo(images, step=3),
-            "elbo takes no step: these are the parameters of step 12; nearest: steps, which",
+            "elbo takes no step: these are the parameters of step 12; nearest: num_timesteps, which",
         ),
         (
             lambda model, images: model.elbo(images, split="train"),

@@ -106,10 +106,10 @@ def test_an_evaluation_is_of_the_averaged_parameters(run, state):
     writer = Recorder()
     experiment = run("evaluation", writer, 6, evaluate=Evaluate(passes=2, seed=3))
     evaluator = Evaluator(experiment, data_mesh())
-    expected = evaluator.measure(state.ema).summary()
+    expected = evaluator.measure(state.ema).metrics()
     known = {f"test_{key}": value for key, value in expected.items() if value is not None}
     assert writer.rows == [(6, known)]
-    assert expected["bpd"] != evaluator.measure(state.params).summary()["bpd"]
+    assert expected["bpd"] != evaluator.measure(state.params).metrics()["bpd"]
 
 
 def test_rows_name_the_split(run):
@@ -158,8 +158,9 @@ def test_samples_are_of_the_averaged_parameters(run, state, tmp_path):
     (tmp_path / "samples" / ".000000006.png.tmp-55085c68").write_bytes(b"")  # as a kill left it
     experiment = run("samples", writer, 6, sample=Sample(num_timesteps=6, num=4))
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000000006.png"]
-    images = ImageSampler(experiment, data_mesh()).draw(state.ema)
-    assert (images != ImageSampler(experiment, data_mesh()).draw(state.params)).any()
+    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
+    images = sampler.draw(state.ema)
+    assert (images != sampler.draw(state.params)).any()
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]  # five levels over 0 .. 255
     picture = np.asarray(Image.open(tmp_path / "samples" / "000000006.png"))
     np.testing.assert_array_equal(picture, make_grid(shades)[..., 0])

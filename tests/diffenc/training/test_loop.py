@@ -149,7 +149,7 @@ def test_what_a_step_is_followed_by(full, straight):
 
 
 def test_the_evaluation_within_a_run_is_of_the_average(full, straight):
-    measured = Evaluator(full, data_mesh()).measure(_state(full, straight).ema).summary()
+    measured = Evaluator(full, data_mesh()).measure(_state(full, straight).ema).metrics()
     last = _rows(straight)[-1]
     known = {f"test_{key}": value for key, value in measured.items() if value is not None}
     assert last == {"step": 12} | known

@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from diffenc.config.settings import Evaluate
-from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.restore import restore_ema
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from experiments.bounds import __main__ as bounds
 
-SMALL = ["--steps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]
+SMALL = ["--num_timesteps=2,9", "--num_images=8", "--passes=3", "--few=5", "--k=4", "--k_steps=3"]
 SMALL += ["--gin_bindings=likelihood.rtol = 1e-3", "--gin_bindings=likelihood.atol = 1e-3"]
 SMALL += ["--allow_imports=tests"]  # which its config imports
 
@@ -52,20 +52,20 @@ def test_every_bound_is_there_with_both_errors(found):
 
 def test_the_limit_is_what_evaluation_gives(found, tiny, workdir):
     experiment = tiny(evaluate=Evaluate(num_images=8, passes=3))
-    ema, step = commands.restore_ema(experiment, workdir, data_mesh(), None)
-    measured = Evaluator(experiment, data_mesh(), workdir, step).measure(ema).summary()
+    ema, step = restore_ema(experiment, workdir, data_mesh(), None)
+    measured = Evaluator(experiment, data_mesh(), workdir, step).measure(ema).metrics()
     for key in ("bpd", "bpd_se_upper", "bpd_mc_se"):
         assert found["continuous"][key] == pytest.approx(measured[key], rel=1e-6)
 
 
 def test_fitting_helps_and_a_wrong_variance_costs_more_with_every_step(found, tiny, workdir):
-    columns, ema = found["by_steps"], commands.restore_ema(tiny(), workdir, data_mesh(), None)[0]
+    columns, ema = found["by_steps"], restore_ema(tiny(), workdir, data_mesh(), None)[0]
     assert columns["fitted"]["2"]["bpd"] < columns["equal"]["2"]["bpd"]
     assert columns["fitted, times too"]["2"]["bpd"] < columns["fitted"]["2"]["bpd"]
     w, dims = 0.9, 16
     for steps in (2, 9):  # w C + T d/2 (w - 1 - log w), C the diffusion loss with equal variances
         experiment = tiny(evaluate=Evaluate(num_images=8, passes=3, num_timesteps=steps))
-        equal = Evaluator(experiment, data_mesh()).measure(ema).summary()
+        equal = Evaluator(experiment, data_mesh()).measure(ema).metrics()
         assert columns["equal"][str(steps)]["bpd"] == pytest.approx(equal["bpd"], rel=1e-6)
         offset = steps * dims / 2 * (w - 1 - np.log(w)) / (dims * np.log(2))
         want = equal["bpd"] + (w - 1) * equal["bpd_diffusion"] + offset
@@ -88,7 +88,7 @@ def test_the_plot_shows_every_column(found, workdir):
 
 
 def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
-    few = bounds.Bounds(tiny(evaluate=Evaluate(num_images=8)), workdir).places(5)
+    few = bounds.Bounds(tiny(evaluate=Evaluate(num_images=8)), workdir).indices_of(5)
     assert len(few) == 5
     bits = PassValues(np.arange(16.0).reshape(2, 8))
     np.testing.assert_array_equal(bits.of(few).values[0], few)

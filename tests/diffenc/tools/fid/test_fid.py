@@ -17,7 +17,7 @@ from diffenc.config.fid_settings import Fid
 from diffenc.config.settings import Sample
 from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
-from diffenc.evaluation import commands
+from diffenc.evaluation.restore import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
@@ -165,7 +165,7 @@ class InTurn(fid.SampleCache):
 
 def test_the_order_in_which_samples_come_does_not_decide_the_kernel_distance(experiment, tmp_path):
     settings = experiment(nums=(1200,), kid_block=8)
-    (found,) = fid.summarize_samples(settings, InTurn(tmp_path), Extractor(Pixels()))
+    (found,) = fid.summarize_samples(settings.fid, 5, InTurn(tmp_path), Extractor(Pixels()))
     scaled = found.some / 255
     assert len(np.unique(scaled, axis=0)) == 4
     others = np.eye(4)[np.random.default_rng(0).integers(0, 4, 1200)]
@@ -204,7 +204,7 @@ def test_classes_are_drawn_by_the_shares_of_train_or_as_they_are_bound(tiny, mon
         made = fid.SampleCache(settings, data_mesh(), {}, workdir, 3)
         for index in (0, 1):
             made.chunk(index, made.progress(128))
-        return made.of.get("classes_drawn")
+        return made.metadata.get("classes_drawn")
 
     assert draws(workdir) == "at random, by the shares of train"
     assert draws(workdir / "again") == "at random, by the shares of train"
@@ -254,7 +254,7 @@ def test_what_the_figures_are_of_is_said(experiment, workdir):
         "kid_block": 1000,
     }
     assert {key: figures[key] for key in said} == said
-    sampling = {"steps": 6, "times": "equal", "variance": "equal", "sampler": "ancestral"}
+    sampling = {"num_timesteps": 6, "times": "equal", "variance": "equal", "sampler": "ancestral"}
     assert figures["sampling"] == sampling | {"classes": None, "guidance": 0.0}
     assert figures["features"].startswith("pixels(places=(0, 5, 6, 11)")
     assert {split: (of["num_images"], of["fingerprint"]) for split, of in figures["images"].items()} == {
@@ -271,13 +271,12 @@ def test_samples_are_of_the_averaged_model_by_the_chosen_sampler(experiment, wor
     settings = experiment(nums=(4,), sample=Sample(num_timesteps=3, num=1, sampler="ddim"))
     fid.fid(settings, workdir)
     mesh = data_mesh()
-    ema, _ = commands.restore_ema(settings, workdir, mesh, None)
+    ema, _ = restore_ema(settings, workdir, mesh, None)
     (folder,) = (workdir / "fid").iterdir()
     key = jax.random.fold_in(fid.root_key(0, "fid"), 0)
-    alone = dataclasses.replace(settings, sample=dataclasses.replace(settings.sample, num=4))
-    np.testing.assert_array_equal(
-        np.load(folder / "000000.npy"), ImageSampler(alone, mesh).draw(ema, lambda: None, key)
-    )
+    alone = dataclasses.replace(settings.sample, num=4)
+    images = ImageSampler(settings.model, settings.dataset, alone, mesh).draw(ema, lambda: None, key)
+    np.testing.assert_array_equal(np.load(folder / "000000.npy"), images)
     assert json.loads((folder / "of.json").read_text())["sampling"]["sampler"] == "ddim"
 
 
@@ -361,4 +360,4 @@ def test_images_of_two_channels_are_refused(experiment, workdir):
         image_shape = (4, 4, 2)
 
     with pytest.raises(UserError, match="for images of 1 or 3 channels, and these have 2"):
-        fid.choose_features(dataclasses.replace(experiment(), dataset=Two()))
+        fid.choose_features(experiment().fid, Two().image_shape)

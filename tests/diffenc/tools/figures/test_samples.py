@@ -28,7 +28,13 @@ def of(tiny, tmp_path):
 
 def test_samples_depend_on_their_settings_and_the_checkpoint_alone(of):
     base = Sample(num_timesteps=6, num=3)
-    for other in ({"seed": 1}, {"steps": 5}, {"num": 4}, {"sampler": "ddim"}, {"variance": Fixed(2.0)}):
+    for other in (
+        {"seed": 1},
+        {"num_timesteps": 5},
+        {"num": 4},
+        {"sampler": "ddim"},
+        {"variance": Fixed(2.0)},
+    ):
         assert of(dataclasses.replace(base, **other)) != of(base)
     assert of(base, step=8) != of(base)
     assert of(dataclasses.replace(base, step=3)) == of(base), "the checkpoint is that of all figures"
@@ -42,7 +48,7 @@ def test_times_that_are_not_fitted_are_told_of_before_anything_is_drawn(of):
 def test_the_grid_shows_every_image():
     levels = np.zeros((3, 4, 4, 1), np.int32)
     levels[1] = 4
-    sample = {"num": 3, "sampler": "ancestral", "steps": 6, "guidance": 0.5}
+    sample = {"num": 3, "sampler": "ancestral", "num_timesteps": 6, "guidance": 0.5}
     numbers = FigureRecord({"num_levels": 5, "of": {"sample": sample}}, {"levels": levels})
     figure = figure_samples.plot_samples(numbers, "dots, step 7")
     picture = np.asarray(figure.axes[0].images[0].get_array())
