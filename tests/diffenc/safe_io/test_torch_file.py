@@ -166,7 +166,7 @@ def test_other_files_are_told_apart(tmp_path):
     path = tmp_path / "other.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.txt", "text")
-    with pytest.raises(UserError, match=r"a zip file that torch\.save has not written"):
+    with pytest.raises(UserError, match=r"a zip file that torch\.save did not write"):
         torch_file.load(path, LIMIT)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(UserError, match=r"is not a file of torch\.save"):
