@@ -71,7 +71,7 @@ class Row:
         return self.published is None or self.published == (self.network, self.encoder)
 
 
-def count(experiment: Experiment) -> dict[str, int]:
+def count_by_part(experiment: Experiment) -> dict[str, int]:
     """Parameters of each part of the model, by shape evaluation.
 
     Raises:
@@ -82,19 +82,21 @@ def count(experiment: Experiment) -> dict[str, int]:
     return {part: count_parameters(branch) for part, branch in params.items()}
 
 
-def rows() -> list[Row]:
+def load_rows() -> list[Row]:
     """Every shipped run, in the order of names."""
     files = [name for name in shipped_files() if name not in STACKABLE]
-    return [row(name) for name in files]
+    return [load_row(name) for name in files]
 
 
-def row(gin_file: str) -> Row:
+def load_row(gin_file: str) -> Row:
     """The row of one run file."""
     name = Path(gin_file).stem
-    return Row(name, published=PUBLISHED.get(name), **count(gin_loader.load_experiment([gin_file], [])))
+    return Row(
+        name, published=PUBLISHED.get(name), **count_by_part(gin_loader.load_experiment([gin_file], []))
+    )
 
 
-def table(runs: Sequence[Row]) -> Table:
+def format_table(runs: Sequence[Row]) -> Table:
     """For people: a number that differs from the published one has ≠ before the latter."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("parameters", "network", "encoder", "total", "published"):
@@ -108,7 +110,7 @@ def table(runs: Sequence[Row]) -> Table:
     return result
 
 
-def record(runs: Sequence[Row]) -> list[dict[str, Any]]:
+def to_records(runs: Sequence[Row]) -> list[dict[str, Any]]:
     """For programs: one object a run; `published` is the total."""
     return [
         {**dataclasses.asdict(run), "published": run.published and sum(run.published), "total": run.total}
@@ -128,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def perform() -> None:
         registry.discover()
-        found.extend(rows())
-        Console(soft_wrap=True).print(table(found))
+        found.extend(load_rows())
+        Console(soft_wrap=True).print(format_table(found))
         if given.json:
-            atomic.write_json(given.json, record(found))
+            atomic.write_json(given.json, to_records(found))
 
     return exit_status(perform) or int(not all(run.agrees for run in found))
 

@@ -34,38 +34,38 @@ class Times:
 
     def figures(self) -> dict[str, float]:
         """Median and quartiles, for programs."""
-        return {**spread(self.seconds, "seconds"), "rounds": len(self.seconds), "calls": self.calls}
+        return {**quartiles(self.seconds, "seconds"), "rounds": len(self.seconds), "calls": self.calls}
 
     def over(self, other: "Times") -> dict[str, float]:
         """How many times as long this takes: the ratio of medians, and quartiles of the ratio round by round."""
-        return {**spread(self.seconds / other.seconds, "ratio"), "ratio": self.median / other.median}
+        return {**quartiles(self.seconds / other.seconds, "ratio"), "ratio": self.median / other.median}
 
 
-def spread(values: Float[np.ndarray, " rounds"], name: str) -> dict[str, float]:
+def quartiles(values: Float[np.ndarray, " rounds"], name: str) -> dict[str, float]:
     """Median as `name`, and quartiles."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return {name: float(middle), "quartile_1": float(low), "quartile_3": float(high)}
 
 
-def side_by_side(calls: Mapping[str, Call], rounds: int, least: float) -> dict[str, Times]:
+def time_interleaved(calls: Mapping[str, Call], rounds: int, least: float) -> dict[str, Times]:
     """Time each of `calls`, `rounds` times in turn, after a call that is not timed.
 
     Args:
       least: seconds that one timing should last; shorter calls are repeated within it.
     """
-    repeats = {name: repeats_for(call, least) for name, call in calls.items()}
-    rows = [{name: timed(call, repeats[name]) for name, call in calls.items()} for _ in range(rounds)]
+    repeats = {name: choose_repeats(call, least) for name, call in calls.items()}
+    rows = [{name: time_call(call, repeats[name]) for name, call in calls.items()} for _ in range(rounds)]
     return {name: Times(np.asarray([row[name] for row in rows]), repeats[name]) for name in calls}
 
 
-def repeats_for(call: Call, least: float) -> int:
+def choose_repeats(call: Call, least: float) -> int:
     """How many calls last `least` seconds together, by the quicker of two; one before them warms up."""
-    timed(call, 1)
-    once = min(timed(call, 1) for _ in range(2))
+    time_call(call, 1)
+    once = min(time_call(call, 1) for _ in range(2))
     return max(1, math.ceil(least / max(once, 1e-9)))
 
 
-def timed(call: Call, repeats: int) -> float:
+def time_call(call: Call, repeats: int) -> float:
     """Seconds of one call in a row of `repeats`; they may overlap, as calls of an accelerator do."""
     began, result = time.perf_counter(), None
     for _ in range(repeats):

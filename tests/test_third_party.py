@@ -70,7 +70,7 @@ def package(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("theirs") / "all_kinds"
     for kind in KINDS:
         wanted = PluginSpec(kind, f"my_{kind}")
-        writing.write(targets.package(str(folder), wanted), wanted)
+        writing.write_plugin(targets.package_target(str(folder), wanted), wanted)
     return folder
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.files.user_paths import path_argument
-from diffenc.tools.foreign_weights import Translate, convert
+from diffenc.tools.foreign_weights import Translate, convert_weights
 
 
 def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def main(translate: Translate, what: str, description: str, argv: Sequence[str] 
 
     def perform() -> None:
         experiment = gin_loader.load_experiment(args.gin_file, args.gin_bindings)
-        count = convert(args.file, experiment, args.output, translate, what)
+        count = convert_weights(args.file, experiment, args.output, translate, what)
         print(f"{count:,} parameters in {args.output}: diffenc.load({str(args.output)!r}) reads them")
 
     return exit_status(perform)

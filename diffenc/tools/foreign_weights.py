@@ -23,12 +23,12 @@ from diffenc.workdir import provenance
 Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
 
 BRANCHES = ("ema_params", "params", "param")  # of a checkpoint, the first that is there
-COPIES = 8  # a checkpoint has parameters, their average and two moments, and each may be in float64
-_HEADER = 1 << 10  # bytes with an array: its name and the like
-_LAST_STEP = 1 << 53
+MAX_COPIES = 8  # a checkpoint has parameters, their average and two moments, and each may be in float64
+_HEADER_BYTES = 1 << 10  # bytes with an array: its name and the like
+_MAX_STEP = 1 << 53
 
 
-def read(path: Path, limit: int) -> tuple[Arrays, int]:
+def read_checkpoint(path: Path, limit: int) -> tuple[Arrays, int]:
     """The averaged parameters in a file of another program, else its parameters, by their names; and the step, 0 if unknown.
 
     Args:
@@ -41,23 +41,23 @@ def read(path: Path, limit: int) -> tuple[Arrays, int]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     _require_within(limit, path.stat().st_size, path)
-    found = _npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
+    found = _read_npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
     branches = (f"{branch}/" for branch in BRANCHES)
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
     with convert_errors(path):
         named = to_dict((name.removeprefix("params/"), array) for name, array in held.items())
-    return named, _step(found.get("step", np.zeros(())), path)
+    return named, _parse_step(found.get("step", np.zeros(())), path)
 
 
-def most_bytes(experiment: Experiment) -> int:
-    """What a checkpoint of `experiment`'s model can take: `COPIES` of its parameters, with what stands around them."""
+def max_checkpoint_bytes(experiment: Experiment) -> int:
+    """What a checkpoint of `experiment`'s model can take: `MAX_COPIES` of its parameters, with what stands around them."""
     leaves = abstract_names(experiment).values()
-    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize + _HEADER for leaf in leaves)
-    return COPIES * parameters + (1 << 20)
+    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize + _HEADER_BYTES for leaf in leaves)
+    return MAX_COPIES * parameters + (1 << 20)
 
 
-def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
+def match_to_model(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
     """`arrays` as the model's parameters, in its precision.
 
     Raises:
@@ -72,7 +72,7 @@ def adopt(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
     return {name: cast[name] for name in wanted}
 
 
-def convert(path: Path, experiment: Experiment, output: Path, translate: Translate, what: str) -> int:
+def convert_weights(path: Path, experiment: Experiment, output: Path, translate: Translate, what: str) -> int:
     """Write parameters that other code trained as an export of `experiment`; returns how many there are.
 
     Args:
@@ -84,12 +84,12 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
     export.refuse_other_files(output)  # before the file is read, which may take long
-    theirs, step = read(path, most_bytes(experiment))
+    theirs, step = read_checkpoint(path, max_checkpoint_bytes(experiment))
     try:
         ours = translate(theirs)
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}") from error
-    arrays = adopt(experiment, ours, str(path))
+    arrays = match_to_model(experiment, ours, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     name = os.fsencode(path.name).decode(errors="replace")
     # which images they saw is not known
@@ -103,7 +103,7 @@ def convert(path: Path, experiment: Experiment, output: Path, translate: Transla
     return sum(array.size for array in arrays.values())
 
 
-def _npz(path: Path, limit: int) -> Arrays:
+def _read_npz(path: Path, limit: int) -> Arrays:
     with convert_errors(path), zipfile.ZipFile(path) as archive:
         names = list(to_dict((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
         _require_within(limit, sum(member.file_size for member in archive.infolist()), path)
@@ -118,9 +118,9 @@ def _require_within(limit: int, size: int, path: Path) -> None:
         )
 
 
-def _step(step: np.ndarray, path: Path) -> int:
+def _parse_step(step: np.ndarray, path: Path) -> int:
     """The optimiser's step; 0 where there is one for each of several devices. Raises UserError if it is none."""
     said = step.item() if step.ndim == 0 else 0
-    if not (0 <= said <= _LAST_STEP and said == int(said)):
+    if not (0 <= said <= _MAX_STEP and said == int(said)):
         raise UserError(f"{path}: step = {said}: is no number of steps")
     return int(said)

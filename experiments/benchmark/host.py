@@ -21,7 +21,7 @@ from diffenc.training.clock import Clock
 from diffenc.training.prefetch import InFlightLimiter, Prefetcher
 from diffenc.training.state import abstract_state
 from experiments.benchmark.subject import Subject
-from experiments.timing import Call, Times, side_by_side, timed
+from experiments.timing import Call, Times, time_call, time_interleaved
 
 
 def pipeline(subject: Subject) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def pipeline(subject: Subject) -> dict[str, Any]:
 
     logging.info("timing the input pipeline")
     try:
-        took = side_by_side({"batch": put}, settings.rounds, settings.least)["batch"]
+        took = time_interleaved({"batch": put}, settings.rounds, settings.least)["batch"]
         return {
             "images": len(subject.source),
             "batch": took.figures(),
@@ -58,9 +58,9 @@ def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
 
     logging.info("timing steps that are fed")
     calls = {"resident": stepper, "fed": step}
-    took = side_by_side(calls, subject.settings.rounds, subject.settings.least)
+    took = time_interleaved(calls, subject.settings.rounds, subject.settings.least)
     clock.restart()  # alone now: while others step, batches pile up
-    in_a_row = timed(step, subject.settings.rounds * took["fed"].calls)
+    in_a_row = time_call(step, subject.settings.rounds * took["fed"].calls)
     waited = clock.speed().data_wait
     return {
         "steps": {name: times.figures() for name, times in took.items()},
@@ -83,10 +83,10 @@ def checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
     ):
         logging.info("timing checkpoints of %.1f MB", flat.nbytes / 1e6)
         saver, file = Saver(ours, state), File(Path(name), flat)
-        writes = side_by_side({"save": saver, "file": file}, rounds, least=0.0)
+        writes = time_interleaved({"save": saver, "file": file}, rounds, least=0.0)
         abstract = abstract_state(subject.experiment, subject.mesh)
         calls = {"restore": lambda: ours.restore(abstract).tree, "file": lambda: np.load(file.path)}
-        cached = side_by_side(calls, rounds, least=0.0)
+        cached = time_interleaved(calls, rounds, least=0.0)
         reads = from_disk(calls, Path(name), rounds)
     held = Times(np.asarray(saver.held[-rounds:]))
     return {
@@ -106,13 +106,13 @@ def checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
 
 
 def from_disk(calls: Mapping[str, Call], folder: Path, rounds: int) -> dict[str, Times]:
-    """`side_by_side`, where what is in `folder` has to come from the disk, as after a machine's restart."""
+    """`time_interleaved`, where what is in `folder` has to come from the disk, as after a machine's restart."""
     rows: list[dict[str, float]] = []
     for _ in range(1 + rounds):  # the first warms up
         rows.append({})
         for name, call in calls.items():
             forget(folder)
-            rows[-1][name] = timed(call, 1)
+            rows[-1][name] = time_call(call, 1)
     return {name: Times(np.asarray([row[name] for row in rows[1:]])) for name in calls}
 
 

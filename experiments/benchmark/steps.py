@@ -30,7 +30,7 @@ from experiments.benchmark.subject import (
     first_state,
     work_of_share,
 )
-from experiments.timing import Call, Times, side_by_side, spread
+from experiments.timing import Call, Times, quartiles, time_interleaved
 
 PEAKS = ("float32", "bfloat16")  # dtypes whose matrix products are timed
 
@@ -40,7 +40,7 @@ def step(subject: Subject) -> dict[str, Any]:
     experiment, devices = subject.experiment, subject.mesh.devices.size
     compiled, stepper = subject.compiled, subject.stepper
     logging.info("timing the train step")
-    took = side_by_side({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
+    took = time_interleaved({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
     in_use = device_memory()  # before other operands come
     best = {dtype: accelerators.measure_flops(dtype) for dtype in PEAKS}
     counted = subject.work.flops
@@ -106,7 +106,7 @@ def variants(subject: Subject) -> dict[str, Any]:
             else Stepper(compiled.step, first_state(experiment, subject.mesh), subject.images)
         )
     logging.info("timing %s side by side", ", ".join(steppers))
-    took = side_by_side(steppers, subject.settings.rounds, subject.settings.least)
+    took = time_interleaved(steppers, subject.settings.rounds, subject.settings.least)
     others = [name for name in took if name != "vdmv"]
     return {
         "steps": {name: times.figures() for name, times in took.items()},
@@ -139,7 +139,7 @@ def sampling(subject: Subject) -> dict[str, Any]:
     """
     steps = subject.settings.sampling_steps
     logging.info("timing %d sampling steps beside calls of the network", steps)
-    took = side_by_side(sampling_calls(subject), subject.settings.rounds, subject.settings.least)
+    took = time_interleaved(sampling_calls(subject), subject.settings.rounds, subject.settings.least)
     one, looped = took["walk"] / steps, took["loop"] / steps
     return {
         "sampling_steps": steps,
@@ -188,7 +188,9 @@ def contractions(subject: Subject) -> dict[str, Any]:
     """
     counts = subject.work.counts
     alone = time_alone(subject, {one.operation for one in counts})
-    took = side_by_side({"step": subject.stepper}, subject.settings.rounds, subject.settings.least)["step"]
+    took = time_interleaved({"step": subject.stepper}, subject.settings.rounds, subject.settings.least)[
+        "step"
+    ]
     rows = [row(one, count, alone[one.operation]) for one, count in counts.items()]
     totals: dict[str, float] = defaultdict(float)
     for found in rows:
@@ -200,7 +202,7 @@ def contractions(subject: Subject) -> dict[str, Any]:
         "empty_call": time_empty(subject).figures(),
         "seconds": dict(totals),
         "step_over": {
-            name: spread(took.seconds / totals[name], "ratio")
+            name: quartiles(took.seconds / totals[name], "ratio")
             for name in ("all", "convolution")
             if name in totals
         },
@@ -229,7 +231,7 @@ def time_alone(subject: Subject, operations: set[Contraction]) -> dict[Contracti
         perform = jax.jit(operation.__call__)
         lhs, rhs = random_array(operation.lhs), random_array(operation.rhs)
         call = {"": lambda perform=perform, lhs=lhs, rhs=rhs: perform(lhs, rhs)}
-        took[operation] = side_by_side(call, subject.settings.rounds, subject.settings.least / 10)[""]
+        took[operation] = time_interleaved(call, subject.settings.rounds, subject.settings.least / 10)[""]
         progress()
     return took
 
@@ -238,7 +240,7 @@ def time_empty(subject: Subject) -> Times:
     """A call of two operands that computes next to nothing."""
     least, lhs = jax.jit(lambda lhs, rhs: lhs + rhs), jnp.ones(())
     settings = subject.settings
-    return side_by_side({"": partial(least, lhs, lhs)}, settings.rounds, settings.least / 10)[""]
+    return time_interleaved({"": partial(least, lhs, lhs)}, settings.rounds, settings.least / 10)[""]
 
 
 def random_array(operand: Operand) -> jax.Array:

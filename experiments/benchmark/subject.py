@@ -21,7 +21,7 @@ from diffenc.interfaces import Images, Params
 from diffenc.parallel.sharding import data_mesh, images_to_devices, make_mesh, replicated
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.flops import Work
-from diffenc.tools.planning.plan import one_share
+from diffenc.tools.planning.plan import device_share
 from diffenc.training.gradient import check_batch
 from diffenc.training.state import (
     TrainState,
@@ -130,9 +130,9 @@ def random_images(experiment: Experiment, count: int) -> ArraySource:
 
 def work_of_share(experiment: Experiment, devices: int) -> Work:
     """The contractions of a train step on one of so many devices."""
-    share, mesh = one_share(experiment, devices), make_mesh()
+    share, mesh = device_share(experiment, devices), make_mesh()
     step = make_train_step(share, mesh)
-    return flops.work_of(step, abstract_state(share, mesh), abstract_images(share, mesh))
+    return flops.count_work(step, abstract_state(share, mesh), abstract_images(share, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:

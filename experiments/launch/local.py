@@ -26,11 +26,11 @@ from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.signals import SignalQueue
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
-GRACE = 90.0  # seconds; a run notices within a minute that one of its processes is gone
-POLL = 0.2  # seconds between two looks at the signals that came
+GRACE_SECONDS = 90.0  # seconds; a run notices within a minute that one of its processes is gone
+POLL_SECONDS = 0.2  # seconds between two looks at the signals that came
 
 
-class Lines:
+class LineForwarder:
     """What a process writes, passed on line by line."""
 
     def __init__(self, prefix: str, source: IO[bytes], sink: IO[bytes]):
@@ -59,7 +59,7 @@ class Lines:
         self._sink.flush()
 
 
-class Group:
+class ProcessGroup:
     """Processes that end together.
 
     Attributes:
@@ -95,7 +95,7 @@ class Group:
                 self._note(number, process.returncode)
         running = len(self._ended) < len(self.processes)
         if running and time.monotonic() > self._deadline:
-            say(f"the others did not end within {self._grace:g} s: killed")
+            print_status(f"the others did not end within {self._grace:g} s: killed")
             self._deadline = float("inf")
             self.send(signal.SIGKILL)
         return running
@@ -106,52 +106,56 @@ class Group:
         self.status = returncode if returncode > 0 else 128 - returncode
         self._deadline = time.monotonic() + self._grace
         if len(self._ended) < len(self.processes):
-            say(f"process {number} ended with status {self.status}; the others have {self._grace:g} s")
+            print_status(
+                f"process {number} ended with status {self.status}; the others have {self._grace:g} s"
+            )
 
 
-def launch(environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float) -> int:
+def run_processes(
+    environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float
+) -> int:
     """Run one process for each environment and command; returns the exit status."""
-    group, selector, asked = Group(grace), selectors.DefaultSelector(), False
+    group, selector, asked = ProcessGroup(grace), selectors.DefaultSelector(), False
     with SignalQueue() as signals:
         try:
             for number, (env, command) in enumerate(zip(environments, commands, strict=True)):
-                for lines in of_process(number, group.start(command, env)):
+                for lines in make_forwarders(number, group.start(command, env)):
                     selector.register(lines, selectors.EVENT_READ)
             while group.look():
-                pump(selector)
+                pump_lines(selector)
                 for signum in signals.take():
                     group.send(signal.SIGKILL if asked else signum)
                     asked = True
-            drain(selector)
+            drain_lines(selector)
         finally:
             group.send(signal.SIGKILL)
     return group.status
 
 
-def of_process(number: int, process: subprocess.Popen[bytes]) -> Iterator[Lines]:
+def make_forwarders(number: int, process: subprocess.Popen[bytes]) -> Iterator[LineForwarder]:
     """What it writes, to our own streams."""
     for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
         assert source is not None
-        yield Lines(f"[{number}] ", source, sink.buffer)
+        yield LineForwarder(f"[{number}] ", source, sink.buffer)
 
 
-def pump(selector: selectors.BaseSelector, wait: float = POLL) -> None:
+def pump_lines(selector: selectors.BaseSelector, wait: float = POLL_SECONDS) -> None:
     """Pass on what is written within `wait` seconds. A process that ends cuts this short: it closes its pipes."""
     if not selector.get_map():
         time.sleep(wait)
     for key, _ in selector.select(wait):
-        if not cast(Lines, key.fileobj).pump():
+        if not cast(LineForwarder, key.fileobj).pump():
             selector.unregister(key.fileobj)
 
 
-def drain(selector: selectors.BaseSelector) -> None:
+def drain_lines(selector: selectors.BaseSelector) -> None:
     """Pass on the rest. It does not wait for the end, which a grandchild that still runs may put off."""
-    pump(selector, wait=0)
+    pump_lines(selector, wait=0)
     for key in selector.get_map().values():
-        cast(Lines, key.fileobj).finish()
+        cast(LineForwarder, key.fileobj).finish()
 
 
-def environments(
+def make_environments(
     processes: int, devices: int | None, env: dict[str, str], gpus: list[str]
 ) -> list[dict[str, str]]:
     """The environment of each process: its share of `gpus`; without any, so many virtual CPU devices.
@@ -174,7 +178,7 @@ def environments(
     return [env | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
-def flags_of(process: int, processes: int, port: int) -> list[str]:
+def coordinator_flags(process: int, processes: int, port: int) -> list[str]:
     """How a process finds the others."""
     return [
         f"--coordinator=127.0.0.1:{port}",
@@ -183,14 +187,14 @@ def flags_of(process: int, processes: int, port: int) -> list[str]:
     ]
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port nobody listens on. Another program might take it before the run does: then start again."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
 
 
-def say(what: str) -> None:
+def print_status(what: str) -> None:
     print(f"[launch] {what}", file=sys.stderr, flush=True)
 
 
@@ -204,7 +208,12 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--processes", type=int, required=True, help="how many")
     add("--devices", type=int, help="of each process (default: its share of the GPUs; 1 on a CPU)")
-    add("--grace", type=float, default=GRACE, help=f"seconds to end in after one failed (default: {GRACE:g})")
+    add(
+        "--grace",
+        type=float,
+        default=GRACE_SECONDS,
+        help=f"seconds to end in after one failed (default: {GRACE_SECONDS:g})",
+    )
     given = parser.parse_args(own)
     for name in ("processes", "devices"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
@@ -219,13 +228,15 @@ def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) ->
     try:
         given, of_run = parse_args(sys.argv[1:] if argv is None else argv)
         env = dict(os.environ)
-        each = environments(given.processes, given.devices, env, visible_gpus(env))
+        each = make_environments(given.processes, given.devices, env, visible_gpus(env))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    port = free_port()
-    commands = [[*program, *of_run, *flags_of(k, given.processes, port)] for k in range(given.processes)]
-    return launch(each, commands, given.grace)
+    port = find_free_port()
+    commands = [
+        [*program, *of_run, *coordinator_flags(k, given.processes, port)] for k in range(given.processes)
+    ]
+    return run_processes(each, commands, given.grace)
 
 
 if __name__ == "__main__":

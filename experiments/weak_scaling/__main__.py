@@ -36,7 +36,7 @@ from experiments.benchmark.subject import work_of_share
 from experiments.launch import local
 from experiments.weak_scaling import paper
 from experiments.weak_scaling.paper import CLUSTERS, Row
-from experiments.weak_scaling.shown import page
+from experiments.weak_scaling.shown import render_page
 
 PAGE = Path(__file__).parents[1] / "weak_scaling.md"
 
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--gin_file", action="append", required=True, help="the run that is measured")
     add("--gin_bindings", action="append", default=[], help="over its files, as 'network.unet.blocks = 2'")
     add("--images", type=int, default=16, help="of each device, measured (default: 16)")
-    add("--devices", type=numbers, default=[1, 2, 4, 8], metavar="N,N,...", help="default: 1,2,4,8")
+    add("--devices", type=parse_counts, default=[1, 2, 4, 8], metavar="N,N,...", help="default: 1,2,4,8")
     add("--rounds", type=int, default=5, help="timings of each, in each turn (default: 5)")
     add("--least", type=float, default=0.5, help="seconds a timing lasts (default: 0.5)")
     add("--turns", type=int, default=2, help="through all numbers of devices (default: 2)")
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def numbers(text: str) -> list[int]:
+def parse_counts(text: str) -> list[int]:
     """ "1,2,4" as a list of positive integers."""
     found = [int(part) for part in text.split(",")]
     if min(found) < 1:
@@ -72,16 +72,16 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_points(given: argparse.Namespace) -> list[dict[str, Any]]:
     """The points, in the order of --devices; the times of all turns together."""
-    turns = [[point(given, devices) for devices in given.devices] for _ in range(given.turns)]
+    turns = [[measure_point(given, devices) for devices in given.devices] for _ in range(given.turns)]
     return [
         of_one[0] | {"seconds": [second for one in of_one for second in one["seconds"]]}
         for of_one in zip(*turns, strict=True)
     ]
 
 
-def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
+def measure_point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
     """One point, measured in a process of its own, which has so many devices.
 
     Raises:
@@ -89,7 +89,7 @@ def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
     """
     logging.info("measuring on %d device(s)", devices)
     env = dict(os.environ)
-    (env,) = local.environments(1, devices, env, visible_gpus(env))
+    (env,) = local.make_environments(1, devices, env, visible_gpus(env))
     flags = [f"--gin_file={name}" for name in given.gin_file]
     flags += [f"--gin_bindings={binding}" for binding in given.gin_bindings]
     flags += [f"--{name}={getattr(given, name)}" for name in ("images", "rounds", "least")]
@@ -100,13 +100,13 @@ def point(given: argparse.Namespace, devices: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+def estimate_clusters(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
     """What holds for all clusters, and each of them."""
     experiment = gin_loader.load_experiment([given.paper], [])
     experiment = dataclasses.replace(experiment, batch_size=given.paper_images)
-    parameters, share = count(experiment), experiment.plan.share
+    parameters, share = count_model_parameters(experiment), experiment.plan.share
     work = work_of_share(experiment, 1)
-    rows = [paper.row(one, work, given.paper_images, parameters, share) for one in CLUSTERS]
+    rows = [paper.estimate_row(one, work, given.paper_images, parameters, share) for one in CLUSTERS]
     common = {
         "run": given.paper,
         "images": given.paper_images,
@@ -117,12 +117,12 @@ def on_paper(given: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
     return common, rows
 
 
-def count(experiment: Experiment) -> int:
+def count_model_parameters(experiment: Experiment) -> int:
     """Its parameters."""
     return count_parameters(abstract_state(experiment, make_mesh()).params)
 
 
-def circumstances(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+def describe_measurement(given: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """When, where and of what."""
     bound = [*(f"`{name}`" for name in given.gin_file), *(f"`{binding}`" for binding in given.gin_bindings)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -145,10 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def perform() -> None:
         start_up()
         given = parse_args(argv)
-        points = measure(given)  # before this process takes a GPU for itself
-        common, rows = on_paper(given)
-        figures = circumstances(given, argv) | {"points": points, "paper": common}
-        atomic.write_text(given.page, page(figures, rows))
+        points = measure_points(given)  # before this process takes a GPU for itself
+        common, rows = estimate_clusters(given)
+        figures = describe_measurement(given, argv) | {"points": points, "paper": common}
+        atomic.write_text(given.page, render_page(figures, rows))
         print(f"in {given.page}")
 
     return exit_status(perform)

@@ -13,7 +13,7 @@ import math
 
 from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.tools.planning.flops import Work
-from diffenc.tools.planning.step_time import by_operands
+from diffenc.tools.planning.step_time import flops_by_operands
 
 BYTES = 4  # of a gradient's number: float32
 
@@ -39,7 +39,7 @@ class Cluster:
         return math.prod(level.size for level in self.levels)
 
 
-def torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
+def make_torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
     """A TPU slice. An axis gives each chip two links, but one where it does not close to a ring.
 
     Slices made of whole 4 x 4 x 4 cubes close along all axes, smaller ones along none.
@@ -53,7 +53,7 @@ def torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
     return Cluster(name, accelerator, (Level(math.prod(axes), bandwidth),))
 
 
-def nodes(name: str, accelerator: str, count: int) -> Cluster:
+def make_gpu_nodes(name: str, accelerator: str, count: int) -> Cluster:
     """Nodes of 8 GPUs: NVLink within, a network card for each GPU between."""
     return Cluster(name, accelerator, (Level(8, NVLINK), Level(count, INFINIBAND)))
 
@@ -72,16 +72,16 @@ SOURCES = (
 )
 
 CLUSTERS = (
-    torus("v4-32", "tpu_v4", V4_LINK, 2, 2, 4),
-    torus("v4-128", "tpu_v4", V4_LINK, 4, 4, 4),
-    torus("v5p-128", "tpu_v5p", V5P_LINK, 4, 4, 4),
-    torus("v5p-256", "tpu_v5p", V5P_LINK, 4, 4, 8),
-    torus("v5p-512", "tpu_v5p", V5P_LINK, 4, 8, 8),
-    torus("v5p-1024", "tpu_v5p", V5P_LINK, 8, 8, 8),
-    nodes("1 x 8 H100", "h100", 1),
-    nodes("4 x 8 H100", "h100", 4),
-    nodes("16 x 8 H100", "h100", 16),
-    nodes("16 x 8 H200", "h200", 16),
+    make_torus("v4-32", "tpu_v4", V4_LINK, 2, 2, 4),
+    make_torus("v4-128", "tpu_v4", V4_LINK, 4, 4, 4),
+    make_torus("v5p-128", "tpu_v5p", V5P_LINK, 4, 4, 4),
+    make_torus("v5p-256", "tpu_v5p", V5P_LINK, 4, 4, 8),
+    make_torus("v5p-512", "tpu_v5p", V5P_LINK, 4, 8, 8),
+    make_torus("v5p-1024", "tpu_v5p", V5P_LINK, 8, 8, 8),
+    make_gpu_nodes("1 x 8 H100", "h100", 1),
+    make_gpu_nodes("4 x 8 H100", "h100", 4),
+    make_gpu_nodes("16 x 8 H100", "h100", 16),
+    make_gpu_nodes("16 x 8 H200", "h200", 16),
 )
 
 
@@ -114,7 +114,7 @@ class Row:
         return math.ceil(round(0.95 / 0.05 * self.all_reduce / (self.compute / self.images), 6))
 
 
-def row(cluster: Cluster, work: Work, images: int, parameters: int, share: float) -> Row:
+def estimate_row(cluster: Cluster, work: Work, images: int, parameters: int, share: float) -> Row:
     """One cluster on paper.
 
     Args:
@@ -124,7 +124,7 @@ def row(cluster: Cluster, work: Work, images: int, parameters: int, share: float
       share: of the peak that is reached.
     """
     accelerator = ACCELERATORS[cluster.accelerator]
-    at_peak = sum(flops / accelerator.peak(operands) for operands, flops in by_operands(work).items())
+    at_peak = sum(flops / accelerator.peak(operands) for operands, flops in flops_by_operands(work).items())
     return Row(cluster, images, at_peak / share, all_reduce_seconds(cluster.levels, BYTES * parameters))
 
 

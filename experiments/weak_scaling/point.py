@@ -22,19 +22,19 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from experiments.benchmark.subject import Settings, Subject
-from experiments.timing import side_by_side
+from experiments.timing import time_interleaved
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-SENT = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
-def collectives(hlo: str) -> list[tuple[str, int]]:
+def find_collectives(hlo: str) -> list[tuple[str, int]]:
     """(kind, bytes of the result) of every collective in the text of a compiled program, in its order."""
-    return [(kind, size_of(shape)) for shape, kind in SENT.findall(hlo)]
+    return [(kind, result_bytes(shape)) for shape, kind in COLLECTIVE.findall(hlo)]
 
 
-def size_of(shape: str) -> int:
+def result_bytes(shape: str) -> int:
     """Bytes of a result as HLO writes it: "f32[3,4]{1,0}", or a tuple of such."""
     return sum(
         math.ceil(int(bits or 8) / 8) * math.prod(int(size) for size in sizes.split(",") if size)
@@ -42,7 +42,7 @@ def size_of(shape: str) -> int:
     )
 
 
-def measure(experiment: Experiment, settings: Settings) -> dict[str, Any]:
+def measure_step(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     """Times of a train step and what it sends, by name.
 
     Raises:
@@ -50,9 +50,9 @@ def measure(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     """
     subject = Subject(experiment, settings)
     name = "step"
-    times = side_by_side({name: subject.stepper}, settings.rounds, settings.least)[name]
+    times = time_interleaved({name: subject.stepper}, settings.rounds, settings.least)[name]
     text = subject.compiled.step.as_text() or ""
-    sent = collectives(text) if jax.device_count() > 1 else []  # a sum over one sends nothing
+    sent = find_collectives(text) if jax.device_count() > 1 else []  # a sum over one sends nothing
     return {
         "devices": jax.device_count(),
         "batch_size": experiment.batch_size,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")
         experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
         experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
-        print(json.dumps(measure(experiment, Settings(rounds=given.rounds, least=given.least))))
+        print(json.dumps(measure_step(experiment, Settings(rounds=given.rounds, least=given.least))))
 
     return exit_status(perform)
 

@@ -33,7 +33,7 @@ none). "For 95 %": images a device with which the former reaches 95 %. Left out:
 hardware loses of its data sheet."""
 
 
-def page(figures: Figures, rows: Sequence[Row]) -> str:
+def render_page(figures: Figures, rows: Sequence[Row]) -> str:
     """All of it.
 
     Args:
@@ -43,13 +43,13 @@ def page(figures: Figures, rows: Sequence[Row]) -> str:
     parts = [
         "# Weak scaling",
         "The images of a batch grow with the devices: each has as many as ever. Made by the command below.",
-        *measured(figures),
-        *on_paper(figures["paper"], rows),
+        *measured_section(figures),
+        *estimated_section(figures["paper"], rows),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def measured(figures: Figures) -> Iterator[str]:
+def measured_section(figures: Figures) -> Iterator[str]:
     """The part that was measured."""
     points, real = figures["points"], figures["points"][0]["platform"] != "cpu"
     yield "## Measured"
@@ -65,12 +65,12 @@ def measured(figures: Figures) -> Iterator[str]:
         ]
     )
     heading = ("devices", "batch", "step (quartiles)", "images/s", "collectives", "bytes", "efficiency")
-    yield table(heading, [point_row(point, points[0], real) for point in points])
+    yield markdown_table(heading, [format_point(point, points[0], real) for point in points])
     yield SENT.format(BYTES * points[0]["parameters"])
     yield REAL if real else VIRTUAL
 
 
-def point_row(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
+def format_point(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
     """A line of the table, beside the first one's."""
     low, middle, high = 1e3 * np.quantile(point["seconds"], (0.25, 0.5, 0.75))
     kinds = Counter(kind for kind, _ in point["sent"])
@@ -78,14 +78,14 @@ def point_row(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
         str(point["devices"]),
         str(point["batch_size"]),
         f"{middle:.4g} ms ({low:.4g} .. {high:.4g})",
-        f"{rate(point):,.4g}",
+        f"{images_per_second(point):,.4g}",
         ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none",
         f"{sum(size for _, size in point['sent']):,}",
         f"{efficiency(point, first, real):.3f}",
     )
 
 
-def rate(point: Figures) -> float:
+def images_per_second(point: Figures) -> float:
     """Images a second."""
     return point["batch_size"] / float(np.median(point["seconds"]))
 
@@ -93,10 +93,10 @@ def rate(point: Figures) -> float:
 def efficiency(point: Figures, first: Figures, real: bool) -> float:
     """Images a second, of a device where each has hardware of its own, over those of the first point."""
     grown = point["devices"] / first["devices"] if real else 1
-    return rate(point) / rate(first) / grown
+    return images_per_second(point) / images_per_second(first) / grown
 
 
-def on_paper(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
+def estimated_section(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
     """The part that was computed."""
     yield "## On paper"
     yield PAPER
@@ -115,11 +115,11 @@ def on_paper(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
         "images/s",
         "for 95 %",
     )
-    yield table(heading, [paper_row(row) for row in rows])
+    yield markdown_table(heading, [format_estimate(row) for row in rows])
     yield "Sources:\n\n" + "\n".join(f"- {source}" for source in SOURCES)
 
 
-def paper_row(row: Row) -> tuple[str, ...]:
+def format_estimate(row: Row) -> tuple[str, ...]:
     """A line of the table."""
     devices = row.cluster.devices
     return (
@@ -135,7 +135,7 @@ def paper_row(row: Row) -> tuple[str, ...]:
     )
 
 
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown; the first column to the left, the others to the right."""
     rule = ("---", *("--:" for _ in heading[1:]))
     return "\n".join(f"| {' | '.join(row)} |" for row in (heading, rule, *rows))

@@ -298,7 +298,7 @@ def test_what_else_is_made_of_a_run(make, tmp_path):
     assert figures.figures(experiment, tmp_path / "run")
     assert write_report([str(tmp_path / "run")], tmp_path / "report.html") > 0
     arrays = load_file(export.export(experiment, tmp_path / "run") / "model.safetensors")
-    assert foreign_weights.adopt(experiment, arrays, "theirs").keys() == arrays.keys()
+    assert foreign_weights.match_to_model(experiment, arrays, "theirs").keys() == arrays.keys()
     still = AdamW(learning_rate=0.0)
     other = dataclasses.replace(
         experiment, init_from=str(tmp_path / "run" / "checkpoints"), steps=1, optimizer=still

@@ -77,13 +77,13 @@ def test_the_command_prints_a_row_a_run(printed_and_json):
     [("quickstart", 1, 32, 1), ("mnist_vdmv_8", 8, 128, 1), ("imagenet32_vdmv_32", 32, 256, 3)],
 )
 def test_the_score_network_has_the_parameters_of_its_layers(name, blocks, channels, colours):
-    counts = parameters.count(gin_loader.load_experiment([f"gin/{name}.gin"], []))
+    counts = parameters.count_by_part(gin_loader.load_experiment([f"gin/{name}.gin"], []))
     assert counts["network"] == score_network(blocks, channels, colours, powers=2)
 
 
 def test_learned_ends_are_two_parameters():
     experiment = gin_loader.load_experiment(["gin/quickstart.gin", "gin/learned_endpoints.gin"], [])
-    assert parameters.count(experiment)["schedule"] == 2
+    assert parameters.count_by_part(experiment)["schedule"] == 2
 
 
 ROWS = [
@@ -95,21 +95,21 @@ ROWS = [
 @pytest.mark.parametrize("published", [(1_001, 20), (1_000, 21), (1_020, 0)])
 def test_a_run_that_differs_is_marked_and_fails_the_command(published, monkeypatch, capsys):
     other = parameters.Row("other", network=1_000, encoder=20, schedule=0, published=published)
-    monkeypatch.setattr(parameters, "rows", lambda: [*ROWS, other])
+    monkeypatch.setattr(parameters, "load_rows", lambda: [*ROWS, other])
     assert parameters.main([]) == 1
     marked = [line.split() for line in capsys.readouterr().out.splitlines() if "≠" in line]
     assert marked == [["other", "1,000", "20", "1,020", "≠", f"{sum(published):,}"]]
 
 
 def test_agreement_is_success_and_learned_ends_count_in_the_total(monkeypatch, capsys):
-    monkeypatch.setattr(parameters, "rows", lambda: ROWS)
+    monkeypatch.setattr(parameters, "load_rows", lambda: ROWS)
     assert parameters.main([]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["of_our_own", "1,000", "20", "1,022", "-"] in lines
 
 
 def test_a_file_that_cannot_be_written_is_a_one_line_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(parameters, "rows", lambda: ROWS)
+    monkeypatch.setattr(parameters, "load_rows", lambda: ROWS)
     assert parameters.main([f"--json={tmp_path}/absent/table.json"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

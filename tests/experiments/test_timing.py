@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import timing
-from experiments.timing import Times, side_by_side
+from experiments.timing import Times, time_interleaved
 
 
 class Clock:
@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
 def test_calls_take_turns_and_the_first_is_not_timed(clock):
     calls = {"a": clock.lasting("a", [100, 1]), "b": clock.lasting("b", [100, 2])}
-    took = side_by_side(calls, rounds=3, least=0.0)
+    took = time_interleaved(calls, rounds=3, least=0.0)
     assert (
         "".join(clock.made) == "aaa" + "bbb" + "ababab"
     )  # each: once to warm up, twice to see how long it takes
@@ -48,7 +48,7 @@ def test_calls_take_turns_and_the_first_is_not_timed(clock):
 
 def test_short_calls_are_repeated_within_one_timing(clock):
     # 100 to warm up; 0.4 and 0.3 alone; then rounds of four, which last 0.3 each but for one
-    took = side_by_side(
+    took = time_interleaved(
         {"a": clock.lasting("a", [100, 0.4, 0.3, 0.3, 0.3, 0.3, 1.1, 0.3])}, rounds=2, least=1.0
     )
     assert took["a"].calls == 4

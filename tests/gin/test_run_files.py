@@ -8,7 +8,7 @@ from diffenc import registry
 from diffenc.config import gin_loader
 from diffenc.config.gin_files import shipped_files
 from diffenc.config.serialize import config_text
-from diffenc.tools.planning.plan import figures_of
+from diffenc.tools.planning.plan import compute_plan
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -170,5 +170,5 @@ def test_the_cost_in_a_header_is_what_plan_counts(name, monkeypatch, tmp_path):
     """Convolutions and matrix products: there is one count, without what is element by element."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     bindings = ["plan.compile = False", "plan.devices = 1", "plan.peak_tflops = 1.0"]
-    counted = figures_of(gin_loader.load_experiment([f"gin/{name}.gin"], bindings))["flops"]["train"]
+    counted = compute_plan(gin_loader.load_experiment([f"gin/{name}.gin"], bindings))["flops"]["train"]
     assert stated_cost(comment(name))[0] == pytest.approx(counted, rel=5e-4)  # four digits

@@ -52,7 +52,7 @@ class Contraction:
     @property
     def flops(self) -> int:
         """2 x multiply-adds of one such contraction."""
-        count = _convolution if self.is_convolution else _matrix_product
+        count = _convolution_size if self.is_convolution else _matrix_product_size
         return 2 * count(self.lhs.shape, self.rhs.shape, dict(self.params))
 
     @property
@@ -94,31 +94,31 @@ class Work:
         return dict(totals)
 
 
-def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
+def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
     """The contractions of `function(*arguments)`; arguments may be jax.ShapeDtypeStruct. Nothing is computed."""
-    return count(jax.make_jaxpr(function)(*arguments))
+    return count_jaxpr(jax.make_jaxpr(function)(*arguments))
 
 
-def count(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
+def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
     """The contractions of a traced function, in all that it calls.
 
     Of the branches of a `cond` the costliest counts. How often a `while_loop` runs is not known: its body
     counts once, and a note says so. Any other primitive that holds a function is taken to call it once.
     """
     notes: dict[str, None] = {}
-    counts = _count(jaxpr.jaxpr, "", notes)
+    counts = _count_in_jaxpr(jaxpr.jaxpr, "", notes)
     return Work(dict(counts), tuple(notes))
 
 
-def _count(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Counter[Contraction]:
+def _count_in_jaxpr(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Counter[Contraction]:
     """`stack` is the names of transformations that lead to `jaxpr`; `notes` is added to."""
     counts: Counter[Contraction] = Counter()
     for equation in jaxpr.eqns:
         within = f"{stack}/{equation.source_info.name_stack}"
         if equation.primitive.name in PRIMITIVES:
-            counts[_contraction(equation, within)] += 1
+            counts[_make_contraction(equation, within)] += 1
             continue
-        parts = [_count(part, within, notes) for part in core.jaxprs_in_params(equation.params)]
+        parts = [_count_in_jaxpr(part, within, notes) for part in core.jaxprs_in_params(equation.params)]
         if any(parts):
             counts.update(_repeated(equation, parts, notes))
     return counts
@@ -144,14 +144,14 @@ def _repeated(
     return counts
 
 
-def _contraction(equation: core.JaxprEqn, stack: str) -> Contraction:
+def _make_contraction(equation: core.JaxprEqn, stack: str) -> Contraction:
     avals: list[Any] = [variable.aval for variable in equation.invars]
     lhs, rhs = (Operand(aval.shape, np.dtype(aval.dtype)) for aval in avals)
     params = tuple(sorted(equation.params.items()))
-    return Contraction(equation.primitive.name, lhs, rhs, params, _role(equation, stack))
+    return Contraction(equation.primitive.name, lhs, rhs, params, _find_role(equation, stack))
 
 
-def _role(equation: core.JaxprEqn, stack: str) -> str:
+def _find_role(equation: core.JaxprEqn, stack: str) -> str:
     """What the contraction is for, from the transformations that made it."""
     if not re.search(r"\btranspose\(", stack):
         return "forward"
@@ -164,14 +164,14 @@ def _role(equation: core.JaxprEqn, stack: str) -> str:
     return "input_gradient" if numbers.lhs_spec[0] == numbers.out_spec[0] else "kernel_gradient"
 
 
-def _matrix_product(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
+def _matrix_product_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
     """Multiply-adds of a dot_general."""
     (_, contracted), (_, batch) = params["dimension_numbers"]
     own = [size for axis, size in enumerate(rhs) if axis not in (*contracted, *batch)]
     return math.prod(lhs) * math.prod(own)
 
 
-def _convolution(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
+def _convolution_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
     """Multiply-adds of a conv_general_dilated with neither padding nor inserted zeros."""
     numbers = params["dimension_numbers"]
     batch = lhs[numbers.lhs_spec[0]] // params["batch_group_count"]
@@ -185,13 +185,13 @@ def _convolution(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, An
         strict=True,
     )
     pairs = [
-        _pairs(lhs[image], rhs[kernel], *window)
+        _count_pairs(lhs[image], rhs[kernel], *window)
         for (image, kernel), window in zip(axes, windows, strict=True)
     ]
     return batch * channels_out * channels_in * math.prod(pairs)
 
 
-def _pairs(
+def _count_pairs(
     size: int, window: int, stride: int, padding: tuple[int, int], dilation: int, window_dilation: int
 ) -> int:
     """Pairs of an output position and a kernel's, along one axis, that meet an element of the input.

@@ -34,7 +34,7 @@ from diffenc.runtime import accelerators
 from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.progress import format_duration
 from diffenc.tools.planning import flops
-from diffenc.tools.planning.step_time import asks_full_precision, speed
+from diffenc.tools.planning.step_time import estimate_speed, is_full_precision
 from diffenc.training.state import TrainState, abstract_images, abstract_state, make_train_step
 
 
@@ -44,22 +44,22 @@ def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: a plugin cannot be built for these images, or the batch does not divide over the devices.
     """
-    figures = figures_of(experiment)
-    Console(soft_wrap=True).print(table(figures))
+    figures = compute_plan(experiment)
+    Console(soft_wrap=True).print(format_table(figures))
     for note in figures["notes"]:
         logging.warning("FLOPs of the train step: %s", note)
     return figures
 
 
-def figures_of(experiment: Experiment) -> dict[str, Any]:
+def compute_plan(experiment: Experiment) -> dict[str, Any]:
     """All that is planned, by name: bytes, FLOPs, seconds; memory and `images` are of one device."""
     devices = experiment.plan.devices or jax.device_count()
-    share = one_share(experiment, devices)
+    share = device_share(experiment, devices)
     mesh = make_mesh()  # one device, whatever else there is: each does the same, on a share of the batch
     state = abstract_state(share, mesh)
     step, images = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_images(share, mesh)
     split = state_memory(state, experiment.mesh)
-    work = flops.count(step.trace(state, images).jaxpr)
+    work = flops.count_jaxpr(step.trace(state, images).jaxpr)
     compiled = compile_ahead("the train step", step, state, images) if experiment.plan.compile else None
     return {
         "steps": experiment.steps,
@@ -70,17 +70,17 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         "flops": {"train": work.flops / share.batch_size, **forward_flops(experiment, state)},
         "memory": split,
         "compiled": compiled
-        and with_state(split, state_memory(state, MeshConfig()), compiled_memory(compiled)),
+        and adjust_for_sharding(split, state_memory(state, MeshConfig()), compiled_memory(compiled)),
         "backend": jax.default_backend(),
         "accelerator": experiment.plan.accelerator,
-        "capacity": capacity(experiment),
-        "speed": speed(experiment, work, devices),
-        "full_precision": work.where(asks_full_precision).flops / max(work.flops, 1),
+        "capacity": device_memory(experiment),
+        "speed": estimate_speed(experiment, work, devices),
+        "full_precision": work.where(is_full_precision).flops / max(work.flops, 1),
         "notes": work.notes,
     }
 
 
-def one_share(experiment: Experiment, devices: int) -> Experiment:
+def device_share(experiment: Experiment, devices: int) -> Experiment:
     """The experiment with one device's share of the batch. Raises UserError if there is no such share."""
     least = devices * experiment.microbatches
     if experiment.batch_size % least:
@@ -106,8 +106,8 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
 
     terms = partial(batch_terms, model, dataset.num_levels, lambda _: continuous, UNIFORM)
     return {
-        "evaluate": flops.work_of(terms, (state.params, None), images, draws).flops,
-        "network": flops.work_of(network, state.params["network"], z, log_snr, images.condition).flops,
+        "evaluate": flops.count_work(terms, (state.params, None), images, draws).flops,
+        "network": flops.count_work(network, state.params["network"], z, log_snr, images.condition).flops,
     }
 
 
@@ -139,7 +139,7 @@ def compiled_memory(compiled: Any) -> dict[str, int] | None:
     return {"arguments": arguments, "results": results, "temporary": temporary, "total": total}
 
 
-def with_state(
+def adjust_for_sharding(
     split: dict[str, int], whole: dict[str, int], compiled: dict[str, int] | None
 ) -> dict[str, int] | None:
     """`compiled_memory` of a step with a `whole` state, as it is with one that is `split` over devices.
@@ -154,28 +154,28 @@ def with_state(
     return {**compiled, "arguments": arguments, "temporary": temporary, "total": total}
 
 
-def capacity(experiment: Experiment) -> float | None:
+def device_memory(experiment: Experiment) -> float | None:
     """Bytes that a device has: of the accelerator that is named, or of the one that is here; None = not known."""
     if experiment.plan.accelerator is not None:
         return accelerators.ACCELERATORS[experiment.plan.accelerator].memory
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
+def format_table(figures: dict[str, Any]) -> Table:
+    """Formats the plan as a table."""
     title = f"{figures['steps']:,} steps of {figures['batch_size']} images on {figures['devices']} device(s)"
-    made = Table(title=escape(title), caption=escape(caption(figures)), show_header=False)
+    made = Table(title=escape(title), caption=escape(format_caption(figures)), show_header=False)
     for justify in ("left", "right", "left"):
         made.add_column(justify=justify)
-    for section in (_parameters, _flops, _memory, _speed):
+    for section in (_parameter_rows, _flops_rows, _memory_rows, _speed_rows):
         for row in section(figures):
             made.add_row(*map(escape, row))
         made.add_section()
     return made
 
 
-def caption(figures: dict[str, Any]) -> str:
-    """What the reader must know of the figures."""
+def format_caption(figures: dict[str, Any]) -> str:
+    """Returns the remarks below the table."""
     said = ["FLOPs: of convolutions and matrix products", "time: without evaluations and samples"]
     if figures["devices"] > 1:
         said.append("communication between devices is in neither time nor memory")
@@ -184,11 +184,11 @@ def caption(figures: dict[str, Any]) -> str:
             f"{figures['full_precision']:.2%} of the FLOPs ask for full precision, which the time counts at its own peak"
         )
     if figures["compiled"]:
-        said += _of_the_compiled(figures["backend"], figures["accelerator"])
+        said += _describe_compiled_step(figures["backend"], figures["accelerator"])
     return "\n".join(said)
 
 
-def _of_the_compiled(backend: str, accelerator: str | None) -> list[str]:
+def _describe_compiled_step(backend: str, accelerator: str | None) -> list[str]:
     """Whose memory the compiled step's is. A network may take another form on a CPU: no loops."""
     if accelerator is None or backend != "cpu":
         return [f"the compiled step: of the {backend} backend; another's differs"]
@@ -201,13 +201,13 @@ def _of_the_compiled(backend: str, accelerator: str | None) -> list[str]:
 Rows = list[tuple[str, str, str]]
 
 
-def _parameters(figures: dict[str, Any]) -> Rows:
+def _parameter_rows(figures: dict[str, Any]) -> Rows:
     parts = figures["parameters"]
     rows = [(part, f"{number:,}", "parameters") for part, number in parts.items()]
     return [*rows, ("all parts", f"{sum(parts.values()):,}", "parameters")]
 
 
-def _flops(figures: dict[str, Any]) -> Rows:
+def _flops_rows(figures: dict[str, Any]) -> Rows:
     names = {
         "train": "train step",
         "evaluate": "evaluation, one draw",
@@ -217,7 +217,7 @@ def _flops(figures: dict[str, Any]) -> Rows:
     return [*rows, ("products of float32", accelerators.matmul_precision_of(figures["accelerator"]), "")]
 
 
-def _memory(figures: dict[str, Any]) -> Rows:
+def _memory_rows(figures: dict[str, Any]) -> Rows:
     def row(name: str, size: int | float) -> tuple[str, str, str]:
         return name, f"{size / 1e6:,.1f}", "MB a device"
 
@@ -233,7 +233,7 @@ def _memory(figures: dict[str, Any]) -> Rows:
     return rows + ([row("there is", there)] if there else [])
 
 
-def _speed(figures: dict[str, Any]) -> Rows:
+def _speed_rows(figures: dict[str, Any]) -> Rows:
     found = figures["speed"]
     if found is None:
         return [("speed", "-", "no convolution or matrix product was found")]

@@ -1,4 +1,4 @@
-"""The pace of a run: its FLOPs, each at the rate of the format in which the device computes them."""
+"""The speed of a run: its FLOPs, each at the rate of the format in which the device computes them."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Peak(NamedTuple):
     source: str
 
 
-def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
+def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     """As bound; else as stated for the accelerator; else, where it is not known, as measured."""
     settings, kind = experiment.plan, jax.devices()[0].device_kind
     if settings.peak_tflops is not None:
@@ -32,9 +32,9 @@ def peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     return Peak({dtype: known.peak(dtype) for dtype in dtypes}, source)
 
 
-def by_operands(work: Work) -> dict[str, int]:
+def flops_by_operands(work: Work) -> dict[str, int]:
     """FLOPs by dtype; those of float32 that ask for full precision as `peaks.FULL_PRECISION`."""
-    full = work.where(asks_full_precision).by_dtype.get("float32", 0)
+    full = work.where(is_full_precision).by_dtype.get("float32", 0)
     totals = work.by_dtype
     rest = totals.get("float32", 0) - full
     return {
@@ -44,22 +44,22 @@ def by_operands(work: Work) -> dict[str, int]:
     }
 
 
-def asks_full_precision(one: Contraction) -> bool:
+def is_full_precision(one: Contraction) -> bool:
     """Whether its float32 must not be rounded on the way, which costs an accelerator several times as much."""
     asked = dict(one.params)["precision"]  # of both operands, of each, or None
     return jax.lax.Precision.HIGHEST in (asked if isinstance(asked, tuple) else (asked,))
 
 
-def speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
+def estimate_speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
     """The pace at `plan.share` of the peak, and what the whole run takes; None for a step without contractions.
 
     Args:
       work: of one device's share of a step.
     """
-    counts = by_operands(work)
+    counts = flops_by_operands(work)
     if not counts:
         return None
-    known = peak(experiment, list(counts))
+    known = find_peak(experiment, list(counts))
     at_peak = sum(number / known.flops[operands] for operands, number in counts.items())
     seconds = at_peak / experiment.plan.share
     days = experiment.steps * seconds / 86400

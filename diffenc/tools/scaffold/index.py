@@ -17,11 +17,11 @@ class Index:
 
     def __str__(self) -> str:
         imports = [
-            _wrapped(f"from {module} import ", self.classes[module], "()") for module in sorted(self.classes)
+            _wrap(f"from {module} import ", self.classes[module], "()") for module in sorted(self.classes)
         ]
         exported = sorted(sum(self.classes.values(), ()), key=_constants_first)
         quoted = tuple(f'"{name}"' for name in exported)
-        body = [*imports, "", _wrapped("__all__ = ", quoted, "[]", always=True)] if imports else []
+        body = [*imports, "", _wrap("__all__ = ", quoted, "[]", always=True)] if imports else []
         return "\n".join([f'"""{self.doc}"""', *([""] if body else []), *body, ""])
 
     def with_class(self, module: str, name: str) -> "Index":
@@ -33,7 +33,7 @@ class Index:
         return dataclasses.replace(self, classes={**self.classes, module: tuple(sorted({*known, name}))})
 
 
-def read(text: str, file: str) -> Index:
+def parse_index(text: str, file: str) -> Index:
     """What the text of `file` says.
 
     Raises:
@@ -58,7 +58,7 @@ def _constants_first(name: str) -> tuple[bool, str]:
     return not (name.isupper() and len(name) > 1), name
 
 
-def _wrapped(start: str, items: tuple[str, ...], brackets: str, always: bool = False) -> str:
+def _wrap(start: str, items: tuple[str, ...], brackets: str, always: bool = False) -> str:
     """`start` and the items in a line; one a line, in brackets, where that is too long."""
     line = f"{start}{brackets[0] * always}{', '.join(items)}{brackets[1] * always}"
     if len(line) <= WIDTH:

@@ -34,7 +34,7 @@ class PluginSpec:
         return self._text(template, Class=self.class_name, **more)
 
     def _text(self, template: str, **more: str) -> str:
-        return filled(f"{self.kind}/{template}", name=self.name, **more)
+        return fill_template(f"{self.kind}/{template}", name=self.name, **more)
 
     def check(self) -> None:
         """Raise UserError if there is no such kind, or the name cannot be had."""
@@ -43,7 +43,7 @@ class PluginSpec:
                 f"no kind of plugin is called {self.kind!r}; nearest: {nearest(self.kind, REGISTRIES)}; "
                 f"kinds: {', '.join(REGISTRIES)}"
             )
-        check_word(self.name, "NAME")
+        require_identifier(self.name, "NAME")
         if known := find_classes(self.kind).get(self.name):
             raise UserError(f"{self.kind}.{self.name} is already {known}: choose another NAME")
         self._check_class()
@@ -54,13 +54,13 @@ class PluginSpec:
             raise UserError(f"{would}, which is a word of Python's: choose another, of two words")
         # the class itself is one of a file's names; under another it does not hide what is there without it
         files = self._text("plugin.py", Class="_"), self._text("test.py", Class="_", module="_")
-        if self.class_name in set().union(*map(_top_level, files)):
+        if self.class_name in set().union(*map(_top_level_names, files)):
             raise UserError(
                 f"{would}, as something else is that its files need: choose another, of two words"
             )
 
 
-def check_word(word: str, what: str) -> None:
+def require_identifier(word: str, what: str) -> None:
     """Raise UserError unless Python files, classes and configs can be called so."""
     if not (word.isidentifier() and word.isascii() and word[0].isalpha()):
         raise UserError(
@@ -70,7 +70,7 @@ def check_word(word: str, what: str) -> None:
         raise UserError(f"{what} {word!r} is a word of Python's: choose another")
 
 
-def filled(template: str, **values: str) -> str:
+def fill_template(template: str, **values: str) -> str:
     """A template of this package with its blanks filled in."""
     text = (
         resources.files("diffenc.tools.scaffold")
@@ -80,7 +80,7 @@ def filled(template: str, **values: str) -> str:
     return string.Template(text).substitute(values)
 
 
-def _top_level(code: str) -> set[str]:
+def _top_level_names(code: str) -> set[str]:
     """What a module's own names are: imported, assigned and defined."""
     found = compile(code, "plugin.py", "exec")
     return {each.argval for each in dis.get_instructions(found) if each.opname == "STORE_NAME"}

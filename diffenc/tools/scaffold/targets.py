@@ -1,4 +1,4 @@
-"""Where the files of a new plugin go: into a checkout of diffenc, or into a package of its own."""
+"""Projects that receive the files of a new plugin: a checkout of diffenc, or a package of its own."""
 
 import dataclasses
 import importlib.util
@@ -9,21 +9,21 @@ from pathlib import Path
 from diffenc.errors import UserError
 from diffenc.registry import ENTRY_POINT_GROUP
 from diffenc.tools.scaffold import index
-from diffenc.tools.scaffold.plugin_spec import PluginSpec, check_word, filled
+from diffenc.tools.scaffold.plugin_spec import PluginSpec, fill_template, require_identifier
 
 ROOT = Path(__file__).parents[3]  # of the checkout that Python imports, if it is one
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Target:
     """A project that takes plugins. Paths are relative to `root`.
 
     Attributes:
       plugins: the folder of plugin modules, with an `__init__.py` that imports each.
-      package: what that folder is imported as.
+      package: name under which that folder is imported.
       tests: the folder of their tests.
-      missing: what the project lacks yet, by path.
-      commands: what to run next.
+      missing: texts of project files that do not exist yet, by path.
+      commands: shell commands to run next.
     """
 
     root: Path
@@ -36,7 +36,7 @@ class Place:
     def files(self, wanted: PluginSpec) -> dict[str, str]:
         """Texts of the new files by path, the index of plugins last."""
         module = f"{self.package}.{wanted.name}"
-        header = filled("header.gin", kind=wanted.kind, name=wanted.name)
+        header = fill_template("header.gin", kind=wanted.kind, name=wanted.name)
         doc = f'"""What {wanted.kind}.{wanted.name} promises, and its formula worked by hand."""\n\n'
         return {
             **self.missing,
@@ -54,11 +54,13 @@ class Place:
         path = f"{self.plugins}/__init__.py"
         there = self.root / path
         text = there.read_text(encoding="utf-8") if there.exists() else '"""Plugins for diffenc."""\n'
-        added = index.read(text, str(there)).with_class(f"{self.package}.{wanted.name}", wanted.class_name)
+        added = index.parse_index(text, str(there)).with_class(
+            f"{self.package}.{wanted.name}", wanted.class_name
+        )
         return path, str(added)
 
 
-def checkout(wanted: PluginSpec) -> Place:
+def checkout_target(wanted: PluginSpec) -> Target:
     """The checkout that the shell is in.
 
     Raises:
@@ -78,10 +80,10 @@ def checkout(wanted: PluginSpec) -> Place:
         "python -m diffenc.run --list",
         f"python -m diffenc.run --gin_file=gin/quickstart.gin --gin_file=gin/{wanted.name}.gin",
     )
-    return Place(root, f"plugins/{wanted.folder}", package, tests, {}, commands)
+    return Target(root, f"plugins/{wanted.folder}", package, tests, {}, commands)
 
 
-def package(folder: str, wanted: PluginSpec) -> Place:
+def package_target(folder: str, wanted: PluginSpec) -> Target:
     """A package of plugins in `folder`: one that is there, or a new one.
 
     Raises:
@@ -90,38 +92,38 @@ def package(folder: str, wanted: PluginSpec) -> Place:
     root = Path(folder).expanduser().resolve()
     there = root / "pyproject.toml"
     if there.is_file():
-        module = _module_of(there)
-        missing = _missing_of(root, module, wanted)
+        module = _read_module(there)
+        missing = _missing_files(root, module, wanted)
     else:
-        module = _new_module(root)
-        missing = _of_project(module, wanted)
+        module = _new_module_name(root)
+        missing = _project_files(module, wanted)
     source = module if (root / module).is_dir() else f"src/{module}"
-    shown = _shown(root)
+    shown = _display_path(root)
     commands = (
         f"python -m pip install --editable {shlex.quote(f'{shown}[test]')}",
         f"python -m pytest {shlex.quote(shown)}",
         "python -m diffenc.run --gin_file=gin/quickstart.gin "
         + shlex.quote(f"--gin_file={shown}/gin/{wanted.name}.gin"),
     )
-    return Place(root, source, module, "tests", missing, commands)
+    return Target(root, source, module, "tests", missing, commands)
 
 
-def _of_project(module: str, wanted: PluginSpec) -> dict[str, str]:
-    """What a new package has besides plugins."""
+def _project_files(module: str, wanted: PluginSpec) -> dict[str, str]:
+    """Returns the files of a new package other than plugins."""
     project = module.replace("_", "-")
     return {
-        "pyproject.toml": filled("pyproject.toml", project=project, module=module),
-        "README.md": filled("README.md", kind=wanted.kind, name=wanted.name, project=project),
+        "pyproject.toml": fill_template("pyproject.toml", project=project, module=module),
+        "README.md": fill_template("README.md", kind=wanted.kind, name=wanted.name, project=project),
     }
 
 
-def _missing_of(root: Path, module: str, wanted: PluginSpec) -> dict[str, str]:
+def _missing_files(root: Path, module: str, wanted: PluginSpec) -> dict[str, str]:
     """What a package that is there lacks: all that a kill left out, if it was made here; else nothing.
 
     Raises:
       UserError: it is another's, and its plugins are not where its entry point says.
     """
-    files = _of_project(module, wanted)
+    files = _project_files(module, wanted)
     if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
         return {path: text for path, text in files.items() if not (root / path).exists()}
     if not any((root / source).is_dir() for source in (module, f"src/{module}")):
@@ -133,8 +135,8 @@ def _missing_of(root: Path, module: str, wanted: PluginSpec) -> dict[str, str]:
     return {}
 
 
-def _module_of(pyproject: Path) -> str:
-    """The package that a project's entry point leads to."""
+def _read_module(pyproject: Path) -> str:
+    """Returns the package named by a project's entry point."""
     try:
         said = tomllib.loads(pyproject.read_text(encoding="utf-8"))
         ((key, value),) = said["project"]["entry-points"][ENTRY_POINT_GROUP].items()
@@ -147,16 +149,16 @@ def _module_of(pyproject: Path) -> str:
         raise UserError(
             f"{pyproject}: the entry point {ENTRY_POINT_GROUP}.{key} = {value!r}: must be the name of a package"
         )
-    check_word(value, f"{pyproject}: the entry point's package")
+    require_identifier(value, f"{pyproject}: the entry point's package")
     return value
 
 
-def _new_module(root: Path) -> str:
-    """What a package in a folder to be made is called."""
-    if root.exists() and (not root.is_dir() or not all(map(_left_by_a_kill, root.iterdir()))):
+def _new_module_name(root: Path) -> str:
+    """Returns the module name of a package in a new folder."""
+    if root.exists() and (not root.is_dir() or not all(map(_is_temporary, root.iterdir()))):
         raise UserError(f"--package={root} is there, and no package of plugins: name a new folder")
     module = root.name.replace("-", "_")
-    check_word(module, "--package: the folder's name")
+    require_identifier(module, "--package: the folder's name")
     spec = importlib.util.find_spec(module)
     if spec is not None and spec.origin is not None:  # a plain folder has none
         raise UserError(
@@ -165,10 +167,10 @@ def _new_module(root: Path) -> str:
     return module
 
 
-def _left_by_a_kill(path: Path) -> bool:
+def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".pyproject.toml.tmp-")  # as `diffenc.files.atomic` calls it
 
 
-def _shown(path: Path) -> str:
+def _display_path(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -8,7 +8,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.tools.scaffold import targets
 from diffenc.tools.scaffold.plugin_spec import PluginSpec
-from diffenc.tools.scaffold.targets import Place
+from diffenc.tools.scaffold.targets import Target
 
 
 def make_plugin(kind: str, name: str, package: str | None) -> str:
@@ -19,15 +19,15 @@ def make_plugin(kind: str, name: str, package: str | None) -> str:
     """
     plugin = PluginSpec(kind, name)
     plugin.check()
-    target = targets.checkout(plugin) if package is None else targets.package(package, plugin)
-    written = write(target, plugin)
+    target = targets.checkout_target(plugin) if package is None else targets.package_target(package, plugin)
+    written = write_plugin(target, plugin)
     here = Path.cwd()
     shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in written]
     lines = ["wrote", *(f"  {path}" for path in shown), "now run", *(f"  {line}" for line in target.commands)]
     return "\n".join(lines)
 
 
-def write(place: Place, wanted: PluginSpec) -> list[Path]:
+def write_plugin(place: Target, wanted: PluginSpec) -> list[Path]:
     """Write the new files, then the index that imports the plugin. Returns what was written.
 
     A file that is there is left if it says the same, as after a kill; the same command goes on.
@@ -40,13 +40,13 @@ def write(place: Place, wanted: PluginSpec) -> list[Path]:
     made: list[Path] = []  # in their order
     try:
         for path, text in files.items():
-            _write(place.root / path, text, made)
+            _write_file(place.root / path, text, made)
         if not (place.root / index).exists():
             made.append(place.root / index)
-            _make_folder((place.root / index).parent, made)
+            _create_folder((place.root / index).parent, made)
         atomic.write_text(place.root / index, content)
     except BaseException:
-        _remove(made)
+        _remove_created(made)
         raise
     return [place.root / path for path in (*files, index)]
 
@@ -58,15 +58,15 @@ def _refuse_to_overwrite(root: Path, files: Mapping[str, str]) -> None:
             raise UserError(f"{there} is there already: choose another NAME, or move it away")
 
 
-def _write(path: Path, text: str, made: list[Path]) -> None:
+def _write_file(path: Path, text: str, made: list[Path]) -> None:
     if path.exists():
         return
-    _make_folder(path.parent, made)
+    _create_folder(path.parent, made)
     made.append(path)
     atomic.write_text(path, text)
 
 
-def _make_folder(folder: Path, made: list[Path]) -> None:
+def _create_folder(folder: Path, made: list[Path]) -> None:
     """With those it lies in."""
     for each in (*reversed(folder.parents), folder):
         if not each.exists():
@@ -77,7 +77,7 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
                 raise atomic.write_error(each, error) from error
 
 
-def _remove(made: list[Path]) -> None:
+def _remove_created(made: list[Path]) -> None:
     for path in reversed(made):
         if path.is_dir():
             path.rmdir()

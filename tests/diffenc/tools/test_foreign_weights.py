@@ -105,7 +105,7 @@ def test_a_name_that_is_no_text_is_shown(gin_file, tmp_path):
 def test_parameters_are_found_wherever_they_stand(tmp_path, write):
     path = tmp_path / "file.npz"
     write(path)
-    found, step = foreign_weights.read(path, 10_000)
+    found, step = foreign_weights.read_checkpoint(path, 10_000)
     assert step == 0
     assert {name: array.tolist() for name, array in found.items()} == {
         n: a.tolist() for n, a in THEIRS.items()
@@ -193,7 +193,7 @@ def test_files_that_are_none(gin_file, tmp_path, capsys, content):
 
 def test_as_much_is_read_as_a_checkpoint_of_the_model_can_take(tiny, gin_file, tmp_path, capsys):
     """66 parameters in 6 leaves, 8 times in float32, with 1 KiB for each leaf, and 1 MiB."""
-    limit = foreign_weights.most_bytes(tiny())
+    limit = foreign_weights.max_checkpoint_bytes(tiny())
     assert limit == 8 * (66 * 4 + 6 * 1024) + 2**20
     wide = {name: array.astype(np.float64) for name, array in THEIRS.items()}
     whole = {
@@ -215,26 +215,28 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     parts = {f"{number}": np.zeros(1000) for number in range(10)}
     np.savez_compressed(tmp_path / "bomb.npz", allow_pickle=False, **parts)
     with pytest.raises(UserError, match=r"bomb\.npz: holds 81,280 bytes, more than the 50,000 that"):
-        foreign_weights.read(tmp_path / "bomb.npz", 50_000)
-    assert len(foreign_weights.read(tmp_path / "bomb.npz", 81_280)[0]) == 10
+        foreign_weights.read_checkpoint(tmp_path / "bomb.npz", 50_000)
+    assert len(foreign_weights.read_checkpoint(tmp_path / "bomb.npz", 81_280)[0]) == 10
 
 
 @pytest.mark.parametrize("step", [np.nan, -1, 1e30, np.inf, 2.5, 2**53 + 1])
 def test_what_is_no_step(tmp_path, step):
     with pytest.raises(UserError, match=r"step = .*: is no number of steps"):
-        foreign_weights.read(_flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000)
+        foreign_weights.read_checkpoint(_flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000)
 
 
 @pytest.mark.parametrize("step", [0, 2**53, 7.0, np.uint64(9), np.array([3, 3])])
 def test_what_is_a_step(tmp_path, step):
-    found = foreign_weights.read(_flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000)[1]
+    found = foreign_weights.read_checkpoint(
+        _flax(tmp_path / "file", step=step, params=_tree(THEIRS)), 10_000
+    )[1]
     assert found == (0 if np.ndim(step) else step)  # one for each device is not asked
 
 
 def test_a_name_that_is_there_twice_is_refused(tmp_path):
     twice = _flax(tmp_path / "file", params={"params": {"a": np.zeros(2)}, "a": np.ones(2)})
     with pytest.raises(UserError, match="'a' is there twice"):
-        foreign_weights.read(twice, 10_000)
+        foreign_weights.read_checkpoint(twice, 10_000)
     with zipfile.ZipFile(tmp_path / "file.npz", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for value in (0.0, 1.0):
@@ -242,4 +244,4 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
             np.save(buffer, np.full(2, value))
             archive.writestr("a.npy", buffer.getvalue())
     with pytest.raises(UserError, match="'a' is there twice"):
-        foreign_weights.read(tmp_path / "file.npz", 10_000)
+        foreign_weights.read_checkpoint(tmp_path / "file.npz", 10_000)

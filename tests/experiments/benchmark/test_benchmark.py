@@ -55,7 +55,7 @@ def test_memory_is_read_after_the_steps_and_before_other_operands_come(subject, 
         seen.append("memory")
         return {"peak_in_use": 7_000_000}
 
-    monkeypatch.setattr(steps, "side_by_side", side_by_side)
+    monkeypatch.setattr(steps, "time_interleaved", side_by_side)
     monkeypatch.setattr(steps.accelerators, "measured", measured)
     monkeypatch.setattr(steps, "device_memory", memory)
     found = steps.step(subject)
@@ -115,7 +115,7 @@ def test_what_variants_cost_to_build_and_on_paper(subject, monkeypatch):
     )
     times = {name: Times(np.asarray([1.0])) for name in ("vdmv", "nt", "own")}
     monkeypatch.setattr(steps, "compile_step", compiled)
-    monkeypatch.setattr(steps, "side_by_side", lambda *_: times)
+    monkeypatch.setattr(steps, "time_interleaved", lambda *_: times)
     found = steps.variants(own)
     assert found["on_paper"]["vdmv"] == {
         "compile_seconds": 2.0, "build_seconds": 4.0, "flops_counted": 6 * ONE, "flops_xla": 2e9
@@ -136,7 +136,7 @@ def test_a_sampling_step_is_a_part_of_the_walk(subject, monkeypatch):
         seconds = {"walk": [6.0, 9.0], "network": [1.0, 2.0], "loop": [3.0, 6.0]}
         return {name: Times(np.asarray(row)) for name, row in seconds.items()}
 
-    monkeypatch.setattr(steps, "side_by_side", measured)
+    monkeypatch.setattr(steps, "time_interleaved", measured)
     found = steps.sampling(subject)
     assert found["step"]["seconds"] == 7.5 / 3
     assert found["step_over_network"]["ratio"] == pytest.approx(7.5 / 3 / 1.5)

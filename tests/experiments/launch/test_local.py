@@ -226,7 +226,7 @@ def test_virtual_devices_are_asked_for_beside_the_users_own_flags():
     ],
 )
 def test_each_process_has_its_share_of_the_gpus(processes, devices, want):
-    shares = local.environments(processes, devices, {"A": "b"}, ["0", "1", "2", "3"])
+    shares = local.make_environments(processes, devices, {"A": "b"}, ["0", "1", "2", "3"])
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == want
     assert all(share["A"] == "b" and "XLA_FLAGS" not in share for share in shares)
 
@@ -234,7 +234,7 @@ def test_each_process_has_its_share_of_the_gpus(processes, devices, want):
 @pytest.mark.parametrize(("processes", "devices"), [(5, None), (2, 3)])
 def test_more_gpus_than_there_are_is_refused(processes, devices):
     with pytest.raises(UserError, match="there are 4"):
-        local.environments(processes, devices, {}, ["0", "1", "2", "3"])
+        local.make_environments(processes, devices, {}, ["0", "1", "2", "3"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_what_is_sent_is_read_from_the_text():
         ("all-gather", 8),
         ("reduce-scatter", 12),
     ]
-    assert point.collectives(HLO) == wanted
+    assert point.find_collectives(HLO) == wanted
 
 
 PROGRAM = """
@@ -55,11 +55,11 @@ def test_the_sum_of_a_real_program_over_two_devices():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True
     )
-    assert point.collectives(done.stdout) == [("all-reduce", 6 * 5 * 4)]
+    assert point.find_collectives(done.stdout) == [("all-reduce", 6 * 5 * 4)]
 
 
 def test_a_point_of_one_device(tiny):
-    figures = point.measure(tiny(), Settings(rounds=3, least=0.0))
+    figures = point.measure_step(tiny(), Settings(rounds=3, least=0.0))
     assert (figures["devices"], figures["batch_size"], figures["platform"]) == (1, 4, "cpu")
     assert len(figures["seconds"]) == 3
     assert min(figures["seconds"]) > 0
@@ -96,7 +96,7 @@ def test_slices(name, devices, bandwidth):
 
 
 def test_an_axis_of_one_chip_has_no_links():
-    assert paper.torus("", "tpu_v4", 1.0, 2, 2, 1).levels == (Level(4, 2.0),)
+    assert paper.make_torus("", "tpu_v4", 1.0, 2, 2, 1).levels == (Level(4, 2.0),)
 
 
 def test_every_cluster_is_of_a_known_accelerator():
@@ -115,7 +115,7 @@ class OneTera(Work):
 def test_a_row_is_the_formula_by_hand():
     """An H100 does 989 TFLOP/s in bfloat16, half of that in TF32; a tenth of the peak is reached."""
     cluster = Cluster("two", "h100", (Level(2, 1e9),))
-    row = paper.row(cluster, OneTera({}), images=4, parameters=1_000_000, share=0.1)
+    row = paper.estimate_row(cluster, OneTera({}), images=4, parameters=1_000_000, share=0.1)
     compute = Fraction(10) * (Fraction(1, 989) + Fraction(2, 989))
     send = Fraction(4_000_000, 10**9)
     assert row.compute == pytest.approx(float(compute))
@@ -155,7 +155,7 @@ def measured(monkeypatch, tmp_path):
         return dict(POINTS[devices - 1])
 
     registry.discover()
-    monkeypatch.setattr(weak_scaling, "point", point)
+    monkeypatch.setattr(weak_scaling, "measure_point", point)
     flags = ["--gin_file=gin/quickstart.gin", "--devices=1,2", "--turns=2", "--paper=gin/quickstart.gin"]
     flags += ["--remark=on a train"]
     assert weak_scaling.main([*flags, "--paper_images=2", f"--page={tmp_path / 'page.md'}"]) == 0
@@ -184,16 +184,16 @@ def test_times_of_all_turns_are_kept(monkeypatch):
     given = weak_scaling.parse_args(["--gin_file=x", "--devices=1,2", "--turns=2"])
     times = iter(range(4))
     monkeypatch.setattr(
-        weak_scaling, "point", lambda given, devices: {"devices": devices, "seconds": [next(times)]}
+        weak_scaling, "measure_point", lambda given, devices: {"devices": devices, "seconds": [next(times)]}
     )
-    assert [one["seconds"] for one in weak_scaling.measure(given)] == [[0, 2], [1, 3]]
+    assert [one["seconds"] for one in weak_scaling.measure_points(given)] == [[0, 2], [1, 3]]
 
 
 def test_a_point_that_fails_ends_it(monkeypatch, capfd):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     given = weak_scaling.parse_args(["--gin_file=gin/none.gin", "--devices=1"])
     with pytest.raises(UserError, match="1 device"):
-        weak_scaling.point(given, 1)
+        weak_scaling.measure_point(given, 1)
     assert "gin/none.gin: no such file" in capfd.readouterr().err
 
 
@@ -232,6 +232,6 @@ def test_measured_by_real_processes(tmp_path):
 
 
 def test_quartiles_are_of_all_rounds():
-    row = shown.point_row(POINTS[0] | {"seconds": [1, 2, 3, 4, 5]}, POINTS[0], real=False)
+    row = shown.format_point(POINTS[0] | {"seconds": [1, 2, 3, 4, 5]}, POINTS[0], real=False)
     assert row[2] == "3000 ms (2000 .. 4000)"
     assert np.isclose(float(row[3]), 4 / 3, rtol=1e-3)

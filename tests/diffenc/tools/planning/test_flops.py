@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.planning import flops
-from diffenc.tools.planning.flops import work_of
+from diffenc.tools.planning.flops import count_work
 from diffenc.training.state import abstract_state, make_train_step
 from diffenc_plugins.networks import UNet
 
@@ -39,7 +39,7 @@ def times(work):
 
 
 def test_a_matrix_product():
-    work = work_of(jnp.matmul, array(4, 5), array(5, 7))
+    work = count_work(jnp.matmul, array(4, 5), array(5, 7))
     assert work.flops == 2 * 4 * 5 * 7
     ((contraction, count),) = work.counts.items()
     assert (contraction.lhs.shape, contraction.rhs.shape, count) == ((4, 5), (5, 7), 1)
@@ -52,7 +52,7 @@ def test_attention():
         return jnp.einsum("bij,bjc->bic", weights, value)
 
     tokens = array(3, 10, 4)
-    assert work_of(attention, tokens, tokens, tokens).flops == 2 * (2 * 3 * 10 * 10 * 4)
+    assert count_work(attention, tokens, tokens, tokens).flops == 2 * (2 * 3 * 10 * 10 * 4)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_attention():
 def test_a_convolution(changes, positions):
     """`positions` counts pairs of an output and an element under its window: images are 8x9, windows 3x3."""
     x, w = array(2, 8, 9, 4), array(3, 3, 4, 5)
-    work = work_of(lambda x, w: conv(x, w, **changes), x, w)
+    work = count_work(lambda x, w: conv(x, w, **changes), x, w)
     assert work.flops == 2 * 2 * 4 * 5 * positions
     assert work.flops == xla(lambda x, w: conv(x, w, **changes), x, w)
 
@@ -95,10 +95,10 @@ def test_a_convolution_in_groups(changes, kernel, products):
     def grouped(x, w):
         return conv(x, w, padding="VALID", **changes)
 
-    assert work_of(grouped, x, w).flops == 2 * products * (4 * 3) * (4 * 3)
+    assert count_work(grouped, x, w).flops == 2 * products * (4 * 3) * (4 * 3)
     # the same, as many times as there are outputs
     out = jax.eval_shape(grouped, x, w)
-    assert work_of(grouped, x, w).flops == 2 * math.prod(out.shape) * 9 * kernel[2]
+    assert count_work(grouped, x, w).flops == 2 * math.prod(out.shape) * 9 * kernel[2]
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -107,7 +107,7 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(strides):
         return jnp.sum(conv(x, w, strides) ** 2)
 
     x, w = array(2, 8, 8, 3), array(3, 3, 3, 5)
-    found = by_role(work_of(jax.grad(loss, argnums=(0, 1)), x, w))
+    found = by_role(count_work(jax.grad(loss, argnums=(0, 1)), x, w))
     one = 2 * 2 * 3 * 5 * {1: 22, 2: 3 * 4 - 1}[strides[0]] ** 2
     assert found == {
         "forward": one, "recomputed": 0, "input_gradient": one, "kernel_gradient": one, "gradient": 0
@@ -120,7 +120,7 @@ def test_the_gradients_of_a_convolution_are_told_apart():
 
     x, w = array(2, 8, 8, 3), array(3, 3, 3, 5)
     for argument, role in enumerate(("input_gradient", "kernel_gradient")):
-        found = by_role(work_of(jax.grad(loss, argument), x, w))
+        found = by_role(count_work(jax.grad(loss, argument), x, w))
         assert {role for role, flop in found.items() if flop} == {"forward", role}
 
 
@@ -128,7 +128,7 @@ def test_the_gradients_of_a_matrix_product():
     def loss(a, b):
         return jnp.sum(jnp.sin(a @ b))
 
-    found = by_role(work_of(jax.grad(loss, argnums=(0, 1)), array(4, 5), array(5, 7)))
+    found = by_role(count_work(jax.grad(loss, argnums=(0, 1)), array(4, 5), array(5, 7)))
     assert (found["forward"], found["gradient"]) == (280, 560)
 
 
@@ -139,7 +139,7 @@ def blocks(wrap):
         step = wrap(lambda x, matrix: (jnp.sin(x @ matrix), None))
         return jnp.sum(lax.scan(step, x, matrices)[0])
 
-    return work_of(jax.grad(loss), array(3, 4, 4), array(5, 4))
+    return count_work(jax.grad(loss), array(3, 4, 4), array(5, 4))
 
 
 def test_a_scan_counts_as_often_as_it_runs():
@@ -162,14 +162,14 @@ def test_a_scan_within_a_scan():
             lambda x, _: (lax.scan(lambda x, m: (x @ m, None), x, matrices)[0], None), x, length=5
         )
 
-    assert work_of(outer, array(4, 4), array(3, 4, 4)).flops == 5 * 3 * 2 * 64
+    assert count_work(outer, array(4, 4), array(3, 4, 4)).flops == 5 * 3 * 2 * 64
 
 
 def test_of_branches_the_costliest_counts():
     def either(x):
         return lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x)
 
-    work = work_of(either, array(4, 4))
+    work = count_work(either, array(4, 4))
     assert work.flops == 2 * (2 * 64)
     assert work.notes == ()
 
@@ -178,11 +178,11 @@ def test_a_loop_of_unknown_length_is_noted():
     def loop(x):
         return lax.while_loop(lambda x: (x @ x)[0, 0] < 1, lambda x: x @ x, x)
 
-    work = work_of(loop, array(4, 4))
+    work = count_work(loop, array(4, 4))
     assert work.flops == 2 * (2 * 64)  # of the condition and of the body
     (note,) = work.notes
     assert "while" in note
-    assert work_of(lambda x: lax.while_loop(lambda x: x[0] < 1, lambda x: x + 1, x), array(4)).notes == ()
+    assert count_work(lambda x: lax.while_loop(lambda x: x[0] < 1, lambda x: x + 1, x), array(4)).notes == ()
 
 
 def test_functions_with_derivatives_of_their_own():
@@ -198,8 +198,8 @@ def test_functions_with_derivatives_of_their_own():
 
     other.defvjp(lambda x: (other(x), x), lambda x, g: (g @ x,))
     x = array(4, 4)
-    assert work_of(lambda x: product(x) + other(x), x).flops == 2 * (2 * 64)
-    assert work_of(jax.grad(lambda x: jnp.sum(other(product(x)))), x).flops == 3 * (2 * 64)
+    assert count_work(lambda x: product(x) + other(x), x).flops == 2 * (2 * 64)
+    assert count_work(jax.grad(lambda x: jnp.sum(other(product(x)))), x).flops == 3 * (2 * 64)
 
 
 def test_work_that_is_shared_out_counts_for_all_devices():
@@ -209,14 +209,14 @@ def test_work_that_is_shared_out_counts_for_all_devices():
     shared = jax.shard_map(
         jnp.matmul, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split, axis_names={"data"}
     )
-    assert work_of(shared, array(8, 5), array(5, 7)).flops == 2 * 8 * 5 * 7
+    assert count_work(shared, array(8, 5), array(5, 7)).flops == 2 * 8 * 5 * 7
 
 
 def test_by_dtype():
     def both(a, b):
         return a @ a, b @ b @ b
 
-    work = work_of(both, array(4, 4), array(4, 4, dtype=jnp.bfloat16))
+    work = count_work(both, array(4, 4), array(4, 4, dtype=jnp.bfloat16))
     assert work.by_dtype == {"float32": 2 * 64, "bfloat16": 2 * (2 * 64)}
 
 
@@ -227,7 +227,7 @@ def test_a_contraction_can_be_performed_by_itself():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 6, 3)), jnp.float32)
     w = jnp.asarray(rng.normal(size=(3, 3, 3, 4)), jnp.float32)
-    (contraction,) = work_of(strided, x, w).counts
+    (contraction,) = count_work(strided, x, w).counts
     np.testing.assert_array_equal(contraction(x, w), strided(x, w))
     assert contraction in {contraction}
 
@@ -251,7 +251,7 @@ def score_network(blocks, channels, side, colours):
 def test_the_score_network(scan):
     network, z, log_snr = UNet(blocks=2, channels=16, scan=scan), array(3, 12, 12, 1), array(3)
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(z.shape), jnp.zeros(3)))
-    work = work_of(network.apply, params, z, log_snr)
+    work = count_work(network.apply, params, z, log_snr)
     assert work.flops == 3 * 2 * score_network(blocks=2, channels=16, side=12, colours=1)
 
 
@@ -261,7 +261,7 @@ def test_a_train_step(tiny):
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, network=Mixed()))
     state = abstract_state(experiment, mesh)
     images = Images(cast(Any, array(4, 4, 4, 1, dtype=jnp.uint8)))
-    found = by_role(work_of(make_train_step(experiment, mesh), state, images))
+    found = by_role(count_work(make_train_step(experiment, mesh), state, images))
     one = 2 * 4 * 16 * 16
     assert (found["forward"], found["gradient"]) == (one, 2 * one)
 

@@ -16,7 +16,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.runtime import accelerators
 from diffenc.tools.planning import plan as plans
-from diffenc.tools.planning.plan import figures_of, plan, table
+from diffenc.tools.planning.plan import compute_plan, format_table, plan
 from diffenc.training.state import init_state
 
 
@@ -69,7 +69,7 @@ ONE = 2 * 16 * 16  # FLOPs of the matrix by one image
 
 
 def test_flops_and_parameters(planned):
-    figures = figures_of(planned())
+    figures = compute_plan(planned())
     assert figures["flops"] == {
         "train": 3 * ONE,
         "evaluate": ONE,
@@ -80,7 +80,7 @@ def test_flops_and_parameters(planned):
 
 
 def test_the_time_is_that_of_the_flops_at_a_share_of_the_peak(planned):
-    speed = figures_of(planned(share=0.5, devices=2))["speed"]
+    speed = compute_plan(planned(share=0.5, devices=2))["speed"]
     seconds = 2 * 3 * ONE / (0.5 * 1e6)  # two images on each of two devices, of 10^6 FLOP/s
     assert speed["steps_per_second"] == pytest.approx(1 / seconds)
     assert speed["images_per_second"] == pytest.approx(4 / seconds)
@@ -91,7 +91,7 @@ def test_the_time_is_that_of_the_flops_at_a_share_of_the_peak(planned):
 
 @pytest.mark.parametrize(("dtype", "tflops"), [("float32", 156), ("bfloat16", 312)])
 def test_an_accelerator_that_is_not_there(planned, dtype, tflops):
-    figures = figures_of(planned(dtype, accelerator="a100", peak_tflops=None))
+    figures = compute_plan(planned(dtype, accelerator="a100", peak_tflops=None))
     assert figures["speed"]["peak"] == {dtype: tflops * 1e12}
     rounded = ", float32 in tfloat32" if dtype == "float32" else ""
     assert figures["speed"]["source"] == f"stated for a100{rounded}"
@@ -101,7 +101,7 @@ def test_an_accelerator_that_is_not_there(planned, dtype, tflops):
 
 def test_what_is_there_and_not_known_is_measured(planned, monkeypatch):
     monkeypatch.setattr(accelerators, "measure_flops", lambda dtype: {"float32": 3e9}[dtype])
-    speed = figures_of(planned(peak_tflops=None))["speed"]
+    speed = compute_plan(planned(peak_tflops=None))["speed"]
     assert speed["peak"] == {"float32": 3e9}
     assert speed["source"] == f"measured on {jax.devices()[0].device_kind}"
 
@@ -109,14 +109,14 @@ def test_what_is_there_and_not_known_is_measured(planned, monkeypatch):
 @pytest.fixture(scope="module")
 def compiled(planned):
     """The figures, its step compiled for one image on each of four devices."""
-    return figures_of(planned(compile=True, devices=4))
+    return compute_plan(planned(compile=True, devices=4))
 
 
 def test_what_is_split_takes_a_part_on_each_device(planned):
     """The matrix of 16 x 16, its average and two moments, over two devices: half of each."""
     shape = MeshConfig(fsdp=2, rules=(("network", 0),))
-    whole = figures_of(planned())["memory"]
-    split = figures_of(dataclasses.replace(planned(devices=2), mesh=shape))["memory"]
+    whole = compute_plan(planned())["memory"]
+    split = compute_plan(dataclasses.replace(planned(devices=2), mesh=shape))["memory"]
     assert {name: whole[name] - split[name] for name in whole} == {
         "parameters": 512,
         "average": 512,
@@ -128,9 +128,9 @@ def test_what_is_split_takes_a_part_on_each_device(planned):
 def test_a_split_state_is_gathered_for_the_step():
     whole, split = {"state": 100, "parameters": 30}, {"state": 40, "parameters": 10}
     compiled = {"arguments": 110, "results": 1, "temporary": 50, "total": 161}
-    assert plans.with_state(whole, whole, compiled) == compiled
-    assert plans.with_state(split, whole, None) is None
-    assert plans.with_state(split, whole, compiled) == {
+    assert plans.adjust_for_sharding(whole, whole, compiled) == compiled
+    assert plans.adjust_for_sharding(split, whole, None) is None
+    assert plans.adjust_for_sharding(split, whole, compiled) == {
         "arguments": 50, "results": 1, "temporary": 80, "total": 131
     }  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_memory_is_what_the_state_then_takes(planned, compiled):
 def text(figures) -> str:
     """The table as it is printed, its lines joined."""
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(table(figures))
+    console.print(format_table(figures))
     return " ".join(console.export_text().split())
 
 
@@ -174,12 +174,12 @@ def test_an_accelerator_does_not_take_the_memory_of_a_cpu(compiled, backend, war
 
 @pytest.mark.parametrize(("devices", "warned"), [(1, False), (2, True)])
 def test_communication_is_left_out(planned, devices, warned):
-    assert ("communication between devices" in text(figures_of(planned(devices=devices)))) == warned
+    assert ("communication between devices" in text(compute_plan(planned(devices=devices)))) == warned
 
 
 @pytest.mark.parametrize(("precision", "share"), [(jax.lax.Precision.HIGHEST, 1), (None, 0)])
 def test_what_asks_for_full_precision_is_told(planned, precision, share):
-    figures = figures_of(planned(precision=precision))
+    figures = compute_plan(planned(precision=precision))
     assert figures["full_precision"] == share
     assert ("100.00% of the FLOPs ask for full precision" in text(figures)) == bool(share)
 
@@ -204,7 +204,7 @@ def test_a_published_run_without_its_data(monkeypatch, tmp_path):
     """An H200 multiplies float32 as TensorFloat-32, and at full precision at a seventh of that (NVIDIA's data sheet)."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
     bindings = ["plan.compile = False", 'plan.accelerator = "h200"', "plan.devices = 8", "plan.share = 1"]
-    figures = figures_of(gin_loader.load_experiment(["gin/mnist_vdmv_8.gin"], bindings))
+    figures = compute_plan(gin_loader.load_experiment(["gin/mnist_vdmv_8.gin"], bindings))
     header = re.search(r"Cost: ([\d.]+) GFLOPs an image", Path("gin/mnist_vdmv_8.gin").read_text())
     assert header is not None
     assert figures["flops"]["train"] / 1e9 == pytest.approx(float(header[1]), rel=5e-4)
@@ -222,15 +222,15 @@ def test_a_published_run_without_its_data(monkeypatch, tmp_path):
 
 def test_a_batch_in_parts_takes_as_many_flops(planned):
     whole = planned()
-    parts = figures_of(dataclasses.replace(whole, microbatches=2))
-    assert parts["flops"] == figures_of(whole)["flops"]
+    parts = compute_plan(dataclasses.replace(whole, microbatches=2))
+    assert parts["flops"] == compute_plan(whole)["flops"]
 
 
 @pytest.mark.parametrize(("devices", "parts", "least"), [(3, 1, 3), (2, 4, 8)])
 def test_devices_and_parts_must_divide_the_batch(planned, devices, parts, least):
     experiment = dataclasses.replace(planned(devices=devices), microbatches=parts)
     with pytest.raises(UserError, match=rf"over plan.devices = {devices}, .*take a multiple of {least}$"):
-        figures_of(experiment)
+        compute_plan(experiment)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ INDICES = sorted(path for path in FOLDER.glob("*/__init__.py"))
 @pytest.mark.parametrize("path", INDICES, ids=lambda path: path.parent.name)
 def test_those_of_this_project_are_read_to_the_letter(path):
     text = path.read_text()
-    assert str(index.read(text, "x")) == text
+    assert str(index.parse_index(text, "x")) == text
 
 
 def test_a_plugin_gets_its_line_where_it_belongs():
     text = '"""Some."""\n\nfrom p.a import A\nfrom p.c import VDM\n\n__all__ = ["VDM", "A"]\n'
-    added = index.read(text, "x").with_class("p.b", "B")
+    added = index.parse_index(text, "x").with_class("p.b", "B")
     assert str(added) == (
         '"""Some."""\n\nfrom p.a import A\nfrom p.b import B\nfrom p.c import VDM\n\n__all__ = ["VDM", "A", "B"]\n'
     )
@@ -26,14 +26,14 @@ def test_a_plugin_gets_its_line_where_it_belongs():
 
 
 def test_the_first_plugin_of_a_package():
-    assert str(index.read('"""Some."""\n', "x").with_class("p.b", "B")) == (
+    assert str(index.parse_index('"""Some."""\n', "x").with_class("p.b", "B")) == (
         '"""Some."""\n\nfrom p.b import B\n\n__all__ = ["B"]\n'
     )
 
 
 def test_long_lines_are_broken():
     long = "A" * 100
-    added = index.read('"""Some."""\n', "x").with_class("p.b", long)
+    added = index.parse_index('"""Some."""\n', "x").with_class("p.b", long)
     assert str(added).splitlines()[2:] == [
         "from p.b import (",
         f"    {long},",
@@ -43,7 +43,7 @@ def test_long_lines_are_broken():
         f'    "{long}",',
         "]",
     ]
-    assert index.read(str(added), "x") == added
+    assert index.parse_index(str(added), "x") == added
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_long_lines_are_broken():
 )
 def test_what_would_get_lost_is_refused(text):
     with pytest.raises(UserError, match=r"^here/__init__\.py holds more than .*--package=DIR"):
-        index.read(text, "here/__init__.py")
+        index.parse_index(text, "here/__init__.py")
 
 
 def test_what_is_no_python_is_refused():
     with pytest.raises(UserError, match=r"^here:2: is no Python"):
-        index.read("a = 1\nb = = 2\n", "here")
+        index.parse_index("a = 1\nb = = 2\n", "here")
 
 
 def test_two_modules_have_no_class_of_one_name():

@@ -24,7 +24,7 @@ def clone(tmp_path, monkeypatch):
 
 def test_in_a_checkout_files_go_beside_the_others(clone, monkeypatch):
     monkeypatch.chdir(clone / "plugins")
-    place = targets.checkout(WANTED)
+    place = targets.checkout_target(WANTED)
     assert place.root == clone
     assert list(place.files(WANTED)) == [
         "plugins/encoders/my_blur.py",
@@ -40,16 +40,16 @@ def test_outside_a_checkout_the_way_out_is_a_package(clone, monkeypatch, tmp_pat
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
     with pytest.raises(UserError, match=rf"^{elsewhere} is in no checkout.* --package=DIR .*cd {clone}$"):
-        targets.checkout(WANTED)
+        targets.checkout_target(WANTED)
     (clone / "plugins" / "__init__.py").unlink()  # as installed from a wheel
     with pytest.raises(UserError, match=r"--package=DIR for a package of your own$") as refused:
-        targets.checkout(WANTED)
+        targets.checkout_target(WANTED)
     assert "\n" not in str(refused.value)
 
 
 def test_a_new_package_is_called_after_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = targets.package("some where/my-pack", WANTED)
+    place = targets.package_target("some where/my-pack", WANTED)
     assert place.root == tmp_path / "some where" / "my-pack"
     files = place.files(WANTED)
     assert list(files) == [
@@ -75,10 +75,10 @@ ENTRY = '[project]\nname = "p"\n[project.entry-points."diffenc.plugins"]\n'
 def test_a_package_that_is_there_takes_more(tmp_path):
     (tmp_path / "pyproject.toml").write_text(f'{ENTRY}any = "other_name"\n')
     (tmp_path / "src" / "other_name").mkdir(parents=True)
-    place = targets.package(str(tmp_path), WANTED)
+    place = targets.package_target(str(tmp_path), WANTED)
     assert (place.plugins, place.package, place.missing) == ("src/other_name", "other_name", {})
     (tmp_path / "other_name").mkdir()
-    assert targets.package(str(tmp_path), WANTED).plugins == "other_name"
+    assert targets.package_target(str(tmp_path), WANTED).plugins == "other_name"
 
 
 @pytest.mark.parametrize("name", ["other_name", "diffenc_plugins"])
@@ -89,7 +89,7 @@ def test_a_project_whose_package_lies_elsewhere_is_refused(tmp_path, name):
     with pytest.raises(
         UserError, match=f"leads to {name}, and there is neither {name} nor src/{name} in it"
     ) as refused:
-        targets.package(str(tmp_path), WANTED)
+        targets.package_target(str(tmp_path), WANTED)
     out = "; in a checkout of diffenc leave --package out"
     assert str(refused.value).endswith(out) == (name == "diffenc_plugins")
 
@@ -100,7 +100,7 @@ def test_an_entry_point_that_is_no_name_is_refused(tmp_path, value):
     with pytest.raises(
         UserError, match=r"pyproject\.toml: the entry point diffenc\.plugins\.mine = .*: must be"
     ):
-        targets.package(str(tmp_path), WANTED)
+        targets.package_target(str(tmp_path), WANTED)
 
 
 @pytest.mark.parametrize(
@@ -116,21 +116,21 @@ def test_an_entry_point_that_is_no_name_is_refused(tmp_path, value):
 def test_another_project_is_refused(tmp_path, text):
     (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(UserError, match=r"pyproject\.toml has no entry point diffenc\.plugins"):
-        targets.package(str(tmp_path), WANTED)
+        targets.package_target(str(tmp_path), WANTED)
 
 
 def test_an_entry_point_that_leads_elsewhere_is_refused(tmp_path):
     (tmp_path / "pyproject.toml").write_text(f'{ENTRY}a = "../../etc"\n')
     with pytest.raises(UserError, match=r"the entry point's package '\.\./\.\./etc': must be"):
-        targets.package(str(tmp_path), WANTED)
+        targets.package_target(str(tmp_path), WANTED)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is there, and no package of plugins: name a new folder"):
-        targets.package(str(tmp_path), WANTED)
+        targets.package_target(str(tmp_path), WANTED)
     with pytest.raises(UserError, match="is there, and no package of plugins"):
-        targets.package(str(tmp_path / "thesis.tex"), WANTED)
+        targets.package_target(str(tmp_path / "thesis.tex"), WANTED)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 )
 def test_a_package_that_cannot_be_imported_so_is_refused(tmp_path, folder, says):
     with pytest.raises(UserError, match=says):
-        targets.package(str(tmp_path / folder), WANTED)
+        targets.package_target(str(tmp_path / folder), WANTED)
 
 
 def test_help_says_what_there_is():

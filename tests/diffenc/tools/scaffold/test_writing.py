@@ -28,7 +28,7 @@ def write(call, at, folder):
             os._exit(9)
         return real(*args, **options)
     setattr(os, call, killed)
-    writing.write(targets.package(folder + "/my_pack", wanted), wanted)
+    writing.write_plugin(targets.package_target(folder + "/my_pack", wanted), wanted)
     os._exit(0)
 
 for line in sys.stdin:
@@ -68,7 +68,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def make(folder, wanted=WANTED):
-    return writing.write(targets.package(str(folder / "my_pack"), wanted), wanted)
+    return writing.write_plugin(targets.package_target(str(folder / "my_pack"), wanted), wanted)
 
 
 def test_all_is_written_and_named(folder):
