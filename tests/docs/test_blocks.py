@@ -116,9 +116,9 @@ def test_a_program_is_called_as_it_wants_to_be(command):
     if command.words[:2] != ("python", "-m") or command.words[2] == "diffenc.run":
         return
     program = importlib.import_module(command.words[2])
-    program = sys.modules.get(
-        getattr(program.main, "__module__", ""), program
-    )  # in diffenc.cli, of diffenc's own
+    if hasattr(program, "__path__"):
+        program = importlib.import_module(f"{command.words[2]}.__main__")
+    program = sys.modules[program.main.__module__]  # an entry point takes its `main` from diffenc.cli
     if hasattr(program, "parse_args") and len(command.words) > 3:
         program.parse_args([*command.words[3:]])
 
