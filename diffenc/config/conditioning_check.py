@@ -14,17 +14,17 @@ def check_conditioning(model: Model, dataset: Dataset) -> None:
     for field, count in modules:
         if label is None:
             raise UserError(
-                f"{field} = {count}, and the model is told no class: bind Model.conditioning = "
+                f"{field} = {count}, and the model is unconditional: bind Model.conditioning = "
                 "@conditioning.by_class(), or leave it at 0"
             )
         if count != dataset.num_classes:
             raise UserError(
                 f"{field} = {count}, and {selector_of(type(dataset))} has {dataset.num_classes} classes: bind it to "
-                "that, or to 0 for a part that is told nothing"
+                "that, or to 0 for an unconditional module"
             )
     if label is not None and not modules:
         raise UserError(
-            f"Model.conditioning tells each image's {label}, and neither network nor encoder takes it: bind "
+            f"Model.conditioning provides each image's {label}, and neither network nor encoder reads it: bind "
             f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
         )
 
@@ -38,7 +38,7 @@ def check_sample_classes(
         for field, value in conditional.items():
             if value is not None:
                 raise UserError(
-                    f"{field} = {value}: the network is told no class; train one that is "
+                    f"{field} = {value}: the network is unconditional; train a conditional one "
                     "(--gin_file=gin/by_class.gin), or unbind it"
                 )
         return
@@ -48,6 +48,6 @@ def check_sample_classes(
         )
     if guidance and not model.conditioning.drop:
         raise UserError(
-            f"sample.guidance = {guidance} needs a network that also knows images without their class: train one "
+            f"sample.guidance = {guidance} needs a network trained on images without their class too: train one "
             "with conditioning.by_class.drop above 0"
         )

@@ -286,7 +286,7 @@ def refused(match, **parts):
 
 
 def test_parts_that_do_not_fit_what_they_are_told_are_refused():
-    refused(r"^network\.unet\.classes = 3, and the model is told no class: bind", network=3, told=Nothing())
+    refused(r"^network\.unet\.classes = 3, and the model is unconditional: bind", network=3, told=Nothing())
     refused(r"^network\.encoder_unet\.classes = 3, and the model is", encoder=3, told=Nothing())
     refused(r"^network\.unet\.classes = 4, and Three has 3 classes", network=4)
     refused(r"^network\.encoder_unet\.classes = 2, and", network=3, encoder=2)
@@ -296,8 +296,8 @@ def test_parts_that_do_not_fit_what_they_are_told_are_refused():
 @pytest.mark.parametrize(
     ("settings", "network", "drop", "why"),
     [
-        ({"classes": (0,)}, 0, 0.1, r"^sample\.classes = \(0,\): the network is told no class"),
-        ({"guidance": 1.0}, 0, 0.1, r"^sample\.guidance = 1\.0: the network is told no class"),
+        ({"classes": (0,)}, 0, 0.1, r"^sample\.classes = \(0,\): the network is unconditional"),
+        ({"guidance": 1.0}, 0, 0.1, r"^sample\.guidance = 1\.0: the network is unconditional"),
         ({"classes": (0, 3)}, 3, 0.1, r"^sample\.classes = \(0, 3\): Three has classes 0 \.\. 2$"),
         ({"classes": (-1,)}, 3, 0.1, r"^sample\.classes = \(-1,\): Three has classes"),
         (

@@ -170,7 +170,7 @@ def test_other_settings_draw_anew(workdir, other):
         (lambda model, images: model.sample(0), "sample.num = 0: must be at least 1"),
         (
             lambda model, images: model.sample(3, classes=[1]),
-            "sample.classes = (1,): the network is told no class",
+            "sample.classes = (1,): the network is unconditional",
         ),
         (
             lambda model, images: model.elbo(images, pases=2),
