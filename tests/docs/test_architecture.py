@@ -1,5 +1,6 @@
 """The architecture page: its paths exist, its layers are those that are kept, in the same order."""
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -32,11 +33,11 @@ def test_every_module_and_function_exists():
 
 def test_the_picture_has_the_layers_in_their_order():
     picture = PAGE.partition("```text")[2].partition("```")[0]
-    places = {name: re.search(rf"\b{name}\b", picture) for layer in layers() for name in layer}
+    places = {name: re.search(rf"(?:│ |  |\.){name}\b", picture) for layer in layers() for name in layer}
     assert all(places.values()), {name for name, place in places.items() if place is None}
     order = [[place.start() for name in layer if (place := places[name])] for layer in layers()]
     lines = [[picture.count("\n", 0, start) for start in starts] for starts in order]
-    assert all(max(above) <= min(below) for above, below in zip(lines, lines[1:], strict=False))
+    assert all(max(above) <= min(below) for above, below in itertools.pairwise(lines))
 
 
 def test_every_package_is_in_the_picture():

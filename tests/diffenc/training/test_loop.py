@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffenc.checkpoint import checkpoints
 from diffenc.config import gin_loader, names, serialize
+from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate
 from diffenc.data.batches import train_batches
 from diffenc.errors import UserError
@@ -81,13 +83,20 @@ def _compile_ahead_once():
 def _shared(make):
     made = {}
 
-    def get(experiment, mesh, *where):
-        free = {"steps", "init_from", *(name for name in vars(experiment) if re.search("_every|keep_", name))}
-        key = tuple(value for name, value in vars(experiment).items() if name not in free)
-        key = (*key, experiment.init_from is None)
-        return made.setdefault(key, None) or made.update({key: make(experiment, mesh, *where)}) or made[key]
+    def get(*arguments):
+        key = tuple(_compiled_by(each) for each in arguments if not isinstance(each, Mesh | Path))
+        return made.setdefault(key, None) or made.update({key: make(*arguments)}) or made[key]
 
     return get
+
+
+def _compiled_by(argument):
+    """What of an argument tells compiled programs apart."""
+    if not isinstance(argument, Experiment):
+        return argument
+    free = {"steps", "init_from", *(name for name in vars(argument) if re.search("_every|keep_", name))}
+    kept = tuple(value for name, value in vars(argument).items() if name not in free)
+    return (*kept, argument.init_from is None)
 
 
 @pytest.fixture
