@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from diffenc.config import names
+from diffenc.config.conditioning_check import check_sample_classes
 from diffenc.config.experiment import Experiment
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
@@ -109,6 +110,7 @@ class TrainedModel:
             {} if num_timesteps is None else {"num_timesteps": num_timesteps}
         )
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
+        check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
         sampler = self._once(
             dataclasses.replace(chosen, seed=0),
             lambda: ImageSampler(

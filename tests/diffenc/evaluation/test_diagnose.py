@@ -151,7 +151,7 @@ def test_v_hat_and_what_is_expected_of_it(x64, tiny, encoder, mean, parameteriza
     experiment = tiny(model=Model(encoder, Linear(4.0, -3.0), chosen, mean, Multiple()))
     random = np.random.default_rng(0)
     x, eps, t = random.uniform(-1, 1, (5, 4, 4, 1)), random.normal(size=(5, 4, 4, 1)), np.linspace(0, 1, 5)
-    got = diagnose.v_and_expectations(experiment, EMPTY, *map(jnp.asarray, (x, t, eps)))
+    got = diagnose.v_and_expectations(experiment.model, EMPTY, *map(jnp.asarray, (x, t, eps)))
     alpha, sigma = (1 / np.sqrt(1 + np.exp(s * (4 - 7 * t)))[:, None, None, None] for s in (-1, 1))
     shrinks = isinstance(encoder, Nontrainable)
     x_phi = alpha**2 * x if shrinks else x

@@ -306,6 +306,6 @@ def test_log_snr_has_the_digits_of_float64(tiny):
     experiment = tiny()
     params = {"schedule": experiment.model.schedule.init(jax.random.key(0))}
     t = np.linspace(0, 1, 2001)
-    got = fit_schedule.exact_log_snr(experiment, params)(t)
+    got = fit_schedule.exact_log_snr(experiment.model, params)(t)
     assert got.dtype == np.float64
     np.testing.assert_allclose(np.diff(got), (got[-1] - got[0]) / 2000, rtol=1e-9)

@@ -25,7 +25,7 @@ def rows(part, figures):
 
 
 def test_the_step(subject, monkeypatch):
-    monkeypatch.setattr(steps.accelerators, "measured", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
+    monkeypatch.setattr(steps.accelerators, "measure_flops", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
     found = steps.step(subject)
     assert found["parameters"] == {"encoder": 32, "network": 256, "schedule": 2}
     assert found["flops_per_image"]["counted"] == 6 * ONE
@@ -56,7 +56,7 @@ def test_memory_is_read_after_the_steps_and_before_other_operands_come(subject, 
         return {"peak_in_use": 7_000_000}
 
     monkeypatch.setattr(steps, "time_interleaved", side_by_side)
-    monkeypatch.setattr(steps.accelerators, "measured", measured)
+    monkeypatch.setattr(steps.accelerators, "measure_flops", measured)
     monkeypatch.setattr(steps, "device_memory", memory)
     found = steps.step(subject)
     assert seen[:3] == ["steps", "memory", "peak"]
@@ -204,7 +204,7 @@ def go(subject, tiny, monkeypatch):
     def run(*flags):
         return benchmark.main(["--gin_file=dots.gin", "--rounds=2", "--least=0", *flags]), given
 
-    monkeypatch.setattr(benchmark.gin_loader, "load", lambda files, bindings: tiny())
+    monkeypatch.setattr(benchmark.gin_loader, "load_experiment", lambda files, bindings: tiny())
     monkeypatch.setattr(benchmark, "Subject", make)
     return run
 

@@ -44,13 +44,13 @@ def test_a_convolution_is_a_correlation_with_zeros_beyond_the_edge(kernel):
 
 
 @pytest.mark.parametrize(("size", "out"), [(32, 299), (28, 299), (8, 5), (400, 299), (3, 3), (1, 4)])
-@pytest.mark.parametrize("name", ["centred", "cornered"])
+@pytest.mark.parametrize("name", ["centred_positions", "corner_positions"])
 def test_resizing_is_linear_between_two_pixels_each_way(size, out, name):
     image = RNG.uniform(0, 255, (size, 6, 2)).astype(np.float32)
     each = np.arange(out)
     # a pixel's square goes from i to i + 1, or its corner is what counts
-    rows = (each + 0.5) / out * size - 0.5 if name == "centred" else each / out * size
-    columns = (each + 0.5) / out * 6 - 0.5 if name == "centred" else each / out * 6
+    rows = (each + 0.5) / out * size - 0.5 if name == "centred_positions" else each / out * size
+    columns = (each + 0.5) / out * 6 - 0.5 if name == "centred_positions" else each / out * 6
     grid = np.meshgrid(rows, columns, indexing="ij")
     wanted = [map_coordinates(image[..., c].astype(float), grid, order=1, mode="nearest") for c in (0, 1)]
     found = layers.resize(jnp.asarray(image)[None], out, getattr(layers, name))
