@@ -95,7 +95,7 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
     assert {"diffenc/py.typed", "diffenc/cli/run.py", "diffenc_gin/quickstart.gin"} <= held
-    assert {"diffenc_gin/fragments/base.gin", "diffenc_plugins/encoders/trainable.py"} <= held
+    assert {"diffenc_gin/fragments/base.gin", "diffenc_plugins/encoders/builtin.py"} <= held
 
 
 def test_the_wheel_tells_its_entry_points(wheel):

@@ -68,7 +68,7 @@ def test_a_workdir_that_is_moved_ends_the_run_which_goes_on_at_its_new_place(exp
     run, new = tmp_path / "run", tmp_path / "new"
     amid(5, lambda: run.rename(new))
     with pytest.raises(
-        MovedError, match=f"{run} is no longer .*, which is at {new} now: go on there"
+        MovedError, match=f"{run} is no longer .*, which is at {new} now: continue there"
     ) as moved:
         loop.train(experiment, run)
     assert "\n" not in str(moved.value)

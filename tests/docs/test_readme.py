@@ -99,13 +99,14 @@ def test_the_plugin_is_trained_and_bound(workdir):
 CHECK = """
 import jax, jax.numpy as jnp, numpy as np
 from my_encoders import Shifted
+from diffenc.interfaces import NO_CONTEXT
 x, log_snr = jnp.asarray([[[[0.25], [-0.5]]]]), jnp.asarray([1.5])
 sigmoid = lambda value: 1 / (1 + np.exp(-value))
 for start in (0.0, 0.5):
     encoder = Shifted(start)
     params = encoder.init(jax.random.key(0), x, log_snr)
-    np.testing.assert_allclose(encoder.apply(params, x, log_snr), sigmoid(1.5 + start) * x, rtol=1e-6)
-slope = jax.grad(lambda params: encoder.apply(params, x, log_snr).sum())(params)
+    np.testing.assert_allclose(encoder.apply(params, x, log_snr, NO_CONTEXT), sigmoid(1.5 + start) * x, rtol=1e-6)
+slope = jax.grad(lambda params: encoder.apply(params, x, log_snr, NO_CONTEXT).sum())(params)
 assert float(slope["shift"]) != 0
 """
 

@@ -31,6 +31,7 @@ PLUGINS = """
 import dataclasses
 import jax.numpy as jnp
 from diffenc.data.sources import ArraySource
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.registry import networks
 
 @networks.register("NAME_gain")

@@ -96,6 +96,7 @@ import jax, jax.numpy as jnp
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import Model
 from diffenc.config.settings import MeshConfig
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training.state import abstract_images, abstract_state, make_train_step
 from diffenc_plugins.datasets import Digits
