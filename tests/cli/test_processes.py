@@ -154,7 +154,9 @@ def test_the_other_ends_within_a_minute_when_one_is_stopped(start_two, tiny, tmp
     assert children[1 - victim].wait() == 1, children[1 - victim].err
     assert time.monotonic() - began < 60
     last = children[1 - victim].err.splitlines()[-1]
-    assert last.startswith("error: another process of this run was lost, or the connection to it (no heartbeat for")
+    assert last.startswith(
+        "error: another process of this run was lost, or the connection to it (no heartbeat for"
+    )
     assert "goes on from its last checkpoint" in last
     os.kill(children[victim].pid, signal.SIGKILL)
     os.kill(children[victim].pid, signal.SIGCONT)

@@ -227,7 +227,9 @@ def make(tiny):
 
         def run(network, **changes):
             base = tiny().model
-            model = Model(Trainable(network), base.schedule, base.parameterization, base.generative_mean, network)
+            model = Model(
+                Trainable(network), base.schedule, base.parameterization, base.generative_mean, network
+            )
             settings = {"evaluate": Evaluate(passes=1), "sample": Sample(num_timesteps=2, num=2)}
             return tiny(model=model, steps=2, checkpoint_every=1, log_every=1, **{**settings, **changes})
 
