@@ -76,6 +76,8 @@ def parse_record(data: bytes, name: Path | str, again: str = EVALUATE_AGAIN) -> 
         raise UserError(f"{name}: is no JSON ({error}); delete it, and {again}") from None
     if record_checksum.is_broken(found):
         raise BrokenSealError(f"{name}: {record_checksum.BROKEN}; its figures are left out: {again}")
+    if "proposal" in found:  # how earlier versions called it
+        found.setdefault("time_sampler", found["proposal"])
     return with_upper_bounds(found)
 
 

@@ -114,3 +114,8 @@ def test_records_from_before_are_compared_by_what_they_meant():
     )
     drawn = {**new, "prng": "rbg"}
     assert records.list_differences(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]
+
+
+def test_a_record_of_an_earlier_version_has_its_time_sampler():
+    found = records.parse_record(b'{"proposal": "uniform", "bpd": 1.5}', "evaluation.json")
+    assert found["time_sampler"] == "uniform"
