@@ -16,6 +16,7 @@ from diffenc.core.parameters import as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
+    NO_CONTEXT,
     Condition,
     Conditioning,
     Context,
@@ -131,15 +132,12 @@ class Model:
         self,
         params: Params,
         x: Data,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Callable[[LogSNR], Data]:
         """Returns x_phi as a function of lambda, for images `x` that are encoded at several noise levels.
 
         What a `SplitEncoder` prepares is computed here, once.
         """
-        context = Context(condition, keys)
         if isinstance(self.encoder, SplitEncoder):
             return partial(self.encoder.at, self.encoder.prepare(params["encoder"], x, context))
         return lambda log_snr: self.encoder.apply(params["encoder"], x, log_snr, context)
@@ -149,39 +147,33 @@ class Model:
         params: Params,
         x: Data,
         log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Data:
-        """Returns x_phi(lambda) of the images `x`, scaled pixels; `keys` [B] draw dropout masks, None means none."""
-        return self.prepare(params, x, condition=condition, keys=keys)(log_snr)
+        """Returns x_phi(lambda) of the images `x`, scaled pixels."""
+        return self.prepare(params, x, context)(log_snr)
 
     def predict(
         self,
         params: Params,
         z: Data,
         log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Data:
         """Returns the network's output: its estimate of p x_phi + q eps, with (p, q) of the parameterization."""
-        return self.network.apply(params["network"], z, log_snr, Context(condition, keys))
+        return self.network.apply(params["network"], z, log_snr, context)
 
     def denoise(
         self,
         params: Params,
         z: Data,
         log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Data:
         """Returns x_hat, the estimate of x_phi given `z`.
 
         Its error x_hat - x_phi loses digits where sigma vanishes: `x_hat_error` does not.
         """
-        out = self.predict(params, z, log_snr, condition=condition, keys=keys)
+        out = self.predict(params, z, log_snr, context)
         return objective.x_hat_from_output(out, z, log_snr, self.parameterization)
 
     def x_hat_error(
@@ -190,12 +182,10 @@ class Model:
         x_phi: Data,
         eps: Data,
         log_snr: LogSNR,
-        *,
-        condition: Condition | None = None,
-        keys: ImageKeys | None = None,
+        context: Context = NO_CONTEXT,
     ) -> Data:
         """Returns x_hat - x_phi at z = alpha x_phi + sigma eps, exact in float32 (see `objective.network_error`)."""
-        network = partial(self.predict, params, condition=condition, keys=keys)
+        network = partial(self.predict, params, context=context)
         return objective.network_error(log_snr, x_phi, eps, network, self.parameterization)
 
     def elbo(
@@ -219,8 +209,8 @@ class Model:
         """
         encoder_keys, network_keys = _two_of_each(keys)
         x, told = scale_pixels(levels, num_levels), condition if told is None else told
-        encode = self.prepare(params, x, condition=condition, keys=encoder_keys)
-        network = partial(self.predict, params, condition=told, keys=network_keys)
+        encode = self.prepare(params, x, Context(condition, encoder_keys))
+        network = partial(self.predict, params, context=Context(told, network_keys))
         log_snr_at = partial(self.log_snr, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices

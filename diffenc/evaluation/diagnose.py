@@ -37,7 +37,7 @@ from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files import atomic, record_checksum
-from diffenc.interfaces import Condition, Data, Dataset, Images, Params, PerExample, Times
+from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Params, PerExample, Times
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
@@ -167,11 +167,12 @@ def v_and_expectations(
 ) -> dict[str, Data]:
     """Returns the arrays of which `ends_record` states root mean squares."""
 
-    encode = partial(model.encode, params, x, condition=condition)
+    context = Context(condition)
+    encode = model.prepare(params, x, context)
     step = continuous(encode, partial(model.log_snr, params), t)
     alpha, sigma = alpha_sigma(step.log_snr)
     kappa = model.generative_mean(step.log_snr)
-    error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, condition=condition)
+    error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
     best_error = scale(1 / (1 + kappa), step.slope - scale(kappa, step.x_phi))
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)

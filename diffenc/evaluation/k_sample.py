@@ -6,7 +6,6 @@ K = 1 is the ELBO; the bound rises with K to log p(x).
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from diffenc.evaluation.evaluator import (
 )
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.restore import restore_for_bound
-from diffenc.interfaces import Condition, Data, Images, Key, LogSNR, Params, PerExample
+from diffenc.interfaces import NO_CONTEXT, Condition, Context, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.workdir.mirror import on_local_copy
@@ -94,7 +93,8 @@ def log_weights(
     """Returns log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
-    encode = partial(model.encode, params, x, condition=condition)
+    context = Context(condition)
+    encode = model.prepare(params, x, context)
 
     def log_snr_at(index: int | Array) -> LogSNR:
         return model.log_snr(params, jnp.broadcast_to(chain.times[index], x.shape[:1]))
@@ -103,7 +103,7 @@ def log_weights(
         step = secant(encode, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
-        walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], condition)
+        walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], context)
         eps, gain = jax.lax.map(walk, (eps, keys))
         return (eps, log_w + gain), None
 
@@ -125,7 +125,7 @@ def make_walk(
     step: Step,
     log_snr_s: LogSNR,
     log_ratio: Float[Array, ""],
-    condition: Condition | None = None,
+    context: Context = NO_CONTEXT,
 ) -> Callable[[tuple[Data, Key]], tuple[Data, PerExample]]:
     """Returns the function (noise in z_t, key) -> (noise in z_s, log weight of the step), with z_s drawn from q.
 
@@ -139,7 +139,7 @@ def make_walk(
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
         new_eps = jax.random.normal(key, eps.shape, eps.dtype)
-        x_hat_error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, condition=condition)
+        x_hat_error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
         error = step_error(step, x_hat_error, model.generative_mean)
         gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         kept, renewed = jnp.exp(0.5 * (step.log_snr - log_snr_s)), step_fraction(step.log_snr, log_snr_s)

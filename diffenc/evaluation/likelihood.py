@@ -40,7 +40,7 @@ from diffenc.evaluation.evaluator import (
 )
 from diffenc.evaluation.image_error import ByPass, PassValues
 from diffenc.evaluation.restore import restore_for_bound
-from diffenc.interfaces import Images, Key, Params, PerExample
+from diffenc.interfaces import Context, Images, Key, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
@@ -131,7 +131,9 @@ def batch_nats(
         z_0,
         log_snr_0,
         log_snr_1,
-        ode.ode_velocity(partial(model.denoise, params, condition=images.condition), model.generative_mean),
+        ode.ode_velocity(
+            partial(model.denoise, params, context=Context(images.condition)), model.generative_mean
+        ),
         make_divergence(settings, probe_key, x.shape),
         settings.rtol,
         settings.atol,

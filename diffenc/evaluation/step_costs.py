@@ -10,7 +10,6 @@ few knots and log Q interpolated. All knots of an image share its noise, so the 
 
 import dataclasses
 import functools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from diffenc.core.objective import Step, step_error
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches
 from diffenc.evaluation.streaming_stats import StreamingMean
-from diffenc.interfaces import Condition, Data, Dataset, Images, Key, Params, PerExample, Variance
+from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Key, Params, PerExample, Variance
 from diffenc.runtime.progress import Progress
 
 PerEdge = Float[np.ndarray, " edges"]
@@ -103,12 +102,13 @@ def squared_errors(
     x = scale_pixels(levels, num_levels)
     log_snrs = model.log_snr(params, knots)
 
-    encode = partial(model.encode, params, x, condition=condition)
+    context = Context(condition)
+    encode = model.prepare(params, x, context)
 
     def at(log_snr: Float[Array, ""]) -> tuple[Data, Data, Data]:
         each = jnp.broadcast_to(log_snr, x.shape[:1])
         x_phi, slope = jax.jvp(encode, (each,), (jnp.ones_like(each),))
-        return x_phi, slope, model.x_hat_error(params, x_phi, eps, each, condition=condition)
+        return x_phi, slope, model.x_hat_error(params, x_phi, eps, each, context)
 
     x_phi, slope, error = jax.lax.map(at, log_snrs)
 

@@ -25,7 +25,7 @@ from diffenc.evaluation.evaluator import ElboTerms, Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.fields.values import coerce
-from diffenc.interfaces import Condition, Data, LogSNR, Params
+from diffenc.interfaces import Condition, Context, Data, LogSNR, Params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 
@@ -217,7 +217,7 @@ def _encode(
     log_snr: LogSNR,
     condition: Condition | None,
 ) -> Data:
-    return model.encode(params, scale_pixels(levels, num_levels), log_snr, condition=condition)
+    return model.encode(params, scale_pixels(levels, num_levels), log_snr, Context(condition))
 
 
 def _for_each(given: Given, count: int) -> Float[Array, " n"]:

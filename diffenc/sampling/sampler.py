@@ -12,7 +12,7 @@ from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import alpha_sigma, scale
 from diffenc.core.model import Model
 from diffenc.core.pixels import Levels, nearest_levels
-from diffenc.interfaces import Condition, Data, GenerativeMean, Key, LogSNR, Params, PerStep
+from diffenc.interfaces import Condition, Context, Data, GenerativeMean, Key, LogSNR, Params, PerStep
 from diffenc.sampling.solvers import Solver, XHat, ancestral
 
 
@@ -48,7 +48,7 @@ def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
 
 def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -> XHat:
     """The model's estimate of x_phi as a function of (z, log_snr), without dropout."""
-    return partial(model.denoise, params, condition=condition)
+    return partial(model.denoise, params, context=Context(condition))
 
 
 def guided(given: XHat, without: XHat, weight: float) -> XHat:

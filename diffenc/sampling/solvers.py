@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
 from diffenc.core.model import Model
-from diffenc.interfaces import Data, GenerativeMean, LogSNR, Params, PerExample
+from diffenc.interfaces import Context, Data, GenerativeMean, LogSNR, Params, PerExample
 
 XHat = Callable[[Data, LogSNR], Data]
 
@@ -147,7 +147,7 @@ def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> 
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)  # where the noise is small, so is every slope
     x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
-    encode = model.prepare(params, x, condition=condition)
+    encode = model.prepare(params, x, Context(condition))
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
     error = slope - scale(model.generative_mean(log_snr), x_phi)
     axes = tuple(range(1, x.ndim))

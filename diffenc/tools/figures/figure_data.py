@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from diffenc.evaluation.batches import compile_on_mesh, map_batches
 from diffenc.evaluation.evaluator import image_metadata
 from diffenc.evaluation.fit_schedule import exact_log_snr
 from diffenc.evaluation.restore import to_default_precision
-from diffenc.interfaces import Conditioning, Data, Dataset, Images, LogSNR, Params, Source
+from diffenc.interfaces import Conditioning, Context, Data, Dataset, Images, LogSNR, Params, Source
 from diffenc.parallel.sharding import images_to_devices, rows_here
 from diffenc.runtime.progress import Progress
 
@@ -189,7 +189,7 @@ def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: M
 
     def measure_batch(params: Params, images: Images, log_snr: Float[Array, ""]) -> Any:
         x = scale_pixels(images.levels, num_levels)
-        encode = partial(model.encode, params, x, condition=images.condition)
+        encode = model.prepare(params, x, Context(images.condition))
         return measure(encode, x, jnp.full(len(x), log_snr))
 
     batch_size = _padded_batch_size(len(source), mesh.devices.size)

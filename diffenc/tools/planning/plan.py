@@ -27,7 +27,7 @@ from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import PassDraws
 from diffenc.evaluation.evaluator import batch_terms
-from diffenc.interfaces import Condition, Data, LogSNR, Params
+from diffenc.interfaces import Condition, Context, Data, LogSNR, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import AXES, make_mesh
 from diffenc.runtime import accelerators
@@ -102,7 +102,7 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
     draws = jax.eval_shape(lambda: PassDraws(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros((1, 1))))
 
     def network(params: Params, z: Data, log_snr: LogSNR, condition: Condition | None) -> Data:
-        return model.predict({"network": params}, z, log_snr, condition=condition)
+        return model.predict({"network": params}, z, log_snr, Context(condition))
 
     terms = partial(batch_terms, model, dataset.num_levels, lambda _: continuous, UNIFORM)
     return {

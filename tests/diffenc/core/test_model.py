@@ -294,13 +294,13 @@ def test_the_error_of_the_estimate_is_what_denoise_makes_less_the_encoded_image(
     params, condition = model.init(jax.random.key(0), SHAPE[1:]), jnp.asarray([0, 1, 2])
     x, log_snr = 2 * (levels + 0.5) / NUM_LEVELS - 1, model.log_snr(params, draws.t)
     np.testing.assert_allclose(log_snr, LOG_SNR_MAX + (LOG_SNR_MIN - LOG_SNR_MAX) * draws.t, rtol=1e-12)
-    x_phi = model.encode(params, x, log_snr, condition=condition)
+    x_phi = model.encode(params, x, log_snr, Context(condition))
     alpha_2, sigma_2 = (v[:, None, None, None] for v in weights(np.asarray(log_snr)))
     z = np.sqrt(alpha_2) * x_phi + np.sqrt(sigma_2) * draws.eps
-    x_hat = model.denoise(params, z, log_snr, condition=condition)
-    error = model.x_hat_error(params, x_phi, draws.eps, log_snr, condition=condition)
+    x_hat = model.denoise(params, z, log_snr, Context(condition))
+    error = model.x_hat_error(params, x_phi, draws.eps, log_snr, Context(condition))
     np.testing.assert_allclose(error, x_hat - x_phi, rtol=1e-9, atol=1e-12)
-    v_hat = model.predict(params, z, log_snr, condition=condition)
+    v_hat = model.predict(params, z, log_snr, Context(condition))
     np.testing.assert_allclose(x_hat, np.sqrt(alpha_2) * z - np.sqrt(sigma_2) * v_hat, rtol=1e-9)
     assert not np.allclose(model.denoise(params, z, log_snr), x_hat)
 
