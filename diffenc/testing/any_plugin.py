@@ -6,13 +6,13 @@ from typing import Any
 
 from diffenc.config import gin_loader, names, serialize
 from diffenc.errors import UserError
-from diffenc.registry import REGISTRIES
-from diffenc.testing.assertions import called, require, require_hashable
+from diffenc.registry import REGISTRIES, selector_of
+from diffenc.testing.assertions import require, require_hashable
 
 
 def kind_of(plugin: Any) -> str:
     """The kind under which its class is registered."""
-    return called(plugin).partition(".")[0]
+    return selector_of(type(plugin)).partition(".")[0]
 
 
 def is_registered(plugin: Any) -> None:
@@ -47,7 +47,7 @@ def is_a_value(plugin: Any) -> None:
     try:
         again = pickle.loads(pickle.dumps(plugin))
     except Exception as error:  # whatever a field's own pickling raises
-        raise AssertionError(f"{called(plugin)}: it does not pickle: {error}") from error
+        raise AssertionError(f"{selector_of(type(plugin))}: it does not pickle: {error}") from error
     require(again == plugin, plugin, "it does not equal itself after pickling")
 
 
@@ -60,9 +60,9 @@ def is_read_back_from_its_config(plugin: Any) -> None:
     """Every field, as config.gin spells it, gives an equal plugin: or a run could not be taken up again."""
     try:
         text = serialize.config_text(plugin)
-        again = gin_loader.load_part(text, called(plugin))
+        again = gin_loader.load_part(text, selector_of(type(plugin)))
     except (UserError, NameError, TypeError) as error:  # NameError: an annotation that nothing imports
-        raise AssertionError(f"{called(plugin)}: a config cannot say it: {error}") from error
+        raise AssertionError(f"{selector_of(type(plugin))}: a config cannot say it: {error}") from error
     for field in names.bindable_fields(type(plugin)):
         before, after = getattr(plugin, field), getattr(again, field)
         require(before == after, plugin, f"its field {field} is {before!r}, and {after!r} when read back")

@@ -12,7 +12,8 @@ from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.parameters import as_parameters, require_same_structure
 from diffenc.errors import UserError
 from diffenc.interfaces import Data, ImageKeys, LogSNR, Params
-from diffenc.testing.assertions import called, require, require_hashable
+from diffenc.registry import selector_of
+from diffenc.testing.assertions import require, require_hashable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def init_of(plugin: Any) -> Callable[..., Params]:
 
     def init(*inputs: Any) -> Params:
         try:
-            return as_parameters(called(plugin), plugin.init(*inputs))
+            return as_parameters(selector_of(type(plugin)), plugin.init(*inputs))
         except UserError as error:
             raise AssertionError(str(error)) from error
 
@@ -78,7 +79,7 @@ def require_trainable(plugin: Any, *inputs: Any) -> None:
     require_hashable(plugin)
     init = lambda: jax.eval_shape(init_of(plugin), jax.random.key(0), *inputs)  # noqa: E731
     try:
-        require_same_structure(called(plugin), init, init)
+        require_same_structure(selector_of(type(plugin)), init, init)
     except UserError as error:
         raise AssertionError(str(error)) from error
     first = init()
@@ -87,7 +88,7 @@ def require_trainable(plugin: Any, *inputs: Any) -> None:
         refilled = jax.tree.structure(jax.tree.map(lambda _: "anything", first))
     except Exception as error:  # whatever the class raises
         raise AssertionError(
-            f"{called(plugin)}: the pytree of its parameters cannot hold other leaves than arrays: {error!r}; "
+            f"{selector_of(type(plugin))}: the pytree of its parameters cannot hold other leaves than arrays: {error!r}; "
             "let its class take any leaves when it is unflattened"
         ) from error
     require(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffenc.testing.assertions import called, require, require_finite, require_like
+from diffenc.registry import selector_of
+from diffenc.testing.assertions import require, require_finite, require_like
 
 STEPS = 300
 
@@ -61,7 +62,7 @@ def it_takes_any_pytree(plugin: Any) -> None:
         except Exception as error:  # whatever a mask or a rule by names raises
             shape = jax.tree.structure(params)
             raise AssertionError(
-                f"{called(plugin)}: parameters of the form {shape} give {error!r}"
+                f"{selector_of(type(plugin))}: parameters of the form {shape} give {error!r}"
             ) from error
         same = jax.tree.structure(new) == jax.tree.structure(params)
         require(same, plugin, f"a step changes the form of parameters {jax.tree.structure(params)}")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.interfaces import LOSS_CURVE, MEASUREMENTS
-from diffenc.testing.assertions import called, require, require_close, require_finite, require_like
+from diffenc.interfaces import LOSS_CURVE
+from diffenc.testing.assertions import require, require_close, require_declared, require_finite, require_like
 
 CURVES = {
     "flat": np.ones(8),
@@ -72,22 +72,9 @@ def times_rise_with_u_through_all_of_time(plugin: Any) -> None:
 
 def what_it_requires_is_declared(plugin: Any) -> None:
     """Without a measurement that it does not require it works; what it requires is known."""
-    declared = getattr(plugin, "requires", frozenset())
-    require(
-        isinstance(declared, frozenset) and declared <= MEASUREMENTS,
-        plugin,
-        f"requires = {declared!r}: must be a frozenset of {', '.join(sorted(MEASUREMENTS))}",
+    require_declared(
+        plugin, LOSS_CURVE, "t without a curve", lambda: plugin(jnp.asarray([0.0, 0.5]), None), "curve"
     )
-    if LOSS_CURVE in declared:
-        return
-    try:
-        drawn = plugin(jnp.asarray([0.0, 0.5]), None)
-    except Exception as error:  # whatever it does with None
-        raise AssertionError(
-            f"{called(plugin)}: without `curve` it raises {error!r}: declare that it needs it, "
-            "requires: ClassVar[frozenset[str]] = frozenset({LOSS_CURVE})"
-        ) from error
-    require_finite(drawn, plugin, "t without a curve")
 
 
 CHECKS = (
