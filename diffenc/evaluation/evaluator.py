@@ -6,7 +6,6 @@ differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes 
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from diffenc.evaluation.batches import (
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
 from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
-from diffenc.evaluation.uncertainty_format import MISSING, format_with_errors
+from diffenc.evaluation.uncertainty_format import format_estimate
 from diffenc.interfaces import Dataset, Images, Params
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
@@ -174,10 +173,7 @@ def format_error_over_images(record: Mapping[str, Any], key: str) -> str:
 def _format_errors(record: Mapping[str, Any], key: str) -> tuple[str, str, str]:
     """Returns a mean and both errors as text, rounded to the digits that the errors leave."""
     error, upper, monte_carlo = (record.get(f"{key}_{kind}") for kind in ("se", "se_upper", "mc_se"))
-    value = math.nan if record[key] is None else record[key]
-    mean, over_images, draws = format_with_errors(value, [upper if error is None else error, monte_carlo])
-    at_most = "<= " if error is None and over_images is not None else ""
-    return mean, at_most + (over_images or MISSING), draws or MISSING
+    return format_estimate(record[key], error, upper, monte_carlo)
 
 
 class Evaluator:

@@ -52,6 +52,29 @@ def is_resolved(mean: float, error: float) -> bool:
     return bool(error > 0 and not error <= FLOAT32_RESOLUTION * abs(mean))  # also of a mean that is NaN
 
 
+def format_estimate(
+    mean: float | None,
+    error: float | None,
+    upper: float | None,
+    monte_carlo: float | None,
+    at_most: str = "<= ",
+    missing: str = MISSING,
+) -> tuple[str, str, str]:
+    """Returns a mean (None: not finite), its error over images and its Monte-Carlo error as text.
+
+    Each has the digits that the errors leave (`format_with_errors`).
+
+    Args:
+      error: over images; None where it is not resolved, and then `upper`, with `at_most` before it, stands in its place.
+      missing: stands for an error that is not known.
+    """
+    text, over_images, draws = format_with_errors(
+        math.nan if mean is None else mean, [upper if error is None else error, monte_carlo]
+    )
+    bound = at_most if error is None and over_images is not None else ""
+    return text, bound + (over_images or missing), draws or missing
+
+
 def format_with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tuple[str | None, ...]]:
     """`mean` to the second significant digit of its smallest error, and each error to its own second.
 
