@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -77,8 +76,7 @@ def count_by_part(experiment: Experiment) -> dict[str, int]:
     Raises:
       UserError: a plugin cannot be built for these images.
     """
-    init, shape = experiment.model.init, experiment.dataset.image_shape
-    params = jax.eval_shape(lambda: init(jax.random.key(0), shape))
+    params = experiment.model.abstract_params(experiment.dataset.image_shape)
     return {part: count_parameters(branch) for part, branch in params.items()}
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from diffenc.core import objective
 from diffenc.core.conditioning import UNCONDITIONAL, conditioned_modules
-from diffenc.core.parameters import as_parameters
+from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
@@ -114,6 +114,14 @@ class Model:
             "network": self.network.init(network_key, x, log_snr),
         }
         return {part: as_parameters(self.name_part(part), params) for part, params in parts.items()}
+
+    def abstract_params(self, image_shape: tuple[int, ...]) -> Params:
+        """Returns shapes and dtypes of the parameters; computes nothing.
+
+        Raises:
+          UserError: as `init`; a plugin cannot be built for these images, or the model is larger than any machine.
+        """
+        return abstract_arrays(lambda: self.init(jax.random.key(0), image_shape))
 
     def name_part(self, part: str) -> str:
         """Returns what messages call the plugin that is this model's `part`: "network UNet"."""

@@ -16,7 +16,7 @@ from diffenc.config import gin_loader
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG, decode
 from diffenc.config.import_rules import import_permission
-from diffenc.core.parameters import abstract_arrays, name_leaves
+from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation.restore import read_ema, to_default_precision
 from diffenc.export import config_binding, weights
@@ -123,9 +123,8 @@ def abstract_params(experiment: Experiment) -> Params:
     Raises:
       UserError: a plugin cannot be built for these images.
     """
-    init, shape = experiment.model.init, experiment.dataset.image_shape
     with jax.enable_x64(False):
-        return abstract_arrays(lambda: init(jax.random.key(0), shape))
+        return experiment.model.abstract_params(experiment.dataset.image_shape)
 
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from diffenc.config.settings import MeshConfig
 from diffenc.core.model import Model
-from diffenc.core.parameters import abstract_arrays, name_leaves
+from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.interfaces import Params
 from diffenc.parallel.sharding import AXES
@@ -66,12 +66,16 @@ def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shap
     Raises:
       UserError: as `specs_of`; a plugin cannot be built for these images, or the model is larger than any machine.
     """
-    shapes = abstract_arrays(lambda: model.init(jax.random.key(0), image_shape))
-    shardings = shardings_of(shapes, shapes, mesh, shape)
+    shapes = model.abstract_params(image_shape)
+    return with_shardings(shapes, shapes, mesh, shape)
+
+
+def with_shardings(state: PyTree, params: Params, mesh: Mesh, shape: MeshConfig) -> PyTree:
+    """Returns the abstract arrays of `state` with their shardings by `shardings_of`. Raises as `specs_of`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
+        state,
+        shardings_of(state, params, mesh, shape),
     )
 
 

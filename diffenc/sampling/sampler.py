@@ -46,11 +46,6 @@ def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
     return nearest_levels(scale(1 / alpha_sigma(log_snr_0)[0], z_0), num_levels)
 
 
-def x_hat_of(model: Model, params: Params, condition: Condition | None = None) -> XHat:
-    """The model's estimate of x_phi as a function of (z, log_snr), without dropout."""
-    return partial(model.denoise, params, context=Context(condition))
-
-
 def guided(given: XHat, without: XHat, weight: float) -> XHat:
     """x_hat = (1 + w) x_hat(z | condition) - w x_hat(z): classifier-free guidance (arXiv:2207.12598 [6]).
 
@@ -65,10 +60,12 @@ def guided(given: XHat, without: XHat, weight: float) -> XHat:
 
 
 def estimate_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> XHat:
-    """What is walked along: `x_hat_of`, `guided` where the weight `guidance` is not 0."""
-    x_hat = x_hat_of(model, params, condition)
-    nothing = jax.tree.map(jnp.zeros_like, condition)
-    return guided(x_hat, x_hat_of(model, params, nothing), guidance) if guidance else x_hat
+    """Returns x_hat as a function of (z, log_snr), without dropout; `guided` where the weight `guidance` is not 0."""
+    x_hat = partial(model.denoise, params, context=Context(condition))
+    if not guidance:
+        return x_hat
+    dropped = jax.tree.map(jnp.zeros_like, condition)
+    return guided(x_hat, partial(model.denoise, params, context=Context(dropped)), guidance)
 
 
 class ReverseChain(NamedTuple):

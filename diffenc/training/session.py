@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import jax
 from absl import logging
 
-from diffenc.config import names
 from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
 from diffenc.interfaces import Optimizer
+from diffenc.registry import selector_of
 from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.signals import Interrupts
 from diffenc.training.clock import Clock
@@ -128,7 +128,7 @@ def not_finite_message(optimizer: Optimizer, step: int, saved: Sequence[int], wo
 
 
 def _suggest_smaller_steps(optimizer: Optimizer) -> str:
-    selector = names.selector_of(type(optimizer)) or type(optimizer).__name__
+    selector = selector_of(type(optimizer))
     fields = [field for field in SMALLER_STEPS if hasattr(optimizer, field)]
     if not fields:
         return f"other settings of {selector}"

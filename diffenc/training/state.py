@@ -82,18 +82,14 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
       UserError: a plugin cannot be built for these images, or the model is larger than any machine.
     """
     shapes = abstract_arrays(lambda: init_state(experiment))
-    shardings = param_sharding.shardings_of(shapes, shapes.params, mesh, experiment.mesh)
-    return jax.tree.map(
-        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes, shardings
-    )
+    return param_sharding.with_shardings(shapes, shapes.params, mesh, experiment.mesh)
 
 
 def check_structure(experiment: Experiment, params: Params) -> None:
     """Raises UserError unless the plugins' `init` returns the pytree structure of `params` again, as compiled steps need."""
     model, shape = experiment.model, experiment.dataset.image_shape
     owners = " or ".join(map(model.name_part, params))
-    again = lambda: jax.eval_shape(lambda: model.init(jax.random.key(0), shape))  # noqa: E731
-    require_same_structure(owners, lambda: params, again)
+    require_same_structure(owners, lambda: params, lambda: model.abstract_params(shape))
 
 
 def shardings(abstract: PyTree) -> PyTree:

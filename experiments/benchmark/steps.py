@@ -163,7 +163,7 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
     def walk(params, z):
         down = sampler.reverse_chain(model, params, equal_steps(steps))
         return sampler.walk(
-            jax.random.key(1), z, *down, sampler.x_hat_of(model, params), model.generative_mean, ancestral
+            jax.random.key(1), z, *down, partial(model.denoise, params), model.generative_mean, ancestral
         )
 
     @jax.jit
