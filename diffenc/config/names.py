@@ -52,7 +52,7 @@ def known_classes() -> dict[str, type]:
     return FIXED | plugins
 
 
-def selector_of(cls: type) -> str | None:
+def find_selector(cls: type) -> str | None:
     """Returns the selector of `cls`, or None."""
     return next((selector for selector, known in known_classes().items() if known is cls), None)
 

@@ -70,5 +70,5 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _spell_object(value: Any) -> str:
-    selector = names.selector_of(type(value))
+    selector = names.find_selector(type(value))
     return f"@{selector}()" if selector else type(value).__name__

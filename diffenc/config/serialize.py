@@ -208,7 +208,7 @@ def _walk(item: _Object) -> Iterator[_Object]:
 
 
 def _read(item: Any, path: Path) -> _Object:
-    selector = names.selector_of(type(item))
+    selector = names.find_selector(type(item))
     if selector is None:
         raise UserError(
             f"{type(item).__module__}.{type(item).__qualname__} as {'.'.join(path)} is not registered, so no "

@@ -11,9 +11,8 @@ import numpy as np
 from absl import logging
 
 from diffenc.config.experiment import Experiment
-from diffenc.config.names import nearest
 from diffenc.data import sources
-from diffenc.errors import UserError
+from diffenc.errors import UserError, nearest
 from diffenc.evaluation import plots
 from diffenc.evaluation.restore import restore_ema
 from diffenc.files import atomic, record_checksum

@@ -19,8 +19,8 @@ def test_everything_bindable_has_a_selector():
         "encoder.trainable",
         "dataset.digits",
     } <= known.keys()
-    assert all(names.selector_of(cls) == selector for selector, cls in known.items())
-    assert names.selector_of(int) is None
+    assert all(names.find_selector(cls) == selector for selector, cls in known.items())
+    assert names.find_selector(int) is None
 
 
 def test_fields_carry_their_hints_and_whether_they_are_required():
