@@ -165,8 +165,8 @@ FAULTS = (
     Fault(
         "a step's network told nothing in the table of costs",
         "diffenc/evaluation/step_costs.py",
-        "x_hat_error(params, x_phi, eps, each, condition=condition)",
-        "x_hat_error(params, x_phi, eps, each, condition=0 * condition)",
+        "model.x_hat_error(params, x_phi, eps, each, context)",
+        "model.x_hat_error(params, x_phi, eps, each, Context(0 * condition))",
         (CLASSES,),
     ),
     Fault(
@@ -188,14 +188,14 @@ FAULTS = (
         "diffenc/core/model.py",
         "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
         "x_phi_0, x_phi_1 = encode(log_snr_0), self.encode("
-        "params, x, log_snr_1, condition=condition, keys=network_keys)",
+        "params, x, log_snr_1, Context(condition, network_keys))",
         (MODEL,),
     ),
     Fault(
         "the encoder told as little as the network",
         "diffenc/core/model.py",
-        "condition=condition, keys=encoder_keys",
-        "condition=told, keys=encoder_keys",
+        "self.prepare(params, x, Context(condition, encoder_keys))",
+        "self.prepare(params, x, Context(network_condition, encoder_keys))",
         ("tests/diffenc/test_class_conditioning.py",),
     ),
     Fault(

@@ -74,13 +74,13 @@ class UniformTimeSampler:
 UNIFORM = UniformTimeSampler()
 
 
-def draw_noise(key: Key, shape: tuple[int, ...], propose: SampleTimes = UNIFORM) -> Draws:
+def draw_noise(key: Key, shape: tuple[int, ...], sample_times: SampleTimes = UNIFORM) -> Draws:
     """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
 
-    `propose` moves uniform times to where more of them are wanted, and says by what to weigh them.
+    `sample_times` moves uniform times to where more of them are wanted, and returns their weights too.
     """
     time_key, eps_key, eps_0_key = jax.random.split(key, 3)
-    t, weight = propose(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
+    t, weight = sample_times(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
     return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape), weight)
 
 
@@ -204,21 +204,23 @@ class Model:
         *,
         num_levels: int,
         condition: Condition | None = None,
-        told: Condition | None = None,
+        network_condition: Condition | None = None,
         keys: ImageKeys | None = None,
         step_rule: objective.StepRule = objective.continuous,
     ) -> Terms:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
 
-        `told` is what the network is told in place of `condition`, where that is less. The encoder keeps what it knows,
+        `network_condition` is what the network is given in place of `condition`, where that is less. The encoder keeps `condition`,
         so that with and without the condition it is one process whose images the network learns.
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
         """
         encoder_keys, network_keys = _two_of_each(keys)
-        x, told = scale_pixels(levels, num_levels), condition if told is None else told
+        if network_condition is None:
+            network_condition = condition
+        x = scale_pixels(levels, num_levels)
         encode = self.prepare(params, x, Context(condition, encoder_keys))
-        network = partial(self.predict, params, context=Context(told, network_keys))
+        network = partial(self.predict, params, context=Context(network_condition, network_keys))
         log_snr_at = partial(self.log_snr, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices

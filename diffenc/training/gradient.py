@@ -127,10 +127,16 @@ def _accumulate(params: Params, experiment: Experiment, microbatches: Microbatch
 
 def _loss(params: Params, experiment: Experiment, microbatch: Microbatch) -> tuple[Scalar, Terms]:
     """Returns -ELBO of a microbatch in bits/dim, and its terms in nats [B / count]."""
-    (levels, condition), told, draws, keys = microbatch
+    (levels, condition), network_condition, draws, keys = microbatch
     num_levels = experiment.dataset.num_levels
     nats = experiment.model.elbo(
-        params, levels, draws, num_levels=num_levels, condition=condition, told=told, keys=keys
+        params,
+        levels,
+        draws,
+        num_levels=num_levels,
+        condition=condition,
+        network_condition=network_condition,
+        keys=keys,
     )
     return _mean_bits(nats, levels[0].size).total, nats
 

@@ -152,7 +152,7 @@ def test_the_encoder_keeps_what_the_network_is_not_told():
     draws = draw_noise(jax.random.key(0), levels.shape)
     terms = [
         model_of(network=Knows(classes)).elbo(
-            PARAMS, levels, draws, num_levels=5, condition=labels, told=told
+            PARAMS, levels, draws, num_levels=5, condition=labels, network_condition=told
         )
         for classes, told in ((3, jnp.zeros(3, jnp.int32)), (0, None))
     ]

@@ -40,7 +40,16 @@ class Known(Model):
     """Terms that are functions of the image alone."""
 
     def elbo(
-        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        network_condition=None,
+        keys=None,
+        step_rule=None,
     ):
         assert keys is None, "evaluation drops nothing out"
         pixels = levels.astype(jnp.float32)
@@ -56,7 +65,16 @@ class Drawn(Model):
     """Terms that are what was drawn: a time, noise of its own for each image, noise a pass shares."""
 
     def elbo(
-        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        network_condition=None,
+        keys=None,
+        step_rule=None,
     ):
         shared = jnp.cos(2 * jnp.pi * NUM_IMAGES * draws.t)  # stratified times: the same for a whole pass
         return Terms(reconstruction=draws.t, latent=5 * draws.eps[:, 0, 0, 0], diffusion=4 * shared)

@@ -38,7 +38,7 @@ class Stub(Model):
         *,
         num_levels,
         condition=None,
-        told=None,
+        network_condition=None,
         keys=None,
         step_rule: Any = None,
     ):
@@ -63,7 +63,7 @@ class Product(Stub):
         *,
         num_levels,
         condition=None,
-        told=None,
+        network_condition=None,
         keys=None,
         step_rule: Any = None,
     ):
@@ -83,7 +83,7 @@ class Known(Stub):
         *,
         num_levels,
         condition=None,
-        told=None,
+        network_condition=None,
         keys=None,
         step_rule: Any = None,
     ):
@@ -103,7 +103,7 @@ class Layers(Stub):
         *,
         num_levels,
         condition=None,
-        told=None,
+        network_condition=None,
         keys=None,
         step_rule: Any = None,
     ):
@@ -127,14 +127,14 @@ class Told(Stub):
         *,
         num_levels,
         condition=None,
-        told=None,
+        network_condition=None,
         keys=None,
         step_rule: Any = None,
     ):
         assert condition is not None
-        assert told is not None
+        assert network_condition is not None
         w = params["network"]["w"]
-        return Terms(w * told, jnp.zeros(len(levels)) + condition, told + 0 * w)
+        return Terms(w * network_condition, jnp.zeros(len(levels)) + condition, network_condition + 0 * w)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,16 @@ class Quadratic(Model):
         return {"encoder": {}, "schedule": {}, "network": {"w": jax.random.normal(key, image_shape)}}
 
     def elbo(
-        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        network_condition=None,
+        keys=None,
+        step_rule=None,
     ):
         squares = 0.5 * jnp.square(params["network"]["w"][None] - levels / num_levels)
         zero = jnp.zeros(len(levels))
@@ -41,7 +50,16 @@ class Noise(Quadratic):
     """Terms that tell what was random: times, noise, dropout's key."""
 
     def elbo(
-        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        network_condition=None,
+        keys=None,
+        step_rule=None,
     ):
         assert keys is not None, "training drops out"
         zero = 0 * params["network"]["w"].sum()
@@ -57,7 +75,16 @@ class Waves(Quadratic):
     """cos 2 pi m t at m = 1, 2 and 4: over 4 stratified times the first two vanish, the third does not."""
 
     def elbo(
-        self, params, levels, draws, *, num_levels, condition=None, told=None, keys=None, step_rule=None
+        self,
+        params,
+        levels,
+        draws,
+        *,
+        num_levels,
+        condition=None,
+        network_condition=None,
+        keys=None,
+        step_rule=None,
     ):
         zero = 0 * params["network"]["w"].sum()
         return Terms(*(jnp.cos(2 * jnp.pi * m * draws.t) + zero for m in (1, 2, 4)))
