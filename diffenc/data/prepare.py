@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from diffenc import registry
-from diffenc.data import digests, download, existing, image_folder, manifest, recipe, shards, tfds_folder
+from diffenc.data import (
+    digests,
+    download,
+    existing,
+    image_folder,
+    manifest,
+    recipe,
+    shard_writing,
+    tfds_folder,
+)
 from diffenc.data.image_folder import Folders
 from diffenc.data.manifest import Manifest
 from diffenc.data.official_files import Download
@@ -75,8 +84,8 @@ def prepare(args: PrepareArgs) -> str:
             existing.refuse_other_files(prepared, target, _expected_files(args.name, prepared, downloads))
             return _verify(prepared, target, bars)
         if downloads:
-            download.fetch(downloads, work / shards.DOWNLOADS, bars)
-        to_convert = make_recipe(args.source or work / shards.DOWNLOADS)
+            download.fetch(downloads, work / shard_writing.DOWNLOADS, bars)
+        to_convert = make_recipe(args.source or work / shard_writing.DOWNLOADS)
         files = {
             name: digests.digest_path(path, bars.start, to_convert.members.get(name))
             for name, path in to_convert.files.items()
@@ -87,7 +96,7 @@ def prepare(args: PrepareArgs) -> str:
             return _with_summary(_verify(prepared, target, bars), to_convert)
         existing.refuse_strangers(target, to_convert)
         converted = _convert(to_convert, files, work, bars)
-        shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
+        shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         _move_into_place(work, target, converted)
     return _with_summary(_message(f"prepared {args.name}", converted, target), to_convert)
 
@@ -152,10 +161,10 @@ def _convert(
     to_convert: Recipe, files: Mapping[str, Mapping[str, Any]], work: Path, bars: ProgressBars
 ) -> Manifest:
     try:
-        return shards.convert(to_convert, files, work, bars)
+        return shard_writing.convert(to_convert, files, work, bars)
     except BadSourceError:
-        shards.clear_work(work)
-        shutil.rmtree(work / shards.DOWNLOADS, ignore_errors=True)
+        shard_writing.clear_work(work)
+        shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         raise
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from absl import logging
 
-from diffenc.data import manifest, records, sources
+from diffenc.data import manifest, shard_reading, sources
 from diffenc.data.manifest import Manifest
 from diffenc.data.official_files import OfficialFiles
 from diffenc.data.versions import is_unknown, published_terms
@@ -49,7 +49,7 @@ class Prepared:
         return found
 
     def source(self, split: str) -> Source:
-        """`split`, in memory if it is no larger than `records.IN_MEMORY`. Raises UserError as `manifest`."""
+        """`split`, in memory if it is no larger than `shard_reading.IN_MEMORY`. Raises UserError as `manifest`."""
         return sources.split_source(self._read, split, self.validation, self._name)
 
     def fingerprint(self, split: str) -> str:
@@ -83,7 +83,7 @@ class Prepared:
         found = self.manifest()
         if trouble := _incomparable(found, split):
             logging.warning(f"{self._path()}: {found.source}, {found.counted}; {trouble}")
-        return _opened(self._path(), found.splits[split].sha256, split, records.IN_MEMORY)
+        return _opened(self._path(), found.splits[split].sha256, split, shard_reading.IN_MEMORY)
 
     @property
     def _name(self) -> str:
@@ -140,9 +140,9 @@ def _opened(path: Path, sha256: str, split: str, in_memory: int) -> Source:
     del sha256  # other pixels are read anew
     found = manifest.read(path)
     assert found is not None
-    source = records.ShardSource(path, found.splits[split], found.image_shape)
+    source = shard_reading.ShardSource(path, found.splits[split], found.image_shape)
     size = len(source) * math.prod(found.image_shape)
-    return source if size > in_memory else records.load_into_memory(source)
+    return source if size > in_memory else shard_reading.load_into_memory(source)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,7 +13,8 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import KEYS, Evaluator, errors_table, evaluation_record
+from diffenc.evaluation.evaluation_record import KEYS, errors_table, evaluation_record
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import save_png
 from diffenc.evaluation.restore import restore_ema, restore_for_bound
 from diffenc.evaluation.sample_images import ImageSampler, sample_file_name

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffenc.evaluation.records import finite_number
+from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.uncertainty_format import format_estimate
 
 NO_VALUE = "–"

@@ -29,7 +29,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches, resolve_batch_size
 from diffenc.evaluation.commands import publish_record
 from diffenc.evaluation.evaluated_bound import bound_metadata, evaluated_bound
-from diffenc.evaluation.evaluator import (
+from diffenc.evaluation.evaluation_record import (
     errors_table,
     image_metadata,
     mean_and_errors,
@@ -63,7 +63,7 @@ class ChainWeights:
     fitted_on: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
-        """Returns bits/dim and their errors (`diffenc.evaluation.evaluator.mean_and_errors`); images have independent chains.
+        """Returns bits/dim and their errors (`diffenc.evaluation.evaluation_record.mean_and_errors`); images have independent chains.
 
         `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, its difference from `bpd_k_sample`.
         """

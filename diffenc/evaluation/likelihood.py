@@ -31,7 +31,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import ode
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches, resolve_batch_size
 from diffenc.evaluation.commands import publish_record
-from diffenc.evaluation.evaluator import (
+from diffenc.evaluation.evaluation_record import (
     errors_table,
     image_metadata,
     mean_and_errors,

@@ -23,7 +23,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Evaluate
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
-from diffenc.evaluation import records
+from diffenc.evaluation import saved_records
 from diffenc.evaluation.restore import restore_checked
 from diffenc.export import model_card, weights
 from diffenc.export.weights import FILE, Arrays, WeightsMetadata
@@ -104,21 +104,21 @@ def find_evaluation(workdir: Path, about: WeightsMetadata, settings: Evaluate) -
     read = {path.name: said for path in newest if (said := _read(path)) is not None}
     of_this = about.config_hash, about.step
     same = {name: said for name, said in read.items() if (said["config_hash"], said["step"]) == of_this}
-    wanted = records.evaluation_spec(settings)
-    chosen = records.choose_evaluation(same, lambda record: records.matches_spec(record, wanted))
+    wanted = saved_records.evaluation_spec(settings)
+    chosen = saved_records.choose_evaluation(same, lambda record: saved_records.matches_spec(record, wanted))
     return None if chosen is None else same[chosen]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A record that has what the card states, and agrees with its terms; None with a warning if it has not."""
     try:
-        said = records.parse_record(path.read_bytes(), path)
-        fault = records.find_fault({"split_images": None, **said}, model_card.NEEDED)
+        said = saved_records.parse_record(path.read_bytes(), path)
+        fault = saved_records.find_fault({"split_images": None, **said}, model_card.NEEDED)
         if fault is not None:
             raise UserError(f"{path}: {fault}")
         terms = path.with_suffix(".npz")
-        if terms.is_file() and records.finite_number(said["bpd"]) is not None:
-            records.terms_by_pass(terms.read_bytes(), said, terms)
+        if terms.is_file() and saved_records.finite_number(said["bpd"]) is not None:
+            saved_records.terms_by_pass(terms.read_bytes(), said, terms)
     except (UserError, OSError) as error:
         logging.warning("passed over: %s", error)
         return None

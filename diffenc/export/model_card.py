@@ -7,10 +7,10 @@ from types import NoneType
 from typing import Any
 
 from diffenc.errors import printable
-from diffenc.evaluation import records
-from diffenc.evaluation.evaluator import KEYS
+from diffenc.evaluation import saved_records
+from diffenc.evaluation.evaluation_record import KEYS
 from diffenc.evaluation.formatting import format_measurement
-from diffenc.evaluation.records import finite_number, stored_value
+from diffenc.evaluation.saved_records import finite_number, stored_value
 from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import record_checksum
 from diffenc.files.record_checksum import ChecksumState
@@ -36,8 +36,8 @@ HOW = (
     "matmul_precision",
 )
 # What the card reads of it, apart from the figures.
-NEEDED: records.RequiredKeys = {
-    **records.REQUIRED_KEYS,
+NEEDED: saved_records.RequiredKeys = {
+    **saved_records.REQUIRED_KEYS,
     **{"config_hash": (str,), "precision": (str,), "split_images": (int, NoneType)},
 }
 

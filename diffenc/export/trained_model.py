@@ -21,7 +21,8 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.errors import UserError, nearest
 from diffenc.evaluation.batches import resolve_batch_size
-from diffenc.evaluation.evaluator import ElboTerms, Evaluator
+from diffenc.evaluation.evaluation_record import ElboTerms
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.fields.values import coerce

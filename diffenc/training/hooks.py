@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import Evaluator, evaluation_record
+from diffenc.evaluation.evaluation_record import evaluation_record
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import make_grid, to_uint8
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler

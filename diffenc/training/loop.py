@@ -1,7 +1,6 @@
 """Training: one loop over steps, with hooks after each.
 
-After a step the hooks that are due run in one order: log row, evaluation, samples, checkpoint. The row comes first
-because it empties the sums that a checkpoint would carry.
+After a step the hooks that are due run, in the order of `diffenc.training.hooks.make_hooks`.
 
 A request to stop is heeded after every step, and between the parts of evaluation and sampling. A run that stops, or
 that a hook or the data end by an error, saves what there is first, with the names of the hooks that the step still

@@ -21,7 +21,7 @@ from diffenc.workdir import run_id
 
 
 def check_config(experiment: Experiment, workdir: Path, also_free: tuple[str, ...] = ()) -> None:
-    """Raises UserError if `workdir` holds a run of another config; `also_free`: see `describe.differences`."""
+    """Raises UserError if `workdir` holds a run of another config; `also_free`: see `find_differences`."""
     hint = f"choose another --workdir, or go on with its own config, --gin_file={workdir / CONFIG}"
     refuse_other_config(experiment, workdir, also_free, hint)
 
@@ -100,7 +100,7 @@ class ExpectedMetadata:
       config: config text of the experiment that they are read for; None = unknown, not compared.
       saved: text of the workdir's config.gin; None where there is none.
       run: the workdir's identity; None = unknown, not compared.
-      also_free: see `describe.differences`.
+      also_free: see `diffenc.config.serialize.find_differences`.
     """
 
     place: str

@@ -32,7 +32,7 @@ class WeightsAndBiases:
 
     def open(self, workdir: Path, resume_step: int | None) -> Any:
         """Raises UserError if the package is not there, or the run cannot be made."""
-        from diffenc_plugins.writers.wandb_writer import WandbWriter  # imports clu and tensorboardX
+        from diffenc_plugins.writers.wandb_metric_writer import WandbWriter  # imports clu and tensorboardX
 
         try:
             wandb: Any = importlib.import_module("wandb")

@@ -18,7 +18,8 @@ from diffenc.data.sources import ArraySource, describe_images, require_same_imag
 from diffenc.errors import UserError
 from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, step_costs
 from diffenc.evaluation.batches import EvaluationBatches, resolve_batch_size
-from diffenc.evaluation.evaluator import Evaluator, image_metadata
+from diffenc.evaluation.evaluation_record import image_metadata
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import NO_CONTEXT, ClassConditional
 from diffenc.parallel.sharding import data_mesh, images_to_devices

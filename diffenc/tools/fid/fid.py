@@ -30,7 +30,7 @@ from diffenc.core.rng import generator, root_key
 from diffenc.data.sources import epoch_order
 from diffenc.errors import UserError
 from diffenc.evaluation.commands import publish_record
-from diffenc.evaluation.evaluator import image_metadata, run_metadata
+from diffenc.evaluation.evaluation_record import image_metadata, run_metadata
 from diffenc.evaluation.image_grid import to_uint8
 from diffenc.evaluation.restore import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler, cycle_labels, settings_metadata

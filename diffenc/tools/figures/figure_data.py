@@ -22,7 +22,7 @@ from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_on_mesh, map_batches
-from diffenc.evaluation.evaluator import image_metadata
+from diffenc.evaluation.evaluation_record import image_metadata
 from diffenc.evaluation.fit_schedule import exact_log_snr
 from diffenc.evaluation.restore import to_default_precision
 from diffenc.interfaces import Conditioning, Context, Data, Dataset, Images, LogSNR, Params, Source

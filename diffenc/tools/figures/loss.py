@@ -6,7 +6,7 @@ from pathlib import Path
 from diffenc.config.settings import Diagnose
 from diffenc.evaluation import diagnose, plots
 from diffenc.evaluation.batches import resolve_batch_size, select_images
-from diffenc.evaluation.evaluator import image_metadata, pass_metadata, run_metadata
+from diffenc.evaluation.evaluation_record import image_metadata, pass_metadata, run_metadata
 from diffenc.files import atomic, record_checksum
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir import loss_curves

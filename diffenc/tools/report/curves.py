@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
-from diffenc.evaluation.records import finite_number
+from diffenc.evaluation.saved_records import finite_number
 from diffenc.tools.report import evaluation_spec
 from diffenc.tools.report.run_data import Record, RunData
 

@@ -4,8 +4,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from diffenc.evaluation import records
-from diffenc.evaluation.records import EvaluationSpec, Record, finite_number
+from diffenc.evaluation import saved_records
+from diffenc.evaluation.saved_records import EvaluationSpec, Record, finite_number
 
 SPLIT, STEPS, NUM_IMAGES, SEED = (
     "evaluate.split",
@@ -20,7 +20,7 @@ def matches_config(record: Record | None, config: Mapping[str, str]) -> bool:
     """Returns whether a record is of the bound and the images that the run's config specifies."""
     if record is None or not config or finite_number(record["step"]) is None:
         return False
-    return records.matches_spec(record, _parse_spec(config)) and (
+    return saved_records.matches_spec(record, _parse_spec(config)) and (
         not record.get("condition") or _is_conditional(config)
     )
 

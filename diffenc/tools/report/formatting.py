@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffenc.evaluation.formatting import NO_VALUE, typeset_minus
-from diffenc.evaluation.records import finite_number
+from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.uncertainty_format import Figure, round_to_error
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from diffenc.config import serialize
 from diffenc.data.sources import require_same_images
 from diffenc.errors import UserError
-from diffenc.evaluation import records as evaluations
-from diffenc.evaluation.records import COMPARABLE_KEYS, Record, finite_number
+from diffenc.evaluation import saved_records as evaluations
+from diffenc.evaluation.saved_records import COMPARABLE_KEYS, Record, finite_number
 from diffenc.tools.report.run_data import RunData
 
 SEED = "Experiment.seed"

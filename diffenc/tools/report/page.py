@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffenc.config import serialize
-from diffenc.evaluation.evaluator import KEYS
+from diffenc.evaluation.evaluation_record import KEYS
 from diffenc.evaluation.formatting import NO_VALUE, format_measurement
-from diffenc.evaluation.records import finite_number
+from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.significance import LEVEL, RESAMPLES
 from diffenc.tools.report import cards, charts, curves, evaluation_spec, formatting, grouping, pairs, pictures
 from diffenc.tools.report.charts import Chart

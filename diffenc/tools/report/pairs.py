@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from diffenc.errors import UserError
-from diffenc.evaluation import records, significance
+from diffenc.evaluation import saved_records, significance
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.significance import FEWEST_SEEDS, TestResult
 from diffenc.runtime.progress import Progress
@@ -135,7 +135,7 @@ def find_refusal(a: Group, b: Group) -> str | None:
 def total_by_pass(run: RunData) -> PassValues:
     """Returns bits/dim of each image in each pass."""
     name = f"{run.label}/{run.terms_name}"
-    return records.terms_by_pass(run.terms, run.evaluation or {}, name)["total"]
+    return saved_records.terms_by_pass(run.terms, run.evaluation or {}, name)["total"]
 
 
 def _compare_single_runs(a: RunData, b: RunData) -> list[TestResult]:
@@ -224,6 +224,6 @@ def _conclude_about_seeds(test: TestResult | None, p: CorrectedP, fewest: int) -
 
 
 def _describe_other_differences(a: Group, b: Group, have_other_seeds: bool) -> list[str]:
-    differing = records.list_differences(a.records[0], b.records[0], REPORTED_KEYS)
+    differing = saved_records.list_differences(a.records[0], b.records[0], REPORTED_KEYS)
     sentences = [f"They differ in more than their config: {', '.join(differing)}."] if differing else []
     return [*sentences, *(["They were trained with different seeds."] if have_other_seeds else [])]

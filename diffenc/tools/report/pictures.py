@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffenc.evaluation import plots
 from diffenc.evaluation.image_grid import make_grid, to_uint8
-from diffenc.evaluation.records import finite_number
+from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.tools.report.run_data import FigureData, RunData
 

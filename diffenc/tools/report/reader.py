@@ -8,8 +8,8 @@ from typing import Any
 from diffenc.checkpoint.meta import META
 from diffenc.config.experiment import FREE_TO_MEASURE
 from diffenc.errors import UserError
-from diffenc.evaluation import records
-from diffenc.evaluation.records import BrokenSealError, RequiredKeys
+from diffenc.evaluation import saved_records
+from diffenc.evaluation.saved_records import BrokenSealError, RequiredKeys
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.report import formatting
@@ -54,12 +54,12 @@ class WorkdirReader:
         if data is None:
             return None
         try:
-            record = records.parse_record(data, name, self.regenerate_command(name))
+            record = saved_records.parse_record(data, name, self.regenerate_command(name))
         except BrokenSealError as error:
             return self.add_problem(f"{error}.")
         except UserError:
             return self.add_problem(f"{name} is not a JSON object and is left out.")
-        fault = records.find_fault(record, needed)
+        fault = saved_records.find_fault(record, needed)
         if fault is not None:
             return self.add_problem(f"{name} {fault}, and is left out.")
         if record_checksum.check_checksum(record) is ChecksumState.MISSING:

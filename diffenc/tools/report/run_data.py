@@ -14,8 +14,8 @@ import numpy as np
 
 from diffenc.config import serialize
 from diffenc.errors import UserError
-from diffenc.evaluation import records
-from diffenc.evaluation.records import REQUIRED_KEYS, OtherTermsError, RequiredKeys, finite_number
+from diffenc.evaluation import saved_records
+from diffenc.evaluation.saved_records import REQUIRED_KEYS, OtherTermsError, RequiredKeys, finite_number
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
@@ -50,7 +50,7 @@ class RunData:
       label: name of the run on the page.
       config: bindings of config.gin; empty if there is none.
       rows: metrics by ascending step, finite numbers only.
-      evaluation: the record selected by `records.choose_evaluation`; None if the run was not evaluated.
+      evaluation: the record selected by `saved_records.choose_evaluation`; None if the run was not evaluated.
       terms: the bytes of the record's .npz file.
       terms_name: name of that file in the workdir.
       num_evaluations: number of records of the same step.
@@ -140,7 +140,7 @@ def _read_files(reader: WorkdirReader, label: str) -> RunData:
     text = reader.text(CONFIG)
     config = serialize.parse_bindings(text)
     evaluations = _read_evaluations(reader)
-    chosen = records.choose_evaluation(
+    chosen = saved_records.choose_evaluation(
         evaluations, lambda record: evaluation_spec.matches_config(record, config)
     )
     terms_name = (chosen or EVALUATION).removesuffix(".json") + ".npz"
@@ -195,7 +195,7 @@ def _check_terms(reader: WorkdirReader, evaluation: Record, name: str) -> tuple[
     data = reader.data(name) or b""
     if data and finite_number(evaluation["bpd"]) is not None:
         try:
-            records.terms_by_pass(data, evaluation, name)
+            saved_records.terms_by_pass(data, evaluation, name)
         except OtherTermsError as error:
             reader.add_problem(f"{error}.")
             return (

@@ -15,9 +15,9 @@ from jaxtyping import Float
 
 from diffenc.data.sources import describe_images, require_same_images
 from diffenc.errors import UserError
-from diffenc.evaluation import records as evaluation_records
+from diffenc.evaluation import saved_records as evaluation_records
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.records import (
+from diffenc.evaluation.saved_records import (
     COMPARABLE_KEYS,
     COMPONENTS,
     REQUIRED_KEYS,

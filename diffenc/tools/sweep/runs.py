@@ -11,7 +11,7 @@ from diffenc.checkpoint.checkpoints import FOLDER
 from diffenc.config import gin_loader, serialize
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.errors import UserError
-from diffenc.evaluation import records
+from diffenc.evaluation import saved_records
 from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.files import stores
 from diffenc.registry import time_samplers
@@ -93,7 +93,7 @@ def is_trained(run: Run) -> bool:
 def is_evaluated(run: Run) -> bool:
     """Returns whether the run's last evaluation is of its last step, with the settings of its config."""
     record = read_record(run.workdir)
-    if record is None or not records.has_num_images(record, run.experiment.evaluate.num_images):
+    if record is None or not saved_records.has_num_images(record, run.experiment.evaluate.num_images):
         return False
     return all(record.get(key) == value for key, value in expected_metadata(run.experiment).items())
 

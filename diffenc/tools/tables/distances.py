@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffenc.config import serialize
-from diffenc.evaluation.records import RequiredKeys
+from diffenc.evaluation.saved_records import RequiredKeys
 from diffenc.evaluation.uncertainty_format import MISSING, Figure
 from diffenc.registry import features
 from diffenc.tools.fid.fid import choose_features, sampling_metadata

@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from diffenc.cli import prepare
-from diffenc.data import image_file, image_folder, shards
+from diffenc.data import image_file, image_folder, shard_writing
 from diffenc.data.image_folder import Folders
 from diffenc.errors import UserError
 from diffenc_plugins.datasets import ArrayRecord
@@ -277,12 +277,14 @@ def test_images_painted_over_are_other_images(capsys, tmp_path):
 
 def test_a_conversion_does_not_mix_images_with_those_painted_over_them(monkeypatch, tmp_path):
     args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
-    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 76)
+    monkeypatch.setattr(shard_writing, "SHARD_BYTES", 5 * 76)
     paint(tmp_path / "pets", 7)
-    write = shards._write_shard
+    write = shard_writing._write_shard
     with monkeypatch.context() as patch:
         patch.setattr(
-            shards, "_write_shard", lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more)
+            shard_writing,
+            "_write_shard",
+            lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more),
         )
         with pytest.raises(ZeroDivisionError):
             prepare.main(args)
@@ -297,11 +299,13 @@ def test_a_conversion_does_not_mix_backgrounds(monkeypatch, tmp_path):
     for k in range(20):
         Image.new("RGBA", (6, 4), (7, 7, 7, 0)).save(tmp_path / "pets" / f"{k:02d}.png")
     args = ["folder", f"--source={tmp_path / 'pets'}", f"--data_dir={tmp_path / 'data'}"]
-    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 76)
-    write = shards._write_shard
+    monkeypatch.setattr(shard_writing, "SHARD_BYTES", 5 * 76)
+    write = shard_writing._write_shard
     with monkeypatch.context() as patch:
         patch.setattr(
-            shards, "_write_shard", lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more)
+            shard_writing,
+            "_write_shard",
+            lambda path, *more: 1 / 0 if "00002" in path.name else write(path, *more),
         )
         with pytest.raises(ZeroDivisionError):
             prepare.main([*args, "--background=white"])

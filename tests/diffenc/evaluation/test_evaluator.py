@@ -18,7 +18,8 @@ from diffenc.core.objective import discrete
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import loss_record
-from diffenc.evaluation.evaluator import ElboTerms, Evaluator, evaluation_record
+from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_error import monte_carlo_error
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic

@@ -17,7 +17,7 @@ from PIL import Image
 import diffenc_plugins  # noqa: F401  registers what is tested
 from diffenc import interfaces, testing
 from diffenc.cli.prepare import main as prepare_main
-from diffenc.data import records, versions
+from diffenc.data import shard_reading, versions
 from diffenc.data.prepare import PrepareArgs, prepare
 from diffenc.data.recipe import Preparable
 from diffenc.errors import UserError
@@ -163,9 +163,9 @@ def test_another_split_is_refused(name):
 def test_what_does_not_fit_in_memory_is_read_the_same_from_its_shards(name, monkeypatch, split):
     dataset = make(name)
     held = everything(dataset.source(split))
-    monkeypatch.setattr(records, "IN_MEMORY", 1)
+    monkeypatch.setattr(shard_reading, "IN_MEMORY", 1)
     source = dataset.source(split)
-    assert isinstance(source, records.ShardSource)
+    assert isinstance(source, shard_reading.ShardSource)
     read = everything(source)
     np.testing.assert_array_equal(read["image"], held["image"])
     np.testing.assert_array_equal(read["label"], held["label"])

@@ -9,7 +9,7 @@ import pytest
 
 from diffenc.config.settings import Evaluate
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluator import ElboTerms, evaluation_record
+from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
 from diffenc.tools.sweep import results

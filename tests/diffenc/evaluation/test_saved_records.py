@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffenc.errors import UserError
-from diffenc.evaluation import records
+from diffenc.evaluation import saved_records
 
 TERMS = ("reconstruction", "latent", "diffusion")
 NATS = {name: np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]]) * (k + 1) for k, name in enumerate(TERMS)}
@@ -28,7 +28,7 @@ def record(**changes):
 
 
 def test_terms_are_in_bits_a_dimension():
-    found = records.terms_by_pass(npz({**NATS, "times": TIMES}), record(), "file")
+    found = saved_records.terms_by_pass(npz({**NATS, "times": TIMES}), record(), "file")
     for k, name in enumerate(TERMS):
         by_pass = np.array([[1, 2, 4], [3, 2, 0]]) * (k + 1) / (6 * math.log(2))
         np.testing.assert_allclose(found[name].values, by_pass)
@@ -40,7 +40,7 @@ def test_terms_are_in_bits_a_dimension():
 
 def test_terms_without_their_times_are_means_over_passes():
     """They were stratified over batches in a fixed order: their passes do not tell images from noise."""
-    total = records.terms_by_pass(npz(NATS), record(), "file")["total"]
+    total = saved_records.terms_by_pass(npz(NATS), record(), "file")["total"]
     np.testing.assert_allclose(total.values, np.array([[12, 12, 12]]) / (6 * math.log(2)))
     assert total.over_images.se is None
 
@@ -67,13 +67,13 @@ def test_terms_without_their_times_are_means_over_passes():
 )
 def test_what_does_not_belong_together_is_refused(data, said, message):
     with pytest.raises(UserError, match=f"^file: {message}"):
-        records.terms_by_pass(data, record(**said), "file")
+        saved_records.terms_by_pass(data, record(**said), "file")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
 def test_what_is_no_record_is_refused(data):
     with pytest.raises(UserError, match=r"^name: is no JSON"):
-        records.parse_record(data, "name")
+        saved_records.parse_record(data, "name")
 
 
 def test_a_spread_that_an_earlier_version_wrote_is_an_upper_bound():
@@ -85,14 +85,14 @@ def test_a_spread_that_an_earlier_version_wrote_is_an_upper_bound():
         "bpd_latent_se": None,
         "kid_se": 0.3,
     }
-    found = records.parse_record(json.dumps(old).encode(), "name")
+    found = saved_records.parse_record(json.dumps(old).encode(), "name")
     assert found == {**old, "bpd_se": None, "bpd_se_upper": 0.05, "bpd_latent_se_upper": None}
     new = {"bpd": 2.0, "bpd_se": 0.02, "bpd_se_uncertainty": 0.001, "bpd_se_upper": 0.05, "bpd_mc_se": 0.01}
-    assert records.parse_record(json.dumps(new).encode(), "name") == new
+    assert saved_records.parse_record(json.dumps(new).encode(), "name") == new
 
 
 def test_what_differs_is_named():
-    assert records.list_differences({"a": 1, "b": 2}, {"a": 1, "c": 3}, ("a", "b", "c")) == [
+    assert saved_records.list_differences({"a": 1, "b": 2}, {"a": 1, "c": 3}, ("a", "b", "c")) == [
         "b 2 and None",
         "c None and 3",
     ]
@@ -103,19 +103,19 @@ def test_records_from_before_are_compared_by_what_they_meant():
     keys = ("matmul_precision", "prng")
     old = {"matmul_precision": "default", "device": "NVIDIA A100-SXM4-40GB", "precision": "float32"}
     new = {**old, "matmul_precision": "tfloat32", "prng": "threefry2x32, partitionable"}
-    assert records.list_differences(old, new, keys) == []
+    assert saved_records.list_differences(old, new, keys) == []
     on_cpu = {**old, "device": "cpu"}
-    assert records.list_differences(old, on_cpu, keys) == ["matmul_precision tfloat32 and float32"]
+    assert saved_records.list_differences(old, on_cpu, keys) == ["matmul_precision tfloat32 and float32"]
     assert (
-        records.list_differences(
+        saved_records.list_differences(
             {**old, "precision": "float64"}, {**new, "matmul_precision": "float64"}, keys
         )
         == []
     )
     drawn = {**new, "prng": "rbg"}
-    assert records.list_differences(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]
+    assert saved_records.list_differences(old, drawn, keys) == ["prng threefry2x32, partitionable and rbg"]
 
 
 def test_a_record_of_an_earlier_version_has_its_time_sampler():
-    found = records.parse_record(b'{"proposal": "uniform", "bpd": 1.5}', "evaluation.json")
+    found = saved_records.parse_record(b'{"proposal": "uniform", "bpd": 1.5}', "evaluation.json")
     assert found["time_sampler"] == "uniform"

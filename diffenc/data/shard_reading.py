@@ -28,7 +28,7 @@ from diffenc.safe_io.reading import one_line
 
 IN_MEMORY = 2**31  # bytes of pixels; a larger split is read from its shards as it is used
 LABEL_BYTES = 4
-_CHUNK = 4096  # records read at a time
+_RECORDS_PER_READ = 4096
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # the fastest for random access
 
 
@@ -149,8 +149,8 @@ def load_into_memory(source: ShardSource) -> ArraySource:
     """
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
-    for first in range(0, len(source), _CHUNK):
-        last = min(first + _CHUNK, len(source))
+    for first in range(0, len(source), _RECORDS_PER_READ):
+        last = min(first + _RECORDS_PER_READ, len(source))
         part = source.__getitems__(np.arange(first, last))
         images[first:last], labels[first:last] = part["image"], part["label"]
     if hashlib.sha256(images.data).hexdigest() != source.split.sha256:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from diffenc.data import records
+from diffenc.data import shard_reading
 from diffenc.data.batches import train_batches
 from diffenc.data.manifest import Shard, Split
 from diffenc.errors import UserError
@@ -49,8 +49,8 @@ def split(folder: Path) -> Split:
 
 
 @pytest.fixture
-def source(folder) -> records.ShardSource:
-    return records.ShardSource(folder, split(folder), SHAPE)
+def source(folder) -> shard_reading.ShardSource:
+    return shard_reading.ShardSource(folder, split(folder), SHAPE)
 
 
 def check(source, indices):
@@ -61,9 +61,9 @@ def check(source, indices):
 
 
 def test_a_record_is_the_label_and_the_pixels():
-    (record,) = records.encode({"image": PIXELS[:1], "label": np.array([-2])})
+    (record,) = shard_reading.encode({"image": PIXELS[:1], "label": np.array([-2])})
     assert record == b"\xfe\xff\xff\xff" + PIXELS[0].tobytes()
-    batch = records.decode([record, record], SHAPE)
+    batch = shard_reading.decode([record, record], SHAPE)
     np.testing.assert_array_equal(batch["image"], PIXELS[[0, 0]])
     assert batch["label"].tolist() == [-2, -2]
 
@@ -107,7 +107,7 @@ def test_a_source_that_has_been_read_from_pickles(source):
 
 
 def test_in_memory_it_is_the_same(source):
-    held = records.load_into_memory(source)
+    held = shard_reading.load_into_memory(source)
     np.testing.assert_array_equal(held.images, PIXELS)
     np.testing.assert_array_equal(held.labels, LABELS)
 
@@ -115,14 +115,14 @@ def test_in_memory_it_is_the_same(source):
 def test_pixels_that_are_not_the_manifests_are_refused(folder):
     other = Split("0" * 64, split(folder).shards)
     with pytest.raises(UserError, match="pixels are not those of the manifest"):
-        records.load_into_memory(records.ShardSource(folder, other, SHAPE))
+        shard_reading.load_into_memory(shard_reading.ShardSource(folder, other, SHAPE))
 
 
 def test_a_missing_shard_is_named_with_the_way_out(folder):
     said = split(folder)
     (folder / "shard-1").unlink()
     with pytest.raises(UserError, match=r"shard-1: is damaged or missing .*; delete .* and prepare it again"):
-        records.ShardSource(folder, said, SHAPE)
+        shard_reading.ShardSource(folder, said, SHAPE)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 1000, -1])
@@ -131,14 +131,14 @@ def test_a_shard_cut_short_is_named(folder, keep):
     path = folder / "shard-2"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"shard-2: .*bytes, not"):
-        records.ShardSource(folder, said, SHAPE)
+        shard_reading.ShardSource(folder, said, SHAPE)
 
 
 def test_a_shard_of_another_count_is_named(folder):
     said = split(folder)
     wrong = Split(said.sha256, (*said.shards[:2], Shard("shard-2", 89, said.shards[2].bytes, "")))
     with pytest.raises(UserError, match=r"shard-2: .*90 good records, not 89"):
-        records.ShardSource(folder, wrong, SHAPE)
+        shard_reading.ShardSource(folder, wrong, SHAPE)
 
 
 def test_a_flipped_byte_gives_the_right_examples_or_an_error_that_names_the_shard(folder):
@@ -150,7 +150,7 @@ def test_a_flipped_byte_gives_the_right_examples_or_an_error_that_names_the_shar
     for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
         try:
-            check(records.ShardSource(folder, said, SHAPE), np.arange(len(PIXELS)))
+            check(shard_reading.ShardSource(folder, said, SHAPE), np.arange(len(PIXELS)))
         except UserError as error:
             refusals.append(str(error))
     assert all("shard-0: is damaged" in refusal and "\n" not in refusal for refusal in refusals)

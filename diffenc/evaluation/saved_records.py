@@ -18,7 +18,7 @@ from diffenc.config.settings import Evaluate
 from diffenc.core.rng import USUAL
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluated_bound import bound_metadata
-from diffenc.evaluation.evaluator import TERMS, TIMES
+from diffenc.evaluation.evaluation_record import TERMS, TIMES
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import record_checksum
 from diffenc.registry import time_samplers

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
-from diffenc.data import digests, manifest, records
+from diffenc.data import digests, manifest, shard_reading
 from diffenc.data.manifest import Manifest, Shard, Split
 from diffenc.data.recipe import ON_DISK, BadSourceError, Recipe
 from diffenc.errors import UserError
@@ -81,7 +81,7 @@ def clear_work(folder: Path) -> None:
 
 def examples_per_shard(image_shape: tuple[int, int, int]) -> int:
     """The number of examples in every shard of a split but the last."""
-    return max(1, SHARD_BYTES // (math.prod(image_shape) + records.LABEL_BYTES))
+    return max(1, SHARD_BYTES // (math.prod(image_shape) + shard_reading.LABEL_BYTES))
 
 
 def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -144,9 +144,9 @@ def _number(path: Path) -> str:
 
 
 def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    reader = records.open_shard(path)
-    held = records.require_whole(reader.read_all(), reader.num_records(), image_shape)
-    return np.ascontiguousarray(records.decode(held, image_shape)["image"])
+    reader = shard_reading.open_shard(path)
+    held = shard_reading.require_whole(reader.read_all(), reader.num_records(), image_shape)
+    return np.ascontiguousarray(shard_reading.decode(held, image_shape)["image"])
 
 
 def _sound(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
@@ -169,7 +169,9 @@ def _encoded(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterato
         for first in range(0, len(batch["image"]), _ENCODED):
             images = np.ascontiguousarray(batch["image"][first : first + _ENCODED])
             update(images)
-            yield from records.encode({"image": images, "label": batch["label"][first : first + _ENCODED]})
+            yield from shard_reading.encode(
+                {"image": images, "label": batch["label"][first : first + _ENCODED]}
+            )
 
 
 def _write_shard(path: Path, stream: Iterable[bytes]) -> Shard:

@@ -12,7 +12,7 @@ import pytest
 from array_record.python import array_record_module as array_record  # pyright: ignore[reportAttributeAccessIssue]
 
 from diffenc.cli import prepare
-from diffenc.data import manifest, shards
+from diffenc.data import manifest, shard_writing
 from diffenc.data.recipe import Recipe
 from diffenc.errors import UserError
 from diffenc.runtime.progress import ProgressBars
@@ -55,13 +55,13 @@ def recipe(read) -> Recipe:
 
 @pytest.fixture(autouse=True)
 def eight_a_shard(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 8 * (16 + 4))
+    monkeypatch.setattr(shard_writing, "SHARD_BYTES", 8 * (16 + 4))
 
 
 def convert(folder: Path, read, files=FILES):
     folder.mkdir(exist_ok=True)
     with ProgressBars() as bars:
-        return shards.convert(recipe(read), files, folder, bars)
+        return shard_writing.convert(recipe(read), files, folder, bars)
 
 
 def everything(folder: Path, split: str) -> list[bytes]:
@@ -153,7 +153,7 @@ def test_it_clears_all_but_downloads(tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "x.array_record.tmp").write_bytes(b"")
-    shards.clear_work(tmp_path)
+    shard_writing.clear_work(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
 
 
@@ -191,15 +191,15 @@ import sys
 from pathlib import Path
 from diffenc import prepare
 from diffenc.data import manifest
-from diffenc.data import shards
-shards.SHARD_BYTES = 30 * 788
-write = shards._write_shard
+from diffenc.data import shard_writing
+shard_writing.SHARD_BYTES = 30 * 788
+write = shard_writing._write_shard
 def slowly(path, stream):
     made = write(path, stream)
     print(made.name, flush=True)
     __import__("time").sleep(float(sys.argv[2]))
     return made
-shards._write_shard = slowly
+shard_writing._write_shard = slowly
 sys.exit(prepare.main(sys.argv[3:]))
 """
 
@@ -226,7 +226,7 @@ def start(official, seconds: float, **how) -> subprocess.Popen:
 @pytest.fixture
 def goes_on(official, monkeypatch):
     """Runs the same command in this process, which takes less time to start."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 30 * 788)
+    monkeypatch.setattr(shard_writing, "SHARD_BYTES", 30 * 788)
     return lambda: prepare.main(official)
 
 
