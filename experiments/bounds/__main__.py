@@ -28,7 +28,8 @@ from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood, plots
-from diffenc.evaluation.evaluator import STRATIFIED, Evaluator, image_metadata
+from diffenc.evaluation.evaluation_record import STRATIFIED, image_metadata
+from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
 from diffenc.evaluation.image_error import PassValues

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc.evaluation import plots
-from diffenc.evaluation.evaluator import format_error_over_images, mean_and_errors
+from diffenc.evaluation.evaluation_record import format_error_over_images, mean_and_errors
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.uncertainty_format import round_to_error
 
