@@ -45,7 +45,7 @@ SCALING = [
     "--page=scaling.md",
     "--paper=gin/quickstart.gin",
 ]
-TABLE = ["--seeds=1", "--num_timesteps=2", "--batch_size=8", "--num_images=8", "--passes=2", "--jobs=2"]
+TABLE = ["--seeds=1", "--steps=2", "--batch_size=8", "--num_images=8", "--passes=2", "--jobs=2"]
 BOUNDS = ["--num_images=8", "--few=2", "--passes=2", "--k=2", "--k_steps=2", "--num_timesteps=2,4"]
 
 MORE = {
