@@ -191,7 +191,7 @@ def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     }
     others = bounds.k_sample(args.k_steps, args.k, args.few) | bounds.ode(args.few)
     require_same_images(bounds.compared)  # the data may have been replaced since a cached result
-    same_images = continuous.of(bounds.indices_of(args.few))
+    same_images = continuous.select(bounds.indices_of(args.few))
     experiment, settings = bounds.experiment, bounds.experiment.evaluate
     num_images = continuous.values.shape[1]
     metadata = {
