@@ -134,7 +134,7 @@ def test_folders_without_images_are_no_splits(tmp_path):
 
 def test_classes_that_differ_in_case_alone_are_refused(tmp_path):
     fill(tmp_path, 2, ("Dog", "dog", "cat"))
-    assert "classes Dog and dog differ in case alone; rename or merge them" in refused(tmp_path)
+    assert "classes Dog and dog differ only in case; rename or merge them" in refused(tmp_path)
 
 
 def prepared(capsys, data_dir: Path, *args: str) -> tuple[int, str]:
@@ -177,9 +177,9 @@ def test_what_cannot_be_named(capsys, tmp_path):
     fill(tmp_path / "pets" / "test")
     pets = tmp_path / "pets"
     for args, says in (
-        ((f"--train={pets}", f"--test={pets}/test", "--as=x"), "one holds the other"),
-        ((f"--train={pets}", f"--test={pets}", "--as=x"), "one holds the other"),
-        ((f"--train={pets}/none", "--as=x"), "is no folder"),
+        ((f"--train={pets}", f"--test={pets}/test", "--as=x"), "one contains the other"),
+        ((f"--train={pets}", f"--test={pets}", "--as=x"), "one contains the other"),
+        ((f"--train={pets}/none", "--as=x"), "is not a folder"),
         ((f"--train={pets}",), "give the prepared folder a name with --as=FOLDER"),
         ((f"--test={pets}",), "give --train=DIR too"),
         ((), "give --source=DIR, or --train=DIR --test=DIR"),
