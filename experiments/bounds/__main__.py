@@ -39,8 +39,8 @@ from diffenc.interfaces import EXCESS, requires
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
-from diffenc.workdir import fitted_chains
 from diffenc.workdir.config_check import CONFIG
+from diffenc.workdir.fitted_chains import fit_origin, fit_path, load_fit
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds.formatting import Results, bounds_record, bounds_table, few_images_table, plot_bounds
 
@@ -86,9 +86,7 @@ class Bounds:
     def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
         settings = (experiment.evaluate, *more)
-        return repr(
-            (fitted_chains.origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split))
-        )
+        return repr((fit_origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
         """Returns the ELBO with these settings of `evaluate`; times and variances are fitted first."""
@@ -160,8 +158,8 @@ def log_progress(name: str) -> None:
 def fit_if_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fits the times and variances that `experiment.evaluate` needs, unless they have been fitted before."""
     settings = experiment.evaluate
-    file = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
-    if file.is_file() and fitted_chains.load(file).get("excess_of") == fitted_chains.origin(experiment, step):
+    file = fit_path(workdir, settings.num_timesteps, settings.times, settings.variance)
+    if file.is_file() and load_fit(file).get("excess_of") == fit_origin(experiment, step):
         return
     if settings.times == "fitted":
         fit_schedule(experiment, workdir)

@@ -104,7 +104,7 @@ def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     for name, cells in again["by_steps"].items():
         assert all(cells[steps]["bpd"] != found["by_steps"][name][steps]["bpd"] for steps in cells)
     assert all(again["beside"][name]["bpd"] != found["beside"][name]["bpd"] for name in found["beside"])
-    fit = fitted_chains.load(tmp_path / "run" / "fits" / "T2.json")
+    fit = fitted_chains.load_fit(tmp_path / "run" / "fits" / "T2.json")
     assert fit["num_images"] == 20
 
 
