@@ -99,6 +99,7 @@ def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
     found = _find_images(folders, start, skipped)
     paths = [item.path for items in found.splits.values() for item in items]
     advance = start(f"looking at {folders.name}", len(paths))
+    # all headers first, so that an unusable image is found before hours of conversion
     headers = [_inspect(path, background, advance) for path in paths]
     shape = _common_shape(paths, headers, folders.size)
 
@@ -127,7 +128,7 @@ def read_batches(
     size: int | None = None,
     background: Colour | None = None,
 ) -> Iterator[Batch]:
-    """Yields batches of `items`, whose images must convert to `shape`; other arguments are as of `image_file.levels`."""
+    """Yields batches of `items`, all of which must convert to `shape`; other arguments are as of `image_file.levels`."""
     for first in range(0, len(items), _BATCH):
         part = items[first : first + _BATCH]
         images = [

@@ -79,6 +79,7 @@ def name_splits(train: Path, test: Path | None) -> SplitFolders:
 
 def kind_of(name: str) -> str | None:
     """Returns "train", "test" or "val" if a folder's name is one for this kind of split, in any case; else None."""
+    # NFKC: full-width letters and ligatures compare as plain ones
     return _KINDS.get(re.sub(r"[-. ]", "_", unicodedata.normalize("NFKC", name).lower()))
 
 

@@ -87,7 +87,7 @@ class PassValues:
         return monte_carlo_error(independent)
 
     def select(self, images: Int[np.ndarray, " n"]) -> "PassValues":
-        """Returns the values of a subset of the images, whose times are no longer stratified."""
+        """Returns the values of a subset of the images. Its times are no longer stratified."""
         times = None if self.times is None else self.times[:, images]
         return PassValues(self.values[:, images], times)
 
@@ -165,6 +165,7 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
             gram[k] += basis[fold == k].T @ basis[fold == k]
             moment[k] += basis[fold == k].T @ change[fold == k]
     others = zip(gram.sum(axis=0) - gram, moment.sum(axis=0) - moment, strict=True)
+    # lstsq with a cutoff: knots without draws make a system singular
     heights = np.stack([np.linalg.lstsq(*sums, rcond=1e-10)[0] for sums in others])
     return values - [np.sum(hat_functions(one, num_knots) * heights[fold], axis=1) for one in times]
 

@@ -140,8 +140,10 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Toleran
         stepsize_controller=diffrax.PIDController(
             rtol=rtol, atol=atol, norm=_worst_example, dtmin=MIN_STEP, force_dtmin=False
         ),
+        # no gradient is taken backwards through a solve, so no checkpoints are stored
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_STEPS,
+        # compiled code could not name the settings to change: `require_reached` does
         throw=False,
     )
     # Tsit5 has 7 stages, but the last of a step is the first of the next.

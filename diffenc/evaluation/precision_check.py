@@ -36,4 +36,5 @@ def rounding_share(parameterization: Parameterization, log_snr: LogSNR) -> PerEx
     """Returns the float32 rounding error of x_hat from the network's output, relative to the noise sigma / alpha."""
     alpha, sigma = alpha_sigma(log_snr)
     p, q = parameterization(log_snr)
+    # 2^-24: half the spacing of float32 at 1, the largest relative rounding error
     return 2.0**-24 * alpha * (jnp.abs(p) + jnp.abs(q)) / jnp.abs(q * alpha - p * sigma)

@@ -50,15 +50,15 @@ MISMATCH = f"is of another evaluation than its .json; {EVALUATE_AGAIN}"
 
 
 class ChecksumMismatchError(UserError):
-    """A record whose content does not match its checksum."""
+    """The content of a record does not match its checksum."""
 
 
 class MismatchedTermsError(UserError):
-    """Terms of images that do not belong to their record."""
+    """Terms of images do not belong to their record."""
 
 
 def parse_record(data: bytes, name: Path | str, again: str = EVALUATE_AGAIN) -> dict[str, Any]:
-    """Parses a record, whose checksum, if it has one, must match.
+    """Parses a record and verifies its checksum, if it has one.
 
     Args:
       name: of the file, for messages.
@@ -118,7 +118,7 @@ def has_num_images(record: Record, num_images: int | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """Selects the evaluation whose bits/dim represent a run.
+    """Selects the evaluation that represents a run.
 
     Attributes:
       split: name of the split.
@@ -152,7 +152,7 @@ def matches_spec(record: Record, wanted: EvaluationSpec) -> bool:
 
 
 def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
-    """Returns the name of the evaluation whose bits/dim represent a run in a model card or a report.
+    """Returns the name of the evaluation that represents a run in a model card or a report.
 
     It is the newest for which `wanted` is true, as for the evaluation that the config describes; else the newest; None if
     there is none.
@@ -184,7 +184,7 @@ def list_differences(one: Record, two: Record, keys: Sequence[str]) -> list[str]
 def stored_value(record: Record, key: str) -> Any:
     """Returns `record[key]` as current versions record it; None if it is missing.
 
-    Earlier versions stored JAX's own setting as `matmul_precision`, whose meaning depends on the device, and no `prng`,
+    Earlier versions stored JAX's own setting as `matmul_precision`, which depends on the device, and no `prng`,
     since they drew by JAX's defaults.
     """
     value, device = record.get(key), record.get("device")

@@ -178,6 +178,7 @@ def resampled_means(differences: BySeed, random: np.random.Generator) -> Float[n
     for first in range(0, RESAMPLES, size):
         count = min(size, RESAMPLES - first)
         rows = random.integers(seeds, size=(count, seeds))
+        # Seeds enter as weights, how often each was drawn: no array of resamples x seeds x images is needed.
         weights = np.stack([np.bincount(row, minlength=seeds) for row in rows]) / seeds
         columns = random.integers(images, size=(count, images))
         by_seed = np.stack([row[columns].mean(axis=1) for row in differences], axis=1)

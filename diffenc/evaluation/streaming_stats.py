@@ -44,6 +44,7 @@ class ImageMeans:
         self, image: Int[np.ndarray, " n"], index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]
     ) -> None:
         """Adds each value of an image to the bin of its index."""
+        # not +=, which would count repeated pairs once
         np.add.at(self._counts, (image, index), 1)
         np.add.at(self._sums, (image, index), value)
 

@@ -31,12 +31,14 @@ class DatasetSpec:
             f"weights come without the {split} images of {self.name}: take them from the data set itself"
         )
 
+    # no images, so no fingerprint either
     fingerprint = source
 
 
+# compared by identity: arrays have no truth value
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayDataset:
-    """A data set whose splits are all the given images, with the properties of `like`."""
+    """A data set with the given images as every split, and the properties of `like`."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]

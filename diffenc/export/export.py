@@ -176,11 +176,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     temporary = temporaries.temporary_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # an old folder may be the only complete copy until the new one is in place
         _remove_leftovers(target, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
         with temporaries.lock_folder(temporary):
             try:
                 yield temporary
+                # contents before the rename: after a crash a complete name must not have incomplete files
                 atomic.sync_all(temporary)
                 _move_into_place(temporary, target)
             finally:
@@ -205,7 +207,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, matches: Callable[[str], bool]) -> None:
-    """Removes the temporary folders of killed calls whose names match; those of live processes are locked and stay."""
+    """Removes matching temporary folders of killed calls; those of live processes are locked and stay."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
         if matches(path.name) and path.is_dir() and not path.is_symlink():
             temporaries.remove_unlocked(path)

@@ -116,6 +116,7 @@ def _metric(record: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _introduction(about: WeightsMetadata, num_params: int) -> str:
+    # as config.gin spells plugins: Model.PART = @[SCOPE/]KIND.NAME()
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
     plugins = "\n".join(f"- {_escape(part)}: {_escape(name)}" for part, name in parts)
     origin = f"\n\nThe parameters come from {_inline_code(about.origin)}." if about.origin else ""
@@ -214,6 +215,7 @@ def _one_line(value: Any) -> str:
 
 def _escape(value: Any) -> str:
     """Returns the text with Markdown and HTML escaped. Names in a run are untrusted input."""
+    # underscores only where Markdown would see emphasis: most are within names, and read better bare
     text = re.sub(r"([\\`*{}\[\]#|~$!]|\b_\B|\B_\b|\B_\B|(?<=_)_|_(?=_))", r"\\\1", _one_line(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -60,6 +60,7 @@ class ElboResult:
         return ElboResult(means.pop("bpd"), means, mc_se, terms.metrics())
 
 
+# compared by identity: arrays have no truth value, and compiled functions are cached per instance
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model with the averaged parameters of one checkpoint.
@@ -112,6 +113,7 @@ class TrainedModel:
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
         check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
         sampler = self._cached(
+            # the key of the cache: the seed is an argument of the compiled function
             dataclasses.replace(chosen, seed=0),
             lambda: ImageSampler(
                 self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step
@@ -143,12 +145,14 @@ class TrainedModel:
           UserError: images that do not fit the model, or an unknown setting.
         """
         self._refuse_fixed("elbo", settings, "step", "split", "num_images")
+        # the images are given, so any split names all of them
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
         chosen = replace_settings("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
         given = ArrayDataset(*self._check_inputs(images, labels), self.experiment.dataset)
         chosen = resolve_batch_size(chosen, self.experiment.batch_size)
         experiment = dataclasses.replace(self.experiment, dataset=given, evaluate=chosen)
         evaluator = self._cached(
+            # seed and passes do not change the compiled function, nor do the images
             dataclasses.replace(chosen, seed=0, passes=1),
             lambda: Evaluator(experiment, self.mesh, self.workdir, self.step),
         ).with_images(given, chosen)

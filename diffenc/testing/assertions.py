@@ -1,4 +1,4 @@
-"""Assertions whose messages name the plugin and the violated property."""
+"""Assertions with messages that name the plugin and the violated property."""
 
 import dataclasses
 from collections.abc import Callable

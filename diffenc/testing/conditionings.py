@@ -6,6 +6,7 @@ import numpy as np
 
 from diffenc.testing.assertions import require, require_equal
 
+# neither sorted nor unique, so that a dependence on position or on other labels shows
 LABELS = np.array([2, 0, 9, 2], np.int32)
 
 

@@ -47,6 +47,7 @@ def single_and_batched_examples_agree(plugin: Any) -> None:
     for split in _splits(plugin):
         source = plugin.source(split)
         chosen = np.random.default_rng(0).permutation(len(source))[:NUM_SINGLE]
+        # a repeated index, and both ends
         chosen = np.r_[chosen, chosen[:1], 0, len(source) - 1]
         batch = source.__getitems__(chosen)
         for position, index in enumerate(chosen):

@@ -1,4 +1,4 @@
-"""Conformance checks of features, whose weights, if read from a file, must have been downloaded."""
+"""Conformance checks of features. Weights that are read from a file must have been downloaded."""
 
 from typing import Any
 
@@ -39,6 +39,7 @@ def _extract(plugin: Any, images: np.ndarray) -> np.ndarray:
 
 
 def _images(channels: int = 1) -> np.ndarray:
+    # not square, so that swapped axes show
     return np.random.default_rng(0).integers(0, 256, (3, 12, 10, channels), dtype=np.uint8)
 
 

@@ -28,6 +28,7 @@ def output_depends_on_noise_level(plugin: Any, image_shape: Shape = IMAGE_SHAPE)
         it.apply(it.params, it.x, it.log_snr + 0.5, NO_CONTEXT)
         - it.apply(it.params, it.x, it.log_snr, NO_CONTEXT)
     )
+    # each image by its largest change, since single pixels may well be insensitive
     smallest = np.min(np.max(change.reshape(len(change), -1), axis=1))
     require(smallest > 1e-4, plugin, f"0.5 more of log_snr changes an image's output by only {smallest:.1e}")
 

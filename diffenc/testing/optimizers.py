@@ -17,6 +17,7 @@ def _start() -> Any:
     return {"layer": {"w": jnp.asarray([[1.0, -2.0]]), "b": jnp.asarray([0.5])}}
 
 
+# Minimal at 3, away from 0: weight decay alone would raise it.
 def _loss(params: Any) -> Any:
     return sum(jnp.sum(jnp.square(leaf - 3)) for leaf in jax.tree.leaves(params))
 
@@ -70,7 +71,7 @@ def it_takes_any_pytree(plugin: Any) -> None:
 
 
 def state_is_arrays_of_fixed_shape(plugin: Any) -> None:
-    """Requires a state of finite arrays whose shapes and dtypes no step changes, as checkpoints and jit need it."""
+    """Requires a state of finite arrays with constant shapes and dtypes, as checkpoints and jit need it."""
     optimizer = plugin.build(STEPS)
     before = optimizer.init(_start())
     _, after = optimizer.update(jax.grad(_loss)(_start()), before, _start())

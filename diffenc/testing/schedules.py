@@ -91,6 +91,7 @@ def interior_changes_neither_ends_nor_bound(plugin: Any) -> None:
     require_close(same, plugin.apply(params, t), plugin, "`interior` differs from `apply`", 1e-6, 1e-6)
     bound, interior = (jax.jacobian(f)(params, t) for f in (plugin.apply, plugin.interior))
     for one, other in zip(jax.tree.leaves(bound), jax.tree.leaves(interior), strict=True):
+        # one parameter must not serve both objectives: the bound would train the interior, or the variance the ends
         both = np.any(one != 0) and np.any(other != 0)
         require(not both, plugin, "a parameter has gradients of both `apply` and `interior`: stop one")
         require_close(other[np.array([0, -1])], 0, plugin, "the interior changes an end", 0.0, 1e-5)

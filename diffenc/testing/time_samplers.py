@@ -1,4 +1,4 @@
-"""Conformance checks of time samplers, whose weights must keep every mean over t unbiased."""
+"""Conformance checks of time samplers: weights must keep every mean over t unbiased."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from diffenc.interfaces import LOSS_CURVE
 from diffenc.testing.assertions import require, require_close, require_declared, require_finite, require_like
 
+# Shapes on which inverse-transform sampling may fail: empty bins, a single bin, a curve that is zero.
 CURVES = {
     "flat": np.ones(8),
     "peaked": np.exp(-np.square(np.arange(64) - 9.5) / 8),
@@ -40,6 +41,7 @@ def weighted_means_equal_uniform_means(plugin: Any) -> None:
 
 def weight_is_dt_du(plugin: Any) -> None:
     """Requires weight = dt / du = 1 / density, apart from the few steps that straddle two bins."""
+    # A prime number of times, so that they do not align with the bins of a curve.
     for curve, u, t, weight in _sample_times(plugin, 20_011):
         errors = np.sort(np.abs(np.diff(t) / np.diff(u) / (0.5 * (weight[1:] + weight[:-1])) - 1))
         message = f"the weight differs from dt / du (curve: {curve})"
@@ -57,6 +59,7 @@ def _sample_times(plugin: Any, count: int) -> Iterator[tuple[str, np.ndarray, np
 
 def times_increase_from_0_to_1(plugin: Any) -> None:
     """Requires t that increases with u from 0 to 1 and finite positive weights, compiled and in float32."""
+    # u is drawn from [0, 1), so this is its largest value.
     last = np.nextafter(np.float32(1), 0)
     u = jnp.asarray(np.r_[0, (np.arange(5000) + 0.5) / 5000, last], jnp.float32)
     for name, curve in CURVES.items():

@@ -10,6 +10,7 @@ from diffenc.interfaces import EXCESS
 from diffenc.testing.assertions import require_close, require_declared, require_finite, require_like
 
 LOG_SNR = np.linspace(-15, 15, 12)
+# from a negligible excess to one far above sigma_Q^2
 MEASURED = np.geomspace(1e-6, 30, 11)
 
 

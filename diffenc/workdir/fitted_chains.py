@@ -63,6 +63,7 @@ class FittedChain:
 
 def fit_path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
     """Returns the file of a fit; for equal times it does not depend on the variance."""
+    # a spelled variance has parentheses and commas, which are awkward in file names
     spelling = re.sub(r"[^\w.=-]+", "_", variances.spell(variance)).strip("_")
     suffix = "" if times == "equal" else f"_{times}_{spelling}"
     return workdir / FOLDER / f"T{steps}{suffix}.json"
@@ -71,6 +72,7 @@ def fit_path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
 def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """Returns everything on which a fit to the checkpoint of `step` depends, except T and variance."""
     settings = dataclasses.asdict(experiment.fit)
+    # resolved, so that 0 and the same number written out count as one origin
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
     precision = serialize.network_precision(experiment)
     return {
@@ -103,6 +105,7 @@ def save_fit(file: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]
     """
     content = record_checksum.with_checksum({**record, "steps": len(times) - 1, "times": times.tolist()})
     text = atomic.to_json(content, indent=1) + "\n"
+    # Only the main process writes; all parse the text, as the file may not be visible to the others yet.
     _write(file, text)
     return _parse(text, file)
 

@@ -56,6 +56,7 @@ def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
             raise ValueError(record_checksum.BROKEN)
         curve = np.asarray(content["rms"], np.float64)
         origin = {key: content[key] for key in ORIGIN_KEYS if key in content}
+        # json also reads NaN and Infinity
         is_valid = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_advice(file)} ({type(error).__name__}: {error})") from error

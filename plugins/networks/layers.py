@@ -183,6 +183,7 @@ def embed_log_snr(
     passes 0 there; this one keeps that input at 0, since a number would order the classes. Class embeddings are
     rows of a table instead, added before the last activation.
     """
+    # the published network takes times in [0, 1000]
     time = 1000 * (log_snr_max - log_snr) / (log_snr_max - log_snr_min)
     label = jnp.zeros_like(time)
     h = jnp.concatenate([sinusoidal_embedding(time, channels), label[:, None]], axis=-1)

@@ -102,8 +102,8 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
 def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
     """Counts the contractions of a traced function, including those of all functions that it calls.
 
-    Of the branches of a `cond`, the most expensive counts. The body of a `while_loop`, whose number of iterations is
-    unknown, counts once, with a note. Any other primitive with a function counts as one call.
+    Of the branches of a `cond`, the most expensive counts. The body of a `while_loop` counts once, with a note,
+    since its length is unknown. Any other primitive with a function counts as one call.
     """
     notes: dict[str, None] = {}
     counts = _count_in_jaxpr(jaxpr.jaxpr, "", notes)

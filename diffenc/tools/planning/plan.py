@@ -113,6 +113,7 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
 
 def state_memory(state: TrainState, shape: MeshConfig) -> dict[str, int]:
     """Returns the bytes of the training state on each device of a mesh, as sharded by `diffenc.parallel.param_sharding`."""
+    # abstract: the planned mesh may have more devices than this machine
     mesh = AbstractMesh((1, shape.fsdp), AXES)
     shardings = param_sharding.shardings_of(state, state.params, mesh, shape)
 
@@ -181,7 +182,7 @@ def format_caption(costs: dict[str, Any]) -> str:
         remarks.append("communication between devices is in neither time nor memory")
     if costs["full_precision"]:
         remarks.append(
-            f"{costs['full_precision']:.2%} of the FLOPs ask for full precision, whose own peak the time assumes"
+            f"{costs['full_precision']:.2%} of the FLOPs ask for full precision, timed at its own peak"
         )
     if costs["compiled"]:
         remarks += _describe_compiled_step(costs["backend"], costs["accelerator"])

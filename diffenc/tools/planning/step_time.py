@@ -25,6 +25,7 @@ def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     if name is None:
         return Peak({dtype: accelerators.measure_flops(dtype) for dtype in dtypes}, f"measured on {kind}")
     known = accelerators.ACCELERATORS[name]
+    # float32 may be computed in a coarser format, whose peak is higher
     rounded = [
         f"{dtype} in {known.computed_in(dtype)}" for dtype in dtypes if known.computed_in(dtype) not in dtype
     ]

@@ -124,6 +124,7 @@ def _missing_files(root: Path, module: str, wanted: PluginSpec) -> dict[str, str
       UserError: the folder of the package named by its entry point does not exist.
     """
     files = _project_files(module, wanted)
+    # byte for byte as written here, so it was made by an earlier call
     if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
         return {path: text for path, text in files.items() if not (root / path).exists()}
     if not any((root / source).is_dir() for source in (module, f"src/{module}")):

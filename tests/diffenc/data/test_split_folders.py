@@ -107,7 +107,7 @@ def test_splits_deeper_down_are_not_pooled(tmp_path, inner):
     for name in inner:
         fill(tmp_path / "data" / name)
     said = refused(tmp_path)
-    assert f"{tmp_path}/data: holds" in said
+    assert f"{tmp_path}/data: contains" in said
     assert "--train=" in said
 
 
@@ -115,7 +115,7 @@ def test_splits_inside_classes_are_not_pooled(tmp_path):
     for split in ("train", "test"):
         draw(tmp_path / "train" / "dog" / split / "0.png", 0)
     draw(tmp_path / "test" / "dog" / "1.png", 1)
-    assert f"{tmp_path}/train/dog: holds test, train" in refused(tmp_path)
+    assert f"{tmp_path}/train/dog: contains test, train" in refused(tmp_path)
 
 
 def test_classes_may_have_any_name_within_a_split(tmp_path):
