@@ -243,7 +243,7 @@ FAULTS = (
     Fault(
         "a bias added in the precision of the maps",
         "plugins/networks/layers.py",
-        "return (widen(h) + jnp.broadcast_to(bias, h.shape)).astype(h.dtype)",
+        "return (at_least_float32(h) + jnp.broadcast_to(bias, h.shape)).astype(h.dtype)",
         "return h + jnp.broadcast_to(bias, h.shape).astype(h.dtype)",
         ("tests/plugins/networks/test_layers.py",),
     ),

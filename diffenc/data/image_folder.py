@@ -1,4 +1,4 @@
-"""Any folder of images as a data set: splits and classes by the names of its sub-folders."""
+"""Converting a folder of images to a data set, with splits and classes from the names of its sub-folders."""
 
 import collections
 import dataclasses
@@ -19,12 +19,12 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch
 from diffenc.runtime.progress import Advance, StartBar, no_bar
 
-_TEST_SHARE = 10  # one image of so many is held out where no folder is for testing
-_BATCH = 256  # images unpacked at a time
+_TEST_SHARE = 10  # one image in so many is held out if there is no test folder
+_BATCH = 256  # images decoded at a time
 
 
 class Labelled(NamedTuple):
-    """An image file and its class from 0."""
+    """An image file and its class, counted from 0."""
 
     path: Path
     label: int
@@ -32,14 +32,14 @@ class Labelled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """Where images are, and how they are to be converted.
+    """Locations of images, and options of their conversion.
 
     Attributes:
-      source: holds the splits, or all images; None = `train` is given.
-      train: the folder of the train split; None = it is found in `source`.
-      test: that of the test split; None = found in `source`, or an even tenth of train is held out.
-      size: side in pixels that the square in the centre is reduced to; None = images stay as they are.
-      background: what transparent images are put on, such as "white"; None = they are refused.
+      source: folder of the splits, or of all images; None if `train` is given.
+      train: folder of the train split; None = search `source`.
+      test: folder of the test split; None = search `source`, else hold out an evenly spaced tenth of train.
+      size: side in pixels to which the central square is reduced; None = keep the size.
+      background: colour under transparent images, such as "white"; None = refuse them.
     """
 
     source: Path | None = None
@@ -50,12 +50,12 @@ class Folders:
 
     @property
     def name(self) -> str:
-        """That of the folder with the images, or with those of train."""
+        """Name of the folder of all images, or of the train split."""
         return (self.train or self.source or Path()).name
 
     @property
     def title(self) -> str:
-        """What the images are called where they are not published ones."""
+        """Description of the images if they are not published ones; compared on disk, so keep its wording."""
         one = f"images of the folder {self.name}"
         name = f"images of the folders {self.name} and {self.test.name}" if self.train and self.test else one
         size = f" at {self.size}x{self.size}" if self.size else ""
@@ -67,8 +67,8 @@ class _Found:
     """The images of all splits.
 
     Attributes:
-      folders: by name for the manifest, each folder with all its images.
-      unread: images of splits that are not read.
+      folders: by name in the manifest, each folder with all its images.
+      unread: number of images of each folder that is not read.
     """
 
     splits: dict[str, list[Labelled]]
@@ -79,31 +79,32 @@ class _Found:
 
 
 def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
-    """Returns how to convert `folders`.
+    """Returns the recipe that converts `folders`.
 
-    Splits are folders such as train/ and test/ in any case, or those that are named; without one for testing an even
-    tenth is held out. Within a split a sub-folder is a class; where there are none all images are of one. Images become
-    gray if all of them are, else RGB. They are turned as their EXIF orientation says.
+    Splits are folders such as train/ and test/ in any case, or the named ones; without a test folder an evenly spaced
+    tenth is held out. Sub-folders of a split are classes; without any, all images are of one class. Images become gray
+    if all of them are, else RGB, and are rotated by their EXIF orientation.
 
     Args:
-      start: makes the bars that show how many images have been looked at.
+      start: makes the progress bars of inspected images.
 
     Raises:
-      UserError: no images, one that cannot be read without loss (see `image_file.levels`), not all of one shape and no
+      UserError: no images, one that cannot be read without loss (see `image_file.levels`), different shapes without
         `size`, or folders that may be splits or classes.
     """
     if folders.size is not None and folders.size < 1:
         raise UserError(f"--size={folders.size}: must be at least 1")
     background = image_file.parse_colour(folders.background) if folders.background is not None else None
     skipped = Skipped()
-    found = _find(folders, start, skipped)
+    found = _find_images(folders, start, skipped)
     paths = [item.path for items in found.splits.values() for item in items]
     advance = start(f"looking at {folders.name}", len(paths))
-    headers = [_inspected(path, background, advance) for path in paths]
-    shape = _shape(paths, headers, folders.size)
+    # all headers first, so that an unusable image is found before hours of conversion
+    headers = [_inspect(path, background, advance) for path in paths]
+    shape = _common_shape(paths, headers, folders.size)
 
     def read(split: str, first: int) -> Iterator[Batch]:
-        return batches(found.splits[split][first:], shape, FORMATS, folders.size, background)
+        return read_batches(found.splits[split][first:], shape, FORMATS, folders.size, background)
 
     return Recipe(
         name="folder",
@@ -120,14 +121,14 @@ def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
     )
 
 
-def batches(
+def read_batches(
     items: Sequence[Labelled],
     shape: tuple[int, int, int],
     formats: tuple[str, ...],
     size: int | None = None,
     background: Colour | None = None,
 ) -> Iterator[Batch]:
-    """Yields the images in `items`, all of which come out in `shape`; the rest as `image_file.levels` has it."""
+    """Yields batches of `items`, all of which must convert to `shape`; other arguments are as of `image_file.levels`."""
     for first in range(0, len(items), _BATCH):
         part = items[first : first + _BATCH]
         images = [
@@ -138,122 +139,125 @@ def batches(
         yield {"image": np.stack(images), "label": np.array([item.label for item in part], np.int32)}
 
 
-def _find(folders: Folders, start: StartBar, skipped: Skipped) -> _Found:
+def _find_images(folders: Folders, start: StartBar, skipped: Skipped) -> _Found:
     if folders.train is not None:
         chosen = split_folders.name_splits(folders.train, folders.test)
-        images = {folder: _images(folder, start, skipped) for folder in (chosen.train, chosen.test) if folder}
+        images = {
+            folder: _list_images(folder, start, skipped) for folder in (chosen.train, chosen.test) if folder
+        }
         for folder, paths in images.items():
             split_folders.refuse_nested(folder, paths, pairs_only=True)
-        return _assigned(chosen, images, images, skipped)
+        return _assign(chosen, images, images, skipped)
     source = folders.source
     if source is None or not source.is_dir():
-        raise UserError(f"--source={source}: is no folder")
-    paths = _images(source, start, skipped)
+        raise UserError(f"--source={source}: is not a folder")
+    paths = _list_images(source, start, skipped)
     chosen = split_folders.find_splits(source, paths)
     images = {
         folder: paths if folder == source else [path for path in paths if folder in path.parents]
         for folder in (chosen.train, chosen.test, *chosen.unread)
         if folder
     }
-    return _assigned(chosen, images, {source: paths}, skipped)
+    return _assign(chosen, images, {source: paths}, skipped)
 
 
-def _assigned(
+def _assign(
     chosen: SplitFolders, images: dict[Path, list[Path]], listed: dict[Path, list[Path]], skipped: Skipped
 ) -> _Found:
-    """The images with their splits and classes.
+    """Assigns images to splits and classes.
 
     Args:
-      images: those of each folder in `chosen`.
-      listed: the folders that the manifest lists, with their images.
+      images: by folder of `chosen`.
+      listed: by folder, as to be listed in the manifest.
     """
-    classes = _classes(chosen.train, images[chosen.train])
-    train = _labelled(chosen.train, images[chosen.train], classes)
+    classes = _class_names(chosen.train, images[chosen.train])
+    train = _label(chosen.train, images[chosen.train], classes)
     for folder in filter(None, (chosen.train, chosen.test)):
         _count_empty(folder, images[folder], skipped)
     entries = {f"{folder.name}/": (folder, paths) for folder, paths in listed.items()}
-    if len(entries) < len(listed):  # as a/images and b/images
+    if len(entries) < len(listed):  # same names, as of a/images and b/images
         entries = {f"{key}/": entry for key, entry in zip(("train", "test"), listed.items(), strict=True)}
     unread = {f"{folder.name}/": len(images[folder]) for folder in chosen.unread}
     if chosen.test is None:
-        splits, note = _cut(chosen.train, train)
+        splits, note = _hold_out_test(chosen.train, train)
     else:
-        splits = {"train": train, "test": _labelled(chosen.test, images[chosen.test], classes)}
+        splits = {"train": train, "test": _label(chosen.test, images[chosen.test], classes)}
         note = f"test is {chosen.test.name}/" if split_folders.kind_of(chosen.test.name) == "val" else ""
     return _Found(splits, classes, note, entries, unread)
 
 
-def _cut(folder: Path, items: list[Labelled]) -> tuple[dict[str, list[Labelled]], str]:
-    """Both splits, the second an even tenth of `items`, and what to say of it."""
+def _hold_out_test(folder: Path, items: list[Labelled]) -> tuple[dict[str, list[Labelled]], str]:
+    """Returns both splits, test being an evenly spaced tenth of `items`, and the note about it."""
     if len(items) < 2:
-        raise UserError(f"{folder}: one image is too few: one is held out for testing")
-    chosen = set(validation_indices(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
+        raise UserError(f"{folder}: one image is too few, as one is held out for testing; add images")
+    held_out = set(validation_indices(len(items), max(1, len(items) // _TEST_SHARE)).tolist())
     splits = {
-        "train": [item for k, item in enumerate(items) if k not in chosen],
-        "test": [item for k, item in enumerate(items) if k in chosen],
+        "train": [item for k, item in enumerate(items) if k not in held_out],
+        "test": [item for k, item in enumerate(items) if k in held_out],
     }
-    return splits, f"{len(chosen):,} of the {len(items):,} images, evenly spread, are held out for testing"
+    # The note is part of the manifest: other words would look like another data set.
+    return splits, f"{len(held_out):,} of the {len(items):,} images, evenly spread, are held out for testing"
 
 
-def _classes(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """The sub-folders that hold images, at `paths`; none of them where images lie in `folder` itself."""
+def _class_names(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Returns the sub-folders of `folder` with images, which are at `paths`; none if all images are in `folder` itself."""
     parts = [path.relative_to(folder).parts for path in paths]
     if not parts:
-        raise UserError(f"{folder}: holds no image")
+        raise UserError(f"{folder}: contains no images")
     loose = next((part[0] for part in parts if len(part) == 1), None)
     names = sorted({part[0] for part in parts if len(part) > 1})
     if loose is not None and names:
         raise UserError(
-            f"{folder}: {loose} lies beside the folders of classes ({names[0]} …); move it into one"
+            f"{folder}: {loose} is next to folders of classes ({names[0]} …); move it into one of them"
         )
     for name, count in collections.Counter(name.lower() for name in names).items():
         if count > 1:
             same = " and ".join(other for other in names if other.lower() == name)
             raise UserError(
-                f"{folder}: the folders of classes {same} differ in case alone; rename or merge them"
+                f"{folder}: the folders of classes {same} differ only in case; rename or merge them"
             )
     return names
 
 
-def _labelled(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[Labelled]:
-    found = _classes(folder, paths)
+def _label(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[Labelled]:
+    found = _class_names(folder, paths)
     if unknown := sorted(set(found) - set(classes)) or (bool(classes) and not found):
-        what = unknown if isinstance(unknown, list) else "images without a class"
-        raise UserError(f"{folder}: holds {what}, of which train has nothing")
+        what = f"classes {unknown}" if isinstance(unknown, list) else "images without a class"
+        raise UserError(f"{folder}: has {what} that train does not have; add them there, or remove them")
     number = {name: label for label, name in enumerate(classes)}
     return [Labelled(path, number[path.relative_to(folder).parts[0]] if classes else 0) for path in paths]
 
 
-def _images(folder: Path, start: StartBar, skipped: Skipped) -> list[Path]:
-    """The files whose ending is that of one of FORMATS, in the order of names."""
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+def _list_images(folder: Path, start: StartBar, skipped: Skipped) -> list[Path]:
+    """Returns the files with a suffix of FORMATS, in the order of names."""
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     advance, found = start(f"finding images in {folder.name}", None), []
     for path in regular_files(folder, skipped):
-        ending = path.suffix.lower()
-        if ending in endings:
+        suffix = path.suffix.lower()
+        if suffix in suffixes:
             found.append(path)
             advance(1)
         else:
-            skipped(path, f"{ending or 'no ending'}: none of the formats that are read")
+            skipped(path, f"{suffix or 'no suffix'}: not a supported image format")
     return found
 
 
 def _count_empty(folder: Path, paths: Sequence[Path], skipped: Skipped) -> None:
-    """Counts the sub-folders of `folder` that hold none of `paths`."""
-    full = {path.relative_to(folder).parts[0] for path in paths}
+    """Reports sub-folders of `folder` without images as skipped."""
+    with_images = {path.relative_to(folder).parts[0] for path in paths}
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and child.name not in full:
-            skipped(child, "folder without an image, no class")
+        if child.is_dir() and not child.name.startswith(".") and child.name not in with_images:
+            skipped(child, "folder without images, not a class")
 
 
-def _inspected(path: Path, background: Colour | None, advance: Advance) -> Header:
+def _inspect(path: Path, background: Colour | None, advance: Advance) -> Header:
     header = image_file.inspect(path, background)
     advance(1)
     return header
 
 
-def _shape(paths: Sequence[Path], headers: Sequence[Header], size: int | None) -> tuple[int, int, int]:
-    """(H, W, C) of all images."""
+def _common_shape(paths: Sequence[Path], headers: Sequence[Header], size: int | None) -> tuple[int, int, int]:
+    """Returns (H, W, C) of all images. Raises UserError if they differ and `size` is None."""
     channels = 1 if all(header.gray for header in headers) else 3
     if size is not None:
         _require_size(paths, headers, size)
@@ -262,7 +266,7 @@ def _shape(paths: Sequence[Path], headers: Sequence[Header], size: int | None) -
         if header.size != headers[0].size:
             (width, height), (first, second) = header.size, headers[0].size
             raise UserError(
-                f"{path} is {width}x{height}, but {paths[0]} is {first}x{second}: give --size=N to cut "
+                f"{path} is {width}x{height}, but {paths[0]} is {first}x{second}: give --size=N to crop "
                 "the centre of every image and reduce it to N x N"
             )
     width, height = headers[0].size
@@ -270,7 +274,7 @@ def _shape(paths: Sequence[Path], headers: Sequence[Header], size: int | None) -
 
 
 def _require_size(paths: Sequence[Path], headers: Sequence[Header], size: int) -> None:
-    """Raises UserError if images would have to be blown up."""
+    """Raises UserError if an image would have to be upscaled."""
     sides = [min(header.size) for header in headers]
     if min(sides) < size:
         k = int(np.argmin(sides))

@@ -1,4 +1,4 @@
-"""Writing a data set into shards, so that a call that was stopped is gone on with."""
+"""Writing a data set as shards; an interrupted conversion resumes from the finished ones."""
 
 import contextlib
 import dataclasses
@@ -26,33 +26,32 @@ from diffenc.interfaces import Batch
 from diffenc.runtime.progress import Advance, ProgressBars
 from diffenc.safe_io.reading import one_line
 
-SHARD_BYTES = 2**28  # of records in a shard, about; a batch reads from every shard, so many of them are slow
-DOWNLOADS = "downloads"  # in a folder under way: official files
-_RECIPE = "recipe.json"  # in a folder under way: what it is being made from
-_WRITE = "group_size:1,uncompressed"  # photographs hardly compress, and so every record is read alone
+SHARD_BYTES = 2**28  # approximate size of a shard; a batch reads from every shard, so many shards are slow
+DOWNLOADS = "downloads"  # official files, in the folder of an unfinished conversion
+_RECIPE = "recipe.json"  # describes the conversion, in its unfinished folder
+_WRITE = "group_size:1,uncompressed"  # photographs hardly compress; groups of 1 let any record be read alone
 _ENCODED = 1024  # examples encoded at a time
 
 
 def convert(
     recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path, bars: ProgressBars
 ) -> Manifest:
-    """Fill `folder` with the shards of both splits, and at last their manifest.
+    """Fills `folder` with the shards of both splits and, last of all, their manifest.
 
-    Finished shards that an earlier call left there are read, verified and kept, if they are of the same
-    `files`.
+    Finished shards of an interrupted call with the same recipe and `files` are verified and kept.
 
     Args:
-      files: by name, the digests of what is converted.
+      files: digests of the source files, by name.
 
     Raises:
-      BadSourceError: as it says.
-      OSError, UserError: the disk refused; what is finished is kept.
+      BadSourceError: the source is damaged or has invalid labels.
+      OSError, UserError: a failed write; finished shards stay.
     """
-    _same_work(recipe, files, folder)
+    _clear_other_work(recipe, files, folder)
     splits = {}
     for split in ON_DISK:
         advance = bars.start(f"{recipe.name} {split}", recipe.counts.get(split))
-        splits[split] = _named(folder, split, _write_split(recipe, split, folder, advance))
+        splits[split] = _final_names(folder, split, _write_split(recipe, split, folder, advance))
     made = Manifest(
         name=recipe.name,
         source=recipe.otherwise,
@@ -73,19 +72,19 @@ def convert(
 
 
 def clear_work(folder: Path) -> None:
-    """Remove whatever lies in `folder` but downloads."""
+    """Removes everything in `folder` except downloads."""
     for path in folder.iterdir():
         if path.name != DOWNLOADS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def examples_per_shard(image_shape: tuple[int, int, int]) -> int:
-    """The number of examples in every shard of a split but the last."""
+    """Returns the number of examples in each shard of a split except the last."""
     return max(1, SHARD_BYTES // (math.prod(image_shape) + shard_reading.LABEL_BYTES))
 
 
-def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Clear `folder` unless what lies there is the beginning of the same conversion."""
+def _clear_other_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Clears `folder` unless it contains the beginning of the same conversion."""
     work = {
         "name": recipe.name,
         "files": files,
@@ -95,22 +94,22 @@ def _same_work(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: P
         "otherwise": recipe.otherwise,
         "per_shard": examples_per_shard(recipe.image_shape),
     }
-    said = json.loads(atomic.to_json(work))
+    work = json.loads(atomic.to_json(work))  # as it reads from disk, e.g. lists for tuples
     try:
-        same = json.loads((folder / _RECIPE).read_bytes()) == said
+        same = json.loads((folder / _RECIPE).read_bytes()) == work
     except (OSError, ValueError):
         same = False
     if not same:
         clear_work(folder)
-        atomic.write_json(folder / _RECIPE, said)
+        atomic.write_json(folder / _RECIPE, work)
 
 
 def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> Split:
     digest = digests.ImageDigest()
     size = examples_per_shard(recipe.image_shape)
-    shards = list(_finished(recipe, split, folder, digest.update, advance))
+    shards = list(_keep_finished(recipe, split, folder, digest.update, advance))
     first = sum(shard.count for shard in shards)
-    stream = _encoded(_sound(recipe, split, first), digest.update)
+    stream = _encode(_check_labels(recipe, split, first), digest.update)
     while head := next(stream, None):
         path = folder / f"{split}-{len(shards):05d}.array_record"
         shards.append(_write_shard(path, itertools.chain([head], itertools.islice(stream, size - 1))))
@@ -118,53 +117,54 @@ def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> 
     return Split(digest.ordered, tuple(shards), digest.unordered)
 
 
-def _finished(
+def _keep_finished(
     recipe: Recipe, split: str, folder: Path, update: Callable[[Any], None], advance: Advance
 ) -> Iterator[Shard]:
-    """The good shards that lie there in a row, their pixels told to `update`; whatever follows is removed."""
-    found = {int(_number(path)): path for path in folder.glob(f"{split}-*.array_record")}
+    """Yields the leading shards that are intact, passes their pixels to `update`, and removes all later ones."""
+    found = {int(_shard_number(path)): path for path in folder.glob(f"{split}-*.array_record")}
     for number in itertools.count():
         if number not in found:
             break
+        # A call may have been interrupted while it gave shards their final names.
         path = found[number].rename(folder / f"{split}-{number:05d}.array_record")
         try:
-            pixels = _pixels(path, recipe.image_shape)
-        except Exception:  # damaged since it was written
+            pixels = _read_pixels(path, recipe.image_shape)
+        except Exception:  # damaged since it was written; the library raises various types
             break
         update(pixels)
         advance(len(pixels))
-        yield _shard(path, len(pixels))
+        yield _describe_shard(path, len(pixels))
         del found[number]
     for path in found.values():
         path.unlink(missing_ok=True)
 
 
-def _number(path: Path) -> str:
+def _shard_number(path: Path) -> str:
     return re.findall(r"-(\d{5})", path.name)[0]
 
 
-def _pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+def _read_pixels(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     reader = shard_reading.open_shard(path)
-    held = shard_reading.require_whole(reader.read_all(), reader.num_records(), image_shape)
-    return np.ascontiguousarray(shard_reading.decode(held, image_shape)["image"])
+    encoded = shard_reading.require_whole(reader.read_all(), reader.num_records(), image_shape)
+    return np.ascontiguousarray(shard_reading.decode(encoded, image_shape)["image"])
 
 
-def _sound(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
-    """What `recipe` reads, once the labels are seen to be classes. Raises BadSourceError."""
+def _check_labels(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
+    """Yields the batches that `recipe` reads. Raises BadSourceError if a label is not a class, or reading fails."""
     try:
         for batch in recipe.read(split, first):
             low, high = int(np.min(batch["label"])), int(np.max(batch["label"]))
             if low < 0 or high >= recipe.num_classes:
                 raise UserError(
-                    f"{recipe.name} {split}: labels {low} .. {high} are not within 0 .. {recipe.num_classes - 1}"
+                    f"{recipe.name} {split}: labels {low} .. {high} are not in 0 .. {recipe.num_classes - 1}"
                 )
             yield batch
     except UserError as error:
         raise BadSourceError(str(error)) from error
 
 
-def _encoded(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterator[bytes]:
-    """The records of all examples, whose pixels `update` is told."""
+def _encode(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterator[bytes]:
+    """Yields the records of all examples and passes their pixels to `update`."""
     for batch in batches:
         for first in range(0, len(batch["image"]), _ENCODED):
             images = np.ascontiguousarray(batch["image"][first : first + _ENCODED])
@@ -175,7 +175,7 @@ def _encoded(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterato
 
 
 def _write_shard(path: Path, stream: Iterable[bytes]) -> Shard:
-    """The shard at `path`, which is whole or absent."""
+    """Writes a shard atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     count = 0
     with contextlib.closing(_Writer(temporary)) as writer:
@@ -185,38 +185,38 @@ def _write_shard(path: Path, stream: Iterable[bytes]) -> Shard:
     atomic.sync(temporary)
     os.replace(temporary, path)
     atomic.sync(path.parent)
-    return _shard(path, count)
+    return _describe_shard(path, count)
 
 
 class _Writer:
-    """The library's writer, whose refusals are the OSErrors that they tell of."""
+    """ArrayRecordWriter that raises OSError for failed writes instead of RuntimeError."""
 
     def __init__(self, path: Path):
         self._path = path
         self._inner = array_record.ArrayRecordWriter(str(path), _WRITE)
 
     def write(self, record: bytes) -> None:
-        with self._telling():
+        with self._as_os_error():
             self._inner.write(record)
 
     def close(self) -> None:
-        with self._telling():
+        with self._as_os_error():
             self._inner.close()
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_os_error(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             raise OSError(errno.EIO, one_line(error), str(self._path)) from error
 
 
-def _shard(path: Path, count: int) -> Shard:
+def _describe_shard(path: Path, count: int) -> Shard:
     return Shard(path.name, count, path.stat().st_size, digests.digest_file(path)["sha256"])
 
 
-def _named(folder: Path, split: str, found: Split) -> Split:
-    """The shards under names that say how many they are."""
+def _final_names(folder: Path, split: str, found: Split) -> Split:
+    """Renames the shards to names with their total number, and returns the split with these."""
     named = []
     for number, shard in enumerate(found.shards):
         name = f"{split}-{number:05d}-of-{len(found.shards):05d}.array_record"

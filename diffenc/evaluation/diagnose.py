@@ -72,7 +72,7 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
         "step": step,
     }
     loss, ends = loss | metadata, ends | metadata
-    _write(loss_curves.path(workdir), loss, ends)
+    _write(loss_curves.curve_path(workdir), loss, ends)
     return {"loss": loss, "ends": ends}
 
 

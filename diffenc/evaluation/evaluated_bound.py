@@ -63,6 +63,6 @@ def evaluated_bound(
     if settings.num_timesteps == 0:
         return EvaluatedBound(lambda params: None, lambda chain: continuous, {})
     check_num_timesteps(precision, settings.num_timesteps)
-    fit = fitted_chains.plan(workdir, settings, step)
+    fit = fitted_chains.find_chain(workdir, settings, step)
     fit.check()
     return EvaluatedBound(lambda params: fit.chain(schedule, params["schedule"]), discrete, fit.of)

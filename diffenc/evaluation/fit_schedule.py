@@ -72,7 +72,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     check_steps(num_steps)
     check_num_timesteps(serialize.network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    origin = fitted_chains.origin(experiment, step)
+    origin = fitted_chains.fit_origin(experiment, step)
 
     def measure() -> StepCosts:
         fit = resolve_batch_size(experiment.fit, experiment.batch_size)
@@ -94,8 +94,8 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "times_of": origin,
         "excess_of": origin,
     }
-    target = fitted_chains.path(workdir, num_steps, "fitted", settings.variance)
-    saved = fitted_chains.save(target, best.times, record)
+    target = fitted_chains.fit_path(workdir, num_steps, "fitted", settings.variance)
+    saved = fitted_chains.save_fit(target, best.times, record)
     logging.info(
         "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images "
         "fitted to; times in %s",
@@ -165,7 +165,7 @@ def load_or_measure_costs(
     """Returns the step costs of one checkpoint from `file`, or measures them and writes them there.
 
     Args:
-      origin: `fitted_chains.origin` of the checkpoint; costs in the file of another origin are not used.
+      origin: `fitted_chains.fit_origin` of the checkpoint; costs in the file of another origin are not used.
 
     Raises:
       UserError: writing failed.

@@ -49,10 +49,10 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
     check_num_timesteps(serialize.network_precision(experiment), num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    target = fitted_chains.path(workdir, num_timesteps, settings.times, settings.variance)
+    target = fitted_chains.fit_path(workdir, num_timesteps, settings.times, settings.variance)
     times, fitted_on = equal_times(num_timesteps), {}
     if settings.times != "equal":
-        schedule_fit = fitted_chains.plan(workdir, settings, step)
+        schedule_fit = fitted_chains.find_chain(workdir, settings, step)
         times = schedule_fit.times
         fitted_on = {key: origin for key, origin in schedule_fit.of.items() if key == "times_of"}
     fit = resolve_batch_size(experiment.fit, experiment.batch_size)
@@ -67,9 +67,9 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "fewest_draws": int(costs.count.min()),
         "num_images": len(batches.source),
         **fitted_on,
-        "excess_of": fitted_chains.origin(experiment, step),
+        "excess_of": fitted_chains.fit_origin(experiment, step),
     }
-    saved = fitted_chains.save(target, times, record)
+    saved = fitted_chains.save_fit(target, times, record)
     logging.info(
         "variances of %d steps, each from %d draws or more, in %s", num_timesteps, costs.count.min(), target
     )

@@ -1,9 +1,9 @@
 """The error of a mean over images, separated from the Monte-Carlo error over times and noise.
 
-Image i has the value x_ip = m_i + f(u_ip) + e_ip in pass p: its own expectation m_i, a dependence on the drawn time
-that all images share, and noise. Another sample of images changes the mean by Var(m) / N. The spread of per-image
-means over passes is larger, by Var(f + e) / P, which is not an error of the mean where times are stratified. So f is
-fitted by least squares and removed, and Var(m) is estimated as a variance component (of the two-way layout of images
+In pass p, image i has the value x_ip = m_i + f(u_ip) + e_ip: its expectation m_i, a dependence on the drawn time
+shared by all images, and noise. The choice of images contributes Var(m) / N to the variance of the mean. The variance of
+per-image means over passes is larger by Var(f + e) / P, which is no error of the mean where times are stratified. So f
+is fitted by least squares and removed, and Var(m) is estimated as a variance component (of the two-way layout of images
 and passes), without clamping it at 0.
 """
 
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-MOST_KNOTS = 64
-DRAWS_PER_KNOT = 16
+MAX_KNOTS = 64
+DRAWS_PER_KNOT = 16  # at least, so that a height is not fitted to a few noisy draws
 FOLDS = 8
-RESOLVED = 2.0  # standard errors that Var(m) must lie above its Monte-Carlo noise
+RESOLVED = 2.0  # Var(m) counts as resolved from so many standard errors of its Monte-Carlo noise
 
 ByPass = Float[np.ndarray, "passes images"]
 DrawnTimes = Float[np.ndarray, "passes images times"]
@@ -27,9 +27,9 @@ class ImageError(NamedTuple):
     """The standard error of a mean over images.
 
     Attributes:
-      se: the standard error; None where Monte-Carlo noise hides it (more passes resolve it).
-      uncertainty: standard error of `se`, over images and draws; None where `se` is.
-      upper: the plain spread of per-image means, Monte-Carlo noise included, which on average is larger; never below `se`.
+      se: the standard error; None if Monte-Carlo noise hides it (more passes resolve it).
+      uncertainty: standard error of `se`, over images and draws; None if `se` is None.
+      upper: standard error from the spread of per-image means, including Monte-Carlo noise; never below `se`.
     """
 
     se: float | None
@@ -42,9 +42,9 @@ class Component(NamedTuple):
 
     Attributes:
       variance: an unbiased estimate; may be negative.
-      noise: standard error of `variance` over times and noise alone, exact for normal noise, too large for heavier tails.
+      noise: standard error of `variance` over times and noise alone; exact for normal noise, too large for heavier tails.
       uncertainty: standard error of `variance` over images, times and noise.
-      of_means: variance of the per-image means that `variance` is part of, after f is removed.
+      of_means: variance of the per-image means after f is removed; `variance` is a part of it.
     """
 
     variance: float
@@ -54,18 +54,18 @@ class Component(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether Var(m) stands out of the Monte-Carlo noise."""
+        """Whether Var(m) exceeds its Monte-Carlo noise."""
         return self.variance >= 0 and self.variance >= RESOLVED * self.noise
 
 
 @dataclasses.dataclass(frozen=True)
 class PassValues:
-    """A figure of each image in each pass.
+    """A value of each image in each pass.
 
     Attributes:
-      values: the figures.
-      times: uniform variates that diffusion times were drawn by, stratified over the images of a pass; None where
-        images were drawn for independently of each other.
+      values: [P, N].
+      times: uniform variates from which diffusion times were drawn, stratified over the images of a pass; None if the
+        draws of different images are independent.
     """
 
     values: ByPass
@@ -77,40 +77,40 @@ class PassValues:
 
     @property
     def over_images(self) -> "ImageError":
-        """The error of the mean over images; of at least two images."""
+        """The error of the mean over images. Needs two images."""
         return error_over_images(self.values, self.times)
 
     @property
     def mc_se(self) -> float:
-        """The standard error of the mean over times and noise; of at least two passes."""
+        """The standard error of the mean over times and noise. Needs two passes."""
         independent = self.values if self.times is None else self.values.mean(axis=1, keepdims=True)
         return monte_carlo_error(independent)
 
-    def of(self, images: Int[np.ndarray, " n"]) -> "PassValues":
-        """Returns the same of some of the images, whose times are no longer stratified over all of them."""
+    def select(self, images: Int[np.ndarray, " n"]) -> "PassValues":
+        """Returns the values of a subset of the images. Its times are no longer stratified."""
         times = None if self.times is None else self.times[:, images]
         return PassValues(self.values[:, images], times)
 
     def minus(self, other: "PassValues") -> "PassValues":
-        """Returns the difference, image by image and draw by draw; both are of the same draws."""
+        """Returns the difference for each image and pass; both must be evaluated with the same draws."""
         return PassValues(self.values - other.values, self.times)
 
 
 def monte_carlo_error(values: Float[np.ndarray, "passes independent"]) -> float:
-    """Returns the standard error of the mean of `values` over times and noise, from each column's spread over passes.
+    """Returns the standard error of the mean of `values` over times and noise, from the variance over passes.
 
-    Columns must be independent. Images that share stratified times are not, but the means of whole passes are: then
-    `values` has that one column.
+    Columns must be independent. Images with stratified times are not: then pass the means of whole passes, as the
+    only column.
     """
     passes, count = values.shape
     return float(np.sqrt(values.var(axis=0, ddof=1).sum() / passes) / count)
 
 
 def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageError:
-    """Returns the error over images of the mean of `values`; of at least two images.
+    """Returns the error over images of the mean of `values`, which are of at least two images.
 
     Args:
-      times: uniform variates that diffusion times were drawn by; None where no times were drawn.
+      times: uniform variates from which diffusion times were drawn; None if no times were drawn.
     """
     count = values.shape[1]
     upper = float(np.sqrt(values.mean(axis=0).var(ddof=1) / count))
@@ -118,11 +118,12 @@ def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageE
     if component is None or not component.resolved:
         return ImageError(None, None, upper)
     se = float(np.sqrt(component.variance / count))
+    # d se / d variance = 1 / (2 se count)
     return ImageError(se, component.uncertainty / (2 * se * count) if se else 0.0, max(upper, se))
 
 
 def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component | None:
-    """Returns the variance component of images; None of a single pass, or where a value is not finite."""
+    """Returns the variance component of images; None for a single pass, or if a value is not finite."""
     passes, count = values.shape
     if passes < 2 or not np.isfinite(values).all():
         return None
@@ -132,9 +133,8 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
     within = values - means - values.mean(axis=1, keepdims=True) + values.mean()
     noise = np.square(within).sum(axis=0) * count / ((passes - 1) * (count - 1)) / passes  # of each mean
     squares = np.square(means - means.mean()) * count / (count - 1)
-    fourth = (
-        np.square(noise) * (passes - 1) / (passes + 1)
-    )  # unbiased of the square of what noise estimates, if normal
+    # for normal noise, an unbiased estimate of the square of the variance that `noise` estimates
+    fourth = np.square(noise) * (passes - 1) / (passes + 1)
     cross = max(4 * np.sum(squares * noise - fourth), 0.0)
     own = 2 * np.sum(fourth) * passes / (passes - 1)
     return Component(
@@ -146,15 +146,14 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
 
 
 def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
-    """Returns `values` without what all images share as a function of the drawn time.
+    """Returns `values` minus f, the function of the drawn time that all images share.
 
-    The function is piecewise linear, fitted to the differences between passes, so that it takes nothing from the
-    differences between images. What is removed from an image is fitted to other images alone: it is then independent
-    of the image's own noise, and the variance component stays unbiased however badly the fit turns out; up to O(1 / N), for
-    in a pass the images share the strata of time among them.
+    f is piecewise linear and fitted to the differences between passes, so that differences between images remain. The
+    f removed from an image is fitted to other images only: it is independent of the image's own noise, which keeps the
+    variance component unbiased even if the fit is bad; up to O(1 / N), since the images of a pass share the strata of time.
     """
     passes, count = values.shape
-    num_knots = min(MOST_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
+    num_knots = min(MAX_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
     if num_knots < 2:
         return values
     fold, mean = np.arange(count) % FOLDS, values.mean(axis=0)
@@ -166,15 +165,16 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
             gram[k] += basis[fold == k].T @ basis[fold == k]
             moment[k] += basis[fold == k].T @ change[fold == k]
     others = zip(gram.sum(axis=0) - gram, moment.sum(axis=0) - moment, strict=True)
+    # lstsq with a cutoff: knots without draws make a system singular
     heights = np.stack([np.linalg.lstsq(*sums, rcond=1e-10)[0] for sums in others])
     return values - [np.sum(hat_functions(one, num_knots) * heights[fold], axis=1) for one in times]
 
 
 def hat_functions(times: Float[np.ndarray, "images times"], num_knots: int) -> Basis:
-    """Returns piecewise linear basis functions on equal knots in [0, 1] at each image's times, averaged over these."""
-    place = np.asarray(times, np.float64) * (num_knots - 1)
-    left = np.clip(place.astype(int), 0, num_knots - 2)
+    """Returns piecewise linear basis functions on equal knots in [0, 1], averaged over the times of each image."""
+    position = np.asarray(times, np.float64) * (num_knots - 1)
+    left = np.clip(position.astype(int), 0, num_knots - 2)
     basis, image = np.zeros((len(times), num_knots)), np.arange(len(times))[:, None]
-    np.add.at(basis, (image, left), 1 - (place - left))
-    np.add.at(basis, (image, left + 1), place - left)
+    np.add.at(basis, (image, left), 1 - (position - left))
+    np.add.at(basis, (image, left + 1), position - left)
     return basis / times.shape[1]

@@ -145,7 +145,8 @@ def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> o
     """Returns the exact divergence for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
-    return ode.hutchinson(jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype))
+    probes = jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype)
+    return ode.hutchinson_divergence(probes)
 
 
 def is_exact(settings: Likelihood, image_shape: tuple[int, ...]) -> bool:

@@ -1,16 +1,16 @@
-"""The probability-flow ODE in lambda = log SNR, and the exact density of the model that it is.
+"""The probability-flow ODE in lambda = log SNR, and the exact density of the model that it defines.
 
-With x_hat the estimate of x_phi and kappa x_hat that of its slope,
+With x_hat as the estimate of x_phi and kappa x_hat as that of its slope,
 
     dz / d lambda = 1/2 sigma^2 z + alpha kappa x_hat + 1/2 (alpha x_hat - z)
                   = -1/2 alpha^2 z + alpha (kappa + 1/2) x_hat.
 
-Read from t = 1 it turns N(0, I) into a density of z_0. Along a path d log p / d lambda = -div, hence
+Solved from t = 1, it maps N(0, I) to a density of z_0. Along a path d log p / d lambda = -div, hence
 
     log p_0(z_0) = log N(z_1; 0, I) + integral from lambda_0 to lambda_1 of div d lambda.
 
-A whole batch is solved as one system, whose steps suit the most difficult of its examples; what an example
-is given depends on the others, then, as it does on the tolerance.
+A whole batch is solved as one system, with step sizes that suit its most difficult example. So the result of an
+example depends on the others, within the tolerance.
 """
 
 from collections.abc import Callable
@@ -33,15 +33,15 @@ Scalar = Float[Array, ""]
 Tolerance = float | Scalar
 
 MAX_STEPS = 2000
-SMALLEST_STEP = 1e-6  # of lambda; float32 knows no smaller one where lambda = 13
+MIN_STEP = 1e-6  # of lambda; the spacing of float32 at lambda = 13
 
 
 class Stats(NamedTuple):
-    """How a solve went.
+    """Statistics of a solve.
 
     Attributes:
-      evaluations: of the velocity, each for the whole batch.
-      reached: whether it came to its end; if not, what it returned means nothing.
+      evaluations: number of evaluations of the velocity, each for the whole batch.
+      reached: whether it reached the end of the interval; if not, its result is invalid.
     """
 
     evaluations: Int[Array, ""]
@@ -49,7 +49,7 @@ class Stats(NamedTuple):
 
 
 def ode_velocity(x_hat: XHat, mean: GenerativeMean) -> Velocity:
-    """dz / d lambda of the model whose reverse process assumes that x_phi has the slope kappa x_hat."""
+    """Returns dz / d lambda of the model that assumes the slope kappa x_hat for x_phi."""
 
     def dz(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
@@ -60,14 +60,14 @@ def ode_velocity(x_hat: XHat, mean: GenerativeMean) -> Velocity:
 
 
 def exact_divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
-    """flow(z) and its divergence, by a derivative along each dimension: for few of them."""
+    """Returns flow(z) and its divergence, by a derivative along each dimension: for few dimensions."""
     basis = jnp.eye(z[0].size, dtype=z.dtype).reshape(-1, 1, *z.shape[1:])
     dz, forms = _quadratic_forms(flow, z, jnp.broadcast_to(basis, (len(basis), *z.shape)))
     return dz, forms.sum(axis=0)
 
 
-def hutchinson(probes: Float[Array, "k b *d"]) -> Divergence:
-    """The mean of e . J e over k probes, unbiased if E e e^T = I. The probes stay the same along the path."""
+def hutchinson_divergence(probes: Float[Array, "k b *d"]) -> Divergence:
+    """Returns the divergence estimator mean e . J e over k probes, unbiased if E e e^T = I; fixed along the path."""
 
     def divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
         dz, forms = _quadratic_forms(flow, z, probes)
@@ -79,7 +79,7 @@ def hutchinson(probes: Float[Array, "k b *d"]) -> Divergence:
 def _quadratic_forms(
     flow: Flow, z: Data, tangents: Float[Array, "k b *d"]
 ) -> tuple[Data, Float[Array, "k b"]]:
-    """flow(z), and e . J e of each tangent e: each example's own, since examples do not meet in a flow."""
+    """Returns flow(z), and e . J e of each tangent e, per example, since a flow does not mix examples."""
     dz, push = jax.linearize(flow, z)
     return dz, jax.vmap(lambda e: sum_data(e * push(e)))(tangents)
 
@@ -93,14 +93,14 @@ def log_density(
     rtol: Tolerance,
     atol: Tolerance,
 ) -> tuple[PerExample, Stats]:
-    """log p_0(z_0) in nats [B] of the ODE between `log_snr_0`, the data's end, and `log_snr_1`, the noise's."""
+    """Returns log p_0(z_0) [B] in nats, of the ODE between `log_snr_0` (data) and `log_snr_1` (noise)."""
     num_dims = z_0[0].size
 
     def field(log_snr: Scalar, state: tuple[Data, PerExample]) -> tuple[Data, PerExample]:
         z, _ = state
         at = jnp.broadcast_to(log_snr, z.shape[:1])
         dz, div = divergence(lambda z: velocity(z, at), z)
-        return dz, div / num_dims  # of the size of z, so that one tolerance suits both
+        return dz, div / num_dims  # of the magnitude of z, so that one tolerance suits both
 
     start = z_0, jnp.zeros(z_0.shape[:1], z_0.dtype)
     (z_1, integral), stats = _solve(field, start, log_snr_0, log_snr_1, rtol, atol)
@@ -108,10 +108,10 @@ def log_density(
     return prior + num_dims * integral, stats
 
 
-def transport(
+def solve_ode(
     z: Data, log_snr_from: Scalar, log_snr_to: Scalar, velocity: Velocity, rtol: Tolerance, atol: Tolerance
 ) -> tuple[Data, Stats]:
-    """z carried along the ODE: a sampler, from noise at the smallest log_snr to data at the largest."""
+    """Returns z transported along the ODE: a sampler, from noise at the smallest log_snr to data at the largest."""
 
     def field(log_snr: Scalar, z: Data) -> Data:
         return velocity(z, jnp.broadcast_to(log_snr, z.shape[:1]))
@@ -120,16 +120,16 @@ def transport(
 
 
 def require_reached(stats: Stats) -> None:
-    """Raise UserError if the solver gave up; for a solve that has been computed, not while tracing."""
+    """Raises UserError if the solver gave up. Needs concrete values, so not for use while tracing."""
     if not stats.reached:
         raise UserError(
-            f"the ODE was not solved: it takes more than {MAX_STEPS} steps, or steps below {SMALLEST_STEP} of log_snr; "
+            f"the ODE was not solved: it takes more than {MAX_STEPS} steps, or steps below {MIN_STEP} of log_snr; "
             "bind likelihood.rtol and likelihood.atol higher, or add --x64"
         )
 
 
 def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Tolerance, atol: Tolerance):
-    """The state at `log_snr_to`, and Stats."""
+    """Returns the state at `log_snr_to`, and Stats."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda log_snr, state, _: field(log_snr, state)),
         diffrax.Tsit5(),
@@ -138,19 +138,23 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Toleran
         dt0=None,
         y0=start,
         stepsize_controller=diffrax.PIDController(
-            rtol=rtol, atol=atol, norm=_worst_example, dtmin=SMALLEST_STEP, force_dtmin=False
+            rtol=rtol, atol=atol, norm=_worst_example, dtmin=MIN_STEP, force_dtmin=False
         ),
+        # no gradient is taken backwards through a solve, so no checkpoints are stored
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_STEPS,
+        # compiled code could not name the settings to change: `require_reached` does
         throw=False,
     )
-    evaluations = 6 * solution.stats["num_steps"] + 1  # a step's last stage is the first of the next
+    # Tsit5 has 7 stages, but the last of a step is the first of the next.
+    evaluations = 6 * solution.stats["num_steps"] + 1
     reached = solution.result == diffrax.RESULTS.successful
     return jax.tree.map(lambda leaf: leaf[0], solution.ys), Stats(evaluations, reached)
 
 
 def _worst_example(errors) -> Scalar:
-    """The largest error of any example, each the root mean square over its dimensions; NaN is infinite."""
+    """Returns the largest root mean square error of any example; infinite for NaN."""
     squares = [jnp.square(leaf).reshape(len(leaf), -1).mean(axis=1) for leaf in jax.tree.leaves(errors)]
     worst = jnp.sqrt(jnp.max(jnp.stack(squares)))
-    return jnp.where(jnp.isnan(worst), jnp.inf, worst)  # so that the step is tried again, shorter
+    # An infinite error makes the controller reject the step and try a shorter one.
+    return jnp.where(jnp.isnan(worst), jnp.inf, worst)

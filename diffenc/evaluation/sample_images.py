@@ -83,7 +83,7 @@ class ImageSampler:
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
         # until then each process holds only the images of its own devices
         self._collect = jax.jit(lambda z: z, out_shardings=replicated(mesh))
-        fit = fitted_chains.plan(workdir, self.settings, step)
+        fit = fitted_chains.find_chain(workdir, self.settings, step)
         fit.check()
         self.fitted_on = fit.of
         self._reverse_chain = jax.jit(

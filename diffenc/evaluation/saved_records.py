@@ -1,4 +1,4 @@
-"""Evaluations read again: what evaluation.json says, and evaluation.npz of each image; and which may be compared."""
+"""Reading evaluation.json and the per-image terms in evaluation.npz, and deciding which evaluations are comparable."""
 
 import dataclasses
 import hashlib
@@ -27,64 +27,65 @@ from diffenc.safe_io import safe_npz
 from diffenc.workdir.measurements import NPZ
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
-# Figures that differ in one of these do not belong into one table.
+# Evaluations that differ in one of these are not comparable in one table.
 COMPARABLE_KEYS = (
     *("split", "T", "times", "variance", "time_sampler", "times_per_image", "passes", "batch_size", "seed"),
     *("stratified", "precision", "matmul_precision", "prng", "step"),
 )
 
-# What a record must have, and of which types.
+# Required keys of a record, with their types.
 RequiredKeys = Mapping[str, tuple[type, ...]]
 REQUIRED_KEYS: RequiredKeys = {
     **{"dataset": (str,), "split": (str,), "num_images": (int,), "fingerprint": (str,), "T": (int, str)},
     **{"passes": (int,), "step": (int,), "bpd": (int, float, NoneType)},
 }
 
-MAX_BYTES = 1 << 30  # bytes of the terms of all images
+MAX_BYTES = 1 << 30  # limit of the unpacked terms, as protection against archive bombs
 
 Record = Mapping[str, Any]
 
 
 EVALUATE_AGAIN = "evaluate the run again"
-MISMATCH = f"is of another evaluation than the .json beside it; {EVALUATE_AGAIN}"
+MISMATCH = f"is of another evaluation than its .json; {EVALUATE_AGAIN}"
 
 
-class BrokenSealError(UserError):
-    """A record whose content does not match its checksum."""
+class ChecksumMismatchError(UserError):
+    """The content of a record does not match its checksum."""
 
 
-class OtherTermsError(UserError):
-    """Terms of images that are not those of the record beside them."""
+class MismatchedTermsError(UserError):
+    """Terms of images do not belong to their record."""
 
 
 def parse_record(data: bytes, name: Path | str, again: str = EVALUATE_AGAIN) -> dict[str, Any]:
-    """Returns a record from its JSON, with its checksum, if it has one.
+    """Parses a record and verifies its checksum, if it has one.
 
     Args:
-      name: the file, for messages.
-      again: how to make a new record, for messages.
+      name: of the file, for messages.
+      again: advice how to make a new record, for messages.
 
     Raises:
-      BrokenSealError: its content does not match its checksum.
-      UserError: it is no JSON object.
+      ChecksumMismatchError: its content does not match its checksum.
+      UserError: it is not a JSON object.
     """
     try:
         found = json.loads(data.decode())
         if not isinstance(found, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: is no JSON ({error}); delete it, and {again}") from None
+        raise UserError(f"{name}: is not valid JSON ({error}); delete it, and {again}") from None
     if record_checksum.is_broken(found):
-        raise BrokenSealError(f"{name}: {record_checksum.BROKEN}; its figures are left out: {again}")
-    if "proposal" in found:  # how earlier versions called it
+        raise ChecksumMismatchError(f"{name}: {record_checksum.BROKEN}; its numbers are ignored: {again}")
+    if "proposal" in found:  # the name in earlier versions
         found.setdefault("time_sampler", found["proposal"])
     return with_upper_bounds(found)
 
 
 def with_upper_bounds(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record in which `KEY_se` is an error over images.
+    """Returns a record in which `KEY_se` is an error over images, or None.
 
-    Earlier versions wrote the plain spread of per-image means there, Monte-Carlo noise included: an upper bound.
+    Earlier versions stored the plain spread of per-image means there, which includes Monte-Carlo noise and so is an
+    upper bound; it becomes `KEY_se_upper`.
     """
     errors = [f"{key}_se" for key in record if key.startswith("bpd") and f"{key}_se" in record]
     spreads = [key for key in errors if f"{key}_uncertainty" not in record]
@@ -92,38 +93,38 @@ def with_upper_bounds(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_fault(record: Record, needed: RequiredKeys = REQUIRED_KEYS) -> str | None:
-    """`lacks KEY` or `has KEY VALUE`, of what `record` has not, or has of another type; None if it is whole."""
-    lacking = [key for key in needed if key not in record]
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
+    """Returns `lacks KEYS` for missing keys, else `has KEY VALUE` for those of a wrong type; None if there are none."""
+    missing = [key for key in needed if key not in record]
+    if missing:
+        return f"lacks {', '.join(missing)}"
     wrong = [f"{key} {record[key]!r:.40}" for key, types in needed.items() if type(record[key]) not in types]
     return f"has {', '.join(wrong)}" if wrong else None
 
 
 def finite_number(value: Any) -> float | None:
-    """`value`, if it is a finite number."""
+    """Returns `value` as a float if it is a finite number, else None."""
     try:
-        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond the range of float
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def has_num_images(record: Record, num_images: int | None) -> bool:
-    """Whether a record is of `num_images` of its split, or of all there are."""
+    """Returns whether a record is of `num_images` of its split, or of all images if None or more than there are."""
     whole = record.get("split_images")
     return record["num_images"] == (whole if num_images is None else min(num_images, whole or num_images))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """Which evaluation states the figure of a run.
+    """Selects the evaluation that represents a run.
 
     Attributes:
-      split: the split's name.
-      bound: T, and for a chain of steps its times and variance; and the time sampler; as records spell them.
+      split: name of the split.
+      bound: T, in discrete time also times and variance, and the time sampler, as records spell them.
       num_images: None = all of the split.
-      seed: draws the images where they are not all.
+      seed: of the choice of images where they are not all.
     """
 
     split: Any
@@ -133,24 +134,28 @@ class EvaluationSpec:
 
 
 def evaluation_spec(settings: Evaluate) -> EvaluationSpec:
-    """Returns the evaluation that the settings ask for."""
+    """Returns the spec of the evaluation that the settings describe."""
     bound = {**bound_metadata(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
     return EvaluationSpec(settings.split, bound, settings.num_images, settings.seed)
 
 
 def matches_spec(record: Record, wanted: EvaluationSpec) -> bool:
-    """Whether a record is of the split, bound and images that are wanted; what it does not state is taken to agree."""
+    """Returns whether a record has the split, bound and images of `wanted`; missing keys count as equal."""
     return (
         record["split"] == wanted.split
-        and all(_words(value) == _words(record.get(key, value)) for key, value in wanted.bound.items())
-        and _of_images(record, wanted)
+        and all(
+            _selector_tokens(value) == _selector_tokens(record.get(key, value))
+            for key, value in wanted.bound.items()
+        )
+        and _has_images(record, wanted)
     )
 
 
 def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
-    """Returns the name of the evaluation that states a run's figure: in a model card, in a report.
+    """Returns the name of the evaluation that represents a run in a model card or a report.
 
-    It is the newest that is `wanted`, which is the one that the config asks for; else the newest; None if there is none.
+    It is the newest for which `wanted` is true, as for the evaluation that the config describes; else the newest; None if
+    there is none.
 
     Args:
       records: of one config and step, by name, the newest first.
@@ -158,29 +163,29 @@ def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], 
     return next((name for name, record in records.items() if wanted(record)), next(iter(records), None))
 
 
-def _of_images(record: Record, wanted: EvaluationSpec) -> bool:
+def _has_images(record: Record, wanted: EvaluationSpec) -> bool:
     count, whole = wanted.num_images, finite_number(record.get("split_images"))
     if count is None or (isinstance(count, int) and whole is not None and count >= whole):
         return record["num_images"] == (record["num_images"] if whole is None else whole)
     return record["num_images"] == count and record.get("seed", wanted.seed) == wanted.seed
 
 
-def _words(spelt: Any) -> Sequence[str]:
-    """The name of a plugin and its fields, in any order."""
-    return sorted(re.findall(r"[^(), ]+", str(spelt)))
+def _selector_tokens(spelling: Any) -> Sequence[str]:
+    """Returns the name and the fields of a spelled plugin, sorted, so that the order of fields does not matter."""
+    return sorted(re.findall(r"[^(), ]+", str(spelling)))
 
 
 def list_differences(one: Record, two: Record, keys: Sequence[str]) -> list[str]:
-    """`KEY ONE and TWO` for each of `keys` that two records differ in."""
-    told = ((key, stored_value(one, key), stored_value(two, key)) for key in keys)
-    return [f"{key} {first} and {second}" for key, first, second in told if first != second]
+    """Returns `KEY ONE and TWO` for each of `keys` in which two records differ."""
+    values = ((key, stored_value(one, key), stored_value(two, key)) for key in keys)
+    return [f"{key} {first} and {second}" for key, first, second in values if first != second]
 
 
 def stored_value(record: Record, key: str) -> Any:
-    """`record[key]` as it is recorded now; None if it is not there.
+    """Returns `record[key]` as current versions record it; None if it is missing.
 
-    Records used to hold JAX's setting as `matmul_precision`, whose meaning the device decides, and no `prng`: the draws were
-    those of JAX's defaults.
+    Earlier versions stored JAX's own setting as `matmul_precision`, which depends on the device, and no `prng`,
+    since they drew by JAX's defaults.
     """
     value, device = record.get(key), record.get("device")
     if key == "prng" and value is None:
@@ -195,16 +200,16 @@ def stored_value(record: Record, key: str) -> Any:
 def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, PassValues]:
     """Returns bits/dim of each image in each pass, by component.
 
-    Of an evaluation whose times were stratified over batches, as earlier versions drew them, only the mean over passes:
-    its passes do not separate the error over images from Monte-Carlo noise.
+    Earlier versions stratified times over batches and stored none. Their passes do not separate the error over images
+    from Monte-Carlo noise, so only the mean over passes is returned, as one pass.
 
     Args:
-      data: the file evaluation.npz.
-      record: what evaluation.json says.
-      name: what messages call the file.
+      data: content of evaluation.npz.
+      record: parsed evaluation.json.
+      name: of the file, for messages.
 
     Raises:
-      OtherTermsError: they are not those of `record`.
+      MismatchedTermsError: they do not belong to `record`.
       UserError: it cannot be read.
     """
     try:
@@ -213,7 +218,7 @@ def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, Pa
         nats["total"] = np.sum(list(nats.values()), axis=0)
         times = arrays.get(TIMES)
         if nats["total"].ndim != 2 or (times is not None and times.shape[:-1] != nats["total"].shape):
-            raise ValueError("other than [passes, images]")
+            raise ValueError("shape is not [passes, images]")
     except (UserError, KeyError, ValueError) as error:
         raise UserError(f"{name}: cannot be read ({error}); {EVALUATE_AGAIN}") from None
     per_bit = nats_per_bit(nats["total"].mean(axis=0), record, name)
@@ -222,21 +227,26 @@ def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, Pa
     bits = {component: PassValues(nats[component] / per_bit, times) for component in COMPONENTS}
     same_file = record.get(NPZ) in (None, hashlib.sha256(data).hexdigest())
     if not same_file or not all(_agree(bits[one].mean, record.get(key)) for one, key in COMPONENTS.items()):
-        raise OtherTermsError(f"{name}: {MISMATCH}")
+        raise MismatchedTermsError(f"{name}: {MISMATCH}")
     return bits
 
 
-def _agree(bits: float, stated: Any) -> bool:
-    """Whether a mean is the stated one, to the digits that float32 leaves; what is not stated agrees."""
-    figure = finite_number(stated)
-    return figure is None or math.isclose(bits, figure, rel_tol=1e-6, abs_tol=1e-9)
+def _agree(bits: float, recorded: Any) -> bool:
+    """Returns whether a mean equals the recorded one to the digits of float32, or none is recorded."""
+    number = finite_number(recorded)
+    return number is None or math.isclose(bits, number, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path | str) -> float:
-    """d ln 2 of images with d dimensions, which must be whole, or `nats` and `record` do not belong together."""
+    """Returns d ln 2, where d, the number of dimensions, is the ratio of `nats` to recorded bits/dim.
+
+    Raises:
+      MismatchedTermsError: d is not an integer, so `nats` and `record` do not belong together.
+      UserError: there are not as many finite `nats` as recorded images.
+    """
     if record["bpd"] is None or len(nats) != record["num_images"] or not np.isfinite(nats).all():
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
-        raise OtherTermsError(f"{name}: {MISMATCH}")
+        raise MismatchedTermsError(f"{name}: {MISMATCH}")
     return round(dims) * math.log(2)

@@ -1,11 +1,11 @@
-"""Means and their standard errors, of values that come in groups."""
+"""Streaming means by bin, with standard errors over values or over images."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
 class StreamingMean:
-    """Means and their standard errors of values that arrive in groups, one mean for each of `size` bins."""
+    """Means and standard errors of values that arrive in groups, for each of `size` bins."""
 
     def __init__(self, size: int):
         self.count = np.zeros(size, np.int64)
@@ -13,10 +13,9 @@ class StreamingMean:
         self._squares = np.zeros(size)  # sum of squared deviations from the mean
 
     def add(self, index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> None:
-        """Put each value in the bin of its index (Chan, Golub and LeVeque's update)."""
+        """Adds each value to the bin of its index (update of Chan, Golub and LeVeque)."""
         count = np.bincount(index, minlength=len(self.mean))
-        seen = np.maximum(count, 1)
-        mean = np.bincount(index, value, len(self.mean)) / seen
+        mean = np.bincount(index, value, len(self.mean)) / np.maximum(count, 1)
         squares = np.bincount(index, np.square(value - mean[index]), len(self.mean))
         total = np.maximum(self.count + count, 1)
         shift = np.where(count > 0, mean - self.mean, 0.0)
@@ -26,15 +25,15 @@ class StreamingMean:
 
     @property
     def standard_error(self) -> Float[np.ndarray, " size"]:
-        """Of each mean; infinite below two values."""
+        """The standard error of each mean; infinite for fewer than two values."""
         variance = self._squares / np.maximum(self.count - 1, 1)
         return np.where(self.count > 1, np.sqrt(variance / np.maximum(self.count, 1)), np.inf)
 
 
 class ImageMeans:
-    """The same where values come with the image they are of, whose values are not independent.
+    """Means by bin of values of images, where values of the same image are not independent.
 
-    Errors are those over images: of a ratio of sums over images, by the spread of each image's share in it.
+    Standard errors are over images: a mean is a ratio of two sums over images, and its error is linearised in them.
     """
 
     def __init__(self, num_images: int, size: int):
@@ -44,7 +43,8 @@ class ImageMeans:
     def add(
         self, image: Int[np.ndarray, " n"], index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]
     ) -> None:
-        """Put each value in the bin of its index, as one of its image."""
+        """Adds each value of an image to the bin of its index."""
+        # not +=, which would count repeated pairs once
         np.add.at(self._counts, (image, index), 1)
         np.add.at(self._sums, (image, index), value)
 
@@ -62,20 +62,20 @@ class ImageMeans:
 
     @property
     def standard_error(self) -> Float[np.ndarray, " size"]:
-        """Of each mean."""
+        """The standard error of each mean."""
         return sum_errors(self._shares)
 
     @property
     def mean_error(self) -> float:
-        """The standard error of the mean of all the means."""
+        """The standard error of the mean over bins."""
         return float(sum_errors(self._shares.mean(axis=1, keepdims=True))[0])
 
     @property
     def _shares(self) -> Float[np.ndarray, "images size"]:
-        """How far each image moves each mean from what the others make it."""
+        """The contribution of each image to the deviation of each mean, to first order."""
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
 
 
 def sum_errors(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:
-    """The standard errors of sums of independent shares."""
+    """Returns the standard errors of sums over independent images, for shares that sum to zero."""
     return np.sqrt(np.square(shares).sum(axis=0) * len(shares) / max(len(shares) - 1, 1))

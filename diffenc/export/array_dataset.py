@@ -1,4 +1,4 @@
-"""Arrays of images as a data set."""
+"""Data sets of in-memory arrays, and checks of images and labels passed by a caller."""
 
 import dataclasses
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ class DatasetSpec:
     """The properties of a data set that a model depends on, without its images.
 
     Attributes:
-      name: as evaluations state it.
+      name: as in evaluation records.
       image_shape: (H, W, C).
     """
 
@@ -31,9 +31,11 @@ class DatasetSpec:
             f"weights come without the {split} images of {self.name}: take them from the data set itself"
         )
 
+    # no images, so no fingerprint either
     fingerprint = source
 
 
+# compared by identity: arrays have no truth value
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayDataset:
     """A data set with the given images as every split, and the properties of `like`."""
@@ -63,31 +65,31 @@ class ArrayDataset:
 
 
 def check_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
-    """Returns `images` as an array. Raises UserError unless they are levels of images like those of `like`."""
+    """Returns `images` as an array. Raises UserError unless they are pixel levels with the shape of those of `like`."""
     array, shape, top = np.asarray(images), like.image_shape, like.num_levels - 1
     want = f"uint8 levels 0 .. {top} of shape [N, {', '.join(map(str, shape))}]"
     if array.dtype != np.uint8:
         raise UserError(f"images are of {array.dtype}: this model takes {want}")
     if array.ndim != 4 or array.shape[1:] != tuple(shape) or len(array) == 0:
-        raise UserError(f"images are of shape {list(array.shape)}: this model takes {want}, one at least")
+        raise UserError(f"images are of shape {list(array.shape)}: this model takes {want}, N >= 1")
     if array.max() > top:
         raise UserError(f"images have the level {array.max()}: this model takes {want}")
     return array
 
 
-def check_labels(labels: Any, count: int, num_classes: int, told: bool) -> Int[np.ndarray, " n"]:
-    """Classes of `count` images; zeros where the model is not `told` them. Raises UserError if they are none."""
-    if labels is None and not told:
+def check_labels(labels: Any, count: int, num_classes: int, is_conditional: bool) -> Int[np.ndarray, " n"]:
+    """Returns the classes of `count` images, zeros if omitted for an unconditional model. Raises UserError if invalid."""
+    if labels is None and not is_conditional:
         return np.zeros(count, np.int32)
     if labels is None:
-        raise UserError(f"this model is told the class of each image: give labels, {count} of them")
+        raise UserError(f"this model is conditional on the class of each image: give labels, {count} of them")
     array = np.asarray(labels)
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise UserError(
-            f"labels are {array.dtype}{list(array.shape)}, not a whole number for each of {count} images"
+            f"labels are {array.dtype}{list(array.shape)}, not one integer for each of {count} images"
         )
     if array.min() < 0 or array.max() >= num_classes:
         raise UserError(
-            f"labels go from {array.min()} to {array.max()}: this model knows 0 .. {num_classes - 1}"
+            f"labels go from {array.min()} to {array.max()}: this model has classes 0 .. {num_classes - 1}"
         )
     return array.astype(np.int32)

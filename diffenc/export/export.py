@@ -1,7 +1,7 @@
-"""--mode=export: a trained model as one folder to keep, to share and to load.
+"""--mode=export: writes a trained model as one folder to archive, share and load.
 
-WORKDIR/export holds model.safetensors, which suffices alone (see `diffenc.export.weights`), the config, and README.md,
-the model card. The folder is there whole or not at all; on an object store its files are, each for itself.
+WORKDIR/export holds model.safetensors, which is self-contained (see `diffenc.export.weights`), the config, and
+README.md, the model card. The folder is replaced atomically; on an object store, each file is.
 """
 
 import contextlib
@@ -37,38 +37,38 @@ from diffenc.workdir.mirror import display_name, on_local_copy
 FOLDER = "export"  # in a workdir
 README = "README.md"
 WRITTEN = frozenset({FILE, CONFIG, README})
-_OLD = "-old"  # ends the name of what is being replaced
+_OLD = "-old"  # suffix of a folder that is being replaced
 
 
 @on_local_copy
 def export(experiment: Experiment, workdir: Path) -> Path:
-    """Write the averaged parameters of a checkpoint, that of `evaluate.step`, to WORKDIR/export; returns the folder.
+    """Writes the averaged parameters of the checkpoint of `evaluate.step` to WORKDIR/export; returns the folder.
 
     Raises:
-      UserError: no run there, one of another config, or no such checkpoint; or the disk refuses.
+      UserError: no run, a run of another config, no such checkpoint, or a failed write.
     """
     mesh = data_mesh(experiment.mesh)
     restored = restore_checked(experiment, workdir, mesh, experiment.evaluate.step)
     arrays = fetch_parameters(restored.tree["ema"], mesh)
     data, run = provenance.training_data(experiment, workdir), str(restored.metadata.get("run", ""))
-    said = dataclasses.replace(describe_parameters(experiment, restored.step, data), run=run)
-    _write(workdir, arrays, said, experiment)
+    about = dataclasses.replace(describe_parameters(experiment, restored.step, data), run=run)
+    _write(workdir, arrays, about, experiment)
     return workdir / FOLDER
 
 
 def fetch_parameters(params: Any, mesh: Mesh) -> Arrays:
-    """The whole of each parameter by name. All processes have to ask."""
-    whole = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
-    return {name: np.asarray(whole(leaf)) for name, leaf in name_leaves(params).items()}
+    """Returns each parameter unsharded, by name. A collective: all processes must call it."""
+    gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
+    return {name: np.asarray(gather(leaf)) for name, leaf in name_leaves(params).items()}
 
 
 def describe_parameters(
     experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = ""
 ) -> WeightsMetadata:
-    """What a file says of parameters of `experiment`."""
-    # the step it was asked for means nothing to a reader
-    newest = dataclasses.replace(experiment.evaluate, step=None)
-    config = serialize.config_text(dataclasses.replace(experiment, evaluate=newest))
+    """Returns the metadata of a file with parameters of `experiment`."""
+    # the file has one step, so the requested one would mislead in its config
+    settings = dataclasses.replace(experiment.evaluate, step=None)
+    config = serialize.config_text(dataclasses.replace(experiment, evaluate=settings))
     packages = provenance.plugin_packages(experiment)
     return WeightsMetadata(
         config, serialize.config_hash(experiment), step, code_version(), dataset, origin, packages=packages
@@ -76,7 +76,7 @@ def describe_parameters(
 
 
 def code_version() -> str:
-    """The version of what runs, and its git commit where it is a checkout."""
+    """Returns the version of diffenc, and the git commit if it runs from a checkout."""
     commit = provenance.git_commit(Path(__file__).parents[2])
     return (provenance.installed_version("diffenc") or "of no version") + (
         f", commit {commit}" if commit else ""
@@ -89,40 +89,38 @@ def _write(workdir: Path, arrays: Arrays, about: WeightsMetadata, experiment: Ex
     write_folder(workdir / FOLDER, arrays, about, evaluation, experiment.model.condition_metadata())
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
-        logging.info(
-            "its card states no bits/dim: --mode=evaluate, and then --mode=export again, put them there"
-        )
+        logging.info("the model card has no bits/dim: run --mode=evaluate, then --mode=export again")
 
 
 def find_evaluation(workdir: Path, about: WeightsMetadata, settings: Evaluate) -> dict[str, Any] | None:
-    """The evaluation of the same config and step that states the run's figure (`evaluations.choose`).
+    """Returns the evaluation of the same config and step that represents the run (`saved_records.choose_evaluation`).
 
-    None if there is none. Files that cannot be read, or whose checksum does not match, are warned of.
+    None if there is none. Skips unreadable files and those with a wrong checksum, with a warning.
     """
-    found = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
-    newest = sorted(found, key=lambda path: int(path.stem), reverse=True)
-    read = {path.name: said for path in newest if (said := _read(path)) is not None}
-    of_this = about.config_hash, about.step
-    same = {name: said for name, said in read.items() if (said["config_hash"], said["step"]) == of_this}
+    paths = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
+    newest_first = sorted(paths, key=lambda path: int(path.stem), reverse=True)
+    read = {path.name: record for path in newest_first if (record := _read(path)) is not None}
+    key = about.config_hash, about.step
+    same = {name: record for name, record in read.items() if (record["config_hash"], record["step"]) == key}
     wanted = saved_records.evaluation_spec(settings)
     chosen = saved_records.choose_evaluation(same, lambda record: saved_records.matches_spec(record, wanted))
     return None if chosen is None else same[chosen]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record that has what the card states, and agrees with its terms; None with a warning if it has not."""
+    """Returns a record that is complete for the card and agrees with its terms; else None, with a warning."""
     try:
-        said = saved_records.parse_record(path.read_bytes(), path)
-        fault = saved_records.find_fault({"split_images": None, **said}, model_card.NEEDED)
+        record = saved_records.parse_record(path.read_bytes(), path)
+        fault = saved_records.find_fault({"split_images": None, **record}, model_card.REQUIRED_KEYS)
         if fault is not None:
             raise UserError(f"{path}: {fault}")
         terms = path.with_suffix(".npz")
-        if terms.is_file() and saved_records.finite_number(said["bpd"]) is not None:
-            saved_records.terms_by_pass(terms.read_bytes(), said, terms)
+        if terms.is_file() and saved_records.finite_number(record["bpd"]) is not None:
+            saved_records.terms_by_pass(terms.read_bytes(), record, terms)
     except (UserError, OSError) as error:
-        logging.warning("passed over: %s", error)
+        logging.warning("skipped: %s", error)
         return None
-    return said
+    return record
 
 
 def write_folder(
@@ -130,31 +128,32 @@ def write_folder(
     arrays: Arrays,
     about: WeightsMetadata,
     evaluation: Mapping[str, Any] | None,
-    told: Mapping[str, Any],
+    condition_metadata: Mapping[str, Any],
 ) -> None:
-    """Write an export, all or nothing; one that is there is replaced, if nothing else is in its folder.
+    """Writes an export atomically, replacing an earlier one if its folder holds nothing else.
 
     Args:
-      told: what the model is told of an image (`Model.condition_metadata`), for the card.
+      condition_metadata: as of `Model.condition_metadata`, for the card.
 
     Raises:
-      UserError: something else is in the folder, or the disk refuses.
+      UserError: the folder holds other files, or a failed write.
     """
     refuse_other_files(folder)
     num_params = sum(array.size for array in arrays.values())
     with replace_folder(folder) as temporary:
         weights.write(temporary / FILE, arrays, about)
         atomic.write_text(temporary / CONFIG, about.config)
-        atomic.write_text(temporary / README, model_card.render_card(about, evaluation, num_params, told))
+        card = model_card.render_card(about, evaluation, num_params, condition_metadata)
+        atomic.write_text(temporary / README, card)
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raise UserError if `folder` holds what no export wrote: replacing the folder would delete it."""
+    """Raises UserError if `folder` holds files that no export wrote: replacing the folder would delete them."""
     try:
-        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise atomic.write_error(folder, error) from error
-    other = next((path.name for path in there if path.name not in WRITTEN or path.is_dir()), None)
+    other = next((path.name for path in paths if path.name not in WRITTEN or path.is_dir()), None)
     if other is not None:
         raise UserError(
             f"{folder} holds {other}, which no export wrote and which would be deleted: move it out of there, "
@@ -164,33 +163,37 @@ def refuse_other_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder; on leaving it takes the place of `folder`, or of what that links to. If the body raises, it is removed.
+    """Yields an empty folder that on exit replaces `folder`, or the target of its link. It is removed if the body raises.
 
-    A kill leaves a hidden folder beside it, which the next call sweeps up, and `folder` whole: as it was, as it is now,
-    or for a moment between two renamings not there; then the hidden one is as it was, until the next is in place.
+    A killed process leaves a hidden folder next to `folder`, which the next call removes. `folder` itself is complete,
+    old or new, except between the two renames, when it is missing and the hidden folder is the old one; that is kept
+    until the next call has put its folder in place.
 
     Raises:
-      UserError: the disk refused.
+      UserError: a failed write.
     """
-    place = Path(os.path.realpath(folder))
-    temporary = temporaries.temporary_name(place)
+    target = Path(os.path.realpath(folder))
+    temporary = temporaries.temporary_name(target)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place, lambda name: not name.endswith(_OLD))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # an old folder may be the only complete copy until the new one is in place
+        _remove_leftovers(target, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
         with temporaries.lock_folder(temporary):
             try:
                 yield temporary
+                # contents before the rename: after a crash a complete name must not have incomplete files
                 atomic.sync_all(temporary)
-                _put_in_place(temporary, place)
+                _move_into_place(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        _sweep(place, lambda name: name.endswith(_OLD))
+        _remove_leftovers(target, lambda name: name.endswith(_OLD))
     except OSError as error:
         raise atomic.write_error(folder, error) from error
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
+def _move_into_place(new: Path, folder: Path) -> None:
+    """Replaces `folder` by `new` in two renames, since a rename cannot replace a folder that is not empty."""
     old = new.with_name(new.name + _OLD)
     if folder.is_dir():
         os.replace(folder, old)
@@ -203,10 +206,10 @@ def _put_in_place(new: Path, folder: Path) -> None:
     atomic.sync(folder.parent)
 
 
-def _sweep(folder: Path, of: Callable[[str], bool]) -> None:
-    """Remove what earlier calls left beside `folder`, those whose names are `of` it, unless a live process is writing it."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
-        if of(left.name) and left.is_dir() and not left.is_symlink():
-            temporaries.remove_unlocked(left)
-        elif of(left.name):
-            left.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path, matches: Callable[[str], bool]) -> None:
+    """Removes matching temporary folders of killed calls; those of live processes are locked and stay."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
+        if matches(path.name) and path.is_dir() and not path.is_symlink():
+            temporaries.remove_unlocked(path)
+        elif matches(path.name):
+            path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The README.md beside a file of weights: a model card, as hubs of models read it."""
+"""The model card: README.md of an export, with the front matter that model hubs read."""
 
 import json
 import re
@@ -21,8 +21,8 @@ TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
 CONDITIONAL = "class-conditional-image-generation"
 UNCONDITIONAL = "unconditional-image-generation"
 
-# Of an evaluation: how the bound was measured, as far as the record says.
-HOW = (
+# Keys of an evaluation that tell how the bound was measured; a record may lack some.
+HOW_MEASURED = (
     *(
         "times",
         "variance",
@@ -35,149 +35,153 @@ HOW = (
     ),
     "matmul_precision",
 )
-# What the card reads of it, apart from the figures.
-NEEDED: saved_records.RequiredKeys = {
+# Keys of an evaluation that a card needs, apart from the measured values.
+REQUIRED_KEYS: saved_records.RequiredKeys = {
     **saved_records.REQUIRED_KEYS,
     **{"config_hash": (str,), "precision": (str,), "split_images": (int, NoneType)},
 }
 
-LONGEST = 300  # characters of a text that comes with a run
+MAX_LENGTH = 300  # characters of a text from a run, which may come from strangers
 
 LIMITS = """\
-- Bits/dim are a bound on the negative log-likelihood. They compare with others on the same images (the fingerprint
-  says which) and at the same T alone.
-- ± over images: how far another sample of as many images would lie. ± Monte Carlo: the error of the estimate itself.
-- The parameters are the moving average over training, which samples and evaluations use; training cannot go on from
-  this file.
-- It draws images like those it was trained on, and has learned whatever is wrong with them."""
+- Bits/dim are a bound on the negative log-likelihood. They are comparable only for the same images (see the
+  fingerprint) and the same T.
+- ± over images: standard error from the choice of images. ± Monte Carlo: standard error of the estimate itself.
+- The parameters are the moving average over training, as used for samples and evaluations; training cannot continue
+  from this file.
+- Samples resemble the training images, including their biases and errors."""
 
 
 def render_card(
-    about: WeightsMetadata, evaluation: Mapping[str, Any] | None, num_params: int, told: Mapping[str, Any]
+    about: WeightsMetadata,
+    evaluation: Mapping[str, Any] | None,
+    num_params: int,
+    condition_metadata: Mapping[str, Any],
 ) -> str:
-    """The card.
+    """Returns the card as Markdown.
 
     Args:
-      evaluation: what evaluation.json says of these parameters; None if they were not evaluated.
-      told: what the model is told of an image (`Model.condition_metadata`).
+      evaluation: evaluation.json of these parameters; None if they were not evaluated.
+      condition_metadata: as of `Model.condition_metadata`.
     """
     name = about.dataset["dataset"]
     parts = [
-        _front_matter(about, evaluation, told),
-        f"# A diffusion model of {_words(name)}" + f", step {about.step:,}" * bool(about.step),
-        _what(about, num_params),
-        _section("Use", _use(about)),
-        _section("Evaluation", _evaluated(evaluation) if evaluation else _not_evaluated(about)),
-        _section("Trained on", _trained_on(about.dataset)),
+        _front_matter(about, evaluation, condition_metadata),
+        f"# A diffusion model of {_escape(name)}" + f", step {about.step:,}" * bool(about.step),
+        _introduction(about, num_params),
+        _section("Use", _usage(about)),
+        _section("Evaluation", _evaluation_table(evaluation) if evaluation else _evaluation_hint(about)),
+        _section("Trained on", _training_data(about.dataset)),
         _section("Limits", LIMITS),
-        f"<details>\n<summary>Config</summary>\n\n{_fenced(about.config)}\n\n</details>",
+        f"<details>\n<summary>Config</summary>\n\n{_code_block(about.config)}\n\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(
-    about: WeightsMetadata, evaluation: Mapping[str, Any] | None, told: Mapping[str, Any]
+    about: WeightsMetadata, evaluation: Mapping[str, Any] | None, condition_metadata: Mapping[str, Any]
 ) -> str:
-    """YAML; each value is written as JSON, which is YAML too."""
+    """Returns YAML; each value is written as JSON, a subset of YAML, which escapes texts from strangers."""
     lines = [
         "# license: yours to choose, for example apache-2.0",
         "library_name: diffenc",
         f"tags: {json.dumps(TAGS)}",
     ]
-    task = CONDITIONAL if "condition" in told else UNCONDITIONAL
-    if task == UNCONDITIONAL:  # hubs have no tag for the other
+    task = CONDITIONAL if "condition" in condition_metadata else UNCONDITIONAL
+    if task == UNCONDITIONAL:  # hubs have no tag for conditional generation
         lines.append(f"pipeline_tag: {task}")
     if evaluation:
-        lines.append(f"model-index: {json.dumps(_index(about, evaluation, task))}")
+        lines.append(f"model-index: {json.dumps(_model_index(about, evaluation, task))}")
     return "\n".join(["---", *lines, "---"])
 
 
-def _index(about: WeightsMetadata, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+def _model_index(about: WeightsMetadata, evaluation: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     dataset = {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": evaluation["split"]}
-    dataset = {key: _plain(value) for key, value in dataset.items()}
+    dataset = {key: _one_line(value) for key, value in dataset.items()}
     metrics = [_metric(evaluation, key) for key in KEYS if finite_number(evaluation.get(key)) is not None]
-    name = f"{_plain(about.dataset['dataset'])}-{about.config_hash[:8]}"
+    name = f"{_one_line(about.dataset['dataset'])}-{about.config_hash[:8]}"
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]}]
 
 
-def _metric(said: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A figure for hubs, which show name and value: without T and the images nobody could compare it."""
-    of = f"T {_plain(said['T'])}, {_images_of(said)} images, {said['passes']} pass(es)"
-    keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW)
-    args = {name: stored_value(said, name) for name in keys if said.get(name) is not None}
-    args = {name: _plain(value) if isinstance(value, str) else value for name, value in args.items()}
-    errors = {name: finite_number(said.get(f"{key}_{name}")) for name in ("se", "mc_se")}
+def _metric(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns a value for hubs. They show name and value, so the name states T and images, without which it means little."""
+    of = f"T {_one_line(record['T'])}, {_count_images(record)} images, {record['passes']} pass(es)"
+    keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW_MEASURED)
+    args = {name: stored_value(record, name) for name in keys if record.get(name) is not None}
+    args = {name: _one_line(value) if isinstance(value, str) else value for name, value in args.items()}
+    errors = {name: finite_number(record.get(f"{key}_{name}")) for name in ("se", "mc_se")}
     if errors["se"] is None:
-        errors["se_upper"] = finite_number(said.get(f"{key}_se_upper"))
-    return {"type": key, "name": f"{NAMES[key]}; {of}", "value": said[key], "args": {**args, **errors}}
+        errors["se_upper"] = finite_number(record.get(f"{key}_se_upper"))
+    return {"type": key, "name": f"{NAMES[key]}; {of}", "value": record[key], "args": {**args, **errors}}
 
 
-def _what(about: WeightsMetadata, num_params: int) -> str:
+def _introduction(about: WeightsMetadata, num_params: int) -> str:
+    # as config.gin spells plugins: Model.PART = @[SCOPE/]KIND.NAME()
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
-    told = "\n".join(f"- {_words(part)}: {_words(name)}" for part, name in parts)
-    origin = f"\n\nThe parameters come from {_inline(about.origin)}." if about.origin else ""
+    plugins = "\n".join(f"- {_escape(part)}: {_escape(name)}" for part, name in parts)
+    origin = f"\n\nThe parameters come from {_inline_code(about.origin)}." if about.origin else ""
     return (
         "A variational diffusion model of images, as in DiffEnc (https://arxiv.org/abs/2310.19789): "
-        f"{num_params:,} parameters, written by diffenc {_words(about.code)}.\n\n{told}{origin}"
+        f"{num_params:,} parameters, written by diffenc {_escape(about.code)}.\n\n{plugins}{origin}"
     )
 
 
-def _use(about: WeightsMetadata) -> str:
+def _usage(about: WeightsMetadata) -> str:
     shape = ", ".join(map(str, about.dataset["image_shape"]))
     modules = tuple(re.findall(r"^import ([\w.]+)$", about.config, re.MULTILINE))
-    given = f", allow_imports={modules!r}" if modules else ""
-    of_file = "no code, but for that of the modules allowed" if modules else "no code"
+    options = f", allow_imports={modules!r}" if modules else ""
+    code = "no code, except the allowed modules" if modules else "no code"
     return f"""\
-{_needed(about, modules)}```python
+{_installation(about, modules)}```python
 import diffenc
-model = diffenc.load("{FILE}"{given})
+model = diffenc.load("{FILE}"{options})
 images = model.sample(16)  # uint8 [16, {shape}]
 ```
 
-`model.elbo(images)` measures bits/dim, `model.encode(images, t=0.5)` encodes. Reading the file runs {of_file}."""
+`model.elbo(images)` measures bits/dim, `model.encode(images, t=0.5)` encodes. Loading the file executes {code}."""
 
 
-def _needed(about: WeightsMetadata, modules: Sequence[str]) -> str:
-    """Returns what has to be installed before the model can be loaded; nothing where diffenc suffices."""
+def _installation(about: WeightsMetadata, modules: Sequence[str]) -> str:
+    """Returns how to install the plugins and modules needed to load the model; "" if diffenc suffices."""
     packages = [one.rpartition(" ") for one in about.packages.split(", ") if one]
     pinned = " ".join(f"{name}=={version}" for name, _, version in packages)
-    installed = f"Its plugins come from other packages, by these names and versions:\n\n```sh\npip install {pinned}\n```\n\n"
+    installed = f"It needs plugins of other packages:\n\n```sh\npip install {pinned}\n```\n\n"
     imported = (
-        f"Its config imports {', '.join(f'`{module}`' for module in modules)}, which must be importable and which "
-        "`allow_imports` permits: allow what you trust.\n\n"
+        f"Its config imports {', '.join(f'`{module}`' for module in modules)}, which must be importable. "
+        "`allow_imports` permits it: list only modules that you trust.\n\n"
     )
     return installed * bool(packages) + imported * bool(modules)
 
 
-def _evaluated(said: Mapping[str, Any]) -> str:
-    terms = ["T", *(key for key in HOW if said.get(key) is not None)]
-    how = ", ".join(f"{key} {_words(stored_value(said, key))}" for key in terms)
+def _evaluation_table(record: Mapping[str, Any]) -> str:
+    terms = ["T", *(key for key in HOW_MEASURED if record.get(key) is not None)]
+    how = ", ".join(f"{key} {_escape(stored_value(record, key))}" for key in terms)
     lines = [
-        f"Bits/dim of {_images_of(said)} images of {_words(said['dataset'])} {_words(said['split'])}, pixels "
-        f"{_inline(said['fingerprint'])}:",
-        f"{how}, {said['passes']} pass(es), computed in {_words(said['precision'])}.",
+        f"Bits/dim of {_count_images(record)} images of {_escape(record['dataset'])} {_escape(record['split'])}, pixels "
+        f"{_inline_code(record['fingerprint'])}:",
+        f"{how}, {record['passes']} pass(es), computed in {_escape(record['precision'])}.",
         "",
         "| | | ± over images | ± Monte Carlo |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {' | '.join(format_measurement(said, key))} |" for key, name in NAMES.items()),
+        *(f"| {name} | {' | '.join(format_measurement(record, key))} |" for key, name in NAMES.items()),
     ]
-    if record_checksum.check_checksum(said) is ChecksumState.MISSING:
+    if record_checksum.check_checksum(record) is ChecksumState.MISSING:
         lines += ["", f"The record of this evaluation is {record_checksum.UNSEALED}."]
     return "\n".join(lines)
 
 
-def _images_of(said: Mapping[str, Any]) -> str:
-    """How many of how many."""
-    count, of = said["num_images"], said.get("split_images")
-    return f"all {count:,}" if count == of else f"{count:,} of the {of:,}" if of else f"{count:,}"
+def _count_images(record: Mapping[str, Any]) -> str:
+    """Returns `all N`, `N of the M`, or `N` if the size of the split is unknown."""
+    count, total = record["num_images"], record.get("split_images")
+    return f"all {count:,}" if count == total else f"{count:,} of the {total:,}" if total else f"{count:,}"
 
 
-def _not_evaluated(about: WeightsMetadata) -> str:
+def _evaluation_hint(about: WeightsMetadata) -> str:
     if about.origin:
-        return "None of these parameters. `diffenc.load(...).elbo(images)` makes one."
+        return "These parameters were not evaluated. `diffenc.load(...).elbo(images)` does so."
     run = f"python -m diffenc.run --workdir=WORKDIR --gin_bindings='evaluate.step = {about.step}'"
     return f"""\
-None of this checkpoint. These make one, and write this card anew:
+This checkpoint was not evaluated. To do so, and to update this card:
 
 ```sh
 {run} --mode=evaluate
@@ -185,7 +189,7 @@ None of this checkpoint. These make one, and write this card anew:
 ```"""
 
 
-def _trained_on(dataset: Mapping[str, Any]) -> str:
+def _training_data(dataset: Mapping[str, Any]) -> str:
     height, width, channels = dataset["image_shape"]
     lines = {
         dataset["dataset"]: f"{height}x{width}x{channels}, {dataset['num_levels']} levels",
@@ -194,9 +198,9 @@ def _trained_on(dataset: Mapping[str, Any]) -> str:
         "licence of the images": dataset.get("licence"),
         "train images": dataset.get("train_images", "unknown"),
     }
-    found = [f"- {_words(key)}: {_words(value)}" for key, value in lines.items() if value is not None]
+    found = [f"- {_escape(key)}: {_escape(value)}" for key, value in lines.items() if value is not None]
     if "train_identity" in dataset:
-        found.append(f"- fingerprint: {_inline(dataset['train_identity'])}")
+        found.append(f"- fingerprint: {_inline_code(dataset['train_identity'])}")
     return "\n".join(found)
 
 
@@ -204,31 +208,32 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
 
 
-def _plain(value: Any) -> str:
-    """In one line of bounded length, without control characters."""
-    return " ".join(printable(str(value), LONGEST).split())
+def _one_line(value: Any) -> str:
+    """Returns the text as one line of bounded length without control characters."""
+    return " ".join(printable(str(value), MAX_LENGTH).split())
 
 
-def _words(value: Any) -> str:
-    """As running text, whatever it holds: neither Markdown nor HTML."""
-    text = re.sub(r"([\\`*{}\[\]#|~$!]|\b_\B|\B_\b|\B_\B|(?<=_)_|_(?=_))", r"\\\1", _plain(value))
+def _escape(value: Any) -> str:
+    """Returns the text with Markdown and HTML escaped. Names in a run are untrusted input."""
+    # underscores only where Markdown would see emphasis: most are within names, and read better bare
+    text = re.sub(r"([\\`*{}\[\]#|~$!]|\b_\B|\B_\b|\B_\B|(?<=_)_|_(?=_))", r"\\\1", _one_line(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _inline(value: Any) -> str:
-    """As code in a line, whatever it holds."""
-    line = _plain(value)
-    ticks = "`" * (_longest_run(line) + 1)
+def _inline_code(value: Any) -> str:
+    """Returns the text as inline code, fenced by more backticks than it contains."""
+    line = _one_line(value)
+    ticks = "`" * (_max_backticks(line) + 1)
     pad = " " * ("`" in line)
     return f"{ticks}{pad}{line}{pad}{ticks}"
 
 
-def _fenced(config: str) -> str:
-    """As a block of code, whatever it holds."""
-    fence = "`" * max(3, _longest_run(config) + 1)
+def _code_block(config: str) -> str:
+    """Returns the config as a code block, fenced by more backticks than it contains."""
+    fence = "`" * max(3, _max_backticks(config) + 1)
     return f"{fence}gin\n{config}{fence}"
 
 
-def _longest_run(text: str) -> int:
-    """Of backticks."""
+def _max_backticks(text: str) -> int:
+    """Returns the length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

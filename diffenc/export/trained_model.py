@@ -1,4 +1,4 @@
-"""A trained model to be used from Python."""
+"""A trained model for use from Python: sampling, bits/dim and encoding."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,19 +32,19 @@ from diffenc.runtime.progress import Progress
 
 Levels = UInt8[np.ndarray, "n h w c"]
 PerImage = Float[np.ndarray, " n"]
-Given = Any  # whatever numpy takes for an array; it is checked, with an answer for people
+ArrayInput = Any  # anything that numpy converts to an array; checked with a readable message
 
 
 @dataclasses.dataclass(frozen=True)
 class ElboResult:
-    """-ELBO of some images in bits/dim, each figure the mean over passes.
+    """-ELBO of images in bits/dim, each value the mean over passes.
 
     Attributes:
       bpd: of each image.
-      terms: its parts, "reconstruction", "latent" and "diffusion".
-      mc_se: standard error of `bpd` over times and noise; None of a single pass.
-      means: what evaluation.json says of the images together: `bpd`, `bpd_diffusion`, ... with `_se` over images
-        and `_mc_se` over times and noise.
+      terms: its terms, "reconstruction", "latent" and "diffusion", of each image.
+      mc_se: standard error of `bpd` over times and noise; None for a single pass.
+      means: means over images as in evaluation.json: `bpd`, `bpd_diffusion`, ... with `_se` over images and `_mc_se`
+        over times and noise.
     """
 
     bpd: PerImage
@@ -57,20 +57,21 @@ class ElboResult:
         bits = terms.bits_per_dim()
         passes = len(bits["bpd"])
         means = {key.removeprefix("bpd_"): each.mean(axis=0) for key, each in bits.items()}
-        spread = bits["bpd"].std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else None
-        return ElboResult(means.pop("bpd"), means, spread, terms.metrics())
+        mc_se = bits["bpd"].std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else None
+        return ElboResult(means.pop("bpd"), means, mc_se, terms.metrics())
 
 
+# compared by identity: arrays have no truth value, and compiled functions are cached per instance
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model with the averaged parameters of one checkpoint.
 
     Attributes:
-      experiment: the run, as its config has it.
+      experiment: the config of the run.
       params: {"encoder", "schedule", "network"}.
-      step: the optimiser's.
-      name: where it was read from.
-      workdir: where what was fitted to it is read from, if anywhere.
+      step: optimizer step of the checkpoint.
+      name: the file or workdir that it was read from.
+      workdir: folder with fits and curves of the run; None if there is none.
     """
 
     experiment: Experiment
@@ -85,26 +86,26 @@ class TrainedModel:
 
     @property
     def model(self) -> Model:
-        """What it is put together from."""
+        """The model, without parameters."""
         return self.experiment.model
 
     @cached_property
     def mesh(self) -> Mesh:
-        """All devices there are; each has a copy of the parameters."""
+        """All devices, each with a copy of the parameters."""
         return data_mesh()
 
     def sample(
         self, num: int = 16, *, num_timesteps: int | None = None, seed: int = 0, **settings: Any
     ) -> Levels:
-        """Draw `num` images, uint8 levels [num, H, W, C], as --mode=sample does.
+        """Draws `num` images, uint8 levels [num, H, W, C], as --mode=sample does.
 
         Args:
-          num_timesteps: T; None = as the config says.
+          num_timesteps: T; None = as in the config.
           seed: of the noise.
-          settings: more of what gin binds as sample.NAME: `sampler`, `classes`, `guidance`, `variance`, ...
+          settings: other fields of the gin-bindable `sample`: `sampler`, `classes`, `guidance`, `variance`, ...
 
         Raises:
-          UserError: there is no such setting, or not for this model.
+          UserError: an unknown setting, or one that does not apply to this model.
         """
         self._refuse_fixed("sample", settings, "step")
         given = {"num": num, "step": self.step, **settings} | (
@@ -112,7 +113,8 @@ class TrainedModel:
         )
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
         check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
-        sampler = self._once(
+        sampler = self._cached(
+            # the key of the cache: the seed is an argument of the compiled function
             dataclasses.replace(chosen, seed=0),
             lambda: ImageSampler(
                 self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step
@@ -123,33 +125,35 @@ class TrainedModel:
 
     def elbo(
         self,
-        images: Given,
-        labels: Given | None = None,
+        images: ArrayInput,
+        labels: ArrayInput | None = None,
         *,
         seed: int = 0,
         passes: int = 1,
         **settings: Any,
     ) -> ElboResult:
-        """Bits/dim of each of `images`, uint8 levels [N, H, W, C], as --mode=evaluate measures them.
+        """Returns the bits/dim of each of `images`, uint8 levels [N, H, W, C], as --mode=evaluate measures them.
 
-        The same images in the same order, with the same seed, passes and batch size, have the same bits/dim there.
+        Equals the result of --mode=evaluate for the same images, order, seed, passes and batch size.
 
         Args:
-          labels: their classes; only a model that is told them needs any.
+          labels: classes of the images; only needed by a class-conditional model.
           seed: of times and noise.
-          passes: how often each image is seen; from two on the Monte-Carlo error is known.
-          settings: more of what gin binds as evaluate.NAME: `steps` (T), `batch_size`, `times_per_image`, ...
+          passes: evaluations of each image; two or more give the Monte-Carlo error.
+          settings: other fields of the gin-bindable `evaluate`: `num_timesteps` (T), `batch_size`, ...
 
         Raises:
-          UserError: these are no images of this model, or there is no such setting.
+          UserError: images that do not fit the model, or an unknown setting.
         """
         self._refuse_fixed("elbo", settings, "step", "split", "num_images")
+        # the images are given, so any split names all of them
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
         chosen = replace_settings("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
-        given = ArrayDataset(*self._checked(images, labels), self.experiment.dataset)
+        given = ArrayDataset(*self._check_inputs(images, labels), self.experiment.dataset)
         chosen = resolve_batch_size(chosen, self.experiment.batch_size)
         experiment = dataclasses.replace(self.experiment, dataset=given, evaluate=chosen)
-        evaluator = self._once(
+        evaluator = self._cached(
+            # seed and passes do not change the compiled function, nor do the images
             dataclasses.replace(chosen, seed=0, passes=1),
             lambda: Evaluator(experiment, self.mesh, self.workdir, self.step),
         ).with_images(given, chosen)
@@ -159,52 +163,52 @@ class TrainedModel:
 
     def encode(
         self,
-        images: Given,
+        images: ArrayInput,
         *,
-        log_snr: Given | None = None,
-        t: Given | None = None,
-        labels: Given | None = None,
+        log_snr: ArrayInput | None = None,
+        t: ArrayInput | None = None,
+        labels: ArrayInput | None = None,
     ) -> Float[np.ndarray, "n h w c"]:
-        """x_phi of `images`, uint8 levels [N, H, W, C], in the scale of pixels in (-1, 1); the process has mean alpha x_phi.
+        """Returns x_phi of `images`, uint8 levels [N, H, W, C], scaled as pixels in (-1, 1); q(z_t | x) has mean alpha x_phi.
 
         Args:
           log_snr: log(alpha^2 / sigma^2); a number, or one for each image.
-          t: in its place the time, from 0, data, to 1, noise.
-          labels: their classes; only a model that is told them needs any.
+          t: time from 0 (data) to 1 (noise), instead of `log_snr`.
+          labels: classes of the images; only needed by a class-conditional model.
 
         Raises:
-          UserError: these are no images of this model, or neither or both of `log_snr` and `t` are given.
+          UserError: images that do not fit the model, or not exactly one of `log_snr` and `t`.
         """
-        levels, labels = self._checked(images, labels)
+        levels, labels = self._check_inputs(images, labels)
         if (log_snr is None) == (t is None):
-            raise UserError("encode: give one of log_snr and t")
-        at = _for_each(t if log_snr is None else log_snr, len(levels))
+            raise UserError("encode: give either log_snr or t")
+        at = _broadcast_to_images(t if log_snr is None else log_snr, len(levels))
         if log_snr is None:
             at = self.model.log_snr(self.params, at)
-        encode = self._once(
+        encode = self._cached(
             "encode", lambda: jax.jit(partial(_encode, self.model, self.experiment.dataset.num_levels))
         )
         return np.asarray(encode(self.params, jnp.asarray(levels), at, self.model.conditioning(labels)))
 
     def _refuse_fixed(self, method: str, settings: Mapping[str, Any], *fixed: str) -> None:
-        """Raise UserError if `settings` has one of those that a trained model, or images in hand, leave no choice of."""
-        why = {
+        """Raises UserError if `settings` has a field that the trained model or the given images determine."""
+        reasons = {
             "step": f"these are the parameters of step {self.step}; nearest: num_timesteps, which is T",
             "split": "it measures the images that it is given",
             "num_images": "it measures all images that it is given, as images[:N]",
         }
         for field in fixed:
             if field in settings:
-                raise UserError(f"{method} takes no {field}: {why[field]}")
+                raise UserError(f"{method} takes no {field}: {reasons[field]}")
 
-    def _checked(self, images: Given, labels: Given) -> tuple[Levels, Int[np.ndarray, " n"]]:
+    def _check_inputs(self, images: ArrayInput, labels: ArrayInput) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset
         levels = check_images(images, dataset)
-        told = bool(conditioned_modules(self.model.encoder) or conditioned_modules(self.model.network))
-        return levels, check_labels(labels, len(levels), dataset.num_classes, told)
+        is_conditional = any(map(conditioned_modules, (self.model.encoder, self.model.network)))
+        return levels, check_labels(labels, len(levels), dataset.num_classes, is_conditional)
 
-    def _once(self, key: Any, make: Any) -> Any:
-        """What `make` compiles for `key`, made at the first call."""
+    def _cached(self, key: Any, make: Any) -> Any:
+        """Returns `make()` of the first call with `key`, so that nothing is compiled twice."""
         if key not in self._compiled:
             self._compiled[key] = make()
         return self._compiled[key]
@@ -221,8 +225,8 @@ def _encode(
     return model.encode(params, scale_pixels(levels, num_levels), log_snr, Context(condition))
 
 
-def _for_each(given: Given, count: int) -> Float[Array, " n"]:
-    """A number, or one for each of `count` images, as the latter. Raises UserError if it is neither."""
+def _broadcast_to_images(given: ArrayInput, count: int) -> Float[Array, " n"]:
+    """Returns a number for each of `count` images. Raises UserError unless `given` is a number or has one for each."""
     array = np.asarray(given)
     if array.dtype.kind not in "iuf" or array.shape not in ((), (count,)):
         raise UserError(
@@ -232,7 +236,7 @@ def _for_each(given: Given, count: int) -> Float[Array, " n"]:
 
 
 def replace_settings(name: str, settings: Any, **given: Any) -> Any:
-    """`settings`, which gin calls `name`, with some of its fields. Raises UserError if one is none, or does not fit."""
+    """Returns `settings`, gin-bindable as `name`, with some fields replaced. Raises UserError for unknown fields and types."""
     fields = names.bindable_fields(type(settings))
     for field, value in given.items():
         if field not in fields:

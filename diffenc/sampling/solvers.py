@@ -1,10 +1,10 @@
-"""One step down in noise, by name: from z at lambda_t to z at lambda_s, h = lambda_s - lambda_t > 0.
+"""Solvers of the reverse process: one step from z at lambda_t to z at lambda_s, h = lambda_s - lambda_t > 0.
 
 The minimiser of the diffusion loss is x_hat = E[x_phi + d x_phi / d lambda | z] / (1 + kappa). The steps of the
 generative SDE use x_hat only as (1 + kappa) x_hat, so they are consistent for every encoder. The steps of the
-probability-flow ODE need E[x_phi | z] and E[d x_phi / d lambda | z] apart, and take them to be x_hat and
-kappa x_hat, which holds where d x_phi / d lambda = kappa x_phi: `slope_is_modelled`. For any other encoder, a
-trained one above all, they sample another model than the one whose bound was trained.
+probability-flow ODE need E[x_phi | z] and E[d x_phi / d lambda | z] separately, and approximate them by x_hat and
+kappa x_hat, which is exact where d x_phi / d lambda = kappa x_phi (`slope_is_modelled`). For any other encoder, in
+particular a trained one, they sample from a different model than the one of the trained bound.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Solver = Callable[[Data, LogSNR, LogSNR, PerExample, XHat, GenerativeMean, Data]
 def reverse_step(
     z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean
 ) -> tuple[Data, LogSNR]:
-    """Mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q."""
+    """Returns mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q."""
     alpha_t, _ = alpha_sigma(log_snr_t)
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
     fraction = step_fraction(log_snr_t, log_snr_s)
@@ -47,9 +47,9 @@ def ancestral(
     mean: GenerativeMean,
     noise: Data,
 ) -> Data:
-    """A draw from p(z_s | z_t) = N(mu_P, sigma_P^2) [17], sigma_P^2 = sigma_Q^2 / w [9]: any encoder.
+    """Draws from p(z_s | z_t) = N(mu_P, sigma_P^2) [17], sigma_P^2 = sigma_Q^2 / w [9]. Valid for any encoder.
 
-    The one step that draws from the model whose bound in discrete time is measured.
+    The only solver that samples from the model of the discrete-time bound.
     """
     mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean)
     return mu + scale(sigma * jnp.exp(-0.5 * log_w), noise)
@@ -64,7 +64,7 @@ def euler_maruyama(
     mean: GenerativeMean,
     noise: Data,
 ) -> Data:
-    """First order in law, for the generative SDE [App. H] in lambda: any encoder.
+    """Weak first-order step of the generative SDE [App. H] in lambda. Valid for any encoder.
 
     dz = (1/2 sigma^2 z + alpha (1 + kappa) x_hat - z) dlambda + sigma dW.
     """
@@ -85,7 +85,7 @@ def ddim(
     mean: GenerativeMean,
     noise: Data,
 ) -> Data:
-    """eps_hat kept, x_hat moved along its modelled slope: only where `slope_is_modelled`.
+    """Keeps eps_hat and moves x_hat along its modelled slope. Valid only where `slope_is_modelled`.
 
     z_s = alpha_s (1 + h kappa) x_hat + sigma_s eps_hat, eps_hat = (z - alpha_t x_hat) / sigma_t. Deterministic,
     first order for dz/dlambda = -1/2 alpha^2 z + alpha (kappa + 1/2) x_hat; exact if x_hat = x and kappa = 0.
@@ -93,7 +93,7 @@ def ddim(
     rise = log_snr_s - log_snr_t
     # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
     gain = rise * mean(log_snr_t) - jnp.expm1(-0.5 * rise)
-    return _moved(z, log_snr_t, log_snr_s, gain, x_hat(z, log_snr_t))
+    return _exponential_step(z, log_snr_t, log_snr_s, gain, x_hat(z, log_snr_t))
 
 
 def exponential_midpoint(
@@ -105,24 +105,24 @@ def exponential_midpoint(
     mean: GenerativeMean,
     noise: Data,
 ) -> Data:
-    """Second order for the probability-flow ODE: only where `slope_is_modelled`. Two calls of x_hat.
+    """Second-order step of the probability-flow ODE. Valid only where `slope_is_modelled`. Calls x_hat twice.
 
-    y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 + kappa) x_hat, of which e^(lambda/2) is integrated exactly
-    and the rest taken at the middle lambda, where a first-order step of the same kind leads.
+    y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 + kappa) x_hat. The factor e^(lambda/2) is integrated exactly,
+    the rest evaluated at the midpoint in lambda, which a first-order step of the same form reaches.
     """
     middle = 0.5 * (log_snr_t + log_snr_s)
 
     def step(end: LogSNR, at: LogSNR, estimate: Data) -> Data:
-        # sigma_s 2 (e^(lambda_s/2) - e^(lambda_t/2)) = 2 alpha_s (1 - e^(-h/2)), which cannot overflow
+        # sigma_s 2 (e^(lambda_s/2) - e^(lambda_t/2)) = 2 alpha_s (1 - e^(-h/2)), which cannot overflow at any lambda
         gain = -2 * jnp.expm1(0.5 * (log_snr_t - end)) * (0.5 + mean(at))
-        return _moved(z, log_snr_t, end, gain, estimate)
+        return _exponential_step(z, log_snr_t, end, gain, estimate)
 
     z_middle = step(middle, log_snr_t, x_hat(z, log_snr_t))
     return step(log_snr_s, middle, x_hat(z_middle, middle))
 
 
-def _moved(z: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, gain: PerExample, x_hat: Data) -> Data:
-    """(sigma_s / sigma_t) z + alpha_s gain x_hat."""
+def _exponential_step(z: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, gain: PerExample, x_hat: Data) -> Data:
+    """Returns (sigma_s / sigma_t) z + alpha_s gain x_hat."""
     (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(log_snr_t), alpha_sigma(log_snr_s)
     return scale(sigma_s / sigma_t, z) + scale(alpha_s * gain, x_hat)
 
@@ -133,18 +133,19 @@ SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 
 
 def slope_is_modelled(model: Model, params: Params, image_shape: tuple[int, ...]) -> bool:
-    """Whether d x_phi / d lambda = kappa x_phi, to 1e-4 of x_phi: what an ODE's solver and likelihood rely on.
+    """Returns whether d x_phi / d lambda = kappa x_phi, to 1e-4 of |x_phi|, as ODE solvers and likelihood assume.
 
-    Tried on one image of noise, of class 0, at each of a few log_snr, by one jvp of the encoder, compiled at
-    each call.
+    Tests a random image at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
+    the encoder. Compiles at each call.
     """
     return bool(jax.jit(partial(_slope_error, model, image_shape=image_shape))(params) <= 1e-4)
 
 
 def _slope_error(model: Model, params: Params, image_shape: tuple[int, ...]) -> Float[Array, ""]:
-    """max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image."""
+    """Returns max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image."""
     count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
-    log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)  # where the noise is small, so is every slope
+    # No larger values: at low noise x_phi approaches x whatever the encoder, and its slope vanishes.
+    log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)
     x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
     encode = model.prepare(params, x, Context(condition))

@@ -1,11 +1,11 @@
-"""What every plugin of a kind keeps, as checks that a test runs on it.
+"""Conformance checks of plugins, by kind, to be run by the tests of a plugin.
 
     @pytest.mark.parametrize("check", testing.CHECKS["encoder"])
     def test_it_is_an_encoder(check):
         check(MyBlur())
 
-A check takes the plugin, small enough to compile in a second, and raises AssertionError that says what broke. Those of
-encoders and networks also take `image_shape`, (8, 8, 2) unless given.
+A check takes the plugin, small enough to compile in a second, and raises AssertionError with a description of the
+violation. The checks of encoders and networks also take `image_shape`, (8, 8, 2) by default.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from diffenc.testing import (
 
 Check = Callable[..., None]
 
-_OF_KIND: Mapping[str, tuple[Check, ...]] = {
+_CHECKS_OF_KIND: Mapping[str, tuple[Check, ...]] = {
     "encoder": encoders.CHECKS,
     "schedule": schedules.CHECKS,
     "parameterization": parameterizations.CHECKS,
@@ -45,20 +45,23 @@ _OF_KIND: Mapping[str, tuple[Check, ...]] = {
 }
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {
-    kind: (*any_plugin.CHECKS, *checks) for kind, checks in _OF_KIND.items()
+    kind: (*any_plugin.CHECKS, *checks) for kind, checks in _CHECKS_OF_KIND.items()
 }
 
 
-def check(plugin: Any, **given: Any) -> None:
-    """All checks of the plugin's kind, for where there is no pytest; `given` is for those of encoders and networks.
+def check(plugin: Any, **options: Any) -> None:
+    """Runs all checks of the plugin's kind, for use without pytest.
+
+    Args:
+      options: `image_shape`, for encoders and networks.
 
     Raises:
-      AssertionError: at the first that fails.
+      AssertionError: the first check that fails.
     """
-    for each in any_plugin.CHECKS:
+    for each in any_plugin.CHECKS:  # first: the others call what these make sure is there
         each(plugin)
-    for each in _OF_KIND[any_plugin.kind_of(plugin)]:
-        each(plugin, **given)
+    for each in _CHECKS_OF_KIND[any_plugin.kind_of(plugin)]:
+        each(plugin, **options)
 
 
 __all__ = ["CHECKS", "Check", "check"]

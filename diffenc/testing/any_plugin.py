@@ -1,4 +1,4 @@
-"""What a plugin of any kind keeps: it is a value with a name, that a config can say."""
+"""Checks of plugins of any kind: each is an immutable, registered value that a config can express."""
 
 import dataclasses
 import pickle
@@ -11,71 +11,69 @@ from diffenc.testing.assertions import require, require_hashable
 
 
 def kind_of(plugin: Any) -> str:
-    """The kind under which its class is registered."""
+    """Returns the kind under which the class of a plugin is registered."""
     return selector_of(type(plugin)).partition(".")[0]
 
 
 def is_registered(plugin: Any) -> None:
-    """Under a name, so that a config can name it."""
+    """Requires that the class is registered, so that a config can name it."""
     require(
         kind_of(plugin) in REGISTRIES,
         plugin,
-        "its class is not registered: put a decorator on it, as @encoders.register('NAME')",
+        "its class is not registered: decorate it, e.g. with @encoders.register('NAME')",
     )
 
 
-def has_every_method(plugin: Any) -> None:
-    """That its kind asks for."""
+def implements_its_interface(plugin: Any) -> None:
+    """Requires every member of the interface of its kind."""
     interface = REGISTRIES[kind_of(plugin)].interface
     require(
         isinstance(plugin, interface), plugin, f"it lacks a member of diffenc.interfaces.{interface.__name__}"
     )
 
 
-def says_what_it_is(plugin: Any) -> None:
-    """In the first line of its docstring, which --list shows."""
+def has_a_docstring(plugin: Any) -> None:
+    """Requires a docstring; --list shows its first line."""
     doc = (type(plugin).__doc__ or "").strip()
-    made_up = doc.startswith(f"{type(plugin).__name__}(")  # by @dataclass
-    require(doc and not made_up, plugin, "its class has no docstring; --list shows its first line")
+    generated = doc.startswith(f"{type(plugin).__name__}(")  # by @dataclass
+    require(doc and not generated, plugin, "its class has no docstring; --list shows its first line")
 
 
 def is_a_value(plugin: Any) -> None:
-    """Frozen, equal to its copy, and the same after pickling, as workers of the data pipeline do it."""
+    """Requires a frozen dataclass that equals its copy, also after pickling, as data workers do it."""
     frozen = getattr(type(plugin), "__dataclass_params__").frozen  # noqa: B009  # unknown to type checkers
-    require(frozen, plugin, "it can be changed: write @dataclasses.dataclass(frozen=True)")
-    require(dataclasses.replace(plugin) == plugin, plugin, "it does not equal its copy")
+    require(frozen, plugin, "it is mutable: use @dataclasses.dataclass(frozen=True)")
+    require(dataclasses.replace(plugin) == plugin, plugin, "it does not equal its copy: drop eq=False")
     try:
         again = pickle.loads(pickle.dumps(plugin))
     except Exception as error:  # whatever a field's own pickling raises
-        raise AssertionError(f"{selector_of(type(plugin))}: it does not pickle: {error}") from error
+        raise AssertionError(f"{selector_of(type(plugin))}: it cannot be pickled: {error}") from error
     require(again == plugin, plugin, "it does not equal itself after pickling")
 
 
 def is_hashable(plugin: Any) -> None:
-    """As whatever is compiled for it is kept under it. A list or a dict in a field is not: a tuple is."""
+    """Requires that it is hashable, as the key of caches of compiled functions: tuples in fields, not lists or dicts."""
     require_hashable(plugin)
 
 
-def is_read_back_from_its_config(plugin: Any) -> None:
-    """Every field, as config.gin spells it, gives an equal plugin: or a run could not be taken up again."""
+def round_trips_through_config(plugin: Any) -> None:
+    """Requires that its fields, written to config.gin and parsed, give an equal plugin, so that runs can resume."""
     try:
         text = serialize.config_text(plugin)
         again = gin_loader.load_part(text, selector_of(type(plugin)))
-    except (UserError, NameError, TypeError) as error:  # NameError: an annotation that nothing imports
-        raise AssertionError(f"{selector_of(type(plugin))}: a config cannot say it: {error}") from error
+    except (UserError, NameError, TypeError) as error:  # NameError: an annotation refers to a missing import
+        raise AssertionError(f"{selector_of(type(plugin))}: a config cannot express it: {error}") from error
     for field in names.bindable_fields(type(plugin)):
         before, after = getattr(plugin, field), getattr(again, field)
-        require(before == after, plugin, f"its field {field} is {before!r}, and {after!r} when read back")
-    require(
-        again == plugin, plugin, "read back from its config it is not equal: has it fields outside __init__?"
-    )
+        require(before == after, plugin, f"its field {field} is {before!r}, parsed from its config {after!r}")
+    require(again == plugin, plugin, "it differs from its parsed config: are there fields outside __init__?")
 
 
 CHECKS = (
     is_registered,
-    has_every_method,
-    says_what_it_is,
+    implements_its_interface,
+    has_a_docstring,
     is_a_value,
     is_hashable,
-    is_read_back_from_its_config,
+    round_trips_through_config,
 )

@@ -1,4 +1,4 @@
-"""Comparisons whose failure says what they were of."""
+"""Assertions with messages that name the plugin and the violated property."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,24 +11,25 @@ from diffenc.interfaces import MEASUREMENTS
 from diffenc.registry import selector_of
 
 
-def require(holds: Any, plugin: Any, message: str) -> None:
-    """Raise AssertionError, with the plugin's name, unless it holds."""
-    if not holds:
+def require(condition: Any, plugin: Any, message: str) -> None:
+    """Raises AssertionError with the plugin's selector unless `condition` is true."""
+    if not condition:
         raise AssertionError(f"{selector_of(type(plugin))}: {message}")
 
 
 def require_hashable(plugin: Any) -> None:
-    """Raise AssertionError, with the field that is to blame, unless it can be the key of a dictionary."""
+    """Raises AssertionError with the unhashable fields unless the plugin is hashable."""
     if _hashable(plugin):
         return
     fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
-    held = {field.name: getattr(plugin, field.name) for field in fields}
-    wrong = [
+    values = {field.name: getattr(plugin, field.name) for field in fields}
+    unhashable = [
         f"its field {name} is a {type(value).__name__}"
-        for name, value in held.items()
+        for name, value in values.items()
         if not _hashable(value)
     ]
-    require(False, plugin, f"it is not hashable: {', '.join(wrong) or 'its class says so'}; use tuples")
+    reason = ", ".join(unhashable) or "its class sets __hash__ to None"
+    require(False, plugin, f"it is not hashable: {reason}; use tuples")
 
 
 def _hashable(value: Any) -> bool:
@@ -40,26 +41,26 @@ def _hashable(value: Any) -> bool:
 
 
 def require_close(got: Any, want: Any, plugin: Any, message: str, rtol: float, atol: float = 0.0) -> None:
-    """Raise AssertionError, with the worst of the differences, unless two arrays agree."""
+    """Raises AssertionError with the largest difference unless two arrays agree to the tolerances."""
     np.testing.assert_allclose(got, want, rtol, atol, err_msg=f"{selector_of(type(plugin))}: {message}")
 
 
 def require_equal(got: Any, want: Any, plugin: Any, message: str) -> None:
-    """Raise AssertionError unless two arrays are the same to the last bit."""
+    """Raises AssertionError unless all elements of two arrays are equal."""
     np.testing.assert_array_equal(got, want, err_msg=f"{selector_of(type(plugin))}: {message}")
 
 
 def require_finite(tree: Any, plugin: Any, message: str) -> None:
-    """Raise AssertionError if an array of the tree holds NaN or an infinity."""
-    for where, leaf in name_leaves(tree).items():
-        at = f" at {where}" if where else ""
-        require(np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{at}")
+    """Raises AssertionError if an array of the tree contains NaN or infinity."""
+    for name, leaf in name_leaves(tree).items():
+        location = f" at {name}" if name else ""
+        require(np.all(np.isfinite(leaf)), plugin, f"{message}: NaN or infinite{location}")
 
 
 def require_like(got: Any, want: Any, plugin: Any, message: str) -> None:
-    """Raise AssertionError unless an array has the shape and the dtype of another."""
-    found, wanted = (f"{each.dtype} {each.shape}" for each in (got, want))
-    require(found == wanted, plugin, f"{message} is {found}, not {wanted}")
+    """Raises AssertionError unless an array has the shape and the dtype of another."""
+    actual, expected = (f"{each.dtype} {each.shape}" for each in (got, want))
+    require(actual == expected, plugin, f"{message} is {actual}, not {expected}")
 
 
 def require_declared(
@@ -68,7 +69,7 @@ def require_declared(
     """Raises AssertionError unless `plugin.requires` names known measurements, and `measurement` if `call` fails without.
 
     Args:
-      output: what messages call the result of `call`, which must be finite.
+      output: name of the result of `call` in messages; it must be finite.
       call: calls the plugin with None for its `argument`, the measurement.
     """
     declared = getattr(plugin, "requires", frozenset())
@@ -81,9 +82,9 @@ def require_declared(
         return
     try:
         result = call()
-    except Exception as error:  # whatever it does with None
+    except Exception as error:  # whatever the plugin does with None
         raise AssertionError(
-            f"{selector_of(type(plugin))}: without `{argument}` it raises {error!r}: declare that it needs it, "
+            f"{selector_of(type(plugin))}: without `{argument}` it raises {error!r}: declare the measurement, "
             f"requires: ClassVar[frozenset[str]] = frozenset({{{measurement.upper()}}})"
         ) from error
     require_finite(result, plugin, output)

@@ -1,4 +1,4 @@
-"""What every encoder keeps."""
+"""Conformance checks of encoders."""
 
 import functools
 from typing import Any
@@ -11,24 +11,25 @@ from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, Spl
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require, require_close, require_like
 from diffenc.testing.image_maps import Shape
-from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, classes_of, image_keys, quick, subject
+from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, image_keys, num_classes_of, quick_jit, subject
 
 STEP = 1e-4  # of log_snr
-NEARLY_DATA = 15.0  # log_snr
+NO_NOISE = 15.0  # log_snr
 
 
-def the_slope_is_that_of_the_value(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """d x_phi / d lambda as jax.jvp gives it, against differences of x_phi, in float64; with dropout and without."""
+def slope_agrees_with_differences(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Requires jax.jvp's d x_phi / d lambda to agree with finite differences, in float64, with and without dropout."""
     with jax.enable_x64(True):
         it = subject(plugin, image_shape, x64=True)
         for keys in (None, image_keys(7)):
             encode = functools.partial(_encode, plugin, it, keys)
-            slope = quick(lambda v, f=encode: jax.jvp(f, (v,), (jnp.ones_like(v),))[1])(it.log_snr)
-            require_like(slope, it.x, plugin, "the slope, where all is float64,")
-            at = [np.asarray(quick(encode)(it.log_snr + step * STEP)) for step in (-2, -1, 1, 2)]
+            slope = quick_jit(lambda v, f=encode: jax.jvp(f, (v,), (jnp.ones_like(v),))[1])(it.log_snr)
+            require_like(slope, it.x, plugin, "the slope for float64 inputs")
+            # Richardson extrapolation; `fine - coarse` bounds the error that is left
+            at = [np.asarray(quick_jit(encode)(it.log_snr + step * STEP)) for step in (-2, -1, 1, 2)]
             coarse = (at[2] - at[1]) / (2 * STEP)
             fine = (4 * coarse - (at[3] - at[0]) / (4 * STEP)) / 3
-            error = np.abs(slope - fine) - np.abs(fine - coarse)  # what the differences themselves are off by
+            error = np.abs(slope - fine) - np.abs(fine - coarse)  # less the error of the differences
             message = f"jax.jvp's slope is off by {error.max():.1e} from differences of the value"
             require(np.all(error < 1e-9), plugin, message)
 
@@ -37,33 +38,36 @@ def _encode(plugin: Any, it: Subject, keys: ImageKeys | None, log_snr: LogSNR) -
     return plugin.apply(it.params, it.x, log_snr, Context(keys=keys))
 
 
-def near_the_data_it_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Where alpha = 1: or the reconstruction would be one of something else."""
+def encoding_without_noise_is_the_image(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Requires x_phi = x where alpha = 1, since the reconstruction term assumes it."""
     it = subject(plugin, image_shape)
     params = it.init(jax.random.key(1), it.x, it.log_snr)
     for state in (params, it.params):
-        encoded = it.apply(state, it.x, jnp.full_like(it.log_snr, NEARLY_DATA), NO_CONTEXT)
+        encoded = it.apply(state, it.x, jnp.full_like(it.log_snr, NO_NOISE), NO_CONTEXT)
         require_close(
-            encoded, it.x, plugin, "at log_snr = 15, where there is no noise, x_phi is not x", 0.0, 2e-6
+            encoded, it.x, plugin, "x_phi is not x at log_snr = 15, where there is no noise", 0.0, 2e-6
         )
 
 
-def apply_is_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Of an encoder that splits its work: `apply` is `at` of what one `prepare` returns, at any noise level."""
-    it, classes = subject(plugin, image_shape), classes_of(plugin)
+def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Requires of a SplitEncoder that `apply` equals `at` of the result of `prepare`, at any noise level."""
+    it, classes = subject(plugin, image_shape), num_classes_of(plugin)
     if not isinstance(plugin, SplitEncoder):
         return
     condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
     for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):
-        prepared = quick(plugin.prepare)(it.params, it.x, context)
+        prepared = quick_jit(plugin.prepare)(it.params, it.x, context)
         for log_snr in (it.log_snr, it.log_snr[::-1]):
-            whole, split = it.apply(it.params, it.x, log_snr, context), quick(plugin.at)(prepared, log_snr)
-            require_close(split, whole, plugin, "`at` of `prepare` is not `apply`", 1e-6, 1e-6)
+            whole, split = (
+                it.apply(it.params, it.x, log_snr, context),
+                quick_jit(plugin.at)(prepared, log_snr),
+            )
+            require_close(split, whole, plugin, "`at` of `prepare` differs from `apply`", 1e-6, 1e-6)
 
 
 CHECKS = (
     *image_maps.CHECKS,
-    the_slope_is_that_of_the_value,
-    near_the_data_it_is_the_image,
-    apply_is_at_of_prepare,
+    slope_agrees_with_differences,
+    encoding_without_noise_is_the_image,
+    apply_equals_at_of_prepare,
 )

@@ -1,4 +1,4 @@
-"""What all features keep. Their weights, if they lie in a file, must be there."""
+"""Conformance checks of features. Weights that are read from a file must have been downloaded."""
 
 from typing import Any
 
@@ -7,31 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.testing.assertions import require, require_close, require_finite, require_like
-from diffenc.testing.make_inputs import kept, quick
+from diffenc.testing.make_inputs import cached_per_plugin, quick_jit
 
 
-def names_tell_them_from_others(plugin: Any) -> None:
-    """The distance's, which is not "fid", and an identity of a line, the same each time."""
+def metric_and_identity_are_valid(plugin: Any) -> None:
+    """Requires an identifier other than "fid" as metric, and a constant identity of one line."""
     metric = plugin.metric()
     require(metric.isidentifier(), plugin, f"metric() = {metric!r}: must be an identifier")
     published = metric != "fid" or type(plugin).__module__.startswith("diffenc_plugins.")
-    require(published, plugin, 'metric() = "fid": that is Inception\'s alone')
+    require(published, plugin, 'metric() = "fid": reserved for Inception, choose another name')
     identity = plugin.identity()
-    told = (
+    valid = (
         isinstance(identity, str)
         and bool(identity)
         and "\n" not in identity
         and identity == plugin.identity()
     )
-    require(told, plugin, f"identity() = {identity!r}: must be a line, the same each time")
+    require(valid, plugin, f"identity() = {identity!r}: must be one line, the same at every call")
 
 
-@kept(plugins=4)
+@cached_per_plugin(plugins=4)
 def _loaded(plugin: Any) -> Any:
     return plugin.load()
 
 
-_apply = quick(lambda loaded, images: loaded(images))
+_apply = quick_jit(lambda loaded, images: loaded(images))
 
 
 def _extract(plugin: Any, images: np.ndarray) -> np.ndarray:
@@ -39,11 +39,12 @@ def _extract(plugin: Any, images: np.ndarray) -> np.ndarray:
 
 
 def _images(channels: int = 1) -> np.ndarray:
+    # not square, so that swapped axes show
     return np.random.default_rng(0).integers(0, 256, (3, 12, 10, channels), dtype=np.uint8)
 
 
-def they_are_float32_and_num_features(plugin: Any) -> None:
-    """Of grey images and of coloured ones, also where the rest is in float64."""
+def features_are_float32_of_declared_size(plugin: Any) -> None:
+    """Requires finite float32 [N, num_features] of grey and coloured images, also with float64 enabled."""
     for channels, x64 in ((1, False), (3, True)):
         with jax.enable_x64(x64):
             found = _extract(plugin, _images(channels))
@@ -51,38 +52,38 @@ def they_are_float32_and_num_features(plugin: Any) -> None:
         require_finite(found, plugin, "features")
 
 
-def each_image_has_its_own(plugin: Any) -> None:
-    """Whatever images are beside it; and different images differ."""
+def features_ignore_other_images(plugin: Any) -> None:
+    """Requires features that depend on their own image and on no other image of the batch."""
     images = _images()
     found = _extract(plugin, images)
     scale = float(np.abs(found).max())
-    moved = _extract(plugin, images[::-1])[::-1]
+    reversed_ = _extract(plugin, images[::-1])[::-1]
     require_close(
-        moved, found, plugin, "the order of the batch changes an image's features", 0.0, 1e-4 * scale
+        reversed_, found, plugin, "the order of the batch changes an image's features", 0.0, 1e-4 * scale
     )
     require(np.abs(found[0] - found[1]).max() > 1e-3 * scale, plugin, "two images have the same features")
 
 
-def grey_is_colour_without_colour(plugin: Any) -> None:
-    """An image of one channel has the features of three such channels."""
+def grey_images_equal_three_equal_channels(plugin: Any) -> None:
+    """Requires the features of one channel to equal those of three equal channels."""
     grey, images = _extract(plugin, _images()), np.repeat(_images(), 3, axis=-1)
     scale = float(np.abs(grey).max())
     require_close(
-        _extract(plugin, images), grey, plugin, "three equal channels are not as one", 0.0, 1e-4 * scale
+        _extract(plugin, images), grey, plugin, "three equal channels differ from one", 0.0, 1e-4 * scale
     )
 
 
-def weights_are_arguments(plugin: Any) -> None:
-    """What `load` gives is a pytree of arrays, as constants would take minutes to compile."""
+def weights_are_a_pytree(plugin: Any) -> None:
+    """Requires `load` to return a pytree of arrays: weights closed over as constants would take minutes to compile."""
     leaves = jax.tree.leaves(_loaded(plugin))
     arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-    require(leaves and arrays, plugin, "load() gives no pytree of its weights: use jax.tree_util.Partial")
+    require(leaves and arrays, plugin, "load() returns no pytree of its weights: use jax.tree_util.Partial")
 
 
 CHECKS = (
-    names_tell_them_from_others,
-    weights_are_arguments,
-    they_are_float32_and_num_features,
-    each_image_has_its_own,
-    grey_is_colour_without_colour,
+    metric_and_identity_are_valid,
+    weights_are_a_pytree,
+    features_are_float32_of_declared_size,
+    features_ignore_other_images,
+    grey_images_equal_three_equal_channels,
 )

@@ -1,4 +1,4 @@
-"""What every generative mean keeps."""
+"""Conformance checks of generative means."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from diffenc.testing import coefficients
 from diffenc.testing.assertions import require
 
 
-def the_best_estimate_is_defined(plugin: Any) -> None:
-    """x_hat* = E[x_phi + d x_phi / d lambda | z] / (1 + kappa), so kappa > -1."""
-    least = np.min(plugin(jnp.asarray(coefficients.LOG_SNR, jnp.float32)))
-    require(least > -1, plugin, f"kappa = {least} for some log_snr in [-15, 15]: must be above -1")
+def kappa_is_above_minus_one(plugin: Any) -> None:
+    """Requires kappa > -1, so that x_hat* = E[x_phi + d x_phi / d lambda | z] / (1 + kappa) is defined."""
+    lowest = np.min(plugin(jnp.asarray(coefficients.LOG_SNR, jnp.float32)))
+    require(lowest > -1, plugin, f"kappa = {lowest} for some log_snr in [-15, 15]: must be above -1")
 
 
-CHECKS = (*coefficients.CHECKS, the_best_estimate_is_defined)
+CHECKS = (*coefficients.CHECKS, kappa_is_above_minus_one)

@@ -1,4 +1,4 @@
-"""An encoder or a network with parameters, compiled, and images to give it."""
+"""Inputs of the checks: compiled plugins with parameters, images and keys."""
 
 import functools
 from collections.abc import Callable
@@ -20,15 +20,17 @@ T = TypeVar("T")
 OfPlugin = Callable[Concatenate[Any, P], T]
 
 IMAGE_SHAPE = (8, 8, 2)
-LOG_SNR = (-15.0, -4.6, 1.3, 15.0)  # away from the usual ends of schedules, where an embedding may be clipped
-SHAKEN = 0.3  # standard deviation added to every parameter, so that what starts at zero is not silent
+LOG_SNR = (-15.0, -4.6, 1.3, 15.0)  # not the usual ends of schedules, where an embedding may be clipped
+PERTURBED = (
+    0.3  # standard deviation of the noise on parameters, so that layers initialised to 0 have an effect
+)
 
-# These functions run once or twice: optimising them would take longer.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# Compiled functions run only once or twice here, so optimising them would take longer than it saves.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Subject(NamedTuple):
-    """What checks of encoders and networks look at. `apply` and `init` are compiled."""
+    """An encoder or network under test, with its inputs; `apply` and `init` are compiled."""
 
     init: Callable[..., Params]
     apply: Callable[..., Data]
@@ -37,10 +39,10 @@ class Subject(NamedTuple):
     log_snr: LogSNR
 
 
-def kept(plugins: int) -> Callable[[OfPlugin[P, T]], OfPlugin[P, T]]:
-    """What a function of a plugin gives, computed once for each of the last so many; one not hashable is told so."""
+def cached_per_plugin(plugins: int) -> Callable[[OfPlugin[P, T]], OfPlugin[P, T]]:
+    """Caches the results of a function for the last `plugins` plugins; an unhashable plugin fails with a hint."""
 
-    def keep(function: OfPlugin[P, T]) -> OfPlugin[P, T]:
+    def decorate(function: OfPlugin[P, T]) -> OfPlugin[P, T]:
         cached = functools.lru_cache(maxsize=plugins)(function)
 
         @functools.wraps(function)
@@ -50,20 +52,24 @@ def kept(plugins: int) -> Callable[[OfPlugin[P, T]], OfPlugin[P, T]]:
 
         return checked
 
-    return keep
+    return decorate
 
 
-@kept(plugins=32)
+@cached_per_plugin(plugins=32)
 def subject(plugin: Any, image_shape: tuple[int, ...], x64: bool = False) -> Subject:
-    """The plugin at four noise levels, its parameters shaken; `x64`: whether all is in float64, as it is now."""
+    """Returns the plugin with perturbed parameters and images at four noise levels.
+
+    Args:
+      x64: part of the cache key; must tell whether float64 is enabled at the call.
+    """
     x = jnp.asarray(images(image_shape), jnp.result_type(float))
     log_snr = jnp.asarray(LOG_SNR, x.dtype)
-    init = quick(init_of(plugin))
-    return Subject(init, quick(plugin.apply), shaken(init(key(), x, log_snr), SHAKEN), x, log_snr)
+    init = quick_jit(checked_init(plugin))
+    return Subject(init, quick_jit(plugin.apply), perturb(init(key(), x, log_snr), PERTURBED), x, log_snr)
 
 
-def init_of(plugin: Any) -> Callable[..., Params]:
-    """Returns the plugin's `init` as training calls it: an AssertionError where it returns what cannot be trained."""
+def checked_init(plugin: Any) -> Callable[..., Params]:
+    """Returns the plugin's `init`, which raises AssertionError if it returns something that cannot be trained."""
 
     def init(*inputs: Any) -> Params:
         try:
@@ -77,14 +83,14 @@ def init_of(plugin: Any) -> Callable[..., Params]:
 def require_trainable(plugin: Any, *inputs: Any) -> None:
     """Raises AssertionError unless `init` returns, for a key and `inputs`, a pytree that a run can train and save."""
     require_hashable(plugin)
-    init = lambda: jax.eval_shape(init_of(plugin), jax.random.key(0), *inputs)  # noqa: E731
+    init = lambda: jax.eval_shape(checked_init(plugin), jax.random.key(0), *inputs)  # noqa: E731
     try:
         require_same_structure(selector_of(type(plugin)), init, init)
     except UserError as error:
         raise AssertionError(str(error)) from error
     first = init()
     structure = jax.tree.structure(first)
-    try:  # specs of sharding, masks and names take the arrays' places
+    try:  # sharding specs, masks and names replace the arrays as leaves during training
         refilled = jax.tree.structure(jax.tree.map(lambda _: "anything", first))
     except Exception as error:  # whatever the class raises
         raise AssertionError(
@@ -97,32 +103,32 @@ def require_trainable(plugin: Any, *inputs: Any) -> None:
 
 
 def images(image_shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """One for each noise level, their pixels uniform in (-1, 1)."""
+    """Returns an image for each noise level, with pixels uniform in (-1, 1)."""
     return np.random.default_rng(seed).uniform(-1, 1, (len(LOG_SNR), *image_shape))
 
 
 def key(seed: int = 0) -> Any:
-    """Of a generator that compiles in no time."""
+    """Returns a key of a generator that compiles fast."""
     return jax.random.key(seed, impl="unsafe_rbg")
 
 
 def image_keys(seed: int) -> ImageKeys:
-    """One for each image."""
+    """Returns a key for each image."""
     return jax.random.split(jax.random.key(seed), len(LOG_SNR))
 
 
-def shaken(params: Params, scale: float, seed: int = 0) -> Params:
-    """Parameters as training may leave them: every number moved at random; integers and flags as they are."""
+def perturb(params: Params, scale: float, seed: int = 0) -> Params:
+    """Returns parameters with Gaussian noise added to floating-point leaves; integers and flags are unchanged."""
     random = np.random.default_rng(seed)
 
-    def moved(leaf: Any) -> Any:
+    def perturb_leaf(leaf: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             return leaf
         return leaf + jnp.asarray(random.normal(0, scale, jnp.shape(leaf)), jnp.result_type(leaf))
 
-    return jax.tree.map(moved, params)
+    return jax.tree.map(perturb_leaf, params)
 
 
-def classes_of(plugin: Any) -> int:
-    """How many it takes; 0 if it looks at no condition."""
+def num_classes_of(plugin: Any) -> int:
+    """Returns the number of classes that the plugin accepts; 0 if it ignores the condition."""
     return max((count for _, count in conditioned_modules(plugin)), default=0)

@@ -1,4 +1,4 @@
-"""What every writer keeps. Writers of services that are not there in a test need a stand-in for their package."""
+"""Conformance checks of writers. A writer to a service needs a stand-in for the package of the service."""
 
 import tempfile
 from pathlib import Path
@@ -21,19 +21,19 @@ METHODS = (
 
 
 def it_opens_a_metric_writer(plugin: Any) -> None:
-    """For a run that starts, and for one that goes on, in the same workdir."""
+    """Requires a clu MetricWriter, for a new run and for a resumed one in the same workdir."""
     with tempfile.TemporaryDirectory() as workdir:
         for resume_step in (None, 7):
             opened = plugin.open(Path(workdir), resume_step)
-            lacking = [name for name in METHODS if not callable(getattr(opened, name, None))]
-            require(not lacking, plugin, f"what it opens has no {', '.join(lacking)}")
+            missing = [name for name in METHODS if not callable(getattr(opened, name, None))]
+            require(not missing, plugin, f"the returned writer has no {', '.join(missing)}")
             kind = metric_writers.MetricWriter
-            require(isinstance(opened, kind), plugin, "what it opens is no clu.metric_writers.MetricWriter")
+            require(isinstance(opened, kind), plugin, "`open` returns no clu.metric_writers.MetricWriter")
             opened.close()
 
 
-def it_takes_all_that_a_run_writes(plugin: Any) -> None:
-    """Numbers that are not finite too, grey and coloured images, and nothing at all."""
+def it_accepts_all_that_a_run_writes(plugin: Any) -> None:
+    """Requires that it accepts all data a run writes, such as NaN, grey and coloured images and empty histograms."""
     with tempfile.TemporaryDirectory() as workdir:
         opened = plugin.open(Path(workdir), None)
         opened.write_hparams({"Experiment.seed": 1, "Model.encoder": "@encoder.identity()"})
@@ -46,4 +46,4 @@ def it_takes_all_that_a_run_writes(plugin: Any) -> None:
         opened.close()
 
 
-CHECKS = (it_opens_a_metric_writer, it_takes_all_that_a_run_writes)
+CHECKS = (it_opens_a_metric_writer, it_accepts_all_that_a_run_writes)

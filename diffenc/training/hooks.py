@@ -106,7 +106,7 @@ class Evaluation(Hook):
     can_be_owed = True
 
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
-        fitted_chains.refuse_untrained(experiment.evaluate)
+        fitted_chains.refuse_fits(experiment.evaluate)
         self.every = experiment.evaluate_every
         self._experiment = experiment
         self._evaluator = Evaluator(experiment, mesh, files.workdir)
@@ -135,7 +135,7 @@ class Samples(Hook):
     can_be_owed = True
 
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
-        fitted_chains.refuse_untrained(experiment.sample)
+        fitted_chains.refuse_fits(experiment.sample)
         self.every = experiment.sample_every
         model, dataset = experiment.model, experiment.dataset
         self._num_levels = dataset.num_levels

@@ -1,7 +1,7 @@
-"""What was fitted to a trained run without training it: files in WORKDIR/fits.
+"""Times and variances of reverse chains fitted to a trained run, in files of WORKDIR/fits.
 
-A fit belongs to a chain: T, where its times come from, and, where they were fitted, the variance they were
-fitted for. A bound holds for any times and variances, so a fit to an older checkpoint is still a valid one.
+A fit belongs to a chain: T, the kind of times and, if these are fitted, the variance for which they are. The bound
+holds for any times and variances, so a fit to another checkpoint is valid, but not optimal.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ from diffenc.parallel.distributed import main_process_only
 from diffenc.registry import variances
 
 FOLDER = "fits"
-NOT_HERE = "fits and curves stay in the run's workdir: load that, on a disk"  # of a model that has no workdir
+NO_WORKDIR = "fits and curves stay in the run's workdir: load that, on a disk"
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedChain:
-    """What a chain is built from once the schedule's parameters are known.
+    """A reverse chain except for the schedule's parameters.
 
     Attributes:
       times: 0 = t_0 < ... < t_T = 1.
-      excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step; None if it was not measured, or is not needed.
+      excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step; None if not measured or not needed.
       variance: sigma_P^2 of the steps.
-      of: what times and excess were fitted on, where they were (see `origin`).
+      of: origins of fitted times and excess (see `fit_origin`), by key of the record.
     """
 
     times: Float[np.ndarray, " steps_plus_one"]
@@ -45,10 +45,10 @@ class FittedChain:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def chain(self, schedule: Schedule, params: Params) -> Chain:
-        """The chain under `params`, those of the schedule.
+        """Returns the chain under `params`, which are those of the schedule.
 
         Raises:
-          UserError: the variance needs `excess`, and it is None.
+          UserError: the variance requires `excess`, which is None.
         """
 
         def log_snr_at(t: Times) -> LogSNR:
@@ -57,20 +57,22 @@ class FittedChain:
         return make_chain(log_snr_at, self.times, self.variance, self.excess)
 
     def check(self) -> None:
-        """Raises UserError if the variance requires `excess`, and it is None: before anything is compiled."""
+        """Raises UserError if the variance requires `excess`, which is None. For use before anything is compiled."""
         require_excess(self.variance, self.excess, len(self.times) - 1)
 
 
-def path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
-    """Where the fit of such a chain is filed; equal times do not depend on the variance."""
-    spelt = re.sub(r"[^\w.=-]+", "_", variances.spell(variance)).strip("_")
-    suffix = "" if times == "equal" else f"_{times}_{spelt}"
+def fit_path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
+    """Returns the file of a fit; for equal times it does not depend on the variance."""
+    # a spelled variance has parentheses and commas, which are awkward in file names
+    spelling = re.sub(r"[^\w.=-]+", "_", variances.spell(variance)).strip("_")
+    suffix = "" if times == "equal" else f"_{times}_{spelling}"
     return workdir / FOLDER / f"T{steps}{suffix}.json"
 
 
-def origin(experiment: Experiment, step: int) -> dict[str, Any]:
-    """All that a fit to the checkpoint of `step` depends on, its T and variance aside."""
+def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
+    """Returns everything on which a fit to the checkpoint of `step` depends, except T and variance."""
     settings = dataclasses.asdict(experiment.fit)
+    # resolved, so that 0 and the same number written out count as one origin
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
     precision = serialize.network_precision(experiment)
     return {
@@ -81,48 +83,49 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def refuse_untrained(settings: Evaluate | Sample) -> None:
-    """Raise UserError if settings that training would use ask for what is fitted to a trained run."""
+def refuse_fits(settings: Evaluate | Sample) -> None:
+    """Raises UserError if settings for use during training need a fit, which only a trained run can have."""
     name = type(settings).__name__.lower()
-    for field, fitted in (
+    for field, is_fitted in (
         ("times", settings.times != "equal"),
         ("variance", requires(settings.variance, EXCESS)),
     ):
-        if fitted:
+        if is_fitted:
             raise UserError(
-                f"{name}.{field}: what is fitted belongs to a trained run; train without it, or with "
-                f"Experiment.{name}_every = 0, and bind it for --mode={name}"
+                f"{name}.{field}: fits need a trained run; train without this binding, or with "
+                f"Experiment.{name}_every = 0, and bind it only for --mode={name}"
             )
 
 
-def save(target: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> dict[str, Any]:
-    """File a fit: its times, and whatever `record` says of them. Returns what `load` then gives.
+def save_fit(file: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> dict[str, Any]:
+    """Writes a fit of `times` with the other keys of `record`; returns it as `load_fit` reads it.
 
     Raises:
-      UserError: the disk refused.
+      UserError: a failed write.
     """
     content = record_checksum.with_checksum({**record, "steps": len(times) - 1, "times": times.tolist()})
     text = atomic.to_json(content, indent=1) + "\n"
-    _write(target, text)
-    return _parsed(text, target)
+    # Only the main process writes; all parse the text, as the file may not be visible to the others yet.
+    _write(file, text)
+    return _parse(text, file)
 
 
 @main_process_only
-def _write(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(target, text)
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(file, text)
 
 
-def load(file: Path) -> dict[str, Any]:
-    """A fit, with `times` and, where it has them, `excess` and `excess_se` as float64 arrays.
+def load_fit(file: Path) -> dict[str, Any]:
+    """Reads a fit, with float64 arrays `times` and, if measured, `excess` and `excess_se`.
 
     Raises:
       UserError: the file is not a fit.
     """
-    return _parsed(file.read_bytes(), file)
+    return _parse(file.read_bytes(), file)
 
 
-def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
+def _parse(text: str | bytes, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         if record_checksum.is_broken(content):
@@ -131,48 +134,50 @@ def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
         arrays = {
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content
         }
-        sound = times.ndim == 1 and len(times) == content["steps"] + 1 and bool(np.all(np.diff(times) > 0))
-        sound &= all(
+        valid = times.ndim == 1 and len(times) == content["steps"] + 1 and bool(np.all(np.diff(times) > 0))
+        valid &= all(
             array.shape == (len(times) - 1,) and bool(np.all(array >= 0)) for array in arrays.values()
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not a fit ({type(error).__name__}: {error}): delete it and fit again"
         ) from error
-    if not sound or times[0] != 0 or times[-1] != 1:
-        raise UserError(f"{file} is not a fit (its times or figures do not match): delete it and fit again")
+    if not valid or times[0] != 0 or times[-1] != 1:
+        raise UserError(f"{file} is not a fit (its times and values do not match): delete it and fit again")
     return record_checksum.strip_checksum(content) | {"times": times} | arrays
 
 
-def plan(
+def find_chain(
     workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None
 ) -> FittedChain:
-    """The plan that the settings of an evaluation or of sampling ask for, from the fits in `workdir`.
+    """Returns the chain for settings of evaluation or sampling, from the fits in `workdir` if it needs one.
+
+    An `excess` that was not measured stays None, since --mode=fit_variance starts from such a chain.
 
     Raises:
-      UserError: times or variances were to be fitted, and are not.
+      UserError: fitted times are set, but there is no such fit, or no workdir.
     """
     needed = settings.times != "equal" or requires(settings.variance, EXCESS)
     if needed and workdir is None:
         chosen = f"times = {settings.times!r}, variance.{variances.spell(settings.variance)}"
-        raise UserError(f"{chosen}: {NOT_HERE}")
-    file = path(workdir or Path(), settings.num_timesteps, settings.times, settings.variance)
+        raise UserError(f"{chosen}: {NO_WORKDIR}")
+    file = fit_path(workdir or Path(), settings.num_timesteps, settings.times, settings.variance)
     if needed and file.is_file():
-        fit = load(file)
+        fit = load_fit(file)
         warn_if_old(file, fit, checkpoint_step)
         of = {key: fit[key] for key in ("times_of", "excess_of") if key in fit}
         return FittedChain(fit["times"], fit.get("excess"), settings.variance, of)
     if settings.times != "equal":
-        spelt = variances.spell(settings.variance)
+        spelling = variances.spell(settings.variance)
         raise UserError(
-            f"no times are fitted for T = {settings.num_timesteps} and variance.{spelt} ({file} is not there): run "
+            f"no times are fitted for T = {settings.num_timesteps} and variance.{spelling} ({file} is not there): run "
             f"--mode=fit_schedule --num_timesteps={settings.num_timesteps} first, with that variance bound to evaluate.variance"
         )
     return FittedChain(equal_times(settings.num_timesteps), None, settings.variance)
 
 
 def warn_if_old(file: Path, fit: dict[str, Any], checkpoint_step: int | None) -> None:
-    """Log a line if a fit is of another checkpoint: its bound holds, but a better one may be had."""
+    """Warns if a fit is of another checkpoint: the bound holds, but a new fit may improve it."""
     steps = {fit[key]["step"] for key in ("times_of", "excess_of") if key in fit}
     if checkpoint_step is not None and steps - {checkpoint_step}:
         logging.warning(

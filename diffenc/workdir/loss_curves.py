@@ -1,4 +1,4 @@
-"""The curve of the loss over time, as --mode=diagnose files it and importance sampling of times reads it."""
+"""The loss as a function of time, written by --mode=diagnose and used for importance sampling of times."""
 
 import json
 from functools import partial
@@ -14,55 +14,56 @@ from diffenc.errors import UserError
 from diffenc.files import record_checksum
 from diffenc.interfaces import LOSS_CURVE, TimeSampler, requires
 from diffenc.registry import selector_of, time_samplers
-from diffenc.workdir.fitted_chains import NOT_HERE
+from diffenc.workdir.fitted_chains import NO_WORKDIR
 
 FOLDER = "diagnostics"
-OF = ("step", "split", "num_images", "passes", "seed")
+ORIGIN_KEYS = ("step", "split", "num_images", "passes", "seed")
 
 
-def path(workdir: Path) -> Path:
-    """Where the curve of a run is filed."""
+def curve_path(workdir: Path) -> Path:
+    """Returns the file of a run's curve."""
     return workdir / FOLDER / "loss.json"
 
 
 def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes, dict[str, Any]]:
-    """Returns how a time sampler draws times, and what the curve it needs is of; {} if it needs none.
+    """Binds a time sampler to the loss curve, if it requires one; returns it, and the origin of the curve ({} if none).
 
     Raises:
-      UserError: it needs the curve, and that was not measured, or the file is no such curve.
+      UserError: it requires the curve, but that was not measured, or its file is invalid.
     """
     if not requires(sampler, LOSS_CURVE):
         return partial(sampler, curve=None), {}
     if workdir is None:
-        raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NOT_HERE}")
-    if not path(workdir).is_file():
+        raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NO_WORKDIR}")
+    if not curve_path(workdir).is_file():
         raise UserError(
-            f"{selector_of(type(sampler))} was given no curve of the loss: run the same command with "
+            f"{selector_of(type(sampler))} needs a loss curve: run the same command with "
             "--mode=diagnose first"
         )
-    curve, of = load(path(workdir))
-    return partial(sampler, curve=curve), {"curve_of": of}
+    curve, origin = load_curve(curve_path(workdir))
+    return partial(sampler, curve=curve), {"curve_of": origin}
 
 
-def load(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
-    """Root mean square of the diffusion loss, bits/dim, in equal bins of t; and what it was measured on.
+def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
+    """Returns the root mean square of the diffusion loss in bits/dim, in equal bins of t, and what it was measured on.
 
     Raises:
-      UserError: the file is no such curve.
+      UserError: the file is not a valid curve.
     """
     try:
         content = json.loads(file.read_text())
         if record_checksum.is_broken(content):
             raise ValueError(record_checksum.BROKEN)
         curve = np.asarray(content["rms"], np.float64)
-        of = {key: content[key] for key in OF if key in content}
-        sound = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))
+        origin = {key: content[key] for key in ORIGIN_KEYS if key in content}
+        # json also reads NaN and Infinity
+        is_valid = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_advice(file)} ({type(error).__name__}: {error})") from error
-    if not sound:
-        raise UserError(f"{_advice(file)} (its figures are no root mean squares)")
-    return jnp.asarray(curve), of
+    if not is_valid:
+        raise UserError(f"{_advice(file)} (its values are not root mean squares)")
+    return jnp.asarray(curve), origin
 
 
 def _advice(file: Path) -> str:
-    return f"{file} is no curve of the loss: delete it, and measure it again with --mode=diagnose"
+    return f"{file} is not a loss curve: delete it, and measure it again with --mode=diagnose"

@@ -1,18 +1,18 @@
-"""How fast a run trains, and where its time goes.
+"""Measures the training speed of a run, and the parts of its time.
 
   python -m experiments.benchmark --gin_file=gin/mnist_diffenc_8_2.gin --json=mnist.json
   python -m experiments.benchmark --gin_file=gin/mnist_diffenc_8_2.gin --only=step,variants --batch_size=32
 
-Images are of random levels: no data is read. Parts:
+Images have random levels: no data is read. Parts:
 
   step          the train step: parameters, FLOPs, tracing and compiling, seconds, share of the peak, memory
-  variants      the same step with VDMv, DiffEnc-nt and the file's own encoder, in turns; building them, their FLOPs
-  sampler       a step of ancestral sampling beside one call of the network, in turns
+  variants      the same step with VDMv, DiffEnc-nt and the file's own encoder, interleaved; compile time and FLOPs
+  sampler       a step of ancestral sampling and one call of the network, interleaved
   input         the input pipeline, and how long the step waits for it
-  checkpoint    saving and restoring the state, beside one file of the same size
-  contractions  every convolution and matrix product of the step by itself, beside the step
+  checkpoint    saving and restoring the state, compared with one file of the same size
+  contractions  every convolution and matrix product of the step by itself, compared with the step
 
-Times are medians over rounds, with quartiles. Run it on a machine that does nothing else.
+Times are medians over rounds, with quartiles. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -37,17 +37,17 @@ from diffenc.config.serialize import config_text
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from experiments.benchmark import host, shown, steps
-from experiments.benchmark.machine import cpu_model, versions
+from experiments.benchmark import formatting, host, steps
+from experiments.benchmark.machine import cpu_model, package_versions
 from experiments.benchmark.subject import Settings, Subject
 
 PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
-    "step": steps.step,
-    "variants": steps.variants,
-    "sampler": steps.sampling,
-    "input": host.pipeline,
-    "checkpoint": host.checkpoints,
-    "contractions": steps.contractions,
+    "step": steps.measure_step,
+    "variants": steps.measure_variants,
+    "sampler": steps.measure_sampling,
+    "input": host.measure_pipeline,
+    "checkpoint": host.measure_checkpoints,
+    "contractions": steps.measure_contractions,
 }
 
 
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rounds",
         type=int,
         default=default.rounds,
-        help=f"timings of each thing (default: {default.rounds})",
+        help=f"number of timings of each (default: {default.rounds})",
     )
     add(
         "--least",
@@ -71,31 +71,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=default.least,
         help=f"seconds a timing lasts (default: {default.least})",
     )
-    add("--sampling_steps", type=int, default=default.sampling_steps, help="in one walk of the sampler")
+    add("--sampling_steps", type=int, default=default.sampling_steps, help="steps of one sampled chain")
     add("--images", type=int, default=default.images, help="in the synthetic data set")
-    add("--json", metavar="FILE", type=path_argument, help="write the figures there")
+    add("--json", metavar="FILE", type=path_argument, help="write the results to this file")
     return parser.parse_args(argv)
 
 
-def chosen(only: str | None) -> list[str]:
-    """The parts to run. Raises UserError for one that is none."""
+def select_parts(only: str | None) -> list[str]:
+    """Returns the parts to run. Raises UserError for an unknown one."""
     names = list(PARTS) if only is None else only.split(",")
     for name in names:
         if name not in PARTS:
-            raise UserError(f"--only={only}: {name!r} is no part; parts: {', '.join(PARTS)}")
+            raise UserError(f"--only={only}: {name!r} is not a part; parts: {', '.join(PARTS)}")
     return [name for name in PARTS if name in names]
 
 
-def load(given: argparse.Namespace) -> Experiment:
-    """The experiment, with the batch size that is asked for."""
-    experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
-    if given.batch_size is None:
+def load_experiment(args: argparse.Namespace) -> Experiment:
+    """Loads the experiment, with the batch size of the flag, if given."""
+    experiment = gin_loader.load_experiment(args.gin_file, args.gin_bindings)
+    if args.batch_size is None:
         return experiment
-    return dataclasses.replace(experiment, batch_size=given.batch_size)
+    return dataclasses.replace(experiment, batch_size=args.batch_size)
 
 
-def measure(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
-    """The figures of each part by name."""
+def measure_parts(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the results of each part by name."""
     figures = {}
     for name in names:
         logging.info("part %s", name)
@@ -103,8 +103,8 @@ def measure(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
     return figures
 
 
-def circumstances(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]:
-    """When, where and of what."""
+def describe_measurement(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]:
+    """Returns date, command, hardware, versions and config."""
     device = jax.devices()[0]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -119,7 +119,7 @@ def circumstances(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
         },
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "batch_size": experiment.batch_size,
         "image_shape": list(experiment.dataset.image_shape),
         "config": config_text(experiment),
@@ -127,34 +127,34 @@ def circumstances(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    given = parse_args(argv)
+    args = parse_args(argv)
 
     def perform() -> None:
         start_up()
-        names, experiment = chosen(given.only), load(given)
-        check_writable(given.json)
-        settings = Settings(given.rounds, given.least, given.sampling_steps, given.images)
-        figures = circumstances(experiment, argv) | {"rounds": given.rounds}
-        figures |= measure(Subject(experiment, settings), names)
-        show(figures)
-        if given.json:
-            atomic.write_json(given.json, figures)
+        names, experiment = select_parts(args.only), load_experiment(args)
+        check_writable(args.json)
+        settings = Settings(args.rounds, args.least, args.sampling_steps, args.images)
+        figures = describe_measurement(experiment, argv) | {"rounds": args.rounds}
+        figures |= measure_parts(Subject(experiment, settings), names)
+        print_tables(figures)
+        if args.json:
+            atomic.write_json(args.json, figures)
 
     return exit_status(perform)
 
 
 def check_writable(path: Path | None) -> None:
-    """Raise UserError if there is no folder for `path`: better now than when all is measured."""
+    """Raises UserError if the folder of `path` does not exist, before the measurement takes its time."""
     if path is not None and not path.resolve().parent.is_dir():
-        raise UserError(f"--json={path}: there is no folder {path.resolve().parent}")
+        raise UserError(f"--json={path}: create the folder {path.resolve().parent} first")
 
 
-def show(figures: dict[str, Any]) -> None:
-    """Print the tables."""
-    console = Console(width=140)  # wide enough for their lines, wherever they go
-    for part in shown.tables(figures):
+def print_tables(figures: dict[str, Any]) -> None:
+    """Prints the tables."""
+    console = Console(width=140)  # wide enough for all lines, also when not printing to a terminal
+    for part in formatting.format_tables(figures):
         if isinstance(part, str):
             print(part)
         else:

@@ -1,4 +1,4 @@
-"""Parts of the benchmark in which the host takes part: the input pipeline, and checkpoints."""
+"""Parts of the benchmark that involve the host: the input pipeline, and checkpoints."""
 
 import os
 import tempfile
@@ -24,8 +24,8 @@ from experiments.benchmark.subject import Subject
 from experiments.timing import Call, Times, time_call, time_interleaved
 
 
-def pipeline(subject: Subject) -> dict[str, Any]:
-    """Images a second from a data set in memory onto the devices, and how long the step waits for them."""
+def measure_pipeline(subject: Subject) -> dict[str, Any]:
+    """Measures images/s from a data set in memory to the devices, and how long the step waits for them."""
     experiment, settings = subject.experiment, subject.settings
     batches = train_batches(subject.source, experiment.batch_size, experiment.seed)
 
@@ -39,19 +39,20 @@ def pipeline(subject: Subject) -> dict[str, Any]:
             "images": len(subject.source),
             "batch": took.figures(),
             "images_per_second": experiment.batch_size / took.median,
-            **fed(subject, batches),
+            **measure_fed_steps(subject, batches),
         }
     finally:
         batches.close()
 
 
-def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
-    """Steps on batches of the pipeline, as training takes them, beside steps on one that stays on the devices."""
+def measure_fed_steps(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
+    """Measures steps on batches of the pipeline, as in training, and steps on a batch that stays on the devices."""
     stepper, clock, in_flight = subject.stepper, Clock(), InFlightLimiter()
-    feed = Prefetcher(batches, subject.experiment.model.conditioning, subject.mesh, clock)
+    prefetcher = Prefetcher(batches, subject.experiment.model.conditioning, subject.mesh, clock)
 
     def step() -> jax.Array:
-        done = jnp.copy(stepper.take(feed.take()))
+        # a copy, since the next step is donated the state with this number
+        done = jnp.copy(stepper.take(prefetcher.take()))
         in_flight.add(done)
         clock.tick()
         return done
@@ -59,7 +60,7 @@ def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
     logging.info("timing steps that are fed")
     calls = {"resident": stepper, "fed": step}
     took = time_interleaved(calls, subject.settings.rounds, subject.settings.least)
-    clock.restart()  # alone now: while others step, batches pile up
+    clock.restart()  # without the other steps, during which the pipeline would get ahead
     in_a_row = time_call(step, subject.settings.rounds * took["fed"].calls)
     waited = clock.speed().data_wait
     return {
@@ -70,30 +71,31 @@ def fed(subject: Subject, batches: Iterator[Batch]) -> dict[str, Any]:
     }
 
 
-def checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
-    """Saving and restoring the state, beside the same bytes in one file.
+def measure_checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
+    """Measures saving and restoring the state, and the same bytes in one file.
 
     Args:
-      folder: on the disk in question; None = where temporary files are.
+      folder: on the disk to measure; None = the folder of temporary files.
     """
-    rounds, state, flat = subject.settings.rounds, subject.stepper.state, bytes_of(subject.stepper.state)
+    rounds, state, flat = subject.settings.rounds, subject.stepper.state, flatten_bytes(subject.stepper.state)
     with (
         tempfile.TemporaryDirectory(dir=folder) as name,
         Checkpoints(Path(name, "ours"), keep_last=1) as ours,
     ):
         logging.info("timing checkpoints of %.1f MB", flat.nbytes / 1e6)
-        saver, file = Saver(ours, state), File(Path(name), flat)
+        saver, file = CheckpointSaver(ours, state), FileWriter(Path(name), flat)
         writes = time_interleaved({"save": saver, "file": file}, rounds, least=0.0)
         abstract = abstract_state(subject.experiment, subject.mesh)
         calls = {"restore": lambda: ours.restore(abstract).tree, "file": lambda: np.load(file.path)}
         cached = time_interleaved(calls, rounds, least=0.0)
-        reads = from_disk(calls, Path(name), rounds)
-    held = Times(np.asarray(saver.held[-rounds:]))
+        reads = time_uncached(calls, Path(name), rounds)
+    # without the calls that warmed up
+    blocked = Times(np.asarray(saver.blocked_seconds[-rounds:]))
     return {
         "bytes": flat.nbytes,
         "save": writes["save"].figures(),
-        "save_holds_training_up": held.figures(),
-        "held_up_over_save": held.over(writes["save"]),
+        "save_holds_training_up": blocked.figures(),
+        "held_up_over_save": blocked.over(writes["save"]),
         "file_write": writes["file"].figures(),
         "save_over_file": writes["save"].over(writes["file"]),
         "restore": reads["restore"].figures(),
@@ -105,72 +107,72 @@ def checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
     }
 
 
-def from_disk(calls: Mapping[str, Call], folder: Path, rounds: int) -> dict[str, Times]:
-    """`time_interleaved`, where what is in `folder` has to come from the disk, as after a machine's restart."""
+def time_uncached(calls: Mapping[str, Call], folder: Path, rounds: int) -> dict[str, Times]:
+    """Times calls in turns, with the files in `folder` read from disk each time, as after a restart of the machine."""
     rows: list[dict[str, float]] = []
     for _ in range(1 + rounds):  # the first warms up
         rows.append({})
         for name, call in calls.items():
-            forget(folder)
+            drop_page_cache(folder)
             rows[-1][name] = time_call(call, 1)
     return {name: Times(np.asarray([row[name] for row in rows[1:]])) for name in calls}
 
 
-def forget(folder: Path) -> None:
-    """Have the operating system give up its copies, in memory, of the files in `folder`."""
+def drop_page_cache(folder: Path) -> None:
+    """Makes the operating system drop the files in `folder` from its page cache."""
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with open(path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-class File:
-    """Calling it writes `array` to a new file, on disk when it returns, and then removes the one before.
+class FileWriter:
+    """A call writes an array to a new file, synced to disk, then removes the previous file.
 
     Attributes:
-      path: the newest.
+      path: of the newest file.
     """
 
     def __init__(self, folder: Path, array: np.ndarray):
         self._folder, self._array, self._number = folder, array, 0
 
     def __call__(self) -> None:
-        before = self.path
+        previous = self.path
         self._number += 1
-        write(self.path, self._array)
-        before.unlink(missing_ok=True)
+        write_array(self.path, self._array)
+        previous.unlink(missing_ok=True)
 
     @property
     def path(self) -> Path:
         return self._folder / f"{self._number}.npy"
 
 
-class Saver:
-    """Calling it saves, and waits until the checkpoint is on disk.
+class CheckpointSaver:
+    """A call saves a checkpoint and waits until it is on disk.
 
     Attributes:
-      held: seconds that each call of `save` took to return.
+      blocked_seconds: seconds until `save` returned, of each call.
     """
 
     def __init__(self, checkpoints: Checkpoints, state: Any):
         self._checkpoints, self._state, self._step = checkpoints, state, 0
-        self.held: list[float] = []
+        self.blocked_seconds: list[float] = []
 
     def __call__(self) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._step += 1
         self._checkpoints.save(self._step, self._state, {})
-        self.held.append(time.perf_counter() - began)
+        self.blocked_seconds.append(time.perf_counter() - start)
         self._checkpoints.wait()
 
 
-def bytes_of(tree: Any) -> UInt8[np.ndarray, " n"]:
-    """All leaves one after the other."""
+def flatten_bytes(tree: Any) -> UInt8[np.ndarray, " n"]:
+    """Returns the bytes of all leaves in one array."""
     return np.concatenate([np.asarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(tree)])
 
 
-def write(path: Path, array: np.ndarray) -> None:
-    """np.save, on disk when it returns."""
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Calls np.save and syncs the file to disk."""
     with open(path, "wb") as file:
         np.save(file, array)
         file.flush()

@@ -1,4 +1,4 @@
-"""What is told of the machine, beside figures that were measured on it."""
+"""Describes the machine of a measurement."""
 
 import importlib.metadata
 import platform
@@ -7,13 +7,13 @@ from pathlib import Path
 PACKAGES = ("diffenc", "jax", "jaxlib", "dm-haiku", "optax", "numpy", "tensorstore", "grain")
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that speed and memory depend on."""
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that affect speed and memory."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def cpu_model() -> str:
-    """As Linux names it; elsewhere as Python does."""
+    """Returns the name of the CPU, from /proc/cpuinfo on Linux, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -26,33 +26,33 @@ from experiments.benchmark.subject import (
     Stepper,
     Subject,
     compile_step,
-    first_params,
-    first_state,
-    work_of_share,
+    count_share_work,
+    make_initial_params,
+    make_initial_state,
 )
 from experiments.timing import Call, Times, quartiles, time_interleaved
 
 PEAKS = ("float32", "bfloat16")  # dtypes whose matrix products are timed
 
 
-def step(subject: Subject) -> dict[str, Any]:
-    """The train step: what it costs on paper, to compile, in memory, in time."""
+def measure_step(subject: Subject) -> dict[str, Any]:
+    """Measures the train step: parameters, FLOPs, compile time, time and memory."""
     experiment, devices = subject.experiment, subject.mesh.devices.size
     compiled, stepper = subject.compiled, subject.stepper
     logging.info("timing the train step")
     took = time_interleaved({"step": stepper}, subject.settings.rounds, subject.settings.least)["step"]
-    in_use = device_memory()  # before other operands come
-    best = {dtype: accelerators.measure_flops(dtype) for dtype in PEAKS}
+    in_use = device_memory()  # before measuring FLOP/s allocates more
+    peaks = {dtype: accelerators.measure_flops(dtype) for dtype in PEAKS}
     counted = subject.work.flops
     return {
-        "parameters": {part: count_parameters(part_of) for part, part_of in stepper.state.params.items()},
+        "parameters": {part: count_parameters(branch) for part, branch in stepper.state.params.items()},
         "flops_per_image": flops_per_image(experiment, devices, subject.work, compiled),
         "build_seconds": compiled.seconds,
         "step": took.figures(),
         "images_per_second": experiment.batch_size / took.median,
         "flops_per_second": counted / took.median,
-        "matrix_peak": best,
-        "share_of_peak": {dtype: counted / took.median / peak for dtype, peak in best.items()},
+        "matrix_peak": peaks,
+        "share_of_peak": {dtype: counted / took.median / peak for dtype, peak in peaks.items()},
         "memory": {
             **state_memory(stepper.state, experiment.mesh),
             "compiled": compiled_memory(compiled.step),
@@ -62,25 +62,25 @@ def step(subject: Subject) -> dict[str, Any]:
 
 
 def flops_per_image(experiment: Experiment, devices: int, work: Work, compiled: Compiled) -> dict[str, float]:
-    """Of the train step: counted in one device's `work`, and XLA's count."""
+    """Returns FLOPs of the train step per image, as counted in one device's `work` and by XLA."""
     images = experiment.batch_size / devices
     return {"counted": work.flops / images, "xla": xla_flops(compiled.step) / images}
 
 
 def xla_flops(compiled: Any) -> float:
-    """XLA's count of a compiled program on one device, in which the body of a loop counts once; NaN if unknown."""
+    """Returns XLA's count for a compiled program on one device, where loop bodies count once; NaN if unknown."""
     analysis = compiled.cost_analysis()
     return float(analysis.get("flops", math.nan)) if analysis else math.nan
 
 
 def device_memory() -> dict[str, int]:
-    """Most bytes that this process had in use on the first device so far, where the backend keeps count."""
-    said = jax.devices()[0].memory_stats() or {}
-    return {"peak_in_use": said["peak_bytes_in_use"]} if "peak_bytes_in_use" in said else {}
+    """Returns the peak bytes in use by this process on the first device, if the backend reports them."""
+    memory = jax.devices()[0].memory_stats() or {}
+    return {"peak_in_use": memory["peak_bytes_in_use"]} if "peak_bytes_in_use" in memory else {}
 
 
 def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
-    """VDMv, DiffEnc-nt and the file's own model, where it is neither."""
+    """Returns VDMv, DiffEnc-nt and the file's own model, if it is neither."""
 
     def replace(**changes: Any) -> Experiment:
         return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
@@ -92,20 +92,20 @@ def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
     return found if experiment in found.values() else {**found, "own": experiment}
 
 
-def variants(subject: Subject) -> dict[str, Any]:
-    """Steps of models that differ by their encoder, side by side; and what they cost to build, and in FLOPs."""
+def measure_variants(subject: Subject) -> dict[str, Any]:
+    """Measures interleaved steps of models that differ in their encoder, with compile times and FLOPs."""
     steppers, paper = {}, {}
     for name, experiment in with_encoders(subject.experiment).items():
         own = name == "own"
         compiled = subject.compiled if own else compile_step(experiment, subject.mesh)
-        work = subject.work if own else work_of_share(experiment, subject.mesh.devices.size)
-        paper[name] = on_paper(experiment, subject.mesh.devices.size, work, compiled)
+        work = subject.work if own else count_share_work(experiment, subject.mesh.devices.size)
+        paper[name] = build_costs(experiment, subject.mesh.devices.size, work, compiled)
         steppers[name] = (
             subject.stepper
             if own
-            else Stepper(compiled.step, first_state(experiment, subject.mesh), subject.images)
+            else Stepper(compiled.step, make_initial_state(experiment, subject.mesh), subject.images)
         )
-    logging.info("timing %s side by side", ", ".join(steppers))
+    logging.info("timing %s interleaved", ", ".join(steppers))
     took = time_interleaved(steppers, subject.settings.rounds, subject.settings.least)
     others = [name for name in took if name != "vdmv"]
     return {
@@ -116,8 +116,8 @@ def variants(subject: Subject) -> dict[str, Any]:
     }
 
 
-def on_paper(experiment: Experiment, devices: int, work: Work, compiled: Compiled) -> dict[str, float]:
-    """Seconds to compile, and to build in all (tracing and lowering too); FLOPs an image."""
+def build_costs(experiment: Experiment, devices: int, work: Work, compiled: Compiled) -> dict[str, float]:
+    """Returns seconds to compile and to build (with tracing and lowering), and FLOPs per image."""
     counts = flops_per_image(experiment, devices, work, compiled)
     return {
         "compile_seconds": compiled.seconds["compile"],
@@ -128,17 +128,17 @@ def on_paper(experiment: Experiment, devices: int, work: Work, compiled: Compile
 
 
 def ratios(over: dict[str, float], under: dict[str, float]) -> dict[str, float]:
-    """Of each figure; NaN where there is nothing to divide by."""
+    """Returns the ratio of each value; NaN for a zero denominator."""
     return {name: value / under[name] if under[name] else math.nan for name, value in over.items()}
 
 
-def sampling(subject: Subject) -> dict[str, Any]:
-    """A step of ancestral sampling beside the network: called by itself, and in a loop of as many calls.
+def measure_sampling(subject: Subject) -> dict[str, Any]:
+    """Measures a step of ancestral sampling, and the network in a single call and in a loop of as many calls.
 
-    A call by itself also pays for memory that a loop takes once.
+    A single call also includes allocations that a loop makes once.
     """
     steps = subject.settings.sampling_steps
-    logging.info("timing %d sampling steps beside calls of the network", steps)
+    logging.info("timing %d sampling steps and calls of the network", steps)
     took = time_interleaved(sampling_calls(subject), subject.settings.rounds, subject.settings.least)
     one, looped = took["walk"] / steps, took["loop"] / steps
     return {
@@ -152,9 +152,9 @@ def sampling(subject: Subject) -> dict[str, Any]:
 
 
 def sampling_calls(subject: Subject) -> dict[str, Call]:
-    """Sampling (`walk`), the network once (`network`), and as often as sampling calls it (`loop`)."""
+    """Returns sampling (`walk`), one call of the network (`network`), and as many calls as in sampling (`loop`)."""
     experiment, steps = subject.experiment, subject.settings.sampling_steps
-    model, params = experiment.model, first_params(experiment, subject.mesh)
+    model, params = experiment.model, make_initial_params(experiment, subject.mesh)
     z = jax.random.normal(jax.random.key(0), subject.images.levels.shape)
     z = jax.device_put(z, subject.images.levels.sharding)
     log_snr = jnp.zeros(len(z))
@@ -172,26 +172,27 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
 
     @jax.jit
     def loop(params, z):
+        # the output is the next input, so that XLA cannot move the call out of the loop
         return jax.lax.scan(lambda z, _: (forward(params, z), None), z, length=steps)[0]
 
     calls = {"walk": walk, "network": forward, "loop": loop}
     return {name: partial(call, params, z) for name, call in calls.items()}
 
 
-def contractions(subject: Subject) -> dict[str, Any]:
-    """Every convolution and matrix product of one device's step by itself, beside the whole step.
+def measure_contractions(subject: Subject) -> dict[str, Any]:
+    """Measures every convolution and matrix product of one device's step by itself, and the whole step.
 
-    What the step takes beyond their sum is all that is not one of them: memory traffic, sums over devices. But a
-    time alone includes a call's dispatch, and changes of layout that the step makes once for several. So the sum is
-    overstated and the ratio understated, by much on an accelerator with many small contractions: `empty_call` is
-    what the least of calls takes.
+    The difference of the step and their sum is everything else: memory traffic, sums over devices. But a time alone
+    includes the dispatch of a call, and changes of layout that the step makes once for several. So the sum is
+    overstated and the ratio understated, considerably on an accelerator with many small contractions: `empty_call`
+    is the time of a minimal call.
     """
     counts = subject.work.counts
     alone = time_alone(subject, {one.operation for one in counts})
     took = time_interleaved({"step": subject.stepper}, subject.settings.rounds, subject.settings.least)[
         "step"
     ]
-    rows = [row(one, count, alone[one.operation]) for one, count in counts.items()]
+    rows = [contraction_row(one, count, alone[one.operation]) for one, count in counts.items()]
     totals: dict[str, float] = defaultdict(float)
     for found in rows:
         for name in ("all", found["kind"], f"{found['kind']} {found['role']}"):
@@ -210,13 +211,13 @@ def contractions(subject: Subject) -> dict[str, Any]:
     }
 
 
-def row(one: Contraction, count: int, took: Times) -> dict[str, Any]:
-    """One contraction and its time alone, for programs."""
+def contraction_row(one: Contraction, count: int, took: Times) -> dict[str, Any]:
+    """Returns the properties of a contraction and its time alone."""
     return {
         "kind": "convolution" if one.is_convolution else "matrix product",
         "role": one.role,
-        "lhs": spell(one.lhs),
-        "rhs": spell(one.rhs),
+        "lhs": format_operand(one.lhs),
+        "rhs": format_operand(one.rhs),
         "count": count,
         "flops": one.flops,
         "flops_per_second": one.flops / took.median,
@@ -225,11 +226,12 @@ def row(one: Contraction, count: int, took: Times) -> dict[str, Any]:
 
 
 def time_alone(subject: Subject, operations: set[Contraction]) -> dict[Contraction, Times]:
-    """Each compiled by itself and given random operands."""
+    """Times each contraction, compiled by itself, with random operands."""
     took, progress = {}, Progress("contractions alone", len(operations))
     for operation in sorted(operations, key=lambda one: -one.flops):
         perform = jax.jit(operation.__call__)
         lhs, rhs = random_array(operation.lhs), random_array(operation.rhs)
+        # bound as defaults: a closure would see the values of the last iteration
         call = {"": lambda perform=perform, lhs=lhs, rhs=rhs: perform(lhs, rhs)}
         took[operation] = time_interleaved(call, subject.settings.rounds, subject.settings.least / 10)[""]
         progress()
@@ -237,16 +239,16 @@ def time_alone(subject: Subject, operations: set[Contraction]) -> dict[Contracti
 
 
 def time_empty(subject: Subject) -> Times:
-    """A call of two operands that computes next to nothing."""
-    least, lhs = jax.jit(lambda lhs, rhs: lhs + rhs), jnp.ones(())
+    """Times a call with two operands that computes almost nothing."""
+    add, lhs = jax.jit(lambda lhs, rhs: lhs + rhs), jnp.ones(())
     settings = subject.settings
-    return time_interleaved({"": partial(least, lhs, lhs)}, settings.rounds, settings.least / 10)[""]
+    return time_interleaved({"": partial(add, lhs, lhs)}, settings.rounds, settings.least / 10)[""]
 
 
 def random_array(operand: Operand) -> jax.Array:
     return jax.random.normal(jax.random.key(0), operand.shape, jnp.float32).astype(operand.dtype)
 
 
-def spell(operand: Operand) -> str:
-    """float32[128,28,28,1]"""
+def format_operand(operand: Operand) -> str:
+    """Returns dtype and shape, such as float32[128,28,28,1]."""
     return f"{operand.dtype.name}[{','.join(map(str, operand.shape))}]"

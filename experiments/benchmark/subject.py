@@ -1,4 +1,4 @@
-"""The experiment that is benchmarked: its compiled step, its state, and images of random levels."""
+"""The benchmarked experiment: its compiled step, its state, and images of random levels."""
 
 import contextlib
 import dataclasses
@@ -34,11 +34,11 @@ from diffenc.training.state import (
 
 
 class Compiled(NamedTuple):
-    """A train step ready to run.
+    """A compiled train step.
 
     Attributes:
       step: (state, images) -> state.
-      seconds: that tracing, lowering and compiling took.
+      seconds: of tracing, lowering and compiling.
     """
 
     step: Any
@@ -47,13 +47,13 @@ class Compiled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How everything is timed.
+    """Settings of all timings.
 
     Attributes:
-      rounds: how often.
-      least: seconds that one timing should last.
-      sampling_steps: in one walk.
-      images: of the synthetic data set.
+      rounds: number of timings.
+      least: minimal seconds of a timing, which repeats short calls.
+      sampling_steps: steps of one sampled chain.
+      images: size of the synthetic data set.
     """
 
     rounds: int = 10
@@ -70,7 +70,7 @@ class Settings:
 
 
 class Subject:
-    """What the parts of the benchmark share; each thing is made when it is first asked for."""
+    """Objects shared by the parts of the benchmark, created on first use."""
 
     def __init__(self, experiment: Experiment, settings: Settings):
         self.experiment = experiment
@@ -80,21 +80,21 @@ class Subject:
 
     @functools.cached_property
     def compiled(self) -> Compiled:
-        """The train step."""
+        """The compiled train step."""
         return compile_step(self.experiment, self.mesh)
 
     @functools.cached_property
     def stepper(self) -> "Stepper":
-        return Stepper(self.compiled.step, first_state(self.experiment, self.mesh), self.images)
+        return Stepper(self.compiled.step, make_initial_state(self.experiment, self.mesh), self.images)
 
     @functools.cached_property
     def work(self) -> Work:
         """The contractions of one device's share of a step."""
-        return work_of_share(self.experiment, self.mesh.devices.size)
+        return count_share_work(self.experiment, self.mesh.devices.size)
 
     @functools.cached_property
     def images(self) -> Images:
-        """A batch, on the devices."""
+        """A batch on the devices."""
         batch = random_images(self.experiment, self.experiment.batch_size).__getitems__(
             np.arange(self.experiment.batch_size)
         )
@@ -102,12 +102,12 @@ class Subject:
 
     @functools.cached_property
     def source(self) -> ArraySource:
-        """A data set in memory."""
+        """The synthetic data set, in memory."""
         return random_images(self.experiment, self.settings.images)
 
 
 class Stepper:
-    """Calling it takes one train step, from the state that the last one left."""
+    """A call takes one train step from the state after the previous one."""
 
     def __init__(self, step: Any, state: TrainState, images: Images):
         self.step, self.state, self.images = step, state, images
@@ -116,31 +116,32 @@ class Stepper:
         return self.take(self.images)
 
     def take(self, images: Images) -> jax.Array:
-        """A step on a batch; returns its number, to wait for."""
+        """Takes a step on a batch; returns the step number, an array to wait for."""
+        # the old state was donated, so it must be replaced
         self.state = self.step(self.state, images)
         return self.state.step
 
 
 def random_images(experiment: Experiment, count: int) -> ArraySource:
-    """Images in which every level is as likely as any other, all of class 0."""
+    """Returns images of uniformly distributed levels, all of class 0."""
     shape = (count, *experiment.dataset.image_shape)
     levels = np.random.default_rng(0).integers(0, experiment.dataset.num_levels, shape, dtype=np.uint8)
     return ArraySource(levels, np.zeros(count, np.int32))
 
 
-def work_of_share(experiment: Experiment, devices: int) -> Work:
-    """The contractions of a train step on one of so many devices."""
+def count_share_work(experiment: Experiment, devices: int) -> Work:
+    """Counts the contractions of a train step on one of `devices` devices."""
     share, mesh = device_share(experiment, devices), make_mesh()
     step = make_train_step(share, mesh)
     return flops.count_work(step, abstract_state(share, mesh), abstract_images(share, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:
-    """Trace and compile the train step, without the persistent cache."""
+    """Traces and compiles the train step, without the persistent cache."""
     step = cast(jax.stages.Wrapped, make_train_step(experiment, mesh))
     arguments = abstract_state(experiment, mesh), abstract_images(experiment, mesh)
     logging.info("compiling the train step of batch %d", experiment.batch_size)
-    with uncached():
+    with without_compile_cache():
         at = [time.perf_counter()]
         traced = step.trace(*arguments)
         at.append(time.perf_counter())
@@ -152,8 +153,8 @@ def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:
 
 
 @contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Nothing that is compiled inside comes from the persistent cache, or goes there."""
+def without_compile_cache() -> Iterator[None]:
+    """Disables the persistent compilation cache, for reading and writing."""
     before: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     _enable_cache(False)
     try:
@@ -164,17 +165,17 @@ def uncached() -> Iterator[None]:
 
 def _enable_cache(enable: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", enable)
-    compilation_cache.reset_cache()  # JAX looks at that setting once, until it is told to look again
+    compilation_cache.reset_cache()  # JAX reads the setting only once before a reset
 
 
-def first_state(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """The state before the first step, on the devices."""
+def make_initial_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Returns the initial state, on the devices."""
     placed = shardings(abstract_state(experiment, mesh))
     return jax.jit(lambda: init_state(experiment), out_shardings=placed)()
 
 
-def first_params(experiment: Experiment, mesh: Mesh) -> Params:
-    """Its parameters alone."""
+def make_initial_params(experiment: Experiment, mesh: Mesh) -> Params:
+    """Returns the initial parameters, on the devices."""
     model, shape = experiment.model, experiment.dataset.image_shape
     make = jax.jit(
         lambda: model.init(root_key(experiment.seed, "init"), shape), out_shardings=replicated(mesh)

@@ -40,8 +40,8 @@ from diffenc.interfaces import EXCESS, requires
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
-from diffenc.workdir import fitted_chains
 from diffenc.workdir.config_check import CONFIG
+from diffenc.workdir.fitted_chains import fit_origin, fit_path, load_fit
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds.formatting import Results, bounds_record, bounds_table, few_images_table, plot_bounds
 
@@ -87,9 +87,7 @@ class Bounds:
     def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
         settings = (experiment.evaluate, *more)
-        return repr(
-            (fitted_chains.origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split))
-        )
+        return repr((fit_origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
         """Returns the ELBO with these settings of `evaluate`; times and variances are fitted first."""
@@ -161,8 +159,8 @@ def log_progress(name: str) -> None:
 def fit_if_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fits the times and variances that `experiment.evaluate` needs, unless they have been fitted before."""
     settings = experiment.evaluate
-    file = fitted_chains.path(workdir, settings.num_timesteps, settings.times, settings.variance)
-    if file.is_file() and fitted_chains.load(file).get("excess_of") == fitted_chains.origin(experiment, step):
+    file = fit_path(workdir, settings.num_timesteps, settings.times, settings.variance)
+    if file.is_file() and load_fit(file).get("excess_of") == fit_origin(experiment, step):
         return
     if settings.times == "fitted":
         fit_schedule(experiment, workdir)
@@ -192,7 +190,7 @@ def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     }
     others = bounds.k_sample(args.k_steps, args.k, args.few) | bounds.ode(args.few)
     require_same_images(bounds.compared)  # the data may have been replaced since a cached result
-    same_images = continuous.of(bounds.indices_of(args.few))
+    same_images = continuous.select(bounds.indices_of(args.few))
     experiment, settings = bounds.experiment, bounds.experiment.evaluate
     num_images = continuous.values.shape[1]
     metadata = {

@@ -1,12 +1,11 @@
-"""Several processes of one run on this machine.
+"""Starts several processes of one run on this machine.
 
   python -m experiments.launch.local --processes=2 -- --gin_file=gin/quickstart.gin --workdir=runs/two
 
-Everything after `--` goes to each process of `python -m diffenc.run`. The lines that process k writes are shown with
-[k] before them. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on, once; a second Ctrl-C or SIGTERM ends all
-at once. When a process fails, the
-others have --grace seconds to end by themselves, then they are killed. None outlives this program (on Linux), however
-it ends. The exit status is that of the first process that failed; 128 + N if signal N ended it; else 0.
+Everything after `--` is passed to each process of `python -m diffenc.run`. Output lines of process k are prefixed with
+[k]. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded once; a second Ctrl-C or SIGTERM kills all processes.
+When a process fails, the others are killed unless they end within --grace seconds. No process outlives this program (on Linux), however
+it ends. The exit status is that of the first failed process, 128 + N if signal N ended it, else 0.
 """
 
 import argparse
@@ -26,44 +25,44 @@ from diffenc.runtime.parent_death import tie_to_parent
 from diffenc.runtime.signals import SignalQueue
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
-GRACE_SECONDS = 90.0  # seconds; a run notices within a minute that one of its processes is gone
-POLL_SECONDS = 0.2  # seconds between two looks at the signals that came
+GRACE_SECONDS = 90.0  # a run notices within a minute that one of its processes is gone
+POLL_SECONDS = 0.2  # between checks for signals
 
 
 class LineForwarder:
-    """What a process writes, passed on line by line."""
+    """Forwards the output of a process in whole lines, with a prefix."""
 
     def __init__(self, prefix: str, source: IO[bytes], sink: IO[bytes]):
         self._prefix, self._source, self._sink = prefix.encode(), source, sink
-        self._begun = b""
+        self._partial = b""  # the beginning of an unfinished line
 
     def fileno(self) -> int:
         return self._source.fileno()
 
     def pump(self) -> bool:
-        """Pass on all that is there; whether more may come."""
+        """Forwards the available output; returns whether more may follow."""
         read = os.read(self.fileno(), 2**20)  # more than a pipe holds
-        *whole, self._begun = (self._begun + read).split(b"\n")
-        self._show(whole)
+        *lines, self._partial = (self._partial + read).split(b"\n")
+        self._forward(lines)
         if not read:
             self.finish()
         return bool(read)
 
     def finish(self) -> None:
-        """Pass on a last line that was not ended."""
-        self._show([self._begun] if self._begun else [])
-        self._begun = b""
+        """Forwards a last line without line break."""
+        self._forward([self._partial] if self._partial else [])
+        self._partial = b""
 
-    def _show(self, lines: list[bytes]) -> None:
+    def _forward(self, lines: list[bytes]) -> None:
         self._sink.write(b"".join(self._prefix + line + b"\n" for line in lines))
         self._sink.flush()
 
 
 class ProcessGroup:
-    """Processes that end together.
+    """Processes of which a failed one ends the others.
 
     Attributes:
-      status: the exit status of the first that failed; 0 while none has.
+      status: exit status of the first failed process; 0 while none has failed.
     """
 
     def __init__(self, grace: float):
@@ -74,7 +73,7 @@ class ProcessGroup:
         self._ended: set[int] = set()
 
     def start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        """Start one, in a process group of its own: the terminal's Ctrl-C reaches it through us alone."""
+        """Starts a process in its own process group, so that Ctrl-C of the terminal reaches it only through `send`."""
         process = subprocess.Popen(
             tie_to_parent(command), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             process_group=0,
@@ -83,16 +82,16 @@ class ProcessGroup:
         return process
 
     def send(self, signum: int) -> None:
-        """To all that still run."""
+        """Sends a signal to all running processes."""
         for process in self.processes:
             process.send_signal(signum)
 
-    def look(self) -> bool:
-        """Note who ended, and kill the rest if their time is over; whether any still runs."""
+    def poll(self) -> bool:
+        """Records ended processes, and kills the rest after the deadline; returns whether any is running."""
         for number, process in enumerate(self.processes):
             if number not in self._ended and process.poll() is not None:
                 self._ended.add(number)
-                self._note(number, process.returncode)
+                self._record_end(number, process.returncode)
         running = len(self._ended) < len(self.processes)
         if running and time.monotonic() > self._deadline:
             print_status(f"the others did not end within {self._grace:g} s: killed")
@@ -100,32 +99,32 @@ class ProcessGroup:
             self.send(signal.SIGKILL)
         return running
 
-    def _note(self, number: int, returncode: int) -> None:
+    def _record_end(self, number: int, returncode: int) -> None:
         if returncode == 0 or self.status:
             return
         self.status = returncode if returncode > 0 else 128 - returncode
         self._deadline = time.monotonic() + self._grace
         if len(self._ended) < len(self.processes):
             print_status(
-                f"process {number} ended with status {self.status}; the others have {self._grace:g} s"
+                f"process {number} ended with status {self.status}; the others have {self._grace:g} s to end"
             )
 
 
 def run_processes(
     environments: Sequence[dict[str, str]], commands: Sequence[Sequence[str]], grace: float
 ) -> int:
-    """Run one process for each environment and command; returns the exit status."""
-    group, selector, asked = ProcessGroup(grace), selectors.DefaultSelector(), False
+    """Runs one process for each environment and command; returns the exit status."""
+    group, selector, was_signalled = ProcessGroup(grace), selectors.DefaultSelector(), False
     with SignalQueue() as signals:
         try:
             for number, (env, command) in enumerate(zip(environments, commands, strict=True)):
                 for lines in make_forwarders(number, group.start(command, env)):
                     selector.register(lines, selectors.EVENT_READ)
-            while group.look():
+            while group.poll():
                 pump_lines(selector)
                 for signum in signals.take():
-                    group.send(signal.SIGKILL if asked else signum)
-                    asked = True
+                    group.send(signal.SIGKILL if was_signalled else signum)
+                    was_signalled = True
             drain_lines(selector)
         finally:
             group.send(signal.SIGKILL)
@@ -133,14 +132,14 @@ def run_processes(
 
 
 def make_forwarders(number: int, process: subprocess.Popen[bytes]) -> Iterator[LineForwarder]:
-    """What it writes, to our own streams."""
+    """Yields forwarders from the output and error stream of a process to our own."""
     for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
         assert source is not None
         yield LineForwarder(f"[{number}] ", source, sink.buffer)
 
 
 def pump_lines(selector: selectors.BaseSelector, wait: float = POLL_SECONDS) -> None:
-    """Pass on what is written within `wait` seconds. A process that ends cuts this short: it closes its pipes."""
+    """Forwards output for up to `wait` seconds; returns earlier when there is some, or a process closes its pipes."""
     if not selector.get_map():
         time.sleep(wait)
     for key, _ in selector.select(wait):
@@ -149,7 +148,7 @@ def pump_lines(selector: selectors.BaseSelector, wait: float = POLL_SECONDS) -> 
 
 
 def drain_lines(selector: selectors.BaseSelector) -> None:
-    """Pass on the rest. It does not wait for the end, which a grandchild that still runs may put off."""
+    """Forwards the remaining output. Does not wait for the end of the pipes, which a running grandchild may keep open."""
     pump_lines(selector, wait=0)
     for key in selector.get_map().values():
         cast(LineForwarder, key.fileobj).finish()
@@ -158,11 +157,12 @@ def drain_lines(selector: selectors.BaseSelector) -> None:
 def make_environments(
     processes: int, devices: int | None, env: dict[str, str], gpus: list[str]
 ) -> list[dict[str, str]]:
-    """The environment of each process: its share of `gpus`; without any, so many virtual CPU devices.
+    """Returns the environment of each process, with its share of `gpus`, or else with `devices` virtual CPU devices.
 
     Raises:
-      UserError: there are not so many GPUs.
+      UserError: too few GPUs.
     """
+    # Python buffers whole blocks when it writes to a pipe: unbuffered, lines appear as they are written.
     env = {"PYTHONUNBUFFERED": "1"} | env
     if not gpus:
         count = f"--xla_force_host_platform_device_count={devices}"
@@ -179,7 +179,7 @@ def make_environments(
 
 
 def coordinator_flags(process: int, processes: int, port: int) -> list[str]:
-    """How a process finds the others."""
+    """Returns the flags by which a process finds the others."""
     return [
         f"--coordinator=127.0.0.1:{port}",
         f"--num_processes={processes}",
@@ -188,55 +188,54 @@ def coordinator_flags(process: int, processes: int, port: int) -> list[str]:
 
 
 def find_free_port() -> int:
-    """A port nobody listens on. Another program might take it before the run does: then start again."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Returns a free port. In the unlikely case that another program takes it first, start the run again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
-def print_status(what: str) -> None:
-    print(f"[launch] {what}", file=sys.stderr, flush=True)
+def print_status(message: str) -> None:
+    print(f"[launch] {message}", file=sys.stderr, flush=True)
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our own flags, and those of the run. Raises UserError if something is wrong with ours."""
-    own, found, of_run = [*argv], "--" in argv, []
-    if found:
-        own, of_run = [*argv[: argv.index("--")]], [*argv[argv.index("--") + 1 :]]
+    """Returns our own flags, and those of the run. Raises UserError if ours are invalid."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    own, run_flags = [*argv[:split]], [*argv[split + 1 :]]
     parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--processes", type=int, required=True, help="how many")
-    add("--devices", type=int, help="of each process (default: its share of the GPUs; 1 on a CPU)")
+    add("--processes", type=int, required=True, help="number of processes")
+    add("--devices", type=int, help="per process (default: its share of the GPUs; 1 on a CPU)")
     add(
         "--grace",
         type=float,
         default=GRACE_SECONDS,
-        help=f"seconds to end in after one failed (default: {GRACE_SECONDS:g})",
+        help=f"seconds for the others to end after one failed (default: {GRACE_SECONDS:g})",
     )
-    given = parser.parse_args(own)
+    args = parser.parse_args(own)
     for name in ("processes", "devices"):
-        if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise UserError(f"--{name}={getattr(given, name)}: must be at least 1")
-    if not of_run:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+    if not run_flags:
         raise UserError("no flags for the run: put them after --, as -- --gin_file=gin/quickstart.gin")
-    return given, of_run
+    return args, run_flags
 
 
 def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     try:
-        given, of_run = parse_args(sys.argv[1:] if argv is None else argv)
+        args, run_flags = parse_args(sys.argv[1:] if argv is None else argv)
         env = dict(os.environ)
-        each = make_environments(given.processes, given.devices, env, visible_gpus(env))
+        environments = make_environments(args.processes, args.devices, env, visible_gpus(env))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     port = find_free_port()
     commands = [
-        [*program, *of_run, *coordinator_flags(k, given.processes, port)] for k in range(given.processes)
+        [*program, *run_flags, *coordinator_flags(k, args.processes, port)] for k in range(args.processes)
     ]
-    return run_processes(each, commands, given.grace)
+    return run_processes(environments, commands, args.grace)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 #!/bin/bash
-# One run on a Cloud TPU pod slice. tpu_pod.md says how it goes.
+# One run on a Cloud TPU pod slice. See tpu_pod.md.
 #
 #   export NAME=diffenc ZONE=us-central2-b ACCELERATOR=v4-32 RUNTIME=tpu-ubuntu2204-base
 #
-#   tpu_pod.sh create       ask for the slice, and wait until it is there
-#   tpu_pod.sh install      this checkout, on all hosts
-#   tpu_pod.sh run FLAG...  diffenc.run on all hosts
-#   tpu_pod.sh stop         SIGTERM to the run: it saves
-#   tpu_pod.sh delete       the slice
+#   tpu_pod.sh create        request the slice, and wait until it is active
+#   tpu_pod.sh install       install this checkout on all hosts
+#   tpu_pod.sh run FLAG...   run diffenc.run on all hosts
+#   tpu_pod.sh stop          send SIGTERM to the run, which saves
+#   tpu_pod.sh delete        delete the slice
 #   tpu_pod.sh train FLAG... create, install and run; again after each preemption, until the run is done
 set -euo pipefail
 
 : "${NAME:?of the slice}" "${ZONE:?as us-central2-b}" "${ACCELERATOR:?as v4-32}" "${RUNTIME:?as tpu-ubuntu2204-base}"
-PRICE=${PRICE---spot} # set it empty for a slice on demand, or to --reserved
-PREPARE=${PREPARE-:}  # run on all hosts when all is installed
-PAUSE=${PAUSE-30}     # seconds between two looks at a slice
-TRIES=3               # of a run that fails though the slice is there
+PRICE=${PRICE---spot} # empty for a slice on demand, or --reserved
+PREPARE=${PREPARE-:}  # command to run on all hosts after the installation
+PAUSE=${PAUSE-30}     # seconds between checks of the slice
+TRIES=3               # of a run that fails on an existing slice
 
-say() { echo "[tpu_pod] $*" >&2; }
+log() { echo "[tpu_pod] $*" >&2; }
 
 state() {
     gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)' 2>/dev/null
@@ -31,9 +31,9 @@ create() {
     local now
     until now=$(state) && [[ $now == ACTIVE ]]; do
         case $now in
-        FAILED | SUSPEND*) say "the slice is not to be had: $now" && return 1 ;;
+        FAILED | SUSPEND*) log "the slice is not available: $now" && return 1 ;;
         esac
-        say "${now:-asked for}; waiting"
+        log "${now:-requested}; waiting"
         sleep "$PAUSE"
     done
 }
@@ -42,11 +42,11 @@ delete() {
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet
 }
 
-everywhere() {
+on_all_hosts() {
     gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# The hosts' own Python is too old: uv brings one.
+# The Python of the hosts is too old: uv installs another.
 INSTALL='set -e
 rm -rf diffenc && mkdir diffenc && tar -xzf diffenc.tar.gz -C diffenc
 python3 -m pip install --quiet --user uv
@@ -60,10 +60,10 @@ install() {
         diffenc plugins gin pyproject.toml constraints.txt README.md LICENSE
     gcloud compute tpus tpu-vm scp "$archive" "$NAME": --zone="$ZONE" --worker=all
     rm -r "$(dirname "$archive")"
-    everywhere "$INSTALL"$'\n'"$PREPARE"
+    on_all_hosts "$INSTALL"$'\n'"$PREPARE"
 }
 
-# shellcheck disable=SC2016 # for the hosts' shells
+# shellcheck disable=SC2016 # expanded by the shells of the hosts
 STOP='if [ -f run.pid ]; then
     pid=$(cat run.pid)
     kill -TERM "$pid" 2>/dev/null
@@ -72,20 +72,20 @@ STOP='if [ -f run.pid ]; then
     rm run.pid
 fi'
 
-stop() { everywhere "$STOP"; }
+stop() { on_all_hosts "$STOP"; }
 
 run() {
     local flags
     flags=$(printf ' %q' "$@")
-    # one that a lost connection left behind still holds the TPU
-    everywhere "$STOP"$'\necho $$ > run.pid\nexec venv/bin/python -m diffenc.run --distributed'"$flags"
+    # a run left by a lost connection would still hold the TPU
+    on_all_hosts "$STOP"$'\necho $$ > run.pid\nexec venv/bin/python -m diffenc.run --distributed'"$flags"
 }
 
 train() {
     local failed=0 status
     while :; do
         if [[ $(state) != ACTIVE ]]; then
-            say "a new slice"
+            log "creating a new slice"
             delete 2>/dev/null || true
             create
             install
@@ -94,10 +94,10 @@ train() {
         status=0
         run "$@" || status=$?
         [[ $status == 0 ]] && return
-        sleep "$PAUSE" # until a preemption shows
+        sleep "$PAUSE" # until a preemption is visible in the state
         [[ $(state) == ACTIVE ]] || continue
         failed=$((failed + 1))
-        say "the run ended with status $status, $failed of $TRIES times"
+        log "the run ended with status $status, $failed of $TRIES times"
         [[ $status == 143 || $failed == "$TRIES" ]] && return "$status"
     done
 }

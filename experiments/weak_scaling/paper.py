@@ -1,11 +1,11 @@
-"""Weak scaling on paper: how long a step computes, how long its all-reduce takes at best, and what is left.
+"""Weak scaling estimated from data sheets: time of computing, best time of the all-reduce, and efficiency.
 
-  compute     = FLOPs an image x images a device / (peak x share)
-  all-reduce  = 2 (N - 1) / N x bytes / bandwidth          a ring, or one ring along each axis of a torus at once
-  efficiency  = compute / (compute + exposed)              exposed: what does not hide behind computing
+  compute     = FLOPs per image x images per device / (peak x share)
+  all-reduce  = 2 (N - 1) / N x bytes / bandwidth          a ring, or simultaneous rings along all axes of a torus
+  efficiency  = compute / (compute + exposed)              exposed: communication not overlapped with computing
 
-A cluster of several levels reduces within the inner one, then its N-th parts over the next (hierarchical all-reduce).
-Latency, stragglers and the input are left out.
+A cluster of several levels reduces within the inner one, then 1 / N of it over the next (hierarchical all-reduce).
+Latency, stragglers and the input pipeline are neglected.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.tools.planning.flops import Work
 from diffenc.tools.planning.step_time import flops_by_operands
 
-BYTES = 4  # of a gradient's number: float32
+BYTES = 4  # per parameter: gradients are float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """What joins `size` devices, or groups of them. `bandwidth`: bytes/s that a device sends over it at best."""
+    """A network of `size` devices, or groups of them. `bandwidth`: peak bytes/s sent by a device."""
 
     size: int
     bandwidth: float
@@ -28,7 +28,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Devices and what joins them, from the inside out. `accelerator`: a key of diffenc.runtime.accelerators.ACCELERATORS."""
+    """Devices and the levels of their network, innermost first. `accelerator`: a key of `accelerators.ACCELERATORS`."""
 
     name: str
     accelerator: str
@@ -40,13 +40,13 @@ class Cluster:
 
 
 def make_torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
-    """A TPU slice. An axis gives each chip two links, but one where it does not close to a ring.
+    """Returns a TPU slice, where a chip has two links along each axis, or one if the axis does not close to a ring.
 
-    Slices made of whole 4 x 4 x 4 cubes close along all axes, smaller ones along none.
+    Slices of whole 4 x 4 x 4 cubes close along all axes, smaller ones along none.
 
     Args:
       link: bytes/s in one direction.
-      axes: chips along each.
+      axes: number of chips along each axis.
     """
     links = 2 if all(size % 4 == 0 for size in axes) else 1
     bandwidth = link * links * sum(size > 1 for size in axes)
@@ -54,7 +54,7 @@ def make_torus(name: str, accelerator: str, link: float, *axes: int) -> Cluster:
 
 
 def make_gpu_nodes(name: str, accelerator: str, count: int) -> Cluster:
-    """Nodes of 8 GPUs: NVLink within, a network card for each GPU between."""
+    """Returns nodes of 8 GPUs, with NVLink within a node and one network card per GPU between nodes."""
     return Cluster(name, accelerator, (Level(8, NVLINK), Level(count, INFINIBAND)))
 
 
@@ -87,7 +87,7 @@ CLUSTERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a cluster does on paper. Seconds are of a step; `enough`: images a device for 95 % with nothing hidden."""
+    """The estimate for a cluster, with times in seconds per step."""
 
     cluster: Cluster
     images: int
@@ -96,32 +96,34 @@ class Row:
 
     @property
     def efficiency(self) -> float:
-        """Computing and sending one after the other."""
+        """Efficiency without overlap of computing and communication."""
         return self.compute / (self.compute + self.all_reduce)
 
     @property
     def efficiency_hidden(self) -> float:
-        """As much as can be is sent while computing."""
+        """Efficiency with as much overlap as possible."""
         return self.compute / max(self.compute, self.all_reduce)
 
     @property
     def images_per_second(self) -> float:
-        """Of the whole cluster, with nothing hidden."""
+        """Images/s of the whole cluster, without overlap."""
         return self.cluster.devices * self.images / (self.compute + self.all_reduce)
 
     @property
     def enough(self) -> int:
+        """Images per device for an efficiency of 95 % without overlap."""
+        # rounded first, so that a rounding error above an integer does not count as an image
         return math.ceil(round(0.95 / 0.05 * self.all_reduce / (self.compute / self.images), 6))
 
 
 def estimate_row(cluster: Cluster, work: Work, images: int, parameters: int, share: float) -> Row:
-    """One cluster on paper.
+    """Returns the estimate for a cluster.
 
     Args:
       work: of a step on one device.
-      images: in it.
-      parameters: of the model, whose gradients are summed.
-      share: of the peak that is reached.
+      images: per device and step.
+      parameters: number of the model's parameters, the size of the all-reduce.
+      share: of peak FLOP/s that is reached.
     """
     accelerator = ACCELERATORS[cluster.accelerator]
     at_peak = sum(flops / accelerator.peak(operands) for operands, flops in flops_by_operands(work).items())
@@ -129,7 +131,7 @@ def estimate_row(cluster: Cluster, work: Work, images: int, parameters: int, sha
 
 
 def all_reduce_seconds(levels: tuple[Level, ...], size: float) -> float:
-    """How long the sum of `size` bytes over all devices takes at best."""
+    """Returns the minimal seconds of an all-reduce of `size` bytes over all devices."""
     seconds = 0.0
     for level in levels:
         seconds += 2 * (level.size - 1) / level.size * size / level.bandwidth

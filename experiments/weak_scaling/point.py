@@ -1,8 +1,8 @@
-"""One point of weak scaling: the train step on the devices of this process, and what its program sends between them.
+"""One point of weak scaling: the train step on the devices of this process, and its collectives.
 
   python -m experiments.weak_scaling.point --gin_file=gin/quickstart.gin --devices=1 --images=8
 
-For `experiments.weak_scaling`, which starts it once for each number of devices. The last line it prints is JSON.
+Started by `experiments.weak_scaling` for each number of devices. The last line of its output is JSON.
 """
 
 import argparse
@@ -25,17 +25,19 @@ from experiments.benchmark.subject import Settings, Subject
 from experiments.timing import time_interleaved
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+# asynchronous collectives count at their start, not again at -done
 COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+# dtype, bits and sizes; pred has no bits, and takes a byte
 ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
 def find_collectives(hlo: str) -> list[tuple[str, int]]:
-    """(kind, bytes of the result) of every collective in the text of a compiled program, in its order."""
+    """Returns (kind, bytes of the result) of every collective in the HLO text of a compiled program, in order."""
     return [(kind, result_bytes(shape)) for shape, kind in COLLECTIVE.findall(hlo)]
 
 
 def result_bytes(shape: str) -> int:
-    """Bytes of a result as HLO writes it: "f32[3,4]{1,0}", or a tuple of such."""
+    """Returns the bytes of a shape in HLO text, such as "f32[3,4]{1,0}", or of a tuple of shapes."""
     return sum(
         math.ceil(int(bits or 8) / 8) * math.prod(int(size) for size in sizes.split(",") if size)
         for _, bits, sizes in ARRAY.findall(shape)
@@ -43,7 +45,7 @@ def result_bytes(shape: str) -> int:
 
 
 def measure_step(experiment: Experiment, settings: Settings) -> dict[str, Any]:
-    """Times of a train step and what it sends, by name.
+    """Measures the times of a train step, and its collectives.
 
     Raises:
       UserError: the batch does not divide over the devices.
@@ -52,7 +54,7 @@ def measure_step(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     name = "step"
     times = time_interleaved({name: subject.stepper}, settings.rounds, settings.least)[name]
     text = subject.compiled.step.as_text() or ""
-    sent = find_collectives(text) if jax.device_count() > 1 else []  # a sum over one sends nothing
+    sent = find_collectives(text) if jax.device_count() > 1 else []  # over one device nothing is sent
     return {
         "devices": jax.device_count(),
         "batch_size": experiment.batch_size,
@@ -77,16 +79,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    given = parse_args(argv)
+    """Runs the command line; returns the exit status."""
+    args = parse_args(argv)
 
     def perform() -> None:
         start_up()
-        if jax.device_count() != given.devices:
-            raise UserError(f"--devices={given.devices}: there are {jax.device_count()}")
-        experiment = gin_loader.load_experiment(given.gin_file, given.gin_bindings)
-        experiment = dataclasses.replace(experiment, batch_size=given.devices * given.images)
-        print(json.dumps(measure_step(experiment, Settings(rounds=given.rounds, least=given.least))))
+        if jax.device_count() != args.devices:
+            raise UserError(f"--devices={args.devices}: this process has {jax.device_count()}")
+        experiment = gin_loader.load_experiment(args.gin_file, args.gin_bindings)
+        experiment = dataclasses.replace(experiment, batch_size=args.devices * args.images)
+        print(json.dumps(measure_step(experiment, Settings(rounds=args.rounds, least=args.least))))
 
     return exit_status(perform)
 

@@ -84,7 +84,7 @@ class Imagenet32Oord(Prepared):
         """
         from diffenc.data.image_folder import (  # imports Pillow, which training does not need
             Labelled,
-            batches,
+            read_batches,
         )
 
         name = _NAMES[split]
@@ -94,7 +94,7 @@ class Imagenet32Oord(Prepared):
         items = [Labelled(path, 0) for path in regular_files(folder, _refuse) if path.suffix == ".png"]
         if not items:
             raise UserError(f"{folder}: holds no .png")
-        return batches(items[first:], cls.image_shape, _FORMATS)
+        return read_batches(items[first:], cls.image_shape, _FORMATS)
 
 
 def _refuse(path: Path, reason: str) -> None:

@@ -47,9 +47,9 @@ class EncoderUNet(ClassConditional):
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.blocks != 1 and (not 2 <= self.blocks <= layers.MOST_BLOCKS or self.blocks % 2):
+        if self.blocks != 1 and (not 2 <= self.blocks <= layers.MAX_BLOCKS or self.blocks % 2):
             raise UserError(
-                f"{NAME}.blocks = {self.blocks}: must be 1 or an even number up to {layers.MOST_BLOCKS}"
+                f"{NAME}.blocks = {self.blocks}: must be 1 or an even number up to {layers.MAX_BLOCKS}"
             )
         layers.resolve_groups(NAME, self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
@@ -106,7 +106,7 @@ class EncoderUNet(ClassConditional):
         self, h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int
     ) -> Maps:
         def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
-            return layers.middle(h, embedding, keys, groups, block_groups, self.dropout)
+            return layers.middle_blocks(h, embedding, keys, groups, block_groups, self.dropout)
 
         return (hk.remat(middle) if self.remat else middle)(h, embedding, keys)
 

@@ -1,6 +1,6 @@
-"""The layers both U-Nets are built of. Called inside a haiku transform.
+"""Layers shared by both U-Nets, to be called inside a haiku transform.
 
-Parameters are kept in the default precision; a layer computes in that of the maps it is given.
+Parameters are stored in the default precision; a layer computes in the precision of its input maps.
 """
 
 import haiku as hk
@@ -13,7 +13,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, LogSNR
 
 Maps = Float[Array, "b h w c"]
-MapsOut = Float[Array, "b h w c_out"]  # the same positions in other channels
+MapsOut = Float[Array, "b h w c_out"]  # the same positions, a different number of channels
 Embedding = Float[Array, "b e"]
 Heads = Float[Array, "b positions heads c"]
 
@@ -21,22 +21,22 @@ LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal"
 ZEROS = hk.initializers.Constant(0.0)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-MOST_BLOCKS = 10_000  # none is larger than a computer's memory by less than that
+MAX_BLOCKS = 10_000  # refuses absurd depths before tracing them exhausts time and memory
 
 PRECISIONS = ("float32", "bfloat16")
 
 
 def default_groups(channels: int) -> int:
-    """The largest divisor of `channels` up to min(32, channels / 2).
+    """Returns the largest divisor of `channels` up to min(32, channels / 2).
 
-    Two channels a group at least: with one, a norm cancels the time embedding's shift.
+    A group has at least two channels: with one, the norm would cancel the shift by the time embedding.
     """
-    most = max(1, min(32, channels // 2))
-    return max(groups for groups in range(1, most + 1) if channels % groups == 0)
+    limit = max(1, min(32, channels // 2))
+    return max(groups for groups in range(1, limit + 1) if channels % groups == 0)
 
 
 def resolve_groups(name: str, channels: int, groups: int | None) -> int:
-    """`groups`, or the default; raises UserError if it does not divide `channels`."""
+    """Returns `groups`, or the default if None. Raises UserError if it does not divide `channels`."""
     if channels < 1:
         raise UserError(f"{name}.channels = {channels}: must be at least 1")
     if groups is None:
@@ -47,105 +47,107 @@ def resolve_groups(name: str, channels: int, groups: int | None) -> int:
 
 
 def check_dropout(name: str, dropout: float) -> None:
-    """Raise UserError unless `dropout` is a probability below one."""
+    """Raises UserError unless `dropout` is a probability below one."""
     if not 0 <= dropout < 1:
         raise UserError(f"{name}.dropout = {dropout}: must be in [0, 1)")
 
 
 def check_precision(name: str, precision: str) -> None:
-    """Raise UserError unless `precision` is one there is."""
+    """Raises UserError unless `precision` is one of PRECISIONS."""
     if precision not in PRECISIONS:
         raise UserError(f"{name}.precision = {precision!r}: must be {' or '.join(PRECISIONS)}")
 
 
 def check_classes(name: str, classes: int) -> None:
-    """Raise UserError if `classes` is no number of them."""
+    """Raises UserError if the number of classes is negative."""
     if classes < 0:
         raise UserError(f"{name}.classes = {classes}: must not be negative")
 
 
-def parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
-    """A parameter in the default precision, whatever the activations are in."""
+def get_parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
+    """Returns a parameter in the default precision, whatever the precision of the activations."""
     return hk.get_parameter(name, shape, jnp.result_type(float), init=init)
 
 
 def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> MapsOut:
-    """In the precision of `h`."""
+    """Applies a 3x3 convolution of stride 1 with bias, in the precision of `h`."""
     with name_scope(name):
-        w = parameter("w", (3, 3, h.shape[-1], channels), w_init).astype(h.dtype)
-        b = parameter("b", (channels,), ZEROS)
+        w = get_parameter("w", (3, 3, h.shape[-1], channels), w_init).astype(h.dtype)
+        b = get_parameter("b", (channels,), ZEROS)
     return add_bias(jax.lax.conv_general_dilated(h, w, (1, 1), "SAME", dimension_numbers=NHWC), b)
 
 
 def unpool(h: Maps, channels: int, name: str) -> Float[Array, "b twice_h twice_w c_out"]:
-    """Each position becomes 2x2: a transposed convolution of stride 2, in the precision of `h`."""
+    """Applies a 2x2 transposed convolution of stride 2: each position becomes 2x2, in the precision of `h`."""
     b, height, width, c = h.shape
     with name_scope(name):
-        w = parameter("w", (2, 2, channels, c), LECUN_NORMAL).astype(h.dtype)
-        bias = parameter("b", (channels,), ZEROS)
+        w = get_parameter("w", (2, 2, channels, c), LECUN_NORMAL).astype(h.dtype)
+        bias = get_parameter("b", (channels,), ZEROS)
+    # Kernel and stride agree, so no outputs overlap and one product suffices. A transposed convolution flips the kernel.
     out = jnp.einsum("bhwc,ijoc->bhiwjo", h, w[::-1, ::-1])
     return add_bias(out.reshape(b, 2 * height, 2 * width, channels), bias)
 
 
 def dense(h: Array, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> Array:
-    """In the precision of `h`."""
+    """Applies a linear layer with bias to the last axis, in the precision of `h`."""
     with name_scope(name):
-        w = parameter("w", (h.shape[-1], channels), w_init).astype(h.dtype)
-        b = parameter("b", (channels,), ZEROS)
+        w = get_parameter("w", (h.shape[-1], channels), w_init).astype(h.dtype)
+        b = get_parameter("b", (channels,), ZEROS)
     return add_bias(h @ w, b)
 
 
 def add_bias(
     h: Float[Array, "*positions c"], bias: Float[Array, "#*positions c"]
 ) -> Float[Array, "*positions c"]:
-    """`h` + `bias` in the precision of `h`, the sum rounded once.
+    """Returns `h` + `bias` in the precision of `h`, rounded once.
 
-    Added in float32 at least: the gradient of the bias is a sum over all positions, which in bfloat16 comes to a
-    standstill after a few hundred.
+    Adds in float32 at least: the gradient of the bias is a sum over all positions, and a bfloat16 sum stops growing
+    after a few hundred terms.
     """
-    return (widen(h) + jnp.broadcast_to(bias, h.shape)).astype(h.dtype)
+    return (at_least_float32(h) + jnp.broadcast_to(bias, h.shape)).astype(h.dtype)
 
 
-def widen(h: Array) -> Array:
-    """`h` in float32 at least."""
+def at_least_float32(h: Array) -> Array:
+    """Returns `h` in float32, or in float64 if it already is."""
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 
-def norm(h: Maps, groups: int, name: str) -> Maps:
-    """Group norm, eps 1e-6: statistics by channel first, then one multiply-add over the maps.
+def group_norm(h: Maps, groups: int, name: str) -> Maps:
+    """Applies group norm, eps 1e-6: statistics by channel first, then one multiply-add over the maps.
 
-    haiku's own makes several passes over the maps; under jvp and gradient it costs more than the convolutions.
-    The statistics, and so the result, are in float32 at least; the caller rounds it after the activation.
+    haiku's GroupNorm makes several passes over the maps; under jvp and gradient it costs more than the convolutions.
+    Statistics and result are in float32 at least; the caller rounds after the activation.
     """
     channels, ones = h.shape[-1], hk.initializers.Constant(1.0)
     with name_scope(name):
-        gain = parameter("scale", (channels,), ones)
-        offset = parameter("offset", (channels,), ZEROS)
+        gain = get_parameter("scale", (channels,), ones)
+        offset = get_parameter("offset", (channels,), ZEROS)
 
-    def by_group(values: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    def group_mean(values: Float[Array, "b c"]) -> Float[Array, "b c"]:
         size = channels // groups
         return jnp.repeat(values.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
 
-    h = widen(h)
+    h = at_least_float32(h)
     channel_mean = jnp.mean(h, axis=(1, 2))
-    spread = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
-    mean = by_group(channel_mean)
-    # about the means, not E[h^2] - E[h]^2, which loses float32's digits where the mean is large
-    variance = by_group(spread + jnp.square(channel_mean - mean))
+    channel_variance = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
+    mean = group_mean(channel_mean)
+    # Centred moments: E[h^2] - E[h]^2 loses float32's digits where the mean is large. The variance of a group is that
+    # within its channels plus that of the channels' means.
+    variance = group_mean(channel_variance + jnp.square(channel_mean - mean))
     factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
     return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
 
 
-def activate(h: Maps, groups: int, name: str) -> Maps:
-    """swish of the norm, rounded once, to the precision of `h`."""
-    return jax.nn.swish(norm(h, groups, name)).astype(h.dtype)
+def norm_swish(h: Maps, groups: int, name: str) -> Maps:
+    """Applies group norm and swish, rounded once, to the precision of `h`."""
+    return jax.nn.swish(group_norm(h, groups, name)).astype(h.dtype)
 
 
 def stem(h: Maps, channels: int, precision: str) -> MapsOut:
-    """The first convolution, whose output says what precision the layers after it compute in.
+    """Applies the first convolution; the precision of its output is that of all later layers.
 
-    Itself it is in float32 on every device: where the noise is small, most of what there is to see is in digits
-    that bfloat16 (a TPU's way with float32, unless told otherwise) does not have.
+    Computes in true float32 on every device: at low noise, most information lies in digits that bfloat16 lacks, and a
+    TPU multiplies float32 in bfloat16 by default.
     """
     with jax.default_matmul_precision("highest"):
         h = conv3x3(h, channels, "conv_in")
@@ -153,14 +155,14 @@ def stem(h: Maps, channels: int, precision: str) -> MapsOut:
 
 
 def split_keys(keys: ImageKeys | None, num: int) -> list[ImageKeys | None]:
-    """`num` keys of each image's, for as many blocks; None for each where there are none."""
+    """Splits each image's key into `num`, one for each block; returns `num` times None if `keys` is None."""
     if keys is None:
         return [None] * num
     return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0))
 
 
-def drop(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
-    """Dropout, each image's mask drawn by its own key; none where there are no keys."""
+def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
+    """Applies dropout with a mask from each image's own key; returns `h` unchanged if `keys` is None."""
     if keys is None:
         return h
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[1:]))(keys)
@@ -175,28 +177,30 @@ def embed_log_snr(
     log_snr_min: float,
     classes: int = 0,
 ) -> Embedding:
-    """[B, 4 channels]: a sinusoidal embedding of the noise level, and of the class where there are any, by a MLP.
+    """Returns the embedding [B, 4 channels] of the noise level, and of the class if `classes` > 0.
 
-    The published network reads a label's number beside the sinusoids, and is given 0: so is this one, since a
-    number puts classes in an order. They have a table, which is added before the last activation.
+    An MLP of sinusoids of the rescaled log_snr. The published network appends the label as a number to the sinusoids and
+    passes 0 there; this one keeps that input at 0, since a number would order the classes. Class embeddings are
+    rows of a table instead, added before the last activation.
     """
+    # the published network takes times in [0, 1000]
     time = 1000 * (log_snr_max - log_snr) / (log_snr_max - log_snr_min)
     label = jnp.zeros_like(time)
-    h = jnp.concatenate([sinusoids(time, channels), label[:, None]], axis=-1)
+    h = jnp.concatenate([sinusoidal_embedding(time, channels), label[:, None]], axis=-1)
     h = jax.nn.swish(dense(h, 4 * channels, "embed_0"))
     h = dense(h, 4 * channels, "embed_1")
-    return jax.nn.swish(h + of_class(condition, classes, h) if classes else h)
+    return jax.nn.swish(h + class_embedding(condition, classes, h) if classes else h)
 
 
-def of_class(condition: Condition | None, classes: int, like: Embedding) -> Embedding:
-    """A row of a table for each image, shaped like `like`: the first row for no class. Zero at initialisation."""
+def class_embedding(condition: Condition | None, classes: int, like: Embedding) -> Embedding:
+    """Returns a row of a learned table for each image, shaped like `like`; row 0 stands for no class. Initially zero."""
     with name_scope("classes"):
-        table = parameter("table", (classes + 1, like.shape[-1]), ZEROS)
+        table = get_parameter("table", (classes + 1, like.shape[-1]), ZEROS)
     return table[jnp.zeros(len(like), int) if condition is None else condition].astype(like.dtype)
 
 
-def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
-    """[sin, cos] at frequencies from 1 down to 1e-4; an odd last channel is zero."""
+def sinusoidal_embedding(time: Float[Array, " b"], channels: int) -> Embedding:
+    """Returns [sin, cos] of `time` at frequencies from 1 down to 1e-4; an odd last channel is zero."""
     half = channels // 2
     frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / max(half - 1, 1))
     angles = jnp.multiply.outer(time, frequencies)
@@ -207,45 +211,45 @@ def sinusoids(time: Float[Array, " b"], channels: int) -> Embedding:
 def resnet_block(
     h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int, dropout: float
 ) -> MapsOut:
-    """norm swish conv, + embedding, norm swish dropout conv, + shortcut."""
+    """Applies norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut. Initially the shortcut alone."""
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
-    h = conv3x3(activate(h, groups, "norm_0"), channels, "conv_0")
+    h = conv3x3(norm_swish(h, groups, "norm_0"), channels, "conv_0")
     with name_scope("embedding"):
-        shift = embedding @ parameter("w", (embedding.shape[-1], channels), ZEROS)
-    h = activate(add_bias(h, shift[:, None, None, :]), groups, "norm_1")
-    return shortcut + conv3x3(drop(h, dropout, keys), channels, "conv_1", w_init=ZEROS)
+        shift = embedding @ get_parameter("w", (embedding.shape[-1], channels), ZEROS)
+    h = norm_swish(add_bias(h, shift[:, None, None, :]), groups, "norm_1")
+    return shortcut + conv3x3(apply_dropout(h, dropout, keys), channels, "conv_1", w_init=ZEROS)
 
 
-def attention(h: Maps, groups: int) -> Maps:
-    """Residual self-attention over all positions, with one head."""
+def attention_block(h: Maps, groups: int) -> Maps:
+    """Applies residual self-attention over all positions, with one head. Initially the identity."""
     b, height, width, c = h.shape
-    tokens = norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, 1, c)
+    tokens = group_norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, 1, c)
     query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
-    mixed = attend(query, key, value).reshape(h.shape)
+    mixed = softmax_attention(query, key, value).reshape(h.shape)
     return h + dense(mixed, c, "out", w_init=ZEROS)
 
 
-def attend(query: Heads, key: Heads, value: Heads) -> Heads:
-    """Softmax attention. JAX's own takes the softmax in float32 even of float64, which is then written out."""
+def softmax_attention(query: Heads, key: Heads, value: Heads) -> Heads:
+    """Returns softmax attention. JAX's own computes the softmax in float32 even for float64, where einsums replace it."""
     if query.dtype != jnp.float64:
         return jax.nn.dot_product_attention(query, key, value)
     logits = jnp.einsum("btnc,bsnc->bnts", query, key) / query.shape[-1] ** 0.5
     return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
 
 
-def middle(
+def middle_blocks(
     h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int, dropout: float
 ) -> Maps:
-    """block, attention, block."""
+    """Applies a residual block, self-attention and another residual block."""
     channels, (first, second) = h.shape[-1], split_keys(keys, 2)
     with name_scope("middle_0"):
         h = resnet_block(h, embedding, first, channels, block_groups, dropout)
     with name_scope("attention"):
-        h = attention(h, groups)
+        h = attention_block(h, groups)
     with name_scope("middle_1"):
         return resnet_block(h, embedding, second, channels, block_groups, dropout)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:
-    """norm swish conv, in float32 at least; zero at initialisation."""
-    return conv3x3(jax.nn.swish(norm(h, groups, "norm_out")), channels, "conv_out", w_init=ZEROS)
+    """Applies norm, swish and conv in float32 at least; initially zero."""
+    return conv3x3(jax.nn.swish(group_norm(h, groups, "norm_out")), channels, "conv_out", w_init=ZEROS)

@@ -74,8 +74,8 @@ class UNet(ClassConditional):
     precision: str = "float32"
 
     def __post_init__(self):
-        if not 1 <= self.blocks <= layers.MOST_BLOCKS:
-            raise UserError(f"network.unet.blocks = {self.blocks}: must be from 1 to {layers.MOST_BLOCKS}")
+        if not 1 <= self.blocks <= layers.MAX_BLOCKS:
+            raise UserError(f"network.unet.blocks = {self.blocks}: must be from 1 to {layers.MAX_BLOCKS}")
         if any(abs(power) > MOST_POWER for power in self.fourier_powers):
             raise UserError(
                 f"network.unet.fourier_powers = {self.fourier_powers}: each must be from {-MOST_POWER} to {MOST_POWER}"
@@ -143,7 +143,7 @@ class UNet(ClassConditional):
             return layers.resnet_block(h, embedding, keys, self.channels, groups, self.dropout)
 
         def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
-            return layers.middle(h, embedding, keys, groups, groups, self.dropout)
+            return layers.middle_blocks(h, embedding, keys, groups, groups, self.dropout)
 
         def head(h: Maps) -> MapsOut:
             return layers.head(h, image_channels, groups)

@@ -116,7 +116,7 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
         ([bind("evaluate.variance = @variance.fitted()")], "evaluate.variance needs discrete time"),
         (
             [bind("evaluate.num_timesteps = 5"), bind("evaluate.variance = @variance.fitted()")],
-            "evaluate.variance: what is fitted belongs to a trained run",
+            "evaluate.variance: fits need a trained run",
         ),
         ([bind("sample.sampler = 'dim'")], "sample.sampler = 'dim': no such sampler; nearest: ddim"),
         ([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5"),

@@ -24,7 +24,7 @@ class Mixed:
 @pytest.fixture(autouse=True)
 def cached(monkeypatch):
     """The tests' own cache makes their compilation quick."""
-    monkeypatch.setattr("experiments.benchmark.subject.uncached", contextlib.nullcontext)
+    monkeypatch.setattr("experiments.benchmark.subject.without_compile_cache", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")

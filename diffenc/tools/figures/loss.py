@@ -28,7 +28,7 @@ def loss_metadata(subject: FigureInputs) -> Record:
 def measure_loss(subject: FigureInputs) -> FigureRecord:
     """Returns diagnostics/loss.json if it has the same metadata; else measures the loss, and leaves that file alone."""
     metadata, experiment = loss_metadata(subject), subject.experiment
-    record = read_loss_record(loss_curves.path(subject.workdir), metadata)
+    record = read_loss_record(loss_curves.curve_path(subject.workdir), metadata)
     if record is None:
         measured = diagnose.loss_record(
             experiment.model, experiment.dataset, _settings(subject), subject.mesh, subject.params

@@ -10,7 +10,7 @@ from diffenc.workdir import fitted_chains
 def samples_metadata(subject: FigureInputs) -> Record:
     """Returns everything the samples depend on, fitted times and variances included."""
     settings = subject.experiment.sample
-    fitted_on = fitted_chains.plan(subject.workdir, settings, subject.step).of
+    fitted_on = fitted_chains.find_chain(subject.workdir, settings, subject.step).of
     return {**subject.model_metadata, "sample": settings_metadata(settings), "fitted": fitted_on}
 
 

@@ -1,1 +1,1 @@
-"""Estimates of a run's memory, arithmetic and time."""
+"""Estimates of the memory, FLOPs and time of a run."""

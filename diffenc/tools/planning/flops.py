@@ -1,8 +1,8 @@
-"""The convolutions and matrix products in a function, from its jaxpr, and what they cost.
+"""The convolutions and matrix products of a function, found in its jaxpr, and their FLOPs.
 
-FLOPs are 2 x multiply-adds, of these alone: what is element by element is bound by memory, not by arithmetic.
-As in XLA's cost analysis, a multiply-add with padding or with a zero that dilation put in is none. So a convolution
-and its two gradients cost the same. Unlike there, the body of a scan counts as often as it runs.
+FLOPs are 2 x multiply-adds of contractions only: elementwise operations are bound by memory bandwidth, not by arithmetic.
+As in XLA's cost analysis, multiply-adds with padding or zeros inserted by dilation do not count. So a convolution and
+its two gradients cost the same. Unlike there, the body of a scan counts as often as it runs.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Contraction:
 
     Attributes:
       name: of its primitive, a key of PRIMITIVES.
-      lhs, rhs: of a convolution, images and kernel.
-      params: of the primitive, as pairs.
-      role: "forward"; "recomputed" for the backward pass; in that pass, of a convolution "input_gradient" or
-        "kernel_gradient", of a matrix product "gradient".
+      lhs, rhs: operands; of a convolution, images and kernel.
+      params: of the primitive, as pairs, so that it is hashable.
+      role: "forward"; "recomputed" in the backward pass; a gradient: "input_gradient" or "kernel_gradient" of a
+        convolution, "gradient" of a matrix product.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Contraction:
 
     @property
     def operation(self) -> "Contraction":
-        """The same whatever it is for."""
+        """The contraction without its role."""
         return dataclasses.replace(self, role="")
 
     def __call__(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        """Perform it."""
+        """Computes the contraction."""
         return PRIMITIVES[self.name].bind(lhs, rhs, **dict(self.params))
 
 
@@ -70,8 +70,8 @@ class Work:
     """All contractions of a function.
 
     Attributes:
-      counts: how often each is performed.
-      notes: what could not be counted, for people.
+      counts: number of executions of each.
+      notes: messages about parts that could not be counted.
     """
 
     counts: Mapping[Contraction, int]
@@ -82,7 +82,7 @@ class Work:
         return sum(count * contraction.flops for contraction, count in self.counts.items())
 
     def where(self, keep: Callable[[Contraction], bool]) -> "Work":
-        """Those that `keep` is true of."""
+        """Returns the contractions for which `keep` is true."""
         return Work({one: count for one, count in self.counts.items() if keep(one)}, self.notes)
 
     @property
@@ -95,15 +95,15 @@ class Work:
 
 
 def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
-    """The contractions of `function(*arguments)`; arguments may be jax.ShapeDtypeStruct. Nothing is computed."""
+    """Counts the contractions of `function(*arguments)` by tracing it; arguments may be jax.ShapeDtypeStruct."""
     return count_jaxpr(jax.make_jaxpr(function)(*arguments))
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
-    """The contractions of a traced function, in all that it calls.
+    """Counts the contractions of a traced function, including those of all functions that it calls.
 
-    Of the branches of a `cond` the costliest counts. How often a `while_loop` runs is not known: its body
-    counts once, and a note says so. Any other primitive that holds a function is taken to call it once.
+    Of the branches of a `cond`, the most expensive counts. The body of a `while_loop` counts once, with a note,
+    since its length is unknown. Any other primitive with a function counts as one call.
     """
     notes: dict[str, None] = {}
     counts = _count_in_jaxpr(jaxpr.jaxpr, "", notes)
@@ -111,7 +111,7 @@ def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPriva
 
 
 def _count_in_jaxpr(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Counter[Contraction]:
-    """`stack` is the names of transformations that lead to `jaxpr`; `notes` is added to."""
+    """Counts contractions; `stack` names the transformations that lead to `jaxpr`, and `notes` collects messages."""
     counts: Counter[Contraction] = Counter()
     for equation in jaxpr.eqns:
         within = f"{stack}/{equation.source_info.name_stack}"
@@ -120,24 +120,24 @@ def _count_in_jaxpr(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Co
             continue
         parts = [_count_in_jaxpr(part, within, notes) for part in core.jaxprs_in_params(equation.params)]
         if any(parts):
-            counts.update(_repeated(equation, parts, notes))
+            counts.update(_multiply_counts(equation, parts, notes))
     return counts
 
 
-def _repeated(
+def _multiply_counts(
     equation: core.JaxprEqn, parts: Sequence[Counter[Contraction]], notes: dict[str, None]
 ) -> Counter[Contraction]:
-    """The contractions of one equation, from those of the functions that it holds."""
+    """Returns the contractions of an equation from those of the functions in its parameters."""
     name, params = equation.primitive.name, equation.params
     if name == "cond":
         return max(parts, key=lambda part: Work(part).flops)
     times = 1
     if name == "scan":
         times = params["length"]
-    elif name == "shard_map":  # its function is one device's share
+    elif name == "shard_map":  # its function computes the share of one device
         times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     elif name == "while":
-        notes["a while loop, which runs nobody knows how often, is counted once"] = None
+        notes["a while loop of unknown length is counted once"] = None
     counts: Counter[Contraction] = Counter()
     for part in parts:
         counts.update({one: times * number for one, number in part.items()})
@@ -152,27 +152,27 @@ def _make_contraction(equation: core.JaxprEqn, stack: str) -> Contraction:
 
 
 def _find_role(equation: core.JaxprEqn, stack: str) -> str:
-    """What the contraction is for, from the transformations that made it."""
+    """Returns the role of a contraction, from the transformations that created it."""
     if not re.search(r"\btranspose\(", stack):
         return "forward"
     if "rematted_computation" in stack:
         return "recomputed"
     if equation.primitive.name == "dot_general":
         return "gradient"
-    # The gradient of a kernel sums over the batch: what was the batch's axis is the channels' there.
+    # The gradient of a kernel contracts over the batch: there the batch axis takes the place of the channel axis.
     numbers = equation.params["dimension_numbers"]
     return "input_gradient" if numbers.lhs_spec[0] == numbers.out_spec[0] else "kernel_gradient"
 
 
 def _matrix_product_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
-    """Multiply-adds of a dot_general."""
+    """Returns the number of multiply-adds of a dot_general."""
     (_, contracted), (_, batch) = params["dimension_numbers"]
     own = [size for axis, size in enumerate(rhs) if axis not in (*contracted, *batch)]
     return math.prod(lhs) * math.prod(own)
 
 
 def _convolution_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
-    """Multiply-adds of a conv_general_dilated with neither padding nor inserted zeros."""
+    """Returns the number of multiply-adds of a conv_general_dilated, without those of padding and inserted zeros."""
     numbers = params["dimension_numbers"]
     batch = lhs[numbers.lhs_spec[0]] // params["batch_group_count"]
     channels_out, channels_in = (rhs[axis] for axis in numbers.rhs_spec[:2])
@@ -194,14 +194,14 @@ def _convolution_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[st
 def _count_pairs(
     size: int, window: int, stride: int, padding: tuple[int, int], dilation: int, window_dilation: int
 ) -> int:
-    """Pairs of an output position and a kernel's, along one axis, that meet an element of the input.
+    """Returns the number of pairs of output and kernel positions along one axis that meet an element of the input.
 
     Args:
       size, window: elements of input and kernel.
-      dilation, window_dilation: theirs.
+      dilation, window_dilation: of input and kernel.
     """
-    spread, reach = dilation * (size - 1) + 1, window_dilation * (window - 1) + 1
-    positions = (spread + sum(padding) - reach) // stride + 1
+    dilated_size, dilated_window = dilation * (size - 1) + 1, window_dilation * (window - 1) + 1
+    positions = (dilated_size + sum(padding) - dilated_window) // stride + 1
     starts = stride * np.arange(max(positions, 0)) - padding[0]
-    met = starts[:, None] + window_dilation * np.arange(window)[None, :]
-    return int(np.sum((met >= 0) & (met < spread) & (met % dilation == 0)))
+    meets = starts[:, None] + window_dilation * np.arange(window)[None, :]
+    return int(np.sum((meets >= 0) & (meets < dilated_size) & (meets % dilation == 0)))

@@ -1,8 +1,8 @@
-"""--mode=plan: what a run will cost, before anything is trained. It reads no data and touches no workdir.
+"""--mode=plan: estimates the cost of a run before training. It reads no data and does not touch the workdir.
 
-Counted: FLOPs of convolutions and matrix products (`diffenc.tools.planning.flops`). Exact: the memory of the state. As XLA
-reports for the backend that is here: what the compiled step takes beside it. Expected: the time, at a share of
-the peak that the reader chooses.
+FLOPs of convolutions and matrix products are counted (`diffenc.tools.planning.flops`), and the memory of the state is exact.
+The memory of the compiled step is as XLA reports for the present backend. The time is estimated at a share of peak
+FLOP/s that the user chooses.
 """
 
 import dataclasses
@@ -39,23 +39,23 @@ from diffenc.training.state import TrainState, abstract_images, abstract_state, 
 
 
 def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
-    """Print what the run will cost; returns the figures. `workdir` is not touched.
+    """Prints and returns the estimated cost of the run. `workdir` is not touched.
 
     Raises:
       UserError: a plugin cannot be built for these images, or the batch does not divide over the devices.
     """
-    figures = compute_plan(experiment)
-    Console(soft_wrap=True).print(format_table(figures))
-    for note in figures["notes"]:
+    costs = compute_plan(experiment)
+    Console(soft_wrap=True).print(format_table(costs))
+    for note in costs["notes"]:
         logging.warning("FLOPs of the train step: %s", note)
-    return figures
+    return costs
 
 
 def compute_plan(experiment: Experiment) -> dict[str, Any]:
-    """All that is planned, by name: bytes, FLOPs, seconds; memory and `images` are of one device."""
+    """Returns all estimates by name, in bytes, FLOPs and seconds; memory and `images` are per device."""
     devices = experiment.plan.devices or jax.device_count()
     share = device_share(experiment, devices)
-    mesh = make_mesh()  # one device, whatever else there is: each does the same, on a share of the batch
+    mesh = make_mesh()  # of one device: all devices do the same work on equal shares of the batch
     state = abstract_state(share, mesh)
     step, images = cast(jax.stages.Wrapped, make_train_step(share, mesh)), abstract_images(share, mesh)
     split = state_memory(state, experiment.mesh)
@@ -81,18 +81,18 @@ def compute_plan(experiment: Experiment) -> dict[str, Any]:
 
 
 def device_share(experiment: Experiment, devices: int) -> Experiment:
-    """The experiment with one device's share of the batch. Raises UserError if there is no such share."""
-    least = devices * experiment.microbatches
-    if experiment.batch_size % least:
+    """Returns the experiment with one device's share of the batch. Raises UserError if the batch does not divide."""
+    unit = devices * experiment.microbatches
+    if experiment.batch_size % unit:
         raise UserError(
             f"Experiment.batch_size = {experiment.batch_size} does not divide evenly over plan.devices = {devices}, "
-            f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {least}"
+            f"in Experiment.microbatches = {experiment.microbatches} parts each: take a multiple of {unit}"
         )
     return dataclasses.replace(experiment, batch_size=experiment.batch_size // devices, mesh=MeshConfig())
 
 
 def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
-    """FLOPs an image without gradients: one draw of the bound, one call of the network (a sampling step)."""
+    """Returns FLOPs per image without gradients, of one draw of the bound and one call of the network (a sampling step)."""
     model, dataset = experiment.model, experiment.dataset
     images = abstract_images(experiment, make_mesh(), 1)
     z, log_snr = (
@@ -112,7 +112,8 @@ def forward_flops(experiment: Experiment, state: TrainState) -> dict[str, int]:
 
 
 def state_memory(state: TrainState, shape: MeshConfig) -> dict[str, int]:
-    """Bytes of the training state on each device of a mesh, which splits what `diffenc.parallel.param_sharding` says."""
+    """Returns the bytes of the training state on each device of a mesh, as sharded by `diffenc.parallel.param_sharding`."""
+    # abstract: the planned mesh may have more devices than this machine
     mesh = AbstractMesh((1, shape.fsdp), AXES)
     shardings = param_sharding.shardings_of(state, state.params, mesh, shape)
 
@@ -126,15 +127,15 @@ def state_memory(state: TrainState, shape: MeshConfig) -> dict[str, int]:
 
 
 def compiled_memory(compiled: Any) -> dict[str, int] | None:
-    """Bytes that a compiled step takes on one device; None if the backend does not say.
+    """Returns the bytes of a compiled step on one device; None if the backend does not report them.
 
-    What it gives back in the buffers it was given counts once, as `arguments`.
+    Results in donated buffers of arguments count once, as `arguments`.
     """
-    said = compiled.memory_analysis()
-    if said is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         return None
-    arguments, temporary = said.argument_size_in_bytes, said.temp_size_in_bytes
-    results = said.output_size_in_bytes - said.alias_size_in_bytes
+    arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     total = arguments + results + temporary
     return {"arguments": arguments, "results": results, "temporary": temporary, "total": total}
 
@@ -142,9 +143,9 @@ def compiled_memory(compiled: Any) -> dict[str, int] | None:
 def adjust_for_sharding(
     split: dict[str, int], whole: dict[str, int], compiled: dict[str, int] | None
 ) -> dict[str, int] | None:
-    """`compiled_memory` of a step with a `whole` state, as it is with one that is `split` over devices.
+    """Converts `compiled_memory` of a step with a `whole` state to that with a state `split` over devices.
 
-    Parameters are then gathered beside a device's part of them; the gradient is whole in both.
+    With a split state, gathered parameters need memory in addition to a device's shard; the gradient is whole in both.
     """
     if compiled is None or split == whole:
         return compiled
@@ -155,94 +156,94 @@ def adjust_for_sharding(
 
 
 def device_memory(experiment: Experiment) -> float | None:
-    """Bytes that a device has: of the accelerator that is named, or of the one that is here; None = not known."""
+    """Returns the memory in bytes of `plan.accelerator`, or of the present device; None if unknown."""
     if experiment.plan.accelerator is not None:
         return accelerators.ACCELERATORS[experiment.plan.accelerator].memory
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def format_table(figures: dict[str, Any]) -> Table:
-    """Formats the plan as a table."""
-    title = f"{figures['steps']:,} steps of {figures['batch_size']} images on {figures['devices']} device(s)"
-    made = Table(title=escape(title), caption=escape(format_caption(figures)), show_header=False)
+def format_table(costs: dict[str, Any]) -> Table:
+    """Formats the estimates as a table."""
+    title = f"{costs['steps']:,} steps of {costs['batch_size']} images on {costs['devices']} device(s)"
+    made = Table(title=escape(title), caption=escape(format_caption(costs)), show_header=False)
     for justify in ("left", "right", "left"):
         made.add_column(justify=justify)
     for section in (_parameter_rows, _flops_rows, _memory_rows, _speed_rows):
-        for row in section(figures):
+        for row in section(costs):
             made.add_row(*map(escape, row))
         made.add_section()
     return made
 
 
-def format_caption(figures: dict[str, Any]) -> str:
+def format_caption(costs: dict[str, Any]) -> str:
     """Returns the remarks below the table."""
-    said = ["FLOPs: of convolutions and matrix products", "time: without evaluations and samples"]
-    if figures["devices"] > 1:
-        said.append("communication between devices is in neither time nor memory")
-    if figures["full_precision"]:
-        said.append(
-            f"{figures['full_precision']:.2%} of the FLOPs ask for full precision, which the time counts at its own peak"
+    remarks = ["FLOPs: of convolutions and matrix products", "time: without evaluations and samples"]
+    if costs["devices"] > 1:
+        remarks.append("communication between devices is in neither time nor memory")
+    if costs["full_precision"]:
+        remarks.append(
+            f"{costs['full_precision']:.2%} of the FLOPs ask for full precision, timed at its own peak"
         )
-    if figures["compiled"]:
-        said += _describe_compiled_step(figures["backend"], figures["accelerator"])
-    return "\n".join(said)
+    if costs["compiled"]:
+        remarks += _describe_compiled_step(costs["backend"], costs["accelerator"])
+    return "\n".join(remarks)
 
 
 def _describe_compiled_step(backend: str, accelerator: str | None) -> list[str]:
-    """Whose memory the compiled step's is. A network may take another form on a CPU: no loops."""
+    """Returns remarks on the backend of the compiled step. On a CPU, networks are compiled without loops."""
     if accelerator is None or backend != "cpu":
-        return [f"the compiled step: of the {backend} backend; another's differs"]
+        return [f"memory of the compiled step: on the {backend} backend; others differ"]
     return [
-        "the compiled step: of the cpu backend, its loops written out",
-        f"memory on {accelerator} differs; what network.unet.remat saves there does not show",
+        "memory of the compiled step: on the cpu backend, with unrolled loops",
+        f"memory on {accelerator} differs; savings by network.unet.remat are not visible",
     ]
 
 
 Rows = list[tuple[str, str, str]]
 
 
-def _parameter_rows(figures: dict[str, Any]) -> Rows:
-    parts = figures["parameters"]
+def _parameter_rows(costs: dict[str, Any]) -> Rows:
+    parts = costs["parameters"]
     rows = [(part, f"{number:,}", "parameters") for part, number in parts.items()]
     return [*rows, ("all parts", f"{sum(parts.values()):,}", "parameters")]
 
 
-def _flops_rows(figures: dict[str, Any]) -> Rows:
+def _flops_rows(costs: dict[str, Any]) -> Rows:
     names = {
         "train": "train step",
         "evaluate": "evaluation, one draw",
         "network": "network, once (a sampling step)",
     }
-    rows = [(text, f"{figures['flops'][name] / 1e9:,.4g}", "GFLOPs an image") for name, text in names.items()]
-    return [*rows, ("products of float32", accelerators.matmul_precision_of(figures["accelerator"]), "")]
+    rows = [(text, f"{costs['flops'][name] / 1e9:,.4g}", "GFLOPs an image") for name, text in names.items()]
+    return [*rows, ("products of float32", accelerators.matmul_precision_of(costs["accelerator"]), "")]
 
 
-def _memory_rows(figures: dict[str, Any]) -> Rows:
+def _memory_rows(costs: dict[str, Any]) -> Rows:
     def row(name: str, size: int | float) -> tuple[str, str, str]:
         return name, f"{size / 1e6:,.1f}", "MB a device"
 
-    rows = [row(name, size) for name, size in figures["memory"].items()]
-    compiled, there = figures["compiled"], figures["capacity"]
+    rows = [row(name, size) for name, size in costs["memory"].items()]
+    compiled, capacity = costs["compiled"], costs["capacity"]
     if compiled:
         rows += [
             row("activations, gradients", compiled["temporary"]),
             row("compiled step", compiled["total"]),
         ]
     else:
-        rows += [("activations, gradients", "-", "not known: not compiled")]
-    return rows + ([row("there is", there)] if there else [])
+        rows += [("activations, gradients", "-", "unknown: not compiled")]
+    return rows + ([row("capacity", capacity)] if capacity else [])
 
 
-def _speed_rows(figures: dict[str, Any]) -> Rows:
-    found = figures["speed"]
-    if found is None:
+def _speed_rows(costs: dict[str, Any]) -> Rows:
+    speed = costs["speed"]
+    if speed is None:
         return [("speed", "-", "no convolution or matrix product was found")]
-    rates = ", ".join(f"{dtype} {rate / 1e12:,.4g}" for dtype, rate in found["peak"].items())
+    rates = ", ".join(f"{dtype} {rate / 1e12:,.4g}" for dtype, rate in speed["peak"].items())
     return [
-        ("peak of a device", rates, f"TFLOP/s, {found['source']}"),
-        ("of which are reached", f"{found['share']:.0%}", "plan.share"),
-        ("pace", f"{found['steps_per_second']:,.4g}", "steps/s"),
-        ("", f"{found['images_per_second']:,.4g}", "images/s"),
-        ("the whole run", format_duration(86400 * found["days"]), ""),
-        ("", f"{found['device_hours']:,.3g}", "device hours"),
+        ("peak of a device", rates, f"TFLOP/s, {speed['source']}"),
+        ("assumed share of peak", f"{speed['share']:.0%}", "plan.share"),
+        ("speed", f"{speed['steps_per_second']:,.4g}", "steps/s"),
+        ("", f"{speed['images_per_second']:,.4g}", "images/s"),
+        ("the whole run", format_duration(86400 * speed["days"]), ""),
+        ("", f"{speed['device_hours']:,.3g}", "device hours"),
     ]

@@ -1,4 +1,4 @@
-"""The speed of a run: its FLOPs, each at the rate of the format in which the device computes them."""
+"""Estimates the speed of a run from its FLOPs, at the rate of the format in which the device computes each."""
 
 from typing import Any, NamedTuple
 
@@ -10,14 +10,14 @@ from diffenc.tools.planning.flops import Contraction, Work
 
 
 class Peak(NamedTuple):
-    """FLOPs a second of one device at best, by dtype, and where they are known from."""
+    """Peak FLOP/s of one device by dtype, and their source."""
 
     flops: dict[str, float]
     source: str
 
 
 def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
-    """As bound; else as stated for the accelerator; else, where it is not known, as measured."""
+    """Returns the peak as bound in `plan`, else as stated for the accelerator, else, if that is unknown, as measured."""
     settings, kind = experiment.plan, jax.devices()[0].device_kind
     if settings.peak_tflops is not None:
         return Peak(dict.fromkeys(dtypes, settings.peak_tflops * 1e12), "plan.peak_tflops")
@@ -25,6 +25,7 @@ def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     if name is None:
         return Peak({dtype: accelerators.measure_flops(dtype) for dtype in dtypes}, f"measured on {kind}")
     known = accelerators.ACCELERATORS[name]
+    # float32 may be computed in a coarser format, whose peak is higher
     rounded = [
         f"{dtype} in {known.computed_in(dtype)}" for dtype in dtypes if known.computed_in(dtype) not in dtype
     ]
@@ -33,7 +34,7 @@ def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
 
 
 def flops_by_operands(work: Work) -> dict[str, int]:
-    """FLOPs by dtype; those of float32 that ask for full precision as `peaks.FULL_PRECISION`."""
+    """Returns FLOPs by dtype; those of float32 in full precision under `accelerators.FULL_PRECISION`."""
     full = work.where(is_full_precision).by_dtype.get("float32", 0)
     totals = work.by_dtype
     rest = totals.get("float32", 0) - full
@@ -45,27 +46,27 @@ def flops_by_operands(work: Work) -> dict[str, int]:
 
 
 def is_full_precision(one: Contraction) -> bool:
-    """Whether its float32 must not be rounded on the way, which costs an accelerator several times as much."""
-    asked = dict(one.params)["precision"]  # of both operands, of each, or None
-    return jax.lax.Precision.HIGHEST in (asked if isinstance(asked, tuple) else (asked,))
+    """Returns whether float32 operands must not be rounded, which takes an accelerator several times as long."""
+    precision = dict(one.params)["precision"]  # of both operands, of each, or None
+    return jax.lax.Precision.HIGHEST in (precision if isinstance(precision, tuple) else (precision,))
 
 
 def estimate_speed(experiment: Experiment, work: Work, devices: int) -> dict[str, Any] | None:
-    """The pace at `plan.share` of the peak, and what the whole run takes; None for a step without contractions.
+    """Returns the speed at `plan.share` of the peak and the duration of the run; None without any contractions.
 
     Args:
-      work: of one device's share of a step.
+      work: contractions of one device's share of a step.
     """
     counts = flops_by_operands(work)
     if not counts:
         return None
-    known = find_peak(experiment, list(counts))
-    at_peak = sum(number / known.flops[operands] for operands, number in counts.items())
-    seconds = at_peak / experiment.plan.share
+    peak = find_peak(experiment, list(counts))
+    seconds_at_peak = sum(number / peak.flops[operands] for operands, number in counts.items())
+    seconds = seconds_at_peak / experiment.plan.share
     days = experiment.steps * seconds / 86400
     return {
-        "peak": known.flops,
-        "source": known.source,
+        "peak": peak.flops,
+        "source": peak.source,
         "share": experiment.plan.share,
         "steps_per_second": 1 / seconds,
         "images_per_second": experiment.batch_size / seconds,

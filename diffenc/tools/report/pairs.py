@@ -10,7 +10,7 @@ from typing import NamedTuple
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records, significance
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.significance import FEWEST_SEEDS, TestResult
+from diffenc.evaluation.significance import MIN_SEEDS, TestResult
 from diffenc.runtime.progress import Progress
 from diffenc.tools.report import formatting
 from diffenc.tools.report.grouping import Group, find_incompatibility
@@ -216,8 +216,8 @@ def _conclude_about_seeds(test: TestResult | None, p: CorrectedP, fewest: int) -
     if test is None:
         return "Too few seeds for a test."
     basis = f"({test.test}, {test.of}, {p})"
-    if fewest < FEWEST_SEEDS:
-        return f"With fewer than {FEWEST_SEEDS} seeds of each, no claim is made about other seeds {basis}."
+    if fewest < MIN_SEEDS:
+        return f"With fewer than {MIN_SEEDS} seeds of each, no claim is made about other seeds {basis}."
     if p.p is not None and p.p <= ALPHA:
         return f"The difference is larger than the choice of seeds explains {basis}."
     return f"The choice of seeds may explain the difference {basis}."

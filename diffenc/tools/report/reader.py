@@ -9,7 +9,7 @@ from diffenc.checkpoint.meta import META
 from diffenc.config.experiment import FREE_TO_MEASURE
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records
-from diffenc.evaluation.saved_records import BrokenSealError, RequiredKeys
+from diffenc.evaluation.saved_records import ChecksumMismatchError, RequiredKeys
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.report import formatting
@@ -55,7 +55,7 @@ class WorkdirReader:
             return None
         try:
             record = saved_records.parse_record(data, name, self.regenerate_command(name))
-        except BrokenSealError as error:
+        except ChecksumMismatchError as error:
             return self.add_problem(f"{error}.")
         except UserError:
             return self.add_problem(f"{name} is not a JSON object and is left out.")

@@ -15,7 +15,7 @@ import numpy as np
 from diffenc.config import serialize
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records
-from diffenc.evaluation.saved_records import REQUIRED_KEYS, OtherTermsError, RequiredKeys, finite_number
+from diffenc.evaluation.saved_records import REQUIRED_KEYS, MismatchedTermsError, RequiredKeys, finite_number
 from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
@@ -196,7 +196,7 @@ def _check_terms(reader: WorkdirReader, evaluation: Record, name: str) -> tuple[
     if data and finite_number(evaluation["bpd"]) is not None:
         try:
             saved_records.terms_by_pass(data, evaluation, name)
-        except OtherTermsError as error:
+        except MismatchedTermsError as error:
             reader.add_problem(f"{error}.")
             return (
                 None if record_checksum.check_checksum(evaluation) is ChecksumState.MISSING else evaluation

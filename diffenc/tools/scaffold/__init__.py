@@ -1,1 +1,1 @@
-"""New plugins: the files that `python -m diffenc.new KIND NAME` writes."""
+"""Scaffolding of new plugins, as written by `python -m diffenc.new KIND NAME`."""

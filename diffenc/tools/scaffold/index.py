@@ -1,4 +1,4 @@
-"""The `__init__.py` of a package of plugins: a docstring, an import for each plugin, `__all__`."""
+"""The index of a package of plugins: an `__init__.py` of a docstring, an import for each plugin, and `__all__`."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ WIDTH = 110  # columns
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What such a file says. `classes` are the classes' names by module."""
+    """The content of an index. `classes` are names of classes by module."""
 
     doc: str
     classes: dict[str, tuple[str, ...]]
@@ -25,31 +25,31 @@ class Index:
         return "\n".join([f'"""{self.doc}"""', *([""] if body else []), *body, ""])
 
     def with_class(self, module: str, name: str) -> "Index":
-        """The same with one more plugin. Raises UserError if another module has a class of that name."""
+        """Returns the index with another plugin. Raises UserError if another module has a class of that name."""
         for other, names in self.classes.items():
             if name in names and other != module:
-                raise UserError(f"{other} has a class {name} too: choose a name that is not spelt almost so")
+                raise UserError(f"{other} has a class {name} too: choose a NAME with another class name")
         known = self.classes.get(module, ())
         return dataclasses.replace(self, classes={**self.classes, module: tuple(sorted({*known, name}))})
 
 
 def parse_index(text: str, file: str) -> Index:
-    """What the text of `file` says.
+    """Parses the text of `file`.
 
     Raises:
-      UserError: it says something else, too, which would get lost.
+      UserError: it has other content, which writing the index would lose.
     """
     try:
         found = ast.parse(text)
     except SyntaxError as error:
-        raise UserError(f"{file}:{error.lineno}: is no Python: {error.msg}") from None
+        raise UserError(f"{file}:{error.lineno}: is not valid Python: {error.msg}") from None
     imports = [node for node in found.body if isinstance(node, ast.ImportFrom) and node.module]
     classes = {str(node.module): tuple(alias.name for alias in node.names) for node in imports}
     index = Index(ast.get_docstring(found, clean=False) or "", classes)
     if str(index) != text:
         raise UserError(
-            f"{file} holds more than a docstring, imports and __all__, or not in their usual form: "
-            "put the new plugin somewhere else (--package=DIR)"
+            f"{file} has more than a docstring, imports and __all__, or in another format: "
+            "put the new plugin elsewhere (--package=DIR)"
         )
     return index
 
@@ -59,7 +59,7 @@ def _constants_first(name: str) -> tuple[bool, str]:
 
 
 def _wrap(start: str, items: tuple[str, ...], brackets: str, always: bool = False) -> str:
-    """`start` and the items in a line; one a line, in brackets, where that is too long."""
+    """Returns `start` and the items in one line, or in brackets on a line each if that is longer than WIDTH."""
     line = f"{start}{brackets[0] * always}{', '.join(items)}{brackets[1] * always}"
     if len(line) <= WIDTH:
         return line

@@ -1,4 +1,4 @@
-"""What is to be made: a kind, a name, and the class's name that goes with it."""
+"""The specification of a new plugin: its kind, its name, and the class name derived from it."""
 
 import builtins
 import dataclasses
@@ -14,30 +14,30 @@ from diffenc.tools.scaffold.registrations import find_classes
 
 @dataclasses.dataclass(frozen=True)
 class PluginSpec:
-    """A plugin to make. `check` says whether it can be."""
+    """A plugin to create; `check` raises if it is invalid."""
 
     kind: str
     name: str
 
     @property
     def class_name(self) -> str:
-        """my_blur's is MyBlur."""
+        """The name of the class, such as MyBlur for my_blur."""
         return "".join(part[:1].upper() + part[1:] for part in self.name.split("_"))
 
     @property
     def folder(self) -> str:
-        """Where plugins of the kind lie in a checkout: `encoders`, `features`."""
+        """The folder of this kind of plugin in a checkout, such as `encoders` or `features`."""
         return f"{self.kind.removesuffix('s')}s"
 
     def text(self, template: str, **more: str) -> str:
-        """A template of the kind, filled in."""
+        """Returns a filled-in template of the kind."""
         return self._text(template, Class=self.class_name, **more)
 
     def _text(self, template: str, **more: str) -> str:
         return fill_template(f"{self.kind}/{template}", name=self.name, **more)
 
     def check(self) -> None:
-        """Raise UserError if there is no such kind, or the name cannot be had."""
+        """Raises UserError for an unknown kind, or a name that is invalid or taken."""
         if self.kind not in REGISTRIES:
             raise UserError(
                 f"no kind of plugin is called {self.kind!r}; nearest: {nearest(self.kind, REGISTRIES)}; "
@@ -49,29 +49,27 @@ class PluginSpec:
         self._check_class()
 
     def _check_class(self) -> None:
-        would = f"NAME {self.name!r}: its class would be called {self.class_name}"
+        message = f"NAME {self.name!r}: its class would be called {self.class_name}"
         if keyword.iskeyword(self.class_name) or hasattr(builtins, self.class_name):
-            raise UserError(f"{would}, which is a word of Python's: choose another, of two words")
-        # the class itself is one of a file's names; under another it does not hide what is there without it
+            raise UserError(f"{message}, which is a word of Python's: choose another, of two words")
+        # The class has a dummy name here, so that it does not hide an equal name that the files use.
         files = self._text("plugin.py", Class="_"), self._text("test.py", Class="_", module="_")
         if self.class_name in set().union(*map(_top_level_names, files)):
-            raise UserError(
-                f"{would}, as something else is that its files need: choose another, of two words"
-            )
+            raise UserError(f"{message}, a name that its files use otherwise: choose another, of two words")
 
 
-def require_identifier(word: str, what: str) -> None:
-    """Raise UserError unless Python files, classes and configs can be called so."""
+def require_identifier(word: str, label: str) -> None:
+    """Raises UserError, which starts with `label`, unless `word` can name Python files, classes and configs."""
     if not (word.isidentifier() and word.isascii() and word[0].isalpha()):
         raise UserError(
-            f"{what} {word!r}: must be a letter, then letters, digits and underscores, as my_blur"
+            f"{label} {word!r}: must be a letter, then letters, digits and underscores, as my_blur"
         )
     if keyword.iskeyword(word):
-        raise UserError(f"{what} {word!r} is a word of Python's: choose another")
+        raise UserError(f"{label} {word!r} is a word of Python's: choose another")
 
 
 def fill_template(template: str, **values: str) -> str:
-    """A template of this package with its blanks filled in."""
+    """Returns a template of this package with its variables replaced."""
     text = (
         resources.files("diffenc.tools.scaffold")
         .joinpath("templates", f"{template}.txt")
@@ -81,6 +79,6 @@ def fill_template(template: str, **values: str) -> str:
 
 
 def _top_level_names(code: str) -> set[str]:
-    """What a module's own names are: imported, assigned and defined."""
-    found = compile(code, "plugin.py", "exec")
-    return {each.argval for each in dis.get_instructions(found) if each.opname == "STORE_NAME"}
+    """Returns the names that a module imports, assigns and defines at its top level, from its bytecode."""
+    compiled = compile(code, "plugin.py", "exec")
+    return {each.argval for each in dis.get_instructions(compiled) if each.opname == "STORE_NAME"}

@@ -1,4 +1,4 @@
-"""The names that plugins are registered under, read from their sources: importing them would take seconds."""
+"""Names of registered plugins, parsed from their sources, since importing them would take seconds."""
 
 import ast
 import importlib.util
@@ -9,10 +9,10 @@ from diffenc import registry
 
 
 def find_classes(kind: str) -> dict[str, str]:
-    """Returns `module.Class` by name, of the classes of installed plugin packages with a decorator such as
-    `@encoders.register("NAME")`, or `@registry.encoders.register("NAME")`, for the registry of `kind`.
+    """Returns `module.Class` by registered name, for classes of installed plugin packages of a kind.
 
-    Other forms of registration are not seen; a name that is taken by one is refused when plugins are imported.
+    Finds decorators `@encoders.register("NAME")` and `@registry.encoders.register("NAME")`, of the registry of `kind`.
+    A duplicate of a name registered in another form is only refused when plugins are imported.
     """
     return {
         name: f"{module}.{node.name}"

@@ -1,4 +1,4 @@
-"""Projects that receive the files of a new plugin: a checkout of diffenc, or a package of its own."""
+"""Projects that receive the files of a new plugin: a checkout of diffenc, or a package of plugins."""
 
 import dataclasses
 import importlib.util
@@ -11,12 +11,12 @@ from diffenc.registry import ENTRY_POINT_GROUP
 from diffenc.tools.scaffold import index
 from diffenc.tools.scaffold.plugin_spec import PluginSpec, fill_template, require_identifier
 
-ROOT = Path(__file__).parents[3]  # of the checkout that Python imports, if it is one
+ROOT = Path(__file__).parents[3]  # of the checkout that Python imports, if any
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A project that takes plugins. Paths are relative to `root`.
+    """A project that receives plugins. Paths are relative to `root`.
 
     Attributes:
       plugins: the folder of plugin modules, with an `__init__.py` that imports each.
@@ -37,7 +37,7 @@ class Target:
         """Texts of the new files by path, the index of plugins last."""
         module = f"{self.package}.{wanted.name}"
         header = fill_template("header.gin", kind=wanted.kind, name=wanted.name)
-        doc = f'"""What {wanted.kind}.{wanted.name} promises, and its formula worked by hand."""\n\n'
+        doc = f'"""Conformance of {wanted.kind}.{wanted.name}, and its formula worked by hand."""\n\n'
         return {
             **self.missing,
             f"{self.plugins}/{wanted.name}.py": wanted.text("plugin.py"),
@@ -46,32 +46,32 @@ class Target:
         }
 
     def index(self, wanted: PluginSpec) -> tuple[str, str]:
-        """Path and text of the index with the new plugin in it.
+        """Returns path and text of the index with the new plugin.
 
         Raises:
-          UserError: the index there is not as this package writes them.
+          UserError: the existing index has other content.
         """
         path = f"{self.plugins}/__init__.py"
-        there = self.root / path
-        text = there.read_text(encoding="utf-8") if there.exists() else '"""Plugins for diffenc."""\n'
-        added = index.parse_index(text, str(there)).with_class(
+        file = self.root / path
+        text = file.read_text(encoding="utf-8") if file.exists() else '"""Plugins for diffenc."""\n'
+        added = index.parse_index(text, str(file)).with_class(
             f"{self.package}.{wanted.name}", wanted.class_name
         )
         return path, str(added)
 
 
 def checkout_target(wanted: PluginSpec) -> Target:
-    """The checkout that the shell is in.
+    """Returns the checkout that contains the working directory.
 
     Raises:
-      UserError: it is in none.
+      UserError: none does.
     """
     root, here = ROOT, Path.cwd()
-    there = (root / "plugins" / "__init__.py").is_file()
-    if not there or not here.is_relative_to(root):
-        go = f", or go to the checkout of diffenc that Python imports: cd {root}" if there else ""
+    is_checkout = (root / "plugins" / "__init__.py").is_file()
+    if not is_checkout or not here.is_relative_to(root):
+        hint = f", or go to the checkout of diffenc that Python imports: cd {root}" if is_checkout else ""
         raise UserError(
-            f"{here} is in no checkout of diffenc: give --package=DIR for a package of your own{go}"
+            f"{here} is in no checkout of diffenc: give --package=DIR for a package of your own{hint}"
         )
     package = f"diffenc_plugins.{wanted.folder}"
     tests = f"tests/plugins/{wanted.folder}"
@@ -84,15 +84,15 @@ def checkout_target(wanted: PluginSpec) -> Target:
 
 
 def package_target(folder: str, wanted: PluginSpec) -> Target:
-    """A package of plugins in `folder`: one that is there, or a new one.
+    """Returns the package of plugins in `folder`, an existing or a new one.
 
     Raises:
-      UserError: something else is in the folder, or no package can be called as it is.
+      UserError: the folder has other content, or its name is no valid name of a package.
     """
     root = Path(folder).expanduser().resolve()
-    there = root / "pyproject.toml"
-    if there.is_file():
-        module = _read_module(there)
+    pyproject = root / "pyproject.toml"
+    if pyproject.is_file():
+        module = _read_module(pyproject)
         missing = _missing_files(root, module, wanted)
     else:
         module = _new_module_name(root)
@@ -109,7 +109,7 @@ def package_target(folder: str, wanted: PluginSpec) -> Target:
 
 
 def _project_files(module: str, wanted: PluginSpec) -> dict[str, str]:
-    """Returns the files of a new package other than plugins."""
+    """Returns the texts of project files of a new package, by path."""
     project = module.replace("_", "-")
     return {
         "pyproject.toml": fill_template("pyproject.toml", project=project, module=module),
@@ -118,19 +118,20 @@ def _project_files(module: str, wanted: PluginSpec) -> dict[str, str]:
 
 
 def _missing_files(root: Path, module: str, wanted: PluginSpec) -> dict[str, str]:
-    """What a package that is there lacks: all that a kill left out, if it was made here; else nothing.
+    """Returns the project files that an interrupted call did not write; none if another tool made the package.
 
     Raises:
-      UserError: it is another's, and its plugins are not where its entry point says.
+      UserError: the folder of the package named by its entry point does not exist.
     """
     files = _project_files(module, wanted)
+    # byte for byte as written here, so it was made by an earlier call
     if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
         return {path: text for path, text in files.items() if not (root / path).exists()}
     if not any((root / source).is_dir() for source in (module, f"src/{module}")):
         checkout = "; in a checkout of diffenc leave --package out" * (module == "diffenc_plugins")
         raise UserError(
-            f"--package={root}: its entry point leads to {module}, and there is neither {module} nor src/{module} "
-            f"in it{checkout}"
+            f"--package={root}: its entry point names {module}, but it contains neither {module} nor src/{module}; "
+            f"create it{checkout}"
         )
     return {}
 
@@ -138,11 +139,11 @@ def _missing_files(root: Path, module: str, wanted: PluginSpec) -> dict[str, str
 def _read_module(pyproject: Path) -> str:
     """Returns the package named by a project's entry point."""
     try:
-        said = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-        ((key, value),) = said["project"]["entry-points"][ENTRY_POINT_GROUP].items()
+        parsed = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+        ((key, value),) = parsed["project"]["entry-points"][ENTRY_POINT_GROUP].items()
     except (ValueError, KeyError, TypeError, AttributeError):  # tomllib's own error is a ValueError
         raise UserError(
-            f"{pyproject} has no entry point {ENTRY_POINT_GROUP}, one package's: name a new folder for --package, "
+            f"{pyproject} does not have exactly one entry point {ENTRY_POINT_GROUP}: name a new folder for --package, "
             f'or add [project.entry-points."{ENTRY_POINT_GROUP}"] to it'
         ) from None
     if not isinstance(value, str):
@@ -156,19 +157,19 @@ def _read_module(pyproject: Path) -> str:
 def _new_module_name(root: Path) -> str:
     """Returns the module name of a package in a new folder."""
     if root.exists() and (not root.is_dir() or not all(map(_is_temporary, root.iterdir()))):
-        raise UserError(f"--package={root} is there, and no package of plugins: name a new folder")
+        raise UserError(f"--package={root} exists but is no package of plugins: name a new folder")
     module = root.name.replace("-", "_")
     require_identifier(module, "--package: the folder's name")
     spec = importlib.util.find_spec(module)
-    if spec is not None and spec.origin is not None:  # a plain folder has none
+    if spec is not None and spec.origin is not None:  # None for a plain folder
         raise UserError(
-            f"--package: {module} is already what {spec.origin} is imported as: choose another name"
+            f"--package: {module} already is the import name of {spec.origin}: choose another name"
         )
     return module
 
 
 def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".pyproject.toml.tmp-")  # as `diffenc.files.atomic` calls it
+    return path.name.startswith(".pyproject.toml.tmp-")  # as named by `diffenc.files.atomic`
 
 
 def _display_path(path: Path) -> str:

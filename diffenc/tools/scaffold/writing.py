@@ -1,4 +1,4 @@
-"""Putting the files of a new plugin where they belong: all of them, or none."""
+"""Writing the files of a new plugin: all of them, or none."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from diffenc.tools.scaffold.targets import Target
 
 
 def make_plugin(kind: str, name: str, package: str | None) -> str:
-    """Makes the plugin, in the checkout or in a package; returns the files written and the commands to run next.
+    """Creates a plugin in the checkout, or in a package; returns the written files and the next commands as text.
 
     Raises:
-      UserError: it cannot be made; nothing was written.
+      UserError: invalid arguments or a failed write; nothing was written.
     """
     plugin = PluginSpec(kind, name)
     plugin.check()
@@ -27,35 +27,35 @@ def make_plugin(kind: str, name: str, package: str | None) -> str:
     return "\n".join(lines)
 
 
-def write_plugin(place: Target, wanted: PluginSpec) -> list[Path]:
-    """Write the new files, then the index that imports the plugin. Returns what was written.
+def write_plugin(target: Target, wanted: PluginSpec) -> list[Path]:
+    """Writes the new files, then the index that imports the plugin. Returns the paths.
 
-    A file that is there is left if it says the same, as after a kill; the same command goes on.
+    Existing files with the same content stay, so the same command completes an interrupted one.
 
     Raises:
-      UserError: a file says something else, or the disk refused; then nothing was written.
+      UserError: a file exists with other content, or a failed write; nothing was written.
     """
-    files, (index, content) = place.files(wanted), place.index(wanted)
-    _refuse_to_overwrite(place.root, files)
-    made: list[Path] = []  # in their order
+    files, (index, content) = target.files(wanted), target.index(wanted)
+    _refuse_to_overwrite(target.root, files)
+    made: list[Path] = []  # in order of creation
     try:
         for path, text in files.items():
-            _write_file(place.root / path, text, made)
-        if not (place.root / index).exists():
-            made.append(place.root / index)
-            _create_folder((place.root / index).parent, made)
-        atomic.write_text(place.root / index, content)
+            _write_file(target.root / path, text, made)
+        if not (target.root / index).exists():
+            made.append(target.root / index)
+            _create_folder((target.root / index).parent, made)
+        atomic.write_text(target.root / index, content)
     except BaseException:
         _remove_created(made)
         raise
-    return [place.root / path for path in (*files, index)]
+    return [target.root / path for path in (*files, index)]
 
 
 def _refuse_to_overwrite(root: Path, files: Mapping[str, str]) -> None:
     for path, text in files.items():
-        there = root / path
-        if there.exists() and (not there.is_file() or there.read_bytes() != text.encode()):
-            raise UserError(f"{there} is there already: choose another NAME, or move it away")
+        file = root / path
+        if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
+            raise UserError(f"{file} already exists: choose another NAME, or move it away")
 
 
 def _write_file(path: Path, text: str, made: list[Path]) -> None:
@@ -67,7 +67,7 @@ def _write_file(path: Path, text: str, made: list[Path]) -> None:
 
 
 def _create_folder(folder: Path, made: list[Path]) -> None:
-    """With those it lies in."""
+    """Creates a folder with its parents, and adds the new ones to `made`."""
     for each in (*reversed(folder.parents), folder):
         if not each.exists():
             made.append(each)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diffenc.evaluation import significance
-from diffenc.evaluation.significance import FEWEST_SEEDS, LEVEL, TestResult, holm_correction
+from diffenc.evaluation.significance import LEVEL, MIN_SEEDS, TestResult, holm_correction
 from diffenc.evaluation.uncertainty_format import MISSING, Digits, Figure, format_digits, round_to_error
 from diffenc.tools.sweep.results import COMPONENTS, VariantResults, mean_and_standard_error
 from diffenc.tools.sweep.sheets import Cell, Sheet
@@ -14,7 +14,7 @@ NOTES = (
     "Lower is better: a negative difference is in favour of A.",
     "Welch and paired t: about all seeds, of which these are a sample. Bootstrap over images: about these seeds only. "
     "Bootstrap over seeds and images: about both, but too narrow with few seeds.",
-    f"With fewer than {FEWEST_SEEDS} seeds of each, no p supports a claim about other seeds.",
+    f"With fewer than {MIN_SEEDS} seeds of each, no p supports a claim about other seeds.",
 )
 
 

@@ -21,7 +21,7 @@ from diffenc.evaluation.saved_records import (
     COMPARABLE_KEYS,
     COMPONENTS,
     REQUIRED_KEYS,
-    BrokenSealError,
+    ChecksumMismatchError,
     RequiredKeys,
 )
 from diffenc.evaluation.uncertainty_format import MISSING, Figure, round_to_error
@@ -103,7 +103,7 @@ def read_record(
         return None
     try:
         record = evaluation_records.parse_record(path.read_bytes(), path)
-    except BrokenSealError as error:
+    except ChecksumMismatchError as error:
         _warn_once(str(error))
         return None
     fault = evaluation_records.find_fault(record, needed)

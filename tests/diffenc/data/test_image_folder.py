@@ -52,7 +52,7 @@ def test_folders_are_splits_and_classes(tmp_path, test):
     np.testing.assert_array_equal(examples(source, "train", first=2)[0], np.stack(drawn[1:]))
 
 
-def test_without_a_test_folder_an_even_tenth_is_held_out_and_told(tmp_path):
+def test_without_a_test_folder_an_even_tenth_is_held_out_and_noted(tmp_path):
     drawn = [draw(tmp_path / "all" / f"{k:03d}.png", k) for k in range(40)]
     recipe = image_folder.make_recipe(Folders(tmp_path / "all"))
     assert (recipe.counts, recipe.num_classes) == ({"train": 36, "test": 4}, 1)
@@ -207,22 +207,22 @@ def test_sixteen_bits_are_not_made_eight(tmp_path):
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no images"):
         image_folder.make_recipe(Folders(tmp_path / "empty"))
     draw(tmp_path / "one" / "0.png", 0)
     with pytest.raises(UserError, match="one image is too few"):
         image_folder.make_recipe(Folders(tmp_path / "one"))
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         image_folder.make_recipe(Folders(tmp_path / "one" / "0.png"))
     with pytest.raises(UserError, match="--size=0"):
         image_folder.make_recipe(Folders(tmp_path / "one", size=0))
     draw(tmp_path / "mixed" / "0.png", 0)
     draw(tmp_path / "mixed" / "class" / "0.png", 0)
-    with pytest.raises(UserError, match=r"0\.png lies beside the folders of classes \(class"):
+    with pytest.raises(UserError, match=r"0\.png is next to folders of classes \(class"):
         image_folder.make_recipe(Folders(tmp_path / "mixed"))
     draw(tmp_path / "other" / "train" / "cat" / "0.png", 0)
     draw(tmp_path / "other" / "test" / "cow" / "0.png", 0)
-    with pytest.raises(UserError, match=r"holds \['cow'\], of which train has nothing"):
+    with pytest.raises(UserError, match=r"has classes \['cow'\] that train does not have"):
         image_folder.make_recipe(Folders(tmp_path / "other"))
 
 

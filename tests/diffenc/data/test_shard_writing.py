@@ -167,7 +167,7 @@ def test_a_label_that_is_no_class_is_refused(tmp_path, label):
     def read(split, first):
         yield {"image": pixels(split), "label": np.full(COUNTS[split], label, np.int32)}
 
-    with pytest.raises(UserError, match=rf"toy train: labels {label} \.\. {label} are not within 0 \.\. 2"):
+    with pytest.raises(UserError, match=rf"toy train: labels {label} \.\. {label} are not in 0 \.\. 2"):
         convert(tmp_path / "a", read)
 
 

@@ -107,7 +107,7 @@ def test_splits_deeper_down_are_not_pooled(tmp_path, inner):
     for name in inner:
         fill(tmp_path / "data" / name)
     said = refused(tmp_path)
-    assert f"{tmp_path}/data: holds" in said
+    assert f"{tmp_path}/data: contains" in said
     assert "--train=" in said
 
 
@@ -115,7 +115,7 @@ def test_splits_inside_classes_are_not_pooled(tmp_path):
     for split in ("train", "test"):
         draw(tmp_path / "train" / "dog" / split / "0.png", 0)
     draw(tmp_path / "test" / "dog" / "1.png", 1)
-    assert f"{tmp_path}/train/dog: holds test, train" in refused(tmp_path)
+    assert f"{tmp_path}/train/dog: contains test, train" in refused(tmp_path)
 
 
 def test_classes_may_have_any_name_within_a_split(tmp_path):
@@ -134,7 +134,7 @@ def test_folders_without_images_are_no_splits(tmp_path):
 
 def test_classes_that_differ_in_case_alone_are_refused(tmp_path):
     fill(tmp_path, 2, ("Dog", "dog", "cat"))
-    assert "classes Dog and dog differ in case alone; rename or merge them" in refused(tmp_path)
+    assert "classes Dog and dog differ only in case; rename or merge them" in refused(tmp_path)
 
 
 def prepared(capsys, data_dir: Path, *args: str) -> tuple[int, str]:
@@ -177,9 +177,9 @@ def test_what_cannot_be_named(capsys, tmp_path):
     fill(tmp_path / "pets" / "test")
     pets = tmp_path / "pets"
     for args, says in (
-        ((f"--train={pets}", f"--test={pets}/test", "--as=x"), "one holds the other"),
-        ((f"--train={pets}", f"--test={pets}", "--as=x"), "one holds the other"),
-        ((f"--train={pets}/none", "--as=x"), "is no folder"),
+        ((f"--train={pets}", f"--test={pets}/test", "--as=x"), "one contains the other"),
+        ((f"--train={pets}", f"--test={pets}", "--as=x"), "one contains the other"),
+        ((f"--train={pets}/none", "--as=x"), "is not a folder"),
         ((f"--train={pets}",), "give the prepared folder a name with --as=FOLDER"),
         ((f"--test={pets}",), "give --train=DIR too"),
         ((), "give --source=DIR, or --train=DIR --test=DIR"),

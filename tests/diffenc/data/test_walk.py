@@ -104,12 +104,12 @@ def test_what_became_of_every_file_is_counted(capsys, tmp_path):
         ("altered", 4, "gray copied to three channels"),
         ("altered", 9, "cut to the square in the centre"),
         ("altered", 9, "reduced to 2x2"),
-        ("skipped", 1, ".txt: none of the formats that are read, such as notes.txt"),
-        ("skipped", 1, "no ending: none of the formats that are read, such as README"),
-        ("skipped", 1, ".heic: none of the formats that are read, such as x.heic"),
+        ("skipped", 1, ".txt: not a supported image format, such as notes.txt"),
+        ("skipped", 1, "no suffix: not a supported image format, such as README"),
+        ("skipped", 1, ".heic: not a supported image format, such as x.heic"),
         ("skipped", 1, "hidden, such as .hidden.png"),
         ("skipped", 1, f"{walk.IRREGULAR}, such as fifo.png"),
-        ("skipped", 1, "folder without an image, no class, such as empty"),
+        ("skipped", 1, "folder without images, not a class, such as empty"),
     }
     assert rows(said) == expected
     (source / "train" / "dog" / "README").write_text("edited: no image")

@@ -405,10 +405,10 @@ def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path,
 
     experiment = tiny(diagnose=Diagnose(passes=40, bins=16))
     params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
-    loss_curves.path(tmp_path).parent.mkdir()
+    loss_curves.curve_path(tmp_path).parent.mkdir()
     settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
     record = loss_record(experiment.model, experiment.dataset, settings, data_mesh(), params)
-    atomic.write_json(loss_curves.path(tmp_path), record)
+    atomic.write_json(loss_curves.curve_path(tmp_path), record)
     plain, aimed = measure(), measure(time_sampler=Importance())
     error = np.hypot(plain["bpd_diffusion_mc_se"], aimed["bpd_diffusion_mc_se"])
     assert abs(plain["bpd_diffusion"] - aimed["bpd_diffusion"]) < 4 * error

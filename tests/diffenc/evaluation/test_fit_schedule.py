@@ -200,10 +200,10 @@ def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, variance, tim
         fit = fitting(variance=variance, times=times)
     name = registry.variances.spell(variance)
     file = workdir / "fits" / f"T6_fitted_{name}.json"
-    assert {"num_images": 23, "steps": 6}.items() <= fitted_chains.load(file).items()
-    of = fitted_chains.load(file)["times_of"]
+    assert {"num_images": 23, "steps": 6}.items() <= fitted_chains.load_fit(file).items()
+    of = fitted_chains.load_fit(file)["times_of"]
     assert (of["step"], of["fit"]["split"]) == (3, "train")
-    assert of == fitted_chains.load(file)["excess_of"]
+    assert of == fitted_chains.load_fit(file)["excess_of"]
     equal, best = fit["bpd_diffusion_equal"], fit["bpd_diffusion_fitted"]
     assert best < equal
     np.testing.assert_allclose(fit["nats_diffusion_fitted"], best * 16 * np.log(2), rtol=1e-12)

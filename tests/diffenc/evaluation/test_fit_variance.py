@@ -191,7 +191,8 @@ def test_fitted_times_get_their_variances_beside_what_is_known_of_them(fitting, 
     assert "excess_se" in fit
     assert "excess_se" not in filed
     assert (
-        fitted_chains.load(workdir / "fits" / "T4_fitted_fitted.json")["fewest_draws"] == fit["fewest_draws"]
+        fitted_chains.load_fit(workdir / "fits" / "T4_fitted_fitted.json")["fewest_draws"]
+        == fit["fewest_draws"]
     )
 
 

@@ -95,26 +95,26 @@ def test_the_exact_divergence_is_the_jacobians_trace(x64):
 def test_hutchinsons_mean_is_the_divergence(x64):
     z = np.random.default_rng(5).normal(size=(4, 2, 3))
     shape, n = z.shape, 4000
-    each = jax.jit(jax.vmap(lambda e: ode.hutchinson(e[None])(curved, jnp.asarray(z))[1]))(
+    each = jax.jit(jax.vmap(lambda e: ode.hutchinson_divergence(e[None])(curved, jnp.asarray(z))[1]))(
         signs(0, n, *shape)
     )
     np.testing.assert_array_less(np.abs(each.mean(axis=0) - bent(z)), 4 * each.std(axis=0) / np.sqrt(n))
     assert np.all(each.std(axis=0) > 0.1), "which says something"
-    dz, several = ode.hutchinson(signs(0, n, *shape))(curved, jnp.asarray(z))
+    dz, several = ode.hutchinson_divergence(signs(0, n, *shape))(curved, jnp.asarray(z))
     np.testing.assert_allclose(several, each.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(dz, curved(z), rtol=1e-12)
 
 
 def test_by_random_signs_a_diagonal_jacobian_is_traced_exactly(x64):
     z = np.random.default_rng(6).normal(size=(4, 2, 3))
-    _, divergence = ode.hutchinson(signs(1, 1, *z.shape))(jnp.sin, jnp.asarray(z))
+    _, divergence = ode.hutchinson_divergence(signs(1, 1, *z.shape))(jnp.sin, jnp.asarray(z))
     np.testing.assert_allclose(divergence, np.cos(z).sum(axis=(1, 2)), rtol=1e-12)
 
 
 def test_with_probes_the_density_is_right_on_average(x64):
     """Probes do not move the path, and log p is linear in them."""
     z, n = np.repeat(np.random.default_rng(7).normal(size=(1, 2, 3)), 500, axis=0), 500
-    got = solver(lambda z, _: curved(z), ode.hutchinson(signs(2, 1, *z.shape)))(z, (1.0, -1.0))
+    got = solver(lambda z, _: curved(z), ode.hutchinson_divergence(signs(2, 1, *z.shape)))(z, (1.0, -1.0))
     want = solver(lambda z, _: curved(z))(z[:1], (1.0, -1.0))[0]
     assert got.std() > 0.1
     assert abs(got.mean() - want) < 4 * got.std() / np.sqrt(n)
@@ -124,7 +124,7 @@ def test_the_ode_carries_quantiles_to_quantiles(x64, mixture):
     """In one dimension a path keeps its share of the mass below it: a sampler, then, of the data."""
     data, high, low = mixture(1, "nontrainable"), jnp.asarray(9.0), jnp.asarray(-12.0)
     velocity = ode.ode_velocity(data.x_hat, data.mean)
-    transport = jax.jit(lambda z, start, end: ode.transport(z, start, end, velocity, 1e-8, 1e-8))
+    transport = jax.jit(lambda z, start, end: ode.solve_ode(z, start, end, velocity, 1e-8, 1e-8))
     share, alpha_2 = np.linspace(0.01, 0.99, 33), 1 / (1 + np.exp(-9.0))
     noise = jnp.asarray(stats.norm.ppf(share))[:, None]
     z, result = transport(noise, low, high)
@@ -160,7 +160,7 @@ def test_evaluations_are_those_of_the_velocity():
         return wavy(z, log_snr + jax.pure_callback(note, jax.ShapeDtypeStruct((), jnp.float32), log_snr[0]))
 
     ends = jnp.float32(3.0), jnp.float32(-3.0)
-    compiled = jax.jit(lambda z, tolerance: ode.transport(z, *ends, velocity, tolerance, tolerance))
+    compiled = jax.jit(lambda z, tolerance: ode.solve_ode(z, *ends, velocity, tolerance, tolerance))
     for tolerance in (1e-3, 1e-6):
         calls.clear()
         _, result = jax.block_until_ready(compiled(jnp.full((3, 2), 20.0), tolerance))

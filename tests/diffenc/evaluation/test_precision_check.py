@@ -9,7 +9,7 @@ import pytest
 
 from diffenc.core.objective import network_error
 from diffenc.errors import UserError
-from diffenc.evaluation.precision_check import MOST, check_precision, rounding_share
+from diffenc.evaluation.precision_check import MAX_ROUNDING_SHARE, check_precision, rounding_share
 from diffenc.training import loop
 from diffenc_plugins.parameterizations import Epsilon, V, X
 from diffenc_plugins.schedules import Linear
@@ -39,7 +39,7 @@ def test_where_digits_are_said_to_suffice_float32_is_float64(parameterization, l
     with jax.enable_x64(True):
         exact = squared_error(parameterization, log_snr)
     off = abs(squared_error(parameterization, log_snr) / exact - 1)
-    suffices = float(rounding_share(parameterization, jnp.array([log_snr]))[0]) <= MOST
+    suffices = float(rounding_share(parameterization, jnp.array([log_snr]))[0]) <= MAX_ROUNDING_SHARE
     assert suffices == (off < 0.01)
 
 

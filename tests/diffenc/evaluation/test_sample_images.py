@@ -183,7 +183,7 @@ def test_what_is_not_fitted_is_missed_before_anything_is_drawn(tiny, tmp_path, s
     with pytest.raises(UserError, match=message):
         image_sampler(tiny(sample=settings), tmp_path)
     sampling = tiny(sample=settings, sample_every=5)
-    with pytest.raises(UserError, match="what is fitted belongs to a trained run"):
+    with pytest.raises(UserError, match="fits need a trained run"):
         make_hooks(sampling, data_mesh(), RunFiles(sampling, tmp_path))
     plain = tiny(sample=settings)  # which draws none
     make_hooks(plain, data_mesh(), RunFiles(plain, tmp_path))

@@ -72,7 +72,7 @@ def test_what_does_not_belong_together_is_refused(data, said, message):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
 def test_what_is_no_record_is_refused(data):
-    with pytest.raises(UserError, match=r"^name: is no JSON"):
+    with pytest.raises(UserError, match=r"^name: is not valid JSON"):
         saved_records.parse_record(data, "name")
 
 

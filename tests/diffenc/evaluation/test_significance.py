@@ -107,7 +107,7 @@ def test_the_bootstrap_over_images_is_that_of_all_draws():
 def test_the_bootstrap_over_both_is_that_of_all_draws(monkeypatch):
     differences = np.array([[1.0, 4.0, -2.0], [0.0, 2.0, 0.5], [9.0, 7.0, 8.0]])
     means = (weights(3) @ differences @ weights(3).T).ravel()
-    monkeypatch.setattr(significance, "_AT_ONCE", 3 * 700)  # several parts, the last smaller
+    monkeypatch.setattr(significance, "_BATCH_VALUES", 3 * 700)  # several parts, the last smaller
     found = significance.bootstrap_seeds_and_images(exact(differences))
     assert found.of == "3 pairs of runs x 3 images"
     assert found.difference == pytest.approx(differences.mean())

@@ -33,18 +33,18 @@ def test_other_images_are_refused(images, message):
     assert "\n" not in str(refused.value)
 
 
-def test_labels_are_needed_where_the_model_is_told():
-    np.testing.assert_array_equal(check_labels(None, 2, 3, told=False), [0, 0])
-    np.testing.assert_array_equal(check_labels([2, 0], 2, 3, told=True), [2, 0])
-    assert check_labels(np.array([2, 0]), 2, 3, told=True).dtype == np.int32
+def test_a_conditional_model_needs_labels():
+    np.testing.assert_array_equal(check_labels(None, 2, 3, is_conditional=False), [0, 0])
+    np.testing.assert_array_equal(check_labels([2, 0], 2, 3, is_conditional=True), [2, 0])
+    assert check_labels(np.array([2, 0]), 2, 3, is_conditional=True).dtype == np.int32
     with pytest.raises(UserError, match="give labels, 2 of them"):
-        check_labels(None, 2, 3, told=True)
+        check_labels(None, 2, 3, is_conditional=True)
 
 
 @pytest.mark.parametrize("labels", [[0], [[0, 1]], [0.0, 1.0], [0, 3], [-1, 0]])
 def test_labels_that_are_none_are_refused(labels):
     with pytest.raises(UserError, match=r"^labels "):
-        check_labels(labels, 2, 3, told=True)
+        check_labels(labels, 2, 3, is_conditional=True)
 
 
 def test_images_in_hand_are_every_split():

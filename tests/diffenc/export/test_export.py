@@ -78,9 +78,9 @@ def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir,
     def card(step):
         return (export.export(_at(experiment, step), workdir) / "README.md").read_text()
 
-    assert "None of this checkpoint" in card(12)
+    assert "This checkpoint was not evaluated" in card(12)
     of_ten = commands.evaluate(_at(experiment, 10), workdir)
-    assert "None of this checkpoint" in card(12), "that was of another step"
+    assert "This checkpoint was not evaluated" in card(12), "that was of another step"
     assert f"| bits/dim | {format_measurement(of_ten, 'bpd')[0]} |" in card(10)
     of_twelve = commands.evaluate(_at(experiment, 12), workdir)
     assert f"| bits/dim | {format_measurement(of_twelve, 'bpd')[0]} |" in card(12)
@@ -88,7 +88,7 @@ def test_the_card_has_the_evaluation_of_its_step_and_config(experiment, workdir,
     for path in (workdir / "evaluations").glob("*.json"):
         said = json.loads(path.read_text())
         write_record(path, {**said, "config_hash": "another"})
-    assert "None of this checkpoint" in card(12)
+    assert "This checkpoint was not evaluated" in card(12)
 
 
 def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
     assert found is not None
     assert found["number"] == 10_000
     assert len(warned) == 1
-    assert f"{folder}/10001.json: is no JSON" in warned[0]
+    assert f"{folder}/10001.json: is not valid JSON" in warned[0]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_record_that_the_card_cannot_state_is_passed_over(
     card = (export.export(_at(experiment, 12), run) / "README.md").read_text()
     assert "| bits/dim |" in card
     assert "1234.5" not in card
-    assert f"passed over: {path}: {says}" in warned
+    assert f"skipped: {path}: {says}" in warned
 
 
 def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir, write_record):
@@ -189,7 +189,7 @@ def test_a_changed_digit_is_not_on_the_card(tmp_path, monkeypatch, write_record)
     file.write_text(file.read_text().replace("4.7026", "4.7016"))
     assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is None
     assert len(warned) == 1
-    assert f"passed over: {file}: its content does not match its sha256" in warned[0]
+    assert f"skipped: {file}: its content does not match its sha256" in warned[0]
     assert "evaluate the run again" in warned[0]
 
 

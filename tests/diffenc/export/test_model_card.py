@@ -25,8 +25,8 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def _card(about, evaluation, **told):
-    return model_card.render_card(about, evaluation, 8_891_393, told)
+def _card(about, evaluation, **condition_metadata):
+    return model_card.render_card(about, evaluation, 8_891_393, condition_metadata)
 
 
 def _front(text):
@@ -155,16 +155,16 @@ def test_without_an_evaluation_no_figure_is_claimed():
 
 
 @pytest.mark.parametrize(
-    ("told", "task"),
+    ("condition_metadata", "task"),
     [
         ({"condition": "class", "encoder_condition": "class"}, "class-conditional-image-generation"),
         ({"condition": "class"}, "class-conditional-image-generation"),
         ({"encoder_condition": "class"}, "unconditional-image-generation"),  # of p(x) still
     ],
 )
-def test_a_model_whose_network_is_told_classes_is_not_called_unconditional(told, task):
+def test_a_class_conditional_model_is_not_called_unconditional(condition_metadata, task):
     about = dataclasses.replace(ABOUT, config=CONFIG.replace("none()", "by_class()"))
-    front, _ = _front(_card(about, EVALUATION, **told))
+    front, _ = _front(_card(about, EVALUATION, **condition_metadata))
     assert front.get("pipeline_tag", "class-conditional-image-generation") == task
     assert front["model-index"][0]["results"][0]["task"]["type"] == task
 

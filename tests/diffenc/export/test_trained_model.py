@@ -86,7 +86,7 @@ def test_a_time_is_its_log_snr(model, images):
 
 @pytest.mark.parametrize("given", [{}, {"t": 0.5, "log_snr": 1.0}])
 def test_encoding_needs_one_place(model, images, given):
-    with pytest.raises(UserError, match="give one of log_snr and t"):
+    with pytest.raises(UserError, match="give either log_snr or t"):
         model.encode(images, **given)
 
 

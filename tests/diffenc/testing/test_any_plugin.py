@@ -124,14 +124,14 @@ def late() -> Hidden:
 
 FAULTS = [
     (
-        checks.has_every_method,
+        checks.implements_its_interface,
         Empty(),
         r"mean\.empty: it lacks a member of diffenc\.interfaces\.GenerativeMean",
     ),
-    (checks.says_what_it_is, Undocumented(), "no docstring"),
-    (checks.is_a_value, Open(), "it can be changed"),
+    (checks.has_a_docstring, Undocumented(), "no docstring"),
+    (checks.is_a_value, Open(), "it is mutable"),
     (checks.is_a_value, Unequal(), "does not equal its copy"),
-    (checks.is_a_value, Unpickled(), "does not pickle"),
+    (checks.is_a_value, Unpickled(), "cannot be pickled"),
     (checks.is_a_value, Forgets(), "after pickling"),
     (
         checks.is_hashable,
@@ -139,16 +139,16 @@ FAULTS = [
         "not hashable: its field sizes is a list, its field named is a dict; use tup",
     ),
     (checks.is_hashable, Fine(inner=Sizes()), "its field inner is a Sizes"),
-    (checks.is_hashable, Own(), "its class says so"),
+    (checks.is_hashable, Own(), "its class sets __hash__ to None"),
     (
-        checks.is_read_back_from_its_config,
+        checks.round_trips_through_config,
         Unspellable(),
         r"unspellable\.anything = .*a config cannot say this",
     ),
-    (checks.is_read_back_from_its_config, late(), "has it fields outside __init__"),
-    (checks.is_read_back_from_its_config, Rounds(), r"its field share is 0\.25, and 0\.125 when read back"),
-    (checks.is_read_back_from_its_config, Listed(), r"its field several is \[1\], and \(1,\) when read back"),
-    (checks.is_read_back_from_its_config, Required(), "expected float"),
+    (checks.round_trips_through_config, late(), "are there fields outside __init__"),
+    (checks.round_trips_through_config, Rounds(), r"its field share is 0\.25, parsed .* 0\.125"),
+    (checks.round_trips_through_config, Listed(), r"its field several is \[1\], parsed .* \(1,\)"),
+    (checks.round_trips_through_config, Required(), "expected float"),
 ]
 
 

@@ -85,15 +85,19 @@ class Minus(FineMean):
 
 
 FAULTS = [
-    (shared.each_is_shaped_like_log_snr, Single(), "a coefficient is float32 .*, not float64"),
-    (shared.each_is_shaped_like_log_snr, Numbers(), r"a coefficient is float32 \(\)"),
-    (shared.each_is_shaped_like_log_snr, OtherWhenCompiled(), "compiled"),
+    (shared.coefficients_match_log_snr, Single(), "a coefficient is float32 .*, not float64"),
+    (shared.coefficients_match_log_snr, Numbers(), r"a coefficient is float32 \(\)"),
+    (shared.coefficients_match_log_snr, OtherWhenCompiled(), "compiled"),
     (shared.values_and_derivatives_are_finite, Overflows(), "NaN or infinite"),
-    (shared.no_noise_level_sees_another, ByPlace(), "the order of noise levels"),
-    (parameterizations.it_gives_p_and_q, Alone(), "does not give a pair"),
-    (parameterizations.z_and_output_tell_x_phi_and_eps, OfZ(), r"q alpha - p sigma = 0 at log_snr = -15\.0"),
-    (parameterizations.z_and_output_tell_x_phi_and_eps, OfZInTheMiddle(), r"= 0 at log_snr = 0\.0"),
-    (generative_means.the_best_estimate_is_defined, Minus(), r"kappa = -1\.4.*must be above -1"),
+    (shared.log_snrs_do_not_interact, ByPlace(), "the order of noise levels"),
+    (parameterizations.returns_a_pair, Alone(), "does not return a pair"),
+    (
+        parameterizations.z_and_output_determine_x_phi_and_eps,
+        OfZ(),
+        r"log_snr = -15\.0: q alpha - p sigma = 0",
+    ),
+    (parameterizations.z_and_output_determine_x_phi_and_eps, OfZInTheMiddle(), r"at log_snr = 0\.0: q alpha"),
+    (generative_means.kappa_is_above_minus_one, Minus(), r"kappa = -1\.4.*must be above -1"),
 ]
 
 

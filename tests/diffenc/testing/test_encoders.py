@@ -110,14 +110,14 @@ class UnlikeUnderKeys(Split):
 
 
 FAULTS = [
-    (checks.apply_is_at_of_prepare, Unlike(), "`at` of `prepare` is not `apply`"),
-    (checks.apply_is_at_of_prepare, UnlikeUnderKeys(), "`at` of `prepare` is not `apply`"),
-    (checks.the_slope_is_that_of_the_value, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
-    (checks.the_slope_is_that_of_the_value, OwnSlope(), "jax.jvp's slope is off by"),
-    (checks.the_slope_is_that_of_the_value, Kept(), "jax.jvp's slope is off by"),
-    (checks.the_slope_is_that_of_the_value, Single(), "the slope, where all is float64, is float32"),
-    (checks.near_the_data_it_is_the_image, NeverTheImage(), "x_phi is not x"),
-    (checks.near_the_data_it_is_the_image, AwayFromTheImage(), "x_phi is not x"),
+    (checks.apply_equals_at_of_prepare, Unlike(), "`at` of `prepare` differs from `apply`"),
+    (checks.apply_equals_at_of_prepare, UnlikeUnderKeys(), "`at` of `prepare` differs from `apply`"),
+    (checks.slope_agrees_with_differences, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
+    (checks.slope_agrees_with_differences, OwnSlope(), "jax.jvp's slope is off by"),
+    (checks.slope_agrees_with_differences, Kept(), "jax.jvp's slope is off by"),
+    (checks.slope_agrees_with_differences, Single(), "the slope for float64 inputs is float32"),
+    (checks.encoding_without_noise_is_the_image, NeverTheImage(), "x_phi is not x"),
+    (checks.encoding_without_noise_is_the_image, AwayFromTheImage(), "x_phi is not x"),
 ]
 
 

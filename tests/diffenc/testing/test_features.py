@@ -92,16 +92,16 @@ class Colourful(Fine):
 
 
 FAULTS = [
-    (checks.names_tell_them_from_others, CalledFid(), 'metric.* = "fid"'),
-    (checks.names_tell_them_from_others, TwoWords(), "must be an identifier"),
-    (checks.names_tell_them_from_others, Renamed(), "the same each time"),
-    (checks.weights_are_arguments, Closure(), "no pytree of its weights"),
-    (checks.they_are_float32_and_num_features, Miscounted(), r"float32 \(3, 6\), not float32 \(3, 5\)"),
-    (checks.they_are_float32_and_num_features, Double(), "float64"),
-    (checks.they_are_float32_and_num_features, DividesByZero(), "NaN or infinite"),
-    (checks.each_image_has_its_own, OfTheBatch(), "the order of the batch"),
-    (checks.each_image_has_its_own, Constant(), "the same features"),
-    (checks.grey_is_colour_without_colour, Colourful(), "three equal channels"),
+    (checks.metric_and_identity_are_valid, CalledFid(), 'metric.* = "fid"'),
+    (checks.metric_and_identity_are_valid, TwoWords(), "must be an identifier"),
+    (checks.metric_and_identity_are_valid, Renamed(), "the same at every call"),
+    (checks.weights_are_a_pytree, Closure(), "no pytree of its weights"),
+    (checks.features_are_float32_of_declared_size, Miscounted(), r"float32 \(3, 6\), not float32 \(3, 5\)"),
+    (checks.features_are_float32_of_declared_size, Double(), "float64"),
+    (checks.features_are_float32_of_declared_size, DividesByZero(), "NaN or infinite"),
+    (checks.features_ignore_other_images, OfTheBatch(), "the order of the batch"),
+    (checks.features_ignore_other_images, Constant(), "the same features"),
+    (checks.grey_images_equal_three_equal_channels, Colourful(), "three equal channels"),
 ]
 
 

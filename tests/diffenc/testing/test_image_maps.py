@@ -198,49 +198,49 @@ class HoldsStrictly(Holding):
 
 FAULTS = [
     (
-        checks.its_parameters_can_be_trained,
+        checks.parameters_are_trainable,
         HoldsAFunction(),
         r"init returns activation, which is a function \(tanh\): parameters are arrays",
     ),
-    (checks.its_parameters_can_be_trained, HoldsAnInteger(), "init returns layers, which is of type int"),
-    (checks.its_parameters_can_be_trained, HoldsBytes(), r"init returns table, which is uint8\[3\]"),
-    (checks.its_parameters_can_be_trained, HoldsALambda(), "two calls of init return pytrees of different"),
+    (checks.parameters_are_trainable, HoldsAnInteger(), "init returns layers, which is of type int"),
+    (checks.parameters_are_trainable, HoldsBytes(), r"init returns table, which is uint8\[3\]"),
+    (checks.parameters_are_trainable, HoldsALambda(), "two calls of init return pytrees of different"),
     (
-        checks.its_parameters_can_be_trained,
+        checks.parameters_are_trainable,
         HoldsAnArrayAside(),
         "two calls of init",
     ),
-    (checks.its_parameters_can_be_trained, HoldsStrictly(), "cannot hold other leaves than arrays"),
+    (checks.parameters_are_trainable, HoldsStrictly(), "cannot hold other leaves than arrays"),
     (
-        checks.the_output_is_shaped_like_the_image,
+        checks.output_matches_the_image,
         OneChannel(),
         r"OneChannel: the output is float32 \(4, 8, 8, 1\)",
     ),
-    (checks.the_output_is_shaped_like_the_image, Coarse(), r"the output is bfloat16"),
-    (checks.parameters_come_from_key_and_shapes, InitOfPixels(), "init looks at the images"),
-    (checks.parameters_come_from_key_and_shapes, InitOfNoKey(), "the same key gives other parameters"),
+    (checks.output_matches_the_image, Coarse(), r"the output is bfloat16"),
+    (checks.init_depends_only_on_key_and_shapes, InitOfPixels(), "init depends on the images"),
+    (checks.init_depends_only_on_key_and_shapes, InitOfNoKey(), "the same key gives other parameters"),
     (
-        checks.parameters_come_from_key_and_shapes,
+        checks.init_depends_only_on_key_and_shapes,
         InitInfinite(),
-        r"a first parameter: NaN or infinite at gain",
+        r"an initial parameter: NaN or infinite at gain",
     ),
     (checks.values_and_derivatives_are_finite, Overflows(), "NaN or infinite"),
     (checks.values_and_derivatives_are_finite, RootOfNothing(), "NaN or infinite"),
-    (checks.no_image_sees_another, ByPlace(), "the order of the batch changes"),
-    (checks.no_image_sees_another, ByMean(), "another image changes"),
-    (checks.a_class_is_that_of_its_image, SecretClasses(classes=0), "it declares no `classes`"),
-    (checks.a_class_is_that_of_its_image, NoneIsOne(), "condition 0 is not as no condition"),
-    (checks.a_class_is_that_of_its_image, Deaf(), "a class changes nothing"),
-    (checks.a_class_is_that_of_its_image, Gossip(), "another image's class changes"),
-    (checks.a_key_draws_its_images_mask, Unseeded(), "the same keys give another output"),
-    (checks.a_key_draws_its_images_mask, Restless(), "without keys the output is another each time"),
-    (checks.a_key_draws_its_images_mask, FirstKeyForAll(), "not that of its key alone"),
-    (checks.a_key_draws_its_images_mask, AllKeysForAll(), "another image's key changes"),
+    (checks.outputs_ignore_other_images, ByPlace(), "the order of the batch changes"),
+    (checks.outputs_ignore_other_images, ByMean(), "another image changes"),
+    (checks.outputs_follow_their_own_class, SecretClasses(classes=0), "declares no `classes`"),
+    (checks.outputs_follow_their_own_class, NoneIsOne(), "condition 0 differs from no condition"),
+    (checks.outputs_follow_their_own_class, Deaf(), "a class changes nothing"),
+    (checks.outputs_follow_their_own_class, Gossip(), "another image's class changes"),
+    (checks.masks_follow_their_own_key, Unseeded(), "the same keys give another output"),
+    (checks.masks_follow_their_own_key, Restless(), "random without keys"),
+    (checks.masks_follow_their_own_key, FirstKeyForAll(), "depends on more than its own key"),
+    (checks.masks_follow_their_own_key, AllKeysForAll(), "another image's key changes"),
 ]
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
-@pytest.mark.parametrize("plugin", [Fine(), Fine(classes=0)], ids=["told", "not told"])
+@pytest.mark.parametrize("plugin", [Fine(), Fine(classes=0)], ids=["conditional", "unconditional"])
 def test_what_keeps_all_passes_all(check, plugin):
     check(plugin)
     check(plugin, image_shape=(4, 6, 1))

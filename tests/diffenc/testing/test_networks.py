@@ -45,10 +45,10 @@ class Clipped(Fine):
 
 
 FAULTS = [
-    (checks.every_parameter_is_reached, Idle(), r"Idle: no gradient reaches the parameter idle"),
-    (checks.every_parameter_is_reached, Blind(), "does not depend on z"),
-    (checks.every_parameter_is_reached, Timeless(), "does not depend on log_snr"),
-    (checks.every_image_sees_its_noise_level, Clipped(), "changes an image's output by 0"),
+    (checks.gradients_reach_every_parameter, Idle(), r"Idle: no gradient reaches the parameter idle"),
+    (checks.gradients_reach_every_parameter, Blind(), "does not depend on z"),
+    (checks.gradients_reach_every_parameter, Timeless(), "does not depend on log_snr"),
+    (checks.output_depends_on_noise_level, Clipped(), "changes an image's output by only 0"),
 ]
 
 

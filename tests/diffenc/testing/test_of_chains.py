@@ -13,8 +13,8 @@ from diffenc.testing import conditionings, time_samplers, variances
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """Classes, one more than their number."""
+class Conditional:
+    """The class number plus one."""
 
     label = "class"
     drop = 0.1
@@ -23,26 +23,26 @@ class Told:
         return (labels + 1).astype(np.int32)
 
 
-class Silent(Told):
+class Silent(Conditional):
     def __call__(self, labels):
         return None
 
 
-class FromZero(Told):
+class FromZero(Conditional):
     def __call__(self, labels):
         return labels.astype(np.int32)
 
 
-class Wide(Told):
+class Wide(Conditional):
     def __call__(self, labels):
         return super().__call__(labels).astype(np.int64)
 
 
-class DropsAll(Told):
+class DropsAll(Conditional):
     drop = 1.0
 
 
-class ByOrder(Told):
+class ByOrder(Conditional):
     def __call__(self, labels):
         return (np.unique(labels, return_index=True)[1].max() + labels).astype(np.int32)
 
@@ -161,39 +161,39 @@ class NeedsCurve(Tilted):
 
 
 FAULTS = [
-    (conditionings.a_condition_is_an_integer_an_image, Silent(), "one is None, one is not"),
-    (conditionings.a_condition_is_an_integer_an_image, FromZero(), "told as 0"),
-    (conditionings.a_condition_is_an_integer_an_image, Wide(), "int64"),
-    (conditionings.the_share_dropped_is_one, DropsAll(), r"drop = 1\.0: must be in \[0, 1\)"),
-    (conditionings.no_image_is_told_of_by_another, ByOrder(), "the order of labels"),
-    (variances.log_w_is_one_number_a_step, Single(), "log w of 11 steps is float32"),
-    (variances.log_w_is_one_number_a_step, One(), r"log w of 11 steps is float32 \(\)"),
-    (variances.log_w_is_one_number_a_step, Infinite(), "NaN or infinite"),
-    (variances.log_w_is_one_number_a_step, OtherWhenCompiled(), "compiled"),
-    (variances.no_step_sees_another, ByStep(), "the order of steps"),
+    (conditionings.conditions_are_positive_int32, Silent(), "one is None, one is not"),
+    (conditionings.conditions_are_positive_int32, FromZero(), "condition 0, which means no condition"),
+    (conditionings.conditions_are_positive_int32, Wide(), "int64"),
+    (conditionings.drop_is_a_probability, DropsAll(), r"drop = 1\.0: must be in \[0, 1\)"),
+    (conditionings.conditions_ignore_other_labels, ByOrder(), "the order of labels"),
+    (variances.log_w_is_finite_for_each_step, Single(), "log w of 11 steps is float32"),
+    (variances.log_w_is_finite_for_each_step, One(), r"log w of 11 steps is float32 \(\)"),
+    (variances.log_w_is_finite_for_each_step, Infinite(), "NaN or infinite"),
+    (variances.log_w_is_finite_for_each_step, OtherWhenCompiled(), "compiled"),
+    (variances.log_w_ignores_other_steps, ByStep(), "the order of steps"),
     (
-        variances.what_it_requires_is_declared,
+        variances.requirements_are_declared,
         Undeclared(),
-        "without `excess` it raises TypeError.*declare that",
+        "without `excess` it raises TypeError.*declare the measurement",
     ),
-    (variances.what_it_requires_is_declared, Unknown(), "must be a frozenset of excess, loss_curve"),
-    (variances.what_it_requires_is_declared, NoSet(), "requires = 'excess': must be a frozenset"),
+    (variances.requirements_are_declared, Unknown(), "must be a frozenset of excess, loss_curve"),
+    (variances.requirements_are_declared, NoSet(), "requires = 'excess': must be a frozenset"),
     (
-        time_samplers.weighted_means_are_means_over_uniform_times,
+        time_samplers.weighted_means_equal_uniform_means,
         Unweighted(),
-        "the weighted mean of t is not",
+        "the weighted mean of t differs",
     ),
-    (time_samplers.the_weight_is_the_slope_of_t, RightOnAverage(), "not dt / du"),
-    (time_samplers.times_rise_with_u_through_all_of_time, Backwards(), "does not rise"),
-    (time_samplers.times_rise_with_u_through_all_of_time, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
-    (time_samplers.times_rise_with_u_through_all_of_time, Half(), r"t is float16 \(\d+,\), not float32"),
-    (time_samplers.times_rise_with_u_through_all_of_time, Bare(), r"the weight is float32 \(\)"),
-    (time_samplers.times_rise_with_u_through_all_of_time, Never(), "the weight .*NaN or infinite"),
-    (time_samplers.times_rise_with_u_through_all_of_time, Negative(), "a weight is not positive"),
+    (time_samplers.weight_is_dt_du, RightOnAverage(), "differs from dt / du"),
+    (time_samplers.times_increase_from_0_to_1, Backwards(), "does not increase"),
+    (time_samplers.times_increase_from_0_to_1, NotAll(), r"not from 0 to 1 \(curve: flat\)"),
+    (time_samplers.times_increase_from_0_to_1, Half(), r"t is float16 \(\d+,\), not float32"),
+    (time_samplers.times_increase_from_0_to_1, Bare(), r"the weight is float32 \(\)"),
+    (time_samplers.times_increase_from_0_to_1, Never(), "the weight .*NaN or infinite"),
+    (time_samplers.times_increase_from_0_to_1, Negative(), "a weight is not positive"),
     (
-        time_samplers.what_it_requires_is_declared,
+        time_samplers.requirements_are_declared,
         NeedsCurve(),
-        "without `curve` it raises TypeError.*declare that",
+        "without `curve` it raises TypeError.*declare the measurement",
     ),
 ]
 
@@ -201,7 +201,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     ("plugin", "check"),
     [
-        *((Told(), check) for check in conditionings.CHECKS),
+        *((Conditional(), check) for check in conditionings.CHECKS),
         *((Log(), check) for check in variances.CHECKS),
         *((Tilted(), check) for check in time_samplers.CHECKS),
     ],
@@ -217,7 +217,7 @@ def test_a_check_refuses_its_own_fault(check, plugin, says):
 
 
 def test_a_weight_fault_that_means_do_not_show():
-    time_samplers.weighted_means_are_means_over_uniform_times(RightOnAverage())
+    time_samplers.weighted_means_equal_uniform_means(RightOnAverage())
 
 
 def test_every_check_has_a_fault():

@@ -86,15 +86,15 @@ class Keyed(Fine):
 
 
 FAULTS = [
-    (checks.it_takes_any_pytree, ByKey(), "parameters of the form .* give AttributeError"),
-    (checks.its_state_is_arrays_of_fixed_shape, Keyed(), "holds a typed key"),
-    (checks.it_builds_an_optax_transformation, Class(), "build gives function"),
-    (checks.it_goes_downhill, Uphill(), "a parabola's loss goes from"),
-    (checks.it_goes_downhill, Diverges(), "NaN or infinite"),
-    (checks.its_state_is_arrays_of_fixed_shape, Grows(), "changes the structure"),
-    (checks.its_state_is_arrays_of_fixed_shape, OtherDtype(), "is bfloat16"),
-    (checks.its_state_is_arrays_of_fixed_shape, CountsInPython(), "no array"),
-    (checks.its_state_is_arrays_of_fixed_shape, Unset(), "NaN or infinite"),
+    (checks.it_takes_any_pytree, ByKey(), "parameters of the structure .* raise AttributeError"),
+    (checks.state_is_arrays_of_fixed_shape, Keyed(), "holds a typed key"),
+    (checks.it_builds_an_optax_transformation, Class(), "build returns function"),
+    (checks.it_reduces_a_quadratic_loss, Uphill(), "a quadratic loss goes from"),
+    (checks.it_reduces_a_quadratic_loss, Diverges(), "NaN or infinite"),
+    (checks.state_is_arrays_of_fixed_shape, Grows(), "changes the structure"),
+    (checks.state_is_arrays_of_fixed_shape, OtherDtype(), "is bfloat16"),
+    (checks.state_is_arrays_of_fixed_shape, CountsInPython(), "not an array"),
+    (checks.state_is_arrays_of_fixed_shape, Unset(), "NaN or infinite"),
 ]
 
 

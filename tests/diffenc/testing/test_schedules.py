@@ -126,23 +126,23 @@ class Nothing(FineInside):
 
 FAULTS = [
     (
-        checks.its_parameters_can_be_trained,
+        checks.parameters_are_trainable,
         HalfParameters(),
         r"raw, which is bfloat16\[\].*cast within apply",
     ),
-    (checks.log_snr_is_shaped_like_t, Column(), r"log_snr is float32 \(7, 1\), not float32 \(7,\)"),
-    (checks.log_snr_is_shaped_like_t, OtherWhenCompiled(), "compiled, log_snr is another"),
-    (checks.log_snr_falls_strictly, Level(), r"does not fall at t = 0\.000 \(at first\)"),
-    (checks.log_snr_falls_strictly, Upwards(), "does not fall"),
-    (checks.log_snr_falls_strictly_whatever_is_learned, FreeSign(), r"does not fall.*parameters moved by"),
-    (checks.log_snr_falls_strictly_whatever_is_learned, Blows(), "NaN or infinite"),
-    (checks.the_rate_is_that_of_the_value, NoRate(), "rate is not that of the value"),
+    (checks.log_snr_matches_t, Column(), r"log_snr is float32 \(7, 1\), not float32 \(7,\)"),
+    (checks.log_snr_matches_t, OtherWhenCompiled(), "changes when compiled"),
+    (checks.log_snr_falls_strictly, Level(), r"does not decrease at t = 0\.000 \(at init"),
+    (checks.log_snr_falls_strictly, Upwards(), "does not decrease"),
+    (checks.log_snr_falls_strictly_after_training, FreeSign(), r"does not decrease.*parameters perturbed by"),
+    (checks.log_snr_falls_strictly_after_training, Blows(), "NaN or infinite"),
+    (checks.rate_agrees_with_differences, NoRate(), "differs from finite differences"),
     (checks.gradients_are_finite, Steep(), "NaN or infinite"),
-    (checks.no_time_sees_another, ByPlace(), "the order of times"),
-    (checks.an_interior_leaves_ends_and_bound_alone, OtherInside(), "not the value of `apply`"),
-    (checks.an_interior_leaves_ends_and_bound_alone, Shared(), "gradients of both"),
-    (checks.an_interior_leaves_ends_and_bound_alone, MovesTheEnd(), "moves an end"),
-    (checks.an_interior_leaves_ends_and_bound_alone, Nothing(), "reaches a parameter"),
+    (checks.log_snr_ignores_other_times, ByPlace(), "the order of times"),
+    (checks.interior_changes_neither_ends_nor_bound, OtherInside(), "differs from `apply`"),
+    (checks.interior_changes_neither_ends_nor_bound, Shared(), "gradients of both"),
+    (checks.interior_changes_neither_ends_nor_bound, MovesTheEnd(), "changes an end"),
+    (checks.interior_changes_neither_ends_nor_bound, Nothing(), "no gradient in any parameter"),
 ]
 
 

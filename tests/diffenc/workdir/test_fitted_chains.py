@@ -25,8 +25,10 @@ EXCESS = [0.5, 0.1 + 0.2, 1e-300]
 @pytest.fixture
 def file(tmp_path):
     """A fit of three steps with fitted times and variances."""
-    file = fitted_chains.path(tmp_path, 3, "fitted", FITTED)
-    fitted_chains.save(file, TIMES, {"excess": EXCESS, "excess_se": [0.1, 0.2, 0.3], "split": "train", **OF})
+    file = fitted_chains.fit_path(tmp_path, 3, "fitted", FITTED)
+    fitted_chains.save_fit(
+        file, TIMES, {"excess": EXCESS, "excess_se": [0.1, 0.2, 0.3], "split": "train", **OF}
+    )
     return file
 
 
@@ -42,7 +44,7 @@ def file(tmp_path):
     ],
 )
 def test_fits_of_other_chains_have_other_names(tmp_path, times, variance, name):
-    assert fitted_chains.path(tmp_path, 12, times, variance) == tmp_path / "fits" / name
+    assert fitted_chains.fit_path(tmp_path, 12, times, variance) == tmp_path / "fits" / name
 
 
 def test_a_variance_that_is_not_registered_goes_by_its_class(tmp_path):
@@ -50,7 +52,7 @@ def test_a_variance_that_is_not_registered_goes_by_its_class(tmp_path):
         def __call__(self, log_snr_t, log_snr_s, excess):
             return log_snr_t
 
-    assert fitted_chains.path(tmp_path, 2, "fitted", Mine()).name == "T2_fitted_Mine.json"
+    assert fitted_chains.fit_path(tmp_path, 2, "fitted", Mine()).name == "T2_fitted_Mine.json"
 
 
 def test_a_changed_digit_is_no_fit(file):
@@ -60,16 +62,16 @@ def test_a_changed_digit_is_no_fit(file):
     with pytest.raises(
         UserError, match=r"is not a fit \(.*does not match its sha256.*\): delete it and fit again"
     ):
-        fitted_chains.load(file)
+        fitted_chains.load_fit(file)
 
 
 def test_a_fit_from_before_has_no_checksum(file, read_record):
     file.write_text(json.dumps(read_record(file)))
-    np.testing.assert_array_equal(fitted_chains.load(file)["times"], TIMES)
+    np.testing.assert_array_equal(fitted_chains.load_fit(file)["times"], TIMES)
 
 
 def test_what_is_read_is_what_was_filed_to_the_last_bit(file):
-    fit = fitted_chains.load(file)
+    fit = fitted_chains.load_fit(file)
     np.testing.assert_array_equal(fit["times"], TIMES)
     np.testing.assert_array_equal(fit["excess"], EXCESS)
     np.testing.assert_array_equal(fit["excess_se"], [0.1, 0.2, 0.3])
@@ -109,14 +111,14 @@ def test_what_is_not_a_fit_is_refused_by_name(file, kind):
         bad = json.dumps({key: value for key, value in content.items() if value is not None})
     file.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
     with pytest.raises(UserError, match=r"is not a fit .*: delete it and fit again") as refused:
-        fitted_chains.load(file)
+        fitted_chains.load_fit(file)
     assert str(refused.value).startswith(str(file))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("make", [Evaluate, Sample])
 def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
-    plan = fitted_chains.plan(tmp_path, make(num_timesteps=5, variance=FITTED))
+    plan = fitted_chains.find_chain(tmp_path, make(num_timesteps=5, variance=FITTED))
     np.testing.assert_allclose(plan.times, np.arange(6) / 5)
     assert plan.excess is None
     with pytest.raises(UserError, match=r"variance\.fitted was not fitted for these 5 steps"):
@@ -126,9 +128,9 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
 @pytest.mark.parametrize("make", [Evaluate, Sample])
 @pytest.mark.parametrize("fitted", [{"times": "fitted"}, {"variance": FITTED}])
 def test_without_a_workdir_no_mode_is_recommended(make, fitted):
-    assert fitted_chains.plan(None, make(num_timesteps=5)).excess is None
+    assert fitted_chains.find_chain(None, make(num_timesteps=5)).excess is None
     with pytest.raises(UserError, match="fits and curves stay in the run's workdir: load that") as refused:
-        fitted_chains.plan(None, make(num_timesteps=5, **fitted))
+        fitted_chains.find_chain(None, make(num_timesteps=5, **fitted))
     assert "--mode" not in str(refused.value)
 
 
@@ -137,13 +139,13 @@ def test_without_a_workdir_no_mode_is_recommended(make, fitted):
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
     message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --num_timesteps=5 first, with"
     with pytest.raises(UserError, match=message) as refused:
-        fitted_chains.plan(tmp_path, make(num_timesteps=5, times="fitted", variance=variance))
-    assert str(fitted_chains.path(tmp_path, 5, "fitted", variance)) in str(refused.value)
+        fitted_chains.find_chain(tmp_path, make(num_timesteps=5, times="fitted", variance=variance))
+    assert str(fitted_chains.fit_path(tmp_path, 5, "fitted", variance)) in str(refused.value)
 
 
 @pytest.mark.usefixtures("x64", "file")
 def test_a_plan_has_the_times_and_variances_filed(tmp_path):
-    plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED))
+    plan = fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED))
     np.testing.assert_array_equal(plan.times, TIMES)
     chain = plan.chain(Linear(4.0, -5.0), {})
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-12)
@@ -158,20 +160,22 @@ def test_a_fit_of_another_chain_is_left_alone(tmp_path, file):
         Evaluate(num_timesteps=3, variance=FITTED),
         Sample(num_timesteps=4),
     ):
-        assert fitted_chains.plan(tmp_path, settings).excess is None
+        assert fitted_chains.find_chain(tmp_path, settings).excess is None
     for settings in (
         Evaluate(num_timesteps=3, times="fitted"),
         Evaluate(num_timesteps=2, times="fitted", variance=FITTED),
     ):
         with pytest.raises(UserError, match="no times are fitted"):
-            fitted_chains.plan(tmp_path, settings)
+            fitted_chains.find_chain(tmp_path, settings)
 
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize(("step", "warned"), [(8, True), (7, False), (None, False)])
 def test_a_fit_to_another_checkpoint_is_used_and_said_to_be_one(tmp_path, caplog, step, warned):
     with caplog.at_level(std_logging.WARNING, logger="absl"):
-        plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED), step)
+        plan = fitted_chains.find_chain(
+            tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED), step
+        )
     np.testing.assert_array_equal(plan.times, TIMES)
     assert ("was fitted at step 7, not 8" in caplog.text) == warned
 
@@ -180,21 +184,24 @@ def test_a_disk_that_refuses_is_named(tmp_path):
     (tmp_path / "fits").mkdir()
     (tmp_path / "fits" / "T1.json").mkdir()  # a folder where the file should be
     with pytest.raises(UserError, match=r"could not write .*T1\.json"):
-        fitted_chains.save(tmp_path / "fits" / "T1.json", np.array([0.0, 1.0]), {})
+        fitted_chains.save_fit(tmp_path / "fits" / "T1.json", np.array([0.0, 1.0]), {})
 
 
 @pytest.mark.parametrize("variance", [EQUAL, Fixed(0.9)])
 def test_what_needs_no_fit_reads_none(tmp_path, variance):
     """Nor warns of one, nor is stopped by one that is damaged."""
-    fitted_chains.path(tmp_path, 3, "equal", variance).parent.mkdir()
-    fitted_chains.path(tmp_path, 3, "equal", variance).write_text("damaged")
-    plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, variance=variance))
+    fitted_chains.fit_path(tmp_path, 3, "equal", variance).parent.mkdir()
+    fitted_chains.fit_path(tmp_path, 3, "equal", variance).write_text("damaged")
+    plan = fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, variance=variance))
     assert (plan.excess, plan.of) == (None, {})
 
 
 @pytest.mark.usefixtures("file")
 def test_a_plan_says_what_it_was_fitted_on(tmp_path):
-    assert fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED)).of == OF
+    assert (
+        fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED)).of
+        == OF
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,7 +215,7 @@ def test_a_plan_says_what_it_was_fitted_on(tmp_path):
 )
 def test_training_is_not_begun_with_what_only_a_trained_run_can_have(settings, key):
     every = f"Experiment.{key.split('.')[0]}_every = 0"
-    with pytest.raises(UserError, match=rf"^{key}: what is fitted belongs to a trained run.*{every}"):
-        fitted_chains.refuse_untrained(settings)
-    fitted_chains.refuse_untrained(Evaluate(num_timesteps=3, variance=Fixed(0.9)))
-    fitted_chains.refuse_untrained(Sample())
+    with pytest.raises(UserError, match=rf"^{key}: fits need a trained run.*{every}"):
+        fitted_chains.refuse_fits(settings)
+    fitted_chains.refuse_fits(Evaluate(num_timesteps=3, variance=Fixed(0.9)))
+    fitted_chains.refuse_fits(Sample())

@@ -12,14 +12,14 @@ from diffenc_plugins.time_samplers import Importance
 
 @pytest.fixture
 def file(tmp_path):
-    loss_curves.path(tmp_path).parent.mkdir()
-    return loss_curves.path(tmp_path)
+    loss_curves.curve_path(tmp_path).parent.mkdir()
+    return loss_curves.curve_path(tmp_path)
 
 
 def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file):
     of = {"step": 3, "split": "train", "num_images": 7, "passes": 2, "seed": 5}
     file.write_text(json.dumps({"rms": [0.5, 2, 0.0], "loss": [1, 1, 1], **of}))
-    curve, said = loss_curves.load(file)
+    curve, said = loss_curves.load_curve(file)
     np.testing.assert_array_equal(curve, [0.5, 2, 0])
     assert said == of
     propose, curve_of = loss_curves.bind_curve(Importance(), tmp_path)
@@ -29,10 +29,10 @@ def test_the_curve_is_the_root_mean_square_and_says_what_it_is_of(tmp_path, file
 
 def test_a_changed_digit_is_no_curve(file, write_record):
     write_record(file, {"rms": [0.5, 2.0]})
-    np.testing.assert_array_equal(loss_curves.load(file)[0], [0.5, 2.0])
+    np.testing.assert_array_equal(loss_curves.load_curve(file)[0], [0.5, 2.0])
     file.write_text(file.read_text().replace("2.0", "3.0"))
     with pytest.raises(UserError, match=r"does not match its sha256"):
-        loss_curves.load(file)
+        loss_curves.load_curve(file)
 
 
 def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
@@ -56,7 +56,7 @@ def test_only_a_proposal_that_needs_the_curve_reads_it(tmp_path, file):
 def test_what_is_no_curve_is_refused_in_one_line(file, text):
     file.write_text(text)
     with pytest.raises(
-        UserError, match=r"loss\.json is no curve of the loss: delete it.*--mode=diagnose"
+        UserError, match=r"loss\.json is not a loss curve: delete it.*--mode=diagnose"
     ) as caught:
-        loss_curves.load(file)
+        loss_curves.load_curve(file)
     assert "\n" not in str(caught.value)

@@ -12,8 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import shown, steps
-from experiments.benchmark.subject import Compiled, Settings, Subject, random_images, uncached
+from experiments.benchmark import formatting, steps
+from experiments.benchmark.subject import Compiled, Settings, Subject, random_images, without_compile_cache
 from experiments.timing import Times
 
 ONE = 2 * 16 * 16  # FLOPs of one of the two matrices by one image
@@ -21,12 +21,12 @@ ONE = 2 * 16 * 16  # FLOPs of one of the two matrices by one image
 
 def rows(part, figures):
     """The rows of its table, by heading."""
-    return dict(shown.ROWS[part](figures))
+    return dict(formatting.ROWS[part](figures))
 
 
 def test_the_step(subject, monkeypatch):
     monkeypatch.setattr(steps.accelerators, "measure_flops", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
-    found = steps.step(subject)
+    found = steps.measure_step(subject)
     assert found["parameters"] == {"encoder": 32, "network": 256, "schedule": 2}
     assert found["flops_per_image"]["counted"] == 6 * ONE
     assert found["flops_per_image"]["xla"] > 6 * ONE  # with what is element by element
@@ -58,9 +58,9 @@ def test_memory_is_read_after_the_steps_and_before_other_operands_come(subject, 
     monkeypatch.setattr(steps, "time_interleaved", side_by_side)
     monkeypatch.setattr(steps.accelerators, "measure_flops", measured)
     monkeypatch.setattr(steps, "device_memory", memory)
-    found = steps.step(subject)
+    found = steps.measure_step(subject)
     assert seen[:3] == ["steps", "memory", "peak"]
-    assert rows("step", found)["memory, most in use until the steps were timed"] == "7.0 MB"
+    assert rows("step", found)["memory, peak in use until the steps were timed"] == "7.0 MB"
 
 
 def test_steps_really_are_taken(subject):
@@ -85,7 +85,7 @@ def test_a_vdm_is_not_timed_twice(tiny):
 
 
 def test_variants_side_by_side(subject):
-    found = steps.variants(subject)
+    found = steps.measure_variants(subject)
     assert list(found["steps"]) == ["vdmv", "nt", "own"]
     ratio = found["steps"]["own"]["seconds"] / found["steps"]["vdmv"]["seconds"]
     assert found["over_vdmv"]["own"]["ratio"] == pytest.approx(ratio)
@@ -116,7 +116,7 @@ def test_what_variants_cost_to_build_and_on_paper(subject, monkeypatch):
     times = {name: Times(np.asarray([1.0])) for name in ("vdmv", "nt", "own")}
     monkeypatch.setattr(steps, "compile_step", compiled)
     monkeypatch.setattr(steps, "time_interleaved", lambda *_: times)
-    found = steps.variants(own)
+    found = steps.measure_variants(own)
     assert found["on_paper"]["vdmv"] == {
         "compile_seconds": 2.0, "build_seconds": 4.0, "flops_counted": 6 * ONE, "flops_xla": 2e9
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_a_sampling_step_is_a_part_of_the_walk(subject, monkeypatch):
         return {name: Times(np.asarray(row)) for name, row in seconds.items()}
 
     monkeypatch.setattr(steps, "time_interleaved", measured)
-    found = steps.sampling(subject)
+    found = steps.measure_sampling(subject)
     assert found["step"]["seconds"] == 7.5 / 3
     assert found["step_over_network"]["ratio"] == pytest.approx(7.5 / 3 / 1.5)
     assert found["step_over_network_in_loop"]["ratio"] == pytest.approx(7.5 / 4.5)
@@ -145,12 +145,12 @@ def test_a_sampling_step_is_a_part_of_the_walk(subject, monkeypatch):
 
 
 def test_the_sampler_walks(subject):
-    found = steps.sampling(subject)
+    found = steps.measure_sampling(subject)
     assert min(found[name]["seconds"] for name in ("step", "network", "network_in_loop")) > 0
 
 
 def test_contractions_one_by_one(subject):
-    found = steps.contractions(subject)
+    found = steps.measure_contractions(subject)
     by_role = {
         role: [row for row in found["each"] if row["role"] == role] for role in ("forward", "gradient")
     }
@@ -181,7 +181,7 @@ def test_nothing_is_taken_from_the_persistent_cache(tmp_path):
         jax.config.update("jax_compilation_cache_dir", str(tmp_path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         compilation_cache.reset_cache()
-        with uncached():
+        with without_compile_cache():
             jax.jit(lambda x: x + 31)(1.0)
         assert list(tmp_path.iterdir()) == []
         jax.jit(lambda x: x + 32)(1.0)
@@ -234,18 +234,18 @@ def test_figures_are_printed_and_filed(go, tmp_path, capsys):
 
 
 def test_parts_come_in_their_own_order():
-    assert benchmark.chosen("contractions,step") == ["step", "contractions"]
-    assert benchmark.chosen(None) == list(benchmark.PARTS) == list(shown.ROWS)
+    assert benchmark.select_parts("contractions,step") == ["step", "contractions"]
+    assert benchmark.select_parts(None) == list(benchmark.PARTS) == list(formatting.ROWS)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--only=stop"], "--only=stop: 'stop' is no part; parts: step, variants"),
+        (["--only=stop"], "--only=stop: 'stop' is not a part; parts: step, variants"),
         (["--rounds=0"], "--rounds=0: must be at least 1"),
         (["--batch_size=0"], "Experiment.batch_size = 0"),
         (["--least=-1"], "--least=-1.0: must not be negative"),
-        (["--json=nowhere/found.json"], "--json=nowhere/found.json: there is no folder"),
+        (["--json=nowhere/found.json"], "--json=nowhere/found.json: create the folder"),
     ],
 )
 def test_mistakes_are_told_in_a_line(go, capsys, flags, message):

@@ -10,16 +10,16 @@ import pytest
 
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.data.sources import ArraySource
-from experiments.benchmark import host, shown
+from experiments.benchmark import formatting, host
 from experiments.benchmark.subject import Settings, Subject
 
 
 def test_the_pipeline(subject):
-    found = host.pipeline(subject)
+    found = host.measure_pipeline(subject)
     assert found["images"] == 40
     assert found["images_per_second"] == pytest.approx(4 / found["batch"]["seconds"])
     assert 0 <= found["share_waited"] < 1
-    assert "fed / resident" in dict(shown.ROWS["input"](found))
+    assert "fed / resident" in dict(formatting.ROWS["input"](found))
 
 
 class Slow(ArraySource):
@@ -34,13 +34,13 @@ def test_a_pipeline_that_is_too_slow_is_seen(subject, monkeypatch):
     slow = Subject(subject.experiment, Settings(rounds=6, least=0.0))
     slow.__dict__["source"] = Slow(subject.source.images, subject.source.labels)
     slow.__dict__["stepper"] = subject.stepper
-    found = host.pipeline(slow)
+    found = host.measure_pipeline(slow)
     assert found["share_waited"] > 0.5
     assert found["wait_seconds_per_step"] > 0.01
 
 
 def test_checkpoints(subject, tmp_path):
-    found = host.checkpoints(subject, tmp_path)
+    found = host.measure_checkpoints(subject, tmp_path)
     assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(subject.stepper.state))
     assert found["save_holds_training_up"]["seconds"] < found["save"]["seconds"]
     assert found["save_holds_training_up"]["rounds"] == 2
@@ -52,17 +52,17 @@ def test_checkpoints(subject, tmp_path):
     ]:
         assert found[over]["ratio"] == found[above]["seconds"] / found[below]["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
-    assert "restore / np.load" in dict(shown.ROWS["checkpoint"](found))
+    assert "restore / np.load" in dict(formatting.ROWS["checkpoint"](found))
 
 
 def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
     with Checkpoints(tmp_path) as kept:
-        host.Saver(kept, subject.stepper.state)()
+        host.CheckpointSaver(kept, subject.stepper.state)()
         assert kept.steps() == [1]
 
 
 def test_a_file_of_its_own_each_time(tmp_path):
-    file = host.File(tmp_path, np.arange(5))
+    file = host.FileWriter(tmp_path, np.arange(5))
     for _ in range(3):
         file()
     assert list(tmp_path.iterdir()) == [file.path]
@@ -73,9 +73,9 @@ def test_what_is_forgotten_is_not_in_memory(tmp_path):
     """Told by mincore(2), page by page."""
     path = tmp_path / "inner" / "file"
     path.parent.mkdir()
-    host.write(path, np.zeros(100_000))
+    host.write_array(path, np.zeros(100_000))
     assert all(_resident(path))
-    host.forget(tmp_path)
+    host.drop_page_cache(tmp_path)
     assert not any(_resident(path))
 
 

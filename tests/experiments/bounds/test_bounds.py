@@ -91,7 +91,7 @@ def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     few = bounds.Bounds(tiny(evaluate=Evaluate(num_images=8)), workdir).indices_of(5)
     assert len(few) == 5
     bits = PassValues(np.arange(16.0).reshape(2, 8))
-    np.testing.assert_array_equal(bits.of(few).values[0], few)
+    np.testing.assert_array_equal(bits.select(few).values[0], few)
 
 
 def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
@@ -104,7 +104,7 @@ def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     for name, cells in again["by_steps"].items():
         assert all(cells[steps]["bpd"] != found["by_steps"][name][steps]["bpd"] for steps in cells)
     assert all(again["beside"][name]["bpd"] != found["beside"][name]["bpd"] for name in found["beside"])
-    fit = fitted_chains.load(tmp_path / "run" / "fits" / "T2.json")
+    fit = fitted_chains.load_fit(tmp_path / "run" / "fits" / "T2.json")
     assert fit["num_images"] == 20
 
 

@@ -98,7 +98,7 @@ def test_the_first_failure_gives_the_status_and_the_others_may_end_by_themselves
     status, out, err = finish(start(program))
     assert status == 6
     assert out == ["[1] over", "[0] over"]
-    assert err == ["[launch] process 1 ended with status 6; the others have 60 s"]
+    assert err == ["[launch] process 1 ended with status 6; the others have 60 s to end"]
 
 
 def test_what_a_signal_ends_counts_as_a_failure():

@@ -117,10 +117,10 @@ def test_other_prices(tmp_path, price):
     assert "" not in rest
 
 
-def test_a_slice_that_is_not_to_be_had(tmp_path):
+def test_a_slice_that_is_not_available(tmp_path):
     done = Cloud(tmp_path, ["PROVISIONING", "FAILED"]).call("create")
     assert done.returncode == 1
-    assert "not to be had: FAILED" in done.stderr
+    assert "not available: FAILED" in done.stderr
 
 
 def test_install_puts_this_checkout_on_every_host(tmp_path):

@@ -14,7 +14,7 @@ from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.tools.planning.flops import Work
 from experiments.benchmark.subject import Settings
 from experiments.weak_scaling import __main__ as weak_scaling
-from experiments.weak_scaling import paper, point, shown
+from experiments.weak_scaling import page, paper, point
 from experiments.weak_scaling.paper import CLUSTERS, Cluster, Level, Row
 
 HLO = """
@@ -141,8 +141,8 @@ POINTS = [
 
 
 def test_virtual_devices_are_compared_by_the_work_of_the_same_cores():
-    assert shown.efficiency(POINTS[1], POINTS[0], real=False) == pytest.approx(3.2 / 4)
-    assert shown.efficiency(POINTS[1], POINTS[0], real=True) == pytest.approx(3.2 / 8)
+    assert page.efficiency(POINTS[1], POINTS[0], real=False) == pytest.approx(3.2 / 4)
+    assert page.efficiency(POINTS[1], POINTS[0], real=True) == pytest.approx(3.2 / 8)
 
 
 @pytest.fixture
@@ -223,7 +223,9 @@ def test_measured_by_real_processes(tmp_path):
     ]
     file = tmp_path / "page.md"
     assert weak_scaling.main([*flags, "--turns=1", "--paper=gin/quickstart.gin", f"--page={file}"]) == 0
-    parameters = int(file.read_text().split("images a device, ")[1].split(" parameters")[0].replace(",", ""))
+    parameters = int(
+        file.read_text().split("images per device, ")[1].split(" parameters")[0].replace(",", "")
+    )
     one, two = cells(file.read_text(), "1"), cells(file.read_text(), "2")
     assert (one[1], two[1]) == ("2", "4")
     equal = 3 * 4  # biases of 4 channels: at three shortcuts, two are added up
@@ -232,6 +234,6 @@ def test_measured_by_real_processes(tmp_path):
 
 
 def test_quartiles_are_of_all_rounds():
-    row = shown.format_point(POINTS[0] | {"seconds": [1, 2, 3, 4, 5]}, POINTS[0], real=False)
+    row = page.format_point(POINTS[0] | {"seconds": [1, 2, 3, 4, 5]}, POINTS[0], real=False)
     assert row[2] == "3000 ms (2000 .. 4000)"
     assert np.isclose(float(row[3]), 4 / 3, rtol=1e-3)

@@ -75,7 +75,7 @@ CONDITION = np.array([0, 1, 0, 2])
 
 
 def test_the_class_is_seen_by_its_images(told, inputs):
-    image_maps.a_class_is_that_of_its_image(told[0])
+    image_maps.outputs_follow_their_own_class(told[0])
     _, params, apply = told
     bare, labelled = (np.asarray(apply(params, *inputs, Context(c))) for c in (None, jnp.asarray(CONDITION)))
     assert np.all(np.max(np.abs(labelled - bare)[[1, 3]], axis=(1, 2, 3)) > 1e-3)

@@ -36,20 +36,20 @@ def test_norm_is_group_norm(groups, centre):
     h = (centre + rng.normal(size=(3, 4, 5, 6)) * np.arange(1, 7)).astype(np.float32)
     gain, offset = rng.normal(size=(2, 6)).astype(np.float32)
     params = {"n": {"scale": jnp.asarray(gain), "offset": jnp.asarray(offset)}}
-    got = run(lambda h: layers.norm(h, groups, "n"), params, jnp.asarray(h))
+    got = run(lambda h: layers.group_norm(h, groups, "n"), params, jnp.asarray(h))
     np.testing.assert_allclose(got, group_norm(h, groups, gain, offset), atol=2e-3 if centre else 2e-5)
 
 
 def test_norm_of_a_tiny_signal_is_damped_by_its_epsilon():
     h = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32) * 1e-3  # a variance of 1e-6
     params = {"n": {"scale": jnp.ones(4), "offset": jnp.zeros(4)}}
-    got = np.asarray(run(lambda h: layers.norm(h, 2, "n"), params, jnp.asarray(h)))
+    got = np.asarray(run(lambda h: layers.group_norm(h, 2, "n"), params, jnp.asarray(h)))
     assert 0.6 < got.std() < 0.8  # 1 / sqrt(2)
 
 
 def test_norm_of_constant_maps_is_the_offset_with_a_finite_gradient():
     params = {"n": {"scale": jnp.ones(4), "offset": jnp.arange(4.0)}}
-    f = lambda h: run(lambda h: layers.norm(h, 2, "n"), params, h)  # noqa: E731
+    f = lambda h: run(lambda h: layers.group_norm(h, 2, "n"), params, h)  # noqa: E731
     h = jnp.full((1, 3, 3, 4), 0.7)
     np.testing.assert_allclose(f(h), jnp.broadcast_to(jnp.arange(4.0), h.shape), atol=2e-3)
     assert jnp.isfinite(jax.grad(lambda h: jnp.sum(jnp.square(f(h))))(h)).all()
@@ -74,9 +74,9 @@ def test_sinusoids(channels):
     for k in range(half):
         frequency = 1e4 ** (-k / (half - 1))
         want[:, k], want[:, half + k] = np.sin(time * frequency), np.cos(time * frequency)
-    got = layers.sinusoids(jnp.asarray(time, jnp.float32), channels)
+    got = layers.sinusoidal_embedding(jnp.asarray(time, jnp.float32), channels)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    assert np.isfinite(layers.sinusoids(jnp.ones(2), 2)).all()
+    assert np.isfinite(layers.sinusoidal_embedding(jnp.ones(2), 2)).all()
 
 
 def attention_by_numpy(h, params):
@@ -99,9 +99,11 @@ def test_attention_is_softmax_over_all_positions(dtype, rtol):
     h = rng.normal(size=(2, 3, 2, 4))
     with jax.enable_x64(dtype == "float64"):
         maps = jnp.asarray(h, dtype)
-        shapes = jax.eval_shape(hk.transform(lambda h: layers.attention(h, 2)).init, jax.random.key(0), maps)
+        shapes = jax.eval_shape(
+            hk.transform(lambda h: layers.attention_block(h, 2)).init, jax.random.key(0), maps
+        )
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
-        got = run(lambda h: layers.attention(h, 2), jax.tree.map(jnp.asarray, params), maps)
+        got = run(lambda h: layers.attention_block(h, 2), jax.tree.map(jnp.asarray, params), maps)
         assert got.dtype == dtype
         want = attention_by_numpy(h, params)
         np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=rtol * np.abs(want).max())
@@ -115,8 +117,8 @@ def test_parameters_are_float32_whatever_the_maps_are(layer):
         "conv3x3": lambda h: layers.conv3x3(h, 6, "x"),
         "dense": lambda h: layers.dense(h, 6, "x"),
         "unpool": lambda h: layers.unpool(h, 6, "x"),
-        "norm": lambda h: layers.norm(h, 2, "x"),
-        "activate": lambda h: layers.activate(h, 2, "x"),
+        "norm": lambda h: layers.group_norm(h, 2, "x"),
+        "activate": lambda h: layers.norm_swish(h, 2, "x"),
         "resnet_block": lambda h: layers.resnet_block(h, embedding, None, 6, 2, 0.0),
     }[layer]
     transform, h = hk.transform(given), jnp.ones((1, 4, 4, 4), jnp.bfloat16)
@@ -152,7 +154,7 @@ def test_statistics_of_bfloat16_maps_are_taken_in_float32():
     """Of 64 x 64 positions about 10: their sum in bfloat16 would be good to a few digits in a thousand."""
     h = jnp.asarray(10 + np.random.default_rng(5).normal(size=(1, 64, 64, 2)), jnp.bfloat16)
     params = {"n": {"scale": jnp.ones(2), "offset": jnp.zeros(2)}}
-    got = run(lambda h: layers.norm(h, 1, "n"), params, h)
+    got = run(lambda h: layers.group_norm(h, 1, "n"), params, h)
     want = group_norm(np.asarray(h, np.float64), 1, np.ones(2), np.zeros(2))
     np.testing.assert_allclose(got, want, atol=1e-4)
 
@@ -160,7 +162,7 @@ def test_statistics_of_bfloat16_maps_are_taken_in_float32():
 def test_drop_silences_its_share_and_lifts_the_rest():
     h = jnp.ones((1, 100, 100, 1))
     dropped = np.asarray(
-        run(lambda h: layers.drop(h, 0.3, jax.random.split(jax.random.key(0), 1)), {}, h)
+        run(lambda h: layers.apply_dropout(h, 0.3, jax.random.split(jax.random.key(0), 1)), {}, h)
     ).ravel()
     np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.7, rtol=1e-6)
     assert abs(np.mean(dropped == 0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / dropped.size)
@@ -168,7 +170,7 @@ def test_drop_silences_its_share_and_lifts_the_rest():
 
 def test_without_a_key_nothing_is_dropped():
     h = jnp.ones((1, 4, 4, 1))
-    np.testing.assert_array_equal(run(lambda h: layers.drop(h, 0.3, None), {}, h), h)
+    np.testing.assert_array_equal(run(lambda h: layers.apply_dropout(h, 0.3, None), {}, h), h)
 
 
 def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
@@ -178,7 +180,7 @@ def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
     )
 
     def both(h):
-        return layers.resnet_block(h, embedding, None, 4, 2, 0.0), layers.attention(h, 2)
+        return layers.resnet_block(h, embedding, None, 4, 2, 0.0), layers.attention_block(h, 2)
 
     params = hk.transform(both).init(jax.random.key(0, impl="unsafe_rbg"), h)
     for out in run(both, params, h):

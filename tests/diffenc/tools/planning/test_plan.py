@@ -161,7 +161,7 @@ def text(figures) -> str:
 
 def test_the_backend_of_the_compiled_step_is_named(compiled):
     said = text(compiled)
-    assert "of the cpu backend; another's differs" in said
+    assert "on the cpu backend; others differ" in said
     assert "12 steps of 4 images on 4 device(s)" in said
 
 
@@ -169,7 +169,7 @@ def test_the_backend_of_the_compiled_step_is_named(compiled):
 def test_an_accelerator_does_not_take_the_memory_of_a_cpu(compiled, backend, warned):
     said = text(compiled | {"accelerator": "h200", "backend": backend})
     assert ("memory on h200 differs" in said) == ("network.unet.remat" in said) == warned
-    assert (f"of the {backend} backend; another's differs" in said) != warned
+    assert (f"on the {backend} backend; others differ" in said) != warned
 
 
 @pytest.mark.parametrize(("devices", "warned"), [(1, False), (2, True)])

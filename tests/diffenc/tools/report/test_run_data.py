@@ -257,7 +257,7 @@ def test_terms_that_were_edited_are_not_those_of_the_record(made):
     for workdir, believed in ((sealed_one, True), (unsealed, False)):
         found = read(workdir)
         assert (found.evaluation is not None) == believed
-        assert any("evaluation.npz: is of another evaluation than the .json" in odd for odd in found.problems)
+        assert any("evaluation.npz: is of another evaluation than its .json" in odd for odd in found.problems)
 
 
 def test_records_from_before_are_read_and_called_unsealed_once(made):

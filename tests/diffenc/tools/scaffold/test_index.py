@@ -57,12 +57,12 @@ def test_long_lines_are_broken():
     ],
 )
 def test_what_would_get_lost_is_refused(text):
-    with pytest.raises(UserError, match=r"^here/__init__\.py holds more than .*--package=DIR"):
+    with pytest.raises(UserError, match=r"^here/__init__\.py has more than .*--package=DIR"):
         index.parse_index(text, "here/__init__.py")
 
 
 def test_what_is_no_python_is_refused():
-    with pytest.raises(UserError, match=r"^here:2: is no Python"):
+    with pytest.raises(UserError, match=r"^here:2: is not valid Python"):
         index.parse_index("a = 1\nb = = 2\n", "here")
 
 

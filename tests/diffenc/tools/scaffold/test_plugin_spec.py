@@ -59,7 +59,7 @@ def test_a_kind_has_a_folder(kind, folder):
         ("encoder", "none", "its class would be called None, which is a word of Python's: choose another"),
         ("encoder", "true", "its class would be called True, which is a word"),
         ("dataset", "false", "its class would be called False, which is a word"),
-        ("writer", "writer", "its class would be called Writer, as something else is that its files need"),
+        ("writer", "writer", "its class would be called Writer, a name that its files use otherwise"),
     ],
 )
 def test_what_cannot_be_had_is_refused(kind, name, says):

@@ -87,7 +87,7 @@ def test_a_project_whose_package_lies_elsewhere_is_refused(tmp_path, name):
     (tmp_path / "pyproject.toml").write_text(f'{ENTRY}any = "{name}"\n')
     (tmp_path / "plugins").mkdir()
     with pytest.raises(
-        UserError, match=f"leads to {name}, and there is neither {name} nor src/{name} in it"
+        UserError, match=f"names {name}, but it contains neither {name} nor src/{name}; create it"
     ) as refused:
         targets.package_target(str(tmp_path), WANTED)
     out = "; in a checkout of diffenc leave --package out"
@@ -115,7 +115,9 @@ def test_an_entry_point_that_is_no_name_is_refused(tmp_path, value):
 )
 def test_another_project_is_refused(tmp_path, text):
     (tmp_path / "pyproject.toml").write_text(text)
-    with pytest.raises(UserError, match=r"pyproject\.toml has no entry point diffenc\.plugins"):
+    with pytest.raises(
+        UserError, match=r"pyproject\.toml does not have exactly one entry point diffenc\.plugins"
+    ):
         targets.package_target(str(tmp_path), WANTED)
 
 
@@ -127,9 +129,9 @@ def test_an_entry_point_that_leads_elsewhere_is_refused(tmp_path):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="is there, and no package of plugins: name a new folder"):
+    with pytest.raises(UserError, match="exists but is no package of plugins: name a new folder"):
         targets.package_target(str(tmp_path), WANTED)
-    with pytest.raises(UserError, match="is there, and no package of plugins"):
+    with pytest.raises(UserError, match="exists but is no package of plugins"):
         targets.package_target(str(tmp_path / "thesis.tex"), WANTED)
 
 
@@ -138,7 +140,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     [
         ("2nd", "must be a letter"),
         ("import", "a word of Python's"),
-        ("numpy", "numpy is already what .*numpy"),
+        ("numpy", "numpy already is the import name of .*numpy"),
     ],
 )
 def test_a_package_that_cannot_be_imported_so_is_refused(tmp_path, folder, says):

@@ -92,9 +92,9 @@ def test_nothing_is_overwritten(folder):
     make(folder)
     (folder / "my_pack" / "src" / "my_pack" / "my_blur.py").write_text("weeks of work")
     before = content(folder)
-    with pytest.raises(UserError, match=r"my_blur\.py is there already: choose another NAME"):
+    with pytest.raises(UserError, match=r"my_blur\.py already exists: choose another NAME"):
         make(folder)
-    with pytest.raises(UserError, match=r"my_blur\.py is there already"):
+    with pytest.raises(UserError, match=r"my_blur\.py already exists"):
         make(folder, PluginSpec("schedule", "my_blur"))  # of another kind, in the same file
     assert content(folder) == before
 

@@ -131,7 +131,7 @@ def test_a_config_at_fault_is_told_before_anything_runs(calls):
 def test_a_damaged_record_is_named(calls):
     run = execution.run_sweep(Path("s"), variants()[:1], [0])[0]
     (run.workdir / "evaluation.json").write_text("{")
-    with pytest.raises(UserError, match=r"s/blocks=1/seed_0/evaluation\.json: is no JSON"):
+    with pytest.raises(UserError, match=r"s/blocks=1/seed_0/evaluation\.json: is not valid JSON"):
         execution.run_sweep(Path("s"), variants()[:1], [0])
 
 

@@ -1,4 +1,4 @@
-"""What experiments.weak_scaling found, as a page in Markdown."""
+"""Renders the results of experiments.weak_scaling as a Markdown page."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,38 +11,38 @@ from experiments.weak_scaling.paper import BYTES, SOURCES, Row
 Figures = dict[str, Any]
 
 SENT = f"""\
-Bytes are those of the collectives' results; {BYTES} for each parameter would be {{:,}}. Gradients that are equal are sent once:
-those of two biases that are added up, as at a block's shortcut. The three terms of the loss go along."""
+Bytes are those of the results of collectives; {BYTES} for each parameter would be {{:,}}. Equal gradients are sent once:
+those of two biases that are added, as at the shortcut of a block. The three terms of the loss are sent too."""
 VIRTUAL = """\
-Virtual devices share the cores of this machine: N of them do N times the work with the same cores. So the last column
-compares images a second: 1 means that splitting, synchronising and summing cost nothing beside the work itself, and more
-that one device alone does not keep the cores busy. It says nothing of networks between devices."""
+Virtual devices share the cores of this machine: N of them do N times the work on the same cores. So the last column
+compares images/s: 1 means that splitting, synchronising and summing cost nothing, and more than 1 that one device alone
+does not keep the cores busy. It does not measure a network between devices."""
 REAL = """\
-The last column is images a second over N times those of one device."""
+The last column is images/s divided by N times those of one device."""
 PAPER = f"""\
-    compute    = FLOPs an image x images a device / (peak x share)
+    compute    = FLOPs per image x images per device / (peak x share)
     all-reduce = 2 (N - 1) / N x bytes / bandwidth, level by level
     efficiency = compute / (compute + exposed)
 
 FLOPs are those of convolutions and matrix products (`diffenc.tools.planning.flops`), peaks those of `diffenc.runtime.accelerators`, the share of the
-peak is `plan.share`. Bytes are {BYTES} for each parameter. A torus has a ring along each axis at once: two links of a chip
-for an axis that closes (slices of whole 4x4x4 cubes), else one. Nodes of GPUs first reduce within, over NVLink, then an
-eighth each over the network. "In turn": nothing is sent while computing (exposed = all-reduce), which is what a single
-all-reduce after the whole gradient does. "At once": all that can be is hidden (exposed = all-reduce - compute, or
-none). "For 95 %": images a device with which the former reaches 95 %. Left out: latency, stragglers, input, and what
-hardware loses of its data sheet."""
+peak is `plan.share`. Bytes are {BYTES} for each parameter. A torus has simultaneous rings along all axes: two links of a chip
+along an axis that closes (slices of whole 4x4x4 cubes), else one. Nodes of GPUs first reduce within the node, over
+NVLink, then an eighth each over the network. "In turn": communication after computing (exposed = all-reduce), as of a
+single all-reduce after the whole gradient. "At once": as much overlap as possible (exposed = all-reduce - compute, or
+none). "For 95 %": images per device for 95 % in turn. Neglected: latency, stragglers, input, and hardware below its data
+sheet."""
 
 
 def render_page(figures: Figures, rows: Sequence[Row]) -> str:
-    """All of it.
+    """Returns the page.
 
     Args:
-      figures: of `experiments.weak_scaling.measure`.
-      rows: on paper.
+      figures: the measured points, with date, hardware and the estimated run.
+      rows: estimates of clusters.
     """
     parts = [
         "# Weak scaling",
-        "The images of a batch grow with the devices: each has as many as ever. Made by the command below.",
+        "The batch grows with the number of devices: each has the same number of images. Made by the command below.",
         *measured_section(figures),
         *estimated_section(figures["paper"], rows),
     ]
@@ -50,7 +50,7 @@ def render_page(figures: Figures, rows: Sequence[Row]) -> str:
 
 
 def measured_section(figures: Figures) -> Iterator[str]:
-    """The part that was measured."""
+    """Yields the measured part."""
     points, real = figures["points"], figures["points"][0]["platform"] != "cpu"
     yield "## Measured"
     yield "\n".join(
@@ -60,7 +60,7 @@ def measured_section(figures: Figures) -> Iterator[str]:
             f"- devices: {'' if real else 'virtual, '}{points[0]['device']} ({points[0]['platform']})",
             f"- host: {figures['cpu']}, {figures['cores']} cores usable",
             "- versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
-            f"- run: {figures['run']}, {figures['images']} images a device, {points[0]['parameters']:,} parameters",
+            f"- run: {figures['run']}, {figures['images']} images per device, {points[0]['parameters']:,} parameters",
             *([f"- {figures['remark']}"] if figures["remark"] else []),
         ]
     )
@@ -71,7 +71,7 @@ def measured_section(figures: Figures) -> Iterator[str]:
 
 
 def format_point(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
-    """A line of the table, beside the first one's."""
+    """Returns a row of the measured table, with the efficiency relative to the first point."""
     low, middle, high = 1e3 * np.quantile(point["seconds"], (0.25, 0.5, 0.75))
     kinds = Counter(kind for kind, _ in point["sent"])
     return (
@@ -86,23 +86,24 @@ def format_point(point: Figures, first: Figures, real: bool) -> tuple[str, ...]:
 
 
 def images_per_second(point: Figures) -> float:
-    """Images a second."""
+    """Returns images/s."""
     return point["batch_size"] / float(np.median(point["seconds"]))
 
 
 def efficiency(point: Figures, first: Figures, real: bool) -> float:
-    """Images a second, of a device where each has hardware of its own, over those of the first point."""
-    grown = point["devices"] / first["devices"] if real else 1
-    return images_per_second(point) / images_per_second(first) / grown
+    """Returns images/s relative to the first point, per device if each has its own hardware (`real`)."""
+    # virtual devices share the same cores, so their number does not add hardware
+    scale = point["devices"] / first["devices"] if real else 1
+    return images_per_second(point) / images_per_second(first) / scale
 
 
 def estimated_section(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
-    """The part that was computed."""
+    """Yields the estimated part."""
     yield "## On paper"
     yield PAPER
     yield (
-        f"`{paper['run']}`: {paper['flops_per_image'] / 1e9:,.4g} GFLOPs an image, {paper['parameters']:,} parameters, "
-        f"{paper['images']} images a device, {paper['share']:.0%} of the peak."
+        f"`{paper['run']}`: {paper['flops_per_image'] / 1e9:,.4g} GFLOPs per image, {paper['parameters']:,} parameters, "
+        f"{paper['images']} images per device, {paper['share']:.0%} of the peak."
     )
     heading = (
         "machine",
@@ -120,7 +121,7 @@ def estimated_section(paper: Figures, rows: Iterable[Row]) -> Iterator[str]:
 
 
 def format_estimate(row: Row) -> tuple[str, ...]:
-    """A line of the table."""
+    """Returns a row of the estimated table."""
     devices = row.cluster.devices
     return (
         row.cluster.name,
@@ -136,6 +137,6 @@ def format_estimate(row: Row) -> tuple[str, ...]:
 
 
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown; the first column to the left, the others to the right."""
+    """Returns a Markdown table with the first column aligned left, the others right."""
     rule = ("---", *("--:" for _ in heading[1:]))
     return "\n".join(f"| {' | '.join(row)} |" for row in (heading, rule, *rows))

@@ -1,4 +1,4 @@
-"""What experiments.benchmark measured, as tables for people."""
+"""Formats the results of experiments.benchmark as tables."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,18 +10,18 @@ Row = tuple[str, str]
 Figures = dict[str, Any]
 
 
-def tables(figures: Figures) -> Iterator[str | Table]:
-    """What was run where; then for each part that was measured a heading, a table and what to know of it."""
-    yield "\n".join(circumstances(figures))
+def format_tables(figures: Figures) -> Iterator[str | Table]:
+    """Yields a description of the measurement; then a heading, a table and notes for each measured part."""
+    yield "\n".join(describe_circumstances(figures))
     for part, rows in ROWS.items():
         if part in figures:
-            yield f"\n{part}: {of(figures)}\n"
-            yield two_columns(rows(figures[part]))
+            yield f"\n{part}: {describe_subject(figures)}\n"
+            yield make_table(rows(figures[part]))
             yield f"\n{NOTES[part]}" if part in NOTES else ""
 
 
-def circumstances(figures: Figures) -> list[str]:
-    """A list in Markdown."""
+def describe_circumstances(figures: Figures) -> list[str]:
+    """Returns the lines of a Markdown list: date, command, hardware and versions."""
     hardware = figures["hardware"]
     return [
         f"- date: {figures['date']}",
@@ -33,8 +33,8 @@ def circumstances(figures: Figures) -> list[str]:
     ]
 
 
-def of(figures: Figures) -> str:
-    """What the figures are of."""
+def describe_subject(figures: Figures) -> str:
+    """Returns batch, image shape, hardware and JAX version in one line."""
     hardware, shape = figures["hardware"], "x".join(map(str, figures["image_shape"]))
     where = hardware["device"] if hardware["platform"] != "cpu" else f"{hardware['cpu']}"
     return (
@@ -43,7 +43,7 @@ def of(figures: Figures) -> str:
     )
 
 
-def two_columns(rows: list[Row]) -> Table:
+def make_table(rows: list[Row]) -> Table:
     made = Table(box=box.MARKDOWN)
     made.add_column("")
     made.add_column("median (quartiles)", justify="right")
@@ -52,16 +52,16 @@ def two_columns(rows: list[Row]) -> Table:
     return made
 
 
-def took(figures: Figures) -> str:
-    """Seconds with their quartiles."""
+def format_seconds(figures: Figures) -> str:
+    """Returns the median of seconds with quartiles, in a suitable unit."""
     middle = figures["seconds"]
     scale, unit = (1, "s") if middle >= 1 else (1e3, "ms") if middle >= 1e-3 else (1e6, "µs")
     low, high = (scale * figures[f"quartile_{i}"] for i in (1, 3))
     return f"{scale * middle:.4g} {unit} ({low:.4g} .. {high:.4g})"
 
 
-def times(figures: Figures) -> str:
-    """A ratio with its quartiles."""
+def format_ratio(figures: Figures) -> str:
+    """Returns the median of a ratio with quartiles."""
     return f"{figures['ratio']:.3f} ({figures['quartile_1']:.3f} .. {figures['quartile_3']:.3f})"
 
 
@@ -73,7 +73,7 @@ def _step(found: Figures) -> list[Row]:
         ("FLOPs an image, counted", f"{flops['counted'] / 1e9:,.4g} G"),
         ("FLOPs an image, XLA's count (a loop once)", f"{flops['xla'] / 1e9:,.4g} G"),
         *((f"to {name}, once", f"{seconds:.3g} s") for name, seconds in build.items()),
-        ("train step", took(found["step"])),
+        ("train step", format_seconds(found["step"])),
         ("images a second", f"{found['images_per_second']:,.4g}"),
         *(
             (
@@ -84,7 +84,7 @@ def _step(found: Figures) -> list[Row]:
         ),
         *(
             (f"memory, {text}", f"{memory[name] / 1e6:,.1f} MB")
-            for name, text in (("state", "state"), ("peak_in_use", "most in use until the steps were timed"))
+            for name, text in (("state", "state"), ("peak_in_use", "peak in use until the steps were timed"))
             if name in memory
         ),
         *((f"memory, compiled step: {name}", f"{size / 1e6:,.1f} MB") for name, size in compiled.items()),
@@ -101,8 +101,8 @@ ON_PAPER = {
 
 def _variants(found: Figures) -> list[Row]:
     return [
-        *((f"train step, {name}", took(step)) for name, step in found["steps"].items()),
-        *((f"{name} / vdmv", times(ratio)) for name, ratio in found["over_vdmv"].items()),
+        *((f"train step, {name}", format_seconds(step)) for name, step in found["steps"].items()),
+        *((f"{name} / vdmv", format_ratio(ratio)) for name, ratio in found["over_vdmv"].items()),
         *(
             (f"{name}, {text}", f"{paper[key] / scale:,.4g} {unit}".rstrip())
             for name, paper in found["on_paper"].items()
@@ -118,27 +118,27 @@ def _variants(found: Figures) -> list[Row]:
 
 def _sampler(found: Figures) -> list[Row]:
     return [
-        (f"sampling step, of {found['sampling_steps']}", took(found["step"])),
-        ("network, by itself", took(found["network"])),
-        ("network, in a loop as long", took(found["network_in_loop"])),
-        ("sampling step / network by itself", times(found["step_over_network"])),
-        ("sampling step / network in a loop", times(found["step_over_network_in_loop"])),
+        (f"sampling step, of {found['sampling_steps']}", format_seconds(found["step"])),
+        ("network, by itself", format_seconds(found["network"])),
+        ("network, in a loop as long", format_seconds(found["network_in_loop"])),
+        ("sampling step / network by itself", format_ratio(found["step_over_network"])),
+        ("sampling step / network in a loop", format_ratio(found["step_over_network_in_loop"])),
     ]
 
 
 def _input(found: Figures) -> list[Row]:
     return [
         ("images a second", f"{found['images_per_second']:,.4g}"),
-        *((f"train step, {name}", took(step)) for name, step in found["steps"].items()),
-        ("fed / resident", times(found["fed_over_resident"])),
-        ("of a step, waiting for images", f"{found['share_waited']:.2%}"),
+        *((f"train step, {name}", format_seconds(step)) for name, step in found["steps"].items()),
+        ("fed / resident", format_ratio(found["fed_over_resident"])),
+        ("share of a step spent waiting for images", f"{found['share_waited']:.2%}"),
     ]
 
 
 def _checkpoint(found: Figures) -> list[Row]:
     names = {
         "save": "save, until on disk",
-        "save_holds_training_up": "save, until training goes on",
+        "save_holds_training_up": "save, until training continues",
         "file_write": "np.save and fsync",
         "restore": "restore, from the disk",
         "file_read": "np.load, from the disk",
@@ -147,24 +147,24 @@ def _checkpoint(found: Figures) -> list[Row]:
     }
     return [
         ("state", f"{found['bytes'] / 1e6:,.1f} MB"),
-        *((text, took(found[name])) for name, text in names.items()),
-        ("training held up / save", times(found["held_up_over_save"])),
-        ("save / np.save", times(found["save_over_file"])),
-        ("restore / np.load", times(found["restore_over_file"])),
-        ("the same, from the page cache", times(found["restore_over_file_cached"])),
+        *((text, format_seconds(found[name])) for name, text in names.items()),
+        ("training blocked / save", format_ratio(found["held_up_over_save"])),
+        ("save / np.save", format_ratio(found["save_over_file"])),
+        ("restore / np.load", format_ratio(found["restore_over_file"])),
+        ("the same, from the page cache", format_ratio(found["restore_over_file_cached"])),
     ]
 
 
 def _contractions(found: Figures) -> list[Row]:
     over = {"all": "step / all of them", "convolution": "step / convolutions"}
     return [
-        ("train step", took(found["step"])),
+        ("train step", format_seconds(found["step"])),
         *(
             (f"alone, {name}", f"{1e3 * seconds:.4g} ms")
             for name, seconds in sorted(found["seconds"].items())
         ),
-        *((over[name], times(ratio)) for name, ratio in found["step_over"].items()),
-        (f"a call that computes nothing, of {found['calls']:,} calls", took(found["empty_call"])),
+        *((over[name], format_ratio(ratio)) for name, ratio in found["step_over"].items()),
+        (f"a call that computes nothing, of {found['calls']:,} calls", format_seconds(found["empty_call"])),
     ]
 
 
@@ -178,11 +178,11 @@ ROWS: dict[str, Callable[[Figures], list[Row]]] = {
 }
 
 NOTES = {
-    "step": "Memory most in use: of this process on its first device, from its start until the steps were timed.",
-    "variants": "Each was built once, one after the other: a later one may profit from what was traced or tuned before.",
+    "step": "Peak memory in use: of this process on its first device, from its start until the steps were timed.",
+    "variants": "Each was built once, one after the other: a later one may profit from earlier tracing or tuning.",
     "contractions": (
-        "A contraction alone is a call of its own: its time includes the call's dispatch, and changes of layout that\n"
-        "the step makes once for several. So the sum is overstated and the step's ratio to it understated, by much\n"
-        "on an accelerator with many small contractions."
+        "The time of a contraction alone includes the dispatch of its call, and changes of layout that the step makes\n"
+        "once for several. So the sum is overstated and the step's ratio to it understated, considerably on an\n"
+        "accelerator with many small contractions."
     ),
 }
