@@ -26,7 +26,9 @@ class PluginSpec:
 
     @property
     def folder(self) -> str:
-        """Where plugins of the kind lie in a checkout: `encoders`, `features`."""
+        """Where plugins of the kind lie in a checkout: `encoders`, `features`, `stochasticities`."""
+        if self.kind.endswith("y"):
+            return f"{self.kind.removesuffix('y')}ies"
         return f"{self.kind.removesuffix('s')}s"
 
     def text(self, template: str, **more: str) -> str:

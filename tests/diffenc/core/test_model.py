@@ -168,7 +168,7 @@ def test_the_step_rule_decides_the_depth_of_the_diffusion_term(x64):
 
 def test_parameters_come_from_three_different_keys():
     params = model_of(schedule="learned_endpoints").init(jax.random.key(0), SHAPE[1:])
-    assert params.keys() == {"encoder", "schedule", "network"}
+    assert params.keys() == {"encoder", "schedule", "network", "stochasticity"}
     assert params["encoder"]["gain"] != params["network"]["gain"]
     np.testing.assert_allclose(params["schedule"]["start"], LOG_SNR_MAX, rtol=1e-6)
 

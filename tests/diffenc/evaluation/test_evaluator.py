@@ -15,6 +15,7 @@ from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, Terms
 from diffenc.core.objective import discrete
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import loss_record
@@ -356,7 +357,9 @@ def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_dee
     @partial(jax.jit, static_argnums=0)
     def slope(precision, log_snr_t, log_snr_s):
         encoder = Trainable(dataclasses.replace(network, precision=precision))
-        step = objective.secant(lambda at: encoder.apply(params, x, at), log_snr_t, log_snr_s)
+        step = objective.secant(
+            lambda at: encoder.apply(params, x, at), partial(MARKOV.increment, {}), log_snr_t, log_snr_s
+        )
         return step.slope, step.weight
 
     def excess(steps):

@@ -110,7 +110,12 @@ def test_a_fixed_ratio_other_than_one_costs_in_proportion_to_the_depth(x64, log_
     @jax.jit
     def cost(times):
         rule = objective.discrete(Chain(times, jnp.asarray([log_w])))
-        step = rule(encode, lambda t: TOP - DROP * t, jnp.zeros(NUM_IMAGES))
+        step = rule(
+            encode,
+            lambda t: TOP - DROP * t,
+            functools.partial(MODEL.increment, PARAMS),
+            jnp.zeros(NUM_IMAGES),
+        )
         return objective.diffusion_loss(
             step, eps, network, MODEL.parameterization, MODEL.generative_mean
         ).mean()

@@ -137,7 +137,9 @@ def test_a_steps_weight_is_the_ratio_of_its_two_gaussians(x64, encoder, mean, lo
     by_hand = ByHand(model, x, TIMES, np.full(3, log_w))
     index, key = 1, jax.random.key(3)
     log_snr_t, log_snr_s = (jnp.full(4, by_hand.log_snrs[index + k]) for k in (1, 0))
-    step = objective.secant(lambda v: model.encode({"encoder": {}}, jnp.asarray(x), v), log_snr_t, log_snr_s)
+    encode = lambda v: model.encode({"encoder": {}}, jnp.asarray(x), v)  # noqa: E731
+    increment = functools.partial(model.increment, PARAMS)
+    step = objective.secant(encode, increment, log_snr_t, log_snr_s)
     walk = k_sample.make_walk(model, PARAMS, step, log_snr_s, jnp.asarray(log_w))
     eps_s, got = walk((jnp.asarray(eps), key))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (ends(by_hand.log_snrs[index + k]) for k in (1, 0))

@@ -98,7 +98,7 @@ def squares(model, knots):
 
     def compute(knots):
         levels, eps = jnp.asarray(LEVELS), jnp.asarray(EPS)
-        return step_costs.squared_errors(model, PARAMS, levels, eps, knots, NUM_LEVELS)
+        return step_costs.weighted_squares(model, PARAMS, levels, eps, knots, NUM_LEVELS)
 
     return np.asarray(jax.jit(compute)(jnp.asarray(knots)))
 
@@ -228,7 +228,7 @@ def test_the_table_is_the_mean_over_images_of_the_mean_over_passes(
         )
         return jnp.broadcast_to(each, (len(knots), len(knots), len(levels))) * (1 + knots[:, None, None])
 
-    monkeypatch.setattr(step_costs, "squared_errors", stub)
+    monkeypatch.setattr(step_costs, "weighted_squares", stub)
     experiment, _, table = measure(split=split, batch_size=batch_size, passes=passes)
     jax.effects_barrier()
     images = experiment.dataset.source(split).images
