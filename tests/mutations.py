@@ -139,7 +139,7 @@ FAULTS = (
         "the clock of another step",
         "diffenc/core/objective.py",
         "increment(log_snr_t, log_snr_s)\n    fraction",
-        "increment(log_snr_t - rise, log_snr_t)\n    fraction",
+        "increment(2 * log_snr_t - log_snr_s, log_snr_t)\n    fraction",
         (STOCHASTICITY,),
     ),
     Fault(

@@ -36,6 +36,7 @@ from diffenc.interfaces import (
     Stochasticity,
     Times,
 )
+from diffenc.registry import stochasticities
 
 
 class Terms(NamedTuple):
@@ -141,6 +142,12 @@ class Model:
         """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
         parts = {"condition": self.network, "encoder_condition": self.encoder}
         return {key: self.conditioning.label for key, part in parts.items() if conditioned_modules(part)}
+
+    def path_metadata(self) -> dict[str, Any]:
+        """Returns what a record of this model must state of its path; nothing on the paper's, as records from before."""
+        if self.stochasticity == MARKOV:
+            return {}
+        return {"stochasticity": stochasticities.spell(self.stochasticity)}
 
     def log_snr(self, params: Params, t: Times) -> LogSNR:
         """Returns lambda at the times `t`, by the schedule."""

@@ -1,5 +1,6 @@
 """What every stochasticity keeps: its increments are differences of an increasing function, to the last digits."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffenc.testing.make_inputs import init_of, require_trainable, shaken
 LOG_SNR = np.array([-15.0, -8.0, -5.0, -2.1, 0.0, 1.3, 4.0, 9.0, 13.3, 15.0])
 RISES = np.array([1e-4 * 18, 1e-2, 0.3, 2.0, 18.3])  # of log_snr over a step, the first at T = 10,000
 STEP = 1e-5  # of log_snr
-LEARNED = (0.0, 0.3, 1.0)  # standard deviations of what training may add to parameters
+LEARNED = (0.3, 1.0)  # standard deviations of what training may add to parameters
 
 
 def its_parameters_can_be_trained(plugin: Any) -> None:
@@ -36,7 +37,7 @@ def increments_are_shaped_like_log_snr(plugin: Any) -> None:
 def increments_rise_with_log_snr(plugin: Any) -> None:
     """Above 0 where log_snr_s is above log_snr_t, exactly 0 where they are one; in float32, whatever is learned."""
     for log_snr_t, log_snr_s in _steps():
-        for increment in _learned(plugin):
+        for increment in _learned(plugin, seeds=8):
             rise = np.asarray(increment(log_snr_t, log_snr_s))
             require_finite(rise, plugin, "the increment")
             require(np.all(rise > 0), plugin, "an increment to a higher log_snr is not above 0")
@@ -102,14 +103,11 @@ def no_step_sees_another(plugin: Any) -> None:
     require_close(moved, whole[order], plugin, "the order of steps changes an increment", 1e-6)
 
 
-def _learned(plugin: Any) -> list[Callable[[LogSNR, LogSNR], LogSNR]]:
+def _learned(plugin: Any, seeds: int = 1) -> list[Callable[[LogSNR, LogSNR], LogSNR]]:
     """Its increments, for the first parameters and for some that training may reach."""
-
-    def bind(scale: float) -> Callable[[LogSNR, LogSNR], LogSNR]:
-        params = shaken(init_of(plugin)(jax.random.key(0)), scale)
-        return lambda log_snr_t, log_snr_s: plugin.increment(params, log_snr_t, log_snr_s)
-
-    return [bind(scale) for scale in LEARNED]
+    first = init_of(plugin)(jax.random.key(0))
+    reached = [shaken(first, scale, seed) for seed in range(seeds) for scale in LEARNED]
+    return [functools.partial(plugin.increment, params) for params in (first, *reached)]
 
 
 def _rate(increment: Callable[[LogSNR, LogSNR], LogSNR], log_snr: LogSNR) -> LogSNR:

@@ -29,6 +29,7 @@ from diffenc.workdir import loss_curves
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.networks import EncoderUNet
 from diffenc_plugins.schedules import LearnedEndpoints
+from diffenc_plugins.stochasticities import Constant
 from diffenc_plugins.time_samplers import Importance
 from diffenc_plugins.variances import Fitted
 
@@ -270,6 +271,15 @@ def test_the_record_says_what_was_measured(tiny, measure):
     assert {key: figures[key] for key in measured.metrics()} == measured.metrics()
     assert json.loads(json.dumps(figures)) == figures
     assert len(figures["config_hash"]) == 64
+
+
+def test_the_record_says_on_which_path_unless_it_is_the_papers(tiny, measure):
+    def said(experiment):
+        return evaluation_record(experiment, measure(Known), 1, 1, {}).get("stochasticity")
+
+    on_another = dataclasses.replace(tiny().model, stochasticity=Constant(0.5))
+    assert said(tiny()) is None
+    assert said(tiny(model=on_another)) == "constant(eta=0.5)"
 
 
 def test_the_configs_hash_tells_models_apart_and_not_settings(tiny, measure):
