@@ -158,6 +158,26 @@ class LearnedInterior(Schedule, Protocol):
 
 
 @runtime_checkable
+class Stochasticity(Protocol):
+    """The clock h(lambda) of the forward path: an increasing function, of which only differences matter.
+
+    The marginals q(z_t | x) [10] leave open how noisy the path between them is. Its noise per unit of lambda is
+    eta^2 sigma^2 with eta^2 = dh / dlambda (`diffenc.core.stochasticity`). h = lambda is the paper's Markov process [11];
+    eta is that of DDIM (arXiv:2010.02502), as a function of lambda. Any h gives a bound, and the best h a tighter one.
+    """
+
+    def init(self, key: Key) -> Params: ...
+
+    def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
+        """Returns H = h(lambda_s) - h(lambda_t): above 0 where lambda_s > lambda_t, its negative where they are swapped.
+
+        Written so that short steps keep their digits in float32, as a difference of two values of h would not:
+        eta^2 is its derivative by lambda_s at lambda_s = lambda_t.
+        """
+        ...
+
+
+@runtime_checkable
 class Parameterization(Protocol):
     """What the network estimates: p(lambda) x_phi + q(lambda) eps."""
 

@@ -92,6 +92,7 @@ class Registry(Generic[T]):
 
 encoders: Registry[interfaces.Encoder] = Registry("encoder", "Encoder")
 schedules: Registry[interfaces.Schedule] = Registry("schedule", "Schedule")
+stochasticities: Registry[interfaces.Stochasticity] = Registry("stochasticity", "Stochasticity")
 parameterizations: Registry[interfaces.Parameterization] = Registry("parameterization", "Parameterization")
 generative_means: Registry[interfaces.GenerativeMean] = Registry("generative_mean", "GenerativeMean")
 networks: Registry[interfaces.Network] = Registry("network", "Network")
@@ -108,6 +109,7 @@ REGISTRIES: dict[str, Registry] = {
     for registry in (
         encoders,
         schedules,
+        stochasticities,
         parameterizations,
         generative_means,
         networks,

@@ -31,6 +31,7 @@ from diffenc.files.user_paths import path_argument
 STACKABLE = (
     "gin/by_class.gin",
     "gin/learned_endpoints.gin",
+    "gin/learned_path.gin",
     "gin/learned_schedule.gin",
 )  # no runs of their own
 

@@ -23,6 +23,7 @@ LEFT_BEHIND = shutil.ignore_patterns(
 )
 
 OBJECTIVE = "tests/diffenc/core/test_objective.py"
+STOCHASTICITY = "tests/diffenc/core/test_stochasticity.py"
 MODEL = "tests/diffenc/core/test_model.py"
 SAMPLER = "tests/diffenc/sampling/test_sampler.py"
 SOLVERS = "tests/diffenc/sampling/test_solvers.py"
@@ -105,6 +106,62 @@ FAULTS = (
         "num_steps * jnp.exp(log_w)",
         "num_steps * jnp.exp(-log_w)",
         (OBJECTIVE,),
+    ),
+    Fault(
+        "eta^2 for (1 + eta^2) / 2",
+        "diffenc/core/objective.py",
+        "0.5 * (1 + eta_2), jnp.ones_like(t), x_phi, slope)",
+        "eta_2, jnp.ones_like(t), x_phi, slope)",
+        (STOCHASTICITY,),
+    ),
+    Fault(
+        "the weight of the path, 1 / eta^2, dropped",
+        "diffenc/core/objective.py",
+        "jnp.exp(log_snr) / eta_2",
+        "jnp.exp(log_snr)",
+        (STOCHASTICITY,),
+    ),
+    Fault(
+        "the weight of the path in a step, c / c_eta, dropped",
+        "diffenc/core/objective.py",
+        " * (fraction / renewed_fraction(clock_rise))",
+        "",
+        (STOCHASTICITY,),
+    ),
+    Fault(
+        "the path of the paper, 1 - c, for g",
+        "diffenc/core/objective.py",
+        "value_weight = mean_fraction(rise, clock_rise) / fraction",
+        "value_weight = mean_fraction(rise, rise) / fraction",
+        (STOCHASTICITY,),
+    ),
+    Fault(
+        "the clock of another step",
+        "diffenc/core/objective.py",
+        "increment(log_snr_t, log_snr_s)\n    fraction",
+        "increment(2 * log_snr_t - log_snr_s, log_snr_t)\n    fraction",
+        (STOCHASTICITY,),
+    ),
+    Fault(
+        "the clock of the paper in the noise that a chain keeps",
+        "diffenc/evaluation/k_sample.py",
+        "clock_rise = model.increment(params, step.log_snr, log_snr_s)",
+        "clock_rise = log_snr_s - step.log_snr",
+        (K_SAMPLE,),
+    ),
+    Fault(
+        "the weight of the path dropped from the table of costs",
+        "diffenc/evaluation/step_costs.py",
+        "return step.weight * sum_squares(",
+        "return sum_squares(",
+        ("tests/diffenc/evaluation/test_step_costs.py",),
+    ),
+    Fault(
+        "the paper's path in the sampler's noise",
+        "diffenc/sampling/solvers.py",
+        "scale(sigma * jnp.sqrt(rise * eta_2), noise)",
+        "scale(sigma * jnp.sqrt(rise), noise)",
+        (SOLVERS,),
     ),
     Fault(
         "factor 1/2 of the latent loss",
@@ -327,7 +384,7 @@ FAULTS = (
     Fault(
         "counterterm dropped from the sampler",
         "diffenc/sampling/solvers.py",
-        "gain = fraction + (log_snr_s - log_snr_t) * mean(log_snr_t)",
+        "gain = fraction + rise * mean(log_snr_t)",
         "gain = fraction",
         (SAMPLER,),
     ),
@@ -341,8 +398,8 @@ FAULTS = (
     Fault(
         "sigma_t for sigma_s in the sampler",
         "diffenc/sampling/solvers.py",
-        "return mu, sigma_s * jnp.sqrt(fraction)",
-        "return mu, jnp.sqrt(sigma_squared(log_snr_t) * fraction)",
+        "return mu, sigma_s * jnp.sqrt(renewed_fraction(clock_rise))",
+        "return mu, alpha_sigma(log_snr_t)[1] * jnp.sqrt(renewed_fraction(clock_rise))",
         (SAMPLER,),
     ),
     Fault(

@@ -39,7 +39,10 @@ def test_names_are_told_apart():
 
 @pytest.mark.parametrize(
     ("new", "killed"),
-    [("def scale(coefficient: PerExample, x: Data) -> Data:\n    return x\n", True), (None, False)],
+    [
+        ("def scale(coefficient: PerExample, x: Data) -> Data:\n    return x\n", True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_dead_are_told_from_the_living(new, killed):
     old = "def scale(coefficient: PerExample, x: Data) -> Data:\n"

@@ -136,6 +136,7 @@ def test_away_from_a_checkout_run_files_are_found_by_name(unpacked, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_away_from_a_checkout_a_sweep_starts_its_runs(unpacked, tmp_path):
     flags = ["--gin_file=gin/cifar10_vdmv_8.gin", "--seeds=1", "--data_dir=absent", "--output=sweep"]
     failed = away(unpacked, ["-m", "diffenc.sweep", *flags], tmp_path, code=1)
@@ -149,6 +150,7 @@ def test_away_from_a_checkout_a_plugin_is_written_from_its_templates(unpacked, t
     assert (tmp_path / "my_pack" / "src" / "my_pack" / "my_blur.py").is_file()
 
 
+@pytest.mark.slow
 def test_away_from_a_checkout_the_papers_tables_and_the_page_of_a_report_are_there(unpacked, tmp_path):
     program = (
         "from diffenc.cli import tables; tables.main(['--table=4', '--norun', '--rows=fixed', '--output=4'])"

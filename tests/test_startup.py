@@ -52,15 +52,35 @@ def test_a_command_imports_only_what_it_uses(command, forbidden, tmp_path):
     ("module", "forbidden"),
     [
         ("diffenc", ALL | {"numpy"}),
-        ("diffenc_plugins", PLUGINS),
         ("diffenc.cli.run_mode", PLOTS | NUMERICS | METRICS | {"grain", "rich"}),
-        ("diffenc.training.loop", NUMERICS | {"matplotlib", "jinja2", "gin"}),
-        ("diffenc.evaluation.commands", NUMERICS | METRICS | {"matplotlib", "jinja2", "gin"}),
-        ("diffenc.evaluation.likelihood", METRICS | {"scipy", "sklearn", "matplotlib", "gin"}),
-        ("diffenc.export.loading", NUMERICS | METRICS | {"matplotlib", "jinja2"}),
-        ("diffenc.tools.planning.plan", NUMERICS | METRICS | PLOTS | {"gin"}),
-        ("diffenc.tools.sweep.sweep", METRICS | PLOTS | {"sklearn", "diffrax"}),
-        ("diffenc.data.prepare", NUMERICS | METRICS | {"matplotlib", "jinja2", "grain", "tensorstore"}),
+        pytest.param("diffenc_plugins", PLUGINS, marks=pytest.mark.slow),
+        pytest.param(
+            "diffenc.training.loop", NUMERICS | {"matplotlib", "jinja2", "gin"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "diffenc.evaluation.commands",
+            NUMERICS | METRICS | {"matplotlib", "jinja2", "gin"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "diffenc.evaluation.likelihood",
+            METRICS | {"scipy", "sklearn", "matplotlib", "gin"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "diffenc.export.loading", NUMERICS | METRICS | {"matplotlib", "jinja2"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "diffenc.tools.planning.plan", NUMERICS | METRICS | PLOTS | {"gin"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "diffenc.tools.sweep.sweep", METRICS | PLOTS | {"sklearn", "diffrax"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "diffenc.data.prepare",
+            NUMERICS | METRICS | {"matplotlib", "jinja2", "grain", "tensorstore"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_module_imports_only_what_it_uses(module, forbidden, tmp_path):

@@ -14,6 +14,7 @@ from diffenc.core import objective
 from diffenc.core.conditioning import UNCONDITIONAL, conditioned_modules
 from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
+from diffenc.core.stochasticity import MARKOV
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
     NO_CONTEXT,
@@ -32,8 +33,10 @@ from diffenc.interfaces import (
     PerExample,
     Schedule,
     SplitEncoder,
+    Stochasticity,
     Times,
 )
+from diffenc.registry import stochasticities
 
 
 class Terms(NamedTuple):
@@ -59,6 +62,8 @@ class Draws(NamedTuple):
     eps_0: Data
     weight: PerExample | float = 1.0
 
+
+STOCHASTICITY_STREAM = 3  # folded into a key that is split into three as well
 
 SampleTimes = Callable[[Times], tuple[Times, PerExample]]
 
@@ -91,6 +96,7 @@ class Model:
 
     Attributes:
       conditioning: of encoder and network, on the class of each image; none by default.
+      stochasticity: how noisy the forward path is; Markov, as in the paper, by default.
     """
 
     encoder: Encoder
@@ -99,19 +105,24 @@ class Model:
     generative_mean: GenerativeMean
     network: Network
     conditioning: Conditioning = UNCONDITIONAL
+    stochasticity: Stochasticity = MARKOV
 
     def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
-        """Parameters {"encoder", "schedule", "network"}, a pytree of any shape each. Compile it: eagerly it is slow.
+        """Parameters {"encoder", "schedule", "network", "stochasticity"}, a pytree of any shape each.
+
+        Compile it: eagerly it is slow.
 
         Raises:
           UserError: a plugin's `init` returns what cannot be trained (see `diffenc.core.parameters.as_parameters`).
         """
         encoder_key, schedule_key, network_key = jax.random.split(key, 3)
+        stochasticity_key = jax.random.fold_in(key, STOCHASTICITY_STREAM)
         x, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
         parts = {
             "encoder": self.encoder.init(encoder_key, x, log_snr),
             "schedule": self.schedule.init(schedule_key),
             "network": self.network.init(network_key, x, log_snr),
+            "stochasticity": self.stochasticity.init(stochasticity_key),
         }
         return {part: as_parameters(self.name_part(part), params) for part, params in parts.items()}
 
@@ -132,9 +143,19 @@ class Model:
         parts = {"condition": self.network, "encoder_condition": self.encoder}
         return {key: self.conditioning.label for key, part in parts.items() if conditioned_modules(part)}
 
+    def path_metadata(self) -> dict[str, Any]:
+        """Returns what a record of this model must state of its path; nothing on the paper's, as records from before."""
+        if self.stochasticity == MARKOV:
+            return {}
+        return {"stochasticity": stochasticities.spell(self.stochasticity)}
+
     def log_snr(self, params: Params, t: Times) -> LogSNR:
         """Returns lambda at the times `t`, by the schedule."""
         return self.schedule.apply(params["schedule"], t)
+
+    def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
+        """Returns H = h(lambda_s) - h(lambda_t), by the stochasticity. Parameters of before it was a part lack it."""
+        return self.stochasticity.increment(params.get("stochasticity", {}), log_snr_t, log_snr_s)
 
     def prepare(
         self,
@@ -221,12 +242,12 @@ class Model:
         x = scale_pixels(levels, num_levels)
         encode = self.prepare(params, x, Context(condition, encoder_keys))
         network = partial(self.predict, params, context=Context(network_condition, network_keys))
-        log_snr_at = partial(self.log_snr, params)
+        log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
         pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
-        step = step_rule(encode, log_snr_at, draws.t)
+        step = step_rule(encode, log_snr_at, increment, draws.t)
         diffusion = objective.diffusion_loss(
             step, draws.eps, network, self.parameterization, self.generative_mean
         )

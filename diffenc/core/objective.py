@@ -2,10 +2,11 @@
 
 A reverse step from lambda_t to lambda_s costs
 
-    offset + weight * || (1 + stretch kappa) x_hat - x_phi - slope ||^2,
+    offset + weight * || value_weight (x_hat - x_phi) + stretch kappa x_hat - slope ||^2,
 
-in discrete time with the secant of x_phi over the step, in the limit T -> infinity with its tangent.
-A *step rule* says which: it makes a `Step` from the encoder, the schedule and the drawn times.
+in discrete time with the secant of x_phi over the step, in the limit T -> infinity with its tangent. The weights
+depend on how noisy the forward path is (`diffenc.core.stochasticity`); value_weight = 1 for the paper's.
+A *step rule* says which: it makes a `Step` from the encoder, the schedule, the path's clock and the drawn times.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from diffenc.core.gaussian import (
     sum_squares,
 )
 from diffenc.core.pixels import Levels, log_partition, scale_pixels
+from diffenc.core.stochasticity import Increment, eta_squared, mean_fraction, renewed_fraction
 from diffenc.interfaces import Data, GenerativeMean, LogSNR, Parameterization, PerExample, Times
 
 Encode = Callable[[LogSNR], Data]
@@ -40,6 +42,7 @@ class Step(NamedTuple):
       log_snr: lambda_t.
       weight: of the squared error, the factor that makes a uniformly drawn t unbiased included.
       offset: what unequal variances cost where the means agree.
+      value_weight: (1 - g) / c, of the error of x_hat itself; (1 + eta^2) / 2 in continuous time.
       stretch: (lambda_s - lambda_t) / c, which multiplies kappa; 1 in continuous time.
       x_phi: x_phi(lambda_t).
       slope: (x_phi(lambda_s) - x_phi(lambda_t)) / c, or d x_phi / d lambda in continuous time.
@@ -48,43 +51,50 @@ class Step(NamedTuple):
     log_snr: LogSNR
     weight: PerExample
     offset: PerExample
+    value_weight: PerExample
     stretch: PerExample
     x_phi: Data
     slope: Data
 
 
-StepRule = Callable[[Encode, LogSNRAt, Times], Step]
+StepRule = Callable[[Encode, LogSNRAt, Increment, Times], Step]
 
 
-def continuous(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
-    """T -> infinity [14, 18]: weight -1/2 dSNR/dt. One jvp gives x_phi and its slope under one mask."""
+def continuous(encode: Encode, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
+    """T -> infinity [14, 18]: weight -1/2 dSNR/dt / eta^2. One jvp gives x_phi and its slope under one mask.
+
+    By Girsanov's theorem for the path of noise eta sigma dW (derived in docs/concepts.md); [14] has eta = 1.
+    """
     log_snr, rate = jax.jvp(log_snr_at, (t,), (jnp.ones_like(t),))
     x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
-    weight = -0.5 * rate * jnp.exp(log_snr)
-    return Step(log_snr, weight, jnp.zeros_like(t), jnp.ones_like(t), x_phi, slope)
+    eta_2 = eta_squared(increment, log_snr)
+    weight = -0.5 * rate * jnp.exp(log_snr) / eta_2
+    return Step(log_snr, weight, jnp.zeros_like(t), 0.5 * (1 + eta_2), jnp.ones_like(t), x_phi, slope)
 
 
-def secant(encode: Encode, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
-    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) [8].
+def secant(encode: Encode, increment: Increment, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
+    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) c / c_eta [8].
 
     The encoder is evaluated at full precision on every device: its difference over a short step has few digits.
     """
+    rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
     fraction = step_fraction(log_snr_t, log_snr_s)
     with jax.default_matmul_precision("highest"):
         x_t, x_s = encode(log_snr_t), encode(log_snr_s)
-    weight = 0.5 * fraction * jnp.exp(log_snr_s)
-    stretch = (log_snr_s - log_snr_t) / fraction
-    return Step(log_snr_t, weight, jnp.zeros_like(weight), stretch, x_t, scale(1 / fraction, x_s - x_t))
+    weight = 0.5 * fraction * jnp.exp(log_snr_s) * (fraction / renewed_fraction(clock_rise))
+    value_weight = mean_fraction(rise, clock_rise) / fraction
+    slope = scale(1 / fraction, x_s - x_t)
+    return Step(log_snr_t, weight, jnp.zeros_like(weight), value_weight, rise / fraction, x_t, slope)
 
 
 def discrete(chain: Chain) -> StepRule:
-    """One of the chain's T steps, drawn uniformly [9]: weight T w/2 (SNR_s - SNR_t)."""
+    """One of the chain's T steps, drawn uniformly [9]: weight T w/2 (SNR_s - SNR_t) c / c_eta."""
     num_steps = len(chain.log_w)
 
-    def rule(encode: Encode, log_snr_at: LogSNRAt, t: Times) -> Step:
+    def rule(encode: Encode, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
         index = step_index(t, num_steps)
         log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
-        step, log_w = secant(encode, log_snr_t, log_snr_s), chain.log_w[index]
+        step, log_w = secant(encode, increment, log_snr_t, log_snr_s), chain.log_w[index]
         offset = 0.5 * step.x_phi[0].size * num_steps * (jnp.expm1(log_w) - log_w)
         return step._replace(weight=num_steps * jnp.exp(log_w) * step.weight, offset=offset)
 
@@ -118,12 +128,13 @@ def network_error(
 
 
 def step_error(step: Step, error: Data, mean: GenerativeMean) -> Data:
-    """(1 + stretch kappa) x_hat - x_phi - slope, from `error` = x_hat - x_phi.
+    """value_weight (x_hat - x_phi) + stretch kappa x_hat - slope, from `error` = x_hat - x_phi.
 
-    In discrete time it is (mu_P - mu_Q) / (alpha_s c).
+    In discrete time it is (mu_P - mu_Q) / (alpha_s c), for the two means are alpha_s (x_s + g (z_t / alpha_t - x_t)) of
+    the encoder's x_t, x_s and of the estimates x_hat, (1 + (lambda_s - lambda_t) kappa) x_hat in their place.
     """
     kappa = step.stretch * mean(step.log_snr)
-    return scale(1 + kappa, error) + scale(kappa, step.x_phi) - step.slope
+    return scale(step.value_weight + kappa, error) + scale(kappa, step.x_phi) - step.slope
 
 
 def residual(

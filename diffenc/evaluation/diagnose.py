@@ -131,8 +131,8 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 
     With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
     sigma x_hat = alpha eps - sigma x_phi - e / sigma, for any parameterization. `expected` is the v_hat with zero
-    loss: (1 + kappa) x_hat = x_phi + dx_phi/dlambda, so e = (dx_phi/dlambda - kappa x_phi) / (1 + kappa).
-    At t -> 1 it is -(x_phi + dx_phi/dlambda) / (1 + kappa); where x_hat is near x_phi too, that is
+    loss: e = (dx_phi/dlambda - kappa x_phi) / (G + kappa), where G = (1 + eta^2) / 2 is 1 on the paper's path.
+    At t -> 1 it is -(G x_phi + dx_phi/dlambda) / (G + kappa); where x_hat is near x_phi too, that is
     -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
 
     `at_0` and `at_1` are mean squared distances there, relative to the mean square of the limit.
@@ -169,11 +169,11 @@ def v_and_expectations(
 
     context = Context(condition)
     encode = model.prepare(params, x, context)
-    step = continuous(encode, partial(model.log_snr, params), t)
+    step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), t)
     alpha, sigma = alpha_sigma(step.log_snr)
     kappa = model.generative_mean(step.log_snr)
     error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
-    best_error = scale(1 / (1 + kappa), step.slope - scale(kappa, step.x_phi))
+    best_error = scale(1 / (step.value_weight + kappa), step.slope - scale(kappa, step.x_phi))
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
     return {

@@ -111,9 +111,13 @@ def pass_metadata(settings: Evaluate | Diagnose) -> dict[str, Any]:
 
 
 def run_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Returns the run that a record belongs to, and the device and precision of the computation."""
+    """Returns the run that a record belongs to, its path, and the device and precision of the computation.
+
+    The path, `stochasticity`, is a part of the model, as its encoder is: bounds on different paths may be compared.
+    """
     return {
         "config_hash": serialize.config_hash(experiment),
+        **experiment.model.path_metadata(),
         "precision": serialize.network_precision(experiment),
         "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,

@@ -6,6 +6,7 @@ K = 1 is the ELBO; the bound rises with K to log p(x).
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from scipy.special import logsumexp
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import Chain
-from diffenc.core.gaussian import diffuse, scale, step_fraction, sum_data, sum_squares
+from diffenc.core.gaussian import diffuse, scale, sum_data, sum_squares
 from diffenc.core.model import Model
 from diffenc.core.objective import Step, diffused_pixels, reconstruction_loss, secant, step_error
 from diffenc.core.pixels import Levels, scale_pixels
+from diffenc.core.stochasticity import renewed_fraction
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches, resolve_batch_size
@@ -94,13 +96,13 @@ def log_weights(
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
     context = Context(condition)
-    encode = model.prepare(params, x, context)
+    encode, increment = model.prepare(params, x, context), partial(model.increment, params)
 
     def log_snr_at(index: int | Array) -> LogSNR:
         return model.log_snr(params, jnp.broadcast_to(chain.times[index], x.shape[:1]))
 
     def body(carry: WalkState, index: Array) -> tuple[WalkState, None]:
-        step = secant(encode, log_snr_at(index + 1), log_snr_at(index))
+        step = secant(encode, increment, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
         walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], context)
@@ -129,8 +131,8 @@ def make_walk(
 ) -> Callable[[tuple[Data, Key]], tuple[Data, PerExample]]:
     """Returns the function (noise in z_t, key) -> (noise in z_s, log weight of the step), with z_s drawn from q.
 
-    In terms of the noise, q is eps_s = sqrt(1 - c) eps_t + sqrt(c) eps', whatever the encoder: with
-    z = alpha x_phi + sigma eps that is q(z_s | z_t, x) [13].
+    In terms of the noise, q is eps_s = e^(-H/2) eps_t + sqrt(1 - e^(-H)) eps', whatever the encoder: with
+    z = alpha x_phi + sigma eps that is q(z_s | z_t, x) [13] (see `diffenc.core.stochasticity`).
 
     Args:
       log_ratio: log(sigma_Q^2 / sigma_P^2).
@@ -142,7 +144,8 @@ def make_walk(
         x_hat_error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
         error = step_error(step, x_hat_error, model.generative_mean)
         gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
-        kept, renewed = jnp.exp(0.5 * (step.log_snr - log_snr_s)), step_fraction(step.log_snr, log_snr_s)
+        clock_rise = model.increment(params, step.log_snr, log_snr_s)
+        kept, renewed = jnp.exp(-0.5 * clock_rise), renewed_fraction(clock_rise)
         return scale(kept, eps) + scale(jnp.sqrt(renewed), new_eps), gain
 
     return walk

@@ -1,6 +1,7 @@
 """Samples of a trained model, drawn in stretches of one compiled scan, so that progress shows and Ctrl-C works."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ class ImageSampler:
         condition: Condition | None,
     ) -> Data:
         x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
-        return sampler.walk(key, z, *stretch, x_hat, self._model.generative_mean, self._solver, first)
+        mean, increment = self._model.generative_mean, partial(self._model.increment, params)
+        return sampler.walk(key, z, *stretch, x_hat, mean, increment, self._solver, first)
 
     def _warn_if_inconsistent(self, params: Params) -> None:
         """Warns once if an ODE solver does not sample the trained model.

@@ -2,7 +2,7 @@
 
 With sigma_P = sigma_Q the step from t to s costs C(t -> s) = 1/2 (SNR_s - SNR_t) Q(t, s) nats, where
 
-    Q(t, s) = E || (1 + stretch kappa) x_hat - x_phi(t) - (x_phi(s) - x_phi(t)) / c ||^2
+    Q(t, s) = c / c_eta E || value_weight (x_hat - x_phi(t)) + stretch kappa x_hat - (x_phi(s) - x_phi(t)) / c ||^2
 
 (see diffenc.core.objective) is smooth, also across t = s, where the secant becomes the tangent. So Q is measured on a
 few knots and log Q interpolated. All knots of an image share its noise, so the estimate of Q is smooth as well.
@@ -10,6 +10,7 @@ few knots and log Q interpolated. All knots of an image share its noise, so the 
 
 import dataclasses
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from diffenc.core.gaussian import scale, step_fraction, sum_squares
 from diffenc.core.model import Model
 from diffenc.core.objective import Step, step_error
 from diffenc.core.pixels import Levels, scale_pixels
+from diffenc.core.stochasticity import eta_squared, mean_fraction, renewed_fraction
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Key, Params, PerExample, Variance
@@ -89,7 +91,7 @@ def apply_variance(
     return 0.5 * num_dims * (np.expm1(log_w) - log_w) + np.exp(log_w) * nats, excess
 
 
-def squared_errors(
+def weighted_squares(
     model: Model,
     params: Params,
     levels: Levels,
@@ -98,9 +100,10 @@ def squared_errors(
     num_levels: int,
     condition: Condition | None = None,
 ) -> Float[Array, "knots knots b"]:
-    """Returns || (1 + stretch kappa) x_hat - x_phi(t) - secant ||^2, [t, s, B]; one network evaluation a knot."""
+    """Returns what Q(t, s) is the mean of, [t, s, B]; one network evaluation a knot."""
     x = scale_pixels(levels, num_levels)
     log_snrs = model.log_snr(params, knots)
+    increment = partial(model.increment, params)
 
     context = Context(condition)
     encode = model.prepare(params, x, context)
@@ -115,12 +118,15 @@ def squared_errors(
     def pair(i: Array, j: Array) -> PerExample:
         log_snr_t, log_snr_s = (jnp.broadcast_to(log_snrs[k], x.shape[:1]) for k in (i, j))
         same = jnp.broadcast_to(i == j, x.shape[:1])
+        rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
+        eta_2 = eta_squared(increment, log_snr_t)
         fraction = jnp.where(same, 1.0, step_fraction(log_snr_t, log_snr_s))
-        stretch = jnp.where(same, 1.0, (log_snr_s - log_snr_t) / fraction)
+        weight = jnp.where(same, 1 / eta_2, fraction / jnp.where(same, 1.0, renewed_fraction(clock_rise)))
+        value_weight = jnp.where(same, 0.5 * (1 + eta_2), mean_fraction(rise, clock_rise) / fraction)
+        stretch = jnp.where(same, 1.0, rise / fraction)
         secant = jnp.where(i == j, slope[i], scale(1 / fraction, x_phi[j] - x_phi[i]))
-        unused = jnp.zeros_like(stretch)
-        step = Step(log_snr_t, unused, unused, stretch, x_phi[i], secant)
-        return sum_squares(step_error(step, error[i], model.generative_mean))
+        step = Step(log_snr_t, weight, jnp.zeros_like(weight), value_weight, stretch, x_phi[i], secant)
+        return step.weight * sum_squares(step_error(step, error[i], model.generative_mean))
 
     index = jnp.arange(len(knots))
     return jax.lax.map(lambda i: jax.lax.map(lambda j: pair(i, j), index), index)
@@ -139,7 +145,7 @@ def measure_step_costs(
     def batch_squares(params: Params, images: Images, key: Key) -> Float[Array, "knots knots b"]:
         levels, condition = images
         eps = jax.random.normal(key, levels.shape)
-        return squared_errors(model, params, levels, eps, jnp.asarray(knots), dataset.num_levels, condition)
+        return weighted_squares(model, params, levels, eps, jnp.asarray(knots), dataset.num_levels, condition)
 
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "costs")
     results = map_batches(

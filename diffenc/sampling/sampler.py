@@ -12,6 +12,7 @@ from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import alpha_sigma, scale
 from diffenc.core.model import Model
 from diffenc.core.pixels import Levels, nearest_levels
+from diffenc.core.stochasticity import Increment
 from diffenc.interfaces import Condition, Context, Data, GenerativeMean, Key, LogSNR, Params, PerStep
 from diffenc.sampling.solvers import Solver, XHat, ancestral
 
@@ -23,6 +24,7 @@ def walk(
     log_w: PerStep,
     x_hat: XHat,
     mean: GenerativeMean,
+    increment: Increment,
     solver: Solver,
     first: int | Int[Array, ""] = 0,
 ) -> Data:
@@ -35,7 +37,7 @@ def walk(
         index, *at_step = step
         log_snr_t, log_snr_s, log_w = (jnp.broadcast_to(value, z.shape[:1]) for value in at_step)
         noise = jax.random.normal(jax.random.fold_in(key, index), z.shape, z.dtype)
-        return solver(z, log_snr_t, log_snr_s, log_w, x_hat, mean, noise), None
+        return solver(z, log_snr_t, log_snr_s, log_w, x_hat, mean, increment, noise), None
 
     steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
     return jax.lax.scan(body, z, steps)[0]
@@ -111,8 +113,7 @@ def sample(
     """
 
     def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
-        return walk(
-            key, z, *down, estimate_of(model, params, condition, guidance), model.generative_mean, solver
-        )
+        x_hat, increment = estimate_of(model, params, condition, guidance), partial(model.increment, params)
+        return walk(key, z, *down, x_hat, model.generative_mean, increment, solver)
 
     return sample_along(reverse_chain(model, params, chain), key, shape, num_levels, walk_down)

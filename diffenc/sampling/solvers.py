@@ -1,10 +1,11 @@
 """Solvers of the reverse process: one step from z at lambda_t to z at lambda_s, h = lambda_s - lambda_t > 0.
 
-The minimiser of the diffusion loss is x_hat = E[x_phi + d x_phi / d lambda | z] / (1 + kappa). The steps of the
-generative SDE use x_hat only as (1 + kappa) x_hat, so they are consistent for every encoder. The steps of the
-probability-flow ODE need E[x_phi | z] and E[d x_phi / d lambda | z] separately, and approximate them by x_hat and
-kappa x_hat, which is exact where d x_phi / d lambda = kappa x_phi (`slope_is_modelled`). For any other encoder, in
-particular a trained one, they sample from a different model than the one of the trained bound.
+With G = (1 + eta^2) / 2, 1 on the paper's path (`diffenc.core.stochasticity`), the minimiser of the diffusion loss is
+x_hat = E[G x_phi + d x_phi / d lambda | z] / (G + kappa). The steps of the generative SDE, on the same path, use x_hat
+only as (G + kappa) x_hat, so they are consistent for every encoder. The steps of the probability-flow ODE need
+E[x_phi | z] and E[d x_phi / d lambda | z] separately, and approximate them by x_hat and kappa x_hat, which is exact where
+d x_phi / d lambda = kappa x_phi (`slope_is_modelled`). For any other encoder, in particular a trained one, they sample
+from a different model than the one of the trained bound. They do not depend on the path, whose marginals are all alike.
 """
 
 from collections.abc import Callable
@@ -16,26 +17,32 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.core.conditioning import conditioned_modules
-from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, step_fraction
+from diffenc.core.gaussian import alpha_sigma, alpha_squared, scale
 from diffenc.core.model import Model
+from diffenc.core.stochasticity import Increment, eta_squared, mean_fraction, renewed_fraction
 from diffenc.interfaces import Context, Data, GenerativeMean, LogSNR, Params, PerExample
 
 XHat = Callable[[Data, LogSNR], Data]
 
-# (z, log_snr_t, log_snr_s, log_w, x_hat, mean, noise) -> z_s; the noise is standard normal, shaped like z
-Solver = Callable[[Data, LogSNR, LogSNR, PerExample, XHat, GenerativeMean, Data], Data]
+# (z, log_snr_t, log_snr_s, log_w, x_hat, mean, increment, noise) -> z_s; the noise is standard normal, shaped like z
+Solver = Callable[[Data, LogSNR, LogSNR, PerExample, XHat, GenerativeMean, Increment, Data], Data]
 
 
 def reverse_step(
-    z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean
+    z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean, increment: Increment
 ) -> tuple[Data, LogSNR]:
-    """Returns mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q."""
+    """Returns mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q.
+
+    The mean is that of q(z_s | z_t, x), with x_hat for x_t and (1 + (lambda_s - lambda_t) kappa) x_hat for x_s:
+    alpha_s (x_s + g (z / alpha_t - x_t)), g and sigma_Q those of `diffenc.core.stochasticity`.
+    """
     alpha_t, _ = alpha_sigma(log_snr_t)
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
-    fraction = step_fraction(log_snr_t, log_snr_s)
-    gain = fraction + (log_snr_s - log_snr_t) * mean(log_snr_t)
+    rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
+    fraction = mean_fraction(rise, clock_rise)
+    gain = fraction + rise * mean(log_snr_t)
     mu = scale(alpha_s / alpha_t * (1 - fraction), z) + scale(alpha_s * gain, x_hat)
-    return mu, sigma_s * jnp.sqrt(fraction)
+    return mu, sigma_s * jnp.sqrt(renewed_fraction(clock_rise))
 
 
 def ancestral(
@@ -45,13 +52,14 @@ def ancestral(
     log_w: PerExample,
     x_hat: XHat,
     mean: GenerativeMean,
+    increment: Increment,
     noise: Data,
 ) -> Data:
     """Draws from p(z_s | z_t) = N(mu_P, sigma_P^2) [17], sigma_P^2 = sigma_Q^2 / w [9]. Valid for any encoder.
 
     The only solver that samples from the model of the discrete-time bound.
     """
-    mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean)
+    mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean, increment)
     return mu + scale(sigma * jnp.exp(-0.5 * log_w), noise)
 
 
@@ -62,18 +70,19 @@ def euler_maruyama(
     log_w: PerExample,
     x_hat: XHat,
     mean: GenerativeMean,
+    increment: Increment,
     noise: Data,
 ) -> Data:
     """Weak first-order step of the generative SDE [App. H] in lambda. Valid for any encoder.
 
-    dz = (1/2 sigma^2 z + alpha (1 + kappa) x_hat - z) dlambda + sigma dW.
+    dz = (-1/2 (alpha^2 + eta^2) z + alpha (1/2 (1 + eta^2) + kappa) x_hat) dlambda + eta sigma dW.
     """
     alpha, sigma = alpha_sigma(log_snr_t)
-    rise = log_snr_s - log_snr_t
-    to_z = rise * (0.5 * sigma_squared(log_snr_t) - 1)
-    to_x_hat = rise * alpha * (1 + mean(log_snr_t))
+    rise, eta_2 = log_snr_s - log_snr_t, eta_squared(increment, log_snr_t)
+    to_z = -0.5 * rise * (alpha_squared(log_snr_t) + eta_2)
+    to_x_hat = rise * alpha * (0.5 * (1 + eta_2) + mean(log_snr_t))
     drift = scale(to_z, z) + scale(to_x_hat, x_hat(z, log_snr_t))
-    return z + drift + scale(sigma * jnp.sqrt(rise), noise)
+    return z + drift + scale(sigma * jnp.sqrt(rise * eta_2), noise)
 
 
 def ddim(
@@ -83,6 +92,7 @@ def ddim(
     log_w: PerExample,
     x_hat: XHat,
     mean: GenerativeMean,
+    increment: Increment,
     noise: Data,
 ) -> Data:
     """Keeps eps_hat and moves x_hat along its modelled slope. Valid only where `slope_is_modelled`.
@@ -103,6 +113,7 @@ def exponential_midpoint(
     log_w: PerExample,
     x_hat: XHat,
     mean: GenerativeMean,
+    increment: Increment,
     noise: Data,
 ) -> Data:
     """Second-order step of the probability-flow ODE. Valid only where `slope_is_modelled`. Calls x_hat twice.

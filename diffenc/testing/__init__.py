@@ -22,6 +22,7 @@ from diffenc.testing import (
     optimizers,
     parameterizations,
     schedules,
+    stochasticities,
     time_samplers,
     variances,
     writers,
@@ -32,6 +33,7 @@ Check = Callable[..., None]
 _CHECKS_OF_KIND: Mapping[str, tuple[Check, ...]] = {
     "encoder": encoders.CHECKS,
     "schedule": schedules.CHECKS,
+    "stochasticity": stochasticities.CHECKS,
     "parameterization": parameterizations.CHECKS,
     "generative_mean": generative_means.CHECKS,
     "network": networks.CHECKS,

@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
-      params: {"encoder", "schedule", "network"}.
+      params: {"encoder", "schedule", "network", "stochasticity"}.
       ema: their exponential moving average, which evaluation and sampling use.
     """
 

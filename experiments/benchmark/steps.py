@@ -162,9 +162,8 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
     @jax.jit
     def walk(params, z):
         down = sampler.reverse_chain(model, params, equal_steps(steps))
-        return sampler.walk(
-            jax.random.key(1), z, *down, partial(model.denoise, params), model.generative_mean, ancestral
-        )
+        x_hat, increment = (partial(function, params) for function in (model.denoise, model.increment))
+        return sampler.walk(jax.random.key(1), z, *down, x_hat, model.generative_mean, increment, ancestral)
 
     @jax.jit
     def forward(params, z):

@@ -1,6 +1,6 @@
 """Schedules: log_snr as a strictly decreasing function of t."""
 
-from diffenc_plugins.schedules.builtin import LearnedEndpoints, Linear
+from diffenc_plugins.schedules.builtin import LearnedEndpoints, Linear, NontrainableSNR
 from diffenc_plugins.schedules.monotone import Monotone
 
-__all__ = ["LearnedEndpoints", "Linear", "Monotone"]
+__all__ = ["LearnedEndpoints", "Linear", "Monotone", "NontrainableSNR"]

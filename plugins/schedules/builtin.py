@@ -29,6 +29,33 @@ class Linear:
         return self.log_snr_max + (self.log_snr_min - self.log_snr_max) * t
 
 
+@schedules.register("nontrainable_snr")
+@dataclasses.dataclass(frozen=True)
+class NontrainableSNR:
+    """log(alpha^6 / sigma^2) of a linear log_snr: the control of encoder.nontrainable, for VDM.
+
+    Diffusing alpha^2 x by schedule.linear says of x what diffusing x by this schedule does, at every t. With
+    stochasticity.nontrainable the two have the same exact diffusion loss (derived in docs/concepts.md).
+
+    Attributes:
+      log_snr_max: of the linear log_snr, at t = 0; nearly that of the schedule itself.
+      log_snr_min: of the linear log_snr, at t = 1; the schedule's own is three times as low, -15.01 by default.
+    """
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+
+    def __post_init__(self):
+        check_ends("schedule.nontrainable_snr", self.log_snr_max, self.log_snr_min)
+
+    def init(self, key: Key) -> Params:
+        return {}
+
+    def apply(self, params: Params, t: Times) -> LogSNR:
+        log_snr = Linear(self.log_snr_max, self.log_snr_min).apply({}, t)
+        return log_snr - 2 * jax.nn.softplus(-log_snr)
+
+
 SMALLEST_DROP = 1e-2
 
 

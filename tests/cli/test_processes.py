@@ -34,7 +34,13 @@ def one(start, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(
-    scope="module", params=["two processes", "two processes, split", "eight devices", "eight, split"]
+    scope="module",
+    params=[
+        "two processes",
+        pytest.param("two processes, split", marks=pytest.mark.slow),
+        pytest.param("eight devices", marks=pytest.mark.slow),
+        "eight, split",
+    ],
 )
 def other(request, start, start_two, tiny, tmp_path_factory) -> Path:
     """The same run, done otherwise."""
@@ -142,7 +148,8 @@ def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path,
     assert "another process of this run was lost" in said, said
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_other_ends_within_a_minute_when_one_is_stopped(start_two, tiny, tmp_path, victim):
     """It does not end, nor close its connections; it just does not answer."""
     workdir = tmp_path / "run"

@@ -167,6 +167,7 @@ def test_killed_again_and_again_the_run_is_the_undisturbed_one(start, tiny, stra
     assert not _writing(workdir), "what kills left behind is swept up"
 
 
+@pytest.mark.slow
 def test_killed_after_step_20_a_unet_goes_on_to_the_same_bits(start_python, unet, straight_unet, tmp_path):
     """40 steps straight = 20 + SIGKILL + resume to 40; by the command that a user types."""
     flags = [f"--gin_file={unet}", "--workdir=run"]

@@ -85,6 +85,7 @@ def test_amid_an_evaluation(begin, undisturbed, tmp_path, signum):
     _assert_goes_on_to(undisturbed, begin, tmp_path, 20)
 
 
+@pytest.mark.slow
 def test_amid_sampling(begin, undisturbed, tmp_path):
     child = begin(tmp_path)
     assert child.wait_until(lambda: _has_row(tmp_path / "run", 20, "test_bpd")), child.err
@@ -93,6 +94,7 @@ def test_amid_sampling(begin, undisturbed, tmp_path):
     _assert_goes_on_to(undisturbed, begin, tmp_path, 20)
 
 
+@pytest.mark.slow
 def test_amid_the_last_evaluation(begin, undisturbed, tmp_path):
     """Stopped twice: then in what was made up for, too."""
     child = begin(tmp_path)
@@ -106,6 +108,7 @@ def test_amid_the_last_evaluation(begin, undisturbed, tmp_path):
     _assert_goes_on_to(undisturbed, begin, tmp_path, 22)
 
 
+@pytest.mark.slow
 def test_before_the_first_step(begin, undisturbed, tmp_path):
     """While it initialises, or compiles the step: then that step is taken."""
     child = begin(tmp_path)
@@ -127,6 +130,7 @@ def test_amid_steps_by_the_command_a_user_types(start_python, tiny, begin, undis
     _assert_goes_on_to(undisturbed, begin, tmp_path, step)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_closes(environment, tiny, tmp_path):
     """As with an ssh: everything written to it fails from then on, and the run saves all the same."""
     master, slave = pty.openpty()

@@ -255,6 +255,7 @@ def test_parameters_of_this_form_are_named_split_saved_and_read_back(form, make,
     jax.tree.map(np.testing.assert_array_equal, again, state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", [pytest.param(form, marks=SLOW if form != "mlp" else ()) for form in NETWORKS]
 )

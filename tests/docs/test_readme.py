@@ -129,6 +129,7 @@ def test_a_workdir_holds_what_is_said(workdir):
     assert {"bpd", "bpd_se", "bpd_mc_se"} <= set(figures)
 
 
+@pytest.mark.slow
 def test_the_python_example_trains_and_evaluates(blocks, tmp_path):
     (example,) = (
         block.text for block in blocks if block.page == "docs/using.md" and block.language == "python"

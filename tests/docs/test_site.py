@@ -44,6 +44,7 @@ class Loaded(HTMLParser):
         self.found += re.findall(r"url\(([^)]+)\)", given.get("style") or "")
 
 
+@pytest.mark.slow
 def test_no_page_asks_another_host_for_anything(site):
     for page in site.rglob("*.html"):
         loaded = Loaded()

@@ -57,6 +57,7 @@ def printed_and_json(tmp_path_factory):
     return done.stdout, {run["name"]: run for run in json.loads(target.read_text())}
 
 
+@pytest.mark.slow
 def test_every_run_has_the_published_total(printed_and_json):
     runs = printed_and_json[1]
     assert {name: runs[name]["total"] for name in TOTALS} == TOTALS

@@ -47,7 +47,10 @@ def load(name, *more):
     return experiment.model, experiment.dataset.image_shape
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "mnist_diffenc_8_2" else pytest.mark.slow) for name in PUBLISHED],
+)
 def test_the_size_is_the_published_one(name):
     model, image_shape = load(name)
     sizes = parameters_of(model.network, image_shape), parameters_of(model.encoder, image_shape)
@@ -55,8 +58,10 @@ def test_the_size_is_the_published_one(name):
     assert sum(sizes) == TOTALS.get(name, sizes[0])
 
 
-def test_learned_schedules_are_few_more_of_the_whole_model():
-    for more, extra in (((), 0), (("learned_endpoints",), 2), (("learned_schedule",), 2 + 3 * 32 + 1)):
+@pytest.mark.slow
+def test_learned_schedules_and_paths_are_few_more_of_the_whole_model():
+    few = {"learned_endpoints": 2, "learned_schedule": 2 + 3 * 32 + 1, "learned_path": 7}
+    for more, extra in (((), 0), *(((name,), count) for name, count in few.items())):
         model, image_shape = load("mnist_diffenc_8_2", *more)
         params = jax.eval_shape(functools.partial(model.init, image_shape=image_shape), jax.random.key(0))
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10_795_330 + extra
@@ -64,5 +69,12 @@ def test_learned_schedules_are_few_more_of_the_whole_model():
 
 def test_no_run_file_is_left_out():
     files = {Path(name).stem for name in shipped_files()}
-    others = {"quickstart", "mnist_small", "by_class", "learned_endpoints", "learned_schedule"}
+    others = {
+        "quickstart",
+        "mnist_small",
+        "by_class",
+        "learned_endpoints",
+        "learned_schedule",
+        "learned_path",
+    }
     assert files - others == set(PUBLISHED)

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def comment(name):
 
 
 def test_these_are_the_run_files():
-    assert set(shipped_files()) >= {f"gin/{name}.gin" for name in ["by_class", *STACKABLE, *NAMES]}
+    assert set(shipped_files()) >= {
+        f"gin/{name}.gin" for name in ["by_class", "learned_path", *STACKABLE, *NAMES]
+    }
     assert not (ROOT / "gin" / "__init__.py").exists()
 
 
@@ -65,6 +68,14 @@ def test_a_learned_schedule_stacks_on_a_run_file(name, file, schedule):
     assert registry.schedules.name_of(type(fixed)) == "linear"
     assert registry.schedules.name_of(type(learned)) == schedule
     assert (learned.log_snr_max, learned.log_snr_min) == (fixed.log_snr_max, fixed.log_snr_min)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_learned_path_stacks_on_a_run_file(name):
+    markov, learned = load(name).model, load(name, "gin/learned_path.gin").model
+    assert registry.stochasticities.spell(markov.stochasticity) == "markov"
+    assert registry.stochasticities.name_of(type(learned.stochasticity)) == "learned"
+    assert dataclasses.replace(learned, stochasticity=markov.stochasticity) == markov
 
 
 @pytest.mark.parametrize("files", [list(STACKABLE), list(STACKABLE)[::-1]])
@@ -96,7 +107,7 @@ def test_schedule_and_networks_share_the_ends(name):
     assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
 
 
-@pytest.mark.parametrize("name", ["by_class", *NAMES, *STACKABLE])
+@pytest.mark.parametrize("name", ["by_class", "learned_path", *NAMES, *STACKABLE])
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in gin_loader.read_file(f"gin/{name}.gin"):

@@ -19,6 +19,7 @@ from diffenc.core import objective
 from diffenc.core.gaussian import diffuse
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.parameters import name_leaves
+from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling import sampler, solvers
 from diffenc_plugins import reference
@@ -29,6 +30,8 @@ from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+markov = functools.partial(MARKOV.increment, {})
 
 PIXELS = 28 * 28
 STEPS = (0, 500, 998)  # the i of the recorded ancestral steps
@@ -136,7 +139,8 @@ def recorded_step(golden):
     arrays = golden.arrays
     encoder: Any = Trainable(Tangent(arrays)) if golden.name == "diffenc_m2" else golden.model.encoder
     encode = lambda log_snr: encoder.apply({}, jnp.asarray(arrays["x"]), log_snr)  # noqa: E731
-    return objective.continuous(encode, lambda t: Linear(13.3, -5.0).apply({}, t), jnp.asarray(arrays["t"]))
+    log_snr_at = lambda t: Linear(13.3, -5.0).apply({}, t)  # noqa: E731
+    return objective.continuous(encode, log_snr_at, markov, jnp.asarray(arrays["t"]))
 
 
 def test_schedule_encoder_and_noising(golden):
@@ -216,7 +220,7 @@ def test_steps_of_the_sampler(golden, outputs):
     for i, v_hat, pair in zip(STEPS, outputs.at_steps, sampling_log_snrs(arrays), strict=True):
         log_snr_t, log_snr_s = (jnp.full(4, value, jnp.float32) for value in pair)
         x_hat = objective.x_hat_from_output(jnp.asarray(v_hat), z, log_snr_t, V())
-        mu, sigma = solvers.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean)
+        mu, sigma = solvers.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean, markov)
         z_s = np.asarray(mu) + np.asarray(sigma)[:, None, None, None] * eps
         np.testing.assert_allclose(z_s, arrays[f"sample/z_s_i{i}"], atol=1e-4)
 

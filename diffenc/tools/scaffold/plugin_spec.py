@@ -26,7 +26,9 @@ class PluginSpec:
 
     @property
     def folder(self) -> str:
-        """The folder of this kind of plugin in a checkout, such as `encoders` or `features`."""
+        """The folder of this kind of plugin in a checkout, such as `encoders`, `features` or `stochasticities`."""
+        if self.kind.endswith("y"):
+            return f"{self.kind.removesuffix('y')}ies"
         return f"{self.kind.removesuffix('s')}s"
 
     def text(self, template: str, **more: str) -> str:

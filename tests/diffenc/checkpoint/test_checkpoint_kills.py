@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from diffenc.checkpoint.checkpoints import Checkpoints
 
@@ -62,6 +63,7 @@ class Nursery:
         assert self._process.returncode == 0
 
 
+@pytest.mark.slow
 def test_thirty_kills_at_random_moments_leave_no_trace(tmp_path):
     size, rng = 20_000, random.Random(0)
     nursery, torn, newest = Nursery(tmp_path, size), [], [0]

@@ -13,6 +13,7 @@ from diffenc.config.serialize import (
     config_hash,
     config_text,
     find_differences,
+    hash_text,
     hparams,
     network_precision,
     unimportable_classes,
@@ -38,8 +39,8 @@ def experiment(**changes):
         generative_mean=plugin("generative_mean", "vdm"),
         network=changes.pop("network", plugin("network", "unet", blocks=1, channels=16)),
     )
-    if "encoder" in changes:
-        model = dataclasses.replace(model, encoder=changes.pop("encoder"))
+    for part in changes.keys() & {"encoder", "stochasticity"}:
+        model = dataclasses.replace(model, **{part: changes.pop(part)})
     dataset, optimizer = plugin("dataset", "digits"), plugin("optimizer", "adamw")
     return Experiment(model=model, dataset=dataset, optimizer=optimizer, **changes)
 
@@ -201,7 +202,7 @@ def test_the_hash_is_of_what_is_not_free_to_change():
         and not line.startswith(
             ("Experiment.steps ", "Experiment.profile_at ", "Experiment.microbatches ", "Experiment.writers ")
         )
-        and not line.startswith(("network.unet.scan ", "network.unet.remat "))
+        and not line.startswith(("network.unet.scan ", "network.unet.remat ", "Model.stochasticity "))
     ]
     assert config_hash(experiment()) == hashlib.sha256("\n".join(kept).encode()).hexdigest()
     free = experiment(
@@ -218,6 +219,19 @@ def test_the_hash_is_of_what_is_not_free_to_change():
     assert config_hash(free) == config_hash(experiment())
     for change in ({"seed": 1}, {"batch_size": 1}, {"network": plugin("network", "unet", blocks=3)}):
         assert config_hash(experiment(**change)) != config_hash(experiment())
+
+
+def test_a_run_from_before_paths_keeps_its_hash_and_goes_on():
+    """The paper's path is what a config without one meant; another is a difference, and of another hash."""
+    new = config_text(experiment())
+    old = new.replace("Model.stochasticity = @stochasticity.markov()\n", "")
+    assert len(new.splitlines()) - len(old.splitlines()) == 1
+    assert find_differences(old, new) == []
+    assert hash_text(old) == hash_text(new)
+    other = config_text(experiment(stochasticity=plugin("stochasticity", "constant", eta=2.0)))
+    assert hash_text(other) != hash_text(new)
+    first = "Model.stochasticity: absent -> @stochasticity.constant()"
+    assert find_differences(old, other) == [first, "stochasticity.constant.eta: absent -> 2.0"]
 
 
 def test_differences_name_key_old_and_new():

@@ -10,7 +10,9 @@ from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, bits_per_dim, draw_noise
+from diffenc.core.parameters import name_leaves
 from diffenc.interfaces import NO_CONTEXT, Context, SplitEncoder
+from diffenc_plugins.stochasticities import Learned
 
 NUM_LEVELS = 16
 LOG_SNR_MAX, LOG_SNR_MIN = 6.0, -5.0  # where no term vanishes
@@ -168,7 +170,7 @@ def test_the_step_rule_decides_the_depth_of_the_diffusion_term(x64):
 
 def test_parameters_come_from_three_different_keys():
     params = model_of(schedule="learned_endpoints").init(jax.random.key(0), SHAPE[1:])
-    assert params.keys() == {"encoder", "schedule", "network"}
+    assert params.keys() == {"encoder", "schedule", "network", "stochasticity"}
     assert params["encoder"]["gain"] != params["network"]["gain"]
     np.testing.assert_allclose(params["schedule"]["start"], LOG_SNR_MAX, rtol=1e-6)
 
@@ -244,6 +246,50 @@ def test_gradients_reach_the_ends_through_every_term(x64, term):
         np.testing.assert_allclose(slopes[name], by_difference, rtol=1e-5, atol=1e-9)
     assert slopes["start"] != 0
     assert (slopes["raw_drop"] != 0) == (term != "reconstruction")  # lambda_0 is the start alone
+
+
+RULES = pytest.mark.parametrize("rule", [objective.continuous, objective.discrete(equal_steps(4))])
+
+
+@RULES
+def test_gradients_reach_a_learned_path(x64, rule):
+    model, (levels, draws) = dataclasses.replace(model_of(), stochasticity=Learned()), inputs()
+    params = model.init(jax.random.key(0), SHAPE[1:])
+
+    def loss(raw):
+        learned = {**params, "stochasticity": {"log_eta_2": raw}}
+        return model.elbo(learned, levels, draws, num_levels=NUM_LEVELS, step_rule=rule).total.sum()
+
+    raw, h = jnp.linspace(-0.5, 0.7, 7), 1e-5
+    slopes = jax.grad(loss)(raw)
+    moved = [raw + h * np.eye(7)[k] for k in range(7)], [raw - h * np.eye(7)[k] for k in range(7)]
+    by_difference = [(loss(up) - loss(down)) / (2 * h) for up, down in zip(*moved, strict=True)]
+    np.testing.assert_allclose(slopes, by_difference, rtol=1e-5, atol=1e-8)
+    assert np.all(np.asarray(slopes) != 0)
+
+
+@RULES
+def test_a_learned_path_starts_at_the_papers_bound_and_at_the_same_parameters(x64, rule):
+    markov, (levels, draws) = model_of(), inputs()
+    learned = dataclasses.replace(markov, stochasticity=Learned())
+    params, with_path = (model.init(jax.random.key(0), SHAPE[1:]) for model in (markov, learned))
+    for part in ("encoder", "schedule", "network"):
+        assert jax.tree.all(jax.tree.map(np.array_equal, params[part], with_path[part]))
+    one, other = (
+        model.elbo(given, levels, draws, num_levels=NUM_LEVELS, step_rule=rule)
+        for model, given in ((markov, params), (learned, with_path))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-6)  # times are float32
+
+
+def test_a_path_without_parameters_leaves_those_of_earlier_versions_as_they_were():
+    """Nothing more is stored, and what was stored serves."""
+    model, (levels, draws) = model_of(), inputs()
+    params = model.init(jax.random.key(0), SHAPE[1:])
+    before = {part: leaves for part, leaves in params.items() if part != "stochasticity"}
+    assert list(name_leaves(params)) == list(name_leaves(before))
+    one, other = (model.elbo(each, levels, draws, num_levels=NUM_LEVELS) for each in (params, before))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_draws_are_stratified_times_and_two_independent_noises():

@@ -1,6 +1,7 @@
 """The loss against its definition: Gaussians rebuilt in numpy float64 from the forward process."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
+from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 
 
@@ -27,6 +29,7 @@ class Wave:
         return jnp.sin(2 * z + log_snr[:, None] / 3)
 
 
+markov = functools.partial(MARKOV.increment, {})
 NEEDS: dict[str, dict[str, Any]] = {"trainable": {"network": Wave()}}
 OF_ANY_SHAPE = ("identity", "nontrainable", "trainable")  # the others need an image, or its class
 combined = {
@@ -87,7 +90,7 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
     t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
     encode, log_snr_at = functions(encoder, schedule, x)
     prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
-    step = objective.discrete(equal_steps(num_steps))(encode, log_snr_at, t)
+    step = objective.discrete(equal_steps(num_steps))(encode, log_snr_at, markov, t)
     got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
     want = [
         num_steps * step_kl(i, int(t[i] * num_steps), num_steps, encode, log_snr_at, eps, x_hat, kappa)
@@ -110,7 +113,9 @@ def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, gen
         encode, log_snr_at = functions(encoder, "linear", x)
         prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
         t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
-        step = objective.discrete(Chain(jnp.asarray(times), jnp.asarray(log_w)))(encode, log_snr_at, t)
+        step = objective.discrete(Chain(jnp.asarray(times), jnp.asarray(log_w)))(
+            encode, log_snr_at, markov, t
+        )
         got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
         index = [int(v * len(gaps)) for v in t]
         want = [
@@ -164,7 +169,7 @@ def test_discrete_tends_to_continuous_at_first_order(
     prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
 
     def loss(rule):
-        step = rule(encode, log_snr_at, jnp.asarray([0.25, 0.75]))
+        step = rule(encode, log_snr_at, markov, jnp.asarray([0.25, 0.75]))
         return np.asarray(objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa))
 
     depths, limit = [2**10, 2**12, 2**14], loss(objective.continuous)
@@ -181,7 +186,7 @@ def test_the_continuous_loss_is_the_papers(x64, encoder, generative_mean):
     t, h = jnp.asarray([0.1, 0.5, 0.9]), 1e-5
     encode, log_snr_at = functions(encoder, "linear", x)
     prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
-    step = objective.continuous(encode, log_snr_at, t)
+    step = objective.continuous(encode, log_snr_at, markov, t)
     got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
     log_snr = log_snr_at(t)
     snr_rate = (np.exp(log_snr_at(t + h)) - np.exp(log_snr_at(t - h))) / (2 * h)
@@ -207,7 +212,7 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
 
     def integral(x, eps):
         encode, log_snr_at = functions("identity", schedule, jnp.full((200, 1), np.sqrt(variance) * x))
-        step = objective.continuous(encode, log_snr_at, jnp.asarray((u + 1) / 2))
+        step = objective.continuous(encode, log_snr_at, markov, jnp.asarray((u + 1) / 2))
         loss = objective.diffusion_loss(
             step, jnp.full((200, 1), eps), best, prm, make("generative_mean", "vdm")
         )
@@ -241,7 +246,7 @@ def test_the_mean_loss_keeps_its_digits_in_float32(
     def mean_loss(dtype):
         rule = objective.continuous if depth is None else objective.discrete(equal_steps(depth))
         encode, log_snr_at = functions(encoder, "linear", jnp.asarray(x, dtype))
-        step = rule(encode, log_snr_at, jnp.asarray(t, dtype))
+        step = rule(encode, log_snr_at, markov, jnp.asarray(t, dtype))
         return float(jnp.mean(objective.diffusion_loss(step, jnp.asarray(eps, dtype), network, prm, kappa)))
 
     single = mean_loss(jnp.float32)

@@ -127,6 +127,7 @@ def test_times_are_stratified_over_all_images_of_a_pass(tiny, batch_size, times)
     assert all(np.any(np.argsort(by_pass[0][:, 0]) != np.argsort(other[:, 0])) for other in by_pass[1:])
 
 
+@pytest.mark.slow
 def test_an_images_time_is_uniform_and_moves_freely_from_pass_to_pass(tiny):
     drawn = np.stack([passes(tiny, Evaluate(passes=1)).times(number)[:, 0] for number in range(400)])
     for one in drawn.T[:4]:

@@ -26,6 +26,7 @@ from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.parameterizations import V
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.stochasticities import Constant
 from diffenc_plugins.time_samplers import Importance
 
 BINS = 8
@@ -142,13 +143,16 @@ def v_hat_of(parameterization, z, alpha, sigma):
 
 
 @pytest.mark.parametrize("parameterization", ["v", "epsilon", "x"])
+@pytest.mark.parametrize("eta", [1.0, 0.6])
 @pytest.mark.parametrize(
     ("encoder", "mean"), [(Identity(), VDM()), (Identity(), Counterterm()), (Nontrainable(), Counterterm())]
 )
-def test_v_hat_and_what_is_expected_of_it(x64, tiny, encoder, mean, parameterization):
+def test_v_hat_and_what_is_expected_of_it(x64, tiny, encoder, mean, parameterization, eta):
     """z = alpha x_phi + sigma eps through the definitions, in numpy; `expected` by solving for no residual."""
     chosen = registry.parameterizations[parameterization]()
-    experiment = tiny(model=Model(encoder, Linear(4.0, -3.0), chosen, mean, Multiple()))
+    path = Constant(eta)
+    model = Model(encoder, Linear(4.0, -3.0), chosen, mean, Multiple(), stochasticity=path)
+    experiment = tiny(model=model)
     random = np.random.default_rng(0)
     x, eps, t = random.uniform(-1, 1, (5, 4, 4, 1)), random.normal(size=(5, 4, 4, 1)), np.linspace(0, 1, 5)
     got = diagnose.v_and_expectations(experiment.model, EMPTY, *map(jnp.asarray, (x, t, eps)))
@@ -162,7 +166,10 @@ def test_v_hat_and_what_is_expected_of_it(x64, tiny, encoder, mean, parameteriza
     np.testing.assert_allclose(got["v_hat"], v_hat, rtol=1e-9)
     np.testing.assert_allclose(got["slope"], slope, rtol=1e-9)
     x_hat = alpha * z - sigma * np.asarray(got["expected"])
-    np.testing.assert_allclose((1 + kappa) * x_hat, x_phi + slope, atol=1e-9)  # no residual
+    value_weight = 0.5 * (1 + eta**2)
+    np.testing.assert_allclose(
+        (value_weight + kappa) * x_hat, value_weight * x_phi + slope, atol=1e-9
+    )  # no residual
     np.testing.assert_allclose(got["v_hat_from_expected"], v_hat - np.asarray(got["expected"]), atol=1e-12)
     np.testing.assert_allclose(got["v_hat_from_minus_slope"], v_hat + slope, atol=1e-12)
     np.testing.assert_allclose(got["v_hat_from_eps"], v_hat - eps, atol=1e-12)

@@ -15,6 +15,7 @@ from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, Terms
 from diffenc.core.objective import discrete
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import loss_record
@@ -28,6 +29,7 @@ from diffenc.workdir import loss_curves
 from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.networks import EncoderUNet
 from diffenc_plugins.schedules import LearnedEndpoints
+from diffenc_plugins.stochasticities import Constant
 from diffenc_plugins.time_samplers import Importance
 from diffenc_plugins.variances import Fitted
 
@@ -271,6 +273,15 @@ def test_the_record_says_what_was_measured(tiny, measure):
     assert len(figures["config_hash"]) == 64
 
 
+def test_the_record_says_on_which_path_unless_it_is_the_papers(tiny, measure):
+    def said(experiment):
+        return evaluation_record(experiment, measure(Known), 1, 1, {}).get("stochasticity")
+
+    on_another = dataclasses.replace(tiny().model, stochasticity=Constant(0.5))
+    assert said(tiny()) is None
+    assert said(tiny(model=on_another)) == "constant(eta=0.5)"
+
+
 def test_the_configs_hash_tells_models_apart_and_not_settings(tiny, measure):
     def hash_of(**changes):
         return evaluation_record(tiny(**changes), measure(Known), 1, 1, {})["config_hash"]
@@ -356,7 +367,9 @@ def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_dee
     @partial(jax.jit, static_argnums=0)
     def slope(precision, log_snr_t, log_snr_s):
         encoder = Trainable(dataclasses.replace(network, precision=precision))
-        step = objective.secant(lambda at: encoder.apply(params, x, at), log_snr_t, log_snr_s)
+        step = objective.secant(
+            lambda at: encoder.apply(params, x, at), partial(MARKOV.increment, {}), log_snr_t, log_snr_s
+        )
         return step.slope, step.weight
 
     def excess(steps):

@@ -91,7 +91,7 @@ def table_of(model) -> step_costs.StepCosts:
     knots, eps = np.linspace(0, 1, 65), np.random.default_rng(1).normal(size=LEVELS.shape)
 
     def mean(levels, eps):
-        q = step_costs.squared_errors(model, PARAMS, levels, eps, jnp.asarray(knots), NUM_LEVELS)
+        q = step_costs.weighted_squares(model, PARAMS, levels, eps, jnp.asarray(knots), NUM_LEVELS)
         return q.mean(axis=2)
 
     q = np.asarray(jax.jit(mean)(jnp.asarray(LEVELS), jnp.asarray(eps)), np.float64)

@@ -23,6 +23,7 @@ from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.stochasticities import Constant
 
 FITTED = registry.variances["fitted"]()
 NUM_LEVELS, NUM_IMAGES, NUM_DIMS, TOP, DROP = 5, 300, 3, 6.0, 10.0
@@ -52,14 +53,14 @@ MODEL = Model(
 )
 
 
-def per_step(times, log_w):
+def per_step(times, log_w, model=MODEL):
     """Mean cost of each of the T steps in turn, nats; the same noise for every `times` and `log_w`."""
     num_steps, costs = len(times) - 1, []
     chain = Chain(jnp.asarray(times), jnp.asarray(log_w))
 
     def elbo(draws):
         rule = objective.discrete(chain)
-        return MODEL.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
+        return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
 
     compiled, eps = jax.jit(elbo), jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
     for index in range(num_steps):
@@ -68,19 +69,20 @@ def per_step(times, log_w):
     return np.array(costs)
 
 
-def best_log_w(times):
+def best_log_w(times, model=MODEL):
     """Of each step, as --mode=fit_variance has it: from the mean cost with sigma_P = sigma_Q."""
-    excess = 2 * per_step(times, np.zeros(len(times) - 1)) / NUM_DIMS
+    excess = 2 * per_step(times, np.zeros(len(times) - 1), model) / NUM_DIMS
     return np.asarray(FITTED(jnp.asarray(times[1:]), jnp.asarray(times[:-1]), jnp.asarray(excess)))
 
 
-def test_no_other_variance_is_better(x64):
-    times = np.array([0.0, 0.15, 0.4, 0.8, 1.0])
-    best, h = best_log_w(times), 1e-4
-    at, above, below = (per_step(times, best + shift) for shift in (0, h, -h))
+@pytest.mark.parametrize("path", [MODEL.stochasticity, Constant(0.5), Constant(1.6)])
+def test_no_other_variance_is_better(x64, path):
+    times, model = np.array([0.0, 0.15, 0.4, 0.8, 1.0]), dataclasses.replace(MODEL, stochasticity=path)
+    best, h = best_log_w(times, model), 1e-4
+    at, above, below = (per_step(times, best + shift, model) for shift in (0, h, -h))
     np.testing.assert_allclose((above - below) / (2 * h), 0, atol=1e-6)
     for shift in (-2, -0.1, 0.1, 2):
-        assert np.all(per_step(times, best + shift) > at)
+        assert np.all(per_step(times, best + shift, model) > at)
     np.testing.assert_allclose(at, -NUM_DIMS / 2 * best, rtol=1e-9)  # d/2 log(sigma_P^2 / sigma_Q^2) is left
 
 
@@ -110,7 +112,12 @@ def test_a_fixed_ratio_other_than_one_costs_in_proportion_to_the_depth(x64, log_
     @jax.jit
     def cost(times):
         rule = objective.discrete(Chain(times, jnp.asarray([log_w])))
-        step = rule(encode, lambda t: TOP - DROP * t, jnp.zeros(NUM_IMAGES))
+        step = rule(
+            encode,
+            lambda t: TOP - DROP * t,
+            functools.partial(MODEL.increment, PARAMS),
+            jnp.zeros(NUM_IMAGES),
+        )
         return objective.diffusion_loss(
             step, eps, network, MODEL.parameterization, MODEL.generative_mean
         ).mean()

@@ -69,6 +69,7 @@ def test_32_and_128_passes_agree_within_their_stated_uncertainty():
         assert some.over_images == few
 
 
+@pytest.mark.slow
 def test_the_uncertainty_is_the_spread_over_samples_of_images():
     random, errors, uncertainties = np.random.default_rng(2), [], []
     for _ in range(200):

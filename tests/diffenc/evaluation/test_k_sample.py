@@ -13,9 +13,11 @@ from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Draws, Model
+from diffenc.core.stochasticity import MARKOV
 from diffenc.evaluation import k_sample
 from diffenc.interfaces import NO_CONTEXT
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.stochasticities import Constant
 
 NUM_LEVELS = 5
 VALUES = (2 * np.arange(NUM_LEVELS) + 1) / NUM_LEVELS - 1
@@ -42,7 +44,9 @@ class Wave:
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 
-def make(encoder="trainable", mean="counterterm", parameterization="v", network: Any = None):
+def make(
+    encoder="trainable", mean="counterterm", parameterization="v", network: Any = None, path: Any = MARKOV
+):
     needs: Any = {"network": Wave(1.3)} if encoder == "trainable" else {}
     return Model(
         encoder=registry.encoders[encoder](**needs),
@@ -50,6 +54,7 @@ def make(encoder="trainable", mean="counterterm", parameterization="v", network:
         parameterization=registry.parameterizations[parameterization](),
         generative_mean=registry.generative_means[mean](),
         network=network or Wave(),
+        stochasticity=path,
     )
 
 
@@ -127,17 +132,46 @@ class ByHand:
         return np.sum(chosen - np.logaddexp.reduce(logits, axis=-1), axis=-1)
 
 
+class OnAPath(ByHand):
+    """The same where the path's noise is eta times the Markov process's: h = eta^2 lambda."""
+
+    def _moved(self, index, z_t, now, later):
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = (ends(self.log_snrs[index + k]) for k in (0, 1))
+        rise = self.model.stochasticity.eta**2 * (self.log_snrs[index] - self.log_snrs[index + 1])
+        mean = alpha_s * later + sigma_s / sigma_t * np.exp(-rise / 2) * (z_t - alpha_t * now)
+        return mean, sigma_s**2 * (1 - np.exp(-rise))
+
+    def posterior(self, index, z_t):
+        return self._moved(index, z_t, self.x_phi[index + 1], self.x_phi[index])
+
+    def reverse(self, index, z_t):
+        log_snr_t, log_snr_s = self.log_snrs[index + 1], self.log_snrs[index]
+        x_hat = self.x_hat(z_t, log_snr_t)
+        slope = float(self.model.generative_mean(jnp.asarray([log_snr_t]))[0]) * x_hat
+        mean, variance = self._moved(index, z_t, x_hat, x_hat + (log_snr_s - log_snr_t) * slope)
+        return mean, variance / np.exp(self.log_w[index])
+
+
+PATHS = pytest.mark.parametrize(
+    ("path", "definition"),
+    [(MARKOV, ByHand), (Constant(1.0), OnAPath), (Constant(0.6), OnAPath), (Constant(1.5), OnAPath)],
+)
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("log_w", [0.0, -0.7, 0.4])
-def test_a_steps_weight_is_the_ratio_of_its_two_gaussians(x64, encoder, mean, log_w):
+@PATHS
+def test_a_steps_weight_is_the_ratio_of_its_two_gaussians(x64, encoder, mean, log_w, path, definition):
     """z_s from the walk of the noise; both densities at it from their definitions. In between lies nothing."""
-    model, rng = make(encoder, mean), np.random.default_rng(0)
+    model, rng = make(encoder, mean, path=path), np.random.default_rng(0)
     x, eps = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
-    by_hand = ByHand(model, x, TIMES, np.full(3, log_w))
+    by_hand = definition(model, x, TIMES, np.full(3, log_w))
     index, key = 1, jax.random.key(3)
     log_snr_t, log_snr_s = (jnp.full(4, by_hand.log_snrs[index + k]) for k in (1, 0))
-    step = objective.secant(lambda v: model.encode({"encoder": {}}, jnp.asarray(x), v), log_snr_t, log_snr_s)
+    encode = lambda v: model.encode({"encoder": {}}, jnp.asarray(x), v)  # noqa: E731
+    increment = functools.partial(model.increment, PARAMS)
+    step = objective.secant(encode, increment, log_snr_t, log_snr_s)
     walk = k_sample.make_walk(model, PARAMS, step, log_snr_s, jnp.asarray(log_w))
     eps_s, got = walk((jnp.asarray(eps), key))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (ends(by_hand.log_snrs[index + k]) for k in (1, 0))
@@ -172,10 +206,12 @@ def test_a_step_of_nearly_equal_gaussians_keeps_its_digits_in_float32():
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("mean", MEANS)
-def test_the_mean_log_weight_is_the_elbo(x64, encoder, mean):
+@pytest.mark.parametrize(
+    ("mean", "path"), [*((mean, MARKOV) for mean in MEANS), ("counterterm", Constant(1.5))]
+)
+def test_the_mean_log_weight_is_the_elbo(x64, encoder, mean, path):
     """-ELBO by model.elbo with each of the T steps in turn, over draws of its own; 4 standard errors."""
-    model, levels, n = make(encoder, mean), np.array([[0, 3]]), 8_000
+    model, levels, n = make(encoder, mean, path=path), np.array([[0, 3]]), 8_000
     log_w = weigh(model, np.repeat(levels, 1000, axis=0), CHAIN, n // 1000).ravel()
     elbo_of = jax.jit(
         functools.partial(model.elbo, PARAMS, num_levels=NUM_LEVELS, step_rule=objective.discrete(CHAIN))
@@ -216,11 +252,12 @@ def test_the_weights_average_to_the_models_likelihood(x64, encoder, parameteriza
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_two_steps_too_average_to_the_models_likelihood(x64, encoder):
+@pytest.mark.parametrize(("path", "definition"), [(MARKOV, ByHand), (Constant(0.8), OnAPath)])
+def test_two_steps_too_average_to_the_models_likelihood(x64, encoder, path, definition):
     """T = 2: p(z_0) by quadrature, first over z_1, then over z_{1/2}."""
-    model, level = make(encoder), 1
+    model, level = make(encoder, path=path), 1
     times, log_w = np.array([0.0, 0.6, 1.0]), np.array([-0.4, -0.2])
-    by_hand = ByHand(model, VALUES[[level]][None], times, log_w)
+    by_hand = definition(model, VALUES[[level]][None], times, log_w)
     grid = np.linspace(-14, 14, 1401)[:, None]
     density = np.exp(log_normal(grid, 0, np.ones(1)))
     for index in (1, 0):

@@ -111,6 +111,7 @@ def test_by_random_signs_a_diagonal_jacobian_is_traced_exactly(x64):
     np.testing.assert_allclose(divergence, np.cos(z).sum(axis=(1, 2)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_with_probes_the_density_is_right_on_average(x64):
     """Probes do not move the path, and log p is linear in them."""
     z, n = np.repeat(np.random.default_rng(7).normal(size=(1, 2, 3)), 500, axis=0), 500
@@ -141,6 +142,7 @@ def wavy(z, log_snr):
     return 0.3 * jnp.sin(z * log_snr[:, None])
 
 
+@pytest.mark.slow
 def test_in_a_batch_the_most_difficult_example_meets_the_tolerance(x64):
     """A mean over the batch would let it be ten times as wrong among so many that are easy."""
     hard, ends, solve = np.full((200, 2), 30.0), (3.0, -3.0), solver(wavy)

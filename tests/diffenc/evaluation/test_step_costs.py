@@ -12,12 +12,14 @@ from diffenc import registry
 from diffenc.config.settings import Fit
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.evaluation import step_costs
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.parallel.sharding import data_mesh
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.stochasticities import Constant, Nontrainable
 
 NUM_LEVELS, TOP, DROP = 5, 6.0, 10.0
 PARAMS: Any = {"encoder": {}, "schedule": {}, "network": {}}
@@ -46,7 +48,7 @@ class Wave:
         return 0.4 * jnp.sin(self.gain * z + log_snr.reshape(-1, *[1] * (z.ndim - 1)) / 3)
 
 
-def make(encoder="trainable", mean="counterterm", parameterization="v"):
+def make(encoder="trainable", mean="counterterm", parameterization="v", path: Any = MARKOV):
     needs: Any = {"network": Wave(1.3)} if encoder == "trainable" else {}
     return Model(
         encoder=registry.encoders[encoder](**needs),
@@ -54,6 +56,7 @@ def make(encoder="trainable", mean="counterterm", parameterization="v"):
         parameterization=registry.parameterizations[parameterization](),
         generative_mean=registry.generative_means[mean](),
         network=Wave(),
+        stochasticity=path,
     )
 
 
@@ -93,12 +96,27 @@ def step_kl(model, t, s):
     return 0.5 * np.sum((mean_q - mean_p) ** 2, axis=1) / variance
 
 
+def step_kl_on(h, model, t, s):
+    """The same on the path of clock h, whose noise keeps e^(-H / 2) of itself."""
+    log_snr_t, log_snr_s = log_snr_of(t), log_snr_of(s)
+    x_t, x_s = (
+        np.asarray(model.encoder.apply({}, jnp.asarray(X), jnp.full(40, v))) for v in (log_snr_t, log_snr_s)
+    )
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ends(log_snr_t), ends(log_snr_s)
+    kept = np.exp(-0.5 * (h(log_snr_s) - h(log_snr_t)))
+    guess = x_hat(model, alpha_t * x_t + sigma_t * EPS, log_snr_t)
+    kappa = float(model.generative_mean(jnp.asarray([log_snr_t]))[0])
+    of_x_s = alpha_s * (x_s - guess * (1 + (log_snr_s - log_snr_t) * kappa))
+    difference = of_x_s - sigma_s * kept * alpha_t / sigma_t * (x_t - guess)
+    return 0.5 * np.sum(difference**2, axis=1) / (sigma_s**2 * (1 - kept**2))
+
+
 def squares(model, knots):
     """Of the product, [t, s, B]."""
 
     def compute(knots):
         levels, eps = jnp.asarray(LEVELS), jnp.asarray(EPS)
-        return step_costs.squared_errors(model, PARAMS, levels, eps, knots, NUM_LEVELS)
+        return step_costs.weighted_squares(model, PARAMS, levels, eps, knots, NUM_LEVELS)
 
     return np.asarray(jax.jit(compute)(jnp.asarray(knots)))
 
@@ -123,10 +141,30 @@ def test_each_step_costs_the_kl_of_its_two_gaussians(x64, encoder, mean, paramet
             np.testing.assert_allclose(got, step_kl(model, knots[t], knots[s]), rtol=1e-8)
 
 
+CLOCKS = {
+    "markov": (MARKOV, lambda v: v),
+    "constant": (Constant(0.7), lambda v: 0.49 * v),
+    "nontrainable": (Nontrainable(), lambda v: v - 2 * np.log1p(np.exp(-v))),
+}
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_no_step_at_all_is_the_limit_of_short_ones(x64, encoder):
+@pytest.mark.parametrize("path", CLOCKS)
+def test_on_any_path_each_step_costs_the_kl_of_its_two_gaussians(x64, encoder, path):
+    plugin, h = CLOCKS[path]
+    model, knots = make(encoder, path=plugin), np.linspace(0, 1, 5)
+    q, snr = squares(model, knots), np.exp(log_snr_of(knots))
+    for t in range(1, 5):
+        for s in range(t):
+            got = 0.5 * (snr[s] - snr[t]) * q[t, s]
+            np.testing.assert_allclose(got, step_kl_on(h, model, knots[t], knots[s]), rtol=1e-8)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("path", CLOCKS)
+def test_no_step_at_all_is_the_limit_of_short_ones(x64, encoder, path):
     """From both sides: half of the difference of the two is of second order."""
-    model, h = make(encoder), 1e-4
+    model, h = make(encoder, path=CLOCKS[path][0]), 1e-4
     q = squares(model, [0.5 - h, 0.5, 0.5 + h])
     np.testing.assert_allclose(q[1, 1], (q[1, 0] + q[1, 2]) / 2, rtol=1e-6)
     assert np.isfinite(squares(model, [0.0, 1.0])).all()
@@ -228,7 +266,7 @@ def test_the_table_is_the_mean_over_images_of_the_mean_over_passes(
         )
         return jnp.broadcast_to(each, (len(knots), len(knots), len(levels))) * (1 + knots[:, None, None])
 
-    monkeypatch.setattr(step_costs, "squared_errors", stub)
+    monkeypatch.setattr(step_costs, "weighted_squares", stub)
     experiment, _, table = measure(split=split, batch_size=batch_size, passes=passes)
     jax.effects_barrier()
     images = experiment.dataset.source(split).images

@@ -413,6 +413,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_half(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]

@@ -144,6 +144,7 @@ def crossing(fsdp: int) -> tuple[dict[str, list[int]], list[int], int]:
     return sizes, split, total
 
 
+@pytest.mark.slow
 def test_copied_parameters_cross_in_one_sum():
     """With the three terms of the loss, and norms. The encoder is used three times a step, and summed once."""
     sizes, split, total = crossing(fsdp=1)

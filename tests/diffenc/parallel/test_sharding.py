@@ -136,6 +136,7 @@ def test_the_loss_of_a_split_batch_moves_no_activation(form, of):
     assert _on_four(ELBO, form, of).strip() == "['all-reduce']"
 
 
+@pytest.mark.slow
 def test_taking_a_batch_in_parts_moves_no_image(facts):
     """Each device cuts its own share into parts."""
     assert facts["crossing"] == ["all-reduce"]

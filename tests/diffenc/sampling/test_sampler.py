@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +13,17 @@ from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
 from diffenc.core.model import Model
+from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT, Context
 from diffenc.sampling import sampler, solvers
 from diffenc.sampling.solvers import ancestral
+from diffenc_plugins.stochasticities import Constant
 
 PARAMETERIZATIONS = {name: registry.parameterizations[name]() for name in registry.parameterizations}
 MEANS: dict[str, Any] = {name: registry.generative_means[name]() for name in registry.generative_means}
+
+
+markov = partial(MARKOV.increment, {})
 
 
 def ends(log_snr):
@@ -38,10 +44,10 @@ def test_x_hat_is_what_the_network_means(x64, name):
     np.testing.assert_allclose(got, x_hat, rtol=1e-9)
 
 
-def reverse_step(z, x_hat, log_snr_t, log_snr_s, mean):
+def reverse_step(z, x_hat, log_snr_t, log_snr_s, mean, increment=markov):
     """The product's step for single numbers."""
     pair = jnp.asarray([log_snr_t]), jnp.asarray([log_snr_s])
-    mu, sigma = solvers.reverse_step(jnp.asarray([[z]]), jnp.asarray([[x_hat]]), *pair, mean)
+    mu, sigma = solvers.reverse_step(jnp.asarray([[z]]), jnp.asarray([[x_hat]]), *pair, mean, increment)
     return float(mu[0, 0]), float(sigma[0])
 
 
@@ -68,7 +74,8 @@ def test_the_counterterm_moves_the_mean_alone(x64):
     np.testing.assert_allclose([moved - mu, same], [counterterm, sigma], rtol=1e-12)
 
 
-def test_a_step_that_knows_the_secant_has_the_forward_marginal(x64):
+@pytest.mark.parametrize("eta", [1.0, 0.3, 2.5])
+def test_a_step_that_knows_the_secant_has_the_forward_marginal(x64, eta):
     """If kappa x_hat is the encoder's secant, z_s ~ N(alpha_s x_s, sigma_s^2) for z_t ~ N(alpha_t x_t, sigma_t^2)."""
     log_snr_t, log_snr_s, x_t, x_s = -1.3, 0.4, 0.7, -0.2
     kappa = (x_s - x_t) / ((log_snr_s - log_snr_t) * x_t)
@@ -76,7 +83,10 @@ def test_a_step_that_knows_the_secant_has_the_forward_marginal(x64):
     node, weight = np.polynomial.hermite_e.hermegauss(5)
     weight = weight / weight.sum()
     mean = lambda log_snr: jnp.full_like(log_snr, kappa)  # noqa: E731
-    steps = [reverse_step(alpha_t * x_t + sigma_t * n, x_t, log_snr_t, log_snr_s, mean) for n in node]
+    increment = partial(Constant(eta).increment, {})
+    steps = [
+        reverse_step(alpha_t * x_t + sigma_t * n, x_t, log_snr_t, log_snr_s, mean, increment) for n in node
+    ]
     mu, sigma = np.array(steps).T
     variance = weight @ (mu - weight @ mu) ** 2 + sigma[0] ** 2
     np.testing.assert_allclose([weight @ mu, variance], [alpha_s * x_s, sigma_s**2], rtol=1e-12)
@@ -96,7 +106,7 @@ def test_a_drawn_step_has_that_mean_and_deviation(mean):
     n, z, log_snrs = 100_000, 0.4, [-1.0, 0.5]
     x_hat = lambda z, log_snr: 0.5 * z  # noqa: E731
     start = jax.random.key(0), jnp.full((n, 1), z)
-    drawn = sampler.walk(*start, jnp.asarray(log_snrs), jnp.zeros(1), x_hat, MEANS[mean], ancestral)
+    drawn = sampler.walk(*start, jnp.asarray(log_snrs), jnp.zeros(1), x_hat, MEANS[mean], markov, ancestral)
     mu, sigma = reverse_step(z, 0.5 * z, log_snrs[0], log_snrs[1], MEANS[mean])
     drawn = np.asarray(drawn, np.float64)
     assert abs(drawn.mean() - mu) < 4 * sigma / np.sqrt(n)
@@ -121,7 +131,7 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
     log_snrs = jnp.linspace(-8.0, 6.0, 513)
     key, z_key = jax.random.split(jax.random.key(1))
     start = key, jax.random.normal(z_key, (n, 1))
-    z = sampler.walk(*start, log_snrs, jnp.zeros(512), x_hat, mean, ancestral)
+    z = sampler.walk(*start, log_snrs, jnp.zeros(512), x_hat, mean, markov, ancestral)
     alpha, sigma = ends(6.0)
     spread = variance * (alpha**4 if encoder == "nontrainable" else 1.0)
     truth = alpha**2 * spread + sigma**2
@@ -132,7 +142,7 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
 def walk(key, z, log_snrs, log_w=None, **options):
     x_hat = lambda z, log_snr: jnp.tanh(z + log_snr[:, None] / 9)  # noqa: E731
     log_w = jnp.zeros(len(log_snrs) - 1) if log_w is None else log_w
-    return sampler.walk(key, z, log_snrs, log_w, x_hat, MEANS["counterterm"], ancestral, **options)
+    return sampler.walk(key, z, log_snrs, log_w, x_hat, MEANS["counterterm"], markov, ancestral, **options)
 
 
 @pytest.mark.parametrize("cuts", [[7], [1, 19], [4, 5, 12]])

@@ -1,6 +1,7 @@
 """Every solver's step against closed forms, its order, and what it samples where the best denoiser is known."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,11 +12,24 @@ from scipy.integrate import solve_ivp
 from scipy.stats import ks_2samp
 
 from diffenc import registry
+from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling.sampler import walk
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
+from diffenc_plugins.stochasticities import Constant, Nontrainable
 
 KAPPA: dict[str, Any] = {"none": jnp.zeros_like, "sigma_2": lambda log_snr: jax.nn.sigmoid(-log_snr)}
+# by name: the clock of a path, and its h and eta^2 by hand
+PATHS: dict[str, Any] = {
+    "markov": (partial(MARKOV.increment, {}), lambda v: v, lambda v: 1.0),
+    "constant": (partial(Constant(1.4).increment, {}), lambda v: 1.96 * v, lambda v: 1.96),
+    "nontrainable": (
+        partial(Nontrainable().increment, {}),
+        lambda v: v - 2 * np.log1p(np.exp(-v)),
+        lambda v: 1 + 2 / (1 + np.exp(v)),
+    ),
+}
+markov = PATHS["markov"][0]
 STEPS = [(-9.0, -8.5), (-1.3, 0.4), (3.0, 3.1), (5.0, 9.0)]
 
 
@@ -29,12 +43,12 @@ def guess(z, log_snr):
     return 0.3 * z + 0.1 * log_snr[:, None] - 0.2
 
 
-def step(name, z, log_snr_t, log_snr_s, kappa="sigma_2", *, log_w=0.0, noise=0.0, x_hat=guess):
+def step(name, z, log_snr_t, log_snr_s, kappa="sigma_2", *, log_w=0.0, noise=0.0, x_hat=guess, path="markov"):
     """The product's step for [B, d] of numbers."""
     z = jnp.atleast_2d(jnp.asarray(z, jnp.zeros(()).dtype))
     t, s, log_w = (jnp.full(len(z), value, z.dtype) for value in (log_snr_t, log_snr_s, log_w))
     noise = jnp.broadcast_to(jnp.asarray(noise, z.dtype), z.shape)
-    return np.asarray(SOLVERS[name](z, t, s, log_w, x_hat, KAPPA[kappa], noise))
+    return np.asarray(SOLVERS[name](z, t, s, log_w, x_hat, KAPPA[kappa], PATHS[path][0], noise))
 
 
 def x_hat_and_kappa(z, log_snr, kappa):
@@ -99,10 +113,66 @@ def test_a_step_is_its_formula(x64, name, kappa, t, s):
 def test_drawn_steps_have_that_mean_and_deviation(name):
     n, z, t, s, log_w = 50_000, 0.6, -1.3, 0.4, -0.7
     start = jax.random.key(0), jnp.full((n, 1), z), jnp.array([t, s]), jnp.array([log_w])
-    drawn = np.asarray(walk(*start, guess, KAPPA["sigma_2"], SOLVERS[name]), np.float64)
+    drawn = np.asarray(walk(*start, guess, KAPPA["sigma_2"], markov, SOLVERS[name]), np.float64)
     mean, deviation = EXPECTED[name](z, t, s, "sigma_2", log_w)
     assert abs(drawn.mean() - mean) < 4 * deviation / np.sqrt(n) + 1e-6
     assert abs(drawn.std() - deviation) < 4 * deviation / np.sqrt(2 * n) + 1e-6
+
+
+def ancestral_on(path, z, t, s, kappa, log_w):
+    """The kept part of the noise, e^(-H/2) of it, and new noise that makes up for the rest."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ends(t), ends(s)
+    x_hat, kappa = x_hat_and_kappa(z, t, kappa)
+    kept = np.exp(-0.5 * (PATHS[path][1](s) - PATHS[path][1](t)))
+    mean = alpha_s * x_hat * (1 + (s - t) * kappa) + sigma_s * kept * (z - alpha_t * x_hat) / sigma_t
+    return mean, sigma_s * np.sqrt((1 - kept**2) / np.exp(log_w))
+
+
+def euler_maruyama_on(path, z, t, s, kappa, log_w):
+    """dz = (d log alpha + ...) dlambda: alpha x_phi moves by its slope, the residual relaxes by (alpha^2 + eta^2) / 2."""
+    alpha, sigma = ends(t)
+    x_hat, kappa = x_hat_and_kappa(z, t, kappa)
+    eta_2 = PATHS[path][2](t)
+    moved = 0.5 * alpha * sigma**2 * x_hat + alpha * kappa * x_hat
+    drift = moved - 0.5 * (alpha**2 + eta_2) * (z - alpha * x_hat)
+    return z + (s - t) * drift, sigma * np.sqrt(eta_2 * (s - t))
+
+
+ON_A_PATH = {"ancestral": ancestral_on, "euler_maruyama": euler_maruyama_on}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kappa", KAPPA)
+@pytest.mark.parametrize("name", SDE_SOLVERS)
+@pytest.mark.parametrize(("t", "s"), STEPS)
+def test_a_step_on_any_path_is_its_formula(x64, name, kappa, path, t, s):
+    for log_w in (0.0, -0.7):
+        mean, deviation = ON_A_PATH[name](path, 0.6, t, s, kappa, log_w)
+        if name == "euler_maruyama" or path != "markov":
+            expected = mean, deviation
+        else:  # the same step by the paper's formula
+            expected = ancestral(0.6, t, s, kappa, log_w)
+            np.testing.assert_allclose((mean, deviation), expected, rtol=1e-9)
+        for noise in (0.0, 1.0, -2.0):
+            got = step(name, 0.6, t, s, kappa, log_w=log_w, noise=noise, path=path)
+            np.testing.assert_allclose(got, expected[0] + expected[1] * noise, rtol=1e-9)
+
+
+@pytest.mark.parametrize("path", ["constant", "nontrainable"])
+@pytest.mark.parametrize("name", SDE_SOLVERS)
+def test_drawn_steps_on_a_path_have_that_mean_and_deviation(name, path):
+    n, z, t, s, log_w = 50_000, 0.6, -1.3, 0.4, -0.7
+    start = jax.random.key(0), jnp.full((n, 1), z), jnp.array([t, s]), jnp.array([log_w])
+    drawn = np.asarray(walk(*start, guess, KAPPA["sigma_2"], PATHS[path][0], SOLVERS[name]), np.float64)
+    mean, deviation = ON_A_PATH[name](path, z, t, s, "sigma_2", log_w)
+    assert abs(drawn.mean() - mean) < 4 * deviation / np.sqrt(n)
+    assert abs(drawn.std() - deviation) < 4 * deviation / np.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("name", ODE_SOLVERS)
+def test_no_path_enters_an_ode(name):
+    ends_of = [step(name, 0.6, -1.3, 0.4, path=path) for path in PATHS]
+    assert len(np.unique(ends_of)) == 1
 
 
 @pytest.mark.parametrize(("t", "s"), STEPS)
@@ -156,7 +226,13 @@ def test_the_order_of_an_ode_solver(x64, mixture, encoder, name, order, within):
     for count in counts:
         down = jnp.linspace(-6.0, 6.0, count + 1), jnp.zeros(count)
         got = walk(
-            jax.random.key(0), jnp.asarray(z)[:, None], *down, smooth.x_hat, smooth.mean, SOLVERS[name]
+            jax.random.key(0),
+            jnp.asarray(z)[:, None],
+            *down,
+            smooth.x_hat,
+            smooth.mean,
+            markov,
+            SOLVERS[name],
         )
         errors.append(np.abs(np.asarray(got)[:, 0] - truth).max())
     fitted = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -167,13 +243,14 @@ def test_the_order_of_an_ode_solver(x64, mixture, encoder, name, order, within):
 # What is sampled, from lambda = -9 to 9
 
 
-def sampled(name, mixture, kappa=None, count=250, n=4000):
+def sampled(name, mixture, kappa=None, count=250, n=4000, increment=markov):
     """[n, d] from the mixture's best denoiser; `kappa` replaces the one it was made for."""
     dimensions = len(mixture.means[0])
     key, z_key = jax.random.split(jax.random.key(5))
     down = jnp.linspace(-9.0, 9.0, count + 1), jnp.zeros(count)
     z = jax.random.normal(z_key, (n, dimensions))
-    return np.asarray(walk(key, z, *down, mixture.x_hat, kappa or mixture.mean, SOLVERS[name]), np.float64)
+    means = mixture.x_hat, kappa or mixture.mean, increment
+    return np.asarray(walk(key, z, *down, *means, SOLVERS[name]), np.float64)
 
 
 def p_value(drawn, mixture):
@@ -192,6 +269,14 @@ def p_value(drawn, mixture):
 def test_samples_are_of_the_mixture(mixture, dimensions, encoder, name):
     data = mixture(dimensions, encoder)
     assert p_value(sampled(name, data), data) > 1e-3
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "markov"])
+@pytest.mark.parametrize("name", SDE_SOLVERS)
+@pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
+def test_samples_are_of_the_mixture_on_any_path(mixture, encoder, name, path):
+    data = mixture(1, encoder)
+    assert p_value(sampled(name, data, increment=PATHS[path][0], count=500), data) > 1e-3
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -231,7 +316,7 @@ def test_shapes_precision_and_one_example_at_a_time(name, shape):
     x_hat = lambda z, log_snr: jnp.tanh(z + log_snr.reshape(-1, *[1] * (z.ndim - 1)))  # noqa: E731
 
     def take(z, log_snr_t, log_snr_s, log_w, noise):
-        return SOLVERS[name](z, log_snr_t, log_snr_s, log_w, x_hat, KAPPA["sigma_2"], noise)
+        return SOLVERS[name](z, log_snr_t, log_snr_s, log_w, x_hat, KAPPA["sigma_2"], markov, noise)
 
     arguments = z, log_snr_t, log_snr_t + jnp.array([0.5, 0.1, 1.0]), log_w, noise
     whole = jax.jit(take)(*arguments)
@@ -246,7 +331,7 @@ def test_shapes_precision_and_one_example_at_a_time(name, shape):
 def test_nothing_overflows_from_pure_noise_to_clean_data(name, count):
     down = jnp.linspace(-15.0, 15.0, count + 1), jnp.linspace(-0.5, 0.0, count)
     start = jax.random.key(0), jax.random.normal(jax.random.key(1), (50, 2))
-    end = walk(*start, *down, lambda z, log_snr: jnp.tanh(z), KAPPA["sigma_2"], SOLVERS[name])
+    end = walk(*start, *down, lambda z, log_snr: jnp.tanh(z), KAPPA["sigma_2"], markov, SOLVERS[name])
     assert np.all(np.isfinite(end))
     if count == 60:
         assert np.abs(end).max() < 2

@@ -67,6 +67,7 @@ def plain(model, params, levels, draws):
     return (jnp.sum(latent) + jnp.sum(diffusion) - jnp.sum(log_p)) / len(x)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_plain_loss(inputs):
     model, *arguments = inputs
 

@@ -85,7 +85,7 @@ def test_filling_the_queue_does_not_count(fed):
 def test_a_quick_source_is_not_waited_for(fed):
     _, batches, clock = fed()
     batches.take()
-    assert 0 < _waits(batches, clock, 20) < 0.003
+    assert 0 < _waits(batches, clock, 20) < 0.015  # half of what a slow source takes, on a busy machine too
 
 
 def test_steps_are_waited_for_four_later(monkeypatch):

@@ -167,6 +167,7 @@ def cells(page, first):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_the_page(measured):
     asked, page = measured
     assert asked == [1, 2, 1, 2]
@@ -189,6 +190,7 @@ def test_times_of_all_turns_are_kept(monkeypatch):
     assert [one["seconds"] for one in weak_scaling.measure_points(given)] == [[0, 2], [1, 3]]
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_ends_it(monkeypatch, capfd):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     given = weak_scaling.parse_args(["--gin_file=gin/none.gin", "--devices=1"])

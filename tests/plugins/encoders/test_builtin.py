@@ -50,7 +50,7 @@ def image(seed, shape=SHAPE):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape))
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("blocks", [1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 4))])
 def test_at_initialisation_it_is_the_nontrainable_one_bit_for_bit(blocks):
     encoder = Trainable(EncoderUNet(blocks, channels=4))
     params, log_snr = initial(encoder), jnp.asarray([-5.0, 7.7])

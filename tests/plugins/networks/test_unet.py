@@ -77,7 +77,9 @@ def gradient(params, z, log_snr, **options):
     return quick(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("options", [{"scan": True, "remat": True}, {"remat": True}])
+@pytest.mark.parametrize(
+    "options", [{"scan": True, "remat": True}, pytest.param({"remat": True}, marks=pytest.mark.slow)]
+)
 def test_a_loop_and_recomputing_change_no_number(shaken, options):
     """One tree of parameters and one mask serve all forms: a checkpoint, and a run, move between them."""
     plain, other = gradient(*shaken, scan=False), gradient(*shaken, **options)

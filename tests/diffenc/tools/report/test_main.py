@@ -18,6 +18,7 @@ def test_it_writes_the_page_and_says_how_large(whole, tmp_path, capsys):
     assert capsys.readouterr().out == f"{output}: {output.stat().st_size:,} bytes\n"
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(whole, tmp_path):
     output = tmp_path / "page.html"
     command = [sys.executable, "-m", "diffenc.report", str(whole), f"--output={output}"]

@@ -152,6 +152,7 @@ def started(log: Path, lines: int = 1):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_jobs_follow_their_runs_tasks_one_that_fails_stops_no_other_one_that_is_preempted_starts_again(
     stand_in, caplog
 ):

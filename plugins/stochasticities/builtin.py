@@ -1,0 +1,59 @@
+"""Stochasticities without parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffenc.core import stochasticity
+from diffenc.core.gaussian import sigma_squared
+from diffenc.errors import UserError
+from diffenc.interfaces import Key, LogSNR, Params
+from diffenc.registry import stochasticities
+
+Markov = stochasticities.register("markov")(stochasticity.Markov)
+
+
+@stochasticities.register("nontrainable")
+@dataclasses.dataclass(frozen=True)
+class Nontrainable:
+    """eta^2 = 1 + 2 sigma^2, which makes the bound of encoder.nontrainable tight.
+
+    h = log(alpha^6 / sigma^2) = lambda - 2 softplus(-lambda) is the log-SNR at which alpha^2 x diffused at lambda says of x
+    what x itself would say: with this path the encoder is VDM at another scale of z (derived in docs/concepts.md).
+    """
+
+    def init(self, key: Key) -> Params:
+        return {}
+
+    def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
+        return log_snr_s - log_snr_t + 2 * softplus_rise(-log_snr_s, -log_snr_t)
+
+
+@stochasticities.register("constant")
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The same eta everywhere: h = eta^2 lambda. As eta falls to 0 the bound grows without limit.
+
+    Attributes:
+      eta: the noise of the path relative to that of the Markov process.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self):
+        if not self.eta > 0:
+            raise UserError(f"stochasticity.constant.eta = {self.eta}: must be positive")
+
+    def init(self, key: Key) -> Params:
+        return {}
+
+    def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
+        return self.eta**2 * (log_snr_s - log_snr_t)
+
+
+def softplus_rise(low: LogSNR, high: LogSNR) -> LogSNR:
+    """Returns softplus(high) - softplus(low), without cancellation as high -> low, and without overflow."""
+    rise = high - low
+    near = jnp.log1p(sigma_squared(-low) * jnp.expm1(jnp.clip(rise, -1, 1)))
+    return jnp.where(jnp.abs(rise) < 1, near, jax.nn.softplus(high) - jax.nn.softplus(low))
