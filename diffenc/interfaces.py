@@ -227,7 +227,7 @@ def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
 
 @runtime_checkable
 class Variance(Protocol):
-    """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9].
+    """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9]; sigma_Q^2, that of q(z_s | z_t, x), is the path's.
 
     One that cannot do without `excess` declares `requires = frozenset({EXCESS})` (see `requires`).
     """

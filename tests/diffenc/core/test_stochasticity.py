@@ -88,6 +88,15 @@ def test_the_increment_is_that_of_the_differential_equation(x64, path, log_snr_t
 
 
 @every_path
+def test_a_step_back_and_the_step_forward_differ_in_variance_as_their_ends_do(x64, path):
+    """By Bayes's rule; so that a variance such as the forward step's, sigma_t^2 c_eta, has a w that no path enters."""
+    factor, variance = transition(path, -1.3, 0.4)
+    sigma_2_t, sigma_2_s = sigmoid(1.3), sigmoid(-0.4)
+    forward = sigma_2_t - (factor * sigma_2_t) ** 2 / sigma_2_s
+    np.testing.assert_allclose(variance / forward, sigma_2_s / sigma_2_t, rtol=1e-10)
+
+
+@every_path
 def test_two_steps_are_one(x64, path):
     """Factors multiply, and the first step's noise goes through the second."""
     stops = [-4.0, 0.5, 7.0]
