@@ -153,7 +153,10 @@ class LearnedInterior(Schedule, Protocol):
     """A schedule that learns how log_snr falls between its ends; diffenc.training.schedule_objective says for what."""
 
     def interior(self, params: Params, t: Times) -> LogSNR:
-        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others."""
+        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others.
+
+        At finite T both are summed, so that the whole schedule is trained by the bound.
+        """
         ...
 
 

@@ -30,6 +30,7 @@ ODE = "tests/diffenc/evaluation/test_ode.py"
 K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
+TRAINED_BOUND = "tests/diffenc/training/test_trained_bound.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_class_conditioning.py"
 ENCODERS = "tests/plugins/encoders"
@@ -386,6 +387,55 @@ FAULTS = (
         "jnp.square(loss / jnp.mean(loss)) / rate",
         "jnp.square(loss / jnp.mean(loss))",
         ("tests/diffenc/training/test_schedule_objective.py",),
+    ),
+    Fault(
+        "training at T: in continuous time all the same",
+        "diffenc/training/trained_bound.py",
+        "if num_timesteps == 0:",
+        "if num_timesteps >= 0:",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: the chain of another T",
+        "diffenc/training/trained_bound.py",
+        "times = equal_times(num_timesteps)",
+        "times = equal_times(num_timesteps + 1)",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: w applied twice",
+        "diffenc/training/trained_bound.py",
+        "times, variance)",
+        "times, lambda *steps: 2 * variance(*steps))",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: no gradient in the schedule's interior",
+        "diffenc/training/trained_bound.py",
+        "self.schedule.apply(params, t) + (interior - jax.lax.stop_gradient(interior))",
+        "self.schedule.apply(params, t) + 0 * jax.lax.stop_gradient(interior)",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: the interior's other objective as well",
+        "diffenc/training/gradient.py",
+        'bound.model.schedule, params["schedule"], batch',
+        'experiment.model.schedule, params["schedule"], batch',
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: measured in continuous time unless told",
+        "diffenc/config/settings.py",
+        "**_fill(self, trained, trained.num_timesteps)",
+        "**_fill(self, trained, 0)",
+        ("tests/diffenc/config/test_depth.py",),
+    ),
+    Fault(
+        "training at T: its variance at every other T",
+        "diffenc/config/settings.py",
+        "trained.variance if as_trained else EQUAL",
+        "trained.variance if num_timesteps else EQUAL",
+        ("tests/diffenc/config/test_depth.py",),
     ),
     Fault(
         "the devices' gradients not averaged",

@@ -5,7 +5,10 @@ import dataclasses
 from diffenc.config.conditioning_check import check_conditioning, check_sample_classes
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
+from diffenc.config.network_precision import MAX_TIMESTEPS, network_precision
 from diffenc.config.settings import (
+    MAX_COUNT,
+    Depth,
     Diagnose,
     Evaluate,
     Fit,
@@ -13,14 +16,17 @@ from diffenc.config.settings import (
     Likelihood,
     MeshConfig,
     Plan,
+    ResolvedEvaluate,
+    ResolvedSample,
     Sample,
     check_bounds,
     check_seed,
     require,
 )
+from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.fields.checked import checked
-from diffenc.interfaces import Dataset, Optimizer, Writer
+from diffenc.interfaces import EXCESS, Dataset, Optimizer, Variance, Writer, requires
 
 # Bindings that may change when a run is resumed or measured: lengths, cadences, effort, how networks are computed, and
 # all that is chosen after training; never the model that is trained.
@@ -63,6 +69,13 @@ FREE_TO_CHANGE = (
     "network.*.remat",
 )
 
+# Fields that hold a plugin which is trained with. Others of its kind are chosen after training; its own bindings are not free.
+TRAINED_PLUGINS = ("Experiment.variance",)
+
+# Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
+# config's hash, so that such a run keeps the hash that its records state.
+ADDED_LATER = ("Experiment.num_timesteps = 0", "Experiment.variance = @variance.equal()")
+
 # Further ones that may change when a run is measured, but not when it is resumed.
 FREE_TO_MEASURE = ("network.*.precision",)
 
@@ -75,6 +88,8 @@ class Experiment:
     Attributes:
       seed: with the step, the only source of randomness.
       steps: optimiser steps in all.
+      num_timesteps: T, the depth of the model whose bound is trained; 0 = continuous time.
+      variance: sigma_P^2 of the T steps, which are equal steps of t.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding.
@@ -96,6 +111,8 @@ class Experiment:
     optimizer: Optimizer
     seed: int = 0
     steps: int = 1000
+    num_timesteps: int = 0
+    variance: Variance = EQUAL
     batch_size: int = 128
     microbatches: int = 1
     ema_decay: float = 0.9999
@@ -132,3 +149,40 @@ class Experiment:
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
         check_conditioning(self.model, self.dataset)
         check_sample_classes(self.model, self.dataset, self.sample.classes, self.sample.guidance)
+        self._check_depth()
+
+    @property
+    def trained(self) -> Depth:
+        """The depth of the model that is trained."""
+        return Depth(self.num_timesteps, self.variance)
+
+    @property
+    def evaluation(self) -> ResolvedEvaluate:
+        """`evaluate`; what it leaves open is as trained."""
+        return self.evaluate.resolve(self.trained)
+
+    @property
+    def sampling(self) -> ResolvedSample:
+        """`sample`; what it leaves open is as trained."""
+        return self.sample.resolve(self.trained)
+
+    def _check_depth(self) -> None:
+        """Raises UserError if training, evaluation or sampling has no such depth."""
+        check_bounds("Experiment", self, num_timesteps=0)
+        require(
+            self.num_timesteps > 0 or self.variance == EQUAL,
+            "Experiment.variance needs discrete time: bind Experiment.num_timesteps = T",
+        )
+        require(
+            not requires(self.variance, EXCESS),
+            "Experiment.variance: what is fitted belongs to a trained run; train with another variance, and bind this "
+            "one to evaluate.variance",
+        )
+        precision = network_precision(self)
+        most = MAX_TIMESTEPS.get(precision, MAX_COUNT)
+        require(
+            self.num_timesteps <= most,
+            f"Experiment.num_timesteps = {self.num_timesteps}: in {precision} the bound is accurate up to T = {most}, "
+            "and no further",
+        )
+        _ = self.evaluation, self.sampling  # which check themselves

@@ -17,14 +17,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import check_num_timesteps, network_precision
 from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.evaluated_bound import check_num_timesteps
 from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
@@ -67,10 +66,10 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
     model, dataset, num_steps = experiment.model, experiment.dataset, settings.num_timesteps
     check_steps(num_steps)
-    check_num_timesteps(serialize.network_precision(experiment), num_steps)
+    check_num_timesteps(network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     origin = fitted_chains.origin(experiment, step)
 

@@ -11,7 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from diffenc.config.settings import Sample
+from diffenc.config.settings import ResolvedSample
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.core.rng import root_key
@@ -31,7 +31,7 @@ def count_stretches(steps: int) -> int:
     return max(count for count in range(1, min(steps, MAX_STRETCHES) + 1) if steps % count == 0)
 
 
-def sample_file_name(settings: Sample, step: int) -> str:
+def sample_file_name(settings: ResolvedSample, step: int) -> str:
     """Returns the name of the PNG: the step of the checkpoint, the settings of `sample`, and those that differ from the default."""
     chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
@@ -45,7 +45,7 @@ def sample_file_name(settings: Sample, step: int) -> str:
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
 
 
-def settings_metadata(settings: Sample) -> dict[str, Any]:
+def settings_metadata(settings: ResolvedSample) -> dict[str, Any]:
     """Returns how samples are drawn from a given checkpoint, for a record."""
     metadata = {**vars(settings), "variance": variances.spell(settings.variance)}
     del metadata["step"]  # records have the step of the checkpoint, also where the settings leave it open
@@ -59,7 +59,7 @@ class ImageSampler:
         self,
         model: Model,
         dataset: Dataset,
-        settings: Sample,
+        settings: ResolvedSample,
         mesh: Mesh,
         workdir: Path | None = None,
         step: int | None = None,

@@ -24,6 +24,7 @@ UNCONDITIONAL = "unconditional-image-generation"
 # Of an evaluation: how the bound was measured, as far as the record says.
 HOW = (
     *(
+        "trained_at",
         "times",
         "variance",
         "time_sampler",

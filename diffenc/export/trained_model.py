@@ -111,6 +111,7 @@ class TrainedModel:
             {} if num_timesteps is None else {"num_timesteps": num_timesteps}
         )
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
+        chosen = chosen.resolve(self.experiment.trained)
         check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
         sampler = self._once(
             dataclasses.replace(chosen, seed=0),

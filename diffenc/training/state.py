@@ -18,6 +18,7 @@ from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.trained_bound import trained_bound
 
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
@@ -111,11 +112,11 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     """Returns the jitted train step, to which the old state's buffers are donated."""
     optimizer = experiment.optimizer.build(experiment.steps)
     updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
-    step_key = root_key(experiment.seed, "train")
+    step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
     def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = batch_gradient(state.params, experiment, images, key, mesh)
+        gradient, terms = batch_gradient(state.params, experiment, bound, images, key, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)

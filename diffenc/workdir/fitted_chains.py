@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Evaluate, Sample
+from diffenc.config.network_precision import network_precision
+from diffenc.config.settings import ResolvedEvaluate, ResolvedSample, settings_name
 from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
@@ -72,7 +73,7 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """All that a fit to the checkpoint of `step` depends on, its T and variance aside."""
     settings = dataclasses.asdict(experiment.fit)
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
-    precision = serialize.network_precision(experiment)
+    precision = network_precision(experiment)
     return {
         "step": step,
         "fit": settings,
@@ -81,9 +82,9 @@ def origin(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def refuse_untrained(settings: Evaluate | Sample) -> None:
+def refuse_untrained(settings: ResolvedEvaluate | ResolvedSample) -> None:
     """Raise UserError if settings that training would use ask for what is fitted to a trained run."""
-    name = type(settings).__name__.lower()
+    name = settings_name(settings)
     for field, fitted in (
         ("times", settings.times != "equal"),
         ("variance", requires(settings.variance, EXCESS)),
@@ -145,7 +146,7 @@ def _parsed(text: str | bytes, file: Path) -> dict[str, Any]:
 
 
 def plan(
-    workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None
+    workdir: Path | None, settings: ResolvedEvaluate | ResolvedSample, checkpoint_step: int | None = None
 ) -> FittedChain:
     """The plan that the settings of an evaluation or of sampling ask for, from the fits in `workdir`.
 

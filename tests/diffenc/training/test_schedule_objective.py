@@ -11,6 +11,7 @@ from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training import schedule_objective
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.state import init_state, make_train_step
+from diffenc.training.trained_bound import trained_bound
 from diffenc_plugins.schedules import LearnedEndpoints, Linear, Monotone
 
 SCHEDULE = Monotone(6.0, -4.0, units=8)
@@ -166,7 +167,12 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
     def measured(schedule):
         changed = {**params, "schedule": schedule}
         return batch_gradient(
-            changed, learning, Images(jnp.asarray(levels_of(0))), jax.random.key(2), data_mesh()
+            changed,
+            learning,
+            trained_bound(learning),
+            Images(jnp.asarray(levels_of(0))),
+            jax.random.key(2),
+            data_mesh(),
         )
 
     def bits(schedule):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffenc import registry
-from diffenc.config.settings import Evaluate, Sample
+from diffenc.config.settings import ResolvedEvaluate, ResolvedSample
 from diffenc.core.discretization import EQUAL
 from diffenc.errors import UserError
 from diffenc.workdir import fitted_chains
@@ -114,7 +114,7 @@ def test_what_is_not_a_fit_is_refused_by_name(file, kind):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
     plan = fitted_chains.plan(tmp_path, make(num_timesteps=5, variance=FITTED))
     np.testing.assert_allclose(plan.times, np.arange(6) / 5)
@@ -123,7 +123,7 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
         plan.chain(Linear(4.0, -5.0), {})
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 @pytest.mark.parametrize("fitted", [{"times": "fitted"}, {"variance": FITTED}])
 def test_without_a_workdir_no_mode_is_recommended(make, fitted):
     assert fitted_chains.plan(None, make(num_timesteps=5)).excess is None
@@ -132,7 +132,7 @@ def test_without_a_workdir_no_mode_is_recommended(make, fitted):
     assert "--mode" not in str(refused.value)
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 @pytest.mark.parametrize(("variance", "name"), [(EQUAL, "equal"), (FITTED, "fitted")])
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
     message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --num_timesteps=5 first, with"
@@ -143,7 +143,7 @@ def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, 
 
 @pytest.mark.usefixtures("x64", "file")
 def test_a_plan_has_the_times_and_variances_filed(tmp_path):
-    plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED))
+    plan = fitted_chains.plan(tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED))
     np.testing.assert_array_equal(plan.times, TIMES)
     chain = plan.chain(Linear(4.0, -5.0), {})
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-12)
@@ -154,14 +154,14 @@ def test_a_plan_has_the_times_and_variances_filed(tmp_path):
 
 def test_a_fit_of_another_chain_is_left_alone(tmp_path, file):
     for settings in (
-        Evaluate(num_timesteps=3),
-        Evaluate(num_timesteps=3, variance=FITTED),
-        Sample(num_timesteps=4),
+        ResolvedEvaluate(num_timesteps=3),
+        ResolvedEvaluate(num_timesteps=3, variance=FITTED),
+        ResolvedSample(num_timesteps=4),
     ):
         assert fitted_chains.plan(tmp_path, settings).excess is None
     for settings in (
-        Evaluate(num_timesteps=3, times="fitted"),
-        Evaluate(num_timesteps=2, times="fitted", variance=FITTED),
+        ResolvedEvaluate(num_timesteps=3, times="fitted"),
+        ResolvedEvaluate(num_timesteps=2, times="fitted", variance=FITTED),
     ):
         with pytest.raises(UserError, match="no times are fitted"):
             fitted_chains.plan(tmp_path, settings)
@@ -171,7 +171,9 @@ def test_a_fit_of_another_chain_is_left_alone(tmp_path, file):
 @pytest.mark.parametrize(("step", "warned"), [(8, True), (7, False), (None, False)])
 def test_a_fit_to_another_checkpoint_is_used_and_said_to_be_one(tmp_path, caplog, step, warned):
     with caplog.at_level(std_logging.WARNING, logger="absl"):
-        plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED), step)
+        plan = fitted_chains.plan(
+            tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED), step
+        )
     np.testing.assert_array_equal(plan.times, TIMES)
     assert ("was fitted at step 7, not 8" in caplog.text) == warned
 
@@ -188,27 +190,30 @@ def test_what_needs_no_fit_reads_none(tmp_path, variance):
     """Nor warns of one, nor is stopped by one that is damaged."""
     fitted_chains.path(tmp_path, 3, "equal", variance).parent.mkdir()
     fitted_chains.path(tmp_path, 3, "equal", variance).write_text("damaged")
-    plan = fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, variance=variance))
+    plan = fitted_chains.plan(tmp_path, ResolvedEvaluate(num_timesteps=3, variance=variance))
     assert (plan.excess, plan.of) == (None, {})
 
 
 @pytest.mark.usefixtures("file")
 def test_a_plan_says_what_it_was_fitted_on(tmp_path):
-    assert fitted_chains.plan(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED)).of == OF
+    assert (
+        fitted_chains.plan(tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED)).of
+        == OF
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        (Evaluate(num_timesteps=3, variance=FITTED), "evaluate.variance"),
-        (Evaluate(num_timesteps=3, times="fitted"), "evaluate.times"),
-        (Sample(variance=FITTED), "sample.variance"),
-        (Sample(times="fitted"), "sample.times"),
+        (ResolvedEvaluate(num_timesteps=3, variance=FITTED), "evaluate.variance"),
+        (ResolvedEvaluate(num_timesteps=3, times="fitted"), "evaluate.times"),
+        (ResolvedSample(variance=FITTED), "sample.variance"),
+        (ResolvedSample(times="fitted"), "sample.times"),
     ],
 )
 def test_training_is_not_begun_with_what_only_a_trained_run_can_have(settings, key):
     every = f"Experiment.{key.split('.')[0]}_every = 0"
     with pytest.raises(UserError, match=rf"^{key}: what is fitted belongs to a trained run.*{every}"):
         fitted_chains.refuse_untrained(settings)
-    fitted_chains.refuse_untrained(Evaluate(num_timesteps=3, variance=Fixed(0.9)))
-    fitted_chains.refuse_untrained(Sample())
+    fitted_chains.refuse_untrained(ResolvedEvaluate(num_timesteps=3, variance=Fixed(0.9)))
+    fitted_chains.refuse_untrained(ResolvedSample())
