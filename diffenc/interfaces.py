@@ -226,6 +226,19 @@ class Variance(Protocol):
 
 
 @runtime_checkable
+class LearnedVariance(Variance, Protocol):
+    """A variance with parameters of its own, trained with the model; they belong to the T equal steps of training."""
+
+    def init(self, num_steps: int) -> Params:
+        """Returns the first parameters, for `num_steps` steps."""
+        ...
+
+    def given(self, params: Params) -> Variance:
+        """Returns the variance under `params`."""
+        ...
+
+
+@runtime_checkable
 class TimeSampler(Protocol):
     """The density on [0, 1] that diffusion times are drawn from.
 

@@ -405,8 +405,8 @@ FAULTS = (
     Fault(
         "training at T: w applied twice",
         "diffenc/training/trained_bound.py",
-        "times, variance)",
-        "times, lambda *steps: 2 * variance(*steps))",
+        "times, variance_given(variance, params))",
+        "times, lambda *steps: 2 * variance_given(variance, params)(*steps))",
         (TRAINED_BOUND,),
     ),
     Fault(
@@ -422,6 +422,20 @@ FAULTS = (
         'bound.model.schedule, params["schedule"], batch',
         'experiment.model.schedule, params["schedule"], batch',
         (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: a learned w forgotten",
+        "plugins/variances/builtin.py",
+        'return _Given(params["log_w"])',
+        'return _Given(0 * params["log_w"])',
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: a learned w left out of what is measured",
+        "diffenc/workdir/fitted_chains.py",
+        "variance_given(self.variance, params)",
+        'variance_given(self.variance, {"variance": {"log_w": 0 * params.get("variance", {"log_w": 0})["log_w"]}})',
+        ("tests/diffenc/evaluation/test_trained_depth.py",),
     ),
     Fault(
         "training at T: measured in continuous time unless told",

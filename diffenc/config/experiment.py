@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from diffenc.config.conditioning_check import check_conditioning, check_sample_classes
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
@@ -25,8 +27,19 @@ from diffenc.config.settings import (
 )
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
+from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.fields.checked import checked
-from diffenc.interfaces import EXCESS, Dataset, Optimizer, Variance, Writer, requires
+from diffenc.interfaces import (
+    EXCESS,
+    Dataset,
+    Key,
+    LearnedVariance,
+    Optimizer,
+    Params,
+    Variance,
+    Writer,
+    requires,
+)
 
 # Bindings that may change when a run is resumed or measured: lengths, cadences, effort, how networks are computed, and
 # all that is chosen after training; never the model that is trained.
@@ -156,6 +169,30 @@ class Experiment:
         """The depth of the model that is trained."""
         return Depth(self.num_timesteps, self.variance)
 
+    def init_params(self, key: Key) -> Params:
+        """Returns the parameters of the model, and as "variance" those of a learned variance (see `Model.init`)."""
+        params = self.model.init(key, self.dataset.image_shape)
+        if not isinstance(self.variance, LearnedVariance):
+            return params
+        return {
+            **params,
+            "variance": as_parameters(self.name_part("variance"), self.variance.init(self.num_timesteps)),
+        }
+
+    def abstract_params(self) -> Params:
+        """Returns shapes and dtypes of the parameters; computes nothing.
+
+        Raises:
+          UserError: as `Model.abstract_params`.
+        """
+        return abstract_arrays(lambda: self.init_params(jax.random.key(0)))
+
+    def name_part(self, part: str) -> str:
+        """Returns what messages call the plugin that has the parameters called `part`."""
+        return (
+            f"variance {type(self.variance).__name__}" if part == "variance" else self.model.name_part(part)
+        )
+
     @property
     def evaluation(self) -> ResolvedEvaluate:
         """`evaluate`; what it leaves open is as trained."""
@@ -185,4 +222,12 @@ class Experiment:
             f"Experiment.num_timesteps = {self.num_timesteps}: in {precision} the bound is accurate up to T = {most}, "
             "and no further",
         )
-        _ = self.evaluation, self.sampling  # which check themselves
+        # both check themselves
+        for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():
+            steps = Depth(settings.num_timesteps, settings.variance)
+            require(
+                not isinstance(settings.variance, LearnedVariance)
+                or (steps == self.trained and settings.times == "equal"),
+                f"{name}.variance: what is learned belongs to the T equal steps of training; bind another variance, as "
+                f"{name}.variance = @variance.fitted()",
+            )

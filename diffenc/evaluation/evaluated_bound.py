@@ -55,4 +55,4 @@ def evaluated_bound(
     check_num_timesteps(precision, settings.num_timesteps)
     fit = fitted_chains.plan(workdir, settings, step)
     fit.check()
-    return EvaluatedBound(lambda params: fit.chain(schedule, params["schedule"]), discrete, fit.of)
+    return EvaluatedBound(lambda params: fit.chain(schedule, params), discrete, fit.of)

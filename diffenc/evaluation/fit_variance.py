@@ -106,7 +106,7 @@ def measure_chain_costs(
     ) -> tuple[Int[Array, " b"], PerExample]:
         (levels, condition), (key, t) = images, key_and_times
         draws = draw_noise(key, levels.shape)._replace(t=t)
-        rule = discrete(chain.chain(model.schedule, params["schedule"]))
+        rule = discrete(chain.chain(model.schedule, params))
         terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps
 

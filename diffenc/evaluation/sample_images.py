@@ -87,7 +87,7 @@ class ImageSampler:
         fit.check()
         self.fitted_on = fit.of
         self._reverse_chain = jax.jit(
-            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params["schedule"]))
+            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params))
         )
 
     def draw(

@@ -67,7 +67,7 @@ class TrainedModel:
 
     Attributes:
       experiment: the run, as its config has it.
-      params: {"encoder", "schedule", "network"}.
+      params: {"encoder", "schedule", "network"}, and "variance" of a learned one.
       step: the optimiser's.
       name: where it was read from.
       workdir: where what was fitted to it is read from, if anywhere.

@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
-      params: {"encoder", "schedule", "network"}.
+      params: {"encoder", "schedule", "network"}, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
     """
 
@@ -70,7 +70,7 @@ def zero_sums() -> Sums:
 
 def init_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step. Slow unless under `jax.jit`."""
-    params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
+    params = experiment.init_params(root_key(experiment.seed, "init"))
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums())
@@ -88,9 +88,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def check_structure(experiment: Experiment, params: Params) -> None:
     """Raises UserError unless the plugins' `init` returns the pytree structure of `params` again, as compiled steps need."""
-    model, shape = experiment.model, experiment.dataset.image_shape
-    owners = " or ".join(map(model.name_part, params))
-    require_same_structure(owners, lambda: params, lambda: model.abstract_params(shape))
+    owners = " or ".join(map(experiment.name_part, params))
+    require_same_structure(owners, lambda: params, experiment.abstract_params)
 
 
 def shardings(abstract: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from diffenc.config.experiment import Experiment
-from diffenc.core.discretization import equal_times, make_chain
+from diffenc.core.discretization import equal_times, make_chain, variance_given
 from diffenc.core.model import Model
 from diffenc.core.objective import StepRule, continuous, discrete
 from diffenc.interfaces import Key, LearnedInterior, LogSNR, Params, Schedule, Times
@@ -53,7 +53,7 @@ def trained_bound(experiment: Experiment) -> TrainedBound:
     model = dataclasses.replace(model, schedule=_trained_by_bound(model.schedule))
 
     def rule_of(params: Params) -> StepRule:
-        return discrete(make_chain(partial(model.log_snr, params), times, variance))
+        return discrete(make_chain(partial(model.log_snr, params), times, variance_given(variance, params)))
 
     return TrainedBound(model, rule_of)
 

@@ -18,7 +18,7 @@ from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import ResolvedEvaluate, ResolvedSample, settings_name
-from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess
+from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess, variance_given
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import EXCESS, LogSNR, Params, Schedule, Times, Variance, requires
@@ -46,16 +46,16 @@ class FittedChain:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def chain(self, schedule: Schedule, params: Params) -> Chain:
-        """The chain under `params`, those of the schedule.
+        """The chain under a model's `params`, of which the schedule's and a learned variance's matter.
 
         Raises:
           UserError: the variance needs `excess`, and it is None.
         """
 
         def log_snr_at(t: Times) -> LogSNR:
-            return schedule.apply(params, t)
+            return schedule.apply(params["schedule"], t)
 
-        return make_chain(log_snr_at, self.times, self.variance, self.excess)
+        return make_chain(log_snr_at, self.times, variance_given(self.variance, params), self.excess)
 
     def check(self) -> None:
         """Raises UserError if the variance requires `excess`, and it is None: before anything is compiled."""

@@ -8,7 +8,7 @@ from diffenc.config import serialize
 from diffenc.config.experiment import ADDED_LATER
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
-from diffenc_plugins.variances import Equal, Fitted, Fixed
+from diffenc_plugins.variances import Equal, Fitted, Fixed, Learned
 
 W, OTHER = Fixed(1.2), Fixed(0.8)
 SHALLOW, DEEP = {}, {"num_timesteps": 8, "variance": W}
@@ -72,6 +72,22 @@ def test_what_sampling_leaves_open_is_as_trained(tiny, trained, bound, resolved)
         (
             {"evaluate": Evaluate(times="fitted")},
             "evaluate.times needs discrete time: bind evaluate.num_timesteps = T",
+        ),
+        (
+            {"num_timesteps": 8, "evaluate": Evaluate(variance=Learned())},
+            "evaluate.variance: what is learned belongs to the T equal steps of training; bind another variance",
+        ),
+        (
+            {
+                "num_timesteps": 8,
+                "variance": Learned(),
+                "sample": Sample(num_timesteps=9, variance=Learned()),
+            },
+            "sample.variance: what is learned belongs to the T equal steps of training; bind another variance",
+        ),
+        (
+            {"variance": Learned()},
+            "Experiment.variance needs discrete time: bind Experiment.num_timesteps = T",
         ),
     ],
 )

@@ -10,10 +10,12 @@ import diffenc
 from diffenc.config import serialize
 from diffenc.config.experiment import ADDED_LATER
 from diffenc.config.settings import Evaluate, KSample, Sample
-from diffenc.evaluation import commands, k_sample, likelihood
+from diffenc.errors import UserError
+from diffenc.evaluation import commands, fit_schedule, fit_variance, k_sample, likelihood
 from diffenc.evaluation.saved_records import stored_value
+from diffenc.export.export import export
 from diffenc.training.loop import train
-from diffenc_plugins.variances import Equal, Fixed
+from diffenc_plugins.variances import Equal, Fitted, Fixed, Learned
 
 DEEP = {"num_timesteps": 5, "variance": Fixed(1.2), "steps": 3}
 
@@ -105,3 +107,47 @@ def test_a_run_of_an_earlier_version_is_measured_as_before(tiny, tmp_path, monke
     assert [stored_value(one, "trained_at") for one in (again, {"trained_at": 5})] == ["continuous", 5]
     longer = train(dataclasses.replace(experiment, steps=4), tmp_path / "old")
     assert longer.step == 4
+
+
+LEARNED = {"num_timesteps": 5, "variance": Learned()}
+
+
+@pytest.fixture(scope="module")
+def learned(tiny, tmp_path_factory):
+    """A run whose w is learned, its workdir, and what it learned."""
+    experiment = tiny(**LEARNED, steps=6, ema_decay=0.5, evaluate=Evaluate(), sample=Sample(num=2))
+    folder = tmp_path_factory.mktemp("runs") / "learned"
+    state = train(experiment, folder).state
+    return experiment, folder, np.asarray(state.ema["variance"]["log_w"], np.float64)
+
+
+def test_a_learned_w_is_that_of_the_averaged_model(learned):
+    """Each image costs T d/2 (w - 1 - log w) + w times what it costs with w = 1 at the drawn step."""
+    experiment, folder, log_w = learned
+    assert np.abs(log_w).max() > 1e-3
+    record = commands.evaluate(experiment, folder)
+    assert (record["T"], record["variance"], record["trained_at"]) == (5, "learned", 5)
+    terms = np.load(folder / "evaluation.npz")
+    commands.evaluate(dataclasses.replace(experiment, evaluate=Evaluate(variance=Equal())), folder)
+    equal = np.load(folder / "evaluation.npz")
+    at = log_w[(terms["times"][..., 0] * 5).astype(int)]
+    want = 5 * 8 * (np.expm1(at) - at) + np.exp(at) * equal["diffusion"]
+    np.testing.assert_allclose(terms["diffusion"], want, rtol=1e-5)
+
+
+def test_a_learned_w_is_sampled_fitted_and_exported_with_its_model(learned, tmp_path):
+    experiment, folder, log_w = learned
+    assert "learned-variance" in commands.sample(experiment, folder).name
+    fit_variance.fit_variance(experiment, folder)
+    fitted = commands.evaluate(dataclasses.replace(experiment, evaluate=Evaluate(variance=Fitted())), folder)
+    assert fitted["variance"] == "fitted"
+    with pytest.raises(
+        UserError, match="--mode=fit_schedule: a learned variance belongs to the T equal steps"
+    ):
+        fit_schedule.fit_schedule(experiment, folder)
+    export(experiment, folder)
+    of_file = diffenc.load(folder / "export", allow_imports=("tests",))
+    np.testing.assert_allclose(of_file.params["variance"]["log_w"], log_w)
+    of_workdir = diffenc.load(folder, allow_imports=("tests",))
+    np.testing.assert_array_equal(of_file.sample(2), of_workdir.sample(2))
+    assert (of_file.sample(2) != of_file.sample(2, variance=Equal())).any()

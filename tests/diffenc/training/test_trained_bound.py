@@ -18,7 +18,7 @@ from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.parameterizations import X
 from diffenc_plugins.schedules import Linear, Monotone
-from diffenc_plugins.variances import Equal, Fixed
+from diffenc_plugins.variances import Equal, Fixed, Learned
 
 NUM_DIMS, NUM_STEPS, W = 16, 5, 1.3
 BATCH = 4 * NUM_STEPS  # stratified times are in every step equally often
@@ -210,3 +210,36 @@ def test_descent_brings_the_bound_of_its_own_depth_down_most(deep):
         b = np.asarray(params["network"]["b"], np.float64)
         found[num_steps] = enumerated(stops(params["schedule"], 3), b, w=1.0)
     assert found[3] < found[0]
+
+
+def excess_of(params):
+    """E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step, from what each costs in turn with equal variances."""
+    log_snr, b = stops(params["schedule"]), np.asarray(params["network"]["b"], np.float64)
+    return np.array([2 * np.log(2) * enumerated(step, b, w=1.0) for step in itertools.pairwise(log_snr)])
+
+
+def test_a_learned_w_has_the_gradient_of_the_bound(deep):
+    """d/2 (w - 1 - log w) + w d/2 excess of each step, by hand."""
+    experiment = deep(variance=Learned())
+    log_w = jnp.asarray([0.3, -0.2, 0.0, -2.0, 0.1])
+    params = {**start_of(experiment), "variance": {"log_w": log_w}}
+    gradient, terms = jax.jit(lambda p: measure(experiment, p))(params)
+    excess, w = excess_of(params), np.exp(np.asarray(log_w, np.float64))
+    bits = 2 * np.log(2)
+    np.testing.assert_allclose(terms.diffusion, np.sum(w * (1 + excess) - 1 - np.log(w)) / bits, rtol=2e-5)
+    np.testing.assert_allclose(
+        gradient["variance"]["log_w"], (w * (1 + excess) - 1) / bits, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_with_the_model_frozen_w_becomes_the_fitted_one(deep):
+    experiment = deep(variance=Learned())
+    params = start_of(experiment)
+    gradient = jax.jit(lambda p: measure(experiment, p)[0]["variance"])
+    log_w = params["variance"]["log_w"]
+    for _ in range(25):  # Newton's method: at the best w the second derivative is 1 / (2 ln 2)
+        slope = gradient({**params, "variance": {"log_w": log_w}})["log_w"]
+        log_w -= jnp.clip(2 * np.log(2) * slope, -1, 1)
+    excess = excess_of(params)
+    assert excess.max() > 0.3
+    np.testing.assert_allclose(log_w, -np.log1p(excess), rtol=1e-4)

@@ -20,6 +20,7 @@ FITTED = registry.variances["fitted"]()
 TIMES = np.array([0.0, 0.1, 0.6, 1.0])
 OF = {"times_of": {"step": 7}, "excess_of": {"step": 7}}
 EXCESS = [0.5, 0.1 + 0.2, 1e-300]
+NO_PARAMS = {"schedule": {}}
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
     np.testing.assert_allclose(plan.times, np.arange(6) / 5)
     assert plan.excess is None
     with pytest.raises(UserError, match=r"variance\.fitted was not fitted for these 5 steps"):
-        plan.chain(Linear(4.0, -5.0), {})
+        plan.chain(Linear(4.0, -5.0), NO_PARAMS)
 
 
 @pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
@@ -145,10 +146,10 @@ def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, 
 def test_a_plan_has_the_times_and_variances_filed(tmp_path):
     plan = fitted_chains.plan(tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED))
     np.testing.assert_array_equal(plan.times, TIMES)
-    chain = plan.chain(Linear(4.0, -5.0), {})
+    chain = plan.chain(Linear(4.0, -5.0), NO_PARAMS)
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-12)
     np.testing.assert_allclose(chain.log_w, -np.log1p(EXCESS), rtol=1e-12)
-    compiled = jax.jit(lambda params: plan.chain(Linear(4.0, -5.0), params))({})
+    compiled = jax.jit(lambda params: plan.chain(Linear(4.0, -5.0), params))(NO_PARAMS)
     np.testing.assert_allclose(compiled.log_w, chain.log_w, rtol=1e-12)
 
 
