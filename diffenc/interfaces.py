@@ -196,7 +196,8 @@ class Conditioning(Protocol):
 
 
 EXCESS = "excess"  # E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step, measured by --mode=fit_variance
-LOSS_CURVE = "loss_curve"  # root mean square of the diffusion loss over t, measured by --mode=diagnose
+# root mean square of the diffusion loss over t, measured by --mode=diagnose; training keeps a running one
+LOSS_CURVE = "loss_curve"
 MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE})
 
 

@@ -31,6 +31,7 @@ K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
 TRAINED_BOUND = "tests/diffenc/training/test_trained_bound.py"
+LOSS_CURVE = "tests/diffenc/training/test_loss_curve.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_class_conditioning.py"
 ENCODERS = "tests/plugins/encoders"
@@ -384,8 +385,8 @@ FAULTS = (
     Fault(
         "the rate forgotten where the schedule's interior is trained",
         "diffenc/training/schedule_objective.py",
-        "jnp.square(loss / jnp.mean(loss)) / rate",
-        "jnp.square(loss / jnp.mean(loss))",
+        "jnp.square(loss / jnp.mean(weight * loss)) / rate",
+        "jnp.square(loss / jnp.mean(weight * loss))",
         ("tests/diffenc/training/test_schedule_objective.py",),
     ),
     Fault(
@@ -450,6 +451,34 @@ FAULTS = (
         "trained.variance if as_trained else EQUAL",
         "trained.variance if num_timesteps else EQUAL",
         ("tests/diffenc/config/test_depth.py",),
+    ),
+    Fault(
+        "training times: the weight left in the curve of the loss",
+        "diffenc/training/loss_curve.py",
+        "jnp.square(weighted / draws.weight)",
+        "jnp.square(weighted)",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: drawn by another curve than the run's",
+        "diffenc/training/state.py",
+        "bind_curve(experiment.time_sampler, state.curve)",
+        "bind_curve(experiment.time_sampler, begin_curve(experiment.time_sampler))",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: the curve forgotten from step to step",
+        "diffenc/training/state.py",
+        "update_curve(state.curve, batch.draws",
+        "update_curve(begin_curve(experiment.time_sampler), batch.draws",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: the interior of a schedule as if drawn uniformly",
+        "diffenc/training/gradient.py",
+        "diffusion / batch.draws.weight,",
+        "diffusion,",
+        (LOSS_CURVE,),
     ),
     Fault(
         "the devices' gradients not averaged",

@@ -26,7 +26,7 @@ from diffenc.config.settings import (
     require,
 )
 from diffenc.core.discretization import EQUAL
-from diffenc.core.model import Model
+from diffenc.core.model import UNIFORM, Model
 from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
@@ -36,6 +36,7 @@ from diffenc.interfaces import (
     LearnedVariance,
     Optimizer,
     Params,
+    TimeSampler,
     Variance,
     Writer,
     requires,
@@ -83,11 +84,15 @@ FREE_TO_CHANGE = (
 )
 
 # Fields that hold a plugin which is trained with. Others of its kind are chosen after training; its own bindings are not free.
-TRAINED_PLUGINS = ("Experiment.variance",)
+TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler")
 
 # Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
 # config's hash, so that such a run keeps the hash that its records state.
-ADDED_LATER = ("Experiment.num_timesteps = 0", "Experiment.variance = @variance.equal()")
+ADDED_LATER = (
+    "Experiment.num_timesteps = 0",
+    "Experiment.variance = @variance.equal()",
+    "Experiment.time_sampler = @time_sampler.uniform()",
+)
 
 # Further ones that may change when a run is measured, but not when it is resumed.
 FREE_TO_MEASURE = ("network.*.precision",)
@@ -103,6 +108,8 @@ class Experiment:
       steps: optimiser steps in all.
       num_timesteps: T, the depth of the model whose bound is trained; 0 = continuous time.
       variance: sigma_P^2 of the T steps, which are equal steps of t.
+      time_sampler: the density that times are drawn from; of the loss it changes the noise alone. One that needs a curve of
+        the loss is given a running one.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding.
@@ -126,6 +133,7 @@ class Experiment:
     steps: int = 1000
     num_timesteps: int = 0
     variance: Variance = EQUAL
+    time_sampler: TimeSampler = UNIFORM
     batch_size: int = 128
     microbatches: int = 1
     ema_decay: float = 0.9999

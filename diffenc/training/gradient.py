@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from diffenc.config.experiment import Experiment
 from diffenc.core import conditioning, unroll
-from diffenc.core.model import Draws, Terms, bits_per_dim, draw_noise
+from diffenc.core.model import Draws, SampleTimes, Terms, bits_per_dim, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.parallel import param_sharding
@@ -39,6 +39,22 @@ class Microbatch(NamedTuple):
 Loss = Callable[[Params, Microbatch], tuple[Scalar, Terms]]
 
 
+class BatchGradient(NamedTuple):
+    """The gradient of a batch's -ELBO.
+
+    Attributes:
+      gradient: of the mean in bits/dim, shaped like the parameters.
+      terms: means in bits/dim.
+      draws: the times of the images, and their noise.
+      diffusion: each image's diffusion loss in nats, times the weight of its time.
+    """
+
+    gradient: Params
+    terms: Terms
+    draws: Draws
+    diffusion: PerExample
+
+
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
     """Raises UserError unless each microbatch divides evenly over the devices."""
     check_divisible("Experiment.batch_size", experiment.batch_size, mesh)
@@ -52,9 +68,15 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
 
 
 def batch_gradient(
-    params: Params, experiment: Experiment, bound: TrainedBound, images: Images, key: Key, mesh: Mesh
-) -> tuple[Params, Terms]:
-    """Returns the gradient of a batch's -ELBO in bits/dim, and its three terms; with dropout.
+    params: Params,
+    experiment: Experiment,
+    bound: TrainedBound,
+    sample_times: SampleTimes,
+    images: Images,
+    key: Key,
+    mesh: Mesh,
+) -> BatchGradient:
+    """Returns the gradient of a batch's -ELBO in bits/dim, and what it comes from; with dropout.
 
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
@@ -64,6 +86,7 @@ def batch_gradient(
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
       bound: that of the experiment (`diffenc.training.trained_bound`).
+      sample_times: as `draw_noise` has it.
       images: sharded over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
@@ -71,7 +94,7 @@ def batch_gradient(
     shape = images.levels.shape
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
     dropout_keys = jax.random.split(dropout_key, shape[0])
-    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape), dropout_keys)
+    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape, sample_times), dropout_keys)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, bound, specs, mesh.devices.size),
@@ -82,10 +105,14 @@ def batch_gradient(
     )
     gradient, means, diffusion = over_devices(params, batch)
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
-        bound.model.schedule, params["schedule"], batch.draws.t, diffusion
+        bound.model.schedule,
+        params["schedule"],
+        batch.draws.t,
+        diffusion / batch.draws.weight,
+        batch.draws.weight,
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
-    return {**gradient, "schedule": schedule}, means
+    return BatchGradient({**gradient, "schedule": schedule}, means, batch.draws, diffusion)
 
 
 def _device_gradient(

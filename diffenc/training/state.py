@@ -18,6 +18,7 @@ from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.loss_curve import LossCurve, begin_curve, bind_curve, update_curve
 from diffenc.training.trained_bound import trained_bound
 
 Scalar = Float[Array, ""]
@@ -47,6 +48,7 @@ class TrainState(NamedTuple):
       step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
       params: {"encoder", "schedule", "network"}, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
+      curve: of the loss over time; None where times are drawn without one.
     """
 
     step: Count
@@ -54,6 +56,7 @@ class TrainState(NamedTuple):
     ema: Params
     opt_state: optax.OptState
     sums: Sums
+    curve: LossCurve | None = None
 
 
 # Updates that the average of another run is taken to have seen, so that its decay does not start small again.
@@ -73,7 +76,8 @@ def init_state(experiment: Experiment) -> TrainState:
     params = experiment.init_params(root_key(experiment.seed, "init"))
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums())
+    curve = begin_curve(experiment.time_sampler)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums(), curve)
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -115,13 +119,16 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
     def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = batch_gradient(state.params, experiment, bound, images, key, mesh)
+        sample_times = bind_curve(experiment.time_sampler, state.curve)
+        batch = batch_gradient(state.params, experiment, bound, sample_times, images, key, mesh)
+        gradient = batch.gradient
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
-        sums = add_step(state.sums, terms, *norms, state.step + 1)
-        return TrainState(state.step + 1, params, ema, opt_state, sums)
+        sums = add_step(state.sums, batch.terms, *norms, state.step + 1)
+        curve = update_curve(state.curve, batch.draws, batch.diffusion)
+        return TrainState(state.step + 1, params, ema, opt_state, sums, curve)
 
     state_shardings = shardings(abstract_state(experiment, mesh))
     return jax.jit(

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffenc.core.model import UNIFORM
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training import schedule_objective
@@ -170,10 +171,11 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
             changed,
             learning,
             trained_bound(learning),
+            UNIFORM,
             Images(jnp.asarray(levels_of(0))),
             jax.random.key(2),
             data_mesh(),
-        )
+        )[:2]
 
     def bits(schedule):
         return sum(map(float, measured(schedule)[1]))

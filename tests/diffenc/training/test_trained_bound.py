@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.core.model import Model
+from diffenc.core.model import UNIFORM, Model
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training.gradient import batch_gradient
@@ -129,7 +129,9 @@ def test_the_chain_has_as_many_equal_steps_as_are_asked_for(deep, num_steps):
 
 
 def measure(experiment, params):
-    return batch_gradient(params, experiment, trained_bound(experiment), Images(LEVELS), KEY, data_mesh())
+    return batch_gradient(
+        params, experiment, trained_bound(experiment), UNIFORM, Images(LEVELS), KEY, data_mesh()
+    )[:2]
 
 
 def test_the_interior_of_a_schedule_has_the_gradient_of_the_bound(deep):
