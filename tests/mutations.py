@@ -273,8 +273,8 @@ FAULTS = (
     Fault(
         "the schedule's interior trained on a part of the batch",
         "diffenc/training/gradient.py",
-        'params["schedule"], batch.draws.t, diffusion',
-        'params["schedule"], batch.draws.t[::2], diffusion[::2]',
+        'params["schedule"], batch.draws.t, diffusion / weight, weight',
+        'params["schedule"], batch.draws.t[::2], (diffusion / weight)[::2], weight[::2]',
         ("tests/diffenc/training/test_gradient.py",),
     ),
     Fault(
@@ -476,8 +476,8 @@ FAULTS = (
     Fault(
         "training times: the interior of a schedule as if drawn uniformly",
         "diffenc/training/gradient.py",
-        "diffusion / batch.draws.weight,",
-        "diffusion,",
+        "diffusion / weight, weight",
+        "diffusion",
         (LOSS_CURVE,),
     ),
     Fault(

@@ -104,12 +104,9 @@ def batch_gradient(
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
     gradient, means, diffusion = over_devices(params, batch)
+    weight = batch.draws.weight
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
-        bound.model.schedule,
-        params["schedule"],
-        batch.draws.t,
-        diffusion / batch.draws.weight,
-        batch.draws.weight,
+        bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
     return BatchGradient({**gradient, "schedule": schedule}, means, batch.draws, diffusion)
