@@ -153,7 +153,10 @@ class LearnedInterior(Schedule, Protocol):
     """A schedule that learns how log_snr falls between its ends; diffenc.training.schedule_objective says for what."""
 
     def interior(self, params: Params, t: Times) -> LogSNR:
-        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others."""
+        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others.
+
+        At finite T both are summed, so that the whole schedule is trained by the bound.
+        """
         ...
 
 
@@ -213,7 +216,8 @@ class Conditioning(Protocol):
 
 
 EXCESS = "excess"  # E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step, measured by --mode=fit_variance
-LOSS_CURVE = "loss_curve"  # root mean square of the diffusion loss over t, measured by --mode=diagnose
+# root mean square of the diffusion loss over t, measured by --mode=diagnose; training keeps a running one
+LOSS_CURVE = "loss_curve"
 MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE})
 
 
@@ -239,6 +243,19 @@ class Variance(Protocol):
           excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not measured,
             which never happens to a variance that requires it.
         """
+        ...
+
+
+@runtime_checkable
+class LearnedVariance(Variance, Protocol):
+    """A variance with parameters of its own, trained with the model; they belong to the T equal steps of training."""
+
+    def init(self, num_steps: int) -> Params:
+        """Returns the first parameters, for `num_steps` steps."""
+        ...
+
+    def given(self, params: Params) -> Variance:
+        """Returns the variance under `params`."""
         ...
 
 

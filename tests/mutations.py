@@ -31,6 +31,8 @@ ODE = "tests/diffenc/evaluation/test_ode.py"
 K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
+TRAINED_BOUND = "tests/diffenc/training/test_trained_bound.py"
+LOSS_CURVE = "tests/diffenc/training/test_loss_curve.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_class_conditioning.py"
 ENCODERS = "tests/plugins/encoders"
@@ -328,8 +330,8 @@ FAULTS = (
     Fault(
         "the schedule's interior trained on a part of the batch",
         "diffenc/training/gradient.py",
-        'params["schedule"], batch.draws.t, diffusion',
-        'params["schedule"], batch.draws.t[::2], diffusion[::2]',
+        'params["schedule"], batch.draws.t, diffusion / weight, weight',
+        'params["schedule"], batch.draws.t[::2], (diffusion / weight)[::2], weight[::2]',
         ("tests/diffenc/training/test_gradient.py",),
     ),
     Fault(
@@ -440,9 +442,100 @@ FAULTS = (
     Fault(
         "the rate forgotten where the schedule's interior is trained",
         "diffenc/training/schedule_objective.py",
-        "jnp.square(loss / jnp.mean(loss)) / rate",
-        "jnp.square(loss / jnp.mean(loss))",
+        "jnp.square(loss / jnp.mean(weight * loss)) / rate",
+        "jnp.square(loss / jnp.mean(weight * loss))",
         ("tests/diffenc/training/test_schedule_objective.py",),
+    ),
+    Fault(
+        "training at T: in continuous time all the same",
+        "diffenc/training/trained_bound.py",
+        "if num_timesteps == 0:",
+        "if num_timesteps >= 0:",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: the chain of another T",
+        "diffenc/training/trained_bound.py",
+        "times = equal_times(num_timesteps)",
+        "times = equal_times(num_timesteps + 1)",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: w applied twice",
+        "diffenc/training/trained_bound.py",
+        "times, variance_given(variance, params))",
+        "times, lambda *steps: 2 * variance_given(variance, params)(*steps))",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: no gradient in the schedule's interior",
+        "diffenc/training/trained_bound.py",
+        "self.schedule.apply(params, t) + (interior - jax.lax.stop_gradient(interior))",
+        "self.schedule.apply(params, t) + 0 * jax.lax.stop_gradient(interior)",
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: the interior's other objective as well",
+        "diffenc/training/gradient.py",
+        'bound.model.schedule, params["schedule"], batch',
+        'experiment.model.schedule, params["schedule"], batch',
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: a learned w forgotten",
+        "plugins/variances/builtin.py",
+        'return _Given(params["log_w"])',
+        'return _Given(0 * params["log_w"])',
+        (TRAINED_BOUND,),
+    ),
+    Fault(
+        "training at T: a learned w left out of what is measured",
+        "diffenc/workdir/fitted_chains.py",
+        "variance_given(self.variance, params)",
+        'variance_given(self.variance, {"variance": {"log_w": 0 * params.get("variance", {"log_w": 0})["log_w"]}})',
+        ("tests/diffenc/evaluation/test_trained_depth.py",),
+    ),
+    Fault(
+        "training at T: measured in continuous time unless told",
+        "diffenc/config/settings.py",
+        "**_fill(self, trained, trained.num_timesteps)",
+        "**_fill(self, trained, 0)",
+        ("tests/diffenc/config/test_depth.py",),
+    ),
+    Fault(
+        "training at T: its variance at every other T",
+        "diffenc/config/settings.py",
+        "trained.variance if as_trained else EQUAL",
+        "trained.variance if num_timesteps else EQUAL",
+        ("tests/diffenc/config/test_depth.py",),
+    ),
+    Fault(
+        "training times: the weight left in the curve of the loss",
+        "diffenc/training/loss_curve.py",
+        "jnp.square(weighted / draws.weight)",
+        "jnp.square(weighted)",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: drawn by another curve than the run's",
+        "diffenc/training/state.py",
+        "bind_curve(experiment.time_sampler, state.curve)",
+        "bind_curve(experiment.time_sampler, begin_curve(experiment.time_sampler))",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: the curve forgotten from step to step",
+        "diffenc/training/state.py",
+        "update_curve(state.curve, batch.draws",
+        "update_curve(begin_curve(experiment.time_sampler), batch.draws",
+        (LOSS_CURVE,),
+    ),
+    Fault(
+        "training times: the interior of a schedule as if drawn uniformly",
+        "diffenc/training/gradient.py",
+        "diffusion / weight, weight",
+        "diffusion",
+        (LOSS_CURVE,),
     ),
     Fault(
         "the devices' gradients not averaged",

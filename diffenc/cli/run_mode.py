@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from diffenc.config import gin_files, gin_loader, serialize
+from diffenc.config import gin_files, gin_loader
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.errors import UserError
 from diffenc.files import stores
 from diffenc.files.user_paths import expand_path
@@ -71,7 +72,7 @@ def _enable_x64(mode: str, experiment: Experiment, x64: bool) -> None:
     if x64:
         _refuse_training(mode, "--x64", "training is in float32")
     if x64 or jax.config.values["jax_enable_x64"]:
-        if serialize.network_precision(experiment) == "bfloat16":
+        if network_precision(experiment) == "bfloat16":
             raise UserError("--x64 is for networks in full precision: bind their precision to 'float32'")
         jax.config.update("jax_enable_x64", True)
 

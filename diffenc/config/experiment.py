@@ -2,10 +2,15 @@
 
 import dataclasses
 
+import jax
+
 from diffenc.config.conditioning_check import check_conditioning, check_sample_classes
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
+from diffenc.config.network_precision import MAX_TIMESTEPS, network_precision
 from diffenc.config.settings import (
+    MAX_COUNT,
+    Depth,
     Diagnose,
     Evaluate,
     Fit,
@@ -13,14 +18,29 @@ from diffenc.config.settings import (
     Likelihood,
     MeshConfig,
     Plan,
+    ResolvedEvaluate,
+    ResolvedSample,
     Sample,
     check_bounds,
     check_seed,
     require,
 )
-from diffenc.core.model import Model
+from diffenc.core.discretization import EQUAL
+from diffenc.core.model import UNIFORM, Model
+from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.fields.checked import checked
-from diffenc.interfaces import Dataset, Optimizer, Writer
+from diffenc.interfaces import (
+    EXCESS,
+    Dataset,
+    Key,
+    LearnedVariance,
+    Optimizer,
+    Params,
+    TimeSampler,
+    Variance,
+    Writer,
+    requires,
+)
 
 # Bindings that may change when a run is resumed or measured: lengths, cadences, effort, how networks are computed, and
 # all that is chosen after training; never the model that is trained.
@@ -63,6 +83,18 @@ FREE_TO_CHANGE = (
     "network.*.remat",
 )
 
+# Fields that hold a plugin which is trained with. Others of its kind are chosen after training; its own bindings are not free.
+TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler")
+
+# Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
+# config's hash, so that such a run keeps the hash that its records state.
+ADDED_LATER = (
+    "Model.stochasticity = @stochasticity.markov()",
+    "Experiment.num_timesteps = 0",
+    "Experiment.variance = @variance.equal()",
+    "Experiment.time_sampler = @time_sampler.uniform()",
+)
+
 # Further ones that may change when a run is measured, but not when it is resumed.
 FREE_TO_MEASURE = ("network.*.precision",)
 
@@ -75,6 +107,10 @@ class Experiment:
     Attributes:
       seed: with the step, the only source of randomness.
       steps: optimiser steps in all.
+      num_timesteps: T, the depth of the model whose bound is trained; 0 = continuous time.
+      variance: sigma_P^2 of the T steps, which are equal steps of t.
+      time_sampler: the density that times are drawn from; of the loss it changes the noise alone. One that needs a curve of
+        the loss is given a running one.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding.
@@ -96,6 +132,9 @@ class Experiment:
     optimizer: Optimizer
     seed: int = 0
     steps: int = 1000
+    num_timesteps: int = 0
+    variance: Variance = EQUAL
+    time_sampler: TimeSampler = UNIFORM
     batch_size: int = 128
     microbatches: int = 1
     ema_decay: float = 0.9999
@@ -132,3 +171,72 @@ class Experiment:
         require(0 <= self.ema_decay < 1, f"Experiment.ema_decay = {self.ema_decay}: must be in [0, 1)")
         check_conditioning(self.model, self.dataset)
         check_sample_classes(self.model, self.dataset, self.sample.classes, self.sample.guidance)
+        self._check_depth()
+
+    @property
+    def trained(self) -> Depth:
+        """The depth of the model that is trained."""
+        return Depth(self.num_timesteps, self.variance)
+
+    def init_params(self, key: Key) -> Params:
+        """Returns the parameters of the model, and as "variance" those of a learned variance (see `Model.init`)."""
+        params = self.model.init(key, self.dataset.image_shape)
+        if not isinstance(self.variance, LearnedVariance):
+            return params
+        return {
+            **params,
+            "variance": as_parameters(self.name_part("variance"), self.variance.init(self.num_timesteps)),
+        }
+
+    def abstract_params(self) -> Params:
+        """Returns shapes and dtypes of the parameters; computes nothing.
+
+        Raises:
+          UserError: as `Model.abstract_params`.
+        """
+        return abstract_arrays(lambda: self.init_params(jax.random.key(0)))
+
+    def name_part(self, part: str) -> str:
+        """Returns what messages call the plugin that has the parameters called `part`."""
+        return (
+            f"variance {type(self.variance).__name__}" if part == "variance" else self.model.name_part(part)
+        )
+
+    @property
+    def evaluation(self) -> ResolvedEvaluate:
+        """`evaluate`; what it leaves open is as trained."""
+        return self.evaluate.resolve(self.trained)
+
+    @property
+    def sampling(self) -> ResolvedSample:
+        """`sample`; what it leaves open is as trained."""
+        return self.sample.resolve(self.trained)
+
+    def _check_depth(self) -> None:
+        """Raises UserError if training, evaluation or sampling has no such depth."""
+        check_bounds("Experiment", self, num_timesteps=0)
+        require(
+            self.num_timesteps > 0 or self.variance == EQUAL,
+            "Experiment.variance needs discrete time: bind Experiment.num_timesteps = T",
+        )
+        require(
+            not requires(self.variance, EXCESS),
+            "Experiment.variance: what is fitted belongs to a trained run; train with another variance, and bind this "
+            "one to evaluate.variance",
+        )
+        precision = network_precision(self)
+        most = MAX_TIMESTEPS.get(precision, MAX_COUNT)
+        require(
+            self.num_timesteps <= most,
+            f"Experiment.num_timesteps = {self.num_timesteps}: in {precision} the bound is accurate up to T = {most}, "
+            "and no further",
+        )
+        # both check themselves
+        for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():
+            steps = Depth(settings.num_timesteps, settings.variance)
+            require(
+                not isinstance(settings.variance, LearnedVariance)
+                or (steps == self.trained and settings.times == "equal"),
+                f"{name}.variance: what is learned belongs to the T equal steps of training; bind another variance, as "
+                f"{name}.variance = @variance.fitted()",
+            )

@@ -4,21 +4,18 @@ import ast
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import jax.numpy as jnp
-
 from diffenc.config import names
-from diffenc.config.experiment import FREE_TO_CHANGE, Experiment
+from diffenc.config.experiment import ADDED_LATER, FREE_TO_CHANGE, TRAINED_PLUGINS, Experiment
 from diffenc.errors import UserError
 from diffenc.fields.values import coerce, format_value, leaf_values, nested_objects
 from diffenc.registry import plugin_packages
 
 # Bindings of fields that came with a later version, at the defaults that change nothing. They are no part of a hash, so
 # that a run from before keeps the one by which its evaluations, fits and figures know it.
-UNHASHED = frozenset({"Model.stochasticity = @stochasticity.markov()"})
 
 MAX_CHARACTERS = 1 << 20  # characters of a config text that is read as such
 MAX_LITERAL = 200  # characters of a value that is compared by more than its spelling
@@ -85,10 +82,14 @@ def config_hash(experiment: Experiment) -> str:
 
 def hash_text(text: str) -> str:
     """Returns the hex SHA-256 of a config text without comments and without bindings that are free to change during a run."""
+    kept = fixed_bindings(parse_bindings(text))
     lines = [
         line
         for line in text.splitlines()
-        if line and not line.startswith("#") and not is_free_to_change(line) and line not in UNHASHED
+        if line
+        and not line.startswith("#")
+        and line not in ADDED_LATER
+        and (" = " not in line or line.partition(" = ")[0] in kept)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -130,7 +131,7 @@ def find_differences(old_text: str, new_text: str, also_free: tuple[str, ...] = 
     Args:
       also_free: patterns of further bindings that are free to change.
     """
-    old, new = (_bindings(text, also_free) for text in (old_text, new_text))
+    old, new = (fixed_bindings(parse_bindings(text), also_free) for text in (old_text, new_text))
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -162,9 +163,13 @@ def parse_bindings(text: str) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
 
 
-def _bindings(text: str, also_free: tuple[str, ...]) -> dict[str, str]:
+def fixed_bindings(bindings: Mapping[str, str], also_free: tuple[str, ...] = ()) -> dict[str, str]:
+    """Returns those bindings of a config that are not free to change during a run."""
+    trained = {bindings.get(field, "").strip("@()") for field in TRAINED_PLUGINS}
     return {
-        key: value for key, value in parse_bindings(text).items() if not is_free_to_change(key, also_free)
+        key: value
+        for key, value in bindings.items()
+        if key.rpartition(".")[0] in trained or not is_free_to_change(key, also_free)
     }
 
 
@@ -181,14 +186,8 @@ def _default(key: str) -> str | None:
     return format_value(value, lambda other: f"@{other.selector}()")
 
 
-def network_precision(experiment: Experiment) -> str:
-    """Returns the precision of the networks: bfloat16 if any part of `experiment` has it, else JAX's default."""
-    chosen = {getattr(item, "precision", None) for item in nested_objects(experiment)}
-    return "bfloat16" if "bfloat16" in chosen else jnp.zeros(()).dtype.name
-
-
 def is_free_to_change(line: str, also_free: tuple[str, ...] = ()) -> bool:
-    """Returns whether a binding, given by itself or by its key, may change during a run."""
+    """Returns whether a binding, given by itself or by its key, may change during a run, whatever else is bound."""
     key = line.partition(" = ")[0].rpartition("/")[2]
     return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
 

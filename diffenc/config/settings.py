@@ -1,7 +1,7 @@
 """The settings of evaluation, sampling, fits and the device mesh."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.discretization import EQUAL
@@ -17,6 +17,7 @@ TIMES = ("equal", "fitted")
 MAX_COUNT = 2**31 - 1  # devices count in 32 bits
 MAX_BATCH = 2**24  # at a time
 IN_MEMORY = ("batch_size", "num")
+USUAL_STEPS = 1000  # of sampling, where the model was trained in continuous time
 
 
 def require(condition: bool, message: str) -> None:
@@ -25,15 +26,25 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def settings_name(settings: Any) -> str:
+    """Returns what configs and messages call the settings: "evaluate", of a ResolvedEvaluate too."""
+    return type(settings).__name__.removeprefix("Resolved").lower()
+
+
 def check_seed(name: str, seed: int) -> None:
     """Raises UserError unless `seed` has 32 bits: JAX would drop the others, and the data's order would not."""
     require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
 
 
 def check_bounds(name: str, settings: Any, **least: int) -> None:
-    """Raises UserError unless each field is at least as large as given here, and small enough to count or to hold."""
+    """Raises UserError unless each field is at least as large as given here, and small enough to count or to hold.
+
+    A field that is left open, None, is passed over.
+    """
     for field, bound in least.items():
         value, rule = getattr(settings, field), f"be at least {bound}" if bound else "not be negative"
+        if value is None:
+            continue
         require(value >= bound, f"{name}.{field} = {value}: must {rule}")
         most = MAX_BATCH if field in IN_MEMORY else MAX_COUNT
         require(value <= most, f"{name}.{field} = {value}: must be at most {most}")
@@ -45,14 +56,14 @@ def check_images(name: str, split: str, num_images: int | None) -> None:
     require(num_images is None or num_images >= 1, f"{name}.num_images = {num_images}: must be at least 1")
 
 
-def check_sampler(sampler: str, variance: Variance) -> None:
+def check_sampler(sampler: str, variance: Variance | None) -> None:
     """Raises UserError unless the sampler exists, and takes a variance if one is given."""
     require(
         sampler in SOLVERS,
         f"sample.sampler = {sampler!r}: no such sampler; nearest: {nearest(sampler, SOLVERS)}; there are {', '.join(SOLVERS)}",
     )
     require(
-        sampler == "ancestral" or variance == EQUAL,
+        sampler == "ancestral" or variance in (None, EQUAL),
         f"sample.variance is only for sample.sampler = 'ancestral', and it is {sampler!r}: unbind one of them",
     )
 
@@ -60,6 +71,27 @@ def check_sampler(sampler: str, variance: Variance) -> None:
 def check_times(name: str, times: str) -> None:
     """Raises UserError unless `times` is one of TIMES."""
     require(times in TIMES, f"{name}.times = {times!r}: must be one of {', '.join(TIMES)}")
+
+
+class Depth(NamedTuple):
+    """The depth of a model.
+
+    Attributes:
+      num_timesteps: T; 0 = continuous time.
+      variance: sigma_P^2 of the T steps.
+    """
+
+    num_timesteps: int
+    variance: Variance
+
+
+def _fill(settings: "Evaluate | Sample", trained: Depth, usual: int) -> dict[str, Any]:
+    """Returns T and the variance: those of the settings, or where they are open `usual`, and what belongs to T."""
+    num_timesteps = usual if settings.num_timesteps is None else settings.num_timesteps
+    as_trained = num_timesteps == trained.num_timesteps and settings.times == "equal"
+    of_steps = trained.variance if as_trained else EQUAL  # it belongs to the steps that it was trained for
+    variance = of_steps if settings.variance is None else settings.variance
+    return {"num_timesteps": num_timesteps, "variance": variance}
 
 
 @checked("evaluate")
@@ -76,9 +108,9 @@ class Evaluate:
       step: the checkpoint's step; None = the newest.
       seed: of times and noise; the same seed gives every model the same draws. Those of k_sample and likelihood depend on
         the batch size too.
-      num_timesteps: T, the depth of the model whose bound is measured; 0 = continuous time.
+      num_timesteps: T, the depth of the model whose bound is measured; 0 = continuous time; None = as trained.
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps.
+      variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, else equal.
       time_sampler: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
     """
 
@@ -89,9 +121,9 @@ class Evaluate:
     batch_size: int = 0
     step: int | None = None
     seed: int = 0
-    num_timesteps: int = 0
+    num_timesteps: int | None = None
     times: str = "equal"
-    variance: Variance = EQUAL
+    variance: Variance | None = None
     time_sampler: TimeSampler = UNIFORM
 
     def __post_init__(self):
@@ -102,9 +134,21 @@ class Evaluate:
         if self.num_timesteps == 0:  # any w other than 1 makes the continuous bound infinite
             chosen = "times" if self.times != "equal" else "variance"
             require(
-                self.times == "equal" and self.variance == EQUAL,
+                self.times == "equal" and self.variance in (None, EQUAL),
                 f"evaluate.{chosen} needs discrete time: bind evaluate.num_timesteps = T, or give --num_timesteps=T",
             )
+
+    def resolve(self, trained: Depth) -> "ResolvedEvaluate":
+        """Returns the settings for a model trained at the depth `trained`."""
+        return ResolvedEvaluate(**{**vars(self), **_fill(self, trained, trained.num_timesteps)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedEvaluate(Evaluate):
+    """Settings of `evaluate` with T and the variance known."""
+
+    num_timesteps: int = 0
+    variance: Variance = EQUAL
 
 
 @checked("sample")
@@ -113,12 +157,13 @@ class Sample:
     """Settings of sampling.
 
     Attributes:
-      num_timesteps: T, the number of steps.
+      num_timesteps: T, the number of steps; None = as trained, and 1,000 of a model trained in continuous time.
       num: number of images in the grid.
       step: the checkpoint's step; None = the newest.
       seed: of the noise.
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps.
+      variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, by an ancestral sampler,
+        else equal.
       sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
         step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
       classes: the classes to draw in turn, for a conditional network; None = all of them.
@@ -126,12 +171,12 @@ class Sample:
         samples are not of the model whose bits/dim are measured.
     """
 
-    num_timesteps: int = 1000
+    num_timesteps: int | None = None
     num: int = 64
     step: int | None = None
     seed: int = 0
     times: str = "equal"
-    variance: Variance = EQUAL
+    variance: Variance | None = None
     sampler: str = "ancestral"
     classes: tuple[int, ...] | None = None
     guidance: float = 0.0
@@ -142,6 +187,20 @@ class Sample:
         check_sampler(self.sampler, self.variance)
         check_bounds("sample", self, num_timesteps=1, num=1, guidance=0)
         require(self.classes != (), "sample.classes = (): name one class at least, or None for all")
+
+    def resolve(self, trained: Depth) -> "ResolvedSample":
+        """Returns the settings for a model trained at the depth `trained`."""
+        if self.sampler != "ancestral":  # the others take no variance
+            trained = trained._replace(variance=EQUAL)
+        return ResolvedSample(**{**vars(self), **_fill(self, trained, trained.num_timesteps or USUAL_STEPS)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedSample(Sample):
+    """Settings of `sample` with T and the variance known."""
+
+    num_timesteps: int = USUAL_STEPS
+    variance: Variance = EQUAL
 
 
 @checked("fit")

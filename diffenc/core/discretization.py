@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import EXCESS, LogSNR, PerStep, Times, Variance, requires
+from diffenc.interfaces import EXCESS, LearnedVariance, LogSNR, Params, PerStep, Times, Variance, requires
 from diffenc.registry import selector_of
 
 Stops = Float[Array, " steps_plus_one"]
@@ -46,6 +46,11 @@ def equal_times(num_steps: int) -> Float[np.ndarray, " steps_plus_one"]:
 def equal_steps(num_steps: int) -> Chain:
     """T = `num_steps` equal steps of t with sigma_P = sigma_Q."""
     return Chain(jnp.asarray(equal_times(num_steps)), jnp.zeros(num_steps))
+
+
+def variance_given(variance: Variance, params: Params) -> Variance:
+    """Returns `variance` under a model's parameters; one that is not learned, as it is."""
+    return variance.given(params["variance"]) if isinstance(variance, LearnedVariance) else variance
 
 
 def make_chain(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from diffenc.config.settings import Diagnose, Evaluate, Fit
+from diffenc.config.settings import Diagnose, Evaluate, Fit, ResolvedEvaluate, settings_name
 from diffenc.core.model import UNIFORM, Draws, SampleTimes
 from diffenc.core.rng import root_key
 from diffenc.data.batches import eval_batches
@@ -18,7 +18,7 @@ from diffenc.data.sources import subsample
 from diffenc.interfaces import Conditioning, Dataset, Images, Key, Source
 from diffenc.parallel.sharding import batch_sharded, check_divisible, images_to_devices, replicated, rows_here
 
-Settings = TypeVar("Settings", Evaluate, Fit, Diagnose)
+Settings = TypeVar("Settings", ResolvedEvaluate, Evaluate, Fit, Diagnose)
 B = TypeVar("B")
 
 
@@ -87,7 +87,7 @@ class EvaluationBatches:
         self.source = select_images(dataset, settings)
         self.batch_size = settings.batch_size
         self.passes = settings.passes if passes is None else passes
-        check_divisible(f"{type(settings).__name__.lower()}.batch_size", self.batch_size, mesh)
+        check_divisible(f"{settings_name(settings)}.batch_size", self.batch_size, mesh)
         self._conditioning = conditioning
         self._root, self._times_root = (
             root_key(settings.seed, name) for name in (purpose, f"{purpose} times")

@@ -49,7 +49,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     Raises:
       UserError: no run there, one of another config, or no such checkpoint.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.sample
+    mesh, settings = data_mesh(experiment.mesh), experiment.sampling
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     sampler = ImageSampler(experiment.model, experiment.dataset, settings, mesh, workdir, step)
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))

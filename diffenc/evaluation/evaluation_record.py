@@ -16,6 +16,7 @@ from rich.table import Table
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import Diagnose, Evaluate
 from diffenc.core.model import Model, Terms
 from diffenc.core.rng import generator
@@ -32,6 +33,7 @@ from diffenc.runtime.matmul_precision import matmul_precision
 TERMS = Terms._fields
 TIMES = "times"  # in evaluation.npz
 STRATIFIED = "over the pass"
+TRAINED_AT = "trained_at"  # T of the bound that was trained; absent = in continuous time
 KEYS = ("bpd", *(f"bpd_{term}" for term in TERMS))
 
 
@@ -89,7 +91,7 @@ def evaluation_record(
     Args:
       fitted_on: `Evaluator.fitted_on`.
     """
-    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+    settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
     return {
         **terms.metrics(),
         **image_metadata(experiment.dataset, experiment.model, settings.split, terms.times.shape[1]),
@@ -118,11 +120,17 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     return {
         "config_hash": serialize.config_hash(experiment),
         **experiment.model.path_metadata(),
-        "precision": serialize.network_precision(experiment),
+        **depth_metadata(experiment),
+        "precision": network_precision(experiment),
         "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,
         "prng": generator(),
     }
+
+
+def depth_metadata(experiment: Experiment) -> dict[str, Any]:
+    """Returns the T that a model was trained at, for a record; nothing of one trained in continuous time."""
+    return {TRAINED_AT: experiment.num_timesteps} if experiment.num_timesteps else {}
 
 
 def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import Evaluate
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Model, SampleTimes, Terms
@@ -47,11 +47,11 @@ class Evaluator:
             that must be fitted first is missing.
         """
         model, dataset = experiment.model, experiment.dataset
-        settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+        settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
         self._conditioning, self._mesh = model.conditioning, mesh
         self.batches = self._make_batches(dataset, settings)
         self.num_dims = int(np.prod(dataset.image_shape))
-        precision = serialize.network_precision(experiment)
+        precision = network_precision(experiment)
         self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
         sample_times, self._curve_of = loss_curves.bind_curve(settings.time_sampler, workdir)
         terms = partial(batch_terms, model, dataset.num_levels, self._bound.rule, sample_times)

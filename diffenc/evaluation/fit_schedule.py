@@ -17,18 +17,17 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import check_num_timesteps, network_precision
 from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.evaluated_bound import check_num_timesteps
 from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
-from diffenc.interfaces import Params, Variance
+from diffenc.interfaces import LearnedVariance, Params, Variance
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import variances
@@ -67,10 +66,11 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
     model, dataset, num_steps = experiment.model, experiment.dataset, settings.num_timesteps
     check_steps(num_steps)
-    check_num_timesteps(serialize.network_precision(experiment), num_steps)
+    check_variance(settings.variance)
+    check_num_timesteps(network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     origin = fitted_chains.fit_origin(experiment, step)
 
@@ -115,6 +115,15 @@ def check_steps(num_steps: int) -> None:
     if num_steps > MAX_STEPS:
         raise UserError(
             f"T = {num_steps}: times are fitted up to T = {MAX_STEPS}, beyond which equal ones are as good"
+        )
+
+
+def check_variance(variance: Variance) -> None:
+    """Raise UserError if the variance has a w for other steps alone."""
+    if isinstance(variance, LearnedVariance):
+        raise UserError(
+            "--mode=fit_schedule: a learned variance belongs to the T equal steps of training; bind another, as "
+            "evaluate.variance = @variance.fitted()"
         )
 
 

@@ -13,8 +13,8 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import check_num_timesteps, network_precision
 from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model, draw_noise
 from diffenc.core.objective import discrete, step_index
@@ -26,7 +26,6 @@ from diffenc.evaluation.batches import (
     map_batches,
     resolve_batch_size,
 )
-from diffenc.evaluation.evaluated_bound import check_num_timesteps
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
@@ -43,11 +42,11 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: no T is given, there is no run, or a step was drawn less than twice.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
     model, dataset, num_timesteps = experiment.model, experiment.dataset, settings.num_timesteps
     if num_timesteps == 0:
         raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
-    check_num_timesteps(serialize.network_precision(experiment), num_timesteps)
+    check_num_timesteps(network_precision(experiment), num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     target = fitted_chains.fit_path(workdir, num_timesteps, settings.times, settings.variance)
     times, fitted_on = equal_times(num_timesteps), {}
@@ -107,7 +106,7 @@ def measure_chain_costs(
     ) -> tuple[Int[Array, " b"], PerExample]:
         (levels, condition), (key, t) = images, key_and_times
         draws = draw_noise(key, levels.shape)._replace(t=t)
-        rule = discrete(chain.chain(model.schedule, params["schedule"]))
+        rule = discrete(chain.chain(model.schedule, params))
         terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
         return step_index(t, num_steps), terms.diffusion / num_steps
 

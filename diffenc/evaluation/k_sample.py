@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from rich.table import Table
 from scipy.special import logsumexp
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import diffuse, scale, sum_data, sum_squares
 from diffenc.core.model import Model
@@ -178,7 +178,7 @@ def k_sample(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: no T is given, there is no run, or something that must be fitted first is missing.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
+    mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
     if settings.num_timesteps == 0:
         raise UserError("--mode=k_sample needs T: give --num_timesteps=T")
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
@@ -205,8 +205,8 @@ def measure_log_weights(
         must be fitted first is missing.
     """
     model, dataset, samples = experiment.model, experiment.dataset, experiment.k_sample.samples
-    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
-    precision = serialize.network_precision(experiment)
+    settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
+    precision = network_precision(experiment)
     bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
 
     def batch_log_weights(
@@ -230,7 +230,7 @@ def measure_log_weights(
 def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) -> dict[str, Any]:
     """Returns the content of k_sample.json: the metrics, and everything needed to compare them with others."""
     _, samples, num_images = weights.log_w.shape
-    settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
+    settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
     return {
         **weights.metrics(),
         **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from rich.table import Table
 
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import Likelihood
 from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.model import Model
@@ -74,7 +74,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         did not reach the end.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluate
-    if serialize.network_precision(experiment) == "bfloat16":
+    if network_precision(experiment) == "bfloat16":
         raise UserError(
             "--mode=likelihood: a solver that controls its error needs more digits than bfloat16 has; bind the "
             "networks' precision to 'float32'"

@@ -10,8 +10,6 @@ from jax.sharding import Mesh
 from diffenc.checkpoint import checkpoints
 from diffenc.checkpoint.restore import Check, Restored, accept_any_metadata
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
-from diffenc.config.settings import MeshConfig
-from diffenc.core.model import Model
 from diffenc.data.sources import train_identity
 from diffenc.errors import UserError
 from diffenc.evaluation.precision_check import check_precision
@@ -60,10 +58,8 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     wanted = expected_metadata(experiment, workdir, display_name(workdir), FREE_TO_MEASURE)
     restored = read_ema(
         checkpoint_location(workdir),
-        experiment.model,
-        experiment.dataset.image_shape,
+        experiment,
         mesh,
-        experiment.mesh,
         step,
         wanted.check,
     )
@@ -74,10 +70,8 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
 
 def read_ema(
     location: PathLike,
-    model: Model,
-    image_shape: tuple[int, ...],
+    experiment: Experiment,
     mesh: Mesh,
-    mesh_config: MeshConfig,
     step: int | None,
     check: Check = accept_any_metadata,
 ) -> Restored:
@@ -87,7 +81,7 @@ def read_ema(
       UserError: as `Checkpoints.restore`.
     """
     with jax.enable_x64(False):  # checkpoints are float32, whatever precision is used after
-        abstract = {"ema": abstract_params(model, image_shape, mesh, mesh_config)}
+        abstract = {"ema": abstract_params(experiment, mesh)}
         return checkpoints.restore_from(location, abstract, step, check)
 
 

@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from diffenc.config.settings import Sample
+from diffenc.config.settings import ResolvedSample
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.core.rng import root_key
@@ -32,7 +32,7 @@ def count_stretches(steps: int) -> int:
     return max(count for count in range(1, min(steps, MAX_STRETCHES) + 1) if steps % count == 0)
 
 
-def sample_file_name(settings: Sample, step: int) -> str:
+def sample_file_name(settings: ResolvedSample, step: int) -> str:
     """Returns the name of the PNG: the step of the checkpoint, the settings of `sample`, and those that differ from the default."""
     chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
@@ -46,7 +46,7 @@ def sample_file_name(settings: Sample, step: int) -> str:
     return "_".join([*parts, f"n{settings.num}", f"seed{settings.seed}"]) + ".png"
 
 
-def settings_metadata(settings: Sample) -> dict[str, Any]:
+def settings_metadata(settings: ResolvedSample) -> dict[str, Any]:
     """Returns how samples are drawn from a given checkpoint, for a record."""
     metadata = {**vars(settings), "variance": variances.spell(settings.variance)}
     del metadata["step"]  # records have the step of the checkpoint, also where the settings leave it open
@@ -60,7 +60,7 @@ class ImageSampler:
         self,
         model: Model,
         dataset: Dataset,
-        settings: Sample,
+        settings: ResolvedSample,
         mesh: Mesh,
         workdir: Path | None = None,
         step: int | None = None,
@@ -88,7 +88,7 @@ class ImageSampler:
         fit.check()
         self.fitted_on = fit.of
         self._reverse_chain = jax.jit(
-            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params["schedule"]))
+            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params))
         )
 
     def draw(

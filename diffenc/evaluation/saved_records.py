@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffenc.config.settings import Evaluate
+from diffenc.config.settings import ResolvedEvaluate
 from diffenc.core.rng import USUAL
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluated_bound import bound_metadata
-from diffenc.evaluation.evaluation_record import TERMS, TIMES
+from diffenc.evaluation.evaluation_record import TERMS, TIMES, TRAINED_AT
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import record_checksum
 from diffenc.registry import time_samplers
@@ -133,7 +133,7 @@ class EvaluationSpec:
     seed: Any = 0
 
 
-def evaluation_spec(settings: Evaluate) -> EvaluationSpec:
+def evaluation_spec(settings: ResolvedEvaluate) -> EvaluationSpec:
     """Returns the spec of the evaluation that the settings describe."""
     bound = {**bound_metadata(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
     return EvaluationSpec(settings.split, bound, settings.num_images, settings.seed)
@@ -185,11 +185,14 @@ def stored_value(record: Record, key: str) -> Any:
     """Returns `record[key]` as current versions record it; None if it is missing.
 
     Earlier versions stored JAX's own setting as `matmul_precision`, which depends on the device, and no `prng`,
-    since they drew by JAX's defaults.
+    since they drew by JAX's defaults. A model whose T of training is not stated was trained in
+    continuous time.
     """
     value, device = record.get(key), record.get("device")
     if key == "prng" and value is None:
         return USUAL
+    if key == TRAINED_AT and value is None:
+        return "continuous"
     if key == "matmul_precision" and value == "default" and record.get("precision") == "float64":
         return "float64"
     if key == "matmul_precision" and isinstance(value, str) and isinstance(device, str):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Evaluate
+from diffenc.config.settings import ResolvedEvaluate
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records
@@ -85,14 +85,16 @@ def code_version() -> str:
 
 @main_process_only
 def _write(workdir: Path, arrays: Arrays, about: WeightsMetadata, experiment: Experiment) -> None:
-    evaluation, name = find_evaluation(workdir, about, experiment.evaluate), display_name(workdir)
+    evaluation, name = find_evaluation(workdir, about, experiment.evaluation), display_name(workdir)
     write_folder(workdir / FOLDER, arrays, about, evaluation, experiment.model.condition_metadata())
     logging.info("step %d in %s/%s: %s, %s", about.step, name, FOLDER, FILE, README)
     if evaluation is None:
         logging.info("the model card has no bits/dim: run --mode=evaluate, then --mode=export again")
 
 
-def find_evaluation(workdir: Path, about: WeightsMetadata, settings: Evaluate) -> dict[str, Any] | None:
+def find_evaluation(
+    workdir: Path, about: WeightsMetadata, settings: ResolvedEvaluate
+) -> dict[str, Any] | None:
     """Returns the evaluation of the same config and step that represents the run (`saved_records.choose_evaluation`).
 
     None if there is none. Skips unreadable files and those with a wrong checksum, with a warning.

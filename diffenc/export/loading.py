@@ -73,10 +73,8 @@ def _of_workdir(
     wanted = expected_metadata(experiment, path, path, FREE_TO_MEASURE)
     restored = read_ema(
         stores.join_path(path, CHECKPOINTS),
-        experiment.model,
-        experiment.dataset.image_shape,
+        experiment,
         data_mesh(),
-        experiment.mesh,
         step,
         wanted.check,
     )
@@ -124,7 +122,7 @@ def abstract_params(experiment: Experiment) -> Params:
       UserError: a plugin cannot be built for these images.
     """
     with jax.enable_x64(False):
-        return experiment.model.abstract_params(experiment.dataset.image_shape)
+        return experiment.abstract_params()
 
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -68,7 +68,7 @@ class TrainedModel:
 
     Attributes:
       experiment: the config of the run.
-      params: {"encoder", "schedule", "network", "stochasticity"}.
+      params: {"encoder", "schedule", "network", "stochasticity"}, and "variance" of a learned one.
       step: optimizer step of the checkpoint.
       name: the file or workdir that it was read from.
       workdir: folder with fits and curves of the run; None if there is none.
@@ -112,6 +112,7 @@ class TrainedModel:
             {} if num_timesteps is None else {"num_timesteps": num_timesteps}
         )
         chosen = replace_settings("sample", self.experiment.sample, seed=seed, **given)
+        chosen = chosen.resolve(self.experiment.trained)
         check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
         sampler = self._cached(
             # the key of the cache: the seed is an argument of the compiled function

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from diffenc.config.experiment import Experiment
 from diffenc.config.settings import MeshConfig
-from diffenc.core.model import Model
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.interfaces import Params
@@ -60,14 +60,14 @@ def shardings_of(
     return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
-def abstract_params(model: Model, image_shape: tuple[int, ...], mesh: Mesh, shape: MeshConfig) -> Params:
-    """Returns shapes, dtypes and shardings of a model's parameters; nothing is computed.
+def abstract_params(experiment: Experiment, mesh: Mesh) -> Params:
+    """Returns shapes, dtypes and shardings of the parameters; nothing is computed.
 
     Raises:
       UserError: as `specs_of`; a plugin cannot be built for these images, or the model is larger than any machine.
     """
-    shapes = model.abstract_params(image_shape)
-    return with_shardings(shapes, shapes, mesh, shape)
+    shapes = experiment.abstract_params()
+    return with_shardings(shapes, shapes, mesh, experiment.mesh)
 
 
 def with_shardings(state: PyTree, params: Params, mesh: Mesh, shape: MeshConfig) -> PyTree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.interfaces import EXCESS
+from diffenc.interfaces import EXCESS, LearnedVariance
 from diffenc.testing.assertions import require_close, require_declared, require_finite, require_like
 
 LOG_SNR = np.linspace(-15, 15, 12)
@@ -16,8 +16,14 @@ MEASURED = np.geomspace(1e-6, 30, 11)
 
 def _log_w(plugin: Any, order: np.ndarray | None = None) -> Any:
     order = np.arange(11) if order is None else order
+    plugin = _begun(plugin)
     steps = (LOG_SNR[:-1][order], LOG_SNR[1:][order], MEASURED[order])
     return plugin(*(jnp.asarray(values, jnp.result_type(float)) for values in steps))
+
+
+def _begun(plugin: Any) -> Any:
+    """Returns a variance of 11 steps; a learned one is as at the start of training."""
+    return plugin.given(plugin.init(11)) if isinstance(plugin, LearnedVariance) else plugin
 
 
 def log_w_is_finite_for_each_step(plugin: Any) -> None:
@@ -42,7 +48,7 @@ def requirements_are_declared(plugin: Any) -> None:
 
     def log_w() -> Any:
         steps = (jnp.asarray(values, jnp.float32) for values in (LOG_SNR[:-1], LOG_SNR[1:]))
-        return plugin(*steps, None)
+        return _begun(plugin)(*steps, None)
 
     require_declared(plugin, EXCESS, "log w without `excess`", log_w, "excess")
 

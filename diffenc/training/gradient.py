@@ -1,5 +1,6 @@
 """The gradient of a batch's loss, computed at once or accumulated over microbatches."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,12 +11,13 @@ from jaxtyping import Array, Float
 
 from diffenc.config.experiment import Experiment
 from diffenc.core import conditioning, unroll
-from diffenc.core.model import Draws, Terms, bits_per_dim, draw_noise
+from diffenc.core.model import Draws, SampleTimes, Terms, bits_per_dim, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import AXES, OVER_BATCH, check_divisible
 from diffenc.training import schedule_objective
+from diffenc.training.trained_bound import TrainedBound
 
 Scalar = Float[Array, ""]
 DROP_STREAM = 2  # folded into a key whose split into two keys is used as well
@@ -34,6 +36,25 @@ class Microbatch(NamedTuple):
     keys: ImageKeys
 
 
+Loss = Callable[[Params, Microbatch], tuple[Scalar, Terms]]
+
+
+class BatchGradient(NamedTuple):
+    """The gradient of a batch's -ELBO.
+
+    Attributes:
+      gradient: of the mean in bits/dim, shaped like the parameters.
+      terms: means in bits/dim.
+      draws: the times of the images, and their noise.
+      diffusion: each image's diffusion loss in nats, times the weight of its time.
+    """
+
+    gradient: Params
+    terms: Terms
+    draws: Draws
+    diffusion: PerExample
+
+
 def check_batch(experiment: Experiment, mesh: Mesh) -> None:
     """Raises UserError unless each microbatch divides evenly over the devices."""
     check_divisible("Experiment.batch_size", experiment.batch_size, mesh)
@@ -47,17 +68,25 @@ def check_batch(experiment: Experiment, mesh: Mesh) -> None:
 
 
 def batch_gradient(
-    params: Params, experiment: Experiment, images: Images, key: Key, mesh: Mesh
-) -> tuple[Params, Terms]:
-    """Returns the gradient of a batch's -ELBO in bits/dim, and its three terms; with dropout.
+    params: Params,
+    experiment: Experiment,
+    bound: TrainedBound,
+    sample_times: SampleTimes,
+    images: Images,
+    key: Key,
+    mesh: Mesh,
+) -> BatchGradient:
+    """Returns the gradient of a batch's -ELBO in bits/dim, and what it comes from; with dropout.
 
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
     dropped conditions are those of the undivided batch. The gradient with respect to the interior of a learned schedule
-    is that of its own objective (`diffenc.training.schedule_objective`).
+    is in continuous time that of its own objective (`diffenc.training.schedule_objective`).
 
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
+      bound: that of the experiment (`diffenc.training.trained_bound`).
+      sample_times: as `draw_noise` has it.
       images: sharded over all of `mesh`.
     """
     draw_key, dropout_key = jax.random.split(key)
@@ -65,29 +94,36 @@ def batch_gradient(
     shape = images.levels.shape
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
     dropout_keys = jax.random.split(dropout_key, shape[0])
-    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape), dropout_keys)
+    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape, sample_times), dropout_keys)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
-        partial(_device_gradient, experiment, specs, mesh.devices.size),
+        partial(_device_gradient, experiment, bound, specs, mesh.devices.size),
         mesh=mesh,
         in_specs=(specs, OVER_BATCH),
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
     gradient, means, diffusion = over_devices(params, batch)
+    weight = batch.draws.weight
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
-        experiment.model.schedule, params["schedule"], batch.draws.t, diffusion
+        bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
-    return {**gradient, "schedule": schedule}, means
+    return BatchGradient({**gradient, "schedule": schedule}, means, batch.draws, diffusion)
 
 
 def _device_gradient(
-    experiment: Experiment, specs: param_sharding.Specs, num_devices: int, params: Params, batch: Microbatch
+    experiment: Experiment,
+    bound: TrainedBound,
+    specs: param_sharding.Specs,
+    num_devices: int,
+    params: Params,
+    batch: Microbatch,
 ) -> tuple[Params, Terms, PerExample]:
     """Returns the batch's mean gradient and terms in bits/dim, and this device's diffusion losses in nats."""
     microbatches = divide_batch(batch, experiment.microbatches)
-    summed, nats = _accumulate(param_sharding.gather(params, specs), experiment, microbatches)
+    loss = partial(_loss, bound, experiment.dataset.num_levels)
+    summed, nats = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     gradient = param_sharding.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
@@ -110,26 +146,27 @@ def merge_microbatches(microbatches: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), microbatches)
 
 
-def _accumulate(params: Params, experiment: Experiment, microbatches: Microbatch) -> tuple[Params, Terms]:
+def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Terms]:
     """Returns the sum of the gradients of stacked microbatches in float32, and the terms in nats [count, B / count]."""
-    compute_gradient = jax.grad(_loss, has_aux=True)
+    compute_gradient = jax.grad(loss, has_aux=True)
 
     def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Terms]:
         # all but the keys, which are small, wait for the sum so far: unrolled, microbatches would else overlap in memory
         images, network_condition, draws = unroll.after(total, microbatch[:-1])
         microbatch = Microbatch(images, network_condition, draws, microbatch.keys)
-        gradient, nats = compute_gradient(params, experiment, microbatch)
+        gradient, nats = compute_gradient(params, microbatch)
         return jax.tree.map(jnp.add, total, gradient), nats
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return unroll.scan(add_gradient, zeros, microbatches)
 
 
-def _loss(params: Params, experiment: Experiment, microbatch: Microbatch) -> tuple[Scalar, Terms]:
+def _loss(
+    bound: TrainedBound, num_levels: int, params: Params, microbatch: Microbatch
+) -> tuple[Scalar, Terms]:
     """Returns -ELBO of a microbatch in bits/dim, and its terms in nats [B / count]."""
     (levels, condition), network_condition, draws, keys = microbatch
-    num_levels = experiment.dataset.num_levels
-    nats = experiment.model.elbo(
+    nats = bound.model.elbo(
         params,
         levels,
         draws,
@@ -137,6 +174,7 @@ def _loss(params: Params, experiment: Experiment, microbatch: Microbatch) -> tup
         condition=condition,
         network_condition=network_condition,
         keys=keys,
+        step_rule=bound.rule_of(params),
     )
     return _mean_bits(nats, levels[0].size).total, nats
 

@@ -106,7 +106,7 @@ class Evaluation(Hook):
     can_be_owed = True
 
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
-        fitted_chains.refuse_fits(experiment.evaluate)
+        fitted_chains.refuse_fits(experiment.evaluation)
         self.every = experiment.evaluate_every
         self._experiment = experiment
         self._evaluator = Evaluator(experiment, mesh, files.workdir)
@@ -135,11 +135,11 @@ class Samples(Hook):
     can_be_owed = True
 
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
-        fitted_chains.refuse_fits(experiment.sample)
+        fitted_chains.refuse_fits(experiment.sampling)
         self.every = experiment.sample_every
         model, dataset = experiment.model, experiment.dataset
         self._num_levels = dataset.num_levels
-        self._sampler = ImageSampler(model, dataset, experiment.sample, mesh, files.workdir)
+        self._sampler = ImageSampler(model, dataset, experiment.sampling, mesh, files.workdir)
 
     def __call__(self, session: Session) -> None:
         with session.clock.paused():

@@ -26,27 +26,32 @@ from diffenc.interfaces import LearnedInterior, LogSNR, Params, PerExample, Sche
 Scalar = Float[Array, ""]
 
 
-def interior_objective(schedule: Schedule, params: Params, t: Times, loss: PerExample) -> Scalar:
+def interior_objective(
+    schedule: Schedule, params: Params, t: Times, loss: PerExample, weight: PerExample | float = 1.0
+) -> Scalar:
     """Returns zero, with the gradient of the interior's objective; a schedule without a learned interior has none.
 
     Args:
       params: of the schedule.
-      t: drawn uniformly.
-      loss: the diffusion losses at t; only the values are used.
+      t: drawn uniformly, or with the density 1 / `weight`.
+      loss: the diffusion losses at t, without the weight; only the values are used.
+      weight: of the draws.
     """
     if not isinstance(schedule, LearnedInterior):
         return jnp.zeros(())
-    value = surrogate(schedule, params, t, loss)
+    value = surrogate(schedule, params, t, loss, weight)
     return value - jax.lax.stop_gradient(value)
 
 
-def surrogate(schedule: LearnedInterior, params: Params, t: Times, loss: PerExample) -> Scalar:
+def surrogate(
+    schedule: LearnedInterior, params: Params, t: Times, loss: PerExample, weight: PerExample | float = 1.0
+) -> Scalar:
     """Returns the mean square of the loss over its squared mean, as the mean of (l^2 / r) r_eta(lambda_t).
 
     The quotient is about 1 for any data; only the numerator has a gradient.
     """
     rate = rate_at_fixed_log_snr(schedule, params, t)
-    squares = jax.lax.stop_gradient(jnp.square(loss / jnp.mean(loss)) / rate)
+    squares = jax.lax.stop_gradient(weight * jnp.square(loss / jnp.mean(weight * loss)) / rate)
     return jnp.mean(squares * rate)
 
 

@@ -18,6 +18,8 @@ from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.loss_curve import LossCurve, begin_curve, bind_curve, update_curve
+from diffenc.training.trained_bound import trained_bound
 
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
@@ -44,8 +46,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
-      params: {"encoder", "schedule", "network", "stochasticity"}.
+      params: {"encoder", "schedule", "network", "stochasticity"}, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
+      curve: of the loss over time; None where times are drawn without one.
     """
 
     step: Count
@@ -53,6 +56,7 @@ class TrainState(NamedTuple):
     ema: Params
     opt_state: optax.OptState
     sums: Sums
+    curve: LossCurve | None = None
 
 
 # Updates that the average of another run is taken to have seen, so that its decay does not start small again.
@@ -69,10 +73,11 @@ def zero_sums() -> Sums:
 
 def init_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step. Slow unless under `jax.jit`."""
-    params = experiment.model.init(root_key(experiment.seed, "init"), experiment.dataset.image_shape)
+    params = experiment.init_params(root_key(experiment.seed, "init"))
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums())
+    curve = begin_curve(experiment.time_sampler)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums(), curve)
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -87,9 +92,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def check_structure(experiment: Experiment, params: Params) -> None:
     """Raises UserError unless the plugins' `init` returns the pytree structure of `params` again, as compiled steps need."""
-    model, shape = experiment.model, experiment.dataset.image_shape
-    owners = " or ".join(map(model.name_part, params))
-    require_same_structure(owners, lambda: params, lambda: model.abstract_params(shape))
+    owners = " or ".join(map(experiment.name_part, params))
+    require_same_structure(owners, lambda: params, experiment.abstract_params)
 
 
 def shardings(abstract: PyTree) -> PyTree:
@@ -111,17 +115,20 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     """Returns the jitted train step, to which the old state's buffers are donated."""
     optimizer = experiment.optimizer.build(experiment.steps)
     updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
-    step_key = root_key(experiment.seed, "train")
+    step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
     def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
-        gradient, terms = batch_gradient(state.params, experiment, images, key, mesh)
+        sample_times = bind_curve(experiment.time_sampler, state.curve)
+        batch = batch_gradient(state.params, experiment, bound, sample_times, images, key, mesh)
+        gradient = batch.gradient
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
-        sums = add_step(state.sums, terms, *norms, state.step + 1)
-        return TrainState(state.step + 1, params, ema, opt_state, sums)
+        sums = add_step(state.sums, batch.terms, *norms, state.step + 1)
+        curve = update_curve(state.curve, batch.draws, batch.diffusion)
+        return TrainState(state.step + 1, params, ema, opt_state, sums, curve)
 
     state_shardings = shardings(abstract_state(experiment, mesh))
     return jax.jit(

@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Evaluate, Sample
-from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess
+from diffenc.config.network_precision import network_precision
+from diffenc.config.settings import ResolvedEvaluate, ResolvedSample, settings_name
+from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess, variance_given
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import EXCESS, LogSNR, Params, Schedule, Times, Variance, requires
@@ -45,16 +46,16 @@ class FittedChain:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def chain(self, schedule: Schedule, params: Params) -> Chain:
-        """Returns the chain under `params`, which are those of the schedule.
+        """Returns the chain under a model's `params`, of which the schedule's and a learned variance's are used.
 
         Raises:
           UserError: the variance requires `excess`, which is None.
         """
 
         def log_snr_at(t: Times) -> LogSNR:
-            return schedule.apply(params, t)
+            return schedule.apply(params["schedule"], t)
 
-        return make_chain(log_snr_at, self.times, self.variance, self.excess)
+        return make_chain(log_snr_at, self.times, variance_given(self.variance, params), self.excess)
 
     def check(self) -> None:
         """Raises UserError if the variance requires `excess`, which is None. For use before anything is compiled."""
@@ -74,7 +75,7 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     settings = dataclasses.asdict(experiment.fit)
     # resolved, so that 0 and the same number written out count as one origin
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
-    precision = serialize.network_precision(experiment)
+    precision = network_precision(experiment)
     return {
         "step": step,
         "fit": settings,
@@ -83,9 +84,9 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def refuse_fits(settings: Evaluate | Sample) -> None:
+def refuse_fits(settings: ResolvedEvaluate | ResolvedSample) -> None:
     """Raises UserError if settings for use during training need a fit, which only a trained run can have."""
-    name = type(settings).__name__.lower()
+    name = settings_name(settings)
     for field, is_fitted in (
         ("times", settings.times != "equal"),
         ("variance", requires(settings.variance, EXCESS)),
@@ -148,7 +149,7 @@ def _parse(text: str | bytes, file: Path) -> dict[str, Any]:
 
 
 def find_chain(
-    workdir: Path | None, settings: Evaluate | Sample, checkpoint_step: int | None = None
+    workdir: Path | None, settings: ResolvedEvaluate | ResolvedSample, checkpoint_step: int | None = None
 ) -> FittedChain:
     """Returns the chain for settings of evaluation or sampling, from the fits in `workdir` if it needs one.
 

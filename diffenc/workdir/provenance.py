@@ -14,8 +14,8 @@ import jax
 from absl import logging
 
 from diffenc import registry
-from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.data.sources import dataset_name, source_name, train_identity
 from diffenc.fields.values import nested_objects
 from diffenc.files import record_checksum
@@ -67,7 +67,7 @@ def describe_environment(experiment: Experiment) -> Record:
         "backend": jax.default_backend(),
         "devices": ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),
         "processes": jax.process_count(),
-        "precision": serialize.network_precision(experiment),
+        "precision": network_precision(experiment),
         "matmul_precision": matmul_precision(),
         **({"plugins": found} if (found := plugin_packages(experiment)) else {}),
     }

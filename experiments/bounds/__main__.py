@@ -28,7 +28,7 @@ from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood, plots
-from diffenc.evaluation.evaluation_record import STRATIFIED, image_metadata
+from diffenc.evaluation.evaluation_record import STRATIFIED, depth_metadata, image_metadata
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
@@ -86,13 +86,13 @@ class Bounds:
 
     def _origin(self, experiment: Experiment, *more: Any) -> str:
         split, dataset = experiment.evaluate.split, experiment.dataset
-        settings = (experiment.evaluate, *more)
+        settings = (experiment.evaluation, *more)
         return repr((fit_origin(experiment, self.step), settings, STRATIFIED, dataset.fingerprint(split)))
 
     def elbo(self, label: str, **changes: Any) -> PassValues:
         """Returns the ELBO with these settings of `evaluate`; times and variances are fitted first."""
         experiment = self._with(**changes)
-        settings = experiment.evaluate
+        settings = experiment.evaluation
 
         def compute() -> dict[str, np.ndarray]:
             log_progress(f"{label}, T = {settings.num_timesteps or 'continuous'}")
@@ -158,7 +158,7 @@ def log_progress(name: str) -> None:
 
 def fit_if_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fits the times and variances that `experiment.evaluate` needs, unless they have been fitted before."""
-    settings = experiment.evaluate
+    settings = experiment.evaluation
     file = fit_path(workdir, settings.num_timesteps, settings.times, settings.variance)
     if file.is_file() and load_fit(file).get("excess_of") == fit_origin(experiment, step):
         return
@@ -180,7 +180,7 @@ def column_settings(w: float) -> dict[str, dict[str, Any]]:
 
 def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     """Returns all bounds, measured now or before."""
-    continuous = bounds.elbo("equal")
+    continuous = bounds.elbo("equal", num_timesteps=0)
     by_num_timesteps = {
         name: {
             num_timesteps: bounds.elbo(file_slug(name), num_timesteps=num_timesteps, **settings)
@@ -195,6 +195,7 @@ def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     num_images = continuous.values.shape[1]
     metadata = {
         **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
+        **depth_metadata(experiment),
         "passes": settings.passes,
         "step": bounds.step,
     }

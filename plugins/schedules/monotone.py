@@ -26,7 +26,8 @@ class Monotone:
     float32, over a hundred steps, while |start| <= 32). Parameters of zero, the first ones, give nearly a line.
 
     The bound is trained through the ends alone: in continuous time its mean does not depend on what lies between
-    them. `interior` is for diffenc.training.schedule_objective, which trains that to lower the variance.
+    them. `interior` is for diffenc.training.schedule_objective, which trains that to lower the variance, and at finite
+    T for diffenc.training.trained_bound, which trains it by the bound.
 
     Attributes:
       log_snr_max: the first value at t = 0.

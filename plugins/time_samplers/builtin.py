@@ -19,7 +19,7 @@ Uniform = time_samplers.register("uniform")(UniformTimeSampler)
 class Importance:
     """More times where the loss is large: density proportional to its root mean square, from --mode=diagnose.
 
-    Of all densities that one has the least Monte-Carlo error for independent draws. It is constant in each of
+    In training the curve is a running one. Of all densities that one has the least Monte-Carlo error for independent draws. It is constant in each of
     the curve's bins, so that its inverse distribution function is piecewise linear.
 
     Attributes:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffenc.core.discretization import EqualVariance
 from diffenc.errors import UserError
-from diffenc.interfaces import EXCESS, PerStep
+from diffenc.interfaces import EXCESS, Params, PerStep
 from diffenc.registry import variances
 
 Equal = variances.register("equal")(EqualVariance)
@@ -42,3 +42,34 @@ class Fitted:
     def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
         assert excess is not None  # required: see diffenc.core.discretization.require_excess
         return -jnp.log1p(excess)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """log w of given steps."""
+
+    log_w: PerStep
+
+    def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
+        assert len(log_snr_t) == len(self.log_w)  # Experiment has seen to it
+        return self.log_w
+
+
+@variances.register("learned")
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """log w of each of the T steps of training, parameters that are trained by the bound; w = 1 at first.
+
+    With a given model the bound is lowest at variance.fitted's w. It is for Experiment.variance.
+    """
+
+    def init(self, num_steps: int) -> Params:
+        return {"log_w": jnp.zeros(num_steps)}
+
+    def given(self, params: Params) -> _Given:
+        return _Given(params["log_w"])
+
+    def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
+        raise UserError(
+            "variance.learned has a w for the T equal steps of training alone: bind another evaluate.variance"
+        )

@@ -210,7 +210,9 @@ def test_samples_show_the_classes_in_turn(three):
         experiment = three(
             model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, **settings)
         )
-        return ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh()).draw(PARAMS)
+        return ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh()).draw(
+            PARAMS
+        )
 
     np.testing.assert_array_equal(draw(num=5), PATTERNS[[0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(draw(num=3, classes=(2, 0)), PATTERNS[[2, 0, 2]])
@@ -221,7 +223,7 @@ def test_samples_show_the_classes_in_turn(three):
 
 def test_images_may_be_of_classes_that_the_caller_names(three):
     experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, num=4))
-    images = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
+    images = ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh())
     np.testing.assert_array_equal(images.draw(PARAMS, labels=np.array([2, 2, 0, 1])), PATTERNS[[2, 2, 0, 1]])
     np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])
 

@@ -22,7 +22,8 @@ from rich.table import Table
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.fid_settings import Fid
-from diffenc.config.settings import Sample
+from diffenc.config.network_precision import network_precision
+from diffenc.config.settings import ResolvedSample
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
 from diffenc.core.parameters import count_parameters
@@ -118,20 +119,20 @@ class SampleCache:
         self.size = settings.batch_size
         self._shape = (self.size, *dataset.image_shape)
         self._params, self._workdir = params, workdir
-        chunk = dataclasses.replace(experiment.sample, num=self.size)
+        chunk = dataclasses.replace(experiment.sampling, num=self.size)
         self._sampler = ImageSampler(model, dataset, chunk, mesh, workdir, step)
         self._root = root_key(settings.seed, "fid")
         conditional = bool(conditioned_modules(model.network))
         self._labels = SampleLabels(dataset, experiment.sample.classes, settings, conditional)
         self.metadata = {
             "step": step,
-            **sampling_metadata(experiment.sample, settings),
+            **sampling_metadata(experiment.sampling, settings),
             **self._labels.metadata,
             **self._sampler.fitted_on,
         }
         computation = {
             "config": serialize.config_hash(experiment),
-            "precision": serialize.network_precision(experiment),
+            "precision": network_precision(experiment),
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }
@@ -201,7 +202,7 @@ class SampleLabels:
         return class_shares(self._dataset)
 
 
-def sampling_metadata(sample: Sample, settings: Fid) -> dict[str, Any]:
+def sampling_metadata(sample: ResolvedSample, settings: Fid) -> dict[str, Any]:
     """Returns how samples are drawn from a given checkpoint, as entries of the record."""
     sampling = settings_metadata(sample)
     del sampling["num"], sampling["seed"]  # fid has its own

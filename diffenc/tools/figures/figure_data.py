@@ -16,13 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
+from diffenc.config.network_precision import network_precision
 from diffenc.core.objective import Encode
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_on_mesh, map_batches
-from diffenc.evaluation.evaluation_record import image_metadata
+from diffenc.evaluation.evaluation_record import depth_metadata, image_metadata
 from diffenc.evaluation.fit_schedule import exact_log_snr
 from diffenc.evaluation.restore import to_default_precision
 from diffenc.interfaces import Conditioning, Context, Data, Dataset, Images, LogSNR, Params, Source
@@ -76,7 +77,8 @@ class FigureInputs:
             "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
             "config_hash": serialize.config_hash(self.experiment),
-            "precision": serialize.network_precision(self.experiment),
+            **depth_metadata(self.experiment),
+            "precision": network_precision(self.experiment),
         }
 
     @property

@@ -9,7 +9,7 @@ from diffenc.workdir import fitted_chains
 
 def samples_metadata(subject: FigureInputs) -> Record:
     """Returns everything the samples depend on, fitted times and variances included."""
-    settings = subject.experiment.sample
+    settings = subject.experiment.sampling
     fitted_on = fitted_chains.find_chain(subject.workdir, settings, subject.step).of
     return {**subject.model_metadata, "sample": settings_metadata(settings), "fitted": fitted_on}
 
@@ -18,7 +18,7 @@ def measure_samples(subject: FigureInputs) -> FigureRecord:
     """Draws the samples; the array is `levels`."""
     experiment = subject.experiment
     sampler = ImageSampler(
-        experiment.model, experiment.dataset, experiment.sample, subject.mesh, subject.workdir, subject.step
+        experiment.model, experiment.dataset, experiment.sampling, subject.mesh, subject.workdir, subject.step
     )
     levels = sampler.draw(subject.params, Progress("samples", sampler.num_stretches))
     return FigureRecord({"num_levels": experiment.dataset.num_levels}, {"levels": levels})

@@ -179,6 +179,7 @@ def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     keys = sorted({key for run in known for key in run.config})
     rows = [(key, [run.config.get(key) for run in known]) for key in keys]
     rows = [(key, values) for key, values in rows if len(set(values)) > 1]
+    fixed = {key for run in known for key in serialize.fixed_bindings(run.config)}
     parts = (
         ("Differences that affect training", False),
         ("Differences that do not affect training", True),
@@ -186,9 +187,7 @@ def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     return [
         {"title": title, "rows": selected, "runs": known}
         for title, is_free in parts
-        if (
-            selected := [(key, values) for key, values in rows if serialize.is_free_to_change(key) == is_free]
-        )
+        if (selected := [(key, values) for key, values in rows if (key not in fixed) == is_free])
     ]
 
 

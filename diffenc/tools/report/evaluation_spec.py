@@ -7,6 +7,7 @@ from typing import Any
 from diffenc.evaluation import saved_records
 from diffenc.evaluation.saved_records import EvaluationSpec, Record, finite_number
 
+TRAINED_STEPS = "Experiment.num_timesteps"
 SPLIT, STEPS, NUM_IMAGES, SEED = (
     "evaluate.split",
     "evaluate.num_timesteps",
@@ -43,14 +44,14 @@ def describe_spec(config: Mapping[str, str]) -> str:
 
 def _chain_metadata(config: Mapping[str, str]) -> dict[str, Any]:
     """Returns T, times and variance as evaluation.json has them."""
-    steps = _parse_literal(config, STEPS, 0)
+    trained, steps = _parse_literal(config, TRAINED_STEPS, 0), _parse_literal(config, STEPS, None)
+    steps = trained if steps is None else steps
     if not steps:
         return {"T": "continuous"}
-    times, variance = (
-        _parse_literal(config, "evaluate.times", "equal"),
-        _format_plugin(config, "variance", "equal"),
-    )
-    return {"T": steps, "times": times, "variance": variance}
+    times = _parse_literal(config, "evaluate.times", "equal")
+    as_trained = config.get("evaluate.variance") == "None" and (steps, times) == (trained, "equal")
+    owner = "Experiment" if as_trained else "evaluate"
+    return {"T": steps, "times": times, "variance": _format_plugin(config, "variance", "equal", owner)}
 
 
 def _is_conditional(config: Mapping[str, str]) -> bool:
@@ -58,9 +59,10 @@ def _is_conditional(config: Mapping[str, str]) -> bool:
     return config.get("Model.conditioning", "@conditioning.none()") != "@conditioning.none()"
 
 
-def _format_plugin(config: Mapping[str, str], kind: str, default: str) -> str:
+def _format_plugin(config: Mapping[str, str], kind: str, default: str, owner: str = "evaluate") -> str:
     """Returns `name(field=value)` for a reference @scope/kind.name(), with the fields that the config binds."""
-    name = config.get(f"evaluate.{kind}", f"@{kind}.{default}()").strip("@()")
+    bound = config.get(f"{owner}.{kind}", "None")
+    name = (f"@{kind}.{default}()" if bound == "None" else bound).strip("@()")
     fields = [
         f"{key.rpartition('.')[2]}={value}" for key, value in config.items() if key.rpartition(".")[0] == name
     ]

@@ -85,12 +85,9 @@ def find_incompatibility(one: Record, two: Record, keys: Sequence[str]) -> str |
 
 def _config_key(run: RunData) -> object:
     """Returns the bindings that training depends on, without the seed."""
-    kept = (
-        (key, value)
-        for key, value in run.config.items()
-        if key != SEED and not serialize.is_free_to_change(key)
-    )
-    return tuple(sorted(kept)) or run.workdir
+    kept = serialize.fixed_bindings(run.config)
+    kept.pop(SEED, None)
+    return tuple(sorted(kept.items())) or run.workdir
 
 
 def _seed_or_index(run: RunData, index: int) -> int:

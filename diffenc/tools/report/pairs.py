@@ -33,7 +33,7 @@ EQUAL_KEYS = (
     "prng",
     "stratified",
 )
-REPORTED_KEYS = ("step", "precision", "matmul_precision")  # may differ, and are then mentioned
+REPORTED_KEYS = ("step", "trained_at", "precision", "matmul_precision")  # may differ, and are then mentioned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from diffenc.checkpoint import meta
 from diffenc.checkpoint.checkpoints import FOLDER
-from diffenc.config import gin_loader, serialize
+from diffenc.config import gin_loader
 from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
+from diffenc.config.network_precision import network_precision
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records
 from diffenc.evaluation.evaluated_bound import bound_metadata
@@ -100,7 +101,7 @@ def is_evaluated(run: Run) -> bool:
 
 def expected_metadata(experiment: Experiment) -> dict[str, Any]:
     """Returns the metadata that an evaluation record of `experiment` must have."""
-    settings = experiment.evaluate
+    settings = experiment.evaluation
     return {
         **bound_metadata(settings),
         "split": settings.split,
@@ -109,7 +110,7 @@ def expected_metadata(experiment: Experiment) -> dict[str, Any]:
         "batch_size": settings.batch_size or experiment.batch_size,
         "seed": settings.seed,
         "time_sampler": time_samplers.spell(settings.time_sampler),
-        "precision": serialize.network_precision(experiment),
+        "precision": network_precision(experiment),
         "step": settings.step or experiment.steps,
     }
 

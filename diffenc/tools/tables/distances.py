@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffenc.config import serialize
+from diffenc.config.network_precision import network_precision
 from diffenc.evaluation.saved_records import RequiredKeys
 from diffenc.evaluation.uncertainty_format import MISSING, Figure
 from diffenc.registry import features
@@ -42,9 +42,9 @@ def is_measured(run: Run) -> bool:
     expected = {
         "features": features.spell(choose_features(experiment.fid, experiment.dataset.image_shape)),
         "step": experiment.sample.step or experiment.steps,
-        "precision": serialize.network_precision(experiment),
+        "precision": network_precision(experiment),
         **{key: getattr(settings, key) for key in ("num_images", "kid_images", "kid_block")},
-        **sampling_metadata(experiment.sample, experiment.fid),
+        **sampling_metadata(experiment.sampling, experiment.fid),
     }
     columns = {(num, split) for num in settings.nums for split in settings.splits}
     is_complete = columns == set(distances_by_column(record, "distance"))

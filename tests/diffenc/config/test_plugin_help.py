@@ -33,7 +33,7 @@ def test_types_and_defaults():
     assert row("encoder.trainable", "network") == ["Network", "must be bound"]
     assert row("evaluate", "passes") == ["int", "1"]
     assert row("evaluate", "split") == ["str", "'test'"]
-    assert row("evaluate", "variance") == ["Variance", "@variance.equal()"]
+    assert row("Experiment", "variance") == ["Variance", "@variance.equal()"]
     assert row("Experiment", "model") == ["Model", "must be bound"]
     assert "network.unet.fourier_powers" in describe("unet"), "the kind may be left out"
 
@@ -42,7 +42,7 @@ def test_how_it_is_used():
     assert "bound by:        Model.encoder = @encoder.trainable()" in describe("encoder.trainable")
     assert "bound by:        Experiment.writers = (@writer.wandb(),)" in describe("writer.wandb")
     assert (
-        "bound by:        evaluate.variance = @variance.fixed() or sample.variance = @variance.fixed()"
+        "bound by:        Experiment.variance = @variance.fixed() or evaluate.variance = @variance.fixed()"
         in describe("variance.fixed")
     )
 

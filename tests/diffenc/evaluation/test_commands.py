@@ -131,7 +131,7 @@ def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, s
     experiment = trained(sample=Sample(num_timesteps=6, num=5, seed=2, step=step))
     path = commands.sample(experiment, workdir)
     assert path == workdir / "samples" / f"{step or 12:09d}_T6_n5_seed2.png"
-    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
+    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh())
     images = sampler.draw(_state(experiment, workdir, step or 12).ema)
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]
     np.testing.assert_array_equal(np.asarray(Image.open(path)), make_grid(shades)[..., 0])

@@ -392,9 +392,9 @@ def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_dee
         ({"num_images": 0}, "evaluate.num_images = 0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(settings, message):
+def test_what_cannot_be_measured_is_refused(tiny, settings, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        Evaluate(**settings)
+        tiny(evaluate=Evaluate(**settings))
 
 
 @pytest.mark.parametrize(

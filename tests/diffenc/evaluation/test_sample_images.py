@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from absl import logging
 
-from diffenc.config.settings import Sample
-from diffenc.core.discretization import Chain, equal_steps
+from diffenc.config.settings import ResolvedSample, Sample
+from diffenc.core.discretization import EQUAL, Chain, equal_steps
 from diffenc.core.model import Model
 from diffenc.core.rng import root_key
 from diffenc.errors import UserError
@@ -45,7 +45,7 @@ class Sure:
 
 
 def image_sampler(experiment, workdir=None, step=None):
-    return ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh(), workdir, step)
+    return ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh(), workdir, step)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def file_fit(workdir, name, **content):
     [
         ("T4.json", np.arange(5) / 4, Fitted()),
         ("T4_fitted_fitted.json", TIMES, Fitted()),
-        ("T4_fitted_equal.json", TIMES, Sample().variance),
+        ("T4_fitted_equal.json", TIMES, EQUAL),
     ],
 )
 def test_the_chain_may_be_a_fitted_one(tiny, params, tmp_path, name, times, variance):
@@ -204,10 +204,10 @@ def test_the_mode_reads_the_fits_beside_the_run_and_names_the_file_so(tiny, tmp_
 
 def test_the_files_name_says_what_is_not_usual():
     settings = [
-        Sample(num_timesteps=4),
-        Sample(num_timesteps=4, sampler="ddim"),
-        Sample(num_timesteps=4, times="fitted", sampler="euler_maruyama"),
-        Sample(num_timesteps=4, times="fitted", variance=Fitted()),
+        ResolvedSample(num_timesteps=4),
+        ResolvedSample(num_timesteps=4, sampler="ddim"),
+        ResolvedSample(num_timesteps=4, times="fitted", sampler="euler_maruyama"),
+        ResolvedSample(num_timesteps=4, times="fitted", variance=Fitted()),
     ]
     assert [sample_file_name(each, 5) for each in settings] == [
         "000000005_T4_n64_seed0.png",

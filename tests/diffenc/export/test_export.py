@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from diffenc.checkpoint.checkpoints import Checkpoints
-from diffenc.config.settings import Evaluate, MeshConfig
+from diffenc.config.settings import Evaluate, MeshConfig, ResolvedEvaluate
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.formatting import format_measurement
@@ -99,7 +99,7 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
         (folder / f"{number:04d}.json").write_text(json.dumps(RECORD | {"number": number}))
     (folder / "10001.json").write_text("{")
     (folder / "copy of 3.json").write_text("{}")
-    found = export.find_evaluation(tmp_path, ABOUT, Evaluate())
+    found = export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate())
     assert found is not None
     assert found["number"] == 10_000
     assert len(warned) == 1
@@ -109,13 +109,13 @@ def test_the_newest_evaluation_by_number_and_broken_ones_are_passed_over(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "number"),
     [
-        (Evaluate(), 2),
-        (Evaluate(split="train", num_timesteps=5, num_images=16), 3),
-        (Evaluate(num_timesteps=5), 4),
-        (Evaluate(num_images=5), 5),
-        (Evaluate(num_images=5_000), 2),  # more than there are: all
-        (Evaluate(split="train"), 6),
-        (Evaluate(num_timesteps=7), 6),  # the newest, as none is of that
+        (ResolvedEvaluate(), 2),
+        (ResolvedEvaluate(split="train", num_timesteps=5, num_images=16), 3),
+        (ResolvedEvaluate(num_timesteps=5), 4),
+        (ResolvedEvaluate(num_images=5), 5),
+        (ResolvedEvaluate(num_images=5_000), 2),  # more than there are: all
+        (ResolvedEvaluate(split="train"), 6),
+        (ResolvedEvaluate(num_timesteps=7), 6),  # the newest, as none is of that
     ],
 )
 def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path, settings, number):
@@ -185,9 +185,9 @@ def test_a_changed_digit_is_not_on_the_card(tmp_path, monkeypatch, write_record)
     file = tmp_path / "evaluations" / "0001.json"
     file.parent.mkdir()
     write_record(file, RECORD | {"bpd": 4.7026})
-    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) == json.loads(file.read_text())
+    assert export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate()) == json.loads(file.read_text())
     file.write_text(file.read_text().replace("4.7026", "4.7016"))
-    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is None
+    assert export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate()) is None
     assert len(warned) == 1
     assert f"skipped: {file}: its content does not match its sha256" in warned[0]
     assert "evaluate the run again" in warned[0]
@@ -203,10 +203,10 @@ def test_a_record_without_a_checksum_that_its_terms_contradict_is_not_on_the_car
     parts = {f"bpd_{name}": 1.0 for name in nats}
     said = RECORD | parts | {"bpd": 3.0, "num_images": 5, "split_images": 5}
     (folder / "0001.json").write_text(json.dumps(said))  # images of 3 dimensions
-    assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is not None
+    assert export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate()) is not None
     for change in ({"bpd": 2.0}, {"bpd_latent": 0.9}):
         (folder / "0001.json").write_text(json.dumps(said | change))
-        assert export.find_evaluation(tmp_path, ABOUT, Evaluate()) is None
+        assert export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate()) is None
         assert "0001.npz: is of another evaluation" in warned[-1]
 
 
@@ -216,7 +216,7 @@ def test_the_chain_of_the_config_goes_before_a_newer_one_of_the_same_length(tmp_
     for number, times in enumerate(("equal", "fitted"), 1):
         said = RECORD | {"T": 5, "times": times, "variance": "equal", "number": number}
         write_record(tmp_path / "evaluations" / f"{number:04d}.json", said)
-    found = export.find_evaluation(tmp_path, ABOUT, Evaluate(num_timesteps=5))
+    found = export.find_evaluation(tmp_path, ABOUT, ResolvedEvaluate(num_timesteps=5))
     assert found is not None
     assert found["number"] == 1
 

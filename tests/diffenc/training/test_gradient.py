@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.core.model import Draws, Model, Terms, draw_noise
+from diffenc.core.model import UNIFORM, Draws, Model, Terms, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import gradient, schedule_objective
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.trained_bound import trained_bound
 from diffenc_plugins.conditionings import ByClass
 from diffenc_plugins.schedules import Monotone
 
@@ -149,7 +150,9 @@ def _measure(params, experiment, levels=LEVELS):
     """The gradient and the terms of a batch."""
 
     def measure(params, levels):
-        return batch_gradient(params, experiment, Images(levels), KEY, data_mesh())
+        return batch_gradient(
+            params, experiment, trained_bound(experiment), UNIFORM, Images(levels), KEY, data_mesh()
+        )[:2]
 
     return jax.jit(measure, compiler_options=QUICK_TO_COMPILE)(params, levels)
 
@@ -240,7 +243,9 @@ def test_parts_take_the_memory_of_one(stub):
         experiment = stub(Layers, microbatches=parts)
         params = jax.eval_shape(lambda: experiment.model.init(KEY, ()))
         step = jax.jit(
-            lambda params, levels: batch_gradient(params, experiment, Images(levels), KEY, data_mesh())[0]
+            lambda params, levels: batch_gradient(
+                params, experiment, trained_bound(experiment), UNIFORM, Images(levels), KEY, data_mesh()
+            )[0]
         )
         memory = step.lower(params, batch).compile().memory_analysis()
         assert memory is not None
@@ -274,7 +279,11 @@ def _telling(experiment, drop, parts):
     experiment = dataclasses.replace(experiment, model=model, microbatches=parts)
     params: Any = {"encoder": {}, "schedule": {}, "network": {"w": jnp.asarray(1.0)}}
     images = Images(LEVELS, jnp.asarray(LABELS + 1))
-    of_batch = jax.jit(lambda key: batch_gradient(params, experiment, images, key, data_mesh()))
+    of_batch = jax.jit(
+        lambda key: batch_gradient(
+            params, experiment, trained_bound(experiment), UNIFORM, images, key, data_mesh()
+        )[:2]
+    )
 
     def told(key):
         gradient, terms = of_batch(key)

@@ -158,7 +158,7 @@ def test_samples_are_of_the_averaged_parameters(run, state, tmp_path):
     (tmp_path / "samples" / ".000000006.png.tmp-55085c68").write_bytes(b"")  # as a kill left it
     experiment = run("samples", writer, 6, sample=Sample(num_timesteps=6, num=4))
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000000006.png"]
-    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sample, data_mesh())
+    sampler = ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh())
     images = sampler.draw(state.ema)
     assert (images != sampler.draw(state.params)).any()
     shades = np.array([0, 64, 128, 191, 255], np.uint8)[images]  # five levels over 0 .. 255

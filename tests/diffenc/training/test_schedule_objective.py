@@ -6,11 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from diffenc.core.model import UNIFORM
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training import schedule_objective
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.state import init_state, make_train_step
+from diffenc.training.trained_bound import trained_bound
 from diffenc_plugins.schedules import LearnedEndpoints, Linear, Monotone
 
 SCHEDULE = Monotone(6.0, -4.0, units=8)
@@ -166,8 +168,14 @@ def test_what_is_reported_stays_the_bound_and_its_gradient_that_of_the_ends(lear
     def measured(schedule):
         changed = {**params, "schedule": schedule}
         return batch_gradient(
-            changed, learning, Images(jnp.asarray(levels_of(0))), jax.random.key(2), data_mesh()
-        )
+            changed,
+            learning,
+            trained_bound(learning),
+            UNIFORM,
+            Images(jnp.asarray(levels_of(0))),
+            jax.random.key(2),
+            data_mesh(),
+        )[:2]
 
     def bits(schedule):
         return sum(map(float, measured(schedule)[1]))

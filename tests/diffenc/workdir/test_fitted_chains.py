@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffenc import registry
-from diffenc.config.settings import Evaluate, Sample
+from diffenc.config.settings import ResolvedEvaluate, ResolvedSample
 from diffenc.core.discretization import EQUAL
 from diffenc.errors import UserError
 from diffenc.workdir import fitted_chains
@@ -20,6 +20,7 @@ FITTED = registry.variances["fitted"]()
 TIMES = np.array([0.0, 0.1, 0.6, 1.0])
 OF = {"times_of": {"step": 7}, "excess_of": {"step": 7}}
 EXCESS = [0.5, 0.1 + 0.2, 1e-300]
+NO_PARAMS = {"schedule": {}}
 
 
 @pytest.fixture
@@ -116,16 +117,16 @@ def test_what_is_not_a_fit_is_refused_by_name(file, kind):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 def test_without_a_fit_times_are_equal_and_excess_unknown(tmp_path, make):
     plan = fitted_chains.find_chain(tmp_path, make(num_timesteps=5, variance=FITTED))
     np.testing.assert_allclose(plan.times, np.arange(6) / 5)
     assert plan.excess is None
     with pytest.raises(UserError, match=r"variance\.fitted was not fitted for these 5 steps"):
-        plan.chain(Linear(4.0, -5.0), {})
+        plan.chain(Linear(4.0, -5.0), NO_PARAMS)
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 @pytest.mark.parametrize("fitted", [{"times": "fitted"}, {"variance": FITTED}])
 def test_without_a_workdir_no_mode_is_recommended(make, fitted):
     assert fitted_chains.find_chain(None, make(num_timesteps=5)).excess is None
@@ -134,7 +135,7 @@ def test_without_a_workdir_no_mode_is_recommended(make, fitted):
     assert "--mode" not in str(refused.value)
 
 
-@pytest.mark.parametrize("make", [Evaluate, Sample])
+@pytest.mark.parametrize("make", [ResolvedEvaluate, ResolvedSample])
 @pytest.mark.parametrize(("variance", "name"), [(EQUAL, "equal"), (FITTED, "fitted")])
 def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, variance, name):
     message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --num_timesteps=5 first, with"
@@ -145,25 +146,27 @@ def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, 
 
 @pytest.mark.usefixtures("x64", "file")
 def test_a_plan_has_the_times_and_variances_filed(tmp_path):
-    plan = fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED))
+    plan = fitted_chains.find_chain(
+        tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED)
+    )
     np.testing.assert_array_equal(plan.times, TIMES)
-    chain = plan.chain(Linear(4.0, -5.0), {})
+    chain = plan.chain(Linear(4.0, -5.0), NO_PARAMS)
     np.testing.assert_allclose(chain.times, TIMES, rtol=1e-12)
     np.testing.assert_allclose(chain.log_w, -np.log1p(EXCESS), rtol=1e-12)
-    compiled = jax.jit(lambda params: plan.chain(Linear(4.0, -5.0), params))({})
+    compiled = jax.jit(lambda params: plan.chain(Linear(4.0, -5.0), params))(NO_PARAMS)
     np.testing.assert_allclose(compiled.log_w, chain.log_w, rtol=1e-12)
 
 
 def test_a_fit_of_another_chain_is_left_alone(tmp_path, file):
     for settings in (
-        Evaluate(num_timesteps=3),
-        Evaluate(num_timesteps=3, variance=FITTED),
-        Sample(num_timesteps=4),
+        ResolvedEvaluate(num_timesteps=3),
+        ResolvedEvaluate(num_timesteps=3, variance=FITTED),
+        ResolvedSample(num_timesteps=4),
     ):
         assert fitted_chains.find_chain(tmp_path, settings).excess is None
     for settings in (
-        Evaluate(num_timesteps=3, times="fitted"),
-        Evaluate(num_timesteps=2, times="fitted", variance=FITTED),
+        ResolvedEvaluate(num_timesteps=3, times="fitted"),
+        ResolvedEvaluate(num_timesteps=2, times="fitted", variance=FITTED),
     ):
         with pytest.raises(UserError, match="no times are fitted"):
             fitted_chains.find_chain(tmp_path, settings)
@@ -174,7 +177,7 @@ def test_a_fit_of_another_chain_is_left_alone(tmp_path, file):
 def test_a_fit_to_another_checkpoint_is_used_and_said_to_be_one(tmp_path, caplog, step, warned):
     with caplog.at_level(std_logging.WARNING, logger="absl"):
         plan = fitted_chains.find_chain(
-            tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED), step
+            tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED), step
         )
     np.testing.assert_array_equal(plan.times, TIMES)
     assert ("was fitted at step 7, not 8" in caplog.text) == warned
@@ -192,14 +195,16 @@ def test_what_needs_no_fit_reads_none(tmp_path, variance):
     """Nor warns of one, nor is stopped by one that is damaged."""
     fitted_chains.fit_path(tmp_path, 3, "equal", variance).parent.mkdir()
     fitted_chains.fit_path(tmp_path, 3, "equal", variance).write_text("damaged")
-    plan = fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, variance=variance))
+    plan = fitted_chains.find_chain(tmp_path, ResolvedEvaluate(num_timesteps=3, variance=variance))
     assert (plan.excess, plan.of) == (None, {})
 
 
 @pytest.mark.usefixtures("file")
 def test_a_plan_says_what_it_was_fitted_on(tmp_path):
     assert (
-        fitted_chains.find_chain(tmp_path, Evaluate(num_timesteps=3, times="fitted", variance=FITTED)).of
+        fitted_chains.find_chain(
+            tmp_path, ResolvedEvaluate(num_timesteps=3, times="fitted", variance=FITTED)
+        ).of
         == OF
     )
 
@@ -207,15 +212,15 @@ def test_a_plan_says_what_it_was_fitted_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        (Evaluate(num_timesteps=3, variance=FITTED), "evaluate.variance"),
-        (Evaluate(num_timesteps=3, times="fitted"), "evaluate.times"),
-        (Sample(variance=FITTED), "sample.variance"),
-        (Sample(times="fitted"), "sample.times"),
+        (ResolvedEvaluate(num_timesteps=3, variance=FITTED), "evaluate.variance"),
+        (ResolvedEvaluate(num_timesteps=3, times="fitted"), "evaluate.times"),
+        (ResolvedSample(variance=FITTED), "sample.variance"),
+        (ResolvedSample(times="fitted"), "sample.times"),
     ],
 )
 def test_training_is_not_begun_with_what_only_a_trained_run_can_have(settings, key):
     every = f"Experiment.{key.split('.')[0]}_every = 0"
     with pytest.raises(UserError, match=rf"^{key}: fits need a trained run.*{every}"):
         fitted_chains.refuse_fits(settings)
-    fitted_chains.refuse_fits(Evaluate(num_timesteps=3, variance=Fixed(0.9)))
-    fitted_chains.refuse_fits(Sample())
+    fitted_chains.refuse_fits(ResolvedEvaluate(num_timesteps=3, variance=Fixed(0.9)))
+    fitted_chains.refuse_fits(ResolvedSample())

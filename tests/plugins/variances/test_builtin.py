@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from diffenc import registry, testing
 from diffenc.core.discretization import EQUAL, make_chain
 from diffenc.errors import UserError
-from diffenc_plugins.variances import Equal, Fitted
+from diffenc_plugins.variances import Equal, Fitted, Learned
 
 
 @pytest.mark.parametrize("check", testing.CHECKS["variance"])
@@ -50,6 +50,15 @@ def test_steps_that_cost_nothing_are_of_equal_variance():
 def test_small_excesses_keep_their_digits_in_float32():
     got = Fitted()(ZEROS[:2], ONES[:2], jnp.asarray([1e-7, 1e-10], jnp.float32))
     np.testing.assert_allclose(got, [-1e-7, -1e-10], rtol=1e-6)
+
+
+def test_a_learned_w_is_a_parameter_a_step_and_begins_as_one():
+    params = Learned().init(4)
+    np.testing.assert_array_equal(Learned().given(params)(ZEROS, ONES, None), np.zeros(4))
+    moved = {"log_w": params["log_w"] + jnp.arange(4.0)}
+    np.testing.assert_array_equal(Learned().given(moved)(ZEROS, ONES, None), np.arange(4))
+    with pytest.raises(UserError, match=r"variance\.learned has a w for the T equal steps of training alone"):
+        Learned()(ZEROS, ONES, None)
 
 
 def test_what_is_not_fitted_is_refused_with_the_way_out():

@@ -274,7 +274,7 @@ def test_samples_are_of_the_averaged_model_by_the_chosen_sampler(experiment, wor
     ema, _ = restore_ema(settings, workdir, mesh, None)
     (folder,) = (workdir / "fid").iterdir()
     key = jax.random.fold_in(fid.root_key(0, "fid"), 0)
-    alone = dataclasses.replace(settings.sample, num=4)
+    alone = dataclasses.replace(settings.sampling, num=4)
     images = ImageSampler(settings.model, settings.dataset, alone, mesh).draw(ema, lambda: None, key)
     np.testing.assert_array_equal(np.load(folder / "000000.npy"), images)
     assert json.loads((folder / "of.json").read_text())["sampling"]["sampler"] == "ddim"

@@ -202,20 +202,24 @@ def test_the_last_evaluation_is_on_the_curve_if_it_is_of_the_same(made, config, 
 
 
 ASKED = [
-    Evaluate(),
-    Evaluate(num_images=2),
-    Evaluate(num_timesteps=25),
-    Evaluate(num_timesteps=25, variance=Fixed(2.0)),
-    Evaluate(num_timesteps=25, times="fitted", variance=Fitted()),
-    Evaluate(time_sampler=Importance(0.2)),
+    {"evaluate": Evaluate()},
+    {"evaluate": Evaluate(num_images=2)},
+    {"evaluate": Evaluate(num_timesteps=25)},
+    {"evaluate": Evaluate(num_timesteps=25, variance=Fixed(2.0))},
+    {"evaluate": Evaluate(num_timesteps=25, times="fitted", variance=Fitted())},
+    {"evaluate": Evaluate(time_sampler=Importance(0.2))},
+    {"num_timesteps": 8, "evaluate": Evaluate()},
+    {"num_timesteps": 8, "variance": Fixed(2.0), "evaluate": Evaluate()},
+    {"num_timesteps": 8, "variance": Fixed(2.0), "evaluate": Evaluate(num_timesteps=9)},
+    {"num_timesteps": 8, "variance": Fixed(2.0), "evaluate": Evaluate(times="fitted")},
 ]
 
 
 def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, tiny):
     """Of each config with each evaluation, only its own is of the same."""
     for row, settings in enumerate(ASKED):
-        config = config_text(tiny(evaluate=settings))
-        for column, other in enumerate(ASKED):
+        config = config_text(tiny(**settings))
+        for column, other in enumerate(tiny(**changes).evaluation for changes in ASKED):
             count = other.num_images or 1300
             sampler = time_samplers.spell(other.time_sampler)
             said = evaluation(**bound_metadata(other), num_images=count, time_sampler=sampler)

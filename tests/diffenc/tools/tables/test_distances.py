@@ -67,7 +67,7 @@ def finish(folder, flags, columns, **said):
             record = {
                 **{"distances": found, "images": images, "features_identity": "f286bbf4", "step": 1000},
                 **{"num_images": None, "kid_images": 10_000, "kid_block": 1000, "precision": "float32"},
-                **distances.sampling_metadata(run.experiment.sample, run.experiment.fid),
+                **distances.sampling_metadata(run.experiment.sampling, run.experiment.fid),
                 **said,
             }
             run.workdir.mkdir(parents=True)

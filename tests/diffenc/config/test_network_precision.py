@@ -1,9 +1,9 @@
-"""How deep a bound can be measured."""
+"""How deep a bound can be measured, and trained."""
 
 import pytest
 
+from diffenc.config.network_precision import check_num_timesteps
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluated_bound import check_num_timesteps
 
 
 @pytest.mark.parametrize(("precision", "deepest"), [("bfloat16", 300), ("float32", 10_000)])

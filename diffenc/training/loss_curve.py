@@ -1,0 +1,69 @@
+"""The running curve of the loss over time, by which a time sampler draws the times of training.
+
+It estimates what `--mode=diagnose` measures, the root mean square of the diffusion loss in equal bins of t, from the losses of
+training itself. Whatever the curve is, the weights of the time sampler keep the loss unbiased; the nearer it is, the less noise.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffenc.core.model import Draws, SampleTimes
+from diffenc.core.objective import step_index
+from diffenc.interfaces import LOSS_CURVE, PerExample, TimeSampler, requires
+
+BINS = 64
+DECAY = 0.99  # of a step's losses with each step after it
+
+
+class LossCurve(NamedTuple):
+    """Decaying sums over the draws of a run, in equal bins of t.
+
+    Attributes:
+      squares: of the diffusion loss, nats.
+      counts: of draws.
+    """
+
+    squares: Float[Array, " bins"]
+    counts: Float[Array, " bins"]
+
+
+def begin_curve(sampler: TimeSampler) -> LossCurve | None:
+    """Returns the curve before the first step; None for a time sampler that needs none."""
+    return LossCurve(jnp.zeros(BINS), jnp.zeros(BINS)) if requires(sampler, LOSS_CURVE) else None
+
+
+def bind_curve(sampler: TimeSampler, curve: LossCurve | None) -> SampleTimes:
+    """Returns how the time sampler draws times by the curve so far."""
+    return partial(sampler, curve=None if curve is None else root_mean_squares(curve))
+
+
+def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
+    """Returns the curve; in a bin without a draw it is that of all draws, and before the first draw 1."""
+    squares, counts = jnp.sum(curve.squares), jnp.sum(curve.counts)
+    overall = jnp.where(counts > 0, squares / jnp.where(counts > 0, counts, 1.0), 1.0)
+    drawn = curve.counts > 0
+    means = jnp.where(drawn, curve.squares / jnp.where(drawn, curve.counts, 1.0), overall)
+    return jnp.sqrt(means)
+
+
+def update_curve(curve: LossCurve | None, draws: Draws, weighted: PerExample) -> LossCurve | None:
+    """Returns the curve with a batch's draws.
+
+    Args:
+      weighted: the diffusion losses as the bound has them, times 1 / the density of t.
+    """
+    if curve is None:
+        return None
+    index = step_index(draws.t, BINS)
+
+    def sum_in_bins(values: PerExample) -> Float[Array, " bins"]:
+        return jax.ops.segment_sum(values, index, BINS)
+
+    squares = sum_in_bins(jnp.square(weighted / draws.weight))
+    return LossCurve(
+        DECAY * curve.squares + squares, DECAY * curve.counts + sum_in_bins(jnp.ones_like(weighted))
+    )

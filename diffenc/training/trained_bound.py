@@ -1,0 +1,62 @@
+"""The bound that training lowers: in continuous time, or that of a chain of T steps."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+
+from diffenc.config.experiment import Experiment
+from diffenc.core.discretization import equal_times, make_chain, variance_given
+from diffenc.core.model import Model
+from diffenc.core.objective import StepRule, continuous, discrete
+from diffenc.interfaces import Key, LearnedInterior, LogSNR, Params, Schedule, Times
+
+
+class TrainedBound(NamedTuple):
+    """The bound that training lowers.
+
+    Attributes:
+      model: whose -ELBO it is.
+      rule_of: the step rule under given parameters.
+    """
+
+    model: Model
+    rule_of: Callable[[Params], StepRule]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedByBound:
+    """A schedule whose interior has the gradient of the bound, as its ends have.
+
+    At finite T the bound depends on the interior too. It is no `LearnedInterior`: no other objective is left for it.
+    """
+
+    schedule: LearnedInterior
+
+    def init(self, key: Key) -> Params:
+        return self.schedule.init(key)
+
+    def apply(self, params: Params, t: Times) -> LogSNR:
+        interior = self.schedule.interior(params, jax.lax.stop_gradient(t))
+        # the value of `apply`, to which this adds 0, with the gradients of both
+        return self.schedule.apply(params, t) + (interior - jax.lax.stop_gradient(interior))
+
+
+def trained_bound(experiment: Experiment) -> TrainedBound:
+    """Returns the bound that the experiment trains; at T > 0 all parameters of the schedule have its gradient."""
+    model, (num_timesteps, variance) = experiment.model, experiment.trained
+    if num_timesteps == 0:
+        return TrainedBound(model, lambda params: continuous)
+    times = equal_times(num_timesteps)
+    model = dataclasses.replace(model, schedule=_trained_by_bound(model.schedule))
+
+    def rule_of(params: Params) -> StepRule:
+        return discrete(make_chain(partial(model.log_snr, params), times, variance_given(variance, params)))
+
+    return TrainedBound(model, rule_of)
+
+
+def _trained_by_bound(schedule: Schedule) -> Schedule:
+    return TrainedByBound(schedule) if isinstance(schedule, LearnedInterior) else schedule
