@@ -61,10 +61,11 @@ class Row:
     encoder: int
     schedule: int
     published: tuple[int, int] | None
+    stochasticity: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.encoder + self.schedule
+        return self.network + self.encoder + self.schedule + self.stochasticity
 
     @property
     def agrees(self) -> bool:

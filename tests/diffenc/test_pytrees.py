@@ -329,7 +329,7 @@ class AnotherFunction(Formed):
         (WholeEquinox(), r"encoder Trainable: init returns activation, which is a function \(relu\)"),
         (
             AnotherFunction(),
-            "network AnotherFunction or schedule LearnedEndpoints: two calls of init return pytrees of",
+            "network AnotherFunction or schedule LearnedEndpoints or stochasticity Markov: two calls of init return pytrees of",
         ),
     ],
 )

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -8,9 +9,11 @@ import pytest
 
 from diffenc.core import objective
 from diffenc.core.discretization import EQUAL, Chain, equal_steps, equal_times, make_chain
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.interfaces import EXCESS
 
+markov = partial(MARKOV.increment, {})
 TIMES = np.array([0.0, 0.1, 0.25, 0.7, 1.0])
 
 
@@ -81,9 +84,7 @@ def test_a_unit_interval_of_draws_is_shared_out_equally_among_unequal_steps(x64)
     t = jnp.asarray([0.0, 0.2499, 0.25, 0.5, 0.75, 0.99999])
     chain = Chain(jnp.asarray(TIMES), jnp.asarray(log_w))
     x = np.random.default_rng(0).normal(size=(6, 2))
-    step = objective.discrete(chain)(
-        lambda log_snr: jnp.asarray(x), log_snr_at, lambda log_snr_t, log_snr_s: log_snr_s - log_snr_t, t
-    )
+    step = objective.discrete(chain)(lambda log_snr: jnp.asarray(x), log_snr_at, markov, t)
     index = np.array([0, 0, 1, 2, 3, 3])
     np.testing.assert_allclose(step.log_snr, log_snr_at(TIMES[index + 1]), rtol=1e-12)
     rise = np.exp(log_snr_at(TIMES[index])) - np.exp(log_snr_at(TIMES[index + 1]))
