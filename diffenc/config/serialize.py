@@ -14,9 +14,6 @@ from diffenc.errors import UserError
 from diffenc.fields.values import coerce, format_value, leaf_values, nested_objects
 from diffenc.registry import plugin_packages
 
-# Bindings of fields that came with a later version, at the defaults that change nothing. They are no part of a hash, so
-# that a run from before keeps the one by which its evaluations, fits and figures know it.
-
 MAX_CHARACTERS = 1 << 20  # characters of a config text that is read as such
 MAX_LITERAL = 200  # characters of a value that is compared by more than its spelling
 MAX_DIFFERENCES = 8  # differences in a message

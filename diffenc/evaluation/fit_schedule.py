@@ -66,9 +66,11 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: T is not given or too large, or there is no run.
     """
-    mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
-    model, dataset, num_steps = experiment.model, experiment.dataset, settings.num_timesteps
+    num_steps = experiment.evaluation.num_timesteps
     check_steps(num_steps)
+    mesh, model, dataset = data_mesh(experiment.mesh), experiment.model, experiment.dataset
+    # as an evaluation with these times resolves them, so that it finds the fit
+    settings = dataclasses.replace(experiment.evaluate, times="fitted").resolve(experiment.trained)
     check_variance(settings.variance)
     check_num_timesteps(network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)

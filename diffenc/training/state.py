@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
     """Everything that a run carries from step to step.
 
     Attributes:
-      step: optimizer steps taken. With the seed it determines data, times, noise and dropout masks.
+      step: optimizer steps taken. With the seed it determines data, noise and dropout masks, and with `curve` the times.
       params: {"encoder", "schedule", "network", "stochasticity"}, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
       curve: of the loss over time; None where times are drawn without one.

@@ -10,6 +10,7 @@ from diffenc.interfaces import Params
 from diffenc.registry import optimizers
 
 NEVER_DECAYED = ("b", "bias", "offset", "scale")
+NOT_KERNELS = frozenset({"schedule", "stochasticity", "variance"})  # groups of a model's parameters
 
 
 @optimizers.register("adamw")
@@ -17,7 +18,7 @@ NEVER_DECAYED = ("b", "bias", "offset", "scale")
 class AdamW:
     """AdamW with a linear warm-up, a learning-rate schedule after it, and clipping of the gradient's norm.
 
-    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule of the diffusion process.
+    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule, path and variances of the process.
 
     Attributes:
       learning_rate: at the end of the warm-up, the largest one.
@@ -84,6 +85,6 @@ def decay_mask(params: Params) -> Params:
     def decays(path, leaf) -> bool:
         names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
         name = names[-2:-1] if names[-1:] == ["value"] else names[-1:]
-        return "schedule" not in names[:1] and not set(name) & set(NEVER_DECAYED) and leaf.ndim > 1
+        return not set(names[:1]) & NOT_KERNELS and not set(name) & set(NEVER_DECAYED) and leaf.ndim > 1
 
     return jax.tree_util.tree_map_with_path(decays, params)

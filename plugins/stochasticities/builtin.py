@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffenc.core import stochasticity
-from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
 from diffenc.interfaces import Key, LogSNR, Params
 from diffenc.registry import stochasticities
@@ -27,7 +27,8 @@ class Nontrainable:
         return {}
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
-        return log_snr_s - log_snr_t + 2 * softplus_rise(-log_snr_s, -log_snr_t)
+        rise = log_snr_s - log_snr_t
+        return rise + 2 * softplus_rise(-log_snr_s, rise)
 
 
 @stochasticities.register("constant")
@@ -52,8 +53,7 @@ class Constant:
         return self.eta**2 * (log_snr_s - log_snr_t)
 
 
-def softplus_rise(low: LogSNR, high: LogSNR) -> LogSNR:
-    """Returns softplus(high) - softplus(low), without cancellation as high -> low, and without overflow."""
-    rise = high - low
-    near = jnp.log1p(sigma_squared(-low) * jnp.expm1(jnp.clip(rise, -1, 1)))
-    return jnp.where(jnp.abs(rise) < 1, near, jax.nn.softplus(high) - jax.nn.softplus(low))
+def softplus_rise(low: Float[Array, "..."], rise: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns softplus(low + rise) - softplus(low), without overflow, and without cancellation where `rise` is small."""
+    near = jnp.log1p(jax.nn.sigmoid(low) * jnp.expm1(jnp.clip(rise, -1, 1)))
+    return jnp.where(jnp.abs(rise) < 1, near, jax.nn.softplus(low + rise) - jax.nn.softplus(low))

@@ -2,18 +2,14 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Key, LogSNR, Params
 from diffenc.registry import stochasticities
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.stochasticities.builtin import softplus_rise
-
-PerKnot = Float[Array, "b knots"]
 
 
 @stochasticities.register("learned")
@@ -46,28 +42,9 @@ class Learned:
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         knots = np.linspace(self.log_snr_min, self.log_snr_max, self.knots)
         width = 0.5 * float(knots[1] - knots[0])
-        low, high = (self._scaled(log_snr, knots, width) for log_snr in (log_snr_t, log_snr_s))
-        pieces = jnp.exp(params["log_eta_2"])[None] * _pieces(low, ((log_snr_s - log_snr_t) / width)[:, None])
-        return width * (jnp.sum(pieces, axis=1) + softplus_rise(low[:, -1], high[:, -1]))
-
-    def _scaled(self, log_snr: LogSNR, knots: np.ndarray, width: float) -> PerKnot:
-        return (log_snr[:, None] - jnp.asarray(knots, log_snr.dtype)[None]) / width
-
-
-def _pieces(low: PerKnot, rise: Float[Array, "b 1"]) -> PerKnot:
-    """Integrals of S_k - S_(k+1) over a step, k = 0 .. K - 1, in units of the width. S_0 = 1.
-
-    The integral of S is log(1 - S + S e^rise), so that of a difference is, without cancellation or overflow,
-
-        log1p(c (S_k - S_(k+1)) / (e^(-rise) + c S_(k+1))),  c = 1 - e^(-rise),  S at the step's beginning,
-
-    and S_k - S_(k+1) = S_k (1 - S_(k+1)) (1 - e^(-2)), for knots are two widths apart.
-
-    Args:
-      low: (lambda_t - knot) / width.
-      rise: (lambda_s - lambda_t) / width.
-    """
-    above, below = jax.nn.sigmoid(low), jax.nn.sigmoid(-low)
-    between = -float(np.expm1(-2.0)) * above[:, :-1] * below[:, 1:]
-    weight = jnp.concatenate([below[:, :1], between], axis=1)
-    return jnp.log1p(-jnp.expm1(-rise) * weight / (jnp.exp(-rise) - jnp.expm1(-rise) * above))
+        low = (log_snr_t[:, None] - jnp.asarray(knots, log_snr_t.dtype)[None]) / width
+        rise = ((log_snr_s - log_snr_t) / width)[:, None]
+        # the integrals of S_0 = 1, S_1, ..., S_K over the step, in units of the width; pieces that lose digits are small ones
+        integrals = jnp.concatenate([rise, softplus_rise(low, rise)], axis=1)
+        pieces = jnp.exp(params["log_eta_2"])[None] * (integrals[:, :-1] - integrals[:, 1:])
+        return width * (jnp.sum(pieces, axis=1) + integrals[:, -1])

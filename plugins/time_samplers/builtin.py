@@ -19,8 +19,8 @@ Uniform = time_samplers.register("uniform")(UniformTimeSampler)
 class Importance:
     """More times where the loss is large: density proportional to its root mean square, from --mode=diagnose.
 
-    In training the curve is a running one. Of all densities that one has the least Monte-Carlo error for independent draws. It is constant in each of
-    the curve's bins, so that its inverse distribution function is piecewise linear.
+    Of all densities that one has the least Monte-Carlo error for independent draws. It is constant in each of the curve's
+    bins, so that its inverse distribution function is piecewise linear. In training the curve is a running one.
 
     Attributes:
       floor: the part of uniform density mixed in. No weight exceeds 1 / floor, however wrong the curve is.

@@ -21,6 +21,7 @@ from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.variances import Fixed
 
 FITTED = registry.variances["fitted"]()
 VARIANCES = [EQUAL, FITTED]
@@ -213,6 +214,19 @@ def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, variance, tim
     got = fitting(mode=commands.evaluate, variance=variance, times="fitted", split="train", passes=50)
     np.testing.assert_allclose(got["bpd_diffusion"], best, rtol=0.05)
     assert got["times"] == "fitted"
+
+
+def test_a_run_trained_at_t_steps_is_evaluated_with_the_times_fitted_to_it(tiny, tmp_path):
+    """The variance it was trained with belongs to its equal steps: neither the fit nor the evaluation takes it over."""
+    evaluate = Evaluate(passes=1)
+    experiment = tiny(
+        steps=3, num_timesteps=6, variance=Fixed(0.9), fit=Fit(knots=9, batch_size=8), evaluate=evaluate
+    )
+    loop.train(experiment, tmp_path)
+    fit_schedule.fit_schedule(experiment, tmp_path)
+    fitted = dataclasses.replace(experiment, evaluate=dataclasses.replace(evaluate, times="fitted"))
+    record = commands.evaluate(fitted, tmp_path)
+    assert (record["T"], record["times"], record["variance"]) == (6, "fitted", "equal")
 
 
 def test_the_best_variances_cost_less_than_equal_ones(fitting):

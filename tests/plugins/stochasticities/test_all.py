@@ -18,6 +18,24 @@ def test_it_keeps_what_a_stochasticity_keeps(name, check):
     check(registry.stochasticities[name]())
 
 
+@pytest.mark.parametrize("check", testing.CHECKS["stochasticity"])
+def test_a_learned_one_with_knots_that_binary_fractions_miss_keeps_it_too(check):
+    check(Learned(knots=6))
+
+
+@pytest.mark.parametrize("knots", [7, 50])
+@pytest.mark.parametrize("end", [-15.0, -5.0, -1.0, 0.0])
+def test_a_learned_step_over_all_of_log_snr_is_finite_and_undone_by_the_step_back(knots, end):
+    """In float32, for tables of costs hold steps in both directions."""
+    plugin = Learned(log_snr_min=-15.0, log_snr_max=13.3, knots=knots)
+    params = {"log_eta_2": jnp.asarray(np.random.default_rng(0).normal(size=knots), jnp.float32)}
+    low, high = jnp.asarray([end]), jnp.asarray([13.3])
+    up, down = plugin.increment(params, low, high), plugin.increment(params, high, low)
+    np.testing.assert_allclose(down, -up, rtol=1e-5)
+    at_start = plugin.increment(plugin.init(jax.random.key(0)), high, low)
+    np.testing.assert_allclose(at_start, low - high, rtol=1e-5)
+
+
 def test_the_nontrainable_encoders_clock_is_the_log_snr_of_x(x64):
     """log(alpha^6 / sigma^2)."""
     log_snr = np.array([-5.0, -1.0, 0.3, 4.0, 13.3])
@@ -79,6 +97,7 @@ def test_knots_that_are_none_are_refused(fields, message):
     ("low", "high"), [(-90.0, 90.0), (-3.0, -2.999), (40.0, 40.5), (2.0, -1.0), (-50.0, -49.9)]
 )
 def test_a_rise_of_softplus_neither_overflows_nor_loses_digits(low, high):
-    single = softplus_rise(jnp.asarray([low]), jnp.asarray([high]))
-    want = np.diff(np.logaddexp(0, np.asarray([low, high], np.float32).astype(np.float64)))
+    low, rise = np.float32(low), np.float32(high - low)
+    single = softplus_rise(jnp.asarray([low]), jnp.asarray([rise]))
+    want = [np.logaddexp(0, np.float64(low) + np.float64(rise)) - np.logaddexp(0, np.float64(low))]
     np.testing.assert_allclose(single, want, rtol=3e-7)
