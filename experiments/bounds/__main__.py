@@ -28,7 +28,7 @@ from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood, plots
-from diffenc.evaluation.evaluation_record import STRATIFIED, depth_metadata, image_metadata
+from diffenc.evaluation.evaluation_record import STRATIFIED, image_metadata, model_metadata
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
@@ -195,7 +195,7 @@ def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     num_images = continuous.values.shape[1]
     metadata = {
         **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
-        **depth_metadata(experiment),
+        **model_metadata(experiment),
         "passes": settings.passes,
         "step": bounds.step,
     }
