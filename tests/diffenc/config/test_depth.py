@@ -64,10 +64,6 @@ def test_what_sampling_leaves_open_is_as_trained(tiny, trained, bound, resolved)
             "Experiment.variance: what is fitted belongs to a trained run; train with another variance",
         ),
         (
-            {"num_timesteps": 10_001},
-            "Experiment.num_timesteps = 10001: in float32 the bound is accurate up to T = 10000",
-        ),
-        (
             {"evaluate": Evaluate(variance=W)},
             "evaluate.variance needs discrete time: bind evaluate.num_timesteps = T",
         ),
