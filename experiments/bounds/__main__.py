@@ -137,7 +137,7 @@ class Bounds:
 
         nats = self._cached("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape
-        modelled = slope_is_modelled(self.experiment.model, self.params, shape)
+        modelled = slope_is_modelled(self.experiment.model, self.params, shape, self.experiment.num_timesteps)
         name = "ODE" if modelled else "ODE (a model of its own)"
         return {name: PassValues(self._bits(nats))}
 
