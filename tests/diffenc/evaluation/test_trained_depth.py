@@ -167,4 +167,6 @@ def test_a_learned_w_is_sampled_fitted_and_exported_with_its_model(learned, tmp_
     np.testing.assert_allclose(of_file.params["variance"]["log_w"], log_w)
     of_workdir = diffenc.load(folder, allow_imports=("tests",))
     np.testing.assert_array_equal(of_file.sample(2), of_workdir.sample(2))
-    assert (of_file.sample(2) != of_file.sample(2, variance=Equal())).any()
+    # log w is small after so few steps: few of many pixels change
+    changed = of_file.sample(256) != of_file.sample(256, variance=Equal())
+    assert changed.any()
