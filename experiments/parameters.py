@@ -62,10 +62,11 @@ class Row:
     schedule: int
     published: tuple[int, int] | None
     stochasticity: int = 0
+    variance: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.encoder + self.schedule + self.stochasticity
+        return self.network + self.encoder + self.schedule + self.stochasticity + self.variance
 
     @property
     def agrees(self) -> bool:
@@ -78,7 +79,7 @@ def count_by_part(experiment: Experiment) -> dict[str, int]:
     Raises:
       UserError: a plugin cannot be built for these images.
     """
-    params = experiment.model.abstract_params(experiment.dataset.image_shape)
+    params = experiment.abstract_params()
     return {part: count_parameters(branch) for part, branch in params.items()}
 
 

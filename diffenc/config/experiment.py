@@ -7,9 +7,7 @@ import jax
 from diffenc.config.conditioning_check import check_conditioning, check_sample_classes
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
-from diffenc.config.network_precision import MAX_TIMESTEPS, network_precision
 from diffenc.config.settings import (
-    MAX_COUNT,
     Depth,
     Diagnose,
     Evaluate,
@@ -223,13 +221,6 @@ class Experiment:
             not requires(self.variance, EXCESS),
             "Experiment.variance: what is fitted belongs to a trained run; train with another variance, and bind this "
             "one to evaluate.variance",
-        )
-        precision = network_precision(self)
-        most = MAX_TIMESTEPS.get(precision, MAX_COUNT)
-        require(
-            self.num_timesteps <= most,
-            f"Experiment.num_timesteps = {self.num_timesteps}: in {precision} the bound is accurate up to T = {most}, "
-            "and no further",
         )
         # both check themselves
         for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():

@@ -79,10 +79,15 @@ def config_hash(experiment: Experiment) -> str:
 
 def hash_text(text: str) -> str:
     """Returns the hex SHA-256 of a config text without comments and without bindings that are free to change during a run."""
-    kept = fixed_bindings(parse_bindings(text))
+    bindings = parse_bindings(text)
+    kept, written = fixed_bindings(bindings), text.splitlines()
+    canonical = canonical_bindings(bindings)
+    if canonical != bindings:  # in the order of a text that is written without these scopes
+        imports = [line for line in written if " = " not in line]
+        written = [*imports, *sorted(f"{key} = {value}" for key, value in canonical.items())]
     lines = [
         line
-        for line in text.splitlines()
+        for line in written
         if line
         and not line.startswith("#")
         and line not in ADDED_LATER
@@ -160,8 +165,27 @@ def parse_bindings(text: str) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
 
 
+def canonical_bindings(bindings: Mapping[str, str]) -> dict[str, str]:
+    """Returns the bindings of a config with those of `TRAINED_PLUGINS` without a scope.
+
+    A scope is written only where an object of the same class with other values is measured with; what is trained is the
+    same with it and without.
+    """
+    named = (bindings.get(field, "").strip("@()") for field in TRAINED_PLUGINS)
+    scoped = {name: name.rpartition("/")[2] for name in named if "/" in name}
+    renamed = {}
+    for key, value in bindings.items():
+        name, _, field = key.rpartition(".")
+        if name in scoped:
+            renamed[f"{scoped[name]}.{field}"] = value
+        elif key in TRAINED_PLUGINS and value.strip("@()") in scoped:
+            renamed[key] = f"@{scoped[value.strip('@()')]}()"
+    return {key: value for key, value in bindings.items() if key.rpartition(".")[0] not in scoped} | renamed
+
+
 def fixed_bindings(bindings: Mapping[str, str], also_free: tuple[str, ...] = ()) -> dict[str, str]:
-    """Returns those bindings of a config that are not free to change during a run."""
+    """Returns those bindings of a config, as `canonical_bindings`, that are not free to change during a run."""
+    bindings = canonical_bindings(bindings)
     trained = {bindings.get(field, "").strip("@()") for field in TRAINED_PLUGINS}
     return {
         key: value

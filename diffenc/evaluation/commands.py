@@ -51,7 +51,10 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.sampling
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
-    sampler = ImageSampler(experiment.model, experiment.dataset, settings, mesh, workdir, step)
+    sampler = ImageSampler(
+        *(experiment.model, experiment.dataset, settings, mesh, workdir, step),
+        trained_at=experiment.num_timesteps,
+    )
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
     path = workdir / "samples" / sample_file_name(settings, step)
     main_process_only(save_png)(path, images, experiment.dataset.num_levels)

@@ -119,8 +119,7 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     """
     return {
         "config_hash": serialize.config_hash(experiment),
-        **experiment.model.path_metadata(),
-        **depth_metadata(experiment),
+        **model_metadata(experiment),
         "precision": network_precision(experiment),
         "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,
@@ -128,9 +127,13 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def depth_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Returns the T that a model was trained at, for a record; nothing of one trained in continuous time."""
-    return {TRAINED_AT: experiment.num_timesteps} if experiment.num_timesteps else {}
+def model_metadata(experiment: Experiment) -> dict[str, Any]:
+    """Returns what a record states of a model: its path, and the T it was trained at.
+
+    Nothing is stated of the path of the paper, nor of training in continuous time.
+    """
+    depth = {TRAINED_AT: experiment.num_timesteps} if experiment.num_timesteps else {}
+    return {**experiment.model.path_metadata(), **depth}
 
 
 def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
+from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
@@ -93,6 +94,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         **{f"nats_diffusion_{name}": value for name, value in nats.items()},
         **{f"bpd_diffusion_{name}": value * to_bits for name, value in nats.items()},
         "num_images": costs.num_images,
+        **model_metadata(experiment),
         "times_of": origin,
         "excess_of": origin,
     }

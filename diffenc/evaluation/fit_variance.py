@@ -26,6 +26,7 @@ from diffenc.evaluation.batches import (
     map_batches,
     resolve_batch_size,
 )
+from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
@@ -65,6 +66,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "excess_se": (to_excess * costs.standard_error).tolist(),
         "fewest_draws": int(costs.count.min()),
         "num_images": len(batches.source),
+        **model_metadata(experiment),
         **fitted_on,
         "excess_of": fitted_chains.fit_origin(experiment, step),
     }

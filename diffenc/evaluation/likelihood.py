@@ -4,7 +4,7 @@ The ODE gives a density exactly, except for the solver's error and, for images o
 of Hutchinson's estimate. The stated errors do not include the solver's error: it adds up over steps and dimensions;
 for a trained network in float32 it was measured at 7e-4 bits/dim of an image at the default tolerance, 9e-3 at 1e-5.
 Images are discrete: for them the bound -log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] of dequantisation is stated.
-Which model P belongs to depends on the encoder; see MODELLED and UNMODELLED.
+Which model P belongs to depends on the encoder; see MODELLED, UNMODELLED and UNMODELLED_AT_T.
 """
 
 from collections.abc import Mapping
@@ -51,6 +51,10 @@ UNMODELLED = (
     "an ODE of its own: the encoder's slope is not kappa x_phi, so this likelihood is not that of the SDE "
     "whose bound was trained"
 )
+UNMODELLED_AT_T = (
+    "an ODE of its own: the encoder depends on the noise level and x_hat serves the T steps of training alone, so this "
+    "likelihood is not that of the model whose bound was trained"
+)
 
 
 class OdeLikelihoods(NamedTuple):
@@ -80,13 +84,15 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "networks' precision to 'float32'"
         )
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape)
+    trained_at = experiment.num_timesteps
+    modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape, trained_at)
+    unmodelled = UNMODELLED_AT_T if trained_at else UNMODELLED
     # regardless of JAX's setting: a solver that controls its error needs every digit
     with jax.default_matmul_precision("highest"):
         likelihoods = solve_images(experiment, mesh, ema)
         record = {
             **likelihood_record(experiment, likelihoods),
-            "model": MODELLED if modelled else UNMODELLED,
+            "model": MODELLED if modelled else unmodelled,
             "step": step,
             "num_params": count_parameters(ema),
         }

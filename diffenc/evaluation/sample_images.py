@@ -64,8 +64,13 @@ class ImageSampler:
         mesh: Mesh,
         workdir: Path | None = None,
         step: int | None = None,
+        *,
+        trained_at: int = 0,
     ):
         """Reads fitted times and variances from `workdir`, for the checkpoint of `step`.
+
+        Args:
+          trained_at: T of the bound that the model was trained by; 0 = in continuous time.
 
         Raises:
           UserError: times or variances that must be fitted are missing.
@@ -79,7 +84,9 @@ class ImageSampler:
         # a number that does not divide over the devices is drawn whole on each
         self._sharding = replicated(mesh) if self.settings.num % mesh.devices.size else batch_sharded(mesh)
         self._solver = SOLVERS[self.settings.sampler]
-        self._must_check_slope = self.settings.sampler in ODE_SOLVERS
+        self._trained_at = trained_at
+        other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
+        self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
         self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
         # until then each process holds only the images of its own devices
@@ -138,13 +145,28 @@ class ImageSampler:
         return sampler.walk(key, z, *stretch, x_hat, mean, increment, self._solver, first)
 
     def _warn_if_inconsistent(self, params: Params) -> None:
-        """Warns once if an ODE solver does not sample the trained model.
+        """Warns once if an ODE solver, or steps other than those of training at T, do not sample the trained model.
 
         Needs the parameters in use: a trainable encoder is initialised to equal the non-trainable one.
         """
-        if not self._must_check_slope or slope_is_modelled(self._model, params, self._shape[1:]):
+        if not self._must_check_slope or slope_is_modelled(
+            self._model, params, self._shape[1:], self._trained_at
+        ):
             return
         self._must_check_slope = False
+        if self._trained_at:
+            logging.warning(
+                "sample.sampler = %s with sample.num_timesteps = %d, %s times: the encoder depends on the noise level and "
+                "the model was trained at T = %d, so that its x_hat serves these equal steps alone: these are samples of "
+                "another model than the one whose bound was trained; sample.sampler = ancestral with "
+                "sample.num_timesteps = %d, equal times, draws from that one",
+                self.settings.sampler,
+                self.settings.num_timesteps,
+                self.settings.times,
+                self._trained_at,
+                self._trained_at,
+            )
+            return
         logging.warning(
             "sample.sampler = %s takes the encoder's slope to be kappa x_phi, and it is not: these are samples of "
             "another model than the one whose bits/dim are measured; %s draw from that one",

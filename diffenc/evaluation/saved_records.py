@@ -16,12 +16,13 @@ from jaxtyping import Float
 
 from diffenc.config.settings import ResolvedEvaluate
 from diffenc.core.rng import USUAL
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluated_bound import bound_metadata
 from diffenc.evaluation.evaluation_record import TERMS, TIMES, TRAINED_AT
 from diffenc.evaluation.image_error import PassValues
 from diffenc.files import record_checksum
-from diffenc.registry import time_samplers
+from diffenc.registry import stochasticities, time_samplers
 from diffenc.runtime.matmul_precision import products_of_float32
 from diffenc.safe_io import safe_npz
 from diffenc.workdir.measurements import NPZ
@@ -186,13 +187,15 @@ def stored_value(record: Record, key: str) -> Any:
 
     Earlier versions stored JAX's own setting as `matmul_precision`, which depends on the device, and no `prng`,
     since they drew by JAX's defaults. A model whose T of training is not stated was trained in
-    continuous time.
+    continuous time, and one whose path is not stated is on the paper's.
     """
     value, device = record.get(key), record.get("device")
     if key == "prng" and value is None:
         return USUAL
     if key == TRAINED_AT and value is None:
         return "continuous"
+    if key == "stochasticity" and value is None:
+        return stochasticities.spell(MARKOV)
     if key == "matmul_precision" and value == "default" and record.get("precision") == "float64":
         return "float64"
     if key == "matmul_precision" and isinstance(value, str) and isinstance(device, str):

@@ -24,6 +24,7 @@ UNCONDITIONAL = "unconditional-image-generation"
 # Keys of an evaluation that tell how the bound was measured; a record may lack some.
 HOW_MEASURED = (
     *(
+        "stochasticity",
         "trained_at",
         "times",
         "variance",

@@ -118,7 +118,8 @@ class TrainedModel:
             # the key of the cache: the seed is an argument of the compiled function
             dataclasses.replace(chosen, seed=0),
             lambda: ImageSampler(
-                self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step
+                *(self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step),
+                trained_at=self.experiment.num_timesteps,
             ),
         )
         progress = Progress("samples", sampler.num_stretches)

@@ -139,7 +139,9 @@ class Samples(Hook):
         self.every = experiment.sample_every
         model, dataset = experiment.model, experiment.dataset
         self._num_levels = dataset.num_levels
-        self._sampler = ImageSampler(model, dataset, experiment.sampling, mesh, files.workdir)
+        self._sampler = ImageSampler(
+            model, dataset, experiment.sampling, mesh, files.workdir, trained_at=experiment.num_timesteps
+        )
 
     def __call__(self, session: Session) -> None:
         with session.clock.paused():

@@ -43,6 +43,7 @@ from diffenc.training.state import (
     check_structure,
     make_train_step,
 )
+from diffenc.training.trained_bound import check_trained_bound
 from diffenc.workdir import mirror
 
 
@@ -78,6 +79,7 @@ def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") 
 def _train(experiment: Experiment, workdir: Path) -> TrainResult:
     mesh = data_mesh(experiment.mesh)
     check_batch(experiment, mesh)
+    check_trained_bound(experiment)
     check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
     with watch_stop_signals() as interrupts:
         distributed.barrier("before the checkpoints are read")

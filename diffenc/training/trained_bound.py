@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from diffenc.config.experiment import Experiment
+from diffenc.config.network_precision import check_num_timesteps, network_precision
 from diffenc.core.discretization import equal_times, make_chain, variance_given
 from diffenc.core.model import Model
 from diffenc.core.objective import StepRule, continuous, discrete
@@ -42,6 +43,11 @@ class TrainedByBound:
         interior = self.schedule.interior(params, jax.lax.stop_gradient(t))
         # the value of `apply`, to which this adds 0, with the gradients of both
         return self.schedule.apply(params, t) + (interior - jax.lax.stop_gradient(interior))
+
+
+def check_trained_bound(experiment: Experiment) -> None:
+    """Raises UserError if the T that is trained at is too large for the precision of the networks."""
+    check_num_timesteps(network_precision(experiment), experiment.num_timesteps)
 
 
 def trained_bound(experiment: Experiment) -> TrainedBound:

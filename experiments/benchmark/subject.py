@@ -176,8 +176,5 @@ def make_initial_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def make_initial_params(experiment: Experiment, mesh: Mesh) -> Params:
     """Returns the initial parameters, on the devices."""
-    model, shape = experiment.model, experiment.dataset.image_shape
-    make = jax.jit(
-        lambda: model.init(root_key(experiment.seed, "init"), shape), out_shardings=replicated(mesh)
-    )
-    return make()
+    key = root_key(experiment.seed, "init")
+    return jax.jit(experiment.init_params, out_shardings=replicated(mesh))(key)

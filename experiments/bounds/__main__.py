@@ -28,7 +28,7 @@ from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation import k_sample, likelihood, plots
-from diffenc.evaluation.evaluation_record import STRATIFIED, depth_metadata, image_metadata
+from diffenc.evaluation.evaluation_record import STRATIFIED, image_metadata, model_metadata
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
@@ -137,7 +137,7 @@ class Bounds:
 
         nats = self._cached("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape
-        modelled = slope_is_modelled(self.experiment.model, self.params, shape)
+        modelled = slope_is_modelled(self.experiment.model, self.params, shape, self.experiment.num_timesteps)
         name = "ODE" if modelled else "ODE (a model of its own)"
         return {name: PassValues(self._bits(nats))}
 
@@ -195,7 +195,7 @@ def measure_all(bounds: Bounds, args: argparse.Namespace) -> Results:
     num_images = continuous.values.shape[1]
     metadata = {
         **image_metadata(experiment.dataset, experiment.model, settings.split, num_images),
-        **depth_metadata(experiment),
+        **model_metadata(experiment),
         "passes": settings.passes,
         "step": bounds.step,
     }

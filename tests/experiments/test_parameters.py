@@ -87,6 +87,13 @@ def test_learned_ends_are_two_parameters():
     assert parameters.count_by_part(experiment)["schedule"] == 2
 
 
+def test_a_learned_variance_is_a_parameter_of_each_step():
+    bindings = ["Experiment.num_timesteps = 7", "Experiment.variance = @variance.learned()"]
+    counts = parameters.count_by_part(gin_loader.load_experiment(["gin/quickstart.gin"], bindings))
+    assert counts["variance"] == 7
+    assert parameters.Row("learned", published=None, **counts).total == sum(counts.values())
+
+
 ROWS = [
     parameters.Row("as_published", network=1_000, encoder=20, schedule=0, published=(1_000, 20)),
     parameters.Row("of_our_own", network=1_000, encoder=20, schedule=2, published=None),

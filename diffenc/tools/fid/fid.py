@@ -120,7 +120,9 @@ class SampleCache:
         self._shape = (self.size, *dataset.image_shape)
         self._params, self._workdir = params, workdir
         chunk = dataclasses.replace(experiment.sampling, num=self.size)
-        self._sampler = ImageSampler(model, dataset, chunk, mesh, workdir, step)
+        self._sampler = ImageSampler(
+            model, dataset, chunk, mesh, workdir, step, trained_at=experiment.num_timesteps
+        )
         self._root = root_key(settings.seed, "fid")
         conditional = bool(conditioned_modules(model.network))
         self._labels = SampleLabels(dataset, experiment.sample.classes, settings, conditional)

@@ -23,7 +23,7 @@ from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_on_mesh, map_batches
-from diffenc.evaluation.evaluation_record import depth_metadata, image_metadata
+from diffenc.evaluation.evaluation_record import image_metadata, model_metadata
 from diffenc.evaluation.fit_schedule import exact_log_snr
 from diffenc.evaluation.restore import to_default_precision
 from diffenc.interfaces import Conditioning, Context, Data, Dataset, Images, LogSNR, Params, Source
@@ -77,7 +77,7 @@ class FigureInputs:
             "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
             "config_hash": serialize.config_hash(self.experiment),
-            **depth_metadata(self.experiment),
+            **model_metadata(self.experiment),
             "precision": network_precision(self.experiment),
         }
 

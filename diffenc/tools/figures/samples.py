@@ -18,7 +18,15 @@ def measure_samples(subject: FigureInputs) -> FigureRecord:
     """Draws the samples; the array is `levels`."""
     experiment = subject.experiment
     sampler = ImageSampler(
-        experiment.model, experiment.dataset, experiment.sampling, subject.mesh, subject.workdir, subject.step
+        *(
+            experiment.model,
+            experiment.dataset,
+            experiment.sampling,
+            subject.mesh,
+            subject.workdir,
+            subject.step,
+        ),
+        trained_at=experiment.num_timesteps,
     )
     levels = sampler.draw(subject.params, Progress("samples", sampler.num_stretches))
     return FigureRecord({"num_levels": experiment.dataset.num_levels}, {"levels": levels})

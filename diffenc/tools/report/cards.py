@@ -176,10 +176,11 @@ def _test_row(result: TestResult, scale: float, corrected: float | None) -> dict
 def config_differences(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Returns the bindings that differ between configs: first those that training depends on, then the others."""
     known = [run for run in runs if run.config]
-    keys = sorted({key for run in known for key in run.config})
-    rows = [(key, [run.config.get(key) for run in known]) for key in keys]
+    configs = [serialize.canonical_bindings(run.config) for run in known]
+    keys = sorted({key for config in configs for key in config})
+    rows = [(key, [config.get(key) for config in configs]) for key in keys]
     rows = [(key, values) for key, values in rows if len(set(values)) > 1]
-    fixed = {key for run in known for key in serialize.fixed_bindings(run.config)}
+    fixed = {key for config in configs for key in serialize.fixed_bindings(config)}
     parts = (
         ("Differences that affect training", False),
         ("Differences that do not affect training", True),

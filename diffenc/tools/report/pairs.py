@@ -33,7 +33,8 @@ EQUAL_KEYS = (
     "prng",
     "stratified",
 )
-REPORTED_KEYS = ("step", "trained_at", "precision", "matmul_precision")  # may differ, and are then mentioned
+# Keys that may differ, and are then mentioned.
+REPORTED_KEYS = ("step", "stochasticity", "trained_at", "precision", "matmul_precision")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from diffenc.config import serialize
 from diffenc.config.experiment import ADDED_LATER
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.errors import UserError
+from diffenc.workdir.config_check import check_config
+from diffenc_plugins.time_samplers import Importance
 from diffenc_plugins.variances import Equal, Fitted, Fixed, Learned
 
 W, OTHER = Fixed(1.2), Fixed(0.8)
@@ -60,10 +62,6 @@ def test_what_sampling_leaves_open_is_as_trained(tiny, trained, bound, resolved)
         (
             {"num_timesteps": 8, "variance": Fitted()},
             "Experiment.variance: what is fitted belongs to a trained run; train with another variance",
-        ),
-        (
-            {"num_timesteps": 10_001},
-            "Experiment.num_timesteps = 10001: in float32 the bound is accurate up to T = 10000",
         ),
         (
             {"evaluate": Evaluate(variance=W)},
@@ -127,3 +125,33 @@ def test_a_variance_is_fixed_where_it_is_trained_with_and_free_where_it_is_measu
     ]
     assert serialize.find_differences(measured[0], measured[1]) == []
     assert serialize.hash_text(measured[0]) == serialize.hash_text(measured[1])
+
+
+@pytest.mark.parametrize("field", ["variance", "time_sampler"])
+def test_what_is_trained_with_is_the_same_whatever_of_its_class_is_measured_with(tiny, field):
+    """The text then scopes both; unscoped, it is that of the run."""
+    one, two = {"variance": (W, OTHER), "time_sampler": (Importance(0.2), Importance(0.3))}[field]
+
+    def text(trained, **measured):
+        return serialize.config_text(
+            tiny(num_timesteps=8, **{field: trained}, evaluate=Evaluate(num_timesteps=8, **measured))
+        )
+
+    plain, scoped = text(one), text(one, **{field: two})
+    assert f"Experiment.{field} = @{field.replace('_', '__')}/{field}." in scoped
+    assert serialize.find_differences(plain, scoped) == serialize.find_differences(scoped, plain) == []
+    assert serialize.hash_text(plain) == serialize.hash_text(scoped)
+    assert serialize.fixed_bindings(serialize.parse_bindings(plain)) == serialize.fixed_bindings(
+        serialize.parse_bindings(scoped)
+    )
+    other = text(two, **{field: one})
+    for known in (plain, scoped):
+        assert len(serialize.find_differences(known, other)) == 1
+        assert serialize.hash_text(known) != serialize.hash_text(other)
+
+
+def test_a_run_is_measured_with_another_variance_of_its_class(tiny, tmp_path):
+    (tmp_path / "config.gin").write_text(serialize.config_text(tiny(num_timesteps=8, variance=W)))
+    check_config(tiny(num_timesteps=8, variance=W, evaluate=Evaluate(variance=OTHER)), tmp_path)
+    with pytest.raises(UserError, match=re.escape("variance.fixed.w: 1.2 -> 0.8")):
+        check_config(tiny(num_timesteps=8, variance=OTHER, evaluate=Evaluate(variance=W)), tmp_path)

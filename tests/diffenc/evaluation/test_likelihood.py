@@ -245,6 +245,8 @@ def test_an_encoder_whose_slope_is_modelled_is_told_so(tiny, tmp_path, monkeypat
     params = jax.jit(lambda key: experiment.model.init(key, (4, 4, 1)))(jax.random.key(0))
     monkeypatch.setattr(likelihood, "restore_for_bound", lambda *_: (params, 0))
     assert likelihood.likelihood(experiment, tmp_path)["model"] == likelihood.MODELLED
+    at_steps = dataclasses.replace(experiment, num_timesteps=8)
+    assert likelihood.likelihood(at_steps, tmp_path)["model"] == likelihood.UNMODELLED_AT_T
 
 
 def test_what_cannot_be_solved_files_nothing(trained, workdir, tmp_path, monkeypatch):

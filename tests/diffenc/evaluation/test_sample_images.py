@@ -23,8 +23,8 @@ from diffenc.sampling.solvers import SOLVERS
 from diffenc.training import loop
 from diffenc.training.hooks import make_hooks
 from diffenc.training.run_files import RunFiles
-from diffenc_plugins.encoders import Identity
-from diffenc_plugins.generative_means import VDM
+from diffenc_plugins.encoders import Identity, Nontrainable
+from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.parameterizations import X
 from diffenc_plugins.schedules import Linear
 from diffenc_plugins.variances import Fitted
@@ -45,7 +45,10 @@ class Sure:
 
 
 def image_sampler(experiment, workdir=None, step=None):
-    return ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh(), workdir, step)
+    return ImageSampler(
+        *(experiment.model, experiment.dataset, experiment.sampling, data_mesh(), workdir, step),
+        trained_at=experiment.num_timesteps,
+    )
 
 
 @pytest.fixture
@@ -228,6 +231,29 @@ def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name,
         images.draw(params)
     assert len(warnings) == count
     assert all(f"sample.sampler = {name} takes the encoder's slope" in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "encoder", "count"),
+    [
+        ("ancestral", 2, "nontrainable", 0),
+        ("ancestral", 3, "nontrainable", 1),
+        ("euler_maruyama", 3, "nontrainable", 1),
+        ("ddim", 2, "nontrainable", 1),
+        ("ancestral", 3, "identity", 0),
+        ("ddim", 3, "identity", 0),
+    ],
+)
+def test_a_model_trained_at_t_says_once_that_other_steps_are_not_its_own(
+    tiny, params, warnings, name, steps, encoder, count
+):
+    encoding, mean = (Identity(), VDM()) if encoder == "identity" else (Nontrainable(), Counterterm())
+    model = dataclasses.replace(tiny().model, encoder=encoding, generative_mean=mean)
+    settings = Sample(num_timesteps=steps, num=1, sampler=name)
+    images = image_sampler(tiny(model=model, num_timesteps=2, sample=settings))
+    for _ in range(2):
+        images.draw(params | {"encoder": {}})
+    assert ["the model was trained at T = 2, " in line for line in warnings] == [True] * count
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ import pytest
 import diffenc
 from diffenc.config import serialize
 from diffenc.config.experiment import ADDED_LATER
+from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import Evaluate, KSample, Sample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance, k_sample, likelihood
-from diffenc.evaluation.saved_records import stored_value
+from diffenc.evaluation.evaluation_record import model_metadata
+from diffenc.evaluation.saved_records import list_differences, stored_value
 from diffenc.export.export import export
+from diffenc.tools.figures.figures import figures
 from diffenc.training.loop import train
+from diffenc_plugins.stochasticities import Constant
 from diffenc_plugins.variances import Equal, Fitted, Fixed, Learned
 
 DEEP = {"num_timesteps": 5, "variance": Fixed(1.2), "steps": 3}
@@ -59,6 +63,19 @@ def test_every_other_record_says_what_it_was_trained_at(deep, workdir):
     chains = k_sample.k_sample(settings, workdir)
     assert (chains["T"], chains["variance"], chains["trained_at"]) == (5, "fixed(w=1.2)", 5)
     assert likelihood.likelihood(settings, workdir)["trained_at"] == 5
+    assert fit_schedule.fit_schedule(settings, workdir)["trained_at"] == 5
+    fit = fit_variance.fit_variance(settings, workdir)
+    assert (fit["trained_at"], "stochasticity" in fit) == (5, False)
+    (schedule,) = figures(deep(figures=Figures(only=("schedule",))), workdir).values()
+    assert schedule["of"]["trained_at"] == 5
+
+
+def test_a_record_states_the_path_of_its_model(tiny):
+    model = dataclasses.replace(tiny().model, stochasticity=Constant(0.5))
+    stated = model_metadata(tiny(**DEEP, model=model))
+    assert stated == {"stochasticity": "constant(eta=0.5)", "trained_at": 5}
+    assert model_metadata(tiny()) == {}
+    assert list_differences({}, stated, ("stochasticity",)) == ["stochasticity markov and constant(eta=0.5)"]
 
 
 def test_it_is_sampled_at_its_depth(deep, workdir):
@@ -150,4 +167,6 @@ def test_a_learned_w_is_sampled_fitted_and_exported_with_its_model(learned, tmp_
     np.testing.assert_allclose(of_file.params["variance"]["log_w"], log_w)
     of_workdir = diffenc.load(folder, allow_imports=("tests",))
     np.testing.assert_array_equal(of_file.sample(2), of_workdir.sample(2))
-    assert (of_file.sample(2) != of_file.sample(2, variance=Equal())).any()
+    # log w is small after so few steps: few of many pixels change
+    changed = of_file.sample(256) != of_file.sample(256, variance=Equal())
+    assert changed.any()

@@ -353,18 +353,19 @@ class Gain:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "mean", "gain", "modelled"),
+    ("encoder", "mean", "gain", "modelled", "at_steps"),
     [
-        ("identity", "vdm", 0.0, True),
-        ("identity", "counterterm", 0.0, False),
-        ("nontrainable", "counterterm", 0.0, True),
-        ("nontrainable", "vdm", 0.0, False),
-        ("trainable", "counterterm", 0.0, True),  # as it is born
-        ("trainable", "counterterm", 1e-3, False),
-        ("trainable", "counterterm", -0.5, False),
+        ("identity", "vdm", 0.0, True, True),
+        ("identity", "counterterm", 0.0, False, False),
+        ("nontrainable", "counterterm", 0.0, True, False),
+        ("nontrainable", "vdm", 0.0, False, False),
+        ("trainable", "counterterm", 0.0, True, False),  # as it is born
+        ("trainable", "counterterm", 1e-3, False, False),
+        ("trainable", "counterterm", -0.5, False, False),
     ],
 )
-def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled):
+def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled, at_steps):
+    """`at_steps`: of a model trained at T steps."""
     arguments = [Gain()] if encoder == "trainable" else []
     model = dataclasses.replace(
         tiny().model,
@@ -373,3 +374,4 @@ def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled):
     )
     params = {"encoder": {"gain": jnp.array(gain)} if arguments else {}}
     assert slope_is_modelled(model, params, (4, 4, 1)) is modelled
+    assert slope_is_modelled(model, params, (4, 4, 1), trained_at=8) is at_steps

@@ -83,9 +83,10 @@ def _compile_ahead_once():
 def _shared(make):
     made = {}
 
-    def get(*arguments):
-        key = tuple(_compiled_by(each) for each in arguments if not isinstance(each, Mesh | Path))
-        return made.setdefault(key, None) or made.update({key: make(*arguments)}) or made[key]
+    def get(*arguments, **named):
+        every = (*arguments, *named.values())
+        key = tuple(_compiled_by(each) for each in every if not isinstance(each, Mesh | Path))
+        return made.setdefault(key, None) or made.update({key: make(*arguments, **named)}) or made[key]
 
     return get
 

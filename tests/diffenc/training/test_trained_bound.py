@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from diffenc.core.model import UNIFORM, Model
+from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.loop import train
 from diffenc.training.state import init_state, make_train_step
-from diffenc.training.trained_bound import trained_bound
+from diffenc.training.trained_bound import check_trained_bound, trained_bound
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.generative_means import VDM, Counterterm
+from diffenc_plugins.networks import UNet
 from diffenc_plugins.parameterizations import X
 from diffenc_plugins.schedules import Linear, Monotone
 from diffenc_plugins.variances import Equal, Fixed, Learned
@@ -245,3 +248,19 @@ def test_with_the_model_frozen_w_becomes_the_fitted_one(deep):
     excess = excess_of(params)
     assert excess.max() > 0.3
     np.testing.assert_allclose(log_w, -np.log1p(excess), rtol=1e-4)
+
+
+def test_a_depth_without_enough_digits_is_not_trained(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"^T = 10001: in float32 .* add --x64$"):
+        train(tiny(num_timesteps=10_001), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_be_read_in_a_precision_that_it_could_not_be_trained_in(tiny):
+    """As a run in float32 is, to sample it in bfloat16."""
+    model = dataclasses.replace(tiny().model, network=UNet(precision="bfloat16"))
+    experiment = tiny(model=model, num_timesteps=1000)
+    with pytest.raises(
+        UserError, match=r"^T = 1000: in bfloat16 .* bind the networks' precision to 'float32'$"
+    ):
+        check_trained_bound(experiment)
