@@ -85,7 +85,9 @@ def test_load_refuses_what_is_no_path():
 def test_every_settings_class_of_an_experiment_is_exported():
     fields = inspect.signature(diffenc.Experiment).parameters.values()
     settings = {
-        type(field.default) for field in fields if type(field.default).__module__.startswith("diffenc.")
+        type(field.default)
+        for field in fields
+        if type(field.default).__module__.startswith("diffenc.config.")
     }
     assert settings == {getattr(diffenc, cls.__name__) for cls in settings}
     assert len(settings) == 10

@@ -123,7 +123,7 @@ def test_steps_is_the_depth(called, go, mode, where):
     assert go(gin_file=[GIN], mode=mode, num_timesteps=9) == 0
     experiment = called[0][1]
     depths = {"evaluate": experiment.evaluate.num_timesteps, "sample": experiment.sample.num_timesteps}
-    assert depths == {"evaluate": 0, "sample": 250} | {where: 9}
+    assert depths == {"evaluate": None, "sample": 250} | {where: 9}
 
 
 def test_the_depth_comes_before_what_needs_it(called, go):

@@ -68,7 +68,7 @@ def test_an_include_is_looked_up_beside_the_file_that_it_stands_in(project):
 def test_a_file_on_the_command_line_that_hides_a_shipped_one_is_said(project, caplog):
     own = write(project / "gin" / "quickstart.gin", "include '../own/copy.gin'\n")
     write(project / "own" / "copy.gin", (SHIPPED / "quickstart.gin").read_text())
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         gin_loader.load_experiment(["gin/quickstart.gin"], [])
     assert (
         f"gin/quickstart.gin is the file {Path('gin/quickstart.gin')}, not the one that comes with"
@@ -82,7 +82,7 @@ def test_what_was_read_from_where_is_in_the_header_and_changes_nothing(project, 
     own = write(project / "mine" / "run.gin", "include 'gin/quickstart.gin'\nExperiment.seed = 5\n")
     experiment = gin_loader.load_experiment([own], [])
     text = serialize.config_text(experiment)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         write_config(experiment, project, text)
     written = (project / "config.gin").read_text()
     digest = hashlib.sha256(Path(own).read_bytes()).hexdigest()[:12]
