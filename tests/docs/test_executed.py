@@ -161,7 +161,8 @@ def execute(block, folder: Path, python: Callable[[], Session]) -> None:
         python()(shortened(block.text))
     elif block.language == "gin":
         (folder / "block.gin").write_text(block.text)
-        gin_loader.load_experiment([str(folder / "block.gin")], [])
+        # some blocks are a part of a config: each is read on top of the quickstart
+        gin_loader.load_experiment(["gin/quickstart.gin", str(folder / "block.gin")], [])
 
 
 def test_the_page_does_what_it_says(page, blocks, request):

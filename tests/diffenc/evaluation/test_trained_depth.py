@@ -158,10 +158,10 @@ def test_a_learned_w_is_sampled_fitted_and_exported_with_its_model(learned, tmp_
     fit_variance.fit_variance(experiment, folder)
     fitted = commands.evaluate(dataclasses.replace(experiment, evaluate=Evaluate(variance=Fitted())), folder)
     assert fitted["variance"] == "fitted"
+    bound = dataclasses.replace(experiment, evaluate=Evaluate(variance=experiment.variance))
     with pytest.raises(
         UserError, match="--mode=fit_schedule: a learned variance belongs to the T equal steps"
     ):
-        bound = dataclasses.replace(experiment, evaluate=Evaluate(variance=experiment.variance))
         fit_schedule.fit_schedule(bound, folder)
     export(experiment, folder)
     of_file = diffenc.load(folder / "export", allow_imports=("tests",))
