@@ -42,18 +42,7 @@ PARAMS = {"network": {"w": np.float32(3.0)}, "schedule": LearnedEndpoints().init
 class Known(Model):
     """Terms that are functions of the image alone."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule=None,
-    ):
+    def elbo(self, params, levels, draws, *, keys=None, **_):
         assert keys is None, "evaluation drops nothing out"
         pixels = levels.astype(jnp.float32)
         return Terms(
@@ -67,18 +56,7 @@ class Known(Model):
 class Drawn(Model):
     """Terms that are what was drawn: a time, noise of its own for each image, noise a pass shares."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule=None,
-    ):
+    def elbo(self, params, levels, draws, **_):
         shared = jnp.cos(2 * jnp.pi * NUM_IMAGES * draws.t)  # stratified times: the same for a whole pass
         return Terms(reconstruction=draws.t, latent=5 * draws.eps[:, 0, 0, 0], diffusion=4 * shared)
 

@@ -31,18 +31,7 @@ class Stub(Model):
     def init(self, key, image_shape):
         return {"encoder": {}, "schedule": {}, "network": {"w": 0.3 * jax.random.normal(key, (3, 16, 16))}}
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule: Any = None,
-    ):
+    def elbo(self, params, levels, draws, *, num_levels, keys=None, **_):
         assert keys is not None
         x, eps, eps_0 = (a.reshape(len(levels), -1) for a in (levels / num_levels, draws.eps, draws.eps_0))
         hidden = x + eps * draws.t[:, None]
@@ -56,18 +45,7 @@ class Stub(Model):
 class Product(Stub):
     """-ELBO of an image: w times its first pixel."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule: Any = None,
-    ):
+    def elbo(self, params, levels, draws, **_):
         zero = jnp.zeros(len(levels))
         return Terms(params["network"]["w"] * levels[:, 0, 0, 0], zero, zero)
 
@@ -76,18 +54,7 @@ class Product(Stub):
 class Known(Stub):
     """A diffusion loss of 1 and the first pixel."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule: Any = None,
-    ):
+    def elbo(self, params, levels, draws, **_):
         zero = 0 * params["network"]["w"] * levels[:, 0, 0, 0]
         return Terms(zero, zero, zero + 1.0 + levels[:, 0, 0, 0])
 
@@ -96,18 +63,7 @@ class Known(Stub):
 class Layers(Stub):
     """Twelve layers, whose hidden units are what takes memory."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule: Any = None,
-    ):
+    def elbo(self, params, levels, draws, *, num_levels, **_):
         zero = jnp.zeros(len(levels))
         hidden = levels.reshape(len(levels), -1) / num_levels
         for _ in range(4):
@@ -120,18 +76,7 @@ class Layers(Stub):
 class Told(Stub):
     """-ELBO of an image: w times what the network is told of it; `latent` is its condition."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule: Any = None,
-    ):
+    def elbo(self, params, levels, draws, *, condition=None, network_condition=None, **_):
         assert condition is not None
         assert network_condition is not None
         w = params["network"]["w"]

@@ -28,18 +28,7 @@ class Quadratic(Model):
     def init(self, key, image_shape):
         return {"encoder": {}, "schedule": {}, "network": {"w": jax.random.normal(key, image_shape)}}
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule=None,
-    ):
+    def elbo(self, params, levels, draws, *, num_levels, **_):
         squares = 0.5 * jnp.square(params["network"]["w"][None] - levels / num_levels)
         zero = jnp.zeros(len(levels))
         return Terms(reconstruction=squares.sum(axis=(1, 2, 3)), latent=zero + 3.0, diffusion=zero)
@@ -49,18 +38,7 @@ class Quadratic(Model):
 class Noise(Quadratic):
     """Terms that tell what was random: times, noise, dropout's key."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule=None,
-    ):
+    def elbo(self, params, levels, draws, *, keys=None, **_):
         assert keys is not None, "training drops out"
         zero = 0 * params["network"]["w"].sum()
         return Terms(
@@ -74,18 +52,7 @@ class Noise(Quadratic):
 class Waves(Quadratic):
     """cos 2 pi m t at m = 1, 2 and 4: over 4 stratified times the first two vanish, the third does not."""
 
-    def elbo(
-        self,
-        params,
-        levels,
-        draws,
-        *,
-        num_levels,
-        condition=None,
-        network_condition=None,
-        keys=None,
-        step_rule=None,
-    ):
+    def elbo(self, params, levels, draws, **_):
         zero = 0 * params["network"]["w"].sum()
         return Terms(*(jnp.cos(2 * jnp.pi * m * draws.t) + zero for m in (1, 2, 4)))
 
