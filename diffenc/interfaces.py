@@ -17,8 +17,10 @@ on other examples of the batch, so that results do not depend on how a batch is 
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
@@ -189,11 +191,151 @@ class Parameterization(Protocol):
         ...
 
 
-@runtime_checkable
-class GenerativeMean(Protocol):
-    """kappa(lambda): the reverse process assumes d x_phi / d lambda = kappa x_hat [17]."""
+class Estimate(NamedTuple):
+    """What the encoder has at a reverse step, or what the reverse process takes it to be there.
 
-    def __call__(self, log_snr: LogSNR) -> LogSNR: ...
+    Attributes:
+      value: x_phi(lambda_t).
+      slope: (x_phi(lambda_s) - x_phi(lambda_t)) / c of a step, c = 1 - exp(lambda_t - lambda_s); d x_phi / d lambda in
+        the limit of short steps.
+    """
+
+    value: Data
+    slope: Data
+
+
+class Interval(abc.ABC):
+    """A reverse step from lambda_t to lambda_s, or its limit lambda_s = lambda_t (`diffenc.core.interval`).
+
+    Attributes:
+      log_snr: lambda_t.
+      log_snr_s: lambda_s.
+    """
+
+    log_snr: LogSNR
+    log_snr_s: LogSNR
+
+    @property
+    @abc.abstractmethod
+    def value_weight(self) -> PerExample:
+        """The weight of the value beside the slope in the mean of p(z_s | z_t): 1 on the paper's path."""
+
+    @property
+    @abc.abstractmethod
+    def stretch(self) -> PerExample:
+        """(lambda_s - lambda_t) / c: a slope d x_phi / d lambda times this is to first order that of the step."""
+
+    @abc.abstractmethod
+    def follow(self, encode: Callable[[LogSNR], Data]) -> Estimate:
+        """Returns value and slope of x_phi as a function of lambda."""
+
+
+class GenerativeMean(abc.ABC):
+    """What the reverse process takes x_phi and its slope to be, given the network's x_hat [17].
+
+    The mean of p(z_s | z_t) is that of q(z_s | z_t, x) with these in place of the encoder's.
+
+    Attributes:
+      learns_value: a class variable: the value is learned as E[x_phi | z] by itself, so that the probability-flow ODE is
+        that of the trained SDE for every encoder.
+      needs_encoder: a class variable: `apply` calls `encode`, so that the encoder cannot be thrown away for sampling.
+      auxiliary: a class variable: the names of its losses of what the bound does not train, under which they are logged.
+    """
+
+    learns_value: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = False
+    auxiliary: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
+        """Returns the initial parameters; only the shapes of `z` and `log_snr` matter. None by default."""
+        return {}
+
+    @abc.abstractmethod
+    def apply(
+        self,
+        params: Params,
+        x_hat: Data,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns the estimates for the step `interval`, from the network's `x_hat` at `z`.
+
+        Args:
+          encode: x -> value and slope of its x_phi over this step, by the model's encoder.
+        """
+
+    def error(
+        self,
+        params: Params,
+        x_hat_error: Data,
+        truth: Estimate,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`, the encoder's own."""
+        made = self.apply(params, truth.value + x_hat_error, z, interval, encode, context)
+        return jax.tree.map(jnp.subtract, made, truth)
+
+    def auxiliary_losses(self, error: Estimate, x_hat_error: Data, log_snr: LogSNR) -> dict[str, PerExample]:
+        """Returns the losses named in `auxiliary`, which are trained beside the bound and are no part of it.
+
+        Args:
+          error: what `error` returned for `x_hat_error`.
+        """
+        return {}
+
+
+class AffineMean(GenerativeMean):
+    """Base class of means that are affine in x_hat. Their errors keep their digits in float32 where sigma vanishes."""
+
+    def error(
+        self,
+        params: Params,
+        x_hat_error: Data,
+        truth: Estimate,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`: A e + b + (A x_phi - truth), nothing large cancels."""
+
+        def at(x_hat: Data) -> Estimate:
+            return self.apply(params, x_hat, z, interval, encode, context)
+
+        constant, linear = jax.linearize(at, jnp.zeros_like(x_hat_error))
+        return jax.tree.map(
+            lambda moved, offset, right, true: moved + offset + (right - true),
+            linear(x_hat_error),
+            constant,
+            linear(truth.value),
+            truth,
+        )
+
+
+class ProportionalMean(AffineMean):
+    """Base class of means whose slope is kappa x_hat, kappa a function of lambda."""
+
+    @abc.abstractmethod
+    def kappa(self, params: Params, interval: Interval) -> PerExample:
+        """Returns the slope of the step over x_hat: `interval.stretch` times d log x_phi / d lambda, to first order."""
+
+    def apply(
+        self,
+        params: Params,
+        x_hat: Data,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns (x_hat, kappa x_hat)."""
+        kappa = self.kappa(params, interval)
+        return Estimate(x_hat, kappa.reshape(kappa.shape + (1,) * (x_hat.ndim - 1)) * x_hat)
 
 
 @runtime_checkable

@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 
 from diffenc.core import objective
 from diffenc.core.conditioning import UNCONDITIONAL, conditioned_modules
+from diffenc.core.interval import EncodeAt
 from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
@@ -23,8 +25,10 @@ from diffenc.interfaces import (
     Context,
     Data,
     Encoder,
+    Estimate,
     GenerativeMean,
     ImageKeys,
+    Interval,
     Key,
     LogSNR,
     Network,
@@ -51,6 +55,18 @@ class Terms(NamedTuple):
         return self.reconstruction + self.latent + self.diffusion
 
 
+class Losses(NamedTuple):
+    """What training minimises the sum of.
+
+    Attributes:
+      bound: -ELBO.
+      auxiliary: the generative mean's losses of what the bound does not train, by name, [B] each. No part of the bound.
+    """
+
+    bound: Terms
+    auxiliary: dict[str, PerExample]
+
+
 class Draws(NamedTuple):
     """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0.
 
@@ -63,7 +79,8 @@ class Draws(NamedTuple):
     weight: PerExample | float = 1.0
 
 
-STOCHASTICITY_STREAM = 3  # folded into a key that is split into three as well
+# folded into a key that is split into three as well
+STOCHASTICITY_STREAM, GENERATIVE_MEAN_STREAM = 3, 4
 
 SampleTimes = Callable[[Times], tuple[Times, PerExample]]
 
@@ -108,7 +125,7 @@ class Model:
     stochasticity: Stochasticity = MARKOV
 
     def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
-        """Parameters {"encoder", "schedule", "network", "stochasticity"}, a pytree of any shape each.
+        """Parameters {"encoder", "schedule", "network", "stochasticity", "generative_mean"}, a pytree of any shape each.
 
         Compile it: eagerly it is slow.
 
@@ -117,12 +134,14 @@ class Model:
         """
         encoder_key, schedule_key, network_key = jax.random.split(key, 3)
         stochasticity_key = jax.random.fold_in(key, STOCHASTICITY_STREAM)
+        mean_key = jax.random.fold_in(key, GENERATIVE_MEAN_STREAM)
         x, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
         parts = {
             "encoder": self.encoder.init(encoder_key, x, log_snr),
             "schedule": self.schedule.init(schedule_key),
             "network": self.network.init(network_key, x, log_snr),
             "stochasticity": self.stochasticity.init(stochasticity_key),
+            "generative_mean": self.generative_mean.init(mean_key, x, log_snr),
         }
         return {part: as_parameters(self.name_part(part), params) for part, params in parts.items()}
 
@@ -162,7 +181,7 @@ class Model:
         params: Params,
         x: Data,
         context: Context = NO_CONTEXT,
-    ) -> Callable[[LogSNR], Data]:
+    ) -> EncodeAt:
         """Returns x_phi as a function of lambda, for images `x` that are encoded at several noise levels.
 
         What a `SplitEncoder` prepares is computed here, once.
@@ -217,6 +236,28 @@ class Model:
         network = partial(self.predict, params, context=context)
         return objective.network_error(log_snr, x_phi, eps, network, self.parameterization)
 
+    def bind_mean(
+        self,
+        params: Params,
+        context: Context = NO_CONTEXT,
+        encoder_context: Context | None = None,
+    ) -> BoundMean:
+        """Returns the generative mean under `params`; parameters of before it had any lack its part.
+
+        Args:
+          context: what its own networks are given.
+          encoder_context: what the encoder is given, where the mean runs it; None = `context`.
+        """
+        prepare = partial(self.prepare, params, context=encoder_context or context)
+        return BoundMean(self.generative_mean, params.get("generative_mean", {}), prepare, context)
+
+    def estimate(
+        self, params: Params, z: Data, interval: Interval, context: Context = NO_CONTEXT
+    ) -> Estimate:
+        """Returns what the reverse process takes x_phi and its slope to be over a step from `z`."""
+        x_hat = partial(self.denoise, params, context=context)
+        return self.bind_mean(params, context).estimator(x_hat)(z, interval)
+
     def elbo(
         self,
         params: Params,
@@ -231,6 +272,33 @@ class Model:
     ) -> Terms:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
 
+        Takes what `losses` does.
+        """
+        return self.losses(
+            params,
+            levels,
+            draws,
+            num_levels=num_levels,
+            condition=condition,
+            network_condition=network_condition,
+            keys=keys,
+            step_rule=step_rule,
+        ).bound
+
+    def losses(
+        self,
+        params: Params,
+        levels: Levels,
+        draws: Draws,
+        *,
+        num_levels: int,
+        condition: Condition | None = None,
+        network_condition: Condition | None = None,
+        keys: ImageKeys | None = None,
+        step_rule: objective.StepRule = objective.continuous,
+    ) -> Losses:
+        """The terms of -ELBO for images of integer `levels` [B, H, W, C] and the auxiliary losses, from one set of draws.
+
         `network_condition` is what the network is given in place of `condition`, where that is less. The encoder keeps `condition`,
         so that with and without the condition it is one process whose images the network learns.
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
@@ -240,22 +308,25 @@ class Model:
         if network_condition is None:
             network_condition = condition
         x = scale_pixels(levels, num_levels)
-        encode = self.prepare(params, x, Context(condition, encoder_keys))
-        network = partial(self.predict, params, context=Context(network_condition, network_keys))
+        encoder_context = Context(condition, encoder_keys)
+        network_context = Context(network_condition, network_keys)
+        encode = self.prepare(params, x, encoder_context)
+        network = partial(self.predict, params, context=network_context)
+        mean = self.bind_mean(params, network_context, encoder_context)
         log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
         pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
         step = step_rule(encode, log_snr_at, increment, draws.t)
-        diffusion = objective.diffusion_loss(
-            step, draws.eps, network, self.parameterization, self.generative_mean
-        )
-        return Terms(
+        error, x_hat_error = objective.estimate_error(step, draws.eps, network, self.parameterization, mean)
+        terms = Terms(
             reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
             latent=objective.latent_loss(x_phi_1, log_snr_1),
-            diffusion=draws.weight * diffusion,
+            diffusion=draws.weight * objective.step_loss(step, error),
         )
+        auxiliary = self.generative_mean.auxiliary_losses(error, x_hat_error, step.log_snr)
+        return Losses(terms, jax.tree.map(partial(jnp.multiply, draws.weight), auxiliary))
 
 
 def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | None]:

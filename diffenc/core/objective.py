@@ -2,11 +2,11 @@
 
 A reverse step from lambda_t to lambda_s costs
 
-    offset + weight * || value_weight (x_hat - x_phi) + stretch kappa x_hat - slope ||^2,
+    offset + weight * || value_weight (value - x_phi) + (slope - slope of x_phi) ||^2,
 
-in discrete time with the secant of x_phi over the step, in the limit T -> infinity with its tangent. The weights
-depend on how noisy the forward path is (`diffenc.core.stochasticity`); value_weight = 1 for the paper's.
-A *step rule* says which: it makes a `Step` from the encoder, the schedule, the path's clock and the drawn times.
+where value and slope are what the generative mean makes of the network's x_hat; in discrete time the slope is the secant
+over the step, in the limit T -> infinity the tangent (`diffenc.core.interval`). A *step rule* makes such a `Step` from
+the encoder, the schedule, the path's clock and the drawn times.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffenc.core.discretization import Chain
-from diffenc.core.gaussian import (
-    alpha_sigma,
-    alpha_squared,
-    diffuse,
-    scale,
-    step_fraction,
-    sum_data,
-    sum_squares,
-)
+from diffenc.core.gaussian import alpha_sigma, alpha_squared, diffuse, scale, sum_data, sum_squares
+from diffenc.core.interval import EncodeAt, chord, tangent
 from diffenc.core.pixels import Levels, log_partition, scale_pixels
-from diffenc.core.stochasticity import Increment, eta_squared, mean_fraction, renewed_fraction
-from diffenc.interfaces import Data, GenerativeMean, LogSNR, Parameterization, PerExample, Times
+from diffenc.core.reverse import BoundMean
+from diffenc.core.stochasticity import Increment
+from diffenc.interfaces import Data, Estimate, Interval, LogSNR, Parameterization, PerExample, Times
 
-Encode = Callable[[LogSNR], Data]
 LogSNRAt = Callable[[Times], LogSNR]
 Denoise = Callable[[Data, LogSNR], Data]
 
@@ -39,59 +32,54 @@ class Step(NamedTuple):
     """One reverse step seen from its noisier end.
 
     Attributes:
-      log_snr: lambda_t.
+      interval: where it leads.
       weight: of the squared error, the factor that makes a uniformly drawn t unbiased included.
       offset: what unequal variances cost where the means agree.
-      value_weight: (1 - g) / c, of the error of x_hat itself; (1 + eta^2) / 2 in continuous time.
-      stretch: (lambda_s - lambda_t) / c, which multiplies kappa; 1 in continuous time.
-      x_phi: x_phi(lambda_t).
-      slope: (x_phi(lambda_s) - x_phi(lambda_t)) / c, or d x_phi / d lambda in continuous time.
+      truth: x_phi(lambda_t) and its slope.
     """
 
-    log_snr: LogSNR
+    interval: Interval
     weight: PerExample
     offset: PerExample
-    value_weight: PerExample
-    stretch: PerExample
-    x_phi: Data
-    slope: Data
+    truth: Estimate
+
+    @property
+    def log_snr(self) -> LogSNR:
+        """lambda_t."""
+        return self.interval.log_snr
+
+    @property
+    def x_phi(self) -> Data:
+        """x_phi(lambda_t)."""
+        return self.truth.value
 
 
-StepRule = Callable[[Encode, LogSNRAt, Increment, Times], Step]
+StepRule = Callable[[EncodeAt, LogSNRAt, Increment, Times], Step]
 
 
-def continuous(encode: Encode, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
+def continuous(encode: EncodeAt, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
     """T -> infinity [14, 18]: weight -1/2 dSNR/dt / eta^2. One jvp gives x_phi and its slope under one mask.
 
     By Girsanov's theorem for the path of noise eta sigma dW (derived in docs/concepts.md); [14] has eta = 1.
     """
     log_snr, rate = jax.jvp(log_snr_at, (t,), (jnp.ones_like(t),))
-    x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
-    eta_2 = eta_squared(increment, log_snr)
-    weight = -0.5 * rate * jnp.exp(log_snr) / eta_2
-    return Step(log_snr, weight, jnp.zeros_like(t), 0.5 * (1 + eta_2), jnp.ones_like(t), x_phi, slope)
+    at = tangent(increment, log_snr)
+    weight = -0.5 * rate * jnp.exp(log_snr) / at.eta_2
+    return Step(at, weight, jnp.zeros_like(t), at.follow(encode))
 
 
-def secant(encode: Encode, increment: Increment, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
-    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) c / c_eta [8].
-
-    The encoder is evaluated at full precision on every device: its difference over a short step has few digits.
-    """
-    rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
-    fraction = step_fraction(log_snr_t, log_snr_s)
-    with jax.default_matmul_precision("highest"):
-        x_t, x_s = encode(log_snr_t), encode(log_snr_s)
-    weight = 0.5 * fraction * jnp.exp(log_snr_s) * (fraction / renewed_fraction(clock_rise))
-    value_weight = mean_fraction(rise, clock_rise) / fraction
-    slope = scale(1 / fraction, x_s - x_t)
-    return Step(log_snr_t, weight, jnp.zeros_like(weight), value_weight, rise / fraction, x_t, slope)
+def secant(encode: EncodeAt, increment: Increment, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
+    """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) c / c_eta [8]."""
+    step = chord(increment, log_snr_t, log_snr_s)
+    weight = 0.5 * step.fraction * jnp.exp(log_snr_s) * (step.fraction / step.renewed)
+    return Step(step, weight, jnp.zeros_like(weight), step.follow(encode))
 
 
 def discrete(chain: Chain) -> StepRule:
     """One of the chain's T steps, drawn uniformly [9]: weight T w/2 (SNR_s - SNR_t) c / c_eta."""
     num_steps = len(chain.log_w)
 
-    def rule(encode: Encode, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
+    def rule(encode: EncodeAt, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
         index = step_index(t, num_steps)
         log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
         step, log_w = secant(encode, increment, log_snr_t, log_snr_s), chain.log_w[index]
@@ -127,28 +115,30 @@ def network_error(
     return scale(-sigma / (q * alpha - p * sigma), out - scale(p, x_phi) - scale(q, eps))
 
 
-def step_error(step: Step, error: Data, mean: GenerativeMean) -> Data:
-    """value_weight (x_hat - x_phi) + stretch kappa x_hat - slope, from `error` = x_hat - x_phi.
+def estimate_error(
+    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: BoundMean
+) -> tuple[Estimate, Data]:
+    """Returns the errors of the estimates of x_phi and its slope, and x_hat - x_phi, at z = alpha x_phi + sigma eps."""
+    x_hat_error = network_error(step.log_snr, step.x_phi, eps, network, parameterization)
+    z = diffuse(step.x_phi, eps, step.log_snr)
+    return mean.error(x_hat_error, step.truth, z, step.interval), x_hat_error
 
-    In discrete time it is (mu_P - mu_Q) / (alpha_s c), for the two means are alpha_s (x_s + g (z_t / alpha_t - x_t)) of
-    the encoder's x_t, x_s and of the estimates x_hat, (1 + (lambda_s - lambda_t) kappa) x_hat in their place.
-    """
-    kappa = step.stretch * mean(step.log_snr)
-    return scale(step.value_weight + kappa, error) + scale(kappa, step.x_phi) - step.slope
+
+def step_error(interval: Interval, error: Estimate) -> Data:
+    """value_weight (value - x_phi) + (slope - slope of x_phi): in discrete time (mu_P - mu_Q) / (alpha_s c)."""
+    return scale(interval.value_weight, error.value) + error.slope
 
 
-def residual(
-    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
-) -> Data:
-    """`step_error` of what the network makes of x_phi and `eps`."""
-    return step_error(step, network_error(step.log_snr, step.x_phi, eps, network, parameterization), mean)
+def step_loss(step: Step, error: Estimate) -> PerExample:
+    """One draw of the diffusion loss, from the errors of the estimates [9, 14, 18]."""
+    return step.offset + step.weight * sum_squares(step_error(step.interval, error))
 
 
 def diffusion_loss(
-    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: GenerativeMean
+    step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: BoundMean
 ) -> PerExample:
-    """One draw of the diffusion loss [9, 14, 18]."""
-    return step.offset + step.weight * sum_squares(residual(step, eps, network, parameterization, mean))
+    """One draw of the diffusion loss, from the noise `eps` [9, 14, 18]."""
+    return step_loss(step, estimate_error(step, eps, network, parameterization, mean)[0])
 
 
 def latent_loss(x_phi: Data, log_snr: LogSNR) -> PerExample:

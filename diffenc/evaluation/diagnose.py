@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -17,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Diagnose
-from diffenc.core.gaussian import alpha_sigma, scale, sum_squares
+from diffenc.core.gaussian import alpha_sigma, diffuse, scale, sum_squares
 from diffenc.core.model import Draws, Model, bits_per_dim
-from diffenc.core.objective import continuous, step_index
+from diffenc.core.objective import continuous, step_error, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
@@ -131,7 +132,8 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 
     With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
     sigma x_hat = alpha eps - sigma x_phi - e / sigma, for any parameterization. `expected` is the v_hat with zero
-    loss: e = (dx_phi/dlambda - kappa x_phi) / (G + kappa), where G = (1 + eta^2) / 2 is 1 on the paper's path.
+    loss (to first order in e, where the generative mean is not affine in x_hat). With a slope kappa x_hat it has
+    e = (dx_phi/dlambda - kappa x_phi) / (G + kappa), where G = (1 + eta^2) / 2 is 1 on the paper's path.
     At t -> 1 it is -(G x_phi + dx_phi/dlambda) / (G + kappa); where x_hat is near x_phi too, that is
     -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
 
@@ -171,18 +173,23 @@ def v_and_expectations(
     encode = model.prepare(params, x, context)
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), t)
     alpha, sigma = alpha_sigma(step.log_snr)
-    kappa = model.generative_mean(step.log_snr)
     error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
-    best_error = scale(1 / (step.value_weight + kappa), step.slope - scale(kappa, step.x_phi))
+    mean, z = model.bind_mean(params, context), diffuse(step.x_phi, eps, step.log_snr)
+
+    def loss_root(error: Data) -> Data:
+        return step_error(step.interval, mean.error(error, step.truth, z, step.interval))
+
+    at_x_phi, per_error = jax.jvp(loss_root, (jnp.zeros_like(error),), (jnp.ones_like(error),))
+    best_error = -at_x_phi / per_error
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
     return {
         "v_hat": v_hat,
         "expected": expected,
-        "slope": step.slope,
+        "slope": step.truth.slope,
         "eps": eps,
         "v_hat_from_expected": v_hat - expected,
-        "v_hat_from_minus_slope": v_hat + step.slope,
+        "v_hat_from_minus_slope": v_hat + step.truth.slope,
         "v_hat_from_eps": v_hat - eps,
     }
 

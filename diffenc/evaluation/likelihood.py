@@ -48,7 +48,7 @@ from diffenc.workdir.mirror import on_local_copy
 
 MODELLED = "the probability-flow ODE of the trained SDE: it has the SDE's marginals where the denoiser is the best one"
 UNMODELLED = (
-    "an ODE of its own: the encoder's slope is not kappa x_phi, so this likelihood is not that of the SDE "
+    "an ODE of its own: the generative mean does not know the encoder's slope, so this likelihood is not that of the SDE "
     "whose bound was trained"
 )
 UNMODELLED_AT_T = (
@@ -138,7 +138,8 @@ def batch_nats(
         log_snr_0,
         log_snr_1,
         ode.ode_velocity(
-            partial(model.denoise, params, context=Context(images.condition)), model.generative_mean
+            partial(model.estimate, params, context=Context(images.condition)),
+            partial(model.increment, params),
         ),
         make_divergence(settings, probe_key, x.shape),
         settings.rtol,

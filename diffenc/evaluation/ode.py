@@ -1,9 +1,9 @@
 """The probability-flow ODE in lambda = log SNR, and the exact density of the model that it defines.
 
-With x_hat as the estimate of x_phi and kappa x_hat as that of its slope,
+With the estimates of x_phi and of its slope by the generative mean,
 
-    dz / d lambda = 1/2 sigma^2 z + alpha kappa x_hat + 1/2 (alpha x_hat - z)
-                  = -1/2 alpha^2 z + alpha (kappa + 1/2) x_hat.
+    dz / d lambda = 1/2 sigma^2 z + alpha slope + 1/2 (alpha value - z)
+                  = -1/2 alpha^2 z + alpha (slope + 1/2 value).
 
 Solved from t = 1, it maps N(0, I) to a density of z_0. Along a path d log p / d lambda = -div, hence
 
@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffenc.core.gaussian import alpha_sigma, scale, sum_data, sum_squares
+from diffenc.core.interval import tangent
+from diffenc.core.reverse import Estimator
+from diffenc.core.stochasticity import Increment
 from diffenc.errors import UserError
-from diffenc.interfaces import Data, GenerativeMean, LogSNR, PerExample
-from diffenc.sampling.solvers import XHat
+from diffenc.interfaces import Data, LogSNR, PerExample
 
 Velocity = Callable[[Data, LogSNR], Data]
 Flow = Callable[[Data], Data]  # a velocity at a given lambda
@@ -48,13 +50,13 @@ class Stats(NamedTuple):
     reached: Bool[Array, ""]
 
 
-def ode_velocity(x_hat: XHat, mean: GenerativeMean) -> Velocity:
-    """Returns dz / d lambda of the model that assumes the slope kappa x_hat for x_phi."""
+def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
+    """Returns dz / d lambda of the model with these estimates, trained on the path of `increment`."""
 
     def dz(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
-        pull = alpha * (mean(log_snr) + 0.5)
-        return scale(pull, x_hat(z, log_snr)) - scale(0.5 * jnp.square(alpha), z)
+        value, slope = estimate(z, tangent(increment, log_snr))
+        return scale(alpha, 0.5 * value + slope) - scale(0.5 * jnp.square(alpha), z)
 
     return dz
 

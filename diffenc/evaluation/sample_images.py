@@ -140,9 +140,9 @@ class ImageSampler:
         first: Int[Array, ""],
         condition: Condition | None,
     ) -> Data:
-        x_hat = sampler.estimate_of(self._model, params, condition, self.settings.guidance)
-        mean, increment = self._model.generative_mean, partial(self._model.increment, params)
-        return sampler.walk(key, z, *stretch, x_hat, mean, increment, self._solver, first)
+        estimate = sampler.estimator_of(self._model, params, condition, self.settings.guidance)
+        increment = partial(self._model.increment, params)
+        return sampler.walk(key, z, *stretch, estimate, increment, self._solver, first)
 
     def _warn_if_inconsistent(self, params: Params) -> None:
         """Warns once if an ODE solver, or steps other than those of training at T, do not sample the trained model.
@@ -168,7 +168,7 @@ class ImageSampler:
             )
             return
         logging.warning(
-            "sample.sampler = %s takes the encoder's slope to be kappa x_phi, and it is not: these are samples of "
+            "sample.sampler = %s takes the generative mean to know the encoder's slope, and it does not: these are samples of "
             "another model than the one whose bits/dim are measured; %s draw from that one",
             self.settings.sampler,
             " and ".join(SDE_SOLVERS),

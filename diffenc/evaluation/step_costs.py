@@ -2,7 +2,7 @@
 
 With sigma_P = sigma_Q the step from t to s costs C(t -> s) = 1/2 (SNR_s - SNR_t) Q(t, s) nats, where
 
-    Q(t, s) = c / c_eta E || value_weight (x_hat - x_phi(t)) + stretch kappa x_hat - (x_phi(s) - x_phi(t)) / c ||^2
+    Q(t, s) = c / c_eta E || value_weight (value - x_phi(t)) + slope - (x_phi(s) - x_phi(t)) / c ||^2
 
 (see diffenc.core.objective) is smooth, also across t = s, where the secant becomes the tangent. So Q is measured on a
 few knots and log Q interpolated. All knots of an image share its noise, so the estimate of Q is smooth as well.
@@ -16,18 +16,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy.interpolate import RectBivariateSpline
 
 from diffenc.config.settings import Fit
-from diffenc.core.gaussian import scale, step_fraction, sum_squares
+from diffenc.core.gaussian import diffuse, scale, sum_squares
+from diffenc.core.interval import Chord, EncodeAt, Tangent, chord, tangent
 from diffenc.core.model import Model
-from diffenc.core.objective import Step, step_error
+from diffenc.core.objective import step_error
 from diffenc.core.pixels import Levels, scale_pixels
-from diffenc.core.stochasticity import eta_squared, mean_fraction, renewed_fraction
+from diffenc.core.stochasticity import mean_fraction
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches
 from diffenc.evaluation.streaming_stats import StreamingMean
-from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Key, Params, PerExample, Variance
+from diffenc.interfaces import (
+    Condition,
+    Context,
+    Data,
+    Dataset,
+    Estimate,
+    Images,
+    Interval,
+    Key,
+    LogSNR,
+    Params,
+    PerExample,
+    Variance,
+)
 from diffenc.runtime.progress import Progress
 
 PerEdge = Float[np.ndarray, " edges"]
@@ -108,28 +122,73 @@ def weighted_squares(
     context = Context(condition)
     encode = model.prepare(params, x, context)
 
-    def at(log_snr: Float[Array, ""]) -> tuple[Data, Data, Data]:
+    mean = model.bind_mean(params, context)
+
+    def at(log_snr: Float[Array, ""]) -> tuple[Estimate, Data]:
         each = jnp.broadcast_to(log_snr, x.shape[:1])
-        x_phi, slope = jax.jvp(encode, (each,), (jnp.ones_like(each),))
-        return x_phi, slope, model.x_hat_error(params, x_phi, eps, each, context)
+        truth = tangent(increment, each).follow(encode)
+        return truth, model.x_hat_error(params, truth.value, eps, each, context)
 
-    x_phi, slope, error = jax.lax.map(at, log_snrs)
+    truths, errors = jax.lax.map(at, log_snrs)
 
-    def pair(i: Array, j: Array) -> PerExample:
+    def cost(i: Array, j: Array) -> PerExample:
         log_snr_t, log_snr_s = (jnp.broadcast_to(log_snrs[k], x.shape[:1]) for k in (i, j))
-        same = jnp.broadcast_to(i == j, x.shape[:1])
-        rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
-        eta_2 = eta_squared(increment, log_snr_t)
-        fraction = jnp.where(same, 1.0, step_fraction(log_snr_t, log_snr_s))
-        weight = jnp.where(same, 1 / eta_2, fraction / jnp.where(same, 1.0, renewed_fraction(clock_rise)))
-        value_weight = jnp.where(same, 0.5 * (1 + eta_2), mean_fraction(rise, clock_rise) / fraction)
-        stretch = jnp.where(same, 1.0, rise / fraction)
-        secant = jnp.where(i == j, slope[i], scale(1 / fraction, x_phi[j] - x_phi[i]))
-        step = Step(log_snr_t, weight, jnp.zeros_like(weight), value_weight, stretch, x_phi[i], secant)
-        return step.weight * sum_squares(step_error(step, error[i], model.generative_mean))
+        x_t, slope = (array[i] for array in truths)
+        between = KnotPair(i == j, tangent(increment, log_snr_t), chord(increment, log_snr_t, log_snr_s))
+        truth = Estimate(x_t, between.either(slope, between.secant(truths.value[j] - x_t)))
+        z = diffuse(x_t, eps, log_snr_t)
+        error = step_error(between, mean.error(errors[i], truth, z, between))
+        return between.weight * sum_squares(error)
 
     index = jnp.arange(len(knots))
-    return jax.lax.map(lambda i: jax.lax.map(lambda j: pair(i, j), index), index)
+    return jax.lax.map(lambda i: jax.lax.map(lambda j: cost(i, j), index), index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnotPair(Interval):
+    """The step between two knots, which may be the same one: its limit then (`diffenc.interfaces.Interval`)."""
+
+    same: Bool[Array, ""]
+    tangent: Tangent
+    chord: Chord
+
+    def either(self, of_tangent: Array, of_chord: Array) -> Array:
+        """Returns the first where both knots are the same, else the second."""
+        return jnp.where(self.same, of_tangent, of_chord)
+
+    def _safe(self, divisor: PerExample) -> PerExample:
+        return jnp.where(self.same, 1.0, divisor)
+
+    @property
+    def log_snr(self) -> LogSNR:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.tangent.log_snr
+
+    @property
+    def log_snr_s(self) -> LogSNR:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.chord.log_snr_s
+
+    @property
+    def weight(self) -> PerExample:
+        """c / c_eta, or 1 / eta^2."""
+        return self.either(1 / self.tangent.eta_2, self.chord.fraction / self._safe(self.chord.renewed))
+
+    @property
+    def value_weight(self) -> PerExample:
+        chord = mean_fraction(self.chord.rise, self.chord.clock_rise) / self._safe(self.chord.fraction)
+        return self.either(self.tangent.value_weight, chord)
+
+    @property
+    def stretch(self) -> PerExample:
+        return self.either(self.tangent.stretch, self.chord.rise / self._safe(self.chord.fraction))
+
+    def secant(self, difference: Data) -> Data:
+        """Returns x_phi(lambda_s) - x_phi(lambda_t) over c."""
+        return scale(1 / self._safe(self.chord.fraction), difference)
+
+    def follow(self, encode: EncodeAt) -> Estimate:
+        """Returns x_phi and its slope over the step."""
+        x_t, slope = self.tangent.follow(encode)
+        return Estimate(x_t, self.either(slope, self.secant(encode(self.log_snr_s) - x_t)))
 
 
 def measure_step_costs(

@@ -68,7 +68,7 @@ class TrainedModel:
 
     Attributes:
       experiment: the config of the run.
-      params: {"encoder", "schedule", "network", "stochasticity"}, and "variance" of a learned one.
+      params: the parts of the model by name, and "variance" of a learned one.
       step: optimizer step of the checkpoint.
       name: the file or workdir that it was read from.
       workdir: folder with fits and curves of the run; None if there is none.

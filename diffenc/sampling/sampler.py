@@ -12,9 +12,10 @@ from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import alpha_sigma, scale
 from diffenc.core.model import Model
 from diffenc.core.pixels import Levels, nearest_levels
+from diffenc.core.reverse import Estimator
 from diffenc.core.stochasticity import Increment
-from diffenc.interfaces import Condition, Context, Data, GenerativeMean, Key, LogSNR, Params, PerStep
-from diffenc.sampling.solvers import Solver, XHat, ancestral
+from diffenc.interfaces import Condition, Context, Data, Estimate, Interval, Key, LogSNR, Params, PerStep
+from diffenc.sampling.solvers import Solver, ancestral
 
 
 def walk(
@@ -22,8 +23,7 @@ def walk(
     z: Data,
     log_snrs: Float[Array, " steps_plus_one"],
     log_w: PerStep,
-    x_hat: XHat,
-    mean: GenerativeMean,
+    estimate: Estimator,
     increment: Increment,
     solver: Solver,
     first: int | Int[Array, ""] = 0,
@@ -37,7 +37,7 @@ def walk(
         index, *at_step = step
         log_snr_t, log_snr_s, log_w = (jnp.broadcast_to(value, z.shape[:1]) for value in at_step)
         noise = jax.random.normal(jax.random.fold_in(key, index), z.shape, z.dtype)
-        return solver(z, log_snr_t, log_snr_s, log_w, x_hat, mean, increment, noise), None
+        return solver(z, log_snr_t, log_snr_s, log_w, estimate, increment, noise), None
 
     steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
     return jax.lax.scan(body, z, steps)[0]
@@ -48,26 +48,28 @@ def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
     return nearest_levels(scale(1 / alpha_sigma(log_snr_0)[0], z_0), num_levels)
 
 
-def guided(given: XHat, without: XHat, weight: float) -> XHat:
-    """x_hat = (1 + w) x_hat(z | condition) - w x_hat(z): classifier-free guidance (arXiv:2207.12598 [6]).
+def guided(given: Estimator, without: Estimator, weight: float) -> Estimator:
+    """(1 + w) estimate(z | condition) - w estimate(z): classifier-free guidance (arXiv:2207.12598 [6]).
 
     At a given z, the estimates of v, of eps and of x_phi are affine in each other and the weights sum to one: it is
     the same guidance whichever of them it is written for.
     """
 
-    def x_hat(z: Data, log_snr: LogSNR) -> Data:
-        return (1 + weight) * given(z, log_snr) - weight * without(z, log_snr)
+    def estimate(z: Data, interval: Interval) -> Estimate:
+        return jax.tree.map(
+            lambda one, other: (1 + weight) * one - weight * other, given(z, interval), without(z, interval)
+        )
 
-    return x_hat
+    return estimate
 
 
-def estimate_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> XHat:
-    """Returns x_hat as a function of (z, log_snr), without dropout; `guided` where the weight `guidance` is not 0."""
-    x_hat = partial(model.denoise, params, context=Context(condition))
+def estimator_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> Estimator:
+    """Returns the model's estimates, without dropout; `guided` where the weight `guidance` is not 0."""
+    estimate = partial(model.estimate, params, context=Context(condition))
     if not guidance:
-        return x_hat
+        return estimate
     dropped = jax.tree.map(jnp.zeros_like, condition)
-    return guided(x_hat, partial(model.denoise, params, context=Context(dropped)), guidance)
+    return guided(estimate, partial(model.estimate, params, context=Context(dropped)), guidance)
 
 
 class ReverseChain(NamedTuple):
@@ -107,13 +109,13 @@ def sample(
     condition: Condition | None = None,
     guidance: float = 0.0,
 ) -> Levels:
-    """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used.
+    """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used, but by means that need it.
 
     Which solvers are consistent with which encoders: see `diffenc.sampling.solvers`.
     """
 
     def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
-        x_hat, increment = estimate_of(model, params, condition, guidance), partial(model.increment, params)
-        return walk(key, z, *down, x_hat, model.generative_mean, increment, solver)
+        estimate = estimator_of(model, params, condition, guidance)
+        return walk(key, z, *down, estimate, partial(model.increment, params), solver)
 
     return sample_along(reverse_chain(model, params, chain), key, shape, num_levels, walk_down)

@@ -1,11 +1,12 @@
 """Solvers of the reverse process: one step from z at lambda_t to z at lambda_s, h = lambda_s - lambda_t > 0.
 
-With G = (1 + eta^2) / 2, 1 on the paper's path (`diffenc.core.stochasticity`), the minimiser of the diffusion loss is
-x_hat = E[G x_phi + d x_phi / d lambda | z] / (G + kappa). The steps of the generative SDE, on the same path, use x_hat
-only as (G + kappa) x_hat, so they are consistent for every encoder. The steps of the probability-flow ODE need
-E[x_phi | z] and E[d x_phi / d lambda | z] separately, and approximate them by x_hat and kappa x_hat, which is exact where
-d x_phi / d lambda = kappa x_phi (`slope_is_modelled`). For any other encoder, in particular a trained one, they sample
-from a different model than the one of the trained bound. They do not depend on the path, whose marginals are all alike.
+They take estimates of x_phi and its slope from the model's generative mean (`diffenc.core.reverse`). With G = (1 + eta^2) / 2,
+1 on the paper's path (`diffenc.core.stochasticity`), the diffusion loss determines the sum G value + slope, which is all that
+the steps of the generative SDE use on the same path: they are consistent for every encoder. The steps of the
+probability-flow ODE need the two apart. A mean with one head, value x_hat and slope kappa x_hat, has
+x_hat = E[G x_phi + d x_phi / d lambda | z] / (G + kappa), which gives both only where d x_phi / d lambda = kappa x_phi
+(`slope_is_modelled`). For any other encoder, in particular a trained one, they then sample from a different model than the
+one of the trained bound. They do not depend on the path, whose marginals are all alike.
 
 A model trained at T steps has another minimiser, of those steps alone: with g the fraction of the residual that stays,
 E[(1 - g) x_t + (x_s - x_t) | z] / (1 - g + (lambda_s - lambda_t) kappa). It is E[x_phi | z], which serves any step of any
@@ -23,31 +24,29 @@ from jaxtyping import Array, Float
 
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.gaussian import alpha_sigma, alpha_squared, scale
+from diffenc.core.interval import Chord, chord, tangent
 from diffenc.core.model import Model
-from diffenc.core.stochasticity import Increment, eta_squared, mean_fraction, renewed_fraction
-from diffenc.interfaces import Context, Data, GenerativeMean, LogSNR, Params, PerExample
+from diffenc.core.reverse import Estimator
+from diffenc.core.stochasticity import Increment
+from diffenc.interfaces import Context, Data, Estimate, LogSNR, Params, PerExample
 
-XHat = Callable[[Data, LogSNR], Data]
-
-# (z, log_snr_t, log_snr_s, log_w, x_hat, mean, increment, noise) -> z_s; the noise is standard normal, shaped like z
-Solver = Callable[[Data, LogSNR, LogSNR, PerExample, XHat, GenerativeMean, Increment, Data], Data]
+# (z, log_snr_t, log_snr_s, log_w, estimate, increment, noise) -> z_s; the noise is standard normal, shaped like z
+Solver = Callable[[Data, LogSNR, LogSNR, PerExample, Estimator, Increment, Data], Data]
 
 
-def reverse_step(
-    z: Data, x_hat: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, mean: GenerativeMean, increment: Increment
-) -> tuple[Data, LogSNR]:
+def reverse_step(z: Data, estimate: Estimate, step: Chord) -> tuple[Data, LogSNR]:
     """Returns mean and standard deviation of p(z_s | z_t) [17], with sigma_P = sigma_Q.
 
-    The mean is that of q(z_s | z_t, x), with x_hat for x_t and (1 + (lambda_s - lambda_t) kappa) x_hat for x_s:
-    alpha_s (x_s + g (z / alpha_t - x_t)), g and sigma_Q those of `diffenc.core.stochasticity`.
+    The mean is that of q(z_s | z_t, x), with the estimates for x_t and (x_s - x_t) / c: alpha_s (x_s + g (z / alpha_t - x_t)),
+    g and sigma_Q those of `diffenc.core.stochasticity`.
     """
-    alpha_t, _ = alpha_sigma(log_snr_t)
-    alpha_s, sigma_s = alpha_sigma(log_snr_s)
-    rise, clock_rise = log_snr_s - log_snr_t, increment(log_snr_t, log_snr_s)
-    fraction = mean_fraction(rise, clock_rise)
-    gain = fraction + rise * mean(log_snr_t)
-    mu = scale(alpha_s / alpha_t * (1 - fraction), z) + scale(alpha_s * gain, x_hat)
-    return mu, sigma_s * jnp.sqrt(renewed_fraction(clock_rise))
+    alpha_t, _ = alpha_sigma(step.log_snr)
+    alpha_s, sigma_s = alpha_sigma(step.log_snr_s)
+    not_kept = step.fraction * step.value_weight  # 1 - g
+    moved = scale(not_kept, estimate.value) + scale(step.fraction, estimate.slope)
+    return scale(alpha_s / alpha_t * (1 - not_kept), z) + scale(alpha_s, moved), sigma_s * jnp.sqrt(
+        step.renewed
+    )
 
 
 def ancestral(
@@ -55,8 +54,7 @@ def ancestral(
     log_snr_t: LogSNR,
     log_snr_s: LogSNR,
     log_w: PerExample,
-    x_hat: XHat,
-    mean: GenerativeMean,
+    estimate: Estimator,
     increment: Increment,
     noise: Data,
 ) -> Data:
@@ -64,7 +62,8 @@ def ancestral(
 
     The only solver that samples from the model of the discrete-time bound.
     """
-    mu, sigma = reverse_step(z, x_hat(z, log_snr_t), log_snr_t, log_snr_s, mean, increment)
+    step = chord(increment, log_snr_t, log_snr_s)
+    mu, sigma = reverse_step(z, estimate(z, step), step)
     return mu + scale(sigma * jnp.exp(-0.5 * log_w), noise)
 
 
@@ -73,21 +72,20 @@ def euler_maruyama(
     log_snr_t: LogSNR,
     log_snr_s: LogSNR,
     log_w: PerExample,
-    x_hat: XHat,
-    mean: GenerativeMean,
+    estimate: Estimator,
     increment: Increment,
     noise: Data,
 ) -> Data:
     """Weak first-order step of the generative SDE [App. H] in lambda. Valid for any encoder.
 
-    dz = (-1/2 (alpha^2 + eta^2) z + alpha (1/2 (1 + eta^2) + kappa) x_hat) dlambda + eta sigma dW.
+    dz = (-1/2 (alpha^2 + eta^2) z + alpha (1/2 (1 + eta^2) value + slope)) dlambda + eta sigma dW.
     """
     alpha, sigma = alpha_sigma(log_snr_t)
-    rise, eta_2 = log_snr_s - log_snr_t, eta_squared(increment, log_snr_t)
-    to_z = -0.5 * rise * (alpha_squared(log_snr_t) + eta_2)
-    to_x_hat = rise * alpha * (0.5 * (1 + eta_2) + mean(log_snr_t))
-    drift = scale(to_z, z) + scale(to_x_hat, x_hat(z, log_snr_t))
-    return z + drift + scale(sigma * jnp.sqrt(rise * eta_2), noise)
+    at, rise = tangent(increment, log_snr_t), log_snr_s - log_snr_t
+    value, slope = estimate(z, at)
+    to_z = -0.5 * rise * (alpha_squared(log_snr_t) + at.eta_2)
+    drift = scale(to_z, z) + scale(rise * alpha, scale(at.value_weight, value) + slope)
+    return z + drift + scale(sigma * jnp.sqrt(rise * at.eta_2), noise)
 
 
 def ddim(
@@ -95,20 +93,20 @@ def ddim(
     log_snr_t: LogSNR,
     log_snr_s: LogSNR,
     log_w: PerExample,
-    x_hat: XHat,
-    mean: GenerativeMean,
+    estimate: Estimator,
     increment: Increment,
     noise: Data,
 ) -> Data:
-    """Keeps eps_hat and moves x_hat along its modelled slope. Valid only where `slope_is_modelled`.
+    """Keeps eps_hat and moves the value along its slope. Valid only where `slope_is_modelled`.
 
-    z_s = alpha_s (1 + h kappa) x_hat + sigma_s eps_hat, eps_hat = (z - alpha_t x_hat) / sigma_t. Deterministic,
-    first order for dz/dlambda = -1/2 alpha^2 z + alpha (kappa + 1/2) x_hat; exact if x_hat = x and kappa = 0.
+    z_s = alpha_s (value + c slope) + sigma_s eps_hat, eps_hat = (z - alpha_t value) / sigma_t. Deterministic,
+    first order for dz/dlambda = -1/2 alpha^2 z + alpha (1/2 value + slope); exact if the value is x and the slope 0.
     """
-    rise = log_snr_s - log_snr_t
+    step = chord(increment, log_snr_t, log_snr_s)
+    value, slope = estimate(z, step)
     # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
-    gain = rise * mean(log_snr_t) - jnp.expm1(-0.5 * rise)
-    return _exponential_step(z, log_snr_t, log_snr_s, gain, x_hat(z, log_snr_t))
+    moved = scale(-jnp.expm1(-0.5 * step.rise), value) + scale(step.fraction, slope)
+    return _exponential_step(z, log_snr_t, log_snr_s, moved)
 
 
 def exponential_midpoint(
@@ -116,31 +114,30 @@ def exponential_midpoint(
     log_snr_t: LogSNR,
     log_snr_s: LogSNR,
     log_w: PerExample,
-    x_hat: XHat,
-    mean: GenerativeMean,
+    estimate: Estimator,
     increment: Increment,
     noise: Data,
 ) -> Data:
-    """Second-order step of the probability-flow ODE. Valid only where `slope_is_modelled`. Calls x_hat twice.
+    """Second-order step of the probability-flow ODE. Valid only where `slope_is_modelled`. Calls the network twice.
 
-    y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 + kappa) x_hat. The factor e^(lambda/2) is integrated exactly,
+    y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 value + slope). The factor e^(lambda/2) is integrated exactly,
     the rest evaluated at the midpoint in lambda, which a first-order step of the same form reaches.
     """
     middle = 0.5 * (log_snr_t + log_snr_s)
 
-    def step(end: LogSNR, at: LogSNR, estimate: Data) -> Data:
+    def step(end: LogSNR, at: LogSNR, z_at: Data) -> Data:
+        value, slope = estimate(z_at, tangent(increment, at))
         # sigma_s 2 (e^(lambda_s/2) - e^(lambda_t/2)) = 2 alpha_s (1 - e^(-h/2)), which cannot overflow at any lambda
-        gain = -2 * jnp.expm1(0.5 * (log_snr_t - end)) * (0.5 + mean(at))
-        return _exponential_step(z, log_snr_t, end, gain, estimate)
+        gain = -2 * jnp.expm1(0.5 * (log_snr_t - end))
+        return _exponential_step(z, log_snr_t, end, scale(gain, 0.5 * value + slope))
 
-    z_middle = step(middle, log_snr_t, x_hat(z, log_snr_t))
-    return step(log_snr_s, middle, x_hat(z_middle, middle))
+    return step(log_snr_s, middle, step(middle, log_snr_t, z))
 
 
-def _exponential_step(z: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, gain: PerExample, x_hat: Data) -> Data:
-    """Returns (sigma_s / sigma_t) z + alpha_s gain x_hat."""
+def _exponential_step(z: Data, log_snr_t: LogSNR, log_snr_s: LogSNR, moved: Data) -> Data:
+    """Returns (sigma_s / sigma_t) z + alpha_s moved."""
     (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(log_snr_t), alpha_sigma(log_snr_s)
-    return scale(sigma_s / sigma_t, z) + scale(alpha_s * gain, x_hat)
+    return scale(sigma_s / sigma_t, z) + scale(alpha_s, moved)
 
 
 SDE_SOLVERS: dict[str, Solver] = {"ancestral": ancestral, "euler_maruyama": euler_maruyama}
@@ -151,29 +148,44 @@ SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 def slope_is_modelled(
     model: Model, params: Params, image_shape: tuple[int, ...], trained_at: int = 0
 ) -> bool:
-    """Returns whether d x_phi / d lambda = kappa x_phi, to 1e-4 of |x_phi|, as ODE solvers and likelihood assume.
+    """Returns whether the generative mean gives E[x_phi | z] and E[d x_phi / d lambda | z], as ODE solvers and likelihood assume.
 
-    For a model trained at T = `trained_at` > 0 both sides must be 0, for else x_hat is that of the T steps alone.
+    One that learns the value by itself does. Any other must, given the mean of the x_phi of two images for x_hat, return the
+    means of their values and slopes, to 1e-4 of their norm: d x_phi / d lambda = kappa x_phi for one head. For a model trained
+    at T = `trained_at` > 0 the slopes must be 0 besides, for else x_hat is that of the T steps alone.
 
-    Tests a random image at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
+    Tests random images at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
     the encoder. Compiles at each call.
     """
-    error, mean = jax.jit(partial(_slope_error, model, image_shape=image_shape))(params)
-    return bool(error <= 1e-4) and (trained_at == 0 or bool(mean <= 1e-4))
+    if model.generative_mean.learns_value and not trained_at:
+        return True
+    error, slope = jax.jit(partial(_slope_error, model, image_shape=image_shape))(params)
+    return bool(error <= 1e-4) and (trained_at == 0 or bool(slope <= 1e-4))
 
 
 def _slope_error(
     model: Model, params: Params, image_shape: tuple[int, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns max |d x_phi / d lambda - kappa x_phi| / |x_phi|, norms over an image, and max |kappa|."""
+    """Returns the largest error of value or slope and the largest slope over |x_phi|, norms over an image."""
     count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
     # No larger values: at low noise x_phi approaches x whatever the encoder, and its slope vanishes.
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)
-    x = jax.random.uniform(jax.random.key(0), (len(log_snr), *image_shape), minval=-1.0)
+    pair = jax.random.uniform(jax.random.key(0), (2, len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
-    encode = model.prepare(params, x, Context(condition))
-    x_phi, slope = jax.jvp(encode, (log_snr,), (jnp.ones_like(log_snr),))
-    mean = model.generative_mean(log_snr)
-    error = slope - scale(mean, x_phi)
-    axes = tuple(range(1, x.ndim))
-    return jnp.max(jnp.sqrt(jnp.sum(error**2, axes) / jnp.sum(x_phi**2, axes))), jnp.max(jnp.abs(mean))
+    context = Context(condition)
+    at = tangent(partial(model.increment, params), log_snr)
+
+    def mean_of_pair(one: Data, other: Data) -> Data:
+        return 0.5 * (one + other)
+
+    truth = jax.tree.map(mean_of_pair, *(at.follow(model.prepare(params, x, context)) for x in pair))
+    x_hat = mean_of_pair(*pair) if model.generative_mean.needs_encoder else truth.value
+    z = scale(alpha_sigma(log_snr)[0], truth.value)
+    made = model.bind_mean(params, context).estimate(x_hat, z, at)
+
+    def norm(x: Data) -> PerExample:
+        return jnp.sqrt(jnp.sum(jnp.square(x), tuple(range(1, x.ndim))))
+
+    errors = [norm(one - other) for one, other in zip(made, truth, strict=True)]
+    size = norm(truth.value)
+    return jnp.max(jnp.stack(errors) / size), jnp.max(norm(made.slope) / size)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from diffenc.config.experiment import Experiment
 from diffenc.core import conditioning, unroll
-from diffenc.core.model import Draws, SampleTimes, Terms, bits_per_dim, draw_noise
+from diffenc.core.model import Draws, Losses, SampleTimes, Terms, bits_per_dim, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.parallel import param_sharding
@@ -36,21 +36,23 @@ class Microbatch(NamedTuple):
     keys: ImageKeys
 
 
-Loss = Callable[[Params, Microbatch], tuple[Scalar, Terms]]
+Loss = Callable[[Params, Microbatch], tuple[Scalar, Losses]]
 
 
 class BatchGradient(NamedTuple):
-    """The gradient of a batch's -ELBO.
+    """The gradient of a batch's losses.
 
     Attributes:
-      gradient: of the mean in bits/dim, shaped like the parameters.
-      terms: means in bits/dim.
+      gradient: of the mean of -ELBO in bits/dim plus those of the auxiliary losses, shaped like the parameters.
+      terms: means of -ELBO in bits/dim.
+      auxiliary: means of the auxiliary losses, by name.
       draws: the times of the images, and their noise.
       diffusion: each image's diffusion loss in nats, times the weight of its time.
     """
 
     gradient: Params
     terms: Terms
+    auxiliary: dict[str, Scalar]
     draws: Draws
     diffusion: PerExample
 
@@ -76,7 +78,7 @@ def batch_gradient(
     key: Key,
     mesh: Mesh,
 ) -> BatchGradient:
-    """Returns the gradient of a batch's -ELBO in bits/dim, and what it comes from; with dropout.
+    """Returns the gradient of a batch's losses, and what it comes from; with dropout.
 
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
@@ -103,13 +105,13 @@ def batch_gradient(
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
-    gradient, means, diffusion = over_devices(params, batch)
+    gradient, (means, auxiliary), diffusion = over_devices(params, batch)
     weight = batch.draws.weight
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
-    return BatchGradient({**gradient, "schedule": schedule}, means, batch.draws, diffusion)
+    return BatchGradient({**gradient, "schedule": schedule}, means, auxiliary, batch.draws, diffusion)
 
 
 def _device_gradient(
@@ -119,17 +121,17 @@ def _device_gradient(
     num_devices: int,
     params: Params,
     batch: Microbatch,
-) -> tuple[Params, Terms, PerExample]:
-    """Returns the batch's mean gradient and terms in bits/dim, and this device's diffusion losses in nats."""
+) -> tuple[Params, Losses, PerExample]:
+    """Returns the batch's mean gradient and losses (`mean_losses`), and this device's diffusion losses in nats."""
     microbatches = divide_batch(batch, experiment.microbatches)
     loss = partial(_loss, bound, experiment.dataset.num_levels)
-    summed, nats = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
+    summed, losses = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     gradient = param_sharding.sum_over_devices(mean, specs)
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
-    terms = merge_microbatches(nats)
-    means = jax.lax.pmean(_mean_bits(terms, batch.images.levels[0].size), AXES)
-    return gradient, means, terms.diffusion
+    losses = merge_microbatches(losses)
+    means = jax.lax.pmean(mean_losses(losses, batch.images.levels[0].size), AXES)
+    return gradient, means, losses.bound.diffusion
 
 
 def divide_batch(batch: Any, count: int) -> Any:
@@ -146,16 +148,16 @@ def merge_microbatches(microbatches: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), microbatches)
 
 
-def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Terms]:
-    """Returns the sum of the gradients of stacked microbatches in float32, and the terms in nats [count, B / count]."""
+def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Losses]:
+    """Returns the sum of the gradients of stacked microbatches in float32, and the losses [count, B / count]."""
     compute_gradient = jax.grad(loss, has_aux=True)
 
-    def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Terms]:
+    def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Losses]:
         # all but the keys, which are small, wait for the sum so far: unrolled, microbatches would else overlap in memory
         images, network_condition, draws = unroll.after(total, microbatch[:-1])
         microbatch = Microbatch(images, network_condition, draws, microbatch.keys)
-        gradient, nats = compute_gradient(params, microbatch)
-        return jax.tree.map(jnp.add, total, gradient), nats
+        gradient, losses = compute_gradient(params, microbatch)
+        return jax.tree.map(jnp.add, total, gradient), losses
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return unroll.scan(add_gradient, zeros, microbatches)
@@ -163,10 +165,10 @@ def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[P
 
 def _loss(
     bound: TrainedBound, num_levels: int, params: Params, microbatch: Microbatch
-) -> tuple[Scalar, Terms]:
-    """Returns -ELBO of a microbatch in bits/dim, and its terms in nats [B / count]."""
+) -> tuple[Scalar, Losses]:
+    """Returns what a microbatch's gradient is of, and its losses [B / count], -ELBO in nats."""
     (levels, condition), network_condition, draws, keys = microbatch
-    nats = bound.model.elbo(
+    losses = bound.model.losses(
         params,
         levels,
         draws,
@@ -176,9 +178,11 @@ def _loss(
         keys=keys,
         step_rule=bound.rule_of(params),
     )
-    return _mean_bits(nats, levels[0].size).total, nats
+    means = mean_losses(losses, levels[0].size)
+    return sum(jax.tree.leaves(means.auxiliary), means.bound.total), losses
 
 
-def _mean_bits(nats: Terms, num_dims: int) -> Terms:
-    """Returns the means over images in bits/dim."""
-    return jax.tree.map(lambda term: bits_per_dim(jnp.mean(term), num_dims), nats)
+def mean_losses(losses: Losses, num_dims: int) -> Losses:
+    """Returns the means over images, -ELBO in bits/dim in place of nats."""
+    means = jax.tree.map(jnp.mean, losses)
+    return means._replace(bound=jax.tree.map(lambda nats: bits_per_dim(nats, num_dims), means.bound))

@@ -87,14 +87,15 @@ def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainSta
     sums = jax.device_get(state.sums)
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
-    row = {"bpd": sum(terms.values()), **terms, "grad_norm": float(sums.grad_norm) / steps}
+    auxiliary = {name: float(total) / steps for name, total in sums.auxiliary.items()}
+    row = {"bpd": sum(terms.values()), **terms, **auxiliary, "grad_norm": float(sums.grad_norm) / steps}
     return row, state._replace(sums=_compiled_reset(mesh)(state.sums))
 
 
 @functools.cache
 def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
     def reset(sums: Sums) -> Sums:
-        return zero_sums()._replace(bad_step=sums.bad_step)
+        return zero_sums(list(sums.auxiliary))._replace(bad_step=sums.bad_step)
 
     return jax.jit(reset, out_shardings=replicated(mesh))
 

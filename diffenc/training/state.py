@@ -1,6 +1,6 @@
 """The train state, and the train step: a pure function of (state, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +31,14 @@ class Sums(NamedTuple):
     Attributes:
       steps: number of steps summed.
       terms: of -ELBO, in bits/dim.
+      auxiliary: of the generative mean's auxiliary losses, by name.
       grad_norm: global norm of the gradient.
       bad_step: first step of the run whose loss, gradient or update was not finite; 0 = none.
     """
 
     steps: Count
     terms: Terms
+    auxiliary: dict[str, Scalar]
     grad_norm: Scalar
     bad_step: Count
 
@@ -46,7 +48,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken. With the seed it determines data, noise and dropout masks, and with `curve` the times.
-      params: {"encoder", "schedule", "network", "stochasticity"}, and "variance" of a learned one.
+      params: the parts of the model by name, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
       curve: of the loss over time; None where times are drawn without one.
     """
@@ -65,10 +67,12 @@ ORIGIN_UPDATES = 10**6
 TrainStep = Callable[[TrainState, Images], TrainState]
 
 
-def zero_sums() -> Sums:
+def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
+    """Returns the sums over no step, with auxiliary losses of these names."""
     # separate buffers, because all of them are donated to the train step
     terms = Terms(*(jnp.zeros(()) for _ in Terms._fields))
-    return Sums(jnp.zeros((), jnp.int32), terms, jnp.zeros(()), jnp.zeros((), jnp.int32))
+    losses = {name: jnp.zeros(()) for name in auxiliary}
+    return Sums(jnp.zeros((), jnp.int32), terms, losses, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def init_state(experiment: Experiment) -> TrainState:
@@ -77,7 +81,8 @@ def init_state(experiment: Experiment) -> TrainState:
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
     curve = begin_curve(experiment.time_sampler)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, zero_sums(), curve)
+    sums = zero_sums(experiment.model.generative_mean.auxiliary)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, sums, curve)
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -126,7 +131,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
-        sums = add_step(state.sums, batch.terms, *norms, state.step + 1)
+        sums = add_step(state.sums, batch.terms, batch.auxiliary, *norms, state.step + 1)
         curve = update_curve(state.curve, batch.draws, batch.diffusion)
         return TrainState(state.step + 1, params, ema, opt_state, sums, curve)
 
@@ -145,12 +150,23 @@ def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params
     return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
 
 
-def add_step(sums: Sums, terms: Terms, grad_norm: Scalar, update_norm: Scalar, step: Count) -> Sums:
+def add_step(
+    sums: Sums,
+    terms: Terms,
+    auxiliary: dict[str, Scalar],
+    grad_norm: Scalar,
+    update_norm: Scalar,
+    step: Count,
+) -> Sums:
     """Returns the sums with one more step, and records the first step that was not finite.
 
     The update is checked too: a finite gradient may still give parameters whose loss, known a step later, is not.
     """
-    finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    finite = (
+        jnp.isfinite(sum(auxiliary.values(), terms.total))
+        & jnp.isfinite(grad_norm)
+        & jnp.isfinite(update_norm)
+    )
     bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
-    totals = jax.tree.map(jnp.add, sums.terms, terms)
-    return Sums(sums.steps + 1, totals, sums.grad_norm + grad_norm, bad_step)
+    terms, auxiliary = jax.tree.map(jnp.add, (sums.terms, sums.auxiliary), (terms, auxiliary))
+    return Sums(sums.steps + 1, terms, auxiliary, sums.grad_norm + grad_norm, bad_step)

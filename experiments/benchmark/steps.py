@@ -162,8 +162,8 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
     @jax.jit
     def walk(params, z):
         down = sampler.reverse_chain(model, params, equal_steps(steps))
-        x_hat, increment = (partial(function, params) for function in (model.denoise, model.increment))
-        return sampler.walk(jax.random.key(1), z, *down, x_hat, model.generative_mean, increment, ancestral)
+        estimate, increment = partial(model.estimate, params), partial(model.increment, params)
+        return sampler.walk(jax.random.key(1), z, *down, estimate, increment, ancestral)
 
     @jax.jit
     def forward(params, z):

@@ -1,5 +1,8 @@
-"""Generative means: the slope d x_phi / d lambda that the reverse process assumes, kappa x_hat."""
+"""Generative means: what the reverse process takes x_phi and its slope to be."""
 
-from diffenc_plugins.generative_means.builtin import VDM, Counterterm
+from diffenc_plugins.generative_means.builtin import VDM, Counterterm, Rescaled
+from diffenc_plugins.generative_means.learned_counterterm import LearnedCounterterm
+from diffenc_plugins.generative_means.reencoded import Reencoded
+from diffenc_plugins.generative_means.two_heads import TwoHeads
 
-__all__ = ["VDM", "Counterterm"]
+__all__ = ["VDM", "Counterterm", "LearnedCounterterm", "Reencoded", "Rescaled", "TwoHeads"]

@@ -1,27 +1,41 @@
-"""Generative means: the slope d x_phi / d lambda that the reverse process assumes, kappa x_hat."""
+"""Generative means whose slope is a multiple of x_hat."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from diffenc.core.gaussian import sigma_squared
-from diffenc.interfaces import LogSNR
+from diffenc.core.gaussian import alpha_squared, sigma_squared
+from diffenc.interfaces import Interval, Params, PerExample, ProportionalMean
 from diffenc.registry import generative_means
-
-
-@generative_means.register("counterterm")
-@dataclasses.dataclass(frozen=True)
-class Counterterm:
-    """kappa = sigma^2: the slope of the non-trainable encoder [17]."""
-
-    def __call__(self, log_snr: LogSNR) -> LogSNR:
-        return sigma_squared(log_snr)
 
 
 @generative_means.register("vdm")
 @dataclasses.dataclass(frozen=True)
-class VDM:
-    """kappa = 0: no counterterm [6]."""
+class VDM(ProportionalMean):
+    """The slope is 0: no counterterm [6]."""
 
-    def __call__(self, log_snr: LogSNR) -> LogSNR:
-        return jnp.zeros_like(log_snr)
+    def kappa(self, params: Params, interval: Interval) -> PerExample:
+        return jnp.zeros_like(interval.log_snr)
+
+
+@generative_means.register("counterterm")
+@dataclasses.dataclass(frozen=True)
+class Counterterm(ProportionalMean):
+    """The slope is sigma^2 x_hat, that of the non-trainable encoder to first order in the step [17]."""
+
+    def kappa(self, params: Params, interval: Interval) -> PerExample:
+        return interval.stretch * sigma_squared(interval.log_snr)
+
+
+@generative_means.register("rescaled")
+@dataclasses.dataclass(frozen=True)
+class Rescaled(ProportionalMean):
+    """The slope of the non-trainable encoder, alpha_s^2 / alpha_t^2 x_hat at lambda_s, exact for steps of any length.
+
+    (alpha_s^2 / alpha_t^2 - 1) / c = sigma_t^2 alpha_s^2 / alpha_t^2, for alpha_s^2 - alpha_t^2 = alpha_s^2 sigma_t^2 c. In
+    continuous time it is the counterterm.
+    """
+
+    def kappa(self, params: Params, interval: Interval) -> PerExample:
+        growth = alpha_squared(interval.log_snr_s) / alpha_squared(interval.log_snr)
+        return growth * sigma_squared(interval.log_snr)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 from diffenc.config.figure_settings import Figures
 from diffenc.core.model import Model
+from diffenc.core.reverse import BoundMean
 from diffenc.data.sources import ArraySource
-from diffenc.interfaces import NO_CONTEXT
+from diffenc.interfaces import NO_CONTEXT, ProportionalMean
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures.figure_data import FigureInputs
 from diffenc_plugins.generative_means import VDM
@@ -68,6 +70,11 @@ class Mixture:
         r, slope = self._encoder(log_snr)
         return ((r + slope) / (1 + self.mean(log_snr)))[:, None] * self.posterior_mean(z, log_snr)
 
+    @property
+    def estimate(self):
+        """The estimates by `x_hat` and the generative mean of slope kappa x_hat, as solvers take them."""
+        return BoundMean(SlopeOf(self.mean)).estimator(self.x_hat)
+
     def mean(self, log_snr):
         """kappa, [B]."""
         r, slope = self._encoder(log_snr)
@@ -106,6 +113,22 @@ def mixture() -> Callable[..., Mixture]:
         return dataclasses.replace(base, **changes)
 
     return make
+
+
+@dataclasses.dataclass(frozen=True)
+class SlopeOf(ProportionalMean):
+    """The slope is kappa(lambda) x_hat."""
+
+    function: Callable
+
+    def kappa(self, params, interval):
+        return interval.stretch * self.function(interval.log_snr)
+
+
+@pytest.fixture(scope="session")
+def estimator_of() -> Callable[..., Any]:
+    """(x_hat, kappa) -> the estimates x_hat and kappa x_hat, each a function, as solvers take them."""
+    return lambda x_hat, kappa: BoundMean(SlopeOf(kappa)).estimator(x_hat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,10 @@ import pytest
 
 from diffenc.core import objective
 from diffenc.core.gaussian import diffuse
+from diffenc.core.interval import chord
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.parameters import name_leaves
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling import sampler, solvers
@@ -148,7 +150,9 @@ def test_schedule_encoder_and_noising(golden):
     np.testing.assert_allclose(step.log_snr, arrays["lambda_t"], rtol=1e-6)
     np.testing.assert_allclose(step.x_phi, arrays["x_phi_t"], atol=1e-6)
     if "dx_dlambda" in arrays:
-        np.testing.assert_allclose(step.slope, arrays["dx_dlambda"], atol=1e-5 * np.abs(step.slope).max())
+        np.testing.assert_allclose(
+            step.truth.slope, arrays["dx_dlambda"], atol=1e-5 * np.abs(step.truth.slope).max()
+        )
     z = diffuse(jnp.asarray(arrays["x_phi_t"]), jnp.asarray(arrays["eps"]), jnp.asarray(arrays["lambda_t"]))
     np.testing.assert_allclose(z, arrays["z_t"], atol=2e-6)
 
@@ -157,7 +161,11 @@ def test_the_algebra_of_the_diffusion_loss(golden):
     arrays = golden.arrays
     v_hat = jnp.asarray(arrays["v_hat"])
     got = objective.diffusion_loss(
-        recorded_step(golden), jnp.asarray(arrays["eps"]), lambda z, log_snr: v_hat, V(), golden.mean
+        recorded_step(golden),
+        jnp.asarray(arrays["eps"]),
+        lambda z, log_snr: v_hat,
+        V(),
+        BoundMean(golden.mean),
     )
     np.testing.assert_allclose(got, arrays["loss_diff"], rtol=1e-5)
 
@@ -220,7 +228,8 @@ def test_steps_of_the_sampler(golden, outputs):
     for i, v_hat, pair in zip(STEPS, outputs.at_steps, sampling_log_snrs(arrays), strict=True):
         log_snr_t, log_snr_s = (jnp.full(4, value, jnp.float32) for value in pair)
         x_hat = objective.x_hat_from_output(jnp.asarray(v_hat), z, log_snr_t, V())
-        mu, sigma = solvers.reverse_step(z, x_hat, log_snr_t, log_snr_s, golden.mean, markov)
+        step = chord(markov, log_snr_t, log_snr_s)
+        mu, sigma = solvers.reverse_step(z, BoundMean(golden.mean).estimate(x_hat, z, step), step)
         z_s = np.asarray(mu) + np.asarray(sigma)[:, None, None, None] * eps
         np.testing.assert_allclose(z_s, arrays[f"sample/z_s_i{i}"], atol=1e-4)
 

@@ -17,7 +17,7 @@ from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
 from diffenc.config.network_precision import network_precision
-from diffenc.core.objective import Encode
+from diffenc.core.interval import EncodeAt
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
@@ -36,7 +36,7 @@ NEGLIGIBLE = 1e-18  # share of a mean square that is rounding
 CHUNK = 256  # images whose labels are read together
 
 Record = dict[str, Any]
-Measure = Callable[[Encode, Data, LogSNR], Any]
+Measure = Callable[[EncodeAt, Data, LogSNR], Any]
 Grid = Float[np.ndarray, " points"]
 
 

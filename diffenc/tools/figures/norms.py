@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, scale, sigma_squared, sum_squares
-from diffenc.core.objective import Encode
+from diffenc.core.interval import EncodeAt
 from diffenc.evaluation import plots
 from diffenc.interfaces import Data, LogSNR, PerExample
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, map_images
@@ -25,7 +25,7 @@ def measure_norms(subject: FigureInputs) -> FigureRecord:
     return FigureRecord(record)
 
 
-def mean_squares(encode: Encode, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
+def mean_squares(encode: EncodeAt, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
     """Returns the mean squares over dimensions of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope."""
 
     def y_phi(log_snr: LogSNR) -> Data:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 
@@ -34,9 +35,11 @@ NEEDS: dict[str, dict[str, Any]] = {"trainable": {"network": Wave()}}
 OF_ANY_SHAPE = ("identity", "nontrainable", "trainable")  # the others need an image, or its class
 combined = {
     "encoder": pytest.mark.parametrize("encoder", OF_ANY_SHAPE),
+    # those whose slope is a number times x_hat
+    "generative_mean": pytest.mark.parametrize("generative_mean", ["vdm", "counterterm", "rescaled"]),
     **{
         kind: pytest.mark.parametrize(kind, list(registry.REGISTRIES[kind]))
-        for kind in ("schedule", "parameterization", "generative_mean")
+        for kind in ("schedule", "parameterization")
     },
 }
 
@@ -73,6 +76,16 @@ def ends(log_snr):
     return 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
 
 
+def step_gain(mean, log_snr_t, log_snr_s):
+    """x_hat(lambda_s) / x_hat - 1, as each mean has it."""
+    (alpha_t, sigma_t), (alpha_s, _) = ends(log_snr_t), ends(log_snr_s)
+    return {
+        "vdm": 0.0,
+        "counterterm": (log_snr_s - log_snr_t) * sigma_t**2,
+        "rescaled": alpha_s**2 / alpha_t**2 - 1,
+    }[mean]
+
+
 def kl(mean_q, variance_q, mean_p, variance_p) -> Any:
     ratio = variance_q / variance_p
     return 0.5 * np.sum(ratio - 1 - np.log(ratio) + (mean_q - mean_p) ** 2 / variance_p)
@@ -89,11 +102,15 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(
     x, eps, x_hat = normals(0, 4, 3)
     t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
     encode, log_snr_at = functions(encoder, schedule, x)
-    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
+    prm, mean = (
+        make("parameterization", parameterization),
+        BoundMean(make("generative_mean", generative_mean)),
+    )
     step = objective.discrete(equal_steps(num_steps))(encode, log_snr_at, markov, t)
-    got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
+    got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, mean)
     want = [
-        num_steps * step_kl(i, int(t[i] * num_steps), num_steps, encode, log_snr_at, eps, x_hat, kappa)
+        num_steps
+        * step_kl(i, int(t[i] * num_steps), num_steps, encode, log_snr_at, eps, x_hat, generative_mean)
         for i in range(4)
     ]
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -111,27 +128,28 @@ def test_any_times_and_variances_give_the_kl_of_their_two_gaussians(encoder, gen
     with jax.enable_x64(True):
         x, eps, x_hat = normals(0, 4, 3)
         encode, log_snr_at = functions(encoder, "linear", x)
-        prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
+        prm, mean = make("parameterization", "v"), BoundMean(make("generative_mean", generative_mean))
         t = jnp.asarray([0.0, 0.3, 0.62, 0.99999])
         step = objective.discrete(Chain(jnp.asarray(times), jnp.asarray(log_w)))(
             encode, log_snr_at, markov, t
         )
-        got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
+        got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, mean)
         index = [int(v * len(gaps)) for v in t]
         want = [
-            len(gaps) * kl_between(i, times[k + 1], times[k], encode, log_snr_at, eps, x_hat, kappa, log_w[k])
+            len(gaps)
+            * kl_between(i, times[k + 1], times[k], encode, log_snr_at, eps, x_hat, generative_mean, log_w[k])
             for i, k in enumerate(index)
         ]
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def step_kl(i, index, num_steps, encode, log_snr_at, eps, x_hat, kappa):
+def step_kl(i, index, num_steps, encode, log_snr_at, eps, x_hat, mean):
     """`kl_between` for s = index / T, t = (index + 1) / T and sigma_P = sigma_Q."""
     t, s = (index + 1) / num_steps, index / num_steps
-    return kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, 0.0)
+    return kl_between(i, t, s, encode, log_snr_at, eps, x_hat, mean, 0.0)
 
 
-def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, log_w):
+def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, mean, log_w):
     """KL(q(z_s|z_t,x) || p(z_s|z_t)) of example i, by Bayes's rule.
 
     q(z_s|z_t,x) is proportional to q(z_t|z_s,x) [11] times q(z_s|x) [10]: a product of two Gaussians in z_s.
@@ -144,9 +162,9 @@ def kl_between(i, t, s, encode, log_snr_at, eps, x_hat, kappa, log_w):
     noise = sigma_t**2 - ratio**2 * sigma_s**2
     variance = 1 / (1 / sigma_s**2 + ratio**2 / noise)
     mean_q = variance * (alpha_s * x_s / sigma_s**2 + ratio * (z_t - alpha_t * (x_t - x_s)) / noise)
-    k, guess = float(kappa(jnp.asarray([log_snr_t]))[0]), np.asarray(x_hat)[i]
+    guess = np.asarray(x_hat)[i]
     mean_p = variance * (alpha_s * guess / sigma_s**2 + ratio * z_t / noise)  # the posterior if x_phi = x_hat
-    mean_p = mean_p + alpha_s * (log_snr_s - log_snr_t) * k * guess  # and its counterterm [17]
+    mean_p = mean_p + alpha_s * step_gain(mean, log_snr_t, log_snr_s) * guess  # and its counterterm [17]
     return kl(mean_q, variance, mean_p, variance / np.exp(log_w))
 
 
@@ -166,11 +184,14 @@ def test_discrete_tends_to_continuous_at_first_order(
 ):
     x, eps, x_hat = normals(1, 2, 3)
     encode, log_snr_at = functions(encoder, schedule, x)
-    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
+    prm, mean = (
+        make("parameterization", parameterization),
+        BoundMean(make("generative_mean", generative_mean)),
+    )
 
     def loss(rule):
         step = rule(encode, log_snr_at, markov, jnp.asarray([0.25, 0.75]))
-        return np.asarray(objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa))
+        return np.asarray(objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, mean))
 
     depths, limit = [2**10, 2**12, 2**14], loss(objective.continuous)
     errors = np.array([np.abs(loss(objective.discrete(equal_steps(depth))) / limit - 1) for depth in depths])
@@ -185,13 +206,14 @@ def test_the_continuous_loss_is_the_papers(x64, encoder, generative_mean):
     x, eps, x_hat = normals(2, 3, 4)
     t, h = jnp.asarray([0.1, 0.5, 0.9]), 1e-5
     encode, log_snr_at = functions(encoder, "linear", x)
-    prm, kappa = make("parameterization", "v"), make("generative_mean", generative_mean)
+    prm, mean = make("parameterization", "v"), BoundMean(make("generative_mean", generative_mean))
     step = objective.continuous(encode, log_snr_at, markov, t)
-    got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, kappa)
+    got = objective.diffusion_loss(step, eps, network_for(x_hat, prm), prm, mean)
     log_snr = log_snr_at(t)
     snr_rate = (np.exp(log_snr_at(t + h)) - np.exp(log_snr_at(t - h))) / (2 * h)
     slope = (encode(log_snr + h) - encode(log_snr - h)) / (2 * h)
-    error = (1 + np.asarray(kappa(log_snr)))[:, None] * x_hat - encode(log_snr) - slope
+    kappa = 0.0 if generative_mean == "vdm" else ends(np.asarray(log_snr))[1] ** 2
+    error = (1 + kappa * np.ones(3))[:, None] * x_hat - encode(log_snr) - slope
     np.testing.assert_allclose(got, -0.5 * snr_rate * np.sum(error**2, axis=1), rtol=1e-7)
 
 
@@ -214,7 +236,7 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
         encode, log_snr_at = functions("identity", schedule, jnp.full((200, 1), np.sqrt(variance) * x))
         step = objective.continuous(encode, log_snr_at, markov, jnp.asarray((u + 1) / 2))
         loss = objective.diffusion_loss(
-            step, jnp.full((200, 1), eps), best, prm, make("generative_mean", "vdm")
+            step, jnp.full((200, 1), eps), best, prm, BoundMean(make("generative_mean", "vdm"))
         )
         return weight / 2 @ np.asarray(loss)
 
@@ -235,7 +257,10 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
 def test_the_mean_loss_keeps_its_digits_in_float32(
     encoder, parameterization, generative_mean, depth, tolerance
 ):
-    prm, kappa = make("parameterization", parameterization), make("generative_mean", generative_mean)
+    prm, mean = (
+        make("parameterization", parameterization),
+        BoundMean(make("generative_mean", generative_mean)),
+    )
     rng = np.random.default_rng(3)
     x, eps = rng.uniform(-1, 1, (256, 8)).astype(np.float32), rng.normal(size=(256, 8)).astype(np.float32)
     t = (np.arange(256, dtype=np.float32) + 0.5) / 256
@@ -247,7 +272,7 @@ def test_the_mean_loss_keeps_its_digits_in_float32(
         rule = objective.continuous if depth is None else objective.discrete(equal_steps(depth))
         encode, log_snr_at = functions(encoder, "linear", jnp.asarray(x, dtype))
         step = rule(encode, log_snr_at, markov, jnp.asarray(t, dtype))
-        return float(jnp.mean(objective.diffusion_loss(step, jnp.asarray(eps, dtype), network, prm, kappa)))
+        return float(jnp.mean(objective.diffusion_loss(step, jnp.asarray(eps, dtype), network, prm, mean)))
 
     single = mean_loss(jnp.float32)
     with jax.enable_x64(True):

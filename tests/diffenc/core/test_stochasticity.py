@@ -11,6 +11,7 @@ import pytest
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV, eta_squared
 from diffenc.interfaces import NO_CONTEXT
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
@@ -199,7 +200,7 @@ def test_the_discrete_loss_is_the_kl_of_its_two_gaussians(x64, path, encoder, me
     for name in registry.parameterizations:
         prm = registry.parameterizations[name]()
         network = network_for(jnp.asarray(x_hat), prm)
-        got = objective.diffusion_loss(step, jnp.asarray(eps), network, prm, MEANS[mean])
+        got = objective.diffusion_loss(step, jnp.asarray(eps), network, prm, BoundMean(MEANS[mean]))
         np.testing.assert_allclose(got, want, rtol=2e-10)
 
 
@@ -213,7 +214,7 @@ def loss_at(
         encode_with(encoder, x), lambda t: Linear().apply({}, t), clock(path, params), jnp.asarray(t, dtype)
     )
     network = network or network_for(x_hat, V())
-    return np.asarray(objective.diffusion_loss(step, eps, network, V(), MEANS[mean]), np.float64)
+    return np.asarray(objective.diffusion_loss(step, eps, network, V(), BoundMean(MEANS[mean])), np.float64)
 
 
 @every_path
@@ -271,7 +272,7 @@ def test_of_the_markov_path_every_weight_is_the_papers_to_the_bit():
             clock("markov"),
             jnp.linspace(0, 0.9999, 101),
         )
-        np.testing.assert_array_equal(step.value_weight, 1)
+        np.testing.assert_array_equal(step.interval.value_weight, 1)
     step = objective.secant(
         encode_with("identity", jnp.ones((100, 1))), clock("markov"), log_snr[1:], log_snr[:-1]
     )
@@ -317,7 +318,7 @@ def diffusion_of(encoder, mean, stochasticity, schedule=None, t=None):
         functools.partial(stochasticity.increment, {}),
         each(0, times),
     )
-    loss = objective.diffusion_loss(step, each(2, EPS)[:, None], network, V(), MEANS[mean])
+    loss = objective.diffusion_loss(step, each(2, EPS)[:, None], network, V(), BoundMean(MEANS[mean]))
     by_time = np.asarray(loss).reshape(shape) @ EPS_WEIGHTS @ FREQUENCIES
     return time_weight @ by_time / np.log(2)
 

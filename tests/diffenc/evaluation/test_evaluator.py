@@ -348,7 +348,7 @@ def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_dee
         step = objective.secant(
             lambda at: encoder.apply(params, x, at), partial(MARKOV.increment, {}), log_snr_t, log_snr_s
         )
-        return step.slope, step.weight
+        return step.truth.slope, step.weight
 
     def excess(steps):
         stops = 13.3 - 18.3 * (np.arange(64) + rng.uniform(size=64)) / 64

@@ -16,6 +16,7 @@ from diffenc.config.settings import Evaluate, Fit
 from diffenc.core import objective
 from diffenc.core.discretization import EQUAL, Chain, equal_times
 from diffenc.core.model import Draws, Model
+from diffenc.core.reverse import BoundMean
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance
 from diffenc.evaluation.restore import restore_ema
@@ -119,7 +120,7 @@ def test_a_fixed_ratio_other_than_one_costs_in_proportion_to_the_depth(x64, log_
             jnp.zeros(NUM_IMAGES),
         )
         return objective.diffusion_loss(
-            step, eps, network, MODEL.parameterization, MODEL.generative_mean
+            step, eps, network, MODEL.parameterization, BoundMean(MODEL.generative_mean)
         ).mean()
 
     depths = np.array([2**12, 2**14, 2**16])

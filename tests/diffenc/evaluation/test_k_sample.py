@@ -26,7 +26,7 @@ ENCODERS = (
     "nontrainable",
     "trainable",
 )  # those that do without an image's shape, and without its class
-MEANS = list(registry.generative_means)
+MEANS = ("vdm", "counterterm", "rescaled")  # whose slope is a number times x_hat
 PARAMETERIZATIONS = list(registry.parameterizations)
 
 
@@ -75,6 +75,16 @@ def ends(log_snr):
     return 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
 
 
+def step_gain(mean, log_snr_t, log_snr_s):
+    """x_hat(lambda_s) / x_hat - 1, as each mean has it."""
+    (alpha_t, sigma_t), (alpha_s, _) = ends(log_snr_t), ends(log_snr_s)
+    return {
+        "vdm": 0.0,
+        "counterterm": (log_snr_s - log_snr_t) * sigma_t**2,
+        "rescaled": alpha_s**2 / alpha_t**2 - 1,
+    }[registry.generative_means.name_of(type(mean))]
+
+
 def log_normal(z, mean, variance):
     return -0.5 * np.sum((z - mean) ** 2 / variance + np.log(2 * np.pi * variance), axis=-1)
 
@@ -105,9 +115,9 @@ class ByHand:
         log_snr_t, log_snr_s = self.log_snrs[index + 1], self.log_snrs[index]
         x_hat = self.x_hat(z_t, log_snr_t)
         variance = 1 / (1 / sigma_s**2 + ratio**2 / noise)
-        kappa = float(self.model.generative_mean(jnp.asarray([log_snr_t]))[0])
+        gain = step_gain(self.model.generative_mean, log_snr_t, log_snr_s)
         mean = variance * (alpha_s * x_hat / sigma_s**2 + ratio * z_t / noise)
-        mean = mean + alpha_s * (log_snr_s - log_snr_t) * kappa * x_hat
+        mean = mean + alpha_s * gain * x_hat
         return mean, variance / np.exp(self.log_w[index])
 
     def x_hat(self, z, log_snr):
@@ -147,8 +157,8 @@ class OnAPath(ByHand):
     def reverse(self, index, z_t):
         log_snr_t, log_snr_s = self.log_snrs[index + 1], self.log_snrs[index]
         x_hat = self.x_hat(z_t, log_snr_t)
-        slope = float(self.model.generative_mean(jnp.asarray([log_snr_t]))[0]) * x_hat
-        mean, variance = self._moved(index, z_t, x_hat, x_hat + (log_snr_s - log_snr_t) * slope)
+        gain = step_gain(self.model.generative_mean, log_snr_t, log_snr_s)
+        mean, variance = self._moved(index, z_t, x_hat, x_hat + gain * x_hat)
         return mean, variance / np.exp(self.log_w[index])
 
 

@@ -1,13 +1,18 @@
 """The ODE's density against densities in closed form; its divergence against a Jacobian written down."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError
 from diffenc.evaluation import ode
+
+markov = partial(MARKOV.increment, {})
 
 
 def solver(velocity, divergence=ode.exact_divergence):
@@ -30,7 +35,7 @@ def solver(velocity, divergence=ode.exact_divergence):
 def test_gaussian_data_have_the_density_of_a_linear_flow(x64, mixture, encoder, variance):
     """x ~ N(0, v): the path is z_0 s / s_0 for s the deviation of z, also where the prior does not fit."""
     data = mixture(weights=(1.0,), means=((0.0, 0.0, 0.0),), variances=(variance,), encoder=encoder)
-    z, solve = np.random.default_rng(0).normal(size=(7, 3)), solver(ode.ode_velocity(data.x_hat, data.mean))
+    z, solve = np.random.default_rng(0).normal(size=(7, 3)), solver(ode.ode_velocity(data.estimate, markov))
 
     def spread(log_snr):
         alpha_2 = 1 / (1 + np.exp(-log_snr))
@@ -48,20 +53,23 @@ def test_with_the_best_denoiser_the_density_is_the_datas(x64, mixture, dimension
     data = mixture(dimensions, encoder)
     z = data.sample_z(np.random.default_rng(1), 40, 9.0)
     want = np.asarray(data.log_density(jnp.asarray(z), jnp.full(40, 9.0)))
-    np.testing.assert_allclose(solver(ode.ode_velocity(data.x_hat, data.mean))(z), want, atol=1e-3)
+    np.testing.assert_allclose(solver(ode.ode_velocity(data.estimate, markov))(z), want, atol=1e-3)
 
 
-def test_without_the_counterterm_it_is_not(x64, mixture):
+def test_without_the_counterterm_it_is_not(x64, mixture, estimator_of):
     data = mixture(1, "nontrainable")
     z = data.sample_z(np.random.default_rng(1), 40, 9.0)
     want = np.asarray(data.log_density(jnp.asarray(z), jnp.full(40, 9.0)))
-    assert np.abs(solver(ode.ode_velocity(data.x_hat, lambda log_snr: 0 * log_snr))(z) - want).mean() > 0.1
+    assert (
+        np.abs(solver(ode.ode_velocity(estimator_of(data.x_hat, jnp.zeros_like), markov))(z) - want).mean()
+        > 0.1
+    )
 
 
 def test_float32_holds_where_the_noise_is_least(mixture):
     data = mixture(2, "nontrainable")
     z = data.sample_z(np.random.default_rng(2), 40, 13.3).astype(np.float32)
-    got = solver(ode.ode_velocity(data.x_hat, data.mean))(z, (13.3, -12.0), 1e-5)
+    got = solver(ode.ode_velocity(data.estimate, markov))(z, (13.3, -12.0), 1e-5)
     assert got.dtype == np.float32
     with jax.enable_x64(True):
         want = data.log_density(jnp.asarray(z, jnp.float64), jnp.full(40, 13.3))
@@ -124,7 +132,7 @@ def test_with_probes_the_density_is_right_on_average(x64):
 def test_the_ode_carries_quantiles_to_quantiles(x64, mixture):
     """In one dimension a path keeps its share of the mass below it: a sampler, then, of the data."""
     data, high, low = mixture(1, "nontrainable"), jnp.asarray(9.0), jnp.asarray(-12.0)
-    velocity = ode.ode_velocity(data.x_hat, data.mean)
+    velocity = ode.ode_velocity(data.estimate, markov)
     transport = jax.jit(lambda z, start, end: ode.solve_ode(z, start, end, velocity, 1e-8, 1e-8))
     share, alpha_2 = np.linspace(0.01, 0.99, 33), 1 / (1 + np.exp(-9.0))
     noise = jnp.asarray(stats.norm.ppf(share))[:, None]

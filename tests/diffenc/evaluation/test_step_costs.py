@@ -31,7 +31,7 @@ ENCODERS = (
     "nontrainable",
     "trainable",
 )  # those that do without an image's shape, and without its class
-MEANS = list(registry.generative_means)
+MEANS = ("vdm", "counterterm", "rescaled")  # whose slope is a number times x_hat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,16 @@ def ends(log_snr):
     return 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
 
 
+def step_gain(mean, log_snr_t, log_snr_s):
+    """x_hat(lambda_s) / x_hat - 1, as each mean has it."""
+    (alpha_t, sigma_t), (alpha_s, _) = ends(log_snr_t), ends(log_snr_s)
+    return {
+        "vdm": 0.0,
+        "counterterm": (log_snr_s - log_snr_t) * sigma_t**2,
+        "rescaled": alpha_s**2 / alpha_t**2 - 1,
+    }[registry.generative_means.name_of(type(mean))]
+
+
 def log_snr_of(t):
     return TOP - DROP * np.asarray(t)
 
@@ -90,9 +100,9 @@ def step_kl(model, t, s):
     noise = sigma_t**2 - ratio**2 * sigma_s**2
     variance = 1 / (1 / sigma_s**2 + ratio**2 / noise)
     mean_q = variance * (alpha_s * x_s / sigma_s**2 + ratio * (z_t - alpha_t * (x_t - x_s)) / noise)
-    guess, kappa = x_hat(model, z_t, log_snr_t), float(model.generative_mean(jnp.asarray([log_snr_t]))[0])
+    guess = x_hat(model, z_t, log_snr_t)
     mean_p = variance * (alpha_s * guess / sigma_s**2 + ratio * z_t / noise)
-    mean_p = mean_p + alpha_s * (log_snr_s - log_snr_t) * kappa * guess
+    mean_p = mean_p + alpha_s * step_gain(model.generative_mean, log_snr_t, log_snr_s) * guess
     return 0.5 * np.sum((mean_q - mean_p) ** 2, axis=1) / variance
 
 
@@ -105,8 +115,7 @@ def step_kl_on(h, model, t, s):
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ends(log_snr_t), ends(log_snr_s)
     kept = np.exp(-0.5 * (h(log_snr_s) - h(log_snr_t)))
     guess = x_hat(model, alpha_t * x_t + sigma_t * EPS, log_snr_t)
-    kappa = float(model.generative_mean(jnp.asarray([log_snr_t]))[0])
-    of_x_s = alpha_s * (x_s - guess * (1 + (log_snr_s - log_snr_t) * kappa))
+    of_x_s = alpha_s * (x_s - guess * (1 + step_gain(model.generative_mean, log_snr_t, log_snr_s)))
     difference = of_x_s - sigma_s * kept * alpha_t / sigma_t * (x_t - guess)
     return 0.5 * np.sum(difference**2, axis=1) / (sigma_s**2 * (1 - kept**2))
 

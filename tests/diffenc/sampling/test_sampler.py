@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from diffenc import registry
 from diffenc.core import objective
 from diffenc.core.discretization import Chain, equal_steps
+from diffenc.core.interval import chord, tangent
 from diffenc.core.model import Model
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
-from diffenc.interfaces import NO_CONTEXT, Context
+from diffenc.interfaces import NO_CONTEXT, Context, Estimate, ProportionalMean
 from diffenc.sampling import sampler, solvers
 from diffenc.sampling.solvers import ancestral
 from diffenc_plugins.stochasticities import Constant
 
 PARAMETERIZATIONS = {name: registry.parameterizations[name]() for name in registry.parameterizations}
-MEANS: dict[str, Any] = {name: registry.generative_means[name]() for name in registry.generative_means}
+MEANS: dict[str, Any] = {
+    name: registry.generative_means[name]() for name in ("vdm", "counterterm", "rescaled")
+}
 
 
 markov = partial(MARKOV.increment, {})
@@ -44,10 +48,21 @@ def test_x_hat_is_what_the_network_means(x64, name):
     np.testing.assert_allclose(got, x_hat, rtol=1e-9)
 
 
+@dataclasses.dataclass(frozen=True)
+class Kappa(ProportionalMean):
+    """The slope is a number times x_hat."""
+
+    number: float
+
+    def kappa(self, params, interval):
+        return interval.stretch * self.number
+
+
 def reverse_step(z, x_hat, log_snr_t, log_snr_s, mean, increment=markov):
     """The product's step for single numbers."""
-    pair = jnp.asarray([log_snr_t]), jnp.asarray([log_snr_s])
-    mu, sigma = solvers.reverse_step(jnp.asarray([[z]]), jnp.asarray([[x_hat]]), *pair, mean, increment)
+    step = chord(increment, jnp.asarray([log_snr_t]), jnp.asarray([log_snr_s]))
+    z, x_hat = jnp.asarray([[z]]), jnp.asarray([[x_hat]])
+    mu, sigma = solvers.reverse_step(z, BoundMean(mean).estimate(x_hat, z, step), step)
     return float(mu[0, 0]), float(sigma[0])
 
 
@@ -82,10 +97,10 @@ def test_a_step_that_knows_the_secant_has_the_forward_marginal(x64, eta):
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ends(log_snr_t), ends(log_snr_s)
     node, weight = np.polynomial.hermite_e.hermegauss(5)
     weight = weight / weight.sum()
-    mean = lambda log_snr: jnp.full_like(log_snr, kappa)  # noqa: E731
     increment = partial(Constant(eta).increment, {})
     steps = [
-        reverse_step(alpha_t * x_t + sigma_t * n, x_t, log_snr_t, log_snr_s, mean, increment) for n in node
+        reverse_step(alpha_t * x_t + sigma_t * n, x_t, log_snr_t, log_snr_s, Kappa(kappa), increment)
+        for n in node
     ]
     mu, sigma = np.array(steps).T
     variance = weight @ (mu - weight @ mu) ** 2 + sigma[0] ** 2
@@ -106,7 +121,8 @@ def test_a_drawn_step_has_that_mean_and_deviation(mean):
     n, z, log_snrs = 100_000, 0.4, [-1.0, 0.5]
     x_hat = lambda z, log_snr: 0.5 * z  # noqa: E731
     start = jax.random.key(0), jnp.full((n, 1), z)
-    drawn = sampler.walk(*start, jnp.asarray(log_snrs), jnp.zeros(1), x_hat, MEANS[mean], markov, ancestral)
+    estimate = BoundMean(MEANS[mean]).estimator(x_hat)
+    drawn = sampler.walk(*start, jnp.asarray(log_snrs), jnp.zeros(1), estimate, markov, ancestral)
     mu, sigma = reverse_step(z, 0.5 * z, log_snrs[0], log_snrs[1], MEANS[mean])
     drawn = np.asarray(drawn, np.float64)
     assert abs(drawn.mean() - mu) < 4 * sigma / np.sqrt(n)
@@ -131,7 +147,7 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
     log_snrs = jnp.linspace(-8.0, 6.0, 513)
     key, z_key = jax.random.split(jax.random.key(1))
     start = key, jax.random.normal(z_key, (n, 1))
-    z = sampler.walk(*start, log_snrs, jnp.zeros(512), x_hat, mean, markov, ancestral)
+    z = sampler.walk(*start, log_snrs, jnp.zeros(512), BoundMean(mean).estimator(x_hat), markov, ancestral)
     alpha, sigma = ends(6.0)
     spread = variance * (alpha**4 if encoder == "nontrainable" else 1.0)
     truth = alpha**2 * spread + sigma**2
@@ -142,7 +158,8 @@ def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):
 def walk(key, z, log_snrs, log_w=None, **options):
     x_hat = lambda z, log_snr: jnp.tanh(z + log_snr[:, None] / 9)  # noqa: E731
     log_w = jnp.zeros(len(log_snrs) - 1) if log_w is None else log_w
-    return sampler.walk(key, z, log_snrs, log_w, x_hat, MEANS["counterterm"], markov, ancestral, **options)
+    estimate = BoundMean(MEANS["counterterm"]).estimator(x_hat)
+    return sampler.walk(key, z, log_snrs, log_w, estimate, markov, ancestral, **options)
 
 
 @pytest.mark.parametrize("cuts", [[7], [1, 19], [4, 5, 12]])
@@ -268,10 +285,12 @@ def test_guidance_leaves_the_plain_estimate_along_a_line(x64, parameterization):
     lightened = image + np.array([0.5, 1.5])[:, None, None, None]
     plain = model.denoise(params, z, log_snr, Context(condition))
     np.testing.assert_allclose(plain, lightened, rtol=1e-9)
+    at = tangent(markov, log_snr)
     for w in (0.0, 0.5, 2.0):
-        got = sampler.estimate_of(model, params, condition, w)(z, log_snr)
+        got = sampler.estimator_of(model, params, condition, w)(z, at).value
         np.testing.assert_allclose(got, (1 + w) * lightened - w * image, rtol=1e-9)
-    np.testing.assert_array_equal(sampler.estimate_of(model, params, condition, 0.0)(z, log_snr), plain)
+    unguided = sampler.estimator_of(model, params, condition, 0.0)(z, at).value
+    np.testing.assert_array_equal(unguided, plain)
 
 
 def test_guidance_is_the_same_for_v_and_eps(x64):
@@ -283,8 +302,7 @@ def test_guidance_is_the_same_for_v_and_eps(x64):
     v_hat = [alpha * eps - sigma * x_hat for eps, x_hat in zip(eps_hat, (given, without), strict=True)]
     of_eps = (z - sigma * ((1 + w) * eps_hat[0] - w * eps_hat[1])) / alpha
     of_v = alpha * z - sigma * ((1 + w) * v_hat[0] - w * v_hat[1])
-    got = sampler.guided(lambda *_: jnp.asarray(given), lambda *_: jnp.asarray(without), w)(
-        jnp.asarray(z), jnp.full(2, 0.7)
-    )
+    estimators = [lambda *_, value=value: Estimate(jnp.asarray(value), 0 * z) for value in (given, without)]
+    got = sampler.guided(*estimators, w)(jnp.asarray(z), tangent(markov, jnp.full(2, 0.7))).value
     np.testing.assert_allclose(of_eps, got, rtol=1e-9)
     np.testing.assert_allclose(of_v, got, rtol=1e-9)

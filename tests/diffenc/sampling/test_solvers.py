@@ -12,8 +12,9 @@ from scipy.integrate import solve_ivp
 from scipy.stats import ks_2samp
 
 from diffenc import registry
+from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
-from diffenc.interfaces import NO_CONTEXT
+from diffenc.interfaces import NO_CONTEXT, ProportionalMean
 from diffenc.sampling.sampler import walk
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
 from diffenc_plugins.stochasticities import Constant, Nontrainable
@@ -43,12 +44,26 @@ def guess(z, log_snr):
     return 0.3 * z + 0.1 * log_snr[:, None] - 0.2
 
 
+@dataclasses.dataclass(frozen=True)
+class Kappa(ProportionalMean):
+    """One of KAPPA."""
+
+    name: str
+
+    def kappa(self, params, interval):
+        return interval.stretch * KAPPA[self.name](interval.log_snr)
+
+
+def estimator(x_hat, kappa):
+    return BoundMean(Kappa(kappa)).estimator(x_hat)
+
+
 def step(name, z, log_snr_t, log_snr_s, kappa="sigma_2", *, log_w=0.0, noise=0.0, x_hat=guess, path="markov"):
     """The product's step for [B, d] of numbers."""
     z = jnp.atleast_2d(jnp.asarray(z, jnp.zeros(()).dtype))
     t, s, log_w = (jnp.full(len(z), value, z.dtype) for value in (log_snr_t, log_snr_s, log_w))
     noise = jnp.broadcast_to(jnp.asarray(noise, z.dtype), z.shape)
-    return np.asarray(SOLVERS[name](z, t, s, log_w, x_hat, KAPPA[kappa], PATHS[path][0], noise))
+    return np.asarray(SOLVERS[name](z, t, s, log_w, estimator(x_hat, kappa), PATHS[path][0], noise))
 
 
 def x_hat_and_kappa(z, log_snr, kappa):
@@ -113,7 +128,7 @@ def test_a_step_is_its_formula(x64, name, kappa, t, s):
 def test_drawn_steps_have_that_mean_and_deviation(name):
     n, z, t, s, log_w = 50_000, 0.6, -1.3, 0.4, -0.7
     start = jax.random.key(0), jnp.full((n, 1), z), jnp.array([t, s]), jnp.array([log_w])
-    drawn = np.asarray(walk(*start, guess, KAPPA["sigma_2"], markov, SOLVERS[name]), np.float64)
+    drawn = np.asarray(walk(*start, estimator(guess, "sigma_2"), markov, SOLVERS[name]), np.float64)
     mean, deviation = EXPECTED[name](z, t, s, "sigma_2", log_w)
     assert abs(drawn.mean() - mean) < 4 * deviation / np.sqrt(n) + 1e-6
     assert abs(drawn.std() - deviation) < 4 * deviation / np.sqrt(2 * n) + 1e-6
@@ -163,7 +178,7 @@ def test_a_step_on_any_path_is_its_formula(x64, name, kappa, path, t, s):
 def test_drawn_steps_on_a_path_have_that_mean_and_deviation(name, path):
     n, z, t, s, log_w = 50_000, 0.6, -1.3, 0.4, -0.7
     start = jax.random.key(0), jnp.full((n, 1), z), jnp.array([t, s]), jnp.array([log_w])
-    drawn = np.asarray(walk(*start, guess, KAPPA["sigma_2"], PATHS[path][0], SOLVERS[name]), np.float64)
+    drawn = np.asarray(walk(*start, estimator(guess, "sigma_2"), PATHS[path][0], SOLVERS[name]), np.float64)
     mean, deviation = ON_A_PATH[name](path, z, t, s, "sigma_2", log_w)
     assert abs(drawn.mean() - mean) < 4 * deviation / np.sqrt(n)
     assert abs(drawn.std() - deviation) < 4 * deviation / np.sqrt(2 * n)
@@ -229,8 +244,7 @@ def test_the_order_of_an_ode_solver(x64, mixture, encoder, name, order, within):
             jax.random.key(0),
             jnp.asarray(z)[:, None],
             *down,
-            smooth.x_hat,
-            smooth.mean,
+            smooth.estimate,
             markov,
             SOLVERS[name],
         )
@@ -249,8 +263,8 @@ def sampled(name, mixture, kappa=None, count=250, n=4000, increment=markov):
     key, z_key = jax.random.split(jax.random.key(5))
     down = jnp.linspace(-9.0, 9.0, count + 1), jnp.zeros(count)
     z = jax.random.normal(z_key, (n, dimensions))
-    means = mixture.x_hat, kappa or mixture.mean, increment
-    return np.asarray(walk(key, z, *down, *means, SOLVERS[name]), np.float64)
+    estimate = mixture.estimate if kappa is None else estimator(mixture.x_hat, kappa)
+    return np.asarray(walk(key, z, *down, estimate, increment, SOLVERS[name]), np.float64)
 
 
 def p_value(drawn, mixture):
@@ -282,7 +296,7 @@ def test_samples_are_of_the_mixture_on_any_path(mixture, encoder, name, path):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_that_test_sees_a_dropped_counterterm(mixture, name):
     data = mixture(1, "nontrainable")
-    assert p_value(sampled(name, data, KAPPA["none"]), data) < 1e-6
+    assert p_value(sampled(name, data, "none"), data) < 1e-6
 
 
 @pytest.mark.parametrize(("encoder", "kappa"), [("identity", "sigma_2"), ("nontrainable", "none")])
@@ -316,7 +330,7 @@ def test_shapes_precision_and_one_example_at_a_time(name, shape):
     x_hat = lambda z, log_snr: jnp.tanh(z + log_snr.reshape(-1, *[1] * (z.ndim - 1)))  # noqa: E731
 
     def take(z, log_snr_t, log_snr_s, log_w, noise):
-        return SOLVERS[name](z, log_snr_t, log_snr_s, log_w, x_hat, KAPPA["sigma_2"], markov, noise)
+        return SOLVERS[name](z, log_snr_t, log_snr_s, log_w, estimator(x_hat, "sigma_2"), markov, noise)
 
     arguments = z, log_snr_t, log_snr_t + jnp.array([0.5, 0.1, 1.0]), log_w, noise
     whole = jax.jit(take)(*arguments)
@@ -331,7 +345,7 @@ def test_shapes_precision_and_one_example_at_a_time(name, shape):
 def test_nothing_overflows_from_pure_noise_to_clean_data(name, count):
     down = jnp.linspace(-15.0, 15.0, count + 1), jnp.linspace(-0.5, 0.0, count)
     start = jax.random.key(0), jax.random.normal(jax.random.key(1), (50, 2))
-    end = walk(*start, *down, lambda z, log_snr: jnp.tanh(z), KAPPA["sigma_2"], markov, SOLVERS[name])
+    end = walk(*start, *down, estimator(lambda z, log_snr: jnp.tanh(z), "sigma_2"), markov, SOLVERS[name])
     assert np.all(np.isfinite(end))
     if count == 60:
         assert np.abs(end).max() < 2
@@ -352,6 +366,13 @@ class Gain:
         return params["gain"] * z
 
 
+class Curve(Gain):
+    """y = gain x^2."""
+
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        return super().apply(params, z**2, log_snr, context)
+
+
 @pytest.mark.parametrize(
     ("encoder", "mean", "gain", "modelled", "at_steps"),
     [
@@ -362,16 +383,24 @@ class Gain:
         ("trainable", "counterterm", 0.0, True, False),  # as it is born
         ("trainable", "counterterm", 1e-3, False, False),
         ("trainable", "counterterm", -0.5, False, False),
+        ("nontrainable", "rescaled", 0.0, True, False),
+        ("identity", "reencoded", 0.0, True, True),
+        ("nontrainable", "reencoded", 0.0, True, False),
+        ("trainable", "reencoded", -0.5, True, False),  # affine in x
+        ("curved", "reencoded", -0.5, False, False),
+        ("curved", "two_heads", -0.5, True, False),
     ],
 )
 def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled, at_steps):
     """`at_steps`: of a model trained at T steps."""
-    arguments = [Gain()] if encoder == "trainable" else []
+    inner = {"trainable": Gain(), "curved": Curve()}.get(encoder)
+    arguments = [] if inner is None else [inner]
+    needs: Any = {"network": Gain()} if mean == "two_heads" else {}
     model = dataclasses.replace(
         tiny().model,
-        encoder=registry.encoders[encoder](*arguments),
-        generative_mean=registry.generative_means[mean](),
+        encoder=registry.encoders["trainable" if encoder == "curved" else encoder](*arguments),
+        generative_mean=registry.generative_means[mean](**needs),
     )
-    params = {"encoder": {"gain": jnp.array(gain)} if arguments else {}}
+    params = {"encoder": {"gain": jnp.array(gain)} if arguments else {}, "generative_mean": {"gain": 0.0}}
     assert slope_is_modelled(model, params, (4, 4, 1)) is modelled
     assert slope_is_modelled(model, params, (4, 4, 1), trained_at=8) is at_steps

@@ -11,20 +11,20 @@ from diffenc.testing import any_plugin as checks
 
 @dataclasses.dataclass(frozen=True)
 class Fine:
-    """kappa = share."""
+    """p = 0, q = share."""
 
     share: float = 0.5
     several: tuple[int, ...] = (1,)
     word: str | None = "it's = #"
-    inner: interfaces.GenerativeMean | None = None
+    inner: interfaces.Parameterization | None = None
 
     def __call__(self, log_snr):
-        return self.share + 0 * log_snr
+        return 0 * log_snr, self.share + 0 * log_snr
 
 
 @dataclasses.dataclass(frozen=True)
 class Empty:
-    """Not a mean at all."""
+    """Not a parameterization at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Open:
     share: float = 0.5
 
     def __call__(self, log_snr):
-        return self.share + 0 * log_snr
+        return 0 * log_snr, self.share + 0 * log_snr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ FAULTS = [
     (
         checks.implements_its_interface,
         Empty(),
-        r"mean\.empty: it lacks a member of diffenc\.interfaces\.GenerativeMean",
+        r"parameterization\.empty: it lacks a member of diffenc\.interfaces\.Parameterization",
     ),
     (checks.has_a_docstring, Undocumented(), "no docstring"),
     (checks.is_a_value, Open(), "it is mutable"),
@@ -158,7 +158,7 @@ def registered(monkeypatch):
     classes = [Fine, *(type(plugin) for _, plugin, _ in FAULTS)]
     known = {cls.__name__.lower(): cls for cls in classes}
     monkeypatch.setattr(
-        registry.generative_means, "_classes", {**registry.generative_means._classes, **known}
+        registry.parameterizations, "_classes", {**registry.parameterizations._classes, **known}
     )
 
 
@@ -201,6 +201,6 @@ def test_one_call_runs_them_all():
     testing.check(Fine())
     with pytest.raises(AssertionError, match="does not equal its copy"):
         testing.check(late())
-    with pytest.raises(AssertionError, match="must be above -1"):
-        testing.check(Fine(share=-2.0))
+    with pytest.raises(AssertionError, match="q alpha - p sigma = 0"):
+        testing.check(Fine(share=0.0))
     assert jax.config.jax_enable_x64 is False  # pyright: ignore[reportAttributeAccessIssue]

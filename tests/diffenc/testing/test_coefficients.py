@@ -1,4 +1,4 @@
-"""Checks of parameterizations and means: each refuses a plugin with its own fault."""
+"""Checks of parameterizations: each refuses a plugin with its own fault."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from jax.core import Tracer
 
 from diffenc.testing import coefficients as shared
-from diffenc.testing import generative_means, parameterizations
+from diffenc.testing import parameterizations
 
 
 def alpha_sigma(log_snr):
@@ -73,17 +73,6 @@ class OfZInTheMiddle(Fine):
         return jnp.full_like(log_snr, 0.5), jnp.full_like(log_snr, 0.5)
 
 
-@dataclasses.dataclass(frozen=True)
-class FineMean:
-    def __call__(self, log_snr):
-        return jax.nn.sigmoid(-log_snr)
-
-
-class Minus(FineMean):
-    def __call__(self, log_snr):
-        return -1.5 * super().__call__(log_snr)
-
-
 FAULTS = [
     (shared.coefficients_match_log_snr, Single(), "a coefficient is float32 .*, not float64"),
     (shared.coefficients_match_log_snr, Numbers(), r"a coefficient is float32 \(\)"),
@@ -97,18 +86,12 @@ FAULTS = [
         r"log_snr = -15\.0: q alpha - p sigma = 0",
     ),
     (parameterizations.z_and_output_determine_x_phi_and_eps, OfZInTheMiddle(), r"at log_snr = 0\.0: q alpha"),
-    (generative_means.kappa_is_above_minus_one, Minus(), r"kappa = -1\.4.*must be above -1"),
 ]
 
 
 @pytest.mark.parametrize("check", parameterizations.CHECKS)
 def test_a_parameterization_that_keeps_all_passes_all(check):
     check(Fine())
-
-
-@pytest.mark.parametrize("check", generative_means.CHECKS)
-def test_a_mean_that_keeps_all_passes_all(check):
-    check(FineMean())
 
 
 @pytest.mark.parametrize(("check", "plugin", "says"), FAULTS)
@@ -118,4 +101,4 @@ def test_a_check_refuses_its_own_fault(check, plugin, says):
 
 
 def test_every_check_has_a_fault():
-    assert {check for check, _, _ in FAULTS} == {*parameterizations.CHECKS, *generative_means.CHECKS}
+    assert {check for check, _, _ in FAULTS} == {*parameterizations.CHECKS}

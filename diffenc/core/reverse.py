@@ -1,0 +1,48 @@
+"""The reverse process's estimates of x_phi and its slope: a generative mean with everything bound but the step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from diffenc.core.interval import EncodeAt
+from diffenc.interfaces import NO_CONTEXT, Context, Data, Estimate, GenerativeMean, Interval, LogSNR
+
+XHat = Callable[[Data, LogSNR], Data]  # (z, lambda) -> x_hat
+Estimator = Callable[[Data, Interval], Estimate]  # (z, step) -> the estimates that the step takes
+
+
+def no_encoder(x: Data) -> EncodeAt:
+    """Stands for the encoder where none is at hand."""
+    raise ValueError("this generative mean runs the encoder, and it was given none")
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundMean:
+    """A generative mean under parameters.
+
+    Attributes:
+      params: its own.
+      prepare: x -> x_phi as a function of lambda, by the model's encoder; only means that need the encoder call it.
+      context: what its own networks are given.
+    """
+
+    mean: GenerativeMean
+    params: Any = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Data], EncodeAt] = no_encoder
+    context: Context = NO_CONTEXT
+
+    def estimate(self, x_hat: Data, z: Data, interval: Interval) -> Estimate:
+        """Returns the estimates of x_phi and its slope over a step, from the network's `x_hat` at `z`."""
+        return self.mean.apply(self.params, x_hat, z, interval, self._encode(interval), self.context)
+
+    def error(self, x_hat_error: Data, truth: Estimate, z: Data, interval: Interval) -> Estimate:
+        """Returns the errors of the estimates, where `truth` is what the encoder has and x_hat = x_phi + `x_hat_error`."""
+        encode = self._encode(interval)
+        return self.mean.error(self.params, x_hat_error, truth, z, interval, encode, self.context)
+
+    def estimator(self, x_hat: XHat) -> Estimator:
+        """Returns the estimates as a function of (z, step), for a network that gives `x_hat`."""
+        return lambda z, interval: self.estimate(x_hat(z, interval.log_snr), z, interval)
+
+    def _encode(self, interval: Interval) -> Callable[[Data], Estimate]:
+        return lambda x: interval.follow(self.prepare(x))

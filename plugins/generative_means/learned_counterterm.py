@@ -1,0 +1,48 @@
+"""A counterterm of learned size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffenc.core.gaussian import sigma_squared
+from diffenc.errors import UserError
+from diffenc.interfaces import Data, Interval, Key, LogSNR, Params, PerExample, ProportionalMean
+from diffenc.registry import generative_means
+from diffenc_plugins.ends import check_ends
+
+
+@generative_means.register("learned_counterterm")
+@dataclasses.dataclass(frozen=True)
+class LearnedCounterterm(ProportionalMean):
+    """The slope is sigma^2 m(lambda) x_hat, m learned by the bound: positive, smooth, and 1 at first.
+
+    log m = sum_k a_k B_k(lambda), with bumps B_k = S_k - S_(k+1), S_k = sigmoid((lambda - knot_k) / width), S_0 = 1; above
+    the last knot m tends to 1, where the slope vanishes.
+
+    Attributes:
+      log_snr_min: the first knot.
+      log_snr_max: the last knot.
+      knots: how many, spread evenly; as many parameters. The width of each sigmoid is half their distance.
+    """
+
+    log_snr_min: float = -6.0
+    log_snr_max: float = 6.0
+    knots: int = 7
+
+    def __post_init__(self):
+        check_ends("generative_mean.learned_counterterm", self.log_snr_max, self.log_snr_min)
+        if self.knots < 2:
+            raise UserError(f"generative_mean.learned_counterterm.knots = {self.knots}: must be at least 2")
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
+        return {"log_m": jnp.zeros(self.knots)}
+
+    def kappa(self, params: Params, interval: Interval) -> PerExample:
+        knots = np.linspace(self.log_snr_min, self.log_snr_max, self.knots)
+        width = 0.5 * float(knots[1] - knots[0])
+        steps = jax.nn.sigmoid((interval.log_snr[:, None] - jnp.asarray(knots, jnp.float32)[None]) / width)
+        bumps = jnp.concatenate([jnp.ones_like(steps[:, :1]), steps[:, :-1]], axis=1) - steps
+        m = jnp.exp(bumps @ params["log_m"])
+        return interval.stretch * m * sigma_squared(interval.log_snr)

@@ -1,0 +1,92 @@
+"""Two heads: the sum that the bound determines, and beside it the value alone, for the probability-flow ODE."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+
+from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, sum_squares
+from diffenc.interfaces import (
+    Context,
+    Data,
+    Estimate,
+    GenerativeMean,
+    Interval,
+    Key,
+    LogSNR,
+    Network,
+    Params,
+    PerExample,
+)
+from diffenc.registry import generative_means
+
+VALUE_LOSS = "value_loss"
+
+
+@generative_means.register("two_heads")
+@dataclasses.dataclass(frozen=True)
+class TwoHeads(GenerativeMean):
+    """A second network learns E[x_phi | z]; the slope is what the first one's sum leaves.
+
+    With G = `value_weight`, the bound and ancestral steps depend on G value + slope alone. The model's network gives that
+    sum, as the counterterm's: (G + stretch sigma^2) x_hat. The second, r, gives the value x_hat + sigma r, hence the slope
+    stretch sigma^2 x_hat - G sigma r: r cancels from the bound, and has no gradient of it. It is trained by plain
+    denoising, the mean square of (value - x_phi) / sigma, which is that of v, with encoder and first network stopped. It is
+    a network of its own rather than outputs of the first, so that the bound's gradients are those without it.
+
+    Attributes:
+      network: r as a function of (z, lambda).
+    """
+
+    network: Network
+    learns_value: ClassVar[bool] = True
+    auxiliary: ClassVar[tuple[str, ...]] = (VALUE_LOSS,)
+
+    def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
+        return self.network.init(key, z, log_snr)
+
+    def apply(
+        self,
+        params: Params,
+        x_hat: Data,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns (x_hat + sigma r, stretch sigma^2 x_hat - G sigma r)."""
+        shift = self._shift(params, z, interval.log_snr, context)
+        slope = scale(_kappa(interval), x_hat) - scale(interval.value_weight, shift)
+        return Estimate(x_hat + shift, slope)
+
+    def error(
+        self,
+        params: Params,
+        x_hat_error: Data,
+        truth: Estimate,
+        z: Data,
+        interval: Interval,
+        encode: Callable[[Data], Estimate],
+        context: Context,
+    ) -> Estimate:
+        """Returns the errors; r is a function of its own parameters alone, encoder and schedule stopped."""
+        shift = self._shift(params, *jax.lax.stop_gradient((z, interval.log_snr)), context)
+        kappa = _kappa(interval)
+        of_one_head = scale(kappa, x_hat_error) + (scale(kappa, truth.value) - truth.slope)
+        return Estimate(x_hat_error + shift, of_one_head - scale(interval.value_weight, shift))
+
+    def _shift(self, params: Params, z: Data, log_snr: LogSNR, context: Context) -> Data:
+        """Returns sigma r."""
+        return scale(alpha_sigma(log_snr)[1], self.network.apply(params, z, log_snr, context))
+
+    def auxiliary_losses(self, error: Estimate, x_hat_error: Data, log_snr: LogSNR) -> dict[str, PerExample]:
+        """Returns the mean square of (value - x_phi) / sigma, a function of the second network alone."""
+        shift = error.value - x_hat_error  # sigma r
+        stopped = jax.lax.stop_gradient(x_hat_error) + shift
+        sigma_2 = jax.lax.stop_gradient(sigma_squared(log_snr))
+        return {VALUE_LOSS: sum_squares(stopped) / (sigma_2 * x_hat_error[0].size)}
+
+
+def _kappa(interval: Interval) -> PerExample:
+    return interval.stretch * sigma_squared(interval.log_snr)
