@@ -5,11 +5,16 @@
   python -m diffenc.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=3 \\
       --grid='Model.encoder, Model.generative_mean = [(@encoder.identity(), @generative_mean.vdm()), (@encoder.trainable(), @generative_mean.counterterm())]'
 
-Repeated --grid flags multiply. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
+  python -m diffenc.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=5 \\
+      --variant=gin/learned_endpoints.gin --variant=gin/learned_path.gin --compare=learned_path,learned_endpoints
+
+Repeated --grid flags multiply, with each other and with --variant. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
 diffenc.run; its output is in seed_K.log next to it. With the same seed all variants see the same data order, times and
 noise, and all are evaluated on the same draws, so differences between variants vary less than their bits/dim. A run
-that fails does not stop the others. The same command resumes a sweep: it runs only what is missing. The results, and
-paired differences from the first variant, are written to OUTPUT: table.md, table.tex, *.csv.
+that fails does not stop the others. The same command resumes a sweep: it runs only what is missing, all variants of one
+seed first; of a run that was evaluated, no checkpoint is needed. The results, and paired differences from the first
+variant or those of --compare, are written to OUTPUT: table.md, table.tex, *.csv. A comparison is tested, and given a p,
+when all its runs are there; p is corrected for the number of comparisons.
 """
 
 import argparse
@@ -35,6 +40,19 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="a gin file, as for diffenc.run; may be repeated",
     )
     add("--gin_bindings", action="append", default=[], help="a binding for every run; may be repeated")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        help="a gin file of one variant, which stacks on those of --gin_file; may be repeated",
+    )
+    add(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="A,B",
+        help="compare variant A with B, by their names; may be repeated (default: each with the first)",
+    )
     add("--grid", action="append", default=[], help="NAME = [VALUE, ...]; repeated flags multiply")
     add("--seeds", default="5", help="how many, e.g. 5, or which, e.g. 3,7 (default: 5)")
     add(

@@ -186,6 +186,6 @@ def _slope_error(
     def norm(x: Data) -> PerExample:
         return jnp.sqrt(jnp.sum(jnp.square(x), tuple(range(1, x.ndim))))
 
-    errors = [norm(one - other) for one, other in zip(made, truth, strict=True)]
     size = norm(truth.value)
-    return jnp.max(jnp.stack(errors) / size), jnp.max(norm(made.slope) / size)
+    errors = [norm(one - other) / size for one, other in zip(made, truth, strict=True)]
+    return jnp.max(jnp.stack(errors)), jnp.max(norm(made.slope) / size)

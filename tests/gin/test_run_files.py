@@ -28,6 +28,7 @@ NAMES = [
     "imagenet32_diffenc_32_8",
 ]
 PUBLISHED = NAMES[2:]
+TIGHT = ["mnist_diffenc_8_nt_tight", "cifar10_diffenc_8_nt_tight"]  # a published run on another path
 STACKABLE = {"learned_endpoints": "learned_endpoints", "learned_schedule": "monotone"}  # file: its schedule
 
 
@@ -42,7 +43,7 @@ def comment(name):
 
 def test_these_are_the_run_files():
     assert set(shipped_files()) >= {
-        f"gin/{name}.gin" for name in ["by_class", "learned_path", *STACKABLE, *NAMES]
+        f"gin/{name}.gin" for name in ["by_class", "learned_path", *STACKABLE, *NAMES, *TIGHT]
     }
     assert not (ROOT / "gin" / "__init__.py").exists()
 
@@ -50,7 +51,7 @@ def test_these_are_the_run_files():
 @pytest.mark.parametrize("file", shipped_files())
 def test_every_file_is_a_run_or_stacks_on_one(file):
     """Those of a plugin that was just made, too."""
-    of_runs = {f"gin/{name}.gin" for name in NAMES}
+    of_runs = {f"gin/{name}.gin" for name in (*NAMES, *TIGHT)}
     gin_loader.load_experiment([file] if file in of_runs else ["gin/quickstart.gin", file], [])
 
 
@@ -76,6 +77,21 @@ def test_a_learned_path_stacks_on_a_run_file(name):
     assert registry.stochasticities.spell(markov.stochasticity) == "markov"
     assert registry.stochasticities.name_of(type(learned.stochasticity)) == "learned"
     assert dataclasses.replace(learned, stochasticity=markov.stochasticity) == markov
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_a_tight_run_is_the_published_one_on_its_own_path(name):
+    tight, published = load(name), load(name.removesuffix("_tight"))
+    assert registry.stochasticities.spell(tight.model.stochasticity) == "nontrainable"
+    assert registry.generative_means.spell(tight.model.generative_mean) == "rescaled"
+    parts = {field: getattr(published.model, field) for field in ("stochasticity", "generative_mean")}
+    model = dataclasses.replace(tight.model, **parts)
+    assert dataclasses.replace(tight, model=model) == published
+    assert stated_cost(comment(name)) == stated_cost(comment(name.removesuffix("_tight")))
+    stated = [re.search(r"Parameters: [\d,]+", comment(each)) for each in (name, name.removesuffix("_tight"))]
+    assert stated[0] is not None
+    assert stated[1] is not None
+    assert stated[0][0] == stated[1][0]
 
 
 @pytest.mark.parametrize("files", [list(STACKABLE), list(STACKABLE)[::-1]])
@@ -107,7 +123,7 @@ def test_schedule_and_networks_share_the_ends(name):
     assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
 
 
-@pytest.mark.parametrize("name", ["by_class", "learned_path", *NAMES, *STACKABLE])
+@pytest.mark.parametrize("name", ["by_class", "learned_path", *NAMES, *TIGHT, *STACKABLE])
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in gin_loader.read_file(f"gin/{name}.gin"):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from diffenc.evaluation import significance
 from diffenc.evaluation.significance import LEVEL, MIN_SEEDS, TestResult, holm_correction
@@ -40,9 +40,18 @@ def compare_totals(a: VariantResults, b: VariantResults) -> list[TestResult]:
     )
 
 
-def comparison_sheets(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> tuple[Sheet, Sheet]:
-    """Returns the sheets of differences and of tests, with rows for each pair (A, B)."""
-    return differences_sheet(pairs), tests_sheet(collect_tests(pairs))
+def comparison_sheets(
+    pairs: Sequence[tuple[VariantResults, VariantResults]], seeds: Collection[int] = ()
+) -> tuple[Sheet, Sheet]:
+    """Returns the sheets of differences and of tests, with rows for each pair (A, B).
+
+    Args:
+      seeds: all of the sweep; a pair that lacks one of them is not tested.
+    """
+    complete = [(a, b) for a, b in pairs if len(common_seeds(a, b)) >= len(seeds)]
+    missing = [_label(a, b) for a, b in pairs if (a, b) not in complete]
+    notes = (f"Not tested, as runs are missing: {'; '.join(missing)}.",) if missing else ()
+    return differences_sheet(pairs), tests_sheet(collect_tests(complete), notes)
 
 
 def differences_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
@@ -61,7 +70,7 @@ def _label(a: VariantResults, b: VariantResults) -> str:
     return f"{a.name} − {b.name}"
 
 
-def tests_sheet(tests: Sequence[tuple[str, TestResult]]) -> Sheet:
+def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str]) -> Sheet:
     """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test."""
     level = f"{LEVEL:.0%}"
     heads = (
@@ -84,7 +93,7 @@ def tests_sheet(tests: Sequence[tuple[str, TestResult]]) -> Sheet:
     counts = Counter(result.test for _, result in tests if result.two_sided is not None)
     comparisons = ", ".join(f"{count} by {test}" for test, count in counts.items())
     holm_note = f"p, Holm: two-sided p corrected for the number of comparisons: {comparisons}."
-    notes = (*NOTES, holm_note) if comparisons else NOTES
+    notes = (*NOTES, *((holm_note,) if comparisons else ()), *notes)
     return Sheet("tests", "Tests of the total", heads, tuple(rows), notes)
 
 

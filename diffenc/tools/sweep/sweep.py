@@ -24,8 +24,9 @@ def sweep(args: argparse.Namespace) -> None:
     """
     name, variants = parse_variants(args)
     folder = args.output or Path("sweeps") / name
+    pairs = parse_pairs(args.compare, [variant.name for variant in variants])
     runs = run_sweep(folder, variants, parse_seeds(args.seeds), execute=select_executor(args, folder))
-    page = make_page(name, runs)
+    page = make_page(name, runs, pairs)
     write_page(page, folder)
     print_page(page)
     require_done(runs)
@@ -53,7 +54,24 @@ def parse_variants(args: argparse.Namespace) -> tuple[str, list[Variant]]:
     """
     name = "+".join(Path(file).stem for file in args.gin_file)
     grids = [parse_grid(text) for text in args.grid]
-    return name, make_variants(args.gin_file, args.gin_bindings, grids, name)
+    return name, make_variants(args.gin_file, args.gin_bindings, grids, name, args.variant)
+
+
+def parse_pairs(texts: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs of variants to compare: those of `texts`, each "A,B"; without any, each variant with the first.
+
+    Names may have commas themselves.
+
+    Raises:
+      UserError: a text does not name two variants.
+    """
+    known = {f"{a},{b}": (a, b) for a in names for b in names if a != b}
+    for text in texts:
+        if text not in known:
+            raise UserError(
+                f"--compare={text}: must be two of the variants {' '.join(names)}, with a comma between"
+            )
+    return [known[text] for text in texts] or [(other, names[0]) for other in names[1:]]
 
 
 def select_executor(args: argparse.Namespace, folder: Path) -> Execute:
@@ -67,14 +85,16 @@ def select_executor(args: argparse.Namespace, folder: Path) -> Execute:
     return partial(run_on_slurm, executor_factory(parse_options(args.slurm), args.jobs), folder)
 
 
-def make_page(name: str, runs: Sequence[Run]) -> Page:
-    """Returns the results of the runs that are done, and a comparison of each variant with the first."""
+def make_page(name: str, runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> Page:
+    """Returns the results of the runs that are done, and the comparisons of the pairs of variants."""
     workdirs: dict[str, dict[int, Path]] = {}
     for run in runs:
         if not remaining_modes(run, TASKS):
             workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
     variants = [read_results(variant, by_seed) for variant, by_seed in workdirs.items()]
     require_comparable(variants)
-    pairs = [(other, variants[0]) for other in variants[1:]]
-    comparisons = comparison.comparison_sheets(pairs) if pairs else ()
+    by_name = {variant.name: variant for variant in variants}
+    done = [(by_name[a], by_name[b]) for a, b in pairs if a in by_name and b in by_name]
+    seeds = {run.seed for run in runs}
+    comparisons = comparison.comparison_sheets(done, seeds) if done else ()
     return Page(f"Sweep {name}", describe_evaluations(variants), (results_sheet(variants), *comparisons))

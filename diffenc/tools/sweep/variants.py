@@ -7,6 +7,7 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from diffenc.errors import UserError
 
@@ -45,9 +46,17 @@ class Grid:
 
 
 def make_variants(
-    gin_files: Sequence[str], bindings: Sequence[str], grids: Sequence[Grid], name: str
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    grids: Sequence[Grid],
+    name: str,
+    variant_files: Sequence[str] = (),
 ) -> list[Variant]:
-    """Returns the product of the grids, each over the files and bindings; without grids the single variant `name`.
+    """Returns the product of the variant files and the grids, each over the files and bindings.
+
+    Args:
+      name: of the variant where there are neither.
+      variant_files: gin files of one variant each, named after it, which stack on `gin_files`.
 
     Raises:
       UserError: two grids bind the same name, or two variants would share a folder.
@@ -59,16 +68,17 @@ def make_variants(
     rows = [sum(row, ()) for row in itertools.product(*(grid.values for grid in grids))]
     variants = [
         Variant(
-            _variant_name(names, row) or name,
-            tuple(gin_files),
+            ",".join(filter(None, (Path(file).stem, _variant_name(names, row)))) or name,
+            (*gin_files, *filter(None, [file])),
             (*bindings, *(f"{key} = {value}" for key, value in zip(names, row, strict=True))),
         )
+        for file in variant_files or [""]
         for row in rows
     ]
     for shared, count in Counter(variant.name for variant in variants).items():
         if count > 1:
             raise UserError(
-                f"--grid: {count} variants would share the folder {shared}: remove the duplicate values"
+                f"--grid, --variant: {count} variants would share the folder {shared}: remove duplicate values, or rename a file"
             )
     return variants
 

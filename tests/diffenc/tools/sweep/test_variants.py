@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffenc.errors import UserError
+from diffenc.tools.sweep.sweep import parse_pairs
 from diffenc.tools.sweep.variants import MAX_NAME_LENGTH, Grid, Variant, make_variants, parse_grid
 
 PLAIN = st.one_of(
@@ -155,3 +156,25 @@ def test_grids_that_do_not_go_together(grids, said):
 def test_the_longest_name_is_taken():
     (name,) = names(f"a.b = ['{'x' * (MAX_NAME_LENGTH - 2)}']")
     assert len(name) == MAX_NAME_LENGTH
+
+
+def test_each_file_of_a_variant_stacks_on_all_and_multiplies_with_the_grids():
+    grids = [parse_grid("a.b = [1, 2]")]
+    made = make_variants(["base.gin"], ["c = 0"], grids, "base", ["arms/one.gin", "arms/two.gin"])
+    assert made[0] == Variant("one,b=1", ("base.gin", "arms/one.gin"), ("c = 0", "a.b = 1"))
+    assert [variant.name for variant in made] == ["one,b=1", "one,b=2", "two,b=1", "two,b=2"]
+    alone = make_variants(["base.gin"], [], [], "base", ["arms/one.gin"])
+    assert alone == [Variant("one", ("base.gin", "arms/one.gin"))]
+    with pytest.raises(UserError, match=r"2 variants would share the folder one: .*rename a file"):
+        make_variants(["base.gin"], [], [], "base", ["arms/one.gin", "legs/one.gin"])
+
+
+def test_pairs_are_those_named_or_each_with_the_first():
+    names = ["one", "two,b=1", "three"]
+    assert parse_pairs([], names) == [("two,b=1", "one"), ("three", "one")]
+    assert parse_pairs(["three,two,b=1"], names) == [("three", "two,b=1")]
+    for text in ("three", "three,four", "one,one"):
+        with pytest.raises(
+            UserError, match=rf"--compare={text}: must be two of the variants one two,b=1 three"
+        ):
+            parse_pairs([text], names)
