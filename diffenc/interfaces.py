@@ -15,7 +15,7 @@ on other examples of the batch, so that results do not depend on how a batch is 
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -179,6 +179,15 @@ class Stochasticity(Protocol):
         Written so that short steps keep their digits in float32, as a difference of two values of h would not:
         eta^2 is its derivative by lambda_s at lambda_s = lambda_t.
         """
+        ...
+
+
+@runtime_checkable
+class FittedStochasticity(Stochasticity, Protocol):
+    """A clock that --mode=fit_stochasticity measures on a trained model, for `evaluate.stochasticity`."""
+
+    def given(self, log_snr: Sequence[float], eta_2: Sequence[float]) -> Stochasticity:
+        """Returns the clock with these eta^2 between neighbours of `log_snr`, which rise and are one more."""
         ...
 
 

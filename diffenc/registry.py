@@ -79,10 +79,11 @@ class Registry(Generic[T]):
         return iter(sorted(self._classes))
 
     def spell(self, plugin: T) -> str:
-        """Returns `name`, or `name(field=value, ...)` of a plugin with fields, which identifies it."""
+        """Returns `name`, or `name(field=value, ...)` of a plugin with fields, which identifies it; empty tuples are left out."""
         name = self.name_of(type(plugin)) or type(plugin).__name__
         fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
-        values = [f"{field.name}={getattr(plugin, field.name)!r}" for field in fields]
+        given = {field.name: getattr(plugin, field.name) for field in fields}
+        values = [f"{field}={value!r}" for field, value in given.items() if value != ()]
         return f"{name}({', '.join(values)})" if values else name
 
     def name_of(self, cls: type) -> str | None:

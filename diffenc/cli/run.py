@@ -56,6 +56,10 @@ MODES: dict[str, Mode] = {
         "the best reverse variances of T steps, for --mode=evaluate and sample",
     ),
     "fit_schedule": Mode("diffenc.evaluation.fit_schedule:fit_schedule", "the best times of T steps"),
+    "fit_stochasticity": Mode(
+        "diffenc.evaluation.fit_stochasticity:fit_stochasticity",
+        "the best noise of the forward path, for evaluate.stochasticity",
+    ),
     "k_sample": Mode(
         "diffenc.evaluation.k_sample:k_sample", "the importance-weighted bound of K whole chains"
     ),

@@ -75,6 +75,7 @@ FREE_TO_CHANGE = (
     "mesh.*",
     "variance.*",
     "time_sampler.*",
+    "stochasticity.*",
     "features.*",
     "writer.*",
     "network.*.scan",
@@ -82,7 +83,7 @@ FREE_TO_CHANGE = (
 )
 
 # Fields that hold a plugin which is trained with. Others of its kind are chosen after training; its own bindings are not free.
-TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler")
+TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler", "Model.stochasticity")
 
 # Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
 # config's hash, so that such a run keeps the hash that its records state.

@@ -8,7 +8,7 @@ from diffenc.core.discretization import EQUAL
 from diffenc.core.model import UNIFORM
 from diffenc.errors import UserError, nearest
 from diffenc.fields.checked import checked
-from diffenc.interfaces import SPLITS, TimeSampler, Variance
+from diffenc.interfaces import SPLITS, Stochasticity, TimeSampler, Variance
 from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.sampling.solvers import SOLVERS
 
@@ -112,6 +112,8 @@ class Evaluate:
       times: "equal" steps of t, or those that --mode=fit_schedule found for T.
       variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, else equal.
       time_sampler: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
+      stochasticity: the path on which the bound is measured; None = that of training. The bound holds on any path, and its
+        records state both; sampling follows the path of training.
     """
 
     split: str = "test"
@@ -125,6 +127,7 @@ class Evaluate:
     times: str = "equal"
     variance: Variance | None = None
     time_sampler: TimeSampler = UNIFORM
+    stochasticity: Stochasticity | None = None
 
     def __post_init__(self):
         check_seed("evaluate.seed", self.seed)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Diagnose
+from diffenc.config.settings import Diagnose, Fit, settings_name
 from diffenc.core.gaussian import alpha_sigma, diffuse, scale, sum_squares
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.objective import continuous, step_error, step_index
@@ -197,7 +197,7 @@ def v_and_expectations(
 def measure_bins(
     model: Model,
     dataset: Dataset,
-    settings: Diagnose,
+    settings: Diagnose | Fit,
     mesh: Mesh,
     params: Params,
     num_bins: int,
@@ -229,9 +229,10 @@ def measure_bins(
             mean.add(image, index, values.astype(np.float64))
     fewest = min(mean.count.min() for mean in means.values())
     if fewest < 2:
+        name = settings_name(settings)
+        fewer_bins = ", or diagnose.bins lower" if isinstance(settings, Diagnose) else ""
         raise UserError(
-            f"a bin of t was drawn {fewest} time(s): bind diagnose.passes or diagnose.num_images higher, "
-            "or diagnose.bins lower"
+            f"a bin of t was drawn {fewest} time(s): bind {name}.passes or {name}.num_images higher{fewer_bins}"
         )
     return means
 

@@ -30,6 +30,7 @@ from diffenc.evaluation.batches import (
 from diffenc.evaluation.evaluated_bound import evaluated_bound
 from diffenc.evaluation.evaluation_record import TERMS, ElboTerms
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
+from diffenc.evaluation.measured_path import measured_model
 from diffenc.interfaces import Dataset, Images, Params
 from diffenc.workdir import loss_curves
 
@@ -46,7 +47,8 @@ class Evaluator:
           UserError: the batch does not divide over the devices, T is too large for the precision, or something
             that must be fitted first is missing.
         """
-        model, dataset = experiment.model, experiment.dataset
+        dataset = experiment.dataset
+        model, self._path_of = measured_model(experiment, workdir, step)
         settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
         self._conditioning, self._mesh = model.conditioning, mesh
         self.batches = self._make_batches(dataset, settings)
@@ -65,8 +67,8 @@ class Evaluator:
 
     @property
     def fitted_on(self) -> dict[str, Any]:
-        """Origin of fitted times and variances and of the loss curve, where they are used; entries of the record."""
-        return self._bound.fitted_on | self._curve_of
+        """Origin of fitted times, variances and paths and of the loss curve, where they are used; entries of the record."""
+        return self._bound.fitted_on | self._curve_of | self._path_of
 
     @property
     def num_batches(self) -> int:

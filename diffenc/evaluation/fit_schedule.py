@@ -24,7 +24,8 @@ from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.evaluation_record import model_metadata
+from diffenc.evaluation.evaluation_record import measured_path_metadata, model_metadata
+from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
@@ -69,19 +70,20 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     num_steps = experiment.evaluation.num_timesteps
     check_steps(num_steps)
-    mesh, model, dataset = data_mesh(experiment.mesh), experiment.model, experiment.dataset
+    mesh, dataset = data_mesh(experiment.mesh), experiment.dataset
     # as an evaluation with these times resolves them, so that it finds the fit
     settings = dataclasses.replace(experiment.evaluate, times="fitted").resolve(experiment.trained)
     check_variance(settings.variance)
     check_num_timesteps(network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     origin = fitted_chains.fit_origin(experiment, step)
+    model, path_of = measured_model(experiment, workdir, step)
 
     def measure() -> StepCosts:
         fit = resolve_batch_size(experiment.fit, experiment.batch_size)
         return measure_step_costs(model, dataset, fit, mesh, ema)
 
-    costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, origin, measure)
+    costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, {**origin, **path_of}, measure)
     num_dims = int(np.prod(dataset.image_shape))
     log_snr_of = exact_log_snr(model, ema)
     best, equal = (
@@ -95,10 +97,12 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         **{f"bpd_diffusion_{name}": value * to_bits for name, value in nats.items()},
         "num_images": costs.num_images,
         **model_metadata(experiment),
+        **measured_path_metadata(experiment),
+        **path_of,
         "times_of": origin,
         "excess_of": origin,
     }
-    target = fitted_chains.fit_path(workdir, num_steps, "fitted", settings.variance)
+    target = fitted_chains.fit_path(workdir, settings)
     saved = fitted_chains.save_fit(target, best.times, record)
     logging.info(
         "diffusion loss of %d steps with variance.%s: equal %.4f -> fitted %.4f bits/dim, predicted on the images "

@@ -26,7 +26,8 @@ from diffenc.evaluation.batches import (
     map_batches,
     resolve_batch_size,
 )
-from diffenc.evaluation.evaluation_record import model_metadata
+from diffenc.evaluation.evaluation_record import measured_path_metadata, model_metadata
+from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
@@ -44,12 +45,13 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: no T is given, there is no run, or a step was drawn less than twice.
     """
     mesh, settings = data_mesh(experiment.mesh), experiment.evaluation
-    model, dataset, num_timesteps = experiment.model, experiment.dataset, settings.num_timesteps
+    dataset, num_timesteps = experiment.dataset, settings.num_timesteps
     if num_timesteps == 0:
         raise UserError("--mode=fit_variance needs T: give --num_timesteps=T")
     check_num_timesteps(network_precision(experiment), num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    target = fitted_chains.fit_path(workdir, num_timesteps, settings.times, settings.variance)
+    model, path_of = measured_model(experiment, workdir, step)
+    target = fitted_chains.fit_path(workdir, settings)
     times, fitted_on = equal_times(num_timesteps), {}
     if settings.times != "equal":
         schedule_fit = fitted_chains.find_chain(workdir, settings, step)
@@ -67,7 +69,9 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "fewest_draws": int(costs.count.min()),
         "num_images": len(batches.source),
         **model_metadata(experiment),
+        **measured_path_metadata(experiment),
         **fitted_on,
+        **path_of,
         "excess_of": fitted_chains.fit_origin(experiment, step),
     }
     saved = fitted_chains.save_fit(target, times, record)

@@ -35,10 +35,12 @@ from diffenc.evaluation.evaluation_record import (
     errors_table,
     image_metadata,
     mean_and_errors,
+    measured_path_metadata,
     pass_metadata,
     run_metadata,
 )
 from diffenc.evaluation.image_error import PassValues
+from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.interfaces import NO_CONTEXT, Condition, Context, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
@@ -207,7 +209,8 @@ def measure_log_weights(
       UserError: T is too large for the precision, the batch does not divide over the devices, or something that
         must be fitted first is missing.
     """
-    model, dataset, samples = experiment.model, experiment.dataset, experiment.k_sample.samples
+    dataset, samples = experiment.dataset, experiment.k_sample.samples
+    model, path_of = measured_model(experiment, workdir, step)
     settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
     precision = network_precision(experiment)
     bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
@@ -227,7 +230,9 @@ def measure_log_weights(
         Progress("k_sample", len(batches)),
     )
     log_w = [batch.without_padding(log_w).astype(np.float64) for log_w, batch in results]
-    return ChainWeights(batches.stack_passes(log_w), int(np.prod(dataset.image_shape)), bound.fitted_on)
+    return ChainWeights(
+        batches.stack_passes(log_w), int(np.prod(dataset.image_shape)), bound.fitted_on | path_of
+    )
 
 
 def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) -> dict[str, Any]:
@@ -241,6 +246,7 @@ def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) ->
         "K": samples,
         **pass_metadata(settings),
         **run_metadata(experiment),
+        **measured_path_metadata(experiment),
         "step": step,
         **weights.fitted_on,
     }

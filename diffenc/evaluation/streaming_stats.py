@@ -63,15 +63,15 @@ class ImageMeans:
     @property
     def standard_error(self) -> Float[np.ndarray, " size"]:
         """The standard error of each mean."""
-        return sum_errors(self._shares)
+        return sum_errors(self.shares)
 
     @property
     def mean_error(self) -> float:
         """The standard error of the mean over bins."""
-        return float(sum_errors(self._shares.mean(axis=1, keepdims=True))[0])
+        return float(sum_errors(self.shares.mean(axis=1, keepdims=True))[0])
 
     @property
-    def _shares(self) -> Float[np.ndarray, "images size"]:
+    def shares(self) -> Float[np.ndarray, "images size"]:
         """The contribution of each image to the deviation of each mean, to first order."""
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
 

@@ -23,7 +23,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
 from diffenc.interfaces import EXCESS, LogSNR, Params, Schedule, Times, Variance, requires
 from diffenc.parallel.distributed import main_process_only
-from diffenc.registry import variances
+from diffenc.registry import stochasticities, variances
 
 FOLDER = "fits"
 NO_WORKDIR = "fits and curves stay in the run's workdir: load that, on a disk"
@@ -62,12 +62,21 @@ class FittedChain:
         require_excess(self.variance, self.excess, len(self.times) - 1)
 
 
-def fit_path(workdir: Path, steps: int, times: str, variance: Variance) -> Path:
-    """Returns the file of a fit; for equal times it does not depend on the variance."""
-    # a spelled variance has parentheses and commas, which are awkward in file names
-    spelling = re.sub(r"[^\w.=-]+", "_", variances.spell(variance)).strip("_")
-    suffix = "" if times == "equal" else f"_{times}_{spelling}"
-    return workdir / FOLDER / f"T{steps}{suffix}.json"
+def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path:
+    """Returns the file of the fit for these settings; for equal times it does not depend on the variance.
+
+    One for another path than that of training has a file of its own.
+    """
+
+    def spell(text: str) -> str:  # without parentheses and commas, which are awkward in file names
+        return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+
+    suffix = (
+        "" if settings.times == "equal" else f"_{settings.times}_{spell(variances.spell(settings.variance))}"
+    )
+    path = settings.stochasticity if isinstance(settings, ResolvedEvaluate) else None
+    on_path = "" if path is None else f"_on_{spell(stochasticities.spell(path))}"
+    return workdir / FOLDER / f"T{settings.num_timesteps}{suffix}{on_path}.json"
 
 
 def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
@@ -81,7 +90,14 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
         "fit": settings,
         "config_hash": serialize.config_hash(experiment),
         "precision": precision,
+        **measured_on(experiment),
     }
+
+
+def measured_on(experiment: Experiment) -> dict[str, str]:
+    """Returns the path that `evaluate` names as an entry of an origin; nothing where it is that of training."""
+    path = experiment.evaluate.stochasticity
+    return {} if path is None else {"stochasticity": stochasticities.spell(path)}
 
 
 def refuse_fits(settings: ResolvedEvaluate | ResolvedSample) -> None:
@@ -162,7 +178,7 @@ def find_chain(
     if needed and workdir is None:
         chosen = f"times = {settings.times!r}, variance.{variances.spell(settings.variance)}"
         raise UserError(f"{chosen}: {NO_WORKDIR}")
-    file = fit_path(workdir or Path(), settings.num_timesteps, settings.times, settings.variance)
+    file = fit_path(workdir or Path(), settings)
     if needed and file.is_file():
         fit = load_fit(file)
         warn_if_old(file, fit, checkpoint_step)

@@ -159,7 +159,7 @@ def log_progress(name: str) -> None:
 def fit_if_missing(experiment: Experiment, workdir: Path, step: int) -> None:
     """Fits the times and variances that `experiment.evaluate` needs, unless they have been fitted before."""
     settings = experiment.evaluation
-    file = fit_path(workdir, settings.num_timesteps, settings.times, settings.variance)
+    file = fit_path(workdir, settings)
     if file.is_file() and load_fit(file).get("excess_of") == fit_origin(experiment, step):
         return
     if settings.times == "fitted":

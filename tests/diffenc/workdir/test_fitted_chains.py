@@ -14,6 +14,7 @@ from diffenc.core.discretization import EQUAL
 from diffenc.errors import UserError
 from diffenc.workdir import fitted_chains
 from diffenc_plugins.schedules import Linear
+from diffenc_plugins.stochasticities import Constant
 from diffenc_plugins.variances import Fixed
 
 FITTED = registry.variances["fitted"]()
@@ -23,10 +24,15 @@ EXCESS = [0.5, 0.1 + 0.2, 1e-300]
 NO_PARAMS = {"schedule": {}}
 
 
+def path_of(workdir, steps, times, variance, **more):
+    settings = ResolvedEvaluate(num_timesteps=steps, times=times, variance=variance, **more)
+    return fitted_chains.fit_path(workdir, settings)
+
+
 @pytest.fixture
 def file(tmp_path):
     """A fit of three steps with fitted times and variances."""
-    file = fitted_chains.fit_path(tmp_path, 3, "fitted", FITTED)
+    file = path_of(tmp_path, 3, "fitted", FITTED)
     fitted_chains.save_fit(
         file, TIMES, {"excess": EXCESS, "excess_se": [0.1, 0.2, 0.3], "split": "train", **OF}
     )
@@ -45,7 +51,16 @@ def file(tmp_path):
     ],
 )
 def test_fits_of_other_chains_have_other_names(tmp_path, times, variance, name):
-    assert fitted_chains.fit_path(tmp_path, 12, times, variance) == tmp_path / "fits" / name
+    assert path_of(tmp_path, 12, times, variance) == tmp_path / "fits" / name
+
+
+def test_fits_on_another_path_have_other_names(tmp_path):
+    assert (
+        path_of(tmp_path, 12, "equal", FITTED, stochasticity=Constant(0.5)).name
+        == "T12_on_constant_eta=0.5.json"
+    )
+    sampled = ResolvedSample(num_timesteps=12, variance=FITTED)
+    assert fitted_chains.fit_path(tmp_path, sampled).name == "T12.json"
 
 
 def test_a_variance_that_is_not_registered_goes_by_its_class(tmp_path):
@@ -53,7 +68,7 @@ def test_a_variance_that_is_not_registered_goes_by_its_class(tmp_path):
         def __call__(self, log_snr_t, log_snr_s, excess):
             return log_snr_t
 
-    assert fitted_chains.fit_path(tmp_path, 2, "fitted", Mine()).name == "T2_fitted_Mine.json"
+    assert path_of(tmp_path, 2, "fitted", Mine()).name == "T2_fitted_Mine.json"
 
 
 def test_a_changed_digit_is_no_fit(file):
@@ -141,7 +156,7 @@ def test_times_that_are_not_fitted_are_refused_with_the_way_out(tmp_path, make, 
     message = rf"no times are fitted for T = 5 and variance\.{name} .*--mode=fit_schedule --num_timesteps=5 first, with"
     with pytest.raises(UserError, match=message) as refused:
         fitted_chains.find_chain(tmp_path, make(num_timesteps=5, times="fitted", variance=variance))
-    assert str(fitted_chains.fit_path(tmp_path, 5, "fitted", variance)) in str(refused.value)
+    assert str(path_of(tmp_path, 5, "fitted", variance)) in str(refused.value)
 
 
 @pytest.mark.usefixtures("x64", "file")
@@ -193,8 +208,8 @@ def test_a_disk_that_refuses_is_named(tmp_path):
 @pytest.mark.parametrize("variance", [EQUAL, Fixed(0.9)])
 def test_what_needs_no_fit_reads_none(tmp_path, variance):
     """Nor warns of one, nor is stopped by one that is damaged."""
-    fitted_chains.fit_path(tmp_path, 3, "equal", variance).parent.mkdir()
-    fitted_chains.fit_path(tmp_path, 3, "equal", variance).write_text("damaged")
+    path_of(tmp_path, 3, "equal", variance).parent.mkdir()
+    path_of(tmp_path, 3, "equal", variance).write_text("damaged")
     plan = fitted_chains.find_chain(tmp_path, ResolvedEvaluate(num_timesteps=3, variance=variance))
     assert (plan.excess, plan.of) == (None, {})
 

@@ -11,11 +11,13 @@ from diffenc.errors import UserError
 from diffenc_plugins.stochasticities import Constant, Learned, Nontrainable
 from diffenc_plugins.stochasticities.builtin import softplus_rise
 
+NEEDS = {"fitted": {"log_snr": (-6.0, -1.0, 2.5, 14.0), "eta_2": (0.4, 1.7, 1.1)}}
+
 
 @pytest.mark.parametrize("name", list(registry.stochasticities))
 @pytest.mark.parametrize("check", testing.CHECKS["stochasticity"])
 def test_it_keeps_what_a_stochasticity_keeps(name, check):
-    check(registry.stochasticities[name]())
+    check(registry.stochasticities[name](**NEEDS.get(name, {})))
 
 
 @pytest.mark.parametrize("check", testing.CHECKS["stochasticity"])

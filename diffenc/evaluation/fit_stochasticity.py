@@ -1,0 +1,129 @@
+"""--mode=fit_stochasticity: the best noise of the forward path for a trained model, without training.
+
+With the errors of value and slope at lambda, e_x and e_s, the diffusion loss of the path of noise eta has the integrand
+
+    1/2 e^lambda E || 1/2 (1 + eta^2) e_x + e_s ||^2 / eta^2,
+
+least where eta^4 = E || e_x + 2 e_s ||^2 / E || e_x ||^2, independently at each lambda. So eta^2 is measured in bins of t, and
+taken to be constant in each. The bound on the fitted path is that of another model than the one that was trained.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from diffenc.config.experiment import Experiment
+from diffenc.config.settings import Fit
+from diffenc.core.gaussian import diffuse, sum_data, sum_squares
+from diffenc.core.model import Draws, Model, bits_per_dim
+from diffenc.core.objective import continuous, step_error, step_index
+from diffenc.core.pixels import scale_pixels
+from diffenc.errors import UserError
+from diffenc.evaluation.batches import resolve_batch_size
+from diffenc.evaluation.diagnose import log_snr_at, measure_bins
+from diffenc.evaluation.evaluation_record import model_metadata
+from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.streaming_stats import sum_errors
+from diffenc.interfaces import Context, Dataset, Images, Params, PerExample
+from diffenc.parallel.sharding import data_mesh
+from diffenc.workdir import fitted_chains, fitted_paths
+from diffenc.workdir.mirror import on_local_copy
+
+BINS = 24  # of t
+MOST = 100.0  # eta^2 and 1 / eta^2, where an error is nearly zero
+
+
+@on_local_copy
+def fit_stochasticity(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Measures eta^2 in bins of t on the images of `fit`, and writes it to the workdir; returns the record.
+
+    Raises:
+      UserError: there is no run, it was trained at T steps, or a bin was drawn less than twice.
+    """
+    if experiment.num_timesteps:
+        raise UserError(
+            f"--mode=fit_stochasticity: the run was trained at T = {experiment.num_timesteps}, and its network serves those "
+            "steps alone; bind Model.stochasticity = @stochasticity.learned() in training"
+        )
+    mesh, dataset = data_mesh(experiment.mesh), experiment.dataset
+    ema, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
+    fit = resolve_batch_size(experiment.fit, experiment.batch_size)
+    fit = dataclasses.replace(fit, passes=fit.passes * fit.times_per_image, times_per_image=1)
+    record = {
+        **path_record(experiment.model, dataset, fit, mesh, ema),
+        **model_metadata(experiment),
+        "path_of": fitted_chains.fit_origin(experiment, step),
+    }
+    fitted_paths.save_path(workdir, record)
+    logging.info(
+        "diffusion loss on the path of training %.4f, on the fitted one %.4f bits/dim, on the images fitted to; eta^2 from "
+        "%.3g to %.3g, in %s",
+        record["bpd_diffusion_trained"],
+        record["bpd_diffusion_fitted"],
+        min(record["eta_2"]),
+        max(record["eta_2"]),
+        fitted_paths.path_file(workdir),
+    )
+    return record
+
+
+def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Params) -> dict[str, Any]:
+    """Returns eta^2 between neighbours of log_snr, which rises, with errors over images, and the loss it saves.
+
+    Losses are diffusion losses in bits/dim, on the images fitted to.
+    """
+
+    def measure(
+        params: Params, images: Images, draws: Draws
+    ) -> tuple[Int[Array, " b"], dict[str, PerExample]]:
+        return step_index(draws.t, BINS), squared_errors(model, params, images, draws, dataset.num_levels)
+
+    means = measure_bins(model, dataset, fit, mesh, params, BINS, measure)
+    value, shifted, trained = (means[name] for name in ("value", "shifted", "trained"))
+    ratio = np.clip(shifted.mean / np.maximum(value.mean, 1e-30), MOST**-2, MOST**2)  # eta^4
+    # the error of a ratio of means over the same images, to first order
+    ratio_error = sum_errors((shifted.shares - ratio * value.shares) / np.maximum(value.mean, 1e-30))
+    eta_2 = np.sqrt(ratio)
+    # E || (1 + eta^2) / 2 e_x + e_s ||^2 / eta^2 with e_s = ((e_x + 2 e_s) - e_x) / 2
+    fitted = (eta_2 * value.mean + 2 * means["product"].mean + shifted.mean / eta_2) / 4
+    edges = log_snr_at(model, params, np.linspace(0, 1, BINS + 1))
+    return {
+        "log_snr": edges[::-1].tolist(),
+        "eta_2": eta_2[::-1].tolist(),
+        "eta_2_se": (0.5 * ratio_error / eta_2)[::-1].tolist(),
+        "bpd_diffusion_trained": float(trained.mean.mean()),
+        "bpd_diffusion_fitted": float(fitted.mean()),
+        "num_images": value.num_images,
+        "draws": value.count[::-1].tolist(),
+    }
+
+
+def squared_errors(
+    model: Model, params: Params, images: Images, draws: Draws, num_levels: int
+) -> dict[str, PerExample]:
+    """Returns what eta^2 is computed from, each times 1/2 |dSNR/dt|, in bits/dim.
+
+    "value" is || e_x ||^2, "shifted" || e_x + 2 e_s ||^2, "product" their inner product, and "trained" the loss itself.
+    """
+    context = Context(images.condition)
+    encode = model.prepare(params, scale_pixels(images.levels, num_levels), context)
+    step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), draws.t)
+    x_hat_error = model.x_hat_error(params, step.x_phi, draws.eps, step.log_snr, context)
+    z = diffuse(step.x_phi, draws.eps, step.log_snr)
+    error = model.bind_mean(params, context).error(x_hat_error, step.truth, z, step.interval)
+    shifted = error.value + 2 * error.slope
+    eta_2 = 2 * step.interval.value_weight - 1
+    squares = {
+        "value": sum_squares(error.value),
+        "shifted": sum_squares(shifted),
+        "product": sum_data(error.value * shifted),
+        "trained": sum_squares(step_error(step.interval, error)) / eta_2,
+    }
+    num_dims = z[0].size
+    return {name: bits_per_dim(step.weight * eta_2 * square, num_dims) for name, square in squares.items()}
