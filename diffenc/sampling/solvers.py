@@ -44,9 +44,8 @@ def reverse_step(z: Data, estimate: Estimate, step: Chord) -> tuple[Data, LogSNR
     alpha_s, sigma_s = alpha_sigma(step.log_snr_s)
     not_kept = step.fraction * step.value_weight  # 1 - g
     moved = scale(not_kept, estimate.value) + scale(step.fraction, estimate.slope)
-    return scale(alpha_s / alpha_t * (1 - not_kept), z) + scale(alpha_s, moved), sigma_s * jnp.sqrt(
-        step.renewed
-    )
+    mu = scale(alpha_s / alpha_t * (1 - not_kept), z) + scale(alpha_s, moved)
+    return mu, sigma_s * jnp.sqrt(step.renewed)
 
 
 def ancestral(
