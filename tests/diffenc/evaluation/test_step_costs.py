@@ -72,7 +72,7 @@ def step_gain(mean, log_snr_t, log_snr_s):
         "vdm": 0.0,
         "counterterm": (log_snr_s - log_snr_t) * sigma_t**2,
         "rescaled": alpha_s**2 / alpha_t**2 - 1,
-    }[registry.generative_means.name_of(type(mean))]
+    }[str(registry.generative_means.name_of(type(mean)))]
 
 
 def log_snr_of(t):

@@ -303,6 +303,8 @@ def test_guidance_is_the_same_for_v_and_eps(x64):
     of_eps = (z - sigma * ((1 + w) * eps_hat[0] - w * eps_hat[1])) / alpha
     of_v = alpha * z - sigma * ((1 + w) * v_hat[0] - w * v_hat[1])
     estimators = [lambda *_, value=value: Estimate(jnp.asarray(value), 0 * z) for value in (given, without)]
-    got = sampler.guided(*estimators, w)(jnp.asarray(z), tangent(markov, jnp.full(2, 0.7))).value
+    got = sampler.guided(estimators[0], estimators[1], w)(
+        jnp.asarray(z), tangent(markov, jnp.full(2, 0.7))
+    ).value
     np.testing.assert_allclose(of_eps, got, rtol=1e-9)
     np.testing.assert_allclose(of_v, got, rtol=1e-9)

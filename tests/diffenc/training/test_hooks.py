@@ -69,10 +69,18 @@ def run(tiny, tmp_path, state):
     return run_hook
 
 
-def _sums(steps, terms, grad_norm, bad_step=0):
-    return Sums(
-        jnp.int32(steps), Terms(*map(jnp.float32, terms)), jnp.float32(grad_norm), jnp.int32(bad_step)
-    )
+def _sums(steps, terms, grad_norm, bad_step=0, auxiliary=()):
+    losses = {name: jnp.float32(value) for name, value in dict(auxiliary).items()}
+    terms = Terms(*map(jnp.float32, terms))
+    return Sums(jnp.int32(steps), terms, losses, jnp.float32(grad_norm), jnp.int32(bad_step))
+
+
+def test_an_auxiliary_loss_has_its_own_column_and_is_no_part_of_bpd(state):
+    sums = _sums(4, (1.0, 2.0, 9.0), 6.0, auxiliary={"value_loss": 10.0})
+    row, emptied = fetch_row(state._replace(sums=sums), data_mesh())
+    assert row["value_loss"] == 2.5
+    assert row["bpd"] == 3.0
+    assert float(emptied.sums.auxiliary["value_loss"]) == 0
 
 
 def test_a_row_holds_the_means_since_the_last(state):

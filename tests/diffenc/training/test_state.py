@@ -223,16 +223,17 @@ def test_parameters_are_counted_by_scalars(tiny):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["terms", "gradient", "update"])
+@pytest.mark.parametrize("where", ["terms", "auxiliary", "gradient", "update"])
 def test_the_first_bad_step_is_remembered(where, bad):
-    sums = train_state.zero_sums()
+    sums = train_state.zero_sums(["own"])
     good = Terms(*(jnp.float32(v) for v in (1, 2, 3)))
     wrong = good._replace(latent=jnp.float32(bad))
     for step in range(1, 7):
         broken = step in (3, 5)
         terms = wrong if broken and where == "terms" else good
         gradient, update = (jnp.float32(bad if broken and where == n else 1) for n in ("gradient", "update"))
-        sums = train_state.add_step(sums, terms, gradient, update, jnp.int32(step))
+        auxiliary = {"own": jnp.float32(bad if broken and where == "auxiliary" else 1)}
+        sums = train_state.add_step(sums, terms, auxiliary, gradient, update, jnp.int32(step))
         assert int(sums.bad_step) == (3 if step >= 3 else 0)
     assert int(sums.steps) == 6
 

@@ -1,6 +1,7 @@
 """Two heads: the bound is one head's, the second learns the value alone, and with both the ODE is that of the SDE."""
 
 import dataclasses
+import json
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,9 @@ from diffenc.core.model import Draws, Model
 from diffenc.core.objective import discrete
 from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
-from diffenc.evaluation import ode
+from diffenc.evaluation import commands, ode
 from diffenc.interfaces import NO_CONTEXT
+from diffenc.training import loop
 from diffenc_plugins.encoders import Identity, Trainable
 from diffenc_plugins.generative_means import VDM, Counterterm, Reencoded, TwoHeads
 from diffenc_plugins.parameterizations import V
@@ -188,3 +190,28 @@ def test_with_both_heads_the_ode_has_the_datas_density(x64):
     np.testing.assert_allclose(want - entropy_of_noise, entropy, atol=1e-6)
     np.testing.assert_allclose(bits[TwoHeads] - entropy_of_noise, entropy, atol=1e-3)
     assert bits[Counterterm] - entropy_of_noise > entropy + 0.01
+
+
+def test_a_run_logs_the_values_loss_resumes_and_samples_by_the_ode(tiny, tmp_path, caplog):
+    """It falls; the bound of each step is that of the run without a second head."""
+    affine = tiny().model.network
+    runs = {}
+    for name, mean in (("two", TwoHeads(affine)), ("one", Counterterm())):
+        model = dataclasses.replace(tiny().model, generative_mean=mean)
+        for steps in (6, 12):
+            loop.train(tiny(model=model, steps=steps), tmp_path / name)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        runs[name] = [row for row in rows if "bpd_diffusion" in row]
+    losses = [row["value_loss"] for row in runs["two"]]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    for two, one in zip(runs["two"], runs["one"], strict=True):
+        assert "value_loss" not in one
+        np.testing.assert_allclose(two["bpd"], one["bpd"], rtol=1e-5)
+    sampled = tiny(model=dataclasses.replace(tiny().model, generative_mean=TwoHeads(affine)), steps=12)
+    with caplog.at_level("WARNING", logger="absl"):
+        commands.sample(
+            dataclasses.replace(sampled, sample=dataclasses.replace(sampled.sample, sampler="ddim")),
+            tmp_path / "two",
+        )
+    assert "samples of another model" not in caplog.text
