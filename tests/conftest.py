@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,11 @@ def accepted_flags(flags: tuple[str, ...], cache: Path) -> str:
 
 # Most of the time goes into compilation, of which these save more than half. With XLA_FLAGS= all is compiled as for users.
 if "XLA_FLAGS" not in os.environ:
-    FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+    FAST = (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
     os.environ["XLA_FLAGS"] = accepted_flags(FAST, CACHE.parent)
 
 import jax  # noqa: E402 - reads the environment set above
@@ -76,6 +81,47 @@ from diffenc_plugins.schedules import LearnedEndpoints  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 registry.discover()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow the cases that `thin` leaves to `make test-slow`.
+
+    Of a test of many factors, `schedule` x `encoder` x `T`, `@pytest.mark.thin` keeps so few cases that every value of
+    every factor still comes; `thin("encoder")` sees to the encoders alone, where the values of other factors differ
+    little, as seeds and shapes do; and `thin(pairs=True)` keeps each pair of values of two factors. A factor is a
+    name that `parametrize` runs over, or a fixture with `params`.
+    """
+    groups: dict[tuple, list[pytest.Function]] = {}
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("slow"):
+            continue
+        if item.get_closest_marker("thin"):
+            groups.setdefault((item.path, item.cls, item.originalname), []).append(item)
+    for group in groups.values():
+        kept = cover([_factors(item) for item in group])
+        for item in (item for k, item in enumerate(group) if k not in kept):
+            item.add_marker(pytest.mark.slow)
+
+
+def cover(cases: Sequence[frozenset]) -> set[int]:
+    """The indices of a few cases that hold together whatever any case holds: each is the one that adds most."""
+    missing, chosen = frozenset().union(*cases), set()
+    while missing:
+        best = max(range(len(cases)), key=lambda k: len(cases[k] & missing))  # of several, the first
+        missing -= cases[best]
+        chosen.add(best)
+    return chosen
+
+
+def _factors(item: pytest.Function) -> frozenset:
+    """(factor, which of its values) of each factor that `thin` names, or of all; or every two of them."""
+    marker, values = item.get_closest_marker("thin"), item.callspec.params
+    assert marker is not None
+    if unknown := set(marker.args) - set(values):
+        raise pytest.UsageError(f"{item.nodeid}: thin names {sorted(unknown)}, which are not in {[*values]}")
+    each = [(name, id(values[name])) for name in marker.args or sorted(values)]
+    return frozenset(itertools.combinations(each, 2 if marker.kwargs.get("pairs") else 1))
 
 
 @pytest.fixture(scope="session")

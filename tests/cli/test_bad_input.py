@@ -11,6 +11,8 @@ import pytest
 
 from diffenc.data.prepare import PrepareArgs, prepare
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def trained(start, tiny, tmp_path_factory) -> Path:
@@ -19,6 +21,16 @@ def trained(start, tiny, tmp_path_factory) -> Path:
     child = start([f"--gin_file={tiny}", "--workdir=run", bind("Experiment.steps = 6"), NEITHER], cwd=folder)
     assert child.wait() == 0, child.err
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def of_learned_ends(start, tiny, tmp_path_factory) -> Path:
+    """The workdir of a finished run of 1 step with learned end points; to be copied."""
+    folder = tmp_path_factory.mktemp("other")
+    other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
+    child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=folder)
+    assert child.wait() == 0, child.err
+    return folder / "other"
 
 
 def bind(text: str) -> str:
@@ -170,7 +182,9 @@ def test_a_batch_that_the_devices_cannot_share(fails):
 # The data
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet32"])
+@pytest.mark.parametrize(
+    "name", ["mnist", *(pytest.param(name, marks=SLOW) for name in ("cifar10", "imagenet32"))]
+)
 def test_data_that_are_not_there(fails, place, name):
     message = fails(bind(f"Experiment.dataset = @dataset.{name}()"), "--data_dir=data", ELSEWHERE)
     assert f"python -m diffenc.prepare {name} --source=FILE_OR_DIR --data_dir={place}/data" in message
@@ -189,8 +203,8 @@ def _official(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), " bytes, not "),
+        pytest.param(lambda path: path.unlink(), "No such file", marks=SLOW),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), " bytes, not ", marks=SLOW),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"\7" * 784, b"\6" * 784, 1)), "hash"),
     ],
     ids=["missing", "cut", "flipped"],
@@ -217,7 +231,9 @@ def test_official_files_that_are_not_prepared(fails, place):
 # The workdir
 
 
-@pytest.mark.parametrize("workdir", ["file", "file/below", "file/far/below"])
+@pytest.mark.parametrize(
+    "workdir", ["file/below", *(pytest.param(path, marks=SLOW) for path in ("file", "file/far/below"))]
+)
 def test_a_workdir_below_a_file(fails, place, workdir):
     told = fails(NEITHER, f"--workdir={workdir}")
     assert told == f"cannot make the folder {workdir}: file is a file; choose another --workdir"
@@ -235,13 +251,10 @@ def test_a_workdir_of_another_config(fails, mode):
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
-def test_a_checkpoint_of_another_run(fails, start, tiny, place, mode):
+def test_a_checkpoint_of_another_run(fails, of_learned_ends, place, mode):
     """Swapped by hand: that of a run of learned end points, whose checkpoint has other parameters."""
-    other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
-    child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=place)
-    assert child.wait() == 0, child.err
     shutil.rmtree(place / "run" / "checkpoints")
-    shutil.move(place / "other" / "checkpoints", place / "run" / "checkpoints")
+    shutil.copytree(of_learned_ends / "checkpoints", place / "run" / "checkpoints")
     told = fails(f"--mode={mode}", "--workdir=run", NEITHER)
     assert told.startswith(
         "checkpoint run/checkpoints/000000001 is of another run than run/run_id, of another config ("
@@ -269,8 +282,8 @@ def test_a_config_changed_by_hand(fails, place):
     ("origin", "message"),
     [
         ("nowhere", "nowhere: no checkpoint there"),
-        ("file", "file: no checkpoint there"),
-        ("run", "is of another architecture: "),
+        pytest.param("file", "file: no checkpoint there", marks=SLOW),
+        pytest.param("run", "is of another architecture: ", marks=SLOW),
         ("run/checkpoints/000000006", "is of another architecture: "),
     ],
 )
@@ -286,6 +299,7 @@ def test_damaged_checkpoints(fails, place):
     assert "run/checkpoints: none of its checkpoints [6] can be read" in fails(NEITHER, "--workdir=run")
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("mode", ["evaluate", "sample"])
 @pytest.mark.parametrize("workdir", ["new", "data", "file"])
 def test_no_run_to_measure(fails, mode, workdir):
@@ -297,7 +311,7 @@ def test_no_run_in_the_default_workdir(fails):
     assert fails("--mode=evaluate", gin_file="gin/quickstart.gin").startswith("runs/quickstart holds no run")
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+@pytest.mark.parametrize("mode", ["evaluate", pytest.param("sample", marks=SLOW)])
 def test_no_such_checkpoint(fails, mode):
     told = fails(f"--mode={mode}", "--workdir=run", bind(f"{mode}.step = 3"))
     assert told == "run/checkpoints: no checkpoint of step 3; there are [6]"
@@ -363,6 +377,7 @@ def test_a_disk_that_is_full_from_the_start(start, tiny, place):
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_breaks_the_run(start, tiny, tmp_path):
     """For real: adamw at 1e30 after one step of warm-up."""
     rate = bind("optimizer.adamw.learning_rate = 1e30\noptimizer.adamw.warmup_steps = 1")
@@ -382,7 +397,9 @@ def test_a_learning_rate_that_breaks_the_run(start, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "error: no --gin_file given; for example --gin_file=gin/quickstart.gin\n"),
+        pytest.param(
+            [], "error: no --gin_file given; for example --gin_file=gin/quickstart.gin\n", marks=SLOW
+        ),
         (["--gin_file=gin/quickstart.gin", "--mode=evaluate"], "error: runs/quickstart holds no run"),
     ],
 )
@@ -394,6 +411,7 @@ def test_the_command_itself(start_python, tmp_path, flags, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_list_by_the_command_itself(start_python, tmp_path):
     child = start_python(["--list"], cwd=tmp_path)
     assert child.wait() == 0

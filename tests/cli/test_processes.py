@@ -37,9 +37,10 @@ def one(start, tiny, tmp_path_factory) -> Path:
     scope="module",
     params=[
         "two processes",
-        pytest.param("two processes, split", marks=pytest.mark.slow),
-        pytest.param("eight devices", marks=pytest.mark.slow),
-        "eight, split",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in ("two processes, split", "eight devices", "eight, split")
+        ),
     ],
 )
 def other(request, start, start_two, tiny, tmp_path_factory) -> Path:
