@@ -75,6 +75,7 @@ def best_log_w(times, model=MODEL):
     return np.asarray(FITTED(jnp.asarray(times[1:]), jnp.asarray(times[:-1]), jnp.asarray(excess)))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("path", [MODEL.stochasticity, Constant(0.5), Constant(1.6)])
 def test_no_other_variance_is_better(x64, path):
     times, model = np.array([0.0, 0.15, 0.4, 0.8, 1.0]), dataclasses.replace(MODEL, stochasticity=path)
@@ -86,6 +87,7 @@ def test_no_other_variance_is_better(x64, path):
     np.testing.assert_allclose(at, -NUM_DIMS / 2 * best, rtol=1e-9)  # d/2 log(sigma_P^2 / sigma_Q^2) is left
 
 
+@pytest.mark.slow
 def test_the_best_variances_help_less_the_deeper_the_chain(x64):
     gains = []
     for num_steps in (1, 4, 16, 64):
