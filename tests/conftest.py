@@ -1,6 +1,7 @@
 """Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
 import dataclasses
+import gc
 import hashlib
 import io
 import itertools
@@ -81,6 +82,13 @@ from diffenc_plugins.schedules import LearnedEndpoints  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 registry.discover()
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is not looked through again at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -99,19 +99,23 @@ def table_of(model) -> step_costs.StepCosts:
     return step_costs.StepCosts(knots, q, 0 * q, len(LEVELS))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def elbo_of(model, chain, draws):
+    rule = objective.discrete(chain)
+    return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
+
+
 def actual(model, schedule, variance):
     """The diffusion loss of each image, every one of the T steps in turn, over noise of its own."""
     num_steps = len(schedule.times) - 1
     stops = jnp.asarray(schedule.times)
     log_snr = jnp.asarray(log_snr_of(stops))
     chain = Chain(stops, variance(log_snr[1:], log_snr[:-1], jnp.asarray(schedule.excess)))
-    rule = objective.discrete(chain)
-    elbo = jax.jit(functools.partial(model.elbo, PARAMS, num_levels=NUM_LEVELS, step_rule=rule))
     total, rng = np.zeros(len(LEVELS)), np.random.default_rng(2)
     for index in range(num_steps):
         eps = jnp.asarray(rng.normal(size=LEVELS.shape))
         draws = Draws(jnp.full(len(LEVELS), (index + 0.5) / num_steps), eps, jnp.zeros_like(eps))
-        total += np.asarray(elbo(jnp.asarray(LEVELS), draws).diffusion) / num_steps
+        total += np.asarray(elbo_of(model, chain, draws).diffusion) / num_steps
     return total
 
 

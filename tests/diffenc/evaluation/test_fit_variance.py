@@ -53,19 +53,21 @@ MODEL = Model(
 )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def elbo_of(model, chain, draws):
+    rule = objective.discrete(chain)
+    return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
+
+
 def per_step(times, log_w, model=MODEL):
     """Mean cost of each of the T steps in turn, nats; the same noise for every `times` and `log_w`."""
     num_steps, costs = len(times) - 1, []
     chain = Chain(jnp.asarray(times), jnp.asarray(log_w))
 
-    def elbo(draws):
-        rule = objective.discrete(chain)
-        return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
-
-    compiled, eps = jax.jit(elbo), jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
+    eps = jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
     for index in range(num_steps):
         draws = Draws(jnp.full(NUM_IMAGES, (index + 0.5) / num_steps), eps, jnp.zeros_like(eps))
-        costs.append(float(compiled(draws).diffusion.mean()) / num_steps)
+        costs.append(float(elbo_of(model, chain, draws).diffusion.mean()) / num_steps)
     return np.array(costs)
 
 
@@ -75,7 +77,6 @@ def best_log_w(times, model=MODEL):
     return np.asarray(FITTED(jnp.asarray(times[1:]), jnp.asarray(times[:-1]), jnp.asarray(excess)))
 
 
-@pytest.mark.thin
 @pytest.mark.parametrize("path", [MODEL.stochasticity, Constant(0.5), Constant(1.6)])
 def test_no_other_variance_is_better(x64, path):
     times, model = np.array([0.0, 0.15, 0.4, 0.8, 1.0]), dataclasses.replace(MODEL, stochasticity=path)
@@ -87,7 +88,6 @@ def test_no_other_variance_is_better(x64, path):
     np.testing.assert_allclose(at, -NUM_DIMS / 2 * best, rtol=1e-9)  # d/2 log(sigma_P^2 / sigma_Q^2) is left
 
 
-@pytest.mark.slow
 def test_the_best_variances_help_less_the_deeper_the_chain(x64):
     gains = []
     for num_steps in (1, 4, 16, 64):

@@ -62,7 +62,9 @@ def test_stretches_are_equal_and_at_most_twenty(steps):
     assert [n for n in range(1, 21) if steps % n == 0][-1] == count
 
 
-@pytest.mark.parametrize("steps", [6, 23, 40])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(6, marks=pytest.mark.slow), 23, pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_stretches_make_one_chain(tiny, params, steps):
     experiment = tiny(sample=Sample(num_timesteps=steps, num=3, seed=8))
     drawn = image_sampler(experiment).draw(params)
