@@ -1,6 +1,7 @@
 """Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import io
@@ -62,10 +63,25 @@ if "XLA_FLAGS" not in os.environ:
     )
     os.environ["XLA_FLAGS"] = accepted_flags(FAST, CACHE.parent)
 
+
+@functools.cache
+def _distributions_on(_: tuple[str, ...], read: Callable = metadata.packages_distributions):
+    return read()
+
+
+# What every installed package brings takes half a second to read, at the start of each run of a plugin of the tests.
+metadata.packages_distributions = lambda: _distributions_on(tuple(sys.path))
+
 import jax  # noqa: E402 - reads the environment set above
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from beartype import BeartypeConf  # noqa: E402
+from beartype.claw import beartype_packages  # noqa: E402
+
+# What pyproject.toml does not name to jaxtyping, whose checks take longer than what these do.
+WITHOUT_ARRAYS = ("cli", "config", "errors", "files", "runtime", "safe_io")
+beartype_packages([f"diffenc.{name}" for name in WITHOUT_ARRAYS], conf=BeartypeConf(claw_is_pep526=False))
 
 from diffenc import registry  # noqa: E402
 from diffenc.config.experiment import Experiment  # noqa: E402

@@ -98,6 +98,7 @@ def exponential_midpoint(z, t, s, kappa, log_w):
 EXPECTED = {f.__name__: f for f in (ancestral, euler_maruyama, ddim, exponential_midpoint)}
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("kappa", KAPPA)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("t", "s"), STEPS)
@@ -141,6 +142,7 @@ def euler_maruyama_on(path, z, t, s, kappa, log_w):
 ON_A_PATH = {"ancestral": ancestral_on, "euler_maruyama": euler_maruyama_on}
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kappa", KAPPA)
 @pytest.mark.parametrize("name", SDE_SOLVERS)
@@ -185,6 +187,7 @@ def test_ddim_keeps_a_constant_exactly(x64, t, s):
     np.testing.assert_allclose(got, alpha_s * x + sigma_s * eps, rtol=1e-12)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("t", "rise"), [(5.0, 2.0**-14), (13.0, 2.0**-12), (-4.0, 2.0**-14), (-15.0, 30.0)])
 def test_a_step_keeps_its_digits_in_float32(name, t, rise):
@@ -263,6 +266,7 @@ def p_value(drawn, mixture):
     return min(1.0, len(tests) * min(test.pvalue for test in tests))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 @pytest.mark.parametrize("dimensions", [1, 2])
@@ -271,6 +275,7 @@ def test_samples_are_of_the_mixture(mixture, dimensions, encoder, name):
     assert p_value(sampled(name, data), data) > 1e-3
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "markov"])
 @pytest.mark.parametrize("name", SDE_SOLVERS)
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
