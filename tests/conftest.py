@@ -81,7 +81,11 @@ from beartype.claw import beartype_packages  # noqa: E402
 
 # What pyproject.toml does not name to jaxtyping, whose checks take longer than what these do.
 WITHOUT_ARRAYS = ("cli", "config", "errors", "files", "runtime", "safe_io")
-beartype_packages([f"diffenc.{name}" for name in WITHOUT_ARRAYS], conf=BeartypeConf(claw_is_pep526=False))
+TOOLS = ("foreign_weights", "planning", "report", "scaffold", "sweep", "tables")
+beartype_packages(
+    [f"diffenc.{name}" for name in (*WITHOUT_ARRAYS, *(f"tools.{tool}" for tool in TOOLS))],
+    conf=BeartypeConf(claw_is_pep526=False),
+)
 
 from diffenc import registry  # noqa: E402
 from diffenc.config.experiment import Experiment  # noqa: E402

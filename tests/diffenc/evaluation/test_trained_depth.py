@@ -103,6 +103,7 @@ def test_a_loaded_model_measures_at_its_depth(tiny, workdir):
     assert (own != shallow).any()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_measured_as_before(tiny, tmp_path, monkeypatch):
     """Its config and its checkpoint lack the fields; its record says nothing of a depth."""
     experiment = tiny(steps=3)

@@ -219,6 +219,7 @@ def flow(mixture, z, begin, end):
     return solve_ivp(slope, (begin, end), z, method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 @pytest.mark.parametrize(("name", "order", "within"), [("ddim", 1, 0.15), ("exponential_midpoint", 2, 0.2)])
 def test_the_order_of_an_ode_solver(x64, mixture, encoder, name, order, within):
@@ -290,6 +291,7 @@ def test_that_test_sees_a_dropped_counterterm(mixture, name):
     assert p_value(sampled(name, data, KAPPA["none"]), data) < 1e-6
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("encoder", "kappa"), [("identity", "sigma_2"), ("nontrainable", "none")])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_only_the_sde_may_model_another_slope_than_the_encoders(mixture, encoder, kappa, name):
