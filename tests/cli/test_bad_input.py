@@ -239,7 +239,14 @@ def test_a_workdir_below_a_file(fails, place, workdir):
     assert told == f"cannot make the folder {workdir}: file is a file; choose another --workdir"
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "train",
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        pytest.param("sample", marks=pytest.mark.slow),
+    ],
+)
 def test_a_workdir_of_another_config(fails, mode):
     told = fails(
         f"--mode={mode}", "--workdir=run", bind("Experiment.seed = 9"), bind("optimizer.adamw.b1 = 0.5")
@@ -250,7 +257,14 @@ def test_a_workdir_of_another_config(fails, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "train",
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        pytest.param("sample", marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_of_another_run(fails, of_learned_ends, place, mode):
     """Swapped by hand: that of a run of learned end points, whose checkpoint has other parameters."""
     shutil.rmtree(place / "run" / "checkpoints")
