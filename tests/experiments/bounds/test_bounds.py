@@ -94,6 +94,7 @@ def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     np.testing.assert_array_equal(bits.select(few).values[0], few)
 
 
+@pytest.mark.slow
 def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     shutil.copytree(workdir, tmp_path / "run")
     other = [*SMALL[1:], "--num_timesteps=2", "--gin_bindings=evaluate.split = 'train'"]
