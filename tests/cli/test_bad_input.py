@@ -220,6 +220,7 @@ def test_a_shard_that_is_damaged(fails, place, spoil, message):
     assert f"delete {shard.parent} and prepare it again with python -m diffenc.prepare" in told
 
 
+@pytest.mark.slow
 def test_official_files_that_are_not_prepared(fails, place):
     _official(place / "data" / "mnist")
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
@@ -321,6 +322,7 @@ def test_no_run_to_measure(fails, mode, workdir):
     assert told == f"{workdir} holds no run: train first, or name its --workdir"
 
 
+@pytest.mark.slow
 def test_no_run_in_the_default_workdir(fails):
     assert fails("--mode=evaluate", gin_file="gin/quickstart.gin").startswith("runs/quickstart holds no run")
 
