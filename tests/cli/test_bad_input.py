@@ -95,43 +95,79 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
             [bind("Model.encoder = @encoder.trainble()")],
             "--gin_bindings: no encoder is called 'trainble'; nearest: encoder.trainable",
         ),
-        (
+        pytest.param(
             [bind("Experiment.dataset = @dataset.digit()")],
             "--gin_bindings: no dataset is called 'digit'; nearest: dataset.digits",
+            marks=pytest.mark.slow,
         ),
-        ([bind("network.unet.blocks = 2")], "network.unet is not used in this experiment"),
+        pytest.param(
+            [bind("network.unet.blocks = 2")],
+            "network.unet is not used in this experiment",
+            marks=pytest.mark.slow,
+        ),
         ([bind("Experiment.steps = 'many'")], "--gin_bindings: Experiment.steps = 'many': expected int"),
-        ([bind("optimizer.adamw.learning_rate = 'fast'")], "learning_rate = 'fast': expected float"),
-        ([bind("Experiment.steps = 2.5")], "Experiment.steps = 2.5: expected int"),
+        pytest.param(
+            [bind("optimizer.adamw.learning_rate = 'fast'")],
+            "learning_rate = 'fast': expected float",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [bind("Experiment.steps = 2.5")], "Experiment.steps = 2.5: expected int", marks=pytest.mark.slow
+        ),
         ([bind("Model.encoder = 3")], "Model.encoder = 3: expected @encoder.NAME()"),
-        ([bind("Experiment.steps = 0")], "Experiment.steps = 0: must be at least 1"),
+        pytest.param(
+            [bind("Experiment.steps = 0")], "Experiment.steps = 0: must be at least 1", marks=pytest.mark.slow
+        ),
         ([bind("Experiment.ema_decay = 1.0")], "Experiment.ema_decay = 1.0: must be in [0, 1)"),
-        ([bind("evaluate.split = 'tst'")], "evaluate.split = 'tst': must be one of train, validation, test"),
-        (
+        pytest.param(
+            [bind("evaluate.split = 'tst'")],
+            "evaluate.split = 'tst': must be one of train, validation, test",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             [bind("evaluate.split = 'validation'")],
             "dataset.digits.validation = 0: there is no validation split",
+            marks=pytest.mark.slow,
         ),
-        ([bind("dataset.digits.validation = 1498")], "must be less than the 1498 images of train"),
-        ([bind("LOG_SNR_MAX = -6.0")], "log_snr_max = -6.0 must be greater than log_snr_min = -5.0"),
+        pytest.param(
+            [bind("dataset.digits.validation = 1498")],
+            "must be less than the 1498 images of train",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [bind("LOG_SNR_MAX = -6.0")],
+            "log_snr_max = -6.0 must be greater than log_snr_min = -5.0",
+            marks=pytest.mark.slow,
+        ),
         ([bind("LOG_SNR_MAX = -5.0")], "log_snr_max = -5.0 must be greater than log_snr_min = -5.0"),
-        (
+        pytest.param(
             [bind("schedule.linear.log_snr_min = 9.0")],
             "log_snr_max = 8.0 must be greater than log_snr_min = 9.0",
+            marks=pytest.mark.slow,
         ),
         (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
-        (["--mode=exprot"], "--mode=exprot: no such mode"),
+        pytest.param(["--mode=exprot"], "--mode=exprot: no such mode", marks=pytest.mark.slow),
         (["more.gin"], "'more.gin' is no flag"),
         (["--num_timesteps=9"], "--num_timesteps is not for --mode=train: it is T"),
-        (["--x64"], "--x64 is not for --mode=train"),
-        (["--mode=likelihood", "--num_timesteps=9"], "--num_timesteps is not for --mode=likelihood"),
-        (["--mode=evaluate", "--num_timesteps=0"], "--num_timesteps=0: must be at least 1"),
+        pytest.param(["--x64"], "--x64 is not for --mode=train", marks=pytest.mark.slow),
+        pytest.param(
+            ["--mode=likelihood", "--num_timesteps=9"],
+            "--num_timesteps is not for --mode=likelihood",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--mode=evaluate", "--num_timesteps=0"],
+            "--num_timesteps=0: must be at least 1",
+            marks=pytest.mark.slow,
+        ),
         ([bind("evaluate.variance = @variance.fitted()")], "evaluate.variance needs discrete time"),
-        (
+        pytest.param(
             [bind("evaluate.num_timesteps = 5"), bind("evaluate.variance = @variance.fitted()")],
             "evaluate.variance: fits need a trained run",
+            marks=pytest.mark.slow,
         ),
         ([bind("sample.sampler = 'dim'")], "sample.sampler = 'dim': no such sampler; nearest: ddim"),
-        ([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5"),
+        pytest.param([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_typed_wrongly(fails, flags, message):
@@ -159,12 +195,17 @@ UNET_ENCODER = "encoder.trainable.network = @network.encoder_unet()\nnetwork.enc
     ("bindings", "message"),
     [
         ("network.encoder_unet.blocks = 3", "network.encoder_unet.blocks = 3: must be 1 or an even number"),
-        (
+        pytest.param(
             "network.encoder_unet.blocks = 2\nExperiment.dataset = @dataset.six()",
             "network.encoder_unet pools 2 times by 2, but the image is 6x6: its sides must be multiples of 4",
+            marks=pytest.mark.slow,
         ),
         ("network.encoder_unet.groups = 3", "network.encoder_unet.groups = 3 does not divide"),
-        ("network.encoder_unet.dropout = 1.5", "network.encoder_unet.dropout = 1.5: must be in [0, 1)"),
+        pytest.param(
+            "network.encoder_unet.dropout = 1.5",
+            "network.encoder_unet.dropout = 1.5: must be in [0, 1)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_built(fails, bindings, message):

@@ -205,6 +205,7 @@ def test_fitted_times_get_their_variances_beside_what_is_known_of_them(fitting, 
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_fits_the_same(fitting):
     one, again, other = fitting(), fitting(), fitting(fit={"seed": 1})
     np.testing.assert_array_equal(one["excess"], again["excess"])

@@ -204,6 +204,7 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir, monkeypatch):
     seen, batch_nats = set(), likelihood.batch_nats
 

@@ -150,6 +150,7 @@ def file_fit(workdir, name, **content):
     (workdir / "fits" / name).write_text(json.dumps({"steps": 4, "step": 12, **content}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "times", "variance"),
     [
@@ -235,6 +236,7 @@ def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name,
     assert all(f"sample.sampler = {name} takes the encoder's slope" in line for line in warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "encoder", "count"),
     [

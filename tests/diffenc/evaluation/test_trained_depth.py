@@ -58,6 +58,7 @@ def test_it_is_measured_at_its_depth(deep, workdir):
     assert json.loads((workdir / "evaluation.json").read_text())["trained_at"] == 5
 
 
+@pytest.mark.slow
 def test_every_other_record_says_what_it_was_trained_at(deep, workdir):
     settings = deep({"num_images": 3}, k_sample=KSample(samples=2))
     chains = k_sample.k_sample(settings, workdir)
