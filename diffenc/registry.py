@@ -78,6 +78,10 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
 
+    def items(self) -> list[tuple[str, type[T]]]:
+        """Returns names and classes, by name."""
+        return sorted(self._classes.items())
+
     def spell(self, plugin: T) -> str:
         """Returns `name`, or `name(field=value, ...)` of a plugin with fields, which identifies it; empty tuples are left out."""
         name = self.name_of(type(plugin)) or type(plugin).__name__

@@ -1,8 +1,11 @@
 """Shared by all tests: the CPU, a compilation cache, every plugin, real data where it is named, a tiny run."""
 
 import dataclasses
+import functools
+import gc
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -13,7 +16,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,13 +56,36 @@ def accepted_flags(flags: tuple[str, ...], cache: Path) -> str:
 
 # Most of the time goes into compilation, of which these save more than half. With XLA_FLAGS= all is compiled as for users.
 if "XLA_FLAGS" not in os.environ:
-    FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+    FAST = (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
     os.environ["XLA_FLAGS"] = accepted_flags(FAST, CACHE.parent)
+
+
+@functools.cache
+def _distributions_on(_: tuple[str, ...], read: Callable = metadata.packages_distributions):
+    return read()
+
+
+# What every installed package brings takes half a second to read, at the start of each run of a plugin of the tests.
+metadata.packages_distributions = lambda: _distributions_on(tuple(sys.path))
 
 import jax  # noqa: E402 - reads the environment set above
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from beartype import BeartypeConf  # noqa: E402
+from beartype.claw import beartype_packages  # noqa: E402
+
+# What pyproject.toml does not name to jaxtyping, whose checks take longer than what these do.
+WITHOUT_ARRAYS = ("cli", "config", "errors", "files", "runtime", "safe_io")
+TOOLS = ("foreign_weights", "planning", "report", "scaffold", "sweep", "tables")
+beartype_packages(
+    [f"diffenc.{name}" for name in (*WITHOUT_ARRAYS, *(f"tools.{tool}" for tool in TOOLS))],
+    conf=BeartypeConf(claw_is_pep526=False),
+)
 
 from diffenc import registry  # noqa: E402
 from diffenc.config.experiment import Experiment  # noqa: E402
@@ -76,6 +102,54 @@ from diffenc_plugins.schedules import LearnedEndpoints  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 registry.discover()
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is not looked through again at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow the cases that `thin` leaves to `make test-slow`.
+
+    Of a test of many factors, `schedule` x `encoder` x `T`, `@pytest.mark.thin` keeps so few cases that every value of
+    every factor still comes; `thin("encoder")` sees to the encoders alone, where the values of other factors differ
+    little, as seeds and shapes do; and `thin(pairs=True)` keeps each pair of values of two factors. A factor is a
+    name that `parametrize` runs over, or a fixture with `params`.
+    """
+    groups: dict[tuple, list[pytest.Function]] = {}
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("slow"):
+            continue
+        if item.get_closest_marker("thin"):
+            groups.setdefault((item.path, item.cls, item.originalname), []).append(item)
+    for group in groups.values():
+        kept = cover([_factors(item) for item in group])
+        for item in (item for k, item in enumerate(group) if k not in kept):
+            item.add_marker(pytest.mark.slow)
+
+
+def cover(cases: Sequence[frozenset]) -> set[int]:
+    """The indices of a few cases that hold together whatever any case holds: each is the one that adds most."""
+    missing, chosen = frozenset().union(*cases), set()
+    while missing:
+        best = max(range(len(cases)), key=lambda k: len(cases[k] & missing))  # of several, the first
+        missing -= cases[best]
+        chosen.add(best)
+    return chosen
+
+
+def _factors(item: pytest.Function) -> frozenset:
+    """(factor, which of its values) of each factor that `thin` names, or of all; or every two of them."""
+    marker, values = item.get_closest_marker("thin"), item.callspec.params
+    assert marker is not None
+    if unknown := set(marker.args) - set(values):
+        raise pytest.UsageError(f"{item.nodeid}: thin names {sorted(unknown)}, which are not in {[*values]}")
+    each = [(name, id(values[name])) for name in marker.args or sorted(values)]
+    return frozenset(itertools.combinations(each, 2 if marker.kwargs.get("pairs") else 1))
 
 
 @pytest.fixture(scope="session")

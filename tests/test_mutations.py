@@ -37,11 +37,12 @@ def test_names_are_told_apart():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("new", "killed"),
     [
         ("def scale(coefficient: PerExample, x: Data) -> Data:\n    return x\n", True),
-        pytest.param(None, False, marks=pytest.mark.slow),
+        (None, False),
     ],
 )
 def test_the_dead_are_told_from_the_living(new, killed):

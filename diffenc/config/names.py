@@ -48,7 +48,9 @@ class Field(NamedTuple):
 
 def known_classes() -> dict[str, type]:
     """Returns all classes by selector: `Model`, `encoder.trainable`, ..."""
-    plugins = {f"{kind}.{name}": registry[name] for kind, registry in REGISTRIES.items() for name in registry}
+    plugins = {
+        f"{kind}.{name}": cls for kind, registry in REGISTRIES.items() for name, cls in registry.items()
+    }
     return FIXED | plugins
 
 
@@ -91,8 +93,9 @@ def resolve_selector(selector: str) -> str:
 
 def accepted_kinds(hint: Any) -> list[str]:
     """Returns what a reference in a field of type `hint` may name: kinds such as `encoder`, or selectors such as `Model`."""
-    kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in leaf_types(hint)]
-    return kinds + [selector for selector, cls in known_classes().items() if cls in leaf_types(hint)]
+    types = list(leaf_types(hint))
+    kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in types]
+    return kinds + [selector for selector, cls in known_classes().items() if cls in types]
 
 
 def bindings_that_use(selector: str) -> list[str]:

@@ -60,7 +60,8 @@ def config_text(experiment: Any) -> str:
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
     lines = {line for item in objects for line in _lines(item, ambiguous)}
     discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
-    modules = {names.known_classes()[item.selector].__module__ for item in objects}
+    known = names.known_classes()
+    modules = {known[item.selector].__module__ for item in objects}
     imports = {f"import {module}" for module in modules if module.partition(".")[0] not in discovered}
     return "".join(f"{line}\n" for line in [*sorted(imports), *sorted(lines)])
 

@@ -11,6 +11,8 @@ import pytest
 
 from diffenc.data.prepare import PrepareArgs, prepare
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def trained(start, tiny, tmp_path_factory) -> Path:
@@ -19,6 +21,16 @@ def trained(start, tiny, tmp_path_factory) -> Path:
     child = start([f"--gin_file={tiny}", "--workdir=run", bind("Experiment.steps = 6"), NEITHER], cwd=folder)
     assert child.wait() == 0, child.err
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def of_learned_ends(start, tiny, tmp_path_factory) -> Path:
+    """The workdir of a finished run of 1 step with learned end points; to be copied."""
+    folder = tmp_path_factory.mktemp("other")
+    other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
+    child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=folder)
+    assert child.wait() == 0, child.err
+    return folder / "other"
 
 
 def bind(text: str) -> str:
@@ -83,43 +95,79 @@ ELSEWHERE = "--workdir=new"  # would be made if anything went on
             [bind("Model.encoder = @encoder.trainble()")],
             "--gin_bindings: no encoder is called 'trainble'; nearest: encoder.trainable",
         ),
-        (
+        pytest.param(
             [bind("Experiment.dataset = @dataset.digit()")],
             "--gin_bindings: no dataset is called 'digit'; nearest: dataset.digits",
+            marks=pytest.mark.slow,
         ),
-        ([bind("network.unet.blocks = 2")], "network.unet is not used in this experiment"),
+        pytest.param(
+            [bind("network.unet.blocks = 2")],
+            "network.unet is not used in this experiment",
+            marks=pytest.mark.slow,
+        ),
         ([bind("Experiment.steps = 'many'")], "--gin_bindings: Experiment.steps = 'many': expected int"),
-        ([bind("optimizer.adamw.learning_rate = 'fast'")], "learning_rate = 'fast': expected float"),
-        ([bind("Experiment.steps = 2.5")], "Experiment.steps = 2.5: expected int"),
+        pytest.param(
+            [bind("optimizer.adamw.learning_rate = 'fast'")],
+            "learning_rate = 'fast': expected float",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [bind("Experiment.steps = 2.5")], "Experiment.steps = 2.5: expected int", marks=pytest.mark.slow
+        ),
         ([bind("Model.encoder = 3")], "Model.encoder = 3: expected @encoder.NAME()"),
-        ([bind("Experiment.steps = 0")], "Experiment.steps = 0: must be at least 1"),
+        pytest.param(
+            [bind("Experiment.steps = 0")], "Experiment.steps = 0: must be at least 1", marks=pytest.mark.slow
+        ),
         ([bind("Experiment.ema_decay = 1.0")], "Experiment.ema_decay = 1.0: must be in [0, 1)"),
-        ([bind("evaluate.split = 'tst'")], "evaluate.split = 'tst': must be one of train, validation, test"),
-        (
+        pytest.param(
+            [bind("evaluate.split = 'tst'")],
+            "evaluate.split = 'tst': must be one of train, validation, test",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             [bind("evaluate.split = 'validation'")],
             "dataset.digits.validation = 0: there is no validation split",
+            marks=pytest.mark.slow,
         ),
-        ([bind("dataset.digits.validation = 1498")], "must be less than the 1498 images of train"),
-        ([bind("LOG_SNR_MAX = -6.0")], "log_snr_max = -6.0 must be greater than log_snr_min = -5.0"),
+        pytest.param(
+            [bind("dataset.digits.validation = 1498")],
+            "must be less than the 1498 images of train",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [bind("LOG_SNR_MAX = -6.0")],
+            "log_snr_max = -6.0 must be greater than log_snr_min = -5.0",
+            marks=pytest.mark.slow,
+        ),
         ([bind("LOG_SNR_MAX = -5.0")], "log_snr_max = -5.0 must be greater than log_snr_min = -5.0"),
-        (
+        pytest.param(
             [bind("schedule.linear.log_snr_min = 9.0")],
             "log_snr_max = 8.0 must be greater than log_snr_min = 9.0",
+            marks=pytest.mark.slow,
         ),
         (["--mode=tran"], "--mode=tran: no such mode; nearest: train; modes: train, evaluate, sample"),
-        (["--mode=exprot"], "--mode=exprot: no such mode"),
+        pytest.param(["--mode=exprot"], "--mode=exprot: no such mode", marks=pytest.mark.slow),
         (["more.gin"], "'more.gin' is no flag"),
         (["--num_timesteps=9"], "--num_timesteps is not for --mode=train: it is T"),
-        (["--x64"], "--x64 is not for --mode=train"),
-        (["--mode=likelihood", "--num_timesteps=9"], "--num_timesteps is not for --mode=likelihood"),
-        (["--mode=evaluate", "--num_timesteps=0"], "--num_timesteps=0: must be at least 1"),
+        pytest.param(["--x64"], "--x64 is not for --mode=train", marks=pytest.mark.slow),
+        pytest.param(
+            ["--mode=likelihood", "--num_timesteps=9"],
+            "--num_timesteps is not for --mode=likelihood",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--mode=evaluate", "--num_timesteps=0"],
+            "--num_timesteps=0: must be at least 1",
+            marks=pytest.mark.slow,
+        ),
         ([bind("evaluate.variance = @variance.fitted()")], "evaluate.variance needs discrete time"),
-        (
+        pytest.param(
             [bind("evaluate.num_timesteps = 5"), bind("evaluate.variance = @variance.fitted()")],
             "evaluate.variance: fits need a trained run",
+            marks=pytest.mark.slow,
         ),
         ([bind("sample.sampler = 'dim'")], "sample.sampler = 'dim': no such sampler; nearest: ddim"),
-        ([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5"),
+        pytest.param([bind("fit.knots = 3")], "fit.knots = 3: must be at least 5", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_typed_wrongly(fails, flags, message):
@@ -147,12 +195,17 @@ UNET_ENCODER = "encoder.trainable.network = @network.encoder_unet()\nnetwork.enc
     ("bindings", "message"),
     [
         ("network.encoder_unet.blocks = 3", "network.encoder_unet.blocks = 3: must be 1 or an even number"),
-        (
+        pytest.param(
             "network.encoder_unet.blocks = 2\nExperiment.dataset = @dataset.six()",
             "network.encoder_unet pools 2 times by 2, but the image is 6x6: its sides must be multiples of 4",
+            marks=pytest.mark.slow,
         ),
         ("network.encoder_unet.groups = 3", "network.encoder_unet.groups = 3 does not divide"),
-        ("network.encoder_unet.dropout = 1.5", "network.encoder_unet.dropout = 1.5: must be in [0, 1)"),
+        pytest.param(
+            "network.encoder_unet.dropout = 1.5",
+            "network.encoder_unet.dropout = 1.5: must be in [0, 1)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_built(fails, bindings, message):
@@ -170,7 +223,9 @@ def test_a_batch_that_the_devices_cannot_share(fails):
 # The data
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet32"])
+@pytest.mark.parametrize(
+    "name", ["mnist", *(pytest.param(name, marks=SLOW) for name in ("cifar10", "imagenet32"))]
+)
 def test_data_that_are_not_there(fails, place, name):
     message = fails(bind(f"Experiment.dataset = @dataset.{name}()"), "--data_dir=data", ELSEWHERE)
     assert f"python -m diffenc.prepare {name} --source=FILE_OR_DIR --data_dir={place}/data" in message
@@ -189,8 +244,8 @@ def _official(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), " bytes, not "),
+        pytest.param(lambda path: path.unlink(), "No such file", marks=SLOW),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), " bytes, not ", marks=SLOW),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"\7" * 784, b"\6" * 784, 1)), "hash"),
     ],
     ids=["missing", "cut", "flipped"],
@@ -206,6 +261,7 @@ def test_a_shard_that_is_damaged(fails, place, spoil, message):
     assert f"delete {shard.parent} and prepare it again with python -m diffenc.prepare" in told
 
 
+@pytest.mark.slow
 def test_official_files_that_are_not_prepared(fails, place):
     _official(place / "data" / "mnist")
     told = fails(bind("Experiment.dataset = @dataset.mnist()"), NEITHER, "--data_dir=data", ELSEWHERE)
@@ -217,13 +273,22 @@ def test_official_files_that_are_not_prepared(fails, place):
 # The workdir
 
 
-@pytest.mark.parametrize("workdir", ["file", "file/below", "file/far/below"])
+@pytest.mark.parametrize(
+    "workdir", ["file/below", *(pytest.param(path, marks=SLOW) for path in ("file", "file/far/below"))]
+)
 def test_a_workdir_below_a_file(fails, place, workdir):
     told = fails(NEITHER, f"--workdir={workdir}")
     assert told == f"cannot make the folder {workdir}: file is a file; choose another --workdir"
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "train",
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        pytest.param("sample", marks=pytest.mark.slow),
+    ],
+)
 def test_a_workdir_of_another_config(fails, mode):
     told = fails(
         f"--mode={mode}", "--workdir=run", bind("Experiment.seed = 9"), bind("optimizer.adamw.b1 = 0.5")
@@ -234,14 +299,18 @@ def test_a_workdir_of_another_config(fails, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
-def test_a_checkpoint_of_another_run(fails, start, tiny, place, mode):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "train",
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        pytest.param("sample", marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_of_another_run(fails, of_learned_ends, place, mode):
     """Swapped by hand: that of a run of learned end points, whose checkpoint has other parameters."""
-    other = [bind("Model.schedule = @schedule.learned_endpoints()"), bind("Experiment.steps = 1"), NEITHER]
-    child = start([f"--gin_file={tiny}", "--workdir=other", *other], cwd=place)
-    assert child.wait() == 0, child.err
     shutil.rmtree(place / "run" / "checkpoints")
-    shutil.move(place / "other" / "checkpoints", place / "run" / "checkpoints")
+    shutil.copytree(of_learned_ends / "checkpoints", place / "run" / "checkpoints")
     told = fails(f"--mode={mode}", "--workdir=run", NEITHER)
     assert told.startswith(
         "checkpoint run/checkpoints/000000001 is of another run than run/run_id, of another config ("
@@ -269,8 +338,8 @@ def test_a_config_changed_by_hand(fails, place):
     ("origin", "message"),
     [
         ("nowhere", "nowhere: no checkpoint there"),
-        ("file", "file: no checkpoint there"),
-        ("run", "is of another architecture: "),
+        pytest.param("file", "file: no checkpoint there", marks=SLOW),
+        pytest.param("run", "is of another architecture: ", marks=SLOW),
         ("run/checkpoints/000000006", "is of another architecture: "),
     ],
 )
@@ -286,6 +355,7 @@ def test_damaged_checkpoints(fails, place):
     assert "run/checkpoints: none of its checkpoints [6] can be read" in fails(NEITHER, "--workdir=run")
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("mode", ["evaluate", "sample"])
 @pytest.mark.parametrize("workdir", ["new", "data", "file"])
 def test_no_run_to_measure(fails, mode, workdir):
@@ -293,11 +363,12 @@ def test_no_run_to_measure(fails, mode, workdir):
     assert told == f"{workdir} holds no run: train first, or name its --workdir"
 
 
+@pytest.mark.slow
 def test_no_run_in_the_default_workdir(fails):
     assert fails("--mode=evaluate", gin_file="gin/quickstart.gin").startswith("runs/quickstart holds no run")
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "sample"])
+@pytest.mark.parametrize("mode", ["evaluate", pytest.param("sample", marks=SLOW)])
 def test_no_such_checkpoint(fails, mode):
     told = fails(f"--mode={mode}", "--workdir=run", bind(f"{mode}.step = 3"))
     assert told == "run/checkpoints: no checkpoint of step 3; there are [6]"
@@ -363,6 +434,7 @@ def test_a_disk_that_is_full_from_the_start(start, tiny, place):
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_breaks_the_run(start, tiny, tmp_path):
     """For real: adamw at 1e30 after one step of warm-up."""
     rate = bind("optimizer.adamw.learning_rate = 1e30\noptimizer.adamw.warmup_steps = 1")
@@ -382,7 +454,9 @@ def test_a_learning_rate_that_breaks_the_run(start, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "error: no --gin_file given; for example --gin_file=gin/quickstart.gin\n"),
+        pytest.param(
+            [], "error: no --gin_file given; for example --gin_file=gin/quickstart.gin\n", marks=SLOW
+        ),
         (["--gin_file=gin/quickstart.gin", "--mode=evaluate"], "error: runs/quickstart holds no run"),
     ],
 )
@@ -394,6 +468,7 @@ def test_the_command_itself(start_python, tmp_path, flags, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_list_by_the_command_itself(start_python, tmp_path):
     child = start_python(["--list"], cwd=tmp_path)
     assert child.wait() == 0

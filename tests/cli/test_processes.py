@@ -37,9 +37,10 @@ def one(start, tiny, tmp_path_factory) -> Path:
     scope="module",
     params=[
         "two processes",
-        pytest.param("two processes, split", marks=pytest.mark.slow),
-        pytest.param("eight devices", marks=pytest.mark.slow),
-        "eight, split",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in ("two processes, split", "eight devices", "eight, split")
+        ),
     ],
 )
 def other(request, start, start_two, tiny, tmp_path_factory) -> Path:
@@ -134,7 +135,8 @@ def test_all_stop_at_the_same_step_when_one_is_asked_to(start_two, tiny, tmp_pat
     assert f"resuming from step {said}" in again[0].err
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_other_ends_within_a_minute_when_one_dies(start_two, tiny, tmp_path, victim):
     workdir = tmp_path / "run"
     children = start_two(tiny, workdir, ENDLESS)
@@ -195,6 +197,7 @@ def test_a_part_of_an_address_is_refused(start, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_ends_both(start_two, start, tiny, tmp_path):
     workdir = tmp_path / "run"
     owner = start(_arguments(tiny, workdir, ENDLESS), cwd=tmp_path)

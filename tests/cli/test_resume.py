@@ -210,9 +210,10 @@ def _kill_two(start_two, gin_file: Path, workdir: Path, both: bool, seconds: flo
     return [child.wait() for child in children]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "bindings"),
-    [(2, ()), pytest.param(30, ("Experiment.steps = 3_000", *QUICKLY), marks=pytest.mark.slow)],
+    [(2, ()), (30, ("Experiment.steps = 3_000", *QUICKLY))],
 )
 def test_two_processes_killed_again_and_again_are_the_undisturbed_two(
     start_two, tiny, tmp_path, kills, bindings
@@ -253,6 +254,7 @@ def test_one_process_killed_thirty_times_is_the_undisturbed_one(start, finish, t
     assert_same_run(workdir, straight)
 
 
+@pytest.mark.slow
 def test_20_steps_and_then_40_are_40(finish, tiny, straight, tmp_path):
     finish(tiny, tmp_path / "run", "--gin_bindings=Experiment.steps = 20")
     finish(tiny, tmp_path / "run")
@@ -263,6 +265,7 @@ def test_20_steps_and_then_40_are_40(finish, tiny, straight, tmp_path):
     assert_same_run(tmp_path / "run", straight)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so(start, tiny, finish, tmp_path):
     finish(tiny, tmp_path / "run", "--gin_bindings=Experiment.steps = 3")
     before = _rows(tmp_path / "run")
@@ -274,6 +277,7 @@ def test_a_finished_run_says_so(start, tiny, finish, tmp_path):
     assert _rows(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_the_saved_config_alone_is_the_same_run(finish, straight_unet, tmp_path):
     """Elsewhere, without the files it came from; with U-Nets, whose every field counts."""
     finish(straight_unet / "config.gin", tmp_path / "run", "--gin_bindings=Experiment.steps = 12")

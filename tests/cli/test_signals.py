@@ -76,7 +76,7 @@ def _assert_goes_on_to(undisturbed: Path, begin, folder: Path, step: int) -> Non
     assert len(list((folder / "run" / "evaluations").glob("*.json"))) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_amid_an_evaluation(begin, undisturbed, tmp_path, signum):
     child = begin(tmp_path)
     assert child.wait_until(lambda: _has_row(tmp_path / "run", 20, "bpd")), child.err
@@ -120,6 +120,7 @@ def test_before_the_first_step(begin, undisturbed, tmp_path):
     _assert_goes_on_to(undisturbed, begin, tmp_path, step)
 
 
+@pytest.mark.slow
 def test_amid_steps_by_the_command_a_user_types(start_python, tiny, begin, undisturbed, tmp_path):
     child = start_python([f"--gin_file={tiny}", "--workdir=run", *SLOW], cwd=tmp_path)
     assert child.wait_until(lambda: _has_row(tmp_path / "run", 4, "bpd")), child.err

@@ -194,6 +194,7 @@ def test_labels_reach_the_diagnosis(three):
         assert (max(loss) > 1e-6, max(ends) > 1e-3) == (bool(wrong), bool(wrong))
 
 
+@pytest.mark.slow
 def test_labels_reach_the_likelihood(three):
     model = model_of(network=Knows(shifted=False), ends=(4.0, -4.0))
     right, wrong = (

@@ -46,6 +46,7 @@ def test_the_bound_trains_it(experiment, workdir):
     assert "stochasticity/log_eta_2" in name_leaves(ema)
 
 
+@pytest.mark.slow
 def test_every_measurement_is_on_it_and_says_so(experiment, workdir):
     continuous = commands.evaluate(at(experiment, num_timesteps=0), workdir)
     many = k_sample.k_sample(at(experiment), workdir)

@@ -66,6 +66,7 @@ def test_every_run_has_the_published_total(printed_and_json):
     assert all(run["published"] in (None, run["total"]) for run in runs.values())
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_a_run(printed_and_json):
     rows = [line.split() for line in printed_and_json[0].splitlines()]
     assert ["mnist_vdmv_8", "8,891,393", "0", "8,891,393", "8,891,393"] in rows

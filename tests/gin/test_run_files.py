@@ -62,6 +62,7 @@ def test_a_run_file_is_the_same_read_back_from_its_complete_text(name, tmp_path)
     assert gin_loader.load_experiment([str(tmp_path / "config.gin")], []) == experiment
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("file", "schedule"), STACKABLE.items())
 def test_a_learned_schedule_stacks_on_a_run_file(name, file, schedule):

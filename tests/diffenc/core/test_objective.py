@@ -91,6 +91,7 @@ def kl(mean_q, variance_q, mean_p, variance_p) -> Any:
     return 0.5 * np.sum(ratio - 1 - np.log(ratio) + (mean_q - mean_p) ** 2 / variance_p)
 
 
+@pytest.mark.thin(pairs=True)
 @combined["encoder"]
 @combined["parameterization"]
 @combined["generative_mean"]
@@ -175,6 +176,7 @@ def test_every_time_belongs_to_one_of_the_steps(num_steps):
     np.testing.assert_array_equal(objective.step_index(jnp.asarray(t), num_steps), want)
 
 
+@pytest.mark.thin
 @combined["encoder"]
 @combined["parameterization"]
 @combined["generative_mean"]
@@ -217,6 +219,7 @@ def test_the_continuous_loss_is_the_papers(x64, encoder, generative_mean):
     np.testing.assert_allclose(got, -0.5 * snr_rate * np.sum(error**2, axis=1), rtol=1e-7)
 
 
+@pytest.mark.thin
 @combined["parameterization"]
 @combined["schedule"]
 @pytest.mark.parametrize("variance", [0.1, 1.0, 4.0])
@@ -250,6 +253,7 @@ def test_gaussian_data_meet_the_i_mmse_integral(x64, parameterization, schedule,
     )
 
 
+@pytest.mark.thin
 @combined["encoder"]
 @combined["parameterization"]
 @combined["generative_mean"]

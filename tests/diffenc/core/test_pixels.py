@@ -53,6 +53,7 @@ def log_partition_by_numpy(x, half_snr, num_levels):
     return log_sum, -2 * half_snr[:, None] * (weights * gap).sum(-1), -(weights * gap**2).sum(-1)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("num_levels", [2, 5, 256])
 @pytest.mark.parametrize("log_snr", [-5.0, 4.0, 13.3])
 def test_log_partition_and_its_derivatives(num_levels, log_snr):

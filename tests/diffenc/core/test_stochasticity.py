@@ -178,6 +178,7 @@ def kl_by_hand(path, encoder, mean, times, log_w, k, x, eps, x_hat):
     return 0.5 * np.sum(w - 1 - log_w[k] + w * (of_p - of_q) ** 2 / variance)
 
 
+@pytest.mark.thin(pairs=True)
 @every_path
 @every_encoder
 @every_mean
@@ -217,6 +218,7 @@ def loss_at(
     return np.asarray(objective.diffusion_loss(step, eps, network, V(), BoundMean(MEANS[mean])), np.float64)
 
 
+@pytest.mark.thin(pairs=True)
 @every_path
 @every_encoder
 @every_mean
@@ -233,6 +235,7 @@ def test_the_continuous_loss_is_that_of_girsanov(x64, path, encoder, mean):
     np.testing.assert_allclose(loss_at(t, path, encoder, mean), want, rtol=1e-7)
 
 
+@pytest.mark.thin
 @every_path
 @every_encoder
 @every_mean
@@ -247,6 +250,7 @@ def test_discrete_tends_to_continuous_at_first_order(x64, path, encoder, mean):
     np.testing.assert_allclose(orders, 1, atol=0.1)
 
 
+@pytest.mark.thin
 @every_path
 @every_encoder
 @every_mean

@@ -56,7 +56,9 @@ def _everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("passes", "batch_size"), [(1, 5), (2, 4), (3, 13)])
+@pytest.mark.parametrize(
+    ("passes", "batch_size"), [(1, 5), pytest.param(2, 4, marks=pytest.mark.slow), (3, 13)]
+)
 def test_all_figures_follow_from_the_terms_beside_them(trained, workdir, passes, batch_size, read_record):
     figures = commands.evaluate(trained(passes=passes, batch_size=batch_size), workdir)
     assert read_record(workdir / "evaluation.json") == figures
@@ -93,7 +95,9 @@ def test_what_the_figures_are_of_is_said(trained, workdir):
     assert config_hash == meta["metadata"]["config_hash"], "which tells the runs it may be compared with"
 
 
-@pytest.mark.parametrize("step", [5, 10, 12, None])
+@pytest.mark.parametrize(
+    "step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (10, 12)), None]
+)
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
     state = _state(experiment, workdir, step or 12)
@@ -104,16 +108,16 @@ def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step
     assert figures["bpd"] != pytest.approx(evaluator.measure(state.params).metrics()["bpd"], rel=1e-4)
 
 
-def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, tiny, tmp_path, read_record):
-    loop.train(tiny(steps=1, ema_decay=0.99), tmp_path)
-    made = [
-        commands.evaluate(dataclasses.replace(trained(seed=seed), steps=1), tmp_path) for seed in (1, 2, 3)
-    ]
-    kept = [read_record(path) for path in sorted((tmp_path / "evaluations").glob("*.json"))]
+def test_evaluations_are_all_kept_and_the_newest_has_the_name(trained, workdir, tmp_path, read_record):
+    run = shutil.copytree(
+        workdir, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations", "evaluation.*")
+    )
+    made = [commands.evaluate(trained(seed=seed), run) for seed in (1, 2, 3)]
+    kept = [read_record(path) for path in sorted((run / "evaluations").glob("*.json"))]
     assert kept == made
-    assert read_record(tmp_path / "evaluation.json") == made[-1]
-    newest = (tmp_path / "evaluation.npz").read_bytes()
-    assert newest == (tmp_path / "evaluations" / "0003.npz").read_bytes()
+    assert read_record(run / "evaluation.json") == made[-1]
+    newest = (run / "evaluation.npz").read_bytes()
+    assert newest == (run / "evaluations" / "0003.npz").read_bytes()
 
 
 def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys, check_shown):
@@ -126,7 +130,7 @@ def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys, che
     assert " - " in capsys.readouterr().out, "one pass knows no Monte-Carlo error"
 
 
-@pytest.mark.parametrize("step", [5, None])
+@pytest.mark.parametrize("step", [5, pytest.param(None, marks=pytest.mark.slow)])
 def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, step):
     experiment = trained(sample=Sample(num_timesteps=6, num=5, seed=2, step=step))
     path = commands.sample(experiment, workdir)

@@ -142,6 +142,7 @@ def v_hat_of(parameterization, z, alpha, sigma):
     return alpha * (z - alpha * out) / sigma - sigma * out
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("parameterization", ["v", "epsilon", "x"])
 @pytest.mark.parametrize("eta", [1.0, 0.6])
 @pytest.mark.parametrize(
@@ -250,6 +251,7 @@ def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypat
     assert diagnose.diagnose(experiment, workdir)["loss"] == first["loss"], "the same seed, the same figures"
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_leaves_the_old_files(trained, monkeypatch):
     experiment, workdir = trained
     diagnose.diagnose(experiment, workdir)
@@ -268,13 +270,13 @@ def test_a_disk_that_refuses_leaves_the_old_files(trained, monkeypatch):
 
 def test_importance_sampling_reads_the_curve_and_leaves_the_bound(trained, tmp_path):
     experiment, workdir = trained
-    settings = Evaluate(split="train", passes=200, batch_size=23, time_sampler=Importance())
+    settings = Evaluate(split="train", passes=60, batch_size=23, time_sampler=Importance())
     bound = dataclasses.replace(experiment, evaluate=settings)
     with pytest.raises(UserError, match="--mode=diagnose first"):
         Evaluator(bound, data_mesh(), tmp_path)
     diagnose.diagnose(experiment, workdir)
     params = diagnose.restore_for_bound(experiment, workdir, data_mesh(), None)[0]
-    uniform = dataclasses.replace(experiment, evaluate=Evaluate(split="train", passes=200, batch_size=23))
+    uniform = dataclasses.replace(experiment, evaluate=Evaluate(split="train", passes=60, batch_size=23))
     one, other = (Evaluator(e, data_mesh(), workdir).measure(params).metrics() for e in (bound, uniform))
     error = np.hypot(one["bpd_diffusion_mc_se"], other["bpd_diffusion_mc_se"])
     assert one["bpd_diffusion"] != other["bpd_diffusion"]

@@ -158,7 +158,7 @@ def test_few_images_in_a_large_batch_have_times_all_over(measure, batch_size):
     np.testing.assert_allclose(gaps, 1 / 3, atol=1e-6)
 
 
-@pytest.mark.parametrize("times_per_image", [1, 3])
+@pytest.mark.parametrize("times_per_image", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_neither_batch_nor_filling_changes_what_is_drawn(measure, times_per_image):
     one = measure(Drawn, 13, passes=2, times_per_image=times_per_image)
     for batch_size in (1, 4, 5, 16):
@@ -209,11 +209,11 @@ def test_monte_carlo_error_meets_the_spread_of_many_evaluations(tiny):
 
     The images of a pass share this noise, so an error that took them to be independent would be far too small.
     """
-    experiment = tiny(model=Drawn(**vars(tiny().model)), batch_size=4, evaluate=Evaluate(passes=4))
+    experiment = tiny(model=Drawn(**vars(tiny().model)), batch_size=13, evaluate=Evaluate(passes=4))
     evaluator = Evaluator(experiment, data_mesh())
     figures, variances = [], []
     for seed in range(150):
-        settings = dataclasses.replace(experiment.evaluate, seed=seed, batch_size=4)
+        settings = dataclasses.replace(experiment.evaluate, seed=seed, batch_size=13)
         summary = evaluator.with_images(experiment.dataset, settings).measure(PARAMS).metrics()
         figures.append(summary["bpd_diffusion"])
         variances.append(summary["bpd_diffusion_mc_se"] ** 2)
@@ -290,7 +290,7 @@ def real(tiny, **settings):
 
 def test_in_discrete_time_the_bound_is_the_sum_over_all_steps(tiny):
     """Every step enumerated, with many noises; the evaluator draws one step at a time."""
-    evaluator, params, experiment = real(tiny, num_timesteps=3, passes=300)
+    evaluator, params, experiment = real(tiny, num_timesteps=3, passes=300, batch_size=13)
     got = evaluator.measure(params).terms["diffusion"].mean(axis=1)  # by pass
     levels = jnp.asarray(experiment.dataset.source("test").images)
     rule = discrete(equal_steps(3))
@@ -307,7 +307,7 @@ def test_in_discrete_time_the_bound_is_the_sum_over_all_steps(tiny):
     error = np.hypot(got.std() / np.sqrt(300), sums.std() / np.sqrt(200))
     assert abs(got.mean() - sums.mean()) < 4 * error
     assert error < 0.02 * got.mean()
-    limit, *_ = real(tiny, passes=30)
+    limit, *_ = real(tiny, passes=30, batch_size=13)
     assert limit.measure(params).terms["diffusion"].mean() < 0.9 * got.mean()
 
 
@@ -332,6 +332,7 @@ def test_deeper_than_float32_can_bear_is_refused(tiny):
         assert evaluator.measure(params).metrics()["bpd"] > 0
 
 
+@pytest.mark.slow
 def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_deeper():
     """What rounding adds to the bound, in bits/dim: the mean over steps of the weighted square of the slope's error.
 
@@ -385,12 +386,12 @@ def test_what_is_not_fitted_is_asked_for_before_anything_runs(tiny, tmp_path, se
         Evaluator(experiment, data_mesh(), tmp_path)
 
 
-@pytest.mark.parametrize("steps", [0, 6])
+@pytest.mark.parametrize("steps", [0, pytest.param(6, marks=pytest.mark.slow)])
 def test_importance_sampling_lowers_the_error_and_not_the_figure(tiny, tmp_path, steps):
     """To about 0.78 of the error of uniform times, which are stratified too."""
 
     def measure(**settings):
-        experiment = tiny(evaluate=Evaluate(passes=200, num_timesteps=steps, **settings))
+        experiment = tiny(evaluate=Evaluate(passes=200, batch_size=13, num_timesteps=steps, **settings))
         params = experiment.model.init(jax.random.key(0), experiment.dataset.image_shape)
         return Evaluator(experiment, data_mesh(), tmp_path).measure(params).metrics()
 

@@ -99,22 +99,27 @@ def table_of(model) -> step_costs.StepCosts:
     return step_costs.StepCosts(knots, q, 0 * q, len(LEVELS))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def elbo_of(model, chain, draws):
+    rule = objective.discrete(chain)
+    return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
+
+
 def actual(model, schedule, variance):
     """The diffusion loss of each image, every one of the T steps in turn, over noise of its own."""
     num_steps = len(schedule.times) - 1
     stops = jnp.asarray(schedule.times)
     log_snr = jnp.asarray(log_snr_of(stops))
     chain = Chain(stops, variance(log_snr[1:], log_snr[:-1], jnp.asarray(schedule.excess)))
-    rule = objective.discrete(chain)
-    elbo = jax.jit(functools.partial(model.elbo, PARAMS, num_levels=NUM_LEVELS, step_rule=rule))
     total, rng = np.zeros(len(LEVELS)), np.random.default_rng(2)
     for index in range(num_steps):
         eps = jnp.asarray(rng.normal(size=LEVELS.shape))
         draws = Draws(jnp.full(len(LEVELS), (index + 0.5) / num_steps), eps, jnp.zeros_like(eps))
-        total += np.asarray(elbo(jnp.asarray(LEVELS), draws).diffusion) / num_steps
+        total += np.asarray(elbo_of(model, chain, draws).diffusion) / num_steps
     return total
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("variance", VARIANCES, ids=["equal", "fitted"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_bound_at_fitted_times_is_the_one_predicted_and_the_better_one(x64, encoder, variance):
@@ -192,6 +197,7 @@ def measured(monkeypatch):
     return calls
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("variance", VARIANCES, ids=["equal", "fitted"])
 @pytest.mark.parametrize("times", ["equal", "fitted"])
 def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, variance, times, caplog):
@@ -239,6 +245,7 @@ def test_the_best_variances_cost_less_than_equal_ones(fitting):
     assert cost["fitted", "fitted"] < cost["equal", "fitted"]
 
 
+@pytest.mark.slow
 def test_the_excess_filed_is_what_fit_variance_measures(fitting):
     settings = {"passes": 20, "times_per_image": 16}
     filed = fitting(fit=settings, variance=FITTED)
@@ -260,7 +267,14 @@ def test_costs_are_measured_once_for_all_depths_and_variances(fitting, measured,
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"split": "test"}, {"knots": 7}, {"passes": 2}, {"num_images": 10}, {"batch_size": 4}],
+    [
+        {"seed": 1},
+        {"num_images": 10},
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ({"split": "test"}, {"knots": 7}, {"passes": 2}, {"batch_size": 4})
+        ),
+    ],
 )
 def test_costs_under_other_settings_are_measured_anew(fitting, measured, change):
     fitting()
@@ -277,7 +291,14 @@ def test_costs_of_another_checkpoint_are_measured_anew(tiny, tmp_path, fitting, 
     assert one["bpd_diffusion_equal"] != two["bpd_diffusion_equal"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", b"\x93NUMPY", None])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(pytest.param(bytes_, marks=pytest.mark.slow) for bytes_ in (b"", b"\x93NUMPY")),
+        b"PK\x03\x04 nonsense",
+        None,
+    ],
+)
 def test_a_damaged_table_is_measured_anew_and_said_to_be(fitting, measured, workdir, damage, caplog):
     fitting()
     before, file = len(measured), workdir / "fits" / "costs.npz"

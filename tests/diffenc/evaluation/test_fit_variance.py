@@ -54,19 +54,21 @@ MODEL = Model(
 )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def elbo_of(model, chain, draws):
+    rule = objective.discrete(chain)
+    return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
+
+
 def per_step(times, log_w, model=MODEL):
     """Mean cost of each of the T steps in turn, nats; the same noise for every `times` and `log_w`."""
     num_steps, costs = len(times) - 1, []
     chain = Chain(jnp.asarray(times), jnp.asarray(log_w))
 
-    def elbo(draws):
-        rule = objective.discrete(chain)
-        return model.elbo(PARAMS, jnp.asarray(LEVELS), draws, num_levels=NUM_LEVELS, step_rule=rule)
-
-    compiled, eps = jax.jit(elbo), jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
+    eps = jnp.asarray(np.random.default_rng(1).normal(size=LEVELS.shape))
     for index in range(num_steps):
         draws = Draws(jnp.full(NUM_IMAGES, (index + 0.5) / num_steps), eps, jnp.zeros_like(eps))
-        costs.append(float(compiled(draws).diffusion.mean()) / num_steps)
+        costs.append(float(elbo_of(model, chain, draws).diffusion.mean()) / num_steps)
     return np.array(costs)
 
 
@@ -204,6 +206,7 @@ def test_fitted_times_get_their_variances_beside_what_is_known_of_them(fitting, 
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_fits_the_same(fitting):
     one, again, other = fitting(), fitting(), fitting(fit={"seed": 1})
     np.testing.assert_array_equal(one["excess"], again["excess"])

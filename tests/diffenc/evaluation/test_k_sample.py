@@ -168,6 +168,7 @@ PATHS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("log_w", [0.0, -0.7, 0.4])
@@ -215,6 +216,7 @@ def test_a_step_of_nearly_equal_gaussians_keeps_its_digits_in_float32():
     np.testing.assert_allclose(got, [want], rtol=1e-4)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(
     ("mean", "path"), [*((mean, MARKOV) for mean in MEANS), ("counterterm", Constant(1.5))]
@@ -242,6 +244,7 @@ def test_the_mean_log_weight_is_the_elbo(x64, encoder, mean, path):
     assert error < 0.02 * abs(elbo.mean())
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_the_weights_average_to_the_models_likelihood(x64, encoder, parameterization):
@@ -261,6 +264,7 @@ def test_the_weights_average_to_the_models_likelihood(x64, encoder, parameteriza
     assert error < 0.06 * exact
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(("path", "definition"), [(MARKOV, ByHand), (Constant(0.8), OnAPath)])
 def test_two_steps_too_average_to_the_models_likelihood(x64, encoder, path, definition):

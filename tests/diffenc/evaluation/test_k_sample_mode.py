@@ -30,7 +30,7 @@ def run(tiny, workdir, **changes):
     return k_sample.k_sample(dataclasses.replace(settings(tiny, **changes), steps=3), workdir)
 
 
-@pytest.mark.parametrize(("passes", "batch_size"), [(1, 5), (3, 4)])
+@pytest.mark.parametrize(("passes", "batch_size"), [pytest.param(1, 5, marks=pytest.mark.slow), (3, 4)])
 def test_all_figures_follow_from_the_weights_beside_them(
     tiny, workdir, passes, batch_size, capsys, read_record, check_shown
 ):

@@ -60,7 +60,7 @@ class Pixels:
         return "pixels"
 
 
-@pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
+@pytest.mark.parametrize("encoder", [pytest.param("identity", marks=pytest.mark.slow), "nontrainable"])
 def test_of_known_data_each_image_is_given_its_probability(tiny, mixture, encoder):
     """The bound of a truncated normal is tight at every draw if the data lie on the levels."""
     data = mixture(weights=SHARES, means=VALUES, variances=(0.0,) * 4, encoder=encoder)
@@ -204,6 +204,7 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir, monkeypatch):
     seen, batch_nats = set(), likelihood.batch_nats
 
@@ -218,6 +219,7 @@ def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir,
     assert seen == {"highest"}
 
 
+@pytest.mark.slow
 def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
     """This model's Jacobian is diagonal; the dequantisations' bounds differ."""
     exact = likelihood.likelihood(trained(), workdir)
@@ -230,7 +232,7 @@ def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
     assert likelihood.likelihood(trained(), workdir) == exact, "the same seed, the same figures"
 
 
-@pytest.mark.parametrize("step", [5, None])
+@pytest.mark.parametrize("step", [5, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
     ema, _ = restore_ema(experiment, workdir, data_mesh(), step)

@@ -31,7 +31,9 @@ def solver(velocity, divergence=ode.exact_divergence):
     return solve
 
 
-@pytest.mark.parametrize(("encoder", "variance"), [("identity", 2.0), ("nontrainable", 0.09)])
+@pytest.mark.parametrize(
+    ("encoder", "variance"), [pytest.param("identity", 2.0, marks=pytest.mark.slow), ("nontrainable", 0.09)]
+)
 def test_gaussian_data_have_the_density_of_a_linear_flow(x64, mixture, encoder, variance):
     """x ~ N(0, v): the path is z_0 s / s_0 for s the deviation of z, also where the prior does not fit."""
     data = mixture(weights=(1.0,), means=((0.0, 0.0, 0.0),), variances=(variance,), encoder=encoder)
@@ -47,6 +49,7 @@ def test_gaussian_data_have_the_density_of_a_linear_flow(x64, mixture, encoder, 
         np.testing.assert_allclose(solve(z, ends, 1e-9), want, atol=1e-6)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_with_the_best_denoiser_the_density_is_the_datas(x64, mixture, dimensions, encoder):

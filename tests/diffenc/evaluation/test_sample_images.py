@@ -62,7 +62,9 @@ def test_stretches_are_equal_and_at_most_twenty(steps):
     assert [n for n in range(1, 21) if steps % n == 0][-1] == count
 
 
-@pytest.mark.parametrize("steps", [6, 23, 40])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(6, marks=pytest.mark.slow), 23, pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_stretches_make_one_chain(tiny, params, steps):
     experiment = tiny(sample=Sample(num_timesteps=steps, num=3, seed=8))
     drawn = image_sampler(experiment).draw(params)
@@ -148,6 +150,7 @@ def file_fit(workdir, name, **content):
     (workdir / "fits" / name).write_text(json.dumps({"steps": 4, "step": 12, **content}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "times", "variance"),
     [
@@ -233,6 +236,7 @@ def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name,
     assert all(f"sample.sampler = {name} takes the encoder's slope" in line for line in warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "encoder", "count"),
     [

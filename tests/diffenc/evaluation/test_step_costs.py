@@ -169,6 +169,7 @@ def test_on_any_path_each_step_costs_the_kl_of_its_two_gaussians(x64, encoder, p
             np.testing.assert_allclose(got, step_kl_on(h, model, knots[t], knots[s]), rtol=1e-8)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("path", CLOCKS)
 def test_no_step_at_all_is_the_limit_of_short_ones(x64, encoder, path):

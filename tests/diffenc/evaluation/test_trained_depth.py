@@ -58,6 +58,7 @@ def test_it_is_measured_at_its_depth(deep, workdir):
     assert json.loads((workdir / "evaluation.json").read_text())["trained_at"] == 5
 
 
+@pytest.mark.slow
 def test_every_other_record_says_what_it_was_trained_at(deep, workdir):
     settings = deep({"num_images": 3}, k_sample=KSample(samples=2))
     chains = k_sample.k_sample(settings, workdir)
@@ -103,6 +104,7 @@ def test_a_loaded_model_measures_at_its_depth(tiny, workdir):
     assert (own != shallow).any()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_measured_as_before(tiny, tmp_path, monkeypatch):
     """Its config and its checkpoint lack the fields; its record says nothing of a depth."""
     experiment = tiny(steps=3)

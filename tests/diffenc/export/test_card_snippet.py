@@ -115,7 +115,7 @@ def _run(folder: Path, site: Path) -> subprocess.CompletedProcess:
     ("name", "entry_point", "dist", "shows"),
     [
         ("their_plugins", True, True, ["pip install their-plugins==1.2\n", 'load("model.safetensors")\n']),
-        (
+        pytest.param(
             "their_module",
             False,
             True,
@@ -123,6 +123,7 @@ def _run(folder: Path, site: Path) -> subprocess.CompletedProcess:
                 "pip install their-module==1.2\n",
                 "load(\"model.safetensors\", allow_imports=('their_module',))\n",
             ],
+            marks=pytest.mark.slow,
         ),
         (
             "their_script",

@@ -44,7 +44,7 @@ def _at(experiment, step):
     return dataclasses.replace(experiment, evaluate=Evaluate(passes=2, step=step))
 
 
-@pytest.mark.parametrize("step", [None, 5])
+@pytest.mark.parametrize("step", [pytest.param(None, marks=pytest.mark.slow), 5])
 def test_the_average_of_a_checkpoint_bit_by_bit(experiment, workdir, step):
     folder = export.export(_at(experiment, step), workdir)
     assert folder == workdir / "export"
@@ -134,9 +134,9 @@ def test_the_evaluation_that_the_config_asks_for_goes_before_newer_ones(tmp_path
     ("change", "says"),
     [
         ({"precision": ...}, "lacks precision"),
-        ({"fingerprint": ..., "T": ...}, "lacks fingerprint, T"),
-        ({"passes": "many"}, "has passes 'many'"),
-        ({"split_images": "all"}, "has split_images 'all'"),
+        pytest.param({"fingerprint": ..., "T": ...}, "lacks fingerprint, T", marks=pytest.mark.slow),
+        pytest.param({"passes": "many"}, "has passes 'many'", marks=pytest.mark.slow),
+        pytest.param({"split_images": "all"}, "has split_images 'all'", marks=pytest.mark.slow),
     ],
 )
 def test_a_record_that_the_card_cannot_state_is_passed_over(

@@ -32,7 +32,11 @@ def images(model):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"passes": 3, "seed": 5, "batch_size": 5}, {"passes": 2, "seed": 0, "num_timesteps": 7}]
+    "settings",
+    [
+        {"passes": 3, "seed": 5, "batch_size": 5},
+        pytest.param({"passes": 2, "seed": 0, "num_timesteps": 7}, marks=pytest.mark.slow),
+    ],
 )
 def test_bits_per_dim_are_those_of_mode_evaluate(model, images, experiment, workdir, settings):
     said = commands.evaluate(dataclasses.replace(experiment, evaluate=Evaluate(**settings)), workdir)
@@ -114,7 +118,14 @@ def test_nothing_is_compiled_twice(workdir, images):
     assert evaluator._terms._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@pytest.mark.parametrize("other", [{"times_per_image": 3}, {"num_timesteps": 7}, {"seed": 5}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"times_per_image": 3}, marks=pytest.mark.slow),
+        {"num_timesteps": 7},
+        pytest.param({"seed": 5}, marks=pytest.mark.slow),
+    ],
+)
 def test_other_settings_measure_anew(workdir, images, other):
     """The second answer of one model is the first of another."""
     used = load(workdir, allow_imports=("tests",))
@@ -130,7 +141,14 @@ def test_a_batch_size_changes_no_draw(workdir, images):
     np.testing.assert_allclose(used.elbo(images).bpd, used.elbo(images, batch_size=5).bpd, rtol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"num_timesteps": 7}, {"sampler": "ddim"}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"num_timesteps": 7}, marks=pytest.mark.slow),
+        {"sampler": "ddim"},
+        pytest.param({"seed": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_other_settings_draw_anew(workdir, other):
     used = load(workdir, allow_imports=("tests",))
     before = used.sample(8, num_timesteps=3)

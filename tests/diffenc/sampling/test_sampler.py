@@ -129,6 +129,7 @@ def test_a_drawn_step_has_that_mean_and_deviation(mean):
     assert abs(drawn.var() / sigma**2 - 1) < 4 * np.sqrt(2 / n)
 
 
+@pytest.mark.thin("encoder")
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 def test_samples_of_gaussian_data_have_the_data_variance(name, encoder):

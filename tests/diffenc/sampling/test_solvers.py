@@ -113,6 +113,7 @@ def exponential_midpoint(z, t, s, kappa, log_w):
 EXPECTED = {f.__name__: f for f in (ancestral, euler_maruyama, ddim, exponential_midpoint)}
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("kappa", KAPPA)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("t", "s"), STEPS)
@@ -156,6 +157,7 @@ def euler_maruyama_on(path, z, t, s, kappa, log_w):
 ON_A_PATH = {"ancestral": ancestral_on, "euler_maruyama": euler_maruyama_on}
 
 
+@pytest.mark.thin(pairs=True)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kappa", KAPPA)
 @pytest.mark.parametrize("name", SDE_SOLVERS)
@@ -200,6 +202,7 @@ def test_ddim_keeps_a_constant_exactly(x64, t, s):
     np.testing.assert_allclose(got, alpha_s * x + sigma_s * eps, rtol=1e-12)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(("t", "rise"), [(5.0, 2.0**-14), (13.0, 2.0**-12), (-4.0, 2.0**-14), (-15.0, 30.0)])
 def test_a_step_keeps_its_digits_in_float32(name, t, rise):
@@ -231,6 +234,7 @@ def flow(mixture, z, begin, end):
     return solve_ivp(slope, (begin, end), z, method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 @pytest.mark.parametrize(("name", "order", "within"), [("ddim", 1, 0.15), ("exponential_midpoint", 2, 0.2)])
 def test_the_order_of_an_ode_solver(x64, mixture, encoder, name, order, within):
@@ -277,6 +281,7 @@ def p_value(drawn, mixture):
     return min(1.0, len(tests) * min(test.pvalue for test in tests))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
 @pytest.mark.parametrize("dimensions", [1, 2])
@@ -285,6 +290,7 @@ def test_samples_are_of_the_mixture(mixture, dimensions, encoder, name):
     assert p_value(sampled(name, data), data) > 1e-3
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "markov"])
 @pytest.mark.parametrize("name", SDE_SOLVERS)
 @pytest.mark.parametrize("encoder", ["identity", "nontrainable"])
@@ -299,6 +305,7 @@ def test_that_test_sees_a_dropped_counterterm(mixture, name):
     assert p_value(sampled(name, data, "none"), data) < 1e-6
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("encoder", "kappa"), [("identity", "sigma_2"), ("nontrainable", "none")])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_only_the_sde_may_model_another_slope_than_the_encoders(mixture, encoder, kappa, name):

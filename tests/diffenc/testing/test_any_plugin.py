@@ -162,6 +162,7 @@ def registered(monkeypatch):
     )
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize("inner", [None, Fine(0.25), Fine()], ids=["bare", "of another", "of an equal"])
 def test_what_keeps_all_passes_all(check, inner):

@@ -200,6 +200,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize("plugin", [Fine(), WithValidation()], ids=["two splits", "three"])
 def test_what_keeps_all_passes_all(check, plugin):

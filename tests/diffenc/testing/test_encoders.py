@@ -121,6 +121,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize("plugin", [Fine(), Split()], ids=["whole", "split"])
 def test_what_keeps_all_passes_all(check, plugin):

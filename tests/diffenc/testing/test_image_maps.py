@@ -239,6 +239,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize("plugin", [Fine(), Fine(classes=0)], ids=["conditional", "unconditional"])
 def test_what_keeps_all_passes_all(check, plugin):

@@ -52,6 +52,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 def test_what_keeps_all_passes_all(check):
     check(Fine())

@@ -198,6 +198,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize(
     ("plugin", "check"),
     [

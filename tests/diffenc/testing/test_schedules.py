@@ -146,6 +146,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize("plugin", [Fine(), FineInside()], ids=["without interior", "with"])
 def test_what_keeps_all_passes_all(check, plugin):

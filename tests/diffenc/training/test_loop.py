@@ -299,7 +299,13 @@ def _assert_undisturbed(experiment, workdir: Path, straight: Path):
 
 @pytest.mark.parametrize(
     ("step", "signum"),
-    [(1, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM), (7, signal.SIGHUP), (7, signal.SIGUSR1)],
+    [
+        (1, signal.SIGINT),
+        (7, signal.SIGTERM),
+        pytest.param(12, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(7, signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(7, signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_the_same_run_goes_on(full, straight, tmp_path, signal_after, told, step, signum):
     signal_after(step, signum)
@@ -315,7 +321,8 @@ def test_a_signal_saves_and_the_same_run_goes_on(full, straight, tmp_path, signa
 
 
 @pytest.mark.parametrize(
-    ("task", "visit", "step"), [("evaluation", 1, 4), ("evaluation", 3, 12), ("samples", 2, 12)]
+    ("task", "visit", "step"),
+    [pytest.param("evaluation", 1, 4, marks=pytest.mark.slow), ("evaluation", 3, 12), ("samples", 2, 12)],
 )
 def test_what_a_signal_cut_short_is_done_on_resuming(
     full, straight, tmp_path, signal_within, task, visit, step
@@ -363,6 +370,7 @@ def _dying(at: int):
     return take_step
 
 
+@pytest.mark.slow
 def test_killed_after_making_up_for_an_evaluation_its_row_stays_one(full, straight, tmp_path, signal_within):
     signal_within("evaluation", 1)
     with pytest.raises(Interrupted):
@@ -387,6 +395,7 @@ def test_rows_past_the_restored_step_are_written_again(full, straight, tmp_path)
     _assert_undisturbed(full, tmp_path, straight)
 
 
+@pytest.mark.slow
 def test_dead_before_any_checkpoint_the_run_starts_anew(full, straight, tmp_path):
     with _patched(loop, "take_step", _dying(4)), pytest.raises(KilledError):
         loop.train(full, tmp_path)
@@ -532,7 +541,9 @@ def test_cadences_and_efforts_may_change(tiny, tmp_path):
     assert "train_bpd" in _rows(tmp_path)[-1]
 
 
-@pytest.mark.parametrize("inner", ["", "checkpoints", "checkpoints/000000010"])
+@pytest.mark.parametrize(
+    "inner", ["", pytest.param("checkpoints", marks=pytest.mark.slow), "checkpoints/000000010"]
+)
 def test_a_run_can_start_from_another(tiny, full, straight, tmp_path, inner, told):
     frozen = dataclasses.replace(tiny().optimizer, learning_rate=0.0)
     other = tiny(optimizer=frozen, steps=1, init_from=str(straight / inner), ema_decay=0.5)
@@ -564,7 +575,13 @@ def test_an_origin_that_is_not_there_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("last", "every", "kept"), [(1, 0, [7]), (2, 0, [6, 7]), (1, 3, [3, 6, 7]), (3, 2, [2, 4, 5, 6, 7])]
+    ("last", "every", "kept"),
+    [
+        pytest.param(1, 0, [7], marks=pytest.mark.slow),
+        pytest.param(2, 0, [6, 7], marks=pytest.mark.slow),
+        (1, 3, [3, 6, 7]),
+        (3, 2, [2, 4, 5, 6, 7]),
+    ],
 )
 def test_which_checkpoints_are_kept(tiny, tmp_path, last, every, kept):
     loop.train(tiny(steps=7, checkpoint_every=1, log_every=7, keep_last=last, keep_every=every), tmp_path)
@@ -608,7 +625,7 @@ def _finite(tree) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("size", [1e20, 1e38])
+@pytest.mark.parametrize("size", [pytest.param(1e20, marks=pytest.mark.slow), 1e38])
 def test_a_loss_that_is_not_finite_stops_the_run(leap, tmp_path, size):
     """Update 6 breaks the parameters, if not the loss that it came from."""
     experiment = leap(6, size, checkpoint_every=2, keep_last=99)
@@ -628,7 +645,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(leap, tmp_path, size):
     assert not (tmp_path / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 2, 7])
+@pytest.mark.parametrize(
+    "checkpoint_every", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_no_checkpoint_is_ever_of_broken_parameters(leap, tmp_path, checkpoint_every):
     """An update of 1e36 overflows as soon as it is squared; the loss it came from was fine."""
     experiment = leap(6, 1e38, checkpoint_every=checkpoint_every, keep_last=99, evaluate_every=0)

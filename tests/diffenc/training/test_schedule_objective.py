@@ -51,7 +51,7 @@ def mean_square(params):
     return np.sum(np.square(loss_per_log_snr(middle)) * rate_of(params, GRID) * -np.diff(log_snr))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_its_gradient_is_that_of_the_mean_square(x64, seed):
     params = random_params(seed)
     loss = jnp.asarray(losses(params, GRID))
@@ -147,6 +147,7 @@ def levels_of(step):
     return np.random.default_rng(step).integers(0, 5, (4, 4, 4, 1)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_training_moves_ends_and_interior_and_stays_finite(learning):
     mesh, step = data_mesh(), make_train_step(learning, data_mesh())
     state = jax.jit(lambda: init_state(learning))()

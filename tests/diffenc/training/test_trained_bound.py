@@ -109,6 +109,7 @@ def bits_of(params, **changes):
     return enumerated(stops(params["schedule"]), np.asarray(params["network"]["b"], np.float64), **changes)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize(
     ("variance", "w"), [(Equal(), 1.0), (Fixed(W), W)], ids=["equal variance", "another"]
 )
@@ -202,6 +203,7 @@ def test_in_continuous_time_the_interior_has_an_objective_of_its_own(deep):
     assert np.abs(interiors[0] - interiors[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_descent_brings_the_bound_of_its_own_depth_down_most(deep):
     """Trained at T, a schedule and an estimate have a lower bound at T than those trained in continuous time."""
     found = {}

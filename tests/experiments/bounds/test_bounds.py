@@ -36,6 +36,7 @@ def found(workdir):
     return json.loads((workdir / "bounds" / "bounds.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_bound_is_there_with_both_errors(found):
     assert set(found["by_steps"]) == {"equal", "fitted", "fitted, times too", "w = 0.9"}
     cells = [cell for column in found["by_steps"].values() for cell in column.values()]
@@ -50,6 +51,7 @@ def test_every_bound_is_there_with_both_errors(found):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_limit_is_what_evaluation_gives(found, tiny, workdir):
     experiment = tiny(evaluate=Evaluate(num_images=8, passes=3))
     ema, step = restore_ema(experiment, workdir, data_mesh(), None)
@@ -58,6 +60,7 @@ def test_the_limit_is_what_evaluation_gives(found, tiny, workdir):
         assert found["continuous"][key] == pytest.approx(measured[key], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_fitting_helps_and_a_wrong_variance_costs_more_with_every_step(found, tiny, workdir):
     columns, ema = found["by_steps"], restore_ema(tiny(), workdir, data_mesh(), None)[0]
     assert columns["fitted"]["2"]["bpd"] < columns["equal"]["2"]["bpd"]
@@ -72,6 +75,7 @@ def test_fitting_helps_and_a_wrong_variance_costs_more_with_every_step(found, ti
         assert columns["w = 0.9"][str(steps)]["bpd"] == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(found, workdir, monkeypatch, capsys):
     for name in ("Evaluator", "fit_variance", "fit_schedule"):
         monkeypatch.setattr(bounds, name, None)
@@ -82,11 +86,13 @@ def test_what_was_measured_is_not_measured_again(found, workdir, monkeypatch, ca
     assert "ODE" in printed
 
 
+@pytest.mark.slow
 def test_the_plot_shows_every_column(found, workdir):
     picture = np.asarray(Image.open(workdir / "bounds" / "bounds.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.slow
 def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     few = bounds.Bounds(tiny(evaluate=Evaluate(num_images=8)), workdir).indices_of(5)
     assert len(few) == 5
@@ -94,6 +100,7 @@ def test_a_subset_is_found_in_the_larger_one(found, tiny, workdir):
     np.testing.assert_array_equal(bits.select(few).values[0], few)
 
 
+@pytest.mark.slow
 def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     shutil.copytree(workdir, tmp_path / "run")
     other = [*SMALL[1:], "--num_timesteps=2", "--gin_bindings=evaluate.split = 'train'"]
@@ -108,6 +115,7 @@ def test_under_other_settings_all_is_measured_anew(workdir, tmp_path, found):
     assert fit["num_images"] == 20
 
 
+@pytest.mark.slow
 def test_images_replaced_meanwhile_are_not_put_beside_those_of_before(
     found, workdir, tmp_path, tiny, monkeypatch, capsys
 ):

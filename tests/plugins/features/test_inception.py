@@ -269,16 +269,22 @@ def small(torch_writer, tmp_path, drop=(), **changes):
             {"Conv2d_4a_3x3.conv.weight": np.zeros((12, 9, 3, 3), np.float32)},
             r"is not .*\(other shapes\)",
         ),
-        ((), {"Conv2d_4a_3x3.bn.bias": np.zeros(9, np.float32)}, r"\('Conv2d_4a_3x3' has other shapes\)"),
+        pytest.param(
+            (),
+            {"Conv2d_4a_3x3.bn.bias": np.zeros(9, np.float32)},
+            r"\('Conv2d_4a_3x3' has other shapes\)",
+            marks=pytest.mark.slow,
+        ),
         (
             (),
             {"a\nb.conv.weight": np.zeros((9, 9, 1, 1), np.float32)},
             r"has no 'a\\nb\.bn\.weight', so it is not",
         ),
-        (
+        pytest.param(
             (),
             {"Conv2d_4a_3x3.conv.weight": np.zeros(12, np.float32)},
             r"\('Conv2d_4a_3x3' has other shapes\)",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -83,6 +83,7 @@ def test_the_class_is_seen_by_its_images(told, inputs):
     assert np.all(np.max(np.abs(swapped - labelled)[[1, 3]], axis=(1, 2, 3)) > 1e-3)
 
 
+@pytest.mark.slow
 def test_every_class_learns(told, inputs):
     network, params, _ = told
 

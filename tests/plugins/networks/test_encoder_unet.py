@@ -26,6 +26,7 @@ def test_max_pool():
     np.testing.assert_array_equal(max_pool(jnp.asarray(h)), want)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 @pytest.mark.parametrize("side", [8, 28, 32])
 def test_it_fits_every_image_of_the_data_sets_with_the_same_parameters(blocks, side):

@@ -95,6 +95,7 @@ def test_each_method_teaches_its_own_parameters(method, learns):
     np.testing.assert_allclose(ends, 0, atol=1e-5)  # where it starts and stops is not the interior's
 
 
+@pytest.mark.slow
 def test_the_ends_learn_as_learned_endpoints_where_it_is_linear(x64):
     """All three terms of the bound, with the sigmoids' weights at nothing."""
     ends = LearnedEndpoints(6.0, -4.0)

@@ -200,6 +200,7 @@ def test_a_model_without_contractions_has_no_speed(tiny, tmp_path, capsys):
     assert "no convolution or matrix product" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_published_run_without_its_data(monkeypatch, tmp_path):
     """An H200 multiplies float32 as TensorFloat-32, and at full precision at a seventh of that (NVIDIA's data sheet)."""
     monkeypatch.setenv("DIFFENC_DATA", str(tmp_path))
