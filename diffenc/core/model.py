@@ -17,6 +17,7 @@ from diffenc.core.parameters import abstract_arrays, as_parameters
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
+from diffenc.errors import UserError
 from diffenc.fields.checked import checked
 from diffenc.interfaces import (
     NO_CONTEXT,
@@ -169,8 +170,18 @@ class Model:
         return {"stochasticity": stochasticities.spell(self.stochasticity)}
 
     def log_snr(self, params: Params, t: Times) -> LogSNR:
-        """Returns lambda at the times `t`, by the schedule."""
-        return self.schedule.apply(params["schedule"], t)
+        """Returns lambda at the times `t`, by the schedule.
+
+        Raises:
+          UserError: the schedule does not return one number for each time.
+        """
+        log_snr = self.schedule.apply(params["schedule"], t)
+        if jnp.shape(log_snr) != jnp.shape(t):
+            raise UserError(
+                f"{self.name_part('schedule')} returns log_snr of shape {jnp.shape(log_snr)} for times of shape {jnp.shape(t)}: "
+                "it must return one number for each time, the noise of a whole image (docs/noise_by_dimension.md)"
+            )
+        return log_snr
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         """Returns H = h(lambda_s) - h(lambda_t), by the stochasticity. Parameters of before it was a part lack it."""

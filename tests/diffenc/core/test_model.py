@@ -11,6 +11,7 @@ from diffenc.core import objective
 from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, bits_per_dim, draw_noise
 from diffenc.core.parameters import name_leaves
+from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT, Context, SplitEncoder
 from diffenc_plugins.stochasticities import Learned
 
@@ -170,7 +171,7 @@ def test_the_step_rule_decides_the_depth_of_the_diffusion_term(x64):
 
 def test_parameters_come_from_three_different_keys():
     params = model_of(schedule="learned_endpoints").init(jax.random.key(0), SHAPE[1:])
-    assert params.keys() == {"encoder", "schedule", "network", "stochasticity"}
+    assert params.keys() == {"encoder", "schedule", "network", "stochasticity", "generative_mean"}
     assert params["encoder"]["gain"] != params["network"]["gain"]
     np.testing.assert_allclose(params["schedule"]["start"], LOG_SNR_MAX, rtol=1e-6)
 
@@ -401,3 +402,23 @@ def test_an_encoder_that_splits_is_prepared_once_and_has_the_same_bound(rule, ke
     assert len(split.levels) >= 3  # at both ends and at t
     for one, other in zip(terms, elbo(whole), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisePerPixel:
+    """log_snr of each pixel, which the loss has no sum for."""
+
+    def init(self, key):
+        return {}
+
+    def apply(self, params, t):
+        return jnp.broadcast_to(-t[:, None, None, None], SHAPE)
+
+
+def test_noise_that_differs_by_pixel_is_refused_where_it_would_be_broadcast():
+    model, (levels, draws) = dataclasses.replace(model_of(), schedule=NoisePerPixel()), inputs()
+    params = {"encoder": {"gain": 1.0}, "schedule": {}, "network": {"gain": 1.0}}
+    with pytest.raises(
+        UserError, match=rf"schedule NoisePerPixel returns .*{SHAPE[1]}.*one number for each time"
+    ):
+        model.elbo(params, levels, draws, num_levels=NUM_LEVELS)
