@@ -33,6 +33,7 @@ STACKABLE = (
     "gin/learned_endpoints.gin",
     "gin/learned_path.gin",
     "gin/learned_schedule.gin",
+    "gin/two_heads.gin",
 )  # no runs of their own
 
 # (score network, encoder), in the authors' code
@@ -62,11 +63,13 @@ class Row:
     schedule: int
     published: tuple[int, int] | None
     stochasticity: int = 0
+    generative_mean: int = 0
     variance: int = 0
 
     @property
     def total(self) -> int:
-        return self.network + self.encoder + self.schedule + self.stochasticity + self.variance
+        learned_with = self.schedule + self.stochasticity + self.generative_mean + self.variance
+        return self.network + self.encoder + learned_with
 
     @property
     def agrees(self) -> bool:

@@ -8,8 +8,9 @@ from diffenc.registry import selector_of
 
 
 def check_conditioning(model: Model, dataset: Dataset) -> None:
-    """Raises UserError unless encoder and network read the condition that the model provides."""
-    modules = [*conditioned_modules(model.encoder), *conditioned_modules(model.network)]
+    """Raises UserError unless encoder, network and generative mean read the condition that the model provides."""
+    parts = model.encoder, model.network, model.generative_mean
+    modules = [module for part in parts for module in conditioned_modules(part)]
     label = model.conditioning.label
     for field, count in modules:
         if label is None:
