@@ -316,12 +316,13 @@ class AffineMean(GenerativeMean):
         def at(x_hat: Data) -> Estimate:
             return self.apply(params, x_hat, z, interval, encode, context)
 
-        constant, linear = jax.linearize(at, jnp.zeros_like(x_hat_error))
+        dtype = jnp.result_type(x_hat_error, truth.value)
+        constant, linear = jax.linearize(at, jnp.zeros(x_hat_error.shape, dtype))
         return jax.tree.map(
             lambda moved, offset, right, true: moved + offset + (right - true),
-            linear(x_hat_error),
+            linear(x_hat_error.astype(dtype)),
             constant,
-            linear(truth.value),
+            linear(truth.value.astype(dtype)),
             truth,
         )
 

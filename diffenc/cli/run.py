@@ -171,12 +171,13 @@ def _exit_process(status: int) -> None:
 
 def list_plugins() -> str:
     """Returns every registered plugin by kind, with the first line of its documentation."""
-    lines = []
-    for kind, plugins in registry.REGISTRIES.items():
-        for name in plugins:
-            doc = (plugins[name].__doc__ or "").strip().split("\n")[0]
-            lines.append(f"{kind + '.' + name:<28}{doc}")
-    return "\n".join(lines)
+    docs = {
+        f"{kind}.{name}": (plugins[name].__doc__ or "").strip().split("\n")[0]
+        for kind, plugins in registry.REGISTRIES.items()
+        for name in plugins
+    }
+    width = max(map(len, docs))
+    return "\n".join(f"{selector:<{width}}  {doc}" for selector, doc in docs.items())
 
 
 def help_text() -> str:

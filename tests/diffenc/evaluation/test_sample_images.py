@@ -233,7 +233,7 @@ def test_an_ode_says_once_that_it_is_not_the_model(tiny, params, warnings, name,
     for _ in range(2):
         images.draw(params)
     assert len(warnings) == count
-    assert all(f"sample.sampler = {name} takes the encoder's slope" in line for line in warnings)
+    assert all(f"sample.sampler = {name} takes the generative mean to know" in line for line in warnings)
 
 
 @pytest.mark.slow
