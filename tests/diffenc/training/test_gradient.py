@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc.core.model import UNIFORM, Draws, Model, Terms, draw_noise
+from diffenc.core.model import UNIFORM, Draws, Losses, Model, Terms, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
@@ -24,8 +24,15 @@ KEY = jax.random.key(5)
 LEVELS = jnp.asarray(np.random.default_rng(0).integers(0, 5, (BATCH, 4, 4, 1)).astype(np.uint8))
 
 
+class BoundAlone(Model):
+    """A model whose losses are its `elbo`."""
+
+    def losses(self, *args, **options):
+        return Losses(self.elbo(*args, **options), {})
+
+
 @dataclasses.dataclass(frozen=True)
-class Stub(Model):
+class Stub(BoundAlone):
     """Three layers on the images and all that is drawn with them; `latent` tells what dropout is drawn from."""
 
     def init(self, key, image_shape):

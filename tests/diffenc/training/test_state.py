@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffenc.core.model import Model, Terms, draw_noise
+from diffenc.core.model import Losses, Model, Terms, draw_noise
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
@@ -21,8 +21,15 @@ from diffenc_plugins.networks import UNet
 RATE, NUM_DIMS, BATCH = 2.0, 16, 4
 
 
+class BoundAlone(Model):
+    """A model whose losses are its `elbo`."""
+
+    def losses(self, *args, **options):
+        return Losses(self.elbo(*args, **options), {})
+
+
 @dataclasses.dataclass(frozen=True)
-class Quadratic(Model):
+class Quadratic(BoundAlone):
     """-ELBO of an image: half its squared distance to w, and a constant."""
 
     def init(self, key, image_shape):

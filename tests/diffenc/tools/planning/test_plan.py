@@ -75,7 +75,13 @@ def test_flops_and_parameters(planned):
         "evaluate": ONE,
         "network": ONE,
     }  # forward and two gradients
-    assert figures["parameters"] == {"encoder": 16 + 16, "network": 256, "schedule": 2, "stochasticity": 0}
+    assert figures["parameters"] == {
+        "encoder": 16 + 16,
+        "network": 256,
+        "schedule": 2,
+        "stochasticity": 0,
+        "generative_mean": 0,
+    }
     assert figures["notes"] == ()
 
 
