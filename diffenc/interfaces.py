@@ -186,6 +186,11 @@ class Stochasticity(Protocol):
 class FittedStochasticity(Stochasticity, Protocol):
     """A clock that --mode=fit_stochasticity measures on a trained model, for `evaluate.stochasticity`."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its values are still to be given."""
+        ...
+
     def given(self, log_snr: Sequence[float], eta_2: Sequence[float]) -> Stochasticity:
         """Returns the clock with these eta^2 between neighbours of `log_snr`, which rise and are one more."""
         ...
@@ -248,7 +253,8 @@ class GenerativeMean(abc.ABC):
       learns_value: a class variable: the value is learned as E[x_phi | z] by itself, so that the probability-flow ODE is
         that of the trained SDE for every encoder.
       needs_encoder: a class variable: `apply` calls `encode`, so that the encoder cannot be thrown away for sampling.
-      auxiliary: a class variable: the names of its losses of what the bound does not train, under which they are logged.
+      auxiliary: a class variable: the names of its losses of what the bound does not train, under which they are logged; each
+        ends in "_loss".
     """
 
     learns_value: ClassVar[bool] = False

@@ -95,7 +95,7 @@ def measure_gradients(
     rows: dict[str, list[np.ndarray]] = {}
     progress = Progress("gradients", num_batches)
     for number in range(num_batches):
-        index = np.random.default_rng(number).choice(len(source), experiment.batch_size)
+        index = np.random.default_rng(number).choice(len(source), experiment.batch_size, replace=False)
         images = images_to_devices(source.__getitems__(index), experiment.model.conditioning, mesh)
         parts = jax.device_get(gradient(params, images, jax.random.key(number)))
         for part, leaves in parts.items():

@@ -25,7 +25,7 @@ def check_conditioning(model: Model, dataset: Dataset) -> None:
             )
     if label is not None and not modules:
         raise UserError(
-            f"Model.conditioning provides each image's {label}, and neither network nor encoder reads it: bind "
+            f"Model.conditioning provides each image's {label}, and neither network, encoder nor generative mean reads it: bind "
             f"network.unet.classes = {dataset.num_classes}, or unbind Model.conditioning"
         )
 
@@ -34,7 +34,7 @@ def check_sample_classes(
     model: Model, dataset: Dataset, classes: tuple[int, ...] | None, guidance: float
 ) -> None:
     """Raises UserError unless images of these classes can be sampled with this guidance."""
-    if not conditioned_modules(model.network):
+    if not model.reverse_modules:
         conditional = {"sample.classes": classes, "sample.guidance": guidance or None}
         for field, value in conditional.items():
             if value is not None:

@@ -209,7 +209,7 @@ class ResolvedSample(Sample):
 @checked("fit")
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Settings of --mode=fit_variance and --mode=fit_schedule, on the checkpoint that evaluation reads.
+    """Settings of --mode=fit_variance, fit_schedule and fit_stochasticity, on the checkpoint that evaluation reads.
 
     Attributes:
       split: the split. A bound fitted on the images it is stated for would be too good: leave it at "train".

@@ -160,8 +160,15 @@ class Model:
 
     def condition_metadata(self) -> dict[str, Any]:
         """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
-        parts = {"condition": self.network, "encoder_condition": self.encoder}
-        return {key: self.conditioning.label for key, part in parts.items() if conditioned_modules(part)}
+        modules = {"condition": self.reverse_modules, "encoder_condition": conditioned_modules(self.encoder)}
+        return {key: self.conditioning.label for key, found in modules.items() if found}
+
+    @property
+    def reverse_modules(self) -> list[tuple[str, int]]:
+        """The modules of the reverse process that read the condition (see `conditioned_modules`): without any it is one of p(x)."""
+        mean = self.generative_mean
+        encoder = conditioned_modules(self.encoder) if mean.needs_encoder else []
+        return [*conditioned_modules(self.network), *conditioned_modules(mean), *encoder]
 
     def path_metadata(self) -> dict[str, Any]:
         """Returns what a record of this model must state of its path; nothing on the paper's, as records from before."""
@@ -228,7 +235,7 @@ class Model:
         log_snr: LogSNR,
         context: Context = NO_CONTEXT,
     ) -> Data:
-        """Returns x_hat, the estimate of x_phi given `z`.
+        """Returns x_hat, the estimate of x_phi given `z`; of x itself for a mean that runs the encoder on it.
 
         Its error x_hat - x_phi loses digits where sigma vanishes: `x_hat_error` does not.
         """
@@ -263,11 +270,19 @@ class Model:
         return BoundMean(self.generative_mean, params.get("generative_mean", {}), prepare, context)
 
     def estimate(
-        self, params: Params, z: Data, interval: Interval, context: Context = NO_CONTEXT
+        self,
+        params: Params,
+        z: Data,
+        interval: Interval,
+        context: Context = NO_CONTEXT,
+        encoder_context: Context | None = None,
     ) -> Estimate:
-        """Returns what the reverse process takes x_phi and its slope to be over a step from `z`."""
+        """Returns what the reverse process takes x_phi and its slope to be over a step from `z`.
+
+        The contexts are those of `bind_mean`.
+        """
         x_hat = partial(self.denoise, params, context=context)
-        return self.bind_mean(params, context).estimator(x_hat)(z, interval)
+        return self.bind_mean(params, context, encoder_context).estimator(x_hat)(z, interval)
 
     def elbo(
         self,

@@ -132,7 +132,7 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 
     With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
     sigma x_hat = alpha eps - sigma x_phi - e / sigma, for any parameterization. `expected` is the v_hat with zero
-    loss (to first order in e, where the generative mean is not affine in x_hat). With a slope kappa x_hat it has
+    loss; not stated of a generative mean that runs the encoder. With a slope kappa x_hat it has
     e = (dx_phi/dlambda - kappa x_phi) / (G + kappa), where G = (1 + eta^2) / 2 is 1 on the paper's path.
     At t -> 1 it is -(G x_phi + dx_phi/dlambda) / (G + kappa); where x_hat is near x_phi too, that is
     -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
@@ -180,7 +180,8 @@ def v_and_expectations(
         return step_error(step.interval, mean.error(error, step.truth, z, step.interval))
 
     at_x_phi, per_error = jax.jvp(loss_root, (jnp.zeros_like(error),), (jnp.ones_like(error),))
-    best_error = -at_x_phi / per_error
+    unknown = model.generative_mean.needs_encoder  # its loss at a pixel depends on x_hat at others
+    best_error = jnp.full_like(error, jnp.nan) if unknown else -at_x_phi / per_error
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
     return {

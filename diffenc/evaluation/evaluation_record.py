@@ -27,8 +27,9 @@ from diffenc.evaluation.image_error import ByPass, DrawnTimes, PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.evaluation.uncertainty_format import format_estimate
 from diffenc.interfaces import Dataset
-from diffenc.registry import stochasticities, time_samplers
+from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
+from diffenc.workdir.fitted_chains import measured_path
 
 TERMS = Terms._fields
 TIMES = "times"  # in evaluation.npz
@@ -101,7 +102,7 @@ def evaluation_record(
         "stratified": STRATIFIED,
         **pass_metadata(settings),
         **run_metadata(experiment),
-        **measured_path_metadata(experiment),
+        **measured_path(experiment),
         "step": step,
         "num_params": num_params,
         **fitted_on,
@@ -135,17 +136,6 @@ def model_metadata(experiment: Experiment) -> dict[str, Any]:
     """
     depth = {TRAINED_AT: experiment.num_timesteps} if experiment.num_timesteps else {}
     return {**experiment.model.path_metadata(), **depth}
-
-
-def measured_path_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Returns what a record of a bound states of its path where it is not that of training, and that of training."""
-    chosen, trained = experiment.evaluate.stochasticity, experiment.model.stochasticity
-    if chosen in (None, trained):
-        return {}
-    return {
-        "stochasticity": stochasticities.spell(chosen),
-        "trained_stochasticity": stochasticities.spell(trained),
-    }
 
 
 def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from diffenc.evaluation.batches import (
 from diffenc.evaluation.evaluated_bound import evaluated_bound
 from diffenc.evaluation.evaluation_record import TERMS, ElboTerms
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
-from diffenc.evaluation.measured_path import measured_model
+from diffenc.evaluation.measured_path import measured_model, warn_if_fitted_on_another
 from diffenc.interfaces import Dataset, Images, Params
 from diffenc.workdir import loss_curves
 
@@ -55,6 +55,7 @@ class Evaluator:
         self.num_dims = int(np.prod(dataset.image_shape))
         precision = network_precision(experiment)
         self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
+        warn_if_fitted_on_another(self._bound.fitted_on, self._path_of)
         sample_times, self._curve_of = loss_curves.bind_curve(settings.time_sampler, workdir)
         terms = partial(batch_terms, model, dataset.num_levels, self._bound.rule, sample_times)
         self._terms = compile_on_mesh(mesh, terms)

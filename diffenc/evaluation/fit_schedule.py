@@ -24,7 +24,7 @@ from diffenc.core.model import Model
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
-from diffenc.evaluation.evaluation_record import measured_path_metadata, model_metadata
+from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.restore import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
@@ -34,6 +34,7 @@ from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import variances
 from diffenc.workdir import fitted_chains
+from diffenc.workdir.fitted_chains import measured_path
 from diffenc.workdir.mirror import on_local_copy
 
 CACHE = "costs.npz"
@@ -76,14 +77,14 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     check_variance(settings.variance)
     check_num_timesteps(network_precision(experiment), num_steps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    origin = fitted_chains.fit_origin(experiment, step)
     model, path_of = measured_model(experiment, workdir, step)
+    origin = fitted_chains.fit_origin(experiment, step) | fitted_chains.path_origin(experiment, path_of)
 
     def measure() -> StepCosts:
         fit = resolve_batch_size(experiment.fit, experiment.batch_size)
         return measure_step_costs(model, dataset, fit, mesh, ema)
 
-    costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, {**origin, **path_of}, measure)
+    costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, origin, measure)
     num_dims = int(np.prod(dataset.image_shape))
     log_snr_of = exact_log_snr(model, ema)
     best, equal = (
@@ -97,7 +98,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         **{f"bpd_diffusion_{name}": value * to_bits for name, value in nats.items()},
         "num_images": costs.num_images,
         **model_metadata(experiment),
-        **measured_path_metadata(experiment),
+        **measured_path(experiment),
         **path_of,
         "times_of": origin,
         "excess_of": origin,

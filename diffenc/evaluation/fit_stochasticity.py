@@ -9,6 +9,8 @@ taken to be constant in each. The bound on the fitted path is that of another mo
 """
 
 import dataclasses
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,10 @@ from diffenc.core.gaussian import diffuse, sum_data, sum_squares
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.objective import continuous, step_error, step_index
 from diffenc.core.pixels import scale_pixels
-from diffenc.errors import UserError
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import log_snr_at, measure_bins
 from diffenc.evaluation.evaluation_record import model_metadata
+from diffenc.evaluation.measured_path import check_other_path
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import sum_errors
 from diffenc.interfaces import Context, Dataset, Images, Params, PerExample
@@ -44,21 +46,19 @@ def fit_stochasticity(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measures eta^2 in bins of t on the images of `fit`, and writes it to the workdir; returns the record.
 
     Raises:
-      UserError: there is no run, it was trained at T steps, or a bin was drawn less than twice.
+      UserError: there is no run, it serves the path of training alone, or a bin was drawn less than twice.
     """
-    if experiment.num_timesteps:
-        raise UserError(
-            f"--mode=fit_stochasticity: the run was trained at T = {experiment.num_timesteps}, and its network serves those "
-            "steps alone; bind Model.stochasticity = @stochasticity.learned() in training"
-        )
+    check_other_path(experiment)
     mesh, dataset = data_mesh(experiment.mesh), experiment.dataset
     ema, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     fit = resolve_batch_size(experiment.fit, experiment.batch_size)
     fit = dataclasses.replace(fit, passes=fit.passes * fit.times_per_image, times_per_image=1)
+    found = path_record(experiment.model, dataset, fit, mesh, ema)
+    digest = hashlib.sha256(json.dumps([found["log_snr"], found["eta_2"]]).encode()).hexdigest()[:16]
     record = {
-        **path_record(experiment.model, dataset, fit, mesh, ema),
+        **found,
         **model_metadata(experiment),
-        "path_of": fitted_chains.fit_origin(experiment, step),
+        "path_of": {**fitted_chains.fit_origin(experiment, step), "digest": digest},
     }
     fitted_paths.save_path(workdir, record)
     logging.info(

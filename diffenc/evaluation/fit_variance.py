@@ -26,7 +26,7 @@ from diffenc.evaluation.batches import (
     map_batches,
     resolve_batch_size,
 )
-from diffenc.evaluation.evaluation_record import measured_path_metadata, model_metadata
+from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.evaluation.streaming_stats import StreamingMean
@@ -34,6 +34,7 @@ from diffenc.interfaces import Images, Key, Params, PerExample, Times
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
 from diffenc.workdir import fitted_chains
+from diffenc.workdir.fitted_chains import measured_path
 from diffenc.workdir.mirror import on_local_copy
 
 
@@ -51,6 +52,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     check_num_timesteps(network_precision(experiment), num_timesteps)
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     model, path_of = measured_model(experiment, workdir, step)
+    on_path = fitted_chains.path_origin(experiment, path_of)
     target = fitted_chains.fit_path(workdir, settings)
     times, fitted_on = equal_times(num_timesteps), {}
     if settings.times != "equal":
@@ -69,10 +71,10 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         "fewest_draws": int(costs.count.min()),
         "num_images": len(batches.source),
         **model_metadata(experiment),
-        **measured_path_metadata(experiment),
+        **measured_path(experiment),
         **fitted_on,
         **path_of,
-        "excess_of": fitted_chains.fit_origin(experiment, step),
+        "excess_of": {**fitted_chains.fit_origin(experiment, step), **on_path},
     }
     saved = fitted_chains.save_fit(target, times, record)
     logging.info(

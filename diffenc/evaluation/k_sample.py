@@ -35,16 +35,16 @@ from diffenc.evaluation.evaluation_record import (
     errors_table,
     image_metadata,
     mean_and_errors,
-    measured_path_metadata,
     pass_metadata,
     run_metadata,
 )
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.measured_path import measured_model
+from diffenc.evaluation.measured_path import measured_model, warn_if_fitted_on_another
 from diffenc.evaluation.restore import restore_for_bound
 from diffenc.interfaces import NO_CONTEXT, Condition, Context, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress
+from diffenc.workdir.fitted_chains import measured_path
 from diffenc.workdir.mirror import on_local_copy
 
 KEYS = ("bpd_k_sample", "bpd_1_sample", "bpd_gain")
@@ -214,6 +214,7 @@ def measure_log_weights(
     settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
     precision = network_precision(experiment)
     bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
+    warn_if_fitted_on_another(bound.fitted_on, path_of)
 
     def batch_log_weights(
         bound_params: tuple[Params, Chain], images: Images, key: Key
@@ -246,7 +247,7 @@ def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) ->
         "K": samples,
         **pass_metadata(settings),
         **run_metadata(experiment),
-        **measured_path_metadata(experiment),
+        **measured_path(experiment),
         "step": step,
         **weights.fitted_on,
     }

@@ -25,13 +25,14 @@ from diffenc.files import record_checksum
 from diffenc.registry import stochasticities, time_samplers
 from diffenc.runtime.matmul_precision import products_of_float32
 from diffenc.safe_io import safe_npz
+from diffenc.workdir.fitted_chains import MEASURED_PATH
 from diffenc.workdir.measurements import NPZ
 
 COMPONENTS = {"total": "bpd", "latent": "bpd_latent", "diffusion": "bpd_diffusion", "reconstruction": "bpd_reconstruction"}  # fmt: skip
 # Evaluations that differ in one of these are not comparable in one table.
 COMPARABLE_KEYS = (
     *("split", "T", "times", "variance", "time_sampler", "times_per_image", "passes", "batch_size", "seed"),
-    *("stratified", "precision", "matmul_precision", "prng", "step"),
+    *("stratified", "precision", "matmul_precision", "prng", "step", MEASURED_PATH),
 )
 
 # Required keys of a record, with their types.
@@ -126,24 +127,28 @@ class EvaluationSpec:
       bound: T, in discrete time also times and variance, and the time sampler, as records spell them.
       num_images: None = all of the split.
       seed: of the choice of images where they are not all.
+      measured_path: the path, as records spell it; None = that of training.
     """
 
     split: Any
     bound: Mapping[str, Any]
     num_images: Any = None
     seed: Any = 0
+    measured_path: Any = None
 
 
 def evaluation_spec(settings: ResolvedEvaluate) -> EvaluationSpec:
     """Returns the spec of the evaluation that the settings describe."""
     bound = {**bound_metadata(settings), "time_sampler": time_samplers.spell(settings.time_sampler)}
-    return EvaluationSpec(settings.split, bound, settings.num_images, settings.seed)
+    path = None if settings.stochasticity is None else stochasticities.spell(settings.stochasticity)
+    return EvaluationSpec(settings.split, bound, settings.num_images, settings.seed, path)
 
 
 def matches_spec(record: Record, wanted: EvaluationSpec) -> bool:
     """Returns whether a record has the split, bound and images of `wanted`; missing keys count as equal."""
     return (
         record["split"] == wanted.split
+        and _selector_tokens(record.get(MEASURED_PATH)) == _selector_tokens(wanted.measured_path)
         and all(
             _selector_tokens(value) == _selector_tokens(record.get(key, value))
             for key, value in wanted.bound.items()

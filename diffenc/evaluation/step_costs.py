@@ -187,8 +187,9 @@ class KnotPair(Interval):
 
     def follow(self, encode: EncodeAt) -> Estimate:
         """Returns x_phi and its slope over the step."""
-        x_t, slope = self.tangent.follow(encode)
-        return Estimate(x_t, self.either(slope, self.secant(encode(self.log_snr_s) - x_t)))
+        with jax.default_matmul_precision("highest"):
+            (x_t, slope), x_s = self.tangent.follow(encode), encode(self.log_snr_s)
+        return Estimate(x_t, self.either(slope, self.secant(x_s - x_t)))
 
 
 def measure_step_costs(

@@ -25,6 +25,7 @@ UNCONDITIONAL = "unconditional-image-generation"
 HOW_MEASURED = (
     *(
         "stochasticity",
+        "measured_path",
         "trained_at",
         "times",
         "variance",

@@ -206,7 +206,7 @@ class TrainedModel:
     def _check_inputs(self, images: ArrayInput, labels: ArrayInput) -> tuple[Levels, Int[np.ndarray, " n"]]:
         dataset = self.experiment.dataset
         levels = check_images(images, dataset)
-        is_conditional = any(map(conditioned_modules, (self.model.encoder, self.model.network)))
+        is_conditional = bool(self.model.reverse_modules or conditioned_modules(self.model.encoder))
         return levels, check_labels(labels, len(levels), dataset.num_classes, is_conditional)
 
     def _cached(self, key: Any, make: Any) -> Any:

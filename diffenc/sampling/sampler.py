@@ -65,11 +65,14 @@ def guided(given: Estimator, without: Estimator, weight: float) -> Estimator:
 
 def estimator_of(model: Model, params: Params, condition: Condition | None, guidance: float) -> Estimator:
     """Returns the model's estimates, without dropout; `guided` where the weight `guidance` is not 0."""
-    estimate = partial(model.estimate, params, context=Context(condition))
+    given = Context(condition)
+    estimate = partial(model.estimate, params, context=given)
     if not guidance:
         return estimate
-    dropped = jax.tree.map(jnp.zeros_like, condition)
-    return guided(estimate, partial(model.estimate, params, context=Context(dropped)), guidance)
+    dropped = Context(jax.tree.map(jnp.zeros_like, condition))
+    # an encoder that the mean runs keeps the condition, as in training
+    without = partial(model.estimate, params, context=dropped, encoder_context=given)
+    return guided(estimate, without, guidance)
 
 
 class ReverseChain(NamedTuple):

@@ -142,6 +142,11 @@ def auxiliary_losses_are_declared(plugin: Any) -> None:
         f"its auxiliary losses are {sorted(losses)}, and `auxiliary` declares {sorted(plugin.auxiliary)}",
     )
     for name, loss in losses.items():
+        require(
+            name.endswith("_loss"),
+            plugin,
+            f"its auxiliary loss {name!r} must end in _loss, as no other metric does",
+        )
         require_like(loss, subject.log_snr, plugin, f"the auxiliary loss {name}")
         require_finite(loss, plugin, f"the auxiliary loss {name}")
 

@@ -5,6 +5,7 @@ holds for any times and variances, so a fit to another checkpoint is valid, but 
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -21,11 +22,23 @@ from diffenc.config.settings import ResolvedEvaluate, ResolvedSample, settings_n
 from diffenc.core.discretization import EQUAL, Chain, equal_times, make_chain, require_excess, variance_given
 from diffenc.errors import UserError
 from diffenc.files import atomic, record_checksum
-from diffenc.interfaces import EXCESS, LogSNR, Params, Schedule, Times, Variance, requires
+from diffenc.interfaces import (
+    EXCESS,
+    FittedStochasticity,
+    LogSNR,
+    Params,
+    Schedule,
+    Stochasticity,
+    Times,
+    Variance,
+    requires,
+)
 from diffenc.parallel.distributed import main_process_only
 from diffenc.registry import stochasticities, variances
 
 FOLDER = "fits"
+MAX_SPELLING = 80  # characters of a plugin in a file name
+MEASURED_PATH = "measured_path"  # of records: the path measured on, where it is not that of training
 NO_WORKDIR = "fits and curves stay in the run's workdir: load that, on a disk"
 
 
@@ -69,7 +82,8 @@ def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path
     """
 
     def spell(text: str) -> str:  # without parentheses and commas, which are awkward in file names
-        return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+        name = re.sub(r"[^\w.=-]+", "_", text).strip("_")
+        return name if len(name) <= MAX_SPELLING else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     suffix = (
         "" if settings.times == "equal" else f"_{settings.times}_{spell(variances.spell(settings.variance))}"
@@ -80,7 +94,7 @@ def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path
 
 
 def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
-    """Returns everything on which a fit to the checkpoint of `step` depends, except T and variance."""
+    """Returns everything on which a fit to the checkpoint of `step` depends, except T, variance and path."""
     settings = dataclasses.asdict(experiment.fit)
     # resolved, so that 0 and the same number written out count as one origin
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
@@ -90,22 +104,39 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
         "fit": settings,
         "config_hash": serialize.config_hash(experiment),
         "precision": precision,
-        **measured_on(experiment),
     }
 
 
-def measured_on(experiment: Experiment) -> dict[str, str]:
-    """Returns the path that `evaluate` names as an entry of an origin; nothing where it is that of training."""
-    path = experiment.evaluate.stochasticity
-    return {} if path is None else {"stochasticity": stochasticities.spell(path)}
+def other_path(experiment: Experiment) -> Stochasticity | None:
+    """Returns the path that `evaluate` names; None where it is that of training."""
+    chosen = experiment.evaluate.stochasticity
+    return None if chosen == experiment.model.stochasticity else chosen
+
+
+def measured_path(experiment: Experiment) -> dict[str, str]:
+    """Returns what a record or an origin states of the path measured on; nothing where it is that of training."""
+    path = other_path(experiment)
+    return {} if path is None else {MEASURED_PATH: stochasticities.spell(path)}
+
+
+def path_origin(experiment: Experiment, path_of: dict[str, Any]) -> dict[str, Any]:
+    """Returns what an origin states of the path fitted on; nothing where it is that of training.
+
+    Args:
+      path_of: the origin of a fitted path, {} of any other.
+    """
+    digest = path_of.get("path_of", {}).get("digest")
+    return measured_path(experiment) | ({} if digest is None else {"path": digest})
 
 
 def refuse_fits(settings: ResolvedEvaluate | ResolvedSample) -> None:
     """Raises UserError if settings for use during training need a fit, which only a trained run can have."""
     name = settings_name(settings)
+    path = settings.stochasticity if isinstance(settings, ResolvedEvaluate) else None
     for field, is_fitted in (
         ("times", settings.times != "equal"),
         ("variance", requires(settings.variance, EXCESS)),
+        ("stochasticity", isinstance(path, FittedStochasticity) and path.is_open),
     ):
         if is_fitted:
             raise UserError(

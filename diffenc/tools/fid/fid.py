@@ -24,7 +24,6 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.fid_settings import Fid
 from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import ResolvedSample
-from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
 from diffenc.core.parameters import count_parameters
 from diffenc.core.rng import generator, root_key
@@ -124,7 +123,7 @@ class SampleCache:
             model, dataset, chunk, mesh, workdir, step, trained_at=experiment.num_timesteps
         )
         self._root = root_key(settings.seed, "fid")
-        conditional = bool(conditioned_modules(model.network))
+        conditional = bool(model.reverse_modules)
         self._labels = SampleLabels(dataset, experiment.sample.classes, settings, conditional)
         self.metadata = {
             "step": step,

@@ -51,7 +51,7 @@ def comparison_sheets(
     complete = [(a, b) for a, b in pairs if len(common_seeds(a, b)) >= len(seeds)]
     missing = [_label(a, b) for a, b in pairs if (a, b) not in complete]
     notes = (f"Not tested, as runs are missing: {'; '.join(missing)}.",) if missing else ()
-    return differences_sheet(pairs), tests_sheet(collect_tests(complete), notes)
+    return differences_sheet(pairs), tests_sheet(collect_tests(complete), notes, len(missing))
 
 
 def differences_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
@@ -70,8 +70,12 @@ def _label(a: VariantResults, b: VariantResults) -> str:
     return f"{a.name} − {b.name}"
 
 
-def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str]) -> Sheet:
-    """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test."""
+def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str], untested: int) -> Sheet:
+    """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test.
+
+    Args:
+      untested: comparisons that are still to come, which count among these.
+    """
     level = f"{LEVEL:.0%}"
     heads = (
         "A − B",
@@ -87,24 +91,27 @@ def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str]) -
     rows = (
         _test_row(label, result, corrected)
         for (label, result), corrected in zip(
-            tests, _correct_p_values([one for _, one in tests]), strict=True
+            tests, _correct_p_values([one for _, one in tests], untested), strict=True
         )
     )
     counts = Counter(result.test for _, result in tests if result.two_sided is not None)
-    comparisons = ", ".join(f"{count} by {test}" for test, count in counts.items())
+    comparisons = ", ".join(f"{count + untested} by {test}" for test, count in counts.items())
     holm_note = f"p, Holm: two-sided p corrected for the number of comparisons: {comparisons}."
     notes = (*NOTES, *((holm_note,) if comparisons else ()), *notes)
     return Sheet("tests", "Tests of the total", heads, tuple(rows), notes)
 
 
-def _correct_p_values(results: Sequence[TestResult]) -> list[float | None]:
-    """Returns two-sided p values after Holm's correction, which is applied to the results of each test separately."""
+def _correct_p_values(results: Sequence[TestResult], untested: int) -> list[float | None]:
+    """Returns two-sided p values after Holm's correction, which is applied to the results of each test separately.
+
+    Comparisons still to come count as ones of p = 1.
+    """
     corrected: list[float | None] = [None] * len(results)
     for test in {result.test for result in results}:
         indices = [index for index, result in enumerate(results) if result.test == test]
-        for index, value in zip(
-            indices, holm_correction([results[index].two_sided for index in indices]), strict=True
-        ):
+        p_values = [results[index].two_sided for index in indices]
+        to_come = [None if all(p is None for p in p_values) else 1.0] * untested
+        for index, value in zip(indices, holm_correction([*p_values, *to_come]), strict=False):
             corrected[index] = value
     return corrected
 

@@ -65,13 +65,18 @@ def parse_pairs(texts: Sequence[str], names: Sequence[str]) -> list[tuple[str, s
     Raises:
       UserError: a text does not name two variants.
     """
-    known = {f"{a},{b}": (a, b) for a in names for b in names if a != b}
+    pairs = [(a, b) for a in names for b in names if a != b]
+    chosen = []
     for text in texts:
-        if text not in known:
-            raise UserError(
-                f"--compare={text}: must be two of the variants {' '.join(names)}, with a comma between"
-            )
-    return [known[text] for text in texts] or [(other, names[0]) for other in names[1:]]
+        found = [pair for pair in pairs if ",".join(pair) == text]
+        if not found:
+            known = " ".join(names)
+            raise UserError(f"--compare={text}: must be two of the variants {known}, with a comma between")
+        if len(found) > 1:
+            meanings = " or ".join(map(" with ".join, found))
+            raise UserError(f"--compare={text}: can be {meanings}; rename a --variant")
+        chosen += found
+    return chosen or [(other, names[0]) for other in names[1:]]
 
 
 def select_executor(args: argparse.Namespace, folder: Path) -> Execute:

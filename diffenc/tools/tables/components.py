@@ -64,7 +64,7 @@ def _make_sheets(lines: Sequence[TableLine], with_paper: bool) -> Iterator[Sheet
         yield comparison.differences_sheet(evaluated)
     tests = comparison.collect_tests(evaluated) + [_paper_test(a, b) for a, b in pairs if with_paper]
     if tests:
-        yield comparison.tests_sheet(tests, ())
+        yield comparison.tests_sheet(tests, (), 0)
 
 
 _HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")

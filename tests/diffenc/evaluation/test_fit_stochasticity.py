@@ -16,8 +16,8 @@ from diffenc.evaluation.fit_stochasticity import BINS, fit_stochasticity, path_r
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 from diffenc_plugins.encoders import Identity, Nontrainable
-from diffenc_plugins.generative_means import VDM, Counterterm
-from diffenc_plugins.stochasticities import Constant, Fitted, Learned
+from diffenc_plugins.generative_means import VDM, Counterterm, TwoHeads
+from diffenc_plugins.stochasticities import Constant, Fitted, Learned, Markov
 from diffenc_plugins.variances import Fitted as FittedVariance
 
 FIT = Fit(batch_size=8, passes=20)
@@ -76,15 +76,15 @@ def test_what_is_fitted_serves_evaluation_and_its_record_says_so(measuring, work
     predicted = fit["bpd_diffusion_trained"] - fit["bpd_diffusion_fitted"]
     assert predicted > 0
     assert gain == pytest.approx(predicted, rel=0.3)
-    assert "stochasticity" not in trained
-    assert (fitted["stochasticity"], fitted["trained_stochasticity"]) == ("fitted", "markov")
-    assert fitted["path_of"]["step"] == 60
+    assert "measured_path" not in trained
+    assert fitted["measured_path"] == "fitted"
+    assert fitted["path_of"] == fit["path_of"]
+    assert (fit["path_of"]["step"], "measured_path" in fit["path_of"]) == (60, False)
 
 
 def test_a_given_path_is_measured_without_a_fit(measuring, tmp_path):
     record = measuring(commands.evaluate, stochasticity=Constant(0.8))
-    assert record["stochasticity"] == "constant(eta=0.8)"
-    assert record["trained_stochasticity"] == "markov"
+    assert record["measured_path"] == "constant(eta=0.8)"
     assert "path_of" not in record
     assert record["bpd"] > measuring(commands.evaluate)["bpd"]
 
@@ -97,11 +97,11 @@ def test_chains_on_another_path_have_fits_of_their_own(measuring, workdir):
     assert np.all(plain["excess"] != other["excess"])
     assert (workdir / "fits" / "T4_on_constant_eta=0.8.json").is_file()
     measured = measuring(commands.evaluate, variance=FittedVariance(), **on_path)
-    assert measured["excess_of"]["stochasticity"] == "constant(eta=0.8)"
+    assert measured["excess_of"]["measured_path"] == "constant(eta=0.8)"
     times = measuring(fit_schedule.fit_schedule, **on_path)
-    assert times["stochasticity"] == "constant(eta=0.8)"
+    assert times["measured_path"] == "constant(eta=0.8)"
     chains = measuring(k_sample.k_sample, **on_path)
-    assert chains["trained_stochasticity"] == "markov"
+    assert chains["measured_path"] == "constant(eta=0.8)"
 
 
 def test_a_path_with_parameters_was_not_trained(measuring):
@@ -122,8 +122,46 @@ def test_without_a_fit_the_mode_that_makes_one_is_named(tiny, tmp_path):
 
 
 def test_a_model_of_t_steps_has_no_path_in_continuous_time(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"trained at T = 3, .*stochasticity\.learned\(\) in training"):
+    with pytest.raises(UserError, match=r"trained at T = 3, .*bind Model\.stochasticity in training"):
         fit_stochasticity(tiny(num_timesteps=3), tmp_path)
+
+
+def test_two_heads_serve_the_path_of_training_alone(tiny, tmp_path):
+    model = dataclasses.replace(tiny().model, generative_mean=TwoHeads(tiny().model.network))
+    with pytest.raises(
+        UserError, match=r"generative_mean\.two_heads takes its slope from the sum that was trained"
+    ):
+        fit_stochasticity(tiny(model=model), tmp_path)
+
+
+def test_values_bound_by_hand_need_no_fit(measuring, workdir):
+    path = Fitted((-6.0, 0.0, 7.0), (0.9, 1.0))
+    record = measuring(commands.evaluate, stochasticity=path)
+    assert "path_of" not in record
+    assert record["measured_path"].startswith("fitted(log_snr=(-6.0, 0.0, 7.0)")
+
+
+def test_the_path_of_training_by_its_name_is_no_other_path(measuring):
+    named = measuring(commands.evaluate, stochasticity=Markov())
+    assert "measured_path" not in named
+    assert named["bpd"] == measuring(commands.evaluate)["bpd"]
+
+
+def test_variances_of_a_path_that_was_fitted_again_are_warned_of(measuring, caplog):
+    settings = {"num_timesteps": 4, "stochasticity": Fitted(), "variance": FittedVariance()}
+    measuring(fit_stochasticity)
+    measuring(fit_variance.fit_variance, **settings)
+    with caplog.at_level("WARNING", logger="absl"):
+        measuring(commands.evaluate, **settings)
+        assert "on another path" not in caplog.text
+        measuring(fit_stochasticity, dataclasses.replace(FIT, seed=1))
+        measuring(commands.evaluate, **settings)
+    assert "fitted on another path than fits/path.json now has" in caplog.text
+
+
+def test_a_fitted_path_is_not_for_evaluations_in_training(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.stochasticity: fits need a trained run"):
+        loop.train(tiny(evaluate_every=2, evaluate=Evaluate(stochasticity=Fitted())), tmp_path)
 
 
 def test_it_is_not_trained_with(tiny, tmp_path):

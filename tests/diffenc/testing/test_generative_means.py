@@ -69,6 +69,15 @@ class Undeclared(Fine):
         return {"other": log_snr}
 
 
+class Misnamed(Fine):
+    """Has a loss that would pass for another metric."""
+
+    auxiliary: ClassVar[tuple[str, ...]] = ("bpd",)
+
+    def auxiliary_losses(self, error, x_hat_error, log_snr):
+        return {"bpd": log_snr}
+
+
 class Missing(Fine):
     """Declares a loss that it does not have."""
 
@@ -91,6 +100,7 @@ FAULTS = [
     (checks.errors_are_differences, Curved(), "`error` is not `apply` less the truth over a tangent"),
     (checks.the_bound_determines_x_hat, Against(), "does not rise with x_hat"),
     (checks.auxiliary_losses_are_declared, Undeclared(), r"are \['other'\], and `auxiliary` declares \[\]"),
+    (checks.auxiliary_losses_are_declared, Misnamed(), "must end in _loss"),
     (checks.auxiliary_losses_are_declared, Missing(), r"are \[\], and `auxiliary` declares \['gone'\]"),
 ]
 

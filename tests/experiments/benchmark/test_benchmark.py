@@ -27,7 +27,13 @@ def rows(part, figures):
 def test_the_step(subject, monkeypatch):
     monkeypatch.setattr(steps.accelerators, "measure_flops", {"float32": 1e9, "bfloat16": 2e9}.__getitem__)
     found = steps.measure_step(subject)
-    assert found["parameters"] == {"encoder": 32, "network": 256, "schedule": 2, "stochasticity": 0}
+    assert found["parameters"] == {
+        "encoder": 32,
+        "network": 256,
+        "schedule": 2,
+        "stochasticity": 0,
+        "generative_mean": 0,
+    }
     assert found["flops_per_image"]["counted"] == 6 * ONE
     assert found["flops_per_image"]["xla"] > 6 * ONE  # with what is element by element
     assert set(found["build_seconds"]) == {"trace", "lower", "compile"}

@@ -178,3 +178,7 @@ def test_pairs_are_those_named_or_each_with_the_first():
             UserError, match=rf"--compare={text}: must be two of the variants one two,b=1 three"
         ):
             parse_pairs([text], names)
+    with pytest.raises(
+        UserError, match=r"--compare=x,y,z: can be x with y,z or x,y with z; rename a --variant"
+    ):
+        parse_pairs(["x,y,z"], ["x", "x,y", "z", "y,z"])
