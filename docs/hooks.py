@@ -24,7 +24,7 @@ CLASSES = "<!-- classes of plugins -->"
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of experiments/, and the pictures they show, where links in the checkout lead to them."""
     for path in sorted((ROOT / "experiments").rglob("*")):
-        if path.suffix in (".md", ".png"):
+        if path.suffix in (".md", ".png") and "records" not in path.parts:
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files

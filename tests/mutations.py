@@ -106,7 +106,7 @@ FAULTS = (
         "diffenc/core/objective.py",
         "scale(interval.value_weight, error.value) + error.slope",
         "scale(interval.value_weight, error.slope) + error.value",
-        (OBJECTIVE,),
+        (STOCHASTICITY,),
     ),
     Fault(
         "w applied twice",
