@@ -4,13 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffenc.core.gaussian import sigma_squared
-from diffenc.errors import UserError
 from diffenc.interfaces import Data, Interval, Key, LogSNR, Params, PerExample, ProportionalMean
 from diffenc.registry import generative_means
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.knots import check_knots, from_knots
 
 
 @generative_means.register("learned_counterterm")
@@ -32,17 +30,15 @@ class LearnedCounterterm(ProportionalMean):
     knots: int = 7
 
     def __post_init__(self):
-        check_ends("generative_mean.learned_counterterm", self.log_snr_max, self.log_snr_min)
-        if self.knots < 2:
-            raise UserError(f"generative_mean.learned_counterterm.knots = {self.knots}: must be at least 2")
+        name = "generative_mean.learned_counterterm"
+        check_knots(name, self.log_snr_max, self.log_snr_min, self.knots)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
         return {"log_m": jnp.zeros(self.knots)}
 
     def kappa(self, params: Params, interval: Interval) -> PerExample:
-        knots = np.linspace(self.log_snr_min, self.log_snr_max, self.knots)
-        width = 0.5 * float(knots[1] - knots[0])
-        steps = jax.nn.sigmoid((interval.log_snr[:, None] - jnp.asarray(knots, jnp.float32)[None]) / width)
+        distance, _ = from_knots(interval.log_snr, self.log_snr_min, self.log_snr_max, self.knots)
+        steps = jax.nn.sigmoid(distance)
         bumps = jnp.concatenate([jnp.ones_like(steps[:, :1]), steps[:, :-1]], axis=1) - steps
         m = jnp.exp(jnp.sum(bumps * params["log_m"][None], axis=1))  # no matrix product, for its digits
         return interval.stretch * m * sigma_squared(interval.log_snr)

@@ -3,12 +3,10 @@
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 
-from diffenc.errors import UserError
 from diffenc.interfaces import Key, LogSNR, Params
 from diffenc.registry import stochasticities
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.knots import check_knots, from_knots
 from diffenc_plugins.stochasticities.builtin import softplus_rise
 
 
@@ -32,17 +30,13 @@ class Learned:
     knots: int = 7
 
     def __post_init__(self):
-        check_ends("stochasticity.learned", self.log_snr_max, self.log_snr_min)
-        if self.knots < 2:
-            raise UserError(f"stochasticity.learned.knots = {self.knots}: must be at least 2")
+        check_knots("stochasticity.learned", self.log_snr_max, self.log_snr_min, self.knots)
 
     def init(self, key: Key) -> Params:
         return {"log_eta_2": jnp.zeros(self.knots)}
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
-        knots = np.linspace(self.log_snr_min, self.log_snr_max, self.knots)
-        width = 0.5 * float(knots[1] - knots[0])
-        low = (log_snr_t[:, None] - jnp.asarray(knots, log_snr_t.dtype)[None]) / width
+        low, width = from_knots(log_snr_t, self.log_snr_min, self.log_snr_max, self.knots)
         rise = ((log_snr_s - log_snr_t) / width)[:, None]
         # the integrals of S_0 = 1, S_1, ..., S_K over the step, in units of the width; pieces that lose digits are small ones
         integrals = jnp.concatenate([rise, softplus_rise(low, rise)], axis=1)
