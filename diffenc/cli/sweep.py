@@ -8,10 +8,10 @@
   python -m diffenc.sweep --gin_file=gin/mnist_diffenc_8_2.gin --seeds=5 \\
       --variant=gin/learned_endpoints.gin --variant=gin/learned_path.gin --compare=learned_path,learned_endpoints
 
-Repeated --grid flags multiply, with each other and with --variant. Each run is trained and then evaluated in OUTPUT/VARIANT/seed_K, a workdir of
-diffenc.run; its output is in seed_K.log next to it. With the same seed all variants see the same data order, times and
-noise, and all are evaluated on the same draws, so differences between variants vary less than their bits/dim. A run
-that fails does not stop the others. The same command resumes a sweep: it runs only what is missing, all variants of one
+Repeated --grid flags multiply, with each other and with --variant. Each run is trained and then evaluated in
+OUTPUT/VARIANT/seed_K, a workdir of diffenc.run; its output is in seed_K.log next to it. With the same seed all variants
+see the same data order, times and noise, and all are evaluated on the same draws, so differences between variants vary
+less than their bits/dim. A run that fails does not stop the others. The same command resumes a sweep: it runs only what is missing, all variants of one
 seed first; of a run that was evaluated, no checkpoint is needed. The results, and paired differences from the first
 variant or those of --compare, are written to OUTPUT: table.md, table.tex, *.csv. A comparison is tested, and given a p,
 when all its runs are there; p is corrected for the number of comparisons.

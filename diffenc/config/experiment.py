@@ -174,8 +174,8 @@ class Experiment:
 
     @property
     def trained(self) -> Depth:
-        """The depth of the model that is trained."""
-        return Depth(self.num_timesteps, self.variance)
+        """The depth of the model that is trained, and its path."""
+        return Depth(self.num_timesteps, self.variance, self.model.stochasticity)
 
     def init_params(self, key: Key) -> Params:
         """Returns the parameters of the model, and as "variance" those of a learned variance (see `Model.init`)."""
@@ -225,7 +225,7 @@ class Experiment:
         )
         # both check themselves
         for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():
-            steps = Depth(settings.num_timesteps, settings.variance)
+            steps = self.trained._replace(num_timesteps=settings.num_timesteps, variance=settings.variance)
             require(
                 not isinstance(settings.variance, LearnedVariance)
                 or (steps == self.trained and settings.times == "equal"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import UNIFORM
+from diffenc.core.stochasticity import MARKOV
 from diffenc.errors import UserError, nearest
 from diffenc.fields.checked import checked
 from diffenc.interfaces import SPLITS, Stochasticity, TimeSampler, Variance
@@ -74,7 +75,7 @@ def check_times(name: str, times: str) -> None:
 
 
 class Depth(NamedTuple):
-    """The depth of a model.
+    """The depth of a model, and the path on which it was trained.
 
     Attributes:
       num_timesteps: T; 0 = continuous time.
@@ -83,6 +84,7 @@ class Depth(NamedTuple):
 
     num_timesteps: int
     variance: Variance
+    stochasticity: Stochasticity = MARKOV
 
 
 def _fill(settings: "Evaluate | Sample", trained: Depth, usual: int) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Evaluate:
       variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, else equal.
       time_sampler: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
       stochasticity: the path on which the bound is measured; None = that of training. The bound holds on any path, and its
-        records state both; sampling follows the path of training.
+        records state another one as `measured_path`; sampling follows the path of training.
     """
 
     split: str = "test"
@@ -143,12 +145,14 @@ class Evaluate:
 
     def resolve(self, trained: Depth) -> "ResolvedEvaluate":
         """Returns the settings for a model trained at the depth `trained`."""
-        return ResolvedEvaluate(**{**vars(self), **_fill(self, trained, trained.num_timesteps)})
+        other_path = None if self.stochasticity == trained.stochasticity else self.stochasticity
+        filled = _fill(self, trained, trained.num_timesteps)
+        return ResolvedEvaluate(**{**vars(self), **filled, "stochasticity": other_path})
 
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedEvaluate(Evaluate):
-    """Settings of `evaluate` with T and the variance known."""
+    """Settings of `evaluate` with T and the variance known; `stochasticity` is None where it is that of training."""
 
     num_timesteps: int = 0
     variance: Variance = EQUAL

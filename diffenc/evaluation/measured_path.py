@@ -13,7 +13,6 @@ from diffenc.errors import UserError
 from diffenc.interfaces import FittedStochasticity
 from diffenc.registry import selector_of
 from diffenc.workdir import fitted_paths
-from diffenc.workdir.fitted_chains import other_path
 
 
 def measured_model(
@@ -27,7 +26,7 @@ def measured_model(
     Raises:
       UserError: the path has parameters, which were not trained, it was not fitted, or the model is of one path alone.
     """
-    model, chosen = experiment.model, other_path(experiment)
+    model, chosen = experiment.model, experiment.evaluation.stochasticity
     if chosen is None:
         return model, {}
     check_other_path(experiment)

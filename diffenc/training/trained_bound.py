@@ -52,7 +52,7 @@ def check_trained_bound(experiment: Experiment) -> None:
 
 def trained_bound(experiment: Experiment) -> TrainedBound:
     """Returns the bound that the experiment trains; at T > 0 all parameters of the schedule have its gradient."""
-    model, (num_timesteps, variance) = experiment.model, experiment.trained
+    model, num_timesteps, variance = experiment.model, experiment.num_timesteps, experiment.variance
     if num_timesteps == 0:
         return TrainedBound(model, lambda params: continuous)
     times = equal_times(num_timesteps)

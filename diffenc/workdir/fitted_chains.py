@@ -28,7 +28,6 @@ from diffenc.interfaces import (
     LogSNR,
     Params,
     Schedule,
-    Stochasticity,
     Times,
     Variance,
     requires,
@@ -107,15 +106,9 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def other_path(experiment: Experiment) -> Stochasticity | None:
-    """Returns the path that `evaluate` names; None where it is that of training."""
-    chosen = experiment.evaluate.stochasticity
-    return None if chosen == experiment.model.stochasticity else chosen
-
-
 def measured_path(experiment: Experiment) -> dict[str, str]:
     """Returns what a record or an origin states of the path measured on; nothing where it is that of training."""
-    path = other_path(experiment)
+    path = experiment.evaluation.stochasticity
     return {} if path is None else {MEASURED_PATH: stochasticities.spell(path)}
 
 
