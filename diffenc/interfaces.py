@@ -244,6 +244,22 @@ class Interval(abc.ABC):
         """Returns value and slope of x_phi as a function of lambda."""
 
 
+class StepInputs(NamedTuple):
+    """What a generative mean is given of a step besides the network's x_hat.
+
+    Attributes:
+      z: z_t.
+      interval: where the step leads.
+      encode: x -> value and slope of its x_phi over this step, by the model's encoder.
+      context: what the mean's own networks are given.
+    """
+
+    z: Data
+    interval: Interval
+    encode: Callable[[Data], Estimate]
+    context: Context
+
+
 class GenerativeMean(abc.ABC):
     """What the reverse process takes x_phi and its slope to be, given the network's x_hat [17].
 
@@ -266,33 +282,12 @@ class GenerativeMean(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def apply(
-        self,
-        params: Params,
-        x_hat: Data,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
-        """Returns the estimates for the step `interval`, from the network's `x_hat` at `z`.
+    def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
+        """Returns the estimates over a step, from the network's `x_hat`."""
 
-        Args:
-          encode: x -> value and slope of its x_phi over this step, by the model's encoder.
-        """
-
-    def error(
-        self,
-        params: Params,
-        x_hat_error: Data,
-        truth: Estimate,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`, the encoder's own."""
-        made = self.apply(params, truth.value + x_hat_error, z, interval, encode, context)
+        made = self.apply(params, truth.value + x_hat_error, step)
         return jax.tree.map(jnp.subtract, made, truth)
 
     def auxiliary_losses(self, error: Estimate, x_hat_error: Data, log_snr: LogSNR) -> dict[str, PerExample]:
@@ -307,20 +302,11 @@ class GenerativeMean(abc.ABC):
 class AffineMean(GenerativeMean):
     """Base class of means that are affine in x_hat. Their errors keep their digits in float32 where sigma vanishes."""
 
-    def error(
-        self,
-        params: Params,
-        x_hat_error: Data,
-        truth: Estimate,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`: A e + b + (A x_phi - truth), nothing large cancels."""
 
         def at(x_hat: Data) -> Estimate:
-            return self.apply(params, x_hat, z, interval, encode, context)
+            return self.apply(params, x_hat, step)
 
         dtype = jnp.result_type(x_hat_error, truth.value)
         constant, linear = jax.linearize(at, jnp.zeros(x_hat_error.shape, dtype))
@@ -340,17 +326,9 @@ class ProportionalMean(AffineMean):
     def kappa(self, params: Params, interval: Interval) -> PerExample:
         """Returns the slope of the step over x_hat: `interval.stretch` times d log x_phi / d lambda, to first order."""
 
-    def apply(
-        self,
-        params: Params,
-        x_hat: Data,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns (x_hat, kappa x_hat)."""
-        kappa = self.kappa(params, interval)
+        kappa = self.kappa(params, step.interval)
         return Estimate(x_hat, kappa.reshape(kappa.shape + (1,) * (x_hat.ndim - 1)) * x_hat)
 
 

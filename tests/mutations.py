@@ -118,8 +118,8 @@ FAULTS = (
     Fault(
         "the encoder not stopped in the second head",
         "plugins/generative_means/two_heads.py",
-        "*jax.lax.stop_gradient((z, interval.log_snr))",
-        "z, interval.log_snr",
+        "*jax.lax.stop_gradient((step.z, interval.log_snr))",
+        "step.z, interval.log_snr",
         (MEANS,),
     ),
     Fault(
@@ -560,8 +560,8 @@ FAULTS = (
     Fault(
         "training at T: measured in continuous time unless told",
         "diffenc/config/settings.py",
-        "**_fill(self, trained, trained.num_timesteps)",
-        "**_fill(self, trained, 0)",
+        "filled = _fill(self, trained, trained.num_timesteps)",
+        "filled = _fill(self, trained, 0)",
         ("tests/diffenc/config/test_depth.py",),
     ),
     Fault(

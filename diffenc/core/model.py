@@ -269,6 +269,22 @@ class Model:
         prepare = partial(self.prepare, params, context=encoder_context or context)
         return BoundMean(self.generative_mean, params.get("generative_mean", {}), prepare, context)
 
+    def estimate_error(
+        self,
+        params: Params,
+        step: objective.Step,
+        eps: Data,
+        context: Context = NO_CONTEXT,
+        encoder_context: Context | None = None,
+    ) -> tuple[Estimate, Data]:
+        """Returns the errors of `estimate` and of x_hat at z = alpha x_phi + sigma eps, exact in float32.
+
+        The contexts are those of `bind_mean`.
+        """
+        network = partial(self.predict, params, context=context)
+        mean = self.bind_mean(params, context, encoder_context)
+        return objective.estimate_error(step, eps, network, self.parameterization, mean)
+
     def estimate(
         self,
         params: Params,
@@ -337,15 +353,13 @@ class Model:
         encoder_context = Context(condition, encoder_keys)
         network_context = Context(network_condition, network_keys)
         encode = self.prepare(params, x, encoder_context)
-        network = partial(self.predict, params, context=network_context)
-        mean = self.bind_mean(params, network_context, encoder_context)
         log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
         log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
         # two calls, for a vmap over the ends would gather a batch that is split over devices
         x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
         pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
         step = step_rule(encode, log_snr_at, increment, draws.t)
-        error, x_hat_error = objective.estimate_error(step, draws.eps, network, self.parameterization, mean)
+        error, x_hat_error = self.estimate_error(params, step, draws.eps, network_context, encoder_context)
         terms = Terms(
             reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
             latent=objective.latent_loss(x_phi_1, log_snr_1),

@@ -5,7 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from diffenc.core.interval import EncodeAt
-from diffenc.interfaces import NO_CONTEXT, Context, Data, Estimate, GenerativeMean, Interval, LogSNR
+from diffenc.interfaces import (
+    NO_CONTEXT,
+    Context,
+    Data,
+    Estimate,
+    GenerativeMean,
+    Interval,
+    LogSNR,
+    StepInputs,
+)
 
 XHat = Callable[[Data, LogSNR], Data]  # (z, lambda) -> x_hat
 Estimator = Callable[[Data, Interval], Estimate]  # (z, step) -> the estimates that the step takes
@@ -33,16 +42,15 @@ class BoundMean:
 
     def estimate(self, x_hat: Data, z: Data, interval: Interval) -> Estimate:
         """Returns the estimates of x_phi and its slope over a step, from the network's `x_hat` at `z`."""
-        return self.mean.apply(self.params, x_hat, z, interval, self._encode(interval), self.context)
+        return self.mean.apply(self.params, x_hat, self._inputs(z, interval))
 
     def error(self, x_hat_error: Data, truth: Estimate, z: Data, interval: Interval) -> Estimate:
         """Returns the errors of the estimates, where `truth` is what the encoder has and x_hat = x_phi + `x_hat_error`."""
-        encode = self._encode(interval)
-        return self.mean.error(self.params, x_hat_error, truth, z, interval, encode, self.context)
+        return self.mean.error(self.params, x_hat_error, truth, self._inputs(z, interval))
 
     def estimator(self, x_hat: XHat) -> Estimator:
         """Returns the estimates as a function of (z, step), for a network that gives `x_hat`."""
         return lambda z, interval: self.estimate(x_hat(z, interval.log_snr), z, interval)
 
-    def _encode(self, interval: Interval) -> Callable[[Data], Estimate]:
-        return lambda x: interval.follow(self.prepare(x))
+    def _inputs(self, z: Data, interval: Interval) -> StepInputs:
+        return StepInputs(z, interval, lambda x: interval.follow(self.prepare(x)), self.context)

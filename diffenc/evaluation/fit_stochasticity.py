@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Fit
-from diffenc.core.gaussian import diffuse, sum_data, sum_squares
+from diffenc.core.gaussian import sum_data, sum_squares
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.objective import continuous, step_error, step_index
 from diffenc.core.pixels import scale_pixels
@@ -114,9 +114,7 @@ def squared_errors(
     context = Context(images.condition)
     encode = model.prepare(params, scale_pixels(images.levels, num_levels), context)
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), draws.t)
-    x_hat_error = model.x_hat_error(params, step.x_phi, draws.eps, step.log_snr, context)
-    z = diffuse(step.x_phi, draws.eps, step.log_snr)
-    error = model.bind_mean(params, context).error(x_hat_error, step.truth, z, step.interval)
+    error, _ = model.estimate_error(params, step, draws.eps, context)
     shifted = error.value + 2 * error.slope
     eta_2 = 2 * step.interval.value_weight - 1
     squares = {
@@ -125,5 +123,5 @@ def squared_errors(
         "product": sum_data(error.value * shifted),
         "trained": sum_squares(step_error(step.interval, error)) / eta_2,
     }
-    num_dims = z[0].size
+    num_dims = step.x_phi[0].size
     return {name: bits_per_dim(step.weight * eta_2 * square, num_dims) for name, square in squares.items()}

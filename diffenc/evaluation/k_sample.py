@@ -140,14 +140,10 @@ def make_walk(
       log_ratio: log(sigma_Q^2 / sigma_P^2).
     """
 
-    mean = model.bind_mean(params, context)
-
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
         new_eps = jax.random.normal(key, eps.shape, eps.dtype)
-        x_hat_error = model.x_hat_error(params, step.x_phi, eps, step.log_snr, context)
-        z = diffuse(step.x_phi, eps, step.log_snr)
-        error = step_error(step.interval, mean.error(x_hat_error, step.truth, z, step.interval))
+        error = step_error(step.interval, model.estimate_error(params, step, eps, context)[0])
         gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         clock_rise = model.increment(params, step.log_snr, log_snr_s)
         kept, renewed = jnp.exp(-0.5 * clock_rise), renewed_fraction(clock_rise)

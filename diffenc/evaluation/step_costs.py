@@ -25,7 +25,6 @@ from diffenc.core.interval import Chord, EncodeAt, Tangent, chord, tangent
 from diffenc.core.model import Model
 from diffenc.core.objective import step_error
 from diffenc.core.pixels import Levels, scale_pixels
-from diffenc.core.stochasticity import mean_fraction
 from diffenc.evaluation.batches import EvaluationBatches, compile_on_mesh, map_batches
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import (
@@ -134,7 +133,9 @@ def weighted_squares(
     def cost(i: Array, j: Array) -> PerExample:
         log_snr_t, log_snr_s = (jnp.broadcast_to(log_snrs[k], x.shape[:1]) for k in (i, j))
         x_t, slope = (array[i] for array in truths)
-        between = KnotPair(i == j, tangent(increment, log_snr_t), chord(increment, log_snr_t, log_snr_s))
+        # where both knots are one a step of some length stands in for the chord, whose figures are not used
+        apart = jnp.where(i == j, log_snr_t + 1, log_snr_s)
+        between = KnotPair(i == j, tangent(increment, log_snr_t), chord(increment, log_snr_t, apart))
         truth = Estimate(x_t, between.either(slope, between.secant(truths.value[j] - x_t)))
         z = diffuse(x_t, eps, log_snr_t)
         error = step_error(between, mean.error(errors[i], truth, z, between))
@@ -156,34 +157,30 @@ class KnotPair(Interval):
         """Returns the first where both knots are the same, else the second."""
         return jnp.where(self.same, of_tangent, of_chord)
 
-    def _safe(self, divisor: PerExample) -> PerExample:
-        return jnp.where(self.same, 1.0, divisor)
-
     @property
     def log_snr(self) -> LogSNR:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tangent.log_snr
 
     @property
     def log_snr_s(self) -> LogSNR:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.chord.log_snr_s
+        return self.either(self.tangent.log_snr_s, self.chord.log_snr_s)
 
     @property
     def weight(self) -> PerExample:
         """c / c_eta, or 1 / eta^2."""
-        return self.either(1 / self.tangent.eta_2, self.chord.fraction / self._safe(self.chord.renewed))
+        return self.either(1 / self.tangent.eta_2, self.chord.fraction / self.chord.renewed)
 
     @property
     def value_weight(self) -> PerExample:
-        chord = mean_fraction(self.chord.rise, self.chord.clock_rise) / self._safe(self.chord.fraction)
-        return self.either(self.tangent.value_weight, chord)
+        return self.either(self.tangent.value_weight, self.chord.value_weight)
 
     @property
     def stretch(self) -> PerExample:
-        return self.either(self.tangent.stretch, self.chord.rise / self._safe(self.chord.fraction))
+        return self.either(self.tangent.stretch, self.chord.stretch)
 
     def secant(self, difference: Data) -> Data:
         """Returns x_phi(lambda_s) - x_phi(lambda_t) over c."""
-        return scale(1 / self._safe(self.chord.fraction), difference)
+        return scale(1 / self.chord.fraction, difference)
 
     def follow(self, encode: EncodeAt) -> Estimate:
         """Returns x_phi and its slope over the step."""

@@ -1,10 +1,9 @@
 """Re-encoding: the encoder run on the network's estimate of the image."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
-from diffenc.interfaces import Context, Data, Estimate, GenerativeMean, Interval, Params
+from diffenc.interfaces import Data, Estimate, GenerativeMean, Params, StepInputs
 from diffenc.registry import generative_means
 
 
@@ -20,14 +19,6 @@ class Reencoded(GenerativeMean):
 
     needs_encoder: ClassVar[bool] = True
 
-    def apply(
-        self,
-        params: Params,
-        x_hat: Data,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns x_phi of `x_hat` and its slope over the step."""
-        return encode(x_hat)
+        return step.encode(x_hat)

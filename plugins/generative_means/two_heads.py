@@ -1,7 +1,6 @@
 """Two heads: the sum that the bound determines, and beside it the value alone, for the probability-flow ODE."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -18,6 +17,7 @@ from diffenc.interfaces import (
     Network,
     Params,
     PerExample,
+    StepInputs,
 )
 from diffenc.registry import generative_means
 
@@ -46,32 +46,16 @@ class TwoHeads(GenerativeMean):
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
         return self.network.init(key, z, log_snr)
 
-    def apply(
-        self,
-        params: Params,
-        x_hat: Data,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns (x_hat + sigma r, stretch sigma^2 x_hat - G sigma r)."""
-        shift = self._shift(params, z, interval.log_snr, context)
-        slope = scale(_kappa(interval), x_hat) - scale(interval.value_weight, shift)
+        shift = self._shift(params, step.z, step.interval.log_snr, step.context)
+        slope = scale(_kappa(step.interval), x_hat) - scale(step.interval.value_weight, shift)
         return Estimate(x_hat + shift, slope)
 
-    def error(
-        self,
-        params: Params,
-        x_hat_error: Data,
-        truth: Estimate,
-        z: Data,
-        interval: Interval,
-        encode: Callable[[Data], Estimate],
-        context: Context,
-    ) -> Estimate:
+    def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns the errors; r is a function of its own parameters alone, encoder and schedule stopped."""
-        shift = self._shift(params, *jax.lax.stop_gradient((z, interval.log_snr)), context)
+        interval = step.interval
+        shift = self._shift(params, *jax.lax.stop_gradient((step.z, interval.log_snr)), step.context)
         kappa = _kappa(interval)
         of_one_head = scale(kappa, x_hat_error) + (scale(kappa, truth.value) - truth.slope)
         return Estimate(x_hat_error + shift, of_one_head - scale(interval.value_weight, shift))

@@ -28,8 +28,8 @@ class Sure(Fine):
 class Single(Fine):
     """Forgets float64."""
 
-    def apply(self, params, x_hat, z, interval, encode, context):
-        value, slope = super().apply(params, x_hat, z, interval, encode, context)
+    def apply(self, params, x_hat, step):
+        value, slope = super().apply(params, x_hat, step)
         return Estimate(value, slope.astype(jnp.float32))
 
 
@@ -43,15 +43,15 @@ class Divides(Fine):
 class Mixes(Fine):
     """Lets an image see its neighbour."""
 
-    def apply(self, params, x_hat, z, interval, encode, context):
-        return super().apply(params, x_hat + 0.1 * jnp.roll(z, 1, axis=0), z, interval, encode, context)
+    def apply(self, params, x_hat, step):
+        return super().apply(params, x_hat + 0.1 * jnp.roll(step.z, 1, axis=0), step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curved(AffineMean):
     """Is called affine, and is not."""
 
-    def apply(self, params, x_hat, z, interval, encode, context):
+    def apply(self, params, x_hat, step):
         return Estimate(x_hat, x_hat + 0.1 * jnp.sin(x_hat))
 
 
@@ -88,8 +88,8 @@ class Missing(Fine):
 class Encodes(GenerativeMean):
     """Runs the encoder, and does not say so."""
 
-    def apply(self, params, x_hat, z, interval, encode, context):
-        return encode(x_hat)
+    def apply(self, params, x_hat, step):
+        return step.encode(x_hat)
 
 
 FAULTS = [
