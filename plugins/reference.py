@@ -5,7 +5,8 @@
 FILE is what flax wrote, or an .npz with the same names; the run file is that of the model which FILE holds, with
 --gin_file=gin/learned_endpoints.gin behind it where the ends of the schedule were learned. `diffenc.load("DIR")` reads
 what comes out. The names are read off the published code: "GroupNorm_0" and "dense0" are flax's and VDM's, their
-`up_blocks_0` is the deepest level. Convolutions have the same layout, but for the transposed ones.
+`up_blocks_0` is the deepest level. Convolutions have the same layout, but for the transposed ones; blocks stand one by one there,
+and stacked by shape in ours.
 """
 
 import functools
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffenc.cli import foreign_weights
+from diffenc_plugins.networks.stacks import BlockShape
 from diffenc_plugins.schedules.builtin import SMALLEST_DROP
 
 # In this order, each on what the ones before have left.
@@ -47,6 +49,11 @@ NAMES = (
     (r"/bias$", "/b"),
 )
 
+WAYS = ("down", "middle", "up")
+BLOCK = re.compile(
+    rf"(?P<network>network|encoder)/(?P<place>(?:{'|'.join(WAYS)})(?:_\d{{1,5}}){{1,2}})/(?P<leaf>.+)"
+)
+
 
 def name_of(theirs: str) -> str:
     """Our name of the parameter that they call `theirs`; some name that we do not have if we have no such parameter."""
@@ -62,11 +69,43 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ours = {name_of(name): _laid_out(name, array) for name, array in theirs.items() if name not in ends}
     if len(ours) + len(ends) < len(theirs):
         raise ValueError("two of these names are one of ours")
+    ours = stack_blocks(ours)
     if "gamma/b" in ends:
         ours["schedule/start"] = np.asarray(-ends["gamma/b"].reshape(()))
     if "gamma/w" in ends:
         ours["schedule/raw_drop"] = _raw_drop(ends["gamma/w"].reshape(()))
     return ours
+
+
+def stack_blocks(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Blocks that stand one by one, as "network/down_3/conv_0/w", stacked as our networks have them.
+
+    Those of one shape in the order of computation; a block whose shape is not known is left as it is.
+    """
+    stacks: dict[str, list[tuple[tuple[int, ...], np.ndarray]]] = {}
+    others = {}
+    for name, array in named.items():
+        found = BLOCK.match(name)
+        kernel = named.get(f"{found['network']}/{found['place']}/conv_0/w") if found else None
+        if found is None or kernel is None or kernel.ndim != 4:
+            others[name] = array
+            continue
+        stack = BlockShape(*kernel.shape[2:]).stack
+        stacks.setdefault(f"{found['network']}/{stack}/{found['leaf']}", []).append(
+            (_order(found["place"]), array)
+        )
+    for name, parts in stacks.items():
+        if len({array.shape for _, array in parts}) > 1:
+            raise ValueError(f"blocks of one shape differ in {name}")
+        others[name] = np.stack([array for _, array in sorted(parts, key=lambda part: part[0])])
+    return others
+
+
+def _order(place: str) -> tuple[int, ...]:
+    """When a block is computed among the others of its network: down, middle, up; upwards the deepest level first."""
+    way, *numbers = place.split("_")
+    level, number = map(int, numbers) if len(numbers) == 2 else (0, int(numbers[0]))
+    return WAYS.index(way), -level if way == "up" else level, number
 
 
 def _laid_out(name: str, array: np.ndarray) -> np.ndarray:

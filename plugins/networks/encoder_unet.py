@@ -2,16 +2,18 @@ import dataclasses
 from collections.abc import Callable
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
-from haiku.experimental import name_scope
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, ImageKeys, Key, LogSNR, Params
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, Key, LogSNR, Params
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
-from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
+from diffenc_plugins.networks import layers, stacks
+from diffenc_plugins.networks.layers import Maps, MapsOut
+from diffenc_plugins.networks.pieces import Pieces, make_pieces
+from diffenc_plugins.networks.stacks import Blocks, BlockShape, Stage
 
 NAME = "network.encoder_unet"
 LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y}
@@ -31,6 +33,7 @@ class EncoderUNet(ClassConditional):
       last: the function that the output goes through: "tanh", as published, or "none".
       classes: the number of classes of the condition; 0 = the condition is ignored.
       log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+      scan: blocks of one shape that follow each other run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again; saves nothing on a CPU.
       precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
     """
@@ -43,6 +46,7 @@ class EncoderUNet(ClassConditional):
     classes: int = 0
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
+    scan: bool | None = None
     remat: bool = False
     precision: str = "float32"
 
@@ -60,61 +64,99 @@ class EncoderUNet(ClassConditional):
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
-        return hk.transform(self._forward).init(key, z, log_snr, NO_CONTEXT)
+        check_pooling(z.shape[1:3], len(self._levels()))
+        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 4 + len(self._levels()))
+        maps = {level: jnp.zeros((1, 1, 1, channels)) for level, channels in enumerate(self._levels())}
+        deepest = maps[len(maps) - 1]
+        params = {
+            **pieces.stem.init(keys[0], z, log_snr, None),
+            **pieces.attention.init(keys[1], deepest),
+            **pieces.head.init(keys[2], maps[0]),
+            **stacks.init_stacks(keys[3], self._stages(), 4 * self.channels),
+        }
+        for level, key in zip(maps, keys[4:], strict=True):
+            params |= self._unpool(level).init(key, deepest)  # both levels unpool maps of the deepest's width
+        return params
 
     def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        return hk.transform(self._forward).apply(params, None, z, log_snr, context)
-
-    def _forward(self, z: Maps, log_snr: LogSNR, context: Context) -> Maps:
-        levels, depth = self._levels()
-        unused_keys = iter(layers.split_keys(context.keys, 2 * len(levels) * depth + 1))
+        levels = self._levels()
         check_pooling(z.shape[1:3], len(levels))
-        groups = layers.resolve_groups(NAME, self.channels, self.groups)
-        half_groups = max(1, groups // 2)
-        embedding = layers.embed_log_snr(
-            log_snr, context.condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
-        )
+        pieces = self._pieces(z.shape[-1])
+        stages = stacks.split_stages(params, context.keys, self._stages())
+        run_turns = stacks.choose_turns(self.scan)
+        saving = jax.checkpoint if self.remat else lambda function: function
+        middle_groups = max(1, self._groups // 2) if self.blocks == 2 else self._groups
 
-        def blocks(h: Maps, channels: int, name: str) -> MapsOut:
-            for i in range(depth):
-                with name_scope(f"{name}_{i}"):
-                    h = self._block(h, embedding, next(unused_keys), channels, groups)
+        def apply_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
+            return stacks.apply_block(block, h, embedding, channels, groups, self.dropout)
+
+        def apply_level(h: Maps, way: str, level: int) -> MapsOut:
+            @saving
+            def turn(h: Maps, block: Blocks, _: None) -> tuple[MapsOut, None]:
+                return apply_block(block, h, levels[level], self._groups), None
+
+            for stage in self._level_stages(way, level):
+                same = stage.shape.channels_in == stage.shape.channels_out
+                run = run_turns if same else stacks.write_out_turns  # a loop cannot change the channels
+                h, _ = run(turn, h, stages[stage.name])
             return h
 
-        h = layers.stem(z, self.channels, self.precision)
+        @saving
+        def middle(h: Maps, first: Blocks, second: Blocks) -> Maps:
+            h = apply_block(first, h, levels[-1], middle_groups)
+            return apply_block(second, pieces.attention.apply(params, None, h), levels[-1], middle_groups)
+
+        h, embedding = pieces.stem.apply(params, None, z, log_snr, context.condition)
         skips = []
-        for level, channels in enumerate(levels):
-            h = blocks(h, channels, f"down_{level}")
+        for level in range(len(levels)):
+            h = apply_level(h, "down", level)
             skips.append(h)
             h = max_pool(h)
-        middle_groups = half_groups if self.blocks == 2 else groups
-        h = self._middle(h, embedding, next(unused_keys), groups, middle_groups)
-        for level, channels in reversed(list(enumerate(levels))):
-            h = layers.unpool(h, channels, f"unpool_{level}")
-            h = blocks(jnp.concatenate([h, skips.pop()], axis=-1), channels, f"up_{level}")
-        return LAST[self.last](layers.head(h, z.shape[-1], half_groups))
+        h = middle(h, *stacks.list_blocks(stages["middle"]))
+        for level in reversed(range(len(levels))):
+            h = self._unpool(level).apply(params, None, h)
+            h = apply_level(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)
+        return LAST[self.last](pieces.head.apply(params, None, h))
 
-    def _block(
-        self, h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int
-    ) -> MapsOut:
-        def block(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> MapsOut:
-            return layers.resnet_block(h, embedding, keys, channels, groups, self.dropout)
+    def _stages(self) -> list[Stage]:
+        """All blocks in the order of computation."""
+        levels = range(len(self._levels()))
+        down = [stage for level in levels for stage in self._level_stages("down", level)]
+        up = [stage for level in reversed(levels) for stage in self._level_stages("up", level)]
+        deepest = self._levels()[-1]
+        return [*down, Stage("middle", BlockShape(deepest, deepest), 2), *up]
 
-        return (hk.remat(block) if self.remat else block)(h, embedding, keys)
+    def _level_stages(self, way: str, level: int) -> list[Stage]:
+        """The blocks of a level; the first one may change the number of channels."""
+        channels, depth = self._levels()[level], max(1, self.blocks // 2)
+        channels_in = 2 * channels if way == "up" else (self.channels, *self._levels())[level]
+        same = BlockShape(channels, channels)
+        if channels_in == channels:
+            return [Stage(f"{way}_{level}", same, depth)]
+        others = [Stage(f"{way}_{level}", same, depth - 1)] if depth > 1 else []
+        return [Stage(f"{way}_{level}_0", BlockShape(channels_in, channels), 1), *others]
 
-    def _middle(
-        self, h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int
-    ) -> Maps:
-        def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
-            return layers.middle_blocks(h, embedding, keys, groups, block_groups, self.dropout)
+    def _pieces(self, image_channels: int) -> Pieces:
+        return make_pieces(
+            channels=self.channels,
+            image_channels=image_channels,
+            groups=self._groups,
+            head_groups=max(1, self._groups // 2),
+            classes=self.classes,
+            log_snr_range=(self.log_snr_min, self.log_snr_max),
+            precision=self.precision,
+        )
 
-        return (hk.remat(middle) if self.remat else middle)(h, embedding, keys)
+    @property
+    def _groups(self) -> int:
+        return layers.resolve_groups(NAME, self.channels, self.groups)
 
-    def _levels(self) -> tuple[tuple[int, ...], int]:
-        """The channels of each level, and the number of blocks in one."""
-        if self.blocks == 1:
-            return (self.channels,), 1
-        return (self.channels, 2 * self.channels), self.blocks // 2
+    def _unpool(self, level: int) -> hk.Transformed:
+        return hk.transform(lambda h: layers.unpool(h, self._levels()[level], f"unpool_{level}"))
+
+    def _levels(self) -> tuple[int, ...]:
+        """The channels of each level."""
+        return (self.channels,) if self.blocks == 1 else (self.channels, 2 * self.channels)
 
 
 def check_pooling(size: tuple[int, ...], levels: int) -> None:

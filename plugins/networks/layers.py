@@ -154,13 +154,6 @@ def stem(h: Maps, channels: int, precision: str) -> MapsOut:
     return h.astype(jnp.bfloat16) if precision == "bfloat16" else h
 
 
-def split_keys(keys: ImageKeys | None, num: int) -> list[ImageKeys | None]:
-    """Splits each image's key into `num`, one for each block; returns `num` times None if `keys` is None."""
-    if keys is None:
-        return [None] * num
-    return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0))
-
-
 def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
     """Applies dropout with a mask from each image's own key; returns `h` unchanged if `keys` is None."""
     if keys is None:
@@ -235,19 +228,6 @@ def softmax_attention(query: Heads, key: Heads, value: Heads) -> Heads:
         return jax.nn.dot_product_attention(query, key, value)
     logits = jnp.einsum("btnc,bsnc->bnts", query, key) / query.shape[-1] ** 0.5
     return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
-
-
-def middle_blocks(
-    h: Maps, embedding: Embedding, keys: ImageKeys | None, groups: int, block_groups: int, dropout: float
-) -> Maps:
-    """Applies a residual block, self-attention and another residual block."""
-    channels, (first, second) = h.shape[-1], split_keys(keys, 2)
-    with name_scope("middle_0"):
-        h = resnet_block(h, embedding, first, channels, block_groups, dropout)
-    with name_scope("attention"):
-        h = attention_block(h, groups)
-    with name_scope("middle_1"):
-        return resnet_block(h, embedding, second, channels, block_groups, dropout)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:

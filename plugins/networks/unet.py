@@ -1,41 +1,24 @@
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from diffenc.core.unroll import stored, unrolls
 from diffenc.errors import UserError
 from diffenc.interfaces import (
     NO_CONTEXT,
     ClassConditional,
-    Condition,
     Context,
     Data,
-    ImageKeys,
     Key,
     LogSNR,
     Params,
 )
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
-from diffenc_plugins.networks import layers
-from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
-
-Block = tuple[Params, ImageKeys | None]
-Body = Callable[[Maps, Block, Any], tuple[Maps, Any]]
-
-
-class Pieces(NamedTuple):
-    """What the network is put together from; `block` serves all blocks down, and all up."""
-
-    stem: hk.Transformed
-    block: hk.Transformed
-    middle: hk.Transformed
-    head: hk.Transformed
-
+from diffenc_plugins.networks import layers, stacks
+from diffenc_plugins.networks.layers import Maps, MapsOut
+from diffenc_plugins.networks.pieces import Pieces, make_pieces
+from diffenc_plugins.networks.stacks import Blocks, BlockShape, Stage
 
 MOST_POWER = 30  # 2^p pi z has no digits left in float32 beyond it
 
@@ -87,102 +70,67 @@ class UNet(ClassConditional):
         check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
-        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 2 * self.blocks + 4)
-        h, embedding = jnp.zeros((*z.shape[:-1], self.channels)), jnp.zeros((len(z), 4 * self.channels))
-        wide, (stem, middle, head, *blocks) = jnp.concatenate([h, h], axis=-1), keys
-        params = {
-            **pieces.stem.init(stem, z, log_snr, None),
-            **pieces.middle.init(middle, h, embedding, None),
-            **pieces.head.init(head, h),
+        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 4)
+        h = jnp.zeros((*z.shape[:-1], self.channels))
+        return {
+            **pieces.stem.init(keys[0], fourier_features(z, self.fourier_powers), log_snr, None),
+            **pieces.attention.init(keys[1], h),
+            **pieces.head.init(keys[2], h),
+            **stacks.init_stacks(keys[3], self._stages(), 4 * self.channels),
         }
-        names = [(f"down_{i}", h) for i in range(self.blocks)] + [
-            (f"up_{i}", wide) for i in range(self.blocks + 1)
-        ]
-        for key, (name, h) in zip(blocks, names, strict=True):
-            params |= add_prefix(name, pieces.block.init(key, h, embedding, None))
-        return params
 
     def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        n, pieces = self.blocks, self._pieces(z.shape[-1])
-        loop = written_out if (unrolls() if self.scan is None else not self.scan) else looped
+        pieces = self._pieces(z.shape[-1])
+        stages = stacks.split_stages(params, context.keys, self._stages())
+        run_turns = stacks.choose_turns(self.scan)
         saving = jax.checkpoint if self.remat else lambda function: function
-        block_keys = layers.split_keys(context.keys, 2 * n + 2)
 
-        def blocks(way: str, block_keys: list[ImageKeys | None]) -> list[Block]:
-            return [(without_prefix(f"{way}_{i}", params), keys) for i, keys in enumerate(block_keys)]
-
-        @saving
-        def down(h: Maps, block: Block, _: None) -> tuple[Maps, Maps]:
-            own, keys = block
-            return pieces.block.apply(own, None, h, embedding, keys), h
+        def apply_block(block: Blocks, h: Maps) -> MapsOut:
+            return stacks.apply_block(block, h, embedding, self.channels, self._groups, self.dropout)
 
         @saving
-        def up(h: Maps, block: Block, skip: Maps) -> tuple[Maps, None]:
-            own, keys = block
-            return pieces.block.apply(own, None, jnp.concatenate([h, skip], axis=-1), embedding, keys), None
+        def down(h: Maps, block: Blocks, _: None) -> tuple[Maps, Maps]:
+            return apply_block(block, h), h
 
-        h, embedding = pieces.stem.apply(params, None, z, log_snr, context.condition)
-        deepest, skips = loop(down, h, blocks("down", block_keys[:n]), None)
-        h = saving(pieces.middle.apply)(params, None, deepest, embedding, block_keys[n])
-        first, *others = blocks("up", block_keys[n + 1 :])
-        h, _ = up(h, first, deepest)
-        h, _ = loop(up, h, others[::-1], skips, reverse=True)
+        @saving
+        def middle(h: Maps, first: Blocks, second: Blocks) -> Maps:
+            return apply_block(second, pieces.attention.apply(params, None, apply_block(first, h)))
+
+        @saving
+        def up(h: Maps, block: Blocks, skip: Maps) -> tuple[Maps, None]:
+            return apply_block(block, jnp.concatenate([h, skip], axis=-1)), None
+
+        features = fourier_features(z, self.fourier_powers)
+        h, embedding = pieces.stem.apply(params, None, features, log_snr, context.condition)
+        deepest, skips = run_turns(down, h, stages["down"])
+        h = middle(deepest, *stacks.list_blocks(stages["middle"]))
+        h, _ = up(h, *stacks.list_blocks(stages["up_0"]), deepest)
+        h, _ = run_turns(up, h, stages["up"], skips, reverse=True)
         return z + saving(pieces.head.apply)(params, None, h)
 
+    def _stages(self) -> list[Stage]:
+        same, wide = BlockShape(self.channels, self.channels), BlockShape(2 * self.channels, self.channels)
+        return [
+            Stage("down", same, self.blocks),
+            Stage("middle", same, 2),
+            Stage("up_0", wide, 1),
+            Stage("up", wide, self.blocks),
+        ]
+
     def _pieces(self, image_channels: int) -> Pieces:
-        groups = layers.resolve_groups("network.unet", self.channels, self.groups)
+        return make_pieces(
+            channels=self.channels,
+            image_channels=image_channels,
+            groups=self._groups,
+            head_groups=self._groups,
+            classes=self.classes,
+            log_snr_range=(self.log_snr_min, self.log_snr_max),
+            precision=self.precision,
+        )
 
-        def stem(z: Maps, log_snr: LogSNR, condition: Condition | None) -> tuple[MapsOut, Embedding]:
-            embedding = layers.embed_log_snr(
-                log_snr, condition, self.channels, self.log_snr_max, self.log_snr_min, self.classes
-            )
-            features = fourier_features(z, self.fourier_powers)
-            return layers.stem(features, self.channels, self.precision), embedding
-
-        def block(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> MapsOut:
-            return layers.resnet_block(h, embedding, keys, self.channels, groups, self.dropout)
-
-        def middle(h: Maps, embedding: Embedding, keys: ImageKeys | None) -> Maps:
-            return layers.middle_blocks(h, embedding, keys, groups, groups, self.dropout)
-
-        def head(h: Maps) -> MapsOut:
-            return layers.head(h, image_channels, groups)
-
-        return Pieces(*map(hk.transform, (stem, block, middle, head)))
-
-
-def looped(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool = False) -> tuple[Maps, Any]:
-    """`body` compiled once, and run over the blocks in a loop.
-
-    Args:
-      body: (h, block, x) -> (h, y).
-      xs: what an earlier loop returned as its ys, or None.
-      reverse: begin with the last block and x.
-
-    Returns:
-      h after the last block, and the ys.
-    """
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return jax.lax.scan(lambda h, at: body(h, *at), h, (stacked, xs), reverse=reverse)
-
-
-def written_out(body: Body, h: Maps, blocks: list[Block], xs: Any, reverse: bool = False) -> tuple[Maps, Any]:
-    """The same, compiled block by block."""
-    ys, steps = [], list(zip(blocks, xs or [None] * len(blocks), strict=True))
-    for block, x in reversed(steps) if reverse else steps:
-        h, y = body(stored(h), block, x)
-        ys.append(y)
-    return h, ys[::-1] if reverse else ys
-
-
-def add_prefix(name: str, params: Params) -> Params:
-    return {f"{name}/{module}": leaves for module, leaves in params.items()}
-
-
-def without_prefix(name: str, params: Params) -> Params:
-    """The modules called NAME/..., without it."""
-    start = f"{name}/"
-    return {module.removeprefix(start): params[module] for module in params if module.startswith(start)}
+    @property
+    def _groups(self) -> int:
+        return layers.resolve_groups("network.unet", self.channels, self.groups)
 
 
 def fourier_features(z: Maps, powers: tuple[int, ...]) -> MapsOut:

@@ -116,7 +116,47 @@ def encoder_unet(x, log_snr, condition, params, m, channels, groups, last=np.tan
     return last(head(h, groups // 2, params))
 
 
-def compare(network, image_shape, reference, **options):
+def by_place(params, places):
+    """The blocks' parameters, which lie stacked by shape, by the places that the blocks have in the network.
+
+    Args:
+      places: (place, channels in, channels out) of all blocks, in the order of computation.
+    """
+    named = {name: leaves for name, leaves in params.items() if not name.startswith("blocks_")}
+    seen = {}
+    for place, before, after in places:
+        number = seen[before, after] = seen.get((before, after), -1) + 1
+        prefix = f"blocks_{before}_{after}/"
+        named |= {
+            f"{place}/{name.removeprefix(prefix)}": {key: leaf[number] for key, leaf in leaves.items()}
+            for name, leaves in params.items()
+            if name.startswith(prefix)
+        }
+    for (before, after), last in seen.items():
+        assert len(params[f"blocks_{before}_{after}/conv_0"]["w"]) == last + 1
+    return named
+
+
+def unet_places(n, c):
+    down = [(f"down_{i}", c, c) for i in range(n)]
+    return [*down, ("middle_0", c, c), ("middle_1", c, c), *[(f"up_{i}", 2 * c, c) for i in range(n + 1)]]
+
+
+def encoder_unet_places(m, c):
+    if m == 1:
+        return [("down_0_0", c, c), ("middle_0", c, c), ("middle_1", c, c), ("up_0_0", 2 * c, c)]
+    places, before = [], c
+    for level, after in enumerate((c, 2 * c)):
+        for i in range(m // 2):
+            places.append((f"down_{level}_{i}", before, after))
+            before = after
+    places += [("middle_0", 2 * c, 2 * c), ("middle_1", 2 * c, 2 * c)]
+    for level, after in ((1, 2 * c), (0, c)):
+        places += [(f"up_{level}_{i}", after if i else 2 * after, after) for i in range(m // 2)]
+    return places
+
+
+def compare(network, image_shape, reference, places, **options):
     """In float64, with random parameters and a condition."""
     rng = np.random.default_rng(0)
     z, log_snr, condition = rng.normal(size=(2, *image_shape)), np.array([-4.0, 9.1]), np.array([0, 3])
@@ -125,7 +165,7 @@ def compare(network, image_shape, reference, **options):
     params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
     compiled = quick(network.apply)
     got = compiled(jax.tree.map(jnp.asarray, params), *arguments, Context(jnp.asarray(condition)))
-    want = reference(z, log_snr, condition, params, **options)
+    want = reference(z, log_snr, condition, by_place(params, places), **options)
     assert np.std(want) > 0.1
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-8)
 
@@ -133,15 +173,20 @@ def compare(network, image_shape, reference, **options):
 @pytest.mark.parametrize(("scan", "classes"), [(False, 3), (True, 0)])
 def test_unet(x64, scan, classes):
     network = UNet(blocks=2, channels=8, fourier_powers=(1, 3), scan=scan, classes=classes)
-    compare(network, (4, 6, 2), unet, n=2, channels=8, groups=4, powers=(1, 3))
+    compare(network, (4, 6, 2), unet, unet_places(2, 8), n=2, channels=8, groups=4, powers=(1, 3))
 
 
-@pytest.mark.parametrize(("m", "image_shape"), [(1, (6, 2, 2)), (2, (8, 4, 2)), (4, (8, 4, 1))])
-def test_encoder_unet(x64, m, image_shape):
-    network = EncoderUNet(m, channels=8, classes=3 if m == 1 else 0)
-    compare(network, image_shape, encoder_unet, m=m, channels=8, groups=4)
+@pytest.mark.parametrize(
+    ("m", "image_shape", "scan"),
+    [(1, (6, 2, 2), None), (2, (8, 4, 2), True), (4, (8, 4, 1), None), (4, (4, 4, 1), True)],
+)
+def test_encoder_unet(x64, m, image_shape, scan):
+    network = EncoderUNet(m, channels=8, classes=3 if m == 1 else 0, scan=scan)
+    compare(network, image_shape, encoder_unet, encoder_unet_places(m, 8), m=m, channels=8, groups=4)
 
 
 def test_encoder_unet_without_its_tanh(x64):
     options = {"m": 1, "channels": 8, "groups": 4, "last": lambda y: y}
-    compare(EncoderUNet(1, channels=8, last="none"), (6, 2, 2), encoder_unet, **options)
+    compare(
+        EncoderUNet(1, channels=8, last="none"), (6, 2, 2), encoder_unet, encoder_unet_places(1, 8), **options
+    )

@@ -39,20 +39,24 @@ def shapes(n, **options):
 
 
 def test_more_blocks_are_more_of_the_same():
-    """n blocks down and n + 1 up; the parameters of one more of each, and nothing else."""
-
-    def names(n):
-        return {name.split("/")[0] for name in shapes(n)}
-
-    assert names(3) - names(2) == {"down_2", "up_3"}
-    assert names(2) - names(3) == set()
+    """n blocks down and two in the middle share a stack, n + 1 up another; one more of each, and nothing else."""
+    two, three = shapes(2), shapes(3)
+    assert two.keys() == three.keys()
+    sizes = [
+        {name: leaves["w"].shape for name, leaves in params.items() if "w" in leaves}
+        for params in (two, three)
+    ]
+    grown = {name: (sizes[0][name], sizes[1][name]) for name in sizes[0] if sizes[0][name] != sizes[1][name]}
+    assert grown["blocks_8_8/conv_0"] == ((4, 3, 3, 8, 8), (5, 3, 3, 8, 8))
+    assert grown["blocks_16_8/conv_0"] == ((3, 3, 3, 16, 8), (4, 3, 3, 16, 8))
+    assert all(name.startswith("blocks_") for name in grown)
 
 
 def test_blocks_start_apart():
     network, z = UNet(blocks=2, channels=4), jnp.zeros((1, 4, 4, 1))
     params = quick(network.init)(jax.random.key(0, impl="unsafe_rbg"), z, jnp.zeros(1))
-    kernels = [params[f"{block}/conv_0"]["w"][:, :, :4] for block in ("down_0", "down_1", "up_0", "middle_0")]
-    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 4
+    kernels = [*params["blocks_4_4/conv_0"]["w"], *params["blocks_8_4/conv_0"]["w"][:, :, :, :4]]
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 2 + 2 + 3
 
 
 @pytest.fixture(scope="module")
