@@ -110,15 +110,15 @@ class SplitEncoder(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
-        """Returns a pytree of arrays: all that `at` needs to know of `params`, `x` and `context`."""
+        """Returns a pytree of arrays [B, ...], an entry for each image: all that `at` needs to know of `x` and `context`."""
 
     @abc.abstractmethod
-    def at(self, prepared: Any, log_snr: LogSNR) -> Data:
-        """Returns x_phi at `log_snr`, from what `prepare` returned."""
+    def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
+        """Returns x_phi at `log_snr`, from what `prepare` returned for these images, or entries of it."""
 
     def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
         """Returns x_phi at `log_snr`, shaped like `x`."""
-        return self.at(self.prepare(params, x, context), log_snr)
+        return self.at(params, self.prepare(params, x, context), log_snr)
 
 
 @runtime_checkable

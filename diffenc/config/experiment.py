@@ -90,6 +90,7 @@ TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler", "Model.stoc
 ADDED_LATER = (
     "Model.stochasticity = @stochasticity.markov()",
     "Experiment.num_timesteps = 0",
+    "Experiment.ends_every = 1",
     "Experiment.variance = @variance.equal()",
     "Experiment.time_sampler = @time_sampler.uniform()",
 )
@@ -113,6 +114,8 @@ class Experiment:
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding.
+      ends_every: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
+        of each batch, others each step; fewer where a device's part of a microbatch does not divide by it. 1 = all images.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every: steps between log rows; the end of training always logs.
       checkpoint_every: steps between checkpoints; the end always saves.
@@ -136,6 +139,7 @@ class Experiment:
     time_sampler: TimeSampler = UNIFORM
     batch_size: int = 128
     microbatches: int = 1
+    ends_every: int = 8
     ema_decay: float = 0.9999
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -160,7 +164,9 @@ class Experiment:
 
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)
-        check_bounds("Experiment", self, steps=1, batch_size=1, microbatches=1, log_every=1, keep_last=1)
+        check_bounds(
+            "Experiment", self, steps=1, batch_size=1, microbatches=1, ends_every=1, log_every=1, keep_last=1
+        )
         check_bounds("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
         check_bounds("Experiment", self, profile_at=0)
         require(

@@ -45,7 +45,7 @@ from diffenc.registry import stochasticities
 
 
 class Terms(NamedTuple):
-    """-ELBO in nats, [B] each; or the means of such, scalars."""
+    """-ELBO in nats, [B] each, the first two of fewer images where only some were asked for; or the means of such, scalars."""
 
     reconstruction: PerExample
     latent: PerExample
@@ -71,7 +71,7 @@ class Losses(NamedTuple):
 class Draws(NamedTuple):
     """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0.
 
-    `weight` is 1 / the density that t was drawn from.
+    `weight` is 1 / the density that t was drawn from. Where z_0 is wanted of some of the images alone, `eps_0` is theirs.
     """
 
     t: Times
@@ -84,6 +84,12 @@ class Draws(NamedTuple):
 STOCHASTICITY_STREAM, GENERATIVE_MEAN_STREAM = 3, 4
 
 SampleTimes = Callable[[Times], tuple[Times, PerExample]]
+SelectImages = Callable[[Any], Any]  # of a pytree of arrays [B, ...] the entries of some images
+
+
+def select_all(images: Any) -> Any:
+    """Returns all images."""
+    return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +103,19 @@ class UniformTimeSampler:
 UNIFORM = UniformTimeSampler()
 
 
-def draw_noise(key: Key, shape: tuple[int, ...], sample_times: SampleTimes = UNIFORM) -> Draws:
+def draw_noise(
+    key: Key, shape: tuple[int, ...], sample_times: SampleTimes = UNIFORM, num_ends: int | None = None
+) -> Draws:
     """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
 
-    `sample_times` moves uniform times to where more of them are wanted, and returns their weights too.
+    Args:
+      sample_times: moves uniform times to where more of them are wanted, and returns their weights too.
+      num_ends: the number of images whose reconstruction loss is wanted; None = all.
     """
     time_key, eps_key, eps_0_key = jax.random.split(key, 3)
     t, weight = sample_times(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
-    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape), weight)
+    shape_0 = shape if num_ends is None else (num_ends, *shape[1:])
+    return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape_0), weight)
 
 
 @checked("Model")
@@ -204,9 +215,20 @@ class Model:
 
         What a `SplitEncoder` prepares is computed here, once.
         """
+        return partial(self.encode_prepared, params, self.prepare_images(params, x, context))
+
+    def prepare_images(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
+        """Returns what `encode_prepared` encodes: a pytree of arrays [B, ...], an entry for each image."""
         if isinstance(self.encoder, SplitEncoder):
-            return partial(self.encoder.at, self.encoder.prepare(params["encoder"], x, context))
-        return lambda log_snr: self.encoder.apply(params["encoder"], x, log_snr, context)
+            return self.encoder.prepare(params["encoder"], x, context)
+        return x, context
+
+    def encode_prepared(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
+        """Returns x_phi(lambda) of all or some of the images that were prepared."""
+        if isinstance(self.encoder, SplitEncoder):
+            return self.encoder.at(params["encoder"], prepared, log_snr)
+        x, context = prepared
+        return self.encoder.apply(params["encoder"], x, log_snr, context)
 
     def encode(
         self,
@@ -338,8 +360,13 @@ class Model:
         network_condition: Condition | None = None,
         keys: ImageKeys | None = None,
         step_rule: objective.StepRule = objective.continuous,
+        select_ends: SelectImages = select_all,
     ) -> Losses:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C] and the auxiliary losses, from one set of draws.
+
+        The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...]; for
+        them is `draws.eps_0`.
+
 
         `network_condition` is what the network is given in place of `condition`, where that is less. The encoder keeps `condition`,
         so that with and without the condition it is one process whose images the network learns.
@@ -352,21 +379,41 @@ class Model:
         x = scale_pixels(levels, num_levels)
         encoder_context = Context(condition, encoder_keys)
         network_context = Context(network_condition, network_keys)
-        encode = self.prepare(params, x, encoder_context)
+        prepared = self.prepare_images(params, x, encoder_context)
+        encode = partial(self.encode_prepared, params, prepared)
         log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
-        log_snr_0, log_snr_1 = log_snr_at(jnp.zeros_like(draws.t)), log_snr_at(jnp.ones_like(draws.t))
-        # two calls, for a vmap over the ends would gather a batch that is split over devices
-        x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)
-        pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)
         step = step_rule(encode, log_snr_at, increment, draws.t)
         error, x_hat_error = self.estimate_error(params, step, draws.eps, network_context, encoder_context)
-        terms = Terms(
-            reconstruction=objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
-            latent=objective.latent_loss(x_phi_1, log_snr_1),
-            diffusion=draws.weight * objective.step_loss(step, error),
+        reconstruction, latent = self.end_losses(
+            params, *select_ends((prepared, levels)), draws.eps_0, num_levels=num_levels
         )
+        terms = Terms(reconstruction, latent, draws.weight * objective.step_loss(step, error))
         auxiliary = self.generative_mean.auxiliary_losses(error, x_hat_error, step.log_snr)
         return Losses(terms, jax.tree.map(partial(jnp.multiply, draws.weight), auxiliary))
+
+    def end_losses(
+        self, params: Params, prepared: Any, levels: Levels, eps_0: Data, *, num_levels: int
+    ) -> tuple[PerExample, PerExample]:
+        """Returns the reconstruction and the latent loss [B] of images of integer `levels`, as `prepare_images` has them.
+
+        One call of the encoder for both ends: every image is there twice, side by side, so that a batch which is split
+        over devices stays as it is.
+        """
+        times = jnp.zeros(len(levels)), jnp.ones(len(levels))
+        log_snr_0, log_snr_1 = (self.log_snr(params, t) for t in times)
+        both = jax.tree.map(_side_by_side, (prepared, log_snr_0), (prepared, log_snr_1))
+        x_phi = self.encode_prepared(params, *both)
+        x_phi_0, x_phi_1 = x_phi[::2], x_phi[1::2]
+        pixels = objective.diffused_pixels(x_phi_0, eps_0, log_snr_0)
+        return (
+            objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
+            objective.latent_loss(x_phi_1, log_snr_1),
+        )
+
+
+def _side_by_side(first: Array, second: Array) -> Array:
+    """Returns [first 0, second 0, first 1, ...]."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | None]:

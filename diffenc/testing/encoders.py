@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffenc.core.parameters import name_leaves
 from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, SplitEncoder
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require, require_close, require_like
@@ -50,7 +51,10 @@ def encoding_without_noise_is_the_image(plugin: Any, image_shape: Shape = IMAGE_
 
 
 def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Requires of a SplitEncoder that `apply` equals `at` of the result of `prepare`, at any noise level."""
+    """Requires of a SplitEncoder that `apply` equals `at` of the result of `prepare`, at any noise level.
+
+    And that `prepare` returns an entry for each image: the entries of some images encode these.
+    """
     it, classes = subject(plugin, image_shape), num_classes_of(plugin)
     if not isinstance(plugin, SplitEncoder):
         return
@@ -60,9 +64,25 @@ def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) ->
         for log_snr in (it.log_snr, it.log_snr[::-1]):
             whole, split = (
                 it.apply(it.params, it.x, log_snr, context),
-                quick_jit(plugin.at)(prepared, log_snr),
+                quick_jit(plugin.at)(it.params, prepared, log_snr),
             )
             require_close(split, whole, plugin, "`at` of `prepare` differs from `apply`", 1e-6, 1e-6)
+        for name, leaf in name_leaves(prepared).items():
+            require(
+                leaf.shape[:1] == (len(it.x),),
+                plugin,
+                f"`prepare` returns {name}, which is no entry for each image",
+            )
+        some = jax.tree.map(lambda leaf: leaf[::2], prepared)
+        part = quick_jit(plugin.at)(it.params, some, it.log_snr[::2])
+        require_close(
+            part,
+            it.apply(it.params, it.x, it.log_snr, context)[::2],
+            plugin,
+            "`at` of entries of `prepare` encodes other images",
+            1e-6,
+            1e-6,
+        )
 
 
 CHECKS = (

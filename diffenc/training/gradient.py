@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.core import conditioning, unroll
-from diffenc.core.model import Draws, Losses, SampleTimes, Terms, bits_per_dim, draw_noise
+from diffenc.core.model import Draws, Losses, SampleTimes, SelectImages, Terms, bits_per_dim, draw_noise
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, Images, Key, Params, PerExample
 from diffenc.parallel import param_sharding
@@ -20,7 +20,7 @@ from diffenc.training import schedule_objective
 from diffenc.training.trained_bound import TrainedBound
 
 Scalar = Float[Array, ""]
-DROP_STREAM = 2  # folded into a key whose split into two keys is used as well
+DROP_STREAM, ENDS_STREAM = 2, 3  # folded into a key whose split into two keys is used as well
 
 
 class Microbatch(NamedTuple):
@@ -83,7 +83,8 @@ def batch_gradient(
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
     dropped conditions are those of the undivided batch. The gradient with respect to the interior of a learned schedule
-    is in continuous time that of its own objective (`diffenc.training.schedule_objective`).
+    is in continuous time that of its own objective (`diffenc.training.schedule_objective`). The losses at the ends of time
+    are those of one image in `ends_stride`, others each step: an unbiased estimate of the batch's.
 
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
@@ -93,19 +94,21 @@ def batch_gradient(
     """
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
-    shape = images.levels.shape
+    shape, stride = images.levels.shape, ends_stride(experiment, mesh)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
     dropout_keys = jax.random.split(dropout_key, shape[0])
-    batch = Microbatch(images, network_condition, draw_noise(draw_key, shape, sample_times), dropout_keys)
+    draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
+    batch = Microbatch(images, network_condition, draws, dropout_keys)
+    first = jax.random.randint(jax.random.fold_in(key, ENDS_STREAM), (), 0, stride)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
-        partial(_device_gradient, experiment, bound, specs, mesh.devices.size),
+        partial(_device_gradient, experiment, bound, specs, mesh.devices.size, stride),
         mesh=mesh,
-        in_specs=(specs, OVER_BATCH),
+        in_specs=(specs, OVER_BATCH, PartitionSpec()),
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
-    gradient, (means, auxiliary), diffusion = over_devices(params, batch)
+    gradient, (means, auxiliary), diffusion = over_devices(params, batch, first)
     weight = batch.draws.weight
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
@@ -119,12 +122,15 @@ def _device_gradient(
     bound: TrainedBound,
     specs: param_sharding.Specs,
     num_devices: int,
+    stride: int,
     params: Params,
     batch: Microbatch,
+    first: Int[Array, ""],
 ) -> tuple[Params, Losses, PerExample]:
     """Returns the batch's mean gradient and losses (`mean_losses`), and this device's diffusion losses in nats."""
     microbatches = divide_batch(batch, experiment.microbatches)
-    loss = partial(_loss, bound, experiment.dataset.num_levels)
+    select_ends = partial(take_every, stride, first)
+    loss = partial(_loss, bound, experiment.dataset.num_levels, select_ends)
     summed, losses = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     gradient = param_sharding.sum_over_devices(mean, specs)
@@ -134,18 +140,28 @@ def _device_gradient(
     return gradient, means, losses.bound.diffusion
 
 
+def ends_stride(experiment: Experiment, mesh: Mesh | AbstractMesh) -> int:
+    """Returns k: training computes the losses at the ends of time for one image in k of a batch.
+
+    The largest number up to `Experiment.ends_every` by which each device's part of a microbatch divides.
+    """
+    images = experiment.batch_size // (experiment.microbatches * mesh.size)
+    return max(k for k in range(1, experiment.ends_every + 1) if images % k == 0)
+
+
+def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:
+    """Returns entries `first`, `first` + `stride`, ... of arrays [B, ...], B a multiple of `stride`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, stride, *leaf.shape[1:])[:, first], images)
+
+
 def divide_batch(batch: Any, count: int) -> Any:
-    """Reshapes arrays [B, ...] to [count, B / count, ...]; image i goes to microbatch i mod count."""
-
-    def divide_leaf(leaf: Array) -> Array:
-        return jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0)
-
-    return jax.tree.map(divide_leaf, batch)
+    """Reshapes arrays [B, ...] to [count, B / count, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
 
 
 def merge_microbatches(microbatches: Any) -> Any:
     """Undoes `divide_batch`."""
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), microbatches)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), microbatches)
 
 
 def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Losses]:
@@ -164,7 +180,7 @@ def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[P
 
 
 def _loss(
-    bound: TrainedBound, num_levels: int, params: Params, microbatch: Microbatch
+    bound: TrainedBound, num_levels: int, select_ends: SelectImages, params: Params, microbatch: Microbatch
 ) -> tuple[Scalar, Losses]:
     """Returns what a microbatch's gradient is of, and its losses [B / count], -ELBO in nats."""
     (levels, condition), network_condition, draws, keys = microbatch
@@ -177,6 +193,7 @@ def _loss(
         network_condition=network_condition,
         keys=keys,
         step_rule=bound.rule_of(params),
+        select_ends=select_ends,
     )
     means = mean_losses(losses, levels[0].size)
     return sum(jax.tree.leaves(means.auxiliary), means.bound.total), losses

@@ -47,7 +47,7 @@ class ClassTemplate(SplitEncoder, ClassConditional):
         templates = jnp.concatenate([jnp.zeros((1, *x.shape[1:]), x.dtype), jnp.tanh(params["template"])])
         return x, templates[context.condition]
 
-    def at(self, prepared: tuple[Data, Data | None], log_snr: LogSNR) -> Data:
+    def at(self, params: Params, prepared: tuple[Data, Data | None], log_snr: LogSNR) -> Data:
         x, y = prepared
         x_nt = scale(alpha_squared(log_snr), x)
         return x_nt if y is None else x_nt + scale(sigma_squared(log_snr), y)

@@ -92,7 +92,7 @@ class Split(SplitEncoder):
     def prepare(self, params, x, context=NO_CONTEXT):
         return x, params["gain"] * x
 
-    def at(self, prepared, log_snr):
+    def at(self, params, prepared, log_snr):
         x, gained = prepared
         return x + jax.nn.sigmoid(-log_snr)[:, None, None, None] * gained
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
-from diffenc.core.model import UNIFORM, Draws, Losses, Model, Terms, draw_noise
+from diffenc.core.model import UNIFORM, Draws, Losses, Model, Terms, draw_noise, select_all
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh
@@ -33,19 +34,22 @@ class BoundAlone(Model):
 
 @dataclasses.dataclass(frozen=True)
 class Stub(BoundAlone):
-    """Three layers on the images and all that is drawn with them; `latent` tells what dropout is drawn from."""
+    """Three layers on the images and all that is drawn with them; `latent` tells what dropout is drawn from.
+
+    Two of its losses are those at the ends of time, of the images that are selected.
+    """
 
     def init(self, key, image_shape):
         return {"encoder": {}, "schedule": {}, "network": {"w": 0.3 * jax.random.normal(key, (3, 16, 16))}}
 
-    def elbo(self, params, levels, draws, *, num_levels, keys=None, **_):
+    def elbo(self, params, levels, draws, *, num_levels, keys=None, select_ends=select_all, **_):
         assert keys is not None
-        x, eps, eps_0 = (a.reshape(len(levels), -1) for a in (levels / num_levels, draws.eps, draws.eps_0))
+        x, eps, eps_0 = (a.reshape(len(a), -1) for a in (levels / num_levels, draws.eps, draws.eps_0))
         hidden = x + eps * draws.t[:, None]
         for w in params["network"]["w"]:
             hidden = jnp.tanh(hidden @ w)
-        latent = jax.vmap(jax.random.uniform)(keys)
-        return Terms(draws.weight * hidden.sum(axis=1), latent, (hidden * eps_0).sum(axis=1))
+        latent, ends = jax.vmap(jax.random.uniform)(select_ends(keys)), select_ends(hidden)
+        return Terms((ends * eps_0).sum(axis=1), latent, draws.weight * hidden.sum(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Told(Stub):
 @pytest.fixture(scope="module")
 def stub(tiny):
     def make(model: type[Stub] = Stub, **changes):
-        return tiny(model=model(**vars(tiny().model)), batch_size=BATCH, **changes)
+        return tiny(model=model(**vars(tiny().model)), batch_size=BATCH, **{"ends_every": 1, **changes})
 
     return make
 
@@ -141,9 +145,63 @@ def test_it_is_the_mean_of_the_images_gradients(measured, by_image, parts):
     np.testing.assert_allclose(got["network"]["w"], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(("parts", "ends_every"), [(1, 2), (2, 4), (4, 2)])
+def test_the_ends_are_those_of_some_images_weighted_up(stub, parts, ends_every):
+    """One image in so many, the same ones in every part; with the right noise, and a gradient that is their mean's."""
+    experiment = stub(microbatches=parts, ends_every=ends_every)
+    params = experiment.model.init(KEY, ())
+    got, terms = _measure(params, experiment)
+    keys = jax.random.split(jax.random.split(KEY)[1], BATCH)
+    drawn = np.asarray([float(jax.random.uniform(key)) for key in keys])
+    chosen = [
+        list(range(first, BATCH, ends_every))
+        for first in range(ends_every)
+        if np.isclose(drawn[first::ends_every].mean() / (NUM_DIMS * np.log(2)), terms.latent, rtol=1e-5)
+    ]
+    assert len(chosen) == 1
+    draws = draw_noise(jax.random.split(KEY)[0], LEVELS.shape, num_ends=BATCH // ends_every)
+
+    def loss(params):
+        hidden = (LEVELS / 5 + draws.eps * draws.t[:, None, None, None]).reshape(BATCH, -1)
+        for w in params["network"]["w"]:
+            hidden = jnp.tanh(hidden @ w)
+        ends = (hidden[np.asarray(chosen[0])] * draws.eps_0.reshape(BATCH // ends_every, -1)).sum(axis=1)
+        return (ends.mean() + hidden.sum(axis=1).mean()) / (NUM_DIMS * np.log(2))
+
+    want = jax.grad(loss)(params)["network"]["w"]
+    np.testing.assert_allclose(got["network"]["w"], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_every_image_has_its_turn():
+    """The images for which the ends are computed differ by the step's key; each is as likely as another."""
+    images = jnp.arange(12)
+    parts = [np.asarray(gradient.take_every(4, jnp.asarray(first), images)) for first in range(4)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), images)
+    assert all(len(part) == 3 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "microbatches", "devices", "ends_every", "stride"),
+    [
+        (128, 1, 1, 8, 8),
+        (128, 4, 4, 8, 8),
+        (64, 1, 16, 8, 4),
+        (16, 1, 16, 8, 1),
+        (6, 1, 1, 4, 3),
+        (7, 1, 1, 5, 1),
+    ],
+)
+def test_every_device_has_an_image_at_the_ends(stub, batch_size, microbatches, devices, ends_every, stride):
+    experiment = dataclasses.replace(
+        stub(ends_every=ends_every), batch_size=batch_size, microbatches=microbatches
+    )
+    mesh = AbstractMesh((devices, 1), ("data", "fsdp"))
+    assert gradient.ends_stride(experiment, mesh) == stride
+
+
 def test_images_are_dealt_out_and_gathered_in_order():
     dealt = gradient.divide_batch({"a": jnp.arange(12).reshape(6, 2)}, 3)
-    np.testing.assert_array_equal(dealt["a"], [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]])
+    np.testing.assert_array_equal(dealt["a"], [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]])
     np.testing.assert_array_equal(gradient.merge_microbatches(dealt)["a"], np.arange(12).reshape(6, 2))
 
 
@@ -170,7 +228,10 @@ def test_the_interior_of_a_schedule_follows_the_whole_batch(stub):
     model = dataclasses.replace(experiment.model, schedule=schedule)
     got = _measure(params, dataclasses.replace(experiment, model=model))[0]
     first = LEVELS[:, 0, 0, 0]
-    want, *halves = (mean_over(draws.t[i::n], first[i::n]) for i, n in ((0, 1), (0, 2), (1, 2)))
+    want, *halves = (
+        mean_over(draws.t[part], first[part])
+        for part in (slice(None), slice(BATCH // 2), slice(BATCH // 2, None))
+    )
     far = 0.0
     for name, leaf in want.items():
         np.testing.assert_allclose(got["schedule"]["interior"][name], leaf, rtol=1e-4, atol=1e-6)
@@ -180,7 +241,7 @@ def test_the_interior_of_a_schedule_follows_the_whole_batch(stub):
 
 def test_gradients_are_summed_in_float32(stub):
     """Parts of 255, 1, 1 and 1: in bfloat16 the ones are lost."""
-    levels = jnp.zeros_like(LEVELS).at[:, 0, 0, 0].set(jnp.asarray([255, 1, 1, 1, 255, 1, 1, 1], jnp.uint8))
+    levels = jnp.zeros_like(LEVELS).at[:, 0, 0, 0].set(jnp.asarray([255, 255, 1, 1, 1, 1, 1, 1], jnp.uint8))
     params = {"encoder": {}, "schedule": {}, "network": {"w": jnp.ones((), jnp.bfloat16)}}
     got = _measure(params, stub(Product, microbatches=4), levels)[0]["network"]["w"]
     assert got.dtype == jnp.bfloat16
