@@ -90,7 +90,7 @@ class Encoder(Protocol):
     """A family x_phi(lambda) of representations of x, smooth in lambda [10].
 
     One that reads the condition derives from `ClassConditional`. One with work that does not depend on lambda
-    can derive from `SplitEncoder`, so that this work is done once for several noise levels.
+    can derive from `PreparedOnce`, so that this work is done once for several noise levels.
     """
 
     def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
@@ -102,8 +102,8 @@ class Encoder(Protocol):
         ...
 
 
-class SplitEncoder(abc.ABC):
-    """Base class of encoders that compute part of x_phi once for all noise levels.
+class PreparedOnce(abc.ABC):
+    """Base class of encoders, and of networks for them, that compute part of their output once for all noise levels.
 
     A subclass defines `prepare` and `at`, and must not override `apply`.
     """
@@ -114,18 +114,32 @@ class SplitEncoder(abc.ABC):
 
     @abc.abstractmethod
     def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
-        """Returns x_phi at `log_snr`, from what `prepare` returned for these images, or entries of it."""
+        """Returns the output at `log_snr`, from what `prepare` returned for these images, or entries of it."""
 
     def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        """Returns x_phi at `log_snr`, shaped like `x`."""
+        """Returns the output at `log_snr`, shaped like `x`."""
         return self.at(params, self.prepare(params, x, context), log_snr)
+
+
+def prepare_once(plugin: "Encoder | Network", params: Params, x: Data, context: Context) -> Any:
+    """Returns a pytree of arrays [B, ...], an entry for each image: what `apply_prepared` takes in place of `x` and `context`."""
+    return plugin.prepare(params, x, context) if isinstance(plugin, PreparedOnce) else (x, context)
+
+
+def apply_prepared(plugin: "Encoder | Network", params: Params, prepared: Any, log_snr: LogSNR) -> Data:
+    """Returns the output of an encoder or a network for all or some of the images that were prepared."""
+    if isinstance(plugin, PreparedOnce):
+        return plugin.at(params, prepared, log_snr)
+    x, context = prepared
+    return plugin.apply(params, x, log_snr, context)
 
 
 @runtime_checkable
 class Network(Protocol):
     """A function of (z, log_snr) shaped like z, independent of the loss.
 
-    One that reads the condition derives from `ClassConditional`.
+    One that reads the condition derives from `ClassConditional`. One with work that does not depend on log_snr can derive
+    from `PreparedOnce`, so that an encoder does this work once for several noise levels.
     """
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:

@@ -37,9 +37,10 @@ from diffenc.interfaces import (
     Params,
     PerExample,
     Schedule,
-    SplitEncoder,
     Stochasticity,
     Times,
+    apply_prepared,
+    prepare_once,
 )
 from diffenc.registry import stochasticities
 
@@ -213,22 +214,17 @@ class Model:
     ) -> EncodeAt:
         """Returns x_phi as a function of lambda, for images `x` that are encoded at several noise levels.
 
-        What a `SplitEncoder` prepares is computed here, once.
+        What a `PreparedOnce` prepares is computed here, once.
         """
         return partial(self.encode_prepared, params, self.prepare_images(params, x, context))
 
     def prepare_images(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
         """Returns what `encode_prepared` encodes: a pytree of arrays [B, ...], an entry for each image."""
-        if isinstance(self.encoder, SplitEncoder):
-            return self.encoder.prepare(params["encoder"], x, context)
-        return x, context
+        return prepare_once(self.encoder, params["encoder"], x, context)
 
     def encode_prepared(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
         """Returns x_phi(lambda) of all or some of the images that were prepared."""
-        if isinstance(self.encoder, SplitEncoder):
-            return self.encoder.at(params["encoder"], prepared, log_snr)
-        x, context = prepared
-        return self.encoder.apply(params["encoder"], x, log_snr, context)
+        return apply_prepared(self.encoder, params["encoder"], prepared, log_snr)
 
     def encode(
         self,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.core.parameters import name_leaves
-from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, SplitEncoder
+from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, PreparedOnce
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require, require_close, require_like
 from diffenc.testing.image_maps import Shape
@@ -51,12 +51,12 @@ def encoding_without_noise_is_the_image(plugin: Any, image_shape: Shape = IMAGE_
 
 
 def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Requires of a SplitEncoder that `apply` equals `at` of the result of `prepare`, at any noise level.
+    """Requires of a PreparedOnce that `apply` equals `at` of the result of `prepare`, at any noise level.
 
     And that `prepare` returns an entry for each image: the entries of some images encode these.
     """
     it, classes = subject(plugin, image_shape), num_classes_of(plugin)
-    if not isinstance(plugin, SplitEncoder):
+    if not isinstance(plugin, PreparedOnce):
         return
     condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
     for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):

@@ -3,5 +3,6 @@
 from diffenc_plugins.encoders.blurring import Blurring
 from diffenc_plugins.encoders.builtin import Identity, Nontrainable, Trainable
 from diffenc_plugins.encoders.class_template import ClassTemplate
+from diffenc_plugins.encoders.separable import Separable
 
-__all__ = ["Blurring", "ClassTemplate", "Identity", "Nontrainable", "Trainable"]
+__all__ = ["Blurring", "ClassTemplate", "Identity", "Nontrainable", "Separable", "Trainable"]

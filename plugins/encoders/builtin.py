@@ -1,10 +1,21 @@
 """The encoders of VDM and DiffEnc: identity, non-trainable and trainable."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
-from diffenc.interfaces import NO_CONTEXT, Context, Data, Key, LogSNR, Network, Params
+from diffenc.interfaces import (
+    NO_CONTEXT,
+    Context,
+    Data,
+    Key,
+    LogSNR,
+    Network,
+    Params,
+    PreparedOnce,
+    apply_prepared,
+    prepare_once,
+)
 from diffenc.registry import encoders
 
 
@@ -38,7 +49,7 @@ class Nontrainable:
 
 @encoders.register("trainable")
 @dataclasses.dataclass(frozen=True)
-class Trainable:
+class Trainable(PreparedOnce):
     """x_phi = alpha^2 x + sigma^2 y_phi(x, lambda) [15]: DiffEnc. Its mean is generative_mean.counterterm.
 
     Attributes:
@@ -53,6 +64,10 @@ class Trainable:
     def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
         return self.network.init(key, x, log_snr)
 
-    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        y = self.network.apply(params, x, log_snr, context)
+    def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> tuple[Data, Any]:
+        return x, prepare_once(self.network, params, x, context)
+
+    def at(self, params: Params, prepared: tuple[Data, Any], log_snr: LogSNR) -> Data:
+        x, prepared_by_network = prepared
+        y = apply_prepared(self.network, params, prepared_by_network, log_snr)
         return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

@@ -13,14 +13,14 @@ from diffenc.interfaces import (
     Key,
     LogSNR,
     Params,
-    SplitEncoder,
+    PreparedOnce,
 )
 from diffenc.registry import encoders
 
 
 @encoders.register("class_template")
 @dataclasses.dataclass(frozen=True)
-class ClassTemplate(SplitEncoder, ClassConditional):
+class ClassTemplate(PreparedOnce, ClassConditional):
     """x_phi = alpha^2 x + sigma^2 tanh(template of x's class), a learned image a class. Its mean is generative_mean.counterterm.
 
     The templates start at 0, which makes it the non-trainable encoder; that it stays for images of no class.

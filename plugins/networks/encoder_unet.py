@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
-from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, Key, LogSNR, Params
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, Key, LogSNR, Params, PreparedOnce
 from diffenc.registry import networks
 from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers, stacks
@@ -19,9 +20,23 @@ NAME = "network.encoder_unet"
 LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y}
 
 
+class PreparedMaps(NamedTuple):
+    """What does not depend on the noise level.
+
+    Attributes:
+      stem: the maps that enter the first block.
+      begun: what `stacks.begin_block` makes of them.
+      context: that of the images.
+    """
+
+    stem: Maps
+    begun: Maps
+    context: Context
+
+
 @networks.register("encoder_unet")
 @dataclasses.dataclass(frozen=True)
-class EncoderUNet(ClassConditional):
+class EncoderUNet(PreparedOnce, ClassConditional):
     """DiffEnc's y_phi: a U-Net that pools by 2 after each level, and starts at zero.
 
     Attributes:
@@ -64,25 +79,33 @@ class EncoderUNet(ClassConditional):
         check_ends(NAME, self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
-        check_pooling(z.shape[1:3], len(self._levels()))
-        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 4 + len(self._levels()))
-        maps = {level: jnp.zeros((1, 1, 1, channels)) for level, channels in enumerate(self._levels())}
-        deepest = maps[len(maps) - 1]
+        levels = self._levels()
+        check_pooling(z.shape[1:3], len(levels))
+        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 5 + len(levels))
+        first, deepest = (jnp.zeros((1, 1, 1, channels)) for channels in (levels[0], levels[-1]))
         params = {
-            **pieces.stem.init(keys[0], z, log_snr, None),
-            **pieces.attention.init(keys[1], deepest),
-            **pieces.head.init(keys[2], maps[0]),
-            **stacks.init_stacks(keys[3], self._stages(), 4 * self.channels),
+            **pieces.embed.init(keys[0], log_snr, None),
+            **pieces.stem.init(keys[1], z),
+            **pieces.attention.init(keys[2], deepest),
+            **pieces.head.init(keys[3], first),
+            **stacks.init_stacks(keys[4], self._stages(), 4 * self.channels),
         }
-        for level, key in zip(maps, keys[4:], strict=True):
+        for level, key in enumerate(keys[5:]):
             params |= self._unpool(level).init(key, deepest)  # both levels unpool maps of the deepest's width
         return params
 
-    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        levels = self._levels()
-        check_pooling(z.shape[1:3], len(levels))
-        pieces = self._pieces(z.shape[-1])
-        stages = stacks.split_stages(params, context.keys, self._stages())
+    def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> PreparedMaps:
+        """Returns what the noise level does not enter: the stem, and the first convolution of the first block."""
+        check_pooling(x.shape[1:3], len(self._levels()))
+        h = self._pieces(x.shape[-1]).stem.apply(params, None, x)
+        first = self._split(params, context)["down_0_0"]
+        begun = stacks.begin_block(*stacks.list_blocks(first), h, self.channels, self._groups)
+        return PreparedMaps(h, begun, context)
+
+    def at(self, params: Params, prepared: PreparedMaps, log_snr: LogSNR) -> Data:
+        h, begun, context = prepared
+        levels, image_channels = self._levels(), len(params["conv_out"]["b"])
+        pieces, stages = self._pieces(image_channels), self._split(params, context)
         run_turns = stacks.choose_turns(self.scan)
         saving = jax.checkpoint if self.remat else lambda function: function
         middle_groups = max(1, self._groups // 2) if self.blocks == 2 else self._groups
@@ -90,33 +113,46 @@ class EncoderUNet(ClassConditional):
         def apply_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
             return stacks.apply_block(block, h, embedding, channels, groups, self.dropout)
 
-        def apply_level(h: Maps, way: str, level: int) -> MapsOut:
-            @saving
+        @saving
+        def end_first(block: Blocks, begun: Maps, h: Maps) -> Maps:
+            return stacks.end_block(block, begun, h, embedding, self.channels, self._groups, self.dropout)
+
+        def turn_at(level: int) -> stacks.Turn:
             def turn(h: Maps, block: Blocks, _: None) -> tuple[MapsOut, None]:
                 return apply_block(block, h, levels[level], self._groups), None
 
-            for stage in self._level_stages(way, level):
-                same = stage.shape.channels_in == stage.shape.channels_out
-                run = run_turns if same else stacks.write_out_turns  # a loop cannot change the channels
-                h, _ = run(turn, h, stages[stage.name])
-            return h
+            return saving(turn)
+
+        def apply_first(h: Maps, way: str, level: int) -> MapsOut:
+            return turn_at(level)(h, *stacks.list_blocks(stages[f"{way}_{level}_0"]), None)[0]
+
+        def apply_others(h: Maps, way: str, level: int) -> Maps:
+            others = stages.get(f"{way}_{level}")
+            return h if others is None else run_turns(turn_at(level), h, others)[0]
 
         @saving
         def middle(h: Maps, first: Blocks, second: Blocks) -> Maps:
             h = apply_block(first, h, levels[-1], middle_groups)
             return apply_block(second, pieces.attention.apply(params, None, h), levels[-1], middle_groups)
 
-        h, embedding = pieces.stem.apply(params, None, z, log_snr, context.condition)
+        embedding = pieces.embed.apply(params, None, log_snr, context.condition)
         skips = []
         for level in range(len(levels)):
-            h = apply_level(h, "down", level)
+            if level == 0:
+                h = end_first(*stacks.list_blocks(stages["down_0_0"]), begun, h)
+            else:
+                h = apply_first(max_pool(h), "down", level)
+            h = apply_others(h, "down", level)
             skips.append(h)
-            h = max_pool(h)
-        h = middle(h, *stacks.list_blocks(stages["middle"]))
+        h = middle(max_pool(h), *stacks.list_blocks(stages["middle"]))
         for level in reversed(range(len(levels))):
             h = self._unpool(level).apply(params, None, h)
-            h = apply_level(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)
+            h = apply_first(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)
+            h = apply_others(h, "up", level)
         return LAST[self.last](pieces.head.apply(params, None, h))
+
+    def _split(self, params: Params, context: Context) -> dict[str, Blocks]:
+        return stacks.split_stages(params, context.keys, self._stages())
 
     def _stages(self) -> list[Stage]:
         """All blocks in the order of computation."""
@@ -127,14 +163,11 @@ class EncoderUNet(ClassConditional):
         return [*down, Stage("middle", BlockShape(deepest, deepest), 2), *up]
 
     def _level_stages(self, way: str, level: int) -> list[Stage]:
-        """The blocks of a level; the first one may change the number of channels."""
-        channels, depth = self._levels()[level], max(1, self.blocks // 2)
+        """The first block of a level, which may change the number of channels, and the others."""
+        channels, others = self._levels()[level], max(1, self.blocks // 2) - 1
         channels_in = 2 * channels if way == "up" else (self.channels, *self._levels())[level]
-        same = BlockShape(channels, channels)
-        if channels_in == channels:
-            return [Stage(f"{way}_{level}", same, depth)]
-        others = [Stage(f"{way}_{level}", same, depth - 1)] if depth > 1 else []
-        return [Stage(f"{way}_{level}_0", BlockShape(channels_in, channels), 1), *others]
+        first = Stage(f"{way}_{level}_0", BlockShape(channels_in, channels), 1)
+        return [first, *([Stage(f"{way}_{level}", BlockShape(channels, channels), others)] if others else [])]
 
     def _pieces(self, image_channels: int) -> Pieces:
         return make_pieces(

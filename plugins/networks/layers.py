@@ -7,7 +7,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 from haiku.experimental import name_scope
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
 
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, LogSNR
@@ -155,11 +155,24 @@ def stem(h: Maps, channels: int, precision: str) -> MapsOut:
 
 
 def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
-    """Applies dropout with a mask from each image's own key; returns `h` unchanged if `keys` is None."""
-    if keys is None:
+    """Applies dropout with a mask from each image's own key; returns `h` unchanged if `keys` is None.
+
+    16 random bits decide on a number, so that the rate is met to 2^-17; what is kept is divided by 1 - `rate`.
+    """
+    kept_of_65536 = max(1, round((1 - rate) * 65536))
+    if keys is None or kept_of_65536 == 65536:
         return h
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[1:]))(keys)
-    return jnp.where(kept, h / (1 - rate), jnp.zeros_like(h))
+    kept = jax.vmap(lambda key: random_16_bits(key, h.shape[1:]))(keys) < kept_of_65536
+    # in float32: bfloat16 would round the scale itself, the same way in every number
+    scaled = (at_least_float32(h) / (1 - rate)).astype(h.dtype)
+    return jnp.where(kept, scaled, jnp.zeros_like(h))
+
+
+def random_16_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Returns uniform integers below 65,536: two from each random word, the second half of the channels from its upper bits."""
+    *positions, channels = shape
+    words = jax.random.bits(key, (*positions, (channels + 1) // 2), jnp.uint32)
+    return jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :channels]
 
 
 def embed_log_snr(
@@ -205,8 +218,28 @@ def resnet_block(
     h: Maps, embedding: Embedding, keys: ImageKeys | None, channels: int, groups: int, dropout: float
 ) -> MapsOut:
     """Applies norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut. Initially the shortcut alone."""
+    return end_resnet_block(
+        begin_resnet_block(h, channels, groups), h, embedding, keys, channels, groups, dropout
+    )
+
+
+def begin_resnet_block(h: Maps, channels: int, groups: int) -> MapsOut:
+    """Applies the part of `resnet_block` that the embedding does not enter: norm, swish, conv."""
+    return conv3x3(norm_swish(h, groups, "norm_0"), channels, "conv_0")
+
+
+def end_resnet_block(
+    begun: MapsOut,
+    h: Maps,
+    embedding: Embedding,
+    keys: ImageKeys | None,
+    channels: int,
+    groups: int,
+    dropout: float,
+) -> MapsOut:
+    """Applies the rest of `resnet_block` to what `begin_resnet_block` made of `h`."""
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
-    h = conv3x3(norm_swish(h, groups, "norm_0"), channels, "conv_0")
+    h = begun
     with name_scope("embedding"):
         shift = embedding @ get_parameter("w", (embedding.shape[-1], channels), ZEROS)
     h = norm_swish(add_bias(h, shift[:, None, None, :]), groups, "norm_1")

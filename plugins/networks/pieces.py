@@ -14,11 +14,13 @@ class Pieces(NamedTuple):
     """Transforms whose parameters lie side by side.
 
     Attributes:
-      stem: (features, log_snr, condition) -> (maps, embedding of noise level and class).
+      embed: (log_snr, condition) -> embedding of noise level and class.
+      stem: features -> maps.
       attention: in the middle, maps -> maps.
       head: maps -> channels of an image.
     """
 
+    embed: hk.Transformed
     stem: hk.Transformed
     attention: hk.Transformed
     head: hk.Transformed
@@ -37,9 +39,11 @@ def make_pieces(
     """Returns the pieces of a network; `log_snr_range` is (smallest, largest)."""
     smallest, largest = log_snr_range
 
-    def stem(features: Maps, log_snr: LogSNR, condition: Condition | None) -> tuple[MapsOut, Embedding]:
-        embedding = layers.embed_log_snr(log_snr, condition, channels, largest, smallest, classes)
-        return layers.stem(features, channels, precision), embedding
+    def embed(log_snr: LogSNR, condition: Condition | None) -> Embedding:
+        return layers.embed_log_snr(log_snr, condition, channels, largest, smallest, classes)
+
+    def stem(features: Maps) -> MapsOut:
+        return layers.stem(features, channels, precision)
 
     def attention(h: Maps) -> Maps:
         with name_scope("attention"):
@@ -48,4 +52,4 @@ def make_pieces(
     def head(h: Maps) -> MapsOut:
         return layers.head(h, image_channels, head_groups)
 
-    return Pieces(*map(hk.transform, (stem, attention, head)))
+    return Pieces(*map(hk.transform, (embed, stem, attention, head)))

@@ -100,6 +100,22 @@ def apply_block(
     return _block(channels, groups, dropout).apply(block.params, None, h, embedding, block.keys)
 
 
+def begin_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
+    """Applies the part of a block that does not depend on the noise level."""
+    begin = hk.transform(lambda h: layers.begin_resnet_block(h, channels, groups))
+    return begin.apply(block.params, None, h)
+
+
+def end_block(
+    block: Blocks, begun: MapsOut, h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float
+) -> MapsOut:
+    """Applies the rest of a block to what `begin_block` made of `h`."""
+    end = hk.transform(
+        lambda *maps: layers.end_resnet_block(*maps, embedding, block.keys, channels, groups, dropout)
+    )
+    return end.apply(block.params, None, begun, h)
+
+
 def list_blocks(blocks: Blocks) -> list[Blocks]:
     """Returns stacked blocks one by one."""
     count = len(jax.tree.leaves(blocks.params)[0])

@@ -70,13 +70,14 @@ class UNet(ClassConditional):
         check_ends("network.unet", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
-        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 4)
+        pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 5)
         h = jnp.zeros((*z.shape[:-1], self.channels))
         return {
-            **pieces.stem.init(keys[0], fourier_features(z, self.fourier_powers), log_snr, None),
-            **pieces.attention.init(keys[1], h),
-            **pieces.head.init(keys[2], h),
-            **stacks.init_stacks(keys[3], self._stages(), 4 * self.channels),
+            **pieces.embed.init(keys[0], log_snr, None),
+            **pieces.stem.init(keys[1], fourier_features(z, self.fourier_powers)),
+            **pieces.attention.init(keys[2], h),
+            **pieces.head.init(keys[3], h),
+            **stacks.init_stacks(keys[4], self._stages(), 4 * self.channels),
         }
 
     def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
@@ -100,8 +101,8 @@ class UNet(ClassConditional):
         def up(h: Maps, block: Blocks, skip: Maps) -> tuple[Maps, None]:
             return apply_block(block, jnp.concatenate([h, skip], axis=-1)), None
 
-        features = fourier_features(z, self.fourier_powers)
-        h, embedding = pieces.stem.apply(params, None, features, log_snr, context.condition)
+        embedding = pieces.embed.apply(params, None, log_snr, context.condition)
+        h = pieces.stem.apply(params, None, fourier_features(z, self.fourier_powers))
         deepest, skips = run_turns(down, h, stages["down"])
         h = middle(deepest, *stacks.list_blocks(stages["middle"]))
         h, _ = up(h, *stacks.list_blocks(stages["up_0"]), deepest)

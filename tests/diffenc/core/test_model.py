@@ -12,7 +12,7 @@ from diffenc.core.discretization import equal_steps
 from diffenc.core.model import Draws, Model, bits_per_dim, draw_noise
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
-from diffenc.interfaces import NO_CONTEXT, Context, SplitEncoder
+from diffenc.interfaces import NO_CONTEXT, Context, PreparedOnce
 from diffenc_plugins.stochasticities import Learned
 
 NUM_LEVELS = 16
@@ -356,7 +356,7 @@ def test_the_error_of_the_estimate_is_what_denoise_makes_less_the_encoded_image(
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitScale(SplitEncoder):
+class SplitScale(PreparedOnce):
     """alpha^2 x, masked; records what each part is called with."""
 
     prepared: list = dataclasses.field(default_factory=list, compare=False)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffenc.interfaces import NO_CONTEXT, SplitEncoder
+from diffenc.interfaces import NO_CONTEXT, PreparedOnce
 from diffenc.testing import encoders as checks
 from diffenc.testing import image_maps
 
@@ -83,7 +83,7 @@ class AwayFromTheImage(Fine):
 
 
 @dataclasses.dataclass(frozen=True)
-class Split(SplitEncoder):
+class Split(PreparedOnce):
     """(1 + gain s) x in two parts."""
 
     def init(self, key, x, log_snr):

@@ -32,7 +32,11 @@ class Wave(ClassConditional):
         return jnp.sin(jnp.broadcast_to(params["gain"], z.shape) * z * kept + shift[:, None, None, None])
 
 
-NEEDS: dict[str, Any] = {"trainable": {"network": Wave()}, "class_template": {"classes": 3}}
+NEEDS: dict[str, Any] = {
+    "trainable": {"network": Wave()},
+    "class_template": {"classes": 3},
+    "separable": {"network": Wave()},
+}
 every_encoder = pytest.mark.parametrize("name", list(registry.encoders))
 
 

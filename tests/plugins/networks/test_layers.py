@@ -185,3 +185,39 @@ def test_at_initialisation_a_block_and_an_attention_are_their_shortcut():
     params = hk.transform(both).init(jax.random.key(0, impl="unsafe_rbg"), h)
     for out in run(both, params, h):
         np.testing.assert_array_equal(out, h)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(0.1, 8), (0.5, 7), (0.9, 1), (0.001, 8)])
+def test_dropout_keeps_its_rate_and_its_numbers_apart(rate, channels):
+    """Two numbers share a random word: they must be as independent as any."""
+    h = jnp.ones((64, 32, 32, channels))
+    out = np.asarray(layers.apply_dropout(h, rate, jax.random.split(jax.random.key(3), 64)), np.float64)
+    kept = out > 0
+    np.testing.assert_allclose(out[kept], 1 / (1 - rate), rtol=1e-6)
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
+    half = (channels + 1) // 2
+    if channels > 1:
+        pairs = kept[..., : channels - half] & kept[..., half:]
+        assert abs(pairs.mean() - (1 - rate) ** 2) < 5 * np.sqrt((1 - rate) ** 2 / pairs.size)
+    assert len({mask.tobytes() for mask in kept}) == 64 or rate == 0.001
+
+
+def test_the_scale_of_dropout_is_not_rounded_to_bfloat16():
+    h = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, 64, 64, 8)), jnp.bfloat16)
+    out = layers.apply_dropout(h, 0.1, jax.random.split(jax.random.key(3), 1))
+    kept = np.asarray(out, np.float64) > 0
+    ratio = np.asarray(out, np.float64)[kept] / np.asarray(h, np.float64)[kept]
+    assert abs(ratio.mean() - 1 / 0.9) < 3e-4  # bfloat16(1 / 0.9) is 1.109
+
+
+def test_dropout_draws_half_a_word_for_a_number():
+    h, keys = jnp.ones((2, 4, 4, 6)), jax.random.split(jax.random.key(0), 2)
+    traced = jax.make_jaxpr(lambda h, keys: layers.apply_dropout(h, 0.1, keys))(h, keys)
+    drawn = [each.outvars[0].aval for each in traced.eqns if each.primitive.name == "random_bits"]
+    assert sum(aval.size * aval.dtype.itemsize for aval in drawn) == h.size * 2
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-6])
+def test_a_rate_below_the_resolution_is_none(rate):
+    h = jnp.ones((1, 2, 2, 2))
+    np.testing.assert_array_equal(layers.apply_dropout(h, rate, jax.random.split(jax.random.key(0), 1)), h)
