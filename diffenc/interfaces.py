@@ -150,7 +150,7 @@ class Network(Protocol):
         """
         ...
 
-    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context) -> Data:
+    def apply(self, params: Params, z: Data, log_snr: LogSNR, context: Context, /) -> Data:
         """Returns the output, shaped like `z`."""
         ...
 

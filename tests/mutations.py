@@ -307,9 +307,8 @@ FAULTS = (
     Fault(
         "a second dropout mask in the encoder",
         "diffenc/core/model.py",
-        "x_phi_0, x_phi_1 = encode(log_snr_0), encode(log_snr_1)",
-        "x_phi_0, x_phi_1 = encode(log_snr_0), self.encode("
-        "params, x, log_snr_1, Context(condition, network_keys))",
+        "prepared = self.prepare_images(params, x, encoder_context)",
+        "prepared = self.prepare_images(params, x, Context(condition, network_keys))",
         (MODEL,),
     ),
     Fault(
@@ -322,8 +321,8 @@ FAULTS = (
     Fault(
         "one noise for z_t and z_0",
         "diffenc/core/model.py",
-        "jax.random.normal(eps_0_key, shape), weight",
-        "jax.random.normal(eps_key, shape), weight",
+        "jax.random.normal(eps_0_key, shape_0), weight",
+        "jax.random.normal(eps_key, shape_0), weight",
         (MODEL,),
     ),
     Fault(
@@ -336,8 +335,8 @@ FAULTS = (
     Fault(
         "x for x_phi in z_0",
         "diffenc/core/model.py",
-        "pixels = objective.diffused_pixels(x_phi_0, draws.eps_0, log_snr_0)",
-        "pixels = objective.diffused_pixels(x, draws.eps_0, log_snr_0)",
+        "pixels = objective.diffused_pixels(x_phi_0, eps_0, log_snr_0)",
+        "pixels = objective.diffused_pixels(scale_pixels(levels, num_levels), eps_0, log_snr_0)",
         (MODEL,),
     ),
     Fault(
@@ -376,10 +375,38 @@ FAULTS = (
         ("tests/plugins/networks/test_layers.py",),
     ),
     Fault(
+        "both ends at lambda_0",
+        "diffenc/core/model.py",
+        "_side_by_side(log_snr_0, log_snr_1)",
+        "_side_by_side(log_snr_0, log_snr_0)",
+        (MODEL,),
+    ),
+    Fault(
+        "the same images at the ends in every step",
+        "diffenc/training/gradient.py",
+        "[:, first], images)",
+        "[:, 0], images)",
+        ("tests/diffenc/training/test_gradient.py",),
+    ),
+    Fault(
+        "the blocks of a stack in another order",
+        "plugins/networks/stacks.py",
+        "for i, part in zip(sharing, split_leaves(",
+        "for i, part in zip(sharing[::-1], split_leaves(",
+        ("tests/plugins/networks/test_numpy.py",),
+    ),
+    Fault(
+        "both halves of a random word the same",
+        "plugins/networks/layers.py",
+        "[words & 0xFFFF, words >> 16]",
+        "[words & 0xFFFF, words & 0xFFFF]",
+        ("tests/plugins/networks/test_layers.py",),
+    ),
+    Fault(
         "the skips of a loop in the wrong order",
-        "plugins/networks/unet.py",
-        "return jax.lax.scan(lambda h, at: body(h, *at), h, (stacked, xs), reverse=reverse)",
-        "return jax.lax.scan(lambda h, at: body(h, *at), h, (stacked, xs))",
+        "plugins/networks/stacks.py",
+        "return jax.lax.scan(lambda h, at: turn(h, *at), h, (blocks, xs), reverse=reverse)",
+        "return jax.lax.scan(lambda h, at: turn(h, *at), h, (blocks, xs))",
         ("tests/plugins/networks/test_numpy.py",),
     ),
     Fault(
@@ -497,8 +524,8 @@ FAULTS = (
     Fault(
         "importance-sampled times not weighed",
         "diffenc/core/model.py",
-        "diffusion=draws.weight * objective.step_loss(step, error)",
-        "diffusion=objective.step_loss(step, error)",
+        "terms = Terms(reconstruction, latent, draws.weight * objective.step_loss(step, error))",
+        "terms = Terms(reconstruction, latent, objective.step_loss(step, error))",
         (MODEL,),
     ),
     Fault(

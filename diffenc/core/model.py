@@ -380,8 +380,9 @@ class Model:
         log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
         step = step_rule(encode, log_snr_at, increment, draws.t)
         error, x_hat_error = self.estimate_error(params, step, draws.eps, network_context, encoder_context)
+        at_ends, levels_at_ends = select_ends((prepared, levels))
         reconstruction, latent = self.end_losses(
-            params, *select_ends((prepared, levels)), draws.eps_0, num_levels=num_levels
+            params, at_ends, levels_at_ends, draws.eps_0, num_levels=num_levels
         )
         terms = Terms(reconstruction, latent, draws.weight * objective.step_loss(step, error))
         auxiliary = self.generative_mean.auxiliary_losses(error, x_hat_error, step.log_snr)
@@ -397,8 +398,8 @@ class Model:
         """
         times = jnp.zeros(len(levels)), jnp.ones(len(levels))
         log_snr_0, log_snr_1 = (self.log_snr(params, t) for t in times)
-        both = jax.tree.map(_side_by_side, (prepared, log_snr_0), (prepared, log_snr_1))
-        x_phi = self.encode_prepared(params, *both)
+        twice = jax.tree.map(_side_by_side, prepared, prepared)
+        x_phi = self.encode_prepared(params, twice, _side_by_side(log_snr_0, log_snr_1))
         x_phi_0, x_phi_1 = x_phi[::2], x_phi[1::2]
         pixels = objective.diffused_pixels(x_phi_0, eps_0, log_snr_0)
         return (

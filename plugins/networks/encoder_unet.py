@@ -98,8 +98,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         """Returns what the noise level does not enter: the stem, and the first convolution of the first block."""
         check_pooling(x.shape[1:3], len(self._levels()))
         h = self._pieces(x.shape[-1]).stem.apply(params, None, x)
-        first = self._split(params, context)["down_0_0"]
-        begun = stacks.begin_block(*stacks.list_blocks(first), h, self.channels, self._groups)
+        first = stacks.only_block(self._split(params, context)["down_0_0"])
+        begun = stacks.begin_block(first, h, self.channels, self._groups)
         return PreparedMaps(h, begun, context)
 
     def at(self, params: Params, prepared: PreparedMaps, log_snr: LogSNR) -> Data:
@@ -124,7 +124,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
             return saving(turn)
 
         def apply_first(h: Maps, way: str, level: int) -> MapsOut:
-            return turn_at(level)(h, *stacks.list_blocks(stages[f"{way}_{level}_0"]), None)[0]
+            return turn_at(level)(h, stacks.only_block(stages[f"{way}_{level}_0"]), None)[0]
 
         def apply_others(h: Maps, way: str, level: int) -> Maps:
             others = stages.get(f"{way}_{level}")
@@ -139,12 +139,13 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         skips = []
         for level in range(len(levels)):
             if level == 0:
-                h = end_first(*stacks.list_blocks(stages["down_0_0"]), begun, h)
+                h = end_first(stacks.only_block(stages["down_0_0"]), begun, h)
             else:
                 h = apply_first(max_pool(h), "down", level)
             h = apply_others(h, "down", level)
             skips.append(h)
-        h = middle(max_pool(h), *stacks.list_blocks(stages["middle"]))
+        first, second = stacks.list_blocks(stages["middle"])
+        h = middle(max_pool(h), first, second)
         for level in reversed(range(len(levels))):
             h = self._unpool(level).apply(params, None, h)
             h = apply_first(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)

@@ -36,11 +36,11 @@ class BlockShape(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """`count` blocks of one shape that follow each other."""
+    """`num_blocks` blocks of one shape that follow each other."""
 
     name: str
     shape: BlockShape
-    count: int
+    num_blocks: int
 
 
 class Blocks(NamedTuple):
@@ -60,8 +60,8 @@ Turn = Callable[[Maps, Blocks, Any], tuple[MapsOut, Any]]
 
 def init_stacks(key: InitKey, stages: Sequence[Stage], embedding_channels: int) -> Params:
     """Returns the parameters of all stages, stacked by shape: {"blocks_IN_OUT/LAYER": {NAME: [n, ...]}}."""
-    keys = jax.random.split(key, sum(stage.count for stage in stages))
-    shapes = [stage.shape for stage in stages for _ in range(stage.count)]
+    keys = jax.random.split(key, sum(stage.num_blocks for stage in stages))
+    shapes = [stage.shape for stage in stages for _ in range(stage.num_blocks)]
     params = {}
     for shape in dict.fromkeys(shapes):
         own_keys = keys[jnp.asarray([i for i, other in enumerate(shapes) if other == shape])]
@@ -79,7 +79,7 @@ def split_stages(params: Params, keys: ImageKeys | None, stages: Sequence[Stage]
       params: those of the network.
       keys: [B], from which each block gets its own; None = no dropout.
     """
-    counts = [stage.count for stage in stages]
+    counts = [stage.num_blocks for stage in stages]
     keys_of_stage = _split_keys(keys, counts)
     found = {}
     for shape in dict.fromkeys(stage.shape for stage in stages):
@@ -110,10 +110,11 @@ def end_block(
     block: Blocks, begun: MapsOut, h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float
 ) -> MapsOut:
     """Applies the rest of a block to what `begin_block` made of `h`."""
-    end = hk.transform(
-        lambda *maps: layers.end_resnet_block(*maps, embedding, block.keys, channels, groups, dropout)
-    )
-    return end.apply(block.params, None, begun, h)
+
+    def end(begun: MapsOut, h: Maps) -> MapsOut:
+        return layers.end_resnet_block(begun, h, embedding, block.keys, channels, groups, dropout)
+
+    return hk.transform(end).apply(block.params, None, begun, h)
 
 
 def list_blocks(blocks: Blocks) -> list[Blocks]:
@@ -125,6 +126,12 @@ def list_blocks(blocks: Blocks) -> list[Blocks]:
         Blocks(jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), part), own)
         for part, own in zip(parts, keys, strict=True)
     ]
+
+
+def only_block(blocks: Blocks) -> Blocks:
+    """Returns the only block of a stage of one."""
+    (block,) = list_blocks(blocks)
+    return block
 
 
 def loop_turns(

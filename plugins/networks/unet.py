@@ -104,8 +104,9 @@ class UNet(ClassConditional):
         embedding = pieces.embed.apply(params, None, log_snr, context.condition)
         h = pieces.stem.apply(params, None, fourier_features(z, self.fourier_powers))
         deepest, skips = run_turns(down, h, stages["down"])
-        h = middle(deepest, *stacks.list_blocks(stages["middle"]))
-        h, _ = up(h, *stacks.list_blocks(stages["up_0"]), deepest)
+        first, second = stacks.list_blocks(stages["middle"])
+        h = middle(deepest, first, second)
+        h, _ = up(h, stacks.only_block(stages["up_0"]), deepest)
         h, _ = run_turns(up, h, stages["up"], skips, reverse=True)
         return z + saving(pieces.head.apply)(params, None, h)
 

@@ -27,6 +27,15 @@ def apply(self: Any, params: Any, z: Any, log_snr: Any, context: Context = NO_CO
     return jnp.tanh(z @ params["w"] + params["b"][index])
 
 
+def prepare(self: Any, params: Any, x: Any, context: Context = NO_CONTEXT) -> Any:
+    return x, context
+
+
+def at(self: Any, params: Any, prepared: Any, log_snr: Any) -> jax.Array:
+    x, context = prepared
+    return apply(self, params, x, log_snr, context)
+
+
 if "REAL_NETWORKS" not in os.environ:
-    for network in (UNet, EncoderUNet):
-        network.init, network.apply = init, apply
+    UNet.init, UNet.apply = init, apply
+    EncoderUNet.init, EncoderUNet.prepare, EncoderUNet.at = init, prepare, at
