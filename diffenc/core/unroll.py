@@ -1,22 +1,45 @@
 """Loops over equal parts of a computation, compiled as what the device is good at."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 Carry = TypeVar("Carry")
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def trace_for(platform: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Returns `function`, with loops as the devices of `platform` want them while it runs, that is, while it is traced.
+
+    This machine need not have such devices: a step can be compiled ahead for others.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: P.args, **options: P.kwargs) -> R:
+        token = _platform.set(platform)
+        try:
+            return function(*args, **options)
+        finally:
+            _platform.reset(token)
+
+    return traced
 
 
 def unrolls() -> bool:
-    """Whether loops are written out in full: on the CPU.
+    """Whether loops are written out in full: on the CPU, that of `trace_for` or else of this machine.
 
     There XLA takes the gradient of a convolution 15 to 50 times longer within a loop than outside of one.
     Elsewhere a loop compiles in the time of one turn, and runs as fast.
     """
-    return jax.default_backend() == "cpu"
+    return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 def scan(turn: Callable[[Carry, Any], tuple[Carry, Any]], first: Carry, parts: Any) -> tuple[Carry, Any]:

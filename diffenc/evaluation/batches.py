@@ -13,10 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from diffenc.config.settings import Diagnose, Evaluate, Fit, ResolvedEvaluate, settings_name
 from diffenc.core.model import UNIFORM, Draws, SampleTimes
 from diffenc.core.rng import root_key
+from diffenc.core.unroll import trace_for
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import subsample
 from diffenc.interfaces import Conditioning, Dataset, Images, Key, Source
-from diffenc.parallel.sharding import batch_sharded, check_divisible, images_to_devices, replicated, rows_here
+from diffenc.parallel.sharding import (
+    batch_sharded,
+    check_divisible,
+    images_to_devices,
+    platform_of,
+    replicated,
+    rows_here,
+)
 
 Settings = TypeVar("Settings", ResolvedEvaluate, Evaluate, Fit, Diagnose)
 B = TypeVar("B")
@@ -208,7 +216,9 @@ def compile_on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., A
     Parameters keep their sharding; draws are replicated.
     """
     shardings = (None, batch_sharded(mesh), replicated(mesh))
-    return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jax.jit(
+        trace_for(platform_of(mesh), function), in_shardings=shardings, out_shardings=replicated(mesh)
+    )
 
 
 def map_batches(

@@ -16,8 +16,9 @@ from diffenc.config.settings import ResolvedSample
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.core.rng import root_key
+from diffenc.core.unroll import trace_for
 from diffenc.interfaces import Condition, Data, Dataset, Key, Params
-from diffenc.parallel.sharding import batch_sharded, replicated
+from diffenc.parallel.sharding import batch_sharded, platform_of, replicated
 from diffenc.registry import variances
 from diffenc.sampling import sampler
 from diffenc.sampling.sampler import ReverseChain
@@ -87,7 +88,9 @@ class ImageSampler:
         self._trained_at = trained_at
         other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
-        self._stretch = jax.jit(self._walk_stretch, out_shardings=self._sharding, donate_argnums=1)
+        self._stretch = jax.jit(
+            trace_for(platform_of(mesh), self._walk_stretch), out_shardings=self._sharding, donate_argnums=1
+        )
         self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
         # until then each process holds only the images of its own devices
         self._collect = jax.jit(lambda z: z, out_shardings=replicated(mesh))

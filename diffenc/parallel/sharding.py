@@ -18,6 +18,11 @@ AXES = ("data", "fsdp")
 OVER_BATCH = PartitionSpec(AXES)
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def data_mesh(shape: MeshConfig = MeshConfig()) -> Mesh:
     """Returns all devices in a mesh of the given shape.
 

@@ -14,9 +14,10 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.model import Terms
 from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
+from diffenc.core.unroll import trace_for
 from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
-from diffenc.parallel.sharding import batch_sharded
+from diffenc.parallel.sharding import batch_sharded, platform_of
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.loss_curve import LossCurve, begin_curve, bind_curve, update_curve
 from diffenc.training.trained_bound import trained_bound
@@ -137,7 +138,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
     state_shardings = shardings(abstract_state(experiment, mesh))
     return jax.jit(
-        train_step,
+        trace_for(platform_of(mesh), train_step),
         in_shardings=(state_shardings, batch_sharded(mesh)),
         out_shardings=state_shardings,
         donate_argnums=0,

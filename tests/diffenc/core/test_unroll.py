@@ -48,6 +48,13 @@ def test_on_the_cpu_it_is_written_out(backend, turns):
     assert ("while" in text) == (backend != "cpu")
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_devices_compiled_for_decide_and_not_this_machine(backend, platform):
+    text = jax.jit(unroll.trace_for(platform, _running_sums)).lower(2.0, PARTS).as_text()
+    assert ("while" in text) == (platform != "cpu")
+    assert unroll.unrolls() == (backend == "cpu")  # outside of it, as before
+
+
 def test_what_is_stored_is_unchanged_and_so_is_its_gradient():
     x = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
 
