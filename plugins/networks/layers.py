@@ -3,6 +3,8 @@
 Parameters are stored in the default precision; a layer computes in the precision of its input maps.
 """
 
+from functools import partial
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -118,10 +120,19 @@ def group_norm(h: Maps, groups: int, name: str) -> Maps:
     haiku's GroupNorm makes several passes over the maps; under jvp and gradient it costs more than the convolutions.
     Statistics and result are in float32 at least; the caller rounds after the activation.
     """
-    channels, ones = h.shape[-1], hk.initializers.Constant(1.0)
+    return apply_group_norm(h, *norm_parameters(h.shape[-1], name), groups)
+
+
+def norm_parameters(channels: int, name: str) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Returns gain and offset of a group norm."""
     with name_scope(name):
-        gain = get_parameter("scale", (channels,), ones)
-        offset = get_parameter("offset", (channels,), ZEROS)
+        gain = get_parameter("scale", (channels,), hk.initializers.Constant(1.0))
+        return gain, get_parameter("offset", (channels,), ZEROS)
+
+
+def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c"], groups: int) -> Maps:
+    """Applies `group_norm` under given parameters."""
+    channels = h.shape[-1]
 
     def group_mean(values: Float[Array, "b c"]) -> Float[Array, "b c"]:
         size = channels // groups
@@ -139,8 +150,19 @@ def group_norm(h: Maps, groups: int, name: str) -> Maps:
 
 
 def norm_swish(h: Maps, groups: int, name: str) -> Maps:
-    """Applies group norm and swish, rounded once, to the precision of `h`."""
-    return jax.nn.swish(group_norm(h, groups, name)).astype(h.dtype)
+    """Applies group norm and swish, rounded once, to the precision of `h`.
+
+    For the gradient `h` alone is kept, in its own precision: the float32 maps in between are computed again, which costs
+    little beside a convolution. A loop over blocks would else keep ten of them for each block.
+    """
+    gain, offset = norm_parameters(h.shape[-1], name)
+
+    # the barrier that keeps XLA from merging the two computations is of no use in a loop, and costs elsewhere
+    @partial(jax.checkpoint, prevent_cse=False)
+    def activate(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c"]) -> Maps:
+        return jax.nn.swish(apply_group_norm(h, gain, offset, groups)).astype(h.dtype)
+
+    return activate(h, gain, offset)
 
 
 def stem(h: Maps, channels: int, precision: str) -> MapsOut:
