@@ -24,7 +24,7 @@ from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.evaluation_record import ElboTerms
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
-from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
+from diffenc.data.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.fields.values import coerce
 from diffenc.interfaces import Condition, Context, Data, LogSNR, Params
 from diffenc.parallel.sharding import data_mesh
