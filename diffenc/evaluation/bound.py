@@ -109,11 +109,12 @@ class BoundResult:
     def __str__(self) -> str:
         mean, over_images, draws = format_estimate(self.bits_per_dim, self.se, self.se_upper, self.mc_se)
         condition = "" if self.condition is None else f" | {self.condition}"
+        dequantisation = "no" if self.dequantisation == NO_DEQUANTISATION else self.dequantisation
         high, low = self.log_snr
         return (
             f"{mean} bits/dim ± {over_images} over images ± {draws} Monte Carlo: {self.likelihood}{condition}, log_snr "
-            f"{high:.4g} to {low:.4g}, {self.num_levels} levels, {self.dequantisation} dequantisation ({self.decoder} decoder), "
-            f"{self.num_images} images (pixels {self.fingerprint[:16]}), {self.passes} pass(es)"
+            f"{high:.4g} to {low:.4g}, {dequantisation} dequantisation (decoder: {self.decoder}), {self.num_levels} levels, "
+            f"{self.num_images} images (pixels {self.fingerprint[:16]}), {self.passes} passes"
         )
 
 

@@ -112,17 +112,23 @@ def likely_reading(
         out = denoise(made.z, made.noise_level, labels)
         estimates = _estimates(model, other, predicts)
         variance = jnp.var(other.images(levels))
-        ratios = loss_ratios(other, tuple(estimates.values()), levels, pass_draws, out, variance, log_snr)
+        ratios = loss_ratios(
+            other, tuple(estimates.values()), levels, pass_draws, out, variance, jnp.asarray(log_snr)
+        )
         readings |= {
             ", ".join(filter(None, (estimate, name))): LossRatios(*map(float, both))
             for estimate, both in zip(estimates, ratios, strict=True)
         }
     given = readings.pop("")
-    finite = {name: ratios for name, ratios in readings.items() if np.isfinite(ratios).all()}
-    name = min(finite, key=lambda reading: finite[reading].overall, default="")
-    if not name or not finite[name].within < min(BETTER * given.within, 1.0):
+    better = {
+        name: ratios
+        for name, ratios in readings.items()
+        if ratios.within < min(BETTER * given.within, 1.0) and ratios.overall < given.overall
+    }
+    if not better:
         return None
-    return Reading(name, finite[name].within)
+    name = min(better, key=lambda reading: better[reading].overall)
+    return Reading(name, better[name].within)
 
 
 def _inputs(model: ForeignModel, own_noise_level: bool) -> Iterator[tuple[str, ForeignModel]]:

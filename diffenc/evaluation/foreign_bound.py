@@ -155,7 +155,7 @@ class ForeignModel:
         pass_draws: PassDraws,
         out: Data,
         variance: Scalar,
-        log_snr: tuple[float, float],
+        log_snr: Float[Array, " 2"],
     ) -> list[LossRatios]:
         """Returns the diffusion loss of a batch over that of the best constant, with `out` read as each of `targets`.
 
