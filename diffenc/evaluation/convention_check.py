@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from diffenc.core.pixels import Levels
 from diffenc.evaluation.batches import PassDraws
 from diffenc.evaluation.conventions import PROCESSES, TARGETS, PixelRange, reversed_time
-from diffenc.evaluation.foreign_bound import ForeignModel, LossRatios, loss_ratios, noisy_inputs
+from diffenc.evaluation.foreign_bound import ForeignModel, LossRatios
 from diffenc.evaluation.foreign_denoiser import DenoiserCall
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.interfaces import Condition, LogSNR, Parameterization
@@ -26,7 +26,7 @@ MAX_BINS = 8
 DRAWS_PER_BIN = 16
 SHARE = 0.01  # of the diffusion loss that may lie above that of the best constant without a warning
 SIGMAS = 3.0
-BETTER = 0.9  # of the loss as it was read: another reading has less
+BETTER = 0.9  # another reading has less than this of the loss as it was read, and of the best constant's
 REVERSED = "a time that runs from noise (t = 0) to data (t = 1)"
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5))
 
@@ -106,14 +106,15 @@ def likely_reading(
       own_noise_level: the noise level is what the process gives it, and not the user's.
       log_snr: the range of excess.
     """
+    # not compiled: all variants share their operations, and each would be compiled by itself
     readings: dict[str, LossRatios] = {}
     for name, other in _inputs(model, own_noise_level):
-        made = noisy_inputs(other, levels, pass_draws, other.equal_chain())
+        made = other.noisy_inputs(levels, pass_draws, other.equal_chain())
         out = denoise(made.z, made.noise_level, labels)
         estimates = _estimates(model, other, predicts)
         variance = jnp.var(other.images(levels))
-        ratios = loss_ratios(
-            other, tuple(estimates.values()), levels, pass_draws, out, variance, jnp.asarray(log_snr)
+        ratios = other.loss_ratios(
+            tuple(estimates.values()), levels, pass_draws, out, variance, jnp.asarray(log_snr)
         )
         readings |= {
             ", ".join(filter(None, (estimate, name))): LossRatios(*map(float, both))
@@ -123,7 +124,7 @@ def likely_reading(
     better = {
         name: ratios
         for name, ratios in readings.items()
-        if ratios.within < min(BETTER * given.within, 1.0) and ratios.overall < given.overall
+        if ratios.within < min(BETTER * given.within, 1.0) and ratios.overall < min(BETTER, given.overall)
     }
     if not better:
         return None

@@ -226,5 +226,4 @@ def _draws(levels: Levels, pass_draws: PassDraws) -> Draws:
 # Compiled once for each convention: equal models are the same static argument.
 noisy_inputs = jax.jit(ForeignModel.noisy_inputs, static_argnums=0)
 batch_terms = jax.jit(ForeignModel.batch_terms, static_argnums=0)
-loss_ratios = jax.jit(ForeignModel.loss_ratios, static_argnums=(0, 1))
 decoder_losses = jax.jit(ForeignModel.losses_by_std, static_argnums=0)

@@ -344,7 +344,7 @@ def test_statistics_of_the_batch_are_refused():
 
 def test_a_wrong_estimate_is_warned_of_and_the_likely_one_named(caplog):
     with caplog.at_level(logging.WARNING):
-        result = diffenc.bound(best_linear("vp", "v"), IMAGES, passes=8)
+        result = diffenc.bound(best_linear("vp", "v"), IMAGES, log_snr=(5.0, -5.0), passes=8)
     (warning,) = result.warnings
     assert "times that of the best constant" in warning
     assert "this looks like predicts = 'v'" in warning

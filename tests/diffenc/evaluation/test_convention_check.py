@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_finite_has_its_own_warning():
     assert find_excess(LossDraws(LOG_SNR, np.full(200, np.nan)), np.ones(200)) is None
 
 
-IMAGES = np.clip(np.round(np.random.default_rng(1).normal(127.5, 50, (24, 6, 6, 1))), 0, 255).astype(np.uint8)
+IMAGES = np.clip(np.round(np.random.default_rng(1).normal(127.5, 50, (64, 6, 6, 1))), 0, 255).astype(np.uint8)
 VARIANCE = float(np.var(IMAGES / 127.5 - 1))
 
 
@@ -86,8 +86,14 @@ def edm_of_unit_pixels(z, sigma):
     ],
 )  # fmt: skip
 def test_the_convention_that_it_was_trained_in_is_named(denoiser, given, right):
-    (warning,) = diffenc.bound(denoiser, IMAGES, passes=8, **given).warnings
+    (warning,) = diffenc.bound(denoiser, IMAGES, passes=8, log_snr=(5.0, -5.0), **given).warnings
     assert f"this looks like {right}" in warning
+
+
+def test_an_untrained_network_is_not_taken_for_one_of_another_convention():
+    """An output near 0 is hardly better read as v."""
+    (warning,) = diffenc.bound(lambda z, level: 0.01 * z, IMAGES, passes=8).warnings
+    assert "no other convention that was tried explains it" in warning
 
 
 def test_a_denoiser_that_is_far_too_large_fits_no_convention():
