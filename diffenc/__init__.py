@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from diffenc.core.model import Model
     from diffenc.errors import UserError
+    from diffenc.evaluation.bound import BoundResult, bound
     from diffenc.evaluation.commands import evaluate, sample
     from diffenc.evaluation.diagnose import diagnose
     from diffenc.evaluation.fit_schedule import fit_schedule
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from diffenc.training.loop import train
 
 __all__ = [
+    "BoundResult",
     "Diagnose",
     "Evaluate",
     "Experiment",
@@ -54,6 +56,7 @@ __all__ = [
     "Sample",
     "TrainedModel",
     "UserError",
+    "bound",
     "diagnose",
     "evaluate",
     "fit_schedule",
@@ -85,6 +88,7 @@ _NAMES = {  # by module
     ),
     "diffenc.core.model": ("Model",),
     "diffenc.errors": ("UserError",),
+    "diffenc.evaluation.bound": ("BoundResult", "bound"),
     "diffenc.evaluation.commands": ("evaluate", "sample"),
     "diffenc.evaluation.diagnose": ("diagnose",),
     "diffenc.evaluation.fit_schedule": ("fit_schedule",),

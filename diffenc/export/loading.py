@@ -17,10 +17,10 @@ from diffenc.config.experiment import FREE_TO_MEASURE, Experiment
 from diffenc.config.gin_files import CONFIG, decode
 from diffenc.config.import_rules import import_permission
 from diffenc.core.parameters import name_leaves
+from diffenc.data.array_dataset import DatasetSpec
 from diffenc.errors import UserError
 from diffenc.evaluation.restore import read_ema, to_default_precision
 from diffenc.export import config_binding, weights
-from diffenc.export.array_dataset import DatasetSpec
 from diffenc.export.trained_model import TrainedModel
 from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import stores

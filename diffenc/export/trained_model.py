@@ -19,12 +19,12 @@ from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
+from diffenc.data.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.errors import UserError, nearest
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.evaluation_record import ElboTerms
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.sample_images import ImageSampler
-from diffenc.export.array_dataset import ArrayDataset, check_images, check_labels
 from diffenc.fields.values import coerce
 from diffenc.interfaces import Condition, Context, Data, LogSNR, Params
 from diffenc.parallel.sharding import data_mesh

@@ -29,6 +29,7 @@ NEEDS = [
     ("docs/logging.md", "the package wandb, pip install 'diffenc[wandb]'"),
     ("docs/logging.md", "a GPU"),
     ("docs/measuring.md", "the file of Inception's weights"),
+    ("docs/nll_of_my_model.md", "PyTorch"),
     ("docs/scale.md", "a GPU"),
     ("docs/scale.md", "two hosts"),
     ("docs/trained_models.md", "a released checkpoint"),

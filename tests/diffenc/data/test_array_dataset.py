@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from diffenc.data.array_dataset import ArrayDataset, DatasetSpec, check_images, check_labels
 from diffenc.errors import UserError
-from diffenc.export.array_dataset import ArrayDataset, DatasetSpec, check_images, check_labels
 
 KIND = DatasetSpec("dots", (4, 4, 1), 5, 3)
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) % 5
