@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from diffenc.config.settings import Diagnose, Evaluate, Fit, ResolvedEvaluate, settings_name
+from diffenc.core.compiled_once import compiled_once
 from diffenc.core.model import UNIFORM, Draws, SampleTimes
 from diffenc.core.rng import root_key
 from diffenc.core.unroll import trace_for
@@ -210,15 +212,15 @@ def make_draws(
     return Draws(t, both[:, 0], both[:, 1], weight)
 
 
-def compile_on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(params, images, draws)` compiled: images split over the devices, results replicated.
+@compiled_once
+def compile_on_mesh(mesh: Mesh, function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+    """Returns `function(*fixed, params, images, draws)` compiled: images split over the devices, results replicated.
 
-    Parameters keep their sharding; draws are replicated.
+    Parameters keep their sharding; draws are replicated. It compiles once for a function of a module and equal `fixed`.
     """
     shardings = (None, batch_sharded(mesh), replicated(mesh))
-    return jax.jit(
-        trace_for(platform_of(mesh), function), in_shardings=shardings, out_shardings=replicated(mesh)
-    )
+    traced = trace_for(platform_of(mesh), partial(function, *fixed))
+    return jax.jit(traced, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
 def map_batches(

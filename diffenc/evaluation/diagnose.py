@@ -47,7 +47,7 @@ from diffenc.workdir.mirror import on_local_copy
 
 BinIndex = Int[Array, " b"]
 Metrics = dict[str, PerExample]
-Measure = Callable[[Params, Images, Draws], tuple[BinIndex, Metrics]]
+Measure = Callable[[Model, int, int, Params, Images, Draws], tuple[BinIndex, Metrics]]
 BinMeans = dict[str, ImageMeans]
 Record = dict[str, Any]
 
@@ -97,14 +97,7 @@ def loss_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
     `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
     """
     bins = settings.bins
-
-    def measure(params: Params, images: Images, draws: Draws) -> tuple[BinIndex, Metrics]:
-        levels, condition = images
-        terms = model.elbo(params, levels, draws, num_levels=dataset.num_levels, condition=condition)
-        bits = bits_per_dim(terms.diffusion, levels[0].size)
-        return step_index(draws.t, bins), {"loss": bits, "square": jnp.square(bits)}
-
-    means = measure_bins(model, dataset, settings, mesh, params, bins, measure)
+    means = measure_bins(model, dataset, settings, mesh, params, bins, measure_loss)
     loss, square = means["loss"], means["square"]
     edges = np.linspace(0, 1, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -127,6 +120,16 @@ def loss_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
     }
 
 
+def measure_loss(
+    model: Model, num_levels: int, num_bins: int, params: Params, images: Images, draws: Draws
+) -> tuple[BinIndex, Metrics]:
+    """Returns the bin of each image's time, and the diffusion loss there in bits/dim and its square."""
+    levels, condition = images
+    terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition)
+    bits = bits_per_dim(terms.diffusion, levels[0].size)
+    return step_index(draws.t, num_bins), {"loss": bits, "square": jnp.square(bits)}
+
+
 def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, params: Params) -> Record:
     """Returns root mean squares of the network's output at the edges of the bins of t, over images, noise and dimensions.
 
@@ -139,16 +142,8 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 
     `at_0` and `at_1` are mean squared distances there, relative to the mean square of the limit.
     """
-    bins = settings.bins
-
-    def measure(params: Params, images: Images, draws: Draws) -> tuple[BinIndex, Metrics]:
-        edge = jnp.round(draws.t * bins).astype(jnp.int32)
-        x = scale_pixels(images.levels, dataset.num_levels)
-        arrays = v_and_expectations(model, params, x, edge / bins, draws.eps, images.condition)
-        return edge, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
-
-    means = measure_bins(model, dataset, settings, mesh, params, bins + 1, measure)
-    t = np.linspace(0, 1, bins + 1)
+    means = measure_bins(model, dataset, settings, mesh, params, settings.bins + 1, measure_edges)
+    t = np.linspace(0, 1, settings.bins + 1)
     return {
         "num_images": means["v_hat"].num_images,
         "t": t.tolist(),
@@ -162,6 +157,17 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
             "v_hat_from_minus_slope": relative_distance(means, "v_hat_from_minus_slope", "slope", -1),
         },
     }
+
+
+def measure_edges(
+    model: Model, num_levels: int, num_edges: int, params: Params, images: Images, draws: Draws
+) -> tuple[BinIndex, Metrics]:
+    """Returns the edge nearest to each image's time, and the mean squares at it of `v_and_expectations`."""
+    bins = num_edges - 1
+    edge = jnp.round(draws.t * bins).astype(jnp.int32)
+    x = scale_pixels(images.levels, num_levels)
+    arrays = v_and_expectations(model, params, x, edge / bins, draws.eps, images.condition)
+    return edge, {name: sum_squares(array) / array[0].size for name, array in arrays.items()}
 
 
 def v_and_expectations(
@@ -209,13 +215,9 @@ def measure_bins(
     Raises:
       UserError: the batch does not divide over the devices, or a bin has fewer than two draws.
     """
-
-    def measure_batch(params: Params, images: Images, draws: PassDraws) -> tuple[BinIndex, Metrics]:
-        return measure(params, images, make_draws(draws, images.levels.shape))
-
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "diagnose")
     results = map_batches(
-        compile_on_mesh(mesh, measure_batch),
+        compile_on_mesh(mesh, measure_batch, measure, model, dataset.num_levels, num_bins),
         params,
         batches,
         lambda batch: (batch.images, batch.draws),
@@ -236,6 +238,19 @@ def measure_bins(
             f"a bin of t was drawn {fewest} time(s): bind {name}.passes or {name}.num_images higher{fewer_bins}"
         )
     return means
+
+
+def measure_batch(
+    measure: Measure,
+    model: Model,
+    num_levels: int,
+    num_bins: int,
+    params: Params,
+    images: Images,
+    draws: PassDraws,
+) -> tuple[BinIndex, Metrics]:
+    """Returns `measure` of a batch, by draws of its own."""
+    return measure(model, num_levels, num_bins, params, images, make_draws(draws, images.levels.shape))
 
 
 def log_snr_at(model: Model, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

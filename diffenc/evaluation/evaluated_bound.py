@@ -51,8 +51,12 @@ def evaluated_bound(
       UserError: T is too large for `precision`, or something that must be fitted first is missing.
     """
     if settings.num_timesteps == 0:
-        return EvaluatedBound(lambda params: None, lambda chain: continuous, {})
+        return EvaluatedBound(lambda params: None, _continuous, {})
     check_num_timesteps(precision, settings.num_timesteps)
     fit = fitted_chains.find_chain(workdir, settings, step)
     fit.check()
     return EvaluatedBound(lambda params: fit.chain(schedule, params), discrete, fit.of)
+
+
+def _continuous(_: None) -> StepRule:
+    return continuous

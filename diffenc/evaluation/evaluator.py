@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,9 @@ class Evaluator:
         self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
         warn_if_fitted_on_another(self._bound.fitted_on, self._path_of)
         sample_times, self._curve_of = loss_curves.bind_curve(settings.time_sampler, workdir)
-        terms = partial(batch_terms, model, dataset.num_levels, self._bound.rule, sample_times)
-        self._terms = compile_on_mesh(mesh, terms)
+        self._terms = compile_on_mesh(
+            mesh, batch_terms, model, dataset.num_levels, self._bound.rule, sample_times
+        )
 
     def with_images(self, dataset: Dataset, settings: Evaluate) -> "Evaluator":
         """Returns an evaluator of other images, seed and passes that shares the compiled function."""

@@ -78,13 +78,7 @@ def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Pa
 
     Losses are diffusion losses in bits/dim, on the images fitted to.
     """
-
-    def measure(
-        params: Params, images: Images, draws: Draws
-    ) -> tuple[Int[Array, " b"], dict[str, PerExample]]:
-        return step_index(draws.t, BINS), squared_errors(model, params, images, draws, dataset.num_levels)
-
-    means = measure_bins(model, dataset, fit, mesh, params, BINS, measure)
+    means = measure_bins(model, dataset, fit, mesh, params, BINS, measure_errors)
     value, shifted, trained = (means[name] for name in ("value", "shifted", "trained"))
     ratio = np.clip(shifted.mean / np.maximum(value.mean, 1e-30), MOST**-2, MOST**2)  # eta^4
     # the error of a ratio of means over the same images, to first order
@@ -102,6 +96,13 @@ def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Pa
         "num_images": value.num_images,
         "draws": value.count[::-1].tolist(),
     }
+
+
+def measure_errors(
+    model: Model, num_levels: int, num_bins: int, params: Params, images: Images, draws: Draws
+) -> tuple[Int[Array, " b"], dict[str, PerExample]]:
+    """Returns the bin of each image's time, and `squared_errors` there."""
+    return step_index(draws.t, num_bins), squared_errors(model, params, images, draws, num_levels)
 
 
 def squared_errors(

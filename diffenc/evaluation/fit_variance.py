@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.network_precision import check_num_timesteps, network_precision
-from diffenc.core.discretization import equal_times
+from diffenc.core.discretization import Chain, equal_times
 from diffenc.core.model import Model, draw_noise
 from diffenc.core.objective import discrete, step_index
 from diffenc.errors import UserError
@@ -107,25 +107,33 @@ def measure_chain_costs(
 
     Its errors assume independent draws; those of one image at one step are not, if that comes twice.
     """
-    num_steps, chain = len(times) - 1, fitted_chains.FittedChain(times)
-
-    def batch_costs(
-        params: Params, images: Images, key_and_times: tuple[Key, Times]
-    ) -> tuple[Int[Array, " b"], PerExample]:
-        (levels, condition), (key, t) = images, key_and_times
-        draws = draw_noise(key, levels.shape)._replace(t=t)
-        rule = discrete(chain.chain(model.schedule, params))
-        terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
-        return step_index(t, num_steps), terms.diffusion / num_steps
+    num_steps, chain = len(times) - 1, fitted_chains.FittedChain(times).chain(model.schedule, params)
+    compiled = compile_on_mesh(mesh, batch_costs, model, num_levels)
 
     def inputs(batch: EvaluationBatch) -> tuple[Images, tuple[Key, Float[np.ndarray, " b"]]]:
         return batch.images, (batch.key, even_times(batch.pass_index, batch.first, batches.batch_size))
 
     costs, progress = StreamingMean(num_steps), Progress("fitting", len(batches))
-    for result, batch in map_batches(compile_on_mesh(mesh, batch_costs), params, batches, inputs, progress):
+    for result, batch in map_batches(compiled, (params, chain), batches, inputs, progress):
         index, nats = batch.without_padding(result)
         costs.add(index, nats.astype(np.float64))
     return costs
+
+
+def batch_costs(
+    model: Model,
+    num_levels: int,
+    bound_params: tuple[Params, Chain],
+    images: Images,
+    key_and_times: tuple[Key, Times],
+) -> tuple[Int[Array, " b"], PerExample]:
+    """Returns the step of each image's time, and the cost of that step in nats."""
+    (params, chain), (levels, condition), (key, t) = bound_params, images, key_and_times
+    draws, num_steps = draw_noise(key, levels.shape)._replace(t=t), len(chain.log_w)
+    terms = model.elbo(
+        params, levels, draws, num_levels=num_levels, condition=condition, step_rule=discrete(chain)
+    )
+    return step_index(t, num_steps), terms.diffusion / num_steps
 
 
 def even_times(pass_index: int, first: int, count: int) -> Float[np.ndarray, " count"]:

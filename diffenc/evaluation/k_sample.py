@@ -211,16 +211,9 @@ def measure_log_weights(
     precision = network_precision(experiment)
     bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
     warn_if_fitted_on_another(bound.fitted_on, path_of)
-
-    def batch_log_weights(
-        bound_params: tuple[Params, Chain], images: Images, key: Key
-    ) -> Float[Array, "samples b"]:
-        (params, chain), (levels, condition) = bound_params, images
-        return log_weights(model, params, levels, chain, key, dataset.num_levels, samples, condition)
-
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "k_sample")
     results = map_batches(
-        compile_on_mesh(mesh, batch_log_weights),
+        compile_on_mesh(mesh, batch_log_weights, model, dataset.num_levels, samples),
         (params, bound.chain_of(params)),
         batches,
         lambda batch: (batch.images, batch.key),
@@ -230,6 +223,14 @@ def measure_log_weights(
     return ChainWeights(
         batches.stack_passes(log_w), int(np.prod(dataset.image_shape)), bound.fitted_on | path_of
     )
+
+
+def batch_log_weights(
+    model: Model, num_levels: int, samples: int, bound_params: tuple[Params, Chain], images: Images, key: Key
+) -> Float[Array, "samples b"]:
+    """Returns `log_weights` of a batch."""
+    (params, chain), (levels, condition) = bound_params, images
+    return log_weights(model, params, levels, chain, key, num_levels, samples, condition)
 
 
 def k_sample_record(experiment: Experiment, weights: ChainWeights, step: int) -> dict[str, Any]:

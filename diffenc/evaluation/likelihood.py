@@ -110,7 +110,7 @@ def solve_images(experiment: Experiment, mesh: Mesh, params: Params) -> OdeLikel
     settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "likelihood")
     results = map_batches(
-        compile_on_mesh(mesh, partial(batch_nats, model, dataset.num_levels, experiment.likelihood)),
+        compile_on_mesh(mesh, batch_nats, model, dataset.num_levels, experiment.likelihood),
         params,
         batches,
         lambda batch: (batch.images, batch.key),

@@ -9,21 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from diffenc.config.settings import ResolvedSample
+from diffenc.core.compiled_once import compiled_once
 from diffenc.core.discretization import EQUAL
 from diffenc.core.model import Model
 from diffenc.core.rng import root_key
 from diffenc.core.unroll import trace_for
-from diffenc.interfaces import Condition, Data, Dataset, Key, Params
-from diffenc.parallel.sharding import batch_sharded, platform_of, replicated
+from diffenc.interfaces import Condition, Data, Dataset, Key, Params, Variance
+from diffenc.parallel.sharding import batch_sharded, replicated
 from diffenc.registry import variances
 from diffenc.sampling import sampler
 from diffenc.sampling.sampler import ReverseChain
-from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
+from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, Solver, slope_is_modelled
 from diffenc.workdir import fitted_chains
+from diffenc.workdir.fitted_chains import FittedChain
 
 MAX_STRETCHES = 20
 
@@ -88,18 +90,15 @@ class ImageSampler:
         self._trained_at = trained_at
         other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
-        self._stretch = jax.jit(
-            trace_for(platform_of(mesh), self._walk_stretch), out_shardings=self._sharding, donate_argnums=1
-        )
-        self._spread = jax.jit(lambda z: z, out_shardings=self._sharding)
+        self._stretch = _compiled_stretch(model, self._solver, settings.guidance, self._sharding)
+        self._spread = _compiled_copy(self._sharding)
         # until then each process holds only the images of its own devices
-        self._collect = jax.jit(lambda z: z, out_shardings=replicated(mesh))
+        self._collect = _compiled_copy(replicated(mesh))
         fit = fitted_chains.find_chain(workdir, self.settings, step)
         fit.check()
         self.fitted_on = fit.of
-        self._reverse_chain = jax.jit(
-            lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params))
-        )
+        excess = None if fit.excess is None else tuple(fit.excess.tolist())
+        self._reverse_chain = _compiled_chain(model, tuple(fit.times.tolist()), excess, fit.variance)
 
     def draw(
         self,
@@ -134,19 +133,6 @@ class ImageSampler:
             sampler.sample_along(self._reverse_chain(params), key, self._shape, self._num_levels, walk_down)
         )
 
-    def _walk_stretch(
-        self,
-        params: Params,
-        z: Data,
-        stretch: ReverseChain,
-        key: Key,
-        first: Int[Array, ""],
-        condition: Condition | None,
-    ) -> Data:
-        estimate = sampler.estimator_of(self._model, params, condition, self.settings.guidance)
-        increment = partial(self._model.increment, params)
-        return sampler.walk(key, z, *stretch, estimate, increment, self._solver, first)
-
     def _warn_if_inconsistent(self, params: Params) -> None:
         """Warns once if an ODE solver, or steps other than those of training at T, do not sample the trained model.
 
@@ -176,6 +162,45 @@ class ImageSampler:
             self.settings.sampler,
             " and ".join(SDE_SOLVERS),
         )
+
+
+@compiled_once
+def _compiled_chain(
+    model: Model, times: tuple[float, ...], excess: tuple[float, ...] | None, variance: Variance
+) -> Callable[[Params], ReverseChain]:
+    """Returns the chain of a fit under parameters."""
+    fit = FittedChain(np.array(times), None if excess is None else np.array(excess), variance)
+    return jax.jit(lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params)))
+
+
+@compiled_once
+def _compiled_stretch(
+    model: Model, solver: Solver, guidance: float, sharding: NamedSharding
+) -> Callable[..., Data]:
+    """Returns `walk_stretch` compiled for images of this sharding; the buffer of z is donated."""
+    walk = trace_for(sharding.mesh.devices.flat[0].platform, partial(walk_stretch, model, solver, guidance))
+    return jax.jit(walk, out_shardings=sharding, donate_argnums=1)
+
+
+def walk_stretch(
+    model: Model,
+    solver: Solver,
+    guidance: float,
+    params: Params,
+    z: Data,
+    stretch: ReverseChain,
+    key: Key,
+    first: Int[Array, ""],
+    condition: Condition | None,
+) -> Data:
+    """Returns z at the end of a stretch of the chain, whose first step is number `first`."""
+    estimate = sampler.estimator_of(model, params, condition, guidance)
+    return sampler.walk(key, z, *stretch, estimate, partial(model.increment, params), solver, first)
+
+
+@compiled_once
+def _compiled_copy(sharding: NamedSharding) -> Callable[[Data], Data]:
+    return jax.jit(lambda z: z, out_shardings=sharding)
 
 
 def cycle_labels(dataset: Dataset, classes: tuple[int, ...] | None, count: int) -> Int[np.ndarray, " count"]:

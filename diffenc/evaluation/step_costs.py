@@ -197,16 +197,10 @@ def measure_step_costs(
     Raises:
       UserError: the batch does not divide over the devices.
     """
-    knots, num_pairs = np.linspace(0.0, 1.0, settings.knots), settings.knots**2
-
-    def batch_squares(params: Params, images: Images, key: Key) -> Float[Array, "knots knots b"]:
-        levels, condition = images
-        eps = jax.random.normal(key, levels.shape)
-        return weighted_squares(model, params, levels, eps, jnp.asarray(knots), dataset.num_levels, condition)
-
+    knots, num_pairs = equal_knots(settings.knots), settings.knots**2
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "costs")
     results = map_batches(
-        compile_on_mesh(mesh, batch_squares),
+        compile_on_mesh(mesh, batch_squares, model, dataset.num_levels, settings.knots),
         params,
         batches.image_by_image(),
         lambda batch: (batch.images, batch.key),
@@ -224,3 +218,17 @@ def measure_step_costs(
             total = np.zeros_like(total)
     shape, count = (settings.knots, settings.knots), len(batches.source)
     return StepCosts(knots, q.mean.reshape(shape), q.standard_error.reshape(shape), count)
+
+
+def equal_knots(count: int) -> Float[np.ndarray, " knots"]:
+    """Returns `count` times from 0 to 1."""
+    return np.linspace(0.0, 1.0, count)
+
+
+def batch_squares(
+    model: Model, num_levels: int, num_knots: int, params: Params, images: Images, key: Key
+) -> Float[Array, "knots knots b"]:
+    """Returns `weighted_squares` of a batch at equally spaced knots."""
+    levels, condition = images
+    eps, knots = jax.random.normal(key, levels.shape), jnp.asarray(equal_knots(num_knots))
+    return weighted_squares(model, params, levels, eps, knots, num_levels, condition)

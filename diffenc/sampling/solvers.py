@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffenc.core.compiled_once import compiled_once
 from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.gaussian import alpha_sigma, alpha_squared, scale
 from diffenc.core.interval import Chord, chord, tangent
@@ -154,12 +155,19 @@ def slope_is_modelled(
     at T = `trained_at` > 0 the slopes must be 0 besides, for else x_hat is that of the T steps alone.
 
     Tests random images at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
-    the encoder. Compiles at each call.
+    the encoder. Compiles once for a model and a shape.
     """
     if model.generative_mean.learns_value and not trained_at:
         return True
-    error, slope = jax.jit(partial(_slope_error, model, image_shape=image_shape))(params)
+    error, slope = _compiled_slope_error(model, image_shape)(params)
     return bool(error <= 1e-4) and (trained_at == 0 or bool(slope <= 1e-4))
+
+
+@compiled_once
+def _compiled_slope_error(
+    model: Model, image_shape: tuple[int, ...]
+) -> Callable[[Params], tuple[Float[Array, ""], Float[Array, ""]]]:
+    return jax.jit(partial(_slope_error, model, image_shape=image_shape))
 
 
 def _slope_error(

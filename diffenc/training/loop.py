@@ -92,7 +92,7 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
         hooks = make_hooks(experiment, mesh, files)
         start = files.read_start(abstract)
         with files.claimed():
-            session = restore_or_init(experiment, abstract, start, files, interrupts)
+            session = restore_or_init(experiment, mesh, start, files, interrupts)
             try:
                 files.record_start(session.step, session.state.params, len(source))
                 _log_start(session, "resuming" if start.checkpoint else "training", mesh, len(source))

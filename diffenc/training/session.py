@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
@@ -14,7 +14,7 @@ from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.signals import Interrupts
 from diffenc.training.clock import Clock
 from diffenc.training.run_files import RunFiles, Start
-from diffenc.training.state import TrainState, init_state, shardings
+from diffenc.training.state import TrainState, make_init
 from diffenc.workdir.writers import metric_writers  # not from clu, which needs what that module does first
 
 # Fields by which optimizers usually set how far a step goes, and how to change them for smaller steps.
@@ -77,7 +77,7 @@ class Session:
 
 
 def restore_or_init(
-    experiment: Experiment, abstract: TrainState, start: Start, files: RunFiles, interrupts: Interrupts
+    experiment: Experiment, mesh: Mesh, start: Start, files: RunFiles, interrupts: Interrupts
 ) -> Session:
     """Resumes the run at its checkpoint, or initialises it at step 0; `files` must have been claimed."""
     restored = start.checkpoint
@@ -85,7 +85,7 @@ def restore_or_init(
     if restored is not None:
         state, step, metadata = restored.tree, restored.step, restored.metadata
     else:
-        state, step, metadata = _init_state(experiment, abstract, start), 0, {"owed": [], "next_batch": 0}
+        state, step, metadata = _init_state(experiment, mesh, start), 0, {"owed": [], "next_batch": 0}
     return Session(
         experiment=experiment,
         state=state,
@@ -99,9 +99,8 @@ def restore_or_init(
     )
 
 
-def _init_state(experiment: Experiment, abstract: TrainState, start: Start) -> TrainState:
-    init = jax.jit(lambda: init_state(experiment), out_shardings=shardings(abstract))
-    state = compile_ahead("the initialisation", init)()
+def _init_state(experiment: Experiment, mesh: Mesh, start: Start) -> TrainState:
+    state = compile_ahead("the initialisation", make_init(experiment, mesh))()
     if start.origin:
         state = state._replace(**start.origin.tree)
         logging.info("parameters taken from %s, step %d", experiment.init_from, start.origin.step)

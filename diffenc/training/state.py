@@ -1,5 +1,6 @@
 """The train state, and the train step: a pure function of (state, batch)."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from diffenc.config.experiment import Experiment
+from diffenc.core.compiled_once import compiled_once
 from diffenc.core.model import Terms
 from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
@@ -65,6 +67,15 @@ class TrainState(NamedTuple):
 # Updates that the average of another run is taken to have seen, so that its decay does not start small again.
 ORIGIN_UPDATES = 10**6
 
+# Fields of an experiment that neither its first state nor its train step depends on.
+OUTSIDE_A_STEP = (
+    "log_every", "checkpoint_every", "evaluate_every", "sample_every", "keep_last", "keep_every", "profile_at", "writers",
+    "evaluate", "sample", "fit", "k_sample", "diagnose", "figures", "likelihood", "fid", "plan",
+)  # fmt: skip
+_DEFAULTS = {
+    field.name: field.default for field in dataclasses.fields(Experiment) if field.name in OUTSIDE_A_STEP
+}
+
 TrainStep = Callable[[TrainState, Images], TrainState]
 
 
@@ -118,7 +129,27 @@ def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
-    """Returns the jitted train step, to which the old state's buffers are donated."""
+    """Returns the jitted train step, to which the old state's buffers are donated; it compiles once for equal training."""
+    return _jit_train_step(only_training(experiment), mesh)
+
+
+def make_init(experiment: Experiment, mesh: Mesh) -> Callable[[], TrainState]:
+    """Returns the jitted `init_state`, whose leaves are split over the devices; it compiles once for equal training."""
+    return _jit_init(only_training(experiment), mesh)
+
+
+def only_training(experiment: Experiment) -> Experiment:
+    """Returns the experiment with defaults for all that neither its first state nor its train step depends on."""
+    return dataclasses.replace(experiment, **_DEFAULTS)
+
+
+@compiled_once
+def _jit_init(experiment: Experiment, mesh: Mesh) -> Callable[[], TrainState]:
+    return jax.jit(lambda: init_state(experiment), out_shardings=shardings(abstract_state(experiment, mesh)))
+
+
+@compiled_once
+def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     optimizer = experiment.optimizer.build(experiment.steps)
     updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)

@@ -1,7 +1,7 @@
 """The loss as a function of time, written by --mode=diagnose and used for importance sampling of times."""
 
+import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,23 @@ from jaxtyping import Array, Float
 from diffenc.core.model import SampleTimes
 from diffenc.errors import UserError
 from diffenc.files import record_checksum
-from diffenc.interfaces import LOSS_CURVE, TimeSampler, requires
+from diffenc.interfaces import LOSS_CURVE, PerExample, Times, TimeSampler, requires
 from diffenc.registry import selector_of, time_samplers
 from diffenc.workdir.fitted_chains import NO_WORKDIR
 
 FOLDER = "diagnostics"
 ORIGIN_KEYS = ("step", "split", "num_images", "passes", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundSampler:
+    """A time sampler with its curve, if it requires one. Without a curve equal ones are one key of `compiled_once`."""
+
+    sampler: TimeSampler
+    curve: Float[Array, " bins"] | None
+
+    def __call__(self, u: Times) -> tuple[Times, PerExample]:
+        return self.sampler(u, curve=self.curve)
 
 
 def curve_path(workdir: Path) -> Path:
@@ -32,7 +43,7 @@ def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes,
       UserError: it requires the curve, but that was not measured, or its file is invalid.
     """
     if not requires(sampler, LOSS_CURVE):
-        return partial(sampler, curve=None), {}
+        return BoundSampler(sampler, None), {}
     if workdir is None:
         raise UserError(f"time_sampler.{time_samplers.spell(sampler)}: {NO_WORKDIR}")
     if not curve_path(workdir).is_file():
@@ -41,7 +52,7 @@ def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes,
             "--mode=diagnose first"
         )
     curve, origin = load_curve(curve_path(workdir))
-    return partial(sampler, curve=curve), {"curve_of": origin}
+    return BoundSampler(sampler, curve), {"curve_of": origin}
 
 
 def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:

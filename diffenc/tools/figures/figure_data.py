@@ -18,6 +18,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.figure_settings import Figures
 from diffenc.config.network_precision import network_precision
 from diffenc.core.interval import EncodeAt
+from diffenc.core.model import Model
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import Subset, dataset_name, epoch_order, subsample
@@ -154,11 +155,15 @@ def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedIm
     before = np.maximum(times - gap, 0)
     grid, where = np.unique(np.round([*times, *before], 9), return_inverse=True)
     log_snr, x = subject.log_snr_at(grid), read_pixels(subject, source)
-    at = map_images(subject, source, log_snr, lambda encode, x, log_snr: encode(log_snr), task)[:, where]
+    at = map_images(subject, source, log_snr, _encoded, task)[:, where]
     late, early = at[:, : len(times)], at[:, len(times) :]
     alpha_2 = (1 / (1 + np.exp(-log_snr)))[where]
     factor = (alpha_2[: len(times)] - alpha_2[len(times) :]) / gap
     return EncodedImages(x, late, (late - early) / gap, factor)
+
+
+def _encoded(encode: EncodeAt, x: Data, log_snr: LogSNR) -> Data:
+    return encode(log_snr)
 
 
 def read_pixels(subject: FigureInputs, source: Source) -> Float[np.ndarray, "n h w c"]:
@@ -188,18 +193,12 @@ def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: M
     """
     model, mesh = subject.experiment.model, subject.mesh
     num_levels = subject.experiment.dataset.num_levels
-
-    def measure_batch(params: Params, images: Images, log_snr: Float[Array, ""]) -> Any:
-        x = scale_pixels(images.levels, num_levels)
-        encode = model.prepare(params, x, Context(images.condition))
-        return measure(encode, x, jnp.full(len(x), log_snr))
-
     batch_size = _padded_batch_size(len(source), mesh.devices.size)
     num_batches = -(-len(source) // batch_size)
     rows, row = [], []
     with jax.enable_x64(True):
         results = map_batches(
-            compile_on_mesh(mesh, measure_batch),
+            compile_on_mesh(mesh, measure_batch, model, num_levels, measure),
             {"encoder": jax.tree.map(to_default_precision, subject.params["encoder"])},
             _batches_at(source, model.conditioning, mesh, batch_size, log_snrs),
             lambda batch: (batch.images, jnp.asarray(batch.log_snr)),
@@ -211,6 +210,15 @@ def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: M
                 rows.append(jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *row))
                 row = []
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+
+
+def measure_batch(
+    model: Model, num_levels: int, measure: Measure, params: Params, images: Images, log_snr: Float[Array, ""]
+) -> Any:
+    """Returns `measure` of a batch of images at one log-SNR."""
+    x = scale_pixels(images.levels, num_levels)
+    encode = model.prepare(params, x, Context(images.condition))
+    return measure(encode, x, jnp.full(len(x), log_snr))
 
 
 def _padded_batch_size(num_images: int, num_devices: int) -> int:

@@ -77,6 +77,28 @@ def _images(tiny) -> np.ndarray:
     return tiny().dataset.source("test").images.astype(np.float64)
 
 
+def test_a_bound_that_was_measured_before_is_not_traced_again(tiny):
+    traced = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(Known):
+        def elbo(self, params, *args, **options):
+            traced.append(None)
+            return super().elbo(params, *args, **options)
+
+    def measure(w, **settings):
+        experiment = tiny(model=Seen(**vars(tiny().model)), evaluate=Evaluate(**settings))
+        params = {**PARAMS, "network": {"w": np.float32(w)}}
+        return Evaluator(experiment, data_mesh()).measure(params).terms["diffusion"]
+
+    first, count = measure(3.0, seed=1), len(traced)
+    assert count
+    np.testing.assert_array_equal(measure(6.0, seed=2, passes=2)[1], 2 * first[0])
+    assert len(traced) == count
+    measure(3.0, num_timesteps=4)
+    assert len(traced) > count
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 16])
 def test_every_image_counts_once_whatever_the_batch(measure, tiny, batch_size):
     """13 images fill none of these batches evenly, except of 1 and of 13."""

@@ -64,10 +64,11 @@ def measuring(tiny, workdir):
 
 
 def test_what_is_fitted_serves_evaluation_and_its_record_says_so(measuring, workdir):
-    fit = measuring(fit_stochasticity, dataclasses.replace(FIT, passes=200))
+    fit = measuring(fit_stochasticity, dataclasses.replace(FIT, batch_size=23, passes=200))
     assert json.loads((workdir / "fits" / "path.json").read_text())["eta_2"] == fit["eta_2"]
     assert np.all(np.array(fit["eta_2_se"]) > 0)
-    on = {path: {"split": "train", "passes": 400, "stochasticity": path} for path in (None, Fitted())}
+    settings = {"split": "train", "batch_size": 23, "passes": 400}
+    on = {path: {**settings, "stochasticity": path} for path in (None, Fitted())}
     trained, fitted = (measuring(commands.evaluate, **settings) for settings in on.values())
     for record, predicted in ((trained, "trained"), (fitted, "fitted")):
         error = 4 * record["bpd_mc_se"] + 0.01 * record["bpd_diffusion"]

@@ -157,7 +157,7 @@ def fitting(tiny, workdir):
 
 def test_the_excess_is_the_mean_cost_of_each_step(fitting, tiny, workdir):
     """Measured again with each step forced in turn, over every image and noise of its own."""
-    fit = fitting(fit={"passes": 40})
+    fit = fitting(fit={"passes": 40, "batch_size": 23})
     experiment = tiny(steps=3)
     ema, step = restore_ema(experiment, workdir, fit_variance.data_mesh(), None)
     levels = jnp.asarray(np.repeat(experiment.dataset.source("train").images, 200, axis=0))
@@ -183,7 +183,7 @@ def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, caplog):
     assert json.loads(file.read_text())["excess"] == fit["excess"].tolist()
     assert str(file) in caplog.text
     equal, best = (
-        fitting(mode=commands.evaluate, variance=variance, split="train", passes=60)
+        fitting(mode=commands.evaluate, variance=variance, split="train", passes=60, batch_size=23)
         for variance in (EQUAL, FITTED)
     )
     assert best["bpd"] < equal["bpd"]

@@ -1,5 +1,7 @@
 """The interior's gradient against finite differences of the variance it is to lower, and what it learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +53,14 @@ def mean_square(params):
     return np.sum(np.square(loss_per_log_snr(middle)) * rate_of(params, GRID) * -np.diff(log_snr))
 
 
+surrogate = jax.jit(functools.partial(schedule_objective.surrogate, SCHEDULE))
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_its_gradient_is_that_of_the_mean_square(x64, seed):
     params = random_params(seed)
     loss = jnp.asarray(losses(params, GRID))
-    got = jax.grad(lambda p: schedule_objective.surrogate(SCHEDULE, p, jnp.asarray(GRID), loss))(params)
+    got = jax.jit(jax.grad(lambda p: surrogate(p, jnp.asarray(GRID), loss)))(params)
     h = 1e-4
     for name, leaf in params["interior"].items():
         for index in np.ndindex(leaf.shape):
@@ -71,29 +76,28 @@ def test_its_gradient_is_that_of_the_mean_square(x64, seed):
 def test_its_value_is_the_mean_square_over_the_squared_mean(x64):
     params = random_params(2)
     loss = jnp.asarray(losses(params, GRID))
-    got = schedule_objective.surrogate(SCHEDULE, params, jnp.asarray(GRID), loss)
+    got = surrogate(params, jnp.asarray(GRID), loss)
     np.testing.assert_allclose(got, np.mean(np.square(loss)) / np.mean(loss) ** 2, rtol=1e-6)
-    scaled = schedule_objective.surrogate(SCHEDULE, params, jnp.asarray(GRID), 1e3 * loss)
+    scaled = surrogate(params, jnp.asarray(GRID), 1e3 * loss)
     np.testing.assert_allclose(scaled, got, rtol=1e-9)
 
 
 def test_the_objective_is_zero_with_the_gradient_of_the_surrogate(x64):
     params, t = random_params(3), jnp.asarray(GRID[::25])
     loss = jnp.asarray(losses(params, GRID[::25]))
-    value, gradient = jax.value_and_grad(
-        lambda p: schedule_objective.interior_objective(SCHEDULE, p, t, loss)
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda p: schedule_objective.interior_objective(SCHEDULE, p, t, loss))
     )(params)
     assert value == 0
-    want = jax.grad(lambda p: schedule_objective.surrogate(SCHEDULE, p, t, loss))(params)
+    want = jax.jit(jax.grad(lambda p: surrogate(p, t, loss)))(params)
     jax.tree.map(np.testing.assert_array_equal, gradient, want)
     assert np.linalg.norm(gradient["interior"]["weight"]) > 1e-4
 
 
 def test_none_of_the_losss_own_gradient_is_used(x64):
     params, t = random_params(3), jnp.asarray(GRID[::25])
-    through = jax.grad(lambda c: schedule_objective.interior_objective(SCHEDULE, params, t, c * jnp.exp(t)))(
-        2.0
-    )
+    objective = functools.partial(schedule_objective.interior_objective, SCHEDULE, params, t)
+    through = jax.jit(jax.grad(lambda c: objective(c * jnp.exp(t))))(2.0)
     assert through == 0
 
 
@@ -101,9 +105,9 @@ def test_none_of_the_losss_own_gradient_is_used(x64):
 def test_a_schedule_without_an_interior_gets_nothing(schedule):
     params = schedule.init(jax.random.key(0))
     t = jnp.asarray([0.2, 0.7])
-    value, gradient = jax.value_and_grad(lambda p: schedule_objective.interior_objective(schedule, p, t, t))(
-        params
-    )
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda p: schedule_objective.interior_objective(schedule, p, t, t))
+    )(params)
     assert value == 0
     assert all(leaf == 0 for leaf in jax.tree.leaves(gradient))
 
@@ -124,7 +128,7 @@ def test_descent_finds_the_quietest_density(x64):
         updates, state = optimizer.update(jax.grad(value)(params), state)
         return optax.apply_updates(params, updates), state
 
-    first, state = params, optimizer.init(params)
+    first, state = params, jax.jit(optimizer.init)(params)
     for _ in range(1500):
         params, state = step(params, state)
     before, after = losses(first, GRID), losses(params, GRID)

@@ -9,14 +9,16 @@ import numpy as np
 import optax
 import pytest
 
+from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Losses, Model, Terms, draw_noise
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.interfaces import Images
 from diffenc.parallel.sharding import data_mesh, to_devices
 from diffenc.training import state as train_state
-from diffenc.training.state import TrainState, abstract_state, init_state, make_train_step
+from diffenc.training.state import TrainState, abstract_state, init_state, make_init, make_train_step
 from diffenc_plugins.networks import UNet
+from diffenc_plugins.time_samplers import Importance
 
 RATE, NUM_DIMS, BATCH = 2.0, 16, 4
 
@@ -261,3 +263,18 @@ def test_the_optimizer_knows_the_number_of_steps(stub):
         moved[steps] = after - before
     assert np.abs(moved[5]).max() > 0
     np.testing.assert_allclose(moved[5], 2 * moved[10], rtol=1e-4)
+
+
+def test_only_what_is_trained_tells_compiled_steps_apart(tiny):
+    """An evaluation of another kind, or other cadences, leave step and first state as they are compiled."""
+    mesh, one = data_mesh(), tiny()
+    other = tiny(
+        **{"log_every": 1, "checkpoint_every": 2, "evaluate_every": 4, "sample_every": 6, "keep_last": 1},
+        **{"keep_every": 6, "profile_at": 3, "evaluate": Evaluate(seed=5), "sample": Sample(num=2)},
+    )
+    assert make_train_step(one, mesh) is make_train_step(other, mesh)
+    assert make_init(one, mesh) is make_init(other, mesh)
+    changes = {"seed": 1, "steps": 13, "num_timesteps": 3, "time_sampler": Importance(), "batch_size": 8}
+    changes |= {"microbatches": 2, "ema_decay": 0.5, "init_from": "other"}
+    for name, value in changes.items():
+        assert make_train_step(tiny(**{name: value}), mesh) is not make_train_step(one, mesh), name

@@ -1,0 +1,33 @@
+"""Compiled functions that later calls find again: JAX compiles per function, and a function made anew is another one."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Compiled = TypeVar("Compiled")
+
+KEPT = 32  # of each decorated function
+
+
+def compiled_once(make: Callable[P, Compiled]) -> Callable[P, Compiled]:
+    """Decorates `make`, which returns a compiled function: equal arguments get the same one, so that it compiles once.
+
+    What is compiled must follow from the arguments alone: parameters and other arrays are arguments of the compiled
+    function. The last `KEPT` are kept. An argument without a hash, as one that holds arrays, gets a new one each time.
+    """
+    find = functools.lru_cache(maxsize=KEPT)(make)
+
+    @functools.wraps(make)
+    def find_or_make(*args: P.args, **kwargs: P.kwargs) -> Compiled:
+        return find(*args, **kwargs) if _is_hashable((args, *kwargs.values())) else make(*args, **kwargs)
+
+    return find_or_make
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
