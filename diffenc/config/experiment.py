@@ -113,7 +113,7 @@ class Experiment:
         the loss is given a running one.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
-        devices' memory at once. It changes no result but by rounding.
+        devices' memory at once. It changes no result but by rounding (but see `ends_every`).
       ends_every: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
         of each batch, others each step; fewer where a device's part of a microbatch does not divide by it. 1 = all images.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.

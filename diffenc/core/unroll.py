@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 Carry = TypeVar("Carry")
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)

@@ -19,7 +19,7 @@ from diffenc.core.model import Model
 from diffenc.core.rng import root_key
 from diffenc.core.unroll import trace_for
 from diffenc.interfaces import Condition, Data, Dataset, Key, Params, Variance
-from diffenc.parallel.sharding import batch_sharded, replicated
+from diffenc.parallel.sharding import batch_sharded, platform_of, replicated
 from diffenc.registry import variances
 from diffenc.sampling import sampler
 from diffenc.sampling.sampler import ReverseChain
@@ -90,7 +90,9 @@ class ImageSampler:
         self._trained_at = trained_at
         other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
-        self._stretch = _compiled_stretch(model, self._solver, settings.guidance, self._sharding)
+        self._stretch = _compiled_stretch(
+            model, self._solver, settings.guidance, self._sharding, platform_of(mesh)
+        )
         self._spread = _compiled_copy(self._sharding)
         # until then each process holds only the images of its own devices
         self._collect = _compiled_copy(replicated(mesh))
@@ -175,10 +177,10 @@ def _compiled_chain(
 
 @compiled_once
 def _compiled_stretch(
-    model: Model, solver: Solver, guidance: float, sharding: NamedSharding
+    model: Model, solver: Solver, guidance: float, sharding: NamedSharding, platform: str
 ) -> Callable[..., Data]:
     """Returns `walk_stretch` compiled for images of this sharding; the buffer of z is donated."""
-    walk = trace_for(sharding.mesh.devices.flat[0].platform, partial(walk_stretch, model, solver, guidance))
+    walk = trace_for(platform, partial(walk_stretch, model, solver, guidance))
     return jax.jit(walk, out_shardings=sharding, donate_argnums=1)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
@@ -94,7 +94,8 @@ def batch_gradient(
     """
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
-    shape, stride = images.levels.shape, ends_stride(experiment, mesh)
+    shape = images.levels.shape
+    stride = ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_every)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
     dropout_keys = jax.random.split(dropout_key, shape[0])
     draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
@@ -140,13 +141,12 @@ def _device_gradient(
     return gradient, means, losses.bound.diffusion
 
 
-def ends_stride(experiment: Experiment, mesh: Mesh | AbstractMesh) -> int:
-    """Returns k: training computes the losses at the ends of time for one image in k of a batch.
+def ends_stride(images: int, ends_every: int) -> int:
+    """Returns k: training computes the losses at the ends of time for one image in k.
 
-    The largest number up to `Experiment.ends_every` by which each device's part of a microbatch divides.
+    The largest number up to `ends_every` by which `images`, a device's part of a microbatch, divide.
     """
-    images = experiment.batch_size // (experiment.microbatches * mesh.size)
-    return max(k for k in range(1, experiment.ends_every + 1) if images % k == 0)
+    return max(k for k in range(1, ends_every + 1) if images % k == 0)
 
 
 def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:

@@ -77,6 +77,7 @@ def test_no_run_file_is_left_out():
         "learned_schedule",
         "learned_path",
         "two_heads",
+        "separable",
         "mnist_diffenc_8_nt_tight",
         "cifar10_diffenc_8_nt_tight",
     }

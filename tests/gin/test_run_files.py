@@ -43,7 +43,8 @@ def comment(name):
 
 def test_these_are_the_run_files():
     assert set(shipped_files()) >= {
-        f"gin/{name}.gin" for name in ["by_class", "learned_path", "two_heads", *STACKABLE, *NAMES, *TIGHT]
+        f"gin/{name}.gin"
+        for name in ["by_class", "learned_path", "two_heads", "separable", *STACKABLE, *NAMES, *TIGHT]
     }
     assert not (ROOT / "gin" / "__init__.py").exists()
 
@@ -124,7 +125,9 @@ def test_schedule_and_networks_share_the_ends(name):
     assert ends == {(8.0 if name == "quickstart" else 13.3, -5.0)}
 
 
-@pytest.mark.parametrize("name", ["by_class", "learned_path", "two_heads", *NAMES, *TIGHT, *STACKABLE])
+@pytest.mark.parametrize(
+    "name", ["by_class", "learned_path", "two_heads", "separable", *NAMES, *TIGHT, *STACKABLE]
+)
 def test_nothing_is_said_twice(name):
     said = {}
     for binding in gin_loader.read_file(f"gin/{name}.gin"):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 from diffenc.core.model import UNIFORM, Draws, Losses, Model, Terms, draw_noise, select_all
 from diffenc.errors import UserError
@@ -181,22 +180,11 @@ def test_every_image_has_its_turn():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "microbatches", "devices", "ends_every", "stride"),
-    [
-        (128, 1, 1, 8, 8),
-        (128, 4, 4, 8, 8),
-        (64, 1, 16, 8, 4),
-        (16, 1, 16, 8, 1),
-        (6, 1, 1, 4, 3),
-        (7, 1, 1, 5, 1),
-    ],
+    ("images", "ends_every", "stride"),
+    [(128, 8, 8), (8, 8, 8), (4, 8, 4), (1, 8, 1), (6, 4, 3), (7, 5, 1), (7, 1, 1)],
 )
-def test_every_device_has_an_image_at_the_ends(stub, batch_size, microbatches, devices, ends_every, stride):
-    experiment = dataclasses.replace(
-        stub(ends_every=ends_every), batch_size=batch_size, microbatches=microbatches
-    )
-    mesh = AbstractMesh((devices, 1), ("data", "fsdp"))
-    assert gradient.ends_stride(experiment, mesh) == stride
+def test_every_part_has_an_image_at_the_ends(images, ends_every, stride):
+    assert gradient.ends_stride(images, ends_every) == stride
 
 
 def test_images_are_dealt_out_and_gathered_in_order():
