@@ -16,7 +16,7 @@ from diffenc.errors import UserError
 from diffenc.files import checksummed_json
 from diffenc.files.stores import Store
 
-FORMAT = 2
+FORMAT = 3  # 2: before the networks' blocks were stacked
 META = "META.json"
 
 

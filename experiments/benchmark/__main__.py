@@ -11,6 +11,7 @@ Images have random levels: no data is read. Parts:
   input         the input pipeline, and how long the step waits for it
   checkpoint    saving and restoring the state, compared with one file of the same size
   contractions  every convolution and matrix product of the step by itself, compared with the step
+  program       the step of VDMv, DiffEnc-nt and the file's own encoder, traced: arrays, equations, convolutions; nothing runs
 
 Times are medians over rounds, with quartiles. Run it on an otherwise idle machine.
 """
@@ -37,7 +38,7 @@ from diffenc.config.serialize import config_text
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
-from experiments.benchmark import formatting, host, steps
+from experiments.benchmark import formatting, host, program, steps
 from experiments.benchmark.machine import cpu_model, package_versions
 from experiments.benchmark.subject import Settings, Subject
 
@@ -48,6 +49,7 @@ PARTS: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "input": host.measure_pipeline,
     "checkpoint": host.measure_checkpoints,
     "contractions": steps.measure_contractions,
+    "program": program.measure_program,
 }
 
 

@@ -99,6 +99,14 @@ ON_PAPER = {
 }
 
 
+def _program(found: Figures) -> list[Row]:
+    return [
+        (f"{what}, {name}", f"{number:.2f}" if what.startswith("seconds") else f"{number:,}")
+        for name, counts in found.items()
+        for what, number in counts.items()
+    ]
+
+
 def _variants(found: Figures) -> list[Row]:
     return [
         *((f"train step, {name}", format_seconds(step)) for name, step in found["steps"].items()),
@@ -170,6 +178,7 @@ def _contractions(found: Figures) -> list[Row]:
 
 ROWS: dict[str, Callable[[Figures], list[Row]]] = {
     "step": _step,
+    "program": _program,
     "variants": _variants,
     "sampler": _sampler,
     "input": _input,

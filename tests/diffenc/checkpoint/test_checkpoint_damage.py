@@ -162,11 +162,14 @@ def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstrac
         assert "\n" not in str(refused.value)
 
 
-def test_a_later_format_is_refused(tmp_path):
+@pytest.mark.parametrize("other", [2, 4])
+def test_an_earlier_and_a_later_format_are_refused(tmp_path, other):
     _saved(tmp_path, 1)
-    content = {"format": 3, "step": 1, "leaves": {}, "metadata": {}}
+    content = {"format": other, "step": 1, "leaves": {}, "metadata": {}}
     (tmp_path / "000000001" / "META.json").write_text(meta.format_meta(content))
-    with pytest.raises(UserError, match="has format 3, not 2"):
+    with pytest.raises(
+        UserError, match=f"has format {other}, not 3; use the version of diffenc that wrote it"
+    ):
         Checkpoints(tmp_path).restore(ABSTRACT)
 
 

@@ -67,7 +67,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_the_format_is_as_documented(tmp_path):
     _saved(tmp_path, 7)
     meta = json.loads((tmp_path / "000000007" / "META.json").read_text())
-    assert (meta["format"], meta["step"], meta["parts"]) == (2, 7, 1)
+    assert (meta["format"], meta["step"], meta["parts"]) == (3, 7, 1)
     assert meta["leaves"] == {
         "ema/w": [[2], "bfloat16"],
         "opt_state/0": [[], "int32"],

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -12,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import formatting, steps
+from experiments.benchmark import formatting, program, steps
 from experiments.benchmark.subject import Compiled, Settings, Subject, random_images, without_compile_cache
 from experiments.timing import Times
 
@@ -44,6 +45,25 @@ def test_the_step(subject, monkeypatch):
     assert found["share_of_peak"]["bfloat16"] == pytest.approx(4 * 6 * ONE / seconds / 2e9)
     assert found["memory"]["compiled"]["total"] > found["memory"]["state"]
     assert rows("step", found)["FLOPs an image, counted"] == "3.072e-06 G"
+
+
+def test_the_program(subject):
+    found = program.measure_program(subject)
+    assert list(found) == ["vdmv", "nt", "own"]
+    own = found["own"]
+    assert own["arrays of parameters"] == len(jax.tree.leaves(subject.stepper.state.params))
+    assert own["arguments"] == len(jax.tree.leaves((subject.stepper.state, subject.images)))
+    assert own["convolutions"] == 0
+    assert own["equations"] > found["vdmv"]["equations"] > found["vdmv"]["matrix products"] > 0
+    assert rows("program", found)["convolutions, own"] == "0"
+
+
+def test_equations_within_loops_and_calls_are_counted_once_each():
+    def looped(x):
+        return jax.lax.scan(lambda h, y: (jax.jit(jnp.sin)(h) * y, None), x, jnp.ones(5))[0] + 1
+
+    counts = program.count_equations(jax.make_jaxpr(looped)(1.0).jaxpr)
+    assert {counts[name] for name in ("scan", "sin", "mul", "add")} == {1}
 
 
 def test_memory_is_read_after_the_steps_and_before_other_operands_come(subject, monkeypatch):
