@@ -178,12 +178,12 @@ def _contractions(found: Figures) -> list[Row]:
 
 ROWS: dict[str, Callable[[Figures], list[Row]]] = {
     "step": _step,
-    "program": _program,
     "variants": _variants,
     "sampler": _sampler,
     "input": _input,
     "checkpoint": _checkpoint,
     "contractions": _contractions,
+    "program": _program,
 }
 
 NOTES = {
