@@ -86,11 +86,12 @@ FREE_TO_CHANGE = (
 TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler", "Model.stochasticity")
 
 # Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
-# config's hash, so that such a run keeps the hash that its records state.
+# config's hash, so that such a run keeps the hash that its records state. (Such runs computed the losses at the ends for
+# every image: the same objective with next to the same noise.)
 ADDED_LATER = (
     "Model.stochasticity = @stochasticity.markov()",
     "Experiment.num_timesteps = 0",
-    "Experiment.ends_every = 1",
+    "Experiment.ends_stride = 8",
     "Experiment.variance = @variance.equal()",
     "Experiment.time_sampler = @time_sampler.uniform()",
 )
@@ -113,8 +114,8 @@ class Experiment:
         the loss is given a running one.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
-        devices' memory at once. It changes no result but by rounding (but see `ends_every`).
-      ends_every: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
+        devices' memory at once. It changes no result but by rounding (but see `ends_stride`).
+      ends_stride: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
         of each batch, others each step; fewer where a device's part of a microbatch does not divide by it. 1 = all images.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every: steps between log rows; the end of training always logs.
@@ -139,7 +140,7 @@ class Experiment:
     time_sampler: TimeSampler = UNIFORM
     batch_size: int = 128
     microbatches: int = 1
-    ends_every: int = 8
+    ends_stride: int = 8
     ema_decay: float = 0.9999
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -165,7 +166,7 @@ class Experiment:
     def __post_init__(self):
         check_seed("Experiment.seed", self.seed)
         check_bounds(
-            "Experiment", self, steps=1, batch_size=1, microbatches=1, ends_every=1, log_every=1, keep_last=1
+            "Experiment", self, steps=1, batch_size=1, microbatches=1, ends_stride=1, log_every=1, keep_last=1
         )
         check_bounds("Experiment", self, checkpoint_every=0, evaluate_every=0, sample_every=0, keep_every=0)
         check_bounds("Experiment", self, profile_at=0)

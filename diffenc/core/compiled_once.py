@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 Compiled = TypeVar("Compiled")
 
-KEPT = 32  # of each decorated function
+KEPT = 8  # of each decorated function; each holds its compiled programs in memory
 
 
 def compiled_once(make: Callable[P, Compiled]) -> Callable[P, Compiled]:

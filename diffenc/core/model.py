@@ -54,6 +54,9 @@ class Terms(NamedTuple):
 
     @property
     def total(self) -> Float[Array, "*b"]:
+        """Their sum; of three of the same images, or of means."""
+        if not jnp.shape(self.reconstruction) == jnp.shape(self.latent) == jnp.shape(self.diffusion):
+            raise ValueError("the losses at the ends are those of some of the images alone: add their means")
         return self.reconstruction + self.latent + self.diffusion
 
 
@@ -360,14 +363,12 @@ class Model:
     ) -> Losses:
         """The terms of -ELBO for images of integer `levels` [B, H, W, C] and the auxiliary losses, from one set of draws.
 
-        The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...]; for
-        them is `draws.eps_0`.
-
-
         `network_condition` is what the network is given in place of `condition`, where that is less. The encoder keeps `condition`,
         so that with and without the condition it is one process whose images the network learns.
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
+        The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...], whose
+        noise `draws.eps_0` is.
         """
         encoder_keys, network_keys = _two_of_each(keys)
         if network_condition is None:

@@ -8,7 +8,7 @@ from absl import logging
 from jaxtyping import Float
 
 from diffenc import registry
-from diffenc.config.settings import MAX_BATCH, Evaluate, check_seed, require
+from diffenc.config.settings import MAX_BATCH, MAX_COUNT, Evaluate, check_seed, require
 from diffenc.core.conditioning import UNCONDITIONAL
 from diffenc.core.rng import generator
 from diffenc.evaluation.bound_arguments import (
@@ -182,14 +182,20 @@ def bound(
       UserError: an argument that does not fit; a denoiser that is not deterministic, that mixes the images of a batch, or whose
         output is not shaped like z.
     """
-    convention, depth = find_process(process), 0 if alphas_cumprod is None else len(alphas_cumprod)
+    require(
+        isinstance(tolerance, (int, float)) and tolerance > 0,
+        f"tolerance = {tolerance!r}: must be a positive number",
+    )
+    convention = find_process(process)
+    log_snrs = resolve_log_snrs(log_snr, alphas_cumprod, convention)
+    depth = 0 if alphas_cumprod is None else len(log_snrs)
     dataset = given_dataset("images", images, labels, num_levels)
     model = ForeignModel(
         process=convention,
         target=find_target(predicts, convention),
         pixels=check_pixel_range(pixel_range, num_levels),
         noise_level=resolve_noise_level(time, alphas_cumprod, convention),
-        log_snrs=resolve_log_snrs(log_snr, alphas_cumprod, convention),
+        log_snrs=log_snrs,
         num_timesteps=depth,
         decoder=resolve_decoder(decoder, alphas_cumprod),
     )
@@ -225,8 +231,11 @@ def bound(
 
 def _settings(passes: int, batch_size: int, seed: int, num_images: int) -> Evaluate:
     check_seed("seed", seed)
-    require(passes >= 1, f"passes = {passes}: must be at least 1")
-    require(1 <= batch_size <= MAX_BATCH, f"batch_size = {batch_size}: must be from 1 to {MAX_BATCH}")
+    for name, value, most in (("passes", passes, MAX_COUNT), ("batch_size", batch_size, MAX_BATCH)):
+        require(
+            isinstance(value, int) and 1 <= value <= most,
+            f"{name} = {value!r}: must be an integer from 1 to {most}",
+        )
     return Evaluate(passes=passes, batch_size=min(batch_size, num_images), seed=seed)
 
 

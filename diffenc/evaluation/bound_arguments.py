@@ -54,11 +54,20 @@ def given_dataset(name: str, images: ArrayInput, labels: ArrayInput, num_levels:
 
 def check_pixel_range(pixel_range: tuple[float, float], num_levels: int) -> PixelRange:
     """Returns the range of a denoiser's pixels. Raises UserError unless it rises."""
-    low, high = pixel_range
+    low, high = _pair("pixel_range", pixel_range)
     require(
         low < high, f"pixel_range = {pixel_range!r}: the value of level 0 must be below that of the top level"
     )
-    return PixelRange(float(low), float(high), num_levels)
+    return PixelRange(low, high, num_levels)
+
+
+def _pair(name: str, value: ArrayInput) -> tuple[float, float]:
+    """Returns the two numbers of an argument. Raises UserError if it has others."""
+    try:
+        first, second = map(float, value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} = {value!r}: must be two numbers") from None
+    return first, second
 
 
 def resolve_log_snrs(
@@ -70,7 +79,7 @@ def resolve_log_snrs(
       UserError: both are given, ends that do not fall, or alphas_cumprod that do not fall from below 1 to above 0.
     """
     if alphas_cumprod is None:
-        high, low = map(float, process.log_snr if log_snr is None else log_snr)
+        high, low = _pair("log_snr", process.log_snr if log_snr is None else log_snr)
         require(
             -np.inf < low < high < np.inf,
             f"log_snr = {log_snr!r}: must be (lambda_max, lambda_min), finite, the larger first",
@@ -80,7 +89,10 @@ def resolve_log_snrs(
         log_snr is None,
         "log_snr and alphas_cumprod are both given: alphas_cumprod has the log_snr of each time; leave log_snr out",
     )
-    given = np.asarray(alphas_cumprod, np.float64)
+    try:
+        given = np.asarray(alphas_cumprod, np.float64)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     falls = (
         given.ndim == 1 and len(given) > 1 and (np.diff(given) < 0).all() and given[-1] > 0 and given[0] < 1
     )

@@ -30,7 +30,7 @@ from diffenc.export import config_binding
 from diffenc.files import atomic
 from diffenc.safe_io.reading import one_line
 
-LAYOUT = 1
+LAYOUT = 2  # 1: before the networks' blocks were stacked
 FILE = "model.safetensors"
 KEY = "diffenc"  # of the metadata
 LONGEST_PACKAGES = 2000  # characters
@@ -169,7 +169,7 @@ def _said(path: Path, file: Any) -> dict[str, Any]:
         raise _unreadable(path, one_line(error)) from error
     if layout != LAYOUT:
         raise UserError(
-            f"{path}: has layout {layout}, and this version of diffenc reads {LAYOUT}: take another one"
+            f"{path}: has layout {layout}, and this version of diffenc reads {LAYOUT}: use the version that wrote it, or export the run again"
         )
     return said
 

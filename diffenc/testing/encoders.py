@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.core.parameters import name_leaves
-from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR, PreparedOnce
+from diffenc.interfaces import NO_CONTEXT, Context, Data, ImageKeys, LogSNR
 from diffenc.testing import image_maps
 from diffenc.testing.assertions import require, require_close, require_like
 from diffenc.testing.image_maps import Shape
-from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, image_keys, num_classes_of, quick_jit, subject
+from diffenc.testing.make_inputs import IMAGE_SHAPE, Subject, image_keys, quick_jit, subject
 
 STEP = 1e-4  # of log_snr
 NO_NOISE = 15.0  # log_snr
@@ -50,44 +49,8 @@ def encoding_without_noise_is_the_image(plugin: Any, image_shape: Shape = IMAGE_
         )
 
 
-def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Requires of a PreparedOnce that `apply` equals `at` of the result of `prepare`, at any noise level.
-
-    And that `prepare` returns an entry for each image: the entries of some images encode these.
-    """
-    it, classes = subject(plugin, image_shape), num_classes_of(plugin)
-    if not isinstance(plugin, PreparedOnce):
-        return
-    condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
-    for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):
-        prepared = quick_jit(plugin.prepare)(it.params, it.x, context)
-        for log_snr in (it.log_snr, it.log_snr[::-1]):
-            whole, split = (
-                it.apply(it.params, it.x, log_snr, context),
-                quick_jit(plugin.at)(it.params, prepared, log_snr),
-            )
-            require_close(split, whole, plugin, "`at` of `prepare` differs from `apply`", 1e-6, 1e-6)
-        for name, leaf in name_leaves(prepared).items():
-            require(
-                leaf.shape[:1] == (len(it.x),),
-                plugin,
-                f"`prepare` returns {name}, which is no entry for each image",
-            )
-        some = jax.tree.map(lambda leaf: leaf[::2], prepared)
-        part = quick_jit(plugin.at)(it.params, some, it.log_snr[::2])
-        require_close(
-            part,
-            it.apply(it.params, it.x, it.log_snr, context)[::2],
-            plugin,
-            "`at` of entries of `prepare` encodes other images",
-            1e-6,
-            1e-6,
-        )
-
-
 CHECKS = (
     *image_maps.CHECKS,
     slope_agrees_with_differences,
     encoding_without_noise_is_the_image,
-    apply_equals_at_of_prepare,
 )

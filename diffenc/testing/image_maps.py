@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.interfaces import NO_CONTEXT, Context
+from diffenc.core.parameters import name_leaves
+from diffenc.interfaces import NO_CONTEXT, Context, PreparedOnce
 from diffenc.testing.assertions import require, require_close, require_equal, require_finite, require_like
 from diffenc.testing.make_inputs import (
     IMAGE_SHAPE,
@@ -138,6 +139,41 @@ def masks_follow_their_own_key(plugin: Any, image_shape: Shape = IMAGE_SHAPE) ->
     )
 
 
+def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
+    """Requires of a PreparedOnce that `apply` equals `at` of the result of `prepare`, at any noise level.
+
+    And that `prepare` returns an entry for each image: the entries of some images encode these.
+    """
+    it, classes = subject(plugin, image_shape), num_classes_of(plugin)
+    if not isinstance(plugin, PreparedOnce):
+        return
+    condition = jnp.arange(len(it.x), dtype=jnp.int32) % (classes + 1)
+    for context in (NO_CONTEXT, Context(keys=image_keys(7)), Context(condition, image_keys(7))):
+        prepared = quick_jit(plugin.prepare)(it.params, it.x, context)
+        for log_snr in (it.log_snr, it.log_snr[::-1]):
+            whole, split = (
+                it.apply(it.params, it.x, log_snr, context),
+                quick_jit(plugin.at)(it.params, prepared, log_snr),
+            )
+            require_close(split, whole, plugin, "`at` of `prepare` differs from `apply`", 1e-6, 1e-6)
+        for name, leaf in name_leaves(prepared).items():
+            require(
+                leaf.shape[:1] == (len(it.x),),
+                plugin,
+                f"`prepare` returns {name}, which is no entry for each image",
+            )
+        some = jax.tree.map(lambda leaf: leaf[::2], prepared)
+        part = quick_jit(plugin.at)(it.params, some, it.log_snr[::2])
+        require_close(
+            part,
+            it.apply(it.params, it.x, it.log_snr, context)[::2],
+            plugin,
+            "`at` of entries of `prepare` encodes other images",
+            1e-6,
+            1e-6,
+        )
+
+
 CHECKS = (
     parameters_are_trainable,
     output_matches_the_image,
@@ -146,4 +182,5 @@ CHECKS = (
     outputs_ignore_other_images,
     outputs_follow_their_own_class,
     masks_follow_their_own_key,
+    apply_equals_at_of_prepare,
 )

@@ -82,9 +82,9 @@ def batch_gradient(
 
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
-    dropped conditions are those of the undivided batch. The gradient with respect to the interior of a learned schedule
+    dropped conditions are those of the undivided batch, and so are the images at the ends where their stride is. The gradient with respect to the interior of a learned schedule
     is in continuous time that of its own objective (`diffenc.training.schedule_objective`). The losses at the ends of time
-    are those of one image in `ends_stride`, others each step: an unbiased estimate of the batch's.
+    are those of one image in `find_ends_stride`, others each step: an unbiased estimate of the batch's.
 
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
@@ -95,7 +95,7 @@ def batch_gradient(
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
     shape = images.levels.shape
-    stride = ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_every)
+    stride = find_ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_stride)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
     dropout_keys = jax.random.split(dropout_key, shape[0])
     draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
@@ -141,12 +141,12 @@ def _device_gradient(
     return gradient, means, losses.bound.diffusion
 
 
-def ends_stride(images: int, ends_every: int) -> int:
+def find_ends_stride(images: int, ends_stride: int) -> int:
     """Returns k: training computes the losses at the ends of time for one image in k.
 
-    The largest number up to `ends_every` by which `images`, a device's part of a microbatch, divide.
+    The largest number up to `ends_stride` by which `images`, a device's part of a microbatch, divide.
     """
-    return max(k for k in range(1, ends_every + 1) if images % k == 0)
+    return max(k for k in range(1, ends_stride + 1) if images % k == 0)
 
 
 def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:
@@ -165,7 +165,7 @@ def merge_microbatches(microbatches: Any) -> Any:
 
 
 def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Losses]:
-    """Returns the sum of the gradients of stacked microbatches in float32, and the losses [count, B / count]."""
+    """Returns the sum of the gradients of stacked microbatches in float32, and their losses, stacked."""
     compute_gradient = jax.grad(loss, has_aux=True)
 
     def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Losses]:
@@ -182,7 +182,7 @@ def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[P
 def _loss(
     bound: TrainedBound, num_levels: int, select_ends: SelectImages, params: Params, microbatch: Microbatch
 ) -> tuple[Scalar, Losses]:
-    """Returns what a microbatch's gradient is of, and its losses [B / count], -ELBO in nats."""
+    """Returns what a microbatch's gradient is of, and its losses, -ELBO in nats: of each image, or of those at the ends."""
     (levels, condition), network_condition, draws, keys = microbatch
     losses = bound.model.losses(
         params,

@@ -135,7 +135,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
 def make_init(experiment: Experiment, mesh: Mesh) -> Callable[[], TrainState]:
     """Returns the jitted `init_state`, whose leaves are split over the devices; it compiles once for equal training."""
-    return _jit_init(only_training(experiment), mesh)
+    # the shape is not a value of a data set that reads it from its files
+    return _jit_init(only_training(experiment), mesh, experiment.dataset.image_shape)
 
 
 def only_training(experiment: Experiment) -> Experiment:
@@ -144,7 +145,7 @@ def only_training(experiment: Experiment) -> Experiment:
 
 
 @compiled_once
-def _jit_init(experiment: Experiment, mesh: Mesh) -> Callable[[], TrainState]:
+def _jit_init(experiment: Experiment, mesh: Mesh, image_shape: tuple[int, ...]) -> Callable[[], TrainState]:
     return jax.jit(lambda: init_state(experiment), out_shardings=shardings(abstract_state(experiment, mesh)))
 
 

@@ -1,5 +1,5 @@
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,19 @@ from jaxtyping import Array, Float
 
 from diffenc.core.gaussian import sigma_squared
 from diffenc.errors import UserError
-from diffenc.interfaces import NO_CONTEXT, Context, Data, Encoder, Key, LogSNR, Params, PerExample
+from diffenc.interfaces import (
+    NO_CONTEXT,
+    Context,
+    Data,
+    Encoder,
+    Key,
+    LogSNR,
+    Params,
+    PerExample,
+    PreparedOnce,
+    apply_prepared,
+    prepare_once,
+)
 from diffenc.registry import encoders
 from diffenc_plugins.encoders.builtin import Identity
 
@@ -16,7 +28,7 @@ IDENTITY = Identity()
 
 @encoders.register("blurring")
 @dataclasses.dataclass(frozen=True)
-class Blurring:
+class Blurring(PreparedOnce):
     """Another encoder's x_phi blurred, the more the noisier, as heat dissipates (arXiv:2209.05557). Its mean is that one's.
 
     The blur is a Gaussian of standard deviation width sigma^2 pixels: none where there is no noise, and gone with
@@ -42,8 +54,12 @@ class Blurring:
     def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
         return self.encoder.init(key, x, log_snr)
 
-    def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
-        x_phi = self.encoder.apply(params, x, log_snr, context)
+    def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
+        """Returns what the other encoder prepares."""
+        return prepare_once(self.encoder, params, x, context)
+
+    def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
+        x_phi = apply_prepared(self.encoder, params, prepared, log_snr)
         return blur(x_phi, self.width * sigma_squared(log_snr))
 
 

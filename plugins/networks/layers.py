@@ -152,8 +152,8 @@ def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c
 def norm_swish(h: Maps, groups: int, name: str) -> Maps:
     """Applies group norm and swish, rounded once, to the precision of `h`.
 
-    For the gradient `h` alone is kept, in its own precision: the float32 maps in between are computed again, which costs
-    little beside a convolution. A loop over blocks would else keep ten of them for each block.
+    For the gradient a loop over blocks keeps `h` alone, in its own precision: the float32 maps in between, ten for each block,
+    are computed again, which costs little beside a convolution. Written out, XLA may merge the two computations.
     """
     gain, offset = norm_parameters(h.shape[-1], name)
 

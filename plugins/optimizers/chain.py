@@ -35,6 +35,9 @@ Call = tuple[str, tuple[tuple[str, Any], ...]]  # a name and its named arguments
 class Chain:
     """Transformations of optax, one after the other, by name and arguments.
 
+    To those that treat each parameter array by itself ("lamb", "lars", "clip_by_block_rms" and the like), the stacked blocks of
+    a network are one array.
+
     Attributes:
       transformations: each a pair of a name in optax and its named arguments: `("clip_by_global_norm", {"max_norm":
         1.0})`. An argument is a number, a truth value, None, a tuple of these, a learning-rate schedule of optax in the

@@ -99,3 +99,16 @@ def test_an_untrained_network_is_not_taken_for_one_of_another_convention():
 def test_a_denoiser_that_is_far_too_large_fits_no_convention():
     (warning,) = diffenc.bound(lambda z, level: 1000 * z**3, IMAGES, passes=4).warnings
     assert "no other convention that was tried explains it" in warning
+
+
+def test_a_denoiser_that_fails_at_other_noise_levels_keeps_its_bound():
+    """Other conventions are tried for a warning's sake alone: what the user's code says to them must not end the measurement."""
+
+    def only_times(z, t):
+        if not 0 <= np.min(t) <= np.max(t) <= 1:
+            raise ValueError("t is from 0 to 1")
+        return 1000 * z**3
+
+    result = diffenc.bound(only_times, IMAGES, predicts="v", process="flow", passes=2)
+    assert np.isfinite(result.bits_per_dim)
+    assert len(result.warnings) == 1

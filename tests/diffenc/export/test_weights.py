@@ -71,7 +71,7 @@ def test_every_bit_is_in_the_file(file):
             assert found[name].tobytes() == array.tobytes()
     in_order = b"".join(ARRAYS[name].tobytes() for name in sorted(ARRAYS))
     assert metadata == {
-        "layout": 1, "config": "Experiment.seed = 0\n", "config_hash": "c0ffee", "step": 1200, "code": "0.1.0",
+        "layout": 2, "config": "Experiment.seed = 0\n", "config_hash": "c0ffee", "step": 1200, "code": "0.1.0",
         "dataset": DATASET, "origin": "", "run": "", "packages": "", "sha256": hashlib.sha256(in_order).hexdigest(),
         "bindings": {"Experiment.seed": "0"}, "seal": metadata["seal"],
     }  # fmt: skip
@@ -173,7 +173,8 @@ def test_all_parameters_that_differ_are_named(file):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"layout": 2}, "has layout 2"),
+        ({"layout": 1}, "has layout 1"),
+        ({"layout": 3}, "has layout 3"),
         ({"layout": None}, "was not written by diffenc"),
         ({"step": "12"}, "step is no int"),
         ({"step": -1}, "cannot be"),

@@ -30,7 +30,7 @@ from diffenc.training.state import abstract_images, abstract_state, make_train_s
 
 plugins = runpy.run_path(sys.argv[1])
 registry.networks._classes["affine"], registry.datasets._classes["dots"] = plugins["Affine"], plugins["Dots"]
-experiment = plugins["told"](batch_size=16, microbatches=2, ends_every=2, evaluate_every=12, sample_every=12)
+experiment = plugins["told"](batch_size=16, microbatches=2, ends_stride=2, evaluate_every=12, sample_every=12)
 samples = {num: type(experiment.sample)(num_timesteps=6, num=num) for num in (3, 4)}
 four = sharding.data_mesh()
 for count in (1, 4):

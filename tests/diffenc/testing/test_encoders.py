@@ -97,21 +97,7 @@ class Split(PreparedOnce):
         return x + jax.nn.sigmoid(-log_snr)[:, None, None, None] * gained
 
 
-class Unlike(Split):
-    """`apply` is another encoder than its two parts."""
-
-    def apply(self, params, x, log_snr, context=NO_CONTEXT):
-        return super().apply(params, x, log_snr + 0.01, context)
-
-
-class UnlikeUnderKeys(Split):
-    def apply(self, params, x, log_snr, context=NO_CONTEXT):
-        return super().apply(params, x, log_snr + (0.0 if context.keys is None else 0.01), context)
-
-
 FAULTS = [
-    (checks.apply_equals_at_of_prepare, Unlike(), "`at` of `prepare` differs from `apply`"),
-    (checks.apply_equals_at_of_prepare, UnlikeUnderKeys(), "`at` of `prepare` differs from `apply`"),
     (checks.slope_agrees_with_differences, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
     (checks.slope_agrees_with_differences, OwnSlope(), "jax.jvp's slope is off by"),
     (checks.slope_agrees_with_differences, Kept(), "jax.jvp's slope is off by"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffenc import registry, testing
-from diffenc.interfaces import NO_CONTEXT, ClassConditional
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, PreparedOnce
 from diffenc.testing import image_maps as checks
 from diffenc_plugins.encoders import Identity
 
@@ -196,6 +196,51 @@ class HoldsStrictly(Holding):
         return Strict(params, "any")
 
 
+@dataclasses.dataclass(frozen=True)
+class Split(PreparedOnce):
+    """(1 + gain s) x in two parts."""
+
+    def init(self, key, x, log_snr):
+        return {"gain": jnp.ones(())}
+
+    def prepare(self, params, x, context=NO_CONTEXT):
+        return x, params["gain"] * x
+
+    def at(self, params, prepared, log_snr):
+        x, gained = prepared
+        return x + jax.nn.sigmoid(-log_snr)[:, None, None, None] * gained
+
+
+class Unlike(Split):
+    """`apply` is another encoder than its two parts."""
+
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr + 0.01, context)
+
+
+class UnlikeUnderKeys(Split):
+    def apply(self, params, x, log_snr, context=NO_CONTEXT):
+        return super().apply(params, x, log_snr + (0.0 if context.keys is None else 0.01), context)
+
+
+class OneForAll(Split):
+    """What it prepares is no entry for each image."""
+
+    def prepare(self, params, x, context=NO_CONTEXT):
+        return jnp.mean(x, axis=0), params["gain"] * x
+
+    def at(self, params, prepared, log_snr):
+        mean, gained = prepared
+        return gained + 0 * mean[None]
+
+
+class ByPlaceInTheBatch(Split):
+    """Entries of what it prepared encode other images than these."""
+
+    def at(self, params, prepared, log_snr):
+        return super().at(params, prepared, log_snr) + 0.1 * len(prepared[0])
+
+
 FAULTS = [
     (
         checks.parameters_are_trainable,
@@ -236,6 +281,10 @@ FAULTS = [
     (checks.masks_follow_their_own_key, Restless(), "random without keys"),
     (checks.masks_follow_their_own_key, FirstKeyForAll(), "depends on more than its own key"),
     (checks.masks_follow_their_own_key, AllKeysForAll(), "another image's key changes"),
+    (checks.apply_equals_at_of_prepare, Unlike(), "`at` of `prepare` differs from `apply`"),
+    (checks.apply_equals_at_of_prepare, UnlikeUnderKeys(), "`at` of `prepare` differs from `apply`"),
+    (checks.apply_equals_at_of_prepare, OneForAll(), "which is no entry for each image"),
+    (checks.apply_equals_at_of_prepare, ByPlaceInTheBatch(), "encodes other images"),
 ]
 
 

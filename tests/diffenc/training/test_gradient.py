@@ -96,7 +96,7 @@ class Told(Stub):
 @pytest.fixture(scope="module")
 def stub(tiny):
     def make(model: type[Stub] = Stub, **changes):
-        return tiny(model=model(**vars(tiny().model)), batch_size=BATCH, **{"ends_every": 1, **changes})
+        return tiny(model=model(**vars(tiny().model)), batch_size=BATCH, **{"ends_stride": 1, **changes})
 
     return make
 
@@ -144,27 +144,27 @@ def test_it_is_the_mean_of_the_images_gradients(measured, by_image, parts):
     np.testing.assert_allclose(got["network"]["w"], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(("parts", "ends_every"), [(1, 2), (2, 4), (4, 2)])
-def test_the_ends_are_those_of_some_images_weighted_up(stub, parts, ends_every):
+@pytest.mark.parametrize(("parts", "ends_stride"), [(1, 2), (2, 4), (4, 2)])
+def test_the_ends_are_those_of_some_images_weighted_up(stub, parts, ends_stride):
     """One image in so many, the same ones in every part; with the right noise, and a gradient that is their mean's."""
-    experiment = stub(microbatches=parts, ends_every=ends_every)
+    experiment = stub(microbatches=parts, ends_stride=ends_stride)
     params = experiment.model.init(KEY, ())
     got, terms = _measure(params, experiment)
     keys = jax.random.split(jax.random.split(KEY)[1], BATCH)
     drawn = np.asarray([float(jax.random.uniform(key)) for key in keys])
     chosen = [
-        list(range(first, BATCH, ends_every))
-        for first in range(ends_every)
-        if np.isclose(drawn[first::ends_every].mean() / (NUM_DIMS * np.log(2)), terms.latent, rtol=1e-5)
+        list(range(first, BATCH, ends_stride))
+        for first in range(ends_stride)
+        if np.isclose(drawn[first::ends_stride].mean() / (NUM_DIMS * np.log(2)), terms.latent, rtol=1e-5)
     ]
     assert len(chosen) == 1
-    draws = draw_noise(jax.random.split(KEY)[0], LEVELS.shape, num_ends=BATCH // ends_every)
+    draws = draw_noise(jax.random.split(KEY)[0], LEVELS.shape, num_ends=BATCH // ends_stride)
 
     def loss(params):
         hidden = (LEVELS / 5 + draws.eps * draws.t[:, None, None, None]).reshape(BATCH, -1)
         for w in params["network"]["w"]:
             hidden = jnp.tanh(hidden @ w)
-        ends = (hidden[np.asarray(chosen[0])] * draws.eps_0.reshape(BATCH // ends_every, -1)).sum(axis=1)
+        ends = (hidden[np.asarray(chosen[0])] * draws.eps_0.reshape(BATCH // ends_stride, -1)).sum(axis=1)
         return (ends.mean() + hidden.sum(axis=1).mean()) / (NUM_DIMS * np.log(2))
 
     want = jax.grad(loss)(params)["network"]["w"]
@@ -180,11 +180,11 @@ def test_every_image_has_its_turn():
 
 
 @pytest.mark.parametrize(
-    ("images", "ends_every", "stride"),
+    ("images", "ends_stride", "stride"),
     [(128, 8, 8), (8, 8, 8), (4, 8, 4), (1, 8, 1), (6, 4, 3), (7, 5, 1), (7, 1, 1)],
 )
-def test_every_part_has_an_image_at_the_ends(images, ends_every, stride):
-    assert gradient.ends_stride(images, ends_every) == stride
+def test_every_part_has_an_image_at_the_ends(images, ends_stride, stride):
+    assert gradient.find_ends_stride(images, ends_stride) == stride
 
 
 def test_images_are_dealt_out_and_gathered_in_order():
