@@ -116,7 +116,7 @@ class Experiment:
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding (but see `ends_stride`).
       ends_stride: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
-        of each batch, others each step; fewer where a device's part of a microbatch does not divide by it. 1 = all images.
+        of each batch, others each step; in fewer where a device's part of a microbatch does not divide by it. 1 = all images.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every: steps between log rows; the end of training always logs.
       checkpoint_every: steps between checkpoints; the end always saves.

@@ -104,7 +104,7 @@ def check_output(out: Any, z: Data) -> Data:
             f"the denoiser returns shape {list(out.shape)} for z of shape {list(z.shape)}: it must return one estimate "
             f"shaped like z, [B, H, W, C]{hint}"
         )
-    if out.dtype.kind in "iub" or out.dtype.kind == "c":
+    if out.dtype.kind in "iubc":
         raise UserError(f"the denoiser returns {out.dtype}: it must return floats")
     return jnp.asarray(out).astype(z.dtype)
 

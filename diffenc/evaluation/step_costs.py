@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.interpolate import RectBivariateSpline
 
 from diffenc.config.settings import Fit
+from diffenc.core.discretization import equal_times
 from diffenc.core.gaussian import diffuse, scale, sum_squares
 from diffenc.core.interval import Chord, EncodeAt, Tangent, chord, tangent
 from diffenc.core.model import Model
@@ -197,7 +198,7 @@ def measure_step_costs(
     Raises:
       UserError: the batch does not divide over the devices.
     """
-    knots, num_pairs = equal_knots(settings.knots), settings.knots**2
+    knots, num_pairs = equal_times(settings.knots - 1), settings.knots**2
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "costs")
     results = map_batches(
         compile_on_mesh(mesh, batch_squares, model, dataset.num_levels, settings.knots),
@@ -220,15 +221,10 @@ def measure_step_costs(
     return StepCosts(knots, q.mean.reshape(shape), q.standard_error.reshape(shape), count)
 
 
-def equal_knots(count: int) -> Float[np.ndarray, " knots"]:
-    """Returns `count` times from 0 to 1."""
-    return np.linspace(0.0, 1.0, count)
-
-
 def batch_squares(
     model: Model, num_levels: int, num_knots: int, params: Params, images: Images, key: Key
 ) -> Float[Array, "knots knots b"]:
     """Returns `weighted_squares` of a batch at equally spaced knots."""
     levels, condition = images
-    eps, knots = jax.random.normal(key, levels.shape), jnp.asarray(equal_knots(num_knots))
+    eps, knots = jax.random.normal(key, levels.shape), jnp.asarray(equal_times(num_knots - 1))
     return weighted_squares(model, params, levels, eps, knots, num_levels, condition)

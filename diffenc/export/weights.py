@@ -169,7 +169,8 @@ def _said(path: Path, file: Any) -> dict[str, Any]:
         raise _unreadable(path, one_line(error)) from error
     if layout != LAYOUT:
         raise UserError(
-            f"{path}: has layout {layout}, and this version of diffenc reads {LAYOUT}: use the version that wrote it, or export the run again"
+            f"{path}: has layout {layout}, and this version of diffenc reads {LAYOUT}: use the version that wrote it, or "
+            "export the run again"
         )
     return said
 

@@ -82,9 +82,10 @@ def batch_gradient(
 
     Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
     activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
-    dropped conditions are those of the undivided batch, and so are the images at the ends where their stride is. The gradient with respect to the interior of a learned schedule
-    is in continuous time that of its own objective (`diffenc.training.schedule_objective`). The losses at the ends of time
-    are those of one image in `find_ends_stride`, others each step: an unbiased estimate of the batch's.
+    dropped conditions are those of the undivided batch, and so are the images at the ends where their stride is. The
+    losses at the ends of time are those of one image in `find_ends_stride`, others each step: an unbiased estimate of the
+    batch's. The gradient with respect to the interior of a learned schedule is in continuous time that of its own
+    objective (`diffenc.training.schedule_objective`).
 
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.

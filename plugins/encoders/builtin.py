@@ -70,4 +70,9 @@ class Trainable(PreparedOnce):
     def at(self, params: Params, prepared: tuple[Data, Any], log_snr: LogSNR) -> Data:
         x, prepared_by_network = prepared
         y = apply_prepared(self.network, params, prepared_by_network, log_snr)
-        return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)
+        return blend(x, y, log_snr)
+
+
+def blend(x: Data, y: Data, log_snr: LogSNR) -> Data:
+    """Returns alpha^2 x + sigma^2 y [15]."""
+    return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

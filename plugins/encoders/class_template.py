@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
+from diffenc.core.gaussian import alpha_squared, scale
 from diffenc.errors import UserError
 from diffenc.interfaces import (
     NO_CONTEXT,
@@ -16,6 +16,7 @@ from diffenc.interfaces import (
     PreparedOnce,
 )
 from diffenc.registry import encoders
+from diffenc_plugins.encoders.builtin import blend
 
 
 @encoders.register("class_template")
@@ -49,5 +50,4 @@ class ClassTemplate(PreparedOnce, ClassConditional):
 
     def at(self, params: Params, prepared: tuple[Data, Data | None], log_snr: LogSNR) -> Data:
         x, y = prepared
-        x_nt = scale(alpha_squared(log_snr), x)
-        return x_nt if y is None else x_nt + scale(sigma_squared(log_snr), y)
+        return scale(alpha_squared(log_snr), x) if y is None else blend(x, y, log_snr)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffenc.core.gaussian import alpha_squared, scale, sigma_squared
 from diffenc.errors import UserError
 from diffenc.interfaces import (
     NO_CONTEXT,
@@ -19,6 +18,7 @@ from diffenc.interfaces import (
     PreparedOnce,
 )
 from diffenc.registry import encoders
+from diffenc_plugins.encoders.builtin import blend
 from diffenc_plugins.ends import check_ends
 
 AllChannels = Float[Array, "b h w terms_c"]
@@ -66,7 +66,7 @@ class Separable(PreparedOnce):
         middle, width = (self.log_snr_max + self.log_snr_min) / 2, self.log_snr_max - self.log_snr_min
         weights = bernstein(jax.nn.sigmoid(8 * (middle - log_snr) / width), self.terms)
         y = jnp.einsum("bk,b...kc->b...c", weights, functions, precision="highest")
-        return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)
+        return blend(x, y, log_snr)
 
     def _repeat(self, x: Data) -> AllChannels:
         return jnp.concatenate([x] * self.terms, axis=-1)

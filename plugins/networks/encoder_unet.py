@@ -98,14 +98,15 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         """Returns what the noise level does not enter: the stem, and the first convolution of the first block."""
         check_pooling(x.shape[1:3], len(self._levels()))
         h = self._pieces(x.shape[-1]).stem.apply(params, None, x)
-        first = stacks.only_block(self._split(params, context)["down_0_0"])
+        first = stacks.only_block(stacks.split_stages(params, None, self._stages())["down_0_0"])
         begun = stacks.begin_block(first, h, self.channels, self._groups)
         return PreparedMaps(h, begun, context)
 
     def at(self, params: Params, prepared: PreparedMaps, log_snr: LogSNR) -> Data:
         h, begun, context = prepared
         levels, image_channels = self._levels(), len(params["conv_out"]["b"])
-        pieces, stages = self._pieces(image_channels), self._split(params, context)
+        pieces = self._pieces(image_channels)
+        stages = stacks.split_stages(params, context.keys, self._stages())
         run_turns = stacks.choose_turns(self.scan)
         saving = jax.checkpoint if self.remat else lambda function: function
         middle_groups = max(1, self._groups // 2) if self.blocks == 2 else self._groups
@@ -151,9 +152,6 @@ class EncoderUNet(PreparedOnce, ClassConditional):
             h = apply_first(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)
             h = apply_others(h, "up", level)
         return LAST[self.last](pieces.head.apply(params, None, h))
-
-    def _split(self, params: Params, context: Context) -> dict[str, Blocks]:
-        return stacks.split_stages(params, context.keys, self._stages())
 
     def _stages(self) -> list[Stage]:
         """All blocks in the order of computation."""

@@ -261,10 +261,9 @@ def end_resnet_block(
 ) -> MapsOut:
     """Applies the rest of `resnet_block` to what `begin_resnet_block` made of `h`."""
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
-    h = begun
     with name_scope("embedding"):
         shift = embedding @ get_parameter("w", (embedding.shape[-1], channels), ZEROS)
-    h = norm_swish(add_bias(h, shift[:, None, None, :]), groups, "norm_1")
+    h = norm_swish(add_bias(begun, shift[:, None, None, :]), groups, "norm_1")
     return shortcut + conv3x3(apply_dropout(h, dropout, keys), channels, "conv_1", w_init=ZEROS)
 
 

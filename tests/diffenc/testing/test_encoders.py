@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffenc.interfaces import NO_CONTEXT, PreparedOnce
+from diffenc.interfaces import NO_CONTEXT
 from diffenc.testing import encoders as checks
 from diffenc.testing import image_maps
+from diffenc_plugins.encoders import ClassTemplate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,21 +83,6 @@ class AwayFromTheImage(Fine):
         return super().apply(params, x, log_snr) + params["gain"] - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Split(PreparedOnce):
-    """(1 + gain s) x in two parts."""
-
-    def init(self, key, x, log_snr):
-        return {"gain": jnp.ones(())}
-
-    def prepare(self, params, x, context=NO_CONTEXT):
-        return x, params["gain"] * x
-
-    def at(self, params, prepared, log_snr):
-        x, gained = prepared
-        return x + jax.nn.sigmoid(-log_snr)[:, None, None, None] * gained
-
-
 FAULTS = [
     (checks.slope_agrees_with_differences, NoSlope(), "NoSlope: jax.jvp's slope is off by"),
     (checks.slope_agrees_with_differences, OwnSlope(), "jax.jvp's slope is off by"),
@@ -109,7 +95,7 @@ FAULTS = [
 
 @pytest.mark.thin
 @pytest.mark.parametrize("check", checks.CHECKS)
-@pytest.mark.parametrize("plugin", [Fine(), Split()], ids=["whole", "split"])
+@pytest.mark.parametrize("plugin", [Fine(), ClassTemplate(classes=2)], ids=["whole", "split"])
 def test_what_keeps_all_passes_all(check, plugin):
     check(plugin)
 
