@@ -31,7 +31,7 @@ from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import SampleTimes
 from diffenc.errors import UserError
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import Images, Key, Params

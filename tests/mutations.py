@@ -341,7 +341,7 @@ FAULTS = (
     ),
     Fault(
         "the average of the parameters not used: evaluation",
-        "diffenc/evaluation/restore.py",
+        "diffenc/evaluation/restore_params.py",
         'abstract = {"ema": abstract_params(',
         'abstract = {"params": abstract_params(',
         ("tests/diffenc/evaluation/test_commands.py",),

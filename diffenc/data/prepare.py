@@ -15,7 +15,7 @@ from diffenc import registry
 from diffenc.data import (
     digests,
     download,
-    existing,
+    existing_conversion,
     image_folder,
     manifest,
     recipe,
@@ -81,7 +81,9 @@ def prepare(args: PrepareArgs) -> str:
     with workspace(target) as work, bars:
         prepared = manifest.read(target)
         if prepared is not None and downloads:
-            existing.refuse_other_files(prepared, target, _expected_files(args.name, prepared, downloads))
+            existing_conversion.refuse_other_files(
+                prepared, target, _expected_files(args.name, prepared, downloads)
+            )
             return _verify(prepared, target, bars)
         if downloads:
             download.fetch(downloads, work / shard_writing.DOWNLOADS, bars)
@@ -91,10 +93,10 @@ def prepare(args: PrepareArgs) -> str:
             for name, path in to_convert.files.items()
         }
         if prepared is not None:
-            existing.refuse_other_files(prepared, target, files)
-            existing.refuse_other_conversion(prepared, target, to_convert)
+            existing_conversion.refuse_other_files(prepared, target, files)
+            existing_conversion.refuse_other_conversion(prepared, target, to_convert)
             return _with_summary(_verify(prepared, target, bars), to_convert)
-        existing.refuse_strangers(target, to_convert)
+        existing_conversion.refuse_strangers(target, to_convert)
         converted = _convert(to_convert, files, work, bars)
         shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         _move_into_place(work, target, converted)
@@ -183,7 +185,7 @@ def _move_into_place(work: Path, target: Path, converted: Manifest) -> None:
 
 
 def _verify(prepared: Manifest, target: Path, bars: ProgressBars) -> str:
-    existing.verify_shards(prepared, target, bars)
+    existing_conversion.verify_shards(prepared, target, bars)
     return _message(f"{prepared.name} is already prepared", prepared, target)
 
 

@@ -24,9 +24,9 @@ from diffenc.evaluation.bound_arguments import (
     resolve_noise_level,
     resolve_variance,
 )
-from diffenc.evaluation.conventions import find_process, find_target
 from diffenc.evaluation.evaluation_record import TERMS, ElboTerms
 from diffenc.evaluation.foreign_bound import ForeignModel
+from diffenc.evaluation.foreign_conventions import find_process, find_target
 from diffenc.evaluation.foreign_denoiser import Denoiser
 from diffenc.evaluation.foreign_measurement import ForeignMeasurement
 from diffenc.evaluation.uncertainty_format import format_estimate

@@ -12,8 +12,8 @@ from diffenc.config.settings import require
 from diffenc.core.discretization import EQUAL
 from diffenc.data.array_dataset import ArrayDataset, DatasetSpec, check_images, check_labels
 from diffenc.errors import UserError
-from diffenc.evaluation.conventions import PixelRange, Process
 from diffenc.evaluation.foreign_bound import DECODERS, LEVELS, NORMAL, log_snrs_of
+from diffenc.evaluation.foreign_conventions import PixelRange, Process
 from diffenc.interfaces import EXCESS, LearnedVariance, LogSNR, PerExample, Variance, requires
 
 ArrayInput = Any  # anything that numpy converts to an array; checked with a readable message

@@ -16,7 +16,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import KEYS, errors_table, evaluation_record
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import save_png
-from diffenc.evaluation.restore import restore_ema, restore_for_bound
+from diffenc.evaluation.restore_params import restore_ema, restore_for_bound
 from diffenc.evaluation.sample_images import ImageSampler, sample_file_name
 from diffenc.files import atomic
 from diffenc.parallel.distributed import main_process_only

@@ -34,7 +34,7 @@ from diffenc.evaluation.batches import (
     resolve_batch_size,
 )
 from diffenc.evaluation.evaluation_record import image_metadata, pass_metadata, run_metadata
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files import atomic, record_checksum

@@ -26,7 +26,7 @@ from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.cheapest_path import cheapest_path
 from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import measured_model
-from diffenc.evaluation.restore import restore_for_bound, to_default_precision
+from diffenc.evaluation.restore_params import restore_for_bound, to_default_precision
 from diffenc.evaluation.step_costs import StepCosts, apply_variance, measure_step_costs
 from diffenc.files import atomic
 from diffenc.interfaces import LearnedVariance, Params, Variance

@@ -30,7 +30,7 @@ from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.diagnose import log_snr_at, measure_bins
 from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import check_other_path
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.evaluation.streaming_stats import sum_errors
 from diffenc.interfaces import Context, Dataset, Images, Params, PerExample
 from diffenc.parallel.sharding import data_mesh

@@ -28,7 +28,7 @@ from diffenc.evaluation.batches import (
 )
 from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import measured_model
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.evaluation.streaming_stats import StreamingMean
 from diffenc.interfaces import Images, Key, Params, PerExample, Times
 from diffenc.parallel.sharding import data_mesh

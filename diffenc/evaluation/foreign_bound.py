@@ -21,7 +21,7 @@ from diffenc.core.model import Draws, Terms
 from diffenc.core.pixels import Levels, scale_pixels
 from diffenc.core.stochasticity import MARKOV
 from diffenc.evaluation.batches import PassDraws, make_draws
-from diffenc.evaluation.conventions import PixelRange, Process
+from diffenc.evaluation.foreign_conventions import PixelRange, Process
 from diffenc.evaluation.level_decoder import losses_by_std, normal_level_loss
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.interfaces import Data, Estimate, LogSNR, Parameterization, PerExample, Times

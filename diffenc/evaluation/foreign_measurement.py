@@ -10,9 +10,8 @@ from diffenc.core.discretization import Chain, make_chain
 from diffenc.core.model import Terms
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.array_dataset import ArrayDataset
-from diffenc.evaluation import convention_check
+from diffenc.evaluation import foreign_convention_check
 from diffenc.evaluation.batches import EvaluationBatch, EvaluationBatches
-from diffenc.evaluation.conventions import PixelRange
 from diffenc.evaluation.evaluation_record import TERMS, ElboTerms
 from diffenc.evaluation.fit_variance import even_times
 from diffenc.evaluation.foreign_bound import (
@@ -23,6 +22,7 @@ from diffenc.evaluation.foreign_bound import (
     decoder_losses,
     noisy_inputs,
 )
+from diffenc.evaluation.foreign_conventions import PixelRange
 from diffenc.evaluation.foreign_denoiser import Denoiser, check_denoiser, prepare_denoiser
 from diffenc.evaluation.loss_over_log_snr import LossDraws, concatenate_draws
 from diffenc.evaluation.streaming_stats import StreamingMean
@@ -100,11 +100,11 @@ class ForeignMeasurement:
         self, draws: LossDraws, constant: PerDraw, predicts: str | Parameterization, own_noise_level: bool
     ) -> str | None:
         """Returns a warning if the loss is above that of the best constant, with the likely convention; else None."""
-        excess = convention_check.find_excess(draws, constant)
+        excess = foreign_convention_check.find_excess(draws, constant)
         if excess is None:
             return None
         levels, labels = self._first.images
-        reading = convention_check.likely_reading(
+        reading = foreign_convention_check.likely_reading(
             self._model,
             self._denoise,
             predicts,
@@ -114,7 +114,7 @@ class ForeignMeasurement:
             own_noise_level,
             excess.log_snr,
         )
-        return convention_check.warning_text(excess, reading)
+        return foreign_convention_check.warning_text(excess, reading)
 
     def _batch_terms(self, batch: EvaluationBatch, chain: Chain | None) -> tuple[Terms, LossDraws, PerDraw]:
         """Returns the terms, draws and the best constant's cost of one batch on the host, without padding."""

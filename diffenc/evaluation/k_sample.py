@@ -40,7 +40,7 @@ from diffenc.evaluation.evaluation_record import (
 )
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.measured_path import measured_model, warn_if_fitted_on_another
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.interfaces import NO_CONTEXT, Condition, Context, Data, Images, Key, LogSNR, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress

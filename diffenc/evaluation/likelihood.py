@@ -39,7 +39,7 @@ from diffenc.evaluation.evaluation_record import (
     run_metadata,
 )
 from diffenc.evaluation.image_error import ByPass, PassValues
-from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.interfaces import Context, Images, Key, Params, PerExample
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress

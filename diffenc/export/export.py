@@ -24,7 +24,7 @@ from diffenc.config.settings import ResolvedEvaluate
 from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records
-from diffenc.evaluation.restore import restore_checked
+from diffenc.evaluation.restore_params import restore_checked
 from diffenc.export import model_card, weights
 from diffenc.export.weights import FILE, Arrays, WeightsMetadata
 from diffenc.files import atomic, temporaries

@@ -19,8 +19,8 @@ from diffenc.config.import_rules import import_permission
 from diffenc.core.parameters import name_leaves
 from diffenc.data.array_dataset import DatasetSpec
 from diffenc.errors import UserError
-from diffenc.evaluation.restore import read_ema, to_default_precision
-from diffenc.export import config_binding, weights
+from diffenc.evaluation.restore_params import read_ema, to_default_precision
+from diffenc.export import config_seal, weights
 from diffenc.export.trained_model import TrainedModel
 from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import stores
@@ -89,7 +89,7 @@ def _check_beside(path: PathLike, about: WeightsMetadata) -> None:
     beside = None if os.fspath(path).endswith(".safetensors") else saved_config(path)
     if beside is not None:
         hint = f"undo that, or load {stores.join_path(path, FILE)}, which has a config of its own"
-        config_binding.refuse_other(str(stores.join_path(path, CONFIG)), about.config, beside, hint)
+        config_seal.refuse_other(str(stores.join_path(path, CONFIG)), about.config, beside, hint)
 
 
 def _of_file(

@@ -9,7 +9,7 @@ from typing import Any
 from diffenc.errors import printable
 from diffenc.evaluation import saved_records
 from diffenc.evaluation.evaluation_record import KEYS
-from diffenc.evaluation.formatting import format_measurement
+from diffenc.evaluation.measurement_text import format_measurement
 from diffenc.evaluation.saved_records import finite_number, stored_value
 from diffenc.export.weights import FILE, WeightsMetadata
 from diffenc.files import record_checksum

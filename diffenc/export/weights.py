@@ -6,7 +6,7 @@ order in each file, and no two files would have the same SHA-256):
 layout   version of all this
 sha256   of the bytes of all parameters in the order of their names
 the fields of `WeightsMetadata`, and a digest that binds the config to the parameters (see
-`diffenc.export.config_binding`).
+`diffenc.export.config_seal`).
 
 Files are treated as untrusted input: no code from them is executed, and only the parameters of the model are read.
 """
@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from diffenc.config import serialize
 from diffenc.errors import UserError
-from diffenc.export import config_binding
+from diffenc.export import config_seal
 from diffenc.files import atomic
 from diffenc.safe_io.reading import one_line
 
@@ -76,7 +76,7 @@ def write(path: Path, arrays: Arrays, about: WeightsMetadata) -> None:
     """Writes the file atomically. Raises UserError if that fails."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
-    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_binding.bind_config(said))}))
+    atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_seal.bind_config(said))}))
 
 
 def read_metadata(path: Path) -> WeightsMetadata:
@@ -94,7 +94,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
         about = WeightsMetadata(
             **{field.name: said[field.name] for field in dataclasses.fields(WeightsMetadata)}
         )
-        config_binding.check_binding(str(path), metadata)
+        config_seal.check_binding(str(path), metadata)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _unreadable(path, one_line(error)) from error
     return about

@@ -33,7 +33,7 @@ from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
 from diffenc.evaluation.fit_variance import fit_variance
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import EXCESS, requires

@@ -19,7 +19,7 @@ from diffenc.interfaces import (
 )
 from diffenc.registry import encoders
 from diffenc_plugins.encoders.builtin import blend
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.schedule_ends import check_ends
 
 AllChannels = Float[Array, "b h w terms_c"]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffenc.core.gaussian import sigma_squared
 from diffenc.interfaces import Data, Interval, Key, LogSNR, Params, PerExample, ProportionalMean
 from diffenc.registry import generative_means
-from diffenc_plugins.knots import check_knots, from_knots
+from diffenc_plugins.sigmoid_knots import check_knots, from_knots
 
 
 @generative_means.register("learned_counterterm")

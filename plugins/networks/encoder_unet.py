@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT, ClassConditional, Context, Data, Key, LogSNR, Params, PreparedOnce
 from diffenc.registry import networks
-from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers, stacks
 from diffenc_plugins.networks.layers import Maps, MapsOut
 from diffenc_plugins.networks.pieces import Pieces, make_pieces
 from diffenc_plugins.networks.stacks import Blocks, BlockShape, Stage
+from diffenc_plugins.schedule_ends import check_ends
 
 NAME = "network.encoder_unet"
 LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y}

@@ -14,11 +14,11 @@ from diffenc.interfaces import (
     Params,
 )
 from diffenc.registry import networks
-from diffenc_plugins.ends import check_ends
 from diffenc_plugins.networks import layers, stacks
 from diffenc_plugins.networks.layers import Maps, MapsOut
 from diffenc_plugins.networks.pieces import Pieces, make_pieces
 from diffenc_plugins.networks.stacks import Blocks, BlockShape, Stage
+from diffenc_plugins.schedule_ends import check_ends
 
 MOST_POWER = 30  # 2^p pi z has no digits left in float32 beyond it
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffenc.interfaces import Key, LogSNR, Params, Times
 from diffenc.registry import schedules
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.schedule_ends import check_ends
 
 
 @schedules.register("linear")

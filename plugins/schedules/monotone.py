@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from diffenc.errors import UserError
 from diffenc.interfaces import Key, LogSNR, Params, Times
 from diffenc.registry import schedules
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.schedule_ends import check_ends
 from diffenc_plugins.schedules.builtin import LearnedEndpoints
 
 LEAST_LINEAR = 0.05  # of the fall, at least this part is linear (but for what 1 / (1 + 0.05) takes off)

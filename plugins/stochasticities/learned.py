@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from diffenc.interfaces import Key, LogSNR, Params
 from diffenc.registry import stochasticities
-from diffenc_plugins.knots import check_knots, from_knots
+from diffenc_plugins.sigmoid_knots import check_knots, from_knots
 from diffenc_plugins.stochasticities.builtin import softplus_rise
 
 

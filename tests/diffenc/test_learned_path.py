@@ -10,7 +10,7 @@ import diffenc
 from diffenc.config.settings import Evaluate, Fit, KSample
 from diffenc.core.parameters import name_leaves
 from diffenc.evaluation import commands, diagnose, fit_schedule, fit_variance, k_sample
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.export import export
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop

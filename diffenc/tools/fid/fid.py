@@ -32,7 +32,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.commands import publish_record
 from diffenc.evaluation.evaluation_record import image_metadata, run_metadata
 from diffenc.evaluation.image_grid import to_uint8
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler, cycle_labels, settings_metadata
 from diffenc.evaluation.uncertainty_format import MISSING, format_digits, round_to_error
 from diffenc.files import atomic

@@ -26,7 +26,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.batches import compile_on_mesh, map_batches
 from diffenc.evaluation.evaluation_record import image_metadata, model_metadata
 from diffenc.evaluation.fit_schedule import exact_log_snr
-from diffenc.evaluation.restore import to_default_precision
+from diffenc.evaluation.restore_params import to_default_precision
 from diffenc.interfaces import Conditioning, Context, Data, Dataset, Images, LogSNR, Params, Source
 from diffenc.parallel.sharding import images_to_devices, rows_here
 from diffenc.runtime.progress import Progress

@@ -14,7 +14,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.data import sources
 from diffenc.errors import UserError, nearest
 from diffenc.evaluation import plots
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.files import atomic, record_checksum
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main

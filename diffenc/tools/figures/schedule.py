@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from diffenc.core.gaussian import alpha_squared, sigma_squared
 from diffenc.evaluation import plots
-from diffenc.evaluation.restore import to_default_precision
+from diffenc.evaluation.restore_params import to_default_precision
 from diffenc.interfaces import Params, Schedule
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 

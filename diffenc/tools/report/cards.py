@@ -6,7 +6,7 @@ from typing import Any
 
 from diffenc.config import serialize
 from diffenc.data.versions import UNKNOWN, is_published
-from diffenc.evaluation.formatting import NO_VALUE, format_measurement, typeset_minus
+from diffenc.evaluation.measurement_text import NO_VALUE, format_measurement, typeset_minus
 from diffenc.evaluation.saved_records import finite_number, stored_value
 from diffenc.evaluation.significance import TestResult
 from diffenc.evaluation.uncertainty_format import round_to_error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from diffenc.evaluation.formatting import typeset_minus
+from diffenc.evaluation.measurement_text import typeset_minus
 from diffenc.tools.report.curves import Curve, Point
 
 BOX = 1000.0

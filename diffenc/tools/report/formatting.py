@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffenc.evaluation.formatting import NO_VALUE, typeset_minus
+from diffenc.evaluation.measurement_text import NO_VALUE, typeset_minus
 from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.uncertainty_format import Figure, round_to_error
 

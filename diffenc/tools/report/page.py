@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from diffenc.config import serialize
 from diffenc.evaluation.evaluation_record import KEYS
-from diffenc.evaluation.formatting import NO_VALUE, format_measurement
+from diffenc.evaluation.measurement_text import NO_VALUE, format_measurement
 from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.significance import LEVEL, RESAMPLES
 from diffenc.tools.report import cards, charts, curves, evaluation_spec, formatting, grouping, pairs, pictures

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffenc.data.existing import refuse_other_files
+from diffenc.data.existing_conversion import refuse_other_files
 from diffenc.data.manifest import Manifest
 from diffenc.errors import UserError
 

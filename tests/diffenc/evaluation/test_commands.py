@@ -18,7 +18,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation import commands
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import make_grid
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop

@@ -19,7 +19,7 @@ from diffenc.core.model import Draws, Model
 from diffenc.core.reverse import BoundMean
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, fit_schedule, fit_variance
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.training import loop
 from diffenc.workdir import fitted_chains

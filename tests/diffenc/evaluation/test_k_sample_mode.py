@@ -9,7 +9,7 @@ from diffenc import registry
 from diffenc.config.settings import Evaluate, KSample
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, k_sample
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop
 

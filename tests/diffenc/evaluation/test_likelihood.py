@@ -17,7 +17,7 @@ from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.evaluation import commands, likelihood
 from diffenc.evaluation.ode import Stats
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop

@@ -19,7 +19,7 @@ from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.config.settings import Evaluate, MeshConfig, ResolvedEvaluate
 from diffenc.errors import UserError
 from diffenc.evaluation import commands
-from diffenc.evaluation.formatting import format_measurement
+from diffenc.evaluation.measurement_text import format_measurement
 from diffenc.export import export, weights
 from diffenc.files import atomic, stores
 from diffenc.parallel.sharding import data_mesh

@@ -14,7 +14,7 @@ import diffenc
 from diffenc import registry
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.errors import UserError
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.export import export, weights
 from diffenc.files import stores
 from diffenc.parallel.sharding import data_mesh

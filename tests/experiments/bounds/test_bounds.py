@@ -10,7 +10,7 @@ from PIL import Image
 from diffenc.config.settings import Evaluate
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_error import PassValues
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.parallel.sharding import data_mesh
 from diffenc.training import loop

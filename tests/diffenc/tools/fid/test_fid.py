@@ -17,7 +17,7 @@ from diffenc.config.fid_settings import Fid
 from diffenc.config.settings import Sample
 from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.progress import Progress

@@ -8,7 +8,7 @@ import pytest
 
 from diffenc.config.settings import Diagnose
 from diffenc.evaluation import diagnose
-from diffenc.evaluation.restore import restore_ema
+from diffenc.evaluation.restore_params import restore_ema
 from diffenc.parallel.sharding import data_mesh
 from diffenc.tools.figures import loss as figure_loss
 from diffenc.tools.figures.figure_data import FigureInputs

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from diffenc.evaluation.formatting import format_measurement
+from diffenc.evaluation.measurement_text import format_measurement
 from diffenc.tools.report import formatting
 
 

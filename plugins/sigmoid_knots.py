@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from diffenc.errors import UserError
 from diffenc.interfaces import LogSNR
-from diffenc_plugins.ends import check_ends
+from diffenc_plugins.schedule_ends import check_ends
 
 
 def check_knots(name: str, log_snr_max: float, log_snr_min: float, knots: int) -> None:

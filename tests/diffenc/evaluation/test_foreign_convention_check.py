@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import diffenc
-from diffenc.evaluation.convention_check import find_excess
+from diffenc.evaluation.foreign_convention_check import find_excess
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 
 RANDOM = np.random.default_rng(0)

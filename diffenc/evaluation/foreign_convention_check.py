@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 
 from diffenc.core.pixels import Levels
 from diffenc.evaluation.batches import PassDraws
-from diffenc.evaluation.conventions import PROCESSES, TARGETS, PixelRange, reversed_time
 from diffenc.evaluation.foreign_bound import ForeignModel, LossRatios
+from diffenc.evaluation.foreign_conventions import PROCESSES, TARGETS, PixelRange, reversed_time
 from diffenc.evaluation.foreign_denoiser import DenoiserCall
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.interfaces import Condition, LogSNR, Parameterization
