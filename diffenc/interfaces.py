@@ -368,7 +368,10 @@ class Conditioning(Protocol):
 EXCESS = "excess"  # E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step, measured by --mode=fit_variance
 # root mean square of the diffusion loss over t, measured by --mode=diagnose; training keeps a running one
 LOSS_CURVE = "loss_curve"
-MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE})
+GRADIENT_CURVE = (
+    "gradient_curve"  # root mean square of the gradient's norm over t, which training alone measures
+)
+MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE, GRADIENT_CURVE})
 
 
 def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
@@ -413,15 +416,16 @@ class LearnedVariance(Variance, Protocol):
 class TimeSampler(Protocol):
     """The density on [0, 1] that diffusion times are drawn from.
 
-    One that cannot do without `curve` declares `requires = frozenset({LOSS_CURVE})` (see `requires`).
+    One that cannot do without `curve` declares `requires = frozenset({LOSS_CURVE})`, or GRADIENT_CURVE if it is for training
+    and draws by the size of the gradient (see `requires`).
     """
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
         """Returns times t, and 1 / their density, for u uniform on [0, 1); t rises with u.
 
         Args:
-          curve: root mean square of the diffusion loss in equal bins of t; None if it was not measured,
-            which never happens to a time sampler that requires it.
+          curve: root mean square of the diffusion loss, or of the gradient's norm, in equal bins of t; None if it was not
+            measured, which never happens to a time sampler that requires it.
         """
         ...
 

@@ -1,19 +1,20 @@
-"""The variance of a training gradient over batches, by uniform and by importance-sampled times.
+"""The variance of a training gradient over batches, by uniform times and by two kinds of importance-sampled times.
 
   python -m diffenc.run --gin_file=gin/quickstart.gin
   python -m diffenc.run --workdir=runs/quickstart --mode=diagnose
   python -m experiments.gradient_variance --workdir=runs/quickstart
 
 At the averaged parameters of one checkpoint, the gradient of the training loss is computed for the same batches of train
-images under both densities of times; each is stratified over the batch, as in training. Stated for each part of the model is
-the variance E |g - E g|^2 summed over its parameters, and the ratio importance / uniform, with a jackknife error over batches.
-The importance sampler draws by the loss curve that --mode=diagnose measured.
+images under each density of times; all are stratified over the batch, as in training. Stated for each part of the model is
+the variance E |g - E g|^2 summed over its parameters, and its ratio to that under uniform times, with a jackknife error over
+batches. `importance` draws by the loss curve that --mode=diagnose measured, `importance_by_gradient` by the size of the
+gradient, measured here on other batches as training measures it.
 """
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,25 +39,32 @@ from diffenc.interfaces import Images, Key, Params
 from diffenc.parallel.sharding import data_mesh, images_to_devices
 from diffenc.runtime.progress import Progress
 from diffenc.training.gradient import batch_gradient
+from diffenc.training.gradient_curve import GradientCurve, begin_gradient_curve, update_gradient_curve
+from diffenc.training.time_curves import bind_curve
 from diffenc.training.trained_bound import trained_bound
 from diffenc.workdir import loss_curves
 from diffenc.workdir.config_check import CONFIG
-from diffenc_plugins.time_samplers import Importance, Uniform
+from diffenc_plugins.time_samplers import Importance, ImportanceByGradient, Uniform
+
+CURVE_MEASUREMENTS = (
+    20  # of the gradient's size, before the gradients that are compared; as many as training remembers
+)
+UNIFORM = "uniform"
 
 Gradients = dict[str, Float[np.ndarray, "batches size"]]  # by part
+BatchOf = Callable[[int], Images]  # of a number
 
 
 @dataclasses.dataclass(frozen=True)
 class PartVariance:
-    """The variance of the gradient of one part of the model over batches, under two densities of times.
+    """The variance of the gradient of one part of the model over batches, under a density of times.
 
     Attributes:
-      ratio: importance / uniform.
+      ratio: to the variance under uniform times.
       ratio_se: its jackknife error over batches.
     """
 
-    uniform: float
-    importance: float
+    variance: float
     ratio: float
     ratio_se: float
 
@@ -67,37 +75,51 @@ def total_variance(gradients: Float[np.ndarray, "batches size"]) -> float:
 
 
 def compare_variances(
-    uniform: Float[np.ndarray, "batches size"], importance: Float[np.ndarray, "batches size"]
+    uniform: Float[np.ndarray, "batches size"], other: Float[np.ndarray, "batches size"]
 ) -> PartVariance:
-    """Returns both variances and their ratio, from gradients of the same batches."""
+    """Returns the variance of `other` and its ratio to that of `uniform`, gradients of the same batches."""
     count = len(uniform)
 
     def ratio_without(index: int) -> float:
         kept = np.arange(count) != index
-        return total_variance(importance[kept]) / total_variance(uniform[kept])
+        return total_variance(other[kept]) / total_variance(uniform[kept])
 
     left_out = np.array([ratio_without(index) for index in range(count)])
     error = np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean()) ** 2))
-    variances = total_variance(uniform), total_variance(importance)
-    return PartVariance(*variances, variances[1] / variances[0], float(error))
+    variance = total_variance(other)
+    return PartVariance(variance, variance / total_variance(uniform), float(error))
+
+
+def train_batches(experiment: Experiment, mesh: Mesh) -> BatchOf:
+    """Returns a function from a number to a batch of train images, drawn by it."""
+    source = experiment.dataset.source("train")
+
+    def batch_of(number: int) -> Images:
+        index = np.random.default_rng(number).choice(len(source), experiment.batch_size, replace=False)
+        return images_to_devices(source.__getitems__(index), experiment.model.conditioning, mesh)
+
+    return batch_of
 
 
 def measure_gradients(
-    experiment: Experiment, mesh: Mesh, params: Params, sample_times: SampleTimes, num_batches: int
+    experiment: Experiment,
+    mesh: Mesh,
+    params: Params,
+    batch_of: BatchOf,
+    sample_times: SampleTimes,
+    num_batches: int,
+    progress: Callable[[], None],
 ) -> Gradients:
     """Returns the gradient of each part with parameters for each of `num_batches` batches of train images."""
-    bound, source = trained_bound(experiment), experiment.dataset.source("train")
+    bound = trained_bound(experiment)
 
     @jax.jit
     def gradient(params: Params, images: Images, key: Key) -> Params:
         return batch_gradient(params, experiment, bound, sample_times, images, key, mesh).gradient
 
     rows: dict[str, list[np.ndarray]] = {}
-    progress = Progress("gradients", num_batches)
     for number in range(num_batches):
-        index = np.random.default_rng(number).choice(len(source), experiment.batch_size, replace=False)
-        images = images_to_devices(source.__getitems__(index), experiment.model.conditioning, mesh)
-        parts = jax.device_get(gradient(params, images, jax.random.key(number)))
+        parts = jax.device_get(gradient(params, batch_of(number), jax.random.key(number)))
         for part, leaves in parts.items():
             if jax.tree.leaves(leaves):
                 flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(leaves)])
@@ -106,32 +128,61 @@ def measure_gradients(
     return {part: np.stack(each) for part, each in rows.items()}
 
 
+def measure_gradient_curve(
+    experiment: Experiment, mesh: Mesh, params: Params, batch_of: BatchOf
+) -> GradientCurve:
+    """Returns the size of the gradient over time, from other batches than those that are compared."""
+    bound = trained_bound(experiment)
+
+    @jax.jit
+    def measure(curve: GradientCurve, params: Params, images: Images, key: Key) -> GradientCurve:
+        return update_gradient_curve(curve, params, experiment, bound, images, key, mesh)
+
+    curve, progress = begin_gradient_curve(), Progress("the gradient's size over time", CURVE_MEASUREMENTS)
+    for number in range(CURVE_MEASUREMENTS):
+        curve = measure(curve, params, batch_of(10**6 + number), jax.random.key(10**6 + number))
+        progress()
+    return curve
+
+
 def gradient_variances(
     experiment: Experiment, workdir: Path, step: int | None, num_batches: int
-) -> dict[str, PartVariance]:
-    """Returns the variance of the gradient of each part of the model.
+) -> dict[str, dict[str, PartVariance]]:
+    """Returns the variance of the gradient of each part of the model, by time sampler.
 
     Raises:
       UserError: there is no run, no such checkpoint, or no loss curve.
     """
     mesh = data_mesh(experiment.mesh)
     params, _ = restore_for_bound(experiment, workdir, mesh, step)
-    curve = loss_curves.bind_curve(Importance(), workdir)[0]
-    uniform, importance = (
-        measure_gradients(experiment, mesh, params, sample_times, num_batches)
-        for sample_times in (partial(Uniform(), curve=None), curve)
-    )
-    return {part: compare_variances(uniform[part], importance[part]) for part in uniform}
+    by_loss, batch_of = loss_curves.bind_curve(Importance(), workdir)[0], train_batches(experiment, mesh)
+    curve = measure_gradient_curve(experiment, mesh, params, batch_of)
+    samplers = {
+        UNIFORM: partial(Uniform(), curve=None),
+        "importance": by_loss,
+        "importance_by_gradient": bind_curve(ImportanceByGradient(), curve),
+    }
+    progress = Progress("gradients", num_batches * len(samplers))
+    gradients = {
+        name: measure_gradients(experiment, mesh, params, batch_of, sampler, num_batches, progress)
+        for name, sampler in samplers.items()
+    }
+    uniform = gradients[UNIFORM]
+    return {
+        part: {name: compare_variances(uniform[part], each[part]) for name, each in gradients.items()}
+        for part in uniform
+    }
 
 
-def format_table(variances: Mapping[str, PartVariance]) -> Table:
+def format_table(variances: Mapping[str, Mapping[str, PartVariance]]) -> Table:
     """For people."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("part", "uniform", "importance", "importance / uniform"):
-        table.add_column(column, justify="left" if column == "part" else "right")
-    for part, each in variances.items():
-        ratio = str(round_to_error(each.ratio, each.ratio_se))
-        table.add_row(part, f"{each.uniform:.3g}", f"{each.importance:.3g}", ratio)
+    for column in ("part", "times", "variance", "ratio to uniform"):
+        table.add_column(column, justify="right" if column in ("variance", "ratio to uniform") else "left")
+    for part, by_sampler in variances.items():
+        for name, each in by_sampler.items():
+            ratio = "1" if name == UNIFORM else str(round_to_error(each.ratio, each.ratio_se))
+            table.add_row(part, name, f"{each.variance:.3g}", ratio)
     return table
 
 

@@ -32,6 +32,7 @@ K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
 TRAINED_BOUND = "tests/diffenc/training/test_trained_bound.py"
+GRADIENT_CURVE = "tests/diffenc/training/test_gradient_curve.py"
 LOSS_CURVE = "tests/diffenc/training/test_loss_curve.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_class_conditioning.py"
@@ -625,6 +626,20 @@ FAULTS = (
         "diffusion / weight, weight",
         "diffusion",
         (LOSS_CURVE,),
+    ),
+    Fault(
+        "the encoder's gradients not weighed against the network's",
+        "diffenc/training/gradient_curve.py",
+        "means / jnp.where(total > 0, jnp.mean(means), 1.0)",
+        "means",
+        (GRADIENT_CURVE,),
+    ),
+    Fault(
+        "norms of gradients not squared",
+        "diffenc/training/gradient_curve.py",
+        "jnp.sum(jnp.square(leaf))",
+        "jnp.sqrt(jnp.sum(jnp.square(leaf)))",
+        (GRADIENT_CURVE,),
     ),
     Fault(
         "the devices' gradients not averaged",

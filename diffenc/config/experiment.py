@@ -111,7 +111,7 @@ class Experiment:
       num_timesteps: T, the depth of the model whose bound is trained; 0 = continuous time.
       variance: sigma_P^2 of the T steps, which are equal steps of t.
       time_sampler: the density that times are drawn from; of the loss it changes the noise alone. One that needs a curve of
-        the loss is given a running one.
+        the loss or of the gradient is given a running one.
       batch_size: images a step, over all devices.
       microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
         devices' memory at once. It changes no result but by rounding (but see `ends_stride`).

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffenc.interfaces import LOSS_CURVE
+from diffenc.interfaces import GRADIENT_CURVE, LOSS_CURVE, requires
 from diffenc.testing.assertions import require, require_close, require_declared, require_finite, require_like
 
 # Shapes on which inverse-transform sampling may fail: empty bins, a single bin, a curve that is zero.
@@ -74,9 +74,10 @@ def times_increase_from_0_to_1(plugin: Any) -> None:
 
 
 def requirements_are_declared(plugin: Any) -> None:
-    """Requires that it works without a loss curve unless it declares LOSS_CURVE."""
+    """Requires that it works without a curve unless it declares LOSS_CURVE or GRADIENT_CURVE."""
+    curve = GRADIENT_CURVE if requires(plugin, GRADIENT_CURVE) else LOSS_CURVE
     require_declared(
-        plugin, LOSS_CURVE, "t without a curve", lambda: plugin(jnp.asarray([0.0, 0.5]), None), "curve"
+        plugin, curve, "t without a curve", lambda: plugin(jnp.asarray([0.0, 0.5]), None), "curve"
     )
 
 

@@ -4,16 +4,15 @@ It estimates what `--mode=diagnose` measures, the root mean square of the diffus
 training itself. Whatever the curve is, the weights of the time sampler keep the loss unbiased; the nearer it is, the less noise.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffenc.core.model import Draws, SampleTimes
+from diffenc.core.model import Draws
 from diffenc.core.objective import step_index
-from diffenc.interfaces import LOSS_CURVE, PerExample, TimeSampler, requires
+from diffenc.interfaces import PerExample
 
 BINS = 64
 DECAY = 0.99  # of a step's losses with each step after it
@@ -31,14 +30,9 @@ class LossCurve(NamedTuple):
     counts: Float[Array, " bins"]
 
 
-def begin_curve(sampler: TimeSampler) -> LossCurve | None:
-    """Returns the curve before the first step; None for a time sampler that needs none."""
-    return LossCurve(jnp.zeros(BINS), jnp.zeros(BINS)) if requires(sampler, LOSS_CURVE) else None
-
-
-def bind_curve(sampler: TimeSampler, curve: LossCurve | None) -> SampleTimes:
-    """Returns how the time sampler draws times by the curve so far."""
-    return partial(sampler, curve=None if curve is None else root_mean_squares(curve))
+def begin_loss_curve() -> LossCurve:
+    """Returns the curve before the first step."""
+    return LossCurve(jnp.zeros(BINS), jnp.zeros(BINS))
 
 
 def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
@@ -50,14 +44,12 @@ def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
     return jnp.sqrt(means)
 
 
-def update_curve(curve: LossCurve | None, draws: Draws, weighted: PerExample) -> LossCurve | None:
+def update_loss_curve(curve: LossCurve, draws: Draws, weighted: PerExample) -> LossCurve:
     """Returns the curve with a batch's draws.
 
     Args:
       weighted: the diffusion losses as the bound has them, times 1 / the density of t.
     """
-    if curve is None:
-        return None
     index = step_index(draws.t, BINS)
 
     def sum_in_bins(values: PerExample) -> Float[Array, " bins"]:

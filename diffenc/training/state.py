@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,12 @@ from diffenc.core.model import Terms
 from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
 from diffenc.core.unroll import trace_for
-from diffenc.interfaces import Images, Params
+from diffenc.interfaces import Images, Key, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded, platform_of
 from diffenc.training.gradient import batch_gradient
-from diffenc.training.loss_curve import LossCurve, begin_curve, bind_curve, update_curve
+from diffenc.training.gradient_curve import GradientCurve, update_gradient_curve
+from diffenc.training.time_curves import Curve, begin_curve, bind_curve, update_curve
 from diffenc.training.trained_bound import trained_bound
 
 Scalar = Float[Array, ""]
@@ -53,7 +55,7 @@ class TrainState(NamedTuple):
       step: optimizer steps taken. With the seed it determines data, noise and dropout masks, and with `curve` the times.
       params: the parts of the model by name, and "variance" of a learned one.
       ema: their exponential moving average, which evaluation and sampling use.
-      curve: of the loss over time; None where times are drawn without one.
+      curve: of the loss or the gradient over time; None where times are drawn without one.
     """
 
     step: Count
@@ -61,7 +63,7 @@ class TrainState(NamedTuple):
     ema: Params
     opt_state: optax.OptState
     sums: Sums
-    curve: LossCurve | None = None
+    curve: Curve = None
 
 
 # Updates that the average of another run is taken to have seen, so that its decay does not start small again.
@@ -77,6 +79,7 @@ _DEFAULTS = {
 }
 
 TrainStep = Callable[[TrainState, Images], TrainState]
+CURVE_STREAM = 4  # folded into the key of a step, as the streams of `diffenc.training.gradient` are
 
 
 def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
@@ -155,6 +158,9 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
+    def measure_curve(params: Params, images: Images, key: Key, curve: GradientCurve) -> GradientCurve:
+        return update_gradient_curve(curve, params, experiment, bound, images, key, mesh)
+
     def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
         sample_times = bind_curve(experiment.time_sampler, state.curve)
@@ -165,7 +171,8 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
         sums = add_step(state.sums, batch.terms, batch.auxiliary, *norms, state.step + 1)
-        curve = update_curve(state.curve, batch.draws, batch.diffusion)
+        measure = partial(measure_curve, state.params, images, jax.random.fold_in(key, CURVE_STREAM))
+        curve = update_curve(state.curve, state.step, batch, measure)
         return TrainState(state.step + 1, params, ema, opt_state, sums, curve)
 
     state_shardings = shardings(abstract_state(experiment, mesh))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from diffenc.core.model import SampleTimes
 from diffenc.errors import UserError
 from diffenc.files import record_checksum
-from diffenc.interfaces import LOSS_CURVE, PerExample, Times, TimeSampler, requires
+from diffenc.interfaces import GRADIENT_CURVE, LOSS_CURVE, PerExample, Times, TimeSampler, requires
 from diffenc.registry import selector_of, time_samplers
 from diffenc.workdir.fitted_chains import NO_WORKDIR
 
@@ -40,8 +40,13 @@ def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes,
     """Binds a time sampler to the loss curve, if it requires one; returns it, and the origin of the curve ({} if none).
 
     Raises:
-      UserError: it requires the curve, but that was not measured, or its file is invalid.
+      UserError: it requires the curve, but that was not measured, or its file is invalid; or it is for training alone.
     """
+    if requires(sampler, GRADIENT_CURVE):
+        raise UserError(
+            f"{selector_of(type(sampler))} draws by the gradients of training: bind it to Experiment.time_sampler; "
+            "to measure with fewer passes there is time_sampler.importance"
+        )
     if not requires(sampler, LOSS_CURVE):
         return BoundSampler(sampler, None), {}
     if workdir is None:

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from diffenc.core.model import UniformTimeSampler
 from diffenc.errors import UserError
-from diffenc.interfaces import LOSS_CURVE, PerExample, Times
-from diffenc.registry import time_samplers
+from diffenc.interfaces import GRADIENT_CURVE, LOSS_CURVE, PerExample, Times
+from diffenc.registry import selector_of, time_samplers
 
 Uniform = time_samplers.register("uniform")(UniformTimeSampler)
 
@@ -32,7 +32,8 @@ class Importance:
 
     def __post_init__(self):
         if not 0 < self.floor <= 1:
-            raise UserError(f"time_sampler.importance.floor = {self.floor}: must be above 0 and at most 1")
+            name = selector_of(type(self))
+            raise UserError(f"{name}.floor = {self.floor}: must be above 0 and at most 1")
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
         assert curve is not None  # required: see diffenc.workdir.loss_curves.bind_curve
@@ -46,3 +47,18 @@ class Importance:
         weight = (right - left) * len(curve)  # the density of what is really drawn, rounding included
         t = edges[index] + (u - left) / (right - left) / len(curve)
         return jnp.clip(t, 0, 1), 1 / weight
+
+
+@time_samplers.register("importance_by_gradient")
+@dataclasses.dataclass(frozen=True)
+class ImportanceByGradient(Importance):
+    """More times where the gradient of training is large: the encoder's and the network's, weighed against each other.
+
+    For `Experiment.time_sampler`: training measures the gradient of a few images every few steps
+    (`diffenc.training.gradient_curve`).
+
+    Attributes:
+      floor: as importance has it.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({GRADIENT_CURVE})

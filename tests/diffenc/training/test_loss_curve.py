@@ -12,7 +12,7 @@ from diffenc.core.model import UNIFORM, Draws, Model
 from diffenc.errors import UserError
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh, to_devices
-from diffenc.training import loss_curve, schedule_objective
+from diffenc.training import loss_curve, schedule_objective, time_curves
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.loop import train
 from diffenc.training.loss_curve import BINS, DECAY, LossCurve
@@ -59,15 +59,13 @@ def exact(b):
 
 def test_the_curve_is_the_root_mean_square_of_what_was_drawn():
     """By hand, for three steps; bins without a draw have that of all draws."""
-    random, curve = np.random.default_rng(3), loss_curve.begin_curve(Importance())
-    assert curve is not None
+    random, curve = np.random.default_rng(3), loss_curve.begin_loss_curve()
     np.testing.assert_array_equal(loss_curve.root_mean_squares(curve), np.ones(BINS))
     squares, counts = np.zeros(BINS), np.zeros(BINS)
     for _ in range(3):
         t, loss, weight = random.uniform(0, 0.5, 20), random.normal(size=20), random.uniform(0.5, 2, 20)
         draws = Draws(*(jnp.asarray(a, jnp.float32) for a in (t, t, t, weight)))
-        curve = loss_curve.update_curve(curve, draws, jnp.asarray(weight * loss, jnp.float32))
-        assert curve is not None
+        curve = loss_curve.update_loss_curve(curve, draws, jnp.asarray(weight * loss, jnp.float32))
         squares, counts = DECAY * squares, DECAY * counts
         for at, one in zip(t, loss, strict=True):
             squares[int(at * BINS)] += one**2
@@ -82,7 +80,7 @@ def test_uniform_times_are_drawn_without_a_curve(blind, tiny):
     assert jax.eval_shape(lambda: init_state(experiment)).curve is None
     assert tiny().time_sampler == UNIFORM
     u = jnp.linspace(0, 1, 7, endpoint=False)
-    t, weight = loss_curve.bind_curve(UNIFORM, None)(u)
+    t, weight = time_curves.bind_curve(UNIFORM, None)(u)
     np.testing.assert_array_equal(t, u)
     np.testing.assert_array_equal(weight, np.ones(7))
 
@@ -159,7 +157,7 @@ def test_the_curve_of_a_run_becomes_that_of_its_loss(blind):
     images = Images(to_devices(LEVELS, mesh))
     for _ in range(60):
         state = step(state, images)
-    assert state.curve is not None
+    assert isinstance(state.curve, LossCurve)
     drawn = np.asarray(state.curve.counts)
     np.testing.assert_allclose(drawn.sum(), BATCH * (1 - DECAY**60) / (1 - DECAY), rtol=1e-4)
     # more draws where the loss is large

@@ -1,0 +1,58 @@
+"""The running curve by which the time sampler of training draws, of the kind that it requires."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jaxtyping import Array, Int
+
+from diffenc.core.model import SampleTimes
+from diffenc.interfaces import GRADIENT_CURVE, LOSS_CURVE, TimeSampler, requires
+from diffenc.training.gradient import BatchGradient
+from diffenc.training.gradient_curve import (
+    MEASURE_EVERY,
+    GradientCurve,
+    begin_gradient_curve,
+    gradient_sizes,
+)
+from diffenc.training.loss_curve import LossCurve, begin_loss_curve, root_mean_squares, update_loss_curve
+
+Curve = LossCurve | GradientCurve | None
+
+
+def begin_curve(sampler: TimeSampler) -> Curve:
+    """Returns the curve before the first step; None for a time sampler that needs none."""
+    if requires(sampler, GRADIENT_CURVE):
+        return begin_gradient_curve()
+    return begin_loss_curve() if requires(sampler, LOSS_CURVE) else None
+
+
+def bind_curve(sampler: TimeSampler, curve: Curve) -> SampleTimes:
+    """Returns how the time sampler draws times by the curve so far."""
+    match curve:
+        case LossCurve():
+            return partial(sampler, curve=root_mean_squares(curve))
+        case GradientCurve():
+            return partial(sampler, curve=gradient_sizes(curve))
+        case None:
+            return partial(sampler, curve=None)
+
+
+def update_curve(
+    curve: Curve,
+    step: Int[Array, ""],
+    batch: BatchGradient,
+    measure: Callable[[GradientCurve], GradientCurve],
+) -> Curve:
+    """Returns the curve after a step: a loss curve with the batch's losses, a gradient curve with what `measure` adds to it.
+
+    Args:
+      step: steps taken before; `measure` is called at each `MEASURE_EVERY`th, from the first on.
+    """
+    match curve:
+        case LossCurve():
+            return update_loss_curve(curve, batch.draws, batch.diffusion)
+        case GradientCurve():
+            return jax.lax.cond(step % MEASURE_EVERY == 0, measure, lambda same: same, curve)
+        case None:
+            return None
