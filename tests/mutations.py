@@ -616,8 +616,8 @@ FAULTS = (
     Fault(
         "training times: the curve forgotten from step to step",
         "diffenc/training/state.py",
-        "update_curve(state.curve, batch.draws",
-        "update_curve(begin_curve(experiment.time_sampler), batch.draws",
+        "update_curve(state.curve, state.step",
+        "update_curve(begin_curve(experiment.time_sampler), state.step",
         (LOSS_CURVE,),
     ),
     Fault(
