@@ -27,6 +27,7 @@ from diffenc.parallel.sharding import (
     replicated,
     rows_here,
 )
+from diffenc.runtime.compile_options import brief_options
 
 Settings = TypeVar("Settings", ResolvedEvaluate, Evaluate, Fit, Diagnose)
 B = TypeVar("B")
@@ -218,9 +219,9 @@ def compile_on_mesh(mesh: Mesh, function: Callable[..., Any], *fixed: Any) -> Ca
 
     Parameters keep their sharding; draws are replicated. It compiles once for a function of a module and equal `fixed`.
     """
-    shardings = (None, batch_sharded(mesh), replicated(mesh))
-    traced = trace_for(platform_of(mesh), partial(function, *fixed))
-    return jax.jit(traced, in_shardings=shardings, out_shardings=replicated(mesh))
+    shardings, platform = (None, batch_sharded(mesh), replicated(mesh)), platform_of(mesh)
+    traced, options = trace_for(platform, partial(function, *fixed)), brief_options(platform)
+    return jax.jit(traced, in_shardings=shardings, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def map_batches(

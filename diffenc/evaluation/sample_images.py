@@ -21,6 +21,7 @@ from diffenc.core.unroll import trace_for
 from diffenc.interfaces import Condition, Data, Dataset, Key, Params, Variance
 from diffenc.parallel.sharding import batch_sharded, platform_of, replicated
 from diffenc.registry import variances
+from diffenc.runtime.compile_options import brief_options
 from diffenc.sampling import sampler
 from diffenc.sampling.sampler import ReverseChain
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, Solver, slope_is_modelled
@@ -181,7 +182,8 @@ def _compiled_stretch(
 ) -> Callable[..., Data]:
     """Returns `walk_stretch` compiled for images of this sharding; the buffer of z is donated."""
     walk = trace_for(platform, partial(walk_stretch, model, solver, guidance))
-    return jax.jit(walk, out_shardings=sharding, donate_argnums=1)
+    options = brief_options(platform)
+    return jax.jit(walk, out_shardings=sharding, donate_argnums=1, compiler_options=options)
 
 
 def walk_stretch(

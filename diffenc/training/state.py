@@ -21,6 +21,7 @@ from diffenc.core.unroll import trace_for
 from diffenc.interfaces import Images, Key, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded, platform_of
+from diffenc.runtime.compile_options import brief_options, steady_options
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.gradient_curve import GradientCurve, update_gradient_curve
 from diffenc.training.time_curves import Curve, begin_curve, bind_curve, update_curve
@@ -149,7 +150,9 @@ def only_training(experiment: Experiment) -> Experiment:
 
 @compiled_once
 def _jit_init(experiment: Experiment, mesh: Mesh, image_shape: tuple[int, ...]) -> Callable[[], TrainState]:
-    return jax.jit(lambda: init_state(experiment), out_shardings=shardings(abstract_state(experiment, mesh)))
+    state_shardings = shardings(abstract_state(experiment, mesh))
+    options = brief_options(platform_of(mesh))
+    return jax.jit(lambda: init_state(experiment), out_shardings=state_shardings, compiler_options=options)
 
 
 @compiled_once
@@ -181,6 +184,7 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         in_shardings=(state_shardings, batch_sharded(mesh)),
         out_shardings=state_shardings,
         donate_argnums=0,
+        compiler_options=steady_options(platform_of(mesh)),
     )
 
 
