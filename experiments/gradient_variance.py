@@ -8,7 +8,7 @@ At the averaged parameters of one checkpoint, the gradient of the training loss 
 images under each density of times; all are stratified over the batch, as in training. Stated for each part of the model is
 the variance E |g - E g|^2 summed over its parameters, and its ratio to that under uniform times, with a jackknife error over
 batches. `importance` draws by the loss curve that --mode=diagnose measured, `importance_by_gradient` by the size of the
-gradient, measured here on other batches as training measures it.
+gradient, measured here as training measures it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from diffenc.interfaces import Images, Key, Params
 from diffenc.parallel.sharding import data_mesh, images_to_devices
 from diffenc.runtime.progress import Progress
 from diffenc.training.gradient import batch_gradient
-from diffenc.training.gradient_curve import GradientCurve, begin_gradient_curve, update_gradient_curve
+from diffenc.training.gradient_curve import GradientCurve, GradientMeasurement, begin_gradient_curve
 from diffenc.training.time_curves import bind_curve
 from diffenc.training.trained_bound import trained_bound
 from diffenc.workdir import loss_curves
@@ -128,19 +128,12 @@ def measure_gradients(
     return {part: np.stack(each) for part, each in rows.items()}
 
 
-def measure_gradient_curve(
-    experiment: Experiment, mesh: Mesh, params: Params, batch_of: BatchOf
-) -> GradientCurve:
-    """Returns the size of the gradient over time, from other batches than those that are compared."""
-    bound = trained_bound(experiment)
-
-    @jax.jit
-    def measure(curve: GradientCurve, params: Params, images: Images, key: Key) -> GradientCurve:
-        return update_gradient_curve(curve, params, experiment, bound, images, key, mesh)
-
-    curve, progress = begin_gradient_curve(), Progress("the gradient's size over time", CURVE_MEASUREMENTS)
+def measure_gradient_curve(experiment: Experiment, mesh: Mesh, params: Params) -> GradientCurve:
+    """Returns the size of the gradient over time, as training measures it."""
+    measurement, curve = GradientMeasurement(experiment, mesh), begin_gradient_curve()
+    progress = Progress("the gradient's size over time", CURVE_MEASUREMENTS)
     for number in range(CURVE_MEASUREMENTS):
-        curve = measure(curve, params, batch_of(10**6 + number), jax.random.key(10**6 + number))
+        curve = measurement.update(curve, params, number)
         progress()
     return curve
 
@@ -156,7 +149,7 @@ def gradient_variances(
     mesh = data_mesh(experiment.mesh)
     params, _ = restore_for_bound(experiment, workdir, mesh, step)
     by_loss, batch_of = loss_curves.bind_curve(Importance(), workdir)[0], train_batches(experiment, mesh)
-    curve = measure_gradient_curve(experiment, mesh, params, batch_of)
+    curve = measure_gradient_curve(experiment, mesh, params)
     samplers = {
         UNIFORM: partial(Uniform(), curve=None),
         "importance": by_loss,

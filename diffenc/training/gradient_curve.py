@@ -2,26 +2,39 @@
 
 Drawing times by the size of the loss serves the network, whose output that loss is of, and may harm the encoder, whose
 gradient also comes through z and through its slope. Here the gradient itself is measured: every `MEASURE_EVERY` steps, for
-`MEASURED_IMAGES` images of the batch one by one, at times spread evenly. The variance of the mean over draws of density p is
+`MEASURED_IMAGES` images one by one, at times spread evenly. The variance of the mean over draws of density p is
 int E|g_t|^2 / p dt, least for p proportional to the root of E|g_t|^2. Of the encoder's gradient and that of all other parts,
 each counts by its share in its own integral, so that neither is served at the other's cost, whatever their scales are.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from diffenc.config.experiment import Experiment
-from diffenc.core.model import Draws, bits_per_dim, draw_noise
+from diffenc.core.compiled_once import compiled_once
+from diffenc.core.model import Draws, bits_per_dim
 from diffenc.core.objective import step_index
-from diffenc.interfaces import ImageKeys, Images, Key, Params, PerExample
+from diffenc.core.rng import root_key
+from diffenc.core.unroll import trace_for
+from diffenc.interfaces import ImageKeys, Images, Key, Params, Source, Times
 from diffenc.parallel import param_sharding
-from diffenc.parallel.sharding import OVER_BATCH
-from diffenc.training.trained_bound import TrainedBound
+from diffenc.parallel.sharding import (
+    OVER_BATCH,
+    batch_sharded,
+    images_to_devices,
+    platform_of,
+    replicated,
+    rows_here,
+)
+from diffenc.runtime.compile_options import brief_options
+from diffenc.training.trained_bound import TrainedBound, trained_bound
 
 BINS = 16
 MEASURE_EVERY = 20
@@ -29,6 +42,8 @@ MEASURED_IMAGES = 16
 DECAY = 0.95  # of a measurement with each one after it
 PRIOR_COUNT = 4.0  # draws of the mean over all bins that each bin is given: a bin has few of its own at first
 GROUPS = ("encoder", "others")
+
+Scalar = Float[Array, ""]
 
 
 class GradientCurve(NamedTuple):
@@ -41,6 +56,9 @@ class GradientCurve(NamedTuple):
 
     squares: dict[str, Float[Array, " bins"]]
     counts: Float[Array, " bins"]
+
+
+AddGradients = Callable[[GradientCurve, Params, Images, Times, Key], GradientCurve]
 
 
 def begin_gradient_curve() -> GradientCurve:
@@ -62,27 +80,67 @@ def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
     return jnp.sqrt(jnp.where(jnp.any(shares > 0), shares, 1.0))
 
 
-def update_gradient_curve(
-    curve: GradientCurve,
-    params: Params,
+class GradientMeasurement:
+    """Measures the size of the gradient on train images: one of each device at a time.
+
+    In a loop of the compiled step, XLA would take gradients of convolutions many times longer on a CPU; for several images
+    in one go, each would take the memory of the parameters.
+    """
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self._experiment, self._mesh = experiment, mesh
+        self._source: Source = experiment.dataset.source("train")
+        self._turns = max(1, MEASURED_IMAGES // mesh.size)
+
+    def update(self, curve: GradientCurve, params: Params, step: int) -> GradientCurve:
+        """Returns the curve with a measurement; the seed and `step` determine its draws.
+
+        Args:
+          params: sharded over the mesh by `diffenc.parallel.param_sharding`.
+        """
+        mesh, count = self._mesh, self._turns * self._mesh.size
+        random = np.random.default_rng((self._experiment.seed, step))
+        index = random.choice(len(self._source), count, replace=count > len(self._source))
+        times = ((random.random() + np.arange(count)) / count).astype(np.float32)
+        key = jax.random.fold_in(root_key(self._experiment.seed, "gradient_curve"), step)
+        add, decay = _compiled_add(self._experiment, mesh), _compiled_decay(mesh)
+        curve = decay(curve)
+        for turn in range(self._turns):
+            # times in turns too: a turn's are spread over all of [0, 1]
+            rows = turn + self._turns * rows_here(mesh, mesh.size)
+            batch = self._source.__getitems__(index[rows])
+            images = images_to_devices(batch, self._experiment.model.conditioning, mesh)
+            t = jax.make_array_from_process_local_data(batch_sharded(mesh), times[rows])
+            curve = add(curve, params, images, t, jax.random.fold_in(key, turn))
+        return curve
+
+
+@compiled_once
+def _compiled_decay(mesh: Mesh) -> Callable[[GradientCurve], GradientCurve]:
+    return jax.jit(partial(jax.tree.map, lambda total: DECAY * total), out_shardings=replicated(mesh))
+
+
+@compiled_once
+def _compiled_add(experiment: Experiment, mesh: Mesh) -> AddGradients:
+    platform = platform_of(mesh)
+    add = trace_for(platform, partial(add_gradients, experiment, trained_bound(experiment), mesh))
+    return jax.jit(add, out_shardings=replicated(mesh), compiler_options=brief_options(platform))
+
+
+def add_gradients(
     experiment: Experiment,
     bound: TrainedBound,
-    images: Images,
-    key: Key,
     mesh: Mesh,
+    curve: GradientCurve,
+    params: Params,
+    images: Images,
+    t: Times,
+    key: Key,
 ) -> GradientCurve:
-    """Returns the curve with a measurement on some of `images`, as many from each device.
-
-    Args:
-      params: sharded over `mesh` by `diffenc.parallel.param_sharding`.
-      images: sharded over all of `mesh`.
-    """
-    batch_size = images.levels.shape[0]
-    on_device = min(max(1, MEASURED_IMAGES // mesh.size), batch_size // mesh.size)
-    count = on_device * mesh.size
-    chosen = jax.tree.map(lambda leaf: _first_of_each(leaf, mesh.size, on_device), images)
-    draw_key, dropout_key = jax.random.split(key)
-    draws = draw_noise(draw_key, (count, *images.levels.shape[1:]), num_ends=count)
+    """Returns the curve with the gradients of `images`, one of each device, at times `t`."""
+    count = images.levels.shape[0]
+    noise_key, dropout_key = jax.random.split(key)
+    eps, eps_0 = jax.random.normal(noise_key, (2, *images.levels.shape))
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_squared_norms, experiment, bound, specs),
@@ -91,19 +149,11 @@ def update_gradient_curve(
         out_specs=OVER_BATCH,
         check_vma=False,
     )
-    norms = over_devices(params, chosen, draws, jax.random.split(dropout_key, count))
-    index = step_index(draws.t, BINS)
-
-    def add(total: Float[Array, " bins"], values: PerExample) -> Float[Array, " bins"]:
-        return DECAY * total + jax.ops.segment_sum(values, index, BINS)
-
-    squares = {group: add(curve.squares[group], norms[group]) for group in GROUPS}
-    return GradientCurve(squares, add(curve.counts, jnp.ones(count)))
-
-
-def _first_of_each(leaf: Array, num_devices: int, count: int) -> Array:
-    """Returns the first `count` entries of each device's part of an array [B, ...]."""
-    return leaf.reshape(num_devices, -1, *leaf.shape[1:])[:, :count].reshape(-1, *leaf.shape[1:])
+    draws = Draws(t, eps, eps_0, jnp.ones(count))
+    norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
+    in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
+    squares = {group: curve.squares[group] + norms[group] @ in_bins for group in GROUPS}
+    return GradientCurve(squares, curve.counts + jnp.sum(in_bins, axis=0))
 
 
 def _squared_norms(
@@ -114,16 +164,15 @@ def _squared_norms(
     images: Images,
     draws: Draws,
     keys: ImageKeys,
-) -> dict[str, PerExample]:
-    """Returns the squared norm of the gradient of each image's losses but those at the ends, of each of `GROUPS`."""
-    gathered, num_levels = param_sharding.gather(params, specs), experiment.dataset.num_levels
+) -> dict[str, Float[Array, " 1"]]:
+    """Returns the squared norm of the gradient of one image's losses but those at the ends, of each of `GROUPS`."""
 
-    def loss(params: Params, images: Images, draws: Draws, keys: ImageKeys) -> Float[Array, ""]:
+    def loss(params: Params) -> Scalar:
         losses = bound.model.losses(
             params,
             images.levels,
             draws,
-            num_levels=num_levels,
+            num_levels=experiment.dataset.num_levels,
             condition=images.condition,
             keys=keys,
             step_rule=bound.rule_of(params),
@@ -131,14 +180,10 @@ def _squared_norms(
         diffusion = bits_per_dim(losses.bound.diffusion, images.levels[0].size)
         return jnp.sum(sum(losses.auxiliary.values(), diffusion))
 
-    def norms_of_image(image: tuple[Images, Draws, Key]) -> dict[str, Float[Array, ""]]:
-        gradient = jax.grad(loss)(gathered, *jax.tree.map(lambda leaf: leaf[None], image))
-        squares = {
-            part: sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(branch)), jnp.zeros(()))
-            for part, branch in gradient.items()
-        }
-        others = sum(value for part, value in squares.items() if part not in ("encoder", "schedule"))
-        return {"encoder": squares["encoder"], "others": jnp.asarray(others)}
+    gradient = jax.grad(loss)(param_sharding.gather(params, specs))
+    others = {part: leaves for part, leaves in gradient.items() if part not in ("encoder", "schedule")}
+    return {"encoder": _squared_norm(gradient["encoder"]), "others": _squared_norm(others)}
 
-    # one by one: gradients of several images at once would each take the memory of the parameters
-    return jax.lax.map(norms_of_image, (images, draws, keys))
+
+def _squared_norm(tree: Params) -> Float[Array, " 1"]:
+    return jnp.sum(jnp.asarray([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]))[None]

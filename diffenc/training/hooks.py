@@ -1,4 +1,4 @@
-"""Periodic training hooks: log row, evaluation, samples, checkpoint."""
+"""Periodic training hooks: log row, curve of the gradient, evaluation, samples, checkpoint."""
 
 import abc
 import functools
@@ -16,11 +16,13 @@ from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import make_grid, to_uint8
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
+from diffenc.interfaces import GRADIENT_CURVE, requires
 from diffenc.parallel.sharding import replicated
 from diffenc.runtime.progress import Progress, format_duration
+from diffenc.training.gradient_curve import MEASURE_EVERY, GradientCurve, GradientMeasurement
 from diffenc.training.run_files import RunFiles
 from diffenc.training.session import Session
-from diffenc.training.state import Sums, TrainState, zero_sums
+from diffenc.training.state import Sums, TrainState, only_training, zero_sums
 from diffenc.workdir import fitted_chains
 
 
@@ -52,6 +54,8 @@ def make_hooks(experiment: Experiment, mesh: Mesh, files: RunFiles) -> tuple[Hoo
       UserError: evaluation or sampling asks for what must be fitted to a trained run.
     """
     hooks: list[Hook] = [Log(experiment, mesh)]
+    if requires(experiment.time_sampler, GRADIENT_CURVE):
+        hooks.append(MeasureGradients(experiment, mesh))
     if experiment.evaluate_every:
         hooks.append(Evaluation(experiment, mesh, files))
     if experiment.sample_every:
@@ -98,6 +102,23 @@ def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
         return zero_sums(list(sums.auxiliary))._replace(bad_step=sums.bad_step)
 
     return jax.jit(reset, out_shardings=replicated(mesh))
+
+
+class MeasureGradients(Hook):
+    """Measures the size of the gradient over time, by which the times of the steps to come are drawn."""
+
+    name = "gradient_curve"
+    every = MEASURE_EVERY
+    can_be_owed = True
+
+    def __init__(self, experiment: Experiment, mesh: Mesh):
+        self._measurement = GradientMeasurement(only_training(experiment), mesh)
+
+    def __call__(self, session: Session) -> None:
+        curve = session.state.curve
+        assert isinstance(curve, GradientCurve)  # as the time sampler requires
+        curve = self._measurement.update(curve, session.state.params, session.step)
+        session.state = session.state._replace(curve=curve)
 
 
 class Evaluation(Hook):

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +17,11 @@ from diffenc.core.model import Terms
 from diffenc.core.parameters import abstract_arrays, require_same_structure
 from diffenc.core.rng import root_key
 from diffenc.core.unroll import trace_for
-from diffenc.interfaces import Images, Key, Params
+from diffenc.interfaces import Images, Params
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import batch_sharded, platform_of
 from diffenc.runtime.compile_options import brief_options, steady_options
 from diffenc.training.gradient import batch_gradient
-from diffenc.training.gradient_curve import GradientCurve, update_gradient_curve
 from diffenc.training.time_curves import Curve, begin_curve, bind_curve, update_curve
 from diffenc.training.trained_bound import trained_bound
 
@@ -80,7 +78,6 @@ _DEFAULTS = {
 }
 
 TrainStep = Callable[[TrainState, Images], TrainState]
-CURVE_STREAM = 4  # folded into the key of a step, as the streams of `diffenc.training.gradient` are
 
 
 def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
@@ -161,9 +158,6 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     updates_before = 0 if experiment.init_from is None else ORIGIN_UPDATES
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
-    def measure_curve(params: Params, images: Images, key: Key, curve: GradientCurve) -> GradientCurve:
-        return update_gradient_curve(curve, params, experiment, bound, images, key, mesh)
-
     def train_step(state: TrainState, images: Images) -> TrainState:
         key = jax.random.fold_in(step_key, state.step)
         sample_times = bind_curve(experiment.time_sampler, state.curve)
@@ -174,8 +168,7 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
         sums = add_step(state.sums, batch.terms, batch.auxiliary, *norms, state.step + 1)
-        measure = partial(measure_curve, state.params, images, jax.random.fold_in(key, CURVE_STREAM))
-        curve = update_curve(state.curve, state.step, batch, measure)
+        curve = update_curve(state.curve, batch)
         return TrainState(state.step + 1, params, ema, opt_state, sums, curve)
 
     state_shardings = shardings(abstract_state(experiment, mesh))

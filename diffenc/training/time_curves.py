@@ -1,20 +1,11 @@
 """The running curve by which the time sampler of training draws, of the kind that it requires."""
 
-from collections.abc import Callable
 from functools import partial
-
-import jax
-from jaxtyping import Array, Int
 
 from diffenc.core.model import SampleTimes
 from diffenc.interfaces import GRADIENT_CURVE, LOSS_CURVE, TimeSampler, requires
 from diffenc.training.gradient import BatchGradient
-from diffenc.training.gradient_curve import (
-    MEASURE_EVERY,
-    GradientCurve,
-    begin_gradient_curve,
-    gradient_sizes,
-)
+from diffenc.training.gradient_curve import GradientCurve, begin_gradient_curve, gradient_sizes
 from diffenc.training.loss_curve import LossCurve, begin_loss_curve, root_mean_squares, update_loss_curve
 
 Curve = LossCurve | GradientCurve | None
@@ -38,21 +29,6 @@ def bind_curve(sampler: TimeSampler, curve: Curve) -> SampleTimes:
             return partial(sampler, curve=None)
 
 
-def update_curve(
-    curve: Curve,
-    step: Int[Array, ""],
-    batch: BatchGradient,
-    measure: Callable[[GradientCurve], GradientCurve],
-) -> Curve:
-    """Returns the curve after a step: a loss curve with the batch's losses, a gradient curve with what `measure` adds to it.
-
-    Args:
-      step: steps taken before; `measure` is called at each `MEASURE_EVERY`th, from the first on.
-    """
-    match curve:
-        case LossCurve():
-            return update_loss_curve(curve, batch.draws, batch.diffusion)
-        case GradientCurve():
-            return jax.lax.cond(step % MEASURE_EVERY == 0, measure, lambda same: same, curve)
-        case None:
-            return None
+def update_curve(curve: Curve, batch: BatchGradient) -> Curve:
+    """Returns the curve after a step: a loss curve has the batch's losses; a gradient curve is measured between steps."""
+    return update_loss_curve(curve, batch.draws, batch.diffusion) if isinstance(curve, LossCurve) else curve

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from diffenc.core.model import Model
+from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
-from diffenc.interfaces import NO_CONTEXT, Images
-from diffenc.parallel.sharding import data_mesh, to_devices
-from diffenc.training import gradient_curve
+from diffenc.interfaces import NO_CONTEXT
+from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime.signals import Interrupted
+from diffenc.training import gradient_curve, hooks
 from diffenc.training.gradient_curve import (
     BINS,
     DECAY,
-    MEASURE_EVERY,
     MEASURED_IMAGES,
     PRIOR_COUNT,
     GradientCurve,
+    begin_gradient_curve,
 )
 from diffenc.training.loop import train
-from diffenc.training.state import init_state, make_train_step
 from diffenc.workdir import loss_curves
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
@@ -60,25 +61,32 @@ def test_sizes_weigh_the_groups_against_each_other():
         np.testing.assert_allclose(gradient_curve.gradient_sizes(curve), want, rtol=1e-6)
     only = GradientCurve({"encoder": jnp.zeros(4), "others": jnp.asarray(others)}, jnp.asarray(counts))
     np.testing.assert_allclose(gradient_curve.gradient_sizes(only), np.sqrt(share(others)), rtol=1e-6)
-    np.testing.assert_array_equal(
-        gradient_curve.gradient_sizes(gradient_curve.begin_gradient_curve()), np.ones(BINS)
-    )
+    np.testing.assert_array_equal(gradient_curve.gradient_sizes(begin_gradient_curve()), np.ones(BINS))
 
 
-def test_a_run_measures_the_norm_of_each_images_gradient(tiny):
+@dataclasses.dataclass(frozen=True)
+class OneImage:
+    """Images that are all the same."""
+
+    image_shape = IMAGE.shape
+    num_levels = 5
+    num_classes = 1
+
+    def source(self, split):
+        return ArraySource(np.stack([IMAGE] * 9).astype(np.uint8), np.zeros(9, np.int32))
+
+    def fingerprint(self, split):
+        return split
+
+
+def test_measured_is_the_norm_of_each_images_gradient(tiny):
     """-1/2 dSNR/dt || b - x ||^2 has the gradient -dSNR/dt (b - x) in b: in each bin, its square's mean over t by quadrature."""
     model = Model(Identity(), Linear(2.0, -2.0), X(), VDM(), Blind())
-    experiment = tiny(model=model, batch_size=32, time_sampler=ImportanceByGradient())
-    experiment = dataclasses.replace(
-        experiment, optimizer=dataclasses.replace(experiment.optimizer, learning_rate=0.0)
-    )
-    mesh = data_mesh()
-    state, step = jax.jit(lambda: init_state(experiment))(), make_train_step(experiment, mesh)
-    images = Images(to_devices(np.stack([IMAGE] * 32).astype(np.uint8), mesh))
-    for _ in range(2 * MEASURE_EVERY + 1):
-        state = step(state, images)
-    curve = state.curve
-    assert isinstance(curve, GradientCurve)
+    experiment, mesh = tiny(model=model, dataset=OneImage()), data_mesh()
+    measurement, curve = gradient_curve.GradientMeasurement(experiment, mesh), begin_gradient_curve()
+    params = jax.jit(lambda: experiment.init_params(jax.random.key(0)))()
+    for step in (20, 40, 60):
+        curve = measurement.update(curve, params, step)
     # of three measurements, as many images in each bin
     want_count = MEASURED_IMAGES / BINS * (1 + DECAY + DECAY**2)
     np.testing.assert_allclose(curve.counts, want_count, rtol=1e-5)
@@ -94,16 +102,36 @@ def test_a_run_measures_the_norm_of_each_images_gradient(tiny):
     np.testing.assert_array_equal(curve.squares["encoder"], 0)
 
 
-def test_a_run_that_stops_goes_on_with_its_curve(tiny, tmp_path):
+def test_a_run_that_stops_goes_on_with_its_curve(tiny, tmp_path, monkeypatch):
+    """Measured after every second step; stopped after a third."""
+    monkeypatch.setattr(hooks.MeasureGradients, "every", 2)
     experiment = tiny(time_sampler=ImportanceByGradient(), steps=6, checkpoint_every=3)
     whole = train(experiment, tmp_path / "whole").state
-    train(dataclasses.replace(experiment, steps=3), tmp_path / "parts")
+    monkeypatch.setattr(hooks.Checkpoint, "__call__", stop_after(3, hooks.Checkpoint.__call__))
+    with pytest.raises(Interrupted):
+        train(experiment, tmp_path / "parts")
+    monkeypatch.undo()
+    monkeypatch.setattr(hooks.MeasureGradients, "every", 2)
     parts = train(experiment, tmp_path / "parts").state
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert isinstance(whole.curve, GradientCurve)
+    # after steps 2, 4 and 6
+    count = MEASURED_IMAGES * (1 + DECAY + DECAY**2)
+    np.testing.assert_allclose(np.sum(np.asarray(whole.curve.counts)), count, rtol=1e-5)
     assert all(
         np.all(np.asarray(squares) >= 0) and np.any(squares) for squares in whole.curve.squares.values()
     )
+
+
+def stop_after(step, hook):
+    """Returns `hook`, which after its work at `step` finds the run asked to stop."""
+
+    def stopping(self, session):
+        hook(self, session)
+        if session.step == step:
+            raise Interrupted(15)
+
+    return stopping
 
 
 def test_evaluation_has_no_gradients(tmp_path):
