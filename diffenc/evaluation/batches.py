@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from diffenc.config.settings import Diagnose, Evaluate, Fit, ResolvedEvaluate, settings_name
 from diffenc.core.compiled_once import compiled_once
 from diffenc.core.model import UNIFORM, Draws, SampleTimes
-from diffenc.core.rng import root_key
+from diffenc.core.rng import fold_in, root_key
 from diffenc.core.unroll import trace_for
 from diffenc.data.batches import eval_batches
 from diffenc.data.sources import subsample
@@ -129,10 +129,10 @@ class EvaluationBatches:
 
     def times(self, pass_index: int) -> Float[np.ndarray, "images times"]:
         """Returns the uniform variates of a pass, in source order."""
-        key = jax.random.key_data(jax.random.fold_in(self._times_root, pass_index))
+        key = jax.random.key_data(fold_in(self._times_root, pass_index))
         random = np.random.default_rng(np.asarray(key))
         variates = stratified_over_images(random, len(self.source), self._times_per_image)
-        precision = jnp.zeros(()).dtype
+        precision = jnp.result_type(float)
         # rounding to float32 may reach 1, which is no time of [0, 1)
         return np.minimum(variates, np.nextafter(np.ones((), precision), 0)).astype(precision)
 
@@ -145,7 +145,7 @@ class EvaluationBatches:
         return np.stack([np.concatenate(one_pass, axis=-1) for one_pass in by_pass])
 
     def _pass(self, number: int) -> "_Pass":
-        return _Pass(number, jax.random.fold_in(self._root, number), self.times(number))
+        return _Pass(number, fold_in(self._root, number), self.times(number))
 
     def _image_batches(self) -> Iterator[tuple[int, int, Images, Bool[np.ndarray, " b"]]]:
         """Yields each batch's index, the index of its first image, the images on the devices, and the mask."""
@@ -167,7 +167,7 @@ class _Pass:
     ) -> EvaluationBatch:
         image = first + np.arange(len(mask)) * mask  # padding draws as the first image of the batch
         draws = PassDraws(self.key, image, self.times[image])
-        return EvaluationBatch(self.number, first, images, mask, jax.random.fold_in(self.key, index), draws)
+        return EvaluationBatch(self.number, first, images, mask, fold_in(self.key, index), draws)
 
 
 def resolve_batch_size(settings: Settings, default: int) -> Settings:

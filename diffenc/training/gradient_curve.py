@@ -3,8 +3,8 @@
 Drawing times by the size of the loss serves the network, whose output that loss is of, and may harm the encoder, whose
 gradient also comes through z and through its slope. Here the gradient itself is measured: every `MEASURE_EVERY` steps, for
 `MEASURED_IMAGES` images one by one, at times spread evenly. The variance of the mean over draws of density p is
-int E|g_t|^2 / p dt, least for p proportional to the root of E|g_t|^2. Of the encoder's gradient and that of all other parts,
-each counts by its share in its own integral, so that neither is served at the other's cost, whatever their scales are.
+int E|g_t|^2 / p dt, least for p proportional to the root of E|g_t|^2. The encoder's gradient and that of all other parts are
+weighed against each other, each by its share in its own integral, so that their scales do not matter: `SHARES`.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,10 @@ BINS = 16
 MEASURE_EVERY = 20
 MEASURED_IMAGES = 16
 DECAY = 0.95  # of a measurement with each one after it
-PRIOR_COUNT = 4.0  # draws of the mean over all bins that each bin is given: a bin has few of its own at first
-GROUPS = ("encoder", "others")
+PRIOR_COUNT = 1.0  # draws of the mean over all bins that each bin is given: a bin has few of its own at first
+# By these the network has nearly what it could have alone, and the encoder no more variance than with uniform times
+# (experiments/benchmark.md).
+SHARES = {"encoder": 0.15, "others": 0.85}
 
 Scalar = Float[Array, ""]
 
@@ -50,7 +52,7 @@ class GradientCurve(NamedTuple):
     """Decaying sums over the measurements of a run, in equal bins of t.
 
     Attributes:
-      squares: of the norm of an image's gradient, (bits/dim)^2, of each of `GROUPS`.
+      squares: of the norm of an image's gradient, (bits/dim)^2, of each group of `SHARES`.
       counts: of images.
     """
 
@@ -63,7 +65,7 @@ AddGradients = Callable[[GradientCurve, Params, Images, Times, Key], GradientCur
 
 def begin_gradient_curve() -> GradientCurve:
     """Returns the curve before the first measurement."""
-    return GradientCurve({group: jnp.zeros(BINS) for group in GROUPS}, jnp.zeros(BINS))
+    return GradientCurve({group: jnp.zeros(BINS) for group in SHARES}, jnp.zeros(BINS))
 
 
 def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
@@ -76,7 +78,7 @@ def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
         means = (squares + PRIOR_COUNT * overall) / (curve.counts + PRIOR_COUNT)
         return jnp.where(total > 0, means / jnp.where(total > 0, jnp.mean(means), 1.0), 0.0)
 
-    shares = sum(map(share, curve.squares.values()))
+    shares = sum(SHARES[group] * share(squares) for group, squares in curve.squares.items())
     return jnp.sqrt(jnp.where(jnp.any(shares > 0), shares, 1.0))
 
 
@@ -152,7 +154,7 @@ def add_gradients(
     draws = Draws(t, eps, eps_0, jnp.ones(count))
     norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
     in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
-    squares = {group: curve.squares[group] + norms[group] @ in_bins for group in GROUPS}
+    squares = {group: curve.squares[group] + norms[group] @ in_bins for group in SHARES}
     return GradientCurve(squares, curve.counts + jnp.sum(in_bins, axis=0))
 
 
@@ -165,7 +167,7 @@ def _squared_norms(
     draws: Draws,
     keys: ImageKeys,
 ) -> dict[str, Float[Array, " 1"]]:
-    """Returns the squared norm of the gradient of one image's losses but those at the ends, of each of `GROUPS`."""
+    """Returns the squared norm of the gradient of one image's losses but those at the ends, of each group of `SHARES`."""
 
     def loss(params: Params) -> Scalar:
         losses = bound.model.losses(

@@ -52,7 +52,7 @@ class Importance:
 @time_samplers.register("importance_by_gradient")
 @dataclasses.dataclass(frozen=True)
 class ImportanceByGradient(Importance):
-    """More times where the gradient of training is large: the encoder's and the network's, weighed against each other.
+    """More times where the gradient of training is large: the network's, and by a smaller share the encoder's.
 
     For `Experiment.time_sampler`: training measures the gradient of a few images every few steps
     (`diffenc.training.gradient_curve`).

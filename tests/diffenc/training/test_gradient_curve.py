@@ -19,6 +19,7 @@ from diffenc.training.gradient_curve import (
     DECAY,
     MEASURED_IMAGES,
     PRIOR_COUNT,
+    SHARES,
     GradientCurve,
     begin_gradient_curve,
 )
@@ -57,10 +58,12 @@ def test_sizes_weigh_the_groups_against_each_other():
         curve = GradientCurve(
             {"encoder": jnp.asarray(factor * encoder), "others": jnp.asarray(others)}, jnp.asarray(counts)
         )
-        want = np.sqrt(share(encoder) + share(others))
+        want = np.sqrt(SHARES["encoder"] * share(encoder) + SHARES["others"] * share(others))
         np.testing.assert_allclose(gradient_curve.gradient_sizes(curve), want, rtol=1e-6)
     only = GradientCurve({"encoder": jnp.zeros(4), "others": jnp.asarray(others)}, jnp.asarray(counts))
-    np.testing.assert_allclose(gradient_curve.gradient_sizes(only), np.sqrt(share(others)), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient_curve.gradient_sizes(only), np.sqrt(SHARES["others"] * share(others)), rtol=1e-6
+    )
     np.testing.assert_array_equal(gradient_curve.gradient_sizes(begin_gradient_curve()), np.ones(BINS))
 
 
