@@ -168,6 +168,7 @@ def test_labels_reach_the_k_sample_bound(three):
     assert np.all(right.mean(axis=1) - wrong.mean(axis=1) > 10)
 
 
+@pytest.mark.slow
 def test_labels_reach_the_fits(three):
     settings = Fit("test", passes=1, times_per_image=1, knots=5)
     for wrong in (0, 1):
@@ -183,6 +184,7 @@ def test_labels_reach_the_fits(three):
             np.testing.assert_array_equal(found > 1e-6, np.full(found.shape, bool(wrong)))
 
 
+@pytest.mark.slow
 def test_labels_reach_the_diagnosis(three):
     settings = Diagnose("test", num_images=None, passes=4, bins=2)
     for wrong in (0, 1):
@@ -222,6 +224,7 @@ def test_samples_show_the_classes_in_turn(three):
     np.testing.assert_array_equal(draw(num=3, guidance=1.0), stretched)
 
 
+@pytest.mark.slow
 def test_images_may_be_of_classes_that_the_caller_names(three):
     experiment = three(model=model_of(network=Plain(), drop=0.1), sample=Sample(num_timesteps=8, num=4))
     images = ImageSampler(experiment.model, experiment.dataset, experiment.sampling, data_mesh())
@@ -229,6 +232,7 @@ def test_images_may_be_of_classes_that_the_caller_names(three):
     np.testing.assert_array_equal(images.draw(PARAMS), PATTERNS[[0, 1, 2, 0]])
 
 
+@pytest.mark.slow
 def test_classes_are_drawn_by_their_shares_of_the_train_split(tiny, monkeypatch):
     monkeypatch.setattr("diffenc.tools.fid.class_labels._CHUNK", 5)
     np.testing.assert_allclose(class_shares(tiny().dataset), np.array([8, 8, 7]) / 23)
@@ -240,6 +244,7 @@ def test_classes_are_drawn_by_their_shares_of_the_train_split(tiny, monkeypatch)
     assert np.mean(np.diff(one) != 0) > 0.35, "in no order"
 
 
+@pytest.mark.slow
 def test_a_known_class_saves_its_logarithm(three):
     """Of three images as likely as each other -log p(x) is log 3, and -log p(x | class) 0: by the best denoisers."""
     encoder, settings = Identity(), Evaluate(passes=400, times_per_image=20, batch_size=7)

@@ -55,6 +55,7 @@ def test_every_measurement_is_on_it_and_says_so(experiment, workdir):
     assert np.isfinite([continuous["bpd"], many["bpd_k_sample"]]).all()
 
 
+@pytest.mark.slow
 def test_fits_are_of_its_bound(experiment, workdir):
     """What the table of costs predicts is what is measured; the best variances of its steps cost what is left."""
     fit = fit_schedule.fit_schedule(at(experiment), workdir)
@@ -66,6 +67,7 @@ def test_fits_are_of_its_bound(experiment, workdir):
     np.testing.assert_allclose(best["bpd_diffusion"], 0.5 * np.log1p(excess).sum() / np.log(2), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_an_export_holds_it_and_samples_by_it(experiment, workdir):
     exported = diffenc.load(export.export(experiment, workdir), allow_imports=("tests",))
     original = diffenc.load(workdir, allow_imports=("tests",))

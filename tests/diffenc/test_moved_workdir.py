@@ -64,6 +64,7 @@ def _steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_moved_ends_the_run_which_goes_on_at_its_new_place(experiment, tmp_path, amid):
     run, new = tmp_path / "run", tmp_path / "new"
     amid(5, lambda: run.rename(new))

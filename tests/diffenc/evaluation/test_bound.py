@@ -228,6 +228,7 @@ def test_fitted_variances_are_the_best_ones():
     assert (fitted.variance, fitted.warnings) == ("fitted", ())
 
 
+@pytest.mark.slow
 def test_fitting_on_measured_images_is_warned_of():
     result = diffenc.bound(
         indexed(linear_estimate), IMAGES[:8], predicts="x", alphas_cumprod=ALPHAS_CUMPROD, variance="fitted",
@@ -237,6 +238,7 @@ def test_fitting_on_measured_images_is_warned_of():
     assert warning.startswith("4 of the 8 measured images are among fit_images")
 
 
+@pytest.mark.slow
 def test_clipping_lowers_the_bound_and_is_not_refused():
     """A fixed function like any other; the data lie in the range."""
     given = {"predicts": "x", "process": "ve", "passes": 2}
@@ -245,6 +247,7 @@ def test_clipping_lowers_the_bound_and_is_not_refused():
     assert clipped.bits_per_dim < plain.bits_per_dim
 
 
+@pytest.mark.slow
 def test_labels_reach_the_denoiser_with_their_images():
     labels = np.arange(COUNT) % 3
 

@@ -131,6 +131,7 @@ def test_the_table_shows_each_term_with_its_errors(trained, workdir, capsys, che
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, step):
     experiment = trained(sample=Sample(num_timesteps=6, num=5, seed=2, step=step))
     path = commands.sample(experiment, workdir)
@@ -141,6 +142,7 @@ def test_samples_are_of_the_average_of_the_chosen_checkpoint(trained, workdir, s
     np.testing.assert_array_equal(np.asarray(Image.open(path)), make_grid(shades)[..., 0])
 
 
+@pytest.mark.slow
 def test_samples_of_other_settings_lie_side_by_side(trained, workdir):
     paths = {
         commands.sample(trained(sample=Sample(num_timesteps=steps, num=num, seed=seed)), workdir)

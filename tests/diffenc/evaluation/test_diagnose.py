@@ -268,6 +268,7 @@ def test_a_disk_that_refuses_leaves_the_old_files(trained, monkeypatch):
     assert {path.name: path.read_bytes() for path in (workdir / "diagnostics").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_importance_sampling_reads_the_curve_and_leaves_the_bound(trained, tmp_path):
     experiment, workdir = trained
     settings = Evaluate(split="train", passes=60, batch_size=23, time_sampler=Importance())

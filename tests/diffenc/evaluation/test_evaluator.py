@@ -345,6 +345,7 @@ def test_some_of_the_images_are_drawn_once_each_by_the_seed(measure, tiny, num_i
         assert np.any(np.sort(some) != np.sort(others))
 
 
+@pytest.mark.slow
 def test_deeper_than_float32_can_bear_is_refused(tiny):
     real(tiny, num_timesteps=10_000)
     with pytest.raises(UserError, match=r"^T = 10001: in float32 .* add --x64$"):

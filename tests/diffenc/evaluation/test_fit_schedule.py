@@ -222,6 +222,7 @@ def test_what_is_filed_serves_evaluation_at_once(fitting, workdir, variance, tim
     assert got["times"] == "fitted"
 
 
+@pytest.mark.slow
 def test_a_run_trained_at_t_steps_is_evaluated_with_the_times_fitted_to_it(tiny, tmp_path):
     """The variance it was trained with belongs to its equal steps: neither the fit nor the evaluation takes it over."""
     evaluate = Evaluate(passes=1)
@@ -255,6 +256,7 @@ def test_the_excess_filed_is_what_fit_variance_measures(fitting):
     assert np.median(fitted["excess_se"] / fitted["excess"]) < 0.05
 
 
+@pytest.mark.slow
 def test_costs_are_measured_once_for_all_depths_and_variances(fitting, measured, caplog):
     fitting(fit={"seed": 5})
     assert len(measured) == 1

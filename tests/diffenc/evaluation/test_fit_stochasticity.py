@@ -90,6 +90,7 @@ def test_a_given_path_is_measured_without_a_fit(measuring, tmp_path):
     assert record["bpd"] > measuring(commands.evaluate)["bpd"]
 
 
+@pytest.mark.slow
 def test_chains_on_another_path_have_fits_of_their_own(measuring, workdir):
     on_path = {"num_timesteps": 4, "stochasticity": Constant(0.8)}
     plain, other = (
@@ -148,6 +149,7 @@ def test_the_path_of_training_by_its_name_is_no_other_path(measuring):
     assert named["bpd"] == measuring(commands.evaluate)["bpd"]
 
 
+@pytest.mark.slow
 def test_variances_of_a_path_that_was_fitted_again_are_warned_of(measuring, caplog):
     settings = {"num_timesteps": 4, "stochasticity": Fitted(), "variance": FittedVariance()}
     measuring(fit_stochasticity)

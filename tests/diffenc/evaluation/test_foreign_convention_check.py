@@ -90,12 +90,14 @@ def test_the_convention_that_it_was_trained_in_is_named(denoiser, given, right):
     assert f"this looks like {right}" in warning
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_not_taken_for_one_of_another_convention():
     """An output near 0 is hardly better read as v."""
     (warning,) = diffenc.bound(lambda z, level: 0.01 * z, IMAGES, passes=8).warnings
     assert "no other convention that was tried explains it" in warning
 
 
+@pytest.mark.slow
 def test_a_denoiser_that_is_far_too_large_fits_no_convention():
     (warning,) = diffenc.bound(lambda z, level: 1000 * z**3, IMAGES, passes=4).warnings
     assert "no other convention that was tried explains it" in warning

@@ -267,6 +267,7 @@ def test_the_weights_average_to_the_models_likelihood(x64, encoder, parameteriza
 @pytest.mark.thin
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(("path", "definition"), [(MARKOV, ByHand), (Constant(0.8), OnAPath)])
+@pytest.mark.slow
 def test_two_steps_too_average_to_the_models_likelihood(x64, encoder, path, definition):
     """T = 2: p(z_0) by quadrature, first over z_1, then over z_{1/2}."""
     model, level = make(encoder, path=path), 1

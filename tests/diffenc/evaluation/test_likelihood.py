@@ -233,6 +233,7 @@ def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
     ema, _ = restore_ema(experiment, workdir, data_mesh(), step)
@@ -242,6 +243,7 @@ def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step
     assert figures["bpd_ode"] == pytest.approx(nats.mean() / 16 / np.log(2), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_an_encoder_whose_slope_is_modelled_is_told_so(tiny, tmp_path, monkeypatch):
     experiment = tiny(model=dataclasses.replace(tiny().model, encoder=Nontrainable()))
     params = jax.jit(lambda key: experiment.model.init(key, (4, 4, 1)))(jax.random.key(0))

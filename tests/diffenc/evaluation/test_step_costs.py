@@ -297,6 +297,7 @@ def test_the_table_is_the_mean_over_images_of_the_mean_over_passes(
     np.testing.assert_allclose(table.standard_error, rows * by_image.std(ddof=1) / np.sqrt(count), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_knots_images_and_seed_are_those_bound(measure):
     _, _, one = measure()
     _, _, again = measure()

@@ -154,6 +154,7 @@ def test_a_learned_w_is_that_of_the_averaged_model(learned):
     np.testing.assert_allclose(terms["diffusion"], want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_w_is_sampled_fitted_and_exported_with_its_model(learned, tmp_path):
     experiment, folder, log_w = learned
     assert "learned-variance" in commands.sample(experiment, folder).name

@@ -157,6 +157,7 @@ def test_a_record_that_the_card_cannot_state_is_passed_over(
     assert f"skipped: {path}: {says}" in warned
 
 
+@pytest.mark.slow
 def test_what_it_was_trained_on_is_what_the_run_filed(experiment, workdir, write_record):
     def said():
         folder = export.export(experiment, workdir)

@@ -151,6 +151,7 @@ def test_a_batch_size_changes_no_draw(workdir, images):
         pytest.param({"seed": 1}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_other_settings_draw_anew(workdir, other):
     used = load(workdir, allow_imports=("tests",))
     before = used.sample(8, num_timesteps=3)

@@ -67,6 +67,7 @@ def expected() -> list[str]:
     return [f"{hashlib.sha256(batch.tobytes()).hexdigest()} {BATCH} 8 8 1" for batch in batches]
 
 
+@pytest.mark.slow
 def test_eight_devices_see_the_batches(expected):
     said = _said(_run({"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}))
     assert said[:-1] == expected

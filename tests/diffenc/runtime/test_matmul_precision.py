@@ -40,6 +40,7 @@ def by_convolution(diagonal) -> jax.Array:
     [None, pytest.param("default", marks=pytest.mark.slow), pytest.param("high", marks=pytest.mark.slow), "highest", "bfloat16", pytest.param("tensorfloat32", marks=pytest.mark.slow), pytest.param("float32", marks=pytest.mark.slow), pytest.param("F32_F32_F32", marks=pytest.mark.slow), pytest.param("BF16_BF16_F32", marks=pytest.mark.slow),
      "BF16_BF16_F32_X3", pytest.param("F16_F16_F16", marks=pytest.mark.slow)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_on_this_device_products_keep_as_many_bits_as_stated(setting):
     with jax.default_matmul_precision(setting):
         of_matrices, _, of_convolutions = matmul_precision().partition(", convolutions ")

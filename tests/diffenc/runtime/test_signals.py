@@ -222,6 +222,7 @@ def test_one_that_was_lost_ends_the_work_at_its_next_part(at_terminal, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_one_that_was_lost_is_raised_again_also_where_nobody_asks(at_terminal):
     """Lost twice, in callbacks of the garbage collector."""
     presses = [press, lambda: work(5)]

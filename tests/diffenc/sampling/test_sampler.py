@@ -259,6 +259,7 @@ def test_a_model_sure_of_an_image_samples_it(parameterization):
     np.testing.assert_array_equal(images, np.broadcast_to(levels, shape))
 
 
+@pytest.mark.slow
 def test_sampling_takes_parameters_key_and_condition():
     model, params = model_that_means(jnp.full((8, 8, 1), -0.25))
 

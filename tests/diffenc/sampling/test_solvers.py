@@ -347,6 +347,7 @@ def test_shapes_precision_and_one_example_at_a_time(name, shape):
         np.testing.assert_allclose(whole[index], alone[0], rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("count", [1, 60])
 def test_nothing_overflows_from_pure_noise_to_clean_data(name, count):
