@@ -741,7 +741,8 @@ def run_tests(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    quick = ("-m", "not slow and not docs")  # those of `make test` must tell by themselves
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *quick, "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
