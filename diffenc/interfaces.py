@@ -301,6 +301,8 @@ class GenerativeMean(abc.ABC):
 
     def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`, the encoder's own."""
+        # In float32 this rounds x_hat_error against x_phi, which matters where the loss weight e^lambda is
+        # large. A mean that is affine in x_hat avoids it: see `AffineMean`.
         made = self.apply(params, truth.value + x_hat_error, step)
         return jax.tree.map(jnp.subtract, made, truth)
 
@@ -322,6 +324,10 @@ class AffineMean(GenerativeMean):
         def at(x_hat: Data) -> Estimate:
             return self.apply(params, x_hat, step)
 
+        # linearize at 0 splits the affine map A x + b into its constant b and its linear part A in one
+        # trace, for whatever `apply` computes. The error then never contains x_phi + e: where sigma
+        # vanishes e is far below the last digit of x_phi, and e^lambda multiplies what is lost. A x_phi -
+        # truth is small for a mean that suits the encoder, and its two operands are rounded alike.
         dtype = jnp.result_type(x_hat_error, truth.value)
         constant, linear = jax.linearize(at, jnp.zeros(x_hat_error.shape, dtype))
         return jax.tree.map(

@@ -25,6 +25,8 @@ def dequantize_uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) ->
     """z_0 uniform on the cell of `x`, scaled pixels; and log q(z_0 | x)."""
     alpha, _ = alpha_sigma(log_snr_0)
     offset = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / num_levels
+    # Level values are 2 / num_levels apart, so the cell of each of the d dimensions is 2 alpha / num_levels
+    # wide, and the uniform density on the d-dimensional cell is that to the power -d.
     return scale(alpha, x + offset), -x[0].size * jnp.log(2 * alpha / num_levels)
 
 
@@ -37,12 +39,17 @@ def dequantize_truncated_normal(
     """
     alpha, sigma = alpha_sigma(log_snr_0)
     reach = jnp.exp(0.5 * log_snr_0) / num_levels  # half a cell, in units of sigma_0
+    # P(|eps| < reach) for a standard normal eps: what the cut leaves of its mass.
     mass = erf(reach / jnp.sqrt(2.0))
     # where rounding makes the mass 1, one draw in 2^24 would be infinite
     quantile = jnp.minimum(mass, 1 - jnp.finfo(x.dtype).eps)
+    # Inverse transform sampling: Phi(eps) = (1 + u) / 2 with u uniform on (-mass, mass) has |eps| < reach,
+    # without rejection, so a draw costs the same at every noise level.
     u = scale(quantile, jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0))
     eps = jnp.sqrt(2.0) * erfinv(u)
     log_normal = -0.5 * (jnp.square(eps) + jnp.log(2 * jnp.pi))
+    # log sigma = 1/2 log sigmoid(-lambda) = -1/2 softplus(lambda). log q per dimension is that of the
+    # normal density, less log sigma for the change of scale and log mass for the cut.
     log_sigma = -0.5 * jax.nn.softplus(log_snr_0)
     log_q = sum_data(log_normal) - x[0].size * (log_sigma + jnp.log(mass))
     return scale(alpha, x) + scale(sigma, eps), log_q

@@ -40,6 +40,7 @@ EQUAL = EqualVariance()
 
 def equal_times(num_steps: int) -> Float[np.ndarray, " steps_plus_one"]:
     """`num_steps` equal steps of t, in float64."""
+    # numpy keeps float64 where JAX's default is float32; `make_chain` rounds the times once.
     return np.linspace(0.0, 1.0, num_steps + 1)
 
 
@@ -67,6 +68,8 @@ def make_chain(
     require_excess(variance, excess, len(times) - 1)
     log_snr = log_snr_at(jnp.asarray(times))
     measured = None if excess is None else jnp.asarray(excess)
+    # Step i leads from times[i + 1] (noisier, lambda_t) to times[i] (lambda_s), so [1:] is t and [:-1] is
+    # s.
     return Chain(jnp.asarray(times), variance(log_snr[1:], log_snr[:-1], measured))
 
 

@@ -15,6 +15,8 @@ from diffenc.interfaces import Params
 
 Spell = Callable[[Any], str]
 
+# 16 TiB: a bound against mistyped sizes, which would otherwise end in an allocation failure without a
+# message.
 MOST_BYTES = 1 << 44  # of all that a run carries
 
 
@@ -37,6 +39,8 @@ def name_leaves_quoted(tree: PyTree) -> dict[str, Any]:
     Raises:
       UserError: the tree cannot be flattened, or two leaves have the same path.
     """
+    # Quoting makes names injective: {"a/b": x} and {"a": {"b": x}} have different ones, so a checkpoint
+    # cannot restore one into the other.
     leaves: dict[str, Any] = {}
     for name, leaf in _spell_paths(tree, _quoted):
         if name in leaves:
@@ -61,10 +65,13 @@ def as_parameters(owner: str, tree: PyTree) -> Params:
     try:
         named = name_leaves(tree)
         leaves, structure = jax.tree.flatten(tree)
+        # jit looks compiled programs up by the hash of the tree's structure: static fields that have none
+        # would fail there.
         hash(structure)
     except (UserError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{owner}: what init returns is no pytree that can be compiled: {reason}") from None
+    # name_leaves keeps the order of jax.tree.leaves, which is what pairs names with leaves here.
     arrays = [_as_array(owner, name, leaf) for name, leaf in zip(named, leaves, strict=True)]
     return jax.tree.unflatten(structure, arrays)
 

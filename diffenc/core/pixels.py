@@ -14,11 +14,14 @@ Levels = Integer[Array, "b *d"]
 
 def scale_pixels(levels: Levels, num_levels: int) -> Data:
     """Returns x = 2 (v + 1/2) / num_levels - 1 in (-1, 1), float of the default precision."""
+    # Centres of num_levels equal cells that tile [-1, 1]. `levels + 0.5` converts before the product, which
+    # would overflow in uint8.
     return 2 * (levels + 0.5) / num_levels - 1
 
 
 def nearest_levels(x: Data, num_levels: int) -> Levels:
     """Returns the levels with scaled values nearest to `x`, int32 in 0 .. num_levels - 1."""
+    # The inverse of `scale_pixels`; clipped, for samples and z_0 / alpha_0 leave (-1, 1).
     levels = jnp.round((x + 1) * (num_levels / 2) - 0.5)
     return jnp.clip(levels, 0, num_levels - 1).astype(jnp.int32)
 
@@ -52,6 +55,7 @@ def _log_sum(pixels: Data, half_snr: PerExample, num_levels: int) -> tuple[Data,
     least = jnp.square(
         pixels - nearest
     )  # of the largest term: subtracted below, so that no exp underflows to 0 / 0
+    # [B, H, W, C, levels]: never stored as a whole, as it is only an operand of the fused reduction below.
     gap = pixels[..., None] - jnp.expand_dims(level_values(num_levels), tuple(range(pixels.ndim)))
     terms = jnp.exp(scale(-half_snr, jnp.square(gap) - least[..., None]))
     # One reduction of three operands: XLA fuses their computation into it. With three reductions it would store them.

@@ -53,4 +53,5 @@ class BoundMean:
         return lambda z, interval: self.estimate(x_hat(z, interval.log_snr), z, interval)
 
     def _inputs(self, z: Data, interval: Interval) -> StepInputs:
+        # A lambda, so that the encoder runs only if the mean calls it: most need x_hat alone.
         return StepInputs(z, interval, lambda x: interval.follow(self.prepare(x)), self.context)

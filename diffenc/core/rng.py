@@ -32,6 +32,8 @@ def root_key(seed: int, purpose: str) -> Key:
     Without the purpose, evaluation would see the very noise that training saw, for split and fold_in of
     one key give the same children.
     """
+    # crc32, not hash(): Python salts the hash of a string per process, so processes and resumed runs would
+    # disagree.
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
@@ -41,6 +43,7 @@ def draw_settings() -> dict[str, Any]:
     The generator "rbg" draws other numbers on another backend, so with it the backend is among them.
     """
     settings = {name: jax.config.values[name] for name in SETTINGS}
+    # threefry is defined bit by bit, whatever computes it; rbg is the backend's own RngBitGenerator.
     backend = {"backend": jax.default_backend()} if "rbg" in settings["jax_default_prng_impl"] else {}
     return {**settings, **backend, "jax": jax.__version__, "drawn": _drawn(*settings.values())}
 
@@ -66,12 +69,15 @@ def changed_draws(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
     for name in (*SETTINGS, "backend"):
         if name in saved and name in now and saved[name] != now[name]:
             return f"{name} = {saved[name]} there and {now[name]} here"
+    # Last, after the settings that would explain a difference. The tolerance allows for another rounding of
+    # the inverse normal CDF, far below the distance between unrelated draws.
     if np.allclose(saved.get("drawn", now["drawn"]), now["drawn"], rtol=0, atol=1e-3):
         return None
     return f"jax = {saved.get('jax')} there and {now['jax']} here, which draw other numbers"
 
 
 @functools.lru_cache(maxsize=8)
+# The settings are arguments only to key the cache: they act on the draw through JAX's configuration.
 def _drawn(*settings: Any) -> list[float]:
     """Returns a few numbers drawn under the current `settings`; rounding leaves them the same to 1e-3."""
     return [float(number) for number in jax.device_get(_draw(jax.random.key(0)))]

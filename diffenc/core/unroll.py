@@ -14,6 +14,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# A context variable, not an argument: networks are plugins and their interface does not mention devices. It
+# is read while tracing; a compiled program does not look at it again.
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
@@ -66,6 +68,8 @@ def after(done: Any, part: Any) -> Any:
     """
     if not unrolls():
         return part
+    # XLA does not fold 0 * x in floating point, since it is NaN for an infinite or NaN x: the dependence
+    # survives all passes.
     zero = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done))
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero).astype(leaf.dtype), part)
 

@@ -43,6 +43,7 @@ def reverse_step(z: Data, estimate: Estimate, step: Chord) -> tuple[Data, LogSNR
     """
     alpha_t, _ = alpha_sigma(step.log_snr)
     alpha_s, sigma_s = alpha_sigma(step.log_snr_s)
+    # x_s - g x_t with x_t = value and x_s = value + c slope is (1 - g) value + c slope.
     not_kept = step.fraction * step.value_weight  # 1 - g
     moved = scale(not_kept, estimate.value) + scale(step.fraction, estimate.slope)
     mu = scale(alpha_s / alpha_t * (1 - not_kept), z) + scale(alpha_s, moved)
@@ -64,6 +65,7 @@ def ancestral(
     """
     step = chord(increment, log_snr_t, log_snr_s)
     mu, sigma = reverse_step(z, estimate(z, step), step)
+    # sigma_P = sigma_Q w^(-1/2).
     return mu + scale(sigma * jnp.exp(-0.5 * log_w), noise)
 
 
@@ -81,8 +83,11 @@ def euler_maruyama(
     dz = (-1/2 (alpha^2 + eta^2) z + alpha (1/2 (1 + eta^2) value + slope)) dlambda + eta sigma dW.
     """
     alpha, sigma = alpha_sigma(log_snr_t)
+    # Coefficients and estimates are those at the start of the step, as Euler-Maruyama has it: lambda rises
+    # along the reverse process, so rise > 0 is its time step.
     at, rise = tangent(increment, log_snr_t), log_snr_s - log_snr_t
     value, slope = estimate(z, at)
+    # In lambda the SDE does not contain the schedule's rate: steps depend on the stops alone.
     to_z = -0.5 * rise * (alpha_squared(log_snr_t) + at.eta_2)
     drift = scale(to_z, z) + scale(rise * alpha, scale(at.value_weight, value) + slope)
     return z + drift + scale(sigma * jnp.sqrt(rise * at.eta_2), noise)
@@ -102,6 +107,7 @@ def ddim(
     z_s = alpha_s (value + c slope) + sigma_s eps_hat, eps_hat = (z - alpha_t value) / sigma_t. Deterministic,
     first order for dz/dlambda = -1/2 alpha^2 z + alpha (1/2 value + slope); exact if the value is x and the slope 0.
     """
+    # The slope over the whole step, not the tangent: for means that are exact over a step, so is this.
     step = chord(increment, log_snr_t, log_snr_s)
     value, slope = estimate(z, step)
     # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
@@ -123,6 +129,8 @@ def exponential_midpoint(
     y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 value + slope). The factor e^(lambda/2) is integrated exactly,
     the rest evaluated at the midpoint in lambda, which a first-order step of the same form reaches.
     """
+    # Both stages start from z at lambda_t; the second uses the estimates at the midpoint that the first one
+    # reached.
     middle = 0.5 * (log_snr_t + log_snr_s)
 
     def step(end: LogSNR, at: LogSNR, z_at: Data) -> Data:
@@ -145,6 +153,8 @@ ODE_SOLVERS: dict[str, Solver] = {"ddim": ddim, "exponential_midpoint": exponent
 SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 
 
+# ODE solvers and the ODE likelihood ask this first, since a wrong answer shows in no error but only in
+# numbers.
 def slope_is_modelled(
     model: Model, params: Params, image_shape: tuple[int, ...], trained_at: int = 0
 ) -> bool:
@@ -176,6 +186,8 @@ def _slope_error(
     """Returns the largest error of value or slope and the largest slope over |x_phi|, norms over an image."""
     count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
     # No larger values: at low noise x_phi approaches x whatever the encoder, and its slope vanishes.
+    # Three levels for each class the encoder knows, [3 classes]: an encoder may fulfil the condition for
+    # one class alone.
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)
     pair = jax.random.uniform(jax.random.key(0), (2, len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
@@ -185,7 +197,11 @@ def _slope_error(
     def mean_of_pair(one: Data, other: Data) -> Data:
         return 0.5 * (one + other)
 
+    # Two equally likely images: E[x_phi | z] at the z between them is the mean of both x_phi, and likewise
+    # for the slope. A single image would not tell E[x_phi | z] from x_phi(E[x | z]).
     truth = jax.tree.map(mean_of_pair, *(at.follow(model.prepare(params, x, context)) for x in pair))
+    # What an ideal network would give: E[x | z] for means that encode it themselves, E[x_phi | z] for all
+    # others.
     x_hat = mean_of_pair(*pair) if model.generative_mean.needs_encoder else truth.value
     z = scale(alpha_sigma(log_snr)[0], truth.value)
     made = model.bind_mean(params, context).estimate(x_hat, z, at)

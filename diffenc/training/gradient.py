@@ -93,28 +93,43 @@ def batch_gradient(
       sample_times: as `draw_noise` has it.
       images: sharded over all of `mesh`.
     """
+    # All random numbers are drawn here, for the whole batch, and then sharded as images are: inside of
+    # shard_map they would depend on the number of devices.
     draw_key, dropout_key = jax.random.split(key)
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
     shape = images.levels.shape
+    # Within a device's share of a microbatch, for shapes must be the same on all devices and in all
+    # microbatches.
     stride = find_ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_stride)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
+    # A key per image, so that its mask does not depend on the others of its batch or on the device it lies
+    # on.
     dropout_keys = jax.random.split(dropout_key, shape[0])
     draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
     batch = Microbatch(images, network_condition, draws, dropout_keys)
+    # A random offset: a fixed one would leave out the same positions in every batch. That each is equally
+    # likely makes the mean over the chosen images an unbiased estimate of that over all.
     first = jax.random.randint(jax.random.fold_in(key, ENDS_STREAM), (), 0, stride)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, bound, specs, mesh.devices.size, stride),
         mesh=mesh,
+        # Parameters arrive as they are stored (a shard each under fsdp) and the gradient leaves in the same
+        # form.
         in_specs=(specs, OVER_BATCH, PartitionSpec()),
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
     )
     gradient, (means, auxiliary), diffusion = over_devices(params, batch, first)
     weight = batch.draws.weight
+    # Outside of shard_map and after all microbatches: this objective is a quotient of means over the whole
+    # batch, which is no sum over parts of it. It uses the values of the losses alone, so no second pass of
+    # the network. Division by `weight` gives l(t) back.
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
+    # A learned interior has no gradient from the bound in continuous time, and its ends none from this: no
+    # double count.
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
     return BatchGradient({**gradient, "schedule": schedule}, means, auxiliary, batch.draws, diffusion)
 
@@ -130,12 +145,18 @@ def _device_gradient(
     first: Int[Array, ""],
 ) -> tuple[Params, Losses, PerExample]:
     """Returns the batch's mean gradient and losses (`mean_losses`), and this device's diffusion losses in nats."""
+    # 1. Accumulate the gradient over this device's microbatches, with whole parameters.
     microbatches = divide_batch(batch, experiment.microbatches)
     select_ends = partial(take_every, stride, first)
     loss = partial(_loss, bound, experiment.dataset.num_levels, select_ends)
     summed, losses = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
+    # 2. Average. Each microbatch's loss is a mean over its own images and all have the same number of them,
+    # so the mean of these means is that of the batch. Division comes before the sum over devices, whose
+    # order then matters less.
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
+    # 3. One collective per step, not one per microbatch; under fsdp each device keeps its shard of the sum.
     gradient = param_sharding.sum_over_devices(mean, specs)
+    # Accumulated in float32 at least, and stored as the parameters are, which optimizers expect.
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     losses = merge_microbatches(losses)
     means = jax.lax.pmean(mean_losses(losses, batch.images.levels[0].size), AXES)
@@ -152,6 +173,7 @@ def find_ends_stride(images: int, ends_stride: int) -> int:
 
 def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:
     """Returns entries `first`, `first` + `stride`, ... of arrays [B, ...], B a multiple of `stride`."""
+    # A reshape and one dynamic index in place of a gather by a computed list of rows.
     return jax.tree.map(lambda leaf: leaf.reshape(-1, stride, *leaf.shape[1:])[:, first], images)
 
 
@@ -176,6 +198,7 @@ def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[P
         gradient, losses = compute_gradient(params, microbatch)
         return jax.tree.map(jnp.add, total, gradient), losses
 
+    # float32 whatever the networks compute in: a bfloat16 sum would drop small contributions.
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return unroll.scan(add_gradient, zeros, microbatches)
 
@@ -197,6 +220,8 @@ def _loss(
         select_ends=select_ends,
     )
     means = mean_losses(losses, levels[0].size)
+    # The auxiliary losses have weight 1: their parameters have no gradient of the bound, so no weight would
+    # trade one for the other.
     return sum(jax.tree.leaves(means.auxiliary), means.bound.total), losses
 
 

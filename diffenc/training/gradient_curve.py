@@ -75,10 +75,15 @@ def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
         """Returns the group's mean square in each bin over that of all; 0 for a group that has no gradient."""
         total = jnp.sum(squares)
         overall = total / jnp.maximum(jnp.sum(curve.counts), 1)
+        # Shrunk towards the overall mean: a bin that happens to have seen one small gradient would else be
+        # drawn hardly ever, and so would stay unmeasured.
         means = (squares + PRIOR_COUNT * overall) / (curve.counts + PRIOR_COUNT)
+        # Over the mean, so that each group's shape counts and its scale does not. The inner where keeps 0 /
+        # 0 out.
         return jnp.where(total > 0, means / jnp.where(total > 0, jnp.mean(means), 1.0), 0.0)
 
     shares = sum(SHARES[group] * share(squares) for group, squares in curve.squares.items())
+    # The density of least variance is proportional to the root of the mean square.
     return jnp.sqrt(jnp.where(jnp.any(shares > 0), shares, 1.0))
 
 
@@ -101,16 +106,22 @@ class GradientMeasurement:
           params: sharded over the mesh by `diffenc.parallel.param_sharding`.
         """
         mesh, count = self._mesh, self._turns * self._mesh.size
+        # A function of (seed, step) alone: a resumed run measures the same images at the same times, and
+        # every process of a run draws the same index without communication.
         random = np.random.default_rng((self._experiment.seed, step))
         index = random.choice(len(self._source), count, replace=count > len(self._source))
+        # Stratified: one time in each of `count` equal parts, moved by one common offset.
         times = ((random.random() + np.arange(count)) / count).astype(np.float32)
         key = jax.random.fold_in(root_key(self._experiment.seed, "gradient_curve"), step)
         add, decay = _compiled_add(self._experiment, mesh), _compiled_decay(mesh)
         curve = decay(curve)
+        # A host loop over one compiled program; each turn adds to the sums on the device, and none is
+        # waited for.
         for turn in range(self._turns):
             # times in turns too: a turn's are spread over all of [0, 1]
             rows = turn + self._turns * rows_here(mesh, mesh.size)
             batch = self._source.__getitems__(index[rows])
+            # Each process loads only the rows of its own devices.
             images = images_to_devices(batch, self._experiment.model.conditioning, mesh)
             t = jax.make_array_from_process_local_data(batch_sharded(mesh), times[rows])
             curve = add(curve, params, images, t, jax.random.fold_in(key, turn))
@@ -152,8 +163,11 @@ def add_gradients(
         check_vma=False,
     )
     draws = Draws(t, eps, eps_0, jnp.ones(count))
+    # One image a device, so that the gradient within shard_map is that of a single image: the norm of a
+    # batch's gradient would not tell E|g|^2.
     norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
     in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
+    # [count] @ [count, bins]: a scatter-add written as a small product.
     squares = {group: curve.squares[group] + norms[group] @ in_bins for group in SHARES}
     return GradientCurve(squares, curve.counts + jnp.sum(in_bins, axis=0))
 
@@ -179,6 +193,7 @@ def _squared_norms(
             keys=keys,
             step_rule=bound.rule_of(params),
         )
+        # Weight 1, no end losses: g_t is what a draw at time t contributes before its importance weight.
         diffusion = bits_per_dim(losses.bound.diffusion, images.levels[0].size)
         return jnp.sum(sum(losses.auxiliary.values(), diffusion))
 

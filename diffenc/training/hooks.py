@@ -75,8 +75,10 @@ class Log(Hook):
         self._mesh = mesh
 
     def __call__(self, session: Session) -> None:
+        # Before anything is fetched or written: another process may have taken over or moved the workdir.
         session.files.check_claim()
         row, session.state = fetch_row(session.state, self._mesh)
+        # Checkpoints are written in the background; this is where an error of theirs comes up in the loop.
         session.files.checkpoints.check()
         speed = session.clock.speed()
         images = {"images_per_second": speed.steps_per_second * self._batch_size}
@@ -89,6 +91,8 @@ class Log(Hook):
 def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
     """Returns means since the last log row, and the state with its sums emptied (`bad_step` stays)."""
     sums = jax.device_get(state.sums)
+    # The one transfer per log row: sums live on the device, so that steps in between do not wait for the
+    # host.
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
     auxiliary = {name: float(total) / steps for name, total in sums.auxiliary.items()}
@@ -101,6 +105,8 @@ def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
     def reset(sums: Sums) -> Sums:
         return zero_sums(list(sums.auxiliary))._replace(bad_step=sums.bad_step)
 
+    # Compiled with explicit shardings: the train step was compiled for these, and fresh host arrays would
+    # be another input type.
     return jax.jit(reset, out_shardings=replicated(mesh))
 
 
@@ -136,6 +142,7 @@ class Evaluation(Hook):
     def __call__(self, session: Session) -> None:
         with session.clock.paused():
             after_batch = _progress_and_stop(session, self.name, self._evaluator.num_batches)
+            # The averaged parameters, which evaluation and sampling use (`TrainState.ema`).
             terms = self._evaluator.measure(session.state.ema, after_batch)
             session.files.check_claim()
             split = self._experiment.evaluate.split
@@ -172,6 +179,7 @@ class Samples(Hook):
             session.files.check_claim()
             try:
                 path = session.files.save_samples(session.step, images, self._num_levels)
+            # A picture is no part of the run's result: it is not worth ending the run.
             except UserError as error:  # such as a disk that is full now
                 logging.error("%s; the run goes on", error)
                 return
@@ -198,6 +206,8 @@ def _progress_and_stop(session: Session, task: str, num_parts: int) -> Callable[
 
     def after_part() -> None:
         progress()
+        # Heeded between parts, since an evaluation may take minutes; a stop leaves the hook owed, and a
+        # resumed run starts it anew.
         session.interrupts.check()
 
     return after_part

@@ -38,6 +38,7 @@ def begin_loss_curve() -> LossCurve:
 def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
     """Returns the curve; in a bin without a draw it is that of all draws, and before the first draw 1."""
     squares, counts = jnp.sum(curve.squares), jnp.sum(curve.counts)
+    # The inner where keeps 0 / 0 out of the branch that is not taken.
     overall = jnp.where(counts > 0, squares / jnp.where(counts > 0, counts, 1.0), 1.0)
     drawn = curve.counts > 0
     means = jnp.where(drawn, curve.squares / jnp.where(drawn, curve.counts, 1.0), overall)
@@ -55,6 +56,7 @@ def update_loss_curve(curve: LossCurve, draws: Draws, weighted: PerExample) -> L
     def sum_in_bins(values: PerExample) -> Float[Array, " bins"]:
         return jax.ops.segment_sum(values, index, BINS)
 
+    # Without the importance weight: the curve is that of l(t) itself, whatever density it was drawn from.
     squares = sum_in_bins(jnp.square(weighted / draws.weight))
     return LossCurve(
         DECAY * curve.squares + squares, DECAY * curve.counts + sum_in_bins(jnp.ones_like(weighted))

@@ -33,7 +33,10 @@ class Prefetcher:
 
         The first call also fills the queue, which the clock counts neither as training nor as waiting.
         """
+        # An empty queue means the first call: starting the pipeline is neither training nor a bottleneck of
+        # it.
         timed = self._clock.waiting if self._ready else self._clock.paused
+        # One more than AHEAD, for the batch that is returned.
         while len(self._ready) <= AHEAD:
             with timed():
                 batch = next(self._batches)
@@ -54,5 +57,7 @@ class InFlightLimiter:
           token: an array that is ready when the step is done, and that is not donated to a later step.
         """
         self._tokens.append(token)
+        # Without a limit the host would run far ahead: dispatch returns at once, and every step in flight
+        # holds its batch.
         if len(self._tokens) > IN_FLIGHT:
             jax.block_until_ready(self._tokens.popleft())

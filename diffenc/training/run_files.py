@@ -103,11 +103,16 @@ class RunFiles:
           UserError: another process trains there, or wrote there since this object was made.
         """
         claimed = claim(self.workdir) if distributed.is_main() else contextlib.nullcontext()
+        # Order on leaving: checkpoints first, so that the lock is held until the last write is committed.
         with claimed as self._claim, self.checkpoints:
+            # Again, under the lock: another process may have written between the checks of __init__ and the
+            # claim.
             config_check.check_config(self._experiment, self.workdir)
             if not self.checkpoints.unchanged():
                 raise UserError(f"another process wrote to {self.name} just now: run the same command again")
+            # Only the first process holds the lock; the others may write their parts only after it has it.
             distributed.barrier("the workdir is ours")
+            # Left over from killed runs. Under the lock, so that no live process still writes to them.
             distributed.main_process_only(temporaries.sweep_folder)(self.workdir, checkpoints.FOLDER)
             yield
 
@@ -121,6 +126,8 @@ class RunFiles:
         Returns:
           The writer of metrics; in processes other than the first, one that writes nothing.
         """
+        # The id of the checkpoint wins over that of the folder: the run that is resumed is the one that was
+        # saved.
         self._run_id = run_id.ensure(self.workdir, restored.metadata.get("run") if restored else None)
         return self._open_writer(restored) or writers.null_writer()
 
@@ -156,12 +163,14 @@ class RunFiles:
         """Copies `state` to host memory and writes it in the background."""
         metadata = {
             "owed": owed,
+            # The length at this moment: a resumed run cuts the file to it, so that no step has two rows.
             "metrics_bytes": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "train_images": self._train_images,
             **config_check.checkpoint_metadata(self._config_text, self._run_id),
         }
         self.checkpoints.save(step, state, metadata)
+        # A copy: the session shortens its own list as hooks finish.
         self._newest = step, list(owed)
 
     def push(self) -> None:

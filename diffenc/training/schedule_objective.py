@@ -40,6 +40,7 @@ def interior_objective(
     if not isinstance(schedule, LearnedInterior):
         return jnp.zeros(())
     value = surrogate(schedule, params, t, loss, weight)
+    # Zero in value, so that it may be added to a reported loss without changing it.
     return value - jax.lax.stop_gradient(value)
 
 
@@ -50,6 +51,9 @@ def surrogate(
 
     The quotient is about 1 for any data; only the numerator has a gradient.
     """
+    # The score-like form of dV / d eta: only r_eta is differentiated, at weights that are constants.
+    # Dividing by the squared mean of l makes the gradient's size independent of the data's and of
+    # training's progress.
     rate = rate_at_fixed_log_snr(schedule, params, t)
     squares = jax.lax.stop_gradient(weight * jnp.square(loss / jnp.mean(weight * loss)) / rate)
     return jnp.mean(squares * rate)
@@ -66,5 +70,6 @@ def rate_at_fixed_log_snr(schedule: LearnedInterior, params: Params, t: Times) -
         return jax.jvp(lambda t: schedule.interior(params, t), (t,), (jnp.ones_like(t),))
 
     log_snr, rate = value_and_rate(t)
+    # By the implicit function theorem one Newton step from the solution has its exact first derivative.
     moved = t - (log_snr - jax.lax.stop_gradient(log_snr)) / jax.lax.stop_gradient(rate)
     return jnp.abs(value_and_rate(moved)[1])

@@ -58,6 +58,8 @@ class Session:
 
     def require_finite(self) -> None:
         """Waits for `step`, and raises NotFiniteError if it or a step before it was not finite."""
+        # Kept on the device since the first bad step, and read only here: a check every step would make the
+        # host wait every step.
         bad_step = int(self.state.sums.bad_step)
         if bad_step:
             self.files.checkpoints.wait()
@@ -69,6 +71,8 @@ class Session:
         """Saves a checkpoint with the names of the owed hooks, unless the newest is that already."""
         if self.files.is_saved(self.step, self.owed):
             return
+        # Order of a save: still the owner; then metrics on disk, then in the object store; the checkpoint
+        # last, as it records the metrics' length.
         self.files.check_claim()
         self.writer.flush()
         self.files.push()
@@ -102,6 +106,7 @@ def restore_or_init(
 def _init_state(experiment: Experiment, mesh: Mesh, start: Start) -> TrainState:
     state = compile_ahead("the initialisation", make_init(experiment, mesh))()
     if start.origin:
+        # params and ema alone: moments of another optimizer or schedule of steps would not fit.
         state = state._replace(**start.origin.tree)
         logging.info("parameters taken from %s, step %d", experiment.init_from, start.origin.step)
     return state

@@ -91,6 +91,7 @@ def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
 def init_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step. Slow unless under `jax.jit`."""
     params = experiment.init_params(root_key(experiment.seed, "init"))
+    # A copy, for a buffer that occurs twice in the state could not be donated twice.
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
     curve = begin_curve(experiment.time_sampler)
@@ -104,6 +105,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     Raises:
       UserError: a plugin cannot be built for these images, or the model is larger than any machine.
     """
+    # Traced, never run: shapes, shardings and the checks on them cost no memory on the devices.
     shapes = abstract_arrays(lambda: init_state(experiment))
     return param_sharding.with_shardings(shapes, shapes.params, mesh, experiment.mesh)
 
@@ -159,13 +161,19 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
     def train_step(state: TrainState, images: Images) -> TrainState:
+        # The step number is part of the state, so a resumed run draws what the uninterrupted one would
+        # have.
         key = jax.random.fold_in(step_key, state.step)
         sample_times = bind_curve(experiment.time_sampler, state.curve)
+        # 1. Gradient of this batch, at times drawn by the curve of the steps before it.
         batch = batch_gradient(state.params, experiment, bound, sample_times, images, key, mesh)
         gradient = batch.gradient
+        # 2. Optimizer, then the average of the new parameters.
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
+        # 3. Sums for the log and the check for NaN, both on the device; the curve is updated last, for the
+        # next step.
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
         sums = add_step(state.sums, batch.terms, batch.auxiliary, *norms, state.step + 1)
         curve = update_curve(state.curve, batch)
@@ -176,6 +184,8 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         trace_for(platform_of(mesh), train_step),
         in_shardings=(state_shardings, batch_sharded(mesh)),
         out_shardings=state_shardings,
+        # Parameters, average and moments are updated in place: without donation the peak would hold both
+        # states.
         donate_argnums=0,
         compiler_options=steady_options(platform_of(mesh)),
     )
@@ -183,6 +193,8 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
 def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:
     """Returns the moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
+    # average + rate (new - average) rather than decay average + (1 - decay) new: with a rate of 1e-4 the
+    # increment is rounded, not the sum of two products.
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda average, new: average + rate.astype(new.dtype) * (new - average), ema, params)
 
@@ -204,6 +216,7 @@ def add_step(
         & jnp.isfinite(grad_norm)
         & jnp.isfinite(update_norm)
     )
+    # The first one is kept: after it all steps are bad.
     bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
     terms, auxiliary = jax.tree.map(jnp.add, (sums.terms, sums.auxiliary), (terms, auxiliary))
     return Sums(sums.steps + 1, terms, auxiliary, sums.grad_norm + grad_norm, bad_step)

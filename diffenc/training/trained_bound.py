@@ -40,6 +40,7 @@ class TrainedByBound:
         return self.schedule.init(key)
 
     def apply(self, params: Params, t: Times) -> LogSNR:
+        # t is stopped here and not below: d lambda / dt must come once, from `apply`.
         interior = self.schedule.interior(params, jax.lax.stop_gradient(t))
         # the value of `apply`, to which this adds 0, with the gradients of both
         return self.schedule.apply(params, t) + (interior - jax.lax.stop_gradient(interior))
@@ -53,12 +54,15 @@ def check_trained_bound(experiment: Experiment) -> None:
 def trained_bound(experiment: Experiment) -> TrainedBound:
     """Returns the bound that the experiment trains; at T > 0 all parameters of the schedule have its gradient."""
     model, num_timesteps, variance = experiment.model, experiment.num_timesteps, experiment.variance
+    # T = 0 stands for T -> infinity, in continuous time.
     if num_timesteps == 0:
         return TrainedBound(model, lambda params: continuous)
     times = equal_times(num_timesteps)
     model = dataclasses.replace(model, schedule=_trained_by_bound(model.schedule))
 
     def rule_of(params: Params) -> StepRule:
+        # Made anew from the parameters in every step, so that learned schedule and variances get gradients
+        # through the chain.
         return discrete(make_chain(partial(model.log_snr, params), times, variance_given(variance, params)))
 
     return TrainedBound(model, rule_of)
