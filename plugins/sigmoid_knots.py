@@ -21,5 +21,6 @@ def from_knots(
 ) -> tuple[Float[Array, "b knots"], float]:
     """Returns the distance of `log_snr` from each knot in widths of the sigmoids, and the width: half of that between knots."""
     places = np.linspace(log_snr_min, log_snr_max, knots)
+    # Neighbouring sigmoids overlap: sums of them are smooth, without plateaus between knots.
     width = 0.5 * float(places[1] - places[0])
     return (log_snr[:, None] - jnp.asarray(places, log_snr.dtype)[None]) / width, width

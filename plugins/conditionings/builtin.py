@@ -33,4 +33,5 @@ class ByClass:
         return "class"
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        # 0 is kept for "no class", which dropping a condition gives.
         return (labels + 1).astype(np.int32)

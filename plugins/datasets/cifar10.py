@@ -69,6 +69,7 @@ def _read_pickle(stream: Stream, name: str) -> Mapping[str, Any]:
 
 def _read_binary(stream: Stream, name: str) -> Mapping[str, Any]:
     """A byte of label and 3,072 of pixels an image."""
+    # Bounded, since the size that an archive states for a member need not be what it unpacks to.
     content = BoundedReader(stream, _BATCH_BYTES, name).read()
     if len(content) % (1 + ROW):
         raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; download it again")
@@ -188,6 +189,8 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
     They are read in memory: nothing of an archive is ever written to disk.
     """
     names = layout.batches[split]
+    # A stream cannot be sought, and the order in the archive is not that of the batches: they are collected
+    # first.
     found = {}
     with convert_errors(path), gzip.open(path) as packed:
         unpacked = BoundedReader(packed, _ARCHIVE_BYTES, str(path))
@@ -198,6 +201,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
                 if name in names and member.isreg():
                     found[name] = _member(archive, member, f"{path}:{name}", layout.read)
         unpacked.drain()  # gzip checks its sum at the end, which tar leaves unread
+    # Yielded after the drain, so that no image is used of an archive whose checksum is wrong.
     for name in names:
         if name not in found:
             raise UserError(f"{path}: has no member {layout.folder}/{name}; download it again")

@@ -134,6 +134,7 @@ def _idx(
     """The entries, each of `shape`, of an IDX file of unsigned bytes; as many as there are `labels`."""
     size = int(np.prod(shape))
     with convert_errors(path), _open(path) as packed:
+        # 64 bytes leave room for the header, 16 bytes at most here: a gzip bomb ends at the bound.
         stream = BoundedReader(packed, _MAX_EXAMPLES * size + 64, str(path))
         count = _header(stream, path, shape)
         if labels is not None and count != labels:
@@ -157,6 +158,8 @@ def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:
     header = stream.read(8 + 4 * len(shape))
     if len(header) < 8 + 4 * len(shape):
         raise UserError(f"{path}: ends within its header; download it again")
+    # IDX is big-endian. The header is believed only as far as it agrees with the shape that the data set
+    # must have.
     magic, count, *dims = struct.unpack(f">{2 + len(shape)}I", header)
     expected = _UNSIGNED_BYTES + 1 + len(shape)
     if magic != expected:

@@ -27,6 +27,7 @@ def examples(
     for name, batch in batches:
         rows = _rows(name, batch)
         labels = _labels(name, batch, len(rows), first_label, num_classes)
+        # Rows hold all red, then all green, then all blue values: NCHW to NHWC.
         yield {"image": rows.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1), "label": labels}
 
 
@@ -44,6 +45,7 @@ def _labels(
     name: str, batch: Mapping[str, Any], count: int, first_label: int, num_classes: int
 ) -> Int[np.ndarray, " n"]:
     given = batch.get("labels")
+    # type, not isinstance: a bool is an int, and what was unpickled may hold any of the allowed types.
     listed = isinstance(given, list) and all(type(label) is int for label in given)
     labels = np.asarray(given) if listed or isinstance(given, np.ndarray) else np.empty(0, object)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):

@@ -56,6 +56,7 @@ class Blurring(PreparedOnce):
 
     def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
         """Returns what the other encoder prepares."""
+        # Nothing of the blur can be prepared: it acts on x_phi, which depends on lambda.
         return prepare_once(self.encoder, params, x, context)
 
     def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
@@ -69,11 +70,17 @@ def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b 
     What is lost is taken from the image: so a blur of width 0 is exact, and a short step keeps its digits. Products
     with the cosines, not a fast transform: for images of so few pixels they cost less, and split with the batch.
     """
+    # The DCT-II diagonalises diffusion with reflecting boundaries: each mode decays by itself, and the mean
+    # is kept.
     rows, columns = (cosines(size) for size in images.shape[1:3])
     squared = frequencies(len(rows))[:, None] ** 2 + frequencies(len(columns))[None, :] ** 2
+    # [b, modes_h, modes_w]: a width per image, since each has its own noise level.
     exponent = jnp.multiply.outer(-0.5 * jnp.square(width), jnp.asarray(squared, images.dtype))
     rows, columns = jnp.asarray(rows, images.dtype), jnp.asarray(columns, images.dtype)
+    # Full precision: a bfloat16 or TF32 product would leave errors far above what a short step changes.
     modes = jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision="highest")
+    # e^x - 1 is what a mode loses. The image plus what it loses keeps x_phi(lambda_0) within rounding of x,
+    # where transforming back the damped modes would add the error of two transforms.
     lost = jnp.expm1(exponent)[..., None] * modes
     return images + jnp.einsum("ih,bijc,jw->bhwc", rows, lost, columns, precision="highest")
 

@@ -45,6 +45,8 @@ class ClassTemplate(PreparedOnce, ClassConditional):
         """Returns x, and the template of each image's class; None without classes."""
         if context.condition is None:
             return x, None
+        # Row 0 is that of no class: conditions are class + 1, and index the rows as they are. tanh keeps
+        # templates in the range of pixels.
         templates = jnp.concatenate([jnp.zeros((1, *x.shape[1:]), x.dtype), jnp.tanh(params["template"])])
         return x, templates[context.condition]
 

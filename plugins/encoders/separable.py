@@ -63,12 +63,16 @@ class Separable(PreparedOnce):
     def at(self, params: Params, prepared: tuple[Data, AllChannels], log_snr: LogSNR) -> Data:
         x, functions = prepared
         functions = functions.reshape(*x.shape[:-1], self.terms, x.shape[-1])
+        # s = sigmoid(-4) = 0.018 at log_snr_max and sigmoid(4) at log_snr_min. Smooth and monotone, and its
+        # slope is finite for every lambda, also beyond these ends where a schedule learns its own.
         middle, width = (self.log_snr_max + self.log_snr_min) / 2, self.log_snr_max - self.log_snr_min
         weights = bernstein(jax.nn.sigmoid(8 * (middle - log_snr) / width), self.terms)
+        # Full precision: the slope and secants of y come from these weights alone.
         y = jnp.einsum("bk,b...kc->b...c", weights, functions, precision="highest")
         return blend(x, y, log_snr)
 
     def _repeat(self, x: Data) -> AllChannels:
+        # Networks give as many channels as they take: K copies of x ask for K images.
         return jnp.concatenate([x] * self.terms, axis=-1)
 
 

@@ -69,6 +69,7 @@ def mean_pool_same(weights: Weights, maps: Maps) -> Maps:
     def sums(of: Maps) -> Maps:
         return lax.reduce_window(of, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
+    # The second sum counts the places of each window within the map: 9 inside, 6 at an edge, 4 in a corner.
     return sums(maps) / sums(jnp.ones((1, *maps.shape[1:3], 1), maps.dtype))
 
 
@@ -106,5 +107,7 @@ def resize(
 
 def interpolation_matrix(size: int, places: Float[np.ndarray, " out"]) -> Float[np.ndarray, "out size"]:
     """The matrix that takes values at 0 .. size - 1 to those at `places`, linearly."""
+    # Weights max(0, 1 - distance) are the bilinear ones; clipping repeats the outermost pixels beyond the
+    # edge.
     places = np.clip(places, 0, size - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)

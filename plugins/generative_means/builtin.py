@@ -24,6 +24,8 @@ class Counterterm(ProportionalMean):
     """The slope is sigma^2 x_hat, that of the non-trainable encoder to first order in the step [17]."""
 
     def kappa(self, params: Params, interval: Interval) -> PerExample:
+        # stretch = (lambda_s - lambda_t) / c turns a derivative by lambda into the slope of a step: c kappa
+        # x_hat is then [17]'s (lambda_s - lambda_t) sigma_t^2 x_hat.
         return interval.stretch * sigma_squared(interval.log_snr)
 
 
@@ -37,5 +39,6 @@ class Rescaled(ProportionalMean):
     """
 
     def kappa(self, params: Params, interval: Interval) -> PerExample:
+        # A product instead of the difference alpha_s^2 / alpha_t^2 - 1 over c: both vanish as s -> t.
         growth = alpha_squared(interval.log_snr_s) / alpha_squared(interval.log_snr)
         return growth * sigma_squared(interval.log_snr)

@@ -49,6 +49,7 @@ class TwoHeads(GenerativeMean):
     def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns (x_hat + sigma r, stretch sigma^2 x_hat - G sigma r)."""
         shift = self._shift(params, step.z, step.interval.log_snr, step.context)
+        # G value + slope = G x_hat + G sigma r + kappa x_hat - G sigma r: r cancels exactly.
         slope = scale(_kappa(step.interval), x_hat) - scale(step.interval.value_weight, shift)
         return Estimate(x_hat + shift, slope)
 
@@ -57,6 +58,8 @@ class TwoHeads(GenerativeMean):
         interval = step.interval
         shift = self._shift(params, *jax.lax.stop_gradient((step.z, interval.log_snr)), step.context)
         kappa = _kappa(interval)
+        # The error of the counterterm's slope, kappa (x_phi + e) - slope, with e kept apart from x_phi: as
+        # in `AffineMean`, nothing large cancels.
         of_one_head = scale(kappa, x_hat_error) + (scale(kappa, truth.value) - truth.slope)
         return Estimate(x_hat_error + shift, of_one_head - scale(interval.value_weight, shift))
 
@@ -66,8 +69,11 @@ class TwoHeads(GenerativeMean):
 
     def auxiliary_losses(self, error: Estimate, x_hat_error: Data, log_snr: LogSNR) -> dict[str, PerExample]:
         """Returns the mean square of (value - x_phi) / sigma, a function of the second network alone."""
+        # Recovered from the error rather than computed again: the second network runs once.
         shift = error.value - x_hat_error  # sigma r
+        # value - x_phi = x_hat_error + sigma r, as a function of r alone.
         stopped = jax.lax.stop_gradient(x_hat_error) + shift
+        # Stopped, for a learned schedule could otherwise lower this loss by raising sigma.
         sigma_2 = jax.lax.stop_gradient(sigma_squared(log_snr))
         return {VALUE_LOSS: sum_squares(stopped) / (sigma_2 * x_hat_error[0].size)}
 

@@ -74,6 +74,7 @@ def get_parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initi
 def conv3x3(h: Maps, channels: int, name: str, w_init: hk.initializers.Initializer = LECUN_NORMAL) -> MapsOut:
     """Applies a 3x3 convolution of stride 1 with bias, in the precision of `h`."""
     with name_scope(name):
+        # Cast at use: the parameter stays float32, so small updates are not lost to bfloat16.
         w = get_parameter("w", (3, 3, h.shape[-1], channels), w_init).astype(h.dtype)
         b = get_parameter("b", (channels,), ZEROS)
     return add_bias(jax.lax.conv_general_dilated(h, w, (1, 1), "SAME", dimension_numbers=NHWC), b)
@@ -139,6 +140,7 @@ def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c
         return jnp.repeat(values.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
 
     h = at_least_float32(h)
+    # Statistics are [b, c]; only this mean, the variance and the last line touch the maps.
     channel_mean = jnp.mean(h, axis=(1, 2))
     channel_variance = jnp.mean(jnp.square(h - channel_mean[:, None, None, :]), axis=(1, 2))
     mean = group_mean(channel_mean)
@@ -146,6 +148,7 @@ def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c
     # within its channels plus that of the channels' means.
     variance = group_mean(channel_variance + jnp.square(channel_mean - mean))
     factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
+    # gain (h - mean) / std + offset, with all that is per channel put into one factor and one offset.
     return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
 
 
@@ -181,9 +184,11 @@ def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
 
     16 random bits decide on a number, so that the rate is met to 2^-17; what is kept is divided by 1 - `rate`.
     """
+    # At least 1, for a rate close to 1 would keep nothing and train nothing.
     kept_of_65536 = max(1, round((1 - rate) * 65536))
     if keys is None or kept_of_65536 == 65536:
         return h
+    # vmap over per-image keys: a mask depends on its image's key alone, however the batch is divided.
     kept = jax.vmap(lambda key: random_16_bits(key, h.shape[1:]))(keys) < kept_of_65536
     # in float32: bfloat16 would round the scale itself, the same way in every number
     scaled = (at_least_float32(h) / (1 - rate)).astype(h.dtype)
@@ -193,6 +198,8 @@ def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
 def random_16_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Returns uniform integers below 65,536: two from each random word, the second half of the channels from its upper bits."""
     *positions, channels = shape
+    # Half the random words of `bernoulli`: on accelerators drawing masks costs as much as a small
+    # convolution.
     words = jax.random.bits(key, (*positions, (channels + 1) // 2), jnp.uint32)
     return jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :channels]
 
@@ -224,12 +231,15 @@ def class_embedding(condition: Condition | None, classes: int, like: Embedding) 
     """Returns a row of a learned table for each image, shaped like `like`; row 0 stands for no class. Initially zero."""
     with name_scope("classes"):
         table = get_parameter("table", (classes + 1, like.shape[-1]), ZEROS)
+    # Row 0 also for a batch without conditions, so that the parameters of the table are the same tree
+    # either way.
     return table[jnp.zeros(len(like), int) if condition is None else condition].astype(like.dtype)
 
 
 def sinusoidal_embedding(time: Float[Array, " b"], channels: int) -> Embedding:
     """Returns [sin, cos] of `time` at frequencies from 1 down to 1e-4; an odd last channel is zero."""
     half = channels // 2
+    # max keeps a single frequency from dividing 0 by 0.
     frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / max(half - 1, 1))
     angles = jnp.multiply.outer(time, frequencies)
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -260,16 +270,21 @@ def end_resnet_block(
     dropout: float,
 ) -> MapsOut:
     """Applies the rest of `resnet_block` to what `begin_resnet_block` made of `h`."""
+    # A 1x1 convolution, only where channels change; elsewhere the residual path is the identity.
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
     with name_scope("embedding"):
+        # [b, channels], no bias: conv_0 has one. Starts at zero, so that a new network ignores the noise
+        # level.
         shift = embedding @ get_parameter("w", (embedding.shape[-1], channels), ZEROS)
     h = norm_swish(add_bias(begun, shift[:, None, None, :]), groups, "norm_1")
+    # The last convolution starts at zero: a deep stack of blocks is the identity at first.
     return shortcut + conv3x3(apply_dropout(h, dropout, keys), channels, "conv_1", w_init=ZEROS)
 
 
 def attention_block(h: Maps, groups: int) -> Maps:
     """Applies residual self-attention over all positions, with one head. Initially the identity."""
     b, height, width, c = h.shape
+    # [batch, positions, heads, channels], one head, as `jax.nn.dot_product_attention` takes them.
     tokens = group_norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, 1, c)
     query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
     mixed = softmax_attention(query, key, value).reshape(h.shape)

@@ -52,4 +52,6 @@ def make_pieces(
     def head(h: Maps) -> MapsOut:
         return layers.head(h, image_channels, head_groups)
 
+    # Separate transforms rather than one network: haiku forbids JAX's control flow within a transform, and
+    # the loop over blocks and rematerialisation lie between these.
     return Pieces(*map(hk.transform, (embed, stem, attention, head)))

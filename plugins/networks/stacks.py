@@ -60,11 +60,13 @@ Turn = Callable[[Maps, Blocks, Any], tuple[MapsOut, Any]]
 
 def init_stacks(key: InitKey, stages: Sequence[Stage], embedding_channels: int) -> Params:
     """Returns the parameters of all stages, stacked by shape: {"blocks_IN_OUT/LAYER": {NAME: [n, ...]}}."""
+    # A key per block in the order of computation, whatever stack it belongs to.
     keys = jax.random.split(key, sum(stage.num_blocks for stage in stages))
     shapes = [stage.shape for stage in stages for _ in range(stage.num_blocks)]
     params = {}
     for shape in dict.fromkeys(shapes):
         own_keys = keys[jnp.asarray([i for i, other in enumerate(shapes) if other == shape])]
+        # One traced initialisation for all blocks of a shape, in place of n.
         stacked = jax.vmap(lambda key, shape=shape: _init_block(key, shape, embedding_channels))(own_keys)
         params |= {f"{shape.stack}/{layer}": leaves for layer, leaves in stacked.items()}
     return params
@@ -88,6 +90,8 @@ def split_stages(params: Params, keys: ImageKeys | None, stages: Sequence[Stage]
             name.removeprefix(prefix): leaves for name, leaves in params.items() if name.startswith(prefix)
         }
         sharing = [i for i, stage in enumerate(stages) if stage.shape == shape]
+        # All stages of a stack are split off in one operation, and not by one slice each: the transpose of
+        # a slice pads to the whole stack, so that their gradients would cost a full-size array per stage.
         for i, part in zip(sharing, split_leaves(stack, [counts[i] for i in sharing]), strict=True):
             found[stages[i].name] = Blocks(part, keys_of_stage[i])
     return found
@@ -149,6 +153,7 @@ def loop_turns(
     """
     if reverse:  # the blocks are turned around, since they are smaller than the maps among the xs
         blocks = jax.tree.map(lambda leaf: leaf[::-1], blocks)
+    # reverse walks the xs backwards, for skips are used last in, first out.
     return jax.lax.scan(lambda h, at: turn(h, *at), h, (blocks, xs), reverse=reverse)
 
 
@@ -159,6 +164,8 @@ def write_out_turns(
     ys, listed = [], list_blocks(blocks)
     xs = [None] * len(listed) if xs is None else xs[::-1] if reverse else xs
     for block, x in zip(listed, xs, strict=True):
+        # Residual sums would otherwise be fused into every reader and added up anew
+        # (`diffenc.core.unroll.stored`).
         h, y = turn(stored(h), block, x)
         ys.append(y)
     return h, ys[::-1] if reverse else ys
@@ -180,6 +187,7 @@ def _split_keys(keys: ImageKeys | None, counts: Sequence[int]) -> list[BlockKeys
     """Returns keys [count, B] for each of `counts`, or None for each."""
     if keys is None:
         return [None] * len(counts)
+    # [B] keys to [blocks, B]: a key for each image and block, so that no two blocks share a mask.
     split = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, sum(counts)))(keys), 1, 0)
     starts = [sum(counts[:i]) for i in range(len(counts))]
     return [split[start : start + count] for start, count in zip(starts, counts, strict=True)]

@@ -59,6 +59,7 @@ class AdamW:
             weight_decay=self.weight_decay,
             mask=decay_mask,
         )
+        # Clipping comes first, so that one large gradient does not enter the moments at full size.
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw) if self.clip_norm else adamw
 
     def _rate(self, num_steps: int) -> optax.ScalarOrSchedule:
@@ -72,6 +73,7 @@ class AdamW:
             # counted from the end of the warm-up; without one as after a warm-up of one step
             "inverse_sqrt": lambda count: peak / jnp.sqrt(1 + count / max(1, warmup_steps)),
         }[self.schedule]
+        # join_schedules restarts the count for `decay` at the boundary.
         return decay if warmup is None else optax.join_schedules([warmup, decay], [warmup_steps])
 
 
@@ -84,6 +86,7 @@ def decay_mask(params: Params) -> Params:
 
     def decays(path, leaf) -> bool:
         names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+        # Lists, so that an empty path (a single array as parameters) needs no case of its own.
         name = names[-2:-1] if names[-1:] == ["value"] else names[-1:]
         return not set(names[:1]) & NOT_KERNELS and not set(name) & set(NEVER_DECAYED) and leaf.ndim > 1
 

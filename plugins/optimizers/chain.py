@@ -52,6 +52,8 @@ class Chain:
 
     def __post_init__(self):
         calls = tuple(_parse_call(item, TRANSFORMATIONS) for item in self.transformations)
+        # The dataclass is frozen; the canonical form makes equal optimizers equal and hashable, whatever
+        # form gin or Python gave.
         object.__setattr__(self, "transformations", calls)
         self.build(num_steps=1)  # so that an impossible argument is found here
 

@@ -26,6 +26,7 @@ class Linear:
         return {}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
+        # d lambda / dt is constant: in continuous time uniform t is uniform lambda.
         return self.log_snr_max + (self.log_snr_min - self.log_snr_max) * t
 
 
@@ -53,6 +54,7 @@ class NontrainableSNR:
 
     def apply(self, params: Params, t: Times) -> LogSNR:
         log_snr = Linear(self.log_snr_max, self.log_snr_min).apply({}, t)
+        # log(alpha^6 / sigma^2) = lambda + 2 log alpha^2, and log alpha^2 = -softplus(-lambda).
         return log_snr - 2 * jax.nn.softplus(-log_snr)
 
 
@@ -79,9 +81,12 @@ class LearnedEndpoints:
         check_ends("schedule.learned_endpoints", self.log_snr_max, self.log_snr_min)
 
     def init(self, key: Key) -> Params:
+        # float64 on the host: the ends at step 0 are the bound ones to float32's digits.
         drop = max(self.log_snr_max - self.log_snr_min - SMALLEST_DROP, 1e-6)
         raw = drop + np.log(-np.expm1(-drop))  # the inverse of softplus
         return {"start": jnp.asarray(float(self.log_snr_max)), "raw_drop": jnp.asarray(float(raw))}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
+        # The floor is added, not clipped: a clipped drop would have no gradient, and could never grow
+        # again.
         return params["start"] - (jax.nn.softplus(params["raw_drop"]) + SMALLEST_DROP) * t

@@ -54,6 +54,8 @@ class Monotone:
         return {"ends": self._ends.init(key), "interior": interior}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
+        # Two functions of equal value that differ in what is stopped: each set of parameters gets exactly
+        # one objective.
         return self._log_snr(params["ends"], jax.lax.stop_gradient(params["interior"]), t)
 
     def interior(self, params: Params, t: Times) -> LogSNR:
@@ -64,9 +66,12 @@ class Monotone:
 
     def _fallen(self, params: Params, t: Times) -> Float[Array, " b"]:
         """(g(t) - g(0)) / (g(1) - g(0)); 0 at t = 0 and 1 at t = 1."""
+        # At parameters of zero: equal sigmoids whose centres are spread evenly over [0, 1], nearly a line
+        # in sum.
         weight = positive(params["weight"], FIRST_BUMPS / self.units)
         steepness = positive(params["steepness"], 0.5 * self.units + 2)
         centres = (np.arange(self.units) + 0.5) / self.units
+        # a (t - centre): the centre stays where it is while the steepness changes.
         offset = params["offset"] - steepness * centres
 
         def risen(t: Float[Array, ""]) -> Float[Array, ""]:
@@ -76,11 +81,16 @@ class Monotone:
             steps = jax.nn.sigmoid(reach + offset) * jax.nn.sigmoid(-offset) * -jnp.expm1(-reach)
             return jnp.sum(weight * steps)
 
+        # g(1) - g(0) of the sigmoids. Normalising by the whole rise fixes both ends whatever the interior
+        # does, so that moving the interior moves no end.
         whole = risen(jnp.ones((), t.dtype))
+        # Relative to `whole`: if the linear part could vanish beside the sigmoids, lambda would be flat
+        # between them and the rate 0, which importance weights and the interior's objective divide by.
         linear = positive(params["linear"], 1 - FIRST_BUMPS) + 1e-3 + LEAST_LINEAR * whole
         return (linear * t + jax.vmap(risen)(t)) / (linear + whole)
 
 
 def positive(raw: Any, first: float) -> Float[Array, "..."]:
     """softplus, moved so that zero means `first`."""
+    # The shift is the inverse of softplus at `first`.
     return jax.nn.softplus(raw + float(first + np.log(-np.expm1(-first))))

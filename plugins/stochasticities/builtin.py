@@ -28,6 +28,8 @@ class Nontrainable:
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         rise = log_snr_s - log_snr_t
+        # h(lambda_s) - h(lambda_t) = rise + 2 (softplus(-lambda_t) - softplus(-lambda_s)), and -lambda_s +
+        # rise = -lambda_t.
         return rise + 2 * softplus_rise(-log_snr_s, rise)
 
 
@@ -55,5 +57,7 @@ class Constant:
 
 def softplus_rise(low: Float[Array, "..."], rise: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns softplus(low + rise) - softplus(low), without overflow, and without cancellation where `rise` is small."""
+    # log((1 + e^(low + rise)) / (1 + e^low)) = log(1 + sigmoid(low) (e^rise - 1)). Clipped, for `where`
+    # differentiates both branches: an overflow in the one not taken would make the gradient NaN.
     near = jnp.log1p(jax.nn.sigmoid(low) * jnp.expm1(jnp.clip(rise, -1, 1)))
     return jnp.where(jnp.abs(rise) < 1, near, jax.nn.softplus(low + rise) - jax.nn.softplus(low))

@@ -52,6 +52,7 @@ class Fitted:
                 "stochasticity.fitted is measured on a trained run: bind it to evaluate.stochasticity, not to the Model"
             )
         dtype = log_snr_t.dtype
+        # The outermost intervals reach to infinity: lambda may lie beyond what was measured.
         low = jnp.asarray((-jnp.inf, *self.log_snr[1:-1]), dtype)[None]
         high = jnp.asarray((*self.log_snr[1:-1], jnp.inf), dtype)[None]
         # the part of the step in each interval: exact where both ends lie in one

@@ -38,10 +38,14 @@ class Importance:
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
         assert curve is not None  # required: see diffenc.workdir.loss_curves.bind_curve
         size = curve + jnp.finfo(curve.dtype).tiny  # a curve of zeros becomes uniform
+        # Mean 1 over equal bins: a mixture of the uniform density and the curve's.
         density = self.floor + (1 - self.floor) * size / jnp.mean(size)
         edges = jnp.linspace(0, 1, len(curve) + 1, dtype=curve.dtype)
         cumulative = jnp.concatenate([jnp.zeros(1, curve.dtype), jnp.cumsum(density)])
+        # Divided by its own last value: the last entry is then exactly 1, and no u < 1 falls beyond the
+        # last bin.
         cumulative = cumulative / cumulative[-1]
+        # Inverse transform sampling, monotone in u: stratified u stay stratified.
         index = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, len(curve) - 1)
         left, right = cumulative[index], cumulative[index + 1]
         weight = (right - left) * len(curve)  # the density of what is really drawn, rounding included

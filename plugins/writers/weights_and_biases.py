@@ -41,6 +41,7 @@ class WeightsAndBiases:
                 "writer.wandb needs the package wandb: pip install 'diffenc[wandb]', or unbind Experiment.writers"
             ) from error
         file = workdir / ID
+        # A run that starts anew in a used folder must not append to the W&B run of the one before.
         if resume_step is None or not file.is_file():
             atomic.write_text(file, uuid.uuid4().hex)
         try:
