@@ -100,6 +100,8 @@ class EvaluationBatches:
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{settings_name(settings)}.batch_size", self.batch_size, mesh)
         self._conditioning = conditioning
+        # Times have a stream of their own: they are drawn on the host for a whole pass, the noise on the
+        # devices for each image.
         self._root, self._times_root = (
             root_key(settings.seed, name) for name in (purpose, f"{purpose} times")
         )
@@ -122,6 +124,7 @@ class EvaluationBatches:
 
         Sums over passes then need memory for one batch, not for the whole source.
         """
+        # The draws are those of `__iter__`: they follow from pass and image, not from the order of calls.
         every_pass = [self._pass(number) for number in range(self.passes)]
         for batch in self._image_batches():
             for one_pass in every_pass:
@@ -129,6 +132,8 @@ class EvaluationBatches:
 
     def times(self, pass_index: int) -> Float[np.ndarray, "images times"]:
         """Returns the uniform variates of a pass, in source order."""
+        # numpy's generator, seeded by a JAX key: strata must be permuted over all images of a pass at once,
+        # on the host.
         key = jax.random.key_data(fold_in(self._times_root, pass_index))
         random = np.random.default_rng(np.asarray(key))
         variates = stratified_over_images(random, len(self.source), self._times_per_image)
@@ -192,7 +197,10 @@ def stratified_over_images(
     Each image has one in each of `times_per_image` parts of [0, 1). Strata are assigned to images anew in each call,
     so that over passes an image's times do not depend on its index.
     """
+    # Permuted anew in each pass: with a fixed order an image's times would be alike in all passes, and what
+    # that does to its mean would count as a difference between images.
     strata = np.stack([random.permutation(count) for _ in range(times_per_image)], axis=1)
+    # One common offset for all strata, as in VDM's low-discrepancy times; each single time is uniform.
     within = (strata + random.uniform(size=times_per_image)) / count
     return (within + np.arange(times_per_image)) / times_per_image
 
@@ -206,6 +214,7 @@ def make_draws(
     rbg, which under vmap uses the key of the first image of a batch).
     """
     t, weight = sample_times(jnp.asarray(draws.times)[:, index])
+    # Pass, then image, then the number of its time: three levels, so that no two draws share a key.
     keys = jax.vmap(lambda image: jax.random.fold_in(jax.random.fold_in(draws.key, image), index))(
         draws.image
     )
@@ -239,5 +248,6 @@ def map_batches(
       progress: called when the caller is done with a batch; it may raise to stop.
     """
     for batch in batches:
+        # Fetched at once: results on the host need no device memory, however many batches there are.
         yield jax.device_get(compiled(params, *inputs(batch))), batch
         progress()

@@ -186,6 +186,7 @@ def bound(
         isinstance(tolerance, (int, float)) and tolerance > 0,
         f"tolerance = {tolerance!r}: must be a positive number",
     )
+    # 1. Resolve and check all arguments; nothing is computed before they fit together.
     convention = find_process(process)
     log_snrs = resolve_log_snrs(log_snr, alphas_cumprod, convention)
     depth = 0 if alphas_cumprod is None else len(log_snrs)
@@ -204,9 +205,12 @@ def bound(
     fit = None if fit_images is None else given_dataset("fit_images", fit_images, fit_labels, num_levels)
     settings = _settings(passes, batch_size, seed, len(dataset.images))
     conditioning = UNCONDITIONAL if labels is None else GivenLabels()
+    # 2. Try the denoiser (shape, determinism, no mixing of images), fit what is open, then measure.
     measurement = ForeignMeasurement(model, denoiser, dataset, conditioning, settings, jit, tolerance)
     measurement.choose_variance(chosen, fit)
     terms, constant = measurement.measure()
+    # 3. Look for what would make a valid bound a wrong number: images in both sets, overflow, another
+    # convention.
     own_noise_level = time is None and alphas_cumprod is None
     found = (
         None if fit is None else overlap_warning(dataset, fit),

@@ -92,6 +92,7 @@ def resolve_log_snrs(
     try:
         given = np.asarray(alphas_cumprod, np.float64)
     except (TypeError, ValueError):
+        # Fails the check below, whose message says what is wanted.
         given = np.zeros(0)
     falls = (
         given.ndim == 1 and len(given) > 1 and (np.diff(given) < 0).all() and given[-1] > 0 and given[0] < 1

@@ -21,12 +21,15 @@ def cheapest_path(cost: Float[np.ndarray, "nodes nodes"], num_edges: int) -> Int
     nodes = len(cost)
     if not 1 <= num_edges < nodes:
         raise ValueError(f"no path of {num_edges} edges over {nodes} nodes")
+    # Edges run from a larger node to a smaller one; all others are forbidden by an infinite cost.
     below = np.where(np.tri(nodes, k=-1, dtype=bool), cost, np.inf)
     best = np.full(nodes, np.inf)
     best[0] = 0.0
     came_from = np.zeros((num_edges + 1, nodes), np.int32)
+    # Bellman: best[n] after k rounds is the least cost of a path with exactly k edges from node 0 to n.
     for edge in range(1, num_edges + 1):
         best, came_from[edge] = _one_more_edge(below, best, edge, nodes - (num_edges - edge))
+    # Backwards along the choices, from the last node in as many edges as were made.
     stops = [nodes - 1]
     for edge in range(num_edges, 0, -1):
         stops.append(int(came_from[edge, stops[-1]]))

@@ -111,6 +111,7 @@ def loss_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
         "log_snr": log_snr.tolist(),
         "t_centre": centres.tolist(),
         "log_snr_centre": log_snr_at(model, params, centres).tolist(),
+        # The loss per unit of t over |d lambda / dt| is the loss per unit of lambda.
         "density": (loss.mean / width).tolist(),
         "density_se": (loss.standard_error / width).tolist(),
         "loss": loss.mean.tolist(),
@@ -176,6 +177,7 @@ def v_and_expectations(
     """Returns the arrays of which `ends_record` states root mean squares."""
 
     context = Context(condition)
+    # No dropout, and the step of the continuous bound: truth has x_phi and d x_phi / d lambda.
     encode = model.prepare(params, x, context)
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), t)
     alpha, sigma = alpha_sigma(step.log_snr)
@@ -185,9 +187,12 @@ def v_and_expectations(
     def loss_root(error: Data) -> Data:
         return step_error(step.interval, mean.error(error, step.truth, z, step.interval))
 
+    # For a slope kappa x_hat, loss_root is affine in the error and acts on each pixel by itself: value and
+    # derivative at 0 give its zero, -value / derivative.
     at_x_phi, per_error = jax.jvp(loss_root, (jnp.zeros_like(error),), (jnp.ones_like(error),))
     unknown = model.generative_mean.needs_encoder  # its loss at a pixel depends on x_hat at others
     best_error = jnp.full_like(error, jnp.nan) if unknown else -at_x_phi / per_error
+    # v_hat - v = -(error / sigma), for x_hat = alpha z - sigma v_hat.
     v = scale(alpha, eps) - scale(sigma, step.x_phi)
     v_hat, expected = v - scale(1 / sigma, error), v - scale(1 / sigma, best_error)
     return {
@@ -229,6 +234,7 @@ def measure_bins(
         image = batch.first + np.arange(len(index))
         for name, values in metrics.items():
             mean = means.setdefault(name, ImageMeans(len(batches.source), num_bins))
+            # float64 on the host: sums over many images lose digits in float32.
             mean.add(image, index, values.astype(np.float64))
     fewest = min(mean.count.min() for mean in means.values())
     if fewest < 2:

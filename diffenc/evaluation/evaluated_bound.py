@@ -55,6 +55,7 @@ def evaluated_bound(
     check_num_timesteps(precision, settings.num_timesteps)
     fit = fitted_chains.find_chain(workdir, settings, step)
     fit.check()
+    # The chain is made from the parameters at hand, since log w may depend on a learned schedule.
     return EvaluatedBound(lambda params: fit.chain(schedule, params), discrete, fit.of)
 
 

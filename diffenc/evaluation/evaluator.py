@@ -62,6 +62,7 @@ class Evaluator:
 
     def with_images(self, dataset: Dataset, settings: Evaluate) -> "Evaluator":
         """Returns an evaluator of other images, seed and passes that shares the compiled function."""
+        # The compiled function depends on the model and the bound, not on which images it is given.
         other = copy.copy(self)
         other.batches = self._make_batches(dataset, settings)
         return other
@@ -82,12 +83,14 @@ class Evaluator:
         Args:
           after_batch: called after each batch, to show progress, or to stop by raising.
         """
+        # The chain is computed once, outside of the compiled function that runs for every batch.
         bound_params = params, self._bound.chain_of(params)
         results = map_batches(self._terms, bound_params, self.batches, _images_and_draws, after_batch)
         terms: list[Terms] = []
         draws: list[LossDraws] = []
         for result, batch in results:
             batch_terms, batch_draws = batch.without_padding(result)
+            # Means and variances over images are taken in float64.
             terms.append(jax.tree.map(lambda nats: nats.astype(np.float64), batch_terms))
             draws.append(batch_draws)
         by_pass = {

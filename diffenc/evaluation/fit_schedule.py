@@ -140,13 +140,17 @@ def fit_times(
     costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
     """Returns the best times on a grid that contains the equal ones too, so that they are never worse."""
+    # A multiple of T cells, so that the T equal steps are a path on the grid as well.
     grid = equal_times(num_steps * max(_CELLS_PER_STEP, -(-_MIN_CELLS // num_steps)))
     log_snr = log_snr_of(grid)
     cost = costs.all_edges(grid, log_snr)
     t, s = np.tril_indices(len(grid), -1)
+    # In parts, for the variance is evaluated on devices with several temporaries per edge.
     for part in np.array_split(np.arange(len(t)), -(-len(t) // _EDGES_AT_A_TIME)):
         edges = t[part], s[part]
         cost[edges], _ = apply_variance(cost[edges], log_snr[edges[0]], log_snr[edges[1]], variance, num_dims)
+    # The cost of a path is a sum over its edges, since each step's best variance is chosen by itself: so
+    # the best T-step schedule is a cheapest path.
     return _apply_costs(grid[cheapest_path(cost, num_steps)], costs, log_snr_of, variance, num_dims)
 
 
@@ -171,6 +175,8 @@ def exact_log_snr(model: Model, params: Params) -> LogSNROf:
 
     def log_snr_of(times: Stops) -> Stops:
         with jax.enable_x64(True):
+            # Within enable_x64 the default precision is float64: the parameters stay those of float32, and
+            # differences between neighbours keep their digits.
             exact = {"schedule": jax.tree.map(to_default_precision, params["schedule"])}
             return np.asarray(model.log_snr(exact, jnp.asarray(times)), np.float64)
 

@@ -52,6 +52,7 @@ def fit_stochasticity(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     mesh, dataset = data_mesh(experiment.mesh), experiment.dataset
     ema, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     fit = resolve_batch_size(experiment.fit, experiment.batch_size)
+    # measure_bins takes one time per image and pass; passes give as many draws.
     fit = dataclasses.replace(fit, passes=fit.passes * fit.times_per_image, times_per_image=1)
     found = path_record(experiment.model, dataset, fit, mesh, ema)
     digest = hashlib.sha256(json.dumps([found["log_snr"], found["eta_2"]]).encode()).hexdigest()[:16]
@@ -83,6 +84,8 @@ def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Pa
     ratio = np.clip(shifted.mean / np.maximum(value.mean, 1e-30), MOST**-2, MOST**2)  # eta^4
     # the error of a ratio of means over the same images, to first order
     ratio_error = sum_errors((shifted.shares - ratio * value.shares) / np.maximum(value.mean, 1e-30))
+    # The weight is that of eta = 1 (see `squared_errors`): fits on any path of training give the same
+    # optimum.
     eta_2 = np.sqrt(ratio)
     # E || (1 + eta^2) / 2 e_x + e_s ||^2 / eta^2 with e_s = ((e_x + 2 e_s) - e_x) / 2
     fitted = (eta_2 * value.mean + 2 * means["product"].mean + shifted.mean / eta_2) / 4
@@ -112,11 +115,14 @@ def squared_errors(
 
     "value" is || e_x ||^2, "shifted" || e_x + 2 e_s ||^2, "product" their inner product, and "trained" the loss itself.
     """
+    # The errors of value and slope do not depend on the path for means that `check_other_path` lets pass.
     context = Context(images.condition)
     encode = model.prepare(params, scale_pixels(images.levels, num_levels), context)
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), draws.t)
     error, _ = model.estimate_error(params, step, draws.eps, context)
     shifted = error.value + 2 * error.slope
+    # value_weight = (1 + eta^2) / 2. step.weight has the factor 1 / eta^2 of the path of training, which is
+    # undone below.
     eta_2 = 2 * step.interval.value_weight - 1
     squares = {
         "value": sum_squares(error.value),

@@ -64,6 +64,8 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     batches = EvaluationBatches(dataset, model.conditioning, fit, mesh, "fit", passes)
     check_draws(num_timesteps, batches)
     costs = measure_chain_costs(model, dataset.num_levels, mesh, ema, times, batches)
+    # Cost = || mu_P - mu_Q ||^2 / (2 sigma_Q^2), excess = E || mu_P - mu_Q ||^2 / (d sigma_Q^2) = 2 cost /
+    # d.
     to_excess = 2 / np.prod(dataset.image_shape)
     record = {
         "excess": (to_excess * costs.mean).tolist(),
@@ -86,6 +88,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 def check_draws(num_steps: int, batches: EvaluationBatches) -> None:
     """Raises UserError unless every step is drawn at least twice: a single draw has no standard error."""
     count, passes = len(batches.source), range(batches.passes)
+    # Times are a known sequence, so too few draws for a step are found before anything is computed.
     index = np.concatenate([even_times(number, 0, count) for number in passes]) * num_steps
     fewest = np.bincount(index.astype(int), minlength=num_steps).min()
     if fewest < 2:
@@ -116,6 +119,7 @@ def measure_chain_costs(
     costs, progress = StreamingMean(num_steps), Progress("fitting", len(batches))
     for result, batch in map_batches(compiled, (params, chain), batches, inputs, progress):
         index, nats = batch.without_padding(result)
+        # The mean over the draws of each step by itself: the optimal variance is one number a step [70].
         costs.add(index, nats.astype(np.float64))
     return costs
 
@@ -129,10 +133,12 @@ def batch_costs(
 ) -> tuple[Int[Array, " b"], PerExample]:
     """Returns the step of each image's time, and the cost of that step in nats."""
     (params, chain), (levels, condition), (key, t) = bound_params, images, key_and_times
+    # Noise as in training, times given: every step must be met.
     draws, num_steps = draw_noise(key, levels.shape)._replace(t=t), len(chain.log_w)
     terms = model.elbo(
         params, levels, draws, num_levels=num_levels, condition=condition, step_rule=discrete(chain)
     )
+    # The discrete rule multiplies by T, for it estimates a sum over steps by one of them.
     return step_index(t, num_steps), terms.diffusion / num_steps
 
 

@@ -101,6 +101,7 @@ class ForeignModel:
     def step(self, x: Data, t: Times, chain: Chain | None) -> objective.Step:
         """Returns the drawn reverse step of VDM: x_phi = x at every noise level [9, 14]."""
         rule = objective.continuous if chain is None else objective.discrete(chain)
+        # The encoder is the identity and the path Markov: slope 0, eta = 1, which is VDM's loss.
         return rule(lambda log_snr: x, self.log_snr_at, partial(MARKOV.increment, {}), t)
 
     def noise_levels(self, log_snr: LogSNR, t: Times | None) -> NoiseLevel:
@@ -108,6 +109,7 @@ class ForeignModel:
         if self.noise_level is not None:
             return self.noise_level(log_snr)
         zeros = jnp.zeros(log_snr.shape, jnp.int32)
+        # The reverse step i leads from time i + 1, where the denoiser is called, to time i.
         return zeros if t is None else objective.step_index(t, self.num_steps) + 1
 
     def noisy_inputs(self, levels: Levels, pass_draws: PassDraws, chain: Chain | None) -> NoisyInputs:
@@ -139,6 +141,7 @@ class ForeignModel:
         x, draws = self.images(levels), _draws(levels, pass_draws)
         step, log_snr_1 = self.step(x, draws.t, chain), self.ends(draws.t)[1]
         error = output_error(self.target, x, draws.eps, step.log_snr, outputs.out)
+        # The slope of x_phi = x is 0, and so is that of VDM's mean: its error is 0.
         diffusion = objective.step_loss(step, Estimate(error, jnp.zeros_like(error)))
         terms = Terms(
             reconstruction=self._reconstruction(levels, x, draws.eps_0, outputs.at_0, std),
@@ -189,6 +192,7 @@ class ForeignModel:
 
     def default_std(self) -> float:
         """Returns sigma of z_0, DDPM's sqrt(beta_1): the standard deviation of the normal decoder unless it is fitted."""
+        # sigma_0 = sqrt(1 - abar_0).
         return float(alpha_sigma(jnp.asarray(self.log_snrs[:1]))[1][0])
 
     def _reconstruction(
@@ -199,6 +203,8 @@ class ForeignModel:
         if out_0 is not None:
             residual = -output_error(self.target, x, eps_0, log_snr_0, out_0)
             return normal_level_loss(residual, levels, self.pixels.half_cell, std, num_levels)
+        # z' of the denoiser's pixels, factor x + offset, has factor^2 times the SNR with respect to x; the
+        # offset is known and costs nothing.
         log_snr = log_snr_0 + self.pixels.log_snr_shift  # of pixels as the decoder has them
         diffused = objective.diffused_pixels(scale_pixels(levels, num_levels), eps_0, log_snr)
         return objective.reconstruction_loss(diffused, levels, log_snr, num_levels)
@@ -211,11 +217,14 @@ def output_error(target: Parameterization, x: Data, eps: Data, log_snr: LogSNR, 
 
 def constant_error(variance: Scalar, log_snr: LogSNR) -> PerExample:
     """Returns E(x_hat - x)^2 of the better of two constants: x_hat = E x, and eps_hat = 0."""
+    # x_hat = E x errs by Var(x); eps_hat = 0 means x_hat = z / alpha, which errs by sigma^2 / alpha^2 =
+    # e^(-lambda).
     return jnp.minimum(variance, jnp.exp(-log_snr))
 
 
 def log_snrs_of(alphas_cumprod: Float[np.ndarray, " steps"]) -> tuple[float, ...]:
     """Returns log(abar / (1 - abar)), in float64."""
+    # log1p: 1 - abar loses digits where abar is close to 1, which is where the weight is largest.
     return tuple((np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)).tolist())
 
 

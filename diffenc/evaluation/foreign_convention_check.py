@@ -68,6 +68,7 @@ def find_excess(draws: LossDraws, constant: PerDraw) -> Excess | None:
     loss = np.asarray(draws.diffusion, np.float64)
     if not np.isfinite(loss).all():
         return None
+    # By bins of log_snr: a denoiser may be read wrongly and still beat the constant on average.
     above = [one for one in _bins(np.asarray(draws.log_snr)) if _excess(loss[one], constant[one]) > 0]
     total = sum(_excess(loss[one], constant[one]) for one in above)
     if not above or total <= SHARE * abs(loss.sum()):
@@ -120,6 +121,7 @@ def likely_reading(
             continue
         estimates = _estimates(model, other, predicts)
         variance = jnp.var(other.images(levels))
+        # The same draws for all readings: their ratios differ by the reading, not by noise.
         ratios = other.loss_ratios(
             tuple(estimates.values()), levels, pass_draws, out, variance, jnp.asarray(log_snr)
         )
@@ -131,6 +133,8 @@ def likely_reading(
     better = {
         name: ratios
         for name, ratios in readings.items()
+        # Better where the loss was too high, and better overall: a reading that fits one range by chance is
+        # not named.
         if ratios.within < min(BETTER * given.within, 1.0) and ratios.overall < min(BETTER, given.overall)
     }
     if not better:

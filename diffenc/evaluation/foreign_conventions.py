@@ -84,6 +84,7 @@ PROCESSES: dict[str, Process] = {
         _sigma_ve,
         (-2 * float(np.log(0.002)), -2 * float(np.log(80.0))),
     ),
+    # v = eps - x for z = (1 - t) x + t eps: the velocity dz / dt.
     "flow": Process(
         "rectified flow",
         _flow,
@@ -150,6 +151,7 @@ class PixelRange:
 
     @property
     def factor(self) -> float:
+        # x of level 0 is -(1 - 1 / L), not -1: L / (L - 1) maps the outermost levels onto `low` and `high`.
         return (self.high - self.low) / 2 * self.num_levels / (self.num_levels - 1)
 
     @property

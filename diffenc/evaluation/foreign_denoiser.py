@@ -80,6 +80,8 @@ def prepare_denoiser(
 
 def _is_traceable(function: Denoiser, given: tuple[Array, ...]) -> bool:
     try:
+        # Traces without computing: a denoiser that only runs on numpy arrays fails here, before any batch
+        # is paid for.
         jax.eval_shape(function, *given)
     except Exception:  # other libraries fail on JAX's tracers in ways of their own
         return False
@@ -130,6 +132,7 @@ def check_denoiser(
     Raises:
       UserError: outputs differ between calls, or with the other images of the batch.
     """
+    # 1. Twice the same call: randomness shows as a difference.
     company = _on_host(denoise(z, noise_level, labels))
     _require_equal(company, _on_host(denoise(z, noise_level, labels)), tolerance, RANDOM)
     if denoise.jitted is not None:  # what a function draws from Python or numpy, compiling freezes
@@ -137,6 +140,8 @@ def check_denoiser(
         again = [_on_host(denoise.uncompiled(*few)) for _ in range(2)]
         _require_equal(again[0], again[1], tolerance, RANDOM)
     for image in sorted({0, len(z) - 1}) if len(z) > 1 else ():
+        # 2. The image repeated to fill a batch of the same shape, since another batch size could compile to
+        # other rounding.
         alone = jax.tree.map(
             lambda array, image=image: jnp.repeat(array[image : image + 1], len(z), axis=0),
             (z, noise_level, labels),
@@ -162,6 +167,7 @@ def _on_host(out: Data) -> HostOutputs:
 
 def _require_equal(one: HostOutputs, other: HostOutputs, tolerance: float, message: str) -> None:
     difference = relative_difference(one, other)
+    # Written so that NaN counts as a difference.
     if not difference <= tolerance:
         raise UserError((message + ROUNDING).format(difference=difference, tolerance=tolerance))
 
@@ -172,6 +178,7 @@ def relative_difference(one: HostOutputs, other: HostOutputs) -> float:
     Values that are not finite count as equal where both are the same, and as an infinite difference elsewhere.
     """
     axes = tuple(range(1, one.ndim))
+    # Equal infinities would give inf - inf = NaN.
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):
         gap = np.where(same, 0.0, one - other)

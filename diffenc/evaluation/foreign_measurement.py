@@ -60,6 +60,7 @@ class ForeignMeasurement:
         self._model, self._conditioning, self._settings = model, conditioning, settings
         self._chain, self._std = model.equal_chain(), jnp.asarray(model.default_std())
         self._batches = self._make_batches(dataset, "evaluate", settings.passes)
+        # Of all pixels together: the best constant x_hat is one number for every pixel.
         self._variance = jnp.asarray(pixel_variance(dataset, model.pixels))
         self._first = next(iter(self._batches))
         levels, labels = self._first.images
@@ -72,6 +73,7 @@ class ForeignMeasurement:
         if fit_dataset is not None and self._model.decoder == NORMAL:
             self._std = self._best_std(fit_dataset)
         if self._model.num_timesteps:
+            # Discrete times are the indices 0 .. T - 1, which `log_snr_at` looks up.
             times, excess = np.arange(float(self._model.num_timesteps)), None
             if fit_dataset is not None and requires(variance, EXCESS):
                 excess = self._measure_excess(fit_dataset)
@@ -140,6 +142,7 @@ class ForeignMeasurement:
         for batch in batches:
             times = np.asarray(even_times(batch.pass_index, batch.first, batches.batch_size))
             drawn = batch._replace(draws=batch.draws._replace(times=times[:, None]))
+            # With sigma_P = sigma_Q, as the excess is defined.
             terms, _, _ = self._batch_terms(drawn, model.equal_chain())
             nats = np.asarray(terms.diffusion, np.float64) / model.num_steps
             index = np.minimum(times * model.num_steps, model.num_steps - 1).astype(int)
@@ -162,6 +165,7 @@ class ForeignMeasurement:
 
 def pixel_variance(dataset: ArrayDataset, pixels: PixelRange) -> float:
     """Returns the variance of all pixels of all images, in the units of `pixels`."""
+    # Through the histogram of levels: exact, and without a float copy of all images.
     counts = np.bincount(dataset.images.ravel(), minlength=dataset.num_levels)
     values = np.asarray(pixels.convert(scale_pixels(jnp.arange(dataset.num_levels), dataset.num_levels)))
     values = values.astype(np.float64)

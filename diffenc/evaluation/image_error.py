@@ -113,6 +113,7 @@ def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageE
       times: uniform variates from which diffusion times were drawn; None if no times were drawn.
     """
     count = values.shape[1]
+    # The plain spread of per-image means, with the Monte-Carlo noise of P passes in it.
     upper = float(np.sqrt(values.mean(axis=0).var(ddof=1) / count))
     component = between_images(values, times)
     if component is None or not component.resolved:
@@ -130,14 +131,21 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
     if times is not None:
         values = remove_time_dependence(values, times)
     means = values.mean(axis=0)
+    # Residuals of the two-way layout images x passes: what all images of a pass share is no noise of an
+    # image.
     within = values - means - values.mean(axis=1, keepdims=True) + values.mean()
+    # (P - 1) (N - 1) degrees of freedom over all images, so count / ((P - 1) (N - 1)) per image, and 1 / P
+    # for a mean.
     noise = np.square(within).sum(axis=0) * count / ((passes - 1) * (count - 1)) / passes  # of each mean
     squares = np.square(means - means.mean()) * count / (count - 1)
     # for normal noise, an unbiased estimate of the square of the variance that `noise` estimates
     fourth = np.square(noise) * (passes - 1) / (passes + 1)
+    # Given m_i, squares - noise has the variance 4 m_i^2 s + 2 s^2 P / (P - 1), s that of an image's mean
+    # over passes; m_i^2 s is estimated by squares noise - s^2.
     cross = max(4 * np.sum(squares * noise - fourth), 0.0)
     own = 2 * np.sum(fourth) * passes / (passes - 1)
     return Component(
+        # Not clamped at 0: clamping would bias it, and a negative estimate says that passes are too few.
         variance=float(np.mean(squares - noise)),
         noise=float(np.sqrt(cross + own) / count),
         uncertainty=float(np.std(squares - noise, ddof=1) / np.sqrt(count)),
@@ -153,10 +161,12 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
     variance component unbiased even if the fit is bad; up to O(1 / N), since the images of a pass share the strata of time.
     """
     passes, count = values.shape
+    # Degrees of freedom of differences between passes, over draws wanted for a knot.
     num_knots = min(MAX_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
     if num_knots < 2:
         return values
     fold, mean = np.arange(count) % FOLDS, values.mean(axis=0)
+    # Values and basis less their means over passes: what differs between images drops out of the fit.
     mean_basis = sum(hat_functions(one, num_knots) for one in times) / passes
     gram, moment = np.zeros((FOLDS, num_knots, num_knots)), np.zeros((FOLDS, num_knots))
     for one, value in zip(times, values, strict=True):
@@ -164,6 +174,7 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
         for k in range(FOLDS):
             gram[k] += basis[fold == k].T @ basis[fold == k]
             moment[k] += basis[fold == k].T @ change[fold == k]
+    # The sums over all folds less a fold's own: one pass over the data serves all FOLDS fits.
     others = zip(gram.sum(axis=0) - gram, moment.sum(axis=0) - moment, strict=True)
     # lstsq with a cutoff: knots without draws make a system singular
     heights = np.stack([np.linalg.lstsq(*sums, rcond=1e-10)[0] for sums in others])

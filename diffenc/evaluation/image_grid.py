@@ -23,6 +23,7 @@ def to_uint8(levels: Integer[np.ndarray, "*shape"], num_levels: int) -> UInt8[np
     top = num_levels - 1
     if top < 1 or (levels.size and not 0 <= levels.min() <= levels.max() <= top):
         raise ValueError(f"levels must lie in 0 .. {top}, and there must be at least two")
+    # round(255 level / top) in integers: half a step is added before the floor division.
     return ((levels.astype(np.int64) * 510 + top) // (2 * top)).astype(np.uint8)
 
 

@@ -72,6 +72,7 @@ class ChainWeights:
         `bpd_1_sample` is the -ELBO of the same chains; `bpd_gain`, its difference from `bpd_k_sample`.
         """
         to_bits = -1 / (self.num_dims * np.log(2))
+        # Both from the same chains, so that the gain is a paired difference.
         many, one = to_bits * k_sample_bound(self.log_w), to_bits * self.log_w.mean(axis=1)
         bits = dict(zip(KEYS, (many, one, one - many), strict=True))
         return {
@@ -81,6 +82,7 @@ class ChainWeights:
 
 def k_sample_bound(log_w: Float[np.ndarray, "*passes samples images"]) -> Float[np.ndarray, "*passes images"]:
     """Returns log 1/K sum_k w_k, nats."""
+    # Weights span hundreds of nats: their exponentials overflow, their logsumexp does not.
     return logsumexp(log_w, axis=-2) - np.log(log_w.shape[-2])
 
 
@@ -95,6 +97,8 @@ def log_weights(
     condition: Condition | None = None,
 ) -> Float[Array, "samples b"]:
     """Returns log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
+    # log w of a chain is a sum: prior at t = 1, one term per step from noise to data, reconstruction at t =
+    # 0.
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
     context = Context(condition)
@@ -108,6 +112,7 @@ def log_weights(
         eps, log_w = carry
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
         walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], context)
+        # One chain after the other: memory for one network call, whatever K.
         eps, gain = jax.lax.map(walk, (eps, keys))
         return (eps, log_w + gain), None
 
@@ -119,6 +124,7 @@ def log_weights(
     log_snr_1, log_snr_0 = log_snr_at(num_steps), log_snr_at(0)
     x_phi_1, x_phi_0 = encode(log_snr_1), encode(log_snr_0)
     log_w = jax.lax.map(lambda eps: prior_log_weight(x_phi_1, eps, log_snr_1), eps)
+    # Step indices fall: from t = 1 to t = 0.
     (eps, log_w), _ = jax.lax.scan(body, (eps, log_w), jnp.arange(num_steps), reverse=True)
     return log_w + jax.lax.map(reconstruct, eps)
 
@@ -142,8 +148,11 @@ def make_walk(
 
     def walk(state: tuple[Data, Key]) -> tuple[Data, PerExample]:
         eps, key = state
+        # z_s is drawn from q, not from p: an importance-weighted bound samples its proposal.
         new_eps = jax.random.normal(key, eps.shape, eps.dtype)
         error = step_error(step.interval, model.estimate_error(params, step, eps, context)[0])
+        # step.weight || error ||^2 is || mu_P - mu_Q ||^2 / (2 sigma_Q^2), and mu_P - mu_Q = alpha_s c
+        # error: so sqrt(2 weight) error is (mu_P - mu_Q) / sigma_Q.
         gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         clock_rise = model.increment(params, step.log_snr, log_snr_s)
         kept, renewed = jnp.exp(-0.5 * clock_rise), renewed_fraction(clock_rise)
@@ -155,6 +164,8 @@ def make_walk(
 def prior_log_weight(x_phi: Data, eps: Data, log_snr: LogSNR) -> PerExample:
     """Returns log p(z_1) - log q(z_1 | x) at z_1 = alpha x_phi + sigma eps."""
     z, num_dims = diffuse(x_phi, eps, log_snr), x_phi[0].size
+    # -1/2 ||z||^2 + 1/2 ||eps||^2 + d log sigma: the difference of squares is factored, as z is close to
+    # eps at t = 1, and log sigma^2 = -softplus(lambda).
     return 0.5 * (sum_data((eps - z) * (eps + z)) - num_dims * jax.nn.softplus(log_snr))
 
 
@@ -168,6 +179,7 @@ def step_log_weight(eps: Data, shift: Data, log_w: Float[Array, ""]) -> PerExamp
       log_w: log(sigma_Q^2 / sigma_P^2).
     """
     num_dims, w = eps[0].size, jnp.exp(log_w)
+    # 1/2 (1 - w) ||eps||^2 + d/2 log w.
     width = -0.5 * (jnp.expm1(log_w) * sum_squares(eps) - num_dims * log_w)
     return width + w * (sum_data(eps * shift) - 0.5 * sum_squares(shift))
 

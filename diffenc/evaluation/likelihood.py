@@ -128,6 +128,7 @@ def batch_nats(
     model: Model, num_levels: int, settings: Likelihood, params: Params, images: Images, key: Key
 ) -> tuple[PerExample, ode.Stats]:
     """Returns log q(z_0 | x) - log p_0(z_0) in nats [B], from one z_0 of each image; no dropout."""
+    # -log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)]: one z_0 per image and pass estimates the expectation.
     dequantise_key, probe_key = jax.random.split(key)
     x = scale_pixels(images.levels, num_levels)
     log_snr_0, log_snr_1 = model.log_snr(params, jnp.array([0.0, 1.0]))
@@ -152,6 +153,8 @@ def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> o
     """Returns the exact divergence for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
+    # Random signs: E e e^T = I, and of all probes with independent entries theirs has the least variance,
+    # as diagonal entries contribute none.
     probes = jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype)
     return ode.hutchinson_divergence(probes)
 

@@ -56,6 +56,8 @@ def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
     def dz(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
         value, slope = estimate(z, tangent(increment, log_snr))
+        # Independent of the path, whose marginals are all alike; `increment` only makes the step that the
+        # mean is asked about.
         return scale(alpha, 0.5 * value + slope) - scale(0.5 * jnp.square(alpha), z)
 
     return dz
@@ -63,6 +65,7 @@ def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
 
 def exact_divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
     """Returns flow(z) and its divergence, by a derivative along each dimension: for few dimensions."""
+    # [d, 1, ...] broadcast to [d, b, ...]: one tangent per dimension, the same for all examples.
     basis = jnp.eye(z[0].size, dtype=z.dtype).reshape(-1, 1, *z.shape[1:])
     dz, forms = _quadratic_forms(flow, z, jnp.broadcast_to(basis, (len(basis), *z.shape)))
     return dz, forms.sum(axis=0)
@@ -82,6 +85,7 @@ def _quadratic_forms(
     flow: Flow, z: Data, tangents: Float[Array, "k b *d"]
 ) -> tuple[Data, Float[Array, "k b"]]:
     """Returns flow(z), and e . J e of each tangent e, per example, since a flow does not mix examples."""
+    # The network runs once; each tangent then costs its linear part alone.
     dz, push = jax.linearize(flow, z)
     return dz, jax.vmap(lambda e: sum_data(e * push(e)))(tangents)
 
@@ -101,11 +105,13 @@ def log_density(
     def field(log_snr: Scalar, state: tuple[Data, PerExample]) -> tuple[Data, PerExample]:
         z, _ = state
         at = jnp.broadcast_to(log_snr, z.shape[:1])
+        # State and divergence together: the integral follows the very steps of the path.
         dz, div = divergence(lambda z: velocity(z, at), z)
         return dz, div / num_dims  # of the magnitude of z, so that one tolerance suits both
 
     start = z_0, jnp.zeros(z_0.shape[:1], z_0.dtype)
     (z_1, integral), stats = _solve(field, start, log_snr_0, log_snr_1, rtol, atol)
+    # log N(z_1; 0, I) at the noisy end.
     prior = -0.5 * (sum_squares(z_1) + num_dims * jnp.log(2 * jnp.pi))
     return prior + num_dims * integral, stats
 
@@ -132,6 +138,7 @@ def require_reached(stats: Stats) -> None:
 
 def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Tolerance, atol: Tolerance):
     """Returns the state at `log_snr_to`, and Stats."""
+    # The end may lie above or below the start in lambda: the sign of the interval gives the direction.
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda log_snr, state, _: field(log_snr, state)),
         diffrax.Tsit5(),
@@ -151,6 +158,7 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Toleran
     # Tsit5 has 7 stages, but the last of a step is the first of the next.
     evaluations = 6 * solution.stats["num_steps"] + 1
     reached = solution.result == diffrax.RESULTS.successful
+    # ys has a leading axis of saved times, here the last alone.
     return jax.tree.map(lambda leaf: leaf[0], solution.ys), Stats(evaluations, reached)
 
 

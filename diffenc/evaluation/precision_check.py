@@ -37,4 +37,6 @@ def rounding_share(parameterization: Parameterization, log_snr: LogSNR) -> PerEx
     alpha, sigma = alpha_sigma(log_snr)
     p, q = parameterization(log_snr)
     # 2^-24: half the spacing of float32 at 1, the largest relative rounding error
+    # The output, of size |p| + |q|, enters x_hat - x_phi with the factor sigma / |q alpha - p sigma|; over
+    # the noise sigma / alpha that leaves alpha / |q alpha - p sigma|.
     return 2.0**-24 * alpha * (jnp.abs(p) + jnp.abs(q)) / jnp.abs(q * alpha - p * sigma)

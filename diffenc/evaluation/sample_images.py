@@ -100,6 +100,7 @@ class ImageSampler:
         fit = fitted_chains.find_chain(workdir, self.settings, step)
         fit.check()
         self.fitted_on = fit.of
+        # Tuples, for `compiled_once` looks arguments up by their hash.
         excess = None if fit.excess is None else tuple(fit.excess.tolist())
         self._reverse_chain = _compiled_chain(model, tuple(fit.times.tolist()), excess, fit.variance)
 
@@ -124,8 +125,11 @@ class ImageSampler:
             z, length = self._spread(z), self.settings.num_timesteps // self.num_stretches
             for first in range(0, self.settings.num_timesteps, length):
                 stretch = ReverseChain(
+                    # One stop more than steps: the last stop of a stretch is the first of the next. All
+                    # stretches have one shape, and so one compiled program.
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
                 )
+                # `first` numbers the noise: images do not depend on how many stretches there are.
                 z = self._stretch(params, z, stretch, key, jnp.asarray(first), condition)
                 jax.block_until_ready(z)
                 after_stretch()

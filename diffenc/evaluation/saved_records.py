@@ -106,6 +106,7 @@ def find_fault(record: Record, needed: RequiredKeys = REQUIRED_KEYS) -> str | No
 def finite_number(value: Any) -> float | None:
     """Returns `value` as a float if it is a finite number, else None."""
     try:
+        # Records are untrusted: JSON allows NaN, huge integers, and true where a number is wanted.
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer beyond the range of float
         return None
@@ -236,6 +237,7 @@ def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, Pa
     if times is None:
         nats = {key: values.mean(axis=0, keepdims=True) for key, values in nats.items()}
     bits = {component: PassValues(nats[component] / per_bit, times) for component in COMPONENTS}
+    # None: records of versions that did not store the digest.
     same_file = record.get(NPZ) in (None, hashlib.sha256(data).hexdigest())
     if not same_file or not all(_agree(bits[one].mean, record.get(key)) for one, key in COMPONENTS.items()):
         raise MismatchedTermsError(f"{name}: {MISMATCH}")
@@ -257,6 +259,8 @@ def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path 
     """
     if record["bpd"] is None or len(nats) != record["num_images"] or not np.isfinite(nats).all():
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
+    # d follows from the two files; that it comes out as an integer is a further check that they belong
+    # together.
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
         raise MismatchedTermsError(f"{name}: {MISMATCH}")

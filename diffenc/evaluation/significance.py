@@ -61,6 +61,7 @@ def test_results(
       by_pass: seed -> A − B of each image in each pass; called for the shared seeds only.
     """
     one, two = (np.array(list(each.values()), np.float64) for each in (a, b))
+    # Unpaired first, over all seeds; the paired tests use the shared seeds alone.
     results, shared = [welch_test(one, two)], [seed for seed in a if seed in b]
     if not shared:
         return results
@@ -116,6 +117,8 @@ def bootstrap_images(differences: Sequence[PassValues], seed: int = 0) -> TestRe
     share = share_between_images(averaged)
     if share is None:
         return TestResult("bootstrap", of, averaged.mean)
+    # Without shrinking, the bootstrap would resample Monte-Carlo noise as if it were a difference between
+    # images.
     by_image = _shrink(averaged.values.mean(axis=0), share)
     result = stats.bootstrap(
         (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
@@ -180,6 +183,7 @@ def resampled_means(differences: BySeed, random: np.random.Generator) -> Float[n
         rows = random.integers(seeds, size=(count, seeds))
         # Seeds enter as weights, how often each was drawn: no array of resamples x seeds x images is needed.
         weights = np.stack([np.bincount(row, minlength=seeds) for row in rows]) / seeds
+        # The same images for all seeds of a resample: images are common to all runs.
         columns = random.integers(images, size=(count, images))
         by_seed = np.stack([row[columns].mean(axis=1) for row in differences], axis=1)
         means.append((weights * by_seed).sum(axis=1))
@@ -195,6 +199,7 @@ def holm_correction(ps: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(ps)
     running_max = 0.0  # corrected values must keep the order of the p-values
     for rank, (p, index) in enumerate(known):
+        # The smallest p of n is multiplied by n, the next by n - 1, ...
         running_max = max(running_max, min(1.0, (len(known) - rank) * p))
         corrected[index] = running_max
     return corrected

@@ -68,6 +68,8 @@ class StepCosts:
 
     @functools.cached_property
     def _log_q(self) -> RectBivariateSpline:
+        # log Q varies slowly where C spans many orders of magnitude, and its exponential is positive
+        # wherever it is interpolated.
         return RectBivariateSpline(self.knots, self.knots, np.log(np.maximum(self.mean, SMALLEST)))
 
     def edges(self, t: PerEdge, s: PerEdge, log_snr_t: PerEdge, log_snr_s: PerEdge) -> PerEdge:
@@ -87,6 +89,7 @@ def half_snr_rise(
     log_snr_t: Float[np.ndarray, "*#edges"], log_snr_s: Float[np.ndarray, "*#edges"]
 ) -> Float[np.ndarray, "..."]:
     """Returns 1/2 (SNR_s - SNR_t), without cancellation as s -> t."""
+    # SNR_s (1 - e^(lambda_t - lambda_s)) / 2.
     return -0.5 * np.expm1(log_snr_t - log_snr_s) * np.exp(log_snr_s)
 
 
@@ -102,6 +105,7 @@ def apply_variance(
     with jax.enable_x64(True):
         log_w = variance(jnp.asarray(log_snr_t), jnp.asarray(log_snr_s), jnp.asarray(excess))
         log_w = np.asarray(log_w, np.float64)
+    # The KL of a step with w = sigma_Q^2 / sigma_P^2 [9, 61].
     return 0.5 * num_dims * (np.expm1(log_w) - log_w) + np.exp(log_w) * nats, excess
 
 
@@ -129,6 +133,8 @@ def weighted_squares(
         truth = tangent(increment, each).follow(encode)
         return truth, model.x_hat_error(params, truth.value, eps, each, context)
 
+    # Once per knot, not per pair: K network calls serve K^2 steps, as x_hat at lambda_t does not depend on
+    # where a step leads.
     truths, errors = jax.lax.map(at, log_snrs)
 
     def cost(i: Array, j: Array) -> PerExample:
@@ -207,6 +213,7 @@ def measure_step_costs(
         lambda batch: (batch.images, batch.key),
         Progress("costs", len(batches)),
     )
+    # Errors are over images: passes of an image are averaged before they are added.
     q, index = StreamingMean(num_pairs), np.arange(num_pairs)
     total = np.zeros((num_pairs, batches.batch_size))
     for squares, batch in results:

@@ -16,6 +16,8 @@ class StreamingMean:
         """Adds each value to the bin of its index (update of Chan, Golub and LeVeque)."""
         count = np.bincount(index, minlength=len(self.mean))
         mean = np.bincount(index, value, len(self.mean)) / np.maximum(count, 1)
+        # Deviations from the group's own mean, then the shift between the means: no difference of large
+        # sums of squares.
         squares = np.bincount(index, np.square(value - mean[index]), len(self.mean))
         total = np.maximum(self.count + count, 1)
         shift = np.where(count > 0, mean - self.mean, 0.0)
@@ -73,9 +75,12 @@ class ImageMeans:
     @property
     def shares(self) -> Float[np.ndarray, "images size"]:
         """The contribution of each image to the deviation of each mean, to first order."""
+        # Linearised ratio: d(sum / count) of one image, (its sum - mean * its count) / count. They sum to
+        # zero.
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
 
 
 def sum_errors(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:
     """Returns the standard errors of sums over independent images, for shares that sum to zero."""
+    # n / (n - 1) is Bessel's correction.
     return np.sqrt(np.square(shares).sum(axis=0) * len(shares) / max(len(shares) - 1, 1))
