@@ -57,9 +57,11 @@ def pack_arrays(
       memory: the buffer of an earlier `Part`, which is reused if it fits: allocating costs more time than copying.
     """
     arrays = list(arrays)
+    # Every piece starts at a multiple of ALIGN, so that reading can hand out views of one aligned buffer.
     ends = np.cumsum([0, *(-(-array.nbytes // ALIGN) * ALIGN for _, _, array in arrays)]).tolist()
     data = memory if memory is not None and memory.size == ends[-1] else _allocate_aligned(ends[-1])
     for (_, _, array), offset, end in zip(arrays, ends, ends[1:], strict=False):
+        # One buffer for all: small arrays would otherwise cost a file and a checksum each.
         np.copyto(_view(data, offset, array.shape, array.dtype), array)
         data[offset + array.nbytes : end] = 0  # padding: do not write stale memory to disk
     boxes = (
@@ -78,12 +80,16 @@ def write_arrays(store: Store, folder: str, part: Part) -> None:
     index: dict[str, list] = {}
     for name, box, offset in part.pieces:
         index.setdefault(name, []).append([*box, offset])
+    # The index has its own SHA-256, as the blocks have their crc32c: no byte of a folder is without a
+    # checksum.
     text = checksummed_json.dumps({"size": part.data.size, "pieces": index})
     try:
         files = ts.KvStore.open(store.kvstore(folder), context=_context()).result()
         pending: list[ts.Future[Any]] = [files.write(INDEX, text)]
         if part.data.size:
             pending += _write_blocks(_open(store, folder, part.data.size).result(), part.data)
+        # exception() waits for each write, so none is still running, with a reference to the buffer, when
+        # this raises.
         failed = [error for write in pending if (error := write.exception()) is not None]
         if failed:  # all writes have ended by now, so the caller can remove the folder
             raise failed[0]
@@ -100,6 +106,7 @@ def read_arrays(
       UnreadableError: a required piece is missing or damaged; the message names it.
       OSError: the store cannot be read.
     """
+    # All reads are started before the first is waited for.
     readings = [_Reading(store, folder, wanted) for folder in folders]
     found: dict[str, list[tuple[Box, np.ndarray]]] = {}
     for reading in readings:
@@ -128,6 +135,7 @@ class _Reading:
             Piece(name, Box(tuple(start), tuple(shape)), offset)
             for name, (box, _) in wanted.items()
             for start, shape, offset in index["pieces"].get(name, [])
+            # Only pieces that this process's devices need are read, whatever number of devices wrote them.
             if _overlap(Box(start, shape), box) is not None
         ]
         self._spans = []
@@ -160,6 +168,7 @@ def _write_blocks(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]"
     """Starts one write for each block."""
     step = _block_size(data.size)
     spans = [slice(begin, min(begin + step, data.size)) for begin in range(0, data.size, step)]
+    # No copy of the data, which the caller does not change until all writes are done.
     return [blocks[at].write(data[at], can_reference_source_data_indefinitely=True).commit for at in spans]
 
 
@@ -167,6 +176,7 @@ def _group_adjacent(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list
     """Groups pieces that lie next to each other, so that each group is one read."""
     groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.offset):
+        # Closer than ALIGN means with nothing but padding in between.
         if groups and piece.offset - ends[groups[-1][-1]] < ALIGN:
             groups[-1].append(piece)
         else:
@@ -186,6 +196,7 @@ def _end(piece: Piece, dtype: np.dtype) -> int:
 
 def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
     """Returns the content of `box` of an array, of which `parts` are pieces that do not overlap."""
+    # The usual case: the same sharding reads what it wrote, without a copy.
     for found, content in parts:
         if found == box:
             return content
@@ -194,6 +205,8 @@ def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.nd
         both = _overlap(found, box)
         if both is not None:
             whole[_relative_slices(both, box)] = content[_relative_slices(both, found)]
+            # Pieces do not overlap (each is written by the one process with replica 0), so counting
+            # elements tells completeness.
             missing -= math.prod(both.shape)
     if missing:
         raise UnreadableError(f"array {name}: {missing} of its elements are missing")
@@ -220,6 +233,7 @@ def _view(data: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> 
 
 
 def _allocate_aligned(size: int) -> Bytes:
+    # numpy promises less: allocate ALIGN more, and begin at the first aligned byte.
     data = np.empty(size + ALIGN, np.uint8)
     begin = -data.ctypes.data % ALIGN
     return data[begin : begin + size]
@@ -227,6 +241,7 @@ def _allocate_aligned(size: int) -> Bytes:
 
 def _block_size(size: int) -> int:
     """Returns a block size that divides `size` bytes nearly evenly: zarr would pad a smaller last block."""
+    # ceil(size / number of blocks of at most BLOCK bytes).
     return -(-size // -(-size // BLOCK))
 
 

@@ -40,6 +40,7 @@ class Deadline:
             if time.monotonic() - began > self._seconds:
                 raise TimeoutError(f"waited {self._seconds:.0f} s in vain for {event}")
             time.sleep(pause)
+            # Short saves are noticed at once, long waits do not load the file server.
             pause = min(1.5 * pause, 1.0)
 
 
@@ -72,6 +73,7 @@ class CheckpointWrite:
                 reasons = self._wait_for_others()
             if reasons:
                 raise OSError("; ".join(reasons))
+            # The commit. Everything before it has been synced by the process that wrote it.
             self._store.write(f"{self._name}/{META}", meta.encode())
         except MovedError:  # a committed checkpoint of this name is another run's
             with contextlib.suppress(OSError):
@@ -87,6 +89,7 @@ class CheckpointWrite:
         part = self._part(self._index)
         try:
             self._write_part(mine)
+            # After the sync within _write_part: a marker that outlives a crash must not precede its data.
             self._store.write(f"{part}.{DONE}", b"")
         except Exception as error:  # of any kind: the main process is waiting for a marker
             with contextlib.suppress(OSError):
@@ -94,6 +97,8 @@ class CheckpointWrite:
                     self._store.remove(part)  # on a full disk makes room for the marker
                     self._store.write(f"{part}.{FAILED}", str(error).encode())
             raise
+        # A save counts for a process only once it is committed: what it then does (donate, delete older
+        # ones) relies on that.
         self._deadline.wait_for(self._is_decided, "the main process to commit")
         if self._store.read(f"{self._name}/{META}") is None:
             raise OSError("the main process gave it up; see its log")

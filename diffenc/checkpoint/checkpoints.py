@@ -61,6 +61,7 @@ class Checkpoints:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self._store = stores.open_store(directory)
+        # One thread: saves are committed in the order in which they were made.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._deadline = Deadline()
         self._pending: Future[None] | None = None
@@ -69,6 +70,7 @@ class Checkpoints:
         self._failure: UserError | None = None
         listed = self._list_on_main()
         self._uncommitted = [name for name, committed in listed.items() if not committed]
+        # Uncommitted ones count too: a folder that was begun is never written into again.
         self._generations = {name.step: name.generation for name in listed}
         self._initial = _committed(listed)
         self.found = _steps(self._initial)
@@ -108,9 +110,12 @@ class Checkpoints:
         Raises:
           TypeError: `metadata` has no JSON form, or jax cannot hold a leaf (64 bits without x64).
         """
+        # The buffer and the thread are those of the earlier save.
         self._settle()
         named = leaves.leaves_by_name(tree)
+        # Synchronous: on return the state is in host memory, and the train step may donate its buffers.
         mine = leaves.pack_leaves(named, self._buffer)
+        # A store that keeps references (in memory) would see its content change with the next save.
         self._buffer = mine.data if self._store.copies else None
         content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe_leaves(named)}
         meta_text = meta.format_meta({**content, "metadata": dict(metadata)})
@@ -161,9 +166,13 @@ class Checkpoints:
         steps = _steps(committed)
         if step is not None and step not in steps:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
+        # Newest first, past damaged ones: losing some steps is better than losing the run, and a warning
+        # tells.
         for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
                 return read_on_all_processes(self._store, str(name), abstract, select, check)
+            # Damage only. A store that fails says nothing about the newest checkpoint, and an older one
+            # must not replace it then: that error ends the restore.
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join_path(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -183,6 +192,7 @@ class Checkpoints:
             with convert_store_errors(self.directory):
                 listed = sorted(meta.list_checkpoints(self._store).items())
         numbers = broadcast_int_list(n for name, committed in listed for n in (*name, committed))
+        # (step, generation, committed) of each, flattened for the broadcast.
         rows = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
         return {Name(step, generation): bool(committed) for step, generation, committed in rows}
 
@@ -190,6 +200,7 @@ class Checkpoints:
         """Waits for the last save, and logs its failure once."""
         known = self._failure
         self._finish()
+        # Identity, not equality: each failure is logged once, however often this is called.
         if self._failure is not None and self._failure is not known:
             logging.error("%s; %s, and the run goes on", self._failure, self._describe_newest())
 
@@ -205,6 +216,8 @@ class Checkpoints:
             return
         error = self._pending.exception()
         self._pending = None
+        # A full disk must not end a run that has trained for days; the next save may succeed. Anything else
+        # is a bug.
         if isinstance(error, OSError):
             reason = atomic.write_error(self.directory, error)
             self._failure = UserError(f"the checkpoint of step {self._step} was not saved: {reason}")
@@ -213,16 +226,19 @@ class Checkpoints:
 
     def _write(self, name: Name, mine: Part, meta_text: str) -> None:
         """Writes one checkpoint; runs in the background thread."""
+        # Before the write, so that there is room for it.
         self._remove_uncommitted()
         process, count = jax.process_index(), jax.process_count()
         write = CheckpointWrite(self._store, str(name), process, count, self._deadline)
         try:
             write.write(mine, meta_text)
         except Exception:
+            # Remembered, not removed here: the other processes may still be writing to it.
             self._uncommitted.append(name)
             raise
         if process == 0:
             with self._log_failed_removal():
+                # After the commit: at every moment there is a complete checkpoint.
                 self._remove_old(name.step)
 
     def _remove_uncommitted(self) -> None:
@@ -255,6 +271,7 @@ class Checkpoints:
             *past[-self.keep_last :],
             *(step for step in past if self.keep_every and step % self.keep_every == 0),
         }
+        # A step that was saved again keeps its last generation alone.
         self._remove([name for name in names if name.step not in kept or name != latest[name.step]])
 
     def _remove(self, names: Iterable[Name]) -> None:

@@ -70,6 +70,8 @@ def _owned_pieces(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]
         raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would truncate to 32 bits on reading")
     if not isinstance(leaf, jax.Array):
         return [(name, (0,) * leaf.ndim, leaf)] if jax.process_index() == 0 else []
+    # Of replicated data exactly one device in the whole run has replica 0: each piece is written once,
+    # without communication.
     first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return [(name, _corners(shard.index, leaf.shape)[0], shard.data) for shard in first]
 
@@ -80,6 +82,7 @@ def _local_box(leaf: Any) -> Box:
     if sharding is None or sharding.is_fully_replicated:
         return Box((0,) * len(shape), shape)
     corners = [_corners(at, shape) for at in sharding.addressable_devices_indices_map(shape).values()]
+    # corners is [devices, 2, axes]: the least start and the greatest end over this process's shards.
     start, end = np.min(corners, axis=0)[0].tolist(), np.max(corners, axis=0)[1].tolist()
     return Box(tuple(start), tuple(b - a for a, b in zip(start, end, strict=True)))
 
@@ -93,6 +96,7 @@ def _place_leaf(leaf: Any, host: np.ndarray) -> jax.Array:
         begin, end = _corners(at or (), shape)
         return host[(..., *(slice(a - c, b - c) for a, b, c in zip(begin, end, edge, strict=True)))]
 
+    # Each device gets its slice of the host's box; no device ever holds the whole array.
     return jax.make_array_from_callback(shape, leaf.sharding, part, dtype=leaf.dtype)
 
 

@@ -32,6 +32,7 @@ class Name(NamedTuple):
     @staticmethod
     def parse(text: str) -> "Name | None":
         """Returns None for any other folder's name."""
+        # At least nine digits: beyond 10^9 steps names grow, and are sorted as numbers anyway.
         found = re.fullmatch(r"(\d{9,})(?:-(\d+))?", text)
         return Name(int(found[1]), int(found[2] or 0)) if found else None
 

@@ -27,14 +27,18 @@ class Heartbeat:
         """
         self._store = store
         self._process = process
+        # If process 0 ended first, the store would be gone, and the others would end with JAX's stack
+        # trace.
         self._lost_after = lost_after + (0 if process else 2 * BEAT)
         self._message = message
         self._beats = {str(number): "" for number in range(count)}
+        # Times of arrival by this process's own clock: clocks of different machines are never compared.
         self._seen = dict.fromkeys(self._beats, time.monotonic())
 
     def start(self) -> None:
         """Starts both threads, which run until this process ends."""
         for work in (self._beat, self._watch):
+            # Two threads, for a call to a store that hangs must not keep the watcher from noticing.
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
     def lost_processes(self, now: float) -> list[str]:
@@ -46,6 +50,8 @@ class Heartbeat:
         self._store.key_value_set(f"{FOLDER}/{self._process}", str(beat), allow_overwrite=True)
         for key, value in self._store.key_value_dir_get(FOLDER):
             number = key.rpartition("/")[2]
+            # A beat counts when its number changes, whatever the number is: a store that answers with old
+            # values is no sign of life.
             if self._beats.get(number) != value:
                 self._beats[number], self._seen[number] = value, time.monotonic()
 
@@ -66,5 +72,7 @@ class Heartbeat:
                 self._seen = dict.fromkeys(self._seen, now)
             if self.lost_processes(now):
                 with contextlib.suppress(OSError):
+                    # Neither logging nor print: the main thread may hang in native code with their locks
+                    # held.
                     os.write(2, f"error: {self._message}\n".encode())
                 os._exit(1)

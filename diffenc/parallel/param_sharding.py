@@ -47,6 +47,8 @@ def shardings_of(
 ) -> PyTree[NamedSharding]:
     """Returns the sharding of each leaf of a train state with parameters `params`. Raises as `specs_of`."""
     specs = specs_of(params, shape)
+    # By path: optimizers hold moments in trees of their own, whose leaves' paths end in that of the
+    # parameter.
     known = {
         path: (leaf.shape, spec)
         for (path, leaf), spec in zip(
@@ -84,6 +86,7 @@ def gather(params: Params, specs: Specs) -> Params:
 
     def gather_leaf(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _split_axis(spec)
+        # tiled: shards are concatenated along the axis that they were split along, and no new axis is made.
         return leaf if axis is None else jax.lax.all_gather(leaf, SPLIT, axis=axis, tiled=True)
 
     return jax.tree.map(gather_leaf, params, specs)
@@ -96,6 +99,8 @@ def sum_over_devices(gradient: Params, specs: Specs) -> Params:
         axis = _split_axis(spec)
         if axis is None:
             return _psum(leaf, AXES)
+        # Reduce-scatter within a group of fsdp devices, then a sum over groups of the shard alone: less
+        # traffic than summing whole gradients and cutting them.
         scattered = jax.lax.psum_scatter(leaf, SPLIT, scatter_dimension=axis, tiled=True)
         return _psum(scattered, AXES[:1])
 
@@ -109,6 +114,8 @@ def _psum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _spec(name: str, param_shape: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
+    # The first pattern that matches decides, and comes before the general rule: exceptions may also split
+    # small arrays.
     for pattern, axis in shape.rules:
         if fnmatch.fnmatchcase(name, pattern):
             if axis is None:
@@ -117,6 +124,7 @@ def _spec(name: str, param_shape: tuple[int, ...], shape: MeshConfig) -> Partiti
     divisible = [axis for axis, size in enumerate(param_shape) if size % shape.fsdp == 0]
     if shape.fsdp == 1 or not divisible or np.prod(param_shape) < SMALL:
         return PartitionSpec()
+    # The axis in the key settles ties, towards the last axis.
     longest = max(divisible, key=lambda axis: (param_shape[axis], axis))
     return _split_along(longest, param_shape, shape.fsdp, name)
 
@@ -130,11 +138,14 @@ def _split_along(axis: int, shape: tuple[int, ...], fsdp: int, name: str) -> Par
 
 
 def _split_axis(spec: PartitionSpec) -> int | None:
+    # At most one axis is split, by construction of `_split_along`.
     return next((axis for axis, name in enumerate(spec) if name is not None), None)
 
 
 def _spec_of_state_leaf(path: tuple, shape: tuple[int, ...], known: Mapping[tuple, tuple]) -> PartitionSpec:
     """Returns the spec of the parameter whose path is a suffix of `path`, if it has the same shape."""
+    # Longest suffix first. The shape must agree as well: factored moments have a parameter's path and
+    # another shape.
     for start in range(len(path)):
         param_shape, spec = known.get(path[start:], (None, None))
         if spec is not None and param_shape == shape:

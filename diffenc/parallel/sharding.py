@@ -15,6 +15,7 @@ from diffenc.errors import UserError
 from diffenc.interfaces import Batch, Conditioning, Images
 
 AXES = ("data", "fsdp")
+# The batch is split over both axes: fsdp divides the parameters' memory, not the work.
 OVER_BATCH = PartitionSpec(AXES)
 
 
@@ -49,6 +50,8 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
         ValueError,
     ):  # the topology has no such arrangement, or there are several slices
         grid = np.array(devices).reshape(data, fsdp)
+    # Auto axes: with explicit ones, the default of jax.make_mesh, shardings are part of types, and plugins
+    # would have to state theirs.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -74,11 +77,13 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
 def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """Returns the indices in a batch, ascending, of the images on this process's devices."""
     spans = batch_sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
+    # unique: sorts, and drops rows that several of this process's devices hold.
     return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
 
 
 def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
     """Returns a batch, of which each process passes its rows, as one array sharded over all devices."""
+    # No process needs the rows of others: the global array is assembled from what each has.
     return jax.make_array_from_process_local_data(batch_sharded(mesh), np.asarray(array))
 
 

@@ -113,10 +113,12 @@ def measure_flops(dtype: str, size: int | None = None, seconds: float = 0.5) -> 
     plain, precision = ("float32", "highest") if dtype == FULL_PRECISION else (dtype, None)
     factors = [jax.random.normal(jax.random.key(side), (size, size), plain) for side in (0, 1)]
     multiply = jax.jit(partial(jnp.matmul, precision=precision))
+    # Compiles outside of the measurement.
     multiply(*factors).block_until_ready()
     end, best = time.perf_counter() + seconds, 0.0
     while not best or time.perf_counter() < end:
         began = time.perf_counter()
         jax.block_until_ready([multiply(*factors) for _ in range(PRODUCTS)])
+        # n^3 multiplications and as many additions. The best, not the mean: all disturbances slow down.
         best = max(best, PRODUCTS * 2 * size**3 / (time.perf_counter() - began))
     return best / (jax.local_device_count() if jax.default_backend() == "cpu" else 1)

@@ -24,6 +24,7 @@ def enable_cache() -> None:
     $JAX_COMPILATION_CACHE_DIR names another folder (or none, where it is empty), and
     JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off. A folder that cannot be written costs a warning.
     """
+    # "" is a choice too: a user who sets it empty wants no folder.
     if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
@@ -39,6 +40,7 @@ def _check_writable(folder: Path) -> None:
     """Make `folder` if need be. Raises OSError if nothing can be written there."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
+        # Trying is the only test that holds: os.access knows neither quotas nor full disks.
         file.write(b"1")
 
 
@@ -77,6 +79,7 @@ def _counting(wanted: str) -> Iterator[list[str]]:
     thread = threading.get_ident()
 
     def listen(event: str, **_: Any) -> None:
+        # Other threads compile too (checkpoints, evaluation), and listeners are global.
         if event == wanted and threading.get_ident() == thread:
             seen.append(event)
 

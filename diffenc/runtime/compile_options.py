@@ -36,6 +36,7 @@ def brief_options(platform: str) -> dict[str, Any] | None:
 def _known_options(options: tuple[tuple[str, Any], ...]) -> dict[str, Any] | None:
     """Returns those that $XLA_FLAGS leaves open and the installed jaxlib knows; None if there are none."""
     flags = os.environ.get("XLA_FLAGS", "")
+    # What the user set in XLA_FLAGS wins.
     known = {key: value for key, value in options if key not in flags and _is_known(key, value)}
     return known or None
 
@@ -45,6 +46,7 @@ def _is_known(key: str, value: Any) -> bool:
     """Whether the installed jaxlib takes the option. It changes from one to the next, and refuses what it does not know."""
     try:
         with jax.default_device(jax.devices("cpu")[0]):
+            # There is no list of options to ask; a trivial program that compiles is the only proof.
             jax.jit(lambda: 0).lower().compile(compiler_options={key: value})
     except Exception:  # of whatever class this jaxlib has for it
         return False

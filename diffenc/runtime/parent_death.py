@@ -23,6 +23,7 @@ def tie_to_parent(command: Sequence[str], cores: Iterable[int] = ()) -> list[str
 def main() -> None:
     parent, cores, *command = sys.argv[1:]
     if sys.platform == "linux":
+        # Survives execvp, which keeps the process; the kernel then needs no cooperation of the command.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != int(parent):  # gone before this was tied to it
             os._exit(128 + signal.SIGKILL)

@@ -53,6 +53,7 @@ class Interrupts:
     def __init__(self):
         self._first: int | None = None
         self._previous: dict[int, Any] = {}
+        # Taken now: once a terminal is closed its descriptor can no longer be recognised as one.
         self._terminals = terminals()
 
     def __enter__(self) -> "Interrupts":
@@ -79,6 +80,8 @@ class Interrupts:
             end_at_second_signal(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # A second signal of this kind gets what was there before, so that a user can always end the
+        # process.
         if signum not in NOTICES and signum in self._previous:
             signal.signal(signum, _second_handler(self._previous.pop(signum)))
         if signum == signal.SIGHUP:
@@ -111,10 +114,13 @@ class SharedInterrupts(Interrupts):
         from jax.experimental import multihost_utils  # JAX is slow to import, and other programs need none
 
         self._checks += 1
+        # The counter is the step that processes agree on: all stop at the same check, the first that every
+        # one still has ahead.
         if multihost_utils.reached_preemption_sync_point(self._checks):
             raise Interrupted(signal.SIGTERM)
 
     def _pass_on(self) -> None:
+        # JAX's notifier listens to SIGTERM and tells the other processes.
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -148,6 +154,7 @@ class SignalQueue:
 
     def take(self) -> list[int]:
         """Returns the signals since the last call."""
+        # One swap: a signal between reading and clearing would be lost.
         pending, self._pending = self._pending, []
         return pending
 
@@ -167,6 +174,7 @@ def reliable_ctrl_c() -> Iterator[None]:
     ignored. So the interrupt is raised again until it arrives. A handler of SIGINT other than Python's own stays.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # signal.signal works in the main thread alone.
     if not default or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,6 +199,7 @@ def raise_lost_interrupt() -> None:
 
 def _raise_interrupt(signum: int, frame: FrameType | None) -> None:
     """Handles SIGINT while `reliable_ctrl_c` is entered."""
+    # Set before the exception is raised: if it is swallowed, `raise_lost_interrupt` still knows.
     _ctrl_c_pending.set()
     signal.default_int_handler(signum, frame)
 
@@ -200,6 +209,7 @@ def _show_unraisable(show: Callable[[Any], object], unraisable: Any) -> None:
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         show(unraisable)
         return
+    # Later and not here: an exception raised in this hook would be swallowed as well.
     timer = threading.Timer(RAISE_AGAIN_AFTER, _raise_again)
     timer.daemon = True
     timer.start()
@@ -252,6 +262,8 @@ def silence_closed(descriptors: Sequence[int]) -> None:
         if not os.isatty(descriptor):
             with contextlib.suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY)
+                # On the same number, so that every holder of the descriptor, in Python or native code,
+                # writes to the null device.
                 os.dup2(null, descriptor)
                 os.close(null)
 
