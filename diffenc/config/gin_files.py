@@ -70,6 +70,7 @@ def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
     if including is None:
         return read_file(name)
     path = Path(expand_path(name, "include"))
+    # Beside the including file first: a file then describes the same run wherever the program is started.
     siblings = [including.path.parent / path] if including.path else []
     candidates = [*siblings, *([path] if path.is_absolute() else []), *shipped_paths(name)]
     hint = "; an include is looked up beside the file that it is in, then among those that come with diffenc"
@@ -153,6 +154,7 @@ def _text(path: Path, name: str) -> str:
     """Reads the file's text, without a byte-order mark; once, since a pipe cannot be read twice."""
     try:
         with open(path, "rb") as file:
+            # One byte more than allowed, to notice a longer file without reading all of it.
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -164,6 +166,7 @@ def _text(path: Path, name: str) -> str:
 def decode(data: bytes, name: str) -> str:
     """Returns the text of a config. Raises UserError if it is not text."""
     try:
+        # -sig drops a byte-order mark, which gin's tokenizer would refuse.
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(

@@ -55,13 +55,16 @@ def load_experiment(
     bindings = [bindings] if isinstance(bindings, str) else bindings
     given = [file if isinstance(file, ConfigFile) else files.read_file(file) for file in gin_files]
     read: list[ConfigFile] = []
+    # 1. Parse everything to statements, with locations; nothing is imported or constructed yet.
     found = [statement for file in given for statement in _expand(file, (), read)]
     found += [
         statement for text in bindings for statement in _expand_text(text, COMMAND_LINE, None, (), read)
     ]
+    # 2. Decide on all imports before the first one runs.
     imports = _imports_of(found)
     own = [one.module for one in imports if not one.from_run]
     check_imports(imports, import_permission([*own, *allow_imports]), SHELL_HINT)
+    # 3. Import, check names and values, then let gin construct.
     experiment = _build_checked(_bindings_of(found), "Experiment", _settings_bindings())
     files.log_shadowed_files(read)
     object.__setattr__(experiment, "read_from", files.records_of(read))
@@ -90,8 +93,10 @@ def load_untrusted(text: str, name: str, may_import: Callable[[str], bool], **ov
     Raises:
       UserError: anything at fault in it, with its place; an import that may not be, or any include.
     """
+    # from_run: an include is refused, so that the text cannot make this process read files.
     found = list(_expand(ConfigFile(text, name, from_run=True), (), []))
     check_imports(_imports_of(found), may_import, PYTHON_HINT)
+    # Bindings of what is replaced are dropped: they would count as unread, and be errors.
     kept = [binding for binding in _bindings_of(found) if not _is_overridden(binding, overrides)]
     return _build_checked(kept, "Experiment", _settings_bindings(), overrides)
 
@@ -131,10 +136,13 @@ def _build_checked(
     try:
         checked = BindingSet(bindings)
         try:
+            # gin gets lines made from checked, converted values, never the user's text: its own errors lack
+            # a location.
             built = _build(selector, [*settings_bindings, *checked.lines()], overrides or {})
         except UserError as error:
             raise checked.with_location(error) from None
         checked.check_unread(_constructions)
+    # Parsing and constructing recurse with the nesting of values, which is the author's choice.
     except (RecursionError, MemoryError):
         raise UserError("a value of this config is nested too deeply, with its macros written out") from None
     return built
@@ -263,6 +271,7 @@ def _syntax_error(text: str, location: str, line: int, message: str) -> UserErro
 
 def _build(selector: str, lines: Sequence[str], overrides: Mapping[str, Any]) -> Any:
     """Has gin construct the object that `selector` names, from checked bindings and the fields in `overrides`."""
+    # What is constructed is recorded on the way: only that tells which bindings were read.
     _constructions.clear()
     with _empty_gin():
         _register_all()
@@ -279,6 +288,7 @@ def _build(selector: str, lines: Sequence[str], overrides: Mapping[str, Any]) ->
 def _empty_gin() -> Iterator[None]:
     """Empties gin's configuration and restores it: there is one per process, which a program that uses diffenc may need."""
     parts = gin_state._CONFIG, gin_state._SINGLETONS, gin_state._IMPORTS, gin_state._OPERATIVE_CONFIG
+    # Copies, for clear_config empties these very objects, and gin holds references to them.
     before, locked = [part.copy() for part in parts], gin.config_is_locked()
     gin.clear_config()  # unlocks it too
     try:

@@ -83,6 +83,7 @@ def resolve_selector(selector: str) -> str:
         raise UserError(f"{selector} is now called {RENAMED_KINDS[kind]}.{name}: rename it")
     if kind in REGISTRIES:
         REGISTRIES[kind][name]  # has the better message for an unknown name
+    # "unet" for "network.unet", as long as one class alone ends so.
     matches = sorted(full for full in known if full.endswith(f".{selector}"))
     if len(matches) == 1:
         return matches[0]

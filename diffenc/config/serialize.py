@@ -54,10 +54,13 @@ def config_text(experiment: Any) -> str:
       UserError: an object's class is not registered, or a value cannot be written.
     """
     objects = list(_walk(_read(experiment, ())))
+    # A scope is needed only where objects of one class differ: equal ones share their bindings, which keeps
+    # texts short and the same however objects are shared.
     variants = defaultdict(set)
     for item in objects:
         variants[item.selector].add(str(item))
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
+    # A set, then sorted: equal experiments have equal texts, whatever the order of construction.
     lines = {line for item in objects for line in _lines(item, ambiguous)}
     discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
     known = names.known_classes()
@@ -81,6 +84,7 @@ def config_hash(experiment: Experiment) -> str:
 def hash_text(text: str) -> str:
     """Returns the hex SHA-256 of a config text without comments and without bindings that are free to change during a run."""
     bindings = parse_bindings(text)
+    # The hash is over lines as they were written, so that hashes in records of earlier versions stay valid.
     kept, written = fixed_bindings(bindings), text.splitlines()
     canonical = canonical_bindings(bindings)
     if canonical != bindings:  # in the order of a text that is written without these scopes
@@ -135,6 +139,7 @@ def find_differences(old_text: str, new_text: str, also_free: tuple[str, ...] = 
       also_free: patterns of further bindings that are free to change.
     """
     old, new = (fixed_bindings(parse_bindings(text), also_free) for text in (old_text, new_text))
+    # A field added since, at its default, leaves the run what it was.
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -149,6 +154,7 @@ def _same_value(old: str | None, new: str | None) -> bool:
     if old is None or new is None or max(len(old), len(new)) > MAX_LITERAL:
         return False
     try:
+        # literal_eval runs no code; `1e-4` and `0.0001` are one value, True and 1 are two.
         return ast.literal_eval(old) == ast.literal_eval(new) and (old in _BOOLEANS) == (new in _BOOLEANS)
     except (
         ValueError,
@@ -204,6 +210,7 @@ def _default(key: str) -> str | None:
     fields = [field for field in dataclasses.fields(cls) if field.name == name]
     if not fields or fields[0].default is dataclasses.MISSING:
         return None
+    # Through the same conversions as a value of an experiment, so that the spellings can be compared.
     value = _read_value(coerce(fields[0].default, names.bindable_fields(cls)[name].hint), (name,))
     return format_value(value, lambda other: f"@{other.selector}()")
 

@@ -33,14 +33,18 @@ def train_batches(
     """
     if len(source) == 0:
         raise UserError("the train split is empty: there is nothing to train on")
+    # Permutations of neighbouring epochs: threads work on several batches at once, which may straddle
+    # epochs.
     order = functools.lru_cache(maxsize=4)(functools.partial(epoch_order, len(source), seed))
 
     def gather(k: int) -> Batch:
+        # The endless sequence of examples, cut into batches: position i is place i % n of epoch i // n.
         epochs, places = np.divmod(np.arange(k * batch_size, (k + 1) * batch_size), len(source))
         parts = [order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
         chosen = np.concatenate(parts)
         return source.__getitems__(chosen if rows is None else chosen[rows])
 
+    # A map over batch numbers: state is one index, so that a resumed run continues exactly.
     batches = grain.MapDataset.range(start, _ENDLESS // batch_size).map(gather)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
@@ -54,6 +58,7 @@ def eval_batches(
     """
     for first in range(0, len(source), batch_size):
         count = min(batch_size, len(source) - first)
+        # A full last batch, so that one shape and one compiled program serve all.
         chosen, weight = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.float32)
         chosen[:count], weight[:count] = first + np.arange(count), 1
         yield source.__getitems__(chosen if rows is None else chosen[rows]), weight

@@ -62,6 +62,7 @@ def _digest_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dic
     digest, total = hashlib.sha256(), 0
     for path in paths:
         held = digest_file(path, advance)
+        # Names count as well as contents, as they decide order and classes. NUL cannot occur in a name.
         line = f"{path.relative_to(folder).as_posix()}\0{held['sha256']}\n"
         digest.update(line.encode(errors="surrogateescape"))
         total += held["bytes"]
@@ -89,4 +90,5 @@ class ImageDigest:
     @property
     def unordered(self) -> str:
         """Hex SHA-256 of the sorted SHA-256s of the images."""
+        # Sorted: the same set of images in another order has the same digest.
         return hashlib.sha256(b"".join(sorted(self._images))).hexdigest()

@@ -49,6 +49,7 @@ def _fetch(wanted: Download, path: Path, bars: ProgressBars) -> None:
         try:
             _continue(wanted, part, bars)
             _check(wanted, part)
+            # The final name stands for a file that was checked.
             os.replace(part, path)
             return
         except _Trouble as found:
@@ -97,6 +98,7 @@ def _append(
     advance = bars.start(wanted.name, wanted.bytes)
     advance(have)
     with open(part, "ab") as out:
+        # `have` is 0 where the server ignored the range and sends all: what was there is discarded.
         out.truncate(have)
         while chunk := _received(answer):
             have += len(chunk)
@@ -106,6 +108,8 @@ def _append(
             out.write(chunk)
             advance(len(chunk))
         out.flush()
+        # Before the MD5 check and the rename, which would otherwise survive a crash that the content does
+        # not.
         os.fsync(out.fileno())
 
 

@@ -51,6 +51,7 @@ def inspect(path: Path, background: Colour | None) -> Header:
     Raises:
       UserError: it cannot be read, or holds what `levels` refuses.
     """
+    # Image.open reads headers alone; the number of pixels is checked before any is decoded.
     with convert_errors(path), Image.open(path, formats=FORMATS) as image:
         _check(image, str(path))
         turned = _is_turned(image)
@@ -146,6 +147,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _is_opaque(image: Image.Image) -> bool:
+    # Palette and keyed transparency too become an alpha channel here.
     low, _ = image.convert("RGBA").getchannel("A").getextrema()
     return low == 255
 
@@ -181,4 +183,5 @@ def _cut(image: Image.Image, size: int, name: str) -> Image.Image:
     if side < size:
         raise UserError(f"{name}: is {image.width}x{image.height}, too small for --size={size}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
+    # BOX averages disjoint areas of the original; interpolating filters mix neighbouring ones.
     return image.resize((size, size), Image.Resampling.BOX, (left, top, left + side, top + side))

@@ -161,12 +161,14 @@ def _check_split(split: Split) -> None:
     for shard in split.shards:
         _typed(str, sha256=shard.sha256, name=shard.name)
         _whole(_MOST, count=[shard.count], bytes=[shard.bytes])
+        # Names are joined to the folder's path: no separators, and no leading dots.
         if not re.fullmatch(r"\w[\w.-]*", shard.name):
             raise ValueError("a shard's name is that of no plain file")
 
 
 def _whole(most: int, **values: Sequence[Any]) -> None:
     for key, numbers in values.items():
+        # type, not isinstance: true is no count. Bounds keep products and allocations within reason.
         if not all(type(number) is int and 1 <= number <= most for number in numbers):
             raise ValueError(f"{key} is not within 1 .. {most:,}")
 

@@ -79,6 +79,7 @@ def prepare(args: PrepareArgs) -> str:
     downloads = _downloads(args)
     target = args.data_dir / check_folder_name(args.folder or _default_folder(args), "--as")
     with workspace(target) as work, bars:
+        # Within the lock: another process may just have finished the same data set.
         prepared = manifest.read(target)
         if prepared is not None and downloads:
             existing_conversion.refuse_other_files(
@@ -97,6 +98,8 @@ def prepare(args: PrepareArgs) -> str:
             existing_conversion.refuse_other_conversion(prepared, target, to_convert)
             return _with_summary(_verify(prepared, target, bars), to_convert)
         existing_conversion.refuse_strangers(target, to_convert)
+        # Order: digests of the source before the conversion, so that an interrupted one resumes only if the
+        # files are the same.
         converted = _convert(to_convert, files, work, bars)
         shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         _move_into_place(work, target, converted)
@@ -177,6 +180,7 @@ def _move_into_place(work: Path, target: Path, converted: Manifest) -> None:
             for shard in split.shards:
                 os.replace(work / shard.name, target / shard.name)
         atomic.sync(target)
+        # A folder without a manifest is not prepared: it is moved once all shards are on the disk.
         os.replace(work / manifest.NAME, target / manifest.NAME)
         atomic.sync(target)
     else:

@@ -35,6 +35,7 @@ _READ = "readahead_buffer_size:0,max_parallelism:0"  # the fastest for random ac
 def encode(batch: Batch) -> list[bytes]:
     """One record an example."""
     images = np.ascontiguousarray(batch["image"]).reshape(len(batch["image"]), -1)
+    # Little-endian whatever the machine: shards may be copied to another one.
     labels = np.asarray(batch["label"]).astype("<i4").reshape(-1, 1).view(np.uint8)
     return [row.tobytes() for row in np.concatenate([labels, images], axis=1)]
 
@@ -111,6 +112,7 @@ class ShardSource:
         positions = np.split((indices - self._starts[shards])[order], np.cumsum(counts)[:-1])
         parts = map(self._read, numbers.tolist(), positions)
         found = decode(list(itertools.chain.from_iterable(parts)), self.image_shape)
+        # The inverse permutation: examples in the order in which they were asked for.
         places = np.argsort(order)
         return {"image": found["image"][places], "label": found["label"][places]}
 
@@ -130,6 +132,7 @@ class ShardSource:
                 shard = self.split.shards[number]
                 path = self.folder / shard.name
                 with convert_damage(path):
+                    # A truncated ArrayRecord may open without an error and miss records.
                     if path.stat().st_size != shard.bytes:
                         raise ValueError(f"{path.stat().st_size:,} bytes, not {shard.bytes:,}")
                     readers[number] = open_shard(path, shard.count)
@@ -155,6 +158,7 @@ def load_into_memory(source: ShardSource) -> ArraySource:
         images[first:last], labels[first:last] = part["image"], part["label"]
     if hashlib.sha256(images.data).hexdigest() != source.split.sha256:
         names = ", ".join(shard.name for shard in source.split.shards)
+        # Raised within the context for the sake of its message.
         with convert_damage(source.folder / names):
             raise ValueError("the pixels are not those of the manifest")
     return ArraySource(images, labels)

@@ -108,8 +108,10 @@ def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> 
     digest = digests.ImageDigest()
     size = examples_per_shard(recipe.image_shape)
     shards = list(_keep_finished(recipe, split, folder, digest.update, advance))
+    # The reader skips what lies in finished shards: the digest has their pixels already.
     first = sum(shard.count for shard in shards)
     stream = _encode(_check_labels(recipe, split, first), digest.update)
+    # One record ahead, so that no empty shard is begun at the end.
     while head := next(stream, None):
         path = folder / f"{split}-{len(shards):05d}.array_record"
         shards.append(_write_shard(path, itertools.chain([head], itertools.islice(stream, size - 1))))
@@ -123,6 +125,7 @@ def _keep_finished(
     """Yields the leading shards that are intact, passes their pixels to `update`, and removes all later ones."""
     found = {int(_shard_number(path)): path for path in folder.glob(f"{split}-*.array_record")}
     for number in itertools.count():
+        # Only leading shards: after a gap the position in the source would be unknown.
         if number not in found:
             break
         # A call may have been interrupted while it gave shards their final names.
@@ -182,6 +185,7 @@ def _write_shard(path: Path, stream: Iterable[bytes]) -> Shard:
         for record in stream:
             writer.write(record)
             count += 1
+    # Content, then name, then folder: after a crash a shard with its name is whole.
     atomic.sync(temporary)
     os.replace(temporary, path)
     atomic.sync(path.parent)

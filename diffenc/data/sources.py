@@ -104,7 +104,9 @@ def validation_indices(num: int, validation: int) -> Int[np.ndarray, " v"]:
     So every class keeps its share in a set ordered by class. Where in its stretch an index lies moves by
     the golden ratio, or a stretch as long as a cycle of classes would always hit the same class.
     """
+    # Integers throughout: floats would place some edges differently on another machine.
     edges = np.arange(validation + 1, dtype=np.uint64) * np.uint64(num) // np.uint64(validation)
+    # 0x9E3779B9 = 2^32 over the golden ratio: fractions in 32-bit fixed point, hence the shift by 32 below.
     place = np.arange(validation, dtype=np.uint64) * np.uint64(0x9E3779B9) % np.uint64(2**32)
     return (edges[:-1] + (place * np.diff(edges) >> np.uint64(32))).astype(np.int64)
 
@@ -113,6 +115,7 @@ def subsample(source: Source, num: int | None, seed: int) -> Source:
     """`num` of the examples, drawn by `seed`, in source order; all of them if None or if there are no more."""
     if num is None or num >= len(source):
         return source
+    # The first of one permutation, so that a smaller number is a subset of a larger one.
     return Subset(source, np.sort(epoch_order(len(source), seed, 0)[:num]))
 
 

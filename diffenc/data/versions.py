@@ -103,6 +103,7 @@ def _known(
     own: Iterable[Version],
     others: Iterable[Version],
 ) -> tuple[str, str] | None:
+    # Pixels identify images whatever they were read as; a file only does as the data set it belongs to.
     for versions, files in ((own, digests), (others, {})):
         for version in versions:
             for part in version.parts:

@@ -38,6 +38,7 @@ def regular_files(folder: Path, skip: Skip = lambda path, reason: None) -> Itera
       UserError: a folder cannot be listed.
     """
     for inner, names, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        # In place: os.walk descends into what is left in this very list, in its order.
         names[:] = [name for name in sorted(names) if _is_entered(Path(inner, name), skip)]
         for path in (Path(inner, name) for name in sorted(files)):
             if reason := _reason(path):

@@ -20,6 +20,7 @@ def workspace(target: Path) -> Iterator[Path]:
     """
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
+    # The folder itself is locked: it is renamed into place at the end, and the lock goes with it.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder)

@@ -44,9 +44,11 @@ def _replace_file(path: Path) -> Iterator[Path]:
     location.check(path)
     with temporary_file(path) as temporary:
         yield temporary
+        # Content before name: after a power loss the name must not lead to an empty file.
         sync(temporary)
         location.check(path)
         os.replace(temporary, path)
+        # The rename itself is durable only once its folder is.
         sync(path.parent)
 
 
@@ -66,6 +68,8 @@ def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(temporary_file(path)) for path in paths]
         yield temporaries
+        # All contents are on the disk before the first name changes: what can fail for lack of space has
+        # then succeeded.
         for temporary in temporaries:
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):

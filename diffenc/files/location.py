@@ -31,6 +31,7 @@ class Location:
 
     def check(self) -> None:
         """Raises MovedError unless the folder is still found by its path."""
+        # The cheap test first; the probe settles it where inode numbers cannot be trusted.
         if not self._is_at(self.folder) and not self._shows_a_new_file():
             raise MovedError(
                 f"{self.folder} is no longer the folder that this process works in, {self._whereabouts()}; "

@@ -159,6 +159,7 @@ class Disk:
 
     def _make(self, folder: Path) -> None:
         location.check(folder)
+        # Each new folder's name lies in its parent, which is what has to be synced.
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
@@ -231,6 +232,7 @@ def is_damage(error: Exception) -> bool:
     An I/O error of a disk counts as damage: a bad sector causes it, and the rest of the disk can be read.
     """
     number = error.errno if isinstance(error, OSError) else _number(error)
+    # tensorstore raises few Python types; the status code is at the beginning of the text.
     return number == errno.EIO if number else str(error).startswith(DAMAGE)
 
 

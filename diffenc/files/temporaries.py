@@ -78,6 +78,8 @@ def remove_unlocked(path: Path, owner: int | None = None) -> None:
     """
     is_folder = path.is_dir()
     with contextlib.suppress(OSError):
+        # NOFOLLOW: a link of this name could lead anywhere. NONBLOCK: opening a FIFO would wait for a
+        # writer.
         descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if try_lock(descriptor) and owner in (None, os.fstat(descriptor).st_uid):
@@ -93,6 +95,8 @@ def _create_locked(path: Path) -> int:
         with contextlib.suppress(OSError):
             try_lock(descriptor, wait=True)  # for a process that is about to sweep it away
         with contextlib.suppress(FileNotFoundError):  # swept before it was locked
+            # Between open and lock a sweep may have removed the file: the lock then is on a file without a
+            # name, and the next turn makes a new one.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         os.close(descriptor)

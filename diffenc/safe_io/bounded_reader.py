@@ -28,12 +28,14 @@ class BoundedReader:
         if size > self._limit:
             raise UserError(f"{self._name}: claims {size:,} bytes, more than the {self._limit:,} it may have")
         found = bytearray()
+        # In chunks: a header that claims gigabytes costs only what really comes.
         while len(found) != size and (part := self._some(size - len(found) if size >= 0 else _CHUNK)):
             found += part
         return bytes(found) if len(found) < _CHUNK else found  # the large ones are not copied
 
     def readline(self, size: int = -1, /) -> bytes:
         """Returns the bytes up to and including the next line feed, at most `size` of them."""
+        # One byte beyond the limit, to notice that it is exceeded.
         most = self._limit - self._count + 1
         return self._counted(self._stream.readline(min(size, most) if size >= 0 else most))
 

@@ -31,9 +31,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: 
     refuse_bomb(member, name, limit)
     with archive.open(member) as packed:
         stream = BoundedReader(packed, limit, name)
+        # Version 1.0 limits a header to 64 KB, and is what numpy.savez writes for plain arrays.
         if np.lib.format.read_magic(stream) != (1, 0):  # pyright: ignore[reportArgumentType]
             raise UserError(f"{name}: is no plain array")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # pyright: ignore[reportArgumentType]
+        # Kind O would be unpickled, V may hold objects in its fields.
         if dtype.kind not in "biuf":
             raise UserError(f"{name}: is of dtype {dtype}; only plain numbers are admitted")
         length = math.prod(shape) * dtype.itemsize

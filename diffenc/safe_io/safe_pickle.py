@@ -67,13 +67,17 @@ class Unpickler(pickle._Unpickler):
         self._name = name
         self._known = known
         self._left = limit  # bytes that may be encoded
+        # A table of this instance's own: the inherited one belongs to the class, and so to every pickle in
+        # the process.
         own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
         own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
+        # An operation that is missing from the table is a KeyError, which becomes a UserError in `load`.
         admitted = {operation: load for operation, load in self.dispatch.items() if operation not in _REFUSED}
         self.dispatch = _Counted(admitted | own)  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
 
     def _load_bytearray(self) -> None:
         """Reads a bytearray; the inherited method allocates as many bytes as are claimed."""
+        # self.read is bounded by what the stream has.
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
@@ -87,6 +91,7 @@ class Unpickler(pickle._Unpickler):
         return value.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
+        # Stateful, since it counts: so it is a method, and not in the table of known globals.
         if (module, name) == ("_codecs", "encode"):
             return lambda value, encoding: self._encode(value, encoding)
         known = self._known.get((module, name))
@@ -131,6 +136,7 @@ class _Dtype:
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = True):
         del align, copy
+        # Plain numbers of fixed size: nothing with object pointers, strings or fields.
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", decode_text(spec)):
             raise ValueError(f"dtype {short_repr(spec)} is not a plain number")
         self.dtype = np.dtype(decode_text(spec))
@@ -166,6 +172,7 @@ def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise ValueError("an array without bytes or dtype")
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(is_size, shape)):
         raise ValueError("a shape that no array has")
+    # prod of Python integers cannot overflow, as numpy's own check could.
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)

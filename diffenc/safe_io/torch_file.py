@@ -93,6 +93,7 @@ def _read_archive(
     with zipfile.ZipFile(stream) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [member for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
+        # torch.save puts everything into one folder of the archive, whatever its name.
         if len(pickles) != 1:
             raise UserError(f"{name}: is a zip file that torch.save did not write")
         root = pickles[0].removesuffix("data.pkl")
@@ -110,6 +111,7 @@ def _read_archive(
         storages, left = {}, limit
         for storage in named.values():
             raw = read(f"{root}data/{storage.key}", left)
+            # The budget is common to all storages: many small ones cannot exceed it together.
             left -= len(raw)
             storages[storage.key] = _numbers(raw, storage, swapped)
         return tensors, storages
@@ -167,6 +169,7 @@ class _Unpickler(Unpickler):
         if not isinstance(dtype, np.dtype):
             raise ValueError("a storage of an unknown type")
         storage = _Storage(decode_text(key), dtype, numel)
+        # Tensors may share a storage, as tied weights do; its description must then be the same.
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"storage {short_repr(storage.key)} is described in two ways")
         return storage
@@ -188,9 +191,12 @@ def _arrays(
     for key, (storage, offset, shape, strides) in tensors.items():
         flat = storages[storage.key]
         count = math.prod(shape)
+        # Before the copy: strides of 0 make a tensor of any size from a single number.
         left -= count * flat.itemsize
         if left < 0:
             raise ValueError("tensors larger than the file may be")
+        # The largest index that the view touches; strides are not negative (`_rebuild`), so 0 is the least.
+        # as_strided itself checks nothing.
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if count and last >= len(flat):
             raise ValueError(f"{short_repr(key)}: reaches beyond its storage")

@@ -114,6 +114,8 @@ class ExpectedMetadata:
 
         The config in it is compared as text: nothing of it is imported or evaluated.
         """
+        # The run's identity first: another config of another run is reported as another run, with its
+        # differences as detail.
         config, identity = metadata.get("config"), metadata.get("run")
         differing = self._differences(where, config) if config is not None else self._hash_differs(metadata)
         if None not in (identity, self.run) and identity != self.run:
@@ -149,6 +151,7 @@ class ExpectedMetadata:
 
     def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
         """Compares the hash in a checkpoint of an earlier version, without a config; other versions may hash it otherwise."""
+        # Either hash will do: config.gin may have been written by the version that saved the checkpoint.
         known = {serialize.hash_text(text) for text in (self.config, self.saved) if text is not None}
         same = not known or metadata.get("config_hash") in known
         return "" if same else "its config_hash differs, and it does not hold the config itself"

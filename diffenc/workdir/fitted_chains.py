@@ -82,6 +82,7 @@ def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path
 
     def spell(text: str) -> str:  # without parentheses and commas, which are awkward in file names
         name = re.sub(r"[^\w.=-]+", "_", text).strip("_")
+        # File systems limit names to 255 bytes; a digest keeps long spellings distinct.
         return name if len(name) <= MAX_SPELLING else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     suffix = (
@@ -175,6 +176,7 @@ def _parse(text: str | bytes, file: Path) -> dict[str, Any]:
         arrays = {
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content
         }
+        # Rising times are what makes lambda_s > lambda_t; NaN fails each of these comparisons.
         valid = times.ndim == 1 and len(times) == content["steps"] + 1 and bool(np.all(np.diff(times) > 0))
         valid &= all(
             array.shape == (len(times) - 1,) and bool(np.all(array >= 0)) for array in arrays.values()

@@ -126,6 +126,7 @@ class Mirror:
             if isinstance(error, OSError):
                 raise stores.read_error(url, error) from error
             raise
+        # What was just copied from the store need not go back to it.
         self._pushed = self._stamps()
 
     def __enter__(self) -> "Mirror":
@@ -165,6 +166,7 @@ class Mirror:
     def _pull(self) -> None:
         names = [name for name in self._store.files() if _is_file(name) and self._needs(name)]
         for name in names:
+            # Names of objects are arbitrary: "../x" would be written outside of the folder.
             if os.path.isabs(name) or {"", "..", "."} & set(name.split("/")) or "\0" in name:
                 raise UserError(
                     f"{self.url} holds {name!r}, which cannot be the name of a file in a folder: remove it"
@@ -177,6 +179,8 @@ class Mirror:
 
     def _get(self, name: str) -> None:
         data = self._store.read(name) or b""
+        # Threads add at the same time, so the sum may lag: the limit is against copying a whole bucket, and
+        # need not be exact.
         self._copied += len(data)
         if self._copied > MOST:
             raise UserError(
@@ -214,6 +218,8 @@ def _is_file(name: str) -> bool:
 
 def _new_folder() -> tuple[Path, int]:
     """Creates an empty folder; returns it and the descriptor that locks it until this process ends."""
+    # Under a name that no sweep looks at, until it is locked: unlocked, another process would take it for
+    # left over.
     new = Path(tempfile.mkdtemp(prefix=NEW))
     lock = os.open(new, os.O_RDONLY)
     if locks.try_lock(lock):

@@ -40,8 +40,10 @@ def write_provenance(experiment: Experiment, workdir: Path, step: int, num_train
     Raises:
       UserError: the disk refused.
     """
+    # Entries from `step` on describe training that is about to be done again.
     earlier = [entry for entry in parse_starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
     now = describe_environment(experiment)
+    # A new entry only where something differs: a run that is resumed a hundred times keeps a short list.
     if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
         earlier.append({"step": step, **now})
     record_checksum.write_record(workdir / DATASET, dataset_card(experiment, num_train))

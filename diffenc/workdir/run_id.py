@@ -32,6 +32,7 @@ def read(workdir: stores.PathLike) -> str | None:
     content = b""
     if jax.process_index() == 0:
         with convert_store_errors(workdir):
+            # Bounded: the whole content is broadcast to all processes.
             content = (stores.open_store(workdir).read(FILE) or b"")[:LONGEST]
     text = bytes(broadcast_int_list(content)).decode(errors="replace").strip()
     if text and not is_valid(text):
@@ -54,5 +55,6 @@ def ensure(workdir: Path, of_checkpoint: object) -> str:
     if (found := read(workdir)) is None:
         identity = of_checkpoint if is_valid(of_checkpoint) else secrets.token_hex(16)
         main_process_only(atomic.write_text)(workdir / FILE, f"{identity}\n")
+        # Read back, and thereby broadcast: all processes have what the first one wrote.
         found = read(workdir)
     return found or ""

@@ -47,6 +47,7 @@ class TensorboardWriter(NullWriter):
         self._file = _opened(logdir / name, logdir)
         self._add(0, file_version="brain.Event:2")
         if purge_step is not None:
+            # TensorBoard drops earlier events from this step on when it meets a START.
             self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
@@ -148,6 +149,7 @@ def create_writer(
     Raises:
       UserError: the disk refused.
     """
+    # -1: every step is after it, so that all earlier rows are dropped.
     last = -1 if resume_step is None else resume_step
     metrics = Path(workdir) / METRICS
     drop_rows_after(metrics, last)
@@ -173,6 +175,7 @@ def drop_rows_after(path: atomic.PathLike, step: int) -> None:
     if not path.exists():
         return
     old = path.read_bytes()
+    # Up to the last line feed: what follows is a line that a kill cut short.
     whole = old[: old.rfind(b"\n") + 1].splitlines(keepends=True)
     new = b"".join(line for line in whole if (at := _step_of(path, line)) is not None and at <= step)
     if new != old:
@@ -205,6 +208,7 @@ def _opened(path: Path, named: atomic.PathLike) -> BufferedFile:
 def _framed(event: bytes) -> bytes:
     """Returns a record of an event file: its length, the event, and checksums of both."""
     size = struct.pack("<Q", len(event))
+    # The framing of TFRecord files: uint64 length and masked crc32c, little-endian.
     return b"".join([size, _checksum(size), event, _checksum(event)])
 
 
