@@ -70,5 +70,6 @@ def _check_hash(where: str, metadata: Mapping[str, Any]) -> None:
 
 
 def _seal(metadata: Mapping[str, Any]) -> str:
+    # `config` is left out, as settings of measurements in it may change; `bindings` hold what it was.
     sealed = {key: value for key, value in metadata.items() if key not in ("config", SEAL)}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

@@ -58,6 +58,7 @@ def export(experiment: Experiment, workdir: Path) -> Path:
 
 def fetch_parameters(params: Any, mesh: Mesh) -> Arrays:
     """Returns each parameter unsharded, by name. A collective: all processes must call it."""
+    # Leaf by leaf: one replicated parameter at a time takes memory on a device, not the whole model.
     gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
     return {name: np.asarray(gather(leaf)) for name, leaf in name_leaves(params).items()}
 

@@ -109,6 +109,7 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
     with _opened(path) as file:
         require_same_arrays(str(path), _held(file), describe_arrays(wanted))
         arrays = {name: file.get_tensor(name) for name in wanted}
+        # After the comparison of names, shapes and types, which gives the more useful message.
         if _digest(arrays) != _said(path, file).get("sha256"):
             raise UserError(
                 f"{path}: is damaged: its parameters are not those that were written; download it again"
@@ -204,6 +205,7 @@ def _check_dataset(said: Any) -> None:
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
+        # In the order of names, not of the file, which the format leaves open.
         digest.update(arrays[name].tobytes())
     return digest.hexdigest()
 

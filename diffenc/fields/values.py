@@ -111,6 +111,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _coerce_to_first(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
+    # The value's own type first: True must stay a bool where a float would take it, an int an int.
     for choice in sorted(choices, key=lambda choice: choice is not type(value)):
         try:
             return coerce(value, choice)
@@ -122,6 +123,7 @@ def _coerce_to_first(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
 def _finite_float(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("expected float")
+    # Written so that NaN is refused too.
     if not abs(value) <= sys.float_info.max:
         raise TypeError("expected a finite float")
     return float(value)

@@ -40,9 +40,11 @@ def read_checkpoint(path: Path, limit: int) -> tuple[Arrays, int]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    # Size first: the file is from elsewhere, and flax's is read whole.
     _require_within(limit, path.stat().st_size, path)
     found = _read_npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
     branches = (f"{branch}/" for branch in BRANCHES)
+    # The average before the parameters: it is what evaluations of such models use.
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
     with convert_errors(path):

@@ -151,12 +151,11 @@ def _device_gradient(
     loss = partial(_loss, bound, experiment.dataset.num_levels, select_ends)
     summed, losses = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
     # 2. Average. Each microbatch's loss is a mean over its own images and all have the same number of them,
-    # so the mean of these means is that of the batch. Division comes before the sum over devices, whose
-    # order then matters less.
+    # so the mean of these means is that of the batch.
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     # 3. One collective per step, not one per microbatch; under fsdp each device keeps its shard of the sum.
     gradient = param_sharding.sum_over_devices(mean, specs)
-    # Accumulated in float32 at least, and stored as the parameters are, which optimizers expect.
+    # Accumulated in float32, and stored as the parameters are, which optimizers expect.
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     losses = merge_microbatches(losses)
     means = jax.lax.pmean(mean_losses(losses, batch.images.levels[0].size), AXES)

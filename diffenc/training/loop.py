@@ -144,8 +144,8 @@ def take_step(session: Session, train_step: TrainStep, images: Images, in_flight
     """Takes one step, for which it does not wait."""
     # an implicit transfer makes host and device wait for each other; without jit every constant is one
     with jax.transfer_guard("allow" if jax.config.values["jax_disable_jit"] else "disallow"):
-        # The old state's buffers are donated: session.state is invalid until this assignment, which nothing
-        # may interrupt.
+        # The old state's buffers are donated: what `session.state` refers to is invalid until this
+        # assignment.
         session.state = train_step(session.state, images)
         in_flight.add(jnp.copy(session.state.step))  # a copy: the next step reuses the state's buffers
     session.step += 1
@@ -164,8 +164,8 @@ def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> 
     session.owed = [hook.name for hook in hooks if hook.can_be_owed and hook.name in due]
     with saved_on_error(session):
         for position, hook in enumerate(hooks):
-            # Not before the first, for `run_hooks` follows the step, whose own stop is checked between the
-            # hooks.
+            # Also for hooks that are not due, so after every step. Not before the first: a log row that is
+            # due is written before the run stops, as no checkpoint records it as owed.
             if position > 0:
                 session.interrupts.check()
             if hook.name in due:

@@ -198,8 +198,8 @@ def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
 def random_16_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Returns uniform integers below 65,536: two from each random word, the second half of the channels from its upper bits."""
     *positions, channels = shape
-    # Half the random words of `bernoulli`: on accelerators drawing masks costs as much as a small
-    # convolution.
+    # Half the random words of `bernoulli`: on a TPU drawing a mask by threefry costs more than a bfloat16
+    # convolution of its size.
     words = jax.random.bits(key, (*positions, (channels + 1) // 2), jnp.uint32)
     return jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :channels]
 

@@ -85,7 +85,7 @@ class Monotone:
         # does, so that moving the interior moves no end.
         whole = risen(jnp.ones((), t.dtype))
         # Relative to `whole`: if the linear part could vanish beside the sigmoids, lambda would be flat
-        # between them and the rate 0, which importance weights and the interior's objective divide by.
+        # between them and its rate 0, by which the interior's objective divides.
         linear = positive(params["linear"], 1 - FIRST_BUMPS) + 1e-3 + LEAST_LINEAR * whole
         return (linear * t + jax.vmap(risen)(t)) / (linear + whole)
 

@@ -26,6 +26,8 @@ class Extractor:
         """Loads the weights. Raises UserError if they are missing, damaged or not the expected ones."""
         self.identity = features.identity()
         self.size = features.num_features
+        # Local devices only: features are computed by each process for itself, without collectives, and
+        # cached in files.
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("images",))
         each, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("images"))
@@ -40,6 +42,7 @@ class Extractor:
         parts = [np.zeros((0, self.size), np.float32)]
         for first in range(0, len(images), self._at_a_time):
             part = images[first : first + self._at_a_time]
+            # Padded to one shape, so that the network compiles once.
             filled = np.zeros((self._at_a_time, *part.shape[1:]), np.uint8)
             filled[: len(part)] = part
             parts.append(np.asarray(self._compiled(self._extract, filled))[: len(part)])

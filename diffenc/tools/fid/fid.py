@@ -137,11 +137,14 @@ class SampleCache:
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }
+        # Named by everything that decides the samples: other settings never meet chunks of these.
         self.folder = workdir / FOLDER / hash_key({**self.metadata, **computation})
 
     def progress(self, num: int) -> Progress:
         """Returns the progress of drawing the missing ones of the first `num` samples."""
         files = [self._file(index) for index in range(-(-num // self.size))]
+        # By the first process's view of the disk: processes that count differently would not draw the same
+        # chunks together.
         (there,) = collectives.broadcast_ints(sum(file.is_file() for file in files))
         logging.info("%d samples; %d are drawn already, in %s", num, min(num, there * self.size), self.folder)
         return Progress("drawing samples", (len(files) - there) * self._sampler.num_stretches)
@@ -157,6 +160,8 @@ class SampleCache:
         (there,) = collectives.broadcast_ints(int(found is not None))
         if there:
             return collectives.broadcast_array(np.zeros(self._shape, np.uint8) if found is None else found)
+        # A chunk depends on its number alone: a resumed run, or one with more samples, continues the same
+        # sequence.
         key = jax.random.fold_in(self._root, index)
         new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
         array_cache.save_array(file, new)
@@ -196,6 +201,7 @@ class SampleLabels:
             return None
         if self._classes is None:
             return draw_labels(self._shares, self._size, jax.random.fold_in(self._root, index))
+        # The cycle goes on from chunk to chunk.
         return cycle_labels(self._dataset, self._classes, (index + 1) * self._size)[-self._size :]
 
     @cached_property
@@ -225,6 +231,7 @@ def summarize_samples(
     nums = np.unique(settings.nums)
     collector = FeatureCollector(extractor.size, subset_order(nums, settings.seed), settings.kid_images)
     for vectors in extract_sample_features(int(nums[-1]), num_levels, samples, extractor):
+        # How many vectors are missing to each of the numbers: a chunk is split where a summary is due.
         ends = nums - collector.count
         for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
             collector.add(part)

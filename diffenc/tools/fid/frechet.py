@@ -25,6 +25,7 @@ class Moments:
         vectors = vectors.astype(np.float64)
         mean, total = vectors.mean(axis=0), self.count + len(vectors)
         shift, centred = mean - self.mean, vectors - mean
+        # Deviations from the group's own mean, then the rank-one term of the two means' distance.
         self._scatter += centred.T @ centred + np.outer(shift, shift) * (self.count * len(vectors) / total)
         self.mean = self.mean + shift * len(vectors) / total
         self.count = total
@@ -52,6 +53,8 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     shift = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
     product = covariance_factor(one.covariance).T @ covariance_factor(other.covariance)
+    # tr (C_1 C_2)^{1/2} is the sum of the roots of the eigenvalues of L_1^T C_2 L_1 = (L_1^T L_2)(L_1^T
+    # L_2)^T, which are the singular values of L_1^T L_2.
     overlap = np.linalg.svd(product, compute_uv=False).sum()
     return float(shift @ shift + traces - 2 * overlap)
 
@@ -59,6 +62,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 def covariance_factor(covariance: Float[np.ndarray, "size size"]) -> Float[np.ndarray, "size rank"]:
     """Returns L with at least one column and L L^T = C, for symmetric, positive semidefinite C (up to rounding)."""
     values, vectors = eigh(covariance)
+    # numpy's usual bound on the rank: smaller eigenvalues are rounding, and their roots would not be small.
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     kept[-1] = True
     return vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0))

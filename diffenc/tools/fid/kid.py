@@ -48,6 +48,7 @@ def squared_mmd(one: Vectors, other: Vectors) -> float:
 def mean_within(vectors: Vectors) -> float:
     """Returns the mean of the kernel over all pairs of different vectors."""
     pairs = cubic_kernel(vectors, vectors)
+    # Without the diagonal, whose terms k(x, x) would bias the estimate upwards.
     return float((pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)))
 
 

@@ -87,7 +87,11 @@ def class_distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed
     """Returns the distance between classes at each t."""
     one_hot = labels[:, None] == np.unique(labels)
     flat = images.reshape(*images.shape[:2], -1)
+    # Sums of squares do not change by a common shift, and inner products keep their digits without the
+    # mean.
     flat = flat - flat.mean(axis=0)
+    # [t, n, n] inner products: all sums of squares, permutations and jackknife estimates follow from these
+    # without the images.
     grams = np.einsum("atd,btd->tab", flat, flat, optimize=True)
     p_values = permutation_test(grams, one_hot, seed)
     return [
@@ -112,6 +116,8 @@ def sums_of_squares(
 def variance_ratio(between, within, counts):
     """Returns the variance of class means over that within classes, by the estimates of one-way analysis of variance."""
     total, classes = counts.sum(axis=-1), counts.shape[-1]
+    # The effective number of images in a class for unequal sizes, as in one-way random-effects analysis of
+    # variance.
     size = (total - np.square(counts).sum(axis=-1) / total) / (classes - 1)
     of_one = within / (total - classes)
     return (between / (classes - 1) - of_one) / size / np.where(of_one > 0, of_one, np.nan)
@@ -124,6 +130,7 @@ def jackknife_error(gram: Gram, one_hot: OneHot) -> float:
     squares = (one_hot * by_class).sum(axis=0)  # of each class's sum
     with_class = by_class[np.arange(len(gram)), label]
     means = (squares / counts).sum() - (squares / counts)[label]
+    # |S - x|^2 = |S|^2 - 2 S . x + |x|^2 for the sum S of the image's class without the image.
     means += (squares[label] - 2 * with_class + own) / (counts[label] - 1)
     whole = (gram.sum() - 2 * gram.sum(axis=1) + own) / (len(gram) - 1)
     without = variance_ratio(means - whole, np.trace(gram) - own - means, counts - one_hot)
@@ -136,6 +143,7 @@ def permutation_test(
     """Returns the p-value at each t: how often classes shuffled among the images are as far apart, the true ones included."""
     weights = one_hot / np.sqrt(one_hot.sum(axis=0))
     true, random = sum_squared_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
+    # Starts at one: the true assignment is one of the permutations, and p is never 0.
     as_far, progress = np.ones(len(grams)), Progress("permutations", PERMUTATIONS)
     for first in range(0, PERMUTATIONS, PERMUTATIONS_AT_ONCE):
         count = min(PERMUTATIONS_AT_ONCE, PERMUTATIONS - first)

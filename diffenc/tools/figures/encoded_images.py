@@ -38,6 +38,7 @@ def colour_changes(
     x: Float[np.ndarray, "n h w c"], change: Float[np.ndarray, "n t h w"]
 ) -> tuple[plots.Values, np.ndarray]:
     """Returns each column's limit, and pictures [n, 1 + t, ...]: an image in grey, then its changes."""
+    # One limit per column, over all images: colours can be compared between images, not between times.
     limit = np.abs(change).max(axis=(0, 2, 3))
     coloured = plots.diverging_colours(change, limit[:, None, None])
     return limit, np.concatenate([plots.to_rgb(x)[:, None], coloured], axis=1)

@@ -145,6 +145,8 @@ class EncodedImages(NamedTuple):
         """The change of x_phi - alpha^2 x = sigma^2 y_phi; 0 at a t where it is within rounding."""
         result = self.change - self.factor[:, None, None, None] * self.x[:, None]
         part, whole = (np.square(array).sum(axis=(0, 2, 3, 4)) for array in (result, self.change))
+        # For x_phi = alpha^2 x the difference is rounding, which a spectrum or a ratio would show as
+        # structure.
         result[:, part <= NEGLIGIBLE * whole] = 0
         return result
 
@@ -153,6 +155,7 @@ def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedIm
     """Returns the images of `source` at the figures' times."""
     times, gap = np.array(subject.settings.times), subject.settings.gap
     before = np.maximum(times - gap, 0)
+    # Times and times less the gap coincide for the most part; each is encoded once.
     grid, where = np.unique(np.round([*times, *before], 9), return_inverse=True)
     log_snr, x = subject.log_snr_at(grid), read_pixels(subject, source)
     at = map_images(subject, source, log_snr, _encoded, task)[:, where]
@@ -199,6 +202,7 @@ def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: M
     with jax.enable_x64(True):
         results = map_batches(
             compile_on_mesh(mesh, measure_batch, model, num_levels, measure),
+            # Within enable_x64: the same parameters, computed with in float64.
             {"encoder": jax.tree.map(to_default_precision, subject.params["encoder"])},
             _batches_at(source, model.conditioning, mesh, batch_size, log_snrs),
             lambda batch: (batch.images, jnp.asarray(batch.log_snr)),

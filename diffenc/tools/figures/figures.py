@@ -105,6 +105,7 @@ def read_figure(target: Path, metadata: Record) -> FigureRecord | None:
         arrays = target.with_suffix(".npz").read_bytes() if record["npz"] else b""
     except (OSError, KeyError):
         return None
+    # Through JSON and back, as the stored one has been: tuples become lists, NaN null.
     if record.get("of") != json.loads(atomic.to_json(metadata)) or record["npz"] != _digest(arrays):
         return None
     return FigureRecord(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})

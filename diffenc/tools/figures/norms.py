@@ -29,6 +29,7 @@ def mean_squares(encode: EncodeAt, x: Data, log_snr: LogSNR) -> dict[str, PerExa
     """Returns the mean squares over dimensions of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope."""
 
     def y_phi(log_snr: LogSNR) -> Data:
+        # float64 (`map_images`): the division by sigma^2 would leave no digits in float32 at low noise.
         rest = encode(log_snr) - scale(alpha_squared(log_snr), x)
         return scale(1 / sigma_squared(log_snr), rest)
 

@@ -53,11 +53,13 @@ def compute_spectra(encoded: EncodedImages, t: plots.Values) -> Record:
 
 def power_spectrum(images: Float[np.ndarray, "n t h w c"]) -> Power:
     """Returns the power at each frequency, summed over channels; it adds up to the sum of squares."""
+    # ortho: the transform is orthogonal, so that powers add up to the sum of squares (Parseval).
     return np.square(np.asarray(scipy.fft.dctn(images, axes=(2, 3), norm="ortho"))).sum(axis=-1)
 
 
 def cycles_per_pixel(height: int, width: int) -> Float[np.ndarray, "h w"]:
     """Returns the frequency of each coefficient of the transform."""
+    # Mode k of a DCT-II on n pixels has k half periods: k / (2 n) cycles per pixel.
     return np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width) / (2 * width))
 
 

@@ -135,6 +135,7 @@ def compiled_memory(compiled: Any) -> dict[str, int] | None:
     if analysis is None:
         return None
     arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    # Donated buffers are reported as outputs as well.
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     total = arguments + results + temporary
     return {"arguments": arguments, "results": results, "temporary": temporary, "total": total}
@@ -150,6 +151,7 @@ def adjust_for_sharding(
     if compiled is None or split == whole:
         return compiled
     arguments = compiled["arguments"] - whole["state"] + split["state"]
+    # The gathered copy of all parameters, which the step compiled for one device did not need.
     temporary = compiled["temporary"] + whole["parameters"]
     total = arguments + compiled["results"] + temporary
     return {**compiled, "arguments": arguments, "temporary": temporary, "total": total}

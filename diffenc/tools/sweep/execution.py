@@ -36,6 +36,7 @@ def run_sweep(
       Interrupted: SIGTERM or Ctrl-C was received; runs in training have saved a checkpoint.
     """
     runs = make_runs(folder, variants, seeds)
+    # What is pending is decided under the lock: two sweeps in one folder would start the same runs.
     with claim.claim(folder, "--output"):
         pending = [run for run in runs if remaining_modes(run, tasks)]
         logging.info("%d of %d runs are done, in %s", len(runs) - len(pending), len(runs), folder)

@@ -68,6 +68,7 @@ class RunningJob:
 
     def send(self, signum: int) -> None:
         """Sends a signal to the current command, and drops those not yet started."""
+        # A command that ends well after a signal has not done the job if others were to follow.
         self._status_if_cut_short = 128 + signum if self._remaining else 0
         self._remaining.clear()
         self._process.send_signal(signum)
@@ -124,6 +125,7 @@ def run_jobs(
                 if time.monotonic() - reported_at > PROGRESS_SECONDS:
                     reported_at = time.monotonic()
                     _log_progress(running, len(waiting))
+        # Also on an exception: no job outlives the pool.
         finally:
             for job in running:
                 job.kill()

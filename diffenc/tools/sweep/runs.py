@@ -135,6 +135,7 @@ def make_runs(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -
     loaded = [(variant, _load(variant)) for variant in variants]
     runs = [
         Run(variant, seed, folder, dataclasses.replace(experiment, seed=seed))
+        # Seeds are the outer loop: after each all variants can be compared.
         for seed in seeds
         for variant, experiment in loaded
     ]

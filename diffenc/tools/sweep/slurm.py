@@ -146,6 +146,7 @@ def _requeue() -> None:
     """Ends this job and has Slurm start it again, unless it was cancelled."""
     import submitit
 
+    # A cancelled job is COMPLETING by then, and must not come back.
     if query_queue().get(submitit.JobEnvironment().job_id) == "RUNNING":
         signal.raise_signal(
             signal.SIGTERM
@@ -198,6 +199,7 @@ def _submit_missing(
     make: MakeExecutor, file: Path, runs: Sequence[Run], tasks: Sequence[Task]
 ) -> list[tuple[Run, str]]:
     """Returns each run with the id of its job, after submitting those that have none; `file` records the ids."""
+    # A job counts only while it is in the queue: ids of jobs that ended stay in the file.
     known, queued = _read_job_ids(file), query_queue()
     jobs = {str(run): known[str(run)] for run in runs if known.get(str(run)) in queued}
     if jobs:
@@ -241,6 +243,7 @@ def _wait(jobs: Sequence[tuple[Run, str]], folder: Path, tasks: Sequence[Task], 
     states = dict.fromkeys((job_id for _, job_id in jobs), "PENDING")
     while queued:
         _sleep(signals)
+        # A failing squeue must not look like an empty queue, at which all jobs would count as ended.
         states = _query_or_keep(states)
         for run, job_id in [job for job in queued if job[1] not in states]:
             queued.remove((run, job_id))
