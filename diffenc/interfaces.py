@@ -123,6 +123,8 @@ class PreparedOnce(abc.ABC):
 
 def prepare_once(plugin: "Encoder | Network", params: Params, x: Data, context: Context) -> Any:
     """Returns a pytree of arrays [B, ...], an entry for each image: what `apply_prepared` takes in place of `x` and `context`."""
+    # Without a split, what is prepared is the input itself: callers have one code path for all encoders.
+    # Context is a pytree, so entries of some images can be taken from (x, context) as from any other.
     return plugin.prepare(params, x, context) if isinstance(plugin, PreparedOnce) else (x, context)
 
 
@@ -287,6 +289,7 @@ class GenerativeMean(abc.ABC):
         ends in "_loss".
     """
 
+    # Declared, not tested: samplers and likelihood decide by these before any parameters exist.
     learns_value: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[str, ...]] = ()
@@ -324,10 +327,10 @@ class AffineMean(GenerativeMean):
         def at(x_hat: Data) -> Estimate:
             return self.apply(params, x_hat, step)
 
-        # linearize at 0 splits the affine map A x + b into its constant b and its linear part A in one
-        # trace, for whatever `apply` computes. The error then never contains x_phi + e: where sigma
-        # vanishes e is far below the last digit of x_phi, and e^lambda multiplies what is lost. A x_phi -
-        # truth is small for a mean that suits the encoder, and its two operands are rounded alike.
+        # linearize at 0 splits the affine map A x + b into its constant b and its linear part A in one trace,
+        # for whatever `apply` computes. The error then never contains x_phi + e: where sigma vanishes e is
+        # far below the last digit of x_phi, and e^lambda multiplies what is lost. A x_phi - truth is small
+        # for a mean that suits the encoder, and its two operands are rounded alike.
         dtype = jnp.result_type(x_hat_error, truth.value)
         constant, linear = jax.linearize(at, jnp.zeros(x_hat_error.shape, dtype))
         return jax.tree.map(
@@ -349,6 +352,8 @@ class ProportionalMean(AffineMean):
     def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns (x_hat, kappa x_hat)."""
         kappa = self.kappa(params, step.interval)
+        # Linear in x_hat with no constant: `AffineMean.error` then is kappa e + (kappa x_phi - slope), and
+        # the last term vanishes where kappa suits the encoder.
         return Estimate(x_hat, kappa.reshape(kappa.shape + (1,) * (x_hat.ndim - 1)) * x_hat)
 
 
@@ -385,6 +390,7 @@ def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
 
     It declares so in a class variable `requires: ClassVar[frozenset[str]]`; without one it needs none.
     """
+    # getattr, for third parties' plugins need not derive from anything here.
     return measurement in getattr(plugin, "requires", frozenset())
 
 

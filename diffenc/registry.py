@@ -49,6 +49,8 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} name {name!r} must be a Python identifier")
 
         def decorate(cls: Plugin) -> Plugin:
+            # vars, not hasattr: a plain subclass of a dataclass
+            # inherits the attribute, and its own fields would be lost.
             if "__dataclass_params__" not in vars(cls):
                 raise TypeError(
                     f"{_full_name(cls)} must be a dataclass: put @dataclass(frozen=True) right above it"
@@ -59,6 +61,7 @@ class Registry(Generic[T]):
                     f"{_full_name(cls)} needs another name"
                 )
             self._classes[name] = cast(type[T], cls)
+            # `checked` changes the class in place, so what is registered above is the same class.
             return checked(f"{self.kind}.{name}", self.interface)(cls)
 
         return decorate
@@ -157,6 +160,7 @@ def discover() -> list[str]:
     """
     broken = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_builtin_first):
+        # Importing registers one class after the other: an error in the middle would leave some of them.
         before = {kind: dict(registry._classes) for kind, registry in REGISTRIES.items()}
         try:
             entry.load()

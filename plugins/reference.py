@@ -116,8 +116,8 @@ def _laid_out(name: str, array: np.ndarray) -> np.ndarray:
 
 def _raw_drop(w: np.ndarray) -> np.ndarray:
     """What gives drop = |w| through softplus and the floor under it; drops below the floor are the floor."""
-    # log(e^d - 1) = d + log(1 - e^-d), the inverse of softplus without overflow; float64 for the sake of
-    # its difference.
+    # log(e^d - 1) = d + log(1 - e^-d), the inverse of softplus
+    # without overflow; float64 for the sake of its difference.
     drop = np.maximum(np.abs(w.astype(np.float64)) - SMALLEST_DROP, 1e-6)
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 

@@ -80,16 +80,16 @@ def write_arrays(store: Store, folder: str, part: Part) -> None:
     index: dict[str, list] = {}
     for name, box, offset in part.pieces:
         index.setdefault(name, []).append([*box, offset])
-    # The index has its own SHA-256, as the blocks have their crc32c: no byte of a folder is without a
-    # checksum.
+    # The index has its own SHA-256, as the blocks have their
+    # crc32c: no byte of a folder is without a checksum.
     text = checksummed_json.dumps({"size": part.data.size, "pieces": index})
     try:
         files = ts.KvStore.open(store.kvstore(folder), context=_context()).result()
         pending: list[ts.Future[Any]] = [files.write(INDEX, text)]
         if part.data.size:
             pending += _write_blocks(_open(store, folder, part.data.size).result(), part.data)
-        # exception() waits for each write, so none is still running, with a reference to the buffer, when
-        # this raises.
+        # exception() waits for each write, so none is still
+        # running, with a reference to the buffer, when this raises.
         failed = [error for write in pending if (error := write.exception()) is not None]
         if failed:  # all writes have ended by now, so the caller can remove the folder
             raise failed[0]
@@ -185,6 +185,7 @@ def _group_adjacent(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list
 
 
 def _read_span(blocks: Any, pieces: list[Piece], ends: Mapping[Piece, int]) -> _Span:
+    # Read straight into an aligned buffer, which the arrays then are views of.
     begin, end = pieces[0].offset, ends[pieces[-1]]
     data = _allocate_aligned(end - begin)
     return _Span(begin, data, pieces, ts.array(data).write(blocks.result()[begin:end]))
@@ -205,8 +206,8 @@ def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.nd
         both = _overlap(found, box)
         if both is not None:
             whole[_relative_slices(both, box)] = content[_relative_slices(both, found)]
-            # Pieces do not overlap (each is written by the one process with replica 0), so counting
-            # elements tells completeness.
+            # Pieces do not overlap (each is written by the one process
+            # with replica 0), so counting elements tells completeness.
             missing -= math.prod(both.shape)
     if missing:
         raise UnreadableError(f"array {name}: {missing} of its elements are missing")

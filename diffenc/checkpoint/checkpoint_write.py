@@ -97,8 +97,7 @@ class CheckpointWrite:
                     self._store.remove(part)  # on a full disk makes room for the marker
                     self._store.write(f"{part}.{FAILED}", str(error).encode())
             raise
-        # A save counts for a process only once it is committed: what it then does (donate, delete older
-        # ones) relies on that.
+        # A save is over, in every process, only once it is committed or given up.
         self._deadline.wait_for(self._is_decided, "the main process to commit")
         if self._store.read(f"{self._name}/{META}") is None:
             raise OSError("the main process gave it up; see its log")

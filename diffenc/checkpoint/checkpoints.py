@@ -166,13 +166,13 @@ class Checkpoints:
         steps = _steps(committed)
         if step is not None and step not in steps:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
-        # Newest first, past damaged ones: losing some steps is better than losing the run, and a warning
-        # tells.
+        # Newest first, past damaged ones: losing some steps
+        # is better than losing the run, and a warning tells.
         for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
                 return read_on_all_processes(self._store, str(name), abstract, select, check)
-            # Damage only. A store that fails says nothing about the newest checkpoint, and an older one
-            # must not replace it then: that error ends the restore.
+            # Damage only. A store that fails says nothing about the newest checkpoint, and an older one must
+            # not replace it then: that error ends the restore.
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join_path(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -216,10 +216,11 @@ class Checkpoints:
             return
         error = self._pending.exception()
         self._pending = None
-        # A full disk must not end a run that has trained for days; the next save may succeed. Anything else
-        # is a bug.
+        # A full disk must not end a run that has trained for
+        # days; the next save may succeed. Anything else is a bug.
         if isinstance(error, OSError):
             reason = atomic.write_error(self.directory, error)
+            # Kept for `wait`, which raises it at the end of a run; until then the run goes on.
             self._failure = UserError(f"the checkpoint of step {self._step} was not saved: {reason}")
         elif error is not None:
             raise error
@@ -233,7 +234,8 @@ class Checkpoints:
         try:
             write.write(mine, meta_text)
         except Exception:
-            # Remembered, not removed here: the other processes may still be writing to it.
+            # CheckpointWrite has tried to remove it; what is left,
+            # or was written there later, goes before the next save.
             self._uncommitted.append(name)
             raise
         if process == 0:
@@ -300,6 +302,7 @@ def restore_from(
       UserError: as in `Checkpoints.restore`.
     """
     store = stores.open_store(path)
+    # META.json in the folder itself: it is one checkpoint, and not a folder of them.
     if _is_true_on_main(path, lambda: store.read(META) is not None):
         try:
             return read_on_all_processes(store, "", abstract, select_branches, check)

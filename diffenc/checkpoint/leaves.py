@@ -70,8 +70,8 @@ def _owned_pieces(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]
         raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would truncate to 32 bits on reading")
     if not isinstance(leaf, jax.Array):
         return [(name, (0,) * leaf.ndim, leaf)] if jax.process_index() == 0 else []
-    # Of replicated data exactly one device in the whole run has replica 0: each piece is written once,
-    # without communication.
+    # Of replicated data exactly one device in the whole run has
+    # replica 0: each piece is written once, without communication.
     first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return [(name, _corners(shard.index, leaf.shape)[0], shard.data) for shard in first]
 

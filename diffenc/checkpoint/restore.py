@@ -66,8 +66,8 @@ def read_on_all_processes(store: Store, name: str, abstract: Tree, select: Selec
         damage = error
     except OSError as error:
         refusal = stores.read_error(f"{store}/{name}".rstrip("/"), error)
-    # Two rounds, refusals first: a store that fails in one process must not look like damage, at which all
-    # would fall back to an older checkpoint.
+    # Two rounds, refusals first: a store that fails in one process must not
+    # look like damage, at which all would fall back to an older checkpoint.
     if not all_succeeded(refusal is None):
         raise refusal or UserError(f"cannot read {store}: it failed in another process; see its log")
     if not all_succeeded(damage is None) or restored is None:

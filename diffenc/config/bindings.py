@@ -88,12 +88,12 @@ class BindingSet:
         self._num_values = 0  # in the binding whose macros are being replaced
         # Later bindings replace earlier ones: files in their order, then the command line.
         self._effective = {binding.key: binding for binding in self._all}
-        # Every macro that is mentioned must exist, also in bindings that are not in effect: a misspelt name
-        # is an error.
+        # Every macro that is mentioned must exist, also in bindings
+        # that are not in effect: a misspelt name is an error.
         for macro in self._macro_mentions():
             self._macro(macro)
-        # All values are converted before anything is constructed: plugins only ever see values of their
-        # fields' types.
+        # All values are converted before anything is constructed:
+        # plugins only ever see values of their fields' types.
         self._values = {
             binding.key: self._coerced(binding)
             for binding in self._effective.values()
@@ -127,8 +127,8 @@ class BindingSet:
         for key, binding in self._effective.items():
             if key in read:
                 self._check_required(binding)
-            # gin itself is silent on a known binding that nothing reads. On the command line it is an
-            # error, for somebody just typed it; a file's may belong to a plugin that another file replaced.
+            # gin itself is silent on a known binding that nothing reads. On the command line it is an error,
+            # for somebody just typed it; a file's may belong to a plugin that another file replaced.
             elif binding.from_command_line or self._is_stray(binding, built):
                 raise binding.error(f"{binding}: {self._unread_reason(binding, built, read)}")
             elif self._is_replaced(binding, built):

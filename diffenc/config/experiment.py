@@ -232,8 +232,8 @@ class Experiment:
         )
         # both check themselves
         for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():
-            # A learned w belongs to the T equal steps it was trained for: any other number, variance or
-            # choice of times is refused.
+            # A learned w belongs to the T equal steps it was trained for:
+            # any other number, variance or choice of times is refused.
             steps = self.trained._replace(num_timesteps=settings.num_timesteps, variance=settings.variance)
             require(
                 not isinstance(settings.variance, LearnedVariance)

@@ -136,8 +136,8 @@ def _build_checked(
     try:
         checked = BindingSet(bindings)
         try:
-            # gin gets lines made from checked, converted values, never the user's text: its own errors lack
-            # a location.
+            # gin gets lines made from checked, converted values,
+            # never the user's text: its own errors lack a location.
             built = _build(selector, [*settings_bindings, *checked.lines()], overrides or {})
         except UserError as error:
             raise checked.with_location(error) from None

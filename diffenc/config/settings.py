@@ -90,8 +90,8 @@ class Depth(NamedTuple):
 def _fill(settings: "Evaluate | Sample", trained: Depth, usual: int) -> dict[str, Any]:
     """Returns T and the variance: those of the settings, or where they are open `usual`, and what belongs to T."""
     num_timesteps = usual if settings.num_timesteps is None else settings.num_timesteps
-    # Variances are trained for the steps of training alone; other steps, or other times, start from sigma_P
-    # = sigma_Q.
+    # Variances are trained for the steps of training alone;
+    # other steps, or other times, start from sigma_P = sigma_Q.
     as_trained = num_timesteps == trained.num_timesteps and settings.times == "equal"
     of_steps = trained.variance if as_trained else EQUAL  # it belongs to the steps that it was trained for
     variance = of_steps if settings.variance is None else settings.variance
@@ -147,8 +147,7 @@ class Evaluate:
 
     def resolve(self, trained: Depth) -> "ResolvedEvaluate":
         """Returns the settings for a model trained at the depth `trained`."""
-        # Naming the path of training is the same as leaving it open, so that records of both can be
-        # compared.
+        # Naming the path of training is the same as leaving it open, so that records of both can be compared.
         other_path = None if self.stochasticity == trained.stochasticity else self.stochasticity
         filled = _fill(self, trained, trained.num_timesteps)
         return ResolvedEvaluate(**{**vars(self), **filled, "stochasticity": other_path})

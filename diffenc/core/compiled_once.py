@@ -20,8 +20,8 @@ def compiled_once(make: Callable[P, Compiled]) -> Callable[P, Compiled]:
 
     @functools.wraps(make)
     def find_or_make(*args: P.args, **kwargs: P.kwargs) -> Compiled:
-        # lru_cache raises TypeError for an argument without a hash, and a TypeError from within `make`
-        # would look the same: so the hash is tried first, not the call.
+        # lru_cache raises TypeError for an argument without a hash, and a TypeError from within `make` would
+        # look the same: so the hash is tried first, not the call.
         return find(*args, **kwargs) if _is_hashable((args, *kwargs.values())) else make(*args, **kwargs)
 
     return find_or_make

@@ -48,5 +48,6 @@ def drop_condition(condition: Condition | None, share: float, key: Key) -> Condi
 
 def conditioned_modules(part: Any) -> list[tuple[str, int]]:
     """Returns `SELECTOR.classes` and its value for all plugins within an encoder or a network that read the condition."""
+    # Nested: an encoder may hold a network, and a generative mean one of its own.
     declared = [each for each in nested_objects(part) if isinstance(each, ClassConditional)]
     return [(f"{selector_of(type(each))}.classes", each.classes) for each in declared if each.classes]

@@ -37,6 +37,8 @@ def dequantize_truncated_normal(
 
     The noise is as wide as that which the model was trained on at t = 0 (Zheng et al., 2023).
     """
+    # Noise of N(0, sigma_0^2) around alpha_0 x is what the model
+    # has at t = 0; cut to the cell, it decodes to x for certain.
     alpha, sigma = alpha_sigma(log_snr_0)
     reach = jnp.exp(0.5 * log_snr_0) / num_levels  # half a cell, in units of sigma_0
     # P(|eps| < reach) for a standard normal eps: what the cut leaves of its mass.
@@ -48,8 +50,8 @@ def dequantize_truncated_normal(
     u = scale(quantile, jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0))
     eps = jnp.sqrt(2.0) * erfinv(u)
     log_normal = -0.5 * (jnp.square(eps) + jnp.log(2 * jnp.pi))
-    # log sigma = 1/2 log sigmoid(-lambda) = -1/2 softplus(lambda). log q per dimension is that of the
-    # normal density, less log sigma for the change of scale and log mass for the cut.
+    # log sigma = 1/2 log sigmoid(-lambda) = -1/2 softplus(lambda). log q per dimension is that of the normal
+    # density, less log sigma for the change of scale and log mass for the cut.
     log_sigma = -0.5 * jax.nn.softplus(log_snr_0)
     log_q = sum_data(log_normal) - x[0].size * (log_sigma + jnp.log(mass))
     return scale(alpha, x) + scale(sigma, eps), log_q

@@ -65,11 +65,11 @@ def make_chain(
     Raises:
       UserError: `variance` requires `excess`, and it is None.
     """
+    # Before anything is computed: a variance that must be fitted cannot be guessed.
     require_excess(variance, excess, len(times) - 1)
     log_snr = log_snr_at(jnp.asarray(times))
     measured = None if excess is None else jnp.asarray(excess)
-    # Step i leads from times[i + 1] (noisier, lambda_t) to times[i] (lambda_s), so [1:] is t and [:-1] is
-    # s.
+    # Step i leads from times[i + 1] (noisier, lambda_t) to times[i] (lambda_s), so [1:] is t and [:-1] is s.
     return Chain(jnp.asarray(times), variance(log_snr[1:], log_snr[:-1], measured))
 
 

@@ -17,14 +17,16 @@ def _alpha_squared_jvp(primals, tangents):
     # d alpha^2 / d lambda = alpha^2 sigma^2. JAX's own rule, s (1 - s), keeps one digit of sigma^2
     # at lambda = 13 in float32.
     (log_snr,), (tangent,) = primals, tangents
+    # Through `alpha_squared` and not jax.nn.sigmoid: higher
+    # derivatives, such as the gradient of a jvp, use this rule again.
     value = alpha_squared(log_snr)
     return value, value * sigma_squared(log_snr) * tangent
 
 
 def sigma_squared(log_snr: LogSNR) -> LogSNR:
     """sigma^2 = sigmoid(-log_snr)."""
-    # Not 1 - alpha^2: at lambda = 13.3 that is 1.7e-6 as the difference of two numbers near 1, one digit or
-    # two in float32.
+    # Not 1 - alpha^2: at lambda = 13.3 that is 1.7e-6 as the
+    # difference of two numbers near 1, one digit or two in float32.
     return alpha_squared(-log_snr)
 
 

@@ -49,9 +49,9 @@ class Tangent(Interval):
 
     def follow(self, encode: EncodeAt) -> Estimate:
         """Returns x_phi and d x_phi / d lambda, by one jvp: under one dropout mask."""
-        # A tangent of ones per image: x_phi of an image depends on its own lambda alone, so one jvp gives
-        # all the derivatives d x_phi,b / d lambda_b at once. Forward mode, since there is one input and an
-        # image of outputs; the training gradient is reverse mode over it.
+        # A tangent of ones per image: x_phi of an image depends on its own lambda alone, so one jvp gives all
+        # the derivatives d x_phi,b / d lambda_b at once. Forward mode, since there is one input and an image
+        # of outputs; the training gradient is reverse mode over it.
         return Estimate(*jax.jvp(encode, (self.log_snr,), (jnp.ones_like(self.log_snr),)))
 
 
@@ -84,12 +84,13 @@ class Chord(Interval):
 
     @property
     def value_weight(self) -> PerExample:
-        # Both are expm1 of the same order as the step, so that their ratio keeps its digits; on the Markov
-        # path it is 1.
+        # Both are expm1 of the same order as the step, so that
+        # their ratio keeps its digits; on the Markov path it is 1.
         return mean_fraction(self.rise, self.clock_rise) / self.fraction
 
     @property
     def stretch(self) -> PerExample:
+        # >= 1, and 1 as s -> t: c = 1 - e^(-rise) <= rise.
         return self.rise / self.fraction
 
     def follow(self, encode: EncodeAt) -> Estimate:
@@ -97,8 +98,8 @@ class Chord(Interval):
 
         The encoder is evaluated at full precision on every device: its difference over a short step has few digits.
         """
-        # x_s - x_t is of the order of the step: where an accelerator rounds products to bfloat16 or TF32,
-        # the difference would be rounding alone, and 1 / c would multiply it.
+        # x_s - x_t is of the order of the step: where an accelerator rounds products to bfloat16 or TF32, the
+        # difference would be rounding alone, and 1 / c would multiply it.
         with jax.default_matmul_precision("highest"):
             x_t, x_s = encode(self.log_snr), encode(self.log_snr_s)
         return Estimate(x_t, scale(1 / self.fraction, x_s - x_t))

@@ -55,8 +55,8 @@ class Terms(NamedTuple):
     @property
     def total(self) -> Float[Array, "*b"]:
         """Their sum; of three of the same images, or of means."""
-        # Without the check, ends of a single image would broadcast over the batch and give a wrong sum
-        # without an error.
+        # Without the check, ends of a single image would broadcast
+        # over the batch and give a wrong sum without an error.
         if not jnp.shape(self.reconstruction) == jnp.shape(self.latent) == jnp.shape(self.diffusion):
             raise ValueError("the losses at the ends are those of some of the images alone: add their means")
         return self.reconstruction + self.latent + self.diffusion
@@ -86,8 +86,8 @@ class Draws(NamedTuple):
     weight: PerExample | float = 1.0
 
 
-# split and fold_in of one key give the same children (`diffenc.core.rng.root_key`): 0, 1 and 2 are those of
-# the split.
+# split and fold_in of one key give the same children
+# (`diffenc.core.rng.root_key`): 0, 1 and 2 are those of the split.
 # folded into a key that is split into three as well
 STOCHASTICITY_STREAM, GENERATIVE_MEAN_STREAM = 3, 4
 
@@ -120,11 +120,11 @@ def draw_noise(
       sample_times: moves uniform times to where more of them are wanted, and returns their weights too.
       num_ends: the number of images whose reconstruction loss is wanted; None = all.
     """
-    # The three terms of -ELBO are expectations under separate marginals, so z_t and z_0 may have
-    # independent noise: the sum stays unbiased.
+    # The three terms of -ELBO are expectations under separate marginals,
+    # so z_t and z_0 may have independent noise: the sum stays unbiased.
     time_key, eps_key, eps_0_key = jax.random.split(key, 3)
-    # One uniform number for the whole batch. A sampler of times maps u monotonically, so that its times
-    # stay stratified.
+    # One uniform number for the whole batch. A sampler of times
+    # maps u monotonically, so that its times stay stratified.
     t, weight = sample_times(objective.stratified_times(jax.random.uniform(time_key), shape[0]))
     shape_0 = shape if num_ends is None else (num_ends, *shape[1:])
     return Draws(t, jax.random.normal(eps_key, shape), jax.random.normal(eps_0_key, shape_0), weight)
@@ -164,6 +164,7 @@ class Model:
             "encoder": self.encoder.init(encoder_key, x, log_snr),
             "schedule": self.schedule.init(schedule_key),
             "network": self.network.init(network_key, x, log_snr),
+            # Parts without parameters have an empty pytree: the structure is the same for every model.
             "stochasticity": self.stochasticity.init(stochasticity_key),
             "generative_mean": self.generative_mean.init(mean_key, x, log_snr),
         }
@@ -185,6 +186,8 @@ class Model:
 
     def condition_metadata(self) -> dict[str, Any]:
         """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
+        # Two entries: a condition that the encoder alone is
+        # given does not make the bound one of p(x | condition).
         modules = {"condition": self.reverse_modules, "encoder_condition": conditioned_modules(self.encoder)}
         return {key: self.conditioning.label for key, found in modules.items() if found}
 
@@ -217,6 +220,7 @@ class Model:
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         """Returns H = h(lambda_s) - h(lambda_t), by the stochasticity. Parameters of before it was a part lack it."""
+        # The default has no parameters, which is what a missing part stands for.
         return self.stochasticity.increment(params.get("stochasticity", {}), log_snr_t, log_snr_s)
 
     def prepare(
@@ -229,8 +233,8 @@ class Model:
 
         What a `PreparedOnce` prepares is computed here, once.
         """
-        # prepare_images is an argument and therefore evaluated now: each call of the partial shares its
-        # result.
+        # prepare_images is an argument and therefore evaluated
+        # here: each call of the partial shares its result.
         return partial(self.encode_prepared, params, self.prepare_images(params, x, context))
 
     def prepare_images(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
@@ -382,26 +386,28 @@ class Model:
         The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...], whose
         noise `draws.eps_0` is.
         """
-        # Separate keys: with one key for both, encoder and network of equal layers could drop the same
-        # units.
+        # Separate keys: with one key for both, encoder and network of equal layers could drop the same units.
         encoder_keys, network_keys = _two_of_each(keys)
         if network_condition is None:
             network_condition = condition
         x = scale_pixels(levels, num_levels)
         encoder_context = Context(condition, encoder_keys)
         network_context = Context(network_condition, network_keys)
-        # Shared by the diffusion loss and both ends, under one dropout mask: otherwise the three terms
-        # would belong to three different encoders, and their sum would be no bound of any model.
+        # Shared by the diffusion loss and both ends, under one dropout mask: otherwise the three terms would
+        # belong to three different encoders, and their sum would be no bound of any model.
         prepared = self.prepare_images(params, x, encoder_context)
         encode = partial(self.encode_prepared, params, prepared)
+        # Closures over params, so that a step rule may differentiate
+        # them by time while the training gradient passes through.
         log_snr_at, increment = partial(self.log_snr, params), partial(self.increment, params)
-        # The diffusion loss: lambda_t, the target (value and slope of x_phi) and the weight first, then the
-        # estimates' errors.
+        # The diffusion loss: lambda_t, the target (value and slope
+        # of x_phi) and the weight first, then the estimates' errors.
         step = step_rule(encode, log_snr_at, increment, draws.t)
         error, x_hat_error = self.estimate_error(params, step, draws.eps, network_context, encoder_context)
-        # The losses at the ends of time vary little between images, so training evaluates them for some of
-        # them.
+        # The losses at the ends of time vary little between
+        # images, so training evaluates them for some of them.
         at_ends, levels_at_ends = select_ends((prepared, levels))
+        # Both ends from what was prepared above; their noise is eps_0, of the selected images alone.
         reconstruction, latent = self.end_losses(
             params, at_ends, levels_at_ends, draws.eps_0, num_levels=num_levels
         )
@@ -418,14 +424,15 @@ class Model:
         One call of the encoder for both ends: every image is there twice, side by side, so that a batch which is split
         over devices stays as it is.
         """
-        # The schedule is evaluated rather than its end points read: learned ends get their gradient through
-        # both losses.
+        # The schedule is evaluated rather than its end points read:
+        # learned ends get their gradient through both losses.
         times = jnp.zeros(len(levels)), jnp.ones(len(levels))
         log_snr_0, log_snr_1 = (self.log_snr(params, t) for t in times)
         twice = jax.tree.map(_side_by_side, prepared, prepared)
         x_phi = self.encode_prepared(params, twice, _side_by_side(log_snr_0, log_snr_1))
         # Undoes the interleaving: even rows are at t = 0, odd ones at t = 1.
         x_phi_0, x_phi_1 = x_phi[::2], x_phi[1::2]
+        # z_0 / alpha_0 directly: z_0 itself is never formed.
         pixels = objective.diffused_pixels(x_phi_0, eps_0, log_snr_0)
         return (
             objective.reconstruction_loss(pixels, levels, log_snr_0, num_levels),
@@ -435,8 +442,8 @@ class Model:
 
 def _side_by_side(first: Array, second: Array) -> Array:
     """Returns [first 0, second 0, first 1, ...]."""
-    # concatenate would put image i and its copy B rows apart, and so on different devices of a batch that
-    # is split in blocks of rows: XLA would move half of it.
+    # concatenate would put image i and its copy B rows apart, and so on different devices of a batch that is
+    # split in blocks of rows: XLA would move half of it.
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 

@@ -73,9 +73,9 @@ def continuous(encode: EncodeAt, log_snr_at: LogSNRAt, increment: Increment, t: 
 
 def secant(encode: EncodeAt, increment: Increment, log_snr_t: LogSNR, log_snr_s: LogSNR) -> Step:
     """The step from lambda_t to lambda_s with sigma_P = sigma_Q: weight 1/2 (SNR_s - SNR_t) c / c_eta [8]."""
-    # || mu_P - mu_Q ||^2 / (2 sigma_Q^2) with mu_P - mu_Q = alpha_s c error (`step_error`) and sigma_Q^2 =
-    # c_eta sigma_s^2 is 1/2 SNR_s c^2 / c_eta || error ||^2. SNR_s c = SNR_s - SNR_t without the
-    # cancellation of that difference.
+    # || mu_P - mu_Q ||^2 / (2 sigma_Q^2) with mu_P - mu_Q = alpha_s c error
+    # (`step_error`) and sigma_Q^2 = c_eta sigma_s^2 is 1/2 SNR_s c^2 / c_eta || error
+    # ||^2. SNR_s c = SNR_s - SNR_t without the cancellation of that difference.
     step = chord(increment, log_snr_t, log_snr_s)
     weight = 0.5 * step.fraction * jnp.exp(log_snr_s) * (step.fraction / step.renewed)
     return Step(step, weight, jnp.zeros_like(weight), step.follow(encode))
@@ -86,14 +86,14 @@ def discrete(chain: Chain) -> StepRule:
     num_steps = len(chain.log_w)
 
     def rule(encode: EncodeAt, log_snr_at: LogSNRAt, increment: Increment, t: Times) -> Step:
-        # t in [i / T, (i + 1) / T) stands for step i, from times[i + 1] to times[i], wherever the chain
-        # puts these: a stratified batch of t is stratified over the steps. floor, since ceil would give 0
-        # at t = 0.
+        # t in [i / T, (i + 1) / T) stands for step i, from times[i + 1] to
+        # times[i], wherever the chain puts these: a stratified batch of t is
+        # stratified over the steps. floor, since ceil would give 0 at t = 0.
         index = step_index(t, num_steps)
         log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
         step, log_w = secant(encode, increment, log_snr_t, log_snr_s), chain.log_w[index]
-        # (d / 2) (w - 1 - log w): w is close to 1 for short steps, and d T would multiply the rounding of w
-        # - 1. Both terms have the factor T of a sum over steps that is estimated by one of them.
+        # (d / 2) (w - 1 - log w): w is close to 1 for short steps, and d T would multiply the rounding of w -
+        # 1. Both terms have the factor T of a sum over steps that is estimated by one of them.
         offset = 0.5 * step.x_phi[0].size * num_steps * (jnp.expm1(log_w) - log_w)
         return step._replace(weight=num_steps * jnp.exp(log_w) * step.weight, offset=offset)
 
@@ -102,8 +102,8 @@ def discrete(chain: Chain) -> StepRule:
 
 def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
     """In which of `num_steps` equal parts of [0, 1) t lies: 0 .. T - 1, also where t T rounds up to T."""
-    # The minimum serves t = 1, which a time sampler's rounding may reach: there floor gives T, past the
-    # last step.
+    # The minimum serves t = 1, which a time sampler's rounding
+    # may reach: there floor gives T, past the last step.
     return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)
 
 
@@ -126,10 +126,10 @@ def network_error(
     """
     alpha, sigma = alpha_sigma(log_snr)
     p, q = parameterization(log_snr)
-    # Inserting z = alpha x_phi + sigma eps into `x_hat_from_output` and subtracting x_phi cancels all terms
-    # but these. The factor is -sigma for v: the small error is a small factor times an error of order 1,
-    # not a difference of two numbers of order 1. With the weight e^lambda that is the v- or eps-form of the
-    # loss [19, 20, 123].
+    # Inserting z = alpha x_phi + sigma eps into `x_hat_from_output` and subtracting
+    # x_phi cancels all terms but these. The factor is -sigma for v: the small error is
+    # a small factor times an error of order 1, not a difference of two numbers of order
+    # 1. With the weight e^lambda that is the v- or eps-form of the loss [19, 20, 123].
     out = network(diffuse(x_phi, eps, log_snr), log_snr)
     return scale(-sigma / (q * alpha - p * sigma), out - scale(p, x_phi) - scale(q, eps))
 
@@ -145,11 +145,14 @@ def estimate_error(
 
 def step_error(interval: Interval, error: Estimate) -> Data:
     """value_weight (value - x_phi) + (slope - slope of x_phi): in discrete time (mu_P - mu_Q) / (alpha_s c)."""
+    # Only this sum enters the bound: heads for value and
+    # slope could trade one for the other without changing it.
     return scale(interval.value_weight, error.value) + error.slope
 
 
 def step_loss(step: Step, error: Estimate) -> PerExample:
     """One draw of the diffusion loss, from the errors of the estimates [9, 14, 18]."""
+    # [B] in nats; all factors are per image, the network's error alone is of the size of an image.
     return step.offset + step.weight * sum_squares(step_error(step.interval, error))
 
 
@@ -163,8 +166,8 @@ def diffusion_loss(
 def latent_loss(x_phi: Data, log_snr: LogSNR) -> PerExample:
     """KL(q(z_1 | x) || N(0, 1)) [51]; `x_phi` and `log_snr` at t = 1."""
     alpha_2, num_dims = alpha_squared(log_snr), x_phi[0].size
-    # The value is 2e-5 at lambda = -5: here a difference of numbers of 0.007, in the textbook form one of
-    # numbers near 1.
+    # The value is 2e-5 at lambda = -5: here a difference of
+    # numbers of 0.007, in the textbook form one of numbers near 1.
     # sigma^2 - 1 - log sigma^2 = softplus(lambda) - alpha^2
     return 0.5 * (alpha_2 * sum_squares(x_phi) + num_dims * (jax.nn.softplus(log_snr) - alpha_2))
 
@@ -187,8 +190,8 @@ def reconstruction_loss(pixels: Data, levels: Levels, log_snr: LogSNR, num_level
 
 def diffused_pixels(x_phi: Data, eps: Data, log_snr: LogSNR) -> Data:
     """z / alpha = x_phi + (sigma / alpha) eps."""
-    # sigma / alpha = e^(-lambda / 2) for any variance-preserving process: no quotient of two rounded square
-    # roots.
+    # sigma / alpha = e^(-lambda / 2) for any variance-preserving
+    # process: no quotient of two rounded square roots.
     return x_phi + scale(jnp.exp(-0.5 * log_snr), eps)
 
 

@@ -15,8 +15,8 @@ from diffenc.interfaces import Params
 
 Spell = Callable[[Any], str]
 
-# 16 TiB: a bound against mistyped sizes, which would otherwise end in an allocation failure without a
-# message.
+# 16 TiB: a bound against mistyped sizes, which would
+# otherwise end in an allocation failure without a message.
 MOST_BYTES = 1 << 44  # of all that a run carries
 
 
@@ -30,6 +30,8 @@ def name_leaves(tree: PyTree) -> dict[str, Any]:
       UserError: the tree cannot be flattened, or two leaves have the same path.
     """
     named = _spell_paths(tree, _plain)
+    # Plain names are for people and for patterns; {"a/b": x}
+    # beside {"a": {"b": y}} is the case where they collide.
     return dict(named) if len({name for name, _ in named}) == len(named) else name_leaves_quoted(tree)
 
 
@@ -39,8 +41,8 @@ def name_leaves_quoted(tree: PyTree) -> dict[str, Any]:
     Raises:
       UserError: the tree cannot be flattened, or two leaves have the same path.
     """
-    # Quoting makes names injective: {"a/b": x} and {"a": {"b": x}} have different ones, so a checkpoint
-    # cannot restore one into the other.
+    # Quoting makes names injective: {"a/b": x} and {"a": {"b": x}} have
+    # different ones, so a checkpoint cannot restore one into the other.
     leaves: dict[str, Any] = {}
     for name, leaf in _spell_paths(tree, _quoted):
         if name in leaves:
@@ -63,10 +65,11 @@ def as_parameters(owner: str, tree: PyTree) -> Params:
       UserError: the tree cannot be flattened, or its structure hashed; or a leaf is no array of the default precision.
     """
     try:
+        # Everything that later code does with parameters is tried once here: names, flattening, hashing.
         named = name_leaves(tree)
         leaves, structure = jax.tree.flatten(tree)
-        # jit looks compiled programs up by the hash of the tree's structure: static fields that have none
-        # would fail there.
+        # jit looks compiled programs up by the hash of the tree's
+        # structure: static fields that have none would fail there.
         hash(structure)
     except (UserError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -79,6 +82,8 @@ def as_parameters(owner: str, tree: PyTree) -> Params:
 def require_same_structure(owner: str, *inits: Callable[[], PyTree]) -> None:
     """Raises UserError unless all calls of a plugin's `init` return pytrees of the same structure."""
     try:
+        # A static field that compares unequal between two calls would
+        # make jit compile anew at every step, or refuse the state.
         first, *others = [jax.tree.structure(init()) for init in inits]
         differ = any(other != first for other in others)
     except ValueError as error:
@@ -161,6 +166,7 @@ def count_parameters(params: Params) -> int:
 def abstract_arrays(init: Callable[[], PyTree]) -> PyTree:
     """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
     try:
+        # Abstract evaluation: nothing is allocated, however large the model.
         shapes = jax.eval_shape(init)
     except OverflowError as error:  # a dimension, or a product of some, of more than 64 bits
         raise UserError("the model is too large to be described: bind fewer channels or blocks") from error

@@ -32,8 +32,8 @@ def root_key(seed: int, purpose: str) -> Key:
     Without the purpose, evaluation would see the very noise that training saw, for split and fold_in of
     one key give the same children.
     """
-    # crc32, not hash(): Python salts the hash of a string per process, so processes and resumed runs would
-    # disagree.
+    # crc32, not hash(): Python salts the hash of a string per
+    # process, so processes and resumed runs would disagree.
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
@@ -50,6 +50,7 @@ def draw_settings() -> dict[str, Any]:
 
 def generator() -> str:
     """Returns the generator in words, for records of measurements: its name, and each setting that is not JAX's default."""
+    # jax_enable_x64 is left out: records state the precision by itself.
     impl, partitionable, _, offset, gumbel = (jax.config.values[name] for name in SETTINGS)
     parts = [impl]
     parts += ["partitionable"] if partitionable and impl == "threefry2x32" else []

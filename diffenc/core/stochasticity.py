@@ -33,8 +33,7 @@ MARKOV = Markov()
 
 def eta_squared(increment: Increment, log_snr: LogSNR) -> LogSNR:
     """Returns eta^2 = dh / dlambda: the variance of the path's noise per unit of lambda, relative to sigma^2."""
-    # By lambda_s at lambda_s = lambda_t: a clock defines differences of h alone, and lambda_t is held
-    # fixed.
+    # By lambda_s at lambda_s = lambda_t: a clock defines differences of h alone, and lambda_t is held fixed.
     return jax.jvp(lambda log_snr_s: increment(log_snr, log_snr_s), (log_snr,), (jnp.ones_like(log_snr),))[1]
 
 
@@ -46,9 +45,9 @@ def renewed_fraction(clock_rise: LogSNR) -> LogSNR:
     Args:
       clock_rise: H.
     """
-    # sigma_Q^2 = c_eta sigma_s^2 <= sigma_s^2 for every H >= 0: admissible for any clock and any step.
-    # eta^2 c sigma_s^2 would not be (it exceeds sigma_s^2 at small T where eta > 1), and its steps would
-    # not compose.
+    # sigma_Q^2 = c_eta sigma_s^2 <= sigma_s^2 for every H >= 0: admissible
+    # for any clock and any step. eta^2 c sigma_s^2 would not be (it exceeds
+    # sigma_s^2 at small T where eta > 1), and its steps would not compose.
     return -jnp.expm1(-clock_rise)
 
 

@@ -68,8 +68,8 @@ def after(done: Any, part: Any) -> Any:
     """
     if not unrolls():
         return part
-    # XLA does not fold 0 * x in floating point, since it is NaN for an infinite or NaN x: the dependence
-    # survives all passes.
+    # XLA does not fold 0 * x in floating point, since it is NaN
+    # for an infinite or NaN x: the dependence survives all passes.
     zero = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done))
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero).astype(leaf.dtype), part)
 

@@ -33,8 +33,7 @@ def train_batches(
     """
     if len(source) == 0:
         raise UserError("the train split is empty: there is nothing to train on")
-    # Permutations of neighbouring epochs: threads work on several batches at once, which may straddle
-    # epochs.
+    # Permutations of neighbouring epochs: threads work on several batches at once, which may straddle epochs.
     order = functools.lru_cache(maxsize=4)(functools.partial(epoch_order, len(source), seed))
 
     def gather(k: int) -> Batch:

@@ -77,6 +77,7 @@ def _continue(wanted: Download, part: Path, bars: ProgressBars) -> None:
 
 
 def _asked(url: str, have: int, part: Path) -> http.client.HTTPResponse:
+    # Resumes where the part ends; servers may ignore the header (see `_continues`).
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
@@ -108,8 +109,8 @@ def _append(
             out.write(chunk)
             advance(len(chunk))
         out.flush()
-        # Before the MD5 check and the rename, which would otherwise survive a crash that the content does
-        # not.
+        # Before the MD5 check and the rename, which would
+        # otherwise survive a crash that the content does not.
         os.fsync(out.fileno())
 
 

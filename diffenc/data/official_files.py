@@ -62,6 +62,7 @@ class OfficialFiles:
         folder = source.parent if beside else source
         found = {}
         for part in self.parts.values():
+            # The layout that holds the file the user pointed at comes first, where a folder has several.
             layouts = sorted(part, key=lambda names: not _mentions(names, source.name))
             names = first_whole(folder, layouts)
             if names is None:

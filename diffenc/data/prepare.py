@@ -93,13 +93,14 @@ def prepare(args: PrepareArgs) -> str:
             name: digests.digest_path(path, bars.start, to_convert.members.get(name))
             for name, path in to_convert.files.items()
         }
+        # What is there is kept if it is the same: the source was digested above, and shards are verified.
         if prepared is not None:
             existing_conversion.refuse_other_files(prepared, target, files)
             existing_conversion.refuse_other_conversion(prepared, target, to_convert)
             return _with_summary(_verify(prepared, target, bars), to_convert)
         existing_conversion.refuse_strangers(target, to_convert)
-        # Order: digests of the source before the conversion, so that an interrupted one resumes only if the
-        # files are the same.
+        # Order: digests of the source before the conversion, so that
+        # an interrupted one resumes only if the files are the same.
         converted = _convert(to_convert, files, work, bars)
         shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         _move_into_place(work, target, converted)

@@ -100,8 +100,8 @@ class EvaluationBatches:
         self.passes = settings.passes if passes is None else passes
         check_divisible(f"{settings_name(settings)}.batch_size", self.batch_size, mesh)
         self._conditioning = conditioning
-        # Times have a stream of their own: they are drawn on the host for a whole pass, the noise on the
-        # devices for each image.
+        # Times have a stream of their own: they are drawn on the host
+        # for a whole pass, the noise on the devices for each image.
         self._root, self._times_root = (
             root_key(settings.seed, name) for name in (purpose, f"{purpose} times")
         )
@@ -110,6 +110,7 @@ class EvaluationBatches:
 
     def __len__(self) -> int:
         """Returns the number of batches in all passes together."""
+        # ceil division: the last batch of each pass is padded.
         return self.passes * -(-len(self.source) // self.batch_size)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
@@ -132,8 +133,8 @@ class EvaluationBatches:
 
     def times(self, pass_index: int) -> Float[np.ndarray, "images times"]:
         """Returns the uniform variates of a pass, in source order."""
-        # numpy's generator, seeded by a JAX key: strata must be permuted over all images of a pass at once,
-        # on the host.
+        # numpy's generator, seeded by a JAX key: strata must be
+        # permuted over all images of a pass at once, on the host.
         key = jax.random.key_data(fold_in(self._times_root, pass_index))
         random = np.random.default_rng(np.asarray(key))
         variates = stratified_over_images(random, len(self.source), self._times_per_image)
@@ -228,6 +229,8 @@ def compile_on_mesh(mesh: Mesh, function: Callable[..., Any], *fixed: Any) -> Ca
 
     Parameters keep their sharding; draws are replicated. It compiles once for a function of a module and equal `fixed`.
     """
+    # None leaves parameters as they lie, sharded or not. Results
+    # are replicated, so that every process can fetch them.
     shardings, platform = (None, batch_sharded(mesh), replicated(mesh)), platform_of(mesh)
     traced, options = trace_for(platform, partial(function, *fixed)), brief_options(platform)
     return jax.jit(traced, in_shardings=shardings, out_shardings=replicated(mesh), compiler_options=options)

@@ -209,8 +209,8 @@ def bound(
     measurement = ForeignMeasurement(model, denoiser, dataset, conditioning, settings, jit, tolerance)
     measurement.choose_variance(chosen, fit)
     terms, constant = measurement.measure()
-    # 3. Look for what would make a valid bound a wrong number: images in both sets, overflow, another
-    # convention.
+    # 3. Look for what would make a valid bound a wrong number:
+    # images in both sets, overflow, another convention.
     own_noise_level = time is None and alphas_cumprod is None
     found = (
         None if fit is None else overlap_warning(dataset, fit),

@@ -78,6 +78,8 @@ def publish_record(
     try:
         number = save_measurement(workdir, name, record, arrays)
     except UserError as error:
+        # A workdir of somebody else may be measured: the table has
+        # been printed, and that it cannot be kept is no failure.
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
             raise
         logging.warning("nothing was written: %s is read-only", display_name(workdir))

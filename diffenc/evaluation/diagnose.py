@@ -165,6 +165,7 @@ def measure_edges(
 ) -> tuple[BinIndex, Metrics]:
     """Returns the edge nearest to each image's time, and the mean squares at it of `v_and_expectations`."""
     bins = num_edges - 1
+    # Evaluated at the edge and not at the drawn time: both ends, t = 0 and t = 1, are edges.
     edge = jnp.round(draws.t * bins).astype(jnp.int32)
     x = scale_pixels(images.levels, num_levels)
     arrays = v_and_expectations(model, params, x, edge / bins, draws.eps, images.condition)
@@ -236,6 +237,7 @@ def measure_bins(
             mean = means.setdefault(name, ImageMeans(len(batches.source), num_bins))
             # float64 on the host: sums over many images lose digits in float32.
             mean.add(image, index, values.astype(np.float64))
+    # Two draws at least, for an error over images.
     fewest = min(mean.count.min() for mean in means.values())
     if fewest < 2:
         name = settings_name(settings)
@@ -271,6 +273,7 @@ def root_error(mean: ImageMeans) -> Float[np.ndarray, " bins"]:
 
 def relative_distance(means: BinMeans, distance: str, reference: str, index: int) -> dict[str, float]:
     """Returns the ratio of two mean squares in a bin, with the standard error of the first; NaN where the second is 0."""
+    # A reference of exactly 0, as the slope of the identity encoder, has no relative distance.
     whole = means[reference].mean[index] or np.nan
     return {
         "distance": means[distance].mean[index] / whole,

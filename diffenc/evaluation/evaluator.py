@@ -52,6 +52,8 @@ class Evaluator:
         self._conditioning, self._mesh = model.conditioning, mesh
         self.batches = self._make_batches(dataset, settings)
         self.num_dims = int(np.prod(dataset.image_shape))
+        # All that can be refused is refused here, before anything
+        # compiles: T for this precision, missing fits, a missing curve.
         precision = network_precision(experiment)
         self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
         warn_if_fitted_on_another(self._bound.fitted_on, self._path_of)

@@ -84,9 +84,11 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         fit = resolve_batch_size(experiment.fit, experiment.batch_size)
         return measure_step_costs(model, dataset, fit, mesh, ema)
 
+    # Measured once a checkpoint: every T, variance and schedule of inference is found from the same table.
     costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, origin, measure)
     num_dims = int(np.prod(dataset.image_shape))
     log_snr_of = exact_log_snr(model, ema)
+    # Both by the same predicted costs, so that their difference is that of the times.
     best, equal = (
         choose(costs, log_snr_of, settings.variance, num_steps, num_dims)
         for choose in (fit_times, equal_schedule)
@@ -149,8 +151,8 @@ def fit_times(
     for part in np.array_split(np.arange(len(t)), -(-len(t) // _EDGES_AT_A_TIME)):
         edges = t[part], s[part]
         cost[edges], _ = apply_variance(cost[edges], log_snr[edges[0]], log_snr[edges[1]], variance, num_dims)
-    # The cost of a path is a sum over its edges, since each step's best variance is chosen by itself: so
-    # the best T-step schedule is a cheapest path.
+    # The cost of a path is a sum over its edges, since each step's best variance is chosen by itself: so the
+    # best T-step schedule is a cheapest path.
     return _apply_costs(grid[cheapest_path(cost, num_steps)], costs, log_snr_of, variance, num_dims)
 
 

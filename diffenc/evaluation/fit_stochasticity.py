@@ -84,14 +84,15 @@ def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Pa
     ratio = np.clip(shifted.mean / np.maximum(value.mean, 1e-30), MOST**-2, MOST**2)  # eta^4
     # the error of a ratio of means over the same images, to first order
     ratio_error = sum_errors((shifted.shares - ratio * value.shares) / np.maximum(value.mean, 1e-30))
-    # The weight is that of eta = 1 (see `squared_errors`): fits on any path of training give the same
-    # optimum.
+    # The weight is that of eta = 1 (see `squared_errors`):
+    # fits on any path of training give the same optimum.
     eta_2 = np.sqrt(ratio)
     # E || (1 + eta^2) / 2 e_x + e_s ||^2 / eta^2 with e_s = ((e_x + 2 e_s) - e_x) / 2
     fitted = (eta_2 * value.mean + 2 * means["product"].mean + shifted.mean / eta_2) / 4
     edges = log_snr_at(model, params, np.linspace(0, 1, BINS + 1))
     return {
         "log_snr": edges[::-1].tolist(),
+        # Reversed: bins rise in t, and log_snr of a path must rise.
         "eta_2": eta_2[::-1].tolist(),
         "eta_2_se": (0.5 * ratio_error / eta_2)[::-1].tolist(),
         "bpd_diffusion_trained": float(trained.mean.mean()),
@@ -121,8 +122,8 @@ def squared_errors(
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), draws.t)
     error, _ = model.estimate_error(params, step, draws.eps, context)
     shifted = error.value + 2 * error.slope
-    # value_weight = (1 + eta^2) / 2. step.weight has the factor 1 / eta^2 of the path of training, which is
-    # undone below.
+    # value_weight = (1 + eta^2) / 2. step.weight has the factor
+    # 1 / eta^2 of the path of training, which is undone below.
     eta_2 = 2 * step.interval.value_weight - 1
     squares = {
         "value": sum_squares(error.value),

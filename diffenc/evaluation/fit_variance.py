@@ -60,12 +60,14 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         times = schedule_fit.times
         fitted_on = {key: origin for key, origin in schedule_fit.of.items() if key == "times_of"}
     fit = resolve_batch_size(experiment.fit, experiment.batch_size)
+    # One time per image and pass here, so times_per_image passes stand for one.
     passes = fit.passes * fit.times_per_image
     batches = EvaluationBatches(dataset, model.conditioning, fit, mesh, "fit", passes)
+    # Before compiling: each step needs two draws for a standard error.
     check_draws(num_timesteps, batches)
+    # The step with sigma_P = sigma_Q, whose cost determines the best sigma_P^2 in closed form.
     costs = measure_chain_costs(model, dataset.num_levels, mesh, ema, times, batches)
-    # Cost = || mu_P - mu_Q ||^2 / (2 sigma_Q^2), excess = E || mu_P - mu_Q ||^2 / (d sigma_Q^2) = 2 cost /
-    # d.
+    # Cost = || mu_P - mu_Q ||^2 / (2 sigma_Q^2), excess = E || mu_P - mu_Q ||^2 / (d sigma_Q^2) = 2 cost / d.
     to_excess = 2 / np.prod(dataset.image_shape)
     record = {
         "excess": (to_excess * costs.mean).tolist(),

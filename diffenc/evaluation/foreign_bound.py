@@ -203,8 +203,8 @@ class ForeignModel:
         if out_0 is not None:
             residual = -output_error(self.target, x, eps_0, log_snr_0, out_0)
             return normal_level_loss(residual, levels, self.pixels.half_cell, std, num_levels)
-        # z' of the denoiser's pixels, factor x + offset, has factor^2 times the SNR with respect to x; the
-        # offset is known and costs nothing.
+        # z' of the denoiser's pixels, factor x + offset, has factor^2 times
+        # the SNR with respect to x; the offset is known and costs nothing.
         log_snr = log_snr_0 + self.pixels.log_snr_shift  # of pixels as the decoder has them
         diffused = objective.diffused_pixels(scale_pixels(levels, num_levels), eps_0, log_snr)
         return objective.reconstruction_loss(diffused, levels, log_snr, num_levels)
@@ -217,8 +217,8 @@ def output_error(target: Parameterization, x: Data, eps: Data, log_snr: LogSNR, 
 
 def constant_error(variance: Scalar, log_snr: LogSNR) -> PerExample:
     """Returns E(x_hat - x)^2 of the better of two constants: x_hat = E x, and eps_hat = 0."""
-    # x_hat = E x errs by Var(x); eps_hat = 0 means x_hat = z / alpha, which errs by sigma^2 / alpha^2 =
-    # e^(-lambda).
+    # x_hat = E x errs by Var(x); eps_hat = 0 means x_hat = z
+    # / alpha, which errs by sigma^2 / alpha^2 = e^(-lambda).
     return jnp.minimum(variance, jnp.exp(-log_snr))
 
 

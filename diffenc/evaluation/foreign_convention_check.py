@@ -133,8 +133,8 @@ def likely_reading(
     better = {
         name: ratios
         for name, ratios in readings.items()
-        # Better where the loss was too high, and better overall: a reading that fits one range by chance is
-        # not named.
+        # Better where the loss was too high, and better overall:
+        # a reading that fits one range by chance is not named.
         if ratios.within < min(BETTER * given.within, 1.0) and ratios.overall < min(BETTER, given.overall)
     }
     if not better:

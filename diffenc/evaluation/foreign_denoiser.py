@@ -80,8 +80,8 @@ def prepare_denoiser(
 
 def _is_traceable(function: Denoiser, given: tuple[Array, ...]) -> bool:
     try:
-        # Traces without computing: a denoiser that only runs on numpy arrays fails here, before any batch
-        # is paid for.
+        # Traces without computing: a denoiser that only runs on
+        # numpy arrays fails here, before any batch is paid for.
         jax.eval_shape(function, *given)
     except Exception:  # other libraries fail on JAX's tracers in ways of their own
         return False
@@ -140,8 +140,8 @@ def check_denoiser(
         again = [_on_host(denoise.uncompiled(*few)) for _ in range(2)]
         _require_equal(again[0], again[1], tolerance, RANDOM)
     for image in sorted({0, len(z) - 1}) if len(z) > 1 else ():
-        # 2. The image repeated to fill a batch of the same shape, since another batch size could compile to
-        # other rounding.
+        # 2. The image repeated to fill a batch of the same shape,
+        # since another batch size could compile to other rounding.
         alone = jax.tree.map(
             lambda array, image=image: jnp.repeat(array[image : image + 1], len(z), axis=0),
             (z, noise_level, labels),

@@ -58,10 +58,12 @@ class ForeignMeasurement:
           UserError: as `diffenc.evaluation.foreign_denoiser.check_denoiser`.
         """
         self._model, self._conditioning, self._settings = model, conditioning, settings
+        # Until `choose_variance`: sigma_P = sigma_Q, and DDPM's width of the decoder.
         self._chain, self._std = model.equal_chain(), jnp.asarray(model.default_std())
         self._batches = self._make_batches(dataset, "evaluate", settings.passes)
         # Of all pixels together: the best constant x_hat is one number for every pixel.
         self._variance = jnp.asarray(pixel_variance(dataset, model.pixels))
+        # The first batch of the measurement itself: what is tried is what will be measured.
         self._first = next(iter(self._batches))
         levels, labels = self._first.images
         given = noisy_inputs(self._model, levels, self._first.draws, self._chain)
@@ -136,6 +138,7 @@ class ForeignMeasurement:
     def _measure_excess(self, dataset: ArrayDataset) -> Float[np.ndarray, " steps"]:
         """Returns E || mu_P - mu_Q ||^2 / (d sigma_Q^2) of each step [70]."""
         model, count = self._model, len(dataset.images)
+        # Enough passes over the images for DRAWS_PER_STEP draws a step, rounded up.
         passes = -(-DRAWS_PER_STEP * model.num_steps // count)
         batches = self._make_batches(dataset, "fit", passes)
         costs, progress = StreamingMean(model.num_steps), Progress("fitting", len(batches))

@@ -118,6 +118,7 @@ def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageE
     component = between_images(values, times)
     if component is None or not component.resolved:
         return ImageError(None, None, upper)
+    # The error of the mean from the choice of images alone: Var(m) / N.
     se = float(np.sqrt(component.variance / count))
     # d se / d variance = 1 / (2 se count)
     return ImageError(se, component.uncertainty / (2 * se * count) if se else 0.0, max(upper, se))
@@ -126,16 +127,17 @@ def error_over_images(values: ByPass, times: DrawnTimes | None = None) -> ImageE
 def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component | None:
     """Returns the variance component of images; None for a single pass, or if a value is not finite."""
     passes, count = values.shape
+    # One pass cannot tell differences between images from noise.
     if passes < 2 or not np.isfinite(values).all():
         return None
     if times is not None:
         values = remove_time_dependence(values, times)
     means = values.mean(axis=0)
-    # Residuals of the two-way layout images x passes: what all images of a pass share is no noise of an
-    # image.
+    # Residuals of the two-way layout images x passes: what
+    # all images of a pass share is no noise of an image.
     within = values - means - values.mean(axis=1, keepdims=True) + values.mean()
-    # (P - 1) (N - 1) degrees of freedom over all images, so count / ((P - 1) (N - 1)) per image, and 1 / P
-    # for a mean.
+    # (P - 1) (N - 1) degrees of freedom over all images, so
+    # count / ((P - 1) (N - 1)) per image, and 1 / P for a mean.
     noise = np.square(within).sum(axis=0) * count / ((passes - 1) * (count - 1)) / passes  # of each mean
     squares = np.square(means - means.mean()) * count / (count - 1)
     # for normal noise, an unbiased estimate of the square of the variance that `noise` estimates
@@ -165,6 +167,7 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
     num_knots = min(MAX_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
     if num_knots < 2:
         return values
+    # Cross-fitting: an image's own noise must not enter what is subtracted from it.
     fold, mean = np.arange(count) % FOLDS, values.mean(axis=0)
     # Values and basis less their means over passes: what differs between images drops out of the fit.
     mean_basis = sum(hat_functions(one, num_knots) for one in times) / passes
@@ -184,6 +187,7 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
 def hat_functions(times: Float[np.ndarray, "images times"], num_knots: int) -> Basis:
     """Returns piecewise linear basis functions on equal knots in [0, 1], averaged over the times of each image."""
     position = np.asarray(times, np.float64) * (num_knots - 1)
+    # t = 1 belongs to the last interval.
     left = np.clip(position.astype(int), 0, num_knots - 2)
     basis, image = np.zeros((len(times), num_knots)), np.arange(len(times))[:, None]
     np.add.at(basis, (image, left), 1 - (position - left))

@@ -97,8 +97,8 @@ def log_weights(
     condition: Condition | None = None,
 ) -> Float[Array, "samples b"]:
     """Returns log w of `samples` chains for each image, nats. The encoder is evaluated once for all chains."""
-    # log w of a chain is a sum: prior at t = 1, one term per step from noise to data, reconstruction at t =
-    # 0.
+    # log w of a chain is a sum: prior at t = 1, one term
+    # per step from noise to data, reconstruction at t = 0.
     x, num_steps = scale_pixels(levels, num_levels), len(chain.log_w)
 
     context = Context(condition)
@@ -110,6 +110,7 @@ def log_weights(
     def body(carry: WalkState, index: Array) -> tuple[WalkState, None]:
         step = secant(encode, increment, log_snr_at(index + 1), log_snr_at(index))
         eps, log_w = carry
+        # By the number of the step: each step and chain has noise of its own.
         keys = jax.random.split(jax.random.fold_in(step_key, index), samples)
         walk = make_walk(model, params, step, log_snr_at(index), chain.log_w[index], context)
         # One chain after the other: memory for one network call, whatever K.
@@ -119,13 +120,16 @@ def log_weights(
     def reconstruct(eps: Data) -> PerExample:
         return -reconstruction_loss(diffused_pixels(x_phi_0, eps, log_snr_0), levels, log_snr_0, num_levels)
 
+    # 1. z_1 of each chain, and the prior's weight.
     start_key, step_key = jax.random.split(key)
     eps = jax.random.normal(start_key, (samples, *x.shape), x.dtype)
     log_snr_1, log_snr_0 = log_snr_at(num_steps), log_snr_at(0)
+    # Outside of the scan: one call of the encoder serves all K chains.
     x_phi_1, x_phi_0 = encode(log_snr_1), encode(log_snr_0)
     log_w = jax.lax.map(lambda eps: prior_log_weight(x_phi_1, eps, log_snr_1), eps)
     # Step indices fall: from t = 1 to t = 0.
     (eps, log_w), _ = jax.lax.scan(body, (eps, log_w), jnp.arange(num_steps), reverse=True)
+    # 3. The decoder's weight at z_0.
     return log_w + jax.lax.map(reconstruct, eps)
 
 
@@ -151,8 +155,8 @@ def make_walk(
         # z_s is drawn from q, not from p: an importance-weighted bound samples its proposal.
         new_eps = jax.random.normal(key, eps.shape, eps.dtype)
         error = step_error(step.interval, model.estimate_error(params, step, eps, context)[0])
-        # step.weight || error ||^2 is || mu_P - mu_Q ||^2 / (2 sigma_Q^2), and mu_P - mu_Q = alpha_s c
-        # error: so sqrt(2 weight) error is (mu_P - mu_Q) / sigma_Q.
+        # step.weight || error ||^2 is || mu_P - mu_Q ||^2 / (2 sigma_Q^2), and mu_P - mu_Q = alpha_s c error:
+        # so sqrt(2 weight) error is (mu_P - mu_Q) / sigma_Q.
         gain = step_log_weight(new_eps, scale(jnp.sqrt(2 * step.weight), error), log_ratio)
         clock_rise = model.increment(params, step.log_snr, log_snr_s)
         kept, renewed = jnp.exp(-0.5 * clock_rise), renewed_fraction(clock_rise)
@@ -164,8 +168,8 @@ def make_walk(
 def prior_log_weight(x_phi: Data, eps: Data, log_snr: LogSNR) -> PerExample:
     """Returns log p(z_1) - log q(z_1 | x) at z_1 = alpha x_phi + sigma eps."""
     z, num_dims = diffuse(x_phi, eps, log_snr), x_phi[0].size
-    # -1/2 ||z||^2 + 1/2 ||eps||^2 + d log sigma: the difference of squares is factored, as z is close to
-    # eps at t = 1, and log sigma^2 = -softplus(lambda).
+    # -1/2 ||z||^2 + 1/2 ||eps||^2 + d log sigma: the difference of squares is factored, as z is close to eps
+    # at t = 1, and log sigma^2 = -softplus(lambda).
     return 0.5 * (sum_data((eps - z) * (eps + z)) - num_dims * jax.nn.softplus(log_snr))
 
 

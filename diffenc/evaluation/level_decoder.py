@@ -34,8 +34,7 @@ def log_normal_mass(lower: Data, upper: Data) -> Data:
     mirrored = lower + upper > 0  # to the lower tail, where log Phi has digits
     low, high = jnp.where(mirrored, -upper, lower), jnp.where(mirrored, -lower, upper)
     log_high = log_ndtr(high)
-    # log(Phi(high) - Phi(low)) = log Phi(high) + log(1 - e^-gap): never the difference of two numbers near
-    # 1.
+    # log(Phi(high) - Phi(low)) = log Phi(high) + log(1 - e^-gap): never the difference of two numbers near 1.
     gap = log_high - log_ndtr(low)
     # log(1 - e^-gap), by the form that keeps digits
     rest = jnp.where(gap < jnp.log(2.0), jnp.log(-jnp.expm1(-gap)), jnp.log1p(-jnp.exp(-gap)))

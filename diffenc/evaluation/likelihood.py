@@ -88,6 +88,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     modelled = slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape, trained_at)
     unmodelled = UNMODELLED_AT_T if trained_at else UNMODELLED
     # regardless of JAX's setting: a solver that controls its error needs every digit
+    # Around compilation as well as calls: the setting acts when the program is traced.
     with jax.default_matmul_precision("highest"):
         likelihoods = solve_images(experiment, mesh, ema)
         record = {
@@ -153,8 +154,8 @@ def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> o
     """Returns the exact divergence for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
-    # Random signs: E e e^T = I, and of all probes with independent entries theirs has the least variance,
-    # as diagonal entries contribute none.
+    # Random signs: E e e^T = I, and of all probes with independent entries
+    # theirs has the least variance, as diagonal entries contribute none.
     probes = jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype)
     return ode.hutchinson_divergence(probes)
 

@@ -36,5 +36,6 @@ def equal_shares(draws: LossDraws, count: int = POINTS) -> Float[np.ndarray, " c
     loss = np.cumsum(np.maximum(np.asarray(draws.diffusion, np.float64)[order], 0))
     if not loss.size or not 0 < loss[-1] < np.inf:
         return np.empty(0)
+    # The inverse of the cumulative loss at the middle of each share.
     middles = (np.arange(count) + 0.5) / count * loss[-1]
     return np.asarray(draws.log_snr)[order][np.searchsorted(loss, middles)]

@@ -34,6 +34,7 @@ def measured_model(
         fit = fitted_paths.load_path(workdir, step)
         bound = chosen.given(fit["log_snr"], fit["eta_2"])
         return dataclasses.replace(model, stochasticity=bound), {"path_of": fit["path_of"]}
+    # Shapes suffice to see whether it has parameters.
     if jax.tree.leaves(jax.eval_shape(chosen.init, jax.random.key(0))):
         raise UserError(
             f"evaluate.stochasticity = {selector_of(type(chosen))}: it has parameters, which this run did not train; bind "

@@ -56,8 +56,8 @@ def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
     def dz(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
         value, slope = estimate(z, tangent(increment, log_snr))
-        # Independent of the path, whose marginals are all alike; `increment` only makes the step that the
-        # mean is asked about.
+        # Independent of the path, whose marginals are all alike;
+        # `increment` only makes the step that the mean is asked about.
         return scale(alpha, 0.5 * value + slope) - scale(0.5 * jnp.square(alpha), z)
 
     return dz
@@ -146,6 +146,8 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Toleran
         log_snr_to,
         dt0=None,
         y0=start,
+        # force_dtmin=False: a step that would have to be shorter than MIN_STEP ends the solve as failed,
+        # instead of going on with an error above the tolerance.
         stepsize_controller=diffrax.PIDController(
             rtol=rtol, atol=atol, norm=_worst_example, dtmin=MIN_STEP, force_dtmin=False
         ),

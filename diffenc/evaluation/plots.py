@@ -161,6 +161,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def render_files(figure: Figure) -> dict[str, bytes]:
     """A figure as files by suffix, ".pdf" and ".png"; equal figures give equal bytes."""
+    # Lays the figure out once; the layout engine would repeat it for each format.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out, and need not be again for each
     files = {}

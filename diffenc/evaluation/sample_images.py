@@ -124,13 +124,15 @@ class ImageSampler:
         def walk_down(key: Key, z: Data, down: ReverseChain) -> Data:
             z, length = self._spread(z), self.settings.num_timesteps // self.num_stretches
             for first in range(0, self.settings.num_timesteps, length):
+                # One stop more than steps: the last stop of a stretch is the first of the next. All stretches
+                # have one shape, and so one compiled program.
                 stretch = ReverseChain(
-                    # One stop more than steps: the last stop of a stretch is the first of the next. All
-                    # stretches have one shape, and so one compiled program.
                     down.log_snrs[first : first + length + 1], down.log_w[first : first + length]
                 )
                 # `first` numbers the noise: images do not depend on how many stretches there are.
                 z = self._stretch(params, z, stretch, key, jnp.asarray(first), condition)
+                # Without waiting, all stretches would be dispatched at once:
+                # progress would be wrong, and a stop would come too late.
                 jax.block_until_ready(z)
                 after_stretch()
             return self._collect(z)

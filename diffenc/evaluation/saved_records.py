@@ -259,8 +259,8 @@ def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path 
     """
     if record["bpd"] is None or len(nats) != record["num_images"] or not np.isfinite(nats).all():
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
-    # d follows from the two files; that it comes out as an integer is a further check that they belong
-    # together.
+    # d follows from the two files; that it comes out as an
+    # integer is a further check that they belong together.
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
         raise MismatchedTermsError(f"{name}: {MISMATCH}")

@@ -67,6 +67,7 @@ def test_results(
         return results
     one, two = (np.array([each[seed] for seed in shared], np.float64) for each in (a, b))
     results.append(paired_test(one, two))
+    # A bootstrap of NaN has no interval; the t-tests report NaN by themselves.
     if np.isfinite([one, two]).all():
         differences = [by_pass(seed) for seed in shared]
         results += [bootstrap_images(differences), bootstrap_seeds_and_images(differences)]
@@ -117,8 +118,8 @@ def bootstrap_images(differences: Sequence[PassValues], seed: int = 0) -> TestRe
     share = share_between_images(averaged)
     if share is None:
         return TestResult("bootstrap", of, averaged.mean)
-    # Without shrinking, the bootstrap would resample Monte-Carlo noise as if it were a difference between
-    # images.
+    # Without shrinking, the bootstrap would resample Monte-Carlo
+    # noise as if it were a difference between images.
     by_image = _shrink(averaged.values.mean(axis=0), share)
     result = stats.bootstrap(
         (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
@@ -143,6 +144,7 @@ def bootstrap_seeds_and_images(differences: Sequence[PassValues], seed: int = 0)
     averaged, seeds = _average(differences), len(differences)
     of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
     share = share_between_images(averaged)
+    # One seed cannot be resampled: its bootstrap would claim no variance between seeds.
     if seeds < 2 or share is None:
         return TestResult("bootstrap", of, averaged.mean)
     by_seed = np.stack([_shrink(each.values.mean(axis=0), share) for each in differences])

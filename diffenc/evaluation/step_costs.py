@@ -68,8 +68,8 @@ class StepCosts:
 
     @functools.cached_property
     def _log_q(self) -> RectBivariateSpline:
-        # log Q varies slowly where C spans many orders of magnitude, and its exponential is positive
-        # wherever it is interpolated.
+        # log Q varies slowly where C spans many orders of magnitude,
+        # and its exponential is positive wherever it is interpolated.
         return RectBivariateSpline(self.knots, self.knots, np.log(np.maximum(self.mean, SMALLEST)))
 
     def edges(self, t: PerEdge, s: PerEdge, log_snr_t: PerEdge, log_snr_s: PerEdge) -> PerEdge:
@@ -124,6 +124,7 @@ def weighted_squares(
     increment = partial(model.increment, params)
 
     context = Context(condition)
+    # 1. At every knot: value, slope and the network's error, with common noise.
     encode = model.prepare(params, x, context)
 
     mean = model.bind_mean(params, context)
@@ -133,12 +134,14 @@ def weighted_squares(
         truth = tangent(increment, each).follow(encode)
         return truth, model.x_hat_error(params, truth.value, eps, each, context)
 
-    # Once per knot, not per pair: K network calls serve K^2 steps, as x_hat at lambda_t does not depend on
-    # where a step leads.
+    # Once per knot, not per pair: K network calls serve K^2 steps,
+    # as x_hat at lambda_t does not depend on where a step leads.
     truths, errors = jax.lax.map(at, log_snrs)
 
+    # All pairs, also s > t: the spline needs both sides of the diagonal to be smooth across it.
     def cost(i: Array, j: Array) -> PerExample:
         log_snr_t, log_snr_s = (jnp.broadcast_to(log_snrs[k], x.shape[:1]) for k in (i, j))
+        # [knots, B, ...] at knot i.
         x_t, slope = (array[i] for array in truths)
         # where both knots are one a step of some length stands in for the chord, whose figures are not used
         apart = jnp.where(i == j, log_snr_t + 1, log_snr_s)
@@ -148,6 +151,7 @@ def weighted_squares(
         error = step_error(between, mean.error(errors[i], truth, z, between))
         return between.weight * sum_squares(error)
 
+    # 2. All pairs of knots, in loops: memory for one pair at a time.
     index = jnp.arange(len(knots))
     return jax.lax.map(lambda i: jax.lax.map(lambda j: cost(i, j), index), index)
 

@@ -14,10 +14,11 @@ class StreamingMean:
 
     def add(self, index: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]) -> None:
         """Adds each value to the bin of its index (update of Chan, Golub and LeVeque)."""
+        # Within this group of values, by bin.
         count = np.bincount(index, minlength=len(self.mean))
         mean = np.bincount(index, value, len(self.mean)) / np.maximum(count, 1)
-        # Deviations from the group's own mean, then the shift between the means: no difference of large
-        # sums of squares.
+        # Deviations from the group's own mean, then the shift
+        # between the means: no difference of large sums of squares.
         squares = np.bincount(index, np.square(value - mean[index]), len(self.mean))
         total = np.maximum(self.count + count, 1)
         shift = np.where(count > 0, mean - self.mean, 0.0)
@@ -75,8 +76,8 @@ class ImageMeans:
     @property
     def shares(self) -> Float[np.ndarray, "images size"]:
         """The contribution of each image to the deviation of each mean, to first order."""
-        # Linearised ratio: d(sum / count) of one image, (its sum - mean * its count) / count. They sum to
-        # zero.
+        # Linearised ratio: d(sum / count) of one image, (its
+        # sum - mean * its count) / count. They sum to zero.
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
 
 

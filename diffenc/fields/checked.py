@@ -30,8 +30,8 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
     def decorate(cls: Class) -> Class:
         if interface is not None:
             _interfaces[cls].add(interface)
-        # The decorator stands above @dataclass, and so wraps the generated __init__; __post_init__ sees
-        # converted values.
+        # The decorator stands above @dataclass, and so wraps the
+        # generated __init__; __post_init__ sees converted values.
         init = cls.__init__
         signature = inspect.signature(init)
 

@@ -111,7 +111,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _coerce_to_first(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
-    # The value's own type first: True must stay a bool where a float would take it, an int an int.
+    # The value's own type first: an int stays one in `float | int`.
     for choice in sorted(choices, key=lambda choice: choice is not type(value)):
         try:
             return coerce(value, choice)

@@ -68,8 +68,8 @@ def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(temporary_file(path)) for path in paths]
         yield temporaries
-        # All contents are on the disk before the first name changes: what can fail for lack of space has
-        # then succeeded.
+        # All contents are on the disk before the first name changes:
+        # what can fail for lack of space has then succeeded.
         for temporary in temporaries:
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):

@@ -21,8 +21,8 @@ class BufferedFile:
     def __init__(self, path: Path):
         """Opens `path` for appending. Raises OSError if that fails."""
         self._path = path
-        # Unbuffered: a record is with the operating system when `add` returns, and a killed process loses
-        # none.
+        # Unbuffered: a record is with the operating system
+        # when `add` returns, and a killed process loses none.
         self._file = path.open("ab", buffering=0)
         self._buffer: collections.deque[bytes] = collections.deque()
         self._size = 0  # of the buffer, in bytes
@@ -69,8 +69,8 @@ class BufferedFile:
             while record:  # a nearly full disk takes a part, then raises
                 record = record[self._file.write(record) :]
         except OSError:
-            # Undoes a partial write, so that the file never ends in half a record that a later one is
-            # appended to.
+            # Undoes a partial write, so that the file never ends
+            # in half a record that a later one is appended to.
             self._file.truncate(size)
             raise
 

@@ -29,8 +29,8 @@ def read(store: Store, name: str) -> dict[str, Any]:
         raw = (store.read(name) or b"").decode()
         content = json.loads(raw)
         del content["checksum"]
-        # Byte for byte against what would be written: stricter than a checksum of the parsed content, and
-        # needs no canonical form.
+        # Byte for byte against what would be written: stricter than a
+        # checksum of the parsed content, and needs no canonical form.
         whole = dumps(content) == raw
     except OSError as error:
         if not is_damage(error):

@@ -21,6 +21,8 @@ def try_lock(descriptor: int, wait: bool = False) -> bool:
       OSError: the disk failed.
     """
     try:
+        # flock, not lockf: it locks folders too, and is not lost
+        # when another descriptor of the same file is closed.
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in NO_LOCKS:

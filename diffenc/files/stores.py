@@ -206,6 +206,7 @@ class Objects:
 
     def remove(self, name: str) -> None:
         self._call(lambda kv: kv.delete_range(ts.KvStore.KeyRange(f"{name}/", f"{name}0")))  # "0" follows "/"
+        # Writing None deletes the object of that very name; the range above is what lies below it.
         self._call(lambda kv: kv.write(name, None))
 
     def sync(self, name: str) -> None:

@@ -78,8 +78,7 @@ def remove_unlocked(path: Path, owner: int | None = None) -> None:
     """
     is_folder = path.is_dir()
     with contextlib.suppress(OSError):
-        # NOFOLLOW: a link of this name could lead anywhere. NONBLOCK: opening a FIFO would wait for a
-        # writer.
+        # NOFOLLOW: a link of this name could lead anywhere. NONBLOCK: opening a FIFO would wait for a writer.
         descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if try_lock(descriptor) and owner in (None, os.fstat(descriptor).st_uid):

@@ -90,16 +90,16 @@ def start_process_group(address: Address | None, detect: bool, notice: bool) -> 
     """
     if address is None and not detect:
         return
-    # Once jax.distributed runs, SIGTERM belongs to JAX's preemption notifier, which all processes learn of
-    # at the same step.
+    # Once jax.distributed runs, SIGTERM belongs to JAX's preemption
+    # notifier, which all processes learn of at the same step.
     jax.config.update("jax_enable_preemption_service", notice)
     given: dict[str, Any] = {} if address is None else {
         "coordinator_address": address.coordinator,
         "num_processes": address.num_processes,
         "process_id": address.process_id,
     }  # fmt: skip
-    # JAX's own timeouts are the longer ones: its way to end a process is a C++ stack trace, and the
-    # heartbeat of this package should come first.
+    # JAX's own timeouts are the longer ones: its way to end a process is a
+    # C++ stack trace, and the heartbeat of this package should come first.
     timeouts: dict[str, Any] = {
         "initialization_timeout": CONNECT_WITHIN,
         "heartbeat_timeout_seconds": ABORT_AFTER,
@@ -156,8 +156,8 @@ def translate_lost_process_errors() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        # By text, since transports raise errors of general types such as RuntimeError and ValueError for a
-        # lost peer.
+        # By text, since transports raise errors of general types
+        # such as RuntimeError and ValueError for a lost peer.
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             traceback.print_exc()
             exit_process(1)

@@ -27,8 +27,7 @@ class Heartbeat:
         """
         self._store = store
         self._process = process
-        # If process 0 ended first, the store would be gone, and the others would end with JAX's stack
-        # trace.
+        # If process 0 ended first, the store would be gone, and the others would end with JAX's stack trace.
         self._lost_after = lost_after + (0 if process else 2 * BEAT)
         self._message = message
         self._beats = {str(number): "" for number in range(count)}
@@ -50,8 +49,8 @@ class Heartbeat:
         self._store.key_value_set(f"{FOLDER}/{self._process}", str(beat), allow_overwrite=True)
         for key, value in self._store.key_value_dir_get(FOLDER):
             number = key.rpartition("/")[2]
-            # A beat counts when its number changes, whatever the number is: a store that answers with old
-            # values is no sign of life.
+            # A beat counts when its number changes, whatever the number
+            # is: a store that answers with old values is no sign of life.
             if self._beats.get(number) != value:
                 self._beats[number], self._seen[number] = value, time.monotonic()
 
@@ -72,7 +71,7 @@ class Heartbeat:
                 self._seen = dict.fromkeys(self._seen, now)
             if self.lost_processes(now):
                 with contextlib.suppress(OSError):
-                    # Neither logging nor print: the main thread may hang in native code with their locks
-                    # held.
+                    # Neither logging nor print: the main thread may
+                    # hang in native code with their locks held.
                     os.write(2, f"error: {self._message}\n".encode())
                 os._exit(1)

@@ -47,8 +47,8 @@ def shardings_of(
 ) -> PyTree[NamedSharding]:
     """Returns the sharding of each leaf of a train state with parameters `params`. Raises as `specs_of`."""
     specs = specs_of(params, shape)
-    # By path: optimizers hold moments in trees of their own, whose leaves' paths end in that of the
-    # parameter.
+    # By path: optimizers hold moments in trees of their
+    # own, whose leaves' paths end in that of the parameter.
     known = {
         path: (leaf.shape, spec)
         for (path, leaf), spec in zip(
@@ -102,6 +102,7 @@ def sum_over_devices(gradient: Params, specs: Specs) -> Params:
         # Reduce-scatter within a group of fsdp devices, then a sum over groups of the shard alone: less
         # traffic than summing whole gradients and cutting them.
         scattered = jax.lax.psum_scatter(leaf, SPLIT, scatter_dimension=axis, tiled=True)
+        # The sum over `data`; that over `fsdp` was part of the reduce-scatter.
         return _psum(scattered, AXES[:1])
 
     return jax.tree.map(sum_leaf, gradient, specs)
@@ -114,8 +115,8 @@ def _psum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _spec(name: str, param_shape: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
-    # The first pattern that matches decides, and comes before the general rule: exceptions may also split
-    # small arrays.
+    # The first pattern that matches decides, and comes before
+    # the general rule: exceptions may also split small arrays.
     for pattern, axis in shape.rules:
         if fnmatch.fnmatchcase(name, pattern):
             if axis is None:
@@ -144,8 +145,8 @@ def _split_axis(spec: PartitionSpec) -> int | None:
 
 def _spec_of_state_leaf(path: tuple, shape: tuple[int, ...], known: Mapping[tuple, tuple]) -> PartitionSpec:
     """Returns the spec of the parameter whose path is a suffix of `path`, if it has the same shape."""
-    # Longest suffix first. The shape must agree as well: factored moments have a parameter's path and
-    # another shape.
+    # Longest suffix first. The shape must agree as well:
+    # factored moments have a parameter's path and another shape.
     for start in range(len(path)):
         param_shape, spec = known.get(path[start:], (None, None))
         if spec is not None and param_shape == shape:

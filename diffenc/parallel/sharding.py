@@ -50,8 +50,8 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
         ValueError,
     ):  # the topology has no such arrangement, or there are several slices
         grid = np.array(devices).reshape(data, fsdp)
-    # Auto axes: with explicit ones, the default of jax.make_mesh, shardings are part of types, and plugins
-    # would have to state theirs.
+    # Auto axes: with explicit ones, the default of jax.make_mesh,
+    # shardings are part of types, and plugins would have to state theirs.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 

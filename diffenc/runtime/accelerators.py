@@ -31,6 +31,7 @@ class Accelerator:
         """The format in which products of `operands`, a dtype or FULL_PRECISION, are computed."""
         if operands == "float32":
             setting = jax.config.values["jax_default_matmul_precision"]
+            # float32 products may be computed in fewer digits, and then at a higher rate.
             operands = products_of_float32(str(setting or "default"), self.kinds[0])
         return operands if operands in self.tflops else "float32"  # which what is not in the table is at best
 

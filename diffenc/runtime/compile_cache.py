@@ -79,7 +79,7 @@ def _counting(wanted: str) -> Iterator[list[str]]:
     thread = threading.get_ident()
 
     def listen(event: str, **_: Any) -> None:
-        # Other threads compile too (checkpoints, evaluation), and listeners are global.
+        # Other threads may compile meanwhile, and listeners are global.
         if event == wanted and threading.get_ident() == thread:
             seen.append(event)
 

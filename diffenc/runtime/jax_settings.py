@@ -45,8 +45,8 @@ def check_backend() -> None:
         return
     square = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     try:
-        # Backends refuse some presets of DotAlgorithm only when they compile: better here than minutes into
-        # a run.
+        # Backends refuse some presets of DotAlgorithm only when
+        # they compile: better here than minutes into a run.
         jax.jit(jnp.matmul).lower(square, square).compile()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"JAX_DEFAULT_MATMUL_PRECISION={setting}: {error}") from None

@@ -37,6 +37,7 @@ def matmul_precision() -> str:
         return "float64"
     device = jax.devices()[0]
     setting = jax.config.values["jax_default_matmul_precision"]
+    # Compute capability 8 is Ampere, the first with TF32; the variable turns it off in cuBLAS and cuDNN.
     without_tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" or _capability(device) < 8
     return products_of_float32(str(setting or "default"), device.device_kind, without_tf32)
 
@@ -52,6 +53,7 @@ def products_of_float32(setting: str, kind: str, without_tf32: bool = False) -> 
     """
     levels = _levels(kind, without_tf32)
     if levels is None:
+        # Unknown device: its name makes records of two such devices differ, rather than seem comparable.
         return f"{setting} of {kind}" if setting in LEVELS or _format(setting) else setting
     if setting in LEVELS:
         return levels[LEVELS[setting]]
@@ -60,6 +62,7 @@ def products_of_float32(setting: str, kind: str, without_tf32: bool = False) -> 
         return setting
     if levels is FLOAT32 and algorithm != "float16":  # a CPU computes the others in float32
         return "float32"
+    # Algorithms apply to matrix products alone; convolutions stay at the device's default.
     return algorithm if algorithm == levels["default"] else f"{algorithm}, convolutions {levels['default']}"
 
 

@@ -22,6 +22,7 @@ class Progress:
         self._total = total
         self._every = every
         self._done = 0
+        # No line before `every` seconds have passed: short tasks log nothing.
         self._start = self._shown = time.monotonic()
 
     def __call__(self) -> None:

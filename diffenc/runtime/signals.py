@@ -80,8 +80,7 @@ class Interrupts:
             end_at_second_signal(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        # A second signal of this kind gets what was there before, so that a user can always end the
-        # process.
+        # A second signal of this kind gets what was there before, so that a user can always end the process.
         if signum not in NOTICES and signum in self._previous:
             signal.signal(signum, _second_handler(self._previous.pop(signum)))
         if signum == signal.SIGHUP:
@@ -114,8 +113,8 @@ class SharedInterrupts(Interrupts):
         from jax.experimental import multihost_utils  # JAX is slow to import, and other programs need none
 
         self._checks += 1
-        # The counter is the step that processes agree on: all stop at the same check, the first that every
-        # one still has ahead.
+        # The counter is the step that processes agree on: all stop at
+        # the same check, the first that every one still has ahead.
         if multihost_utils.reached_preemption_sync_point(self._checks):
             raise Interrupted(signal.SIGTERM)
 
@@ -243,6 +242,8 @@ def end_at_second_signal(signum: int) -> None:
     Python runs a handler when the native code in hand returns, which may take minutes or never be; the second signal
     then ends the process all the same. Only with glibc; elsewhere it does nothing.
     """
+    # System V semantics: the handler serves one delivery, then the kernel resets to the default action. The
+    # handler that is installed is Python's own C function, so that the first signal reaches Python as usual.
     install = getattr(ctypes.CDLL(None), "sysv_signal", None)
     handler = _native_handler(signum)
     if install is None or not handler:
@@ -262,8 +263,8 @@ def silence_closed(descriptors: Sequence[int]) -> None:
         if not os.isatty(descriptor):
             with contextlib.suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY)
-                # On the same number, so that every holder of the descriptor, in Python or native code,
-                # writes to the null device.
+                # On the same number, so that every holder of the descriptor,
+                # in Python or native code, writes to the null device.
                 os.dup2(null, descriptor)
                 os.close(null)
 
@@ -274,5 +275,6 @@ def _native_handler(signum: int) -> int | None:
     if not hasattr(libc, "sysv_signal"):
         return None
     action = (ctypes.c_void_p * 64)()  # a struct sigaction, which begins with the handler, and room to spare
+    # With no new action sigaction only reads the current one.
     libc.sigaction(ctypes.c_int(signum), None, ctypes.byref(action))
     return action[0]

@@ -57,8 +57,8 @@ class _Budget:
         self._left = _MOST
 
     def unpack(self, data: bytes, longest: int) -> Any:
-        # msgpack calls the hooks as each container is complete, innermost first: the budget is spent while
-        # unpacking, not after.
+        # msgpack calls the hooks as each container is complete, innermost
+        # first: the budget is spent while unpacking, not after.
         return msgpack.unpackb(
             data, raw=False, strict_map_key=False, max_array_len=longest, max_map_len=longest,
             list_hook=self._counted, object_pairs_hook=lambda pairs: to_dict(self._counted(pairs)), ext_hook=self._array,
@@ -78,8 +78,8 @@ class _Budget:
             raise ValueError(f"dtype {ascii(dtype)[:80]} is none of plain numbers")
         if not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError("a shape is not one of whole numbers")
-        # frombuffer and reshape refuse a length that does not match; nothing is allocated by what the shape
-        # claims.
+        # frombuffer and reshape refuse a length that does not
+        # match; nothing is allocated by what the shape claims.
         return np.frombuffer(content, dtype).reshape(shape)
 
 

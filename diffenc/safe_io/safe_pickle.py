@@ -18,6 +18,8 @@ from diffenc.errors import UserError
 from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, convert_errors
 
+# Sets hash their items, which may take exponential time (see `_keyed`). No array needs them, nor integers of
+# more than 255 bytes, which LONG4 is for.
 _REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
 _KEYS = {  # where on the stack the keys are that an operation hashes
     pickle.SETITEM[0]: slice(-2, -1),
@@ -63,12 +65,13 @@ class Unpickler(pickle._Unpickler):
         self, stream: Stream, name: str, limit: int, known: Mapping[tuple[str, str], Callable[..., Any]]
     ):
         """`known` has a stand-in for each global by module and name; `name` is the name of the file in messages."""
+        # Strings of Python 2 hold arrays' bytes: they must not be decoded.
         super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
         self._known = known
         self._left = limit  # bytes that may be encoded
-        # A table of this instance's own: the inherited one belongs to the class, and so to every pickle in
-        # the process.
+        # A table of this instance's own: the inherited one belongs
+        # to the class, and so to every pickle in the process.
         own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
         own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
         # An operation that is missing from the table is a KeyError, which becomes a UserError in `load`.

@@ -195,8 +195,8 @@ def _arrays(
         left -= count * flat.itemsize
         if left < 0:
             raise ValueError("tensors larger than the file may be")
-        # The largest index that the view touches; strides are not negative (`_rebuild`), so 0 is the least.
-        # as_strided itself checks nothing.
+        # The largest index that the view touches; strides are not negative
+        # (`_rebuild`), so 0 is the least. as_strided itself checks nothing.
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if count and last >= len(flat):
             raise ValueError(f"{short_repr(key)}: reaches beyond its storage")

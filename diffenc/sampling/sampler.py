@@ -37,20 +37,22 @@ def walk(
         index, *at_step = step
         # Plugins take one noise level per image, [B]; a step of sampling has the same for all of them.
         log_snr_t, log_snr_s, log_w = (jnp.broadcast_to(value, z.shape[:1]) for value in at_step)
-        # Drawn for deterministic solvers too, so that all solvers have one signature; XLA removes it where
-        # it is unused.
+        # Drawn for deterministic solvers too, so that all solvers
+        # have one signature; XLA removes it where it is unused.
         noise = jax.random.normal(jax.random.fold_in(key, index), z.shape, z.dtype)
         return solver(z, log_snr_t, log_snr_s, log_w, estimate, increment, noise), None
 
     # Stops are noisiest first: step i leads from log_snrs[i] (lambda_t) to log_snrs[i + 1] (lambda_s).
     steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
+    # lax.scan and not `unroll.scan`: no gradient is taken here, which is what loops slow down on a CPU, and T
+    # steps written out would take T times as long to compile.
     return jax.lax.scan(body, z, steps)[0]
 
 
 def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
     """argmax over the levels of p(x | z_0) [55]: the level nearest to z_0 / alpha_0."""
-    # N(z_0; alpha_0 v, sigma_0^2) falls with |z_0 / alpha_0 - v|: the most probable level is the nearest
-    # one, whatever sigma_0.
+    # N(z_0; alpha_0 v, sigma_0^2) falls with |z_0 / alpha_0 - v|:
+    # the most probable level is the nearest one, whatever sigma_0.
     return nearest_levels(scale(1 / alpha_sigma(log_snr_0)[0], z_0), num_levels)
 
 
@@ -62,6 +64,8 @@ def guided(given: Estimator, without: Estimator, weight: float) -> Estimator:
     """
 
     def estimate(z: Data, interval: Interval) -> Estimate:
+        # Value and slope alike: steps use their weighted sum, so
+        # guiding one of them alone would be another guidance.
         return jax.tree.map(
             lambda one, other: (1 + weight) * one - weight * other, given(z, interval), without(z, interval)
         )
@@ -73,12 +77,11 @@ def estimator_of(model: Model, params: Params, condition: Condition | None, guid
     """Returns the model's estimates, without dropout; `guided` where the weight `guidance` is not 0."""
     given = Context(condition)
     estimate = partial(model.estimate, params, context=given)
-    # A weight of 0 would give the same images at twice the cost: the second estimate calls the network
-    # again.
+    # A weight of 0 would give the same images at twice the cost: the second estimate calls the network again.
     if not guidance:
         return estimate
-    # 0 is "no class", which training gives the network where it drops a condition; None would be another
-    # pytree.
+    # 0 is "no class", which training gives the network where
+    # it drops a condition; None would be another pytree.
     dropped = Context(jax.tree.map(jnp.zeros_like, condition))
     # an encoder that the mean runs keeps the condition, as in training
     without = partial(model.estimate, params, context=dropped, encoder_context=given)

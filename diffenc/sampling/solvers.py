@@ -41,6 +41,8 @@ def reverse_step(z: Data, estimate: Estimate, step: Chord) -> tuple[Data, LogSNR
     The mean is that of q(z_s | z_t, x), with the estimates for x_t and (x_s - x_t) / c: alpha_s (x_s + g (z / alpha_t - x_t)),
     g and sigma_Q those of `diffenc.core.stochasticity`.
     """
+    # mu = alpha_s (x_s + g (z / alpha_t - x_t)): the residual
+    # of z shrinks by g, and the mean moves from x_t to x_s.
     alpha_t, _ = alpha_sigma(step.log_snr)
     alpha_s, sigma_s = alpha_sigma(step.log_snr_s)
     # x_s - g x_t with x_t = value and x_s = value + c slope is (1 - g) value + c slope.
@@ -109,6 +111,8 @@ def ddim(
     """
     # The slope over the whole step, not the tangent: for means that are exact over a step, so is this.
     step = chord(increment, log_snr_t, log_snr_s)
+    # eps_hat = (z - alpha_t value) / sigma_t is kept: z_s = (sigma_s
+    # / sigma_t) z + alpha_s ((1 - e^(-h/2)) value + c slope).
     value, slope = estimate(z, step)
     # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
     moved = scale(-jnp.expm1(-0.5 * step.rise), value) + scale(step.fraction, slope)
@@ -129,8 +133,8 @@ def exponential_midpoint(
     y = z / sigma obeys dy/dlambda = e^(lambda/2) (1/2 value + slope). The factor e^(lambda/2) is integrated exactly,
     the rest evaluated at the midpoint in lambda, which a first-order step of the same form reaches.
     """
-    # Both stages start from z at lambda_t; the second uses the estimates at the midpoint that the first one
-    # reached.
+    # Both stages start from z at lambda_t; the second uses the
+    # estimates at the midpoint that the first one reached.
     middle = 0.5 * (log_snr_t + log_snr_s)
 
     def step(end: LogSNR, at: LogSNR, z_at: Data) -> Data:
@@ -153,8 +157,8 @@ ODE_SOLVERS: dict[str, Solver] = {"ddim": ddim, "exponential_midpoint": exponent
 SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 
 
-# ODE solvers and the ODE likelihood ask this first, since a wrong answer shows in no error but only in
-# numbers.
+# ODE solvers and the ODE likelihood ask this first, since
+# a wrong answer shows in no error but only in numbers.
 def slope_is_modelled(
     model: Model, params: Params, image_shape: tuple[int, ...], trained_at: int = 0
 ) -> bool:
@@ -167,9 +171,12 @@ def slope_is_modelled(
     Tests random images at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
     the encoder. Compiles once for a model and a shape.
     """
+    # Its value is E[x_phi | z] by its own loss; at T the slope is that of a step, not the derivative.
     if model.generative_mean.learns_value and not trained_at:
         return True
     error, slope = _compiled_slope_error(model, image_shape)(params)
+    # Far above float32's rounding of the jvp, far below the slope of an
+    # encoder that was trained at all. bool() of NaN comparisons is False.
     return bool(error <= 1e-4) and (trained_at == 0 or bool(slope <= 1e-4))
 
 
@@ -184,10 +191,11 @@ def _slope_error(
     model: Model, params: Params, image_shape: tuple[int, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the largest error of value or slope and the largest slope over |x_phi|, norms over an image."""
+    # 1. Noise levels, classes and two random images for each.
     count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
     # No larger values: at low noise x_phi approaches x whatever the encoder, and its slope vanishes.
-    # Three levels for each class the encoder knows, [3 classes]: an encoder may fulfil the condition for
-    # one class alone.
+    # Three levels for each class the encoder knows, [3 classes]:
+    # an encoder may fulfil the condition for one class alone.
     log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)
     pair = jax.random.uniform(jax.random.key(0), (2, len(log_snr), *image_shape), minval=-1.0)
     condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
@@ -200,12 +208,15 @@ def _slope_error(
     # Two equally likely images: E[x_phi | z] at the z between them is the mean of both x_phi, and likewise
     # for the slope. A single image would not tell E[x_phi | z] from x_phi(E[x | z]).
     truth = jax.tree.map(mean_of_pair, *(at.follow(model.prepare(params, x, context)) for x in pair))
-    # What an ideal network would give: E[x | z] for means that encode it themselves, E[x_phi | z] for all
-    # others.
+    # What an ideal network would give: E[x | z] for means
+    # that encode it themselves, E[x_phi | z] for all others.
     x_hat = mean_of_pair(*pair) if model.generative_mean.needs_encoder else truth.value
+    # 2. Value and slope that the mean makes of an ideal x_hat;
+    # z without noise, which serves means that look at it.
     z = scale(alpha_sigma(log_snr)[0], truth.value)
     made = model.bind_mean(params, context).estimate(x_hat, z, at)
 
+    # 3. Errors relative to |x_phi|, the largest over levels and classes.
     def norm(x: Data) -> PerExample:
         return jnp.sqrt(jnp.sum(jnp.square(x), tuple(range(1, x.ndim))))
 

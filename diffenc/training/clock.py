@@ -44,8 +44,8 @@ class Clock:
 
     def speed(self) -> Speed:
         """Returns the speed since the last call or restart, during which at least one step must have been counted."""
-        # monotonic: wall-clock time may be set back by NTP. The floor keeps a coarse clock from dividing by
-        # 0.
+        # monotonic: wall-clock time may be set back by NTP.
+        # The floor keeps a coarse clock from dividing by 0.
         seconds = max(time.monotonic() - self._start, 1e-9)
         speed = Speed(self._steps / seconds, self._waited / self._steps)
         self.restart()
@@ -67,6 +67,5 @@ class Clock:
         try:
             yield
         finally:
-            # Moves the start instead of keeping a sum of pauses, so that `speed` needs no further
-            # correction.
+            # Moves the start instead of keeping a sum of pauses, so that `speed` needs no further correction.
             self._start += time.monotonic() - began

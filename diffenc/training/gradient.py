@@ -96,15 +96,18 @@ def batch_gradient(
     # All random numbers are drawn here, for the whole batch, and then sharded as images are: inside of
     # shard_map they would depend on the number of devices.
     draw_key, dropout_key = jax.random.split(key)
+    # A stream of its own (see DROP_STREAM): conditional and
+    # unconditional models draw the same times and noise.
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
     shape = images.levels.shape
-    # Within a device's share of a microbatch, for shapes must be the same on all devices and in all
-    # microbatches.
+    # Within a device's share of a microbatch, for shapes must
+    # be the same on all devices and in all microbatches.
     stride = find_ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_stride)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
-    # A key per image, so that its mask does not depend on the others of its batch or on the device it lies
-    # on.
+    # A key per image, so that its mask does not depend on
+    # the others of its batch or on the device it lies on.
     dropout_keys = jax.random.split(dropout_key, shape[0])
+    # eps_0 is drawn for the images at the ends alone.
     draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
     batch = Microbatch(images, network_condition, draws, dropout_keys)
     # A random offset: a fixed one would leave out the same positions in every batch. That each is equally
@@ -114,8 +117,8 @@ def batch_gradient(
     over_devices = jax.shard_map(
         partial(_device_gradient, experiment, bound, specs, mesh.devices.size, stride),
         mesh=mesh,
-        # Parameters arrive as they are stored (a shard each under fsdp) and the gradient leaves in the same
-        # form.
+        # Parameters arrive as they are stored (a shard each
+        # under fsdp) and the gradient leaves in the same form.
         in_specs=(specs, OVER_BATCH, PartitionSpec()),
         out_specs=(specs, PartitionSpec(), OVER_BATCH),
         check_vma=False,  # with it, the gradients of each use of a parameter would be summed over devices separately
@@ -128,8 +131,8 @@ def batch_gradient(
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
-    # A learned interior has no gradient from the bound in continuous time, and its ends none from this: no
-    # double count.
+    # A learned interior has no gradient from the bound in
+    # continuous time, and its ends none from this: no double count.
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
     return BatchGradient({**gradient, "schedule": schedule}, means, auxiliary, batch.draws, diffusion)
 
@@ -149,6 +152,7 @@ def _device_gradient(
     microbatches = divide_batch(batch, experiment.microbatches)
     select_ends = partial(take_every, stride, first)
     loss = partial(_loss, bound, experiment.dataset.num_levels, select_ends)
+    # Parameters are gathered once per step, outside of the loop over microbatches.
     summed, losses = _accumulate(loss, param_sharding.gather(params, specs), microbatches)
     # 2. Average. Each microbatch's loss is a mean over its own images and all have the same number of them,
     # so the mean of these means is that of the batch.
@@ -157,6 +161,8 @@ def _device_gradient(
     gradient = param_sharding.sum_over_devices(mean, specs)
     # Accumulated in float32, and stored as the parameters are, which optimizers expect.
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
+    # 4. Losses of all microbatches as one batch, in the order
+    # of this device's images; the log's means are global.
     losses = merge_microbatches(losses)
     means = jax.lax.pmean(mean_losses(losses, batch.images.levels[0].size), AXES)
     return gradient, means, losses.bound.diffusion
@@ -167,6 +173,7 @@ def find_ends_stride(images: int, ends_stride: int) -> int:
 
     The largest number up to `ends_stride` by which `images`, a device's part of a microbatch, divide.
     """
+    # 1 always divides: then the losses at the ends are those of all images.
     return max(k for k in range(1, ends_stride + 1) if images % k == 0)
 
 
@@ -188,6 +195,7 @@ def merge_microbatches(microbatches: Any) -> Any:
 
 def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Losses]:
     """Returns the sum of the gradients of stacked microbatches in float32, and their losses, stacked."""
+    # grad, not value_and_grad: the value is the mean of what is returned beside it.
     compute_gradient = jax.grad(loss, has_aux=True)
 
     def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Losses]:
@@ -219,12 +227,13 @@ def _loss(
         select_ends=select_ends,
     )
     means = mean_losses(losses, levels[0].size)
-    # The auxiliary losses have weight 1: their parameters have no gradient of the bound, so no weight would
-    # trade one for the other.
+    # The auxiliary losses have weight 1: their parameters have no
+    # gradient of the bound, so no weight would trade one for the other.
     return sum(jax.tree.leaves(means.auxiliary), means.bound.total), losses
 
 
 def mean_losses(losses: Losses, num_dims: int) -> Losses:
     """Returns the means over images, -ELBO in bits/dim in place of nats."""
+    # Each term by its own mean: the ends have fewer entries than the diffusion loss, and no weights.
     means = jax.tree.map(jnp.mean, losses)
     return means._replace(bound=jax.tree.map(lambda nats: bits_per_dim(nats, num_dims), means.bound))

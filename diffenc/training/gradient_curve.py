@@ -75,11 +75,11 @@ def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
         """Returns the group's mean square in each bin over that of all; 0 for a group that has no gradient."""
         total = jnp.sum(squares)
         overall = total / jnp.maximum(jnp.sum(curve.counts), 1)
-        # Shrunk towards the overall mean: a bin that happens to have seen one small gradient would else be
-        # drawn hardly ever, and so would stay unmeasured.
+        # Shrunk towards the overall mean: a bin has seen few gradients
+        # at first, and a single small one would make its times rare.
         means = (squares + PRIOR_COUNT * overall) / (curve.counts + PRIOR_COUNT)
-        # Over the mean, so that each group's shape counts and its scale does not. The inner where keeps 0 /
-        # 0 out.
+        # Over the mean, so that each group's shape counts and
+        # its scale does not. The inner where keeps 0 / 0 out.
         return jnp.where(total > 0, means / jnp.where(total > 0, jnp.mean(means), 1.0), 0.0)
 
     shares = sum(SHARES[group] * share(squares) for group, squares in curve.squares.items())
@@ -114,9 +114,10 @@ class GradientMeasurement:
         times = ((random.random() + np.arange(count)) / count).astype(np.float32)
         key = jax.random.fold_in(root_key(self._experiment.seed, "gradient_curve"), step)
         add, decay = _compiled_add(self._experiment, mesh), _compiled_decay(mesh)
+        # Once per measurement, before its turns: all images of a measurement have the same weight.
         curve = decay(curve)
-        # A host loop over one compiled program; each turn adds to the sums on the device, and none is
-        # waited for.
+        # A host loop over one compiled program; each turn adds
+        # to the sums on the device, and none is waited for.
         for turn in range(self._turns):
             # times in turns too: a turn's are spread over all of [0, 1]
             rows = turn + self._turns * rows_here(mesh, mesh.size)
@@ -163,8 +164,8 @@ def add_gradients(
         check_vma=False,
     )
     draws = Draws(t, eps, eps_0, jnp.ones(count))
-    # One image a device, so that the gradient within shard_map is that of a single image: the norm of a
-    # batch's gradient would not tell E|g|^2.
+    # One image a device, so that the gradient within shard_map is that of
+    # a single image: the norm of a batch's gradient would not tell E|g|^2.
     norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
     in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
     # [count] @ [count, bins]: a scatter-add written as a small product.

@@ -54,6 +54,7 @@ def make_hooks(experiment: Experiment, mesh: Mesh, files: RunFiles) -> tuple[Hoo
       UserError: evaluation or sampling asks for what must be fitted to a trained run.
     """
     hooks: list[Hook] = [Log(experiment, mesh)]
+    # Before evaluation and samples, and always before the checkpoint, which carries the curve.
     if requires(experiment.time_sampler, GRADIENT_CURVE):
         hooks.append(MeasureGradients(experiment, mesh))
     if experiment.evaluate_every:
@@ -91,8 +92,8 @@ class Log(Hook):
 def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
     """Returns means since the last log row, and the state with its sums emptied (`bad_step` stays)."""
     sums = jax.device_get(state.sums)
-    # The one transfer per log row: sums live on the device, so that steps in between do not wait for the
-    # host.
+    # The one transfer per log row: sums live on the device,
+    # so that steps in between do not wait for the host.
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
     auxiliary = {name: float(total) / steps for name, total in sums.auxiliary.items()}
@@ -105,8 +106,8 @@ def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
     def reset(sums: Sums) -> Sums:
         return zero_sums(list(sums.auxiliary))._replace(bad_step=sums.bad_step)
 
-    # Compiled with explicit shardings: the train step was compiled for these, and fresh host arrays would
-    # be another input type.
+    # Compiled with explicit shardings: the train step was compiled
+    # for these, and fresh host arrays would be another input type.
     return jax.jit(reset, out_shardings=replicated(mesh))
 
 
@@ -123,6 +124,8 @@ class MeasureGradients(Hook):
     def __call__(self, session: Session) -> None:
         curve = session.state.curve
         assert isinstance(curve, GradientCurve)  # as the time sampler requires
+        # The current parameters, not the average: the variance
+        # that matters is that of the gradient being taken.
         curve = self._measurement.update(curve, session.state.params, session.step)
         session.state = session.state._replace(curve=curve)
 
@@ -206,8 +209,8 @@ def _progress_and_stop(session: Session, task: str, num_parts: int) -> Callable[
 
     def after_part() -> None:
         progress()
-        # Heeded between parts, since an evaluation may take minutes; a stop leaves the hook owed, and a
-        # resumed run starts it anew.
+        # Heeded between parts, since an evaluation may take minutes; a
+        # stop leaves the hook owed, and a resumed run starts it anew.
         session.interrupts.check()
 
     return after_part

@@ -82,8 +82,8 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
     check_trained_bound(experiment)
     check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
     with watch_stop_signals() as interrupts:
-        # Processes start at different times: without the barrier one could list checkpoints while another
-        # sweeps or writes them.
+        # Processes start at different times: without the barrier one
+        # could list checkpoints while another sweeps or writes them.
         distributed.barrier("before the checkpoints are read")
         # Whatever can be wrong is found before the workdir is claimed: until then nothing is written.
         files = RunFiles(experiment, workdir)
@@ -103,8 +103,8 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
                 run_hooks(session, hooks, due=[*session.owed, "checkpoint"] if start.checkpoint else [])
                 if session.step < experiment.steps:
                     images = abstract_images(experiment, mesh)
-                    # Ahead of time, from shapes: compiling takes minutes and is logged as such, and the
-                    # clock of steps starts after it.
+                    # Ahead of time, from shapes: compiling takes minutes and is
+                    # logged as such, and the clock of steps starts after it.
                     compiled = compile_ahead("the train step", train_step, abstract, images)
                     _train_steps(session, compiled, hooks, source, mesh)
                 else:
@@ -132,10 +132,12 @@ def _train_steps(
         for step in range(session.step + 1, experiment.steps + 1):
             profile.before(step, session.state.step)
             with saved_on_error(session):
+                # A failing source raises here: the state before this step is intact and is saved.
                 images = prefetcher.take()
             take_step(session, train_step, images, in_flight)
             run_hooks(session, hooks, [hook.name for hook in hooks if is_due(hook, step, experiment.steps)])
     finally:
+        # Also after an error, or the profiler would keep the next run in this process from profiling.
         profile.finish(session.state.step)
         batches.close()
 
@@ -144,8 +146,8 @@ def take_step(session: Session, train_step: TrainStep, images: Images, in_flight
     """Takes one step, for which it does not wait."""
     # an implicit transfer makes host and device wait for each other; without jit every constant is one
     with jax.transfer_guard("allow" if jax.config.values["jax_disable_jit"] else "disallow"):
-        # The old state's buffers are donated: what `session.state` refers to is invalid until this
-        # assignment.
+        # The old state's buffers are donated: what `session.state`
+        # refers to is invalid until this assignment.
         session.state = train_step(session.state, images)
         in_flight.add(jnp.copy(session.state.step))  # a copy: the next step reuses the state's buffers
     session.step += 1
@@ -159,8 +161,8 @@ def is_due(hook: Hook, step: int, num_steps: int) -> bool:
 
 def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> None:
     """Runs those of `hooks` whose names are `due`, in order; heeds a request to stop before each hook but the first."""
-    # Recorded before the first hook runs, and shortened after each: at any moment `owed` is what a
-    # checkpoint should state.
+    # Recorded before the first hook runs, and shortened after
+    # each: at any moment `owed` is what a checkpoint should state.
     session.owed = [hook.name for hook in hooks if hook.can_be_owed and hook.name in due]
     with saved_on_error(session):
         for position, hook in enumerate(hooks):
@@ -169,8 +171,8 @@ def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> 
             if position > 0:
                 session.interrupts.check()
             if hook.name in due:
-                # Before each hook, since it may write; it also waits for the step, which makes this the one
-                # point where a NaN ends the run.
+                # Before each hook, since it may write; it also waits for the
+                # step, which makes this the one point where a NaN ends the run.
                 session.require_finite()
                 hook(session)
                 session.owed = [name for name in session.owed if name != hook.name]
@@ -189,8 +191,8 @@ def saved_on_error(session: Session) -> Iterator[None]:
         raise
     except Exception as error:
         stopped = isinstance(error, Interrupted)
-        # Saving is a collective among processes: after an error that only one of them had, it would wait
-        # for the others forever.
+        # Saving is a collective among processes: after an error that
+        # only one of them had, it would wait for the others forever.
         if stopped or jax.process_count() == 1:
             session.require_finite()
             session.save()

@@ -41,6 +41,7 @@ def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
     # The inner where keeps 0 / 0 out of the branch that is not taken.
     overall = jnp.where(counts > 0, squares / jnp.where(counts > 0, counts, 1.0), 1.0)
     drawn = curve.counts > 0
+    # Weights of old draws have decayed alike in both sums, so their quotient is a weighted mean.
     means = jnp.where(drawn, curve.squares / jnp.where(drawn, curve.counts, 1.0), overall)
     return jnp.sqrt(means)
 

@@ -33,13 +33,14 @@ class Prefetcher:
 
         The first call also fills the queue, which the clock counts neither as training nor as waiting.
         """
-        # An empty queue means the first call: starting the pipeline is neither training nor a bottleneck of
-        # it.
+        # An empty queue means the first call: starting the
+        # pipeline is neither training nor a bottleneck of it.
         timed = self._clock.waiting if self._ready else self._clock.paused
         # One more than AHEAD, for the batch that is returned.
         while len(self._ready) <= AHEAD:
             with timed():
                 batch = next(self._batches)
+            # Returns at once: the copy to the device proceeds while the host makes the next batch.
             self._ready.append(images_to_devices(batch, self._conditioning, self._mesh))
         return self._ready.popleft()
 
@@ -57,7 +58,7 @@ class InFlightLimiter:
           token: an array that is ready when the step is done, and that is not donated to a later step.
         """
         self._tokens.append(token)
-        # Without a limit the host would run far ahead: dispatch returns at once, and every step in flight
-        # holds its batch.
+        # Without a limit the host would run far ahead: dispatch
+        # returns at once, and every step in flight holds its batch.
         if len(self._tokens) > IN_FLIGHT:
             jax.block_until_ready(self._tokens.popleft())

@@ -25,8 +25,8 @@ class Profile:
     def before(self, step: int, last: jax.Array) -> None:
         """Must be called before each step; `last` is an array that is ready when the previous step is done."""
         if step == self._first:
-            # Steps are dispatched ahead: without waiting, the profile would begin with the tail of earlier
-            # ones.
+            # Steps are dispatched ahead: without waiting, the
+            # profile would begin with the tail of earlier ones.
             jax.block_until_ready(last)
             self._running = self._try(self._start)
         elif step == self._first + NUM_STEPS:

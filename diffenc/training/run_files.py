@@ -78,6 +78,7 @@ class RunFiles:
         if not self.checkpoints.found:
             return Start(None, self._read_origin(abstract))
         expected = config_check.expected_metadata(self._experiment, self.workdir, self.name)
+        # `check` runs before any array is read: a checkpoint of another config is refused, not half restored.
         restored = self.checkpoints.restore(abstract, check=expected.check)
         expected.warn_unchecked(restored)
         config_check.check_data(self._train_images, restored, self.workdir)
@@ -105,8 +106,8 @@ class RunFiles:
         claimed = claim(self.workdir) if distributed.is_main() else contextlib.nullcontext()
         # Order on leaving: checkpoints first, so that the lock is held until the last write is committed.
         with claimed as self._claim, self.checkpoints:
-            # Again, under the lock: another process may have written between the checks of __init__ and the
-            # claim.
+            # Again, under the lock: another process may have
+            # written between the checks of __init__ and the claim.
             config_check.check_config(self._experiment, self.workdir)
             if not self.checkpoints.unchanged():
                 raise UserError(f"another process wrote to {self.name} just now: run the same command again")
@@ -126,8 +127,8 @@ class RunFiles:
         Returns:
           The writer of metrics; in processes other than the first, one that writes nothing.
         """
-        # The id of the checkpoint wins over that of the folder: the run that is resumed is the one that was
-        # saved.
+        # The id of the checkpoint wins over that of the folder:
+        # the run that is resumed is the one that was saved.
         self._run_id = run_id.ensure(self.workdir, restored.metadata.get("run") if restored else None)
         return self._open_writer(restored) or writers.null_writer()
 
@@ -137,6 +138,8 @@ class RunFiles:
         if restored:
             # rows of owed work that was done after the checkpoint was saved: it will be done again
             writers.truncate_to(self._metrics, restored.metadata["metrics_bytes"])
+        # A new run on an object store: whether it can be written
+        # to is found out now, not at the first checkpoint.
         elif not mirror.push(self.workdir):
             raise UserError(f"cannot write to {self.name}: check the address, and your access")
         step = restored.step if restored else None

@@ -51,9 +51,8 @@ def surrogate(
 
     The quotient is about 1 for any data; only the numerator has a gradient.
     """
-    # The score-like form of dV / d eta: only r_eta is differentiated, at weights that are constants.
-    # Dividing by the squared mean of l makes the gradient's size independent of the data's and of
-    # training's progress.
+    # The score-like form of dV / d eta: only r_eta is differentiated, at weights that are constants. Dividing
+    # by the squared mean of l makes the gradient's size independent of the data's and of training's progress.
     rate = rate_at_fixed_log_snr(schedule, params, t)
     squares = jax.lax.stop_gradient(weight * jnp.square(loss / jnp.mean(weight * loss)) / rate)
     return jnp.mean(squares * rate)

@@ -58,10 +58,11 @@ class Session:
 
     def require_finite(self) -> None:
         """Waits for `step`, and raises NotFiniteError if it or a step before it was not finite."""
-        # Kept on the device since the first bad step, and read only here: a check every step would make the
-        # host wait every step.
+        # Kept on the device since the first bad step, and read only
+        # here: a check every step would make the host wait every step.
         bad_step = int(self.state.sums.bad_step)
         if bad_step:
+            # The message names the last good checkpoint, which may still be being written.
             self.files.checkpoints.wait()
             steps = self.files.checkpoints.steps()
             message = not_finite_message(self.experiment.optimizer, bad_step, steps, self.files.name)
@@ -69,6 +70,8 @@ class Session:
 
     def save(self) -> None:
         """Saves a checkpoint with the names of the owed hooks, unless the newest is that already."""
+        # A stop right after a checkpoint, or the last step that is
+        # also a multiple of the cadence, would save the same twice.
         if self.files.is_saved(self.step, self.owed):
             return
         # Order of a save: still the owner; then metrics on disk, then in the object store; the checkpoint

@@ -94,6 +94,7 @@ def init_state(experiment: Experiment) -> TrainState:
     # A copy, for a buffer that occurs twice in the state could not be donated twice.
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
+    # Part of the state, so of the checkpoint: a resumed run draws its times by the curve it had.
     curve = begin_curve(experiment.time_sampler)
     sums = zero_sums(experiment.model.generative_mean.auxiliary)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, sums, curve)
@@ -161,8 +162,7 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
     def train_step(state: TrainState, images: Images) -> TrainState:
-        # The step number is part of the state, so a resumed run draws what the uninterrupted one would
-        # have.
+        # The step number is part of the state, so a resumed run draws what the uninterrupted one would have.
         key = jax.random.fold_in(step_key, state.step)
         sample_times = bind_curve(experiment.time_sampler, state.curve)
         # 1. Gradient of this batch, at times drawn by the curve of the steps before it.
@@ -172,8 +172,8 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step + updates_before, experiment.ema_decay)
-        # 3. Sums for the log and the check for NaN, both on the device; the curve is updated last, for the
-        # next step.
+        # 3. Sums for the log and the check for NaN, both on the
+        # device; the curve is updated last, for the next step.
         norms = optax.tree.norm(gradient), optax.tree.norm(updates)
         sums = add_step(state.sums, batch.terms, batch.auxiliary, *norms, state.step + 1)
         curve = update_curve(state.curve, batch)
@@ -182,10 +182,12 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     state_shardings = shardings(abstract_state(experiment, mesh))
     return jax.jit(
         trace_for(platform_of(mesh), train_step),
+        # The same shardings in and out: the new state fits the
+        # donated buffers, and the next call needs no transfer.
         in_shardings=(state_shardings, batch_sharded(mesh)),
         out_shardings=state_shardings,
-        # Parameters, average and moments are updated in place: without donation the peak would hold both
-        # states.
+        # Parameters, average and moments are updated in place:
+        # without donation the peak would hold both states.
         donate_argnums=0,
         compiler_options=steady_options(platform_of(mesh)),
     )
@@ -211,6 +213,7 @@ def add_step(
 
     The update is checked too: a finite gradient may still give parameters whose loss, known a step later, is not.
     """
+    # One boolean on the device; no branch, so that the step's program does not depend on it.
     finite = (
         jnp.isfinite(sum(auxiliary.values(), terms.total))
         & jnp.isfinite(grad_norm)

@@ -31,4 +31,6 @@ def bind_curve(sampler: TimeSampler, curve: Curve) -> SampleTimes:
 
 def update_curve(curve: Curve, batch: BatchGradient) -> Curve:
     """Returns the curve after a step: a loss curve has the batch's losses; a gradient curve is measured between steps."""
+    # The loss curve costs nothing, as the losses are there;
+    # a gradient per image would cost a backward pass each.
     return update_loss_curve(curve, batch.draws, batch.diffusion) if isinstance(curve, LossCurve) else curve

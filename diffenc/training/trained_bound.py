@@ -58,11 +58,13 @@ def trained_bound(experiment: Experiment) -> TrainedBound:
     if num_timesteps == 0:
         return TrainedBound(model, lambda params: continuous)
     times = equal_times(num_timesteps)
+    # A LearnedInterior's `apply` stops its interior's gradient,
+    # since in continuous time it has none of the bound.
     model = dataclasses.replace(model, schedule=_trained_by_bound(model.schedule))
 
     def rule_of(params: Params) -> StepRule:
-        # Made anew from the parameters in every step, so that learned schedule and variances get gradients
-        # through the chain.
+        # Made anew from the parameters in every step, so that learned
+        # schedule and variances get gradients through the chain.
         return discrete(make_chain(partial(model.log_snr, params), times, variance_given(variance, params)))
 
     return TrainedBound(model, rule_of)

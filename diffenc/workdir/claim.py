@@ -59,8 +59,8 @@ class Claim:
             raise self._in_use_error()
 
     def _create_again(self) -> None:
-        # O_EXCL: if another process creates the file first, it is that process's claim. The old lock is
-        # released only once the new one is held.
+        # O_EXCL: if another process creates the file first, it is that process's
+        # claim. The old lock is released only once the new one is held.
         renewed = self._open_locked(os.O_CREAT | os.O_EXCL)
         os.close(self._descriptor)
         self._descriptor = renewed
@@ -75,8 +75,8 @@ class Claim:
         except OSError as error:
             raise self._refused_error(error) from error
         try:
-            # The kernel releases the lock with the process, however it ends: no stale claims, and the pid
-            # in the file is information alone.
+            # The kernel releases the lock with the process, however it ends:
+            # no stale claims, and the pid in the file is information alone.
             locks.lock_or_warn(descriptor, self.folder, "a second training from it: start only one there")
         except OSError as error:
             os.close(descriptor)

@@ -114,8 +114,8 @@ class ExpectedMetadata:
 
         The config in it is compared as text: nothing of it is imported or evaluated.
         """
-        # The run's identity first: another config of another run is reported as another run, with its
-        # differences as detail.
+        # The run's identity first: another config of another run is
+        # reported as another run, with its differences as detail.
         config, identity = metadata.get("config"), metadata.get("run")
         differing = self._differences(where, config) if config is not None else self._hash_differs(metadata)
         if None not in (identity, self.run) and identity != self.run:

@@ -46,6 +46,7 @@ def load_path(workdir: Path | None, step: int | None = None) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
         if record_checksum.is_broken(record):
             raise ValueError(record_checksum.BROKEN)
+        # Checked as a whole before it becomes a plugin, whose messages would not name the file.
         edges, eta_2 = (np.asarray(record[key], np.float64) for key in ("log_snr", "eta_2"))
         fitted_at = record["path_of"]["step"]
         valid = eta_2.ndim == 1 and edges.shape == (len(eta_2) + 1,) and len(eta_2) > 0

@@ -70,6 +70,7 @@ def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
         content = json.loads(file.read_text())
         if record_checksum.is_broken(content):
             raise ValueError(record_checksum.BROKEN)
+        # The root mean square is what the best density is proportional to, for independent draws.
         curve = np.asarray(content["rms"], np.float64)
         origin = {key: content[key] for key in ORIGIN_KEYS if key in content}
         # json also reads NaN and Infinity

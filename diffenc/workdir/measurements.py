@@ -45,9 +45,8 @@ def save_measurement(
         workdir / f"{name}.json",
     ]  # in this order: no record without its arrays
     try:
-        # The newest ones are staged, then the numbered pair is written, and only on leaving do the newest
-        # get their names: after a failure in between, the newest files are still those of the measurement
-        # before.
+        # The newest ones are staged, then the numbered pair is written, and only on leaving do the newest get
+        # their names: after a failure in between, the newest files are still those of the measurement before.
         with atomic.replace_files(latest) as temporaries:
             for temporary, content in zip(temporaries, (data, text), strict=True):
                 temporary.write_bytes(content)
@@ -66,8 +65,8 @@ def _write_numbered(folder: Path, data: bytes, text: bytes) -> int:
             staged.write_bytes(content)
             atomic.sync(staged)
         number = _next_number(folder)
-        # Linking fails if the name exists, which makes the number this process's own: the .npz is the claim
-        # on it, the .json the commit.
+        # Linking fails if the name exists, which makes the number this
+        # process's own: the .npz is the claim on it, the .json the commit.
         while not _link_new(arrays, folder / f"{number:04d}.npz"):
             number += 1
         try:

@@ -179,8 +179,8 @@ class Mirror:
 
     def _get(self, name: str) -> None:
         data = self._store.read(name) or b""
-        # Threads add at the same time, so the sum may lag: the limit is against copying a whole bucket, and
-        # need not be exact.
+        # Threads add at the same time, so the sum may lag: the limit
+        # is against copying a whole bucket, and need not be exact.
         self._copied += len(data)
         if self._copied > MOST:
             raise UserError(
@@ -218,8 +218,8 @@ def _is_file(name: str) -> bool:
 
 def _new_folder() -> tuple[Path, int]:
     """Creates an empty folder; returns it and the descriptor that locks it until this process ends."""
-    # Under a name that no sweep looks at, until it is locked: unlocked, another process would take it for
-    # left over.
+    # Under a name that no sweep looks at, until it is locked:
+    # unlocked, another process would take it for left over.
     new = Path(tempfile.mkdtemp(prefix=NEW))
     lock = os.open(new, os.O_RDONLY)
     if locks.try_lock(lock):

@@ -189,8 +189,8 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
     They are read in memory: nothing of an archive is ever written to disk.
     """
     names = layout.batches[split]
-    # A stream cannot be sought, and the order in the archive is not that of the batches: they are collected
-    # first.
+    # A stream cannot be sought, and the order in the archive
+    # is not that of the batches: they are collected first.
     found = {}
     with convert_errors(path), gzip.open(path) as packed:
         unpacked = BoundedReader(packed, _ARCHIVE_BYTES, str(path))

@@ -111,8 +111,8 @@ def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Mappin
     """The batches in an archive, read in memory: no name in it is ever used as a path."""
     names = [f"{name}.npz" for name in batches] if path.stem.endswith("_npz") else batches
     with convert_errors(path), zipfile.ZipFile(path) as archive:
-        # By base name: repacked archives differ in their folders. Names only select members, and are never
-        # opened as paths.
+        # By base name: repacked archives differ in their folders.
+        # Names only select members, and are never opened as paths.
         known = {PurePosixPath(member.filename).name: member for member in archive.infolist()}
         for name in names:
             if name not in known:

@@ -115,9 +115,8 @@ def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterat
     """The images by name; they are read in memory, and no name in the archive is used as a path."""
     from diffenc.data.image_file import levels, require_shape
 
-    # Two passes: the order of images is that of their names, not of the archive, and sorting needs all
-    # names. The first pass reads headers alone; the second seeks to each file, which "r:" (no compression)
-    # allows.
+    # Two passes: the order of images is that of their names, not of the archive, and sorting needs all names.
+    # The first pass reads headers alone; the second seeks to each file, which "r:" (no compression) allows.
     members = _members(path)
     with open(path, "rb") as stream:
         for start in range(first, len(members), _BATCH):

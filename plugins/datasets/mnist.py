@@ -158,8 +158,8 @@ def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:
     header = stream.read(8 + 4 * len(shape))
     if len(header) < 8 + 4 * len(shape):
         raise UserError(f"{path}: ends within its header; download it again")
-    # IDX is big-endian. The header is believed only as far as it agrees with the shape that the data set
-    # must have.
+    # IDX is big-endian. The header is believed only as far as
+    # it agrees with the shape that the data set must have.
     magic, count, *dims = struct.unpack(f">{2 + len(shape)}I", header)
     expected = _UNSIGNED_BYTES + 1 + len(shape)
     if magic != expected:

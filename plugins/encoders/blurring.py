@@ -70,8 +70,8 @@ def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b 
     What is lost is taken from the image: so a blur of width 0 is exact, and a short step keeps its digits. Products
     with the cosines, not a fast transform: for images of so few pixels they cost less, and split with the batch.
     """
-    # The DCT-II diagonalises diffusion with reflecting boundaries: each mode decays by itself, and the mean
-    # is kept.
+    # The DCT-II diagonalises diffusion with reflecting boundaries:
+    # each mode decays by itself, and the mean is kept.
     rows, columns = (cosines(size) for size in images.shape[1:3])
     squared = frequencies(len(rows))[:, None] ** 2 + frequencies(len(columns))[None, :] ** 2
     # [b, modes_h, modes_w]: a width per image, since each has its own noise level.

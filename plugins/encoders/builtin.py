@@ -75,7 +75,7 @@ class Trainable(PreparedOnce):
 
 def blend(x: Data, y: Data, log_snr: LogSNR) -> Data:
     """Returns alpha^2 x + sigma^2 y [15]."""
-    # sigma^2 y vanishes as t -> 0, so that x_phi(lambda_0) is close to x, whose levels the decoder assumes.
-    # d x_phi / d lambda = sigma^2 (alpha^2 x - alpha^2 y + dy / d lambda) [153] follows by jvp, through the
-    # rules of alpha_squared.
+    # sigma^2 y vanishes as t -> 0, so that x_phi(lambda_0) is close to x, whose
+    # levels the decoder assumes. d x_phi / d lambda = sigma^2 (alpha^2 x - alpha^2
+    # y + dy / d lambda) [153] follows by jvp, through the rules of alpha_squared.
     return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

@@ -45,11 +45,12 @@ class ClassTemplate(PreparedOnce, ClassConditional):
         """Returns x, and the template of each image's class; None without classes."""
         if context.condition is None:
             return x, None
-        # Row 0 is that of no class: conditions are class + 1, and index the rows as they are. tanh keeps
-        # templates in the range of pixels.
+        # Row 0 is that of no class: conditions are class + 1, and index the
+        # rows as they are. tanh keeps templates in the range of pixels.
         templates = jnp.concatenate([jnp.zeros((1, *x.shape[1:]), x.dtype), jnp.tanh(params["template"])])
         return x, templates[context.condition]
 
     def at(self, params: Params, prepared: tuple[Data, Data | None], log_snr: LogSNR) -> Data:
         x, y = prepared
+        # Without conditions the template of no class, 0, would only cost a product.
         return scale(alpha_squared(log_snr), x) if y is None else blend(x, y, log_snr)

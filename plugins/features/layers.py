@@ -107,7 +107,7 @@ def resize(
 
 def interpolation_matrix(size: int, places: Float[np.ndarray, " out"]) -> Float[np.ndarray, "out size"]:
     """The matrix that takes values at 0 .. size - 1 to those at `places`, linearly."""
-    # Weights max(0, 1 - distance) are the bilinear ones; clipping repeats the outermost pixels beyond the
-    # edge.
+    # Weights max(0, 1 - distance) are the bilinear ones;
+    # clipping repeats the outermost pixels beyond the edge.
     places = np.clip(places, 0, size - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)

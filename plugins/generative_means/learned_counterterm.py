@@ -39,8 +39,8 @@ class LearnedCounterterm(ProportionalMean):
     def kappa(self, params: Params, interval: Interval) -> PerExample:
         distance, _ = from_knots(interval.log_snr, self.log_snr_min, self.log_snr_max, self.knots)
         steps = jax.nn.sigmoid(distance)
-        # [b, knots]: S_k - S_(k+1), which sum to 1 - S_K. Below the first knot the first bump is nearly
-        # all: m is constant there.
+        # [b, knots]: S_k - S_(k+1), which sum to 1 - S_K. Below the
+        # first knot the first bump is nearly all: m is constant there.
         bumps = jnp.concatenate([jnp.ones_like(steps[:, :1]), steps[:, :-1]], axis=1) - steps
         m = jnp.exp(jnp.sum(bumps * params["log_m"][None], axis=1))  # no matrix product, for its digits
         return interval.stretch * m * sigma_squared(interval.log_snr)

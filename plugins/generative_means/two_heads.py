@@ -56,10 +56,12 @@ class TwoHeads(GenerativeMean):
     def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns the errors; r is a function of its own parameters alone, encoder and schedule stopped."""
         interval = step.interval
+        # Stopped at its inputs: gradients of the value's loss would
+        # otherwise reach the encoder and the schedule through z and lambda.
         shift = self._shift(params, *jax.lax.stop_gradient((step.z, interval.log_snr)), step.context)
         kappa = _kappa(interval)
-        # The error of the counterterm's slope, kappa (x_phi + e) - slope, with e kept apart from x_phi: as
-        # in `AffineMean`, nothing large cancels.
+        # The error of the counterterm's slope, kappa (x_phi + e) - slope, with
+        # e kept apart from x_phi: as in `AffineMean`, nothing large cancels.
         of_one_head = scale(kappa, x_hat_error) + (scale(kappa, truth.value) - truth.slope)
         return Estimate(x_hat_error + shift, of_one_head - scale(interval.value_weight, shift))
 

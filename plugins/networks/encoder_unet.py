@@ -83,8 +83,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         check_pooling(z.shape[1:3], len(levels))
         # embed, stem, attention, head, blocks, and one for each level's unpooling.
         pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 5 + len(levels))
-        # 1x1 maps: shapes of parameters depend on channels alone, and initialising on whole images would
-        # cost a pass over them.
+        # 1x1 maps: shapes of parameters depend on channels alone, and
+        # initialising on whole images would cost a pass over them.
         first, deepest = (jnp.zeros((1, 1, 1, channels)) for channels in (levels[0], levels[-1]))
         params = {
             **pieces.embed.init(keys[0], log_snr, None),
@@ -102,8 +102,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         check_pooling(x.shape[1:3], len(self._levels()))
         h = self._pieces(x.shape[-1]).stem.apply(params, None, x)
         first = stacks.only_block(stacks.split_stages(params, None, self._stages())["down_0_0"])
-        # The embedding of lambda enters a block after its first convolution: up to there all noise levels
-        # share the work.
+        # The embedding of lambda enters a block after its first
+        # convolution: up to there all noise levels share the work.
         begun = stacks.begin_block(first, h, self.channels, self._groups)
         return PreparedMaps(h, begun, context)
 
@@ -130,8 +130,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
 
             return saving(turn)
 
-        # The first block of a level has its own shape (its input has another number of channels), so it is
-        # no turn of the loop over the others, which are alike.
+        # The first block of a level has its own shape (its input has another number of channels), so it is no
+        # turn of the loop over the others, which are alike.
         def apply_first(h: Maps, way: str, level: int) -> MapsOut:
             return turn_at(level)(h, stacks.only_block(stages[f"{way}_{level}_0"]), None)[0]
 
@@ -162,8 +162,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
             h = self._unpool(level).apply(params, None, h)
             h = apply_first(jnp.concatenate([h, skips.pop()], axis=-1), "up", level)
             h = apply_others(h, "up", level)
-        # The head starts at zero and tanh(0) = 0: y_phi = 0 at initialisation, so that the encoder starts
-        # as alpha^2 x [15].
+        # The head starts at zero and tanh(0) = 0: y_phi = 0 at
+        # initialisation, so that the encoder starts as alpha^2 x [15].
         return LAST[self.last](pieces.head.apply(params, None, h))
 
     def _stages(self) -> list[Stage]:
@@ -177,8 +177,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
     def _level_stages(self, way: str, level: int) -> list[Stage]:
         """The first block of a level, which may change the number of channels, and the others."""
         channels, others = self._levels()[level], max(1, self.blocks // 2) - 1
-        # Up: unpooled maps and the skip. Down: the channels of the level above, those of the stem at the
-        # first.
+        # Up: unpooled maps and the skip. Down: the channels
+        # of the level above, those of the stem at the first.
         channels_in = 2 * channels if way == "up" else (self.channels, *self._levels())[level]
         first = Stage(f"{way}_{level}_0", BlockShape(channels_in, channels), 1)
         return [first, *([Stage(f"{way}_{level}", BlockShape(channels, channels), others)] if others else [])]
@@ -224,6 +224,5 @@ def check_pooling(size: tuple[int, ...], levels: int) -> None:
 def max_pool(h: Maps) -> Float[Array, "b half_h half_w c"]:
     """The largest of every 2x2 positions."""
     b, height, width, c = h.shape
-    # A reshape and a maximum: unlike reduce_window it has a cheap jvp and gradient, and windows here do not
-    # overlap.
+    # Windows do not overlap, so a reshape and a maximum take the place of reduce_window.
     return h.reshape(b, height // 2, 2, width // 2, 2, c).max(axis=(2, 4))

@@ -147,6 +147,7 @@ def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c
     # Centred moments: E[h^2] - E[h]^2 loses float32's digits where the mean is large. The variance of a group is that
     # within its channels plus that of the channels' means.
     variance = group_mean(channel_variance + jnp.square(channel_mean - mean))
+    # 1e-6 as in the published networks; haiku's default is 1e-5.
     factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
     # gain (h - mean) / std + offset, with all that is per channel put into one factor and one offset.
     return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
@@ -198,8 +199,8 @@ def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
 def random_16_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Returns uniform integers below 65,536: two from each random word, the second half of the channels from its upper bits."""
     *positions, channels = shape
-    # Half the random words of `bernoulli`: on a TPU drawing a mask by threefry costs more than a bfloat16
-    # convolution of its size.
+    # Half the random words of `bernoulli`: on a TPU drawing a mask
+    # by threefry costs more than a bfloat16 convolution of its size.
     words = jax.random.bits(key, (*positions, (channels + 1) // 2), jnp.uint32)
     return jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :channels]
 
@@ -231,8 +232,8 @@ def class_embedding(condition: Condition | None, classes: int, like: Embedding) 
     """Returns a row of a learned table for each image, shaped like `like`; row 0 stands for no class. Initially zero."""
     with name_scope("classes"):
         table = get_parameter("table", (classes + 1, like.shape[-1]), ZEROS)
-    # Row 0 also for a batch without conditions, so that the parameters of the table are the same tree
-    # either way.
+    # Row 0 also for a batch without conditions, so that the
+    # parameters of the table are the same tree either way.
     return table[jnp.zeros(len(like), int) if condition is None else condition].astype(like.dtype)
 
 
@@ -273,8 +274,8 @@ def end_resnet_block(
     # A 1x1 convolution, only where channels change; elsewhere the residual path is the identity.
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
     with name_scope("embedding"):
-        # [b, channels], no bias: conv_0 has one. Starts at zero, so that a new network ignores the noise
-        # level.
+        # [b, channels], no bias: conv_0 has one. Starts at
+        # zero, so that a new network ignores the noise level.
         shift = embedding @ get_parameter("w", (embedding.shape[-1], channels), ZEROS)
     h = norm_swish(add_bias(begun, shift[:, None, None, :]), groups, "norm_1")
     # The last convolution starts at zero: a deep stack of blocks is the identity at first.
@@ -295,6 +296,7 @@ def softmax_attention(query: Heads, key: Heads, value: Heads) -> Heads:
     """Returns softmax attention. JAX's own computes the softmax in float32 even for float64, where einsums replace it."""
     if query.dtype != jnp.float64:
         return jax.nn.dot_product_attention(query, key, value)
+    # [batch, heads, targets, sources]; the scale is that of dot_product_attention.
     logits = jnp.einsum("btnc,bsnc->bnts", query, key) / query.shape[-1] ** 0.5
     return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
 

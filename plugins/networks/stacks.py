@@ -81,6 +81,8 @@ def split_stages(params: Params, keys: ImageKeys | None, stages: Sequence[Stage]
       params: those of the network.
       keys: [B], from which each block gets its own; None = no dropout.
     """
+    # Keys are split over the blocks of all stages in their order, before blocks are sorted into stacks: a
+    # block's mask does not depend on which others have its shape.
     counts = [stage.num_blocks for stage in stages]
     keys_of_stage = _split_keys(keys, counts)
     found = {}
@@ -90,8 +92,8 @@ def split_stages(params: Params, keys: ImageKeys | None, stages: Sequence[Stage]
             name.removeprefix(prefix): leaves for name, leaves in params.items() if name.startswith(prefix)
         }
         sharing = [i for i, stage in enumerate(stages) if stage.shape == shape]
-        # All stages of a stack are split off in one operation, and not by one slice each: the transpose of
-        # a slice pads to the whole stack, so that their gradients would cost a full-size array per stage.
+        # All stages of a stack are split off in one operation, and not by one slice each: the transpose of a
+        # slice pads to the whole stack, so that their gradients would cost a full-size array per stage.
         for i, part in zip(sharing, split_leaves(stack, [counts[i] for i in sharing]), strict=True):
             found[stages[i].name] = Blocks(part, keys_of_stage[i])
     return found
@@ -164,8 +166,8 @@ def write_out_turns(
     ys, listed = [], list_blocks(blocks)
     xs = [None] * len(listed) if xs is None else xs[::-1] if reverse else xs
     for block, x in zip(listed, xs, strict=True):
-        # Residual sums would otherwise be fused into every reader and added up anew
-        # (`diffenc.core.unroll.stored`).
+        # Residual sums would otherwise be fused into every reader
+        # and added up anew (`diffenc.core.unroll.stored`).
         h, y = turn(stored(h), block, x)
         ys.append(y)
     return h, ys[::-1] if reverse else ys
@@ -178,6 +180,7 @@ def choose_turns(scan: bool | None) -> Callable[..., tuple[MapsOut, Any]]:
 
 def split_leaves(tree: T, counts: Sequence[int]) -> list[T]:
     """Splits leaves [n, ...] into consecutive parts of `counts` items; the gradient is one concatenation."""
+    # jax.lax.split has several results and one transpose, a concatenation.
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, counts) for leaf in leaves]
     return [jax.tree.unflatten(structure, part) for part in zip(*parts, strict=True)]

@@ -71,8 +71,8 @@ class UNet(ClassConditional):
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
         pieces, keys = self._pieces(z.shape[-1]), jax.random.split(key, 5)
-        # Only shapes matter; blocks, attention and head see maps of `channels` at the size of z, as nothing
-        # is down-sampled.
+        # Only shapes matter; blocks, attention and head see maps of
+        # `channels` at the size of z, as nothing is down-sampled.
         h = jnp.zeros((*z.shape[:-1], self.channels))
         return {
             **pieces.embed.init(keys[0], log_snr, None),
@@ -93,8 +93,8 @@ class UNet(ClassConditional):
 
         @saving
         def down(h: Maps, block: Blocks, _: None) -> tuple[Maps, Maps]:
-            # The skip is the block's input: n skips from n blocks, and the last output (`deepest`) is one
-            # more.
+            # The skip is the block's input: n skips from n
+            # blocks, and the last output (`deepest`) is one more.
             return apply_block(block, h), h
 
         @saving
@@ -110,16 +110,18 @@ class UNet(ClassConditional):
         deepest, skips = run_turns(down, h, stages["down"])
         first, second = stacks.list_blocks(stages["middle"])
         h = middle(deepest, first, second)
-        # n + 1 blocks up for n down, as the authors' code has it (App. Q states n): this one takes the last
-        # output of the way down.
+        # n + 1 blocks up for n down, as the authors' code has it (App.
+        # Q states n): this one takes the last output of the way down.
         h, _ = up(h, stacks.only_block(stages["up_0"]), deepest)
         # The other n take the inputs of the blocks down, the last first.
         h, _ = run_turns(up, h, stages["up"], skips, reverse=True)
-        # The head starts at zero: at first the output is z. Under `saving`, its float32 maps are not kept
-        # for the gradient.
+        # The head starts at zero: at first the output is z. Under
+        # `saving`, its float32 maps are not kept for the gradient.
         return z + saving(pieces.head.apply)(params, None, h)
 
     def _stages(self) -> list[Stage]:
+        # Two stacks: "down" and "middle" share one, the blocks on
+        # the way up, whose input has the skip beside it, the other.
         same, wide = BlockShape(self.channels, self.channels), BlockShape(2 * self.channels, self.channels)
         return [
             Stage("down", same, self.blocks),
@@ -146,8 +148,8 @@ class UNet(ClassConditional):
 
 def fourier_features(z: Maps, powers: tuple[int, ...]) -> MapsOut:
     """z with sin and cos of 2 pi 2^k z appended; they amplify z by up to 2 pi 2^k."""
-    # High frequencies resolve single pixel levels, which the bits/dim of low noise depends on (VDM,
-    # arXiv:2107.00630).
+    # High frequencies resolve single pixel levels, which the
+    # bits/dim of low noise depends on (VDM, arXiv:2107.00630).
     frequencies = 2 * jnp.pi * 2.0 ** jnp.asarray(powers, z.dtype)
     angles = jnp.multiply.outer(z, frequencies).reshape(*z.shape[:-1], z.shape[-1] * len(powers))
     return jnp.concatenate([z, jnp.sin(angles), jnp.cos(angles)], axis=-1)

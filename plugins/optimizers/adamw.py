@@ -63,6 +63,7 @@ class AdamW:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw) if self.clip_norm else adamw
 
     def _rate(self, num_steps: int) -> optax.ScalarOrSchedule:
+        # optax counts steps from 0: with a warm-up the first update has rate 0.
         peak, warmup_steps = self.learning_rate, self.warmup_steps
         warmup = optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else None
         if self.schedule == "constant":

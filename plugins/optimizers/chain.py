@@ -52,8 +52,8 @@ class Chain:
 
     def __post_init__(self):
         calls = tuple(_parse_call(item, TRANSFORMATIONS) for item in self.transformations)
-        # The dataclass is frozen; the canonical form makes equal optimizers equal and hashable, whatever
-        # form gin or Python gave.
+        # The dataclass is frozen; the canonical form makes equal
+        # optimizers equal and hashable, whatever form gin or Python gave.
         object.__setattr__(self, "transformations", calls)
         self.build(num_steps=1)  # so that an impossible argument is found here
 
@@ -84,6 +84,8 @@ def _parse_argument(name: str, key: str, value: Any) -> Any:
         return _parse_call(value, SCHEDULES)
     if isinstance(value, list | tuple):
         return tuple(_parse_argument(name, key, item) for item in value)
+    # A config may come from somebody else: only names of this module's
+    # lists are looked up in optax, and arguments are plain values.
     is_number = isinstance(value, int | float) and math.isfinite(value)
     is_known_name = value == NUM_STEPS or (key == "mask" and value == KERNELS) or key.endswith("dtype")
     if not (is_number or value is None or (isinstance(value, str) and is_known_name)):

@@ -25,8 +25,8 @@ class V:
 
     def __call__(self, log_snr: LogSNR) -> tuple[LogSNR, LogSNR]:
         alpha, sigma = alpha_sigma(log_snr)
-        # v is bounded in variance at both ends: it is eps where alpha = 1 and -x_phi where sigma = 1, so
-        # that its error enters x_hat with the factor sigma [19, 20].
+        # v is bounded in variance at both ends: it is eps where alpha = 1 and -x_phi where sigma = 1, so that
+        # its error enters x_hat with the factor sigma [19, 20].
         return -sigma, alpha
 
 

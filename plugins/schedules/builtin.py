@@ -87,6 +87,5 @@ class LearnedEndpoints:
         return {"start": jnp.asarray(float(self.log_snr_max)), "raw_drop": jnp.asarray(float(raw))}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
-        # The floor is added, not clipped: a clipped drop would have no gradient, and could never grow
-        # again.
+        # The floor is added, not clipped: a clipped drop would have no gradient, and could never grow again.
         return params["start"] - (jax.nn.softplus(params["raw_drop"]) + SMALLEST_DROP) * t

@@ -54,8 +54,8 @@ class Monotone:
         return {"ends": self._ends.init(key), "interior": interior}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
-        # Two functions of equal value that differ in what is stopped: each set of parameters gets exactly
-        # one objective.
+        # Two functions of equal value that differ in what is
+        # stopped: each set of parameters gets exactly one objective.
         return self._log_snr(params["ends"], jax.lax.stop_gradient(params["interior"]), t)
 
     def interior(self, params: Params, t: Times) -> LogSNR:
@@ -66,8 +66,8 @@ class Monotone:
 
     def _fallen(self, params: Params, t: Times) -> Float[Array, " b"]:
         """(g(t) - g(0)) / (g(1) - g(0)); 0 at t = 0 and 1 at t = 1."""
-        # At parameters of zero: equal sigmoids whose centres are spread evenly over [0, 1], nearly a line
-        # in sum.
+        # At parameters of zero: equal sigmoids whose centres
+        # are spread evenly over [0, 1], nearly a line in sum.
         weight = positive(params["weight"], FIRST_BUMPS / self.units)
         steepness = positive(params["steepness"], 0.5 * self.units + 2)
         centres = (np.arange(self.units) + 0.5) / self.units
@@ -77,6 +77,7 @@ class Monotone:
         def risen(t: Float[Array, ""]) -> Float[Array, ""]:
             """sum_k w_k (sigmoid(a_k t + b_k) - sigmoid(b_k)), by sigmoid(x) - sigmoid(y) =
             sigmoid(x) sigmoid(-y) (1 - exp(y - x)), which has no cancellation and is 0 at t = 0."""
+            # t is a scalar here, and everything else [units]; vmap adds the batch.
             reach = steepness * t
             steps = jax.nn.sigmoid(reach + offset) * jax.nn.sigmoid(-offset) * -jnp.expm1(-reach)
             return jnp.sum(weight * steps)

@@ -40,15 +40,17 @@ class Importance:
         size = curve + jnp.finfo(curve.dtype).tiny  # a curve of zeros becomes uniform
         # Mean 1 over equal bins: a mixture of the uniform density and the curve's.
         density = self.floor + (1 - self.floor) * size / jnp.mean(size)
+        # Bins are equal in t; `cumulative` has the bins' ends in u.
         edges = jnp.linspace(0, 1, len(curve) + 1, dtype=curve.dtype)
         cumulative = jnp.concatenate([jnp.zeros(1, curve.dtype), jnp.cumsum(density)])
-        # Divided by its own last value: the last entry is then exactly 1, and no u < 1 falls beyond the
-        # last bin.
+        # Divided by its own last value: the last entry is then
+        # exactly 1, and no u < 1 falls beyond the last bin.
         cumulative = cumulative / cumulative[-1]
         # Inverse transform sampling, monotone in u: stratified u stay stratified.
         index = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, len(curve) - 1)
         left, right = cumulative[index], cumulative[index + 1]
         weight = (right - left) * len(curve)  # the density of what is really drawn, rounding included
+        # Linear within the bin: the density is constant there.
         t = edges[index] + (u - left) / (right - left) / len(curve)
         return jnp.clip(t, 0, 1), 1 / weight
 

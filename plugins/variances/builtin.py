@@ -41,8 +41,8 @@ class Fitted:
 
     def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
         assert excess is not None  # required: see diffenc.core.discretization.require_excess
-        # w = sigma_Q^2 / sigma_P^2 = 1 / (1 + excess): the excess is in units of sigma_Q^2 and small for
-        # short steps.
+        # w = sigma_Q^2 / sigma_P^2 = 1 / (1 + excess): the excess
+        # is in units of sigma_Q^2 and small for short steps.
         return -jnp.log1p(excess)
 
 

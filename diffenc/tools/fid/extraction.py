@@ -26,8 +26,8 @@ class Extractor:
         """Loads the weights. Raises UserError if they are missing, damaged or not the expected ones."""
         self.identity = features.identity()
         self.size = features.num_features
-        # Local devices only: features are computed by each process for itself, without collectives, and
-        # cached in files.
+        # Local devices only: features are computed by each process
+        # for itself, without collectives, and cached in files.
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("images",))
         each, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("images"))

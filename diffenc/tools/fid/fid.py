@@ -64,6 +64,7 @@ def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     model, dataset, settings = experiment.model, experiment.dataset, experiment.fid
     chosen = choose_features(settings, dataset.image_shape)
+    # Weights are loaded before anything is drawn: a missing file is found at once.
     extractor = Extractor(chosen)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.sample.step)
@@ -143,8 +144,8 @@ class SampleCache:
     def progress(self, num: int) -> Progress:
         """Returns the progress of drawing the missing ones of the first `num` samples."""
         files = [self._file(index) for index in range(-(-num // self.size))]
-        # By the first process's view of the disk: processes that count differently would not draw the same
-        # chunks together.
+        # By the first process's view of the disk: processes that
+        # count differently would not draw the same chunks together.
         (there,) = collectives.broadcast_ints(sum(file.is_file() for file in files))
         logging.info("%d samples; %d are drawn already, in %s", num, min(num, there * self.size), self.folder)
         return Progress("drawing samples", (len(files) - there) * self._sampler.num_stretches)
@@ -160,8 +161,8 @@ class SampleCache:
         (there,) = collectives.broadcast_ints(int(found is not None))
         if there:
             return collectives.broadcast_array(np.zeros(self._shape, np.uint8) if found is None else found)
-        # A chunk depends on its number alone: a resumed run, or one with more samples, continues the same
-        # sequence.
+        # A chunk depends on its number alone: a resumed run, or
+        # one with more samples, continues the same sequence.
         key = jax.random.fold_in(self._root, index)
         new = self._sampler.draw(self._params, progress, key, self._labels(index)).astype(np.uint8)
         array_cache.save_array(file, new)

@@ -70,8 +70,8 @@ def compute_summary(
     num_levels: int, source: Source, split: str, settings: Fid, extractor: Extractor, file: Path
 ) -> FeatureSummary:
     """Returns the summary of all images; finished chunks are in a folder next to `file` until all are done."""
-    # The place of each image in a random order: the kernel distance takes blocks of neighbours, and images
-    # of a split are often sorted by class.
+    # The place of each image in a random order: the kernel distance takes
+    # blocks of neighbours, and images of a split are often sorted by class.
     order = np.argsort(epoch_order(len(source), settings.seed, 1))
     collector = FeatureCollector(extractor.size, order, settings.kid_images)
     progress = Progress(f"features of {split}", -(-len(source) // CHUNK))

@@ -87,11 +87,10 @@ def class_distances(images: Float[np.ndarray, "n t h w c"], labels: Labels, seed
     """Returns the distance between classes at each t."""
     one_hot = labels[:, None] == np.unique(labels)
     flat = images.reshape(*images.shape[:2], -1)
-    # Sums of squares do not change by a common shift, and inner products keep their digits without the
-    # mean.
+    # Sums of squares do not change by a common shift, and inner products keep their digits without the mean.
     flat = flat - flat.mean(axis=0)
-    # [t, n, n] inner products: all sums of squares, permutations and jackknife estimates follow from these
-    # without the images.
+    # [t, n, n] inner products: all sums of squares, permutations
+    # and jackknife estimates follow from these without the images.
     grams = np.einsum("atd,btd->tab", flat, flat, optimize=True)
     p_values = permutation_test(grams, one_hot, seed)
     return [
@@ -116,8 +115,8 @@ def sums_of_squares(
 def variance_ratio(between, within, counts):
     """Returns the variance of class means over that within classes, by the estimates of one-way analysis of variance."""
     total, classes = counts.sum(axis=-1), counts.shape[-1]
-    # The effective number of images in a class for unequal sizes, as in one-way random-effects analysis of
-    # variance.
+    # The effective number of images in a class for unequal
+    # sizes, as in one-way random-effects analysis of variance.
     size = (total - np.square(counts).sum(axis=-1) / total) / (classes - 1)
     of_one = within / (total - classes)
     return (between / (classes - 1) - of_one) / size / np.where(of_one > 0, of_one, np.nan)

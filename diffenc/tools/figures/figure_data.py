@@ -145,8 +145,8 @@ class EncodedImages(NamedTuple):
         """The change of x_phi - alpha^2 x = sigma^2 y_phi; 0 at a t where it is within rounding."""
         result = self.change - self.factor[:, None, None, None] * self.x[:, None]
         part, whole = (np.square(array).sum(axis=(0, 2, 3, 4)) for array in (result, self.change))
-        # For x_phi = alpha^2 x the difference is rounding, which a spectrum or a ratio would show as
-        # structure.
+        # For x_phi = alpha^2 x the difference is rounding,
+        # which a spectrum or a ratio would show as structure.
         result[:, part <= NEGLIGIBLE * whole] = 0
         return result
 

@@ -114,8 +114,7 @@ def _count_in_jaxpr(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Co
     """Counts contractions; `stack` names the transformations that lead to `jaxpr`, and `notes` collects messages."""
     counts: Counter[Contraction] = Counter()
     for equation in jaxpr.eqns:
-        # Transformations leave their names on this stack: it is what tells a forward pass from its
-        # transpose.
+        # Transformations leave their names on this stack: it is what tells a forward pass from its transpose.
         within = f"{stack}/{equation.source_info.name_stack}"
         if equation.primitive.name in PRIMITIVES:
             counts[_make_contraction(equation, within)] += 1
@@ -178,8 +177,8 @@ def _matrix_product_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping
 def _convolution_size(lhs: Sequence[int], rhs: Sequence[int], params: Mapping[str, Any]) -> int:
     """Returns the number of multiply-adds of a conv_general_dilated, without those of padding and inserted zeros."""
     numbers = params["dimension_numbers"]
-    # batch_group_count > 1 occurs in gradients of grouped convolutions; feature groups show in the kernel's
-    # channels_in.
+    # batch_group_count > 1 occurs in gradients of grouped
+    # convolutions; feature groups show in the kernel's channels_in.
     batch = lhs[numbers.lhs_spec[0]] // params["batch_group_count"]
     channels_out, channels_in = (rhs[axis] for axis in numbers.rhs_spec[:2])
     axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
@@ -209,7 +208,7 @@ def _count_pairs(
     dilated_size, dilated_window = dilation * (size - 1) + 1, window_dilation * (window - 1) + 1
     positions = (dilated_size + sum(padding) - dilated_window) // stride + 1
     starts = stride * np.arange(max(positions, 0)) - padding[0]
-    # Positions in the dilated input: only multiples of `dilation` hold an element, the others are inserted
-    # zeros.
+    # Positions in the dilated input: only multiples of
+    # `dilation` hold an element, the others are inserted zeros.
     meets = starts[:, None] + window_dilation * np.arange(window)[None, :]
     return int(np.sum((meets >= 0) & (meets < dilated_size) & (meets % dilation == 0)))

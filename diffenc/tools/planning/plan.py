@@ -54,6 +54,7 @@ def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
 def compute_plan(experiment: Experiment) -> dict[str, Any]:
     """Returns all estimates by name, in bytes, FLOPs and seconds; memory and `images` are per device."""
     devices = experiment.plan.devices or jax.device_count()
+    # Traced and compiled for one device with its share of the batch: no more devices are needed than one.
     share = device_share(experiment, devices)
     mesh = make_mesh()  # of one device: all devices do the same work on equal shares of the batch
     state = abstract_state(share, mesh)

@@ -61,8 +61,8 @@ def estimate_speed(experiment: Experiment, work: Work, devices: int) -> dict[str
     if not counts:
         return None
     peak = find_peak(experiment, list(counts))
-    # Formats one after the other, each at its own rate: bfloat16 and full-precision float32 differ by an
-    # order of magnitude.
+    # Formats one after the other, each at its own rate: bfloat16
+    # and full-precision float32 differ by an order of magnitude.
     seconds_at_peak = sum(number / peak.flops[operands] for operands, number in counts.items())
     seconds = seconds_at_peak / experiment.plan.share
     days = experiment.steps * seconds / 86400

@@ -160,4 +160,5 @@ def _mean_of_measurements(part: Sequence[Point]) -> Point:
         return part[0]
     errors = [point.high - point.y for point in part if point.high is not None]
     x, y = (sum(values) / len(part) for values in ([point.x for point in part], [point.y for point in part]))
+    # The error of a mean is at most the largest of the errors, however they are correlated.
     return _with_error_bar(x, y, max(errors, default=None))

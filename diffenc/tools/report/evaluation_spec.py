@@ -74,6 +74,7 @@ def _format_plugin(config: Mapping[str, str], kind: str, default: str, owner: st
 
 def _parse_literal(config: Mapping[str, str], key: str, default: Any) -> Any:
     try:
+        # Literals only: nothing in a config of unknown origin is evaluated as code.
         return ast.literal_eval(config.get(key, repr(default)))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None

@@ -59,6 +59,7 @@ def shorten_digest(fingerprint: Any) -> str:
 def mode_command(workdir: str, mode: str, *bindings: str) -> str:
     """Returns the command that executes `mode` for a run."""
     words = ["python", "-m", "diffenc.run", f"--workdir={workdir}", f"--mode={mode}"]
+    # Quoted: commands are meant to be copied into a shell, and a workdir's name may contain anything.
     return shlex.join([*words, *(f"--gin_bindings={binding}" for binding in bindings)])
 
 

@@ -65,6 +65,7 @@ def group_by_config(runs: Sequence[RunData]) -> list[Group]:
     by_config: dict[object, list[RunData]] = {}
     for run in runs:
         group = by_config.setdefault(_config_key(run), [])
+        # The same config and seed twice are no two samples of a seed: the second is a group of its own.
         is_repeated = run.config and run.seed in {other.seed for other in group}
         (by_config.setdefault((run.workdir,), []) if is_repeated else group).append(run)
     labels = [run.label for run in runs]

@@ -35,6 +35,8 @@ class HeatMapSlider:
 
 def render_page(runs: Sequence[RunData]) -> str:
     """Returns the HTML page about `runs`."""
+    # autoescape: names, notes and configs in a workdir are strangers' texts. StrictUndefined: a misspelt
+    # variable is an error, not an empty string.
     environment = Environment(
         loader=PackageLoader("diffenc.tools.report", TEMPLATES),
         autoescape=True,
@@ -45,8 +47,10 @@ def render_page(runs: Sequence[RunData]) -> str:
     environment.globals.update(formats=formatting, style=charts.curve_style)
     environment.filters.update(mode_command=formatting.mode_command, train_command=formatting.train_command)
     script, css = (environment.get_template(name).render() for name in ("page.js", "style.css"))
+    # For the page's content security policy: this script alone may run, whatever a text on the page contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template("page.html.jinja").render(
+        # Markup marks as safe what comes with the package; nothing else on the page is.
         script=Markup(script),
         css=Markup(css),
         script_digest=digest,

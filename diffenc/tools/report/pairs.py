@@ -80,6 +80,7 @@ def compare_groups(groups: Sequence[Group]) -> list[Pair]:
     for a, b in pairs:
         compared.append(compare_pair(a, b))
         progress()
+    # One test per pair enters the correction; the others are shown, and no conclusion is drawn from them.
     corrected = significance.holm_correction([pair.primary and pair.primary.two_sided for pair in compared])
     num_tests = sum(p is not None for p in corrected)
     return [

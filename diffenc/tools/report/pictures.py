@@ -77,6 +77,8 @@ def load_samples(run: RunData) -> tuple[Picture, str] | str | None:
 def embed_png(data: bytes, alt: str) -> Picture | None:
     """Returns a PNG file as a picture; None if it is not a valid one."""
     try:
+        # One format: Pillow's decoders of others are not run on
+        # untrusted files. verify checks the chunks' checksums.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             width, height = image.size
             image.verify()
@@ -97,6 +99,7 @@ def _draw_samples(figure: FigureData) -> tuple[Picture, str] | None:
     """Draws a grid and its caption from the levels that --mode=figures writes."""
     levels, num_levels = figure.arrays.get("levels"), finite_number(figure.record.get("num_levels"))
     step = figure.record["of"].get("step")
+    # A byte per level at least, so larger arrays cannot give a grid within the limit.
     if levels is None or num_levels is None or levels.size > MAX_BYTES:
         return None
     try:
@@ -126,6 +129,7 @@ def make_frames(index: int, run: RunData) -> tuple[tuple[float, ...], Frames] | 
         return f"This encoder does not depend on t (step {figure.record['of'].get('step')})."
     frames = _draw_frames(index, run, figure, times, x, change)
     if frames.size > MAX_BYTES and len(x) > 1:
+        # Proportional: images compress about alike.
         fewer = max(1, len(x) * MAX_BYTES // frames.size)
         frames = _draw_frames(index, run, figure, times, x[:fewer], change[:fewer])
     return times, frames

@@ -32,6 +32,7 @@ class WorkdirReader:
 
     def __init__(self, workdir: str):
         self.workdir, self.store = workdir, stores.open_store(workdir)
+        # Listed once: a run may be writing, and all of the page should be of one moment.
         self.files = set(self.store.files())
         self.problems: list[str] = []
         self.unsealed: list[str] = []

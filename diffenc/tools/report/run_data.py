@@ -208,6 +208,7 @@ def _check_terms(reader: WorkdirReader, evaluation: Record, name: str) -> tuple[
 
 def _read_metrics(reader: WorkdirReader) -> tuple[Record, ...]:
     rows: dict[int, Record] = {}  # by step; later lines override earlier ones
+    # Rows end in a line feed: what follows the last one was cut short, or is empty.
     *lines, incomplete = (reader.data(METRICS) or b"").split(b"\n")
     num_invalid = 0
     for line in filter(None, lines):
@@ -215,6 +216,7 @@ def _read_metrics(reader: WorkdirReader) -> tuple[Record, ...]:
         if row is None:
             num_invalid += 1
         else:
+            # A step has several rows: training's means, evaluations.
             rows[row["step"]] = rows.get(row["step"], {}) | row
     if incomplete:
         reader.add_problem(
@@ -274,6 +276,7 @@ def _read_parameter_count(reader: WorkdirReader, evaluation: Record | None) -> i
     recorded = finite_number((evaluation or {}).get("num_params"))
     if recorded is not None or PARAMETERS not in reader.files:
         return None if recorded is None else int(recorded)
+    # Bounded: int() of a very long text of digits takes quadratic time.
     total = re.search(r"^Total: (\d[\d,]{,30})(?![\d,])", reader.text(PARAMETERS), re.MULTILINE)
     return (
         int(total[1].replace(",", ""))

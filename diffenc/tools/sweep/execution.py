@@ -38,6 +38,8 @@ def run_sweep(
     runs = make_runs(folder, variants, seeds)
     # What is pending is decided under the lock: two sweeps in one folder would start the same runs.
     with claim.claim(folder, "--output"):
+        # From what is on the disk, not from a record of earlier
+        # calls: a run is done if its results are there.
         pending = [run for run in runs if remaining_modes(run, tasks)]
         logging.info("%d of %d runs are done, in %s", len(runs) - len(pending), len(runs), folder)
         if pending:

@@ -114,6 +114,7 @@ def run_jobs(
     with signals or SignalQueue() as signals:
         try:
             while running or (waiting and not stopped_by):
+                # A polling loop: subprocesses, signals and progress are looked after by one thread.
                 while waiting and free and not stopped_by:
                     running.append(RunningJob(waiting.popleft(), free.popleft()))
                 time.sleep(POLL_SECONDS)

@@ -146,7 +146,7 @@ def _requeue() -> None:
     """Ends this job and has Slurm start it again, unless it was cancelled."""
     import submitit
 
-    # A cancelled job is COMPLETING by then, and must not come back.
+    # Jobs in other states, such as one that is cancelled, must not come back.
     if query_queue().get(submitit.JobEnvironment().job_id) == "RUNNING":
         signal.raise_signal(
             signal.SIGTERM
