@@ -289,7 +289,7 @@ class GenerativeMean(abc.ABC):
         ends in "_loss".
     """
 
-    # Declared, not tested: samplers and likelihood decide by these before any parameters exist.
+    # Declared by the class, since metadata and checks of a config need them before any parameters exist.
     learns_value: ClassVar[bool] = False
     needs_encoder: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[str, ...]] = ()

@@ -96,7 +96,7 @@ def _place_leaf(leaf: Any, host: np.ndarray) -> jax.Array:
         begin, end = _corners(at or (), shape)
         return host[(..., *(slice(a - c, b - c) for a, b, c in zip(begin, end, edge, strict=True)))]
 
-    # Each device gets its slice of the host's box; no device ever holds the whole array.
+    # Each device gets its slice of the host's box: of a sharded array no device holds the whole.
     return jax.make_array_from_callback(shape, leaf.sharding, part, dtype=leaf.dtype)
 
 

@@ -49,8 +49,8 @@ def diffuse(x_phi: Data, eps: Data, log_snr: LogSNR) -> Data:
 
 def step_fraction(log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
     """c = sigma_{t|s}^2 / sigma_t^2 = 1 - exp(lambda_t - lambda_s), without cancellation as s -> t."""
-    # c falls like 1 / T (2e-2 at T = 1,000 between the published ends), and secants are divided by it: 1 -
-    # exp(...) has an absolute error of 6e-8 whatever the size of c.
+    # c falls like 1 / T (2e-2 at T = 1,000 between the published ends), and secants are divided by it:
+    # 1 - exp(...) has an absolute error of 6e-8 whatever the size of c.
     return -jnp.expm1(log_snr_t - log_snr_s)
 
 

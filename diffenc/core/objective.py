@@ -92,8 +92,8 @@ def discrete(chain: Chain) -> StepRule:
         index = step_index(t, num_steps)
         log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
         step, log_w = secant(encode, increment, log_snr_t, log_snr_s), chain.log_w[index]
-        # (d / 2) (w - 1 - log w): w is close to 1 for short steps, and d T would multiply the rounding of w -
-        # 1. Both terms have the factor T of a sum over steps that is estimated by one of them.
+        # (d / 2) (w - 1 - log w): w is close to 1 for short steps, and d T would multiply the rounding of
+        # w - 1. Both terms have the factor T of a sum over steps that is estimated by one of them.
         offset = 0.5 * step.x_phi[0].size * num_steps * (jnp.expm1(log_w) - log_w)
         return step._replace(weight=num_steps * jnp.exp(log_w) * step.weight, offset=offset)
 

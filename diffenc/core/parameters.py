@@ -82,8 +82,8 @@ def as_parameters(owner: str, tree: PyTree) -> Params:
 def require_same_structure(owner: str, *inits: Callable[[], PyTree]) -> None:
     """Raises UserError unless all calls of a plugin's `init` return pytrees of the same structure."""
     try:
-        # A static field that compares unequal between two calls would
-        # make jit compile anew at every step, or refuse the state.
+        # Compiled steps look states up by their structure: static
+        # fields that differ between two calls would be another state.
         first, *others = [jax.tree.structure(init()) for init in inits]
         differ = any(other != first for other in others)
     except ValueError as error:

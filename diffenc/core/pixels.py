@@ -14,8 +14,8 @@ Levels = Integer[Array, "b *d"]
 
 def scale_pixels(levels: Levels, num_levels: int) -> Data:
     """Returns x = 2 (v + 1/2) / num_levels - 1 in (-1, 1), float of the default precision."""
-    # Centres of num_levels equal cells that tile [-1, 1]. `levels +
-    # 0.5` converts before the product, which would overflow in uint8.
+    # Centres of num_levels equal cells that tile [-1, 1]. `levels + 0.5`
+    # converts before the product, which would overflow in uint8.
     return 2 * (levels + 0.5) / num_levels - 1
 
 
@@ -38,7 +38,6 @@ def log_partition(pixels: Data, half_snr: PerExample, num_levels: int) -> Data:
     The derivatives are means over the distribution normalised by the sum, so neither they nor the value store an
     array with an axis of levels. Differentiating logsumexp would store several, num_levels times the images each.
     """
-    # The other two sums are unused here, and XLA drops them where no derivative is taken.
     return _log_sum(pixels, half_snr, num_levels)[0]
 
 

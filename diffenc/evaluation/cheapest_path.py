@@ -46,8 +46,8 @@ def _one_more_edge(
     reached, source = np.full(len(best), np.inf), np.zeros(len(best), np.int32)
     for start in range(first, end, _ROWS):
         rows = slice(start, min(start + _ROWS, end))
-        # Columns before first - 1 cannot be reached in `first` -
-        # 1 edges, those from rows.stop on lie above the diagonal.
+        # Columns before first - 1 cannot be reached in `first` - 1
+        # edges, those from rows.stop on lie above the diagonal.
         total = below[rows, first - 1 : rows.stop] + best[first - 1 : rows.stop]
         chosen = total.argmin(axis=1)
         reached[rows] = total[np.arange(len(chosen)), chosen]

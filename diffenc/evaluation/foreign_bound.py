@@ -217,8 +217,8 @@ def output_error(target: Parameterization, x: Data, eps: Data, log_snr: LogSNR, 
 
 def constant_error(variance: Scalar, log_snr: LogSNR) -> PerExample:
     """Returns E(x_hat - x)^2 of the better of two constants: x_hat = E x, and eps_hat = 0."""
-    # x_hat = E x errs by Var(x); eps_hat = 0 means x_hat = z
-    # / alpha, which errs by sigma^2 / alpha^2 = e^(-lambda).
+    # x_hat = E x errs by Var(x); eps_hat = 0 means x_hat = z / alpha,
+    # which errs by sigma^2 / alpha^2 = e^(-lambda).
     return jnp.minimum(variance, jnp.exp(-log_snr))
 
 

@@ -127,7 +127,7 @@ def log_weights(
     # Outside of the scan: one call of the encoder serves all K chains.
     x_phi_1, x_phi_0 = encode(log_snr_1), encode(log_snr_0)
     log_w = jax.lax.map(lambda eps: prior_log_weight(x_phi_1, eps, log_snr_1), eps)
-    # Step indices fall: from t = 1 to t = 0.
+    # 2. The steps, from t = 1 to t = 0: indices fall.
     (eps, log_w), _ = jax.lax.scan(body, (eps, log_w), jnp.arange(num_steps), reverse=True)
     # 3. The decoder's weight at z_0.
     return log_w + jax.lax.map(reconstruct, eps)

@@ -53,7 +53,7 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     """
     if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoint_location(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
-    # Config, then each checkpoint's own metadata, then the images: parameters are read last.
+    # The run's config first, then each checkpoint's own metadata, both before any array is read.
     check_config(experiment, workdir, FREE_TO_MEASURE)
     main_process_only(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
     wanted = expected_metadata(experiment, workdir, display_name(workdir), FREE_TO_MEASURE)

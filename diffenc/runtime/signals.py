@@ -53,7 +53,7 @@ class Interrupts:
     def __init__(self):
         self._first: int | None = None
         self._previous: dict[int, Any] = {}
-        # Taken now: once a terminal is closed its descriptor can no longer be recognised as one.
+        # Taken on construction: once a terminal is closed its descriptor can no longer be recognised as one.
         self._terminals = terminals()
 
     def __enter__(self) -> "Interrupts":
@@ -153,7 +153,7 @@ class SignalQueue:
 
     def take(self) -> list[int]:
         """Returns the signals since the last call."""
-        # One swap: a signal between reading and clearing would be lost.
+        # Swapped, not copied and cleared: a signal in between would be lost.
         pending, self._pending = self._pending, []
         return pending
 

@@ -111,8 +111,8 @@ def ddim(
     """
     # The slope over the whole step, not the tangent: for means that are exact over a step, so is this.
     step = chord(increment, log_snr_t, log_snr_s)
-    # eps_hat = (z - alpha_t value) / sigma_t is kept: z_s = (sigma_s
-    # / sigma_t) z + alpha_s ((1 - e^(-h/2)) value + c slope).
+    # eps_hat = (z - alpha_t value) / sigma_t is kept:
+    # z_s = (sigma_s / sigma_t) z + alpha_s ((1 - e^(-h/2)) value + c slope).
     value, slope = estimate(z, step)
     # alpha_s - alpha_t sigma_s / sigma_t = alpha_s (1 - e^(-h/2)), without cancellation
     moved = scale(-jnp.expm1(-0.5 * step.rise), value) + scale(step.fraction, slope)
@@ -157,8 +157,8 @@ ODE_SOLVERS: dict[str, Solver] = {"ddim": ddim, "exponential_midpoint": exponent
 SOLVERS: dict[str, Solver] = SDE_SOLVERS | ODE_SOLVERS
 
 
-# ODE solvers and the ODE likelihood ask this first, since
-# a wrong answer shows in no error but only in numbers.
+# ODE solvers and the ODE likelihood ask this first: an
+# inconsistent ODE raises no error and shows in the numbers alone.
 def slope_is_modelled(
     model: Model, params: Params, image_shape: tuple[int, ...], trained_at: int = 0
 ) -> bool:
@@ -175,8 +175,7 @@ def slope_is_modelled(
     if model.generative_mean.learns_value and not trained_at:
         return True
     error, slope = _compiled_slope_error(model, image_shape)(params)
-    # Far above float32's rounding of the jvp, far below the slope of an
-    # encoder that was trained at all. bool() of NaN comparisons is False.
+    # Far above float32's rounding of the jvp. A comparison with NaN is False.
     return bool(error <= 1e-4) and (trained_at == 0 or bool(slope <= 1e-4))
 
 

@@ -91,9 +91,9 @@ class Log(Hook):
 
 def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
     """Returns means since the last log row, and the state with its sums emptied (`bad_step` stays)."""
-    sums = jax.device_get(state.sums)
     # The one transfer per log row: sums live on the device,
     # so that steps in between do not wait for the host.
+    sums = jax.device_get(state.sums)
     steps = int(sums.steps)
     terms = {f"bpd_{name}": float(total) / steps for name, total in sums.terms._asdict().items()}
     auxiliary = {name: float(total) / steps for name, total in sums.auxiliary.items()}

@@ -171,8 +171,7 @@ def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> 
             if position > 0:
                 session.interrupts.check()
             if hook.name in due:
-                # Before each hook, since it may write; it also waits for the
-                # step, which makes this the one point where a NaN ends the run.
+                # Before each hook, which may write what is not finite; it also waits for the step.
                 session.require_finite()
                 hook(session)
                 session.owed = [name for name in session.owed if name != hook.name]

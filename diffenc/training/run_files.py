@@ -127,8 +127,7 @@ class RunFiles:
         Returns:
           The writer of metrics; in processes other than the first, one that writes nothing.
         """
-        # The id of the checkpoint wins over that of the folder:
-        # the run that is resumed is the one that was saved.
+        # A folder that has lost its id gets that of the checkpoint again, and not a new one.
         self._run_id = run_id.ensure(self.workdir, restored.metadata.get("run") if restored else None)
         return self._open_writer(restored) or writers.null_writer()
 
@@ -139,7 +138,7 @@ class RunFiles:
             # rows of owed work that was done after the checkpoint was saved: it will be done again
             writers.truncate_to(self._metrics, restored.metadata["metrics_bytes"])
         # A new run on an object store: whether it can be written
-        # to is found out now, not at the first checkpoint.
+        # to is found out here, not at the first checkpoint.
         elif not mirror.push(self.workdir):
             raise UserError(f"cannot write to {self.name}: check the address, and your access")
         step = restored.step if restored else None
@@ -173,7 +172,7 @@ class RunFiles:
             **config_check.checkpoint_metadata(self._config_text, self._run_id),
         }
         self.checkpoints.save(step, state, metadata)
-        # A copy: the session shortens its own list as hooks finish.
+        # A copy, so that later changes of the caller's list do not alter what was saved.
         self._newest = step, list(owed)
 
     def push(self) -> None:

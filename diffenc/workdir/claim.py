@@ -49,7 +49,7 @@ class Claim:
 
     def _check_lock(self) -> None:
         try:
-            # dir_fd: relative to the folder that was opened, wherever its path leads by now.
+            # dir_fd: relative to the folder that was opened, wherever its path leads meanwhile.
             found = os.stat(LOCK, dir_fd=self._location.descriptor)
         except FileNotFoundError:
             if os.fstat(self._location.descriptor).st_nlink:  # else the folder is deleted too

@@ -216,11 +216,12 @@ def fold_batch_norms(state: dict[str, np.ndarray], name: str) -> Weights:
                 raise UserError(f"{name}: has no {short_repr(error.args[0])}, so it is not {FILE}") from error
             if not state[key].ndim == 4 or not all(part.shape == state[key].shape[:1] for part in parts):
                 raise UserError(f"{name}: is not {FILE} ({short_repr(layer)} has other shapes)")
-            # float64, so that each folded weight is rounded once.
-            # scale (w x - mean) / sqrt(var + eps) + bias = w' x + b'.
+            # float64, so that each folded weight is rounded once: scale (w
+            # x - mean) / sqrt(var + eps) + bias = w' x + b'.
             scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
             scale = scale / np.sqrt(variance + EPSILON)
-            # torch has OIHW, JAX's convolution here HWIO; the scale is per output channel, now the last axis.
+            # torch has OIHW, JAX's convolution here HWIO; the
+            # scale is per output channel, the last axis of HWIO.
             kernel = state[key].transpose(2, 3, 1, 0) * scale
             found[layer] = tuple(jnp.asarray(part, jnp.float32) for part in (kernel, bias - mean * scale))
     return found

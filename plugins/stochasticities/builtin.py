@@ -28,8 +28,8 @@ class Nontrainable:
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         rise = log_snr_s - log_snr_t
-        # h(lambda_s) - h(lambda_t) = rise + 2 (softplus(-lambda_t)
-        # - softplus(-lambda_s)), and -lambda_s + rise = -lambda_t.
+        # h(lambda_s) - h(lambda_t) = rise + 2
+        # (softplus(-lambda_t) - softplus(-lambda_s)), and -lambda_s + rise = -lambda_t.
         return rise + 2 * softplus_rise(-log_snr_s, rise)
 
 

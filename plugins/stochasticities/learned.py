@@ -40,7 +40,7 @@ class Learned:
         rise = ((log_snr_s - log_snr_t) / width)[:, None]
         # the integrals of S_0 = 1, S_1, ..., S_K over the step, in units of the width; pieces that lose digits are small ones
         integrals = jnp.concatenate([rise, softplus_rise(low, rise)], axis=1)
-        # H = sum_k e^(a_k) int (S_k - S_(k+1)) + int S_K, with int sigmoid(x / w) dx = w softplus(x / w): H >
-        # 0 whatever the parameters, since S_k falls with k.
+        # H = sum_k e^(a_k) int (S_k - S_(k+1)) + int S_K, with int sigmoid(x / w) dx = w softplus(x / w):
+        # H > 0 whatever the parameters, since S_k falls with k.
         pieces = jnp.exp(params["log_eta_2"])[None] * (integrals[:, :-1] - integrals[:, 1:])
         return width * (jnp.sum(pieces, axis=1) + integrals[:, -1])

@@ -99,7 +99,7 @@ def _draw_samples(figure: FigureData) -> tuple[Picture, str] | None:
     """Draws a grid and its caption from the levels that --mode=figures writes."""
     levels, num_levels = figure.arrays.get("levels"), finite_number(figure.record.get("num_levels"))
     step = figure.record["of"].get("step")
-    # A byte per level at least, so larger arrays cannot give a grid within the limit.
+    # The array comes from an untrusted file: its size bounds the work.
     if levels is None or num_levels is None or levels.size > MAX_BYTES:
         return None
     try:

@@ -110,8 +110,7 @@ def _correct_p_values(results: Sequence[TestResult], untested: int) -> list[floa
     for test in {result.test for result in results}:
         indices = [index for index, result in enumerate(results) if result.test == test]
         p_values = [results[index].two_sided for index in indices]
-        # p = 1 is the largest possible: Holm's factors then are those of the whole family, so that results do
-        # not change from significant to not when the missing runs come in.
+        # p = 1 is the largest possible: Holm's factors then are those of the whole family of comparisons.
         to_come = [None if all(p is None for p in p_values) else 1.0] * untested
         for index, value in zip(indices, holm_correction([*p_values, *to_come]), strict=False):
             corrected[index] = value
