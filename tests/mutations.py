@@ -616,8 +616,8 @@ FAULTS = (
     Fault(
         "training times: the curve forgotten from step to step",
         "diffenc/training/state.py",
-        "update_curve(state.curve, state.step",
-        "update_curve(begin_curve(experiment.time_sampler), state.step",
+        "update_curve(state.curve, batch)",
+        "update_curve(begin_curve(experiment.time_sampler), batch)",
         (LOSS_CURVE,),
     ),
     Fault(

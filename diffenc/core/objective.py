@@ -101,7 +101,7 @@ def discrete(chain: Chain) -> StepRule:
 
 
 def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
-    """In which of `num_steps` equal parts of [0, 1) t lies: 0 .. T - 1, also where t T rounds up to T."""
+    """In which of `num_steps` equal parts of [0, 1) t lies: 0 .. T - 1, also at t = 1."""
     # The minimum serves t = 1, which a time sampler's rounding
     # may reach: there floor gives T, past the last step.
     return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)

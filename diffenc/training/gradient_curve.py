@@ -169,7 +169,10 @@ def add_gradients(
     norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
     in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
     # [count] @ [count, bins]: a scatter-add written as a small product.
-    squares = {group: curve.squares[group] + norms[group] @ in_bins for group in SHARES}
+    # sums of products, not a matrix product, whose factors a TPU would round
+    squares = {
+        group: curve.squares[group] + jnp.sum(norms[group][:, None] * in_bins, axis=0) for group in SHARES
+    }
     return GradientCurve(squares, curve.counts + jnp.sum(in_bins, axis=0))
 
 

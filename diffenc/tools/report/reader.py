@@ -19,7 +19,7 @@ from diffenc.workdir.writers import METRICS
 
 Record = dict[str, Any]
 
-_CHECKPOINT = re.compile(rf"checkpoints/(\d+)(?:-(\d+))?/{META}")
+CHECKPOINT = re.compile(rf"checkpoints/(\d+)(?:-(\d+))?/{META}")
 
 
 class WorkdirReader:
@@ -76,7 +76,7 @@ class WorkdirReader:
 
     def check_newest_checkpoint(self) -> None:
         """Adds a problem if the newest checkpoint belongs to another run than config.gin. Reads no arrays."""
-        checkpoints = [match for match in map(_CHECKPOINT.fullmatch, self.files) if match]
+        checkpoints = [match for match in map(CHECKPOINT.fullmatch, self.files) if match]
         if not checkpoints:
             return
         name = max(checkpoints, key=lambda match: (int(match[1]), int(match[2] or 0)))[0]

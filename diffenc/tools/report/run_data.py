@@ -20,7 +20,7 @@ from diffenc.files import record_checksum, stores
 from diffenc.files.record_checksum import ChecksumState
 from diffenc.safe_io import safe_npz
 from diffenc.tools.report import evaluation_spec
-from diffenc.tools.report.reader import Record, WorkdirReader
+from diffenc.tools.report.reader import CHECKPOINT, Record, WorkdirReader
 from diffenc.workdir import loss_curves, provenance
 from diffenc.workdir.config_check import CONFIG
 from diffenc.workdir.writers import METRICS
@@ -168,7 +168,7 @@ def _read_files(reader: WorkdirReader, label: str) -> RunData:
         figures=figures,
         loss=loss,
         samples=samples,
-        checkpoint=_last_step(reader, r"checkpoints/(\d+)/META\.json"),
+        checkpoint=_last_step(reader, CHECKPOINT.pattern),
         parameters=parameters,
         dataset=dataset,
         starts=tuple(provenance.parse_starts(environment)),

@@ -312,6 +312,13 @@ def test_an_address_is_read_and_not_written_to(whole):
     assert {name: store.read(name) for name in store.files()} == before
 
 
+def test_a_step_that_was_saved_again_counts(made):
+    workdir = made(
+        "a", files={"checkpoints/000000020/META.json": b"{}", "checkpoints/000000040-1/META.json": b"{}"}
+    )
+    assert read(workdir).checkpoint == 40
+
+
 def test_a_checkpoint_that_is_not_of_the_run_is_told(made):
     """By its config, by its identity; one of an earlier version by its config_hash; what cannot be read by nothing."""
     other = CONFIG.replace("Experiment.seed = 0", "Experiment.seed = 1")
