@@ -73,7 +73,7 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "gamma/b" in ends:
         ours["schedule/start"] = np.asarray(-ends["gamma/b"].reshape(()))
     if "gamma/w" in ends:
-        ours["schedule/raw_drop"] = _raw_drop(ends["gamma/w"].reshape(()))
+        ours["schedule/raw_drop"] = raw_drop(ends["gamma/w"].reshape(()))
     return ours
 
 
@@ -113,7 +113,7 @@ def _laid_out(name: str, array: np.ndarray) -> np.ndarray:
     return array.swapaxes(2, 3) if name.endswith("/conv_trans/kernel") and array.ndim == 4 else array
 
 
-def _raw_drop(w: np.ndarray) -> np.ndarray:
+def raw_drop(w: np.ndarray) -> np.ndarray:
     """What gives drop = |w| through softplus and the floor under it; drops below the floor are the floor."""
     drop = np.maximum(np.abs(w.astype(np.float64)) - SMALLEST_DROP, 1e-6)
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)

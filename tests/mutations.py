@@ -473,6 +473,13 @@ FAULTS = (
         ("tests/plugins/schedules/test_monotone.py",),
     ),
     Fault(
+        "VDM's schedule read without the shift to the middle of its times",
+        "plugins/reference_vdm.py",
+        "2 * np.abs(a), c - np.abs(a)",
+        "2 * np.abs(a), c",
+        ("tests/plugins/test_reference_vdm.py",),
+    ),
+    Fault(
         "counterterm dropped from the sampler",
         "diffenc/sampling/solvers.py",
         "scale(not_kept, estimate.value) + scale(step.fraction, estimate.slope)",

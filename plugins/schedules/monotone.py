@@ -13,6 +13,7 @@ from diffenc_plugins.ends import check_ends
 from diffenc_plugins.schedules.builtin import LearnedEndpoints
 
 LEAST_LINEAR = 0.05  # of the fall, at least this part is linear (but for what 1 / (1 + 0.05) takes off)
+LEAST_SLOPE = 1e-3  # of the line, beside that
 FIRST_BUMPS = 0.2  # how much of the fall comes from the sigmoids at first
 
 
@@ -65,9 +66,8 @@ class Monotone:
     def _fallen(self, params: Params, t: Times) -> Float[Array, " b"]:
         """(g(t) - g(0)) / (g(1) - g(0)); 0 at t = 0 and 1 at t = 1."""
         weight = positive(params["weight"], FIRST_BUMPS / self.units)
-        steepness = positive(params["steepness"], 0.5 * self.units + 2)
-        centres = (np.arange(self.units) + 0.5) / self.units
-        offset = params["offset"] - steepness * centres
+        steepness = positive(params["steepness"], first_steepness(self.units))
+        offset = params["offset"] - steepness * centres(self.units)
 
         def risen(t: Float[Array, ""]) -> Float[Array, ""]:
             """sum_k w_k (sigmoid(a_k t + b_k) - sigmoid(b_k)), by sigmoid(x) - sigmoid(y) =
@@ -77,10 +77,30 @@ class Monotone:
             return jnp.sum(weight * steps)
 
         whole = risen(jnp.ones((), t.dtype))
-        linear = positive(params["linear"], 1 - FIRST_BUMPS) + 1e-3 + LEAST_LINEAR * whole
+        linear = positive(params["linear"], 1 - FIRST_BUMPS) + LEAST_SLOPE + LEAST_LINEAR * whole
         return (linear * t + jax.vmap(risen)(t)) / (linear + whole)
+
+
+def first_steepness(units: int) -> float:
+    """a_k of the first parameters: neighbours overlap."""
+    return 0.5 * units + 2
+
+
+def centres(units: int) -> np.ndarray:
+    """Where each sigmoid is steepest at an offset of zero: evenly over t."""
+    return (np.arange(units) + 0.5) / units
 
 
 def positive(raw: Any, first: float) -> Float[Array, "..."]:
     """softplus, moved so that zero means `first`."""
-    return jax.nn.softplus(raw + float(first + np.log(-np.expm1(-first))))
+    return jax.nn.softplus(raw + float(_raw(first)))
+
+
+def invert_positive(value: Any, first: float) -> Any:
+    """What `positive` takes `value` > 0 from."""
+    return _raw(value) - _raw(first)
+
+
+def _raw(value: Any) -> Any:
+    """The inverse of softplus."""
+    return value + np.log(-np.expm1(-value))
