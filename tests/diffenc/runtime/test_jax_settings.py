@@ -1,7 +1,14 @@
 """Settings of JAX that the programs turn off, or refuse in one line."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.core import Tracer
 
@@ -58,3 +65,69 @@ def test_without_jit_nothing_is_compiled_ahead(set_jax):
     )
     assert float(function(jnp.ones(()))) == 2
     assert kinds == [False]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes JAX one that was told no platform, on a machine with these compilers, plugins, files and variables."""
+    before = jax.config.values["jax_platforms"]
+
+    def make(compilers=("libtpu",), plugins=(), files=(), platforms=None):
+        jax.config.update("jax_platforms", platforms)
+        monkeypatch.setattr(jax_settings.importlib.util, "find_spec", lambda name: name in compilers or None)
+        monkeypatch.setattr(jax_settings.glob, "glob", lambda pattern: [file for file in files if pattern in file])
+        named = [type("EntryPoint", (), {"name": name}) for name in plugins]
+        monkeypatch.setattr(jax_settings.metadata, "entry_points", lambda group: named)
+        jax_settings.pass_over_compilers()
+        return jax.config.values["jax_platforms"]
+
+    yield make
+    jax.config.update("jax_platforms", before)
+
+
+def test_compilers_for_absent_devices_are_passed_over(machine):
+    assert machine() == "cpu"
+    assert machine(compilers=("libtpu", "jax_cuda12_plugin"), plugins=("xla_cuda12",)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"compilers": ()},
+        {"plugins": ("some_accelerator",)},
+        {"files": ("/dev/accel*",)},
+        {"compilers": ("libtpu", "jax_cuda13_plugin"), "files": ("/dev/nvidia*",)},
+        {"files": ("/sys/bus/pci/devices/*/vendor",)},  # which cannot be read
+        {"platforms": "tpu,cpu"},
+    ],
+)
+def test_what_may_be_there_is_left_to_jax(machine, there):
+    assert machine(**there) == there.get("platforms")
+
+
+def test_a_wanted_tpu_is_left_to_jax(machine, monkeypatch):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")
+    assert machine() is None
+
+
+def test_an_installed_compiler_is_not_loaded(tmp_path):
+    """A package of its name, whose library is some other: JAX loads it into the process as soon as it tries it."""
+    if jax_settings._may_be_here("libtpu") or not Path("/proc/self/maps").exists():
+        pytest.skip("there may be a TPU, or what a process has loaded cannot be seen")
+    library = str(shutil.copy(np.random._mt19937.__file__, tmp_path / "library.so"))
+    (tmp_path / "libtpu.py").write_text(f"def get_library_path():\n    return {library!r}\n")
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env.get("PYTHONPATH", "")])
+
+    def run(before):
+        code = f"""
+import jax
+from diffenc.runtime import jax_settings
+{before}
+print(jax.devices()[0].platform, {library!r} in open("/proc/self/maps").read())
+"""
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+    ours, without = run("jax_settings.pass_over_compilers()"), run("")
+    assert (ours.stdout, ours.stderr) == ("cpu False\n", "")
+    assert without.stdout == "cpu True\n", "the package of this test is not tried at all"
