@@ -29,7 +29,7 @@ COMPILERS = {
     "jax_cuda13_plugin": ("/dev/nvidia*", "/dev/dxg"),
 }
 GOOGLE = "0x1ae0"  # of the PCI devices of TPU hosts
-WANTED = ("TPU_LIBRARY_PATH", "TPU_NAME", "JAX_FORCE_TPU_INIT", "PJRT_NAMES_AND_LIBRARY_PATHS")
+WANTED = ("TPU_NAME", "JAX_FORCE_TPU_INIT", "PJRT_NAMES_AND_LIBRARY_PATHS")
 
 
 def override_settings() -> None:

@@ -100,8 +100,9 @@ def _describe(
 ) -> dict[str, Any]:
     """What is to be known of a program, a step of the run in place of an execution."""
     numbers, steps = measured.numbers, program.steps
-    share = Work({one: count / (program.shares * steps) for one, count in work.counts.items()}, work.notes)  # pyright: ignore[reportArgumentType]
-    peak, at_peak = time_at_peak(experiment, share) if work.flops else (None, 0.0)
+    parts = program.shares * steps
+    peak, at_peak = time_at_peak(experiment, work) if work.flops else (None, 0.0)
+    at_peak /= parts
     cycles = numbers.get("cycles", 0.0)
     estimated = cycles / topology.kind.clock / steps if cycles and topology.kind.clock else None
     total = numbers.get("total")
@@ -119,7 +120,7 @@ def _describe(
             if name.startswith("calls of ")
         },
         "images": program.images,
-        "flops": share.flops,
+        "flops": work.flops / parts,
         "peak": peak and peak.flops,
         "source": peak and peak.source,
         "seconds_at_peak": at_peak,
@@ -221,10 +222,10 @@ def _sections(programs: Sequence[Mapping[str, Any]], capacity: float) -> list[li
             own("share of peak", "share_of_peak", "of the estimate"),
         ],
         [
-            row("lines of the program", "lines", "", 1, ",.0f"),
-            row("fusions", "fusions", "", 1, ",.0f"),
-            row("convolutions", "convolutions", "", 1, ",.0f"),
-            row("to compile", "processor_seconds", "processor s", 1, ",.0f"),
+            row("lines of the program", "lines", "", form=",.0f"),
+            row("fusions", "fusions", "", form=",.0f"),
+            row("convolutions", "convolutions", "", form=",.0f"),
+            row("to compile", "processor_seconds", "processor s", form=",.0f"),
         ],
     ]
 

@@ -93,13 +93,13 @@ class Counts:
       sent: bytes of what they result in, by kind.
     """
 
-    lines: float
-    fusions: float
-    convolutions: float
-    cycles: float
-    traffic: float
-    collectives: Mapping[str, float]
-    sent: Mapping[str, float]
+    lines: int
+    fusions: int
+    convolutions: int
+    cycles: int
+    traffic: int
+    collectives: Mapping[str, int]
+    sent: Mapping[str, int]
 
 
 def count_program(text: str) -> Counts:

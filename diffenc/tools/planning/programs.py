@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from diffenc.config.experiment import Experiment
@@ -26,6 +27,7 @@ from diffenc.tools.planning.flops import Work
 from diffenc.training.gradient import check_batch
 from diffenc.training.state import abstract_images, abstract_state, make_train_step
 
+Number = int | float
 FULL = "RESOURCE_EXHAUSTED"  # how XLA's message begins when a program needs more memory than there is
 
 
@@ -61,7 +63,7 @@ class Measured:
       too_large: the compiler's words, if it does not fit.
     """
 
-    numbers: Mapping[str, float]
+    numbers: Mapping[str, Number]
     too_large: str | None = None
 
 
@@ -117,7 +119,7 @@ def _sampling_program(experiment: Experiment, mesh: Mesh) -> Program:
             ReverseChain(jnp.zeros(length + 1), jnp.zeros(length)),
             root_key(0, "sample"),
             jnp.zeros((), jnp.int32),
-            model.conditioning(jnp.zeros(settings.num, jnp.int32)),
+            model.conditioning(np.zeros(settings.num, np.int32)),
         )
     )
     arguments = (param_sharding.abstract_params(experiment, mesh), z, *rest)
@@ -142,7 +144,7 @@ def measure_program(program: Program) -> Measured:
     return Measured({**memory_numbers(compiled), **_counts(compiled), "processor_seconds": seconds})
 
 
-def memory_numbers(compiled: Any) -> dict[str, float]:
+def memory_numbers(compiled: Any) -> dict[str, Number]:
     """Returns the bytes of a compiled program on one device. Results in donated arguments count once, as `arguments`."""
     analysis = compiled.memory_analysis()
     parts = {
@@ -154,7 +156,7 @@ def memory_numbers(compiled: Any) -> dict[str, float]:
     return {**parts, "total": sum(parts.values())}
 
 
-def _counts(compiled: Any) -> dict[str, float]:
+def _counts(compiled: Any) -> dict[str, Number]:
     counts = hlo.count_program(compiled.as_text())
     numbers = {
         field.name: getattr(counts, field.name)

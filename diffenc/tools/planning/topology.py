@@ -72,8 +72,8 @@ KINDS = {
     "v5p": Kind("tpu_v5p", TPU, "v5p", 1.75e9, 3),
     "v6e": Kind("tpu_v6e", TPU, "v6e", 1.75e9, 2),
     "v7x": Kind("tpu_v7", TPU, "TPU7x", 2.20e9, 3, 2),
-    "h100": Kind("h100", CUDA, _nvidia("NVIDIA H100 80GB HBM3", 132, 1.98, 84.93, 3352)),
-    "h200": Kind("h200", CUDA, _nvidia("NVIDIA H200", 132, 1.98, 150.0, 4800)),
+    "h100": Kind("h100", CUDA, _nvidia("NVIDIA H100 80GB HBM3", 132, 1.98, 84.93, 3352.0)),
+    "h200": Kind("h200", CUDA, _nvidia("NVIDIA H200", 132, 1.98, 150.0, 4800.0)),
 }
 ALIASES = {"tpu7x": "v7x"} | {kind.accelerator: name for name, kind in KINDS.items()}
 
