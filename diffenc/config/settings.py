@@ -343,6 +343,7 @@ class Plan:
       compile: False = memory is known of the state alone.
       topology: a machine to compile for that need not be here, as "v5e:4x8"; in place of `accelerator` and `devices`.
       quick: compile with 2 and 4 blocks of the network, and extrapolate.
+      only_training: compile the train step alone for the topology.
     """
 
     accelerator: str | None = None
@@ -352,6 +353,7 @@ class Plan:
     compile: bool = True
     topology: str | None = None
     quick: bool = False
+    only_training: bool = False
 
     def __post_init__(self):
         require(

@@ -68,16 +68,14 @@ class Measured:
 
 
 def make_programs(experiment: Experiment, mesh: Mesh) -> dict[str, Program]:
-    """Returns the train step, a batch of the evaluation in continuous time and a stretch of the sampler.
+    """Returns the train step, a batch of the evaluation in continuous time and a stretch of the sampler, by name.
 
     Raises:
       UserError: a batch does not divide over the devices, or a plugin cannot be built for these images.
     """
-    return {
-        "train": _train_program(experiment, mesh),
-        "evaluate": _evaluation_program(experiment, mesh),
-        "sample": _sampling_program(experiment, mesh),
-    }
+    makers = {"train": _train_program, "evaluate": _evaluation_program, "sample": _sampling_program}
+    wanted = ["train"] if experiment.plan.only_training else list(makers)
+    return {name: makers[name](experiment, mesh) for name in wanted}
 
 
 def _train_program(experiment: Experiment, mesh: Mesh) -> Program:

@@ -166,6 +166,13 @@ def test_quick_is_the_whole_where_a_line_is_right(planned, monkeypatch):
     assert "extrapolated from 2 and 4 blocks" in printed(quick)
 
 
+def test_training_alone_can_be_compiled(planned, monkeypatch):
+    monkeypatch.setattr(compiled_plan, "measure_program", lambda program: Measured({"total": 1.0}))
+    costs = compute_compiled_plan(planned(only_training=True), V5E, jax.devices()[:1])
+    assert list(costs["programs"]) == ["train"]
+    assert "evaluation" not in printed(costs)
+
+
 def test_quick_needs_blocks(planned):
     @dataclasses.dataclass(frozen=True)
     class Flat(Deep):
