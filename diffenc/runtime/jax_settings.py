@@ -43,8 +43,9 @@ def override_settings() -> None:
 def pass_over_compilers() -> None:
     """Have JAX compute on the CPU where it would try libtpu or its CUDA plugin, and this machine has no such device.
 
-    JAX loads each that is installed, to find out: seconds, and lines of errors. Does nothing where a platform was
-    chosen, any device or another plugin may be there. Before JAX has a backend.
+    JAX initialises each that is installed, to find out: seconds, and lines of errors. Does nothing where a platform was
+    chosen, any device or another plugin may be there. Before JAX has a backend. (The CUDA plugin's library is loaded all
+    the same, by JAX itself.)
     """
     installed = [name for name in COMPILERS if importlib.util.find_spec(name)]
     if not installed or jax.config.values["jax_platforms"] or any(name in os.environ for name in WANTED):

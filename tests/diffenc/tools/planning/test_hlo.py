@@ -88,6 +88,13 @@ def test_a_stated_number_of_turns_is_taken():
     assert hlo.count_program(stated).cycles == 1000 + 5 * (100 + 7)
 
 
+def test_convolutions_of_cudnn_are_some():
+    called = (
+        'ROOT %c = (f32[4,8]{1,0}, u8[0]{0}) custom-call(%a, %b), custom_call_target="__cudnn$convForward"'
+    )
+    assert hlo.count_program(f"ENTRY %main () -> f32[] {{\n  {called}\n}}\n").convolutions == 1
+
+
 def test_turns_that_are_not_known_count_once():
     unknown = PROGRAM.replace("constant(3)", "custom-call()")
     assert hlo.count_program(unknown).cycles == 1000 + 100 + 7
