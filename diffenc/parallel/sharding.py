@@ -5,6 +5,7 @@ The mesh has two axes. Parameters are replicated along `data`, and may be sharde
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def platform_of(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def data_mesh(shape: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(shape: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
     """Returns all devices in a mesh of the given shape; `devices` where they are not those of this machine.
 
     Raises:
@@ -42,7 +43,7 @@ def data_mesh(shape: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | 
     return make_mesh(data, shape.fsdp, devices)
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of the first data x fsdp devices, neighbours along `fsdp` where the topology allows it."""
     devices = (jax.devices() if devices is None else devices)[: data * fsdp]
     try:

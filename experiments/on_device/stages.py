@@ -57,9 +57,9 @@ def time_step(experiment: Experiment, profile: Path | None) -> Rows:
     memory = device_memory()
     if profile is not None:
         with jax.profiler.trace(str(profile)):
-            for _ in range(PROFILED):
-                done = subject.stepper()
-            jax.block_until_ready(done)
+            for _ in range(PROFILED - 1):
+                subject.stepper()
+            jax.block_until_ready(subject.stepper())
     peak, at_peak = time_at_peak(experiment, subject.work)
     figures = took.figures()
     return {

@@ -28,7 +28,7 @@ TITLES = {"train": "train step", "evaluate": "evaluation, a batch", "sample": "s
 
 
 def compute_compiled_plan(
-    experiment: Experiment, topology: Topology, devices: Sequence[jax.Device]
+    experiment: Experiment, topology: Topology, devices: Sequence[Any]
 ) -> dict[str, Any]:
     """Returns what the compiler says of each program, by name; bytes, FLOPs and seconds are those of one device.
 
@@ -67,7 +67,7 @@ def compute_compiled_plan(
 
 
 def _measure_all(
-    experiment: Experiment, programs: Mapping[str, Program], devices: Sequence[jax.Device]
+    experiment: Experiment, programs: Mapping[str, Program], devices: Sequence[Any]
 ) -> dict[str, Measured]:
     if not experiment.plan.quick:
         return {name: measure_program(program) for name, program in programs.items()}

@@ -242,7 +242,8 @@ def main_memory_bytes(shape: str) -> int:
 
 
 def _bytes(kind: str, sides: str) -> int:
-    bits = _BITS.get(kind) if kind in _BITS else int((re.findall(r"\d+", kind) or ["0"])[0])
+    named = re.search(r"\d+", kind)
+    bits = _BITS[kind] if kind in _BITS else int(named[0]) if named else 0
     return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
 
 

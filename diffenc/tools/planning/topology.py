@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 
 from diffenc.errors import UserError, nearest
@@ -129,7 +128,7 @@ def missing_compiler(topology: Topology) -> str | None:
     return f"pip install --no-deps {' '.join(parts)}"
 
 
-def list_devices(topology: Topology) -> list[jax.Device]:
+def list_devices(topology: Topology) -> list[Any]:
     """Returns devices to compile for, which compute nothing.
 
     Raises:

@@ -111,12 +111,10 @@ def test_nothing_is_overwritten(tmp_path, capsys):
 
 def test_the_benchmarks_are_those_of_the_paper_in_bfloat16():
     found = on_device.load_benchmarks(small=False)
-    sizes = {
-        name: (one.batch_size, one.model.network.blocks, one.model.network.channels)
-        for name, one in found.items()
-    }  # pyright: ignore[reportAttributeAccessIssue]
+    networks = {name: vars(one.model.network) for name, one in found.items()}
+    sizes = {name: (found[name].batch_size, one["blocks"], one["channels"]) for name, one in networks.items()}
     assert sizes == {"DiffEnc-32-8": (256, 32, 256), "DiffEnc-32-4": (128, 32, 128)}
-    assert {one.model.network.precision for one in found.values()} == {"bfloat16"}  # pyright: ignore[reportAttributeAccessIssue]
+    assert {one["precision"] for one in networks.values()} == {"bfloat16"}
     assert all(one.batch_size % one.microbatches == 0 for one in found.values())
 
 

@@ -48,8 +48,8 @@ def planned(tiny):
         base = tiny()
         model = dataclasses.replace(base.model, network=network or Deep())
         sample = dataclasses.replace(base.sample, num=3, num_timesteps=40)
-        settings = {"topology": "v5e:1x1"} | settings
-        return dataclasses.replace(base, model=model, sample=sample, plan=Plan(**settings))
+        plan = dataclasses.replace(Plan(topology="v5e:1x1"), **settings)
+        return dataclasses.replace(base, model=model, sample=sample, plan=plan)
 
     return make
 
