@@ -473,6 +473,20 @@ FAULTS = (
         ("tests/plugins/schedules/test_monotone.py",),
     ),
     Fault(
+        "loops of a compiled program counted once",
+        "diffenc/tools/planning/hlo.py",
+        "return [(name, trip_count(program, one)) for name",
+        "return [(name, 1) for name",
+        ("tests/diffenc/tools/planning/test_hlo.py",),
+    ),
+    Fault(
+        "a stretch of the sampler estimated as one step",
+        "diffenc/tools/planning/compiled_plan.py",
+        "cycles / topology.kind.clock / steps if",
+        "cycles / topology.kind.clock if",
+        ("tests/diffenc/tools/planning/test_compiled_plan.py",),
+    ),
+    Fault(
         "VDM's schedule read without the shift to the middle of its times",
         "plugins/reference_vdm.py",
         "2 * np.abs(a), c - np.abs(a)",
