@@ -34,6 +34,7 @@ STACKABLE = (
     "gin/learned_path.gin",
     "gin/learned_schedule.gin",
     "gin/two_heads.gin",
+    "gin/vdm_released.gin",
 )  # no runs of their own
 
 # (score network, encoder), in the authors' code

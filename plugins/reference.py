@@ -74,7 +74,7 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         # gamma is -log_snr: gamma(0) = b is minus our log_snr at t = 0.
         ours["schedule/start"] = np.asarray(-ends["gamma/b"].reshape(()))
     if "gamma/w" in ends:
-        ours["schedule/raw_drop"] = _raw_drop(ends["gamma/w"].reshape(()))
+        ours["schedule/raw_drop"] = raw_drop(ends["gamma/w"].reshape(()))
     return ours
 
 
@@ -114,7 +114,7 @@ def _laid_out(name: str, array: np.ndarray) -> np.ndarray:
     return array.swapaxes(2, 3) if name.endswith("/conv_trans/kernel") and array.ndim == 4 else array
 
 
-def _raw_drop(w: np.ndarray) -> np.ndarray:
+def raw_drop(w: np.ndarray) -> np.ndarray:
     """What gives drop = |w| through softplus and the floor under it; drops below the floor are the floor."""
     # log(e^d - 1) = d + log(1 - e^-d), the inverse of softplus
     # without overflow; float64 for the sake of its difference.

@@ -474,6 +474,27 @@ FAULTS = (
         ("tests/plugins/schedules/test_monotone.py",),
     ),
     Fault(
+        "loops of a compiled program counted once",
+        "diffenc/tools/planning/hlo.py",
+        "return [(name, trip_count(program, one)) for name",
+        "return [(name, 1) for name",
+        ("tests/diffenc/tools/planning/test_hlo.py",),
+    ),
+    Fault(
+        "a stretch of the sampler estimated as one step",
+        "diffenc/tools/planning/compiled_plan.py",
+        "cycles / topology.kind.clock / steps if",
+        "cycles / topology.kind.clock if",
+        ("tests/diffenc/tools/planning/test_compiled_plan.py",),
+    ),
+    Fault(
+        "VDM's schedule read without the shift to the middle of its times",
+        "plugins/reference_vdm.py",
+        "2 * np.abs(a), c - np.abs(a)",
+        "2 * np.abs(a), c",
+        ("tests/plugins/test_reference_vdm.py",),
+    ),
+    Fault(
         "counterterm dropped from the sampler",
         "diffenc/sampling/solvers.py",
         "scale(not_kept, estimate.value) + scale(step.fraction, estimate.slope)",

@@ -138,6 +138,7 @@ def test_every_extra_of_an_accelerator_is_jaxs_own():
     for name in ("cuda12", "cuda13", "tpu"):
         (requirement,) = PROJECT["optional-dependencies"][name]
         assert requirement.startswith(f"jax[{name}]>=")
+    assert PROJECT["optional-dependencies"]["plan-tpu"] == PROJECT["optional-dependencies"]["tpu"]
 
 
 def test_flags_of_xla_are_tried_once_before_they_are_set(request, tmp_path, monkeypatch):

@@ -18,8 +18,11 @@ STOPPED = "stopped: the same command goes on"
 
 
 def start_up() -> None:
-    """Registers all plugins and sets up logging, for a program that reads its flags with argparse."""
+    """Registers all plugins and sets up JAX and logging, for a program that reads its flags with argparse."""
+    from diffenc.runtime import jax_settings  # `diffenc.run` answers some flags without JAX
+
     registry.discover()
+    jax_settings.pass_over_compilers()
     flags.FLAGS.mark_as_parsed()  # argparse reads them here; absl would warn at the first line it logs
     logging.use_absl_handler()
     show_log_lines_plainly()

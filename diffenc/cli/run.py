@@ -111,6 +111,10 @@ flags.DEFINE_integer(
     None,
     "T, in every mode but train and plan: binds evaluate.num_timesteps, or sample.num_timesteps.",
 )
+flags.DEFINE_string(
+    "topology", None, "A machine to plan for, here or not: v5e:4x8, v5p:4x4x4, h100:8. Binds plan.topology."
+)
+flags.DEFINE_bool("quick", None, "Plan from the network with 2 and with 4 blocks. Binds plan.quick.")
 flags.DEFINE_bool("x64", False, "Compute in float64, in every mode but train and plan.")
 flags.DEFINE_string(
     "coordinator", None, "Of several processes: HOST:PORT of the first, where the others find it."

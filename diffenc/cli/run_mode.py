@@ -45,7 +45,11 @@ def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given:
         os.environ["DIFFENC_DATA"] = os.path.abspath(expand_path(given.data_dir, "--data_dir"))
     workdir = None if given.workdir is None else expand_path(given.workdir, "--workdir")
     allowed = [name for names in given.allow_imports for name in names.split(",") if name]
-    bindings = given.gin_bindings + num_timesteps_bindings(mode, given.num_timesteps)
+    bindings = [
+        *given.gin_bindings,
+        *num_timesteps_bindings(mode, given.num_timesteps),
+        *plan_bindings(mode, given.topology, given.quick),
+    ]
     experiment = load_experiment(given.gin_file, workdir, bindings, allowed)
     _enable_x64(mode, experiment, given.x64)
     workdir = workdir or default_workdir(given.gin_file)
@@ -57,6 +61,7 @@ def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given:
 
 def _set_up_jax(mode: str, given: Any) -> None:
     jax_settings.override_settings()
+    jax_settings.pass_over_compilers()
     if mode in TRAINING:
         jax_settings.train_in_float32()
     if mode != "plan":  # which computes nothing together with other processes
@@ -126,6 +131,19 @@ def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
     if num_timesteps < 1:
         raise UserError(f"--num_timesteps={num_timesteps}: must be at least 1")
     return [f"{'sample' if mode in SAMPLING else 'evaluate'}.num_timesteps = {num_timesteps}"]
+
+
+def plan_bindings(mode: str, topology: str | None, quick: bool | None) -> list[str]:
+    """Returns the bindings that --topology and --quick stand for.
+
+    Raises:
+      UserError: the mode is not plan.
+    """
+    given = {"topology": topology, "quick": quick}
+    bindings = [f"plan.{name} = {value!r}" for name, value in given.items() if value is not None]
+    if bindings and mode != "plan":
+        raise UserError("--topology and --quick are for --mode=plan")
+    return bindings
 
 
 def _refuse_training(mode: str, flag: str, reason: str) -> None:

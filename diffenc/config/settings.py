@@ -344,6 +344,9 @@ class Plan:
       share: of the peak that the train step reaches.
       devices: so many train; 0 = as many as there are.
       compile: False = memory is known of the state alone.
+      topology: a machine to compile for that need not be here, as "v5e:4x8"; in place of `accelerator` and `devices`.
+      quick: compile with 2 and 4 blocks of the network, and extrapolate.
+      only_training: compile the train step alone for the topology.
     """
 
     accelerator: str | None = None
@@ -351,8 +354,15 @@ class Plan:
     share: float = 0.35
     devices: int = 0
     compile: bool = True
+    topology: str | None = None
+    quick: bool = False
+    only_training: bool = False
 
     def __post_init__(self):
+        require(
+            not self.quick or self.topology is not None,
+            "plan.quick needs plan.topology, a machine to compile for",
+        )
         known = self.accelerator is None or self.accelerator in ACCELERATORS
         names = ", ".join(ACCELERATORS)
         require(

@@ -91,7 +91,7 @@ class ImageSampler:
         self._trained_at = trained_at
         other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
-        self._stretch = _compiled_stretch(
+        self._stretch = compile_stretch(
             model, self._solver, settings.guidance, self._sharding, platform_of(mesh)
         )
         self._spread = _compiled_copy(self._sharding)
@@ -183,7 +183,7 @@ def _compiled_chain(
 
 
 @compiled_once
-def _compiled_stretch(
+def compile_stretch(
     model: Model, solver: Solver, guidance: float, sharding: NamedSharding, platform: str
 ) -> Callable[..., Data]:
     """Returns `walk_stretch` compiled for images of this sharding; the buffer of z is donated."""

@@ -4,6 +4,9 @@ The mesh has two axes. Parameters are replicated along `data`, and may be sharde
 `diffenc.parallel.param_sharding`).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -24,25 +27,26 @@ def platform_of(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def data_mesh(shape: MeshConfig = MeshConfig()) -> Mesh:
-    """Returns all devices in a mesh of the given shape.
+def data_mesh(shape: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns all devices in a mesh of the given shape; `devices` where they are not those of this machine.
 
     Raises:
       UserError: there are more or fewer devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     data = shape.data or max(1, count // shape.fsdp)
     if data * shape.fsdp != count:
         raise UserError(
             f"mesh.data = {shape.data} and mesh.fsdp = {shape.fsdp} do not arrange the {count} devices there are: "
             "mesh.data x mesh.fsdp must be their number; mesh.data = 0 computes it from mesh.fsdp"
         )
-    return make_mesh(data, shape.fsdp)
+    return make_mesh(data, shape.fsdp, devices)
 
 
-def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of the first data x fsdp devices, neighbours along `fsdp` where the topology allows it."""
-    devices = jax.devices()[: data * fsdp]
+    devices = (jax.devices() if devices is None else devices)[: data * fsdp]
     try:
         grid = mesh_utils.create_device_mesh((data, fsdp), devices=devices, allow_split_physical_axes=True)
     except (

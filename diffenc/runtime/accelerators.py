@@ -64,6 +64,7 @@ def _tpu(bfloat16: float, gibibytes: int, *kinds: str) -> Accelerator:
 # NVIDIA's data sheets, which state twice as much "with sparsity" from Ampere on, and Google Cloud's page of each TPU.
 ACCELERATORS: dict[str, Accelerator] = {
     "b200": _tensor_cores(2250.0, 1125.0, 75.0, 180, "NVIDIA B200"),
+    "gb200": _tensor_cores(2500.0, 1250.0, 80.0, 186, "NVIDIA GB200"),
     "h200": _tensor_cores(989.0, 494.5, 67.0, 141, "NVIDIA H200"),
     "h100": _tensor_cores(989.0, 494.5, 67.0, 80, "NVIDIA H100 80GB HBM3"),
     "h100_pcie": _tensor_cores(756.5, 378.0, 51.2, 80, "NVIDIA H100 PCIe"),

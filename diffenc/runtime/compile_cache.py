@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
 
 from diffenc.errors import UserError
 from diffenc.files.directories import cache_directory
@@ -42,6 +43,22 @@ def _check_writable(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         # Trying is the only test that holds: os.access knows neither quotas nor full disks.
         file.write(b"1")
+
+
+@contextlib.contextmanager
+def without_compile_cache() -> Iterator[None]:
+    """Disables the persistent compilation cache, for reading and writing."""
+    before: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    _enable_cache(False)
+    try:
+        yield
+    finally:
+        _enable_cache(before)
+
+
+def _enable_cache(enable: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enable)
+    compilation_cache.reset_cache()  # JAX reads the setting only once before a reset
 
 
 def compile_ahead(what: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:

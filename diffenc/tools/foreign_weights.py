@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,13 @@ from diffenc.workdir import provenance
 Translate = Callable[[Mapping[str, np.ndarray]], Arrays]  # theirs by their names to ours by ours
 
 BRANCHES = ("ema_params", "params", "param")  # of a checkpoint, the first that is there
+OPENAI = re.compile(
+    r"\b(input_blocks|middle_block|output_blocks)\b"
+)  # parts of improved-diffusion's U-Net and its kin
+INSTEAD = (
+    "is no network of this package, and is not imported; for its bits/dim wrap it in a function for diffenc.bound "
+    "(docs/nll_of_my_model.md)"
+)
 MAX_COPIES = 8  # a checkpoint has parameters, their average and two moments, and each may be in float64
 _HEADER_BYTES = 1 << 10  # bytes with an array: its name and the like
 _MAX_STEP = 1 << 53
@@ -36,13 +44,16 @@ def read_checkpoint(path: Path, limit: int) -> tuple[Arrays, int]:
       limit: the most bytes that all of it may take, packed and unpacked.
 
     Raises:
-      UserError: it cannot be read, or holds more.
+      UserError: it cannot be read, or holds more; or is of a network that is known not to be ours.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     # Size first: the file is from elsewhere, and flax's is read whole.
     _require_within(limit, path.stat().st_size, path)
+    _refuse_torch(path)
     found = _read_npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
+    if any(map(OPENAI.search, found)):
+        raise UserError(f"{path}: the U-Net of improved-diffusion {INSTEAD}")
     branches = (f"{branch}/" for branch in BRANCHES)
     # The average before the parameters: it is what evaluations of such models use.
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
@@ -110,6 +121,19 @@ def _read_npz(path: Path, limit: int) -> Arrays:
         names = list(to_dict((member.filename.removesuffix(".npy"), None) for member in archive.infolist()))
         _require_within(limit, sum(member.file_size for member in archive.infolist()), path)
     return safe_npz.load(io.BytesIO(path.read_bytes()), str(path), names, limit)
+
+
+def _refuse_torch(path: Path) -> None:
+    """Raise UserError for what torch.save wrote, an archive or a pickle: networks in PyTorch are others' throughout."""
+    with convert_errors(path), open(path, "rb") as file:
+        start = file.read(2)
+        if start == b"PK" and zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                torch = any(name.endswith("data.pkl") for name in archive.namelist())
+        else:
+            torch = start == b"\x80\x02"
+    if torch:
+        raise UserError(f"{path}: a network in PyTorch, such as improved-diffusion's U-Net, {INSTEAD}")
 
 
 def _require_within(limit: int, size: int, path: Path) -> None:

@@ -1,16 +1,13 @@
 """The benchmarked experiment: its compiled step, its state, and images of random levels."""
 
-import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from diffenc.config.experiment import Experiment
@@ -19,6 +16,7 @@ from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
 from diffenc.interfaces import Images, Params
 from diffenc.parallel.sharding import data_mesh, images_to_devices, make_mesh, replicated
+from diffenc.runtime.compile_cache import without_compile_cache
 from diffenc.tools.planning import flops
 from diffenc.tools.planning.flops import Work
 from diffenc.tools.planning.plan import device_share
@@ -150,22 +148,6 @@ def compile_step(experiment: Experiment, mesh: Mesh) -> Compiled:
         compiled = lowered.compile()
         at.append(time.perf_counter())
     return Compiled(compiled, dict(zip(("trace", "lower", "compile"), np.diff(at).tolist(), strict=True)))
-
-
-@contextlib.contextmanager
-def without_compile_cache() -> Iterator[None]:
-    """Disables the persistent compilation cache, for reading and writing."""
-    before: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    _enable_cache(False)
-    try:
-        yield
-    finally:
-        _enable_cache(before)
-
-
-def _enable_cache(enable: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", enable)
-    compilation_cache.reset_cache()  # JAX reads the setting only once before a reset
 
 
 def make_initial_state(experiment: Experiment, mesh: Mesh) -> TrainState:

@@ -13,6 +13,7 @@ from diffenc_plugins.schedule_ends import check_ends
 from diffenc_plugins.schedules.builtin import LearnedEndpoints
 
 LEAST_LINEAR = 0.05  # of the fall, at least this part is linear (but for what 1 / (1 + 0.05) takes off)
+LEAST_SLOPE = 1e-3  # of the line, beside that
 FIRST_BUMPS = 0.2  # how much of the fall comes from the sigmoids at first
 
 
@@ -69,10 +70,9 @@ class Monotone:
         # At parameters of zero: equal sigmoids whose centres
         # are spread evenly over [0, 1], nearly a line in sum.
         weight = positive(params["weight"], FIRST_BUMPS / self.units)
-        steepness = positive(params["steepness"], 0.5 * self.units + 2)
-        centres = (np.arange(self.units) + 0.5) / self.units
+        steepness = positive(params["steepness"], first_steepness(self.units))
         # a (t - centre): the centre stays where it is while the steepness changes.
-        offset = params["offset"] - steepness * centres
+        offset = params["offset"] - steepness * centres(self.units)
 
         def risen(t: Float[Array, ""]) -> Float[Array, ""]:
             """sum_k w_k (sigmoid(a_k t + b_k) - sigmoid(b_k)), by sigmoid(x) - sigmoid(y) =
@@ -87,11 +87,31 @@ class Monotone:
         whole = risen(jnp.ones((), t.dtype))
         # Relative to `whole`: if the linear part could vanish beside the sigmoids, lambda would be flat
         # between them and its rate 0, by which the interior's objective divides.
-        linear = positive(params["linear"], 1 - FIRST_BUMPS) + 1e-3 + LEAST_LINEAR * whole
+        linear = positive(params["linear"], 1 - FIRST_BUMPS) + LEAST_SLOPE + LEAST_LINEAR * whole
         return (linear * t + jax.vmap(risen)(t)) / (linear + whole)
+
+
+def first_steepness(units: int) -> float:
+    """a_k of the first parameters: neighbours overlap."""
+    return 0.5 * units + 2
+
+
+def centres(units: int) -> np.ndarray:
+    """Where each sigmoid is steepest at an offset of zero: evenly over t."""
+    return (np.arange(units) + 0.5) / units
 
 
 def positive(raw: Any, first: float) -> Float[Array, "..."]:
     """softplus, moved so that zero means `first`."""
     # The shift is the inverse of softplus at `first`.
-    return jax.nn.softplus(raw + float(first + np.log(-np.expm1(-first))))
+    return jax.nn.softplus(raw + float(_raw(first)))
+
+
+def invert_positive(value: Any, first: float) -> Any:
+    """What `positive` takes `value` > 0 from."""
+    return _raw(value) - _raw(first)
+
+
+def _raw(value: Any) -> Any:
+    """The inverse of softplus."""
+    return value + np.log(-np.expm1(-value))

@@ -60,7 +60,12 @@ def test_the_size_is_the_published_one(name):
 
 @pytest.mark.slow
 def test_learned_schedules_and_paths_are_few_more_of_the_whole_model():
-    few = {"learned_endpoints": 2, "learned_schedule": 2 + 3 * 32 + 1, "learned_path": 7}
+    few = {
+        "learned_endpoints": 2,
+        "learned_schedule": 2 + 3 * 32 + 1,
+        "learned_path": 7,
+        "vdm_released": 3075,
+    }
     for more, extra in (((), 0), *(((name,), count) for name, count in few.items())):
         model, image_shape = load("mnist_diffenc_8_2", *more)
         params = jax.eval_shape(functools.partial(model.init, image_shape=image_shape), jax.random.key(0))
@@ -76,6 +81,7 @@ def test_no_run_file_is_left_out():
         "learned_endpoints",
         "learned_schedule",
         "learned_path",
+        "vdm_released",
         "two_heads",
         "separable",
         "mnist_diffenc_8_nt_tight",

@@ -29,7 +29,11 @@ NAMES = [
 ]
 PUBLISHED = NAMES[2:]
 TIGHT = ["mnist_diffenc_8_nt_tight", "cifar10_diffenc_8_nt_tight"]  # a published run on another path
-STACKABLE = {"learned_endpoints": "learned_endpoints", "learned_schedule": "monotone"}  # file: its schedule
+STACKABLE = {  # file: its schedule
+    "learned_endpoints": "learned_endpoints",
+    "learned_schedule": "monotone",
+    "vdm_released": "monotone",
+}
 
 
 def load(name, *more) -> Any:

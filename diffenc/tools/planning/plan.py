@@ -1,6 +1,6 @@
 """--mode=plan: estimates the cost of a run before training. It reads no data and does not touch the workdir.
 
-FLOPs of convolutions and matrix products are counted (`diffenc.tools.planning.flops`), and the memory of the state is exact.
+With a topology whose compiler is installed, that compiles the run's programs (`diffenc.tools.planning.compiled_plan`). Else FLOPs of convolutions and matrix products are counted (`diffenc.tools.planning.flops`), and the memory of the state is exact.
 The memory of the compiled step is as XLA reports for the present backend. The time is estimated at a share of peak
 FLOP/s that the user chooses.
 """
@@ -34,7 +34,9 @@ from diffenc.runtime import accelerators
 from diffenc.runtime.compile_cache import compile_ahead
 from diffenc.runtime.progress import format_duration
 from diffenc.tools.planning import flops
+from diffenc.tools.planning.compiled_plan import compute_compiled_plan, format_compiled_plan, verdicts
 from diffenc.tools.planning.step_time import estimate_speed, is_full_precision
+from diffenc.tools.planning.topology import list_devices, missing_compiler, parse_topology
 from diffenc.training.state import TrainState, abstract_images, abstract_state, make_train_step
 
 
@@ -42,9 +44,37 @@ def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """Prints and returns the estimated cost of the run. `workdir` is not touched.
 
     Raises:
-      UserError: a plugin cannot be built for these images, or the batch does not divide over the devices.
+      UserError: a plugin cannot be built for these images, the batch does not divide over the devices, or there is no
+        such topology.
     """
-    costs = compute_plan(experiment)
+    if experiment.plan.topology is None:
+        return _print_estimate(compute_plan(experiment))
+    topology = parse_topology(experiment.plan.topology)
+    missing = missing_compiler(topology)
+    if missing:
+        settings = experiment.plan
+        elsewhere = dataclasses.replace(
+            settings,
+            accelerator=settings.accelerator or topology.kind.accelerator,
+            devices=topology.num_devices,
+            compile=False,
+        )
+        logging.warning(
+            "the compiler for %s is not installed, so that this is an estimate from counted FLOPs at plan.share of the "
+            "peak; for the compiler's own: %s",
+            topology.text,
+            missing,
+        )
+        return _print_estimate(compute_plan(dataclasses.replace(experiment, plan=elsewhere)))
+    costs = compute_compiled_plan(experiment, topology, list_devices(topology))
+    console = Console(soft_wrap=True)
+    console.print(format_compiled_plan(costs))
+    for sentence in verdicts(costs):
+        console.print(escape(sentence))
+    return costs
+
+
+def _print_estimate(costs: dict[str, Any]) -> dict[str, Any]:
     Console(soft_wrap=True).print(format_table(costs))
     for note in costs["notes"]:
         logging.warning("FLOPs of the train step: %s", note)

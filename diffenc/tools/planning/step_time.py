@@ -45,6 +45,15 @@ def flops_by_operands(work: Work) -> dict[str, int]:
     }
 
 
+def time_at_peak(experiment: Experiment, work: Work) -> tuple[Peak, float]:
+    """Returns the peak, and the seconds that one device takes at it."""
+    counts = flops_by_operands(work)
+    peak = find_peak(experiment, list(counts))
+    # Formats one after the other, each at its own rate: bfloat16
+    # and full-precision float32 differ by an order of magnitude.
+    return peak, sum(number / peak.flops[operands] for operands, number in counts.items())
+
+
 def is_full_precision(one: Contraction) -> bool:
     """Returns whether float32 operands must not be rounded, which takes an accelerator several times as long."""
     precision = dict(one.params)["precision"]  # of both operands, of each, or None
@@ -57,13 +66,9 @@ def estimate_speed(experiment: Experiment, work: Work, devices: int) -> dict[str
     Args:
       work: contractions of one device's share of a step.
     """
-    counts = flops_by_operands(work)
-    if not counts:
+    if not work.flops:
         return None
-    peak = find_peak(experiment, list(counts))
-    # Formats one after the other, each at its own rate: bfloat16
-    # and full-precision float32 differ by an order of magnitude.
-    seconds_at_peak = sum(number / peak.flops[operands] for operands, number in counts.items())
+    peak, seconds_at_peak = time_at_peak(experiment, work)
     seconds = seconds_at_peak / experiment.plan.share
     days = experiment.steps * seconds / 86400
     return {

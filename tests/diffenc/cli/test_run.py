@@ -132,6 +132,12 @@ def test_the_depth_comes_before_what_needs_it(called, go):
     assert called[0][1].evaluate.variance == Fitted()
 
 
+def test_a_machine_to_plan_for(called, go):
+    assert go(gin_file=[GIN], mode="plan", topology="v5e:4x8", quick=True) == 0
+    settings = called[0][1].plan
+    assert (settings.topology, settings.quick) == ("v5e:4x8", True)
+
+
 def test_x64_is_asked_for(called, go):
     assert go(gin_file=[GIN], mode="evaluate") == 0
     assert not jax.config.read("jax_enable_x64")
@@ -146,6 +152,7 @@ def test_x64_is_asked_for(called, go):
     ("values", "message"),
     [
         ({"num_timesteps": 9, "gin_file": [GIN]}, "--num_timesteps is not for --mode=train"),
+        ({"topology": "v5e:4x8", "gin_file": [GIN]}, "--topology and --quick are for --mode=plan"),
         ({"x64": True, "gin_file": [GIN]}, "--x64 is not for --mode=train"),
         (
             {"x64": True, "mode": "evaluate", "gin_file": [GIN], "gin_bindings": ["PRECISION = 'bfloat16'"]},

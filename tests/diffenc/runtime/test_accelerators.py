@@ -15,6 +15,7 @@ from diffenc.runtime import accelerators
     ("kind", "name", "bfloat16", "float32", "full"),
     [
         ("NVIDIA B200", "b200", 2250, 1125, 75),
+        ("NVIDIA GB200", "gb200", 2500, 1250, 80),
         ("NVIDIA H200", "h200", 989.0, 494.5, 67.0),
         ("NVIDIA H100 80GB HBM3", "h100", 989.0, 494.5, 67.0),
         ("NVIDIA H100 PCIe", "h100_pcie", 756.5, 378, 51.2),
@@ -50,7 +51,7 @@ def test_float16_has_tensor_cores_before_ampere_too():
 
 
 def test_every_accelerator_is_among_those_checked():
-    assert len(accelerators.ACCELERATORS) == 16
+    assert len(accelerators.ACCELERATORS) == 17
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 NVL", "TPU v9"])

@@ -1,7 +1,14 @@
 """Settings of JAX that the programs turn off, or refuse in one line."""
 
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.core import Tracer
 
@@ -58,3 +65,67 @@ def test_without_jit_nothing_is_compiled_ahead(set_jax):
     )
     assert float(function(jnp.ones(()))) == 2
     assert kinds == [False]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes JAX one that was told no platform, on a machine with these compilers, plugins, files and variables."""
+    before = jax.config.values["jax_platforms"]
+
+    def make(compilers=("libtpu",), plugins=(), files=(), platforms=None):
+        jax.config.update("jax_platforms", platforms)
+        monkeypatch.setattr(jax_settings.importlib.util, "find_spec", lambda name: name in compilers or None)
+        monkeypatch.setattr(
+            jax_settings.glob, "glob", lambda pattern: [file for file in files if pattern in file]
+        )
+        named = [type("EntryPoint", (), {"name": name}) for name in plugins]
+        monkeypatch.setattr(jax_settings.metadata, "entry_points", lambda group: named)
+        jax_settings.pass_over_compilers()
+        return jax.config.values["jax_platforms"]
+
+    yield make
+    jax.config.update("jax_platforms", before)
+
+
+def test_compilers_for_absent_devices_are_passed_over(machine):
+    assert machine() == "cpu"
+    assert machine(compilers=("libtpu", "jax_cuda12_plugin"), plugins=("xla_cuda12",)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"compilers": ()},
+        {"plugins": ("some_accelerator",)},
+        {"files": ("/dev/accel*",)},
+        {"compilers": ("libtpu", "jax_cuda13_plugin"), "files": ("/dev/nvidia*",)},
+        {"files": ("/sys/bus/pci/devices/*/vendor",)},  # which cannot be read
+        {"platforms": "tpu,cpu"},
+    ],
+)
+def test_what_may_be_there_is_left_to_jax(machine, there):
+    assert machine(**there) == there.get("platforms")
+
+
+def test_a_wanted_tpu_is_left_to_jax(machine, monkeypatch):
+    monkeypatch.setenv("TPU_NAME", "pod")
+    assert machine() is None
+
+
+def test_an_installed_compiler_is_not_loaded(tmp_path):
+    """A package of its name, whose library is some other: JAX loads it into the process as soon as it tries it."""
+    if jax_settings._may_be_here("libtpu") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("there may be a TPU, or the dynamic linker does not say what it loads")
+    library = str(shutil.copy(np.random._mt19937.__file__, tmp_path / "library.so"))
+    (tmp_path / "libtpu.py").write_text(f"def get_library_path():\n    return {library!r}\n")
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), env.get("PYTHONPATH", "")]), "LD_DEBUG": "files"}
+
+    def run(name, before):
+        code = f"import jax; from diffenc.runtime import jax_settings; {before}; print(jax.devices()[0].platform)"
+        said = {**env, "LD_DEBUG_OUTPUT": str(tmp_path / name)}
+        done = subprocess.run([sys.executable, "-c", code], env=said, capture_output=True, text=True)
+        return done.stdout, any(library in file.read_text() for file in tmp_path.glob(f"{name}.*"))
+
+    assert run("ours", "jax_settings.pass_over_compilers()") == ("cpu\n", False)
+    assert run("without", "pass") == ("cpu\n", True)  # or the package of this test is none to JAX

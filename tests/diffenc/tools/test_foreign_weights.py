@@ -245,3 +245,16 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
             archive.writestr("a.npy", buffer.getvalue())
     with pytest.raises(UserError, match="'a' is there twice"):
         foreign_weights.read_checkpoint(tmp_path / "file.npz", 10_000)
+
+
+def test_networks_in_pytorch_are_measured_instead(gin_file, torch_writer, tmp_path, capsys):
+    state = torch_writer.state({"input_blocks.0.0.weight": np.zeros((2, 2), np.float32)})
+    files = [torch_writer.archive(tmp_path / "new.pt", state), torch_writer.older(tmp_path / "old.pt", state)]
+    np.savez(tmp_path / "converted.npz", **{"input_blocks/0/0/weight": np.zeros(4)})
+    for file in [*files, tmp_path / "converted.npz"]:
+        assert _main(file, gin_file, tmp_path / "out") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {file}: ")
+        assert "improved-diffusion" in error
+        assert "diffenc.bound (docs/nll_of_my_model.md)" in error
+        assert error.count("\n") == 1
