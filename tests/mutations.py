@@ -489,10 +489,10 @@ FAULTS = (
     ),
     Fault(
         "VDM's schedule read without the shift to the middle of its times",
-        "plugins/reference_vdm.py",
+        "plugins/released_vdm.py",
         "2 * np.abs(a), c - np.abs(a)",
         "2 * np.abs(a), c",
-        ("tests/plugins/test_reference_vdm.py",),
+        ("tests/plugins/test_released_vdm.py",),
     ),
     Fault(
         "counterterm dropped from the sampler",

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffenc.core.model import Draws, Model
 from diffenc.core.parameters import name_leaves
-from diffenc_plugins import reference, reference_vdm
+from diffenc_plugins import released_diffenc, released_vdm
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
@@ -31,7 +31,7 @@ class Recorded(NamedTuple):
 
 def _on_mnist(encoder: Any, mean: Any) -> Recorded:
     return Recorded(
-        Model(encoder, Linear(13.3, -5.0), V(), mean, UNet(blocks=1, channels=64)), reference.translate
+        Model(encoder, Linear(13.3, -5.0), V(), mean, UNet(blocks=1, channels=64)), released_diffenc.translate
     )
 
 
@@ -41,7 +41,7 @@ MODELS: Mapping[str, Recorded] = {
     "diffenc_m2_mnist": _on_mnist(Trainable(EncoderUNet(2, channels=64)), Counterterm()),
     "vdm_eps_learnable_nnet_cifar": Recorded(
         Model(Identity(), Monotone(units=1024), Epsilon(), VDM(), UNet(blocks=2, channels=32, groups=32)),
-        reference_vdm.translate,
+        released_vdm.translate,
     ),
 }
 

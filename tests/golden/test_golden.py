@@ -24,7 +24,7 @@ from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
 from diffenc.interfaces import NO_CONTEXT
 from diffenc.sampling import sampler, solvers
-from diffenc_plugins import reference
+from diffenc_plugins import released_diffenc
 from diffenc_plugins.encoders import Identity, Nontrainable, Trainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from diffenc_plugins.networks import EncoderUNet, UNet
@@ -46,7 +46,7 @@ PLUGINS = {
 
 def tree_of(arrays, prefix, like):
     """Parameters, or gradients, by our names, as a tree like the model's."""
-    named = reference.translate(
+    named = released_diffenc.translate(
         {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
     )
     assert {name: array.shape for name, array in named.items()} == {

@@ -14,17 +14,17 @@ from flax import serialization
 
 import diffenc
 from diffenc.core.model import Draws
-from diffenc_plugins import reference, reference_vdm
+from diffenc_plugins import released_diffenc, released_vdm
 
 # The recorded arrays, the command, the run files of such a model, and its size.
 RELEASED = {
     "vdmv_mnist": (
-        reference.main,
+        released_diffenc.main,
         ["mnist_vdmv_8"],
         ["network.unet.blocks = 1", "network.unet.channels = 64"],
     ),
     "vdm_eps_learnable_nnet_cifar": (
-        reference_vdm.main,
+        released_vdm.main,
         ["cifar10_vdmv_32", "vdm_released"],
         ["network.unet.blocks = 2", "network.unet.channels = 32", "network.unet.groups = 32"],
     ),

@@ -62,7 +62,7 @@ CLI = ROOT / "diffenc" / "cli"  # where the program of a thin entry point is
 ELSEWHERE = {
     "experiments/launch/local.py",  # passes signals on to its processes
     "diffenc/runtime/parent_death.py",  # becomes another program at once
-    "plugins/reference.py",  # calls diffenc/tools/foreign_weights.py
+    "plugins/released_diffenc.py",  # calls diffenc/tools/foreign_weights.py
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from diffenc.config import gin_loader
 from diffenc.export.loading import abstract_names
-from diffenc_plugins import reference
+from diffenc_plugins import released_diffenc
 
 # As the authors' code counts them, without the two numbers of learned ends: (score network, encoder).
 PUBLISHED = {
@@ -122,7 +122,7 @@ def arrays_of(shapes):
 def test_every_parameter_has_its_place(name):
     parts = tree_of(name)
     assert tuple(sum(int(np.prod(shape)) for shape in part.values()) for part in parts) == PUBLISHED[name]
-    ours = reference.translate(arrays_of({**parts[0], **parts[1]}))
+    ours = released_diffenc.translate(arrays_of({**parts[0], **parts[1]}))
     wanted = abstract_names(gin_loader.load_experiment([f"gin/{name}.gin"], []))
     assert {key: array.shape for key, array in ours.items()} == {
         key: leaf.shape for key, leaf in wanted.items()
@@ -132,7 +132,9 @@ def test_every_parameter_has_its_place(name):
 @pytest.mark.parametrize(("w", "b"), [(18.3, -13.3), (-18.3, -13.3), (0.5, 2.0)])
 def test_learned_ends_are_the_same_line(w, b):
     """gamma(t) = b + |w| t, and log-SNR is -gamma; ours is computed by hand."""
-    ours = reference.translate({"gamma/w": np.array([w], np.float32), "gamma/b": np.array([b], np.float32)})
+    ours = released_diffenc.translate(
+        {"gamma/w": np.array([w], np.float32), "gamma/b": np.array([b], np.float32)}
+    )
     assert {name: array.shape for name, array in ours.items()} == {
         "schedule/start": (),
         "schedule/raw_drop": (),
@@ -147,14 +149,18 @@ def test_learned_ends_are_the_same_line(w, b):
 
 
 def test_ends_that_met_stay_as_close_as_ours_can():
-    ours = reference.translate({"gamma/w": np.zeros(1, np.float32), "gamma/b": np.zeros(1, np.float32)})
+    ours = released_diffenc.translate(
+        {"gamma/w": np.zeros(1, np.float32), "gamma/b": np.zeros(1, np.float32)}
+    )
     assert np.log1p(np.exp(ours["schedule/raw_drop"].astype(np.float64))) < 1e-5
 
 
 def test_transposed_convolutions_change_their_layout_and_no_other():
     kernel = np.arange(2 * 2 * 3 * 5, dtype=np.float32).reshape(2, 2, 3, 5)
     block = "encdec/inner_encoder/enc_model/up_blocks_0"
-    ours = reference.translate({f"{block}/conv_trans/kernel": kernel, "score_model/conv_in/kernel": kernel})
+    ours = released_diffenc.translate(
+        {f"{block}/conv_trans/kernel": kernel, "score_model/conv_in/kernel": kernel}
+    )
     turned = ours["encoder/unpool_1/w"]
     assert all(turned[i, j, c, d] == kernel[i, j, d, c] for i, j, d, c in np.ndindex(kernel.shape))
     np.testing.assert_array_equal(ours["network/conv_in/w"], kernel)
@@ -167,17 +173,17 @@ def test_names_of_no_published_model_stay_unknown():
         "gamma/c": (1,),
     }
     wanted = abstract_names(gin_loader.load_experiment(["gin/cifar10_diffenc_8_2.gin"], []))
-    assert not reference.translate(arrays_of(shapes)).keys() & wanted.keys()
+    assert not released_diffenc.translate(arrays_of(shapes)).keys() & wanted.keys()
 
 
 def test_two_names_that_would_be_one_are_not_merged():
     names = ("score_model/VDMUNet_0/down.block_0/conv1/bias", "score_model/down.block_0/conv1/bias")
     with pytest.raises(ValueError, match="two of these names"):
-        reference.translate(arrays_of(dict.fromkeys(names, (4,))))
+        released_diffenc.translate(arrays_of(dict.fromkeys(names, (4,))))
 
 
 def test_the_command_says_what_it_wants(capsys):
     with pytest.raises(SystemExit) as left:
-        reference.main(["--help"])
+        released_diffenc.main(["--help"])
     assert left.value.code == 0
     assert "--gin_file" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The authors' released checkpoints of DiffEnc (arXiv:2310.19789), as trained models of ours.
 
-  python -m diffenc_plugins.reference FILE --gin_file=gin/cifar10_diffenc_32_4.gin --output=DIR
+  python -m diffenc_plugins.released_diffenc FILE --gin_file=gin/cifar10_diffenc_32_4.gin --output=DIR
 
 FILE is what flax wrote, or an .npz with the same names; the run file is that of the model which FILE holds, with
 --gin_file=gin/learned_endpoints.gin behind it where the ends of the schedule were learned. `diffenc.load("DIR")` reads

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffenc_plugins import reference_vdm
+from diffenc_plugins import released_vdm
 from diffenc_plugins.schedules import Monotone
 
 TIMES = np.linspace(0, 1, 33)
@@ -33,7 +33,7 @@ def gamma_of(arrays, t):
 
 
 def log_snr_of(arrays, t):
-    ours = reference_vdm.translate(arrays)
+    ours = released_vdm.translate(arrays)
     tree: dict = {"ends": {}, "interior": {}}
     for name, array in ours.items():
         kind, part, leaf = name.split("/")
@@ -67,28 +67,28 @@ def test_too_little_of_a_line_is_refused():
     with pytest.raises(
         ValueError, match=f"line, l1, for {linear:.3g} of the whole, and schedule.monotone for 0.0"
     ):
-        reference_vdm.translate(arrays)
+        released_vdm.translate(arrays)
 
 
 def test_sizes_that_do_not_go_together_are_refused():
     arrays = {**network(6, units=4), "gamma/l2/bias": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match="gamma/l1 to l3 hold 1, 1, 4, 3 and 4 numbers"):
-        reference_vdm.translate(arrays)
+        released_vdm.translate(arrays)
 
 
 def test_a_part_of_a_network_stays_unknown():
     arrays = network(7, units=4)
     del arrays["gamma/l2/bias"]
-    assert reference_vdm.translate(arrays).keys() == arrays.keys()
+    assert released_vdm.translate(arrays).keys() == arrays.keys()
 
 
 def test_scalars_are_read_as_diffencs():
-    ours = reference_vdm.translate({"gamma/w": np.array([18.3], np.float32), "gamma/b": np.array([-13.3])})
+    ours = released_vdm.translate({"gamma/w": np.array([18.3], np.float32), "gamma/b": np.array([-13.3])})
     assert ours["schedule/start"] == pytest.approx(13.3)
 
 
 def test_the_time_embedding_stands_in_the_network_itself():
-    ours = reference_vdm.translate(
+    ours = released_vdm.translate(
         {"score_model/dense0/kernel": np.zeros((3, 2)), "score_model/dense1/bias": np.zeros(2)}
     )
     assert ours.keys() == {"network/embed_0/w", "network/embed_1/b"}

@@ -1,10 +1,10 @@
 """The released checkpoints of VDM (arXiv:2107.00630), as trained models of ours.
 
-  python -m diffenc_plugins.reference_vdm FILE --gin_file=gin/cifar10_vdmv_32.gin --gin_file=gin/vdm_released.gin --output=DIR
+  python -m diffenc_plugins.released_vdm FILE --gin_file=gin/cifar10_vdmv_32.gin --gin_file=gin/vdm_released.gin --output=DIR
 
 FILE is what flax wrote, or an .npz with the same names; the first run file has the sizes of the model which FILE holds.
 `diffenc.load("DIR")` reads what comes out. The network's names are those of DiffEnc's published code
-(`diffenc_plugins.reference`), but for the two layers of the time embedding. The learned schedule, l1 to l3 of VDM's
+(`diffenc_plugins.released_diffenc`), but for the two layers of the time embedding. The learned schedule, l1 to l3 of VDM's
 App. I.2, becomes `schedule.monotone` of as many units, which divides by the whole rise:
 
   gamma(t) = b_1 + |w_1| t + sum_k |v_k| (2 sigmoid(2 |a_k| (t - 1/2) + c_k) - 1) / K, log-SNR = -gamma.
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit
 
 from diffenc.cli import foreign_weights
-from diffenc_plugins import reference
+from diffenc_plugins import released_diffenc
 from diffenc_plugins.schedules import monotone
 from diffenc_plugins.schedules.monotone import invert_positive
 
@@ -35,7 +35,7 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     gamma = {name: theirs[name] for name in GAMMA if name in theirs}
     others = {_as_in_diffenc(name): array for name, array in theirs.items() if name not in gamma}
-    ours = reference.translate(others)
+    ours = released_diffenc.translate(others)
     return ours | (translate_gamma(gamma) if len(gamma) == len(GAMMA) else gamma)  # named as none of ours
 
 
@@ -57,7 +57,7 @@ def translate_gamma(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     gamma_0 = b_1[0] + np.sum(weight * (expit(offset) - 0.5))
     return {
         "schedule/ends/start": np.asarray(-gamma_0, np.float32),
-        "schedule/ends/raw_drop": reference.raw_drop(np.asarray(rise)),
+        "schedule/ends/raw_drop": released_diffenc.raw_drop(np.asarray(rise)),
         **_interior(np.abs(w_1[0]) / rise, weight / rise, steepness, offset, bumps / rise),
     }
 
