@@ -257,7 +257,7 @@ class KSample:
 @checked("likelihood")
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Settings of the ODE solver of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
+    """Settings of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
 
     Attributes:
       dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
@@ -265,6 +265,8 @@ class Likelihood:
       atol: see rtol.
       probes: of Hutchinson's estimate of the divergence.
       exact_up_to: so many dimensions have their divergence computed exactly, without probes.
+      tighter: rtol and atol times this are those of a second solution, which tells the error of the first.
+      times_per_image: diffusion times drawn for an image in a pass, of the averages along q.
     """
 
     dequantisation: str = "truncated_normal"
@@ -272,6 +274,8 @@ class Likelihood:
     atol: float = 1e-6
     probes: int = 1
     exact_up_to: int = 16
+    tighter: float = 0.1
+    times_per_image: int = 64
 
     def __post_init__(self):
         require(
@@ -280,7 +284,8 @@ class Likelihood:
         )
         for name in ("rtol", "atol"):
             require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
-        check_bounds("likelihood", self, probes=1, exact_up_to=0)
+        require(0 < self.tighter < 1, f"likelihood.tighter = {self.tighter}: must be between 0 and 1")
+        check_bounds("likelihood", self, probes=1, exact_up_to=0, times_per_image=1)
 
 
 @checked("diagnose")
