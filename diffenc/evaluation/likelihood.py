@@ -18,6 +18,7 @@ import numpy as np
 
 from diffenc.config.experiment import Experiment
 from diffenc.config.network_precision import network_precision
+from diffenc.core.model import Model
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.along_q import measure_along_q
@@ -27,6 +28,7 @@ from diffenc.evaluation.measured_path import measured_model
 from diffenc.evaluation.ode_gap import OdeGap
 from diffenc.evaluation.ode_likelihood import STOPS, solve_images
 from diffenc.evaluation.restore import restore_for_bound
+from diffenc.evaluation.second_head import take_up_head
 from diffenc.interfaces import Params
 from diffenc.parallel.sharding import data_mesh
 from diffenc.sampling.solvers import slope_is_modelled
@@ -60,18 +62,22 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "networks' precision to 'float32'"
         )
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
-    model, path_of = measured_model(experiment, workdir, step)
+    of_ode, params, head_of = take_up_head(experiment, workdir, ema, step)
+    measured, path_of = measured_model(experiment, workdir, step)
+    along_model = of_ode if head_of else measured
     # regardless of JAX's setting: a solver that controls its error needs every digit
     with jax.default_matmul_precision("highest"):
-        solved = solve_images(experiment, mesh, ema)
-        tighter = solve_images(experiment, mesh, ema, solver.tighter)
-        along_q = measure_along_q(experiment, model, mesh, ema)
-        ends = np.asarray(model.log_snr(ema, jnp.array([0.0, 1.0])), np.float64)
+        solved, tighter = (
+            solve_images(experiment, of_ode, mesh, params, factor) for factor in (1.0, solver.tighter)
+        )
+        along_q = measure_along_q(experiment, along_model, mesh, params)
+        ends = np.asarray(of_ode.log_snr(params, jnp.array([0.0, 1.0])), np.float64)
         gap = OdeGap.of(experiment, solved.nats, tighter.nats, along_q, float(ends[0]))
         record = {
             **likelihood_record(experiment, gap, solved, np.linspace(*ends, STOPS)),
             **path_of,
-            "model": describe_model(experiment, ema),
+            **head_of,
+            "model": describe_model(experiment, of_ode, params),
             "step": step,
             "num_params": count_parameters(ema),
         }
@@ -87,9 +93,9 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     return record
 
 
-def describe_model(experiment: Experiment, params: Params) -> str:
-    """Returns whose likelihood the ODE has."""
+def describe_model(experiment: Experiment, model: Model, params: Params) -> str:
+    """Returns whose likelihood the ODE of `model` has."""
     trained_at = experiment.num_timesteps
-    if slope_is_modelled(experiment.model, params, experiment.dataset.image_shape, trained_at):
+    if slope_is_modelled(model, params, experiment.dataset.image_shape, trained_at):
         return MODELLED
     return UNMODELLED_AT_T if trained_at else UNMODELLED

@@ -57,16 +57,19 @@ class OdeLikelihoods(NamedTuple):
     noise: Noise
 
 
-def solve_images(experiment: Experiment, mesh: Mesh, params: Params, tighter: float = 1.0) -> OdeLikelihoods:
+def solve_images(
+    experiment: Experiment, model: Model, mesh: Mesh, params: Params, tighter: float = 1.0
+) -> OdeLikelihoods:
     """Returns the ODE's bounds of every image in each pass, with new dequantisation noise and probes in each.
 
     Args:
+      model: whose ODE it is.
       tighter: what the tolerances of `likelihood` are multiplied by.
 
     Raises:
       UserError: the solver did not reach the end, or the batch does not divide over the devices.
     """
-    model, dataset = experiment.model, experiment.dataset
+    dataset = experiment.dataset
     settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "likelihood")
     results = map_batches(

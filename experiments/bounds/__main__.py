@@ -133,7 +133,9 @@ class Bounds:
 
         def compute() -> dict[str, np.ndarray]:
             log_progress("the likelihood of the ODE")
-            return {"nats": ode_likelihood.solve_images(experiment, self.mesh, self.params).nats}
+            return {
+                "nats": ode_likelihood.solve_images(experiment, experiment.model, self.mesh, self.params).nats
+            }
 
         nats = self._cached("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape

@@ -199,7 +199,7 @@ def test_labels_reach_the_likelihood(three):
     model = model_of(network=Knows(shifted=False), ends=(4.0, -4.0))
     right, wrong = (
         ode_likelihood.solve_images(
-            three(model=model, dataset=data, evaluate=Evaluate(num_images=3)), data_mesh(), PARAMS
+            three(model=model, dataset=data, evaluate=Evaluate(num_images=3)), model, data_mesh(), PARAMS
         )
         for data in (Three(), Three(1))
     )

@@ -254,7 +254,9 @@ def test_the_odes_likelihood_is_the_entropy_and_leaves_q_nowhere(x64, tiny, name
         "likelihood": Likelihood(rtol=1e-5, atol=1e-6, times_per_image=4),
     }
     experiment = tiny(model=exact(name), dataset=Levels(), **settings)
-    solved, tighter = (solve_images(experiment, data_mesh(), NO_PARAMS, factor) for factor in (1.0, 0.1))
+    solved, tighter = (
+        solve_images(experiment, experiment.model, data_mesh(), NO_PARAMS, factor) for factor in (1.0, 0.1)
+    )
     bits = tighter.nats.mean(axis=0) / np.log(2)
     assert FREQUENCIES @ bits == pytest.approx(ENTROPY, abs=1e-3)
     assert np.any(solved.nats != tighter.nats)

@@ -70,7 +70,7 @@ def test_of_known_data_each_image_is_given_its_probability(tiny, mixture, encode
     model = Model(parts[0], Linear(13.3, -12.0), X(), parts[1], Best(data))
     experiment = tiny(model=model, dataset=Pixels(), evaluate=Evaluate(passes=8, batch_size=3))
     params = {"encoder": {}, "schedule": {}, "network": {}}
-    solved = ode_likelihood.solve_images(experiment, data_mesh(), params)
+    solved = ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), params)
     np.testing.assert_allclose(solved.nats, np.broadcast_to(-np.log(SHARES), (8, 4)), atol=1e-2)
 
 
@@ -123,7 +123,7 @@ def measured(tiny, monkeypatch):
 
         monkeypatch.setattr(ode_likelihood, "batch_nats", batch_nats)
         experiment = tiny(evaluate=Evaluate(**settings))
-        return ode_likelihood.solve_images(experiment, data_mesh(), {})
+        return ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), {})
 
     return make
 
@@ -256,7 +256,7 @@ def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
     ema, _ = restore_ema(experiment, workdir, data_mesh(), step)
-    nats = ode_likelihood.solve_images(experiment, data_mesh(), ema).nats
+    nats = ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), ema).nats
     figures = likelihood.likelihood(experiment, workdir)
     assert figures["step"] == (step or 12)
     assert figures["bpd_ode"] == pytest.approx(nats.mean() / 16 / np.log(2), rel=1e-9)
