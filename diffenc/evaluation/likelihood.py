@@ -71,10 +71,10 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             solve_images(experiment, of_ode, mesh, params, factor) for factor in (1.0, solver.tighter)
         )
         along_q = measure_along_q(experiment, along_model, mesh, params)
-        ends = np.asarray(of_ode.log_snr(params, jnp.array([0.0, 1.0])), np.float64)
-        gap = OdeGap.of(experiment, solved.nats, tighter.nats, along_q, float(ends[0]))
+        high, low = np.asarray(of_ode.log_snr(params, jnp.array([0.0, 1.0])), np.float64)
+        gap = OdeGap.of(experiment, solved.nats, tighter.nats, along_q, float(high))
         record = {
-            **likelihood_record(experiment, gap, solved, np.linspace(*ends, STOPS)),
+            **likelihood_record(experiment, gap, solved, np.linspace(high, low, STOPS)),
             **path_of,
             **head_of,
             "model": describe_model(experiment, of_ode, params),

@@ -14,7 +14,7 @@ example depends on the others, within the tolerance.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -181,7 +181,8 @@ def _solve(field, start, stops: Float[Array, " stops"], rtol: Tolerance, atol: T
     # Tsit5 has 7 stages, but the last of a step is the first of the next.
     evaluations = 6 * solution.stats["num_steps"] + 1
     reached = solution.result == diffrax.RESULTS.successful
-    return solution.ys, Stats(evaluations, reached)
+    states: Any = solution.ys
+    return states, Stats(evaluations, reached)
 
 
 def _worst_example(errors) -> Scalar:

@@ -105,7 +105,8 @@ def batch_nats(
     dequantise_key, probe_key = jax.random.split(key)
     context, increment = Context(images.condition), partial(model.increment, params)
     x = scale_pixels(images.levels, num_levels)
-    stops = jnp.linspace(*model.log_snr(params, jnp.array([0.0, 1.0])), STOPS)
+    high, low = model.log_snr(params, jnp.array([0.0, 1.0]))
+    stops = jnp.linspace(high, low, STOPS)
     dequantise = DEQUANTISATIONS[settings.dequantisation]
     z_0, log_q = dequantise(dequantise_key, x, jnp.broadcast_to(stops[0], x.shape[:1]), num_levels)
     estimate = partial(model.estimate, params, context=context)

@@ -59,7 +59,8 @@ class ImageMeans:
         cls, parts: Sequence[tuple[Float[np.ndarray, "#images #size"], "ImageMeans"]]
     ) -> "ImageMeans":
         """Returns the means of a sum of values times weights of each image and bin; all are of the same draws."""
-        return _image_means(parts[0][1]._counts, sum(weight * part._sums for weight, part in parts))
+        sums = np.sum([weight * part._sums for weight, part in parts], axis=0)
+        return _image_means(parts[0][1]._counts, sums)
 
     @property
     def num_images(self) -> int:

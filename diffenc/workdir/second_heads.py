@@ -56,7 +56,8 @@ def load_head(
         if record_checksum.is_broken(record):
             raise ValueError(record_checksum.BROKEN)
         origin, digest = record[ORIGIN], record[NPZ]
-        origin["step"] + 0
+        if not isinstance(origin["step"], int):
+            raise TypeError("its step is no number")
         arrays = _read_arrays(file.with_suffix(".npz"), digest, wanted)
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(

@@ -103,7 +103,7 @@ MEANS: dict[str, Any] = {
 every_encoder = pytest.mark.parametrize("name", FORMULAS)
 
 
-def exact(name, mean=None, path=MARKOV):
+def exact(name, mean=None, path: Any = MARKOV):
     """A model of exact posterior means."""
     return Model(Encoder(name), Linear(HIGH, LOW), X(), mean or MEANS[name], Best(name), stochasticity=path)
 
