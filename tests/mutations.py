@@ -28,6 +28,7 @@ MODEL = "tests/diffenc/core/test_model.py"
 SAMPLER = "tests/diffenc/sampling/test_sampler.py"
 SOLVERS = "tests/diffenc/sampling/test_solvers.py"
 ODE = "tests/diffenc/evaluation/test_ode.py"
+ALONG_Q = "tests/diffenc/evaluation/test_along_q.py"
 K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
@@ -132,10 +133,10 @@ FAULTS = (
     ),
     Fault(
         "the second head left in the bound",
-        "plugins/generative_means/two_heads.py",
-        "of_one_head - scale(interval.value_weight, shift)",
-        "of_one_head - shift",
-        (MEANS,),
+        "diffenc/core/value_head.py",
+        "estimate.slope - scale(interval.value_weight, shift)",
+        "estimate.slope",
+        (MEANS, "tests/diffenc/training/test_fit_ode.py"),
     ),
     Fault(
         "the secant of alpha^2 over alpha_s^2",
@@ -518,9 +519,44 @@ FAULTS = (
     Fault(
         "the sign of the divergence",
         "diffenc/evaluation/ode.py",
-        "return prior + num_dims * integral, stats",
-        "return prior - num_dims * integral, stats",
+        "return prior + num_dims * integrals[-1], path, stats",
+        "return prior - num_dims * integrals[-1], path, stats",
         (ODE,),
+    ),
+    Fault(
+        "looseness with the loss's weight of the value",
+        "diffenc/evaluation/along_q.py",
+        "scale(0.5 * (1 - eta_2), error.value)",
+        "scale(0.5 * (1 + eta_2), error.value)",
+        (ALONG_Q,),
+    ),
+    Fault(
+        "miscalibration with all of the noise",
+        "diffenc/evaluation/along_q.py",
+        "noise_left = draws.eps - scale(root_snr, error.value)",
+        "noise_left = draws.eps",
+        (ALONG_Q,),
+    ),
+    Fault(
+        "a truncated normal's entropy without its tails",
+        "diffenc/core/dequantization.py",
+        "return reach * density / mass - jnp.log(mass)",
+        "return -jnp.log(mass)",
+        ("tests/diffenc/core/test_dequantization.py",),
+    ),
+    Fault(
+        "a second head that moves the sum",
+        "diffenc/core/value_head.py",
+        "estimate.slope - scale(interval.value_weight, shift)",
+        "estimate.slope - shift",
+        ("tests/diffenc/training/test_fit_ode.py",),
+    ),
+    Fault(
+        "a saving measured on the half it was fitted to",
+        "diffenc/evaluation/worth.py",
+        "for other in halves[::-1]",
+        "for other in halves",
+        ("tests/diffenc/evaluation/test_worth.py",),
     ),
     Fault(
         "the SDE's drift in the ODE",

@@ -60,6 +60,9 @@ MODES: dict[str, Mode] = {
         "diffenc.evaluation.fit_stochasticity:fit_stochasticity",
         "the best noise of the forward path, for evaluate.stochasticity",
     ),
+    "fit_ode": Mode(
+        "diffenc.training.fit_ode:fit_ode", "a second head, for the likelihood of a trained encoder's ODE"
+    ),
     "k_sample": Mode(
         "diffenc.evaluation.k_sample:k_sample", "the importance-weighted bound of K whole chains"
     ),

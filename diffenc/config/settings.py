@@ -14,6 +14,7 @@ from diffenc.runtime.accelerators import ACCELERATORS
 from diffenc.sampling.solvers import SOLVERS
 
 TIMES = ("equal", "fitted")
+VALUES = ("fitted", "model")
 
 MAX_COUNT = 2**31 - 1  # devices count in 32 bits
 MAX_BATCH = 2**24  # at a time
@@ -216,7 +217,7 @@ class ResolvedSample(Sample):
 @checked("fit")
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Settings of --mode=fit_variance, fit_schedule and fit_stochasticity, on the checkpoint that evaluation reads.
+    """Settings of --mode=fit_variance, fit_schedule, fit_stochasticity and fit_ode, on the checkpoint that evaluation reads.
 
     Attributes:
       split: the split. A bound fitted on the images it is stated for would be too good: leave it at "train".
@@ -226,6 +227,7 @@ class Fit:
       batch_size: images at a time; 0 = the training batch size.
       knots: equally spaced times that the table of costs is measured at.
       seed: of images, times and noise.
+      head_steps: of --mode=fit_ode, which takes all images of train in batches as in training.
     """
 
     split: str = "train"
@@ -235,11 +237,12 @@ class Fit:
     batch_size: int = 0
     knots: int = 65
     seed: int = 0
+    head_steps: int = 1000
 
     def __post_init__(self):
         check_seed("fit.seed", self.seed)
         check_images("fit", self.split, self.num_images)
-        check_bounds("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5)
+        check_bounds("fit", self, passes=1, times_per_image=1, batch_size=0, knots=5, head_steps=1)
 
 
 @checked("k_sample")
@@ -260,7 +263,7 @@ class KSample:
 @checked("likelihood")
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Settings of the ODE solver of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
+    """Settings of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
 
     Attributes:
       dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
@@ -268,6 +271,10 @@ class Likelihood:
       atol: see rtol.
       probes: of Hutchinson's estimate of the divergence.
       exact_up_to: so many dimensions have their divergence computed exactly, without probes.
+      tighter: rtol and atol times this are those of a second solution, which tells the error of the first.
+      times_per_image: diffusion times drawn for an image in a pass, of the averages along q.
+      value: "fitted", the value of the second head that --mode=fit_ode fitted; "model", that of the model as trained; None = fitted
+        where one was fitted to this checkpoint.
     """
 
     dequantisation: str = "truncated_normal"
@@ -275,6 +282,9 @@ class Likelihood:
     atol: float = 1e-6
     probes: int = 1
     exact_up_to: int = 16
+    tighter: float = 0.1
+    times_per_image: int = 64
+    value: str | None = None
 
     def __post_init__(self):
         require(
@@ -283,7 +293,12 @@ class Likelihood:
         )
         for name in ("rtol", "atol"):
             require(getattr(self, name) > 0, f"likelihood.{name} = {getattr(self, name)}: must be positive")
-        check_bounds("likelihood", self, probes=1, exact_up_to=0)
+        require(
+            self.value in (None, *VALUES),
+            f"likelihood.value = {self.value!r}: must be one of {', '.join(VALUES)}, or None",
+        )
+        require(0 < self.tighter < 1, f"likelihood.tighter = {self.tighter}: must be between 0 and 1")
+        check_bounds("likelihood", self, probes=1, exact_up_to=0, times_per_image=1)
 
 
 @checked("diagnose")

@@ -57,6 +57,24 @@ def dequantize_truncated_normal(
     return scale(alpha, x) + scale(sigma, eps), log_q
 
 
+def entropy_lost_uniform(log_snr_0: LogSNR, num_levels: int) -> LogSNR:
+    """Entropy of N(., sigma_0^2) less that of `dequantize_uniform`, nats a dimension."""
+    alpha, _ = alpha_sigma(log_snr_0)
+    return 0.5 * (1 + jnp.log(2 * jnp.pi) - jax.nn.softplus(log_snr_0)) - jnp.log(2 * alpha / num_levels)
+
+
+def entropy_lost_truncated_normal(log_snr_0: LogSNR, num_levels: int) -> LogSNR:
+    """Entropy of N(., sigma_0^2) less that of `dequantize_truncated_normal`, nats a dimension; never negative."""
+    reach = jnp.exp(0.5 * log_snr_0) / num_levels
+    mass = erf(reach / jnp.sqrt(2.0))
+    density = jnp.exp(-0.5 * jnp.square(reach)) / jnp.sqrt(2 * jnp.pi)
+    return reach * density / mass - jnp.log(mass)
+
+
+ENTROPY_LOST: dict[str, Callable[[LogSNR, int], LogSNR]] = {
+    "truncated_normal": entropy_lost_truncated_normal,
+    "uniform": entropy_lost_uniform,
+}
 DEQUANTISATIONS: dict[str, Dequantise] = {
     "truncated_normal": dequantize_truncated_normal,
     "uniform": dequantize_uniform,

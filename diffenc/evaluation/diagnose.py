@@ -1,10 +1,10 @@
-"""--mode=diagnose: the diffusion loss over time, and the network's output at both ends of time.
+"""--mode=diagnose: the diffusion loss over time, the network's output at both ends of time, and what the loss could save.
 
-Two measurements over a data set, each written as a record and as a plot: `loss`, the diffusion loss in bins of t,
-and `ends`, the network's v_hat compared with theory at t = 0 and at t = 1 (DiffEnc, App. L).
+Three measurements over a data set, each written as a record and as a plot: `loss`, the diffusion loss in bins of t,
+`ends`, the network's v_hat compared with theory at t = 0 and at t = 1 (DiffEnc, App. L), and `worth`, what a better path and a
+better slope would save (`diffenc.evaluation.worth`).
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,41 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
+from rich.console import Console
 
 from diffenc.config.experiment import Experiment
-from diffenc.config.settings import Diagnose, Fit, settings_name
+from diffenc.config.settings import Diagnose
 from diffenc.core.gaussian import alpha_sigma, diffuse, scale, sum_squares
 from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.objective import continuous, step_error, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.data.sources import describe_images
-from diffenc.errors import UserError
 from diffenc.evaluation import plots
-from diffenc.evaluation.batches import (
-    EvaluationBatches,
-    PassDraws,
-    compile_on_mesh,
-    make_draws,
-    map_batches,
-    resolve_batch_size,
-)
+from diffenc.evaluation.batches import resolve_batch_size
+from diffenc.evaluation.bin_means import BinIndex, BinMeans, Metrics, log_snr_at, measure_bins
 from diffenc.evaluation.evaluation_record import image_metadata, pass_metadata, run_metadata
 from diffenc.evaluation.restore_params import restore_for_bound
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.evaluation.uncertainty_format import round_to_error
+from diffenc.evaluation.worth import worth_record, worth_table
 from diffenc.files import atomic, record_checksum
-from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Params, PerExample, Times
+from diffenc.interfaces import Condition, Context, Data, Dataset, Images, Params, Times
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
-from diffenc.runtime.progress import Progress
 from diffenc.workdir import loss_curves
 from diffenc.workdir.mirror import on_local_copy
 
-BinIndex = Int[Array, " b"]
-Metrics = dict[str, PerExample]
-Measure = Callable[[Model, int, int, Params, Images, Draws], tuple[BinIndex, Metrics]]
-BinMeans = dict[str, ImageMeans]
 Record = dict[str, Any]
 
 LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
@@ -56,7 +46,9 @@ LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
 
 @on_local_copy
 def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
-    """Writes WORKDIR/diagnostics/{loss,ends}.{json,pdf,png} of the averaged parameters; returns both records.
+    """Writes WORKDIR/diagnostics/{loss,ends,worth}.{json,pdf,png} of the averaged parameters; returns the records.
+
+    Prints the table of the last.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
@@ -65,26 +57,32 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     params, step = restore_for_bound(experiment, workdir, mesh, experiment.evaluate.step)
     model, dataset = experiment.model, experiment.dataset
     settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
-    loss, ends = (make(model, dataset, settings, mesh, params) for make in (loss_record, ends_record))
+    records = {
+        name: make(model, dataset, settings, mesh, params)
+        for name, make in (("loss", loss_record), ("ends", ends_record), ("worth", worth_record))
+    }
     metadata = {
-        **image_metadata(dataset, model, settings.split, loss["num_images"]),
+        **image_metadata(dataset, model, settings.split, records["loss"]["num_images"]),
         **pass_metadata(settings),
         **run_metadata(experiment),
         "step": step,
     }
-    loss, ends = loss | metadata, ends | metadata
-    _write(loss_curves.curve_path(workdir), loss, ends)
-    return {"loss": loss, "ends": ends}
+    records = {name: record | metadata for name, record in records.items()}
+    _write(workdir, records)
+    return records
 
 
 @main_process_only
-def _write(target: Path, loss: Record, ends: Record) -> None:
+def _write(workdir: Path, records: dict[str, Record]) -> None:
+    target = loss_curves.curve_path(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("loss", plot_loss(loss)), ("ends", plot_ends(ends))):
-        for suffix, content in plots.render_files(figure).items():
+    Console(soft_wrap=True).print(worth_table(records["worth"], _describe_record(records["worth"])))
+    for name, plot in (("loss", plot_loss), ("ends", plot_ends), ("worth", plot_worth)):
+        for suffix, content in plots.render_files(plot(records[name])).items():
             atomic.write_bytes(target.with_name(name + suffix), content)
-    record_checksum.write_record(target.with_name("ends.json"), ends)
-    record_checksum.write_record(target, loss)
+    for name in ("worth", "ends", "loss"):  # the last is the curve that time samplers read
+        record_checksum.write_record(target.with_name(f"{name}.json"), records[name])
+    loss = records["loss"]
     bits = round_to_error(loss["bpd_diffusion"], loss["bpd_diffusion_se"])
     logging.info("diffusion loss %s bits/dim, by log-SNR in %s", bits, target.parent)
 
@@ -207,65 +205,6 @@ def v_and_expectations(
     }
 
 
-def measure_bins(
-    model: Model,
-    dataset: Dataset,
-    settings: Diagnose | Fit,
-    mesh: Mesh,
-    params: Params,
-    num_bins: int,
-    measure: Measure,
-) -> BinMeans:
-    """Returns the means in bins of all metrics of `measure`, over the images and passes of `settings`.
-
-    Raises:
-      UserError: the batch does not divide over the devices, or a bin has fewer than two draws.
-    """
-    batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "diagnose")
-    results = map_batches(
-        compile_on_mesh(mesh, measure_batch, measure, model, dataset.num_levels, num_bins),
-        params,
-        batches,
-        lambda batch: (batch.images, batch.draws),
-        Progress("diagnosis", len(batches)),
-    )
-    means: BinMeans = {}
-    for result, batch in results:
-        index, metrics = batch.without_padding(result)
-        image = batch.first + np.arange(len(index))
-        for name, values in metrics.items():
-            mean = means.setdefault(name, ImageMeans(len(batches.source), num_bins))
-            # float64 on the host: sums over many images lose digits in float32.
-            mean.add(image, index, values.astype(np.float64))
-    # Two draws at least, for an error over images.
-    fewest = min(mean.count.min() for mean in means.values())
-    if fewest < 2:
-        name = settings_name(settings)
-        fewer_bins = ", or diagnose.bins lower" if isinstance(settings, Diagnose) else ""
-        raise UserError(
-            f"a bin of t was drawn {fewest} time(s): bind {name}.passes or {name}.num_images higher{fewer_bins}"
-        )
-    return means
-
-
-def measure_batch(
-    measure: Measure,
-    model: Model,
-    num_levels: int,
-    num_bins: int,
-    params: Params,
-    images: Images,
-    draws: PassDraws,
-) -> tuple[BinIndex, Metrics]:
-    """Returns `measure` of a batch, by draws of its own."""
-    return measure(model, num_levels, num_bins, params, images, make_draws(draws, images.levels.shape))
-
-
-def log_snr_at(model: Model, params: Params, t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Returns the log-SNR at `t`, on the host as float64."""
-    return np.asarray(model.log_snr(params, jnp.asarray(t)), np.float64)
-
-
 def root_error(mean: ImageMeans) -> Float[np.ndarray, " bins"]:
     """Returns the standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
     return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
@@ -312,6 +251,25 @@ def plot_ends(record: Record) -> plots.Figure:
         plots.plot_band(axes, np.asarray(record["log_snr"]), rms, error, label)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def plot_worth(record: Record) -> plots.Figure:
+    """Plots the loss per unit of log-SNR, and of it what a better path and a better slope would save."""
+    figure, axes = plots.make_axes(
+        f"{_describe_record(record)}: what the diffusion loss could save",
+        LOG_SNR,
+        "bits/dim per unit of $\\lambda$",
+    )
+    for name, label in (
+        ("diffusion", "the loss"),
+        ("saved_by_path", "saved by the best noise of the path"),
+        ("saved_by_slope", "saved by a slope head"),
+        ("saved_by_both", "saved by both"),
+    ):
+        density, error = (np.asarray(record[f"density_{name}{kind}"]) for kind in ("", "_se"))
+        plots.plot_band(axes, np.asarray(record["log_snr_centre"]), density, error, label)
+    axes.legend()
     return figure
 
 

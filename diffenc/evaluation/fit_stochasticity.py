@@ -27,7 +27,7 @@ from diffenc.core.model import Draws, Model, bits_per_dim
 from diffenc.core.objective import continuous, step_error, step_index
 from diffenc.core.pixels import scale_pixels
 from diffenc.evaluation.batches import resolve_batch_size
-from diffenc.evaluation.diagnose import log_snr_at, measure_bins
+from diffenc.evaluation.bin_means import log_snr_at, measure_bins
 from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.measured_path import check_other_path
 from diffenc.evaluation.restore_params import restore_for_bound

@@ -14,14 +14,14 @@ example depends on the others, within the tolerance.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffenc.core.gaussian import alpha_sigma, scale, sum_data, sum_squares
+from diffenc.core.gaussian import alpha_sigma, alpha_squared, scale, sum_data, sum_squares
 from diffenc.core.interval import tangent
 from diffenc.core.reverse import Estimator
 from diffenc.core.stochasticity import Increment
@@ -52,15 +52,25 @@ class Stats(NamedTuple):
 
 def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
     """Returns dz / d lambda of the model with these estimates, trained on the path of `increment`."""
+    pull = ode_pull(estimate, increment)
 
     def dz(z: Data, log_snr: LogSNR) -> Data:
+        return pull(z, log_snr) - scale(0.5 * alpha_squared(log_snr), z)
+
+    return dz
+
+
+def ode_pull(estimate: Estimator, increment: Increment) -> Velocity:
+    """Returns what the velocity has of the estimates, alpha (1/2 value + slope): all but the decay -1/2 alpha^2 z."""
+
+    def pull(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
         value, slope = estimate(z, tangent(increment, log_snr))
         # Independent of the path, whose marginals are all alike;
         # `increment` only makes the step that the mean is asked about.
-        return scale(alpha, 0.5 * value + slope) - scale(0.5 * jnp.square(alpha), z)
+        return scale(alpha, 0.5 * value + slope)
 
-    return dz
+    return pull
 
 
 def exact_divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
@@ -100,6 +110,24 @@ def log_density(
     atol: Tolerance,
 ) -> tuple[PerExample, Stats]:
     """Returns log p_0(z_0) [B] in nats, of the ODE between `log_snr_0` (data) and `log_snr_1` (noise)."""
+    stops = jnp.stack([log_snr_0, log_snr_1])
+    log_p, _, stats = log_density_and_path(z_0, stops, velocity, divergence, rtol, atol)
+    return log_p, stats
+
+
+def log_density_and_path(
+    z_0: Data,
+    stops: Float[Array, " stops"],
+    velocity: Velocity,
+    divergence: Divergence,
+    rtol: Tolerance,
+    atol: Tolerance,
+) -> tuple[PerExample, Float[Array, "stops b *d"], Stats]:
+    """Returns log p_0(z_0) [B] in nats, and z along the path that it is an integral over, at each of `stops`.
+
+    Args:
+      stops: values of log_snr that fall, from that of `z_0` (data) to that of the prior (noise).
+    """
     num_dims = z_0[0].size
 
     def field(log_snr: Scalar, state: tuple[Data, PerExample]) -> tuple[Data, PerExample]:
@@ -110,10 +138,10 @@ def log_density(
         return dz, div / num_dims  # of the magnitude of z, so that one tolerance suits both
 
     start = z_0, jnp.zeros(z_0.shape[:1], z_0.dtype)
-    (z_1, integral), stats = _solve(field, start, log_snr_0, log_snr_1, rtol, atol)
+    (path, integrals), stats = _solve(field, start, stops, rtol, atol)
     # log N(z_1; 0, I) at the noisy end.
-    prior = -0.5 * (sum_squares(z_1) + num_dims * jnp.log(2 * jnp.pi))
-    return prior + num_dims * integral, stats
+    prior = -0.5 * (sum_squares(path[-1]) + num_dims * jnp.log(2 * jnp.pi))
+    return prior + num_dims * integrals[-1], path, stats
 
 
 def solve_ode(
@@ -124,7 +152,8 @@ def solve_ode(
     def field(log_snr: Scalar, z: Data) -> Data:
         return velocity(z, jnp.broadcast_to(log_snr, z.shape[:1]))
 
-    return _solve(field, z, log_snr_from, log_snr_to, rtol, atol)
+    path, stats = _solve(field, z, jnp.stack([log_snr_from, log_snr_to]), rtol, atol)
+    return path[-1], stats
 
 
 def require_reached(stats: Stats) -> None:
@@ -136,16 +165,17 @@ def require_reached(stats: Stats) -> None:
         )
 
 
-def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Tolerance, atol: Tolerance):
-    """Returns the state at `log_snr_to`, and Stats."""
+def _solve(field, start, stops: Float[Array, " stops"], rtol: Tolerance, atol: Tolerance):
+    """Returns the states at `stops`, of which `start` is the first, and Stats. The steps do not depend on the stops between."""
     # The end may lie above or below the start in lambda: the sign of the interval gives the direction.
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda log_snr, state, _: field(log_snr, state)),
         diffrax.Tsit5(),
-        log_snr_from,
-        log_snr_to,
+        stops[0],
+        stops[-1],
         dt0=None,
         y0=start,
+        saveat=diffrax.SaveAt(ts=stops),
         # force_dtmin=False: a step that would have to be shorter than MIN_STEP ends the solve as failed,
         # instead of going on with an error above the tolerance.
         stepsize_controller=diffrax.PIDController(
@@ -160,8 +190,8 @@ def _solve(field, start, log_snr_from: Scalar, log_snr_to: Scalar, rtol: Toleran
     # Tsit5 has 7 stages, but the last of a step is the first of the next.
     evaluations = 6 * solution.stats["num_steps"] + 1
     reached = solution.result == diffrax.RESULTS.successful
-    # ys has a leading axis of saved times, here the last alone.
-    return jax.tree.map(lambda leaf: leaf[0], solution.ys), Stats(evaluations, reached)
+    states: Any = solution.ys
+    return states, Stats(evaluations, reached)
 
 
 def _worst_example(errors) -> Scalar:

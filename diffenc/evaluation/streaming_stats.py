@@ -1,7 +1,9 @@
 """Streaming means by bin, with standard errors over values or over images."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class StreamingMean:
@@ -51,9 +53,26 @@ class ImageMeans:
         np.add.at(self._counts, (image, index), 1)
         np.add.at(self._sums, (image, index), value)
 
+    def select(self, images: Bool[np.ndarray, " images"]) -> "ImageMeans":
+        """Returns the means over some of the images."""
+        return _image_means(self._counts[images], self._sums[images])
+
+    @classmethod
+    def combine(
+        cls, parts: Sequence[tuple[Float[np.ndarray, "#images #size"], "ImageMeans"]]
+    ) -> "ImageMeans":
+        """Returns the means of a sum of values times weights of each image and bin; all are of the same draws."""
+        sums = np.sum([weight * part._sums for weight, part in parts], axis=0)
+        return _image_means(parts[0][1]._counts, sums)
+
     @property
     def num_images(self) -> int:
         return len(self._sums)
+
+    @property
+    def by_image(self) -> Float[np.ndarray, " images"]:
+        """The mean of each image over its draws in all bins."""
+        return self._sums.sum(axis=1) / np.maximum(self._counts.sum(axis=1), 1)
 
     @property
     def count(self) -> Int[np.ndarray, " size"]:
@@ -79,6 +98,12 @@ class ImageMeans:
         # Linearised ratio: d(sum / count) of one image, (its
         # sum - mean * its count) / count. They sum to zero.
         return (self._sums - self._counts * self.mean) / np.maximum(self.count, 1)
+
+
+def _image_means(counts: np.ndarray, sums: np.ndarray) -> ImageMeans:
+    made = ImageMeans(*counts.shape)
+    made._counts, made._sums = counts, sums
+    return made
 
 
 def sum_errors(shares: Float[np.ndarray, "images size"]) -> Float[np.ndarray, " size"]:

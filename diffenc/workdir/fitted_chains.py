@@ -96,6 +96,7 @@ def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path
 def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """Returns everything on which a fit to the checkpoint of `step` depends, except T, variance and path."""
     settings = dataclasses.asdict(experiment.fit)
+    del settings["head_steps"]  # no fit depends on it but that of a second head, which states it
     # resolved, so that 0 and the same number written out count as one origin
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
     precision = network_precision(experiment)

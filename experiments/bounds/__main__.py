@@ -27,7 +27,7 @@ from diffenc.config.experiment import Experiment
 from diffenc.config.settings import KSample
 from diffenc.data.sources import epoch_order, require_same_images, subsample
 from diffenc.errors import UserError
-from diffenc.evaluation import k_sample, likelihood, plots
+from diffenc.evaluation import k_sample, ode_likelihood, plots
 from diffenc.evaluation.evaluation_record import STRATIFIED, image_metadata, model_metadata
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.fit_schedule import fit_schedule
@@ -133,7 +133,9 @@ class Bounds:
 
         def compute() -> dict[str, np.ndarray]:
             log_progress("the likelihood of the ODE")
-            return {"nats": likelihood.solve_images(experiment, self.mesh, self.params).nats}
+            return {
+                "nats": ode_likelihood.solve_images(experiment, experiment.model, self.mesh, self.params).nats
+            }
 
         nats = self._cached("ode", experiment, compute, experiment.likelihood)["nats"]
         shape = self.experiment.dataset.image_shape

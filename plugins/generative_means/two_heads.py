@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import jax
 
-from diffenc.core.gaussian import alpha_sigma, scale, sigma_squared, sum_squares
+from diffenc.core.gaussian import scale, sigma_squared, sum_squares
+from diffenc.core.value_head import move_value, value_shift
 from diffenc.interfaces import (
-    Context,
     Data,
     Estimate,
     GenerativeMean,
@@ -48,26 +48,22 @@ class TwoHeads(GenerativeMean):
 
     def apply(self, params: Params, x_hat: Data, step: StepInputs) -> Estimate:
         """Returns (x_hat + sigma r, stretch sigma^2 x_hat - G sigma r)."""
-        shift = self._shift(params, step.z, step.interval.log_snr, step.context)
-        # G value + slope = G x_hat + G sigma r + kappa x_hat - G sigma r: r cancels exactly.
-        slope = scale(_kappa(step.interval), x_hat) - scale(step.interval.value_weight, shift)
-        return Estimate(x_hat + shift, slope)
+        shift = value_shift(self.network, params, step.z, step.interval.log_snr, step.context)
+        return move_value(Estimate(x_hat, scale(_kappa(step.interval), x_hat)), shift, step.interval)
 
     def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns the errors; r is a function of its own parameters alone, encoder and schedule stopped."""
         interval = step.interval
         # Stopped at its inputs: gradients of the value's loss would
         # otherwise reach the encoder and the schedule through z and lambda.
-        shift = self._shift(params, *jax.lax.stop_gradient((step.z, interval.log_snr)), step.context)
+        shift = value_shift(
+            self.network, params, *jax.lax.stop_gradient((step.z, interval.log_snr)), step.context
+        )
         kappa = _kappa(interval)
         # The error of the counterterm's slope, kappa (x_phi + e) - slope, with
         # e kept apart from x_phi: as in `AffineMean`, nothing large cancels.
         of_one_head = scale(kappa, x_hat_error) + (scale(kappa, truth.value) - truth.slope)
-        return Estimate(x_hat_error + shift, of_one_head - scale(interval.value_weight, shift))
-
-    def _shift(self, params: Params, z: Data, log_snr: LogSNR, context: Context) -> Data:
-        """Returns sigma r."""
-        return scale(alpha_sigma(log_snr)[1], self.network.apply(params, z, log_snr, context))
+        return move_value(Estimate(x_hat_error, of_one_head), shift, interval)
 
     def auxiliary_losses(self, error: Estimate, x_hat_error: Data, log_snr: LogSNR) -> dict[str, PerExample]:
         """Returns the mean square of (value - x_phi) / sigma, a function of the second network alone."""

@@ -16,7 +16,7 @@ from diffenc.core.discretization import equal_times
 from diffenc.core.model import Model, draw_noise
 from diffenc.data.sources import ArraySource, describe_images, require_same_images
 from diffenc.errors import UserError
-from diffenc.evaluation import diagnose, fit_variance, k_sample, likelihood, step_costs
+from diffenc.evaluation import diagnose, fit_variance, k_sample, ode_likelihood, step_costs
 from diffenc.evaluation.batches import EvaluationBatches, resolve_batch_size
 from diffenc.evaluation.evaluation_record import image_metadata
 from diffenc.evaluation.evaluator import Evaluator
@@ -200,8 +200,8 @@ def test_labels_reach_the_diagnosis(three):
 def test_labels_reach_the_likelihood(three):
     model = model_of(network=Knows(shifted=False), ends=(4.0, -4.0))
     right, wrong = (
-        likelihood.solve_images(
-            three(model=model, dataset=data, evaluate=Evaluate(num_images=3)), data_mesh(), PARAMS
+        ode_likelihood.solve_images(
+            three(model=model, dataset=data, evaluate=Evaluate(num_images=3)), model, data_mesh(), PARAMS
         )
         for data in (Three(), Three(1))
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffenc.core.dequantization import DEQUANTISATIONS
+from diffenc.core.dequantization import DEQUANTISATIONS, ENTROPY_LOST
 from diffenc.sampling.sampler import decode
 
 each = pytest.mark.parametrize("name", DEQUANTISATIONS)
@@ -50,6 +50,14 @@ def test_draws_and_their_density_are_scipys(x64, name, log_snr, num_levels):
     np.testing.assert_allclose(log_q, want.logpdf(z[:, 0]), rtol=1e-7, atol=1e-7)
     assert stats.kstest(z[:, 0], want.cdf).pvalue > 1e-3
     assert abs(z.mean() - want.mean()) < 4 * want.std() / np.sqrt(len(z))
+
+
+@each
+@pytest.mark.parametrize(("log_snr", "num_levels"), CASES)
+def test_the_entropy_lost_is_scipys(x64, name, log_snr, num_levels):
+    want = stats.norm(scale=ends(log_snr)[1]).entropy() - reference(name, log_snr, num_levels, 0.0).entropy()
+    (got,) = ENTROPY_LOST[name](jnp.asarray([log_snr]), num_levels)
+    assert float(got) == pytest.approx(want, rel=1e-6, abs=1e-9)
 
 
 @each

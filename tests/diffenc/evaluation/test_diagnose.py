@@ -225,15 +225,20 @@ def trained(tiny, tmp_path_factory):
     return experiment, workdir
 
 
-def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, monkeypatch, read_record):
+def test_the_mode_files_figures_and_plots_and_overwrites_them(trained, capsys, check_shown, read_record):
     experiment, workdir = trained
     folder = workdir / "diagnostics"
     first = run.MODES["diagnose"].perform(experiment, workdir)
     assert sorted(path.name for path in folder.iterdir()) == [
         *(f"ends.{kind}" for kind in ("json", "pdf", "png")),
         *(f"loss.{kind}" for kind in ("json", "pdf", "png")),
+        *(f"worth.{kind}" for kind in ("json", "pdf", "png")),
     ]
-    for name in ("loss", "ends"):
+    out = capsys.readouterr().out
+    for key in ("bpd_diffusion", "bpd_saved_by_path", "bpd_saved_by_both"):
+        check_shown(out, first["worth"], key)
+    assert first["worth"]["bpd_diffusion"] == pytest.approx(first["loss"]["bpd_diffusion"], rel=1e-6)
+    for name in ("loss", "ends", "worth"):
         said = read_record(folder / f"{name}.json")
         assert said == json.loads(atomic.to_json(first[name]))
         assert (said["dataset"], said["split"], said["num_images"], said["step"], said["passes"]) == (

@@ -15,8 +15,9 @@ from diffenc.core.dequantization import DEQUANTISATIONS
 from diffenc.core.model import Model
 from diffenc.data.sources import ArraySource
 from diffenc.errors import UserError
-from diffenc.evaluation import commands, likelihood
+from diffenc.evaluation import commands, likelihood, ode_likelihood
 from diffenc.evaluation.ode import Stats
+from diffenc.evaluation.ode_likelihood import Noise
 from diffenc.evaluation.restore_params import restore_ema
 from diffenc.interfaces import NO_CONTEXT, Images
 from diffenc.parallel.sharding import data_mesh
@@ -27,6 +28,7 @@ from diffenc_plugins.networks import UNet
 from diffenc_plugins.parameterizations import X
 from diffenc_plugins.schedules import Linear
 
+FEW = Likelihood(times_per_image=3)
 SHARES = (0.1, 0.2, 0.3, 0.4)
 VALUES = ((-0.75,), (-0.25,), (0.25,), (0.75,))
 
@@ -68,7 +70,7 @@ def test_of_known_data_each_image_is_given_its_probability(tiny, mixture, encode
     model = Model(parts[0], Linear(13.3, -12.0), X(), parts[1], Best(data))
     experiment = tiny(model=model, dataset=Pixels(), evaluate=Evaluate(passes=8, batch_size=3))
     params = {"encoder": {}, "schedule": {}, "network": {}}
-    solved = likelihood.solve_images(experiment, data_mesh(), params)
+    solved = ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), params)
     np.testing.assert_allclose(solved.nats, np.broadcast_to(-np.log(SHARES), (8, 4)), atol=1e-2)
 
 
@@ -97,8 +99,8 @@ def test_a_linear_model_by_scipy(tiny, settings):
     params = jax.jit(lambda key: model.init(key, (4, 4, 1)))(jax.random.key(3))
     params["network"]["b"] += 0.2
     key = jax.random.key(4)
-    batch_nats = jax.jit(likelihood.batch_nats, static_argnums=(0, 1, 2))
-    got, result = batch_nats(model, 5, settings, params, Images(jnp.asarray(levels)), key)
+    batch_nats = jax.jit(ode_likelihood.batch_nats, static_argnums=(0, 1, 2))
+    got, _, result = batch_nats(model, 5, settings, params, Images(jnp.asarray(levels)), (key, jnp.ones(())))
     assert result.reached
     x = jnp.asarray(2 * (levels + 0.5) / 5 - 1, jnp.float32)
     dequantise = DEQUANTISATIONS[settings.dequantisation]
@@ -112,15 +114,16 @@ def measured(tiny, monkeypatch):
     """What is measured where an image's nats are its first pixel, and noise of the batch's key."""
 
     def make(noise=0.0, **settings):
-        def batch_nats(model, num_levels, settings, params, images, key):
+        def batch_nats(model, num_levels, settings, params, images, key_and_tighter):
             levels = images.levels
-            drawn = noise * jax.random.normal(key, levels.shape[:1])
+            drawn = noise * jax.random.normal(key_and_tighter[0], levels.shape[:1])
             reached = Stats(len(levels) + jnp.zeros((), jnp.int32), jnp.ones((), bool))
-            return levels[:, 0, 0, 0].astype(jnp.float32) + drawn, reached
+            first = levels[:, 0, 0, 0].astype(jnp.float32)
+            return first + drawn, Noise(*[jnp.stack([first] * 2)] * 3), reached
 
-        monkeypatch.setattr(likelihood, "batch_nats", batch_nats)
+        monkeypatch.setattr(ode_likelihood, "batch_nats", batch_nats)
         experiment = tiny(evaluate=Evaluate(**settings))
-        return likelihood.solve_images(experiment, data_mesh(), {})
+        return ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), {})
 
     return make
 
@@ -130,6 +133,7 @@ def test_every_image_counts_once_whatever_the_batch(measured, tiny, batch_size):
     solved = measured(batch_size=batch_size, passes=2)
     first = tiny().dataset.source("test").images[:, 0, 0, 0]
     np.testing.assert_array_equal(solved.nats, np.stack([first, first]))
+    np.testing.assert_array_equal(solved.noise.of_path, np.broadcast_to(first, (2, 2, 13)))
     np.testing.assert_array_equal(solved.evaluations, np.full((2, -(-13 // batch_size)), batch_size))
 
 
@@ -160,7 +164,7 @@ def trained(tiny):
     """The experiment of `workdir`."""
 
     def make(settings=None, **evaluate):
-        return tiny(ema_decay=0.99, evaluate=Evaluate(**evaluate), likelihood=settings or Likelihood())
+        return tiny(ema_decay=0.99, evaluate=Evaluate(**evaluate), likelihood=settings or FEW)
 
     return make
 
@@ -182,8 +186,23 @@ def test_the_mode_files_its_figures_beside_the_bounds(trained, workdir, capsys, 
     spread = sum(np.var(bits[:, i], ddof=1) / 3 for i in range(13))  # images draw for themselves
     assert figures["bpd_ode_mc_se"] == pytest.approx(np.sqrt(spread) / 13, rel=1e-9)
     assert figures["evaluations"] == arrays["evaluations"].mean() > 20
+    names = ("solver", "leaving", "dequantisation", "looseness", "miscalibration", "remainder")
+    parts = [figures[f"bpd_gap_{name}"] for name in names]
+    assert figures["bpd_gap"] == pytest.approx(sum(parts), rel=1e-9)
+    assert figures["bpd_gap"] == pytest.approx(figures["bpd_ode"] - figures["bpd_elbo"], rel=1e-9)
+    assert figures["bpd_gap_solver"] == pytest.approx((bits - arrays["nats_tighter"] / 16 / np.log(2)).mean())
+    elbo = sum(arrays[term].mean() for term in ("reconstruction", "latent", "diffusion")) / 16 / np.log(2)
+    assert figures["bpd_elbo"] == pytest.approx(elbo, rel=1e-9)
+    assert arrays["times"].shape == (3, 13, 3)
+    path, q = (arrays[f"noise_{name}"].mean(axis=(0, 2), dtype=np.float64) for name in ("of_path", "of_q"))
+    np.testing.assert_allclose(figures["noise"]["ratio"], path / q, rtol=1e-6)
+    np.testing.assert_allclose(
+        figures["noise"]["log_snr"], np.linspace(6, -5, 33), atol=0.3
+    )  # the ends are learned
+    assert np.all(np.asarray(figures["noise"]["ratio_se"]) > 0)
     out = capsys.readouterr().out
-    check_shown(out, figures, "bpd_ode")
+    for key in ("bpd_ode", "bpd_along_q", "bpd_elbo", "bpd_gap", "bpd_gap_leaving", "bpd_gap_remainder"):
+        check_shown(out, figures, key)
     assert "dots test, 13 images, 3 pass(es), ODE with exact divergence" in out
     assert likelihood.UNMODELLED in out, "the encoder is a trained one"
 
@@ -192,12 +211,13 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
     record = likelihood.likelihood(trained(split="validation", batch_size=7, seed=3), workdir)
     meta = json.loads((workdir / "checkpoints" / "000000012" / "META.json").read_text())
     for key in ("bpd_ode", "bpd_ode_se_upper", "evaluations"):
-        assert record.pop(key) > 0
-    for key in ("bpd_ode_se", "bpd_ode_se_uncertainty"):
-        assert record.pop(key) is None, "one pass does not tell images from noise"
+        assert record[key] > 0
+    assert record["bpd_ode_se"] is None, "one pass does not tell images from noise"
+    for key in [key for key in record if key.startswith("bpd_")] + ["evaluations", "noise"]:
+        record.pop(key)
     assert record == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
-        "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "passes": 1,
+        "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "tighter": 0.1, "times_per_image": 3, "passes": 1,
         "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "float32",
         "prng": "threefry2x32, partitionable",
         "device": "cpu", "model": likelihood.UNMODELLED, "step": 12, "num_params": 66,
@@ -206,13 +226,13 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
 
 @pytest.mark.slow
 def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir, monkeypatch):
-    seen, batch_nats = set(), likelihood.batch_nats
+    seen, batch_nats = set(), ode_likelihood.batch_nats
 
     def watched(*arguments):
         seen.add(jax.config.values["jax_default_matmul_precision"])
         return batch_nats(*arguments)
 
-    monkeypatch.setattr(likelihood, "batch_nats", watched)
+    monkeypatch.setattr(ode_likelihood, "batch_nats", watched)
     with jax.default_matmul_precision("bfloat16"):
         likelihood.likelihood(trained(split="validation", batch_size=7), workdir)
         assert jax.config.values["jax_default_matmul_precision"] == "bfloat16"
@@ -223,10 +243,10 @@ def test_products_are_in_full_precision_whatever_jax_is_set_to(trained, workdir,
 def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
     """This model's Jacobian is diagonal; the dequantisations' bounds differ."""
     exact = likelihood.likelihood(trained(), workdir)
-    probed = likelihood.likelihood(trained(Likelihood(exact_up_to=15, probes=3)), workdir)
+    probed = likelihood.likelihood(trained(dataclasses.replace(FEW, exact_up_to=15, probes=3)), workdir)
     assert (probed["divergence"], probed["probes"]) == ("hutchinson", 3)
     assert probed["bpd_ode"] == pytest.approx(exact["bpd_ode"], rel=1e-4)
-    uniform = likelihood.likelihood(trained(Likelihood(dequantisation="uniform")), workdir)
+    uniform = likelihood.likelihood(trained(dataclasses.replace(FEW, dequantisation="uniform")), workdir)
     assert uniform["dequantisation"] == "uniform"
     assert uniform["bpd_ode"] != pytest.approx(exact["bpd_ode"], rel=1e-3)
     assert likelihood.likelihood(trained(), workdir) == exact, "the same seed, the same figures"
@@ -237,7 +257,7 @@ def test_other_ways_to_estimate_are_told_and_agree(trained, workdir):
 def test_the_average_of_the_chosen_checkpoint_is_measured(trained, workdir, step):
     experiment = trained(step=step)
     ema, _ = restore_ema(experiment, workdir, data_mesh(), step)
-    nats = likelihood.solve_images(experiment, data_mesh(), ema).nats
+    nats = ode_likelihood.solve_images(experiment, experiment.model, data_mesh(), ema).nats
     figures = likelihood.likelihood(experiment, workdir)
     assert figures["step"] == (step or 12)
     assert figures["bpd_ode"] == pytest.approx(nats.mean() / 16 / np.log(2), rel=1e-9)
@@ -282,6 +302,8 @@ def test_a_folder_without_a_run_is_refused(trained, tmp_path):
         ({"exact_up_to": -1}, "exact_up_to = -1: must not be negative"),
         ({"rtol": 0.0}, "rtol = 0.0: must be positive"),
         ({"atol": -1.0}, "atol = -1.0: must be positive"),
+        ({"tighter": 1.0}, "tighter = 1.0: must be between 0 and 1"),
+        ({"times_per_image": 0}, "times_per_image = 0: must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, message):
