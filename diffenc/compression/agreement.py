@@ -6,11 +6,11 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from diffenc.compression.bits_back import PixelLevels
 from diffenc.compression.stack import Stack
 from diffenc.compression.trained_chain import TrainedChain
 from diffenc.config.experiment import Experiment
@@ -59,12 +59,7 @@ class Probe:
 
 
 def probe(chain: TrainedChain) -> Probe:
-    """Tries the chain; compiles what it will run."""
-    if chain.condition is None:
-        condition = None
-    else:
-        condition = np.zeros(chain.batch_shape[0], chain.condition.dtype)
-    chain = dataclasses.replace(chain, condition=condition)
+    """Tries the chain, on its own condition; compiles what it will run."""
     levels = (_uniform("levels", chain.batch_shape) * chain.num_levels).astype(np.uint8)
     z = (4 * _uniform("z", chain.batch_shape) - 2).astype(chain.dtype)
     results = hashlib.sha256(repr(chain.lattices).encode())
@@ -73,9 +68,7 @@ def probe(chain: TrainedChain) -> Probe:
     return Probe(_program(chain, levels, z), results.hexdigest())
 
 
-def _results(
-    chain: TrainedChain, levels: Int[np.ndarray, "b ..."], z: Float[np.ndarray, "b ..."]
-) -> Iterator[np.ndarray]:
+def _results(chain: TrainedChain, levels: PixelLevels, z: Float[np.ndarray, "b ..."]) -> Iterator[np.ndarray]:
     last = chain.numbers.num_steps
     posterior = chain.infer(levels)
     yield posterior.mean(last, None)
@@ -102,7 +95,7 @@ def _coded_normals(chain: TrainedChain, index: int, mean: Float[np.ndarray, "b .
     return stack.words()
 
 
-def _program(chain: TrainedChain, levels: Int[np.ndarray, "b ..."], z: Float[np.ndarray, "b ..."]) -> str:
+def _program(chain: TrainedChain, levels: PixelLevels, z: Float[np.ndarray, "b ..."]) -> str:
     """Returns the digest of what XLA is given, of shapes and constants alone: without places in the source."""
     images = Images(levels, chain.condition)  # pyright: ignore[reportArgumentType]
     prepared = chain.programs["prepare"](chain.params, images, None)
@@ -115,7 +108,7 @@ def _program(chain: TrainedChain, levels: Int[np.ndarray, "b ..."], z: Float[np.
     }
     digest = hashlib.sha256()
     for name, program in chain.programs.items():
-        digest.update(jax.stages.Lowered.as_text(program.lower(*arguments[name])).encode())
+        digest.update(program.lower(*arguments[name]).as_text().encode())
     return digest.hexdigest()
 
 

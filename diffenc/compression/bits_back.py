@@ -17,19 +17,19 @@ symbol of a cell is counted from that in which the mean of p lies, which both en
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from diffenc.compression.stack import Stack
 from diffenc.errors import UserError
 
 Latents = Float[np.ndarray, "b ..."]
-PixelLevels = Int[np.ndarray, "b ..."]
+PixelLevels = Integer[np.ndarray, "b ..."]
 Tick = Callable[[], None]
 
-REACH = 8  # standard deviations that symbols reach on both sides of the mean of p
+REACH = 16  # standard deviations that symbols reach on both sides of the mean of p: as far as means may differ, and more
 MOST_CELLS = 1 << 20  # on a side
 
 
@@ -78,6 +78,7 @@ def make_lattice(std_q: float, std_p: float, bins: int) -> Lattice:
     return Lattice(width, std_q / width, std_p / width, window)
 
 
+@runtime_checkable
 class Inference(Protocol):
     """q(z_1 .. z_0 | x) of a batch of images."""
 
@@ -86,6 +87,7 @@ class Inference(Protocol):
         ...
 
 
+@runtime_checkable
 class ChainModel(Protocol):
     """The chain of T steps with T + 1 stops, of which stop 0 is the data's and stop T the noisiest.
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -11,7 +10,7 @@ from jaxtyping import Int, UInt8
 from diffenc.compression.bits_back import Tick, pop_images, push_images
 from diffenc.compression.initial_bits import Words, initial_words
 from diffenc.compression.stack import Stack
-from diffenc.compression.stream import CodedImages, Header
+from diffenc.compression.stream import CodedImages
 from diffenc.compression.trained_chain import TrainedChain
 from diffenc.data.batches import eval_batches
 from diffenc.errors import UserError
@@ -26,17 +25,20 @@ class Encoded(NamedTuple):
 
     Attributes:
       words: its content.
+      num_images: how many images it holds.
       initial_words: how many words of it are initial bits.
       net_bits: bits that each batch added, in order.
       pixels: SHA-256 of the images.
-      batch_checks: as the header has them.
+      batch_checks, whitened: as the header has them.
     """
 
     words: Words
+    num_images: int
     initial_words: int
     net_bits: Int[np.ndarray, " batches"]
     pixels: str
     batch_checks: tuple[str, ...]
+    whitened: tuple[int, ...]
 
 
 class Decoded(NamedTuple):
@@ -68,19 +70,28 @@ def encode_images(
       tick: called after each step of each batch.
     """
     stack, pixels = Stack(seed=seed), hashlib.sha256()
-    bits, checks = [0], []
-    for batch, weight in eval_batches(source, chain.batch_shape[0]):
+    bits, checks, whitened = [0], [], []
+    for number, (batch, weight) in enumerate(eval_batches(source, chain.batch_shape[0])):
         count = int((weight > 0).sum())
         levels, labels = batch["image"].copy(), batch["label"].astype(np.int32)
         levels[count:] = labels[count:] = 0
         of_these = dataclasses.replace(chain, condition=conditioning(labels))
+        whitened.append(stack.whiten(number) if number else 0)
         push_images(stack, of_these, levels, count, tick)
         if num_classes:
             stack.push_uniform(labels[:count], num_classes)
         pixels.update(np.ascontiguousarray(levels[:count]).data)
         checks.append(batch_check(levels[:count]))
         bits.append(stack.net_bits)
-    return Encoded(stack.words(), stack.num_initial_words, np.diff(bits), pixels.hexdigest(), tuple(checks))
+    return Encoded(
+        stack.words(),
+        len(source),
+        stack.num_initial_words,
+        np.diff(bits),
+        pixels.hexdigest(),
+        tuple(checks),
+        tuple(whitened),
+    )
 
 
 def decode_images(
@@ -102,6 +113,7 @@ def decode_images(
         images = pop_images(stack, of_these, count, tick).astype(np.uint8)
         if batch_check(images) != header.batch_checks[number]:
             raise _disagreement(f"batch {number + 1} of {header.num_batches}")
+        stack.whiten(number, header.whitened[number])
         parts.append((images, labels[:count]))
     images, labels = (np.concatenate(part) for part in zip(*reversed(parts), strict=True))
     if hashlib.sha256(images.data).hexdigest() != header.pixels:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rich.markup import escape
 from rich.table import Table
 
-from diffenc.compression.agreement import digest_parameters, environment, probe
+from diffenc.compression.agreement import Probe, digest_parameters, environment, probe
 from diffenc.compression.coding import Encoded, decode_images, encode_images
 from diffenc.compression.numbers import ChainNumbers, chain_numbers
 from diffenc.compression.stack import constriction
@@ -71,42 +71,16 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     numbers = chain_numbers(model, params, bound.chain_of(params))
     shape = (chosen.batch_size, *experiment.dataset.image_shape)
     chain = _chain(experiment, params, numbers, mesh, shape, chosen.bins)
-    source = select_images(experiment.dataset, settings)
-    num_batches = -(-len(source) // chosen.batch_size)
     found = probe(chain)
-    encoded = encode_images(
-        chain,
-        experiment.model.conditioning,
-        source,
-        num_classes=_num_classes(experiment),
-        seed=chosen.seed,
-        tick=Progress("compress", num_batches * (numbers.num_steps + 1)),
-    )
-    header = Header(
-        config_hash=serialize.config_hash(experiment),
-        weights=digest_parameters(fetch_parameters(params, mesh)),
-        step=step,
-        num_images=len(source),
-        image_shape=experiment.dataset.image_shape,
-        num_levels=experiment.dataset.num_levels,
-        num_classes=_num_classes(experiment),
-        batch_size=chosen.batch_size,
-        bins=chosen.bins,
-        seed=chosen.seed,
-        initial_words=encoded.initial_words,
-        words=len(encoded.words),
-        payload=hashlib.sha256(payload_bytes(encoded.words)).hexdigest(),
-        pixels=encoded.pixels,
-        batch_checks=encoded.batch_checks,
-        environment=environment(experiment, mesh),
-        **dataclasses.asdict(found),
-        chain=numbers,
-    )
+    encoded = _encode(experiment, chain)
+    weights = digest_parameters(fetch_parameters(params, mesh))
+    header = make_header(experiment, chain, encoded, found, environment(experiment, mesh), weights, step)
     path = _path(chosen.file, "compress.file", workdir / STREAM)
     write_stream(path, CodedImages(header, encoded.words))
     logging.info("%d images in %s", header.num_images, path)
     record = compression_record(experiment, header, encoded) | bound.fitted_on | path_of
-    publish_record(workdir, "compression", record, {"net_bits": encoded.net_bits}, compression_table(record))
+    arrays = {"net_bits": encoded.net_bits}
+    publish_record(workdir, "compression", record, arrays, compression_table(record))
     return record
 
 
@@ -139,6 +113,53 @@ def decompress(experiment: Experiment, workdir: Path) -> Path:
     atomic.write_bytes(path, atomic.encode_npz(arrays))
     logging.info("%d images in %s", header.num_images, path)
     return path
+
+
+def _encode(experiment: Experiment, chain: TrainedChain) -> Encoded:
+    source = select_images(experiment.dataset, experiment.evaluation)
+    num_batches = -(-len(source) // chain.batch_shape[0])
+    return encode_images(
+        chain,
+        experiment.model.conditioning,
+        source,
+        num_classes=_num_classes(experiment),
+        seed=experiment.compress.seed,
+        tick=Progress("compress", num_batches * len(chain.lattices)),
+    )
+
+
+def make_header(
+    experiment: Experiment,
+    chain: TrainedChain,
+    encoded: Encoded,
+    found: Probe,
+    environment: Mapping[str, str],
+    weights: str,
+    step: int,
+) -> Header:
+    """Returns all that the decoder is told."""
+    dataset, chosen = experiment.dataset, experiment.compress
+    return Header(
+        config_hash=serialize.config_hash(experiment),
+        weights=weights,
+        step=step,
+        num_images=encoded.num_images,
+        image_shape=dataset.image_shape,
+        num_levels=dataset.num_levels,
+        num_classes=_num_classes(experiment),
+        batch_size=chosen.batch_size,
+        bins=chosen.bins,
+        seed=chosen.seed,
+        initial_words=encoded.initial_words,
+        words=len(encoded.words),
+        payload=hashlib.sha256(payload_bytes(encoded.words)).hexdigest(),
+        pixels=encoded.pixels,
+        batch_checks=encoded.batch_checks,
+        whitened=encoded.whitened,
+        environment=environment,
+        **dataclasses.asdict(found),
+        chain=chain.numbers,
+    )
 
 
 def require_same(name: Path, header: Header, experiment: Experiment, mesh: Mesh, weights: str) -> None:

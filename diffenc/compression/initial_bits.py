@@ -1,4 +1,4 @@
-"""The bits that bits-back coding draws its first latents from: a stream fixed by a seed, which the receiver gets back."""
+"""Streams of bits that sender and receiver know: those that the first latents are drawn from, and those that whiten later ones."""
 
 import hashlib
 
@@ -16,7 +16,15 @@ def initial_words(seed: int, count: int) -> Words:
     They are the output of SHAKE-256, so that they are the same on every machine, and a longer stream begins with a shorter one.
     The first has its top bit set: a stack of n words then holds 32 n bits.
     """
-    digest = hashlib.shake_256(f"initial bits {seed}".encode()).digest(4 * count)
-    words = np.frombuffer(digest, "<u4").astype(np.uint32)
+    words = _stream(f"initial bits {seed}", count)
     words[:1] |= _TOP_BIT
     return words
+
+
+def whitening_words(number: int, count: int) -> Words:
+    """Returns the first `count` words of stream `number` of those that bits are whitened with."""
+    return _stream(f"whitening {number}", count)
+
+
+def _stream(name: str, count: int) -> Words:
+    return np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * count), "<u4").astype(np.uint32)

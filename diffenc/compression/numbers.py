@@ -15,7 +15,7 @@ from diffenc.core.discretization import Chain
 from diffenc.core.gaussian import alpha_sigma
 from diffenc.core.model import Model
 from diffenc.core.stochasticity import renewed_fraction
-from diffenc.interfaces import LogSNR, Params
+from diffenc.interfaces import LogSNR, Params, PerStep
 
 Stops = Float[np.ndarray, " stops"]
 Steps = Float[np.ndarray, " steps"]
@@ -79,7 +79,7 @@ def chain_numbers(model: Model, params: Params, chain: Chain) -> ChainNumbers:
 
 @compiled_once
 def _compiled_log_snr(model: Model) -> Callable[..., Any]:
-    def at_stops(params: Params, times: Float[Array, " stops"]) -> tuple[LogSNR, LogSNR]:
+    def at_stops(params: Params, times: Float[Array, " stops"]) -> tuple[LogSNR, PerStep]:
         log_snr = model.log_snr(params, times)
         return log_snr, model.increment(params, log_snr[1:], log_snr[:-1])
 

@@ -8,12 +8,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
-from diffenc.compression.initial_bits import Words, initial_words
+from diffenc.compression.initial_bits import Words, initial_words, whitening_words
 from diffenc.errors import UserError
 
-Symbols = Int[np.ndarray, " n"]
+Symbols = Integer[np.ndarray, " n"]
 
 MOST_BITS = 24  # that a symbol can take: constriction's probabilities are multiples of 2^-24
 _STATE = 2  # words of the coder's own state, which lie on top of the others
@@ -102,6 +102,26 @@ class Stack:
     def push_uniform(self, symbols: Symbols, values: int) -> None:
         """Pushes what `pop_uniform` would pop."""
         self.push_categorical(symbols, np.full((len(symbols), values), 1 / values))
+
+    def whiten(self, number: int, most: int | None = None) -> int:
+        """Adds a stream of random bits to its content, and when called again takes them away.
+
+        Bits that were pushed are random as far as the distributions that they were pushed under are true. What is popped from
+        others does not have the distribution that it is popped under: from bits to which random ones were added it has.
+
+        Args:
+          number: of the stream.
+          most: so many words from the top, but for the coder's state; None = all.
+
+        Returns:
+          How many words were changed.
+        """
+        words = self._coder.get_compressed()
+        end = max(0, len(words) - _STATE)
+        count = end if most is None else min(end, most)
+        words[end - count : end] ^= whitening_words(number, count)[::-1]
+        self._coder = self._ans.AnsCoder(words)
+        return count
 
     @property
     def _categorical(self) -> Any:

@@ -26,11 +26,11 @@ from diffenc.compression.numbers import ChainNumbers
 from diffenc.config.settings import MAX_BATCH
 from diffenc.errors import UserError
 from diffenc.files import atomic
-from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, one_line
 
 MAGIC = b"diffenc\x01"
 MOST_HEADER = 1 << 24  # bytes
+_BEGIN = 44  # where its text begins
 MOST_STEPS = 100_000
 MOST_IMAGES = 1 << 24
 MOST_PIXELS = 1 << 26  # of one batch
@@ -58,6 +58,7 @@ class Header:
       payload: SHA-256 of the words.
       pixels: SHA-256 of the images.
       batch_checks: the first 8 hex digits of the SHA-256 of each batch of images.
+      whitened: how many words were whitened before each batch (`Stack.whiten`).
       environment: what must be the same where it is decoded, by name (see `diffenc.compression.agreement`).
       program: SHA-256 of the functions that were compiled.
       results: SHA-256 of their results on a probe.
@@ -79,6 +80,7 @@ class Header:
     payload: str
     pixels: str
     batch_checks: tuple[str, ...]
+    whitened: tuple[int, ...]
     environment: Mapping[str, str]
     program: str
     results: str
@@ -145,19 +147,20 @@ def parse_stream(file: Stream, size: int, name: str) -> CodedImages:
     Raises:
       UserError: as `read_stream`.
     """
-    head = BoundedReader(file, size, name).read(len(MAGIC) + 36)
+    head = file.read(_BEGIN)
     length = int.from_bytes(head[8:12], "little")
     if head[:8] != MAGIC:
         raise UserError(f"{name}: is no stream of --mode=compress, or one of another version of diffenc")
-    if len(head) < 44 or length > min(MOST_HEADER, size - 44):
+    if len(head) < _BEGIN or length > min(MOST_HEADER, size - _BEGIN):
         raise _damaged(name, "it ends within its header")
-    text = bytes(BoundedReader(file, length, name).read(length))
+    text = bytes(file.read(length))
     if hashlib.sha256(text).digest() != head[12:]:
         raise _damaged(name, "its header has another checksum than it says")
     header = _parse_header(text, name)
-    if size != 44 + length + 4 * header.words:
-        raise _damaged(name, f"it has {size:,} bytes, and says {44 + length + 4 * header.words:,}")
-    content = bytes(BoundedReader(file, 4 * header.words, name).read(4 * header.words))
+    said = _BEGIN + length + 4 * header.words
+    if size != said:
+        raise _damaged(name, f"it has {size:,} bytes, and says {said:,}")
+    content = bytes(file.read(4 * header.words))
     if hashlib.sha256(content).hexdigest() != header.payload:
         raise _damaged(name, "its words have another checksum than it says")
     return CodedImages(header, np.frombuffer(content, "<u4").astype(np.uint32))
@@ -173,10 +176,8 @@ def _parse_header(text: bytes, name: str) -> Header:
         fields = [field.name for field in dataclasses.fields(Header)]
         if not isinstance(said, dict) or sorted(said) != sorted(fields):
             raise ValueError("other fields")
-        chain, shape = _parse_chain(said["chain"]), tuple(said["image_shape"])
-        header = Header(
-            **{**said, "chain": chain, "image_shape": shape, "batch_checks": tuple(said["batch_checks"])}
-        )
+        lists = {key: tuple(said[key]) for key in ("image_shape", "batch_checks", "whitened")}
+        header = Header(**{**said, **lists, "chain": _parse_chain(said["chain"])})
         _check(header)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(name, f"its header cannot be ({one_line(error)})") from error
@@ -225,8 +226,10 @@ def _check(header: Header) -> None:
         raise ValueError(f"a batch of more than {MOST_PIXELS:,} pixels")
     for key in ("config_hash", "weights", "payload", "pixels", "program", "results"):
         _match(_SHA_256, key, getattr(header, key))
-    if len(header.batch_checks) != header.num_batches:
+    if not len(header.batch_checks) == len(header.whitened) == header.num_batches:
         raise ValueError("not a check for each batch")
+    if not all(type(count) is int and count >= 0 for count in header.whitened):
+        raise ValueError("whitened is not numbers of words")
     for check in header.batch_checks:
         _match(_CHECK, "batch_checks", check)
     if not all(isinstance(value, str) for value in header.environment.values()):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from diffenc.compression.bits_back import Lattice, Latents, PixelLevels
+from diffenc.compression.bits_back import Latents, Lattice, PixelLevels
 from diffenc.compression.numbers import ChainNumbers
 from diffenc.core import pixels
 from diffenc.core.gaussian import alpha_sigma, scale
