@@ -73,8 +73,8 @@ def test_what_is_popped_and_pushed_again_leaves_the_initial_bits(rng):
 
 
 def test_whitened_bits_come_back_and_pop_as_random_ones_do():
-    sender, dirty = Stack(seed=1), np.zeros(8000, np.int32)
-    sender.push_uniform(dirty, 256)  # a thousand words of zeros
+    sender, dirty = Stack(seed=1), np.full(8000, 7, np.int32)
+    sender.push_uniform(dirty, 256)  # words that are all alike
     sender.whiten(4)
     mean = np.zeros(2000)
     symbols = sender.pop_normal(mean, 16.0, 200)
