@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,25 +130,23 @@ def codecs_table(images: Images) -> str:
 
 def codec_sizes(images: Images) -> dict[str, Sizes]:
     """Returns the bytes that PNG, WebP without loss and zstd take; of zstd only where its program is there."""
-    codecs: dict[str, Callable[[Images], bytes]] = {
-        "PNG": lambda images: encode(tile(images), "PNG", optimize=True),
-        "WebP, lossless": lambda images: encode(
-            tile(images), "WEBP", lossless=True, quality=100, method=6, exact=True
-        ),
+    pictures: dict[str, dict[str, Any]] = {
+        "PNG": {"optimize": True},
+        "WEBP": {"lossless": True, "quality": 100, "method": 6, "exact": True},
     }
+    sizes = {kind: _picture_sizes(images, kind, options) for kind, options in pictures.items()}
     if shutil.which("zstd"):
-        codecs["zstd -19"] = zstd
-    return {
-        name: Sizes(sum(len(codec(images[k : k + 1])) for k in range(len(images))), _together(codec, images))
-        for name, codec in codecs.items()
-    }
+        alone, (together,) = zstd_sizes([image.tobytes() for image in images]), zstd_sizes([images.tobytes()])
+        sizes["zstd -19"] = Sizes(sum(alone), together)
+    return sizes
 
 
-def _together(codec: Callable[[Images], bytes], images: Images) -> int | None:
+def _picture_sizes(images: Images, kind: str, options: dict[str, Any]) -> Sizes:
+    alone = sum(len(encode(image, kind, **options)) for image in images)
     try:
-        return len(codec(images))
+        return Sizes(alone, len(encode(tile(images), kind, **options)))
     except ValueError:  # too large a picture
-        return None
+        return Sizes(alone, None)
 
 
 def tile(images: Images) -> UInt8[np.ndarray, "h w c"]:
@@ -176,11 +174,14 @@ def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: Any) -> by
     return buffer.getvalue()
 
 
-def zstd(images: Images) -> bytes:
-    """Returns the pixels as the program zstd compresses them."""
-    return subprocess.run(
-        ["zstd", "-19", "-q", "-c"], input=images.tobytes(), capture_output=True, check=True
-    ).stdout
+def zstd_sizes(contents: Sequence[bytes]) -> list[int]:
+    """Returns how many bytes the program zstd makes of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{number}") for number in range(len(contents))]
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+        subprocess.run(["zstd", "-19", "-q", "-r", folder], check=True)
+        return [file.with_suffix(".zst").stat().st_size for file in files]
 
 
 if __name__ == "__main__":

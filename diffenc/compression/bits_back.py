@@ -114,7 +114,7 @@ class ChainModel(Protocol):
 class _Coded(NamedTuple):
     """A latent on its way: its stop, the latent that it was drawn given, its symbols, and the mean of p."""
 
-    index: int
+    stop: int
     given: Latents | None
     symbols: Int[np.ndarray, "b ..."]
     mean_p: Latents
@@ -139,7 +139,7 @@ def push_images(
     probabilities = chain.level_probabilities(z_0)[:count]
     stack.push_categorical(levels[:count].ravel(), _by_pixel(probabilities))
     for one in reversed(coded):
-        lattice = chain.lattices[one.index]
+        lattice = chain.lattices[one.stop]
         offset = lattice.offset(one.mean_p, one.mean_p)[:count]
         stack.push_normal(one.symbols[:count].ravel(), offset.ravel(), lattice.std_p, lattice.window)
 
@@ -157,8 +157,8 @@ def pop_images(stack: Stack, chain: ChainModel, count: int, tick: Tick = lambda:
     levels = _padded(stack.pop_categorical(_by_pixel(probabilities)), z_0)
     posterior = chain.infer(levels)
     for one in reversed(coded):
-        lattice = chain.lattices[one.index]
-        offset = lattice.offset(posterior.mean(one.index, one.given), one.mean_p)[:count]
+        lattice = chain.lattices[one.stop]
+        offset = lattice.offset(posterior.mean(one.stop, one.given), one.mean_p)[:count]
         stack.push_normal(one.symbols[:count].ravel(), offset.ravel(), lattice.std_q, lattice.window)
         tick()
     return levels[:count]

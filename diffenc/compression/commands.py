@@ -68,7 +68,9 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     model, path_of = measured_model(experiment, workdir, step)
     bound = evaluated_bound(settings, model.schedule, network_precision(experiment), workdir, step)
     warn_if_fitted_on_another(bound.fitted_on, path_of)
-    numbers = chain_numbers(model, params, bound.chain_of(params))
+    steps = bound.chain_of(params)
+    assert steps is not None, "T is given"
+    numbers = chain_numbers(model, params, steps)
     shape = (chosen.batch_size, *experiment.dataset.image_shape)
     chain = _chain(experiment, params, numbers, mesh, shape, chosen.bins)
     found = probe(chain)

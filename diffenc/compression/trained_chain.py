@@ -1,7 +1,7 @@
 """The chain of a trained model, in compiled functions of one batch shape that sender and receiver share."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,6 @@ from diffenc.core.model import Model
 from diffenc.evaluation.batches import compile_on_mesh
 from diffenc.interfaces import Condition, Context, Data, Images, Params
 from diffenc.sampling.solvers import reverse_step
-
-Program = Callable[..., Any]
 
 
 class StepNumbers(NamedTuple):
@@ -80,7 +78,7 @@ class TrainedChain:
       condition: of the images of the batch; `dataclasses.replace` gives the chain of others.
     """
 
-    programs: Mapping[str, Program]
+    programs: Mapping[str, Any]
     params: Params
     numbers: ChainNumbers
     lattices: tuple[Lattice, ...]

@@ -1,5 +1,7 @@
 """Bits-back coding on a chain of Gaussians made up here, against the bound of that chain computed by numpy alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -21,7 +23,7 @@ def values(levels):
 class Made:
     """A chain of 3 steps whose means are made up: p knows z alone, q knows x."""
 
-    def __init__(self, shape, bins=16, dtype=np.float32):
+    def __init__(self, shape, bins=16, dtype: type = np.float32):
         self.shape, self.dtype = shape, dtype
         self.lattices = tuple(make_lattice(q, q * ratio, bins) for q, ratio in zip(STD_Q, RATIO, strict=True))
 
@@ -29,7 +31,7 @@ class Made:
         return np.zeros(self.shape, self.dtype) if z is None else self.p_mean(index, z)
 
     def p_mean(self, index, z):
-        return (np.tanh(1.5 * z) * (0.4 + 0.1 * index)).astype(self.dtype)
+        return np.asarray(np.tanh(1.5 * z) * (0.4 + 0.1 * index), self.dtype)
 
     def infer(self, levels):
         return Posterior(self, values(levels))
@@ -48,13 +50,14 @@ class Posterior:
 
     def mean(self, index, z):
         if z is None:
-            return (0.3 * self.x).astype(self.chain.dtype)
-        return (0.3 * z + (0.7 - 0.15 * index) * self.x).astype(self.chain.dtype)
+            return np.asarray(0.3 * self.x, self.chain.dtype)
+        return np.asarray(0.3 * z + (0.7 - 0.15 * index) * self.x, self.chain.dtype)
 
 
 def bound(levels, rng, draws=5):
     """-ELBO in bits a pixel, by drawing chains of real numbers."""
     chain, found = Made(levels.shape, dtype=np.float64), []
+    z: Any
     posterior = chain.infer(levels)
     for _ in range(draws):
         z, nats = None, 0.0

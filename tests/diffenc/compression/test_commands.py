@@ -99,7 +99,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+@pytest.fixture(scope="module", params=CASES.values(), ids=[*CASES])
 def coded(request, tiny, trained, tmp_path_factory):
     """An experiment, its workdir with a stream, the record of that, and the bits/dim that evaluation measures."""
     model, evaluate = request.param
