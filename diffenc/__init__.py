@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import diffenc_plugins as plugins
     from diffenc import registry
+    from diffenc.compression.commands import compress, decompress
     from diffenc.config.experiment import Experiment
     from diffenc.config.fid_settings import Fid
     from diffenc.config.figure_settings import Figures
     from diffenc.config.gin_loader import load_experiment
     from diffenc.config.settings import (
+        Compress,
         Diagnose,
         Evaluate,
         Fit,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BoundResult",
+    "Compress",
     "Diagnose",
     "Evaluate",
     "Experiment",
@@ -57,6 +60,8 @@ __all__ = [
     "TrainedModel",
     "UserError",
     "bound",
+    "compress",
+    "decompress",
     "diagnose",
     "evaluate",
     "fit_schedule",
@@ -72,11 +77,13 @@ __all__ = [
 ]
 
 _NAMES = {  # by module
+    "diffenc.compression.commands": ("compress", "decompress"),
     "diffenc.config.experiment": ("Experiment",),
     "diffenc.config.fid_settings": ("Fid",),
     "diffenc.config.figure_settings": ("Figures",),
     "diffenc.config.gin_loader": ("load_experiment",),
     "diffenc.config.settings": (
+        "Compress",
         "Diagnose",
         "Evaluate",
         "Fit",

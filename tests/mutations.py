@@ -29,6 +29,7 @@ SAMPLER = "tests/diffenc/sampling/test_sampler.py"
 SOLVERS = "tests/diffenc/sampling/test_solvers.py"
 ODE = "tests/diffenc/evaluation/test_ode.py"
 ALONG_Q = "tests/diffenc/evaluation/test_along_q.py"
+COMPRESSION = "tests/diffenc/compression/test_commands.py"
 K_SAMPLE = "tests/diffenc/evaluation/test_k_sample.py"
 GAUSSIAN = "tests/diffenc/core/test_gaussian.py"
 TRAIN_STATE = "tests/diffenc/training/test_state.py"
@@ -578,6 +579,27 @@ FAULTS = (
         "w * (sum_data(eps * shift)",
         "w * (-sum_data(eps * shift)",
         (K_SAMPLE,),
+    ),
+    Fault(
+        "a stream's variance the wrong way round",
+        "diffenc/compression/numbers.py",
+        "np.exp(-0.5 * self.log_w)",
+        "np.exp(0.5 * self.log_w)",
+        (COMPRESSION,),
+    ),
+    Fault(
+        "bits not whitened before the next batch",
+        "diffenc/compression/coding.py",
+        "stack.whiten(number) if number else 0",
+        "0",
+        (COMPRESSION,),
+    ),
+    Fault(
+        "latents counted from another cell under p",
+        "diffenc/compression/bits_back.py",
+        "np.rint(mean_p.astype(np.float64) / self.width)",
+        "np.floor(mean_p.astype(np.float64) / self.width)",
+        ("tests/diffenc/compression/test_bits_back.py",),
     ),
     Fault(
         "importance-sampled times not weighed",

@@ -66,6 +66,11 @@ MODES: dict[str, Mode] = {
     "k_sample": Mode(
         "diffenc.evaluation.k_sample:k_sample", "the importance-weighted bound of K whole chains"
     ),
+    "compress": Mode(
+        "diffenc.compression.commands:compress",
+        "a split's images in a file of few bits, by bits-back on T steps",
+    ),
+    "decompress": Mode("diffenc.compression.commands:decompress", "the images of such a file, bit for bit"),
     "fid": Mode("diffenc.tools.fid.fid:fid", "FID and KID of samples against both splits"),
     "plan": Mode(
         "diffenc.tools.planning.plan:plan",

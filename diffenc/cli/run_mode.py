@@ -25,8 +25,10 @@ READ_ONLY = (
     "evaluate",
     "k_sample",
     "likelihood",
+    "compress",
+    "decompress",
     "plan",
-)  # modes that only print where the disk is read-only
+)  # modes that only print where the workdir is read-only, or write where they are told
 CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
 
 
@@ -128,6 +130,8 @@ def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
     _refuse_training(mode, "--num_timesteps", "it is T; for the length of training bind Experiment.steps")
     if mode in CONTINUOUS:
         raise UserError(f"--num_timesteps is not for --mode={mode}, which is of continuous time")
+    if mode == "decompress":
+        raise UserError("--num_timesteps is not for --mode=decompress: T is that of the file")
     if num_timesteps < 1:
         raise UserError(f"--num_timesteps={num_timesteps}: must be at least 1")
     return [f"{'sample' if mode in SAMPLING else 'evaluate'}.num_timesteps = {num_timesteps}"]

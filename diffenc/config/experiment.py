@@ -8,6 +8,7 @@ from diffenc.config.conditioning_check import check_conditioning, check_sample_c
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
 from diffenc.config.settings import (
+    Compress,
     Depth,
     Diagnose,
     Evaluate,
@@ -60,6 +61,7 @@ FREE_TO_CHANGE = (
     "Experiment.diagnose",
     "Experiment.figures",
     "Experiment.likelihood",
+    "Experiment.compress",
     "Experiment.fid",
     "Experiment.plan",
     "Experiment.mesh",
@@ -70,6 +72,7 @@ FREE_TO_CHANGE = (
     "diagnose.*",
     "figures.*",
     "likelihood.*",
+    "compress.*",
     "fid.*",
     "plan.*",
     "mesh.*",
@@ -158,6 +161,7 @@ class Experiment:
     diagnose: Diagnose = Diagnose()
     figures: Figures = Figures()
     likelihood: Likelihood = Likelihood()
+    compress: Compress = Compress()
     fid: Fid = Fid()
     plan: Plan = Plan()
     mesh: MeshConfig = MeshConfig()

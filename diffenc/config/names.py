@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 from diffenc.config.experiment import Experiment
 from diffenc.config.fid_settings import Fid
 from diffenc.config.figure_settings import Figures
-from diffenc.config.settings import Diagnose, Evaluate, Fit, KSample, Likelihood, MeshConfig, Plan, Sample
+from diffenc.config.settings import (
+    Compress,
+    Diagnose,
+    Evaluate,
+    Fit,
+    KSample,
+    Likelihood,
+    MeshConfig,
+    Plan,
+    Sample,
+)
 from diffenc.core.model import Model
 from diffenc.errors import UserError, nearest
 from diffenc.fields.values import leaf_types
@@ -22,6 +32,7 @@ SETTINGS: dict[str, type] = {
     "diagnose": Diagnose,
     "figures": Figures,
     "likelihood": Likelihood,
+    "compress": Compress,
     "fid": Fid,
     "plan": Plan,
     "mesh": MeshConfig,

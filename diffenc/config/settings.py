@@ -301,6 +301,31 @@ class Likelihood:
         check_bounds("likelihood", self, probes=1, exact_up_to=0, times_per_image=1)
 
 
+@checked("compress")
+@dataclasses.dataclass(frozen=True)
+class Compress:
+    """Settings of --mode=compress and decompress; images, T, its times and variances, path and checkpoint are those of `evaluate`.
+
+    Attributes:
+      batch_size: images that the networks are given at a time, also where they are decoded. The initial bits are those of the
+        latents of one batch.
+      bins: cells to a standard deviation that latents are coded in. Each doubling takes a bit more of initial bits for each latent.
+      seed: of the initial bits.
+      file: the coded images; None = compressed.diffenc in the workdir.
+      decoded: an .npz file for the decoded images; None = decompressed.npz in the workdir.
+    """
+
+    batch_size: int = 16
+    bins: int = 16
+    seed: int = 0
+    file: str | None = None
+    decoded: str | None = None
+
+    def __post_init__(self):
+        check_seed("compress.seed", self.seed)
+        check_bounds("compress", self, batch_size=1, bins=1)
+
+
 @checked("diagnose")
 @dataclasses.dataclass(frozen=True)
 class Diagnose:

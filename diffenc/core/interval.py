@@ -102,6 +102,10 @@ class Chord(Interval):
         # difference would be rounding alone, and 1 / c would multiply it.
         with jax.default_matmul_precision("highest"):
             x_t, x_s = encode(self.log_snr), encode(self.log_snr_s)
+        return self.between(x_t, x_s)
+
+    def between(self, x_t: Data, x_s: Data) -> Estimate:
+        """Returns `x_t` and the secant, from x_phi at both ends."""
         return Estimate(x_t, scale(1 / self.fraction, x_s - x_t))
 
 

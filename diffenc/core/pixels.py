@@ -31,6 +31,12 @@ def level_values(num_levels: int) -> Float[Array, " levels"]:
     return 2 * (jnp.arange(num_levels) + 0.5) / num_levels - 1
 
 
+def level_probabilities(pixels: Data, half_snr: PerExample, num_levels: int) -> Float[Array, "b *d levels"]:
+    """Returns the probability of every level given z_0 [55], of each pixel; `pixels` is z_0 / alpha_0."""
+    gap = pixels[..., None] - jnp.expand_dims(level_values(num_levels), tuple(range(pixels.ndim)))
+    return jax.nn.softmax(scale(-half_snr, jnp.square(gap)), axis=-1)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def log_partition(pixels: Data, half_snr: PerExample, num_levels: int) -> Data:
     """Returns log sum_v exp(-half_snr (pixels - v)^2) over the scaled level values v, shaped like `pixels`.

@@ -51,6 +51,17 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
     Raises:
       UserError: as `restore_ema`.
     """
+    restored = restore_without_data(experiment, workdir, mesh, step)
+    check_data(train_identity(experiment.dataset), restored, workdir)
+    return restored
+
+
+def restore_without_data(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
+    """Returns the same where the data set need not be there.
+
+    Raises:
+      UserError: as `restore_ema`.
+    """
     if not (workdir / CONFIG).is_file() and not checkpoints.Checkpoints(checkpoint_location(workdir)).found:
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     # The run's config first, then each checkpoint's own metadata, both before any array is read.
@@ -65,7 +76,6 @@ def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int
         wanted.check,
     )
     wanted.warn_unchecked(restored)
-    check_data(train_identity(experiment.dataset), restored, workdir)
     return restored
 
 

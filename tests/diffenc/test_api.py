@@ -90,4 +90,4 @@ def test_every_settings_class_of_an_experiment_is_exported():
         if type(field.default).__module__.startswith("diffenc.config.")
     }
     assert settings == {getattr(diffenc, cls.__name__) for cls in settings}
-    assert len(settings) == 10
+    assert len(settings) == 11
