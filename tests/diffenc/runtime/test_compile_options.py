@@ -43,7 +43,8 @@ def test_they_change_no_result_beyond_rounding():
     def function(x):
         return jax.nn.swish(x @ x) / (1 + jnp.exp(-x))
 
-    want = np.float64(x) @ np.float64(x)
-    want = want / (1 + np.exp(-want)) / (1 + np.exp(-np.float64(x)))
+    double = x.astype(np.float64)
+    product = np.matmul(double, double)
+    want = product / (1 + np.exp(-product)) / (1 + np.exp(-double))
     for options in (None, compile_options.brief_options("cpu"), compile_options.steady_options("cpu")):
         np.testing.assert_allclose(jax.jit(function, compiler_options=options)(x), want, rtol=1e-4, atol=1e-4)

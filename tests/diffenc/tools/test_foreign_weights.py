@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,7 +251,8 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
 def test_networks_in_pytorch_are_measured_instead(gin_file, torch_writer, tmp_path, capsys):
     state = torch_writer.state({"input_blocks.0.0.weight": np.zeros((2, 2), np.float32)})
     files = [torch_writer.archive(tmp_path / "new.pt", state), torch_writer.older(tmp_path / "old.pt", state)]
-    np.savez(tmp_path / "converted.npz", **{"input_blocks/0/0/weight": np.zeros(4)})
+    arrays: dict[str, Any] = {"input_blocks/0/0/weight": np.zeros(4)}
+    np.savez(tmp_path / "converted.npz", **arrays)
     for file in [*files, tmp_path / "converted.npz"]:
         assert _main(file, gin_file, tmp_path / "out") == 1
         error = capsys.readouterr().err
