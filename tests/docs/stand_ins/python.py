@@ -50,10 +50,13 @@ SCALING = [
 TABLE = ["--seeds=1", "--steps=2", "--batch_size=8", "--num_images=8", "--passes=2", "--jobs=2"]
 BOUNDS = ["--num_images=8", "--few=2", "--passes=2", "--k=2", "--k_steps=2", "--num_timesteps=2,4"]
 
+COMPRESSION = ["--num_timesteps=2", "--seeds=0", "--bins=8"]
+
 MORE = {
     "diffenc.run": (BINDINGS, []),
     "experiments.benchmark": (NETWORKS, BENCHMARK),
     "experiments.bounds": (BINDINGS, BOUNDS),
+    "experiments.compression": (BINDINGS, COMPRESSION),
     "experiments.launch.local": (BINDINGS, []),
     "diffenc.sweep": (BINDINGS, ["--seeds=1", "--jobs=2"]),
     "experiments.tables": (BINDINGS, TABLE),
