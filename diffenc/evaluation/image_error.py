@@ -179,8 +179,11 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
             moment[k] += basis[fold == k].T @ change[fold == k]
     # The sums over all folds less a fold's own: one pass over the data serves all FOLDS fits.
     others = zip(gram.sum(axis=0) - gram, moment.sum(axis=0) - moment, strict=True)
-    # lstsq with a cutoff: knots without draws make a system singular
-    heights = np.stack([np.linalg.lstsq(*sums, rcond=1e-10)[0] for sums in others])
+    # Ridge: a priori, heights are as large as the values. Means over many stratified times hardly differ between
+    # passes; without it, heights of a hundred times the values fit that, and removing them adds noise.
+    ridge = np.square(values - mean).mean() / max(values.var(), 1e-300) * np.eye(num_knots)
+    # lstsq with a cutoff: knots without draws make a system singular where nothing varies between passes
+    heights = np.stack([np.linalg.lstsq(gram + ridge, moment, rcond=1e-10)[0] for gram, moment in others])
     return values - [np.sum(hat_functions(one, num_knots) * heights[fold], axis=1) for one in times]
 
 

@@ -40,6 +40,20 @@ def test_the_variance_between_images_is_unbiased_whatever_the_noise(passes, time
     assert error < 0.05 * np.mean(truth)
 
 
+def test_many_times_an_image_add_no_noise_of_their_own():
+    """Their means hardly differ between passes, so that a dependence on time fitted to these may be anything."""
+    random, found, truth = np.random.default_rng(7), [], []
+    for _ in range(60):
+        means, evaluation = drawn(random, 64, 2, 64)
+        component = between_images(evaluation.values, evaluation.times)
+        assert component is not None
+        found.append(component.variance)
+        truth.append(means.var(ddof=1))
+    differences = np.subtract(found, truth)
+    assert abs(np.mean(differences)) < 3 * np.std(differences) / np.sqrt(60)
+    assert np.std(differences) < 0.1 * np.mean(truth)
+
+
 def test_an_estimate_may_be_negative_and_is_then_not_resolved():
     """Unclamped: among images that are all alike about half of the estimates are below 0."""
     random, found = np.random.default_rng(0), []
