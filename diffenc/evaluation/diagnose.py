@@ -256,20 +256,22 @@ def plot_ends(record: Record) -> plots.Figure:
 
 def plot_worth(record: Record) -> plots.Figure:
     """Plots the loss per unit of log-SNR, and of it what a better path and a better slope would save."""
-    figure, axes = plots.make_axes(
+    # Side by side: savings may be a thousandth of the loss.
+    figure, (loss, savings) = plots.make_axes_row(
         f"{_describe_record(record)}: what the diffusion loss could save",
-        LOG_SNR,
-        "bits/dim per unit of $\\lambda$",
+        (LOG_SNR, "bits/dim per unit of $\\lambda$"),
+        (LOG_SNR, "bits/dim saved per unit of $\\lambda$"),
     )
-    for name, label in (
-        ("diffusion", "the loss"),
-        ("saved_by_path", "saved by the best noise of the path"),
-        ("saved_by_slope", "saved by a slope head"),
-        ("saved_by_both", "saved by both"),
+    for axes, name, label in (
+        (loss, "diffusion", "the loss"),
+        (savings, "saved_by_path", "by the best noise of the path"),
+        (savings, "saved_by_slope", "by a slope head"),
+        (savings, "saved_by_both", "by both"),
     ):
         density, error = (np.asarray(record[f"density_{name}{kind}"]) for kind in ("", "_se"))
         plots.plot_band(axes, np.asarray(record["log_snr_centre"]), density, error, label)
-    axes.legend()
+    loss.legend()
+    savings.legend(fontsize="small")
     return figure
 
 
