@@ -31,10 +31,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Lists plugins where a comment asks for them; the links of docs/ to experiments/ hold in the site too."""
+    """Lists plugins where a comment asks for them; links between docs/ and experiments/ hold in the site too."""
     registry.discover()
     listed = PLUGINS.sub(lambda match: table(match[1]), markdown)
-    return listed.replace(CLASSES, classes()).replace("](../experiments/", "](experiments/")
+    listed = listed.replace(CLASSES, classes())
+    return listed.replace("](../experiments/", "](experiments/").replace("](../docs/", "](../")
 
 
 def table(kind: str) -> str:

@@ -161,13 +161,14 @@ def measure_shifts(
     dataset, mesh = experiment.dataset, data_mesh()
     params, _ = restore_for_bound(experiment, workdir, mesh, None)
     source = dataset.source("test")
-    levels = jnp.asarray(source.__getitems__(np.arange(min(num_images, len(source))))["image"])
+    batch = source.__getitems__(np.arange(min(num_images, len(source))))
+    levels, condition = jnp.asarray(batch["image"]), experiment.model.conditioning(batch["label"])
     model: Any = dataclasses.replace(experiment.model, encoder=NamedEncoder(experiment.model.encoder))
     progress = Progress("bounds with rounded products", len(rules) * (1 + len(MANTISSA_BITS) * len(CASES)))
     for name, rule in rules.items():
 
         def bound(params: Params, rule: StepRule = rule) -> Float[Array, " images"]:
-            return _bound(model, params, levels, dataset.num_levels, rule)
+            return _bound(model, params, levels, condition, dataset.num_levels, rule)
 
         exact = np.asarray(jax.jit(bound)(params), np.float64)
         progress()
@@ -182,11 +183,11 @@ def measure_shifts(
 
 
 def _bound(
-    model: Model, params: Params, levels: Any, num_levels: int, rule: StepRule
+    model: Model, params: Params, levels: Any, condition: Any, num_levels: int, rule: StepRule
 ) -> Float[Array, " images"]:
     """Returns -ELBO of each image in bits/dim, from one draw of its time and noise."""
     draws = draw_noise(jax.random.key(0), levels.shape)
-    terms = model.elbo(params, levels, draws, num_levels=num_levels, step_rule=rule)
+    terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition, step_rule=rule)
     return bits_per_dim(terms.total, levels[0].size)
 
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -30,6 +31,7 @@ def environment(experiment: Experiment, mesh: Mesh) -> dict[str, str]:
         "machine": platform.machine(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "precision": network_precision(experiment),
+        "x64": str(jax.config.values["jax_enable_x64"]),
         "matmul_precision": matmul_precision(),
     }
 

@@ -68,8 +68,10 @@ def make_lattice(std_q: float, std_p: float, bins: int) -> Lattice:
     Raises:
       UserError: one is so much larger than the other that there would be too many cells.
     """
-    width = min(std_q, std_p) / bins
-    window = int(np.ceil(REACH * max(std_q, std_p) / width))
+    least, most = min(std_q, std_p), max(std_q, std_p)
+    width = least / bins
+    can_be = width > 0 and np.isfinite(most) and REACH * bins * most <= MOST_CELLS * least
+    window = int(np.ceil(REACH * most / width)) if can_be else 0
     if not 0 < window <= MOST_CELLS:
         raise UserError(
             f"standard deviations of {std_q:.3g} and {std_p:.3g} cannot be coded with compress.bins = {bins}: bind fewer, or "

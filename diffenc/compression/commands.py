@@ -20,6 +20,8 @@ from diffenc.compression.stack import constriction
 from diffenc.compression.stream import (
     CodedImages,
     Header,
+    check_chain,
+    check_sizes,
     header_bytes,
     payload_bytes,
     read_stream,
@@ -61,6 +63,13 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     settings, chosen = experiment.evaluation, experiment.compress
     if settings.num_timesteps == 0:
         raise UserError("--mode=compress needs T: give --num_timesteps=T")
+    shape = (chosen.batch_size, *experiment.dataset.image_shape)
+    try:  # before hours of coding: a decoder would refuse the stream
+        check_sizes(shape, experiment.dataset.num_levels, settings.num_timesteps)
+    except ValueError as error:
+        raise UserError(
+            f"--mode=compress: {error}: bind compress.batch_size lower, or take a smaller T"
+        ) from None
     mesh = _one_process_mesh(experiment, "compress")
     params, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     constriction()
@@ -71,7 +80,12 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     steps = bound.chain_of(params)
     assert steps is not None, "T is given"
     numbers = chain_numbers(model, params, steps)
-    shape = (chosen.batch_size, *experiment.dataset.image_shape)
+    try:
+        check_chain(numbers)
+    except ValueError as error:
+        raise UserError(
+            f"--mode=compress: {error}: two of its times have the same log-SNR in float32; take a smaller T, or --x64"
+        ) from None
     chain = _chain(experiment, params, numbers, mesh, shape, chosen.bins)
     found = probe(chain)
     encoded = _encode(experiment, chain)
@@ -166,6 +180,15 @@ def make_header(
 
 def require_same(name: Path, header: Header, experiment: Experiment, mesh: Mesh, weights: str) -> None:
     """Raises UserError, naming what differs, unless the stream was encoded by this model, and with these versions and devices."""
+    here = environment(experiment, mesh)
+    keys = [key for key in here if here[key] != header.environment.get(key)]
+    if keys or header.environment.keys() != here.keys():
+        there = ", ".join(f"{key} {header.environment.get(key, 'unknown')}" for key in keys)
+        ours = ", ".join(f"{key} {here[key]}" for key in keys)
+        raise UserError(
+            f"{name} was encoded with {there}, and here there is {ours}: means would differ in their last digits; decode it with what "
+            "it was encoded with"
+        )
     dataset = experiment.dataset
     model = {
         "config": (header.config_hash, serialize.config_hash(experiment)),
@@ -178,15 +201,6 @@ def require_same(name: Path, header: Header, experiment: Experiment, mesh: Mesh,
     if differing:
         raise UserError(
             f"{name} was encoded by another model (of other {', '.join(differing)}): name the run that it was encoded with as --workdir"
-        )
-    here = environment(experiment, mesh)
-    keys = [key for key in here if here[key] != header.environment.get(key)]
-    if keys or header.environment.keys() != here.keys():
-        there = ", ".join(f"{key} {header.environment.get(key, 'unknown')}" for key in keys)
-        ours = ", ".join(f"{key} {here[key]}" for key in keys)
-        raise UserError(
-            f"{name} was encoded with {there}, and here there is {ours}: means would differ in their last digits; decode it with what "
-            "it was encoded with"
         )
 
 

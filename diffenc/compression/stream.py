@@ -34,6 +34,7 @@ _BEGIN = 44  # where its text begins
 MOST_STEPS = 100_000
 MOST_IMAGES = 1 << 24
 MOST_PIXELS = 1 << 26  # of one batch
+MOST_NUMBERS = 1 << 30  # that a batch takes: of its probabilities, and of its latents at all stops
 _SHA_256 = re.compile("[0-9a-f]{64}")
 _CHECK = re.compile("[0-9a-f]{8}")
 
@@ -161,6 +162,8 @@ def parse_stream(file: Stream, size: int, name: str) -> CodedImages:
     if size != said:
         raise _damaged(name, f"it has {size:,} bytes, and says {said:,}")
     content = bytes(file.read(4 * header.words))
+    if content[-4:] == bytes(4):
+        raise _damaged(name, "its last word is empty")
     if hashlib.sha256(content).hexdigest() != header.payload:
         raise _damaged(name, "its words have another checksum than it says")
     return CodedImages(header, np.frombuffer(content, "<u4").astype(np.uint32))
@@ -178,7 +181,7 @@ def _parse_header(text: bytes, name: str) -> Header:
             raise ValueError("other fields")
         lists = {key: tuple(said[key]) for key in ("image_shape", "batch_checks", "whitened")}
         header = Header(**{**said, **lists, "chain": _parse_chain(said["chain"])})
-        _check(header)
+        check_header(header)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(name, f"its header cannot be ({one_line(error)})") from error
     return header
@@ -196,14 +199,19 @@ def _parse_chain(said: Any) -> ChainNumbers:
         arrays[key] = np.array(said[key], np.float64)
         if not np.isfinite(arrays[key]).all():
             raise ValueError(f"chain.{key} is not finite")
-    rises = np.diff(arrays["times"]), -np.diff(arrays["log_snr"]), arrays["clock_rise"]
-    if not all((rise > 0).all() for rise in rises):
-        raise ValueError("chain does not run from noise to data")
     return ChainNumbers(**arrays)
 
 
-def _check(header: Header) -> None:
+def check_chain(chain: ChainNumbers) -> None:
+    """Raises ValueError unless log-SNR and clock change in every step."""
+    rises = np.diff(chain.times), -np.diff(chain.log_snr), chain.clock_rise
+    if not all((rise > 0).all() for rise in rises):
+        raise ValueError("chain does not run from noise to data")
+
+
+def check_header(header: Header) -> None:
     """Raises ValueError unless the header can be that of a stream."""
+    check_chain(header.chain)
     bounds = {
         "step": (0, 2**62),
         "num_images": (1, MOST_IMAGES),
@@ -222,8 +230,9 @@ def _check(header: Header) -> None:
     sides = header.image_shape
     if len(sides) != 3 or not all(type(side) is int and 0 < side <= 2**16 for side in sides):
         raise ValueError("image_shape is not that of images")
-    if header.batch_size * math.prod(sides) > MOST_PIXELS:
-        raise ValueError(f"a batch of more than {MOST_PIXELS:,} pixels")
+    if header.initial_words > header.words:
+        raise ValueError("more initial bits than bits")
+    check_sizes(header.batch_shape, header.num_levels, header.chain.num_steps)
     for key in ("config_hash", "weights", "payload", "pixels", "program", "results"):
         _match(_SHA_256, key, getattr(header, key))
     if not len(header.batch_checks) == len(header.whitened) == header.num_batches:
@@ -234,6 +243,17 @@ def _check(header: Header) -> None:
         _match(_CHECK, "batch_checks", check)
     if not all(isinstance(value, str) for value in header.environment.values()):
         raise ValueError("environment is no texts")
+
+
+def check_sizes(batch_shape: tuple[int, ...], num_levels: int, num_steps: int) -> None:
+    """Raises ValueError if there are too many steps, or a batch takes too much memory."""
+    if not 1 <= num_steps <= MOST_STEPS:
+        raise ValueError(f"{num_steps:,} steps: at most {MOST_STEPS:,}")
+    pixels = math.prod(batch_shape)
+    if pixels > MOST_PIXELS or pixels * max(num_levels, num_steps + 1) > MOST_NUMBERS:
+        raise ValueError(
+            f"a batch of {pixels:,} pixels of {num_levels} levels in {num_steps:,} steps: too many numbers to hold"
+        )
 
 
 def _match(pattern: re.Pattern[str], key: str, value: Any) -> None:

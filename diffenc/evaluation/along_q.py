@@ -45,7 +45,7 @@ from diffenc.evaluation.image_error import ByPass, DrawnTimes
 from diffenc.interfaces import Context, ImageKeys, Images, Params, PerExample
 from diffenc.runtime.progress import Progress
 
-PROBE_STREAM = 5  # folded into the key of a pass
+PROBE_STREAM = 2**32 - 5  # folded into the key of a pass, as the indices of images are: no image has it
 
 
 class AlongQ(NamedTuple):

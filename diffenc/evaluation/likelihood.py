@@ -80,7 +80,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             **head_of,
             "model": describe_model(experiment, of_ode, params),
             "step": step,
-            "num_params": count_parameters(ema),
+            "num_params": count_parameters(params),
         }
     arrays = {
         "nats": solved.nats,

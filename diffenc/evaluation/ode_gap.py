@@ -59,7 +59,8 @@ class OdeGap(NamedTuple):
         dequantisation = lost - along["reconstruction"]
         errors = along["looseness"] + along["miscalibration"]
 
-        # Each image has its own stratified times, so that images may count as independent.
+        # Images count as independent. Their strata of time are shared, which with many times an image matters little; with
+        # few (`likelihood.times_per_image`) the errors along q are overstated.
         def in_bits(nats: ByPass) -> PassValues:
             return PassValues(to_bits * nats)
 

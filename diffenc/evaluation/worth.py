@@ -6,8 +6,9 @@ larger by c value have the integrand
     1/2 e^lambda E || 1/2 (1 + eta^2) e_x + e_s + c value ||^2 / eta^2.
 
 A path chooses eta at each lambda, a slope head of one number chooses c, by least squares. Both are fitted in bins of t on half of the
-images and measured on the other half, each in turn, so that nothing is saved by fitting noise. What they save bounds what an encoder
-could gain from them without training; with latent and reconstruction loss it is all of the bound that is not the network's.
+images and measured on the other half, each in turn, so that nothing is saved by fitting noise. It is what this network's loss would save
+as it stands, by another path and by so simple a slope head: no bound on what a network or an encoder would gain that was trained with
+them, nor on what a head with a network of its own would save.
 """
 
 from collections.abc import Mapping
@@ -125,7 +126,9 @@ def moments_of(means: BinMeans) -> dict[str, PerBin]:
 def best_eta_2(moments: Moments) -> PerBin:
     """Returns the noise of the path of the least loss: eta^4 = 1 + 4 (xs + ss) / xx."""
     shifted = moments["xx"] + 4 * (moments["xs"] + moments["ss"])
-    return np.sqrt(np.clip(shifted / np.maximum(moments["xx"], NOTHING), MOST**-2, MOST**2))
+    best = np.sqrt(np.clip(shifted / np.maximum(moments["xx"], NOTHING), MOST**-2, MOST**2))
+    # Without errors, as in a bin that no image of a half was drawn in, the path of training stays.
+    return np.where(moments["xx"] > NOTHING, best, 1.0)
 
 
 def best_multiple_on_path(moments: Moments) -> PerBin:

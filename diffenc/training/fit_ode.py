@@ -30,11 +30,12 @@ from diffenc.data.batches import train_batches
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import model_metadata
 from diffenc.evaluation.restore_params import restore_ema
-from diffenc.evaluation.second_head import with_head_params, with_value_head
+from diffenc.evaluation.second_head import abstract_head, with_head_params, with_value_head
 from diffenc.interfaces import Context, Images, Key, Params
-from diffenc.parallel.sharding import data_mesh, images_to_devices, platform_of, rows_here
+from diffenc.parallel.sharding import data_mesh, images_to_devices, platform_of, replicated, rows_here
 from diffenc.registry import selector_of
 from diffenc.runtime.progress import Progress
+from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.training.state import update_ema
 from diffenc.workdir import fitted_chains, second_heads
 from diffenc.workdir.mirror import on_local_copy
@@ -73,6 +74,11 @@ def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     check_fittable(experiment)
     mesh, num_steps = data_mesh(experiment.mesh), experiment.fit.head_steps
     ema, step = restore_ema(experiment, workdir, mesh, experiment.evaluate.step)
+    if slope_is_modelled(experiment.model, ema, experiment.dataset.image_shape):
+        raise UserError(
+            "--mode=fit_ode: value and slope of this run's generative mean are those of its encoder as they are, so that its ODE "
+            "needs no second head"
+        )
     head, losses = fit_head(experiment, mesh, ema)
     last = losses[-max(1, num_steps // 10) :].mean(axis=0)
     record = {
@@ -82,7 +88,9 @@ def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         **model_metadata(experiment),
         second_heads.ORIGIN: {**fitted_chains.fit_origin(experiment, step), "head_steps": num_steps},
     }
-    arrays = {name: np.asarray(leaf) for name, leaf in name_leaves(head).items()}
+    wanted = name_leaves(abstract_head(experiment.model, experiment.dataset.image_shape))
+    # in float32 also where the fit was in float64, as checkpoints are
+    arrays = {name: np.asarray(leaf).astype(wanted[name].dtype) for name, leaf in name_leaves(head).items()}
     second_heads.save_head(workdir, arrays, record)
     logging.info(
         "mean square of (value - x_phi) / sigma over the last tenth of steps: %.5f, of one head %.5f; in %s",
@@ -165,7 +173,8 @@ def compile_head_step(experiment: Experiment, mesh: Mesh) -> Any:
         ema = update_ema(state.ema, head, state.step, experiment.ema_decay)
         return HeadState(state.step + 1, head, ema, opt_state), losses
 
-    return jax.jit(trace_for(platform_of(mesh), take_step), donate_argnums=1)
+    traced = trace_for(platform_of(mesh), take_step)
+    return jax.jit(traced, donate_argnums=1, out_shardings=replicated(mesh))
 
 
 def value_losses(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffenc.config.experiment import Experiment
 from diffenc.core.compiled_once import compiled_once
@@ -27,11 +27,11 @@ from diffenc.interfaces import ImageKeys, Images, Key, Params, Source, Times
 from diffenc.parallel import param_sharding
 from diffenc.parallel.sharding import (
     OVER_BATCH,
-    batch_sharded,
     images_to_devices,
     platform_of,
     replicated,
     rows_here,
+    to_devices,
 )
 from diffenc.runtime.compile_options import brief_options
 from diffenc.training.trained_bound import TrainedBound, trained_bound
@@ -60,7 +60,21 @@ class GradientCurve(NamedTuple):
     counts: Float[Array, " bins"]
 
 
-AddGradients = Callable[[GradientCurve, Params, Images, Times, Key], GradientCurve]
+class Rows(NamedTuple):
+    """Images that are measured at once, one of each device.
+
+    Attributes:
+      number: of the image in its measurement, which decides on its draws.
+      t: its time.
+      weight: 1; 0 for one that only fills up the last turn.
+    """
+
+    number: Int[Array, " b"]
+    t: Times
+    weight: Float[Array, " b"]
+
+
+AddGradients = Callable[[GradientCurve, Params, Images, Rows, Key], GradientCurve]
 
 
 def begin_gradient_curve() -> GradientCurve:
@@ -97,7 +111,6 @@ class GradientMeasurement:
     def __init__(self, experiment: Experiment, mesh: Mesh):
         self._experiment, self._mesh = experiment, mesh
         self._source: Source = experiment.dataset.source("train")
-        self._turns = max(1, MEASURED_IMAGES // mesh.size)
 
     def update(self, curve: GradientCurve, params: Params, step: int) -> GradientCurve:
         """Returns the curve with a measurement; the seed and `step` determine its draws.
@@ -105,7 +118,7 @@ class GradientMeasurement:
         Args:
           params: sharded over the mesh by `diffenc.parallel.param_sharding`.
         """
-        mesh, count = self._mesh, self._turns * self._mesh.size
+        mesh, count = self._mesh, MEASURED_IMAGES
         # A function of (seed, step) alone: a resumed run measures the same images at the same times, and
         # every process of a run draws the same index without communication.
         random = np.random.default_rng((self._experiment.seed, step))
@@ -118,14 +131,20 @@ class GradientMeasurement:
         curve = decay(curve)
         # A host loop over one compiled program; each turn adds
         # to the sums on the device, and none is waited for.
-        for turn in range(self._turns):
-            # times in turns too: a turn's are spread over all of [0, 1]
-            rows = turn + self._turns * rows_here(mesh, mesh.size)
-            batch = self._source.__getitems__(index[rows])
+        for first in range(0, count, mesh.size):
+            # An image's number alone decides on its draws, so that they are the same on any number of devices.
+            number = first + rows_here(mesh, mesh.size)
+            image, is_one = (
+                number % count,
+                (number < count).astype(np.float32),
+            )  # the last turn may be filled up
+            batch = self._source.__getitems__(index[image])
             # Each process loads only the rows of its own devices.
             images = images_to_devices(batch, self._experiment.model.conditioning, mesh)
-            t = jax.make_array_from_process_local_data(batch_sharded(mesh), times[rows])
-            curve = add(curve, params, images, t, jax.random.fold_in(key, turn))
+            rows = Rows(
+                *(to_devices(array, mesh) for array in (number.astype(np.int32), times[image], is_one))
+            )
+            curve = add(curve, params, images, rows, key)
         return curve
 
 
@@ -148,13 +167,13 @@ def add_gradients(
     curve: GradientCurve,
     params: Params,
     images: Images,
-    t: Times,
+    rows: Rows,
     key: Key,
 ) -> GradientCurve:
-    """Returns the curve with the gradients of `images`, one of each device, at times `t`."""
-    count = images.levels.shape[0]
-    noise_key, dropout_key = jax.random.split(key)
-    eps, eps_0 = jax.random.normal(noise_key, (2, *images.levels.shape))
+    """Returns the curve with the gradients of `images`, one of each device."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(rows.number)
+    noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    eps = jax.vmap(lambda key: jax.random.normal(key, images.levels.shape[1:]))(noise_keys)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
         partial(_squared_norms, experiment, bound, specs),
@@ -163,12 +182,12 @@ def add_gradients(
         out_specs=OVER_BATCH,
         check_vma=False,
     )
-    draws = Draws(t, eps, eps_0, jnp.ones(count))
+    # The noise in z_0 serves the losses at the ends, which are not differentiated.
+    draws = Draws(rows.t, eps, eps, jnp.ones_like(rows.t))
     # One image a device, so that the gradient within shard_map is that of
     # a single image: the norm of a batch's gradient would not tell E|g|^2.
-    norms = over_devices(params, images, draws, jax.random.split(dropout_key, count))
-    in_bins = jax.nn.one_hot(step_index(t, BINS), BINS)  # [count, bins]
-    # [count] @ [count, bins]: a scatter-add written as a small product.
+    norms = over_devices(params, images, draws, dropout_keys)
+    in_bins = jax.nn.one_hot(step_index(rows.t, BINS), BINS) * rows.weight[:, None]  # [B, bins]
     # sums of products, not a matrix product, whose factors a TPU would round
     squares = {
         group: curve.squares[group] + jnp.sum(norms[group][:, None] * in_bins, axis=0) for group in SHARES

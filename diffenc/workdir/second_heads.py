@@ -17,6 +17,7 @@ from diffenc.safe_io import safe_npz
 from diffenc.workdir.fitted_chains import FOLDER
 
 ORIGIN, NPZ = "second_head_of", "npz"
+MOST_RECORD = 1 << 20  # bytes
 HEADER = 1024  # bytes of an array's file beside its numbers, at most
 
 Arrays = dict[str, np.ndarray]
@@ -52,6 +53,8 @@ def load_head(
     if not file.is_file():
         return None
     try:
+        if file.stat().st_size > MOST_RECORD:
+            raise ValueError(f"it is larger than {MOST_RECORD:,} bytes")
         record = json.loads(file.read_bytes())
         if record_checksum.is_broken(record):
             raise ValueError(record_checksum.BROKEN)
@@ -59,7 +62,7 @@ def load_head(
         if not isinstance(origin["step"], int):
             raise TypeError("its step is no number")
         arrays = _read_arrays(file.with_suffix(".npz"), digest, wanted)
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(
             f"{file} is not a second head of this run ({type(error).__name__}: {error}): delete it and run --mode=fit_ode again"
         ) from error

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "experiments/launch/local.py",  # passes signals on to its processes
     "diffenc/runtime/parent_death.py",  # becomes another program at once
     "plugins/released_diffenc.py",  # calls diffenc/tools/foreign_weights.py
+    "plugins/released_vdm.py",  # likewise
 }
 
 

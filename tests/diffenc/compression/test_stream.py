@@ -12,6 +12,7 @@ from diffenc.compression.numbers import ChainNumbers
 from diffenc.compression.stream import (
     CodedImages,
     Header,
+    check_sizes,
     header_bytes,
     parse_stream,
     payload_bytes,
@@ -109,6 +110,7 @@ DAMAGED = {
     "another last word": flipped(len(STREAM) - 1),
     "words swapped": STREAM[:END] + STREAM[-4:] + STREAM[END:-4],
     "all zeros": bytes(len(STREAM)),
+    "a last word that is empty": STREAM[:-4] + bytes(4),
 }
 
 
@@ -127,6 +129,8 @@ MADE_UP = {
     "no images": with_header(num_images=0, batch_checks=[]),
     "a negative word": with_header(words=-1),
     "more words": with_header(words=2**39),
+    "more initial words than words": with_header(initial_words=2**40),
+    "probabilities beyond memory": with_header(batch_size=2**12, image_shape=[64, 64, 1]),
     "a batch beyond memory": with_header(batch_size=2**24, image_shape=[2**16, 2**16, 1]),
     "an image of four sides": with_header(image_shape=[4, 4, 1, 1]),
     "levels that do not fit": with_header(num_levels=257),
@@ -159,3 +163,14 @@ def test_what_is_made_up_differs_from_the_real_one_alone_in_what_is_refused():
 def test_no_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"No such file or directory: encode images with --mode=compress"):
         read_stream(tmp_path / "a")
+
+
+def test_what_takes_too_much_memory_is_refused_before_it_is_coded():
+    check_sizes((100, 32, 32, 3), 256, 1000)
+    for shape, num_levels, num_steps in (
+        ((4, 512, 512, 3), 256, 1000),
+        ((2**14, 64, 64, 1), 256, 10),
+        ((1, 4, 4, 1), 2, 100_001),
+    ):
+        with pytest.raises(ValueError, match="steps"):
+            check_sizes(shape, num_levels, num_steps)

@@ -10,6 +10,7 @@ from scipy import optimize
 
 from diffenc.config.settings import Diagnose
 from diffenc.core.model import Model
+from diffenc.evaluation import worth
 from diffenc.evaluation.batches import resolve_batch_size
 from diffenc.evaluation.streaming_stats import ImageMeans
 from diffenc.evaluation.worth import SAVINGS, worth_record
@@ -124,6 +125,15 @@ def test_halves_are_fitted_to_each_other_so_that_noise_saves_nothing(tiny):
     model = Model(Nontrainable(), Linear(4.0, -3.0), V(), Counterterm(), Linearly(power_of(tiny)))
     found = [record_of(tiny, model, passes=3, seed=seed)["bpd_saved_by_slope"] for seed in range(8)]
     assert np.mean(found) < np.std(found) / np.sqrt(8)
+
+
+def test_a_bin_without_draws_of_a_half_changes_nothing_in_the_other():
+    """Its moments are 0: the path of training, and no slope."""
+    moments = dict.fromkeys(("xx", "xs", "ss", "xv", "sv", "vv", "ev", "vv_on_path"), np.zeros(3))
+    np.testing.assert_array_equal(worth.best_eta_2(moments), 1)
+    eta_2, c = worth.best_both(moments)
+    np.testing.assert_array_equal([*eta_2, *c], [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(worth.best_multiple_on_path(moments), 0)
 
 
 def test_the_error_of_a_combination_is_that_of_its_values():

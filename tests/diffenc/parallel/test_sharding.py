@@ -25,7 +25,7 @@ from diffenc import registry
 from diffenc.evaluation import commands
 from diffenc.parallel import sharding
 from diffenc.errors import UserError
-from diffenc.training import loop
+from diffenc.training import gradient_curve, loop
 from diffenc.training.state import abstract_images, abstract_state, make_train_step
 
 plugins = runpy.run_path(sys.argv[1])
@@ -42,8 +42,17 @@ for count in (1, 4):
     for chosen in samples.values():
         commands.sample(dataclasses.replace(experiment, sample=chosen), pathlib.Path(sys.argv[2], str(count)))
 
+curves = {}
+for count in (1, 3, 4):
+    mesh = sharding.make_mesh(count)
+    params = jax.jit(lambda: experiment.init_params(jax.random.key(0)), out_shardings=sharding.replicated(mesh))()
+    measurement = gradient_curve.GradientMeasurement(experiment, mesh)
+    curve = measurement.update(gradient_curve.begin_gradient_curve(), params, 20)
+    curves[count] = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), {**curve.squares, "counts": curve.counts})
+
 batch = sharding.to_devices(np.arange(8 * 3).reshape(8, 3), four)
 facts = {
+    "curves": curves,
     "devices": four.devices.size,
     "shards": [np.asarray(shard.data).tolist() for shard in batch.addressable_shards],
     "copies": [shard.data.shape for shard in jax.device_put(np.ones(5), sharding.replicated(four)).addressable_shards],
@@ -165,6 +174,16 @@ def test_parameters_are_those_of_one_device_and_go_back_to_one(four):
     wanted = abstract_state(experiment, sharding.data_mesh())
     one, many = (Checkpoints(four / count / "checkpoints").restore(wanted).tree for count in ("1", "4"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, many)
+
+
+@pytest.mark.parametrize("count", ["3", "4"])
+def test_the_gradients_over_time_are_those_of_one_device(facts, count):
+    """Also on three, of which not all have an image in the last turn."""
+    one, several = facts["curves"]["1"], facts["curves"][count]
+    assert sum(several["counts"]) == 16
+    assert min(map(max, one.values())) > 0
+    for name, values in one.items():
+        np.testing.assert_allclose(several[name], values, rtol=1e-4, err_msg=name)
 
 
 def test_an_evaluation_is_that_of_one_device(four):

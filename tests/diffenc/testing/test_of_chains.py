@@ -176,7 +176,11 @@ FAULTS = [
         Undeclared(),
         "without `excess` it raises TypeError.*declare the measurement",
     ),
-    (variances.requirements_are_declared, Unknown(), "must be a frozenset of excess, loss_curve"),
+    (
+        variances.requirements_are_declared,
+        Unknown(),
+        "must be a frozenset of excess, gradient_curve, loss_curve",
+    ),
     (variances.requirements_are_declared, NoSet(), "requires = 'excess': must be a frozenset"),
     (
         time_samplers.weighted_means_equal_uniform_means,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,16 @@ import pytest
 
 from diffenc.config.settings import Evaluate, Fit, Likelihood
 from diffenc.core.model import draw_noise
+from diffenc.core.parameters import name_leaves
 from diffenc.errors import UserError
 from diffenc.evaluation import likelihood
-from diffenc.evaluation.second_head import with_head_params, with_value_head
+from diffenc.evaluation.second_head import abstract_head, with_head_params, with_value_head
 from diffenc.interfaces import Images
 from diffenc.training import loop
 from diffenc.training.fit_ode import fit_ode, value_losses
-from diffenc_plugins.generative_means import TwoHeads
+from diffenc.workdir.second_heads import load_head
+from diffenc_plugins.encoders import Identity
+from diffenc_plugins.generative_means import VDM, TwoHeads
 from diffenc_plugins.stochasticities import Constant, Learned
 
 FIT = Fit(head_steps=60)
@@ -102,6 +106,14 @@ def test_likelihood_takes_it_up_and_its_record_says_so(measuring, workdir):
     assert measuring(value="fitted")["bpd_ode"] == two["bpd_ode"]
 
 
+def test_fitted_in_float64_it_is_stored_in_float32(tiny, workdir, tmp_path, x64):
+    shutil.copytree(workdir, tmp_path / "run")
+    fit_ode(tiny(fit=Fit(head_steps=2)), tmp_path / "run")
+    found = load_head(tmp_path / "run", name_leaves(abstract_head(tiny().model, (4, 4, 1))))
+    assert found is not None
+    assert {array.dtype for array in found[0].values()} == {np.dtype(np.float32)}
+
+
 def test_it_serves_the_path_of_training_alone(measuring):
     with pytest.raises(UserError, match=r'one path; unbind it, or bind likelihood\.value = "model"'):
         measuring(stochasticity=Constant(0.8))
@@ -144,6 +156,10 @@ def test_what_has_no_head_to_fit_is_refused(tiny, tmp_path, measuring):
         fit_ode(tiny(model=two), tmp_path)
     with pytest.raises(UserError, match=r"trained at T = 3, .*one trained in continuous time"):
         fit_ode(tiny(num_timesteps=3), tmp_path)
+    plain = dataclasses.replace(tiny().model, encoder=Identity(), generative_mean=VDM())
+    loop.train(tiny(model=plain, steps=2), tmp_path / "vdm")
+    with pytest.raises(UserError, match="its ODE needs no second head"):
+        fit_ode(tiny(model=plain, steps=2), tmp_path / "vdm")
     loop.train(tiny(steps=2), tmp_path / "run")
     with pytest.raises(
         UserError, match=r'value = "fitted": .*is not there; run the same .*--mode=fit_ode first'
