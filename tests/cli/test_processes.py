@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-LONGER = ["Experiment.steps = 50", "Experiment.checkpoint_every = 25", "Experiment.evaluate_every = 50"]
+# All images at the ends of time: on eight devices each has one, and otherwise one in a few would be taken.
+LONGER = [
+    "Experiment.ends_stride = 1",
+    "Experiment.steps = 50",
+    "Experiment.checkpoint_every = 25",
+    "Experiment.evaluate_every = 50",
+]
 SPLIT = ["mesh.fsdp = 2", "mesh.rules = (('*/w', 0), ('*/b', 1))"]
 MORE = [*LONGER, "Experiment.steps = 58"]
 ENDLESS = ["Experiment.steps = 1_000_000", "Experiment.checkpoint_every = 100", "Experiment.log_every = 50"]
