@@ -357,7 +357,8 @@ class Diagnose:
 @checked("mesh")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The mesh of all devices of all processes. It changes results by rounding alone.
+    """The mesh of all devices of all processes. It changes results by rounding alone, and training also by which
+    images have the losses at the ends (`Experiment.ends_stride`).
 
     Attributes:
       data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.

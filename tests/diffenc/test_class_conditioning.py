@@ -168,7 +168,6 @@ def test_labels_reach_the_k_sample_bound(three):
     assert np.all(right.mean(axis=1) - wrong.mean(axis=1) > 10)
 
 
-@pytest.mark.slow
 def test_labels_reach_the_fits(three):
     settings = Fit("test", passes=1, times_per_image=1, knots=5)
     for wrong in (0, 1):
