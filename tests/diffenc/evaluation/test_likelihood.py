@@ -217,7 +217,7 @@ def test_the_record_says_what_the_figure_is_of(trained, workdir):
         record.pop(key)
     assert record == {
         "dataset": "dots", "split": "validation", "num_images": 7, "split_images": 7, "fingerprint": "validation of dots",
-        "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "tighter": 0.1, "times_per_image": 3, "passes": 1,
+        "dequantisation": "truncated_normal", "divergence": "exact", "rtol": 1e-5, "atol": 1e-5, "tighter": 0.1, "times_per_image": 3, "passes": 1,
         "batch_size": 7, "seed": 3, "config_hash": meta["metadata"]["config_hash"], "precision": "float32", "matmul_precision": "float32",
         "prng": "threefry2x32, partitionable",
         "device": "cpu", "model": likelihood.UNMODELLED, "step": 12, "num_params": 66,

@@ -129,7 +129,8 @@ def test_halves_are_fitted_to_each_other_so_that_noise_saves_nothing(tiny):
 
 def test_a_bin_without_draws_of_a_half_changes_nothing_in_the_other():
     """Its moments are 0: the path of training, and no slope."""
-    moments = dict.fromkeys(("xx", "xs", "ss", "xv", "sv", "vv", "ev", "vv_on_path"), np.zeros(3))
+    names: list[str] = ["xx", "xs", "ss", "xv", "sv", "vv", "ev", "vv_on_path"]
+    moments = {name: np.zeros(3) for name in names}
     np.testing.assert_array_equal(worth.best_eta_2(moments), 1)
     eta_2, c = worth.best_both(moments)
     np.testing.assert_array_equal([*eta_2, *c], [1, 1, 1, 0, 0, 0])
