@@ -150,6 +150,13 @@ def test_the_first_convolution_is_rounded_after_it_and_the_last_not_at_all():
     assert np.mean(np.asarray(out.astype(jnp.bfloat16), np.float32) == out) < 0.1
 
 
+def test_a_bias_is_added_before_the_sum_is_rounded():
+    """Numbers next to 1 are 2^-7 apart: a little more than half of that rounds up, but not once it is rounded itself."""
+    bias = jnp.full(1, 2.0**-8 + 2.0**-18)
+    out = layers.add_bias(jnp.ones((1, 2, 2, 1), jnp.bfloat16), bias)
+    np.testing.assert_array_equal(np.asarray(out, np.float32), 1 + 2.0**-7)
+
+
 def test_statistics_of_bfloat16_maps_are_taken_in_float32():
     """Of 64 x 64 positions about 10: their sum in bfloat16 would be good to a few digits in a thousand."""
     h = jnp.asarray(10 + np.random.default_rng(5).normal(size=(1, 64, 64, 2)), jnp.bfloat16)
