@@ -42,6 +42,8 @@ NEEDS = [
     ("experiments/launch/slurm.md", "Slurm"),
     ("experiments/launch/sweep_on_slurm.md", "Slurm"),
     ("experiments/launch/tpu_pod.md", "a Cloud TPU"),
+    ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
+    ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
 ]
 # Plugins and files of a user's own, which the pages make themselves.
 THEIRS = ("shifted", "my_blur")
