@@ -46,9 +46,7 @@ from diffenc.workdir import loss_curves
 from diffenc.workdir.config_check import CONFIG
 from diffenc_plugins.time_samplers import Importance, ImportanceByGradient, Uniform
 
-CURVE_MEASUREMENTS = (
-    20  # of the gradient's size, before the gradients that are compared; as many as training remembers
-)
+CURVE_MEASUREMENTS = 20  # of the gradient's size, as many as training remembers
 UNIFORM = "uniform"
 
 Gradients = dict[str, Float[np.ndarray, "batches size"]]  # by part

@@ -51,7 +51,7 @@ def evaluated_bound(
       UserError: T is too large for `precision`, or something that must be fitted first is missing.
     """
     if settings.num_timesteps == 0:
-        return EvaluatedBound(lambda params: None, _continuous, {})
+        return EvaluatedBound(lambda params: None, continuous_rule, {})
     check_num_timesteps(precision, settings.num_timesteps)
     fit = fitted_chains.find_chain(workdir, settings, step)
     fit.check()
@@ -59,5 +59,6 @@ def evaluated_bound(
     return EvaluatedBound(lambda params: fit.chain(schedule, params), discrete, fit.of)
 
 
-def _continuous(_: None) -> StepRule:
+def continuous_rule(_: None) -> StepRule:
+    """Returns the rule of continuous time, which has no chain."""
     return continuous

@@ -134,15 +134,13 @@ class GradientMeasurement:
         for first in range(0, count, mesh.size):
             # An image's number alone decides on its draws, so that they are the same on any number of devices.
             number = first + rows_here(mesh, mesh.size)
-            image, is_one = (
-                number % count,
-                (number < count).astype(np.float32),
-            )  # the last turn may be filled up
+            # The last turn may be filled up, by images of no weight.
+            image, weight = number % count, (number < count).astype(np.float32)
             batch = self._source.__getitems__(index[image])
             # Each process loads only the rows of its own devices.
             images = images_to_devices(batch, self._experiment.model.conditioning, mesh)
             rows = Rows(
-                *(to_devices(array, mesh) for array in (number.astype(np.int32), times[image], is_one))
+                *(to_devices(array, mesh) for array in (number.astype(np.int32), times[image], weight))
             )
             curve = add(curve, params, images, rows, key)
         return curve

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import UNIFORM
-from diffenc.core.objective import StepRule, continuous
 from diffenc.core.rng import root_key
 from diffenc.evaluation.batches import PassDraws, compile_on_mesh, resolve_batch_size
+from diffenc.evaluation.evaluated_bound import continuous_rule
 from diffenc.evaluation.evaluator import batch_terms
 from diffenc.evaluation.sample_images import compile_stretch, count_stretches
 from diffenc.parallel import param_sharding
@@ -85,10 +85,6 @@ def _train_program(experiment: Experiment, mesh: Mesh) -> Program:
     return Program("the train step", step, arguments, experiment.batch_size, 1, mesh.devices.size)
 
 
-def _continuous(_: Any) -> StepRule:
-    return continuous
-
-
 def _evaluation_program(experiment: Experiment, mesh: Mesh) -> Program:
     settings = resolve_batch_size(experiment.evaluation, experiment.batch_size)
     batch = settings.batch_size
@@ -100,7 +96,7 @@ def _evaluation_program(experiment: Experiment, mesh: Mesh) -> Program:
     )
     params = param_sharding.abstract_params(experiment, mesh)
     levels = experiment.dataset.num_levels
-    terms = compile_on_mesh(mesh, batch_terms, experiment.model, levels, _continuous, UNIFORM)
+    terms = compile_on_mesh(mesh, batch_terms, experiment.model, levels, continuous_rule, UNIFORM)
     arguments = ((params, None), abstract_images(experiment, mesh, batch), draws)
     return Program("the evaluation of a batch", terms, arguments, batch, 1, mesh.devices.size)
 
