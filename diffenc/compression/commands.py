@@ -111,11 +111,14 @@ def decompress(experiment: Experiment, workdir: Path) -> Path:
         write.
     """
     mesh = _one_process_mesh(experiment, "decompress")
+    # Before the stream is looked for: a run that is not of this config is the first thing to say.
+    params, step = restore_weights(experiment, workdir, mesh, experiment.evaluate.step)
     constriction()
     name = _path(experiment.compress.file, "compress.file", workdir / STREAM)
     coded = read_stream(name)
     header = coded.header
-    params, _ = restore_weights(experiment, workdir, mesh, header.step)
+    if header.step != step:
+        params, _ = restore_weights(experiment, workdir, mesh, header.step)
     require_same(name, header, experiment, mesh, digest_parameters(fetch_parameters(params, mesh)))
     check_divisible("the stream's batch size", header.batch_size, mesh)
     chain = _chain(experiment, params, header.chain, mesh, header.batch_shape, header.bins)
