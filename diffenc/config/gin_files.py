@@ -92,8 +92,12 @@ def find_file(name: str) -> Path:
 
 
 def shipped_paths(name: str) -> list[Path]:
-    """Returns the paths that a file of this name has if it comes with diffenc."""
-    return [folder / name.removeprefix("gin/") for folder in _shipped_folders()]
+    """Returns the paths that a file of this name has if it comes with diffenc; none of a whole path."""
+    return (
+        []
+        if Path(name).is_absolute()
+        else [folder / name.removeprefix("gin/") for folder in _shipped_folders()]
+    )
 
 
 def shipped_files() -> list[str]:

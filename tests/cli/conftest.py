@@ -15,7 +15,7 @@ import pytest
 # program from its first line to its exit.
 SERVER = """
 import atexit, json, os, resource, signal, sys, threading
-import diffenc.run, diffenc_plugins, sklearn.datasets
+import diffenc.run, diffenc_plugins, jax, sklearn.datasets
 
 def start(order):
     pid = os.fork()
@@ -28,6 +28,7 @@ def start(order):
     os.environ.update(order["env"])
     if order["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+        jax.config.update("jax_enable_compilation_cache", False)  # else it leaves cut entries to all other tests
     sys.argv = ["diffenc", *order["arguments"]]
     try:
         diffenc.cli.run.main()

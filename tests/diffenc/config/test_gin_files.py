@@ -80,10 +80,11 @@ def test_a_file_on_the_command_line_that_hides_a_shipped_one_is_said(project, ca
 def test_what_was_read_from_where_is_in_the_header_and_changes_nothing(project, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(project))
     own = write(project / "mine" / "run.gin", "include 'gin/quickstart.gin'\nExperiment.seed = 5\n")
-    experiment = gin_loader.load_experiment([own], [])
-    text = serialize.config_text(experiment)
     with caplog.at_level("INFO", logger="absl"):
+        experiment = gin_loader.load_experiment([own], [])
+        text = serialize.config_text(experiment)
         write_config(experiment, project, text)
+    assert "not the one that comes with" not in caplog.text, "a whole path names no other file"
     written = (project / "config.gin").read_text()
     digest = hashlib.sha256(Path(own).read_bytes()).hexdigest()[:12]
     shipped = hashlib.sha256((SHIPPED / "quickstart.gin").read_bytes()).hexdigest()[:12]
