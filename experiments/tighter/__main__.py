@@ -99,9 +99,11 @@ def plot_learned(runs: Sequence[Learned]) -> plots.Figure:
             ("stop (0 = data)", "$\\lambda$ at the stop"),
             ("step (1 = least noise)", "w = $\\sigma_Q^2 / \\sigma_P^2$"),
         ]
-    figure, (path, *others) = plots.make_axes_row("learned path, times and variances", *labels)
+    figure, (path, *others) = plots.make_axes_row("Path, times and variances after training", *labels)
+    # Runs often coincide: the first has the widest line, so that it shows beside the later ones.
+    widths = {run.label: 0.6 + 0.8 * (len(runs) - place) for place, run in enumerate(runs)}
     for run in runs:
-        path.plot(run.log_snr, run.eta_squared, label=run.label)
+        path.plot(run.log_snr, run.eta_squared, label=run.label, linewidth=widths[run.label])
     lowest = min(float(run.log_snr[0]) for run in runs)
     highest = max(float(run.log_snr[-1]) for run in runs)
     grid = np.linspace(lowest, highest, POINTS)
@@ -111,7 +113,8 @@ def plot_learned(runs: Sequence[Learned]) -> plots.Figure:
     path.legend()
     for label, chain in chains:
         for axes, values, first in zip(others, chain, (0, 1), strict=True):
-            axes.plot(np.arange(len(values)) + first, values, marker="o", markersize=3, label=label)
+            stops = np.arange(len(values)) + first
+            axes.plot(stops, values, marker="o", markersize=3, label=label, linewidth=widths[label])
     for axes in others:
         axes.legend()
     return figure
