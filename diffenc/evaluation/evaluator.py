@@ -16,7 +16,7 @@ from diffenc.config.network_precision import network_precision
 from diffenc.config.settings import Evaluate
 from diffenc.core.discretization import Chain
 from diffenc.core.model import Model, SampleTimes, Terms
-from diffenc.core.objective import StepRule
+from diffenc.core.objective import StepRule, noisier_ends
 from diffenc.evaluation.batches import (
     EvaluationBatch,
     EvaluationBatches,
@@ -141,7 +141,8 @@ def batch_terms(
             condition=images.condition,
             step_rule=rule(chain),
         )
-        return terms, LossDraws(model.log_snr(params, draws.t), terms.diffusion)
+        times = draws.t if chain is None else noisier_ends(chain, draws.t)
+        return terms, LossDraws(model.log_snr(params, times), terms.diffusion)
 
     # one time after the other: memory for one draw, whatever times_per_image
     terms, draws = jax.lax.map(estimate, jnp.arange(pass_draws.times.shape[1]))

@@ -176,6 +176,12 @@ def test_every_time_belongs_to_one_of_the_steps(num_steps):
     np.testing.assert_array_equal(objective.step_index(jnp.asarray(t), num_steps), want)
 
 
+def test_a_drawn_t_stands_for_a_step_wherever_the_chain_puts_it():
+    chain = Chain(jnp.array([0.0, 0.7, 0.8, 1.0]), jnp.zeros(3))
+    ends = objective.noisier_ends(chain, jnp.array([0.0, 0.3, 0.5, 0.99, 1.0]))
+    assert ends == pytest.approx([0.7, 0.7, 0.8, 1.0, 1.0])
+
+
 @pytest.mark.thin
 @combined["encoder"]
 @combined["parameterization"]

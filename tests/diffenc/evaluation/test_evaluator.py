@@ -333,6 +333,15 @@ def test_in_discrete_time_the_bound_is_the_sum_over_all_steps(tiny):
     assert limit.measure(params).terms["diffusion"].mean() < 0.9 * got.mean()
 
 
+def test_losses_lie_at_the_log_snrs_of_the_chains_stops(tiny):
+    """Not at those of the drawn t, which only say which step was drawn."""
+    evaluator, params, experiment = real(tiny, num_timesteps=3, passes=8, batch_size=13)
+    schedule = experiment.model.schedule
+    low, high = schedule.log_snr_min, schedule.log_snr_max
+    found = np.unique(evaluator.measure(params).draws.log_snr)
+    assert found == pytest.approx([low, low + (high - low) / 3, low + 2 * (high - low) / 3], rel=1e-5)
+
+
 @pytest.mark.parametrize("num_images", [1, 5, 13, 99])
 def test_some_of_the_images_are_drawn_once_each_by_the_seed(measure, tiny, num_images):
     pixel_sums = np.sort(_images(tiny).sum(axis=(1, 2, 3)))
