@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 MAX_MESSAGE = 2_000  # characters of a message; a value or a file's name can be a megabyte
 
-# C0 and C1 controls but for tab and line feed, which terminals execute; line and paragraph separators; bidirectional
-# controls.
+# C0 and C1 controls except tab and line feed, which terminals execute; line and paragraph separators; bidirectional
+# controls, which reorder the text shown; lone surrogates, which cannot be encoded.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """An error that the user can fix; its message is one line with what is wrong, where, and how to fix it.
+    """An error that the user can fix; its message is one line with the fault, its place, and how to fix it.
 
     The command line prints it without a traceback and exits with status 1. The message is `printable`.
     """

@@ -54,7 +54,7 @@ class Batch(TypedDict):
 
 
 class Images(NamedTuple):
-    """A batch as compiled functions are given it. Without a condition it is its levels alone, also to XLA."""
+    """A batch as an argument of compiled functions. None is an empty pytree: without a condition, XLA sees the levels alone."""
 
     levels: Integer[Array, "b h w c"]
     condition: Condition | None = None
@@ -69,6 +69,7 @@ class Context(NamedTuple):
     """
 
     condition: Condition | None = None
+    # A key per image, not one for the batch: a mask must not depend on the other images or on the sharding.
     keys: ImageKeys | None = None
 
 
@@ -79,7 +80,7 @@ class ClassConditional:
     """Base class of encoders and networks that read `context.condition`; others must ignore it.
 
     Attributes:
-      classes: a field of the subclass: the number of classes it accepts. With 0 it ignores the condition.
+      classes: a field of the subclass: the number of classes; 0 = the condition is ignored.
     """
 
     classes: int
@@ -89,8 +90,8 @@ class ClassConditional:
 class Encoder(Protocol):
     """A family x_phi(lambda) of representations of x, smooth in lambda [10].
 
-    One that reads the condition derives from `ClassConditional`. One with work that does not depend on lambda
-    can derive from `PreparedOnce`, so that this work is done once for several noise levels.
+    An encoder that reads the condition derives from `ClassConditional`. An encoder with work that does not depend on
+    lambda can derive from `PreparedOnce`, so that this work is done once for several noise levels.
     """
 
     def init(self, key: Key, x: Data, log_snr: LogSNR) -> Params:
@@ -110,11 +111,11 @@ class PreparedOnce(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
-        """Returns a pytree of arrays [B, ...], an entry for each image: all that `at` needs to know of `x` and `context`."""
+        """Returns a pytree of arrays [B, ...], an entry for each image, with everything that `at` needs of `x` and `context`."""
 
     @abc.abstractmethod
     def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
-        """Returns the output at `log_snr`, from what `prepare` returned for these images, or entries of it."""
+        """Returns the output at `log_snr` of all or some of the images of `prepare`; `prepared` holds their entries."""
 
     def apply(self, params: Params, x: Data, log_snr: LogSNR, context: Context = NO_CONTEXT) -> Data:
         """Returns the output at `log_snr`, shaped like `x`."""
@@ -122,8 +123,8 @@ class PreparedOnce(abc.ABC):
 
 
 def prepare_once(plugin: "Encoder | Network", params: Params, x: Data, context: Context) -> Any:
-    """Returns a pytree of arrays [B, ...], an entry for each image: what `apply_prepared` takes in place of `x` and `context`."""
-    # Without a split, what is prepared is the input itself: callers have one code path for all encoders.
+    """Returns the input of `apply_prepared`, in place of `x` and `context`: a pytree of arrays [B, ...], an entry per image."""
+    # Plugins without `prepare` have the input itself prepared: callers have one code path for all encoders.
     # Context is a pytree, so entries of some images can be taken from (x, context) as from any other.
     return plugin.prepare(params, x, context) if isinstance(plugin, PreparedOnce) else (x, context)
 
@@ -140,8 +141,8 @@ def apply_prepared(plugin: "Encoder | Network", params: Params, prepared: Any, l
 class Network(Protocol):
     """A function of (z, log_snr) shaped like z, independent of the loss.
 
-    One that reads the condition derives from `ClassConditional`. One with work that does not depend on log_snr can derive
-    from `PreparedOnce`, so that an encoder does this work once for several noise levels.
+    A network that reads the condition derives from `ClassConditional`. A network with work that does not depend on log_snr can
+    derive from `PreparedOnce`, so that an encoder does this work once for several noise levels.
     """
 
     def init(self, key: Key, z: Data, log_snr: LogSNR) -> Params:
@@ -168,10 +169,10 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class LearnedInterior(Schedule, Protocol):
-    """A schedule that learns how log_snr falls between its ends; diffenc.training.schedule_objective says for what."""
+    """A schedule that learns how log_snr falls between its ends (for the objective, see diffenc.training.schedule_objective)."""
 
     def interior(self, params: Params, t: Times) -> LogSNR:
-        """The value of `apply`. Its gradients reach the interior's parameters, those of `apply` all others.
+        """Returns the value of `apply`. Gradients of `interior` reach the interior's parameters, those of `apply` all others.
 
         At finite T both are summed, so that the whole schedule is trained by the bound.
         """
@@ -192,7 +193,7 @@ class Stochasticity(Protocol):
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         """Returns H = h(lambda_s) - h(lambda_t): above 0 where lambda_s > lambda_t, its negative where they are swapped.
 
-        Written so that short steps keep their digits in float32, as a difference of two values of h would not:
+        It must keep its digits in float32 for short steps, which a difference of two values of h does not:
         eta^2 is its derivative by lambda_s at lambda_s = lambda_t.
         """
         ...
@@ -204,25 +205,25 @@ class FittedStochasticity(Stochasticity, Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether its values are still to be given."""
+        """Whether the clock still lacks its values (see `given`)."""
         ...
 
     def given(self, log_snr: Sequence[float], eta_2: Sequence[float]) -> Stochasticity:
-        """Returns the clock with these eta^2 between neighbours of `log_snr`, which rise and are one more."""
+        """Returns the clock with these eta^2 between neighbours of `log_snr`: rising, and one more than `eta_2`."""
         ...
 
 
 @runtime_checkable
 class Parameterization(Protocol):
-    """What the network estimates: p(lambda) x_phi + q(lambda) eps."""
+    """The target of the network: p(lambda) x_phi + q(lambda) eps."""
 
     def __call__(self, log_snr: LogSNR) -> tuple[LogSNR, LogSNR]:
-        """(p, q) at `log_snr`."""
+        """Returns (p, q) at `log_snr`."""
         ...
 
 
 class Estimate(NamedTuple):
-    """What the encoder has at a reverse step, or what the reverse process takes it to be there.
+    """Value and slope of x_phi at a reverse step: the encoder's own, or the estimates of the reverse process.
 
     Attributes:
       value: x_phi(lambda_t).
@@ -253,7 +254,7 @@ class Interval(abc.ABC):
     @property
     @abc.abstractmethod
     def stretch(self) -> PerExample:
-        """(lambda_s - lambda_t) / c: a slope d x_phi / d lambda times this is to first order that of the step."""
+        """(lambda_s - lambda_t) / c: d x_phi / d lambda times this factor is, to first order, the slope over the step."""
 
     @abc.abstractmethod
     def follow(self, encode: Callable[[LogSNR], Data]) -> Estimate:
@@ -261,13 +262,13 @@ class Interval(abc.ABC):
 
 
 class StepInputs(NamedTuple):
-    """What a generative mean is given of a step besides the network's x_hat.
+    """Inputs of a generative mean at a step, besides the network's x_hat.
 
     Attributes:
       z: z_t.
-      interval: where the step leads.
+      interval: the step.
       encode: x -> value and slope of its x_phi over this step, by the model's encoder.
-      context: what the mean's own networks are given.
+      context: condition and dropout keys of the mean's own networks.
     """
 
     z: Data
@@ -277,16 +278,16 @@ class StepInputs(NamedTuple):
 
 
 class GenerativeMean(abc.ABC):
-    """What the reverse process takes x_phi and its slope to be, given the network's x_hat [17].
+    """The reverse process's estimates of x_phi and its slope, as a function of the network's x_hat [17].
 
-    The mean of p(z_s | z_t) is that of q(z_s | z_t, x) with these in place of the encoder's.
+    The mean of p(z_s | z_t) is that of q(z_s | z_t, x) with these estimates in place of the encoder's value and slope.
 
     Attributes:
       learns_value: a class variable: the value is learned as E[x_phi | z] by itself, so that the probability-flow ODE is
         that of the trained SDE for every encoder.
-      needs_encoder: a class variable: `apply` calls `encode`, so that the encoder cannot be thrown away for sampling.
-      auxiliary: a class variable: the names of its losses of what the bound does not train, under which they are logged; each
-        ends in "_loss".
+      needs_encoder: a class variable: `apply` calls `encode`, so that sampling needs the encoder too.
+      auxiliary: a class variable: the names, each ending in "_loss", of losses for estimates that the bound leaves
+        undetermined; they are logged under these names.
     """
 
     # Declared by the class, since metadata and checks of a config need them before any parameters exist.
@@ -304,8 +305,8 @@ class GenerativeMean(abc.ABC):
 
     def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`, the encoder's own."""
-        # In float32 this rounds x_hat_error against x_phi, which matters where the loss weight e^lambda is
-        # large. A mean that is affine in x_hat avoids it: see `AffineMean`.
+        # In float32 the sum rounds x_hat_error against x_phi, which matters where the loss weight e^lambda is
+        # large. `AffineMean` avoids the sum.
         made = self.apply(params, truth.value + x_hat_error, step)
         return jax.tree.map(jnp.subtract, made, truth)
 
@@ -313,13 +314,13 @@ class GenerativeMean(abc.ABC):
         """Returns the losses named in `auxiliary`, which are trained beside the bound and are no part of it.
 
         Args:
-          error: what `error` returned for `x_hat_error`.
+          error: the result of `error` for `x_hat_error`.
         """
         return {}
 
 
 class AffineMean(GenerativeMean):
-    """Base class of means that are affine in x_hat. Their errors keep their digits in float32 where sigma vanishes."""
+    """Base class of means that are affine in x_hat: their errors stay accurate in float32 where sigma vanishes."""
 
     def error(self, params: Params, x_hat_error: Data, truth: Estimate, step: StepInputs) -> Estimate:
         """Returns `apply` at x_hat = x_phi + `x_hat_error`, less `truth`: A e + b + (A x_phi - truth), nothing large cancels."""
@@ -329,7 +330,7 @@ class AffineMean(GenerativeMean):
 
         # linearize at 0 splits the affine map A x + b into its constant b and its linear part A in one trace,
         # for whatever `apply` computes. The error then never contains x_phi + e: where sigma vanishes e is
-        # far below the last digit of x_phi, and e^lambda multiplies what is lost. A x_phi - truth is small
+        # far below the last digit of x_phi, and e^lambda multiplies that rounding. A x_phi - truth is small
         # for a mean that suits the encoder, and its two operands are rounded alike.
         dtype = jnp.result_type(x_hat_error, truth.value)
         constant, linear = jax.linearize(at, jnp.zeros(x_hat_error.shape, dtype))
@@ -343,7 +344,7 @@ class AffineMean(GenerativeMean):
 
 
 class ProportionalMean(AffineMean):
-    """Base class of means whose slope is kappa x_hat, kappa a function of lambda."""
+    """Base class of means with the slope kappa x_hat, kappa a function of lambda."""
 
     @abc.abstractmethod
     def kappa(self, params: Params, interval: Interval) -> PerExample:
@@ -363,7 +364,7 @@ class Conditioning(Protocol):
 
     @property
     def label(self) -> str | None:
-        """The name of the condition in tables and records, as "class"; None if the model is unconditional."""
+        """The name of the condition in tables and records, such as "class"; None if the model is unconditional."""
         ...
 
     @property
@@ -388,9 +389,9 @@ MEASUREMENTS = frozenset({EXCESS, LOSS_CURVE, GRADIENT_CURVE})
 def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
     """Returns whether a variance or time sampler needs a measurement on a trained model, one of `MEASUREMENTS`.
 
-    It declares so in a class variable `requires: ClassVar[frozenset[str]]`; without one it needs none.
+    A plugin declares its needs in a class variable `requires: ClassVar[frozenset[str]]`; without it there are none.
     """
-    # getattr, for third parties' plugins need not derive from anything here.
+    # getattr: third parties' plugins need not derive from anything here.
     return measurement in getattr(plugin, "requires", frozenset())
 
 
@@ -398,15 +399,15 @@ def requires(plugin: "Variance | TimeSampler", measurement: str) -> bool:
 class Variance(Protocol):
     """sigma_P^2 of a chain's reverse steps, as w = sigma_Q^2 / sigma_P^2 [9]; sigma_Q^2, that of q(z_s | z_t, x), is the path's.
 
-    One that cannot do without `excess` declares `requires = frozenset({EXCESS})` (see `requires`).
+    A variance that cannot do without `excess` declares `requires = frozenset({EXCESS})` (see `requires`).
     """
 
     def __call__(self, log_snr_t: PerStep, log_snr_s: PerStep, excess: PerStep | None) -> PerStep:
         """Returns log w of each step from log_snr_t to log_snr_s.
 
         Args:
-          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not measured,
-            which never happens to a variance that requires it.
+          excess: E || mu_P - mu_Q ||^2 / (d sigma_Q^2) as measured for each step; None if it was not measured.
+            A variance that requires it is never given None.
         """
         ...
 
@@ -416,7 +417,7 @@ class LearnedVariance(Variance, Protocol):
     """A variance with parameters of its own, trained with the model; they belong to the T equal steps of training."""
 
     def init(self, num_steps: int) -> Params:
-        """Returns the first parameters, for `num_steps` steps."""
+        """Returns the initial parameters, for `num_steps` steps."""
         ...
 
     def given(self, params: Params) -> Variance:
@@ -428,8 +429,8 @@ class LearnedVariance(Variance, Protocol):
 class TimeSampler(Protocol):
     """The density on [0, 1] that diffusion times are drawn from.
 
-    One that cannot do without `curve` declares `requires = frozenset({LOSS_CURVE})`, or GRADIENT_CURVE if it is for training
-    and draws by the size of the gradient (see `requires`).
+    A time sampler that cannot do without `curve` declares `requires = frozenset({LOSS_CURVE})`, or GRADIENT_CURVE if it is for
+    training and draws by the size of the gradient (see `requires`).
     """
 
     def __call__(self, u: Times, curve: Float[Array, " bins"] | None) -> tuple[Times, PerExample]:
@@ -437,7 +438,7 @@ class TimeSampler(Protocol):
 
         Args:
           curve: root mean square of the diffusion loss, or of the gradient's norm, in equal bins of t; None if it was not
-            measured, which never happens to a time sampler that requires it.
+            measured. A time sampler that requires it is never given None.
         """
         ...
 
@@ -451,7 +452,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Batch:
-        """The examples at `indices`, gathered in one go."""
+        """Returns the examples at `indices`, in one call."""
         ...
 
 
@@ -471,11 +472,11 @@ class Dataset(Protocol):
     def num_classes(self) -> int: ...
 
     def source(self, split: str) -> Source:
-        """Raises UserError if the files are absent, truncated or not what they claim to be."""
+        """Returns the examples of a split. Raises UserError if its files are absent, truncated or of other content."""
         ...
 
     def fingerprint(self, split: str) -> str:
-        """Hex SHA-256 of the split's uint8 [N, H, W, C] pixels in source order."""
+        """Returns the hex SHA-256 of the split's uint8 [N, H, W, C] pixels in source order."""
         ...
 
 
@@ -484,13 +485,13 @@ Extract = Callable[[UInt8[Array, "b h w c"]], Float[Array, "b features"]]
 
 @runtime_checkable
 class Features(Protocol):
-    """A fixed network, by whose features sets of images are compared."""
+    """A fixed network with features by which sets of images are compared."""
 
     def metric(self) -> str:
-        """What the Fréchet distance is called: "fid" for Inception's of the published weights, and for no others.
+        """Returns the name of the Fréchet distance: "fid" for Inception's features with the published weights, and for no others.
 
         Raises:
-          UserError: the weights are not there.
+          UserError: the weights are missing.
         """
         ...
 
@@ -498,39 +499,39 @@ class Features(Protocol):
     def num_features(self) -> int: ...
 
     def identity(self) -> str:
-        """Tells these features from any others: the SHA-256 of their weights, a version of their code, and all else.
+        """Returns a text that identifies the features: the SHA-256 of their weights, a version of their code, and their settings.
 
         Raises:
-          UserError: the weights are not there.
+          UserError: the weights are missing.
         """
         ...
 
     def load(self) -> Extract:
-        """Images of levels 0 .. 255, with 1 or 3 channels, to float32 features; each image on its own.
+        """Returns the function of images of levels 0 .. 255, with 1 or 3 channels, to float32 features; each image on its own.
 
-        To be compiled, and a pytree of its weights (`jax.tree_util.Partial`), so that it can be an argument of what
-        is compiled: as constants they would take minutes.
+        The function is compiled by its callers. It must be a pytree of its weights (`jax.tree_util.Partial`), so that it can be
+        an argument of a compiled function: as constants, the weights would take minutes to compile.
 
         Raises:
-          UserError: the weights are not there, damaged or other ones.
+          UserError: the weights are missing, damaged, or not the expected ones.
         """
         ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Where a run's metrics go besides its workdir."""
+    """A destination of a run's metrics besides its workdir."""
 
     def open(self, workdir: Path, resume_step: int | None) -> Any:
-        """A metric writer as clu has them (`diffenc.workdir.writers.NullWriter` is one to derive from).
+        """Returns a metric writer with the interface of clu's (`diffenc.workdir.writers.NullWriter` is a base class).
 
-        Called once by each process that trains, and in the main process of several alone.
+        Called once per training process; of several processes, in the main one alone.
 
         Args:
-          resume_step: the step the run goes on from; None = it starts.
+          resume_step: the step that the run resumes from; None for a new run.
 
         Raises:
-          UserError: it cannot be written there.
+          UserError: the destination cannot be written to.
         """
         ...
 
@@ -540,5 +541,5 @@ class Optimizer(Protocol):
     """Makes an optax transformation."""
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
-        """Returns the transformation for a training of `num_steps` steps, as schedules of the learning rate need it."""
+        """Returns the transformation for a training of `num_steps` steps, a number that schedules of the learning rate need."""
         ...

@@ -34,23 +34,23 @@ class Registry(Generic[T]):
 
     @property
     def interface(self) -> type[T]:
-        """The protocol that every plugin of the kind keeps."""
+        """The protocol that every plugin of the kind implements."""
         return getattr(importlib.import_module("diffenc.interfaces"), self._interface)
 
     def register(self, name: str) -> Callable[[Plugin], Plugin]:
         """Registers a class as `KIND.NAME`, here and for gin files.
 
         Raises:
-          ValueError: the name is taken (the message names both classes), or is no identifier, which a
-            config file could not spell.
-          TypeError: the class is no dataclass.
+          ValueError: the name is taken (the message names both classes), or is not an identifier, as
+            config files need.
+          TypeError: the class is not a dataclass.
         """
         if not name.isidentifier():
             raise ValueError(f"{self.kind} name {name!r} must be a Python identifier")
 
         def decorate(cls: Plugin) -> Plugin:
-            # vars, not hasattr: a plain subclass of a dataclass
-            # inherits the attribute, and its own fields would be lost.
+            # vars, not hasattr: a subclass without the decorator inherits
+            # the attribute, and its own fields would be lost.
             if "__dataclass_params__" not in vars(cls):
                 raise TypeError(
                     f"{_full_name(cls)} must be a dataclass: put @dataclass(frozen=True) right above it"
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
                     f"{_full_name(cls)} needs another name"
                 )
             self._classes[name] = cast(type[T], cls)
-            # `checked` changes the class in place, so what is registered above is the same class.
+            # `checked` changes the class in place, so the class registered above is the one returned.
             return checked(f"{self.kind}.{name}", self.interface)(cls)
 
         return decorate
@@ -70,7 +70,7 @@ class Registry(Generic[T]):
         """Returns the class registered under `name`.
 
         Raises:
-          UserError: no such name; the nearest known one is offered.
+          UserError: no such name; the message offers the nearest known one.
         """
         if name not in self._classes:
             known = self._classes
@@ -133,7 +133,7 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def selector_of(cls: type) -> str:
-    """Returns `KIND.NAME` of a registered plugin, and the class's own name of any other."""
+    """Returns `KIND.NAME` of a registered plugin class, and `__name__` of any other class."""
     found = {kind: registry.name_of(cls) for kind, registry in REGISTRIES.items()}
     return next((f"{kind}.{name}" for kind, name in found.items() if name), cls.__name__)
 
@@ -146,7 +146,7 @@ def plugin_packages() -> set[str]:
 
 
 def plugin_distributions() -> dict[str, importlib.metadata.Distribution]:
-    """Returns the installed distribution of each of them, where it is known."""
+    """Returns the installed distribution of each plugin package by its name, where known."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return {entry.module.partition(".")[0]: entry.dist for entry in entries if entry.dist is not None}
 
@@ -160,7 +160,7 @@ def discover() -> list[str]:
     """
     broken = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=_builtin_first):
-        # Importing registers one class after the other: an error in the middle would leave some of them.
+        # An import registers one class after the other: an error halfway would leave a part of the package registered.
         before = {kind: dict(registry._classes) for kind, registry in REGISTRIES.items()}
         try:
             entry.load()

@@ -1,9 +1,9 @@
-"""Real bytes of a trained run's images beside the bound of T steps, and beside PNG, WebP and zstd.
+"""Compressed sizes of a trained run's images, compared with the bound of T steps, and with PNG, WebP and zstd.
 
   python -m experiments.compression --workdir=runs/quickstart --num_timesteps 50 250 --seeds 0 1 2
 
-Every stream is decoded again and its images compared. Streams with other seeds pop other latents, so that their spread is that of
-one stream. Prints a table in markdown. Images, times, variances and path are those of `evaluate` in --gin_bindings.
+Every stream is decoded again and its images compared. Streams with other seeds draw other latents, so that their spread is the
+spread of one stream's size. Prints tables in Markdown. Images, times, variances and path are those of `evaluate`.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workdir", type=path_argument, required=True)
     parser.add_argument("--gin_bindings", action="append", default=[])
@@ -82,7 +82,7 @@ def measure(given: argparse.Namespace) -> str:
 
 
 def sent_images(experiment: Experiment) -> Images:
-    """Returns the images that `evaluate` names."""
+    """Returns the images selected by `evaluate`."""
     source = select_images(experiment.dataset, experiment.evaluation)
     return source.__getitems__(np.arange(len(source)))["image"]
 
@@ -90,10 +90,10 @@ def sent_images(experiment: Experiment) -> Images:
 def compress_and_check(
     experiment: Experiment, workdir: Path, images: Images, bins: int, seed: int, batch_size: int
 ) -> dict[str, Any]:
-    """Returns the record of a stream, which is decoded again.
+    """Compresses the images, decodes the stream and compares; returns the record of the stream.
 
     Raises:
-      UserError: other images came back.
+      UserError: the decoded images differ.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = {"file": f"{folder}/stream", "decoded": f"{folder}/images.npz"}
@@ -129,7 +129,7 @@ def codecs_table(images: Images) -> str:
 
 
 def codec_sizes(images: Images) -> dict[str, Sizes]:
-    """Returns the bytes that PNG, WebP without loss and zstd take; of zstd only where its program is there."""
+    """Returns the sizes by PNG, lossless WebP and, if its program is installed, zstd."""
     pictures: dict[str, dict[str, Any]] = {
         "PNG": {"optimize": True},
         "WEBP": {"lossless": True, "quality": 100, "method": 6, "exact": True},
@@ -175,7 +175,7 @@ def encode(picture: UInt8[np.ndarray, "h w c"], kind: str, **options: Any) -> by
 
 
 def zstd_sizes(contents: Sequence[bytes]) -> list[int]:
-    """Returns how many bytes the program zstd makes of each."""
+    """Returns the compressed size of each of `contents`, by the program zstd."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{number}") for number in range(len(contents))]
         for file, content in zip(files, contents, strict=True):

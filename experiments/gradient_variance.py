@@ -5,10 +5,10 @@
   python -m experiments.gradient_variance --workdir=runs/quickstart
 
 At the averaged parameters of one checkpoint, the gradient of the training loss is computed for the same batches of train
-images under each density of times; all are stratified over the batch, as in training. Stated for each part of the model is
-the variance E |g - E g|^2 summed over its parameters, and its ratio to that under uniform times, with a jackknife error over
-batches. `importance` draws by the loss curve that --mode=diagnose measured, `importance_by_gradient` by the size of the
-gradient, measured here as training measures it.
+images under each density of times; all are stratified over the batch, as in training. The table lists for each part of the
+model the variance E |g - E g|^2 summed over its parameters, and its ratio to that under uniform times, with a jackknife error
+over batches. `importance` draws by the loss curve of --mode=diagnose, `importance_by_gradient` by the size of the
+gradient, measured here as in training.
 """
 
 import argparse
@@ -58,8 +58,8 @@ class PartVariance:
     """The variance of the gradient of one part of the model over batches, under a density of times.
 
     Attributes:
-      ratio: to the variance under uniform times.
-      ratio_se: its jackknife error over batches.
+      ratio: ratio to the variance under uniform times.
+      ratio_se: jackknife error of the ratio over batches.
     """
 
     variance: float
@@ -89,7 +89,7 @@ def compare_variances(
 
 
 def train_batches(experiment: Experiment, mesh: Mesh) -> BatchOf:
-    """Returns a function from a number to a batch of train images, drawn by it."""
+    """Returns a function that draws a batch of train images with a number as seed."""
     source = experiment.dataset.source("train")
 
     def batch_of(number: int) -> Images:
@@ -108,7 +108,7 @@ def measure_gradients(
     num_batches: int,
     progress: Callable[[], None],
 ) -> Gradients:
-    """Returns the gradient of each part with parameters for each of `num_batches` batches of train images."""
+    """Returns the gradients by `num_batches` batches of train images, for each part of the model that has parameters."""
     bound = trained_bound(experiment)
 
     @jax.jit
@@ -117,6 +117,7 @@ def measure_gradients(
 
     rows: dict[str, list[np.ndarray]] = {}
     for number in range(num_batches):
+        # Batch and key depend on the number alone: all samplers get the same images and noise.
         parts = jax.device_get(gradient(params, batch_of(number), jax.random.key(number)))
         for part, leaves in parts.items():
             if jax.tree.leaves(leaves):
@@ -127,7 +128,7 @@ def measure_gradients(
 
 
 def measure_gradient_curve(experiment: Experiment, mesh: Mesh, params: Params) -> GradientCurve:
-    """Returns the size of the gradient over time, as training measures it."""
+    """Returns the size of the gradient over time, measured as in training."""
     measurement, curve = GradientMeasurement(experiment, mesh), begin_gradient_curve()
     progress = Progress("the gradient's size over time", CURVE_MEASUREMENTS)
     for number in range(CURVE_MEASUREMENTS):
@@ -166,7 +167,7 @@ def gradient_variances(
 
 
 def format_table(variances: Mapping[str, Mapping[str, PartVariance]]) -> Table:
-    """For people."""
+    """Returns the variances as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("part", "times", "variance", "ratio to uniform"):
         table.add_column(column, justify="right" if column in ("variance", "ratio to uniform") else "left")
@@ -194,7 +195,7 @@ def run_command(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     return exit_status(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
 

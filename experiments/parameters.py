@@ -1,8 +1,8 @@
-"""The number of parameters of every run that comes with diffenc, beside the published number.
+"""The number of parameters of every run file shipped with diffenc, compared with the published number.
 
   python -m experiments.parameters [--json=FILE]
 
-Only shapes are computed: seconds, and no memory to speak of. Published numbers are those of the authors'
+Only shapes are computed, in seconds and with little memory. Published numbers are those of the authors'
 code for DiffEnc (arXiv:2310.19789), which hold for fixed ends of the log-SNR; learned ends add 2.
 The exit status is 1 if any number differs from the published one.
 """
@@ -78,7 +78,7 @@ class Row:
 
 
 def count_by_part(experiment: Experiment) -> dict[str, int]:
-    """Parameters of each part of the model, by shape evaluation.
+    """Returns the number of parameters of each part of the model, by shape evaluation.
 
     Raises:
       UserError: a plugin cannot be built for these images.
@@ -88,13 +88,13 @@ def count_by_part(experiment: Experiment) -> dict[str, int]:
 
 
 def load_rows() -> list[Row]:
-    """Every shipped run, in the order of names."""
+    """Returns a row for every shipped run, in the order of names."""
     files = [name for name in shipped_files() if name not in STACKABLE]
     return [load_row(name) for name in files]
 
 
 def load_row(gin_file: str) -> Row:
-    """The row of one run file."""
+    """Returns the row of one run file."""
     name = Path(gin_file).stem
     return Row(
         name, published=PUBLISHED.get(name), **count_by_part(gin_loader.load_experiment([gin_file], []))
@@ -102,7 +102,7 @@ def load_row(gin_file: str) -> Row:
 
 
 def format_table(runs: Sequence[Row]) -> Table:
-    """For people: a number that differs from the published one has ≠ before the latter."""
+    """Returns the table; published numbers that differ from the run's are marked with ≠."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("parameters", "network", "encoder", "total", "published"):
         result.add_column(column, justify="left" if column == "parameters" else "right", no_wrap=True)
@@ -116,7 +116,7 @@ def format_table(runs: Sequence[Row]) -> Table:
 
 
 def to_records(runs: Sequence[Row]) -> list[dict[str, Any]]:
-    """For programs: one object a run; `published` is the total."""
+    """Returns one JSON object per run; `published` is the total."""
     return [
         {**dataclasses.asdict(run), "published": run.published and sum(run.published), "total": run.total}
         for run in runs
@@ -124,7 +124,7 @@ def to_records(runs: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.parameters", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(

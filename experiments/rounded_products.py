@@ -1,12 +1,12 @@
-"""What the bound loses where products of float32 are computed in bfloat16 or TensorFloat-32, measured on a CPU.
+"""The change of the bound when float32 products are computed in bfloat16 or TensorFloat-32, measured on a CPU.
 
   python -m diffenc.run --gin_file=gin/quickstart.gin
   python -m experiments.rounded_products --workdir=runs/quickstart
 
-By default a TPU multiplies float32 in bfloat16, an NVIDIA GPU in TensorFloat-32, and both add up in float32. That is computed
-here: the loss is traced, and the factors of its matrix products and convolutions are rounded to so many bits before each. Some
-products are held at full precision (`jax.default_matmul_precision("highest")`); stated is how far the bound moves from that of
-float32 on the same draws, where those are held as they are (as on such a device), and where more are rounded:
+By default a TPU multiplies float32 in bfloat16, an NVIDIA GPU in TensorFloat-32, and both accumulate in float32. This program
+emulates them: the loss is traced, and the factors of its matrix products and convolutions are rounded to the format's mantissa
+before each. Some products are held at full precision (`jax.default_matmul_precision("highest")`). The table lists the shift of
+the bound from that of float32 on the same draws, with these products held (as on such a device), and with more of them rounded:
 
 - held: products at full precision stay so; all others are rounded
 - held but encoder: those of the encoder are rounded too; held but network: those of the network (its first convolution)
@@ -46,6 +46,7 @@ from diffenc.workdir.config_check import CONFIG
 
 CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
 PRODUCTS = ("dot_general", "conv_general_dilated")
+# Both formats have float32's exponent, so that rounding changes the mantissa alone.
 EXPONENT_BITS = 8
 MANTISSA_BITS = {"tfloat32": 10, "bfloat16": 7}
 ENCODER = "the_encoder"  # in the names of its operations
@@ -54,7 +55,7 @@ IsRounded = Callable[
     [str, bool], bool
 ]  # (names of an operation, at full precision) -> whether its factors are rounded
 
-# which products of a float32 program are rounded
+# The products of a float32 program that are rounded, by case.
 CASES: dict[str, IsRounded] = {
     "held": lambda names, is_full: not is_full,
     "held but encoder": lambda names, is_full: not is_full or ENCODER in names,
@@ -65,7 +66,7 @@ CASES: dict[str, IsRounded] = {
 
 @dataclasses.dataclass(frozen=True)
 class NamedEncoder:
-    """An encoder whose operations have `ENCODER` among their names."""
+    """An encoder with `ENCODER` in the names of its operations."""
 
     encoder: Encoder
 
@@ -81,7 +82,7 @@ def round_products(function: Callable[..., Any], bits: int, is_rounded: IsRounde
     """Returns `function` with the factors of the chosen products rounded to `bits` of mantissa.
 
     Raises:
-      NotImplementedError: there is a product within a loop or a branch.
+      NotImplementedError: a product is within a loop or a branch.
     """
 
     def rounded(*args: Any) -> Any:
@@ -95,7 +96,7 @@ def round_products(function: Callable[..., Any], bits: int, is_rounded: IsRounde
 def _evaluate(
     jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], names: str, bits: int, is_rounded: IsRounded
 ) -> list[Any]:
-    """Evaluates a traced function, its products' factors rounded where `is_rounded`."""
+    """Evaluates a traced function, with the factors of its products rounded where `is_rounded`."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
@@ -116,7 +117,7 @@ def _evaluate(
 
 
 def _called(eqn: Any) -> Any:
-    """Returns what an equation does nothing but call, a closed jaxpr; None if it does something itself."""
+    """Returns the closed jaxpr that an equation merely calls; None for any other equation."""
     if eqn.primitive.name in CALLS:
         inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
         return inner if hasattr(inner, "consts") else jax.extend.core.ClosedJaxpr(inner, ())
@@ -137,12 +138,12 @@ def _is_full(eqn: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """How far the bound moves, bits/dim.
+    """The shift of the bound in bits/dim.
 
     Attributes:
-      mean: over images.
+      mean: mean over images.
       mean_se: its standard error over images, with the same draws before and after.
-      largest: of one image, absolute.
+      largest: largest absolute shift of one image.
     """
 
     mean: float
@@ -192,7 +193,7 @@ def _bound(
 
 
 def format_table(shifts: Sequence[tuple[str, str, str, float, Shift]]) -> Table:
-    """For people."""
+    """Returns the shifts as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ("T", "in float32", "factors", "products", "bits/dim move by", "at most, of one image")
     for column in columns:
@@ -222,7 +223,7 @@ def run_command(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     return exit_status(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
 

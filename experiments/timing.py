@@ -1,4 +1,4 @@
-"""Seconds that things take, measured side by side: A B C A B C, so that what disturbs one disturbs all."""
+"""Durations of calls, measured interleaved, A B C A B C, so that a disturbance affects all of them alike."""
 
 import dataclasses
 import math
@@ -15,11 +15,11 @@ Call = Callable[[], Any]  # what it returns is waited for
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """How long one thing took.
+    """Durations of one call.
 
     Attributes:
-      seconds: of one call, in each round.
-      calls: in a row in each round, between two looks at the clock.
+      seconds: seconds of one call, in each round.
+      calls: number of calls in a row in each round, between two readings of the clock.
     """
 
     seconds: Float[np.ndarray, " rounds"]
@@ -33,25 +33,25 @@ class Times:
         return Times(self.seconds / number, self.calls)
 
     def figures(self) -> dict[str, float]:
-        """Median and quartiles, for programs."""
+        """Returns median, quartiles, and the numbers of rounds and calls."""
         return {**quartiles(self.seconds, "seconds"), "rounds": len(self.seconds), "calls": self.calls}
 
     def over(self, other: "Times") -> dict[str, float]:
-        """How many times as long this takes: the ratio of medians, and quartiles of the ratio round by round."""
+        """Returns the ratio of the medians of `self` and `other`, and quartiles of the ratio round by round."""
         return {**quartiles(self.seconds / other.seconds, "ratio"), "ratio": self.median / other.median}
 
 
 def quartiles(values: Float[np.ndarray, " rounds"], name: str) -> dict[str, float]:
-    """Median as `name`, and quartiles."""
+    """Returns the median as `name`, and quartiles."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return {name: float(middle), "quartile_1": float(low), "quartile_3": float(high)}
 
 
 def time_interleaved(calls: Mapping[str, Call], rounds: int, least: float) -> dict[str, Times]:
-    """Time each of `calls`, `rounds` times in turn, after a call that is not timed.
+    """Times each of `calls`, `rounds` times in turn, after warm-up calls.
 
     Args:
-      least: seconds that one timing should last; shorter calls are repeated within it.
+      least: minimal seconds of one timing; shorter calls are repeated within it.
     """
     repeats = {name: choose_repeats(call, least) for name, call in calls.items()}
     rows = [{name: time_call(call, repeats[name]) for name, call in calls.items()} for _ in range(rounds)]
@@ -59,14 +59,14 @@ def time_interleaved(calls: Mapping[str, Call], rounds: int, least: float) -> di
 
 
 def choose_repeats(call: Call, least: float) -> int:
-    """How many calls last `least` seconds together, by the quicker of two; one before them warms up."""
+    """Returns the number of calls that last `least` seconds together, by the faster of two after a warm-up call."""
     time_call(call, 1)
     once = min(time_call(call, 1) for _ in range(2))
     return max(1, math.ceil(least / max(once, 1e-9)))
 
 
 def time_call(call: Call, repeats: int) -> float:
-    """Seconds of one call in a row of `repeats`; they may overlap, as calls of an accelerator do."""
+    """Returns the seconds per call of `repeats` calls in a row, which may overlap, as on an accelerator."""
     began, result = time.perf_counter(), None
     for _ in range(repeats):
         result = call()

@@ -2,11 +2,11 @@
 
   python -m diffenc_plugins.released_diffenc FILE --gin_file=gin/cifar10_diffenc_32_4.gin --output=DIR
 
-FILE is what flax wrote, or an .npz with the same names; the run file is that of the model which FILE holds, with
---gin_file=gin/learned_endpoints.gin behind it where the ends of the schedule were learned. `diffenc.load("DIR")` reads
-what comes out. The names are read off the published code: "GroupNorm_0" and "dense0" are flax's and VDM's, their
-`up_blocks_0` is the deepest level. Convolutions have the same layout, but for the transposed ones; blocks stand one by one there,
-and stacked by shape in ours.
+FILE is a flax checkpoint, or an .npz with the same names; the run file is that of the model in FILE, followed by
+--gin_file=gin/learned_endpoints.gin if the ends of the schedule were learned. `diffenc.load("DIR")` loads the result.
+The names follow the published code: "GroupNorm_0" and "dense0" are flax's and VDM's, and
+`up_blocks_0` is the deepest level. Convolutions have the same layout, except transposed ones; blocks are stored one by one there,
+and stacked by shape here.
 """
 
 import functools
@@ -20,7 +20,7 @@ from diffenc.cli import foreign_weights
 from diffenc_plugins.networks.stacks import BlockShape
 from diffenc_plugins.schedules.builtin import SMALLEST_DROP
 
-# In this order, each on what the ones before have left.
+# Applied in this order, each pattern to the result of the ones before.
 NAMES = (
     (r"^score_model/(VDMUNet_0/)?", "network/"),
     (r"^encdec/inner_encoder/(enc_model/)?", "encoder/"),
@@ -56,7 +56,7 @@ BLOCK = re.compile(
 
 
 def name_of(theirs: str) -> str:
-    """Our name of the parameter that they call `theirs`; some name that we do not have if we have no such parameter."""
+    """Returns our name of the parameter that they call `theirs`; for an unknown parameter, a name that no model here has."""
     ours = theirs
     for pattern, replacement in NAMES:
         ours = re.sub(pattern, replacement, ours)
@@ -64,7 +64,7 @@ def name_of(theirs: str) -> str:
 
 
 def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their parameters by our names and in our layout: gamma = b + |w| t is our -(start - drop t)."""
+    """Returns their parameters by our names and in our layout; gamma = b + |w| t is our -(start - drop t)."""
     ends = {name: array for name, array in theirs.items() if name in ("gamma/b", "gamma/w")}
     ours = {name_of(name): _laid_out(name, array) for name, array in theirs.items() if name not in ends}
     if len(ours) + len(ends) < len(theirs):
@@ -79,9 +79,9 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def stack_blocks(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Blocks that stand one by one, as "network/down_3/conv_0/w", stacked as our networks have them.
+    """Stacks separate blocks, such as "network/down_3/conv_0/w", in the layout of our networks.
 
-    Those of one shape in the order of computation; a block whose shape is not known is left as it is.
+    Blocks of one shape are stacked in the order of computation; a block of unknown shape is left as it is.
     """
     stacks: dict[str, list[tuple[tuple[int, ...], np.ndarray]]] = {}
     others = {}
@@ -103,21 +103,21 @@ def stack_blocks(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _order(place: str) -> tuple[int, ...]:
-    """When a block is computed among the others of its network: down, middle, up; upwards the deepest level first."""
+    """Returns a block's sort key in its network's order of computation: down, middle, up; upwards the deepest level first."""
     way, *numbers = place.split("_")
     level, number = map(int, numbers) if len(numbers) == 2 else (0, int(numbers[0]))
     return WAYS.index(way), -level if way == "up" else level, number
 
 
 def _laid_out(name: str, array: np.ndarray) -> np.ndarray:
-    """flax has transposed convolutions as HWIO, we as HWOI."""
+    """Returns an array in our layout: kernels of transposed convolutions are HWIO in flax, HWOI here."""
     return array.swapaxes(2, 3) if name.endswith("/conv_trans/kernel") and array.ndim == 4 else array
 
 
 def raw_drop(w: np.ndarray) -> np.ndarray:
-    """What gives drop = |w| through softplus and the floor under it; drops below the floor are the floor."""
+    """Returns the raw_drop at which softplus(raw_drop) + SMALLEST_DROP = |w|; drops below the floor become the floor."""
     # log(e^d - 1) = d + log(1 - e^-d), the inverse of softplus
-    # without overflow; float64 for the sake of its difference.
+    # without overflow; in float64, since |w| - SMALLEST_DROP may cancel.
     drop = np.maximum(np.abs(w.astype(np.float64)) - SMALLEST_DROP, 1e-6)
     return np.asarray(drop + np.log(-np.expm1(-drop)), np.float32)
 

@@ -2,9 +2,9 @@
 
   python -m diffenc_plugins.released_vdm FILE --gin_file=gin/cifar10_vdmv_32.gin --gin_file=gin/vdm_released.gin --output=DIR
 
-FILE is what flax wrote, or an .npz with the same names; the first run file has the sizes of the model which FILE holds.
-`diffenc.load("DIR")` reads what comes out. The network's names are those of DiffEnc's published code
-(`diffenc_plugins.released_diffenc`), but for the two layers of the time embedding. The learned schedule, l1 to l3 of VDM's
+FILE is a flax checkpoint, or an .npz with the same names; the first run file has the sizes of the model in FILE.
+`diffenc.load("DIR")` loads the result. The network's names are those of DiffEnc's published code
+(`diffenc_plugins.released_diffenc`), except for the two layers of the time embedding. The learned schedule, l1 to l3 of VDM's
 App. I.2, becomes `schedule.monotone` of as many units, which divides by the whole rise:
 
   gamma(t) = b_1 + |w_1| t + sum_k |v_k| (2 sigmoid(2 |a_k| (t - 1/2) + c_k) - 1) / K, log-SNR = -gamma.
@@ -28,7 +28,7 @@ LEAST = 1e-12  # of what ours has above zero
 
 
 def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their parameters by our names and in our layout.
+    """Returns their parameters by our names and in our layout.
 
     Raises:
       ValueError: two names are one of ours, or `schedule.monotone` cannot fall as their schedule does.
@@ -40,10 +40,10 @@ def translate(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def translate_gamma(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters of `schedule.monotone` that fall as gamma rises, by our names; `theirs` are those in `GAMMA`.
+    """Returns the parameters of `schedule.monotone`, by our names, at which log-SNR = -gamma; `theirs` are those in `GAMMA`.
 
     Raises:
-      ValueError: shapes that do not go together, or less of the rise is linear than ours can have.
+      ValueError: the shapes do not match, or less of the rise is linear than `schedule.monotone` allows.
     """
     w_1, b_1, a, c, v = (np.asarray(theirs[name], np.float64).reshape(-1) for name in GAMMA)
     units = len(v)
@@ -51,6 +51,7 @@ def translate_gamma(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise ValueError(
             f"gamma/l1 to l3 hold {len(w_1)}, {len(b_1)}, {len(a)}, {len(c)} and {units} numbers"
         )
+    # 2 sigmoid(x) - 1 = 2 (sigmoid(x) - 1/2), and 2 |a| (t - 1/2) + c = 2 |a| t + (c - |a|).
     weight, steepness, offset = 2 * np.abs(v) / units, 2 * np.abs(a), c - np.abs(a)
     bumps = np.sum(weight * (expit(steepness + offset) - expit(offset)))
     rise = np.abs(w_1[0]) + bumps
@@ -65,7 +66,7 @@ def translate_gamma(theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _interior(
     linear: float, weight: np.ndarray, steepness: np.ndarray, offset: np.ndarray, bumps: float
 ) -> dict[str, np.ndarray]:
-    """What `schedule.monotone` computes these from; its line has no less than a part of the `bumps`' rise."""
+    """Returns the raw parameters of `schedule.monotone` for these values; its line has at least a part of the `bumps`' rise."""
     units, least = len(weight), monotone.LEAST_SLOPE + monotone.LEAST_LINEAR * bumps
     if not linear > least:
         raise ValueError(

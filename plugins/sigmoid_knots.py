@@ -1,4 +1,4 @@
-"""Sigmoids on knots that are spread evenly over log_snr, from which learned functions of it are made."""
+"""Sigmoids on knots evenly spaced in log_snr, the basis of learned functions of log_snr."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What must be the same where a stream is decoded as where it was encoded, and how a difference is told before it matters."""
+"""The conditions under which a stream can be decoded, and a probe that detects differences before decoding starts."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "constriction")
 
 
 def environment(experiment: Experiment, mesh: Mesh) -> dict[str, str]:
-    """Returns the versions, the devices and the precision that results depend on in their last bits."""
+    """Returns the versions, devices and precision settings that determine the last bits of results."""
     devices = mesh.devices.ravel()
     return {
         **{name: str(installed_version(name)) for name in PACKAGES},
@@ -48,11 +48,11 @@ def digest_parameters(arrays: Mapping[str, np.ndarray]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A trial of all that coding computes, on inputs made from their names alone.
+    """Digests of all functions that coding computes, on inputs made from their names alone.
 
     Attributes:
-      program: SHA-256 of the functions as XLA is given them.
-      results: SHA-256 of the lattices, of what the compiled functions return at the first, a middle and the last step, and of
+      program: SHA-256 of the functions as lowered for XLA.
+      results: SHA-256 of the lattices, of the compiled functions' results at the first, a middle and the last step, and of
         bits made by the entropy coder.
     """
 
@@ -61,7 +61,7 @@ class Probe:
 
 
 def probe(chain: TrainedChain) -> Probe:
-    """Tries the chain, on its own condition; compiles what it will run."""
+    """Probes the chain under its own condition; compiles the functions that coding runs."""
     levels = (_uniform("levels", chain.batch_shape) * chain.num_levels).astype(np.uint8)
     z = (4 * _uniform("z", chain.batch_shape) - 2).astype(chain.dtype)
     results = hashlib.sha256(repr(chain.lattices).encode())
@@ -88,7 +88,7 @@ def _results(chain: TrainedChain, levels: PixelLevels, z: Float[np.ndarray, "b .
 
 
 def _coded_normals(chain: TrainedChain, index: int, mean: Float[np.ndarray, "b ..."]) -> np.ndarray:
-    """Returns bits of symbols all over the window of a stop."""
+    """Returns the coded bits of symbols spread over the window of a stop."""
     lattice, stack = chain.lattices[index], Stack()
     offset = lattice.offset(mean, mean).ravel()[:64]
     symbols = np.linspace(-lattice.window, lattice.window, len(offset)).astype(np.int32)
@@ -98,7 +98,7 @@ def _coded_normals(chain: TrainedChain, index: int, mean: Float[np.ndarray, "b .
 
 
 def _program(chain: TrainedChain, levels: PixelLevels, z: Float[np.ndarray, "b ..."]) -> str:
-    """Returns the digest of what XLA is given, of shapes and constants alone: without places in the source."""
+    """Returns the digest of the programs lowered for XLA, which hold shapes and constants but no source locations."""
     images = Images(levels, chain.condition)  # pyright: ignore[reportArgumentType]
     prepared = chain.programs["prepare"](chain.params, images, None)
     arguments: dict[str, tuple[Any, ...]] = {
@@ -115,7 +115,7 @@ def _program(chain: TrainedChain, levels: PixelLevels, z: Float[np.ndarray, "b .
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Returns numbers in [0, 1) that follow from `name` alone."""
+    """Returns numbers in [0, 1) determined by `name` alone."""
     count = int(np.prod(shape))
     digest = hashlib.shake_256(f"probe {name}".encode()).digest(2 * count)
     return (np.frombuffer(digest, "<u2") / 2**16).reshape(shape)

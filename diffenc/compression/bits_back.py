@@ -1,18 +1,18 @@
-"""Bits-back coding of images on a chain of T steps, whatever gives the means of its steps.
+"""Bits-back coding of images on a chain of T steps, for any model of the steps' means.
 
-The latents z_1 .. z_0 of a batch of images are popped from the stack under q, from the noisiest on: z_1 of q(z_1 | x), then each z_s of
-q(z_s | z_t, x) [13]. The images are pushed under p(x | z_0), then the latents under p, the last popped first:
+The latents z_1 .. z_0 of a batch of images are popped from the stack under q, the noisiest first: z_1 from q(z_1 | x), then each
+z_s from q(z_s | z_t, x) [13]. The images are pushed under p(x | z_0), then the latents under p, the last popped first:
 
     sender      pop z_1 .. z_0 by q,    push x by p,    push z_0 .. z_1 by p
     receiver    pop z_1 .. z_0 by p,    pop x by p,     push z_0 .. z_1 by q
 
 so that the receiver undoes each operation of the sender in reverse, and is left with the bits that the sender drew the latents
-from. What stays on the stack for an image is log q(z_1 .. z_0 | x) - log p(x, z_0 .. z_1) in bits, whose mean is -ELBO of T steps.
-q(z_s | z_t, x) knows x, which the receiver has only at the end: latents cannot be pushed back earlier, as a Markov q(z_t | z_s)
-would allow, and the first batch needs initial bits for all of its latents.
+from. An image adds log q(z_1 .. z_0 | x) - log p(x, z_0 .. z_1) bits to the stack, on average -ELBO of T steps.
+q(z_s | z_t, x) depends on x, which the receiver has only at the end: latents cannot be pushed back earlier, as a Markov
+q(z_t | z_s) would allow, and the first batch needs initial bits for all of its latents.
 
-Latents are coded on a lattice. Both q and p of a step are over the cells of width w, `bins` to a standard deviation, and the
-symbol of a cell is counted from that in which the mean of p lies, which both ends know.
+Latents are coded on a lattice. Both q and p of a step are distributions over cells of width w, `bins` cells per standard
+deviation. A cell's symbol is its number relative to the cell of p's mean, which both ends know.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ MOST_CELLS = 1 << 20  # on a side
 
 @dataclasses.dataclass(frozen=True)
 class Lattice:
-    """The cells that one latent is coded in, and how wide its two distributions are.
+    """The cells that one latent is coded in, and the standard deviations of its two distributions.
 
     Attributes:
-      width: of a cell.
+      width: width of a cell.
       std_q: standard deviation of q, in cells.
-      std_p: that of p.
+      std_p: standard deviation of p, in cells.
       window: symbols reach from -window to +window.
     """
 
@@ -50,11 +50,11 @@ class Lattice:
     window: int
 
     def place(self, mean_p: Latents) -> Float[np.ndarray, "b ..."]:
-        """Returns the cell in which the mean of p lies, as a whole number."""
+        """Returns the number of the cell that contains the mean of p, an integer in float64."""
         return np.rint(mean_p.astype(np.float64) / self.width)
 
     def offset(self, mean: Latents, mean_p: Latents) -> Float[np.ndarray, "b ..."]:
-        """Returns how far `mean` is from the centre of the cell in which the mean of p lies, in cells."""
+        """Returns the distance, in cells, of `mean` from the centre of the cell that contains the mean of p."""
         return mean.astype(np.float64) / self.width - self.place(mean_p)
 
     def latent(self, symbols: Int[np.ndarray, "b ..."], mean_p: Latents) -> Latents:
@@ -63,7 +63,7 @@ class Lattice:
 
 
 def make_lattice(std_q: float, std_p: float, bins: int) -> Lattice:
-    """Returns the lattice with `bins` cells to the smaller of two standard deviations.
+    """Returns the lattice with `bins` cells per standard deviation, the smaller of the two.
 
     Raises:
       UserError: one is so much larger than the other that there would be too many cells.
@@ -71,6 +71,7 @@ def make_lattice(std_q: float, std_p: float, bins: int) -> Lattice:
     least, most = min(std_q, std_p), max(std_q, std_p)
     width = least / bins
     can_be = width > 0 and np.isfinite(most) and REACH * bins * most <= MOST_CELLS * least
+    # Bounded before the division, where a tiny width would give an infinite number of cells.
     window = int(np.ceil(REACH * most / width)) if can_be else 0
     if not 0 < window <= MOST_CELLS:
         raise UserError(
@@ -85,27 +86,27 @@ class Inference(Protocol):
     """q(z_1 .. z_0 | x) of a batch of images."""
 
     def mean(self, index: int, z: Latents | None) -> Latents:
-        """Returns the mean of z at stop `index` given `z` at stop index + 1, or, at the last stop T, given nothing."""
+        """Returns the mean of q of z at stop `index` given `z` at stop index + 1; at the last stop, T, `z` is None."""
         ...
 
 
 @runtime_checkable
 class ChainModel(Protocol):
-    """The chain of T steps with T + 1 stops, of which stop 0 is the data's and stop T the noisiest.
+    """The chain of T steps with T + 1 stops, from stop 0, next to the data, to stop T, the noisiest.
 
     Attributes:
-      lattices: of z at each stop.
+      lattices: the lattice of z at each stop.
     """
 
     @property
     def lattices(self) -> tuple[Lattice, ...]: ...
 
     def generative_mean(self, index: int, z: Latents | None) -> Latents:
-        """Returns the mean of p of z at stop `index` given `z` at stop index + 1; at the last stop zeros."""
+        """Returns the mean of p of z at stop `index` given `z` at stop index + 1; at the last stop, where `z` is None, zeros."""
         ...
 
     def infer(self, levels: PixelLevels) -> Inference:
-        """Returns q of the images of these integer levels."""
+        """Returns q for the images with these integer levels."""
         ...
 
     def level_probabilities(self, z_0: Latents) -> Float[np.ndarray, "b ... levels"]:
@@ -114,7 +115,7 @@ class ChainModel(Protocol):
 
 
 class _Coded(NamedTuple):
-    """A latent on its way: its stop, the latent that it was drawn given, its symbols, and the mean of p."""
+    """A popped latent that is still to be pushed: its stop, the latent it was conditioned on, its symbols, and the mean of p."""
 
     stop: int
     given: Latents | None
@@ -125,7 +126,7 @@ class _Coded(NamedTuple):
 def push_images(
     stack: Stack, chain: ChainModel, levels: PixelLevels, count: int, tick: Tick = lambda: None
 ) -> None:
-    """Pushes the first `count` images of a batch; the others are padding, which the model is given but nothing is coded of.
+    """Pushes the first `count` images of a batch; the others are padding, an input of the model that is not coded.
 
     Args:
       tick: called after each latent, to show progress.
@@ -147,7 +148,7 @@ def push_images(
 
 
 def pop_images(stack: Stack, chain: ChainModel, count: int, tick: Tick = lambda: None) -> PixelLevels:
-    """Pops the `count` images that `push_images` pushed, and leaves the stack as that found it."""
+    """Pops the `count` images that `push_images` pushed, and restores the stack to its state before."""
 
     def pop(index: int, given: Latents | None, mean_p: Latents) -> Int[np.ndarray, "b ..."]:
         lattice = chain.lattices[index]
@@ -171,12 +172,13 @@ def _draw(
     pop: Callable[[int, Latents | None, Latents], Int[np.ndarray, "b ..."]],
     tick: Tick,
 ) -> tuple[list[_Coded], Latents]:
-    """Returns all latents in the order in which `pop` drew them, the noisiest first, and z_0."""
+    """Returns all latents in the order of their draws by `pop`, the noisiest first, and z_0."""
     coded: list[_Coded] = []
     z = None
     for index in reversed(range(len(chain.lattices))):
         mean_p = chain.generative_mean(index, z)
         symbols = pop(index, z, mean_p)
+        # The latent continues as the centre of its cell: the receiver recovers that, and no finer value.
         coded.append(_Coded(index, z, symbols, mean_p))
         z = chain.lattices[index].latent(symbols, mean_p)
         tick()
@@ -185,7 +187,7 @@ def _draw(
 
 
 def _padded(symbols: Int[np.ndarray, " n"], like: Latents) -> Int[np.ndarray, "b ..."]:
-    """Returns symbols of some images as a whole batch shaped like `like`: zeros after them."""
+    """Returns the symbols of the first images as a whole batch shaped like `like`, followed by zeros."""
     batch = np.zeros(like.shape, np.int32)
     batch.reshape(-1)[: len(symbols)] = symbols
     return batch

@@ -24,12 +24,12 @@ class Encoded(NamedTuple):
     """A stack of coded images.
 
     Attributes:
-      words: its content.
-      num_images: how many images it holds.
-      initial_words: how many words of it are initial bits.
+      words: the content of the stack.
+      num_images: number of images in it.
+      initial_words: number of its words that are initial bits.
       net_bits: bits that each batch added, in order.
       pixels: SHA-256 of the images.
-      batch_checks, whitened: as the header has them.
+      batch_checks, whitened: the fields of the header.
     """
 
     words: Words
@@ -65,8 +65,8 @@ def encode_images(
     """Pushes all images of `source`.
 
     Args:
-      num_classes: of the labels, which are coded too; 0 = none are.
-      seed: of the initial bits.
+      num_classes: number of classes of the labels, which are coded too; 0 = labels are not coded.
+      seed: seed of the initial bits.
       tick: called after each step of each batch.
     """
     stack, pixels = Stack(seed=seed), hashlib.sha256()
@@ -74,8 +74,10 @@ def encode_images(
     for number, (batch, weight) in enumerate(eval_batches(source, chain.batch_shape[0])):
         count = int((weight > 0).sum())
         levels, labels = batch["image"].copy(), batch["label"].astype(np.int32)
+        # The decoder lacks the padding's images: both sides pad with zeros, as the networks compute whole batches.
         levels[count:] = labels[count:] = 0
         of_these = dataclasses.replace(chain, condition=conditioning(labels))
+        # The first batch draws from initial bits, which are random already.
         whitened.append(stack.whiten(number) if number else 0)
         push_images(stack, of_these, levels, count, tick)
         if num_classes:
@@ -100,13 +102,14 @@ def decode_images(
     """Pops all images of a stream, the last batch first.
 
     Raises:
-      UserError: they are not those that were encoded. The first batch that is not shows it.
+      UserError: they differ from the encoded images; raised at the first batch that differs.
     """
     header, stack = coded.header, Stack(coded.words)
     parts = []
     for number in reversed(range(header.num_batches)):
         count = header.count(number)
         labels = np.zeros(header.batch_size, np.int32)
+        # Pushed last, so popped first: the networks need the labels before any image can be decoded.
         if header.num_classes:
             labels[:count] = stack.pop_uniform(count, header.num_classes)
         of_these = dataclasses.replace(chain, condition=conditioning(labels))
@@ -118,6 +121,7 @@ def decode_images(
     images, labels = (np.concatenate(part) for part in zip(*reversed(parts), strict=True))
     if hashlib.sha256(images.data).hexdigest() != header.pixels:
         raise _disagreement("the images")
+    # With all operations undone the initial bits alone are left, the first drawn on top.
     if not np.array_equal(stack.words(), initial_words(header.seed, header.initial_words)[::-1]):
         raise _disagreement("the initial bits")
     return Decoded(images, labels if header.num_classes else None)

@@ -55,7 +55,7 @@ IMAGES = "decompressed.npz"
 
 @on_local_copy
 def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Encodes the images that `evaluate` names into `compress.file`, prints a table and writes compression.json; returns the record.
+    """Encodes the images of `evaluate` into `compress.file`, prints a table and writes compression.json; returns the record.
 
     Raises:
       UserError: no T is given, there is no run, or something that must be fitted first is missing.
@@ -104,14 +104,15 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 def decompress(experiment: Experiment, workdir: Path) -> Path:
     """Decodes the images in `compress.file` with the weights in the workdir, or of an export, into an .npz; returns its path.
 
-    The chain, the number of steps and the batch size are those of the stream. Nothing is written unless all is as it was encoded.
+    The chain, the number of steps and the batch size are those of the stream. The .npz is written only if all images agree with
+    the stream's checksums.
 
     Raises:
-      UserError: no such weights or stream, it is damaged, or was encoded by another model or on another machine; or a failed
-        write.
+      UserError: the weights or the stream are missing, the stream is damaged or was encoded by another model or on another
+        machine, or a write failed.
     """
     mesh = _one_process_mesh(experiment, "decompress")
-    # Before the stream is looked for: a run that is not of this config is the first thing to say.
+    # Before the stream is opened: a run of another config is the first error to report.
     params, step = restore_weights(experiment, workdir, mesh, experiment.evaluate.step)
     constriction()
     name = _path(experiment.compress.file, "compress.file", workdir / STREAM)
@@ -122,6 +123,7 @@ def decompress(experiment: Experiment, workdir: Path) -> Path:
     require_same(name, header, experiment, mesh, digest_parameters(fetch_parameters(params, mesh)))
     check_divisible("the stream's batch size", header.batch_size, mesh)
     chain = _chain(experiment, params, header.chain, mesh, header.batch_shape, header.bins)
+    # Before decoding: a single wrong digit would make everything after it garbage.
     _require_same_probe(name, header, chain)
     tick = Progress("decompress", 2 * header.num_batches * (header.chain.num_steps + 1))
     decoded = decode_images(chain, experiment.model.conditioning, coded, tick)
@@ -154,7 +156,7 @@ def make_header(
     weights: str,
     step: int,
 ) -> Header:
-    """Returns all that the decoder is told."""
+    """Returns the header, the decoder's information besides the weights."""
     dataset, chosen = experiment.dataset, experiment.compress
     return Header(
         config_hash=serialize.config_hash(experiment),
@@ -180,7 +182,7 @@ def make_header(
 
 
 def require_same(name: Path, header: Header, experiment: Experiment, mesh: Mesh, weights: str) -> None:
-    """Raises UserError, naming what differs, unless the stream was encoded by this model, and with these versions and devices."""
+    """Raises UserError with the differences unless the stream was encoded by this model, and with these versions and devices."""
     here = environment(experiment, mesh)
     keys = [key for key in here if here[key] != header.environment.get(key)]
     if keys or header.environment.keys() != here.keys():
@@ -231,11 +233,12 @@ def _chain(
     chain = make_trained_chain(
         model, params, numbers, mesh, batch_shape=batch_shape, num_levels=num_levels, bins=bins
     )
+    # A condition of the right shape for the probe; coding replaces it by that of each batch.
     return dataclasses.replace(chain, condition=model.conditioning(np.zeros(batch_shape[0], np.int32)))
 
 
 def _num_classes(experiment: Experiment) -> int:
-    """Returns of how many classes labels are coded; 0 where the model needs none."""
+    """Returns the number of classes of coded labels; 0 for a model that needs no labels."""
     return experiment.dataset.num_classes if experiment.model.condition_metadata() else 0
 
 
@@ -250,10 +253,10 @@ def _path(given: str | None, name: str, default: Path) -> Path:
 
 
 def compression_record(experiment: Experiment, header: Header, encoded: Encoded) -> dict[str, Any]:
-    """Returns the content of compression.json: bits of the stream by what they are for, and what it is of.
+    """Returns the content of compression.json: the stream's bits by purpose, and metadata of images, bound and run.
 
-    `bpd_net` is of the bits that the images added to the stack, without those of labels; `initial_bits` were drawn first, and
-    are in the stream too. `file_bytes` is all of it.
+    `bpd_net` counts the bits that the images added to the stack, without those of labels; `initial_bits` were drawn first, and
+    are in the stream too. `file_bytes` is the size of the whole file.
     """
     settings, num_dims = experiment.evaluation, int(np.prod(header.image_shape))
     dims = header.num_images * num_dims

@@ -1,4 +1,4 @@
-"""Streams of bits that sender and receiver know: those that the first latents are drawn from, and those that whiten later ones."""
+"""Pseudorandom bits that sender and receiver share: initial bits for the first latents, and bits that whiten the stack later."""
 
 import hashlib
 
@@ -11,9 +11,9 @@ _TOP_BIT = np.uint32(1 << 31)
 
 
 def initial_words(seed: int, count: int) -> Words:
-    """Returns the first `count` words of the stream of `seed`, the one that is drawn first in front.
+    """Returns the first `count` words of the stream of `seed`, in the order in which they are drawn.
 
-    They are the output of SHAKE-256, so that they are the same on every machine, and a longer stream begins with a shorter one.
+    They are the output of SHAKE-256: the same on every machine, and a longer stream begins with a shorter one.
     The first has its top bit set: a stack of n words then holds 32 n bits.
     """
     words = _stream(f"initial bits {seed}", count)
@@ -22,7 +22,7 @@ def initial_words(seed: int, count: int) -> Words:
 
 
 def whitening_words(number: int, count: int) -> Words:
-    """Returns the first `count` words of stream `number` of those that bits are whitened with."""
+    """Returns the first `count` words of whitening stream `number`."""
     return _stream(f"whitening {number}", count)
 
 

@@ -1,4 +1,4 @@
-"""All that coding needs to know of a chain besides the networks: a few numbers for each step."""
+"""The parameters of a chain that coding needs besides the networks: a few numbers for each step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,10 +23,10 @@ Steps = Float[np.ndarray, " steps"]
 
 @dataclasses.dataclass(frozen=True)
 class ChainNumbers:
-    """A chain on a path, under a model's parameters. Stop 0 is that of the data, step i leads from stop i + 1 to stop i.
+    """A chain on a path, under a model's parameters. Stop 0 is next to the data; step i leads from stop i + 1 to stop i.
 
     Attributes:
-      times: of the stops, increasing.
+      times: times of the stops, increasing.
       log_snr: lambda at the stops.
       clock_rise: H = h(lambda_s) - h(lambda_t) of each step.
       log_w: log(sigma_Q^2 / sigma_P^2) of each step.
@@ -43,12 +43,13 @@ class ChainNumbers:
         return len(self.log_w)
 
     def lattices(self, bins: int) -> tuple[Lattice, ...]:
-        """Returns how z is coded at each stop, with `bins` cells to a standard deviation; at the last stop under N(0, 1).
+        """Returns the lattice of z at each stop, with `bins` cells per standard deviation; p at the last stop is N(0, 1).
 
         Raises:
           UserError: as `make_lattice`.
         """
         std_q = stds(self.log_snr, self.clock_rise)
+        # sigma_P^2 = sigma_Q^2 / w.
         std_p = [*(std_q[:-1] * np.exp(-0.5 * self.log_w)), 1.0]
         return tuple(make_lattice(float(q), float(p), bins) for q, p in zip(std_q, std_p, strict=True))
 
@@ -58,7 +59,8 @@ class ChainNumbers:
 
 
 def stds(log_snr: Stops, clock_rise: Steps) -> Stops:
-    """Returns the standard deviations of q: sigma_Q of z_s given z_t at each stop but the last, and sigma there."""
+    """Returns the standard deviations of q: sigma_Q of z_s given z_t at each stop but the last, and sigma at the last."""
+    # sigma_Q^2 = sigma_s^2 times the renewed fraction of the step; the last stop has no predecessor: all is new there.
     renewed = np.append(renewed_fraction(jnp.asarray(clock_rise)), 1.0)
     return np.asarray(alpha_sigma(jnp.asarray(log_snr))[1], np.float64) * np.sqrt(renewed)
 
@@ -69,11 +71,12 @@ def alphas(log_snr: Stops) -> Stops:
 
 
 def chain_numbers(model: Model, params: Params, chain: Chain) -> ChainNumbers:
-    """Returns the numbers of `chain` on the model's path, exactly as its networks are given them."""
+    """Returns the numbers of `chain` on the model's path, with exactly the values that its networks get."""
     log_snr, clock_rise = _compiled_log_snr(model)(params, chain.times)
     times, log_snr, clock_rise, log_w = (
         np.asarray(array, np.float64) for array in (chain.times, log_snr, clock_rise, chain.log_w)
     )
+    # float64 holds values of the default precision exactly, and so does their JSON in the header.
     return ChainNumbers(times, log_snr, clock_rise, log_w)
 
 

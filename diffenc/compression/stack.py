@@ -1,7 +1,7 @@
 """A stack of bits that symbols are pushed to and popped from: asymmetric numeral systems, by the package constriction.
 
-Popping a symbol under a distribution from bits that hold nothing yet draws it from that distribution; pushing it again
-gives the same bits back.
+Popping a symbol under a distribution from random bits draws it from that distribution; pushing the symbol again
+restores the same bits.
 """
 
 import functools
@@ -22,7 +22,7 @@ _SPARE = 4  # words that are left when symbols are popped, at least
 
 @functools.cache
 def constriction() -> Any:
-    """Imports the package.
+    """Imports and returns the package constriction.
 
     Raises:
       UserError: it is not installed.
@@ -39,12 +39,12 @@ def constriction() -> Any:
 class Stack:
     """A stack of bits.
 
-    One that begins with `words` holds these alone. One that begins with none draws initial bits of `seed` from below whenever
-    it holds too few, and counts those that were needed.
+    A stack made from `words` holds these alone. A stack made from `seed` adds initial bits of that seed at its bottom whenever
+    it holds too few, and counts the words of them that were needed.
     """
 
     def __init__(self, words: Words | None = None, seed: int | None = None):
-        """The stack of `words`, the last on top; or, of None, one of initial bits alone."""
+        """Makes the stack of `words`, the last on top; if None, an empty one, with initial bits if `seed` is given."""
         self._ans = constriction().stream.stack
         self._models = constriction().stream.model
         self._coder = self._ans.AnsCoder(None if words is None else np.ascontiguousarray(words))
@@ -53,16 +53,16 @@ class Stack:
 
     @property
     def net_bits(self) -> int:
-        """How many bits it holds beyond its initial bits; negative while symbols drawn from these are out."""
+        """Number of bits beyond the initial bits; negative while symbols drawn from initial bits are not pushed back."""
         return int(self._coder.num_valid_bits()) - 32 * self._drawn
 
     @property
     def num_initial_words(self) -> int:
-        """How many words of initial bits were needed."""
+        """Number of words of initial bits that were needed."""
         return min(self._drawn, self._touched + _STATE)
 
     def words(self) -> Words:
-        """Returns its content, the top last, without initial bits that were never reached."""
+        """Returns the content, the top last, without initial bits that were never reached."""
         return self._coder.get_compressed()[self._drawn - self.num_initial_words :]
 
     def pop_normal(self, mean: Float[np.ndarray, " n"], std: float, window: int) -> Symbols:
@@ -78,8 +78,9 @@ class Stack:
         return symbols
 
     def push_normal(self, symbols: Symbols, mean: Float[np.ndarray, " n"], std: float, window: int) -> None:
-        """Pushes what `pop_normal` would pop with the same arguments."""
+        """Pushes `symbols`; `pop_normal` with the same mean, std and window returns them."""
         model, means, stds = self._normal(mean, std, window)
+        # In reverse, since the last symbol pushed is the first that is popped.
         self._coder.encode_reverse(np.ascontiguousarray(symbols, np.int32), model, means, stds)
 
     def pop_categorical(self, probabilities: Float[np.ndarray, "n values"]) -> Symbols:
@@ -90,7 +91,7 @@ class Stack:
         return symbols
 
     def push_categorical(self, symbols: Symbols, probabilities: Float[np.ndarray, "n values"]) -> None:
-        """Pushes what `pop_categorical` would pop with the same probabilities."""
+        """Pushes `symbols`; `pop_categorical` with the same probabilities returns them."""
         self._coder.encode_reverse(
             np.ascontiguousarray(symbols, np.int32), self._categorical, _finite(probabilities)
         )
@@ -100,21 +101,21 @@ class Stack:
         return self.pop_categorical(np.full((count, values), 1 / values))
 
     def push_uniform(self, symbols: Symbols, values: int) -> None:
-        """Pushes what `pop_uniform` would pop."""
+        """Pushes `symbols`; `pop_uniform` with the same `values` returns them."""
         self.push_categorical(symbols, np.full((len(symbols), values), 1 / values))
 
     def whiten(self, number: int, most: int | None = None) -> int:
-        """Adds a stream of random bits to its content, and when called again takes them away.
+        """XORs the content with a pseudorandom stream; a second call undoes the first.
 
-        Bits that were pushed are random as far as the distributions that they were pushed under are true. What is popped from
-        others does not have the distribution that it is popped under: from bits to which random ones were added it has.
+        The stack's bits are random only as far as symbols followed the distributions that they were pushed under. Symbols popped
+        from other bits would not have the distribution that they are popped under; from whitened bits they have.
 
         Args:
-          number: of the stream.
-          most: so many words from the top, but for the coder's state; None = all.
+          number: number of the stream.
+          most: number of words to change, from the top but below the coder's state; None = all.
 
         Returns:
-          How many words were changed.
+          The number of words that were changed.
         """
         words = self._coder.get_compressed()
         end = max(0, len(words) - _STATE)
@@ -132,7 +133,7 @@ class Stack:
         return self._models.QuantizedGaussian(-window, window), means, np.full(len(means), float(std))
 
     def _draw_for(self, count: int) -> None:
-        """Puts initial bits below the others where `count` symbols could need more than there are."""
+        """Adds initial bits at the bottom if `count` symbols could need more bits than the stack holds."""
         needed = -(-count * MOST_BITS // 32) + _STATE + _SPARE
         have = self._coder.num_words()
         if self._seed is None or have >= needed:
@@ -143,6 +144,7 @@ class Stack:
         self._drawn += more
 
     def _note_depth(self) -> None:
+        # Words that are still below the coder's state have not been read.
         untouched = max(0, self._coder.num_words() - _STATE)
         self._touched = max(self._touched, self._drawn - untouched)
 

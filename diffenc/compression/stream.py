@@ -6,7 +6,7 @@
     ...        the header: JSON, the fields of `Header`
     ...        `words` words of 4 bytes, little-endian, the top of the stack last
 
-A file is treated as untrusted input: sizes are bounded before anything is read, and it is whole, or refused.
+A file is untrusted input: sizes are bounded before anything is read, and an incomplete or inconsistent file is refused.
 """
 
 import dataclasses
@@ -41,26 +41,26 @@ _CHECK = re.compile("[0-9a-f]{8}")
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """Everything that a decoder is told besides the weights.
+    """All inputs of a decoder besides the weights.
 
     Attributes:
-      config_hash: of the model's config, as evaluations state it.
-      weights: SHA-256 of its parameters.
-      step: of its checkpoint.
-      num_images: how many images there are.
+      config_hash: hash of the model's config, as in records of evaluations.
+      weights: SHA-256 of the model's parameters.
+      step: step of the checkpoint.
+      num_images: number of images.
       image_shape: H, W, C.
-      num_levels: of a pixel.
-      num_classes: of the labels that are coded with the images; 0 = no labels.
-      batch_size: images that the networks are given at a time.
-      bins: cells to a standard deviation.
-      seed: of the initial bits.
-      initial_words: how many words of initial bits are in the stack.
-      words: how many words the stack has.
+      num_levels: number of levels of a pixel.
+      num_classes: number of classes of the labels that are coded with the images; 0 = no labels.
+      batch_size: batch size of the networks.
+      bins: cells per standard deviation.
+      seed: seed of the initial bits.
+      initial_words: number of words of initial bits in the stack.
+      words: number of words in the stack.
       payload: SHA-256 of the words.
       pixels: SHA-256 of the images.
       batch_checks: the first 8 hex digits of the SHA-256 of each batch of images.
-      whitened: how many words were whitened before each batch (`Stack.whiten`).
-      environment: what must be the same where it is decoded, by name (see `diffenc.compression.agreement`).
+      whitened: number of words that were whitened before each batch (`Stack.whiten`).
+      environment: versions and devices that the decoder must have too, by name (see `diffenc.compression.agreement`).
       program: SHA-256 of the functions that were compiled.
       results: SHA-256 of their results on a probe.
       chain: the chain's times, log-SNRs, steps of the path's clock and variances.
@@ -94,23 +94,23 @@ class Header:
 
     @property
     def num_batches(self) -> int:
-        """The last may have fewer images than the others."""
+        """Number of batches; the last may have fewer images than the others."""
         return -(-self.num_images // self.batch_size)
 
     def count(self, batch: int) -> int:
-        """Returns how many images batch number `batch` has."""
+        """Returns the number of images in batch number `batch`."""
         return min(self.batch_size, self.num_images - batch * self.batch_size)
 
 
 class CodedImages(NamedTuple):
-    """A stream."""
+    """A stream of coded images: its header and the words of the stack."""
 
     header: Header
     words: Words
 
 
 def header_bytes(header: Header) -> bytes:
-    """Returns all that precedes the words."""
+    """Returns the bytes that precede the words: magic, length, checksum and header."""
     plain = dataclasses.asdict(header)
     plain["chain"] = {name: array.tolist() for name, array in plain["chain"].items()}
     text = json.dumps(plain, allow_nan=False).encode()
@@ -118,12 +118,12 @@ def header_bytes(header: Header) -> bytes:
 
 
 def write_stream(path: Path, coded: CodedImages) -> None:
-    """Writes a stream atomically. Raises UserError if the disk refuses."""
+    """Writes a stream atomically. Raises UserError if writing fails."""
     atomic.write_bytes(path, header_bytes(coded.header) + payload_bytes(coded.words))
 
 
 def payload_bytes(words: Words) -> bytes:
-    """Returns the words as they stand in the file."""
+    """Returns the words in the byte order of the file."""
     return words.astype("<u4").tobytes()
 
 
@@ -131,7 +131,7 @@ def read_stream(path: Path) -> CodedImages:
     """Reads a stream.
 
     Raises:
-      UserError: there is none, or it is damaged, incomplete or of another version.
+      UserError: the file is missing, damaged, incomplete or of another version.
     """
     try:
         with path.open("rb") as file:
@@ -152,6 +152,7 @@ def parse_stream(file: Stream, size: int, name: str) -> CodedImages:
     length = int.from_bytes(head[8:12], "little")
     if head[:8] != MAGIC:
         raise UserError(f"{name}: is no stream of --mode=compress, or one of another version of diffenc")
+    # The length is bounded by the file's size before that many bytes are read.
     if len(head) < _BEGIN or length > min(MOST_HEADER, size - _BEGIN):
         raise _damaged(name, "it ends within its header")
     text = bytes(file.read(length))
@@ -203,14 +204,14 @@ def _parse_chain(said: Any) -> ChainNumbers:
 
 
 def check_chain(chain: ChainNumbers) -> None:
-    """Raises ValueError unless log-SNR and clock change in every step."""
+    """Raises ValueError unless times, log-SNR and clock change in every step, each in its direction."""
     rises = np.diff(chain.times), -np.diff(chain.log_snr), chain.clock_rise
     if not all((rise > 0).all() for rise in rises):
         raise ValueError("chain does not run from noise to data")
 
 
 def check_header(header: Header) -> None:
-    """Raises ValueError unless the header can be that of a stream."""
+    """Raises ValueError unless all fields are valid and consistent."""
     check_chain(header.chain)
     bounds = {
         "step": (0, 2**62),
@@ -225,6 +226,7 @@ def check_header(header: Header) -> None:
     }
     for key, (least, most) in bounds.items():
         value = getattr(header, key)
+        # type, not isinstance: JSON's true is an int too.
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"{key} is not within {least} .. {most}")
     sides = header.image_shape

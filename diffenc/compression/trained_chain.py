@@ -22,14 +22,14 @@ from diffenc.sampling.solvers import reverse_step
 
 
 class StepNumbers(NamedTuple):
-    """One step from lambda_t to lambda_s, as its compiled functions take it: scalars."""
+    """One step from lambda_t to lambda_s, as scalar arguments of compiled functions: one program serves all steps."""
 
     log_snr_t: Float[Array | np.ndarray, ""]
     log_snr_s: Float[Array | np.ndarray, ""]
     clock_rise: Float[Array | np.ndarray, ""]
 
     def chord(self, batch_size: int) -> Chord:
-        """The same step for each image of a batch."""
+        """Returns the step repeated for each image of a batch."""
         return Chord(*(jnp.broadcast_to(value, (batch_size,)) for value in self))
 
 
@@ -48,13 +48,13 @@ def mean_q(_: None, given: tuple[Data, Data, Data], numbers: StepNumbers) -> Dat
 
 
 def prepare(model: Model, num_levels: int, params: Params, images: Images, _: None) -> Any:
-    """Returns what the encoder can say of images before it is given a noise level."""
+    """Returns the encoder's results that do not depend on the noise level."""
     x = pixels.scale_pixels(images.levels, num_levels)
     return model.prepare_images(params, x, Context(images.condition))
 
 
 def encode(model: Model, params: Params, prepared: Any, log_snr: Float[Array, ""]) -> Data:
-    """Returns x_phi(lambda) of images that were prepared, at full precision as `Chord.follow`."""
+    """Returns x_phi(lambda) of prepared images, at full matmul precision like `Chord.follow`."""
     count = len(jax.tree.leaves(prepared)[0])
     with jax.default_matmul_precision("highest"):
         return model.encode_prepared(params, prepared, jnp.broadcast_to(log_snr, (count,)))
@@ -65,17 +65,18 @@ def level_probabilities(
 ) -> Float[Array, "b *d levels"]:
     """Returns p(x | z_0) of every level of each pixel [55]."""
     at = jnp.broadcast_to(log_snr, z_0.shape[:1])
+    # z_0 / alpha = x + (sigma / alpha) eps, and 1 / (2 sigma^2 / alpha^2) = 0.5 exp(lambda).
     return pixels.level_probabilities(scale(1 / alpha_sigma(at)[0], z_0), 0.5 * jnp.exp(at), num_levels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedChain:
-    """A `ChainModel` for batches of one shape, of a trained model.
+    """The `ChainModel` of a trained model, for batches of one shape.
 
     Attributes:
       programs: the compiled functions of this module by name.
       batch_shape: [B, H, W, C].
-      condition: of the images of the batch; `dataclasses.replace` gives the chain of others.
+      condition: the condition of the batch's images; use `dataclasses.replace` for another batch.
     """
 
     programs: Mapping[str, Any]
@@ -88,7 +89,7 @@ class TrainedChain:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of latents and means."""
+        """The dtype of latents and means."""
         return np.dtype(jnp.zeros(()).dtype)
 
     def generative_mean(self, index: int, z: Latents | None) -> Latents:
@@ -114,7 +115,7 @@ class TrainedChain:
 
 
 class TrainedInference:
-    """q(z_1 .. z_0 | x) of one batch; keeps x_phi at the last two stops, as neighbouring steps share one."""
+    """q(z_1 .. z_0 | x) of one batch; keeps x_phi at the last two stops, since consecutive steps share a stop."""
 
     def __init__(self, chain: TrainedChain, prepared: Any):
         self._chain, self._prepared = chain, prepared
@@ -150,7 +151,7 @@ def make_trained_chain(
     """Returns the chain for batches of `batch_shape` [B, H, W, C]; compiles nothing yet.
 
     Args:
-      bins: cells to a standard deviation.
+      bins: cells per standard deviation.
 
     Raises:
       UserError: as `ChainNumbers.lattices`.

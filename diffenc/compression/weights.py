@@ -1,4 +1,4 @@
-"""The parameters that a stream is decoded with: of a run, or of an export of it. The data set is not needed."""
+"""The parameters for decoding a stream, from a run or an export of it. The data set is not needed."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ def restore_weights(
     """Returns the averaged parameters in `workdir`, the folder of a run or of an export, and their step.
 
     Args:
-      step: of a run the checkpoint; None = the newest. An export has one.
+      step: the checkpoint of a run; None = the newest. Ignored for an export, which has one step.
 
     Raises:
-      UserError: no weights there, or those of another config.
+      UserError: the folder has no weights, or those of another config.
     """
     file = workdir / weights.FILE
     if file.is_file() and not (workdir / CHECKPOINTS).exists():

@@ -1,4 +1,4 @@
-"""Compiled functions that later calls find again: JAX compiles per function, and a function made anew is another one."""
+"""A cache of compiled functions: JAX compiles per function object, and a function that is made anew compiles again."""
 
 import functools
 from collections.abc import Callable
@@ -11,10 +11,11 @@ KEPT = 8  # of each decorated function; each holds its compiled programs in memo
 
 
 def compiled_once(make: Callable[P, Compiled]) -> Callable[P, Compiled]:
-    """Decorates `make`, which returns a compiled function: equal arguments get the same one, so that it compiles once.
+    """Decorates `make`, which returns a compiled function: equal arguments give the same function, so that it compiles once.
 
-    What is compiled must follow from the arguments alone: parameters and other arrays are arguments of the compiled
-    function. The last `KEPT` are kept. An argument without a hash, as one that holds arrays, gets a new one each time.
+    The program must follow from the arguments alone: parameters and other arrays are arguments of the compiled
+    function. The last `KEPT` functions are kept. With an unhashable argument, such as one that holds arrays, each call makes
+    a new function.
     """
     find = functools.lru_cache(maxsize=KEPT)(make)
 

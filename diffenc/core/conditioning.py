@@ -42,7 +42,7 @@ def drop_condition(condition: Condition | None, share: float, key: Key) -> Condi
     def drop(each: Condition) -> Condition:
         return jnp.where(jax.random.bernoulli(key, share, each.shape), 0, each)
 
-    # None is an empty pytree: an unconditional model passes through without a draw.
+    # None is an empty pytree: an unconditional model draws nothing.
     return jax.tree.map(drop, condition)
 
 

@@ -22,7 +22,7 @@ Dequantise = Callable[[Key, Data, LogSNR, int], tuple[Data, PerExample]]
 
 
 def dequantize_uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) -> tuple[Data, PerExample]:
-    """z_0 uniform on the cell of `x`, scaled pixels; and log q(z_0 | x)."""
+    """Returns z_0 uniform on the cell of `x`, scaled pixels; and log q(z_0 | x)."""
     alpha, _ = alpha_sigma(log_snr_0)
     offset = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / num_levels
     # Level values are 2 / num_levels apart, so the cell of each of the d dimensions is 2 alpha / num_levels
@@ -33,15 +33,15 @@ def dequantize_uniform(key: Key, x: Data, log_snr_0: LogSNR, num_levels: int) ->
 def dequantize_truncated_normal(
     key: Key, x: Data, log_snr_0: LogSNR, num_levels: int
 ) -> tuple[Data, PerExample]:
-    """z_0 of N(alpha_0 x, sigma_0^2) cut to the cell of `x`, scaled pixels; and log q(z_0 | x).
+    """Returns z_0 of N(alpha_0 x, sigma_0^2) truncated to the cell of `x`, scaled pixels; and log q(z_0 | x).
 
-    The noise is as wide as that which the model was trained on at t = 0 (Zheng et al., 2023).
+    The noise has the width of the noise in training at t = 0 (Zheng et al., 2023).
     """
-    # Noise of N(0, sigma_0^2) around alpha_0 x is what the model
-    # has at t = 0; cut to the cell, it decodes to x for certain.
+    # N(alpha_0 x, sigma_0^2) is the model's z_0 at t = 0;
+    # truncated to the cell, it decodes to x for certain.
     alpha, sigma = alpha_sigma(log_snr_0)
     reach = jnp.exp(0.5 * log_snr_0) / num_levels  # half a cell, in units of sigma_0
-    # P(|eps| < reach) for a standard normal eps: what the cut leaves of its mass.
+    # P(|eps| < reach) for a standard normal eps: the mass within the cell.
     mass = erf(reach / jnp.sqrt(2.0))
     # where rounding makes the mass 1, one draw in 2^24 would be infinite
     quantile = jnp.minimum(mass, 1 - jnp.finfo(x.dtype).eps)
@@ -51,22 +51,24 @@ def dequantize_truncated_normal(
     eps = jnp.sqrt(2.0) * erfinv(u)
     log_normal = -0.5 * (jnp.square(eps) + jnp.log(2 * jnp.pi))
     # log sigma = 1/2 log sigmoid(-lambda) = -1/2 softplus(lambda). log q per dimension is that of the normal
-    # density, less log sigma for the change of scale and log mass for the cut.
+    # density, less log sigma for the change of scale and log mass for the truncation.
     log_sigma = -0.5 * jax.nn.softplus(log_snr_0)
     log_q = sum_data(log_normal) - x[0].size * (log_sigma + jnp.log(mass))
     return scale(alpha, x) + scale(sigma, eps), log_q
 
 
 def entropy_lost_uniform(log_snr_0: LogSNR, num_levels: int) -> LogSNR:
-    """Entropy of N(., sigma_0^2) less that of `dequantize_uniform`, nats a dimension."""
+    """Returns the entropy of N(., sigma_0^2) less that of `dequantize_uniform`, nats per dimension."""
     alpha, _ = alpha_sigma(log_snr_0)
     return 0.5 * (1 + jnp.log(2 * jnp.pi) - jax.nn.softplus(log_snr_0)) - jnp.log(2 * alpha / num_levels)
 
 
 def entropy_lost_truncated_normal(log_snr_0: LogSNR, num_levels: int) -> LogSNR:
-    """Entropy of N(., sigma_0^2) less that of `dequantize_truncated_normal`, nats a dimension; never negative."""
+    """Returns the entropy of N(., sigma_0^2) less that of `dequantize_truncated_normal`, nats per dimension; never negative."""
     reach = jnp.exp(0.5 * log_snr_0) / num_levels
     mass = erf(reach / jnp.sqrt(2.0))
+    # Var(eps) of the truncated normal is 1 - 2 reach density /
+    # mass; its entropy has half of that in place of 1/2.
     density = jnp.exp(-0.5 * jnp.square(reach)) / jnp.sqrt(2 * jnp.pi)
     return reach * density / mass - jnp.log(mass)
 

@@ -1,4 +1,4 @@
-"""A reverse chain of T steps: the times it stops at, and how wide each step is."""
+"""A reverse chain of T steps: its times, and the variance of each step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,18 +39,18 @@ EQUAL = EqualVariance()
 
 
 def equal_times(num_steps: int) -> Float[np.ndarray, " steps_plus_one"]:
-    """`num_steps` equal steps of t, in float64."""
+    """Returns the times of `num_steps` equal steps of t, in float64."""
     # numpy keeps float64 where JAX's default is float32; `make_chain` rounds the times once.
     return np.linspace(0.0, 1.0, num_steps + 1)
 
 
 def equal_steps(num_steps: int) -> Chain:
-    """T = `num_steps` equal steps of t with sigma_P = sigma_Q."""
+    """Returns the chain of T = `num_steps` equal steps of t with sigma_P = sigma_Q."""
     return Chain(jnp.asarray(equal_times(num_steps)), jnp.zeros(num_steps))
 
 
 def variance_given(variance: Variance, params: Params) -> Variance:
-    """Returns `variance` under a model's parameters; one that is not learned, as it is."""
+    """Returns `variance` under a model's parameters; a variance that is not learned is returned unchanged."""
     return variance.given(params["variance"]) if isinstance(variance, LearnedVariance) else variance
 
 

@@ -4,8 +4,8 @@ With c = 1 - e^(lambda_t - lambda_s), and g and c_eta those of the path (`diffen
 
     mu = (alpha_s / alpha_t) g z_t + alpha_s c (value_weight value + slope),    value_weight = (1 - g) / c,
 
-of the encoder's x_phi(lambda_t) and secant (x_phi(lambda_s) - x_phi(lambda_t)) / c in q, and of their estimates in p. As
-s -> t the secant becomes the derivative by lambda, and value_weight (1 + eta^2) / 2.
+with the encoder's x_phi(lambda_t) and secant (x_phi(lambda_s) - x_phi(lambda_t)) / c in q, and with their estimates in p. As
+s -> t the secant becomes the derivative by lambda, and value_weight becomes (1 + eta^2) / 2.
 """
 
 import dataclasses

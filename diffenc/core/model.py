@@ -46,7 +46,7 @@ from diffenc.registry import stochasticities
 
 
 class Terms(NamedTuple):
-    """-ELBO in nats, [B] each, the first two of fewer images where only some were asked for; or the means of such, scalars."""
+    """The terms of -ELBO in nats, [B] each, the first two of fewer images where only some are selected; or their scalar means."""
 
     reconstruction: PerExample
     latent: PerExample
@@ -54,7 +54,7 @@ class Terms(NamedTuple):
 
     @property
     def total(self) -> Float[Array, "*b"]:
-        """Their sum; of three of the same images, or of means."""
+        """The sum of the terms, which must be of the same images, or means."""
         # Without the check, ends of a single image would broadcast
         # over the batch and give a wrong sum without an error.
         if not jnp.shape(self.reconstruction) == jnp.shape(self.latent) == jnp.shape(self.diffusion):
@@ -63,11 +63,11 @@ class Terms(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What training minimises the sum of.
+    """The losses of training, which minimises their sum.
 
     Attributes:
       bound: -ELBO.
-      auxiliary: the generative mean's losses of what the bound does not train, by name, [B] each. No part of the bound.
+      auxiliary: the generative mean's losses for estimates that the bound does not train, by name, [B] each; not in the bound.
     """
 
     bound: Terms
@@ -75,9 +75,9 @@ class Losses(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in one estimate of the ELBO: the time, and the noise in z_t and in z_0.
+    """The random draws of one estimate of the ELBO: the time, and the noise in z_t and in z_0.
 
-    `weight` is 1 / the density that t was drawn from. Where z_0 is wanted of some of the images alone, `eps_0` is theirs.
+    `weight` is 1 / the density that t was drawn from. Where only some images are selected for z_0, `eps_0` has theirs alone.
     """
 
     t: Times
@@ -117,8 +117,8 @@ def draw_noise(
     """Draws for a batch of `shape` [B, ...]; the times are stratified over the whole batch.
 
     Args:
-      sample_times: moves uniform times to where more of them are wanted, and returns their weights too.
-      num_ends: the number of images whose reconstruction loss is wanted; None = all.
+      sample_times: maps uniform times to those of another density, and returns their weights too.
+      num_ends: the number of images with a reconstruction loss; None = all.
     """
     # The three terms of -ELBO are expectations under separate marginals,
     # so z_t and z_0 may have independent noise: the sum stays unbiased.
@@ -149,12 +149,12 @@ class Model:
     stochasticity: Stochasticity = MARKOV
 
     def init(self, key: Key, image_shape: tuple[int, ...]) -> Params:
-        """Parameters {"encoder", "schedule", "network", "stochasticity", "generative_mean"}, a pytree of any shape each.
+        """Returns {"encoder", "schedule", "network", "stochasticity", "generative_mean"}, each a pytree of any structure.
 
-        Compile it: eagerly it is slow.
+        Compile it: run eagerly, it is slow.
 
         Raises:
-          UserError: a plugin's `init` returns what cannot be trained (see `diffenc.core.parameters.as_parameters`).
+          UserError: a plugin's `init` returns parameters that cannot be trained (see `diffenc.core.parameters.as_parameters`).
         """
         encoder_key, schedule_key, network_key = jax.random.split(key, 3)
         stochasticity_key = jax.random.fold_in(key, STOCHASTICITY_STREAM)
@@ -181,25 +181,25 @@ class Model:
         return abstract_arrays(lambda: self.init(jax.random.key(0), image_shape))
 
     def name_part(self, part: str) -> str:
-        """Returns what messages call the plugin that is this model's `part`: "network UNet"."""
+        """Returns the name of the plugin that is this model's `part`, for messages: "network UNet"."""
         return f"{part} {type(getattr(self, part)).__name__}"
 
     def condition_metadata(self) -> dict[str, Any]:
-        """Returns what a record of this model must state: what p(x | ...) it is of, and what the encoder is given."""
-        # Two entries: a condition that the encoder alone is
-        # given does not make the bound one of p(x | condition).
+        """Returns a record's entries for the conditions of the reverse process, as in p(x | condition), and of the encoder."""
+        # Two entries: a condition of the encoder alone does not
+        # make the bound one of p(x | condition).
         modules = {"condition": self.reverse_modules, "encoder_condition": conditioned_modules(self.encoder)}
         return {key: self.conditioning.label for key, found in modules.items() if found}
 
     @property
     def reverse_modules(self) -> list[tuple[str, int]]:
-        """The modules of the reverse process that read the condition (see `conditioned_modules`): without any it is one of p(x)."""
+        """The modules of the reverse process that read the condition (see `conditioned_modules`); none for a bound of p(x)."""
         mean = self.generative_mean
         encoder = conditioned_modules(self.encoder) if mean.needs_encoder else []
         return [*conditioned_modules(self.network), *conditioned_modules(mean), *encoder]
 
     def path_metadata(self) -> dict[str, Any]:
-        """Returns what a record of this model must state of its path; nothing on the paper's, as records from before."""
+        """Returns a record's entry for the path; none for the paper's path, as in records of versions without the entry."""
         if self.stochasticity == MARKOV:
             return {}
         return {"stochasticity": stochasticities.spell(self.stochasticity)}
@@ -219,8 +219,8 @@ class Model:
         return log_snr
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
-        """Returns H = h(lambda_s) - h(lambda_t), by the stochasticity. Parameters of before it was a part lack it."""
-        # The default has no parameters, which is what a missing part stands for.
+        """Returns H = h(lambda_s) - h(lambda_t), by the stochasticity; parameters of earlier versions may lack its part."""
+        # Earlier versions had the default alone, which has no parameters.
         return self.stochasticity.increment(params.get("stochasticity", {}), log_snr_t, log_snr_s)
 
     def prepare(
@@ -231,14 +231,14 @@ class Model:
     ) -> EncodeAt:
         """Returns x_phi as a function of lambda, for images `x` that are encoded at several noise levels.
 
-        What a `PreparedOnce` prepares is computed here, once.
+        The work that a `PreparedOnce` prepares is done here, once.
         """
         # prepare_images is an argument and therefore evaluated
         # here: each call of the partial shares its result.
         return partial(self.encode_prepared, params, self.prepare_images(params, x, context))
 
     def prepare_images(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
-        """Returns what `encode_prepared` encodes: a pytree of arrays [B, ...], an entry for each image."""
+        """Returns the input of `encode_prepared`: a pytree of arrays [B, ...], an entry for each image."""
         return prepare_once(self.encoder, params["encoder"], x, context)
 
     def encode_prepared(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
@@ -274,7 +274,7 @@ class Model:
     ) -> Data:
         """Returns x_hat, the estimate of x_phi given `z`; of x itself for a mean that runs the encoder on it.
 
-        Its error x_hat - x_phi loses digits where sigma vanishes: `x_hat_error` does not.
+        x_hat - x_phi computed from it loses digits where sigma vanishes; `x_hat_error` does not.
         """
         out = self.predict(params, z, log_snr, context)
         return objective.x_hat_from_output(out, z, log_snr, self.parameterization)
@@ -297,11 +297,11 @@ class Model:
         context: Context = NO_CONTEXT,
         encoder_context: Context | None = None,
     ) -> BoundMean:
-        """Returns the generative mean under `params`; parameters of before it had any lack its part.
+        """Returns the generative mean under `params`; parameters of earlier versions may lack its part.
 
         Args:
-          context: what its own networks are given.
-          encoder_context: what the encoder is given, where the mean runs it; None = `context`.
+          context: of the mean's own networks.
+          encoder_context: of the encoder, where the mean runs it; None = `context`.
         """
         prepare = partial(self.prepare, params, context=encoder_context or context)
         return BoundMean(self.generative_mean, params.get("generative_mean", {}), prepare, context)
@@ -330,7 +330,7 @@ class Model:
         context: Context = NO_CONTEXT,
         encoder_context: Context | None = None,
     ) -> Estimate:
-        """Returns what the reverse process takes x_phi and its slope to be over a step from `z`.
+        """Returns the reverse process's estimates of x_phi and its slope over a step from `z`.
 
         The contexts are those of `bind_mean`.
         """
@@ -349,9 +349,9 @@ class Model:
         keys: ImageKeys | None = None,
         step_rule: objective.StepRule = objective.continuous,
     ) -> Terms:
-        """The terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
+        """Returns the terms of -ELBO for images of integer `levels` [B, H, W, C], from one set of draws.
 
-        Takes what `losses` does.
+        The arguments are those of `losses`.
         """
         return self.losses(
             params,
@@ -377,14 +377,14 @@ class Model:
         step_rule: objective.StepRule = objective.continuous,
         select_ends: SelectImages = select_all,
     ) -> Losses:
-        """The terms of -ELBO for images of integer `levels` [B, H, W, C] and the auxiliary losses, from one set of draws.
+        """Returns the terms of -ELBO for images of integer `levels` [B, H, W, C] and the auxiliary losses, from one set of draws.
 
-        `network_condition` is what the network is given in place of `condition`, where that is less. The encoder keeps `condition`,
-        so that with and without the condition it is one process whose images the network learns.
+        `network_condition` is the condition of the network where some were dropped; None = `condition`. The encoder keeps
+        `condition`, so that the network learns one diffusion process, with and without the condition.
         `keys` [B] draw the dropout masks; None means no dropout. All evaluations of the encoder share an image's
         mask, so that the loss with dropout is the bound of one model.
-        The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...], whose
-        noise `draws.eps_0` is.
+        The reconstruction and the latent loss are those of the images that `select_ends` takes from arrays [B, ...];
+        `draws.eps_0` is the noise of these images.
         """
         # Separate keys: with one key for both, encoder and network of equal layers could drop the same units.
         encoder_keys, network_keys = _two_of_each(keys)
@@ -407,11 +407,11 @@ class Model:
         # The losses at the ends of time vary little between
         # images, so training evaluates them for some of them.
         at_ends, levels_at_ends = select_ends((prepared, levels))
-        # Both ends from what was prepared above; their noise is eps_0, of the selected images alone.
+        # Both ends reuse the prepared part; their noise is eps_0, of the selected images alone.
         reconstruction, latent = self.end_losses(
             params, at_ends, levels_at_ends, draws.eps_0, num_levels=num_levels
         )
-        # Importance weights belong to what depends on t alone: both ends are at fixed times.
+        # Importance weights belong to the losses at the drawn t: both ends are at fixed times.
         terms = Terms(reconstruction, latent, draws.weight * objective.step_loss(step, error))
         auxiliary = self.generative_mean.auxiliary_losses(error, x_hat_error, step.log_snr)
         return Losses(terms, jax.tree.map(partial(jnp.multiply, draws.weight), auxiliary))
@@ -421,8 +421,8 @@ class Model:
     ) -> tuple[PerExample, PerExample]:
         """Returns the reconstruction and the latent loss [B] of images of integer `levels`, as `prepare_images` has them.
 
-        One call of the encoder for both ends: every image is there twice, side by side, so that a batch which is split
-        over devices stays as it is.
+        One call of the encoder serves both ends: each image is repeated side by side, so that a sharded batch is not
+        redistributed over the devices.
         """
         # The schedule is evaluated rather than its end points read:
         # learned ends get their gradient through both losses.
@@ -456,5 +456,5 @@ def _two_of_each(keys: ImageKeys | None) -> tuple[ImageKeys | None, ImageKeys | 
 
 
 def bits_per_dim(nats: Float[ArrayLike, "..."], num_dims: int) -> Float[Array, "..."]:
-    """nats / (d ln 2), for d = `num_dims`."""
+    """Returns nats / (d ln 2), for d = `num_dims`."""
     return jnp.asarray(nats) / (num_dims * jnp.log(2.0))

@@ -4,7 +4,7 @@ A reverse step from lambda_t to lambda_s costs
 
     offset + weight * || value_weight (value - x_phi) + (slope - slope of x_phi) ||^2,
 
-where value and slope are what the generative mean makes of the network's x_hat; in discrete time the slope is the secant
+where value and slope are the generative mean's estimates from the network's x_hat; in discrete time the slope is the secant
 over the step, in the limit T -> infinity the tangent (`diffenc.core.interval`). A *step rule* makes such a `Step` from
 the encoder, the schedule, the path's clock and the drawn times.
 """
@@ -32,9 +32,9 @@ class Step(NamedTuple):
     """One reverse step seen from its noisier end.
 
     Attributes:
-      interval: where it leads.
-      weight: of the squared error, the factor that makes a uniformly drawn t unbiased included.
-      offset: what unequal variances cost where the means agree.
+      interval: from lambda_t to lambda_s.
+      weight: of the squared error, including the factor that makes a uniformly drawn t unbiased.
+      offset: the cost of unequal variances where the means agree.
       truth: x_phi(lambda_t) and its slope.
     """
 
@@ -62,8 +62,8 @@ def continuous(encode: EncodeAt, log_snr_at: LogSNRAt, increment: Increment, t: 
 
     By Girsanov's theorem for the path of noise eta sigma dW (derived in docs/concepts.md); [14] has eta = 1.
     """
-    # rate = d lambda / dt per image, by a jvp for the sake of learned schedules, whose parameters the
-    # training gradient then reaches through lambda as well as through rate.
+    # rate = d lambda / dt per image, by a jvp: the training gradient then reaches the parameters of a
+    # learned schedule through lambda as well as through rate.
     log_snr, rate = jax.jvp(log_snr_at, (t,), (jnp.ones_like(t),))
     # dSNR/dt = rate e^lambda, negative since lambda falls with t: the weight is positive.
     at = tangent(increment, log_snr)
@@ -106,7 +106,7 @@ def noisier_ends(chain: Chain, t: Times) -> Times:
 
 
 def step_index(t: Times, num_steps: int) -> Int[Array, " b"]:
-    """In which of `num_steps` equal parts of [0, 1) t lies: 0 .. T - 1, also at t = 1."""
+    """Returns the index of the part of [0, 1), in `num_steps` equal parts, that t lies in: 0 .. T - 1, also at t = 1."""
     # The minimum serves t = 1, which a time sampler's rounding
     # may reach: there floor gives T, past the last step.
     return jnp.minimum(jnp.floor(t * num_steps), num_steps - 1).astype(jnp.int32)
@@ -124,7 +124,7 @@ def x_hat_from_output(out: Data, z: Data, log_snr: LogSNR, parameterization: Par
 def network_error(
     log_snr: LogSNR, x_phi: Data, eps: Data, network: Denoise, parameterization: Parameterization
 ) -> Data:
-    """x_hat - x_phi at z = alpha x_phi + sigma eps, for a network that estimates p x_phi + q eps.
+    """Returns x_hat - x_phi at z = alpha x_phi + sigma eps, for a network that estimates p x_phi + q eps.
 
     Written through the network's own error, which stays exact in float32 where alpha or sigma vanish:
     -sigma / (q alpha - p sigma) (out - p x_phi - q eps).
@@ -149,14 +149,14 @@ def estimate_error(
 
 
 def step_error(interval: Interval, error: Estimate) -> Data:
-    """value_weight (value - x_phi) + (slope - slope of x_phi): in discrete time (mu_P - mu_Q) / (alpha_s c)."""
+    """Returns value_weight (value - x_phi) + (slope - slope of x_phi): in discrete time (mu_P - mu_Q) / (alpha_s c)."""
     # Only this sum enters the bound: heads for value and
     # slope could trade one for the other without changing it.
     return scale(interval.value_weight, error.value) + error.slope
 
 
 def step_loss(step: Step, error: Estimate) -> PerExample:
-    """One draw of the diffusion loss, from the errors of the estimates [9, 14, 18]."""
+    """Returns one draw of the diffusion loss, from the errors of the estimates [9, 14, 18]."""
     # [B] in nats; all factors are per image, the network's error alone is of the size of an image.
     return step.offset + step.weight * sum_squares(step_error(step.interval, error))
 
@@ -164,7 +164,7 @@ def step_loss(step: Step, error: Estimate) -> PerExample:
 def diffusion_loss(
     step: Step, eps: Data, network: Denoise, parameterization: Parameterization, mean: BoundMean
 ) -> PerExample:
-    """One draw of the diffusion loss, from the noise `eps` [9, 14, 18]."""
+    """Returns one draw of the diffusion loss, from the noise `eps` [9, 14, 18]."""
     return step_loss(step, estimate_error(step, eps, network, parameterization, mean)[0])
 
 

@@ -54,18 +54,18 @@ def name_leaves_quoted(tree: PyTree) -> dict[str, Any]:
 
 
 def as_parameters(owner: str, tree: PyTree) -> Params:
-    """Returns what a plugin's `init` gave with every leaf as a float32 array (float64 where that is the default).
+    """Returns the result of a plugin's `init` with every leaf as a float32 array (float64 where that is the default).
 
     Python and numpy floats become arrays. None is no leaf.
 
     Args:
-      owner: what messages call the plugin.
+      owner: the plugin's name in messages.
 
     Raises:
       UserError: the tree cannot be flattened, or its structure hashed; or a leaf is no array of the default precision.
     """
     try:
-        # Everything that later code does with parameters is tried once here: names, flattening, hashing.
+        # Names, flattening, hashing: everything that later code needs of the tree is tried here, with its name.
         named = name_leaves(tree)
         leaves, structure = jax.tree.flatten(tree)
         # jit looks compiled programs up by the hash of the tree's
@@ -74,7 +74,7 @@ def as_parameters(owner: str, tree: PyTree) -> Params:
     except (UserError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{owner}: what init returns is no pytree that can be compiled: {reason}") from None
-    # name_leaves keeps the order of jax.tree.leaves, which is what pairs names with leaves here.
+    # name_leaves keeps the order of jax.tree.leaves, so zip pairs names with leaves.
     arrays = [_as_array(owner, name, leaf) for name, leaf in zip(named, leaves, strict=True)]
     return jax.tree.unflatten(structure, arrays)
 
@@ -136,7 +136,7 @@ def _is_default_float(leaf: Any) -> bool:
 
 
 def _dtype(leaf: Any) -> Any:
-    """The type that the leaf has as an array of JAX: float64 becomes float32 unless x64 is enabled."""
+    """Returns the dtype of the leaf as a JAX array: float64 becomes float32 unless x64 is enabled."""
     dtype = getattr(leaf, "dtype", None)
     return jax.dtypes.canonicalize_dtype(
         np.result_type(leaf) if dtype is None else dtype, allow_extended_dtype=True
@@ -159,12 +159,12 @@ def _kind(leaf: Any) -> str:
 
 
 def count_parameters(params: Params) -> int:
-    """The number of scalars in a pytree of arrays or of their shapes."""
+    """Returns the number of scalars in a pytree of arrays or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def abstract_arrays(init: Callable[[], PyTree]) -> PyTree:
-    """Shapes and dtypes of what `init` makes. Raises UserError where that is larger than any machine."""
+    """Returns shapes and dtypes of the arrays of `init`. Raises UserError if they are larger than any machine's memory."""
     try:
         # Abstract evaluation: nothing is allocated, however large the model.
         shapes = jax.eval_shape(init)

@@ -21,7 +21,7 @@ def scale_pixels(levels: Levels, num_levels: int) -> Data:
 
 def nearest_levels(x: Data, num_levels: int) -> Levels:
     """Returns the levels with scaled values nearest to `x`, int32 in 0 .. num_levels - 1."""
-    # The inverse of `scale_pixels`; clipped, for samples and z_0 / alpha_0 leave (-1, 1).
+    # The inverse of `scale_pixels`; clipped, since samples and z_0 / alpha_0 leave (-1, 1).
     levels = jnp.round((x + 1) * (num_levels / 2) - 0.5)
     return jnp.clip(levels, 0, num_levels - 1).astype(jnp.int32)
 

@@ -1,4 +1,4 @@
-"""The reverse process's estimates of x_phi and its slope: a generative mean with everything bound but the step."""
+"""The reverse process's estimates of x_phi and its slope: a generative mean with all inputs bound except the step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Estimator = Callable[[Data, Interval], Estimate]  # (z, step) -> the estimates t
 
 
 def no_encoder(x: Data) -> EncodeAt:
-    """Stands for the encoder where none is at hand."""
+    """Stands in for the encoder where there is none; raises ValueError."""
     raise ValueError("this generative mean runs the encoder, and it was given none")
 
 
@@ -30,9 +30,9 @@ class BoundMean:
     """A generative mean under parameters.
 
     Attributes:
-      params: its own.
+      params: the mean's own.
       prepare: x -> x_phi as a function of lambda, by the model's encoder; only means that need the encoder call it.
-      context: what its own networks are given.
+      context: of the mean's own networks.
     """
 
     mean: GenerativeMean
@@ -45,11 +45,11 @@ class BoundMean:
         return self.mean.apply(self.params, x_hat, self._inputs(z, interval))
 
     def error(self, x_hat_error: Data, truth: Estimate, z: Data, interval: Interval) -> Estimate:
-        """Returns the errors of the estimates, where `truth` is what the encoder has and x_hat = x_phi + `x_hat_error`."""
+        """Returns the errors of the estimates at x_hat = x_phi + `x_hat_error`; `truth` is the encoder's value and slope."""
         return self.mean.error(self.params, x_hat_error, truth, self._inputs(z, interval))
 
     def estimator(self, x_hat: XHat) -> Estimator:
-        """Returns the estimates as a function of (z, step), for a network that gives `x_hat`."""
+        """Returns the estimates as a function of (z, step), for a network with the estimate `x_hat`."""
         return lambda z, interval: self.estimate(x_hat(z, interval.log_snr), z, interval)
 
     def _inputs(self, z: Data, interval: Interval) -> StepInputs:

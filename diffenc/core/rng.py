@@ -1,4 +1,4 @@
-"""One seed, several uses: keys that never meet; and what a draw depends on besides its key."""
+"""Separate random keys for each use of one seed, and the settings that a draw depends on besides its key."""
 
 import functools
 import zlib
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from diffenc.interfaces import Key
 
-# JAX's settings that decide what a key draws.
+# JAX's settings that change the numbers drawn from a key.
 SETTINGS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
@@ -27,9 +27,9 @@ fold_in = jax.jit(jax.random.fold_in)
 
 
 def root_key(seed: int, purpose: str) -> Key:
-    """The key from which all draws of one purpose come: "init", "train", "evaluate", "sample", ...
+    """Returns the key of all draws of one purpose: "init", "train", "evaluate", "sample", ...
 
-    Without the purpose, evaluation would see the very noise that training saw, for split and fold_in of
+    Without the purpose, evaluation would see the very noise that training saw, since split and fold_in of
     one key give the same children.
     """
     # crc32, not hash(): Python salts the hash of a string per
@@ -38,9 +38,9 @@ def root_key(seed: int, purpose: str) -> Key:
 
 
 def draw_settings() -> dict[str, Any]:
-    """Returns what a draw depends on besides its key, as JSON: JAX's settings, its version, and a few numbers drawn.
+    """Returns, for JSON, the dependences of a draw besides its key: JAX's settings, its version, and a few numbers drawn.
 
-    The generator "rbg" draws other numbers on another backend, so with it the backend is among them.
+    The generator "rbg" draws other numbers on another backend, so for "rbg" the backend is included.
     """
     settings = {name: jax.config.values[name] for name in SETTINGS}
     # threefry is defined bit by bit, whatever computes it; rbg is the backend's own RngBitGenerator.
@@ -60,7 +60,7 @@ def generator() -> str:
 
 
 def changed_draws(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Returns `SETTING = SAVED there and NOW here` of the first thing that makes equal keys draw other numbers; None if nothing.
+    """Returns `SETTING = SAVED there and NOW here` of the first setting that changes the draws of equal keys; None if none does.
 
     JAX's version counts only where the numbers drawn differ. Settings that one record lacks are taken to be equal.
 
@@ -86,5 +86,5 @@ def _drawn(*settings: Any) -> list[float]:
 
 @jax.jit
 def _draw(key: Key) -> Float[Array, " 4"]:
-    """A normal number has the uniform one in it, and so the key's bits, its split and its fold."""
+    """Returns normal numbers, which depend on the uniform numbers, and so on the key's bits, its split and its fold."""
     return jax.random.normal(jax.random.split(jax.random.fold_in(key, 1), 3)[2], (4,), jnp.float32)

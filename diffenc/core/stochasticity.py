@@ -1,4 +1,4 @@
-"""How noisy the forward path is, at given marginals: functions of the clock h of `diffenc.interfaces.Stochasticity`.
+"""The noise of the forward path at given marginals: functions of the clock h of `diffenc.interfaces.Stochasticity`.
 
 With H = h(lambda_s) - h(lambda_t) the noise of a step is eps_s = e^(-H/2) eps_t + sqrt(1 - e^(-H)) eps', whatever h:
 each eps is standard normal, so that q(z_t | x) [10] does not depend on h, and steps compose because their H add up.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffenc.interfaces import Key, LogSNR, Params
 
-# (lambda_t, lambda_s) -> H: an `increment` whose parameters are bound
+# (lambda_t, lambda_s) -> H: an `increment` with bound parameters
 Increment = Callable[[LogSNR, LogSNR], LogSNR]
 
 
@@ -38,7 +38,7 @@ def eta_squared(increment: Increment, log_snr: LogSNR) -> LogSNR:
 
 
 def renewed_fraction(clock_rise: LogSNR) -> LogSNR:
-    """Returns c_eta = 1 - e^(-H): the part of the variance of eps_s that is not of eps_t. It is c where h = lambda.
+    """Returns c_eta = 1 - e^(-H): the part of the variance of eps_s that is independent of eps_t. It is c where h = lambda.
 
     sigma_Q^2 = c_eta sigma_s^2 is the variance of q(z_s | z_t, x).
 

@@ -1,4 +1,4 @@
-"""Loops over equal parts of a computation, compiled as what the device is good at."""
+"""Loops over equal parts of a computation, compiled in the form that is fast on the device."""
 
 import functools
 from collections.abc import Callable
@@ -20,9 +20,9 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def trace_for(platform: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Returns `function`, with loops as the devices of `platform` want them while it runs, that is, while it is traced.
+    """Returns `function` with loops in the form for devices of `platform` while it runs, that is, while it is traced.
 
-    This machine need not have such devices: a step can be compiled ahead for others.
+    The host need not have such devices: a step can be compiled ahead of time for others.
     """
 
     @functools.wraps(function)
@@ -37,16 +37,16 @@ def trace_for(platform: str, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def unrolls() -> bool:
-    """Whether loops are written out in full: on the CPU, that of `trace_for` or else of this machine.
+    """Returns whether loops are unrolled: on the CPU, by the platform of `trace_for`, else by JAX's default backend.
 
-    There XLA takes the gradient of a convolution 15 to 50 times longer within a loop than outside of one.
+    On the CPU, XLA's gradient of a convolution takes 15 to 50 times longer within a loop than outside of one.
     Elsewhere a loop compiles in the time of one turn, and runs as fast.
     """
     return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 def scan(turn: Callable[[Carry, Any], tuple[Carry, Any]], first: Carry, parts: Any) -> tuple[Carry, Any]:
-    """`jax.lax.scan(turn, first, parts)`, written out where `unrolls()`.
+    """Computes `jax.lax.scan(turn, first, parts)`, unrolled where `unrolls()`.
 
     Args:
       turn: (carry, part) -> (carry, result).
@@ -60,11 +60,11 @@ def scan(turn: Callable[[Carry, Any], tuple[Carry, Any]], first: Carry, parts: A
 
 
 def after(done: Any, part: Any) -> Any:
-    """`part` unchanged, but not to be worked on before `done` is known; for turns that do not need each other.
+    """Returns `part` unchanged, but usable only after `done` is computed; for turns that do not depend on each other.
 
-    A loop keeps them apart by itself. Written out, turns would be mixed and their intermediate results take
-    memory all at once: XLA drops `jax.lax.optimization_barrier` on the CPU before it settles the order. So a
-    zero is added that it cannot foresee: 0 times the sum of all in `done`, NaN where that is not finite.
+    A loop runs its turns one after the other. Unrolled, turns would be interleaved and hold all their intermediate
+    results in memory at once: on the CPU, XLA drops `jax.lax.optimization_barrier` before scheduling. So a zero is
+    added that XLA cannot fold: 0 times the sum of all arrays in `done`, NaN where that sum is not finite.
     """
     if not unrolls():
         return part
@@ -75,11 +75,11 @@ def after(done: Any, part: Any) -> Any:
 
 
 def stored(value: Array) -> Array:
-    """`value` unchanged, but computed once and kept; for what the turns of a loop add to, one after the other.
+    """Returns `value` unchanged, but computed once and stored; for sums that the turns of a loop accumulate.
 
-    Written out, XLA fuses such a sum into everything that reads it, and adds up all turns before anew in each: a
-    fifth of the train step of an 8-block U-Net on a CPU. What goes through a branch it has to keep. Which branch
-    cannot be foreseen, and does not matter: the other one is taken where the first number is NaN, and all is lost.
+    In an unrolled loop XLA fuses such a sum into each of its readers, which then add up all earlier turns again: a
+    fifth of the train step of an 8-block U-Net on a CPU. An operand of a conditional has to be stored, since XLA
+    cannot predict the branch. The other branch, twice the value, is taken only where the first number is NaN anyway.
     """
     if not unrolls():
         return value

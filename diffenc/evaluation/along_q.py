@@ -1,4 +1,4 @@
-"""The ODE's likelihood averaged along q, and what separates it from the ELBO: integrals over q(z_t | x), no path solved.
+"""The ODE's likelihood averaged along q, and its difference to the ELBO: integrals over q(z_t | x), without solving a path.
 
 With the estimates' errors e_x of x_phi and e_s of its slope, and lambda' = d lambda / dt < 0, the ODE's velocity along q(z_t | x)
 averages, by parts in z, to
@@ -13,8 +13,8 @@ their difference is, for the path of any noise eta,
     looseness      = -1/2 E_t[-lambda' (e^lambda / eta^2) || 1/2 (1 - eta^2) e_x + e_s ||^2],
     miscalibration = E_t[-lambda' (alpha / sigma^2) <1/2 e_x + e_s, z - alpha value>].
 
-The first is never positive, and 0 for an encoder whose slope is sigma^2 x_phi on its own path, or 0 on the Markov one. The second
-is 0 for exact posterior means, whose errors have mean 0 at each z.
+Looseness is never positive, and 0 for an encoder with slope sigma^2 x_phi on its own path, or with slope 0 on the Markov path.
+Miscalibration is 0 for exact posterior means, since their errors have mean 0 at each z.
 """
 
 from functools import partial
@@ -49,14 +49,14 @@ PROBE_STREAM = 2**32 - 5  # folded into the key of a pass, as the indices of ima
 
 
 class AlongQ(NamedTuple):
-    """What is averaged along q, in nats: [B] of one draw, or [passes, images].
+    """Integrals along q, in nats: [B] of one draw, or [passes, images].
 
     Attributes:
-      reconstruction, latent, diffusion: of the continuous-time ELBO.
+      reconstruction, latent, diffusion: the terms of the continuous-time -ELBO.
       divergence: of the ODE's velocity but for its decay -1/2 alpha^2 z; with `latent` and the entropy that dequantisation loses,
         -log p_0 averaged along q.
-      looseness: how much the ELBO's Girsanov term is above what the errors leave of it; never positive.
-      miscalibration: the errors' inner product with the noise that the value leaves; its mean is 0 for exact posterior means.
+      looseness: minus the excess of `diffusion` over E_t[-lambda' e^lambda <1/2 e_x + e_s, e_x>]; never positive.
+      miscalibration: the errors' inner product with z - alpha value; its mean is 0 for exact posterior means.
     """
 
     reconstruction: PerExample
@@ -83,7 +83,7 @@ def measure_along_q(experiment: Experiment, model: Model, mesh: Mesh, params: Pa
     """Returns the integrals of every image in each pass, each by `likelihood.times_per_image` stratified times.
 
     Args:
-      model: that of the experiment, on the path whose ELBO is meant.
+      model: the experiment's model, on the path of the ELBO that is compared.
     """
     settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
     times_per_image = experiment.likelihood.times_per_image
@@ -97,6 +97,7 @@ def measure_along_q(experiment: Experiment, model: Model, mesh: Mesh, params: Pa
         lambda batch: (batch.images, batch.draws),
         Progress("average along q", len(batches)),
     )
+    # Fetched in the device's precision; means over images and passes are taken in float64.
     rows = [batch.without_padding(result._asdict()) for result, batch in results]
     nats = {
         name: batches.stack_passes([row[name].astype(np.float64) for row in rows]) for name in AlongQ._fields
@@ -108,6 +109,8 @@ def batch_along_q(
     model: Model, num_levels: int, settings: Likelihood, params: Params, images: Images, draws: PassDraws
 ) -> AlongQ:
     """Returns the integrals of a batch [B], each the mean over the times of an image; no dropout."""
+    # Probes have a stream of their own within the pass: the noise
+    # of `make_draws` is folded from the same key by image.
     of_image = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(draws.key, PROBE_STREAM)))(draws.image)
 
     def estimate(index: Int[Array, ""]) -> AlongQ:
@@ -136,9 +139,14 @@ def integrals(
     encode = model.prepare(params, scale_pixels(levels, num_levels), context)
     increment = partial(model.increment, params)
     step = continuous(encode, partial(model.log_snr, params), increment, draws.t)
+    # Errors come from the network's own error, exact in float32, not from the difference of two estimates.
     error, _ = model.estimate_error(params, step, draws.eps, context)
+    # In the limit of short steps value_weight = (1 + eta^2) / 2, and step.weight = -1/2 lambda'
+    # e^lambda / eta^2; draws.weight makes the mean over the drawn times an integral over t.
     eta_2, root_snr = 2 * step.interval.value_weight - 1, jnp.exp(0.5 * step.log_snr)
     fall = draws.weight * 2 * step.weight * eta_2 * jnp.exp(-step.log_snr)  # -lambda'
+    # The decay -1/2 alpha^2 z is left out: its divergence is
+    # known, and integrates to the entropies and the latent term.
     pull = ode.ode_pull(partial(model.estimate, params, context=context), increment)
     z = diffuse(step.x_phi, draws.eps, step.log_snr)
     _, of_pull = divergence(lambda z: pull(z, step.log_snr), z)

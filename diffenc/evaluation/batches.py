@@ -34,7 +34,7 @@ B = TypeVar("B")
 
 
 class PassDraws(NamedTuple):
-    """Source of the random draws of a batch of images. Draws do not depend on how images are batched.
+    """Keys and variates that the random draws of a batch of images come from. Draws do not depend on how images are batched.
 
     Attributes:
       key: of the pass.
@@ -198,8 +198,8 @@ def stratified_over_images(
     Each image has one in each of `times_per_image` parts of [0, 1). Strata are assigned to images anew in each call,
     so that over passes an image's times do not depend on its index.
     """
-    # Permuted anew in each pass: with a fixed order an image's times would be alike in all passes, and what
-    # that does to its mean would count as a difference between images.
+    # Permuted anew in each pass: with a fixed order an image's times would be alike in all passes, and their
+    # effect on its mean would count as a difference between images.
     strata = np.stack([random.permutation(count) for _ in range(times_per_image)], axis=1)
     # One common offset for all strata, as in VDM's low-discrepancy times; each single time is uniform.
     within = (strata + random.uniform(size=times_per_image)) / count
@@ -227,7 +227,7 @@ def make_draws(
 def compile_on_mesh(mesh: Mesh, function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
     """Returns `function(*fixed, params, images, draws)` compiled: images split over the devices, results replicated.
 
-    Parameters keep their sharding; draws are replicated. It compiles once for a function of a module and equal `fixed`.
+    Parameters keep their sharding; draws are replicated. Compiles once per module-level `function` and equal `fixed`.
     """
     # None leaves parameters as they lie, sharded or not. Results
     # are replicated, so that every process can fetch them.

@@ -1,4 +1,4 @@
-"""Means in bins of t of what is measured at drawn times, with errors over images."""
+"""Means in bins of t of quantities measured at drawn times, with errors over images."""
 
 from collections.abc import Callable
 
@@ -41,8 +41,10 @@ def measure_bins(
     Raises:
       UserError: the batch does not divide over the devices, or a bin has fewer than two draws.
     """
+    # One purpose for every measurement in bins: with equal settings all of them have the same draws.
     batches = EvaluationBatches(dataset, model.conditioning, settings, mesh, "diagnose")
     results = map_batches(
+        # `measure` must be a module-level function: compiled functions are looked up by it.
         compile_on_mesh(mesh, measure_batch, measure, model, dataset.num_levels, num_bins),
         params,
         batches,
@@ -52,11 +54,13 @@ def measure_bins(
     means: BinMeans = {}
     for result, batch in results:
         index, metrics = batch.without_padding(result)
+        # Float32 results are summed in float64, per image: draws of one image are not independent.
         image = batch.first + np.arange(len(index))
         for name, values in metrics.items():
             mean = means.setdefault(name, ImageMeans(len(batches.source), num_bins))
             mean.add(image, index, values.astype(np.float64))
     fewest = min(mean.count.min() for mean in means.values())
+    # A single draw has no standard error.
     if fewest < 2:
         name = settings_name(settings)
         fewer_bins = ", or diagnose.bins lower" if isinstance(settings, Diagnose) else ""
@@ -75,7 +79,7 @@ def measure_batch(
     images: Images,
     draws: PassDraws,
 ) -> tuple[BinIndex, Metrics]:
-    """Returns `measure` of a batch, by draws of its own."""
+    """Returns `measure` of a batch, with the batch's own draws."""
     return measure(model, num_levels, num_bins, params, images, make_draws(draws, images.levels.shape))
 
 

@@ -35,22 +35,23 @@ from diffenc.interfaces import Parameterization, Variance
 NO_DEQUANTISATION = "none"
 
 
+# eq=False: fields are arrays, and == of arrays has no truth value.
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundResult:
     """-ELBO of images under a denoiser: an upper bound on -log p(images), in bits per dimension.
 
     Attributes:
       bits_per_dim: the mean over images and passes.
-      se: its standard error over images; None where Monte-Carlo noise hides it, and then more passes resolve it.
-      se_upper: an upper bound of that; None for a single image.
+      se: its standard error over images; None where Monte-Carlo noise hides it (more passes resolve it).
+      se_upper: an upper bound of `se`; None for a single image.
       mc_se: the Monte-Carlo standard error over times and noise; None for a single pass.
       terms: the means of its "reconstruction", "latent" and "diffusion" terms.
       per_image: bits/dim of each image, the mean over passes.
-      likelihood: which bound it is, in words.
+      likelihood: the kind of the bound, in words.
       num_timesteps: T; None = continuous time.
       log_snr: lambda_max and lambda_min, between which the denoiser was called.
-      predicts: what the denoiser was taken to estimate.
-      process: what it was given.
+      predicts: the target that the denoiser was taken to estimate.
+      process: the convention of the denoiser's inputs.
       pixel_range: the values of the lowest and the highest level.
       dequantisation: "none": the decoder is a distribution of the integer levels.
       decoder: p(x | z_0): "levels" or "normal".
@@ -62,7 +63,7 @@ class BoundResult:
       seed: of times and noise.
       fingerprint: hex SHA-256 of the pixels, as in records of evaluations.
       metrics: mean and errors of the bound and of its terms by the keys of evaluation.json: `bpd`, `bpd_se`, ...
-      warnings: what was logged as a warning.
+      warnings: the warnings that were logged.
     """
 
     bits_per_dim: float
@@ -92,6 +93,7 @@ class BoundResult:
     def record(self) -> dict[str, Any]:
         """Returns everything but `per_image` for a JSON file, with the keys of evaluation.json."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # `metrics` holds the estimates under the keys of evaluation.json, and T stands for num_timesteps.
         left_out = (
             "bits_per_dim",
             "se",
@@ -143,8 +145,8 @@ def bound(
     """Measures the variational bound of a denoiser of any code on -log p(images), in bits/dim with both errors.
 
     The denoiser is called as `denoiser(z, noise_level)` with a batch z [B, H, W, C] in its own convention and one noise level for
-    each image [B], and returns its estimate, shaped like z. Any fixed function of both has a valid bound: that of the model whose
-    reverse steps it defines. z = a x + b eps, and the noise level is
+    each image [B], and returns its estimate, shaped like z. Any fixed function of both has a valid bound: that of the model with
+    the reverse steps that the function defines. z = a x + b eps, and the noise level is
 
       process   z                       noise level, unless `time` is given
       "vp"      alpha x + sigma eps     log_snr = log(alpha^2 / sigma^2)
@@ -154,7 +156,7 @@ def bound(
     and with `alphas_cumprod` the index of the step, from 0, int32.
 
     Args:
-      denoiser: compiled if JAX can trace it; any other gets numpy arrays and returns what numpy converts.
+      denoiser: compiled if JAX can trace it; otherwise called with numpy arrays, and may return anything that numpy converts.
       images: uint8 levels [N, H, W, C], from 0 to num_levels - 1.
       predicts: "eps"; "x"; "v", which is alpha eps - sigma x and for flow eps - x; "score", that of z given x, -eps / b; or a
         function of log_snr that returns (p, q), for estimates of p x + q eps.
@@ -165,22 +167,23 @@ def bound(
       alphas_cumprod: [T], falling from nearly 1 to nearly 0: the model has T discrete times, log_snr = log(abar / (1 - abar)),
         and the bound is that of its chain: T - 1 reverse steps, and the decoder at index 0. For ve's sigmas, 1 / (1 + sigmas**2).
       variance: sigma_P^2 of the reverse steps: "equal" to that of q (DDPM's fixedsmall), "fitted", or another plugin.
-      fit_images: other images, uint8 levels, that fitted variances are taken from; fitted on the measured images they would be
-        too good. They also fit the width of the normal decoder.
-      fit_labels: their labels, where there are `labels`.
+      fit_images: other images, uint8 levels, to fit variances on; variances fitted on the measured images would give too low a
+        bound. The width of the normal decoder is fitted on them too.
+      fit_labels: the labels of `fit_images`, required where `labels` are given.
       decoder: p(x | z_0): "levels", VDM's, proportional to the density of z_0 [55], without the denoiser; or "normal", DDPM's, the
         mass of N(x_hat(z_0), 1 - abar_0) in each level's cell. None = "normal" with `alphas_cumprod`, else "levels".
       pixel_range: the values of levels 0 and num_levels - 1 that the denoiser was trained on.
       labels: [N] integers; the denoiser is called as `denoiser(z, noise_level, labels)`, and the bound is one of p(x | label).
-      passes: how often each image is seen, each time at another time and with other noise; from two on `mc_se` is known.
+      passes: how often each image is seen, each time at another time and with other noise; `mc_se` needs two or more.
       batch_size: images in one call; the last batch is filled up.
       seed: of times and noise; the same seed, images and passes give any denoiser the same draws.
       jit: True insists on compiling the denoiser, False on calling it with numpy arrays.
-      tolerance: the relative difference of outputs between calls, and of an image alone and in company, that is rounding.
+      tolerance: the relative difference of outputs that counts as rounding: between equal calls, and between an image's outputs
+        with and without other images in its batch.
 
     Raises:
-      UserError: an argument that does not fit; a denoiser that is not deterministic, that mixes the images of a batch, or whose
-        output is not shaped like z.
+      UserError: an argument does not fit; or the denoiser is not deterministic, mixes the images of a batch, or returns an output
+        that is not shaped like z.
     """
     require(
         isinstance(tolerance, (int, float)) and tolerance > 0,
@@ -205,12 +208,14 @@ def bound(
     fit = None if fit_images is None else given_dataset("fit_images", fit_images, fit_labels, num_levels)
     settings = _settings(passes, batch_size, seed, len(dataset.images))
     conditioning = UNCONDITIONAL if labels is None else GivenLabels()
-    # 2. Try the denoiser (shape, determinism, no mixing of images), fit what is open, then measure.
+    # 2. Try the denoiser (shape, determinism, no mixing of images), fit variances and decoder, then measure.
     measurement = ForeignMeasurement(model, denoiser, dataset, conditioning, settings, jit, tolerance)
+    # After the checks of the denoiser: a fit takes many calls.
     measurement.choose_variance(chosen, fit)
     terms, constant = measurement.measure()
-    # 3. Look for what would make a valid bound a wrong number:
-    # images in both sets, overflow, another convention.
+    # 3. Warn where a valid bound would mislead: images in
+    # both sets, overflow, another convention.
+    # A user's `time`, or the index of a step, stays the same for every process that the check tries.
     own_noise_level = time is None and alphas_cumprod is None
     found = (
         None if fit is None else overlap_warning(dataset, fit),
@@ -240,6 +245,7 @@ def _settings(passes: int, batch_size: int, seed: int, num_images: int) -> Evalu
             isinstance(value, int) and 1 <= value <= most,
             f"{name} = {value!r}: must be an integer from 1 to {most}",
         )
+    # A batch larger than the data would be padding, for which the denoiser is called as well.
     return Evaluate(passes=passes, batch_size=min(batch_size, num_images), seed=seed)
 
 
@@ -260,7 +266,7 @@ def _estimates(terms: ElboTerms) -> dict[str, Any]:
 def _model_metadata(
     model: ForeignModel, predicts: str | Parameterization, process: str, variance: Variance
 ) -> dict[str, Any]:
-    """Returns which model the bound is of, as fields of a `BoundResult`."""
+    """Returns the description of the model that the bound belongs to, as fields of a `BoundResult`."""
     depth = model.num_timesteps
     return {
         "likelihood": f"ELBO of T = {depth} steps" if depth else "ELBO in continuous time",

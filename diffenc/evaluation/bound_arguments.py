@@ -24,7 +24,7 @@ NoiseLevelOf = Callable[[LogSNR], PerExample]
 
 @dataclasses.dataclass(frozen=True)
 class GivenLabels:
-    """Gives the denoiser the labels of images as they are."""
+    """The conditioning of a foreign denoiser: labels are passed on unchanged."""
 
     label: str = "label"
     drop: float = 0.0
@@ -37,7 +37,7 @@ def given_dataset(name: str, images: ArrayInput, labels: ArrayInput, num_levels:
     """Returns `images` and `labels`, where None stands for no labels, as a data set.
 
     Raises:
-      UserError: images that are no uint8 levels [N, H, W, C] below `num_levels`, or other labels than an integer for each.
+      UserError: the images are no uint8 levels [N, H, W, C] below `num_levels`, or the labels are not one integer per image.
     """
     require(2 <= num_levels <= MAX_LEVELS, f"num_levels = {num_levels}: must be from 2 to {MAX_LEVELS}")
     levels = np.asarray(images)
@@ -46,6 +46,8 @@ def given_dataset(name: str, images: ArrayInput, labels: ArrayInput, num_levels:
         f"{name} are of shape {list(levels.shape)}: they must be uint8 levels of shape [N, H, W, C]",
     )
     given = None if labels is None else np.asarray(labels)
+    # No number of classes is declared here: the largest label implies it. Labels of
+    # another type are left to `check_labels`, which refuses them with a message.
     classes = int(given.max(initial=0)) + 1 if given is not None and given.dtype.kind in "iu" else 1
     spec = DatasetSpec(name, (levels.shape[1], levels.shape[2], levels.shape[3]), num_levels, classes)
     checked_levels = check_images(levels, spec)
@@ -76,7 +78,7 @@ def resolve_log_snrs(
     """Returns lambda_max and lambda_min, or those of T discrete times.
 
     Raises:
-      UserError: both are given, ends that do not fall, or alphas_cumprod that do not fall from below 1 to above 0.
+      UserError: both are given, the ends do not fall, or alphas_cumprod do not fall from below 1 to above 0.
     """
     if alphas_cumprod is None:
         high, low = _pair("log_snr", process.log_snr if log_snr is None else log_snr)
@@ -92,7 +94,7 @@ def resolve_log_snrs(
     try:
         given = np.asarray(alphas_cumprod, np.float64)
     except (TypeError, ValueError):
-        # Fails the check below, whose message says what is wanted.
+        # An empty array fails the check below, with the message that states the requirement.
         given = np.zeros(0)
     falls = (
         given.ndim == 1 and len(given) > 1 and (np.diff(given) < 0).all() and given[-1] > 0 and given[0] < 1
@@ -108,7 +110,7 @@ def resolve_log_snrs(
 def resolve_noise_level(
     time: NoiseLevelOf | None, alphas_cumprod: ArrayInput, process: Process
 ) -> NoiseLevelOf | None:
-    """Returns log_snr -> the noise level that the denoiser is given; None where that is the index of the step."""
+    """Returns log_snr -> the noise level that the denoiser is given; None where the noise level is the index of the step."""
     require(time is None or callable(time), f"time = {time!r}: must be a function of log_snr")
     if time is not None:
         return time
@@ -129,9 +131,10 @@ def resolve_variance(
     """Returns the variances of the reverse steps, a plugin.
 
     Raises:
-      UserError: variances other than q's in continuous time, fitted ones without images to fit them on, images that nothing
-        is fitted on, or one that belongs to a training.
+      UserError: a variance other than q's in continuous time, a fitted variance without images to fit on, `fit_images` without
+        anything to fit, or a learned variance.
     """
+    # A name may be that of a plugin that is not imported yet.
     if isinstance(variance, str):
         registry.discover()
         variance = registry.variances[variance]()
@@ -156,7 +159,8 @@ def resolve_variance(
 
 
 def overlap_warning(measured: ArrayDataset, fitted: ArrayDataset) -> str | None:
-    """Returns a warning if measured images are among those that variances are fitted on; else None."""
+    """Returns a warning if measured images are among the images to fit on; else None."""
+    # Exact duplicates only, found by their bytes in linear time.
     known = {image.tobytes() for image in fitted.images}
     count = sum(image.tobytes() in known for image in measured.images)
     if count == 0:

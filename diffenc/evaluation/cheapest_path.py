@@ -7,12 +7,12 @@ _ROWS = 64  # at a time: so many that numpy's calls cost little, so few that a b
 
 
 def cheapest_path(cost: Float[np.ndarray, "nodes nodes"], num_edges: int) -> Int[np.ndarray, " stops"]:
-    """The nodes 0 = n_0 < n_1 < ... < n_T = nodes - 1 that make the sum of cost[n_k, n_{k-1}] least.
+    """Returns the nodes 0 = n_0 < n_1 < ... < n_T = nodes - 1 that minimise the sum of cost[n_k, n_{k-1}].
 
     Takes num_edges * nodes^2 / 2 additions and comparisons at most.
 
     Args:
-      cost: of the edge from the column's node to the row's; only what lies below the diagonal is read.
+      cost: of the edge from the column's node to the row's; only entries below the diagonal are read.
       num_edges: T.
 
     Raises:
@@ -29,7 +29,7 @@ def cheapest_path(cost: Float[np.ndarray, "nodes nodes"], num_edges: int) -> Int
     # Bellman: best[n] after k rounds is the least cost of a path with exactly k edges from node 0 to n.
     for edge in range(1, num_edges + 1):
         best, came_from[edge] = _one_more_edge(below, best, edge, nodes - (num_edges - edge))
-    # Backwards along the choices, from the last node in as many edges as were made.
+    # Backtracking along the stored predecessors, from the last node.
     stops = [nodes - 1]
     for edge in range(num_edges, 0, -1):
         stops.append(int(came_from[edge, stops[-1]]))
@@ -39,9 +39,9 @@ def cheapest_path(cost: Float[np.ndarray, "nodes nodes"], num_edges: int) -> Int
 def _one_more_edge(
     below: Float[np.ndarray, "nodes nodes"], best: Float[np.ndarray, " nodes"], first: int, end: int
 ) -> tuple[Float[np.ndarray, " nodes"], Int[np.ndarray, " nodes"]]:
-    """Least costs of reaching the nodes from `first` up to `end`, and from where; infinite for the others.
+    """Returns the least costs of reaching the nodes from `first` up to `end`, and the predecessors; infinite for the others.
 
-    Before `first` no path has enough nodes behind it, from `end` on none has enough before it.
+    Nodes before `first` have too few nodes behind them for the edges made so far, those from `end` on too few for the others.
     """
     reached, source = np.full(len(best), np.inf), np.zeros(len(best), np.int32)
     for start in range(first, end, _ROWS):

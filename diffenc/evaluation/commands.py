@@ -56,6 +56,7 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
         trained_at=experiment.num_timesteps,
     )
     images = sampler.draw(ema, Progress("samples", sampler.num_stretches))
+    # Every process takes part in drawing, the main process alone writes.
     path = workdir / "samples" / sample_file_name(settings, step)
     main_process_only(save_png)(path, images, experiment.dataset.num_levels)
     location = f"{display_name(workdir)}/{path.relative_to(workdir)}"
@@ -69,7 +70,7 @@ def publish_record(
 ) -> None:
     """Prints a measurement and writes it to the workdir (see `diffenc.workdir.measurements.save_measurement`).
 
-    A read-only workdir is left alone, with a warning.
+    A read-only workdir is left unchanged, with a warning.
 
     Raises:
       UserError: writing failed for another reason.
@@ -78,8 +79,8 @@ def publish_record(
     try:
         number = save_measurement(workdir, name, record, arrays)
     except UserError as error:
-        # A workdir of somebody else may be measured: the table has
-        # been printed, and that it cannot be kept is no failure.
+        # Workdirs without write permission may be measured: the table
+        # was printed, so a record that cannot be kept is no failure.
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in atomic.READ_ONLY:
             raise
         logging.warning("nothing was written: %s is read-only", display_name(workdir))

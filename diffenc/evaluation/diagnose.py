@@ -1,8 +1,8 @@
-"""--mode=diagnose: the diffusion loss over time, the network's output at both ends of time, and what the loss could save.
+"""--mode=diagnose: the diffusion loss over time, the network's output at both ends of time, and possible savings of the loss.
 
 Three measurements over a data set, each written as a record and as a plot: `loss`, the diffusion loss in bins of t,
-`ends`, the network's v_hat compared with theory at t = 0 and at t = 1 (DiffEnc, App. L), and `worth`, what a better path and a
-better slope would save (`diffenc.evaluation.worth`).
+`ends`, the network's v_hat compared with theory at t = 0 and at t = 1 (DiffEnc, App. L), and `worth`, the savings by a better
+path and by a better slope (`diffenc.evaluation.worth`).
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ LOG_SNR = "$\\lambda$ = log SNR (right: data, left: noise)"
 def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     """Writes WORKDIR/diagnostics/{loss,ends,worth}.{json,pdf,png} of the averaged parameters; returns the records.
 
-    Prints the table of the last.
+    Prints the table of `worth`.
 
     Raises:
       UserError: no run there, one of another config, no such checkpoint, or a bin was drawn less than twice.
@@ -58,6 +58,7 @@ def diagnose(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     model, dataset = experiment.model, experiment.dataset
     settings = resolve_batch_size(experiment.diagnose, experiment.batch_size)
     records = {
+        # All three measurements see the same images, times and noise (`measure_bins`).
         name: make(model, dataset, settings, mesh, params)
         for name, make in (("loss", loss_record), ("ends", ends_record), ("worth", worth_record))
     }
@@ -77,6 +78,8 @@ def _write(workdir: Path, records: dict[str, Record]) -> None:
     target = loss_curves.curve_path(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
     Console(soft_wrap=True).print(worth_table(records["worth"], _describe_record(records["worth"])))
+    # The figures first, the loss curve last: an interrupted run
+    # leaves no new curve with older figures beside it.
     for name, plot in (("loss", plot_loss), ("ends", plot_ends), ("worth", plot_worth)):
         for suffix, content in plots.render_files(plot(records[name])).items():
             atomic.write_bytes(target.with_name(name + suffix), content)
@@ -90,8 +93,8 @@ def _write(workdir: Path, records: dict[str, Record]) -> None:
 def loss_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, params: Params) -> Record:
     """Returns the diffusion loss in equal bins of t, in bits/dim.
 
-    `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, whose
-    integral over lambda is the mean over bins, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
+    `loss` is its mean in each bin, `rms` its root mean square, and `density` the loss per unit of lambda, which integrates
+    over lambda to the mean over bins, `bpd_diffusion`. Errors (`_se`) are over images, with all their draws.
     `t` and `log_snr` are the bins' edges, `t_centre` and `log_snr_centre` their centres.
     """
     bins = settings.bins
@@ -126,6 +129,7 @@ def measure_loss(
     levels, condition = images
     terms = model.elbo(params, levels, draws, num_levels=num_levels, condition=condition)
     bits = bits_per_dim(terms.diffusion, levels[0].size)
+    # The square for `rms`: times drawn in proportion to it give the estimate of the loss the least variance.
     return step_index(draws.t, num_bins), {"loss": bits, "square": jnp.square(bits)}
 
 
@@ -134,9 +138,9 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 
     With z = alpha x_phi + sigma eps and the network's error e = x_hat - x_phi, its v_hat is alpha eps_hat -
     sigma x_hat = alpha eps - sigma x_phi - e / sigma, for any parameterization. `expected` is the v_hat with zero
-    loss; not stated of a generative mean that runs the encoder. With a slope kappa x_hat it has
+    loss; NaN for a generative mean that runs the encoder. With a slope kappa x_hat, `expected` has
     e = (dx_phi/dlambda - kappa x_phi) / (G + kappa), where G = (1 + eta^2) / 2 is 1 on the paper's path.
-    At t -> 1 it is -(G x_phi + dx_phi/dlambda) / (G + kappa); where x_hat is near x_phi too, that is
+    At t -> 1 it is -(G x_phi + dx_phi/dlambda) / (G + kappa); where x_hat is near x_phi too, this is
     -dx_phi/dlambda [178], hence `slope` and the distance to its negative. At t -> 0, v_hat -> eps [170, 172].
 
     `at_0` and `at_1` are mean squared distances there, relative to the mean square of the limit.
@@ -161,7 +165,7 @@ def ends_record(model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, 
 def measure_edges(
     model: Model, num_levels: int, num_edges: int, params: Params, images: Images, draws: Draws
 ) -> tuple[BinIndex, Metrics]:
-    """Returns the edge nearest to each image's time, and the mean squares at it of `v_and_expectations`."""
+    """Returns the edge nearest to each image's time, and the mean squares of `v_and_expectations` at that edge."""
     bins = num_edges - 1
     # Evaluated at the edge and not at the drawn time: both ends, t = 0 and t = 1, are edges.
     edge = jnp.round(draws.t * bins).astype(jnp.int32)
@@ -173,7 +177,7 @@ def measure_edges(
 def v_and_expectations(
     model: Model, params: Params, x: Data, t: Times, eps: Data, condition: Condition | None = None
 ) -> dict[str, Data]:
-    """Returns the arrays of which `ends_record` states root mean squares."""
+    """Returns v_hat, its expected limits and their distances: the arrays that `ends_record` takes root mean squares of."""
 
     context = Context(condition)
     # No dropout, and the step of the continuous bound: truth has x_phi and d x_phi / d lambda.
@@ -207,6 +211,7 @@ def v_and_expectations(
 
 def root_error(mean: ImageMeans) -> Float[np.ndarray, " bins"]:
     """Returns the standard error of the root of a mean square; zero where that is zero, since nothing varies there."""
+    # d sqrt(m) = dm / (2 sqrt(m)).
     return mean.standard_error / np.where(mean.mean > 0, 2 * np.sqrt(mean.mean), 1)
 
 
@@ -255,7 +260,7 @@ def plot_ends(record: Record) -> plots.Figure:
 
 
 def plot_worth(record: Record) -> plots.Figure:
-    """Plots the loss per unit of log-SNR, and of it what a better path and a better slope would save."""
+    """Plots the loss per unit of log-SNR, and its savings by a better path and a better slope."""
     # Side by side: savings may be a thousandth of the loss.
     figure, (loss, savings) = plots.make_axes_row(
         f"{_describe_record(record)}: what the diffusion loss could save",

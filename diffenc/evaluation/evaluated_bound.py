@@ -59,6 +59,7 @@ def evaluated_bound(
     return EvaluatedBound(lambda params: fit.chain(schedule, params), discrete, fit.of)
 
 
+# A module-level function, not a lambda: compiled functions are looked up by their rule (`compile_on_mesh`).
 def continuous_rule(_: None) -> StepRule:
     """Returns the rule of continuous time, which has no chain."""
     return continuous

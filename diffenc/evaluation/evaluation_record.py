@@ -1,7 +1,7 @@
-"""What an evaluation states: the metrics of a split with both errors, their record, and the printed table.
+"""Results of an evaluation: the metrics of a split with both errors, their record, and the printed table.
 
-Two errors are stated. `_se`: the standard error over images, by how much another sample of as many images would
-differ. `_mc_se`: the Monte-Carlo error over times and noise, which more passes shrink. The record and the columns of
+Two errors are stated. `_se`: the standard error over images, the spread of the mean over other samples of as many images.
+`_mc_se`: the Monte-Carlo error over times and noise, which more passes reduce. The record and the columns of
 the table are shared by `--mode=evaluate`, `k_sample` and `likelihood`.
 """
 
@@ -61,11 +61,13 @@ class ElboTerms:
 
     def metrics(self) -> dict[str, Any]:
         """Returns the mean and the errors of `bpd`, `bpd_diffusion`, ... (see `mean_and_errors`)."""
+        # With the times: the error over images then excludes the
+        # dependence on the drawn time, which all images share.
         bits = {key: PassValues(values, self.times) for key, values in self.bits_per_dim().items()}
         return {name: value for key in KEYS for name, value in mean_and_errors(key, bits[key]).items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the content of evaluation.npz, of which the metrics can be computed again."""
+        """Returns the content of evaluation.npz, from which the metrics can be computed again."""
         return {**self.terms, TIMES: self.times}
 
 
@@ -111,6 +113,7 @@ def evaluation_record(
 
 def pass_metadata(settings: Evaluate | Diagnose) -> dict[str, Any]:
     """Returns the number of passes, the batch size (see `resolve_batch_size`) and the seed, for a record."""
+    # The batch size too: noise that is drawn by the key of a batch depends on it.
     return {"passes": settings.passes, "batch_size": settings.batch_size, "seed": settings.seed}
 
 
@@ -122,6 +125,7 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
     return {
         "config_hash": serialize.config_hash(experiment),
         **model_metadata(experiment),
+        # Precision and generator change the numbers: records that differ in them are not comparable.
         "precision": network_precision(experiment),
         "matmul_precision": matmul_precision(),
         "device": jax.devices()[0].device_kind,
@@ -130,19 +134,20 @@ def run_metadata(experiment: Experiment) -> dict[str, Any]:
 
 
 def model_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Returns what a record states of a model: its path, and the T it was trained at.
+    """Returns a record's entries for the model: its path, and the T of training.
 
-    Nothing is stated of the path of the paper, nor of training in continuous time.
+    There is no entry for the paper's path, nor for training in continuous time.
     """
     depth = {TRAINED_AT: experiment.num_timesteps} if experiment.num_timesteps else {}
     return {**experiment.model.path_metadata(), **depth}
 
 
 def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) -> dict[str, Any]:
-    """Returns the images that a record is about, and the condition given to the model with them.
+    """Returns a record's entries for its images, and for the condition given to the model with them.
 
     Metrics can be compared only where these agree.
     """
+    # A name does not identify the pixels (two data sets are called ImageNet32): the fingerprint does.
     source = source_name(dataset)
     return {
         "dataset": dataset_name(dataset),
@@ -157,6 +162,7 @@ def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) 
 
 def errors_table(record: Mapping[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:
     """Returns a table of bits/dim and both errors of each of `keys`."""
+    # rich would read square brackets in a text as markup.
     table = Table(title=escape(title), caption=escape(caption))
     for column in ("", "bits/dim", "± over images", "± Monte Carlo"):
         table.add_column(column, justify="right" if column else "left")

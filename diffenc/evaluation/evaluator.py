@@ -35,7 +35,7 @@ from diffenc.workdir import loss_curves
 
 
 class Evaluator:
-    """Estimates -ELBO on one split. It compiles once, and can be called again with other parameters."""
+    """Estimates -ELBO on one split. It compiles once, and `measure` can be called again with other parameters."""
 
     def __init__(
         self, experiment: Experiment, mesh: Mesh, workdir: Path | None = None, step: int | None = None
@@ -52,10 +52,11 @@ class Evaluator:
         self._conditioning, self._mesh = model.conditioning, mesh
         self.batches = self._make_batches(dataset, settings)
         self.num_dims = int(np.prod(dataset.image_shape))
-        # All that can be refused is refused here, before anything
-        # compiles: T for this precision, missing fits, a missing curve.
+        # All checks run here, before anything compiles: T for
+        # this precision, missing fits, a missing curve.
         precision = network_precision(experiment)
         self._bound = evaluated_bound(settings, model.schedule, precision, workdir, step)
+        # A warning only: times and variances fitted on another path give a valid bound, but not the best one.
         warn_if_fitted_on_another(self._bound.fitted_on, self._path_of)
         sample_times, self._curve_of = loss_curves.bind_curve(settings.time_sampler, workdir)
         self._terms = compile_on_mesh(
@@ -98,6 +99,7 @@ class Evaluator:
         by_pass = {
             name: self.batches.stack_passes([getattr(batch, name) for batch in terms]) for name in TERMS
         }
+        # Made again from the seed: a batch holds the times of its own images alone.
         times = np.stack([self.batches.times(number) for number in range(self.batches.passes)])
         return ElboTerms(by_pass, times, self.num_dims, concatenate_draws(draws))
 

@@ -1,7 +1,7 @@
 """--mode=fit_schedule: the best times for a chain of T steps, the noise schedule for inference.
 
 L_T is the sum of the costs of the steps, so that the best times are the cheapest path from t = 1 to t = 0 with
-T edges. The costs are measured once a checkpoint (diffenc.evaluation.step_costs) and kept for every T and variance.
+T edges. The costs are measured once per checkpoint (diffenc.evaluation.step_costs) and reused for every T and variance.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         fit = resolve_batch_size(experiment.fit, experiment.batch_size)
         return measure_step_costs(model, dataset, fit, mesh, ema)
 
-    # Measured once a checkpoint: every T, variance and schedule of inference is found from the same table.
+    # Measured once per checkpoint: every T, variance and schedule of inference is found from the same table.
     costs = load_or_measure_costs(workdir / fitted_chains.FOLDER / CACHE, origin, measure)
     num_dims = int(np.prod(dataset.image_shape))
     log_snr_of = exact_log_snr(model, ema)
@@ -120,7 +120,7 @@ def fit_schedule(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
 
 def check_steps(num_steps: int) -> None:
-    """Raise UserError unless times can be fitted for T = `num_steps`."""
+    """Raises UserError unless times can be fitted for T = `num_steps`."""
     if num_steps == 0:
         raise UserError("--mode=fit_schedule needs T: give --num_timesteps=T")
     if num_steps > MAX_STEPS:
@@ -130,7 +130,7 @@ def check_steps(num_steps: int) -> None:
 
 
 def check_variance(variance: Variance) -> None:
-    """Raise UserError if the variance has a w for other steps alone."""
+    """Raises UserError for a learned variance: its w belong to the T equal steps of training."""
     if isinstance(variance, LearnedVariance):
         raise UserError(
             "--mode=fit_schedule: a learned variance belongs to the T equal steps of training; bind another, as "
@@ -141,7 +141,7 @@ def check_variance(variance: Variance) -> None:
 def fit_times(
     costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
-    """Returns the best times on a grid that contains the equal ones too, so that they are never worse."""
+    """Returns the best times on a grid that contains the T equal steps, so that their predicted cost is never higher."""
     # A multiple of T cells, so that the T equal steps are a path on the grid as well.
     grid = equal_times(num_steps * max(_CELLS_PER_STEP, -(-_MIN_CELLS // num_steps)))
     log_snr = log_snr_of(grid)
@@ -159,7 +159,7 @@ def fit_times(
 def equal_schedule(
     costs: StepCosts, log_snr_of: LogSNROf, variance: Variance, num_steps: int, num_dims: int
 ) -> FittedSchedule:
-    """Returns equal steps of t."""
+    """Returns the schedule of equal steps of t, with its predicted cost."""
     return _apply_costs(equal_times(num_steps), costs, log_snr_of, variance, num_dims)
 
 
@@ -191,7 +191,7 @@ def load_or_measure_costs(
     """Returns the step costs of one checkpoint from `file`, or measures them and writes them there.
 
     Args:
-      origin: `fitted_chains.fit_origin` of the checkpoint; costs in the file of another origin are not used.
+      origin: `fitted_chains.fit_origin` of the checkpoint; a file of another origin is not used.
 
     Raises:
       UserError: writing failed.
@@ -213,6 +213,7 @@ def load_or_measure_costs(
 def _write(file: Path, costs: StepCosts, origin: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: np.asarray(getattr(costs, field.name)) for field in dataclasses.fields(costs)}
+    # The origin is in the file itself: costs and the checkpoint they belong to cannot come apart.
     atomic.write_bytes(file, atomic.encode_npz({"origin": np.asarray(origin), **arrays}))
 
 
@@ -222,6 +223,7 @@ def _read(file: Path, origin: str) -> StepCosts | None:
         return None
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            # Without pickles, loading never executes code from the file.
             if str(arrays["origin"]) != origin:
                 logging.info("%s is of another checkpoint, config or settings of fit: measuring again", file)
                 return None

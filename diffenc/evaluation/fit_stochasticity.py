@@ -46,7 +46,7 @@ def fit_stochasticity(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Measures eta^2 in bins of t on the images of `fit`, and writes it to the workdir; returns the record.
 
     Raises:
-      UserError: there is no run, it serves the path of training alone, or a bin was drawn less than twice.
+      UserError: there is no run, its model serves the path of training alone, or a bin was drawn less than twice.
     """
     check_other_path(experiment)
     mesh, dataset = data_mesh(experiment.mesh), experiment.dataset
@@ -55,6 +55,8 @@ def fit_stochasticity(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     # measure_bins takes one time per image and pass; passes give as many draws.
     fit = dataclasses.replace(fit, passes=fit.passes * fit.times_per_image, times_per_image=1)
     found = path_record(experiment.model, dataset, fit, mesh, ema)
+    # Later fits on this path record the digest, and an evaluation
+    # compares it: a path fitted again has another one.
     digest = hashlib.sha256(json.dumps([found["log_snr"], found["eta_2"]]).encode()).hexdigest()[:16]
     record = {
         **found,
@@ -81,6 +83,7 @@ def path_record(model: Model, dataset: Dataset, fit: Fit, mesh: Mesh, params: Pa
     """
     means = measure_bins(model, dataset, fit, mesh, params, BINS, measure_errors)
     value, shifted, trained = (means[name] for name in ("value", "shifted", "trained"))
+    # eta^2 must be positive and finite, which the ratio is not where one of the errors is nearly 0.
     ratio = np.clip(shifted.mean / np.maximum(value.mean, 1e-30), MOST**-2, MOST**2)  # eta^4
     # the error of a ratio of means over the same images, to first order
     ratio_error = sum_errors((shifted.shares - ratio * value.shares) / np.maximum(value.mean, 1e-30))
@@ -112,7 +115,7 @@ def measure_errors(
 def squared_errors(
     model: Model, params: Params, images: Images, draws: Draws, num_levels: int
 ) -> dict[str, PerExample]:
-    """Returns what eta^2 is computed from, each times 1/2 |dSNR/dt|, in bits/dim.
+    """Returns the second moments of the errors that eta^2 is computed from, each times 1/2 |dSNR/dt|, in bits/dim.
 
     "value" is || e_x ||^2, "shifted" || e_x + 2 e_s ||^2, "product" their inner product, and "trained" the loss itself.
     """

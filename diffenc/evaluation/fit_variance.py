@@ -54,6 +54,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     model, path_of = measured_model(experiment, workdir, step)
     on_path = fitted_chains.path_origin(experiment, path_of)
     target = fitted_chains.fit_path(workdir, settings)
+    # Fitted times first, if any: the best variances belong to the steps between them.
     times, fitted_on = equal_times(num_timesteps), {}
     if settings.times != "equal":
         schedule_fit = fitted_chains.find_chain(workdir, settings, step)
@@ -65,7 +66,7 @@ def fit_variance(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     batches = EvaluationBatches(dataset, model.conditioning, fit, mesh, "fit", passes)
     # Before compiling: each step needs two draws for a standard error.
     check_draws(num_timesteps, batches)
-    # The step with sigma_P = sigma_Q, whose cost determines the best sigma_P^2 in closed form.
+    # Measured with sigma_P = sigma_Q: this cost determines the best sigma_P^2 in closed form.
     costs = measure_chain_costs(model, dataset.num_levels, mesh, ema, times, batches)
     # Cost = || mu_P - mu_Q ||^2 / (2 sigma_Q^2), excess = E || mu_P - mu_Q ||^2 / (d sigma_Q^2) = 2 cost / d.
     to_excess = 2 / np.prod(dataset.image_shape)
@@ -110,7 +111,7 @@ def measure_chain_costs(
 ) -> StreamingMean:
     """Returns the mean cost in nats of each step between `times` with sigma_P = sigma_Q.
 
-    Its errors assume independent draws; those of one image at one step are not, if that comes twice.
+    Its standard errors assume independent draws, which two draws of one image at the same step are not.
     """
     num_steps, chain = len(times) - 1, fitted_chains.FittedChain(times).chain(model.schedule, params)
     compiled = compile_on_mesh(mesh, batch_costs, model, num_levels)
@@ -135,7 +136,7 @@ def batch_costs(
 ) -> tuple[Int[Array, " b"], PerExample]:
     """Returns the step of each image's time, and the cost of that step in nats."""
     (params, chain), (levels, condition), (key, t) = bound_params, images, key_and_times
-    # Noise as in training, times given: every step must be met.
+    # Noise as in training, but given times: random ones could miss a step.
     draws, num_steps = draw_noise(key, levels.shape)._replace(t=t), len(chain.log_w)
     terms = model.elbo(
         params, levels, draws, num_levels=num_levels, condition=condition, step_rule=discrete(chain)

@@ -1,7 +1,7 @@
 """The terms of -ELBO of a denoiser of other code: VDM's, with its outputs in place of a network of this code.
 
-A denoiser may not be traced by JAX, so it is called between two compiled functions: `noisy_inputs` makes what it is given,
-`batch_terms` makes the terms from the same draws and its outputs.
+A denoiser need not be traceable by JAX, so it is called between two compiled functions: `noisy_inputs` computes its arguments,
+`batch_terms` the terms from the same draws and the denoiser's outputs.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class NoisyInputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the denoiser returned; `at_0` is None where the decoder does not need it."""
+    """The denoiser's outputs in both calls; `at_0` is None where the decoder does not need it."""
 
     out: Data
     at_0: Data | None
@@ -61,10 +61,10 @@ class ForeignModel:
     """A denoiser's conventions, and the rest of the model that its bound is of.
 
     Attributes:
-      process: what z' is.
+      process: the convention of z' = a x + b eps.
       target: log_snr -> (p, q) of the estimate p x + q eps.
       pixels: the pixels that the denoiser takes.
-      noise_level: log_snr -> the time or noise that it is given; None = the index of the step, from 0.
+      noise_level: log_snr -> the time or noise that the denoiser is given; None = the index of the step, from 0.
       log_snrs: lambda_max and lambda_min in continuous time; at T discrete times the T values, falling.
       num_timesteps: T; 0 = continuous time.
       decoder: p(x | z_0): LEVELS or NORMAL.
@@ -86,6 +86,7 @@ class ForeignModel:
     def log_snr_at(self, t: Times) -> LogSNR:
         """Returns log_snr at t in [0, 1], linear in t; in discrete time at t = 0, 1, ..., T - 1."""
         if self.num_timesteps:
+            # Indices that a chain holds as floats, since times are; float32 has them exactly.
             return jnp.asarray(self.log_snrs)[jnp.round(t).astype(jnp.int32)]
         log_snr_max, log_snr_min = self.log_snrs
         return log_snr_max + (log_snr_min - log_snr_max) * t
@@ -105,7 +106,7 @@ class ForeignModel:
         return rule(lambda log_snr: x, self.log_snr_at, partial(MARKOV.increment, {}), t)
 
     def noise_levels(self, log_snr: LogSNR, t: Times | None) -> NoiseLevel:
-        """Returns what the denoiser is given as its noise level; `t` is the drawn time, None at lambda_max."""
+        """Returns the noise level that the denoiser is given; `t` is the drawn time, None at lambda_max."""
         if self.noise_level is not None:
             return self.noise_level(log_snr)
         zeros = jnp.zeros(log_snr.shape, jnp.int32)
@@ -113,7 +114,7 @@ class ForeignModel:
         return zeros if t is None else objective.step_index(t, self.num_steps) + 1
 
     def noisy_inputs(self, levels: Levels, pass_draws: PassDraws, chain: Chain | None) -> NoisyInputs:
-        """Returns what the denoiser is called with."""
+        """Returns the arguments of the denoiser's two calls."""
         x, draws = self.images(levels), _draws(levels, pass_draws)
         step, (log_snr_0, _) = self.step(x, draws.t, chain), self.ends(draws.t)
         return NoisyInputs(
@@ -132,13 +133,14 @@ class ForeignModel:
         std: Scalar,
         variance: Scalar,
     ) -> tuple[Terms, LossDraws, PerExample]:
-        """Returns the terms of -ELBO in nats [B], each draw, and what the best constant would cost in its place.
+        """Returns the terms of -ELBO in nats [B], each draw, and the diffusion loss of the best constant at the same draws.
 
         Args:
           std: of the normal decoder.
           variance: of the pixels, in the denoiser's units.
         """
         x, draws = self.images(levels), _draws(levels, pass_draws)
+        # The draws are those of `noisy_inputs`, made again from the same keys: x_hat - x needs their eps.
         step, log_snr_1 = self.step(x, draws.t, chain), self.ends(draws.t)[1]
         error = output_error(self.target, x, draws.eps, step.log_snr, outputs.out)
         # The slope of x_phi = x is 0, and so is that of VDM's mean: its error is 0.
@@ -160,7 +162,7 @@ class ForeignModel:
         variance: Scalar,
         log_snr: Float[Array, " 2"],
     ) -> list[LossRatios]:
-        """Returns the diffusion loss of a batch over that of the best constant, with `out` read as each of `targets`.
+        """Returns the diffusion loss of a batch over that of the best constant, with `out` as an estimate of each of `targets`.
 
         The steps have sigma_P = sigma_Q.
 
@@ -169,6 +171,7 @@ class ForeignModel:
         """
         x, draws = self.images(levels), _draws(levels, pass_draws)
         step = self.step(x, draws.t, self.equal_chain())
+        # One call of the denoiser serves all targets: `out` is a fixed array.
         errors = [output_error(target, x, draws.eps, step.log_snr, out) for target in targets]
         losses = [objective.step_loss(step, Estimate(error, jnp.zeros_like(error))) for error in errors]
         constant = step.weight * x[0].size * constant_error(variance, step.log_snr)
@@ -188,6 +191,7 @@ class ForeignModel:
         """Returns the chain over all T levels of noise with sigma_P = sigma_Q; None in continuous time."""
         if self.num_timesteps == 0:
             return None
+        # Times are the indices 0 .. T - 1, which `log_snr_at` looks up.
         return Chain(jnp.arange(float(self.num_timesteps)), jnp.zeros(self.num_steps))
 
     def default_std(self) -> float:
@@ -198,6 +202,7 @@ class ForeignModel:
     def _reconstruction(
         self, levels: Levels, x: Data, eps_0: Data, out_0: Data | None, std: Scalar
     ) -> PerExample:
+        # One value per image, for its shape and dtype alone.
         log_snr_0, _ = self.ends(x.reshape(len(x), -1)[:, 0])
         num_levels = self.pixels.num_levels
         if out_0 is not None:

@@ -1,7 +1,7 @@
-"""Warns of a denoiser whose loss is above that of the best constant, and names the convention that would explain it.
+"""Warns if a denoiser's loss exceeds that of the best constant, and names the convention that would explain it.
 
-The best constant is E x as an estimate of x, or 0 as one of eps, whichever is better at a noise level: a trained network
-that is read as it was trained beats it everywhere. The bound is valid all the same.
+The best constant is E x as an estimate of x, or 0 as an estimate of eps, whichever is better at a noise level: a trained network
+beats it everywhere if its outputs are interpreted in the convention of its training. The bound is valid in either case.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ DRAWS_PER_BIN = 16
 SHARE = 0.01  # of the diffusion loss that may lie above that of the best constant without a warning
 SIGMAS = 3.0
 BETTER = 0.9  # another reading has less than this of the loss as it was read, and of the best constant's
-# The negatives that occur. That of a score would be taken for an eps-network that is poor at low noise: it shrinks it there.
+# Targets with a sign that differs between codes. The score is left out: read as a negative score, the output of an eps-network
+# is multiplied by b, so an eps-network that is poor at low noise, where b is small, would look like a negative score.
 SIGNED = ("eps", "v")
 REVERSED = "a time that runs from noise (t = 0) to data (t = 1)"
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5))
@@ -36,11 +37,11 @@ PerDraw = Float[np.ndarray, " draws"]
 
 
 class Excess(NamedTuple):
-    """Where the loss is above that of the best constant.
+    """The range in which the loss is above that of the best constant.
 
     Attributes:
       log_snr: the range of noise levels, (low, high).
-      ratio: of the losses there.
+      ratio: the loss over that of the best constant, in this range.
     """
 
     log_snr: tuple[float, float]
@@ -60,12 +61,13 @@ class Reading(NamedTuple):
 
 
 def find_excess(draws: LossDraws, constant: PerDraw) -> Excess | None:
-    """Returns where the loss is above that of the best constant by more than its noise; None if it hardly is.
+    """Returns the range in which the loss exceeds that of the best constant by more than its noise; None if the excess is small.
 
     Args:
       constant: the loss of the best constant at each draw.
     """
     loss = np.asarray(draws.diffusion, np.float64)
+    # Reported by a warning of its own.
     if not np.isfinite(loss).all():
         return None
     # By bins of log_snr: a denoiser may be read wrongly and still beat the constant on average.
@@ -86,7 +88,7 @@ def _bins(log_snr: PerDraw) -> list[Int[np.ndarray, " n"]]:
 
 
 def _excess(loss: PerDraw, constant: PerDraw) -> float:
-    """Returns by how much the sum of `loss` exceeds that of `constant`, less its noise."""
+    """Returns the excess of the sum of `loss` over that of `constant`, less SIGMAS standard errors of it."""
     gap = loss - constant
     return float(gap.sum() - SIGMAS * gap.std() * np.sqrt(len(gap)))
 
@@ -103,10 +105,10 @@ def likely_reading(
 ) -> Reading | None:
     """Returns the convention in which the denoiser's loss is lowest; None if it is no better in the range of excess.
 
-    Estimates are read from the same outputs; other processes and pixels need calls of their own, on one batch.
+    Other targets are tried on the same outputs; other processes and pixels need calls of their own, on one batch.
 
     Args:
-      own_noise_level: the noise level is what the process gives it, and not the user's.
+      own_noise_level: whether the noise level is the process's default, not the user's `time` or the index of a step.
       log_snr: the range of excess.
     """
     # not compiled: all variants share their operations, and each would be compiled by itself
@@ -115,11 +117,14 @@ def likely_reading(
         made = other.noisy_inputs(levels, pass_draws, other.equal_chain())
         try:
             out = denoise(made.z, made.noise_level, labels)
+        # The unnamed variant is the given convention, which the
+        # denoiser was called in before: its errors are raised.
         except Exception:  # the user's code, called with noise levels that it need not know
             if not name:
                 raise
             continue
         estimates = _estimates(model, other, predicts)
+        # In the units of this variant's pixels, as the denoiser's errors are.
         variance = jnp.var(other.images(levels))
         # The same draws for all readings: their ratios differ by the reading, not by noise.
         ratios = other.loss_ratios(
@@ -139,16 +144,19 @@ def likely_reading(
     }
     if not better:
         return None
+    # By the overall loss: several conventions may agree within a range of noise levels.
     name = min(better, key=lambda reading: better[reading].overall)
     return Reading(name, float(better[name].within))
 
 
 def _inputs(model: ForeignModel, own_noise_level: bool) -> Iterator[tuple[str, ForeignModel]]:
-    """Yields the model and its variants with other inputs, each with its name; that of the given ones is empty."""
+    """Yields the model and its variants with other inputs, each with its name; the name of the given inputs is empty."""
     ours = model.pixels.low, model.pixels.high
+    # Ranges close to the given one are no other convention.
     ranges = [ours, *(other for other in RANGES if not np.allclose(other, ours, atol=0.1))]
     levels_of_noise = {}
     for key, process in PROCESSES.items():
+        # A user's own noise level may hold for any process; the default is another one for each.
         renamed = "" if process == model.process else f"process = {key!r}"
         levels_of_noise[renamed] = process, process.noise_level if own_noise_level else model.noise_level
     if own_noise_level:
@@ -165,7 +173,7 @@ def _inputs(model: ForeignModel, own_noise_level: bool) -> Iterator[tuple[str, F
 def _estimates(
     model: ForeignModel, other: ForeignModel, predicts: str | Parameterization
 ) -> dict[str, Parameterization]:
-    """Returns what the outputs of `other`, a variant of `model`, may be of, by name; that of `predicts` is empty."""
+    """Returns the possible targets of the outputs of `other`, a variant of `model`, by name; the name of `predicts` is empty."""
     same = other.process == model.process
     estimates = {"": model.target} if same else {}
     for name in TARGETS:
@@ -189,7 +197,7 @@ def negative(target: Parameterization) -> Parameterization:
 
 
 def warning_text(excess: Excess, reading: Reading | None) -> str:
-    """Returns the warning: where the loss is too high, and the convention that is likely meant."""
+    """Returns the warning: the range in which the loss is too high, and the likely convention."""
     low, high = excess.log_snr
     likely = (
         "no other convention that was tried explains it; see time and pixel_range, and the log_snr that it was trained at"

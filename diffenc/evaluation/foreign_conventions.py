@@ -1,8 +1,8 @@
-"""What a denoiser of other code is given and estimates, in terms of this code's process.
+"""Conventions of other codes' denoisers: their inputs and their targets, in terms of this code's process.
 
-A denoiser is given z' = a x + b eps, where a / b = e^(lambda / 2) alone decides what its bound is: `Process` holds a, b and
-what the noise level is called there. It estimates p x + q eps (`TARGETS`). The variance-preserving z = alpha x + sigma eps of
-`diffenc.core` is z' times a factor that depends on lambda alone, so that both describe one model.
+A denoiser is given z' = a x + b eps, and its bound depends on a / b = e^(lambda / 2) alone: `Process` holds a, b and the noise
+level as the denoiser is given it. The denoiser estimates p x + q eps (`TARGETS`). The variance-preserving z = alpha x + sigma eps
+of `diffenc.core` is z' times a factor that depends on lambda alone, so that both describe one model.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Process:
     Attributes:
       title: in words.
       coefficients: log_snr -> (a, b) of z' = a x + b eps.
-      velocity: log_snr -> (p, q) of what it calls v, p x + q eps.
+      velocity: log_snr -> (p, q) of its v = p x + q eps.
       noise_level: log_snr -> the time or noise that its denoisers are given.
-      log_snr: lambda_max and lambda_min where nothing else is said.
+      log_snr: lambda_max and lambda_min by default.
     """
 
     title: str
@@ -62,19 +62,23 @@ def _sigma_ve(log_snr: LogSNR) -> LogSNR:
 
 def _flow(log_snr: LogSNR) -> Pair:
     """(1 - t, t), where (1 - t) / t = e^(lambda / 2)."""
+    # Two sigmoids: 1 - t would lose the digits of the smaller one.
     return jax.nn.sigmoid(0.5 * log_snr), jax.nn.sigmoid(-0.5 * log_snr)
 
 
 def reversed_time(log_snr: LogSNR) -> PerExample:
-    """1 - t of a rectified flow, where others have t = 0 at noise."""
+    """1 - t of a rectified flow: the time of codes with t = 0 at noise."""
     return _flow(log_snr)[0]
 
 
 def _logit_ends(first: float) -> tuple[float, float]:
     """log_snr at t = `first` and t = 1 - `first` of a rectified flow."""
+    # log SNR = 2 log((1 - t) / t); log1p keeps the digits of log(1 - t) at small t.
     return 2 * float(np.log1p(-first) - np.log(first)), -2 * float(np.log1p(-first) - np.log(first))
 
 
+# Default ends: those of VDM's published models for "vp", EDM's sigma_min and sigma_max
+# (arXiv:2206.00364) for "ve"; for "flow" short of t = 0 and 1, where lambda is infinite.
 PROCESSES: dict[str, Process] = {
     "vp": Process("variance preserving", alpha_sigma, _v, lambda log_snr: log_snr, (13.3, -5.0)),
     "ve": Process(
@@ -164,10 +168,10 @@ class PixelRange:
         return self.factor / self.num_levels
 
     def convert(self, x: Data) -> Data:
-        """Returns these pixels, of pixels as `diffenc.core.pixels.scale_pixels` makes them."""
+        """Returns these pixels, from the scaled pixels `x` of `diffenc.core.pixels.scale_pixels`."""
         return self.factor * x + self.offset
 
     @property
     def log_snr_shift(self) -> float:
-        """What log_snr gains where it is of x instead: the log of the squared factor."""
+        """log factor^2: log_snr with respect to x less log_snr with respect to these pixels."""
         return 2 * float(np.log(self.factor))

@@ -1,7 +1,7 @@
-"""Denoisers of other code: how they are called, and what would keep their loss from being a bound.
+"""Denoisers of other code: calls, and checks that their loss is a bound.
 
-The bound is one of the model whose reverse steps use a fixed function of (z, noise level). That fails if an output depends on the
-other images of a batch, or on anything besides the arguments: both are refused. Nothing else is.
+The bound belongs to the model with reverse steps that use a fixed function of (z, noise level). The loss is no bound if an output
+depends on other images of the batch, or on anything besides the arguments: `check_denoiser` refuses both.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class DenoiserCall:
 
     Attributes:
       function: the user's.
-      jitted: it compiled; None = it is called with numpy arrays.
+      jitted: the compiled function; None = `function` is called with numpy arrays.
     """
 
     function: Denoiser
@@ -40,14 +40,14 @@ class DenoiserCall:
         """Returns the denoiser's output in the default precision.
 
         Raises:
-          UserError: it is no array shaped like `z`.
+          UserError: the output is no float array shaped like `z`.
         """
         if self.jitted is not None:
             return check_output(self.jitted(*_arguments(z, noise_level, labels)), z)
         return self.uncompiled(z, noise_level, labels)
 
     def uncompiled(self, z: Data, noise_level: NoiseLevel, labels: Condition | None = None) -> Data:
-        """Returns the output of a call of the function itself; a function that does not compile gets numpy arrays."""
+        """Returns the output of the function itself, called with numpy arrays where it does not compile."""
         given = _arguments(z, noise_level, labels)
         if self.jitted is None:
             given = tuple(
@@ -66,7 +66,7 @@ def prepare_denoiser(
     """Returns the denoiser, compiled if JAX can trace it on arguments like these.
 
     Args:
-      jit: True to insist on it, and see the error; False to have it called with numpy arrays.
+      jit: True compiles in any case, with JAX's error if tracing fails; False calls `function` with numpy arrays; None tries.
 
     Raises:
       UserError: `function` cannot be called.
@@ -81,7 +81,7 @@ def prepare_denoiser(
 def _is_traceable(function: Denoiser, given: tuple[Array, ...]) -> bool:
     try:
         # Traces without computing: a denoiser that only runs on
-        # numpy arrays fails here, before any batch is paid for.
+        # numpy arrays fails here, before any batch is computed.
         jax.eval_shape(function, *given)
     except Exception:  # other libraries fail on JAX's tracers in ways of their own
         return False
@@ -108,11 +108,12 @@ def check_output(out: Any, z: Data) -> Data:
         )
     if out.dtype.kind in "iubc":
         raise UserError(f"the denoiser returns {out.dtype}: it must return floats")
+    # A denoiser in half precision is measured as it is: its outputs are rounded, the loss is not.
     return jnp.asarray(out).astype(z.dtype)
 
 
 def layout_hint(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """Returns how to fix an output with channels first; nothing if it is not one."""
+    """Returns how to fix an output with channels first, as a part of a message; empty for other outputs."""
     channels_first = (wanted[0], wanted[-1], *wanted[1:-1])
     return "; move the channels to the last axis" if found == channels_first and len(wanted) == 4 else ""
 
@@ -124,10 +125,10 @@ def check_denoiser(
     labels: Condition | None,
     tolerance: float,
 ) -> None:
-    """Calls the denoiser on a batch of different images twice, and on some of them in a batch that has no other image.
+    """Calls the denoiser twice on a batch of different images, and on batches that repeat one of them.
 
     Args:
-      tolerance: difference of two outputs, relative to the root mean square of the image's own, that counts as rounding.
+      tolerance: the difference of two outputs that counts as rounding, relative to the root mean square of the image's output.
 
     Raises:
       UserError: outputs differ between calls, or with the other images of the batch.

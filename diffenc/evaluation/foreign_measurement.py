@@ -1,4 +1,4 @@
-"""Measures the terms of -ELBO of a denoiser of other code, and fits what its reverse steps leave open."""
+"""Measures the terms of -ELBO of a denoiser of other code; fits the variances of its steps and the width of its decoder."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class ForeignMeasurement:
         self._batches = self._make_batches(dataset, "evaluate", settings.passes)
         # Of all pixels together: the best constant x_hat is one number for every pixel.
         self._variance = jnp.asarray(pixel_variance(dataset, model.pixels))
-        # The first batch of the measurement itself: what is tried is what will be measured.
+        # The first batch of the measurement itself: the checks see the shapes and values that are measured.
         self._first = next(iter(self._batches))
         levels, labels = self._first.images
         given = noisy_inputs(self._model, levels, self._first.draws, self._chain)
@@ -71,7 +71,7 @@ class ForeignMeasurement:
         check_denoiser(self._denoise, given.z, given.noise_level, labels, tolerance)
 
     def choose_variance(self, variance: Variance, fit_dataset: ArrayDataset | None) -> None:
-        """Gives the chain its variances, and fits them and the normal decoder's width where there are images for it."""
+        """Sets the variances of the chain; fits them, and the normal decoder's width, where there are images to fit on."""
         if fit_dataset is not None and self._model.decoder == NORMAL:
             self._std = self._best_std(fit_dataset)
         if self._model.num_timesteps:
@@ -82,7 +82,7 @@ class ForeignMeasurement:
             self._chain = make_chain(self._model.log_snr_at, times, variance, excess)
 
     def measure(self) -> tuple[ElboTerms, PerDraw]:
-        """Returns the terms of -ELBO of all images in all passes, and what the best constant costs at each draw."""
+        """Returns the terms of -ELBO of all images in all passes, and the diffusion loss of the best constant at each draw."""
         terms: list[Terms] = []
         draws: list[LossDraws] = []
         constants: list[PerDraw] = []
@@ -121,7 +121,7 @@ class ForeignMeasurement:
         return foreign_convention_check.warning_text(excess, reading)
 
     def _batch_terms(self, batch: EvaluationBatch, chain: Chain | None) -> tuple[Terms, LossDraws, PerDraw]:
-        """Returns the terms, draws and the best constant's cost of one batch on the host, without padding."""
+        """Returns the terms, the draws and the best constant's loss of one batch on the host, without padding."""
         levels, labels = batch.images
         given = noisy_inputs(self._model, levels, batch.draws, chain)
         at_0 = None
@@ -143,10 +143,12 @@ class ForeignMeasurement:
         batches = self._make_batches(dataset, "fit", passes)
         costs, progress = StreamingMean(model.num_steps), Progress("fitting", len(batches))
         for batch in batches:
+            # Spread evenly: random times could leave a step without a draw.
             times = np.asarray(even_times(batch.pass_index, batch.first, batches.batch_size))
             drawn = batch._replace(draws=batch.draws._replace(times=times[:, None]))
             # With sigma_P = sigma_Q, as the excess is defined.
             terms, _, _ = self._batch_terms(drawn, model.equal_chain())
+            # The diffusion loss is num_steps times the drawn step's cost, to estimate the sum over steps.
             nats = np.asarray(terms.diffusion, np.float64) / model.num_steps
             index = np.minimum(times * model.num_steps, model.num_steps - 1).astype(int)
             costs.add(drawn.without_padding(index), nats)
@@ -154,7 +156,7 @@ class ForeignMeasurement:
         return 2 * costs.mean / np.prod(dataset.image_shape)
 
     def _best_std(self, dataset: ArrayDataset) -> Float[jax.Array, ""]:
-        """Returns the width of the normal decoder that has the lowest reconstruction term, of STD_FACTORS times the default."""
+        """Returns the width of the normal decoder with the lowest reconstruction term, among STD_FACTORS times the default."""
         stds = self._model.default_std() * jnp.asarray(STD_FACTORS)
         losses = np.zeros(len(STD_FACTORS))
         for batch in self._make_batches(dataset, "fit", 1):

@@ -133,8 +133,8 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
     if times is not None:
         values = remove_time_dependence(values, times)
     means = values.mean(axis=0)
-    # Residuals of the two-way layout images x passes: what
-    # all images of a pass share is no noise of an image.
+    # Residuals of the two-way layout images x passes: an effect
+    # that all images of a pass share is no noise of an image.
     within = values - means - values.mean(axis=1, keepdims=True) + values.mean()
     # (P - 1) (N - 1) degrees of freedom over all images, so
     # count / ((P - 1) (N - 1)) per image, and 1 / P for a mean.
@@ -147,7 +147,7 @@ def between_images(values: ByPass, times: DrawnTimes | None = None) -> Component
     cross = max(4 * np.sum(squares * noise - fourth), 0.0)
     own = 2 * np.sum(fourth) * passes / (passes - 1)
     return Component(
-        # Not clamped at 0: clamping would bias it, and a negative estimate says that passes are too few.
+        # Not clamped at 0: clamping would bias it, and a negative estimate shows that passes are too few.
         variance=float(np.mean(squares - noise)),
         noise=float(np.sqrt(cross + own) / count),
         uncertainty=float(np.std(squares - noise, ddof=1) / np.sqrt(count)),
@@ -167,9 +167,9 @@ def remove_time_dependence(values: ByPass, times: DrawnTimes) -> ByPass:
     num_knots = min(MAX_KNOTS, (passes - 1) * count // DRAWS_PER_KNOT)
     if num_knots < 2:
         return values
-    # Cross-fitting: an image's own noise must not enter what is subtracted from it.
+    # Cross-fitting: an image's own noise must not enter the function that is subtracted from it.
     fold, mean = np.arange(count) % FOLDS, values.mean(axis=0)
-    # Values and basis less their means over passes: what differs between images drops out of the fit.
+    # Values and basis less their means over passes: differences between images drop out of the fit.
     mean_basis = sum(hat_functions(one, num_knots) for one in times) / passes
     gram, moment = np.zeros((FOLDS, num_knots, num_knots)), np.zeros((FOLDS, num_knots))
     for one, value in zip(times, values, strict=True):

@@ -1,4 +1,4 @@
-"""Pictures for people: levels to bytes, images to a grid, a grid to a PNG file."""
+"""Image grids: levels to bytes, images to a grid, a grid to a PNG file."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ TILE = 64  # pixels: the least side of an image in a grid
 
 
 def to_uint8(levels: Integer[np.ndarray, "*shape"], num_levels: int) -> UInt8[np.ndarray, "*shape"]:
-    """Levels 0 .. num_levels - 1 spread over 0 .. 255, rounded to the nearest.
+    """Returns levels 0 .. num_levels - 1 spread over 0 .. 255, rounded to the nearest.
 
     Raises:
       ValueError: a level is out of range, or there are fewer than two.
@@ -30,12 +30,12 @@ def to_uint8(levels: Integer[np.ndarray, "*shape"], num_levels: int) -> UInt8[np
 def make_grid(
     images: UInt8[np.ndarray, "n h w c"], columns: int | None = None, scale: int | None = None
 ) -> UInt8[np.ndarray, "rows cols c"]:
-    """Images side by side, row by row, with a thin grey border around each.
+    """Returns images side by side, row by row, with a thin grey border around each.
 
     Args:
-      columns: images in a row; by default as many as make the grid about square.
-      scale: every pixel becomes scale x scale pixels; by default the least scale that makes
-        an image's shorter side 64 pixels or more.
+      columns: images in a row; by default, a number that makes the grid about square.
+      scale: every pixel becomes scale x scale pixels; by default, the smallest scale for which
+        an image's shorter side has 64 pixels or more.
 
     Raises:
       ValueError: no images, or neither 1 nor 3 channels.
@@ -54,10 +54,10 @@ def make_grid(
 
 
 def save_png(path: atomic.PathLike, images: Integer[np.ndarray, "n h w c"], num_levels: int) -> None:
-    """Write images of integer levels as one grid to the PNG file `path`, all or nothing.
+    """Writes images of integer levels as one grid to the PNG file `path`, atomically.
 
     Raises:
-      UserError: the disk refused.
+      UserError: the file cannot be written.
       ValueError: a level is out of range, or the images cannot be shown.
     """
     sheet = make_grid(to_uint8(images, num_levels))

@@ -232,9 +232,11 @@ def measure_log_weights(
         compile_on_mesh(mesh, batch_log_weights, model, dataset.num_levels, samples),
         (params, bound.chain_of(params)),
         batches,
+        # Noise by the key of the batch: unlike draws of `make_draws`, chains depend on the batch size.
         lambda batch: (batch.images, batch.key),
         Progress("k_sample", len(batches)),
     )
+    # Fetched per batch; logsumexp and means are taken in float64 on the host.
     log_w = [batch.without_padding(log_w).astype(np.float64) for log_w, batch in results]
     return ChainWeights(
         batches.stack_passes(log_w), int(np.prod(dataset.image_shape)), bound.fitted_on | path_of

@@ -1,12 +1,12 @@
-"""--mode=likelihood: bits/dim of a trained run by its probability-flow ODE, and what separates them from those of its ELBO.
+"""--mode=likelihood: bits/dim of a trained run by its probability-flow ODE, and the parts of their gap to those of its ELBO.
 
 The ODE gives a density exactly, except for the solver's error and, for images of many dimensions, the unbiased noise
 of Hutchinson's estimate. Each image is solved twice, the second time at a tighter tolerance: the difference is the solver's error.
-Images are discrete: for them the bound -log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] of dequantisation is stated.
-Which model P belongs to depends on the encoder; see MODELLED, UNMODELLED and UNMODELLED_AT_T.
+Images are discrete, so the bound -log P(x) <= E_q[log q(z_0 | x) - log p_0(z_0)] of dequantisation is measured.
+The model of P depends on the encoder; see MODELLED, UNMODELLED and UNMODELLED_AT_T.
 
-The difference to the continuous-time ELBO of the same images is stated in parts (`diffenc.evaluation.ode_gap`), with the noise that
-is left along the solved path (`diffenc.evaluation.ode_likelihood.path_noise`).
+The gap to the continuous-time ELBO of the same images is measured in parts (`diffenc.evaluation.ode_gap`), with the noise that
+remains along the solved path (`diffenc.evaluation.ode_likelihood.path_noise`).
 """
 
 from pathlib import Path
@@ -64,10 +64,13 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     ema, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     of_ode, params, head_of = take_up_head(experiment, workdir, ema, step)
     measured, path_of = measured_model(experiment, workdir, step)
+    # A second head leaves the bound as it is and changes the ODE:
+    # with one, the integrals along q need its value and slope.
     along_model = of_ode if head_of else measured
-    # regardless of JAX's setting: a solver that controls its error needs every digit
+    # Regardless of JAX's setting: a solver that controls its error needs every digit.
     # Around compilation as well as calls: the setting acts when the program is traced.
     with jax.default_matmul_precision("highest"):
+        # The same dequantisation noise and probes for both, so that they differ by the solver's error alone.
         solved, tighter = (
             solve_images(experiment, of_ode, mesh, params, factor) for factor in (1.0, solver.tighter)
         )
@@ -95,7 +98,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
 
 def describe_model(experiment: Experiment, model: Model, params: Params) -> str:
-    """Returns whose likelihood the ODE of `model` has."""
+    """Returns the description of the model that the likelihood of the ODE of `model` belongs to."""
     trained_at = experiment.num_timesteps
     if slope_is_modelled(model, params, experiment.dataset.image_shape, trained_at):
         return MODELLED

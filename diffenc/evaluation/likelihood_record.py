@@ -24,7 +24,7 @@ def likelihood_record(
     """Returns the metrics, the noise along the path, and all settings needed to compare them with others.
 
     Args:
-      log_snr: where the noise along the path was told.
+      log_snr: the stops at which the noise along the path was measured.
     """
     solver, shape = experiment.likelihood, experiment.dataset.image_shape
     settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
@@ -50,13 +50,16 @@ def likelihood_record(
 def noise_record(noise: Noise, log_snr: Float[np.ndarray, " stops"]) -> dict[str, Any]:
     """Returns the noise variance along the path over that of q, by log_snr, with errors over images.
 
-    `ratio` is of what the value leaves of z; `from_encoded` of z - alpha x_phi, which is below 1 for exact posterior means too.
+    `ratio` is that of z - alpha value. `from_encoded` is the variance of z - alpha x_phi over sigma^2, which is below 1 for exact
+    posterior means too.
     """
+    # [images, stops], means over passes: errors are over images.
     path, q, encoded = (np.asarray(squares, np.float64).mean(axis=0).T for squares in noise)
     ratio = path.mean(axis=0) / q.mean(axis=0)
     return {
         "log_snr": log_snr.tolist(),
         "ratio": ratio.tolist(),
+        # The error of a ratio of two means over the same images, to first order.
         "ratio_se": sum_errors((path - ratio * q) / (q.mean(axis=0) * len(q))).tolist(),
         "from_encoded": encoded.mean(axis=0).tolist(),
         "from_encoded_se": sum_errors((encoded - encoded.mean(axis=0)) / len(encoded)).tolist(),

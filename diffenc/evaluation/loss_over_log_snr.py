@@ -1,4 +1,4 @@
-"""Where along the noise schedule the diffusion loss arises, told by the draws that an evaluation makes anyway."""
+"""The diffusion loss by log_snr, from the draws that an evaluation makes anyway."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ POINTS = 1000
 
 
 class LossDraws(NamedTuple):
-    """Each draw of a time by itself: [..., B] in a compiled function, [draws] once they are gathered.
+    """The single draws of times: [..., B] in a compiled function, [draws] once they are gathered.
 
     Attributes:
-      log_snr: where it fell.
-      diffusion: the diffusion loss there, nats, weighted as in the bound.
+      log_snr: at the drawn time.
+      diffusion: the diffusion loss of the draw, nats, weighted as in the bound.
     """
 
     log_snr: Float[Array | np.ndarray, "*draws"]
@@ -22,15 +22,15 @@ class LossDraws(NamedTuple):
 
 
 def concatenate_draws(rows: list[LossDraws]) -> LossDraws:
-    """Draws of all batches, as one list."""
+    """Returns the draws of all batches, each field flattened to one array."""
     return jax.tree.map(lambda *parts: np.concatenate([np.ravel(part) for part in parts]), *rows)
 
 
 def equal_shares(draws: LossDraws, count: int = POINTS) -> Float[np.ndarray, " count"]:
-    """`count` values of log_snr, rising, each standing for an equal share of the diffusion loss.
+    """Returns `count` values of log_snr, rising, each standing for an equal share of the diffusion loss.
 
-    A histogram of them shows the loss by log_snr, whatever times were drawn. A chain's step may gain by its
-    variance what its mean costs; such draws have no share. Empty if nothing has.
+    A histogram of them shows the loss by log_snr, whatever times were drawn. A negative loss counts as 0. Empty if no draw
+    has a positive loss, or if a loss is not finite.
     """
     order = np.argsort(draws.log_snr, kind="stable")
     loss = np.cumsum(np.maximum(np.asarray(draws.diffusion, np.float64)[order], 0))

@@ -1,4 +1,4 @@
-"""The model on the path that `evaluate.stochasticity` names, which may be another than that of training."""
+"""The model on the path that `evaluate.stochasticity` names, which may differ from the path of training."""
 
 import dataclasses
 from pathlib import Path
@@ -18,13 +18,13 @@ from diffenc.workdir import fitted_paths
 def measured_model(
     experiment: Experiment, workdir: Path | None, step: int | None
 ) -> tuple[Model, dict[str, Any]]:
-    """Returns the model whose bound is measured, and the origin of a fitted path, an entry of the record.
+    """Returns the model of the measured bound, and the origin of a fitted path, an entry of the record.
 
     Args:
-      workdir: where a fitted path is read from, for the checkpoint of `step`.
+      workdir: the folder of the fitted path, for the checkpoint of `step`.
 
     Raises:
-      UserError: the path has parameters, which were not trained, it was not fitted, or the model is of one path alone.
+      UserError: the path has parameters (which were not trained), it was not fitted, or the model serves one path alone.
     """
     model, chosen = experiment.model, experiment.evaluation.stochasticity
     if chosen is None:
@@ -34,7 +34,7 @@ def measured_model(
         fit = fitted_paths.load_path(workdir, step)
         bound = chosen.given(fit["log_snr"], fit["eta_2"])
         return dataclasses.replace(model, stochasticity=bound), {"path_of": fit["path_of"]}
-    # Shapes suffice to see whether it has parameters.
+    # Shapes suffice to see whether the path has parameters; nothing is computed.
     if jax.tree.leaves(jax.eval_shape(chosen.init, jax.random.key(0))):
         raise UserError(
             f"evaluate.stochasticity = {selector_of(type(chosen))}: it has parameters, which this run did not train; bind "
@@ -44,7 +44,7 @@ def measured_model(
 
 
 def check_other_path(experiment: Experiment) -> None:
-    """Raises UserError if the errors of value and slope depend on the path, so that the model serves that of training alone."""
+    """Raises UserError if the errors of value and slope depend on the path: such a model serves the path of training alone."""
     mean = experiment.model.generative_mean
     if mean.learns_value:
         raise UserError(
@@ -59,7 +59,8 @@ def check_other_path(experiment: Experiment) -> None:
 
 
 def warn_if_fitted_on_another(fitted_on: dict[str, Any], path_of: dict[str, Any]) -> None:
-    """Warns if times or variances were fitted on another fitted path than the one that is measured."""
+    """Warns if times or variances were fitted on another fitted path than the measured one."""
+    # None, on either side, stands for a path that was not fitted.
     fitted = [origin.get("path") for key, origin in fitted_on.items() if key in ("times_of", "excess_of")]
     current = path_of.get("path_of", {}).get("digest")
     if any(digest != current for digest in fitted):

@@ -10,7 +10,7 @@ Solved from t = 1, it maps N(0, I) to a density of z_0. Along a path d log p / d
     log p_0(z_0) = log N(z_1; 0, I) + integral from lambda_0 to lambda_1 of div d lambda.
 
 A whole batch is solved as one system, with step sizes that suit its most difficult example. So the result of an
-example depends on the others, within the tolerance.
+example depends on the other examples, within the tolerance.
 """
 
 from collections.abc import Callable
@@ -61,13 +61,13 @@ def ode_velocity(estimate: Estimator, increment: Increment) -> Velocity:
 
 
 def ode_pull(estimate: Estimator, increment: Increment) -> Velocity:
-    """Returns what the velocity has of the estimates, alpha (1/2 value + slope): all but the decay -1/2 alpha^2 z."""
+    """Returns the estimates' part of the velocity, alpha (1/2 value + slope): all but the decay -1/2 alpha^2 z."""
 
     def pull(z: Data, log_snr: LogSNR) -> Data:
         alpha, _ = alpha_sigma(log_snr)
         value, slope = estimate(z, tangent(increment, log_snr))
-        # Independent of the path, whose marginals are all alike;
-        # `increment` only makes the step that the mean is asked about.
+        # Independent of the path, since all paths have the same marginals;
+        # `increment` only makes the step that the mean is evaluated at.
         return scale(alpha, 0.5 * value + slope)
 
     return pull
@@ -123,10 +123,10 @@ def log_density_and_path(
     rtol: Tolerance,
     atol: Tolerance,
 ) -> tuple[PerExample, Float[Array, "stops b *d"], Stats]:
-    """Returns log p_0(z_0) [B] in nats, and z along the path that it is an integral over, at each of `stops`.
+    """Returns log p_0(z_0) [B] in nats, and z along the path of the integral, at each of `stops`.
 
     Args:
-      stops: values of log_snr that fall, from that of `z_0` (data) to that of the prior (noise).
+      stops: falling values of log_snr, from that of `z_0` (data) to that of the prior (noise).
     """
     num_dims = z_0[0].size
 

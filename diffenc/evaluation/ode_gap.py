@@ -1,13 +1,14 @@
-"""What separates the likelihood of the probability-flow ODE from the ELBO, in parts that are integrals of their own.
+"""The gap between the likelihood of the probability-flow ODE and the ELBO, in parts that are integrals of their own.
 
 ODE - ELBO = solver + leaving + dequantisation + looseness + miscalibration + remainder:
 
 - solver: the ODE at its tolerance less that at the tighter one;
-- leaving: the ODE less the same integral with the divergence averaged along q. 0 for exact posterior means, whose ODE has q's
-  marginals;
-- dequantisation: the entropy that z_0 on the image's cell has less than the noise sigma_0, less the reconstruction loss;
+- leaving: the ODE less the same integral with the divergence averaged along q. 0 for exact posterior means, since their ODE has
+  q's marginals;
+- dequantisation: the entropy of the noise sigma_0 less that of z_0 on the image's cell, less the reconstruction loss;
 - looseness and miscalibration: integrals along q over the estimates' errors (`diffenc.evaluation.along_q`);
-- remainder: what the others leave over of the divergence along q. It is 0 but for Monte-Carlo noise, since they are its parts.
+- remainder: the divergence along q less the diffusion loss, looseness and miscalibration. 0 but for Monte-Carlo noise, since
+  these are its parts.
 """
 
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class OdeGap(NamedTuple):
         averaged: AveragedAlongQ,
         log_snr_0: float,
     ) -> "OdeGap":
-        """Returns the gap of images whose ODE gave `nats`, and `nats_tighter` at the tighter tolerance.
+        """Returns the gap and its parts, from the ODE's `nats`, and its `nats_tighter` at the tighter tolerance.
 
         Args:
           log_snr_0: at t = 0.
@@ -54,12 +55,14 @@ class OdeGap(NamedTuple):
         to_bits, along = 1 / (num_dims * np.log(2)), averaged.nats
         lost_by = ENTROPY_LOST[experiment.likelihood.dequantisation]
         lost = num_dims * float(lost_by(jnp.asarray([log_snr_0]), experiment.dataset.num_levels)[0])
+        # E log q(z_0 | x) is minus the entropy of z_0 on its cell: the bound has the entropy
+        # lost in place of that of the noise at t = 0 (see `diffenc.evaluation.along_q`).
         along_q = along["latent"] + lost + along["divergence"]
         elbo = along["reconstruction"] + along["latent"] + along["diffusion"]
         dequantisation = lost - along["reconstruction"]
         errors = along["looseness"] + along["miscalibration"]
 
-        # Images count as independent. Their strata of time are shared, which with many times an image matters little; with
+        # Images count as independent. They share strata of time, which matters little with many times per image; with
         # few (`likelihood.times_per_image`) the errors along q are overstated.
         def in_bits(nats: ByPass) -> PassValues:
             return PassValues(to_bits * nats)
@@ -68,6 +71,7 @@ class OdeGap(NamedTuple):
             ode=in_bits(nats),
             along_q=in_bits(along_q),
             elbo=in_bits(elbo),
+            # Differences per image, so that their errors are those of paired values.
             gap=in_bits(nats - elbo),
             gap_solver=in_bits(nats - nats_tighter),
             gap_leaving=in_bits(nats_tighter - along_q),

@@ -1,4 +1,4 @@
-"""Bounds on -log P(x) of images by the probability-flow ODE: each image solved, and the noise told along its path."""
+"""Bounds on -log P(x) of images by the probability-flow ODE: a solve per image, and the noise in z along its path."""
 
 from functools import partial
 from typing import NamedTuple
@@ -30,7 +30,7 @@ NOISE_STREAM = 2  # folded into a key that is split in two
 
 
 class Noise(NamedTuple):
-    """Mean squares over dimensions of what is noise in z, relative to sigma^2: [stops, B], or [passes, stops, images].
+    """Mean squares over dimensions of the noise in z, relative to sigma^2: [stops, B], or [passes, stops, images].
 
     Attributes:
       of_path: z - alpha value along the solved path.
@@ -63,8 +63,8 @@ def solve_images(
     """Returns the ODE's bounds of every image in each pass, with new dequantisation noise and probes in each.
 
     Args:
-      model: whose ODE it is.
-      tighter: what the tolerances of `likelihood` are multiplied by.
+      model: the model of the ODE.
+      tighter: a factor on the tolerances of `likelihood`.
 
     Raises:
       UserError: the solver did not reach the end, or the batch does not divide over the devices.
@@ -76,11 +76,13 @@ def solve_images(
         compile_on_mesh(mesh, batch_nats, model, dataset.num_levels, experiment.likelihood),
         params,
         batches,
+        # The factor is an argument, not a constant: both tolerances use one compiled program.
         lambda batch: (batch.images, (batch.key, np.asarray(tighter, jnp.zeros(()).dtype))),
         Progress("likelihood", len(batches)),
     )
     nats, noise, evaluations = [], [], []
     for (bound, squares, stats), batch in results:
+        # On the host: compiled code cannot raise.
         ode.require_reached(stats)
         nats.append(batch.without_padding(bound).astype(np.float64))
         noise.append(batch.without_padding(squares))
@@ -118,6 +120,7 @@ def batch_nats(
         tighter * settings.rtol,
         tighter * settings.atol,
     )
+    # The noise of q at the stops, independent of dequantisation and probes.
     eps = jax.random.normal(jax.random.fold_in(key, NOISE_STREAM), x.shape)
     return (
         log_q - log_p,
@@ -130,6 +133,7 @@ def make_divergence(settings: Likelihood, key: Key, shape: tuple[int, ...]) -> o
     """Returns the exact divergence for few dimensions, else Hutchinson's estimate by random signs; for a batch of `shape`."""
     if is_exact(settings, shape[1:]):
         return ode.exact_divergence
+    # Drawn once for the whole path: new probes in each evaluation would look like errors to the solver.
     probes = jax.random.rademacher(key, (settings.probes, *shape), jnp.zeros(()).dtype)
     return ode.hutchinson_divergence(probes)
 
@@ -142,10 +146,10 @@ def path_noise(
     path: Float[Array, "stops b *d"],
     eps: Data,
 ) -> Noise:
-    """Returns how large the noise in z is at each of `stops`, on a solved `path` and at z = alpha x_phi + sigma eps.
+    """Returns the size of the noise in z at each of `stops`, on a solved `path` and at z = alpha x_phi + sigma eps.
 
-    What the value leaves of z, z - alpha value, is a function of z: with exact posterior means its mean square over data is the
-    same on both. That of z - alpha x_phi is not, for a path remembers its x better than q(z_t | x) does.
+    The residual z - alpha value is a function of z: with exact posterior means its mean square over data is the same on both.
+    That of z - alpha x_phi is not, since z on a path depends more on its x than a draw of q(z_t | x) does.
     """
 
     def at(stop: tuple[Float[Array, ""], Data]) -> Noise:
@@ -161,4 +165,5 @@ def path_noise(
 
         return Noise(left(z), left(diffuse(x_phi, eps, log_snr)), noise(z, x_phi))
 
+    # One stop after the other: memory for two network calls, whatever the number of stops.
     return jax.lax.map(at, (stops, path))

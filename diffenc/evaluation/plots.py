@@ -31,12 +31,12 @@ Colours = Float[np.ndarray, "*shape 3"]  # red, green, blue in 0 .. 1
 
 
 def escape_dollars(text: str) -> str:
-    """`text` for a title that may hold formulas: its dollar signs begin none."""
+    """Returns `text` with escaped dollar signs, for titles that may hold formulas."""
     return text.replace("$", r"\$")
 
 
 def make_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """A figure with one pair of labelled axes."""
+    """Returns a figure with one pair of labelled axes."""
     figure = Figure(INCHES, layout="constrained")
     result = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
     result.title.set_fontsize("medium")
@@ -45,7 +45,7 @@ def make_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def make_axes_row(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
-    """A figure with a pair of axes for each (x label, y label), side by side."""
+    """Returns a figure with a pair of axes for each (x label, y label), side by side."""
     figure = Figure((4.6 * len(labels), 3.9), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     result = []
@@ -57,15 +57,15 @@ def make_axes_row(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Ax
 
 
 def plot_band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
-    """A curve, and one standard error to both sides of it."""
+    """Plots a curve, and a band of one standard error on either side."""
     (line,) = axes.plot(x, y, label=label, linewidth=1.2)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.3, linewidth=0)
 
 
 def scale_positive(axes: Axes, values: Float[np.ndarray, " points"]) -> None:
-    """Scales the y axis of positive `values`: from 0, or logarithmic where their largest hides the others.
+    """Scales the y axis of positive `values`: from 0, or logarithmic where the largest value would hide the others.
 
-    Linear down to the smallest positive value where some are not positive. What is not finite does not count.
+    Linear below the smallest positive value where some values are not positive. Values that are not finite are ignored.
     """
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
@@ -80,7 +80,7 @@ def scale_positive(axes: Axes, values: Float[np.ndarray, " points"]) -> None:
 
 
 def make_statement(title: str, text: str) -> Figure:
-    """A figure that says in words why there is nothing to see."""
+    """Returns a figure of a text, in place of a plot without data."""
     figure = Figure((6.4, 1.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     figure.text(0.5, 0.4, textwrap.fill(text, 80), ha="center", va="center")
@@ -88,7 +88,7 @@ def make_statement(title: str, text: str) -> Figure:
 
 
 def to_rgb(x: Float[np.ndarray, "*shape c"]) -> Colours:
-    """Pixels in (-1, 1) as colours; other than 3 channels become their mean."""
+    """Returns pixels in (-1, 1) as colours; channels other than 3 are averaged to grey."""
     shown = x if x.shape[-1] == 3 else x.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     return np.clip((shown + 1) / 2, 0, 1)
 
@@ -96,18 +96,19 @@ def to_rgb(x: Float[np.ndarray, "*shape c"]) -> Colours:
 def diverging_colours(
     values: Float[np.ndarray, "*shape"], limit: Float[np.ndarray, "..."] | float
 ) -> Colours:
-    """Red for positive `values`, blue for negative, white for none; full colour at `limit` (if that is not 0)."""
+    """Returns red for positive `values`, blue for negative ones, white for 0; full colour at `limit` (1 where it is 0)."""
+    # A limit of 0 comes with values of 0, which stay white.
     share = values / np.where(np.asarray(limit) > 0, limit, 1)
     return DIVERGING((share + 1) / 2)[..., :3]
 
 
 def sheet_size(rows: int, columns: int) -> tuple[float, float]:
-    """Inches that so many pictures take, with their labels and a colour bar, without the figure's title."""
+    """Returns width and height in inches of rows x columns pictures, with labels and a colour bar, without a title."""
     return max(columns * PICTURE_INCHES + 1.9, INCHES[0]), max(rows * PICTURE_INCHES, 1.8) + 0.5
 
 
 def sheet_figure(rows: int, columns: int) -> Figure:
-    """A figure for so many pictures and two lines of title."""
+    """Returns a figure for rows x columns pictures and two lines of title."""
     width, height = sheet_size(rows, columns)
     return Figure((width, height + TITLE_INCHES), layout="constrained")
 
@@ -118,7 +119,7 @@ def draw_sheet(
     columns: Sequence[str],
     rows: Sequence[str],
 ) -> Axes:
-    """Pictures side by side on axes that fill `figure`, with a text above each column and beside each row."""
+    """Draws pictures side by side on axes that fill `figure`, with a text above each column and beside each row."""
     height, width = pictures.shape[2:4]
     border = max(1, round(BETWEEN * max(height, width)))
     result = figure.add_subplot()
@@ -132,7 +133,7 @@ def draw_sheet(
 
 
 def tile_pictures(pictures: Float[np.ndarray, "rows columns h w 3"], border: int) -> Colours:
-    """One picture of all, with `border` white pixels around each."""
+    """Returns one picture of all pictures, with `border` white pixels around each."""
     around = ((0, 0), (0, 0), (border, 0), (border, 0), (0, 0))
     padded = np.pad(pictures, around, constant_values=1.0)
     rows, columns, height, width, _ = padded.shape
@@ -141,7 +142,7 @@ def tile_pictures(pictures: Float[np.ndarray, "rows columns h w 3"], border: int
 
 
 def draw_colour_bar(figure: Figure | SubFigure, axes: Axes, label: str) -> None:
-    """The scale of `diverging_colours`, from -1 to 1 of the limit, beside `make_axes` and as tall."""
+    """Draws the scale of `diverging_colours`, from -1 to 1 of the limit, beside `axes` and as tall."""
     scale = ScalarMappable(Normalize(-1, 1), DIVERGING)
     width = 0.2 / len(axes.get_xticks())  # of a picture
     bar = figure.colorbar(scale, cax=axes.inset_axes((1 + width, 0, width, 1)))
@@ -149,10 +150,10 @@ def draw_colour_bar(figure: Figure | SubFigure, axes: Axes, label: str) -> None:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure to the PNG file `path`, all or nothing; its folder is made if need be.
+    """Writes a figure to the PNG file `path`, atomically; makes its folder if it does not exist.
 
     Raises:
-      UserError: the disk refused.
+      UserError: the file cannot be written.
     """
     with atomic.replace_file(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +161,12 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def render_files(figure: Figure) -> dict[str, bytes]:
-    """A figure as files by suffix, ".pdf" and ".png"; equal figures give equal bytes."""
+    """Returns a figure as files by suffix, ".pdf" and ".png"; equal figures give equal bytes."""
     # Lays the figure out once; the layout engine would repeat it for each format.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out, and need not be again for each
     files = {}
+    # Without the date, which matplotlib writes into a PDF by default, equal figures have equal bytes.
     for kind, undated in (("pdf", {"CreationDate": None}), ("png", {})):
         buffer = io.BytesIO()
         with matplotlib.rc_context({"pdf.fonttype": 42}):  # text that other programs can read and edit

@@ -1,4 +1,4 @@
-"""Check that float32 is precise enough for the bound."""
+"""The check that float32 is precise enough for the bound."""
 
 import jax.numpy as jnp
 

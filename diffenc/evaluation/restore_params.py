@@ -35,7 +35,7 @@ def restore_ema(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | N
 def restore_for_bound(
     experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None
 ) -> tuple[Params, int]:
-    """Returns the same as `restore_ema`, for an estimate of the bound.
+    """Returns the same as `restore_ema`, after a check that float32 suffices for an estimate of the bound.
 
     Raises:
       UserError: as `restore_ema`; or float32 has too few digits for the bound.
@@ -46,18 +46,19 @@ def restore_for_bound(
 
 
 def restore_checked(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
-    """Returns a checkpoint with the averaged parameters alone, as "ema", in the precision of training.
+    """Returns a checkpoint's averaged parameters alone, as "ema", in the precision of training.
 
     Raises:
       UserError: as `restore_ema`.
     """
+    # The metadata that identifies the training data comes with the checkpoint, so this check is the last.
     restored = restore_without_data(experiment, workdir, mesh, step)
     check_data(train_identity(experiment.dataset), restored, workdir)
     return restored
 
 
 def restore_without_data(experiment: Experiment, workdir: Path, mesh: Mesh, step: int | None) -> Restored:
-    """Returns the same where the data set need not be there.
+    """Returns the same as `restore_checked`, without the check of the data set, which need not be present.
 
     Raises:
       UserError: as `restore_ema`.
@@ -66,6 +67,7 @@ def restore_without_data(experiment: Experiment, workdir: Path, mesh: Mesh, step
         raise UserError(f"{workdir} holds no run: train first, or name its --workdir")
     # The run's config first, then each checkpoint's own metadata, both before any array is read.
     check_config(experiment, workdir, FREE_TO_MEASURE)
+    # Temporaries of an interrupted save; one process removes them for all.
     main_process_only(temporaries.sweep_folder)(workdir, checkpoints.FOLDER)
     wanted = expected_metadata(experiment, workdir, display_name(workdir), FREE_TO_MEASURE)
     restored = read_ema(

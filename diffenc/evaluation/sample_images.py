@@ -37,7 +37,7 @@ def count_stretches(steps: int) -> int:
 
 
 def sample_file_name(settings: ResolvedSample, step: int) -> str:
-    """Returns the name of the PNG: the step of the checkpoint, the settings of `sample`, and those that differ from the default."""
+    """Returns the name of the PNG: the checkpoint's step, T, the settings that differ from the default, number and seed."""
     chosen = "-".join(map(str, settings.classes or ()))
     unusual = {
         settings.sampler: settings.sampler != "ancestral",
@@ -89,6 +89,8 @@ class ImageSampler:
         self._sharding = replicated(mesh) if self.settings.num % mesh.devices.size else batch_sharded(mesh)
         self._solver = SOLVERS[self.settings.sampler]
         self._trained_at = trained_at
+        # ODE solvers need a modelled slope; a model trained at T
+        # serves other steps only under the same condition.
         other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
         self._stretch = compile_stretch(
@@ -143,7 +145,7 @@ class ImageSampler:
         )
 
     def _warn_if_inconsistent(self, params: Params) -> None:
-        """Warns once if an ODE solver, or steps other than those of training at T, do not sample the trained model.
+        """Warns once if an ODE solver, or steps other than those of training at T, does not sample the trained model.
 
         Needs the parameters in use: a trainable encoder is initialised to equal the non-trainable one.
         """
@@ -177,7 +179,7 @@ class ImageSampler:
 def _compiled_chain(
     model: Model, times: tuple[float, ...], excess: tuple[float, ...] | None, variance: Variance
 ) -> Callable[[Params], ReverseChain]:
-    """Returns the chain of a fit under parameters."""
+    """Returns the function params -> the chain of a fit."""
     fit = FittedChain(np.array(times), None if excess is None else np.array(excess), variance)
     return jax.jit(lambda params: sampler.reverse_chain(model, params, fit.chain(model.schedule, params)))
 
@@ -203,7 +205,7 @@ def walk_stretch(
     first: Int[Array, ""],
     condition: Condition | None,
 ) -> Data:
-    """Returns z at the end of a stretch of the chain, whose first step is number `first`."""
+    """Returns z at the end of a stretch of the chain; `first` is the number of the stretch's first step."""
     estimate = sampler.estimator_of(model, params, condition, guidance)
     return sampler.walk(key, z, *stretch, estimate, partial(model.increment, params), solver, first)
 

@@ -67,13 +67,14 @@ def parse_record(data: bytes, name: Path | str, again: str = EVALUATE_AGAIN) -> 
       again: advice how to make a new record, for messages.
 
     Raises:
-      ChecksumMismatchError: its content does not match its checksum.
-      UserError: it is not a JSON object.
+      ChecksumMismatchError: the content does not match its checksum.
+      UserError: the content is not a JSON object.
     """
     try:
         found = json.loads(data.decode())
         if not isinstance(found, dict):
             raise ValueError("not an object")
+    # RecursionError: records are untrusted, and deeply nested JSON exceeds the parser's recursion limit.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: is not valid JSON ({error}); delete it, and {again}") from None
     if record_checksum.is_broken(found):
@@ -90,6 +91,7 @@ def with_upper_bounds(record: dict[str, Any]) -> dict[str, Any]:
     upper bound; it becomes `KEY_se_upper`.
     """
     errors = [f"{key}_se" for key in record if key.startswith("bpd") and f"{key}_se" in record]
+    # Current versions write the uncertainty beside each error: its absence marks a plain spread.
     spreads = [key for key in errors if f"{key}_uncertainty" not in record]
     return record | {f"{key}_upper": record[key] for key in spreads} | dict.fromkeys(spreads)
 
@@ -99,6 +101,7 @@ def find_fault(record: Record, needed: RequiredKeys = REQUIRED_KEYS) -> str | No
     missing = [key for key in needed if key not in record]
     if missing:
         return f"lacks {', '.join(missing)}"
+    # type, not isinstance: JSON's true would pass as an integer.
     wrong = [f"{key} {record[key]!r:.40}" for key, types in needed.items() if type(record[key]) not in types]
     return f"has {', '.join(wrong)}" if wrong else None
 
@@ -161,8 +164,8 @@ def matches_spec(record: Record, wanted: EvaluationSpec) -> bool:
 def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], bool]) -> str | None:
     """Returns the name of the evaluation that represents a run in a model card or a report.
 
-    It is the newest for which `wanted` is true, as for the evaluation that the config describes; else the newest; None if
-    there is none.
+    This is the newest evaluation for which `wanted` is true (such as the one that the config describes), else the newest; None
+    if there are no records.
 
     Args:
       records: of one config and step, by name, the newest first.
@@ -172,6 +175,7 @@ def choose_evaluation(records: Mapping[str, Record], wanted: Callable[[Record], 
 
 def _has_images(record: Record, wanted: EvaluationSpec) -> bool:
     count, whole = wanted.num_images, finite_number(record.get("split_images"))
+    # All images of the split, however they are asked for: the seed then chooses nothing.
     if count is None or (isinstance(count, int) and whole is not None and count >= whole):
         return record["num_images"] == (record["num_images"] if whole is None else whole)
     return record["num_images"] == count and record.get("seed", wanted.seed) == wanted.seed
@@ -192,8 +196,8 @@ def stored_value(record: Record, key: str) -> Any:
     """Returns `record[key]` as current versions record it; None if it is missing.
 
     Earlier versions stored JAX's own setting as `matmul_precision`, which depends on the device, and no `prng`,
-    since they drew by JAX's defaults. A model whose T of training is not stated was trained in
-    continuous time, and one whose path is not stated is on the paper's.
+    since they drew by JAX's defaults. A record without the T of training is of a model trained in
+    continuous time, one without a path of a model on the paper's path.
     """
     value, device = record.get(key), record.get("device")
     if key == "prng" and value is None:
@@ -221,10 +225,11 @@ def terms_by_pass(data: bytes, record: Record, name: Path | str) -> dict[str, Pa
       name: of the file, for messages.
 
     Raises:
-      MismatchedTermsError: they do not belong to `record`.
-      UserError: it cannot be read.
+      MismatchedTermsError: the terms do not belong to `record`.
+      UserError: `data` cannot be read.
     """
     try:
+        # Records may come from others: only the named arrays, of plain numbers, and no pickles.
         arrays = safe_npz.load(io.BytesIO(data), str(name), (*TERMS, TIMES), MAX_BYTES)
         nats = {term: arrays[term].astype(np.float64) for term in TERMS}
         nats["total"] = np.sum(list(nats.values()), axis=0)
@@ -259,8 +264,8 @@ def nats_per_bit(nats: Float[np.ndarray, " images"], record: Record, name: Path 
     """
     if record["bpd"] is None or len(nats) != record["num_images"] or not np.isfinite(nats).all():
         raise UserError(f"{name}: holds no finite terms of {record['num_images']} images; evaluate again")
-    # d follows from the two files; that it comes out as an
-    # integer is a further check that they belong together.
+    # d follows from the two files: an integer confirms
+    # that they belong together.
     dims = float(nats.mean()) / (record["bpd"] * math.log(2) or math.nan)
     if not (math.isfinite(dims) and dims > 0) or abs(dims - round(dims)) > 1e-6 * dims:
         raise MismatchedTermsError(f"{name}: {MISMATCH}")

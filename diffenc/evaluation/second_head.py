@@ -30,6 +30,7 @@ def with_head_params(params: Params, head: Params) -> Params:
 
 def abstract_head(model: Model, image_shape: tuple[int, ...]) -> Params:
     """Returns shapes and dtypes of the second network's parameters, in float32."""
+    # Heads are stored in float32, as checkpoints are, whatever the precision of the measurement.
     with jax.enable_x64(False):
         z, log_snr = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
         return abstract_arrays(lambda: model.network.init(jax.random.key(0), z, log_snr))
@@ -38,18 +39,19 @@ def abstract_head(model: Model, image_shape: tuple[int, ...]) -> Params:
 def take_up_head(
     experiment: Experiment, workdir: Path, params: Params, step: int
 ) -> tuple[Model, Params, dict[str, Any]]:
-    """Returns the model whose ODE is meant, its parameters, and the origin of a fitted second head, an entry of the record.
+    """Returns the model of the ODE, its parameters, and the origin of a fitted second head, an entry of the record.
 
-    `likelihood.value` says whether one is used; where it is left open, one that was fitted to the checkpoint of `step` is.
+    `likelihood.value` selects whether a second head is used; if None, a head that was fitted to the checkpoint of `step` is.
 
     Raises:
-      UserError: one is asked for and was not fitted, its files are damaged, or another path than that of training is measured.
+      UserError: a head is required and was not fitted, its files are damaged, or another path than that of training is measured.
     """
     model, wanted = experiment.model, experiment.likelihood.value
     if wanted == "model":
         return model, params, {}
     abstract = abstract_head(model, experiment.dataset.image_shape)
     found = load_head(workdir, name_leaves(abstract))
+    # By default a head serves the checkpoint it was fitted to: its shift belongs to that network's value.
     if found is None or (wanted is None and found[1]["step"] != step):
         if found is not None:
             logging.warning(
@@ -69,5 +71,6 @@ def take_up_head(
         )
     arrays, origin = found
     leaves = [to_default_precision(jnp.asarray(arrays[name])) for name in name_leaves(abstract)]
+    # `name_leaves` keeps the order of the tree's leaves, which unflatten needs.
     head = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     return with_value_head(model), with_head_params(params, head), {ORIGIN: origin}

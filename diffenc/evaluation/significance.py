@@ -79,6 +79,7 @@ def welch_test(a: Values, b: Others) -> TestResult:
     of = f"{len(a)} + {len(b)} runs"
     if min(len(a), len(b)) < 2:
         return _unknown("Welch", of, a, b)
+    # The samples are independent, so their squared errors add.
     error = math.hypot(*(sample.std(ddof=1) / math.sqrt(len(sample)) for sample in (a, b)))
     both, lower = (_run_test(stats.ttest_ind, a, b, equal_var=False, alternative=side) for side in _SIDES)
     return TestResult("Welch", of, float(a.mean() - b.mean()), error, *_t_statistics(both, lower))
@@ -121,6 +122,7 @@ def bootstrap_images(differences: Sequence[PassValues], seed: int = 0) -> TestRe
     # Without shrinking, the bootstrap would resample Monte-Carlo
     # noise as if it were a difference between images.
     by_image = _shrink(averaged.values.mean(axis=0), share)
+    # A fixed seed: the same evaluations give the same interval.
     result = stats.bootstrap(
         (by_image,), np.mean, method="percentile", confidence_level=LEVEL, n_resamples=RESAMPLES,
         batch=max(1, _BATCH_VALUES // by_image.size), rng=np.random.default_rng(seed),
@@ -139,7 +141,7 @@ def bootstrap_seeds_and_images(differences: Sequence[PassValues], seed: int = 0)
     """Returns the percentile bootstrap that resamples seeds and images, the same images for all seeds.
 
     The interval covers the choice of both. But a bootstrap of n seeds has only (n - 1) / n of their variance: with few
-    seeds the interval is too narrow, and the paired t-test is safer. Images are shrunk as in `bootstrap_images`.
+    seeds the interval is too narrow; prefer the paired t-test. Images are shrunk as in `bootstrap_images`.
     """
     averaged, seeds = _average(differences), len(differences)
     of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
@@ -160,6 +162,7 @@ def share_between_images(values: PassValues) -> float | None:
     component = between_images(values.values, values.times)
     if component is None or not component.resolved:
         return None
+    # At most 1: the estimate may exceed the plain variance by chance.
     total = float(values.values.mean(axis=0).var(ddof=1))
     return min(1.0, component.variance / total) if total else 1.0
 
@@ -170,7 +173,7 @@ def _average(differences: Sequence[PassValues]) -> PassValues:
 
 
 def _shrink(by_image: Values, share: float) -> Values:
-    """Scales deviations from the mean so that their variance becomes `share` of what it was."""
+    """Returns `by_image` with deviations from the mean scaled by sqrt(share), so that their variance is scaled by `share`."""
     mean = by_image.mean()
     return mean + np.sqrt(share) * (by_image - mean)
 
@@ -211,7 +214,7 @@ _SIDES = ("two-sided", "less")
 
 
 def _run_test(test: Any, *samples: Any, **options: Any) -> Any:
-    """Calls a test without the warnings of numpy about samples of zero variance, for which p is NaN."""
+    """Calls a test without numpy's warnings about samples of zero variance, for which p is NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return test(*samples, **options)

@@ -69,7 +69,7 @@ class StepCosts:
     @functools.cached_property
     def _log_q(self) -> RectBivariateSpline:
         # log Q varies slowly where C spans many orders of magnitude,
-        # and its exponential is positive wherever it is interpolated.
+        # and the exponential of an interpolated log Q is positive.
         return RectBivariateSpline(self.knots, self.knots, np.log(np.maximum(self.mean, SMALLEST)))
 
     def edges(self, t: PerEdge, s: PerEdge, log_snr_t: PerEdge, log_snr_s: PerEdge) -> PerEdge:
@@ -99,8 +99,9 @@ def apply_variance(
     """Returns the costs of steps with the sigma_P of `variance`, in nats, and their excess.
 
     Args:
-      nats: the cost of each with sigma_P = sigma_Q.
+      nats: the cost of each step with sigma_P = sigma_Q.
     """
+    # nats = || mu_P - mu_Q ||^2 / (2 sigma_Q^2), excess = || mu_P - mu_Q ||^2 / (d sigma_Q^2).
     excess = 2 * nats / num_dims
     with jax.enable_x64(True):
         log_w = variance(jnp.asarray(log_snr_t), jnp.asarray(log_snr_s), jnp.asarray(excess))
@@ -118,7 +119,7 @@ def weighted_squares(
     num_levels: int,
     condition: Condition | None = None,
 ) -> Float[Array, "knots knots b"]:
-    """Returns what Q(t, s) is the mean of, [t, s, B]; one network evaluation a knot."""
+    """Returns the values that Q(t, s) is the mean of over images and noise, [t, s, B]; one network evaluation per knot."""
     x = scale_pixels(levels, num_levels)
     log_snrs = model.log_snr(params, knots)
     increment = partial(model.increment, params)
@@ -143,7 +144,8 @@ def weighted_squares(
         log_snr_t, log_snr_s = (jnp.broadcast_to(log_snrs[k], x.shape[:1]) for k in (i, j))
         # [knots, B, ...] at knot i.
         x_t, slope = (array[i] for array in truths)
-        # where both knots are one a step of some length stands in for the chord, whose figures are not used
+        # Where both knots are the same, the chord would divide by 0: another step stands in for it, and
+        # `either` discards its values.
         apart = jnp.where(i == j, log_snr_t + 1, log_snr_s)
         between = KnotPair(i == j, tangent(increment, log_snr_t), chord(increment, log_snr_t, apart))
         truth = Estimate(x_t, between.either(slope, between.secant(truths.value[j] - x_t)))
@@ -158,14 +160,14 @@ def weighted_squares(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KnotPair(Interval):
-    """The step between two knots, which may be the same one: its limit then (`diffenc.interfaces.Interval`)."""
+    """The step between two knots, or its limit where both knots are the same (`diffenc.interfaces.Interval`)."""
 
     same: Bool[Array, ""]
     tangent: Tangent
     chord: Chord
 
     def either(self, of_tangent: Array, of_chord: Array) -> Array:
-        """Returns the first where both knots are the same, else the second."""
+        """Returns `of_tangent` where both knots are the same, else `of_chord`."""
         return jnp.where(self.same, of_tangent, of_chord)
 
     @property
@@ -195,6 +197,7 @@ class KnotPair(Interval):
 
     def follow(self, encode: EncodeAt) -> Estimate:
         """Returns x_phi and its slope over the step."""
+        # As in `Chord.follow`: the secant of neighbouring knots is a small difference.
         with jax.default_matmul_precision("highest"):
             (x_t, slope), x_s = self.tangent.follow(encode), encode(self.log_snr_s)
         return Estimate(x_t, self.either(slope, self.secant(x_s - x_t)))
@@ -214,6 +217,7 @@ def measure_step_costs(
         compile_on_mesh(mesh, batch_squares, model, dataset.num_levels, settings.knots),
         params,
         batches.image_by_image(),
+        # The noise of a batch and pass, common to all knots; it depends on the batch size.
         lambda batch: (batch.images, batch.key),
         Progress("costs", len(batches)),
     )

@@ -1,4 +1,4 @@
-"""Figures as they are shown: with the digits that their standard errors leave them."""
+"""Numbers as text, with the digits that their standard errors justify."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ FLOAT32_RESOLUTION = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A number as it is shown, wherever it is shown.
+    """A number and its standard error as text, the same in every output.
 
     Attributes:
-      mean: its digits.
-      error: those of its standard error; None where it is not known.
+      mean: the rounded number.
+      error: the rounded standard error; None if it is unknown.
     """
 
     mean: str
@@ -29,13 +29,13 @@ class Figure:
 
 
 class Digits(str):
-    """A number by itself, as it is shown."""
+    """A rounded number as text, without its error."""
 
 
 def round_to_error(mean: float, error: float | None = None) -> Figure:
-    """`mean` to the second significant digit of its standard error, and to no more digits than float32 has.
+    """Returns `mean` to the second significant digit of its standard error, and to no more digits than float32 has.
 
-    An error below float32's resolution of `mean` is rounding, and shown as 0. NaN stays visible as nan.
+    An error below float32's resolution of `mean` is rounding, and shown as 0. NaN is shown as nan.
     """
     if not math.isfinite(mean):
         return Figure(str(mean))
@@ -43,12 +43,13 @@ def round_to_error(mean: float, error: float | None = None) -> Figure:
         return Figure(_digits(mean, _own_places(mean)))
     if not is_resolved(mean, error):
         return Figure(_digits(mean, _own_places(mean)), "0")
+    # An error of exponent e has its second significant digit at the decimal place 1 - e.
     places = min(max(1 - _exponent(error), 0), _most_places(mean))
     return Figure(_digits(mean, places), _digits(error, max(places, 1 - _exponent(error))))
 
 
 def is_resolved(mean: float, error: float) -> bool:
-    """Whether an error of `mean` is more than the rounding of float32."""
+    """Returns whether an error of `mean` is more than the rounding of float32."""
     return bool(error > 0 and not error <= FLOAT32_RESOLUTION * abs(mean))  # also of a mean that is NaN
 
 
@@ -62,11 +63,11 @@ def format_estimate(
 ) -> tuple[str, str, str]:
     """Returns a mean (None: not finite), its error over images and its Monte-Carlo error as text.
 
-    Each has the digits that the errors leave (`format_with_errors`).
+    Each has the digits that the errors justify (`format_with_errors`).
 
     Args:
-      error: over images; None where it is not resolved, and then `upper`, with `at_most` before it, stands in its place.
-      missing: stands for an error that is not known.
+      error: over images; None where it is not resolved: `upper` then takes its place, with the prefix `at_most`.
+      missing: the text for an unknown error.
     """
     text, over_images, draws = format_with_errors(
         math.nan if mean is None else mean, [upper if error is None else error, monte_carlo]
@@ -76,9 +77,9 @@ def format_estimate(
 
 
 def format_with_errors(mean: float, errors: Sequence[float | None]) -> tuple[str, *tuple[str | None, ...]]:
-    """`mean` to the second significant digit of its smallest error, and each error to its own second.
+    """Returns `mean` to the second significant digit of its smallest error, and each error to its own second digit.
 
-    Errors that are not known are None; those below float32's resolution are "0", and leave the mean no digits.
+    Unknown errors are None. Errors below float32's resolution are "0", and do not count in rounding the mean.
     """
     known = [
         error for error in errors if error is not None and math.isfinite(error) and is_resolved(mean, error)
@@ -92,30 +93,31 @@ def _error(mean: float, error: float) -> str:
 
 
 def format_digits(value: float | None, error: float | None = None) -> str:
-    """`value` alone, with the digits that `round_to_error` gives it; MISSING if it is None."""
+    """Returns `value` alone, with the digits that `round_to_error` gives it; MISSING if it is None."""
     return MISSING if value is None else Digits(round_to_error(value, error).mean)
 
 
 def _own_places(value: float) -> int:
-    """Decimal places where no error says how many: PLACES, or two significant digits of what is small."""
+    """Returns the decimal places without an error: PLACES, or two significant digits of a small value."""
     return PLACES if value == 0 else min(max(PLACES, 1 - _exponent(value)), _most_places(value))
 
 
 def _most_places(value: float) -> int:
-    """Decimal places beyond which float32 has no digits of `value`."""
+    """Returns the decimal places beyond which float32 has no digits of `value`."""
     return max(min(MOST_PLACES, FLOAT32_DIGITS - 1 - _exponent(value)), 0)
 
 
 def _digits(value: float, places: int) -> str:
-    """`value` with so many decimal places, as 1.6e-5 where it is small and has digits left."""
+    """Returns `value` with `places` decimal places, as 1.6e-5 where it is small and has digits left."""
     exponent = _exponent(value) if value else 0
     if exponent < -4 and places + exponent >= 0:
         digits, power = f"{value:.{places + exponent}e}".split("e")
         return f"{digits}e{int(power)}"
+    # A small negative value would round to "-0.00", with a sign that its digits do not support.
     text = f"{value:.{places}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _exponent(value: float) -> int:
-    """The power of ten of `value`'s first digit, once it is rounded to two; of 0 as of 1."""
+    """Returns the power of ten of `value`'s first digit after rounding to two digits; 0 for 0."""
     return int(f"{value:.1e}".split("e")[1])

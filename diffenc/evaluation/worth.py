@@ -1,14 +1,14 @@
-"""What a trained model's diffusion loss could still save: by the noise of its path, and by another estimate of the slope.
+"""Possible savings of a trained model's diffusion loss: by the noise of its path, and by another estimate of the slope.
 
 With the errors e_x of the value and e_s of the slope at lambda, and both estimates held fixed, the path of noise eta and a slope
 larger by c value have the integrand
 
     1/2 e^lambda E || 1/2 (1 + eta^2) e_x + e_s + c value ||^2 / eta^2.
 
-A path chooses eta at each lambda, a slope head of one number chooses c, by least squares. Both are fitted in bins of t on half of the
-images and measured on the other half, each in turn, so that nothing is saved by fitting noise. It is what this network's loss would save
-as it stands, by another path and by so simple a slope head: no bound on what a network or an encoder would gain that was trained with
-them, nor on what a head with a network of its own would save.
+A path chooses eta at each lambda, a slope head of one number chooses c, by least squares. Both are fitted in bins of t on half of
+the images and measured on the other half, each in turn, so that nothing is saved by fitting noise. These are the savings of this
+network as it stands, by another path and by so simple a slope head. They bound neither the gain of a network or an encoder that
+is trained with them, nor the savings of a head with a network of its own.
 """
 
 from collections.abc import Mapping
@@ -42,11 +42,11 @@ Moments = Mapping[str, PerBin]  # means of `error_moments` by name
 def worth_record(
     model: Model, dataset: Dataset, settings: Diagnose, mesh: Mesh, params: Params
 ) -> dict[str, Any]:
-    """Returns the terms of the continuous-time bound and what its diffusion loss could save, in bits/dim, errors over images.
+    """Returns the terms of the continuous-time bound and the savings of its diffusion loss, in bits/dim, with errors over images.
 
-    `bpd_saved_by_path` is by the best noise of the path, `bpd_saved_by_slope` by a slope head c value on the path of training,
-    `bpd_saved_by_both` by both. `density_NAME` are the same per unit of lambda at `log_snr_centre`. `eta_2` and `c` are those of
-    `saved_by_path` and `saved_by_slope`, fitted to all images.
+    `bpd_saved_by_path` is the saving by the best noise of the path, `bpd_saved_by_slope` by a slope head c value on the path of
+    training, `bpd_saved_by_both` by both. `density_NAME` are the same per unit of lambda at `log_snr_centre`. `eta_2` and `c` are
+    those of `saved_by_path` and `saved_by_slope`, fitted to all images.
     """
     bins = settings.bins
     means = measure_bins(model, dataset, settings, mesh, params, bins, error_moments)
@@ -54,6 +54,7 @@ def worth_record(
     terms = {name: means[name] for name in ("reconstruction", "latent", "diffusion")}
     saved = {name: cross_fitted_saving(means, name) for name in SAVINGS}
     edges = log_snr_at(model, params, np.linspace(0, 1, bins + 1))
+    # width: the mean |d lambda / dt| of a bin, which makes a loss per unit of t one per unit of lambda.
     width, centres = -np.diff(edges) * bins, (np.arange(bins) + 0.5) / bins
     by_bin = {"diffusion": terms["diffusion"], **saved}
     ends = {name: term.by_image for name, term in terms.items() if name != "diffusion"}
@@ -82,6 +83,7 @@ def _mean_of(key: str, by_image: Float[np.ndarray, " images"]) -> dict[str, floa
 
 def total_error(ends: Float[np.ndarray, " images"], diffusion: ImageMeans) -> float:
     """Returns the error over images of the mean of `ends` plus the diffusion loss."""
+    # Added per image before squaring: the terms of one image are correlated.
     shares = (ends - ends.mean()) / len(ends) + diffusion.shares.mean(axis=1)
     return float(np.sqrt(np.square(shares).sum() * len(shares) / max(len(shares) - 1, 1)))
 
@@ -89,11 +91,11 @@ def total_error(ends: Float[np.ndarray, " images"], diffusion: ImageMeans) -> fl
 def error_moments(
     model: Model, num_levels: int, num_bins: int, params: Params, images: Images, draws: Draws
 ) -> tuple[Int[Array, " b"], dict[str, PerExample]]:
-    """Returns the bin of each image's time, and what the bounds of all paths and slope heads are made of, in bits/dim.
+    """Returns the bin of each image's time, and the moments that give the bound of any path and slope head, in bits/dim.
 
-    Second moments, each times 1/2 |dSNR/dt|: "xx", "xs", "ss" of the errors of value and slope; "xv", "sv" of each with the value,
-    and "vv". On the path of training: "diffusion", the loss, and with the error e of the estimates' sum "ev" = <e, value> / eta^2
-    and "vv_on_path" = || value ||^2 / eta^2. And "reconstruction" and "latent".
+    Second moments, each times 1/2 |dSNR/dt|: "xx", "xs", "ss" of the errors of value and slope; "xv", "sv" of each error with the
+    value, and "vv". On the path of training: the loss "diffusion" and, with the error e of the estimates' sum,
+    "ev" = <e, value> / eta^2 and "vv_on_path" = || value ||^2 / eta^2. And "reconstruction" and "latent".
     """
     context = Context(images.condition)
     terms = model.elbo(params, images.levels, draws, num_levels=num_levels, condition=images.condition)
@@ -101,6 +103,8 @@ def error_moments(
     step = continuous(encode, partial(model.log_snr, params), partial(model.increment, params), draws.t)
     error, _ = model.estimate_error(params, step, draws.eps, context)
     value, of_sum = step.x_phi + error.value, step_error(step.interval, error)
+    # step.weight has the factor 1 / eta^2 of the path of training,
+    # with eta^2 = 2 value_weight - 1; `on_any` is without it.
     on_path, num_dims = draws.weight * step.weight, images.levels[0].size
     on_any = on_path * (2 * step.interval.value_weight - 1)
     moments = {
@@ -124,7 +128,9 @@ def moments_of(means: BinMeans) -> dict[str, PerBin]:
 
 
 def best_eta_2(moments: Moments) -> PerBin:
-    """Returns the noise of the path of the least loss: eta^4 = 1 + 4 (xs + ss) / xx."""
+    """Returns eta^2 of the path with the least loss: eta^4 = 1 + 4 (xs + ss) / xx."""
+    # || 1/2 (1 + eta^2) e_x + e_s ||^2 / eta^2 is 1/4 (eta^2 xx + shifted
+    # / eta^2) and a constant, with shifted = || e_x + 2 e_s ||^2.
     shifted = moments["xx"] + 4 * (moments["xs"] + moments["ss"])
     best = np.sqrt(np.clip(shifted / np.maximum(moments["xx"], NOTHING), MOST**-2, MOST**2))
     # Without errors, as in a bin that no image of a half was drawn in, the path of training stays.
@@ -132,12 +138,13 @@ def best_eta_2(moments: Moments) -> PerBin:
 
 
 def best_multiple_on_path(moments: Moments) -> PerBin:
-    """Returns c of the least loss on the path of training: that of the regression of the sum's error on the value."""
+    """Returns c of the least loss on the path of training, by regression of the sum's error on the value."""
     return -moments["ev"] / np.maximum(moments["vv_on_path"], NOTHING)
 
 
 def best_both(moments: Moments) -> tuple[PerBin, PerBin]:
     """Returns eta^2 and c of the least loss: eta^2 as `best_eta_2` of the errors without their part along the value."""
+    # At any eta^2 the best c removes the part along the value, so eta^2 is that of the orthogonal parts.
     norm = np.maximum(moments["vv"], NOTHING)
     along = {"xx": ("xv", "xv"), "xs": ("xv", "sv"), "ss": ("sv", "sv")}
     eta_2 = best_eta_2(
@@ -147,11 +154,12 @@ def best_both(moments: Moments) -> tuple[PerBin, PerBin]:
 
 
 def saving_weights(name: str, moments: Moments) -> dict[str, PerBin]:
-    """Returns the weights of the moments in what is saved where eta^2 and c are fitted to `moments`.
+    """Returns the weights of the moments in the saving by the eta^2 and c that are fitted to `moments`.
 
     With G = (1 + eta^2) / 2 the loss is (G^2 xx + 2 G xs + ss + 2 c (G xv + sv) + c^2 vv) / eta^2.
     """
     if name == "saved_by_slope":
+        # || e ||^2 - || e + c value ||^2, over eta^2: the loss itself cancels.
         c = best_multiple_on_path(moments)
         return {"ev": -2 * c, "vv_on_path": -np.square(c)}
     eta_2, c = (
@@ -166,9 +174,10 @@ def saving_weights(name: str, moments: Moments) -> dict[str, PerBin]:
 
 
 def cross_fitted_saving(means: BinMeans, name: str) -> ImageMeans:
-    """Returns what each half of the images saves by what was fitted to the other half."""
+    """Returns the saving on each half of the images by the fit to the other half."""
     count = next(iter(means.values())).num_images
     halves = [np.arange(count) % 2 == k for k in (0, 1)]
+    # weights[k] are for halves[k], fitted to the other half.
     weights = [saving_weights(name, moments_of(_select(means, other))) for other in halves[::-1]]
     return ImageMeans.combine(
         [

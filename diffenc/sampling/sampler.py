@@ -28,7 +28,7 @@ def walk(
     solver: Solver,
     first: int | Int[Array, ""] = 0,
 ) -> Data:
-    """z at log_snrs[-1], from z at log_snrs[0], the noisiest.
+    """Returns z at log_snrs[-1], from z at log_snrs[0], the noisiest.
 
     The noise of step i is fold_in(key, first + i), so that a walk cut into stretches stays the same walk.
     """
@@ -44,20 +44,20 @@ def walk(
 
     # Stops are noisiest first: step i leads from log_snrs[i] (lambda_t) to log_snrs[i + 1] (lambda_s).
     steps = (first + jnp.arange(len(log_w)), log_snrs[:-1], log_snrs[1:], log_w)
-    # lax.scan and not `unroll.scan`: no gradient is taken here, which is what loops slow down on a CPU, and T
-    # steps written out would take T times as long to compile.
+    # lax.scan and not `unroll.scan`: loops slow down gradients on a CPU, and none is taken here; T unrolled
+    # steps would take T times as long to compile.
     return jax.lax.scan(body, z, steps)[0]
 
 
 def decode(z_0: Data, log_snr_0: LogSNR, num_levels: int) -> Levels:
-    """argmax over the levels of p(x | z_0) [55]: the level nearest to z_0 / alpha_0."""
+    """Returns the argmax over the levels of p(x | z_0) [55]: the level nearest to z_0 / alpha_0."""
     # N(z_0; alpha_0 v, sigma_0^2) falls with |z_0 / alpha_0 - v|:
     # the most probable level is the nearest one, whatever sigma_0.
     return nearest_levels(scale(1 / alpha_sigma(log_snr_0)[0], z_0), num_levels)
 
 
 def guided(given: Estimator, without: Estimator, weight: float) -> Estimator:
-    """(1 + w) estimate(z | condition) - w estimate(z): classifier-free guidance (arXiv:2207.12598 [6]).
+    """Returns (1 + w) estimate(z | condition) - w estimate(z): classifier-free guidance (arXiv:2207.12598 [6]).
 
     At a given z, the estimates of v, of eps and of x_phi are affine in each other and the weights sum to one: it is
     the same guidance whichever of them it is written for.
@@ -89,14 +89,14 @@ def estimator_of(model: Model, params: Params, condition: Condition | None, guid
 
 
 class ReverseChain(NamedTuple):
-    """A chain as sampling walks it, the noisiest first: log_snr at its stops, and log_w of each step."""
+    """A chain in the order of sampling, the noisiest stop first: log_snr at its stops, and log_w of each step."""
 
     log_snrs: Float[Array, " steps_plus_one"]
     log_w: PerStep
 
 
 def reverse_chain(model: Model, params: Params, chain: Chain) -> ReverseChain:
-    """`chain` from t = 1 down to 0, under the schedule's parameters."""
+    """Returns `chain` from t = 1 down to 0, under the schedule's parameters."""
     # Chains are stored by rising t; sampling starts at t = 1.
     return ReverseChain(model.log_snr(params, chain.times[::-1]), chain.log_w[::-1])
 
@@ -108,9 +108,9 @@ def sample_along(
     num_levels: int,
     walk_down: Callable[[Key, Data, ReverseChain], Data],
 ) -> Levels:
-    """int32 levels of `shape`: standard normal noise, taken to log_snrs[-1] by `walk_down`, and decoded."""
+    """Returns int32 levels of `shape`: standard normal noise, taken to log_snrs[-1] by `walk_down`, and decoded."""
     z_key, step_key = jax.random.split(key)
-    # The prior N(0, I) stands for q(z_1); the latent loss is what this costs the bound.
+    # The prior N(0, I) stands for q(z_1); the latent loss is the cost of this in the bound.
     z_0 = walk_down(step_key, jax.random.normal(z_key, shape), down)
     return decode(z_0, jnp.broadcast_to(down.log_snrs[-1], shape[:1]), num_levels)
 
@@ -127,7 +127,7 @@ def sample(
     condition: Condition | None = None,
     guidance: float = 0.0,
 ) -> Levels:
-    """Images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. The encoder is not used, but by means that need it.
+    """Returns images of `shape` [B, H, W, C], int32 levels, by the steps of `chain`. Only means that need the encoder run it.
 
     Which solvers are consistent with which encoders: see `diffenc.sampling.solvers`.
     """

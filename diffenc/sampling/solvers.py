@@ -5,8 +5,8 @@ They take estimates of x_phi and its slope from the model's generative mean (`di
 the steps of the generative SDE use on the same path: they are consistent for every encoder. The steps of the
 probability-flow ODE need the two apart. A mean with one head, value x_hat and slope kappa x_hat, has
 x_hat = E[G x_phi + d x_phi / d lambda | z] / (G + kappa), which gives both only where d x_phi / d lambda = kappa x_phi
-(`slope_is_modelled`). For any other encoder, in particular a trained one, they then sample from a different model than the
-one of the trained bound. They do not depend on the path, whose marginals are all alike.
+(`slope_is_modelled`). For any other encoder, in particular a trained one, ODE solvers then sample from a different model than
+that of the trained bound. They do not depend on the path, since all paths have the same marginals.
 
 A model trained at T steps has another minimiser, of those steps alone: with g the fraction of the residual that stays,
 E[(1 - g) x_t + (x_s - x_t) | z] / (1 - g + (lambda_s - lambda_t) kappa). It is E[x_phi | z], which serves any step of any
@@ -109,7 +109,7 @@ def ddim(
     z_s = alpha_s (value + c slope) + sigma_s eps_hat, eps_hat = (z - alpha_t value) / sigma_t. Deterministic,
     first order for dz/dlambda = -1/2 alpha^2 z + alpha (1/2 value + slope); exact if the value is x and the slope 0.
     """
-    # The slope over the whole step, not the tangent: for means that are exact over a step, so is this.
+    # The slope over the whole step, not the tangent: with a mean that is exact over a step, the step is exact.
     step = chord(increment, log_snr_t, log_snr_s)
     # eps_hat = (z - alpha_t value) / sigma_t is kept:
     # z_s = (sigma_s / sigma_t) z + alpha_s ((1 - e^(-h/2)) value + c slope).
@@ -164,9 +164,9 @@ def slope_is_modelled(
 ) -> bool:
     """Returns whether the generative mean gives E[x_phi | z] and E[d x_phi / d lambda | z], as ODE solvers and likelihood assume.
 
-    One that learns the value by itself does. Any other must, given the mean of the x_phi of two images for x_hat, return the
-    means of their values and slopes, to 1e-4 of their norm: d x_phi / d lambda = kappa x_phi for one head. For a model trained
-    at T = `trained_at` > 0 the slopes must be 0 besides, for else x_hat is that of the T steps alone.
+    A mean that learns the value by itself does. Any other mean must, given the mean of the x_phi of two images for x_hat, return
+    the means of their values and slopes, to 1e-4 of their norm: d x_phi / d lambda = kappa x_phi for one head. For a model
+    trained at T = `trained_at` > 0 the slopes must also be 0, since x_hat otherwise serves the T steps alone.
 
     Tests random images at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
     the encoder. Compiles once for a model and a shape.
@@ -207,11 +207,11 @@ def _slope_error(
     # Two equally likely images: E[x_phi | z] at the z between them is the mean of both x_phi, and likewise
     # for the slope. A single image would not tell E[x_phi | z] from x_phi(E[x | z]).
     truth = jax.tree.map(mean_of_pair, *(at.follow(model.prepare(params, x, context)) for x in pair))
-    # What an ideal network would give: E[x | z] for means
+    # The output of an ideal network: E[x | z] for means
     # that encode it themselves, E[x_phi | z] for all others.
     x_hat = mean_of_pair(*pair) if model.generative_mean.needs_encoder else truth.value
-    # 2. Value and slope that the mean makes of an ideal x_hat;
-    # z without noise, which serves means that look at it.
+    # 2. The mean's value and slope for an ideal x_hat;
+    # z without noise, for means that depend on z.
     z = scale(alpha_sigma(log_snr)[0], truth.value)
     made = model.bind_mean(params, context).estimate(x_hat, z, at)
 

@@ -40,7 +40,7 @@ def has_a_docstring(plugin: Any) -> None:
 
 
 def is_a_value(plugin: Any) -> None:
-    """Requires a frozen dataclass that equals its copy, also after pickling, as data workers do it."""
+    """Requires a frozen dataclass that equals its copy, also after pickling, by which data workers get it."""
     frozen = getattr(type(plugin), "__dataclass_params__").frozen  # noqa: B009  # unknown to type checkers
     require(frozen, plugin, "it is mutable: use @dataclasses.dataclass(frozen=True)")
     require(dataclasses.replace(plugin) == plugin, plugin, "it does not equal its copy: drop eq=False")

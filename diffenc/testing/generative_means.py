@@ -48,7 +48,7 @@ def wavy_encoder(x: Data) -> EncodeAt:
 
 
 class Subject:
-    """A mean under test with its inputs, in the precision that is enabled."""
+    """A mean under test with its inputs, in the default precision at the time."""
 
     def __init__(self, plugin: Any):
         self.plugin = plugin
@@ -99,7 +99,7 @@ def examples_do_not_interact(plugin: Any) -> None:
 
 
 def errors_are_differences(plugin: Any) -> None:
-    """Requires `error` to be `apply` at x_hat = x_phi + e less the truth, in float64."""
+    """Requires `error` to be `apply` at x_hat = x_phi + e minus the truth, in float64."""
     with jax.enable_x64(True):
         subject = Subject(plugin)
         truth = Estimate(*(jnp.asarray(images(IMAGE_SHAPE, seed)) for seed in (2, 3)))
@@ -113,7 +113,7 @@ def errors_are_differences(plugin: Any) -> None:
 
 
 def the_bound_determines_x_hat(plugin: Any) -> None:
-    """Requires that value_weight value + slope, of which the bound is, rises with x_hat wherever that is."""
+    """Requires that value_weight value + slope, on which the bound depends, rises with x_hat at any x_hat."""
     with jax.enable_x64(True):
         subject = Subject(plugin)
         direction = jnp.asarray(np.random.default_rng(4).normal(size=subject.x_hat.shape))
@@ -130,7 +130,7 @@ def the_bound_determines_x_hat(plugin: Any) -> None:
 
 
 def auxiliary_losses_are_declared(plugin: Any) -> None:
-    """Requires `auxiliary_losses` to return a finite loss an image for each name in `auxiliary`."""
+    """Requires `auxiliary_losses` to return a finite loss per image for each name in `auxiliary`."""
     subject = Subject(plugin)
     interval = make_interval("tangent", subject.log_snr)
     truth = interval.follow(wavy_encoder(subject.x_hat))

@@ -41,7 +41,7 @@ def parameters_are_trainable(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> N
 
 
 def init_depends_only_on_key_and_shapes(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
-    """Requires finite parameters that are equal for equal keys, whatever the images."""
+    """Requires finite parameters that are equal for equal keys, also for other images."""
     it, init_traced_again = subject(plugin, image_shape), quick_jit(checked_init(plugin))
     params = it.init(key(), it.x, it.log_snr)
     require_finite(params, plugin, "an initial parameter")
@@ -142,7 +142,7 @@ def masks_follow_their_own_key(plugin: Any, image_shape: Shape = IMAGE_SHAPE) ->
 def apply_equals_at_of_prepare(plugin: Any, image_shape: Shape = IMAGE_SHAPE) -> None:
     """Requires of a PreparedOnce that `apply` equals `at` of the result of `prepare`, at any noise level.
 
-    And that `prepare` returns an entry for each image: the entries of some images encode these.
+    Also requires that `prepare` returns an entry for each image, so that the entries of some images encode these images.
     """
     it, classes = subject(plugin, image_shape), num_classes_of(plugin)
     if not isinstance(plugin, PreparedOnce):

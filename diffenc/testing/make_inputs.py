@@ -60,7 +60,7 @@ def subject(plugin: Any, image_shape: tuple[int, ...], x64: bool = False) -> Sub
     """Returns the plugin with perturbed parameters and images at four noise levels.
 
     Args:
-      x64: part of the cache key; must tell whether float64 is enabled at the call.
+      x64: part of the cache key; must be whether float64 is enabled at the call.
     """
     x = jnp.asarray(images(image_shape), jnp.result_type(float))
     log_snr = jnp.asarray(LOG_SNR, x.dtype)
@@ -69,7 +69,7 @@ def subject(plugin: Any, image_shape: tuple[int, ...], x64: bool = False) -> Sub
 
 
 def checked_init(plugin: Any) -> Callable[..., Params]:
-    """Returns the plugin's `init`, which raises AssertionError if it returns something that cannot be trained."""
+    """Returns the plugin's `init`, changed to raise AssertionError if its result cannot be trained."""
 
     def init(*inputs: Any) -> Params:
         try:

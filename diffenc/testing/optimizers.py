@@ -17,7 +17,7 @@ def _start() -> Any:
     return {"layer": {"w": jnp.asarray([[1.0, -2.0]]), "b": jnp.asarray([0.5])}}
 
 
-# Minimal at 3, away from 0: weight decay alone would raise it.
+# Minimal at 3, away from 0: weight decay alone would raise the loss.
 def _loss(params: Any) -> Any:
     return sum(jnp.sum(jnp.square(leaf - 3)) for leaf in jax.tree.leaves(params))
 

@@ -1,4 +1,4 @@
-"""What every stochasticity keeps: its increments are differences of an increasing function, to the last digits."""
+"""Conformance checks of stochasticities: increments are differences of an increasing function, to the last digits."""
 
 import functools
 from collections.abc import Callable
@@ -19,12 +19,12 @@ LEARNED = (0.3, 1.0)  # standard deviations of what training may add to paramete
 
 
 def parameters_are_trainable(plugin: Any) -> None:
-    """A pytree of float32 arrays, of any shape, whose structure is the same at each call of `init`."""
+    """Requires a pytree of float32 arrays of the same structure at each call of `init`."""
     require_trainable(plugin)
 
 
 def increments_are_shaped_like_log_snr(plugin: Any) -> None:
-    """And of its dtype, compiled or not, float64 too."""
+    """Requires increments with the shape and dtype of log_snr, in float32 and float64, and the same values when compiled."""
     for x64 in (False, True):
         with jax.enable_x64(x64):
             log_snr = jnp.asarray(LOG_SNR, jnp.result_type(float))
@@ -35,7 +35,7 @@ def increments_are_shaped_like_log_snr(plugin: Any) -> None:
 
 
 def increments_rise_with_log_snr(plugin: Any) -> None:
-    """Above 0 where log_snr_s is above log_snr_t, exactly 0 where they are one; in float32, whatever is learned."""
+    """Requires increments > 0 where log_snr_s > log_snr_t, and exactly 0 where they are equal, in float32, for any parameters."""
     for log_snr_t, log_snr_s in _steps():
         for increment in _learned(plugin, seeds=8):
             rise = np.asarray(increment(log_snr_t, log_snr_s))
@@ -46,7 +46,7 @@ def increments_rise_with_log_snr(plugin: Any) -> None:
 
 
 def increments_add_up(plugin: Any) -> None:
-    """Those of two steps are that of both, and a step back undoes a step, in float64."""
+    """Requires two steps' increments to add up to that of the whole, and a step back to undo a step, in float64."""
     with jax.enable_x64(True):
         low, middle, high = (jnp.asarray(LOG_SNR + shift) for shift in (0.0, 0.7, 3.0))
         for increment in _learned(plugin):
@@ -58,17 +58,18 @@ def increments_add_up(plugin: Any) -> None:
 
 
 def short_steps_keep_their_digits(plugin: Any) -> None:
-    """In float32, down to those of 10,000 steps, at both usual ends of log_snr too."""
+    """Requires increments in float32 to agree with float64, down to steps of T = 10,000 and at both usual ends of log_snr."""
     for log_snr_t, log_snr_s in _steps():
         single = [increment(log_snr_t, log_snr_s) for increment in _learned(plugin)]
         with jax.enable_x64(True):
+            # The ends as rounded to float32, so that only the increment's own rounding counts.
             t, s = (jnp.asarray(np.asarray(end), jnp.float64) for end in (log_snr_t, log_snr_s))
             double = [increment(t, s) for increment in _learned(plugin)]
         require_close(single, double, plugin, "float32 has lost digits of the increment", 2e-5)
 
 
 def eta_squared_is_the_rate_of_the_increment(plugin: Any) -> None:
-    """Its derivative by log_snr_s at a step of no length, as jax.jvp gives it: positive, and that of differences."""
+    """Requires jax.jvp's derivative by log_snr_s, at a step of length 0, to be positive and to agree with finite differences."""
     single = [_rate(increment, jnp.asarray(LOG_SNR, jnp.float32)) for increment in _learned(plugin)]
     with jax.enable_x64(True):
         log_snr = jnp.asarray(LOG_SNR)
@@ -81,7 +82,7 @@ def eta_squared_is_the_rate_of_the_increment(plugin: Any) -> None:
 
 
 def gradients_are_finite(plugin: Any) -> None:
-    """Of increments and of eta^2, in both ends and in the parameters."""
+    """Requires finite gradients of increments and of eta^2, in both ends and in the parameters."""
 
     def total(params: Params, log_snr: LogSNR, rise: LogSNR) -> Any:
         def increment(t: LogSNR, s: LogSNR) -> LogSNR:
@@ -96,7 +97,7 @@ def gradients_are_finite(plugin: Any) -> None:
 
 
 def no_step_sees_another(plugin: Any) -> None:
-    """In another order each has the increment it had."""
+    """Requires that permuting the steps permutes the increments."""
     order = np.random.default_rng(0).permutation(len(LOG_SNR))
     log_snr, increment = jnp.asarray(LOG_SNR, jnp.float32), _learned(plugin)[1]
     moved, whole = increment(log_snr[order], log_snr[order] + 1), increment(log_snr, log_snr + 1)
@@ -104,7 +105,7 @@ def no_step_sees_another(plugin: Any) -> None:
 
 
 def _learned(plugin: Any, seeds: int = 1) -> list[Callable[[LogSNR, LogSNR], LogSNR]]:
-    """Its increments, for the first parameters and for some that training may reach."""
+    """Returns the plugin's increments, for the initial parameters and for perturbed ones that training may reach."""
     first = checked_init(plugin)(jax.random.key(0))
     reached = [perturb(first, scale, seed) for seed in range(seeds) for scale in LEARNED]
     return [functools.partial(plugin.increment, params) for params in (first, *reached)]
@@ -115,7 +116,7 @@ def _rate(increment: Callable[[LogSNR, LogSNR], LogSNR], log_snr: LogSNR) -> Log
 
 
 def _steps() -> list[tuple[LogSNR, LogSNR]]:
-    """Both ends of steps of every length, at every log_snr, in float32."""
+    """Returns both ends of steps of every length, at every log_snr, in float32."""
     starts = jnp.asarray(LOG_SNR, jnp.float32)
     return [(starts, starts + jnp.float32(rise)) for rise in RISES]
 

@@ -1,1 +1,1 @@
-"""Tools on top of a run: report, sweeps, figures, FID, cost estimates, new plugins. Nothing below imports them."""
+"""Tools on top of a run: report, sweeps, figures, FID, cost estimates, new plugins. Lower layers never import them."""

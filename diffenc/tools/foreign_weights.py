@@ -1,4 +1,4 @@
-"""Parameters that other code trained, as an export."""
+"""Import of parameters trained by other code, as an export."""
 
 import hashlib
 import io
@@ -37,25 +37,25 @@ _MAX_STEP = 1 << 53
 
 
 def read_checkpoint(path: Path, limit: int) -> tuple[Arrays, int]:
-    """The averaged parameters in a file of another program, else its parameters, by their names; and the step, 0 if unknown.
+    """Returns the averaged parameters in a file of another program, else its parameters, by name; and the step, 0 if unknown.
 
     Args:
-      path: an .npz, whose names have "/" between their parts, or what flax writes as msgpack.
-      limit: the most bytes that all of it may take, packed and unpacked.
+      path: an .npz with "/" between the parts of names, or a msgpack file of flax.
+      limit: maximal size in bytes, both of the file and unpacked.
 
     Raises:
-      UserError: it cannot be read, or holds more; or is of a network that is known not to be ours.
+      UserError: the file cannot be read or exceeds `limit`, or it is known to be of a network that cannot be imported.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    # Size first: the file is from elsewhere, and flax's is read whole.
+    # Size first: the file is untrusted, and a msgpack file is read whole.
     _require_within(limit, path.stat().st_size, path)
     _refuse_torch(path)
     found = _read_npz(path, limit) if zipfile.is_zipfile(path) else flax_file.load(path)
     if any(map(OPENAI.search, found)):
         raise UserError(f"{path}: the U-Net of improved-diffusion {INSTEAD}")
     branches = (f"{branch}/" for branch in BRANCHES)
-    # The average before the parameters: it is what evaluations of such models use.
+    # The average before the parameters: evaluations of such models use the average.
     start = next((branch for branch in branches if any(name.startswith(branch) for name in found)), "")
     held = {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
     with convert_errors(path):
@@ -64,17 +64,17 @@ def read_checkpoint(path: Path, limit: int) -> tuple[Arrays, int]:
 
 
 def max_checkpoint_bytes(experiment: Experiment) -> int:
-    """What a checkpoint of `experiment`'s model can take: `MAX_COPIES` of its parameters, with what stands around them."""
+    """Returns the maximal size of a checkpoint of `experiment`'s model: `MAX_COPIES` of its parameters, with headers."""
     leaves = abstract_names(experiment).values()
     parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize + _HEADER_BYTES for leaf in leaves)
     return MAX_COPIES * parameters + (1 << 20)
 
 
 def match_to_model(experiment: Experiment, arrays: Arrays, where: str) -> Arrays:
-    """`arrays` as the model's parameters, in its precision.
+    """Returns `arrays` as the model's parameters, in its precision.
 
     Raises:
-      UserError: they are not the model's; all that are missing, of no use or misshapen are named.
+      UserError: they are not the model's; the message names all missing, unused and misshapen arrays.
     """
     wanted = abstract_names(experiment)
     cast = {
@@ -86,13 +86,13 @@ def match_to_model(experiment: Experiment, arrays: Arrays, where: str) -> Arrays
 
 
 def convert_weights(path: Path, experiment: Experiment, output: Path, translate: Translate, what: str) -> int:
-    """Write parameters that other code trained as an export of `experiment`; returns how many there are.
+    """Writes parameters trained by other code as an export of `experiment`; returns the number of parameters.
 
     Args:
-      what: whose they are, for the card.
+      what: origin of the parameters, for the card.
 
     Raises:
-      UserError: they cannot be read, or are not the model's; or something else is at `output`.
+      UserError: they cannot be read, or are not the model's; or `output` exists and is not an export.
     """
     if output.exists() and not (output / weights.FILE).is_file():
         raise UserError(f"--output={output}: is there, and no export: name another folder")
@@ -105,7 +105,7 @@ def convert_weights(path: Path, experiment: Experiment, output: Path, translate:
     arrays = match_to_model(experiment, ours, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     name = os.fsencode(path.name).decode(errors="replace")
-    # which images they saw is not known
+    # The data set is the experiment's: the file does not record the images of its training.
     about = export.describe_parameters(
         experiment,
         step,
@@ -124,13 +124,14 @@ def _read_npz(path: Path, limit: int) -> Arrays:
 
 
 def _refuse_torch(path: Path) -> None:
-    """Raise UserError for what torch.save wrote, an archive or a pickle: networks in PyTorch are others' throughout."""
+    """Raises UserError for a file of torch.save, an archive or a pickle: no network in PyTorch can be imported."""
     with convert_errors(path), open(path, "rb") as file:
         start = file.read(2)
         if start == b"PK" and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 torch = any(name.endswith("data.pkl") for name in archive.namelist())
         else:
+            # The opcode PROTO 2, with which older files of torch.save begin.
             torch = start == b"\x80\x02"
     if torch:
         raise UserError(f"{path}: a network in PyTorch, such as improved-diffusion's U-Net, {INSTEAD}")
@@ -145,7 +146,7 @@ def _require_within(limit: int, size: int, path: Path) -> None:
 
 
 def _parse_step(step: np.ndarray, path: Path) -> int:
-    """The optimiser's step; 0 where there is one for each of several devices. Raises UserError if it is none."""
+    """Returns the optimizer's step; 0 for an array with one step per device. Raises UserError if it is not a step number."""
     said = step.item() if step.ndim == 0 else 0
     if not (0 <= said <= _MAX_STEP and said == int(said)):
         raise UserError(f"{path}: step = {said}: is no number of steps")

@@ -8,7 +8,7 @@ Images have random levels: no data is read. Parts:
   step          the train step: parameters, FLOPs, tracing and compiling, seconds, share of the peak, memory
   variants      the same step with VDMv, DiffEnc-nt and the file's own encoder, interleaved; compile time and FLOPs
   sampler       a step of ancestral sampling and one call of the network, interleaved
-  input         the input pipeline, and how long the step waits for it
+  input         the input pipeline, and the time that the step waits for it
   checkpoint    saving and restoring the state, compared with one file of the same size
   contractions  every convolution and matrix product of the step by itself, compared with the step
   program       the step of VDMv, DiffEnc-nt and the file's own encoder, traced: arrays, equations, convolutions; nothing runs

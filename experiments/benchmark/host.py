@@ -25,7 +25,7 @@ from experiments.timing import Call, Times, time_call, time_interleaved
 
 
 def measure_pipeline(subject: Subject) -> dict[str, Any]:
-    """Measures images/s from a data set in memory to the devices, and how long the step waits for them."""
+    """Measures images/s from a data set in memory to the devices, and the time that the step waits for images."""
     experiment, settings = subject.experiment, subject.settings
     batches = train_batches(subject.source, experiment.batch_size, experiment.seed)
 
@@ -51,7 +51,7 @@ def measure_fed_steps(subject: Subject, batches: Iterator[Batch]) -> dict[str, A
     prefetcher = Prefetcher(batches, subject.experiment.model.conditioning, subject.mesh, clock)
 
     def step() -> jax.Array:
-        # a copy, since the next step is donated the state with this number
+        # A copy, since the next step is donated the state, this number included.
         done = jnp.copy(stepper.take(prefetcher.take()))
         in_flight.add(done)
         clock.tick()
@@ -75,7 +75,7 @@ def measure_checkpoints(subject: Subject, folder: Path | None = None) -> dict[st
     """Measures saving and restoring the state, and the same bytes in one file.
 
     Args:
-      folder: on the disk to measure; None = the folder of temporary files.
+      folder: a folder on the disk to measure; None = the folder of temporary files.
     """
     rounds, state, flat = subject.settings.rounds, subject.stepper.state, flatten_bytes(subject.stepper.state)
     with (
@@ -123,6 +123,7 @@ def drop_page_cache(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with open(path, "rb") as file:
+                # This drops clean pages only: the files must have been synced.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -130,7 +131,7 @@ class FileWriter:
     """A call writes an array to a new file, synced to disk, then removes the previous file.
 
     Attributes:
-      path: of the newest file.
+      path: path of the newest file.
     """
 
     def __init__(self, folder: Path, array: np.ndarray):

@@ -1,4 +1,4 @@
-"""The train step as a program: what tracing it costs, and how much there is to compile. Nothing is compiled or run."""
+"""The train step as a program: the cost of tracing, and the size of the program to compile. Nothing is compiled or run."""
 
 import time
 from collections import Counter
@@ -19,7 +19,7 @@ def measure_program(subject: Subject) -> dict[str, dict[str, float]]:
 
 
 def describe_step(experiment: Any) -> dict[str, float]:
-    """Returns the numbers of arrays, equations and sites, and the processor seconds of tracing."""
+    """Returns the numbers of arrays, equations and contractions, and the processor seconds of tracing."""
     mesh = make_mesh()
     state, images = abstract_state(experiment, mesh), abstract_images(experiment, mesh)
     step: Any = make_train_step(experiment, mesh)

@@ -181,9 +181,9 @@ def sampling_calls(subject: Subject) -> dict[str, Call]:
 def measure_contractions(subject: Subject) -> dict[str, Any]:
     """Measures every convolution and matrix product of one device's step by itself, and the whole step.
 
-    The difference of the step and their sum is everything else: memory traffic, sums over devices. But a time alone
-    includes the dispatch of a call, and changes of layout that the step makes once for several. So the sum is
-    overstated and the ratio understated, considerably on an accelerator with many small contractions: `empty_call`
+    The difference between the step and their sum is the rest of the step: memory traffic, sums over devices. But the time
+    of a contraction alone includes the dispatch of a call, and changes of layout that the step makes once for several. So the
+    sum is overstated and the ratio understated, considerably on an accelerator with many small contractions: `empty_call`
     is the time of a minimal call.
     """
     counts = subject.work.counts

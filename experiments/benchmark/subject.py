@@ -36,7 +36,7 @@ class Compiled(NamedTuple):
 
     Attributes:
       step: (state, images) -> state.
-      seconds: of tracing, lowering and compiling.
+      seconds: seconds of tracing, lowering and compiling.
     """
 
     step: Any

@@ -1,9 +1,9 @@
-"""Compares the bounds of one trained run: at many T, in continuous time, with K samples, and of its ODE.
+"""Compares the bounds of one trained run: at many T, in continuous time, with K samples, and by its ODE.
 
   python -m experiments.bounds --workdir=runs/mnist_small
 
-In discrete time with sigma_P = sigma_Q, with fitted variances, with fitted variances on fitted times, and with
-a fixed w = sigma_Q^2 / sigma_P^2 other than 1, with a bound that grows like T. Variances and times are fitted on train
+Columns in discrete time: sigma_P = sigma_Q, fitted variances, fitted variances on fitted times, and a fixed
+w = sigma_Q^2 / sigma_P^2 other than 1, with a bound that grows like T. Variances and times are fitted on train
 and stay in WORKDIR/fits. All columns share images, times and noise. The table, its numbers as JSON and the plot of bound
 over T go to WORKDIR/bounds. Finished measurements are kept there, so that the program can be stopped and resumed.
 """
@@ -49,7 +49,7 @@ NUM_TIMESTEPS = (5, 10, 25, 50, 100, 250, 1000)
 
 
 class Bounds:
-    """Measures bounds of one run, or reads them where they have been measured before."""
+    """Measures bounds of one run, or reads them from the cache of earlier measurements."""
 
     def __init__(self, experiment: Experiment, workdir: Path):
         self.experiment = experiment
@@ -144,7 +144,7 @@ class Bounds:
         return {name: PassValues(self._bits(nats))}
 
     def indices_of(self, few: int) -> Int[np.ndarray, " few"]:
-        """Returns the indices of the `few` images among all that are measured: a smaller subset is part of a larger one."""
+        """Returns the indices of the `few` images among all measured images: a smaller subset is part of a larger one."""
         settings, dataset = self.experiment.evaluate, self.experiment.dataset
         order = epoch_order(len(dataset.source(settings.split)), settings.seed, 0)
         return np.searchsorted(np.sort(order[: settings.num_images]), np.sort(order[:few]))
@@ -254,7 +254,7 @@ def load_experiment(args: argparse.Namespace) -> Experiment:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     args = parse_args(argv)
 
     def perform() -> None:

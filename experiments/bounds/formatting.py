@@ -21,7 +21,7 @@ def format_mean(bits: PassValues) -> str:
 
 
 def format_image_error(bits: PassValues) -> str:
-    """Returns the error over images, or the upper bound where it is not resolved."""
+    """Returns the error over images, or its upper bound if the error is not resolved."""
     return format_error_over_images(mean_and_errors("bpd", bits), "bpd")
 
 

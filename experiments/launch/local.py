@@ -4,8 +4,8 @@
 
 Everything after `--` is passed to each process of `python -m diffenc.run`. Output lines of process k are prefixed with
 [k]. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded once; a second Ctrl-C or SIGTERM kills all processes.
-When a process fails, the others are killed unless they end within --grace seconds. No process outlives this program (on Linux), however
-it ends. The exit status is that of the first failed process, 128 + N if signal N ended it, else 0.
+When a process fails, the others are killed unless they end within --grace seconds. No process outlives this program (on Linux),
+however it ends. The exit status is that of the first failed process, 128 + N if signal N ended it, else 0.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class LineForwarder:
 
 
 class ProcessGroup:
-    """Processes of which a failed one ends the others.
+    """A group of processes that ends as a whole when one of them fails.
 
     Attributes:
       status: exit status of the first failed process; 0 while none has failed.
@@ -117,6 +117,7 @@ def run_processes(
     group, selector, was_signalled = ProcessGroup(grace), selectors.DefaultSelector(), False
     with SignalQueue() as signals:
         try:
+            # Within the queue, so that no signal is lost while processes start.
             for number, (env, command) in enumerate(zip(environments, commands, strict=True)):
                 for lines in make_forwarders(number, group.start(command, env)):
                     selector.register(lines, selectors.EVENT_READ)
@@ -139,7 +140,7 @@ def make_forwarders(number: int, process: subprocess.Popen[bytes]) -> Iterator[L
 
 
 def pump_lines(selector: selectors.BaseSelector, wait: float = POLL_SECONDS) -> None:
-    """Forwards output for up to `wait` seconds; returns earlier when there is some, or a process closes its pipes."""
+    """Waits up to `wait` seconds for output and forwards it; returns earlier after output or the end of a pipe."""
     if not selector.get_map():
         time.sleep(wait)
     for key, _ in selector.select(wait):
@@ -199,7 +200,7 @@ def print_status(message: str) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns our own flags, and those of the run. Raises UserError if ours are invalid."""
+    """Returns the launcher's own flags, and those of the run. Raises UserError if its own are invalid."""
     split = argv.index("--") if "--" in argv else len(argv)
     own, run_flags = [*argv[:split]], [*argv[split + 1 :]]
     parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__)

@@ -1,12 +1,12 @@
-"""Everything that is to be known of one accelerator, in one program of a few minutes.
+"""Checks and benchmarks on one accelerator, in one program of a few minutes.
 
   python -m experiments.on_device --output=on_device --golden=FOLDER
 
-In order: what the device is, and how fast it multiplies; the authors' losses from their own recorded parameters (--golden, a
-folder of .npz); the train steps of DiffEnc-32-8 and 32-4 in bfloat16 on images of random levels, and the share of the
-peak that they reach, with a profile; the quickstart, trained and evaluated. What does not fit into the time is left out
-and named. OUTPUT/table.md and OUTPUT/figures.json are written anew after each stage, so that nothing is lost when the
-machine goes. `--small` does the same at tiny sizes, to try the program on a CPU.
+Stages: the device and its rate of matrix products; the authors' losses from their own recorded parameters (--golden, a
+folder of .npz); the train steps of DiffEnc-32-8 and 32-4 in bfloat16 on images of random levels, their share of the
+peak, and a profile; the quickstart, trained and evaluated. Stages that do not fit into the time are skipped
+and listed. OUTPUT/table.md and OUTPUT/figures.json are rewritten after each stage, so that no result is lost when the
+machine goes away. `--small` does the same at tiny sizes, to try the program on a CPU.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from experiments.on_device import stages
 from experiments.on_device.schedule import Record, Stage, run_stages
 
 BFLOAT16 = "PRECISION = 'bfloat16'"
-# The run file, and into how many parts a batch is divided so that 80 GB hold it.
+# The run file, and the number of microbatches with which a step fits into 80 GB.
 BENCHMARKS = {"DiffEnc-32-8": ("imagenet32_diffenc_32_8", 4), "DiffEnc-32-4": ("cifar10_diffenc_32_4", 1)}
 SMALL = [
     "network.unet.blocks = 1",
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_benchmarks(small: bool) -> dict[str, Experiment]:
-    """Returns the experiments whose train step is timed."""
+    """Returns the experiments for the timing of train steps."""
     bindings = [BFLOAT16, *(SMALL if small else [])]
     return {
         name: gin_loader.load_experiment(
@@ -73,7 +73,7 @@ def load_benchmarks(small: bool) -> dict[str, Experiment]:
 def make_stages(
     benchmarks: dict[str, Experiment], quickstart: Experiment, golden: Path | None, output: Path
 ) -> list[Stage]:
-    """Returns the stages in order; seconds are guesses for an H100 where nothing is compiled yet."""
+    """Returns the stages in order; their seconds are estimates for an H100 with an empty compile cache."""
     first, *others = benchmarks.items()
     found = [Stage("device", 15, stages.describe_device)]
     if golden is not None:
@@ -88,10 +88,10 @@ def _timing(experiment: Experiment) -> Any:
 
 
 def perform(args: argparse.Namespace, command: Sequence[str]) -> Record:
-    """Runs all stages; returns what was found.
+    """Runs all stages; returns their record.
 
     Raises:
-      UserError: there is something at --output, or a folder that is named is not there.
+      UserError: --output is not empty, the folder of --golden does not exist, or --minutes is not positive.
     """
     if args.output.exists() and any(args.output.iterdir()):
         raise UserError(f"--output={args.output}: is not empty: name another folder")

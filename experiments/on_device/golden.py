@@ -1,4 +1,4 @@
-"""Losses of recorded parameters against the recorded ones: conventions are those of tests/golden."""
+"""Losses of recorded parameters, compared with the recorded losses; conventions are those of tests/golden."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +23,7 @@ PREFIX = "param/"
 
 
 class Recorded(NamedTuple):
-    """A model, and what translates its parameters' names."""
+    """A model, and the function that translates the recorded parameters to its own."""
 
     model: Model
     translate: Any
@@ -65,7 +65,7 @@ def compare(file: Path, name: str) -> dict[str, float]:
 
 
 def describe(differences: Mapping[str, float]) -> str:
-    """Returns the differences for a table."""
+    """Returns the differences as a cell of the table."""
     return (
         ", ".join(f"{term} {one:.1e}" for term, one in differences.items()) + " (largest relative difference)"
     )

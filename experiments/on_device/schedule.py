@@ -1,4 +1,4 @@
-"""Stages one after the other within a time, and a table that is written as they end."""
+"""Stages run in sequence within a time limit, with a table that is written after each."""
 
 import dataclasses
 import time
@@ -16,8 +16,8 @@ class Stage(NamedTuple):
     """One part of the program.
 
     Attributes:
-      seconds: that it may take; with less left it is not begun.
-      run: returns its rows.
+      seconds: maximal duration; with less time left the stage is skipped.
+      run: runs the stage; returns its rows.
     """
 
     name: str
@@ -27,13 +27,13 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass
 class Record:
-    """What was found so far.
+    """The results so far.
 
     Attributes:
       results: rows of each stage that ended, by name.
-      seconds: that each took.
+      seconds: duration of each stage.
       failed: names of stages that raised an error.
-      left_out: names of those that no time was left for.
+      left_out: names of stages skipped for lack of time.
     """
 
     command: str
@@ -44,11 +44,11 @@ class Record:
     left_out: list[str] = dataclasses.field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the record as a dict, for JSON."""
         return dataclasses.asdict(self)
 
     def table(self) -> str:
-        """For people: a Markdown table."""
+        """Returns a Markdown table."""
         lines = [f"`{self.command}`, {self.date}.", "", "| stage | what | |", "|---|---|--:|"]
         for name, rows in self.results.items():
             shown = {**rows, "seconds in all": f"{self.seconds[name]:.0f}"}
@@ -60,7 +60,7 @@ class Record:
 def run_stages(
     stages: Sequence[Stage], seconds: float, record: Record, save: Callable[[Record], None]
 ) -> None:
-    """Runs the stages that there is time for, and saves the record after each; an error ends its stage alone."""
+    """Runs the stages that fit into the time, and saves the record after each; an error ends its stage alone."""
     end = time.monotonic() + seconds
     for stage in stages:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What is measured on the device."""
+"""The measurements on the device."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ PROFILED = 3  # steps
 
 
 def describe_device() -> Rows:
-    """Returns what the device is, and FLOP/s in products of matrices."""
+    """Returns the device, the versions, and FLOP/s of matrix products."""
     device = jax.devices()[0]
     rates = {
         dtype: accelerators.measure_flops(dtype)
@@ -38,7 +38,7 @@ def describe_device() -> Rows:
 
 
 def compare_golden(folder: Path) -> Rows:
-    """Returns how far the losses are from those recorded in `folder`, with float32's products at full precision."""
+    """Returns the differences of the losses from those recorded in `folder`, with float32 products at full precision."""
     rows = {}
     with jax.default_matmul_precision("highest"):
         for name in recorded.MODELS:
@@ -48,7 +48,7 @@ def compare_golden(folder: Path) -> Rows:
 
 
 def time_step(experiment: Experiment, profile: Path | None) -> Rows:
-    """Returns the time of the train step, and the share of the peak that it reaches; writes a profile of some steps."""
+    """Returns the time of the train step, and its share of the peak; writes a profile of some steps if given a folder."""
     subject = Subject(experiment, Settings(rounds=5, least=1.0))
     seconds = subject.compiled.seconds
     took = time_interleaved({"step": subject.stepper}, subject.settings.rounds, subject.settings.least)[
@@ -75,7 +75,7 @@ def time_step(experiment: Experiment, profile: Path | None) -> Rows:
 
 
 def run_quickstart(experiment: Experiment, workdir: Path) -> Rows:
-    """Trains and evaluates a run, as its commands do."""
+    """Trains and evaluates a run, as the modes train and evaluate do."""
     began = time.monotonic()
     train(experiment, workdir)
     trained = time.monotonic()

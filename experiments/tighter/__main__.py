@@ -1,10 +1,10 @@
-"""What trained models learned of their chain and path: times, variances and the path's noise, in one picture.
+"""Plots the learned chain and path of trained models: times, variances and the path's noise, in one picture.
 
   python -m experiments.tighter --output=learned.png "VDM=runs/vdm" "DiffEnc=runs/diffenc_learned_path"
 
-Each argument is a label and a workdir. Of a model that was trained at T steps, the picture has lambda at its stops and w =
-sigma_Q^2 / sigma_P^2 of its steps; of every model, eta^2 = dh/dlambda of its path, beside 1 + 2 sigma^2, on which the bound of the
-non-trainable encoder is tight.
+Each argument is a label and a workdir. The picture shows eta^2 = dh/dlambda of each model's path, beside 1 + 2 sigma^2, with
+which the bound of the non-trainable encoder is tight; and, for a model trained at T steps, lambda at its stops and w =
+sigma_Q^2 / sigma_P^2 of its steps.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class LearnedChain(NamedTuple):
     """The chain that a model was trained on.
 
     Attributes:
-      log_snr: lambda at the stops, the data's first.
+      log_snr: lambda at the stops, from the data to the noise.
       w: sigma_Q^2 / sigma_P^2 of the steps.
     """
 
@@ -43,7 +43,7 @@ class LearnedChain(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What one model learned.
+    """The learned path, and the learned chain if any, of one model.
 
     Attributes:
       log_snr: a grid of lambda between the ends of its schedule, increasing.
@@ -62,6 +62,7 @@ def eta_squared(
 ) -> Float[np.ndarray, " points"]:
     """Returns dh/dlambda of the model's path at `log_snr`, as the derivative of H in its upper end."""
     high = jnp.asarray(log_snr)
+    # Any lower end gives the same derivative: H = h(high) - h(low).
     low = jnp.full_like(high, high[0])
     _, slope = jax.jvp(lambda high: model.increment(params, low, high), (high,), (jnp.ones_like(high),))
     return np.asarray(slope)
@@ -78,7 +79,7 @@ def learned_chain(experiment: diffenc.Experiment, params: Params) -> LearnedChai
 
 
 def read_learned(label: str, workdir: Path) -> Learned:
-    """Returns what the newest checkpoint of the run in `workdir` holds.
+    """Returns the learned path and chain of the newest checkpoint of the run in `workdir`.
 
     Raises:
       UserError: there is no run.
@@ -139,7 +140,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     args = parse_args(argv)
 
     def perform() -> None:

@@ -86,7 +86,7 @@ def measure_point(args: argparse.Namespace, devices: int) -> dict[str, Any]:
     """Measures one point in a process of its own with `devices` devices.
 
     Raises:
-      UserError: it failed, after printing the reason; or there are too few GPUs.
+      UserError: the process failed, after printing the reason; or there are too few GPUs.
     """
     logging.info("measuring on %d device(s)", devices)
     env = dict(os.environ)

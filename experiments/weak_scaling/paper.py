@@ -120,10 +120,10 @@ def estimate_row(cluster: Cluster, work: Work, images: int, parameters: int, sha
     """Returns the estimate for a cluster.
 
     Args:
-      work: of a step on one device.
-      images: per device and step.
+      work: contractions of a step on one device.
+      images: images per device and step.
       parameters: number of the model's parameters, the size of the all-reduce.
-      share: of peak FLOP/s that is reached.
+      share: achieved share of peak FLOP/s.
     """
     accelerator = ACCELERATORS[cluster.accelerator]
     at_peak = sum(flops / accelerator.peak(operands) for operands, flops in flops_by_operands(work).items())
@@ -135,5 +135,6 @@ def all_reduce_seconds(levels: tuple[Level, ...], size: float) -> float:
     seconds = 0.0
     for level in levels:
         seconds += 2 * (level.size - 1) / level.size * size / level.bandwidth
+        # After the reduce-scatter within a level, each device sends its own part alone over the next.
         size /= level.size
     return seconds

@@ -15,7 +15,7 @@ Nothing = conditionings.register("none")(Unconditional)
 @conditionings.register("by_class")
 @dataclasses.dataclass(frozen=True)
 class ByClass:
-    """The class of each image, for every encoder and network whose `classes` is not 0.
+    """The class of each image, for every encoder and network with `classes` > 0.
 
     Attributes:
       drop: the probability with which training drops an image's class, so that the network also learns p(x), as
@@ -33,5 +33,5 @@ class ByClass:
         return "class"
 
     def __call__(self, labels: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        # 0 is kept for "no class", which dropping a condition gives.
+        # 0 is reserved for "no class": dropping a condition sets it to 0.
         return (labels + 1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Images of one's own."""
+"""A user's own images."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from diffenc.registry import datasets
 @datasets.register("array_record")
 @dataclasses.dataclass(frozen=True)
 class ArrayRecord(Prepared):
-    """Whatever was prepared into DATA_DIR/`folder`: shape, levels and classes are those of its manifest.
+    """The data set prepared in DATA_DIR/`folder`; shape, levels and classes come from its manifest.
 
     Attributes:
       validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie; must be bound.
+      folder: the folder of the prepared data in DATA_DIR; must be bound.
     """
 
     @property

@@ -45,11 +45,13 @@ Read = Callable[[Stream, str], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """One of the forms in which the batches come.
+    """One of the two published formats.
 
     Attributes:
-      batches: their names by split.
-      read: the stream of a batch, its name -> `data` and `labels`.
+      archive: file name of the archive.
+      folder: the folder of the batches within the archive.
+      batches: names of the batches by split.
+      read: (stream of a batch, its name) -> `data` and `labels`.
     """
 
     archive: str
@@ -59,7 +61,7 @@ class _Layout:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """All batches, with their folder."""
+        """Names of all batches, with their folder."""
         return tuple(f"{self.folder}/{name}" for names in self.batches.values() for name in names)
 
 
@@ -68,8 +70,8 @@ def _read_pickle(stream: Stream, name: str) -> Mapping[str, Any]:
 
 
 def _read_binary(stream: Stream, name: str) -> Mapping[str, Any]:
-    """A byte of label and 3,072 of pixels an image."""
-    # Bounded, since the size that an archive states for a member need not be what it unpacks to.
+    """Reads records of one label byte and 3,072 pixel bytes."""
+    # Bounded here too: batches that were unpacked into a folder do not pass `_check_size`.
     content = BoundedReader(stream, _BATCH_BYTES, name).read()
     if len(content) % (1 + ROW):
         raise UserError(f"{name}: {len(content):,} bytes are no whole number of images; download it again")
@@ -94,7 +96,7 @@ _LAYOUTS = (
 
 
 def _official(split: str) -> tuple[Mapping[str, str], ...]:
-    """For each layout the archive, and the batches of `split`, with their MD5s."""
+    """Returns the sets of files that identify `split`, with MD5s: per layout the archive, and the batches."""
     sets = [names for layout in _LAYOUTS for names in ((layout.archive,), layout.batches[split])]
     return tuple({name: _MD5[name] for name in names} for names in sets)
 
@@ -108,7 +110,7 @@ class Cifar10(Prepared):
 
     Attributes:
       validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie.
+      folder: the folder of the prepared data in DATA_DIR.
     """
 
     folder: str = "cifar10"
@@ -161,10 +163,10 @@ class Cifar10(Prepared):
 
     @classmethod
     def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
-        """The examples of `split` from number `first` on, from the official files by their names.
+        """Returns an iterator over the examples of `split` from index `first` on, given the official files by name.
 
         Raises:
-          UserError: a file is damaged, or not what its name says.
+          UserError: a file is damaged, or is not the official file of its name.
         """
         layout = next(layout for layout in _LAYOUTS if {layout.archive, *layout.members} & set(found))
         if layout.archive in found:
@@ -184,13 +186,13 @@ def _from_folder(
 
 
 def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The batches in the order of their names, whatever their order in the archive.
+    """Yields the batches in the order of their names, independent of the archive's order.
 
-    They are read in memory: nothing of an archive is ever written to disk.
+    Batches are read in memory: nothing is ever extracted to disk.
     """
     names = layout.batches[split]
-    # A stream cannot be sought, and the order in the archive
-    # is not that of the batches: they are collected first.
+    # A gzip stream is read front to back, and the archive's order
+    # is not that of the batches: collect them all first.
     found = {}
     with convert_errors(path), gzip.open(path) as packed:
         unpacked = BoundedReader(packed, _ARCHIVE_BYTES, str(path))
@@ -201,7 +203,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
                 if name in names and member.isreg():
                     found[name] = _member(archive, member, f"{path}:{name}", layout.read)
         unpacked.drain()  # gzip checks its sum at the end, which tar leaves unread
-    # Yielded after the drain, so that no image is used of an archive whose checksum is wrong.
+    # Yielded after the drain, so that no image of an archive with a wrong checksum is used.
     for name in names:
         if name not in found:
             raise UserError(f"{path}: has no member {layout.folder}/{name}; download it again")
@@ -209,7 +211,7 @@ def _from_archive(path: Path, layout: _Layout, split: str) -> Iterator[tuple[str
 
 
 def _check_size(member: tarfile.TarInfo, path: Path) -> None:
-    """Refuses a member that cannot be: also to skip one, tarfile counts through all that it claims."""
+    """Raises UserError for an impossible size, of skipped members too: tarfile reads through every byte a header claims."""
     if not 0 <= member.size <= _BATCH_BYTES:
         raise UserError(
             f"{path}:{member.name}: claims {member.size:,} bytes, more than a batch can have ({_BATCH_BYTES:,})"

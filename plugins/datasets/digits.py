@@ -16,7 +16,7 @@ from diffenc.registry import datasets
 class Digits:
     """1,797 handwritten digits, 8x8x1 in 17 levels, that come with scikit-learn: no download.
 
-    Test is every image whose index leaves 5 when divided by 6 (299 images), train the other 1,498.
+    Test is every image with index % 6 == 5 (299 images), train the other 1,498.
 
     Attributes:
       validation: number of images cut from train, spread over it.

@@ -25,7 +25,7 @@ _BATCH_BYTES = 2**29  # official batches have 0.4 GB; what claims or unpacks to 
 
 
 def _layouts(split: str) -> tuple[tuple[str, ...], ...]:
-    """Archives, then the batches from them, in a folder or by themselves."""
+    """Returns the accepted sets of file names: an archive, or all batches unpacked from it, in a folder or beside each other."""
     stem, names = _ARCHIVES[split], _BATCHES[split]
     unpacked = [
         tuple(f"{folder}{name}{ending}" for name in names)
@@ -41,11 +41,11 @@ class Imagenet32(Prepared):
     """1.3 million photographs in 1,000 classes, 32x32x3 in 256 levels (Chrabaszcz et al. 2017).
 
     Prepared from Imagenet32_{train,val}.zip, Imagenet32_{train,val}_npz.zip, or the folders unpacked from
-    them. Test is what ImageNet calls val. These are not the images of `imagenet32_oord`.
+    them. Test is ImageNet's val split. These are not the images of `imagenet32_oord`.
 
     Attributes:
       validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie.
+      folder: the folder of the prepared data in DATA_DIR.
     """
 
     folder: str = "imagenet32"
@@ -88,10 +88,10 @@ class Imagenet32(Prepared):
 
     @classmethod
     def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
-        """The examples of `split` from number `first` on, from the official files by their names.
+        """Returns an iterator over the examples of `split` from index `first` on, given the official files by name.
 
         Raises:
-          UserError: a file is damaged, or not what its name says.
+          UserError: a file is damaged, or is not the official file of its name.
         """
         batches = _batches(found, split)
         return sources.skip_examples(examples(batches, first_label=1, num_classes=cls.num_classes), first)
@@ -108,7 +108,7 @@ def _batches(found: Mapping[str, Path], split: str) -> Iterator[tuple[str, Mappi
 
 
 def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The batches in an archive, read in memory: no name in it is ever used as a path."""
+    """Yields the batches in an archive, read in memory."""
     names = [f"{name}.npz" for name in batches] if path.stem.endswith("_npz") else batches
     with convert_errors(path), zipfile.ZipFile(path) as archive:
         # By base name: repacked archives differ in their folders.
@@ -125,6 +125,6 @@ def _members(path: Path, batches: tuple[str, ...]) -> Iterator[tuple[str, Mappin
 def _load(stream: Stream, name: str) -> Mapping[str, Any]:
     if not name.endswith(".npz"):
         return safe_pickle.load(stream, name, _BATCH_BYTES)
-    # An .npz is a zip archive, which needs seeking; the bound holds before anything of it is parsed.
+    # An .npz is a zip archive, which needs seeking; its size is bounded before any of it is parsed.
     content = io.BytesIO(BoundedReader(stream, _BATCH_BYTES, name).read())
     return safe_npz.load(content, name, ("data", "labels"), _BATCH_BYTES)

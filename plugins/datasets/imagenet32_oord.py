@@ -30,11 +30,11 @@ class Imagenet32Oord(Prepared):
     """1.3 million photographs without labels, 32x32x3 in 256 levels (van den Oord et al. 2016).
 
     Prepared from train_32x32.tar and valid_32x32.tar, or the folders unpacked from them, in the order of
-    names. Test is what they call valid. Every label is 0. These are not the images of `imagenet32`.
+    names. Test is the published valid split. Every label is 0. These are not the images of `imagenet32`.
 
     Attributes:
       validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie.
+      folder: the folder of the prepared data in DATA_DIR.
     """
 
     folder: str = "imagenet32_oord"
@@ -77,10 +77,10 @@ class Imagenet32Oord(Prepared):
 
     @classmethod
     def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
-        """The examples of `split` from number `first` on, from the official files by their names.
+        """Returns an iterator over the examples of `split` from index `first` on, given the official files by name.
 
         Raises:
-          UserError: a file is damaged, or not what its name says.
+          UserError: a file is damaged, or is not the official file of its name.
         """
         from diffenc.data.image_folder import (  # imports Pillow, which training does not need
             Labelled,
@@ -98,13 +98,13 @@ class Imagenet32Oord(Prepared):
 
 
 def _refuse(path: Path, reason: str) -> None:
-    """Raises UserError for an image that would be left out."""
+    """Raises UserError for a .png that the listing would leave out; hidden files are left out silently."""
     if path.suffix == ".png" and reason != HIDDEN:
         raise UserError(f"{path}: {reason}; remove it, or put the image there")
 
 
 class _Member(NamedTuple):
-    """Where in an archive a file lies."""
+    """A file's byte range in an archive."""
 
     name: str
     offset: int
@@ -112,7 +112,7 @@ class _Member(NamedTuple):
 
 
 def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterator[Batch]:
-    """The images by name; they are read in memory, and no name in the archive is used as a path."""
+    """Yields the images in the order of their names, read in memory; no name in the archive is used as a path."""
     from diffenc.data.image_file import levels, require_shape
 
     # Two passes: the order of images is that of their names, not of the archive, and sorting needs all names.
@@ -131,7 +131,7 @@ def _from_archive(path: Path, shape: tuple[int, int, int], first: int) -> Iterat
 
 
 def _members(path: Path) -> Sequence[_Member]:
-    """All PNGs in the archive, in the order of names."""
+    """Returns all PNGs in the archive, sorted by name."""
     found = []
     with convert_errors(path), tarfile.open(path, "r:") as archive:
         for member in archive:

@@ -1,4 +1,4 @@
-"""MNIST, and what comes in its four IDX files as well."""
+"""MNIST, and other data sets published as the same four IDX files."""
 
 import dataclasses
 import gzip
@@ -39,11 +39,11 @@ _FILES = {
 class Mnist(Prepared):
     """70,000 handwritten digits, 28x28x1 in 256 levels (LeCun et al. 1998).
 
-    Prepared from the four official IDX files, gzipped or not; Fashion-MNIST comes in the same ones.
+    Prepared from the four official IDX files, gzipped or not; the files of Fashion-MNIST have the same names.
 
     Attributes:
       validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie.
+      folder: the folder of the prepared data in DATA_DIR.
     """
 
     folder: str = "mnist"
@@ -102,10 +102,10 @@ class Mnist(Prepared):
 
     @classmethod
     def read(cls, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
-        """The examples of `split` from number `first` on, from the official files by their names.
+        """Returns an iterator over the examples of `split` from index `first` on, given the official files by name.
 
         Raises:
-          UserError: a file is damaged, or not what its name says.
+          UserError: a file is damaged, or is not the official file of its name.
         """
         prefix = "train" if split == "train" else "t10k"
         images, labels = (
@@ -131,7 +131,7 @@ def _paired(
 def _idx(
     path: Path, shape: tuple[int, ...], labels: int | None = None, label_file: Path | None = None
 ) -> Iterator[UInt8[np.ndarray, "n ..."]]:
-    """The entries, each of `shape`, of an IDX file of unsigned bytes; as many as there are `labels`."""
+    """Yields the entries of an IDX file of unsigned bytes in chunks [n, *shape]; their number must be `labels`, if given."""
     size = int(np.prod(shape))
     with convert_errors(path), _open(path) as packed:
         # 64 bytes leave room for the header, 16 bytes at most here: a gzip bomb ends at the bound.
@@ -154,12 +154,11 @@ def _wrong_length(path: Path, which: str, length: int) -> UserError:
 
 
 def _header(stream: Stream, path: Path, shape: tuple[int, ...]) -> int:
-    """The number of entries, once the rest of the header has been checked."""
+    """Returns the number of entries, after checking the rest of the header."""
     header = stream.read(8 + 4 * len(shape))
     if len(header) < 8 + 4 * len(shape):
         raise UserError(f"{path}: ends within its header; download it again")
-    # IDX is big-endian. The header is believed only as far as
-    # it agrees with the shape that the data set must have.
+    # IDX is big-endian. Only the count is taken from the header, within a limit; the shape is the data set's own.
     magic, count, *dims = struct.unpack(f">{2 + len(shape)}I", header)
     expected = _UNSIGNED_BYTES + 1 + len(shape)
     if magic != expected:

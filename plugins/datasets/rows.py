@@ -1,4 +1,4 @@
-"""Batches of rows, as CIFAR-10 and downsampled ImageNet come: 32x32 images stored channel by channel."""
+"""Batches of rows, the format of CIFAR-10 and of downsampled ImageNet: 32x32 images stored channel by channel."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,13 +16,15 @@ ROW = _CHANNELS * _SIDE * _SIDE
 def examples(
     batches: Iterable[tuple[str, Mapping[str, Any]]], first_label: int, num_classes: int
 ) -> Iterator[Batch]:
-    """The batches as images [N, 32, 32, 3], labels counted from 0.
+    """Yields the batches as images [N, 32, 32, 3], with labels counted from 0.
 
     Args:
-      batches: a name for messages and `data` uint8 [N, 3072], `labels` N integers from `first_label`.
+      batches: pairs of a name for messages and a mapping of `data`, uint8 [N, 3072], and `labels`, N integers.
+      first_label: the smallest label in the batches.
+      num_classes: number of labels from `first_label` on.
 
     Raises:
-      UserError: names the batch that is not so.
+      UserError: a batch has another form; the message names it.
     """
     for name, batch in batches:
         rows = _rows(name, batch)
@@ -45,7 +47,7 @@ def _labels(
     name: str, batch: Mapping[str, Any], count: int, first_label: int, num_classes: int
 ) -> Int[np.ndarray, " n"]:
     given = batch.get("labels")
-    # type, not isinstance: a bool is an int, and what was unpickled may hold any of the allowed types.
+    # type, not isinstance: a bool is an int, and an unpickled list may hold every type that the loader allows.
     listed = isinstance(given, list) and all(type(label) is int for label in given)
     labels = np.asarray(given) if listed or isinstance(given, np.ndarray) else np.empty(0, object)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):

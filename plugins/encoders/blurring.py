@@ -29,17 +29,18 @@ IDENTITY = Identity()
 @encoders.register("blurring")
 @dataclasses.dataclass(frozen=True)
 class Blurring(PreparedOnce):
-    """Another encoder's x_phi blurred, the more the noisier, as heat dissipates (arXiv:2209.05557). Its mean is that one's.
+    """Another encoder's x_phi, blurred more at higher noise, as heat dissipates (arXiv:2209.05557). Its mean is that encoder's.
 
-    The blur is a Gaussian of standard deviation width sigma^2 pixels: none where there is no noise, and gone with
-    sigma^4 as the noise goes, too fast for the reconstruction to notice. A mode of f radians a pixel is damped by
-    exp(-1/2 f^2 width^2 sigma^4), so that its slope is the other encoder's and f^2 width^2 alpha^2 sigma^4 x_phi. No
-    mean, a factor for all modes, is right for each of them. That of the other encoder (generative_mean.vdm for the identity,
-    generative_mean.counterterm for alpha^2 x) is right for the lowest, which hold most of an image; the rest x_hat has to learn.
+    The blur is a Gaussian with a standard deviation of width sigma^2 pixels. Its effect vanishes like sigma^4 at low noise,
+    too fast to matter for the reconstruction term. A mode of f radians per pixel is damped by
+    exp(-1/2 f^2 width^2 sigma^4), so that its slope is the other encoder's plus f^2 width^2 alpha^2 sigma^4 x_phi. No
+    generative mean with one factor for all modes is right for each of them. The other encoder's (generative_mean.vdm for
+    the identity, generative_mean.counterterm for alpha^2 x) is right for the lowest modes, which hold most of an image; x_hat
+    has to learn the rest.
 
     Attributes:
-      encoder: whose x_phi is blurred.
-      width: of the blur where all is noise, in pixels.
+      encoder: the encoder that gives the x_phi to blur.
+      width: standard deviation of the blur at sigma = 1, in pixels.
     """
 
     generative_mean: ClassVar[str] = "that of encoder.blurring.encoder"
@@ -55,8 +56,8 @@ class Blurring(PreparedOnce):
         return self.encoder.init(key, x, log_snr)
 
     def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> Any:
-        """Returns what the other encoder prepares."""
-        # Nothing of the blur can be prepared: it acts on x_phi, which depends on lambda.
+        """Returns the other encoder's prepared values."""
+        # The blur acts on x_phi, which depends on lambda, so no part of it can be prepared.
         return prepare_once(self.encoder, params, x, context)
 
     def at(self, params: Params, prepared: Any, log_snr: LogSNR) -> Data:
@@ -65,10 +66,10 @@ class Blurring(PreparedOnce):
 
 
 def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b h w c"]:
-    """Heat that flows for a time width^2 / 2 (in pixels^2), none of it over the edges.
+    """Returns the images after heat flow for a time width^2 / 2 (in pixels^2), with no flow over the edges.
 
-    What is lost is taken from the image: so a blur of width 0 is exact, and a short step keeps its digits. Products
-    with the cosines, not a fast transform: for images of so few pixels they cost less, and split with the batch.
+    Subtracts each mode's loss from the image, so that a blur of width 0 is exact and short steps keep their digits. Uses
+    products with the cosines instead of a fast transform: at these image sizes they cost less, and they shard with the batch.
     """
     # The DCT-II diagonalises diffusion with reflecting boundaries:
     # each mode decays by itself, and the mean is kept.
@@ -77,21 +78,21 @@ def blur(images: Float[Array, "b h w c"], width: PerExample) -> Float[Array, "b 
     # [b, modes_h, modes_w]: a width per image, since each has its own noise level.
     exponent = jnp.multiply.outer(-0.5 * jnp.square(width), jnp.asarray(squared, images.dtype))
     rows, columns = jnp.asarray(rows, images.dtype), jnp.asarray(columns, images.dtype)
-    # Full precision: a bfloat16 or TF32 product would leave errors far above what a short step changes.
+    # Full precision: a bfloat16 or TF32 product would leave errors far above the change over a short step.
     modes = jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision="highest")
-    # e^x - 1 is what a mode loses. The image plus what it loses keeps x_phi(lambda_0) within rounding of x,
-    # where transforming back the damped modes would add the error of two transforms.
+    # expm1(x) is a mode's relative change. Adding the change to the image keeps x_phi(lambda_0) within rounding of x;
+    # transforming back the damped modes would add the error of two transforms.
     lost = jnp.expm1(exponent)[..., None] * modes
     return images + jnp.einsum("ih,bijc,jw->bhwc", rows, lost, columns, precision="highest")
 
 
 def cosines(size: int) -> Float[np.ndarray, "modes positions"]:
-    """The modes of a row of pixels, each of norm 1."""
+    """Returns the DCT-II modes of a row of pixels, each of norm 1."""
     from scipy import fft  # here, so that listing plugins does not import it
 
     return np.asarray(fft.dct(np.eye(size), norm="ortho", axis=0))
 
 
 def frequencies(size: int) -> Float[np.ndarray, " modes"]:
-    """Theirs, in radians a pixel."""
+    """Returns the frequencies of `cosines`, in radians per pixel."""
     return np.pi * np.arange(size) / size

@@ -36,7 +36,7 @@ class Identity:
 @encoders.register("nontrainable")
 @dataclasses.dataclass(frozen=True)
 class Nontrainable:
-    """x_nt = alpha^2 x [16], whose slope is exactly sigma^2 x_nt. Its mean is generative_mean.counterterm."""
+    """x_nt = alpha^2 x [16], with a slope of exactly sigma^2 x_nt. Its mean is generative_mean.counterterm."""
 
     generative_mean: ClassVar[str] = "generative_mean.counterterm"
 
@@ -53,7 +53,7 @@ class Trainable(PreparedOnce):
     """x_phi = alpha^2 x + sigma^2 y_phi(x, lambda) [15]: DiffEnc. Its mean is generative_mean.counterterm.
 
     Attributes:
-      network: y_phi. One whose last layer starts at zero makes this encoder the non-trainable one
+      network: y_phi. If its last layer starts at zero, this encoder equals the non-trainable one
         at initialisation.
     """
 
@@ -75,7 +75,7 @@ class Trainable(PreparedOnce):
 
 def blend(x: Data, y: Data, log_snr: LogSNR) -> Data:
     """Returns alpha^2 x + sigma^2 y [15]."""
-    # sigma^2 y vanishes as t -> 0, so that x_phi(lambda_0) is close to x, whose
-    # levels the decoder assumes. d x_phi / d lambda = sigma^2 (alpha^2 x - alpha^2
-    # y + dy / d lambda) [153] follows by jvp, through the rules of alpha_squared.
+    # sigma^2 y vanishes as t -> 0, so that x_phi(lambda_0) is close to x: the decoder assumes the
+    # levels of x. d x_phi / d lambda = sigma^2 (alpha^2 x - alpha^2 y + dy / d lambda) [153]
+    # follows by jvp, through the rules of alpha_squared.
     return scale(alpha_squared(log_snr), x) + scale(sigma_squared(log_snr), y)

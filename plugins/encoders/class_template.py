@@ -22,9 +22,9 @@ from diffenc_plugins.encoders.builtin import blend
 @encoders.register("class_template")
 @dataclasses.dataclass(frozen=True)
 class ClassTemplate(PreparedOnce, ClassConditional):
-    """x_phi = alpha^2 x + sigma^2 tanh(template of x's class), a learned image a class. Its mean is generative_mean.counterterm.
+    """x_phi = alpha^2 x + sigma^2 tanh(learned template of x's class). Its mean is generative_mean.counterterm.
 
-    The templates start at 0, which makes it the non-trainable encoder; that it stays for images of no class.
+    Templates start at 0, where the encoder is the non-trainable one; for images without a class it remains so.
 
     Attributes:
       classes: the number of classes.
@@ -45,12 +45,12 @@ class ClassTemplate(PreparedOnce, ClassConditional):
         """Returns x, and the template of each image's class; None without classes."""
         if context.condition is None:
             return x, None
-        # Row 0 is that of no class: conditions are class + 1, and index the
-        # rows as they are. tanh keeps templates in the range of pixels.
+        # Row 0 is for no class: conditions are class + 1 and index the
+        # rows directly. tanh keeps templates in the range of pixels.
         templates = jnp.concatenate([jnp.zeros((1, *x.shape[1:]), x.dtype), jnp.tanh(params["template"])])
         return x, templates[context.condition]
 
     def at(self, params: Params, prepared: tuple[Data, Data | None], log_snr: LogSNR) -> Data:
         x, y = prepared
-        # Without conditions the template of no class, 0, would only cost a product.
+        # Without conditions every template is 0: sigma^2 y is left out.
         return scale(alpha_squared(log_snr), x) if y is None else blend(x, y, log_snr)

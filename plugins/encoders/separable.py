@@ -29,13 +29,13 @@ AllChannels = Float[Array, "b h w terms_c"]
 class Separable(PreparedOnce):
     """x_phi = alpha^2 x + sigma^2 sum_k b_k(lambda) f_k(x): one call of the network serves all noise levels.
 
-    b_k are the Bernstein polynomials of a logistic function s(lambda), 0.02 at log_snr_max and 0.98 at log_snr_min: positive,
-    and one in sum, so that y stays within the bounds of the f_k. A slope costs no further call of the network. Its mean is
-    generative_mean.counterterm.
+    b_k are the Bernstein polynomials of a logistic function s(lambda), 0.02 at log_snr_max and 0.98 at log_snr_min. They are
+    positive and sum to one, so that y stays within the bounds of the f_k. A slope costs no further call of the network. The
+    encoder's mean is generative_mean.counterterm.
 
     Attributes:
-      network: gives f_1 .. f_K, as the channels of one image: the network is given x K times over, at log_snr_max. One
-        whose last layer starts at zero makes this encoder the non-trainable one at initialisation.
+      network: computes f_1 .. f_K side by side as channels of one image; its input is x repeated K times, at log_snr_max. If
+        its last layer starts at zero, this encoder equals the non-trainable one at initialisation.
       terms: K.
       log_snr_max, log_snr_min: the noise levels between which y moves from f_1 to f_K.
     """
@@ -72,14 +72,14 @@ class Separable(PreparedOnce):
         return blend(x, y, log_snr)
 
     def _repeat(self, x: Data) -> AllChannels:
-        # Networks give as many channels as they take: K copies of x ask for K images.
+        # A network's output has the channels of its input: K copies of x in, K images out.
         return jnp.concatenate([x] * self.terms, axis=-1)
 
 
 def bernstein(s: Float[Array, " b"], count: int) -> Float[Array, "b count"]:
     """Returns the `count` Bernstein polynomials of degree `count` - 1 at `s`, in [0, 1]."""
     degree = count - 1
-    # integer powers: products, whose slope is finite at both ends
+    # Integer powers are products, with finite slopes at both ends.
     values = [
         math.comb(degree, k) * jax.lax.integer_pow(s, k) * jax.lax.integer_pow(1 - s, degree - k)
         for k in range(count)

@@ -1,4 +1,4 @@
-"""Fixed networks, by whose features images are compared."""
+"""Fixed feature networks, for distances between sets of images."""
 
 from diffenc_plugins.features.inception import Inception
 

@@ -46,12 +46,12 @@ Preprocess = Callable[[Float[Array, "b h w c"]], Maps]
 
 
 def preprocess_as_port(images: Float[Array, "b h w c"]) -> Maps:
-    """0 .. 255 to -1 .. 1, resized with pixels as squares: what pytorch-fid, and so most figures, have."""
+    """Returns images 0 .. 255 as -1 .. 1, resized with pixels as squares, as pytorch-fid and so most published FIDs do."""
     return 2 * resize(images / 255, SIDE, centred_positions) - 1
 
 
 def preprocess_as_graph(images: Float[Array, "b h w c"]) -> Maps:
-    """What the graph itself begins with: TensorFlow 1's resizing, which moves the image, and 128 as zero."""
+    """Applies the graph's own preprocessing: TensorFlow 1's resize, which shifts the image, with 128 as zero."""
     return (resize(images, SIDE, corner_positions) - 128) / 128
 
 
@@ -59,7 +59,7 @@ PREPROCESS: dict[str, Preprocess] = {"port": preprocess_as_port, "graph": prepro
 
 
 def convs(prefix: str, *names: str) -> Layer:
-    """Convolutions one after the other; a name that ends in "/2" takes every other place and pads nothing."""
+    """Returns convolutions in sequence; a name that ends in "/2" has stride 2 and no padding."""
     return chain(
         *(
             conv(f"{prefix}.{name[:-2]}", 2, "VALID") if name.endswith("/2") else conv(f"{prefix}.{name}")
@@ -137,11 +137,11 @@ LAYERS: dict[str, Layer] = {  # in their order
 @features.register("inception")
 @dataclasses.dataclass(frozen=True)
 class Inception:
-    """The 2,048 pool3 features of the Inception graph of 2015-12-05, which define FID; its weights are a file of yours.
+    """The 2,048 pool3 features of the Inception graph of 2015-12-05, which define FID; the user provides the weights.
 
     Attributes:
       weights: the file pt_inception-2015-12-05-6726825d.pth; None = the one of that name in the data directory.
-      preprocess: "port", resized and scaled as pytorch-fid does it, or "graph", as TensorFlow's graph itself does.
+      preprocess: "port", which resizes and scales as pytorch-fid does, or "graph", as the TensorFlow graph itself does.
     """
 
     weights: str | None = None
@@ -156,7 +156,7 @@ class Inception:
             )
 
     def metric(self) -> str:
-        """ "fid" for the published weights and for images resized as most figures have it."""
+        """Returns "fid" for the published weights with the preprocessing of most published figures, else "fd_inception"."""
         published = self._sha256().startswith(SHA256_START)
         return "fid" if published and self.preprocess == "port" else "fd_inception"
 
@@ -195,15 +195,15 @@ class Inception:
 def features_of(
     preprocess: Preprocess, weights: Weights, images: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b features"]:
-    """The mean of the last block over all places."""
+    """Returns the mean of the last block's maps over all positions."""
     return global_mean(chain(*LAYERS.values())(weights, preprocess(to_three_channels(images))))
 
 
 def fold_batch_norms(state: dict[str, np.ndarray], name: str) -> Weights:
-    """Kernels and biases by layer from a state dict, each norm put into its convolution.
+    """Returns kernels and biases by layer from a state dict, with each norm folded into its convolution.
 
     Raises:
-      UserError: something of the state is missing; `name` is what it calls the file.
+      UserError: a parameter is missing or has another shape; `name` stands for the file in the message.
     """
     found = {}
     for key in state:
@@ -216,8 +216,8 @@ def fold_batch_norms(state: dict[str, np.ndarray], name: str) -> Weights:
                 raise UserError(f"{name}: has no {short_repr(error.args[0])}, so it is not {FILE}") from error
             if not state[key].ndim == 4 or not all(part.shape == state[key].shape[:1] for part in parts):
                 raise UserError(f"{name}: is not {FILE} ({short_repr(layer)} has other shapes)")
-            # float64, so that each folded weight is rounded once: scale (w
-            # x - mean) / sqrt(var + eps) + bias = w' x + b'.
+            # scale (w x - mean) / sqrt(var + eps) + bias = w' x + b', in float64, so that
+            # each folded weight is rounded once.
             scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
             scale = scale / np.sqrt(variance + EPSILON)
             # torch has OIHW, JAX's convolution here HWIO; the
@@ -228,9 +228,9 @@ def fold_batch_norms(state: dict[str, np.ndarray], name: str) -> Weights:
 
 
 def _check(extract: Extract, name: str, num_features: int) -> None:
-    """Raise UserError unless the weights fit together as those of the network."""
+    """Raises UserError unless the weights have the network's names and shapes."""
     try:
-        # Shapes alone: tells a file of another network at once, without a forward pass.
+        # Shapes alone: detects the weights of another network without a forward pass.
         shape = jax.eval_shape(extract, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)).shape
     except (KeyError, TypeError, ValueError) as error:
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else "other shapes"

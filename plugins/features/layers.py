@@ -1,7 +1,7 @@
-"""What fixed convolutional networks are put together from.
+"""Layers of fixed convolutional networks.
 
-A layer takes the weights of the whole network, by name, and maps [B, H, W, C]. Convolutions look their weights up by
-name; how many channels there are is the weights' affair. Everything is computed in full float32, on every device.
+A layer takes the weights of the whole network, by name, and maps [B, H, W, C]. Convolutions look up their weights by
+name; the weights determine the numbers of channels. Everything is computed in full float32, on every device.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ Layer = Callable[[Weights, Maps], Maps]
 
 
 def conv(name: str, stride: int = 1, padding: str = "SAME") -> Layer:
-    """A convolution with the weights of `name`, a bias and a ReLU."""
+    """Returns a convolution with the weights of `name`, followed by bias and ReLU."""
 
     def apply(weights: Weights, maps: Maps) -> Maps:
         kernel, bias = weights[name]
@@ -36,7 +36,7 @@ def conv(name: str, stride: int = 1, padding: str = "SAME") -> Layer:
 
 
 def chain(*layers: Layer) -> Layer:
-    """One layer after the other."""
+    """Returns the layers in sequence as one layer."""
 
     def apply(weights: Weights, maps: Maps) -> Maps:
         for layer in layers:
@@ -47,49 +47,49 @@ def chain(*layers: Layer) -> Layer:
 
 
 def concatenate(*layers: Layer) -> Layer:
-    """All layers on the same maps, their results side by side as channels."""
+    """Returns a layer that applies all `layers` to the same maps and concatenates their outputs as channels."""
     return lambda weights, maps: jnp.concatenate([layer(weights, maps) for layer in layers], axis=-1)
 
 
 def max_pool(weights: Weights, maps: Maps, stride: int = 2, padding: str = "VALID") -> Maps:
-    """The largest of each 3x3; beyond the edge there is nothing."""
+    """Applies 3x3 max pooling; positions beyond the edge do not count."""
     del weights
     return lax.reduce_window(maps, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
 def max_pool_same(weights: Weights, maps: Maps) -> Maps:
-    """The largest of the 3x3 around each place."""
+    """Applies 3x3 max pooling of stride 1, with outputs of the same size."""
     return max_pool(weights, maps, 1, "SAME")
 
 
 def mean_pool_same(weights: Weights, maps: Maps) -> Maps:
-    """The mean of the 3x3 around each place, of those that there are: what is beyond the edge does not count."""
+    """Applies 3x3 mean pooling of stride 1, with outputs of the same size; positions beyond the edge do not count."""
     del weights
 
     def sums(of: Maps) -> Maps:
         return lax.reduce_window(of, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
-    # The second sum counts the places of each window within the map: 9 inside, 6 at an edge, 4 in a corner.
+    # The second sum counts each window's positions within the map: 9 inside, 6 at an edge, 4 in a corner.
     return sums(maps) / sums(jnp.ones((1, *maps.shape[1:3], 1), maps.dtype))
 
 
 def global_mean(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """The mean over all places."""
+    """Returns the mean over all positions."""
     return maps.mean(axis=(1, 2))
 
 
 def to_three_channels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-    """0 .. 255 as float32; one channel is taken three times."""
+    """Returns 0 .. 255 as float32; a single channel is repeated three times."""
     return jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:3], 3))
 
 
 def centred_positions(size: int, out: int) -> Float[np.ndarray, " out"]:
-    """Where in `size` pixels the centres of `out` pixels lie that cover the same square (align_corners=False)."""
+    """Returns the centres of `out` pixels that cover the same square, in coordinates of `size` pixels (align_corners=False)."""
     return (np.arange(out) + 0.5) * size / out - 0.5
 
 
 def corner_positions(size: int, out: int) -> Float[np.ndarray, " out"]:
-    """The same as TensorFlow 1 has it: the first pixels coincide, not the squares."""
+    """Returns the positions of TensorFlow 1's resize: the first pixels coincide, not the squares."""
     return np.arange(out) * size / out
 
 
@@ -98,7 +98,7 @@ def resize(
     size: int,
     places: Callable[[int, int], Float[np.ndarray, " out"]] = centred_positions,
 ) -> Float[Array, "b size size c"]:
-    """Bilinear between the two nearest pixels each way, the outermost going on beyond the edge; no smoothing."""
+    """Resizes by bilinear interpolation without antialiasing; the outermost pixels continue beyond the edge."""
     rows, columns = (
         jnp.asarray(interpolation_matrix(length, places(length, size))) for length in images.shape[1:3]
     )
@@ -106,7 +106,7 @@ def resize(
 
 
 def interpolation_matrix(size: int, places: Float[np.ndarray, " out"]) -> Float[np.ndarray, "out size"]:
-    """The matrix that takes values at 0 .. size - 1 to those at `places`, linearly."""
+    """Returns the matrix that interpolates values at 0 .. size - 1 linearly at `places`."""
     # Weights max(0, 1 - distance) are the bilinear ones;
     # clipping repeats the outermost pixels beyond the edge.
     places = np.clip(places, 0, size - 1)

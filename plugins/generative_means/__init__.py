@@ -1,4 +1,4 @@
-"""Generative means: what the reverse process takes x_phi and its slope to be."""
+"""Generative means: the reverse process's estimates of x_phi and of its slope."""
 
 from diffenc_plugins.generative_means.builtin import VDM, Counterterm, Rescaled
 from diffenc_plugins.generative_means.learned_counterterm import LearnedCounterterm

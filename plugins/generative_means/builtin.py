@@ -1,4 +1,4 @@
-"""Generative means whose slope is a multiple of x_hat."""
+"""Generative means with a slope proportional to x_hat."""
 
 import dataclasses
 

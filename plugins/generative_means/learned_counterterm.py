@@ -22,7 +22,7 @@ class LearnedCounterterm(ProportionalMean):
     Attributes:
       log_snr_min: the first knot.
       log_snr_max: the last knot.
-      knots: how many, spread evenly; as many parameters. The width of each sigmoid is half their distance.
+      knots: number of evenly spaced knots, and of parameters. The width of each sigmoid is half their distance.
     """
 
     log_snr_min: float = -6.0

@@ -12,9 +12,9 @@ from diffenc.registry import generative_means
 class Reencoded(GenerativeMean):
     """x_hat estimates x itself, and value and slope are the encoder's for x_hat (NDM, arXiv:2310.08337).
 
-    Sampling needs the encoder, and costs it a call more a step. In float32 its errors lose digits where sigma vanishes, as
-    differences of encoded images. Since x_phi of E[x | z] is not E[x_phi | z], its probability-flow ODE is consistent only
-    with encoders that are affine in x.
+    Sampling needs the encoder, with one more call of it per step. In float32 the errors lose digits where sigma vanishes,
+    since they are differences of encoded images. Since x_phi of E[x | z] is not E[x_phi | z], the probability-flow ODE is
+    consistent only with encoders that are affine in x.
     """
 
     needs_encoder: ClassVar[bool] = True

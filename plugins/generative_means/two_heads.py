@@ -27,13 +27,13 @@ VALUE_LOSS = "value_loss"
 @generative_means.register("two_heads")
 @dataclasses.dataclass(frozen=True)
 class TwoHeads(GenerativeMean):
-    """A second network learns E[x_phi | z]; the slope is what the first one's sum leaves.
+    """A second network learns the value E[x_phi | z]; the slope is the remainder of the first network's sum.
 
     With G = `value_weight`, the bound and ancestral steps depend on G value + slope alone. The model's network gives that
     sum, as the counterterm's: (G + stretch sigma^2) x_hat. The second, r, gives the value x_hat + sigma r, hence the slope
-    stretch sigma^2 x_hat - G sigma r: r cancels from the bound, and has no gradient of it. It is trained by plain
-    denoising, the mean square of (value - x_phi) / sigma, which is that of v, with encoder and first network stopped. It is
-    a network of its own rather than outputs of the first, so that the bound's gradients are those without it.
+    stretch sigma^2 x_hat - G sigma r: r cancels from the bound and has no gradient of it. r is trained by plain denoising,
+    on the mean square of (value - x_phi) / sigma, the squared error of v, with a stop-gradient on encoder and first network.
+    It is a network of its own rather than more outputs of the first, so that it leaves the bound's gradients unchanged.
 
     Attributes:
       network: r as a function of (z, lambda).

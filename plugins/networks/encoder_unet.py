@@ -21,12 +21,12 @@ LAST: dict[str, Callable[[Maps], Maps]] = {"tanh": jnp.tanh, "none": lambda y: y
 
 
 class PreparedMaps(NamedTuple):
-    """What does not depend on the noise level.
+    """The intermediate results that do not depend on the noise level.
 
     Attributes:
       stem: the maps that enter the first block.
-      begun: what `stacks.begin_block` makes of them.
-      context: that of the images.
+      begun: the output of `stacks.begin_block` on them.
+      context: the context of the images.
     """
 
     stem: Maps
@@ -47,7 +47,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
       dropout: rate, inside the blocks.
       last: the function that the output goes through: "tanh", as published, or "none".
       classes: the number of classes of the condition; 0 = the condition is ignored.
-      log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+      log_snr_max, log_snr_min: the range that the time embedding maps to 0 .. 1000.
       scan: blocks of one shape that follow each other run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again; saves nothing on a CPU.
       precision: of the maps; parameters, statistics, the first and the last convolution stay float32.
@@ -98,7 +98,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         return params
 
     def prepare(self, params: Params, x: Data, context: Context = NO_CONTEXT) -> PreparedMaps:
-        """Returns what the noise level does not enter: the stem, and the first convolution of the first block."""
+        """Returns the computation shared by all noise levels: the stem, and the first convolution of the first block."""
         check_pooling(x.shape[1:3], len(self._levels()))
         h = self._pieces(x.shape[-1]).stem.apply(params, None, x)
         first = stacks.only_block(stacks.split_stages(params, None, self._stages())["down_0_0"])
@@ -114,7 +114,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         stages = stacks.split_stages(params, context.keys, self._stages())
         run_turns = stacks.choose_turns(self.scan)
         saving = jax.checkpoint if self.remat else lambda function: function
-        # As published, for the sake of released weights.
+        # As published, so that released weights compute the published function.
         middle_groups = max(1, self._groups // 2) if self.blocks == 2 else self._groups
 
         def apply_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
@@ -167,7 +167,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         return LAST[self.last](pieces.head.apply(params, None, h))
 
     def _stages(self) -> list[Stage]:
-        """All blocks in the order of computation."""
+        """Returns all blocks in the order of computation."""
         levels = range(len(self._levels()))
         down = [stage for level in levels for stage in self._level_stages("down", level)]
         up = [stage for level in reversed(levels) for stage in self._level_stages("up", level)]
@@ -175,10 +175,10 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         return [*down, Stage("middle", BlockShape(deepest, deepest), 2), *up]
 
     def _level_stages(self, way: str, level: int) -> list[Stage]:
-        """The first block of a level, which may change the number of channels, and the others."""
+        """Returns the first block of a level, which may change the number of channels, and the others."""
         channels, others = self._levels()[level], max(1, self.blocks // 2) - 1
-        # Up: unpooled maps and the skip. Down: the channels
-        # of the level above, those of the stem at the first.
+        # Up: unpooled maps and the skip. Down: the channels of the
+        # level above; for the first level, the channels of the stem.
         channels_in = 2 * channels if way == "up" else (self.channels, *self._levels())[level]
         first = Stage(f"{way}_{level}_0", BlockShape(channels_in, channels), 1)
         return [first, *([Stage(f"{way}_{level}", BlockShape(channels, channels), others)] if others else [])]
@@ -207,7 +207,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
 
 
 def check_pooling(size: tuple[int, ...], levels: int) -> None:
-    """Raise UserError unless the image halves exactly `levels` times."""
+    """Raises UserError unless both sides of the image halve exactly `levels` times."""
     unit = 2**levels
     if any(side % unit for side in size):
         once = f"bind {NAME}.blocks = 1, which pools once; " * (
@@ -222,7 +222,7 @@ def check_pooling(size: tuple[int, ...], levels: int) -> None:
 
 
 def max_pool(h: Maps) -> Float[Array, "b half_h half_w c"]:
-    """The largest of every 2x2 positions."""
+    """Applies 2x2 max pooling of stride 2."""
     b, height, width, c = h.shape
     # Windows do not overlap, so a reshape and a maximum take the place of reduce_window.
     return h.reshape(b, height // 2, 2, width // 2, 2, c).max(axis=(2, 4))

@@ -67,7 +67,7 @@ def check_classes(name: str, classes: int) -> None:
 
 
 def get_parameter(name: str, shape: tuple[int, ...], init: hk.initializers.Initializer) -> Array:
-    """Returns a parameter in the default precision, whatever the precision of the activations."""
+    """Returns a parameter in the default precision, independent of the precision of the activations."""
     return hk.get_parameter(name, shape, jnp.result_type(float), init=init)
 
 
@@ -149,7 +149,7 @@ def apply_group_norm(h: Maps, gain: Float[Array, " c"], offset: Float[Array, " c
     variance = group_mean(channel_variance + jnp.square(channel_mean - mean))
     # 1e-6 as in the published networks; haiku's default is 1e-5.
     factor = gain[None] * jax.lax.rsqrt(variance + 1e-6)
-    # gain (h - mean) / std + offset, with all that is per channel put into one factor and one offset.
+    # gain (h - mean) / std + offset, with all terms per channel collected into one factor and one offset.
     return h * factor[:, None, None, :] + (offset[None] - mean * factor)[:, None, None, :]
 
 
@@ -183,15 +183,15 @@ def stem(h: Maps, channels: int, precision: str) -> MapsOut:
 def apply_dropout(h: Maps, rate: float, keys: ImageKeys | None) -> Maps:
     """Applies dropout with a mask from each image's own key; returns `h` unchanged if `keys` is None.
 
-    16 random bits decide on a number, so that the rate is met to 2^-17; what is kept is divided by 1 - `rate`.
+    16 random bits decide for each entry, so that the rate is met to 2^-17; kept entries are divided by 1 - `rate`.
     """
-    # At least 1, for a rate close to 1 would keep nothing and train nothing.
+    # At least 1: a rate close to 1 would otherwise drop every entry, and nothing would train.
     kept_of_65536 = max(1, round((1 - rate) * 65536))
     if keys is None or kept_of_65536 == 65536:
         return h
     # vmap over per-image keys: a mask depends on its image's key alone, however the batch is divided.
     kept = jax.vmap(lambda key: random_16_bits(key, h.shape[1:]))(keys) < kept_of_65536
-    # in float32: bfloat16 would round the scale itself, the same way in every number
+    # In float32: bfloat16 would round 1 - rate itself, a bias common to all entries.
     scaled = (at_least_float32(h) / (1 - rate)).astype(h.dtype)
     return jnp.where(kept, scaled, jnp.zeros_like(h))
 
@@ -270,7 +270,7 @@ def end_resnet_block(
     groups: int,
     dropout: float,
 ) -> MapsOut:
-    """Applies the rest of `resnet_block` to what `begin_resnet_block` made of `h`."""
+    """Applies the rest of `resnet_block` to `begun`, the output of `begin_resnet_block` on `h`."""
     # A 1x1 convolution, only where channels change; elsewhere the residual path is the identity.
     shortcut = h if h.shape[-1] == channels else dense(h, channels, "shortcut")
     with name_scope("embedding"):

@@ -1,4 +1,4 @@
-"""What both U-Nets have beside their residual blocks, as functions of parameters."""
+"""The parts of both U-Nets other than residual blocks, as functions of parameters."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from diffenc_plugins.networks.layers import Embedding, Maps, MapsOut
 
 
 class Pieces(NamedTuple):
-    """Transforms whose parameters lie side by side.
+    """Transforms with disjoint names of parameters, which share one dict.
 
     Attributes:
       embed: (log_snr, condition) -> embedding of noise level and class.

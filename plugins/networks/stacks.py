@@ -1,7 +1,7 @@
 """Residual blocks of one shape as one tree of parameters: each leaf is [n, ...], however the blocks are computed.
 
 Few large arrays cost less than many small ones wherever parameters are handled one by one: arguments of a step, the
-optimizer, the average, checkpoints. A network lists its blocks as *stages*, in the order that it computes them; blocks
+optimizer, the average, checkpoints. A network lists its blocks as *stages*, in the order of computation; blocks
 with the same numbers of channels share a stack, in that order.
 """
 
@@ -60,7 +60,7 @@ Turn = Callable[[Maps, Blocks, Any], tuple[MapsOut, Any]]
 
 def init_stacks(key: InitKey, stages: Sequence[Stage], embedding_channels: int) -> Params:
     """Returns the parameters of all stages, stacked by shape: {"blocks_IN_OUT/LAYER": {NAME: [n, ...]}}."""
-    # A key per block in the order of computation, whatever stack it belongs to.
+    # A key per block in the order of computation, independent of the stack it belongs to.
     keys = jax.random.split(key, sum(stage.num_blocks for stage in stages))
     shapes = [stage.shape for stage in stages for _ in range(stage.num_blocks)]
     params = {}
@@ -78,8 +78,8 @@ def split_stages(params: Params, keys: ImageKeys | None, stages: Sequence[Stage]
     The gradient of a stack is one concatenation of those of its stages.
 
     Args:
-      params: those of the network.
-      keys: [B], from which each block gets its own; None = no dropout.
+      params: the network's parameters.
+      keys: [B], to be split into keys for each block; None = no dropout.
     """
     # Keys are split over the blocks of all stages in their order, before blocks are sorted into stacks: a
     # block's mask does not depend on which others have its shape.
@@ -115,7 +115,7 @@ def begin_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
 def end_block(
     block: Blocks, begun: MapsOut, h: Maps, embedding: Embedding, channels: int, groups: int, dropout: float
 ) -> MapsOut:
-    """Applies the rest of a block to what `begin_block` made of `h`."""
+    """Applies the rest of a block to `begun`, the output of `begin_block` on `h`."""
 
     def end(begun: MapsOut, h: Maps) -> MapsOut:
         return layers.end_resnet_block(begun, h, embedding, block.keys, channels, groups, dropout)
@@ -147,7 +147,7 @@ def loop_turns(
 
     Args:
       turn: (h, block, x) -> (h, y).
-      xs: what an earlier loop returned as its ys, or None.
+      xs: the ys of an earlier loop, or None.
       reverse: the first block takes the last x.
 
     Returns:
@@ -162,7 +162,7 @@ def loop_turns(
 def write_out_turns(
     turn: Turn, h: Maps, blocks: Blocks, xs: Any = None, *, reverse: bool = False
 ) -> tuple[MapsOut, Any]:
-    """Runs `turn` over stacked blocks, compiled block by block. Takes what `loop_turns` does; the ys are a list."""
+    """Runs `turn` over stacked blocks, compiled block by block. Takes the arguments of `loop_turns`; the ys are a list."""
     ys, listed = [], list_blocks(blocks)
     xs = [None] * len(listed) if xs is None else xs[::-1] if reverse else xs
     for block, x in zip(listed, xs, strict=True):

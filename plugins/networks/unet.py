@@ -26,9 +26,9 @@ MOST_POWER = 30  # 2^p pi z has no digits left in float32 beyond it
 @networks.register("unet")
 @dataclasses.dataclass(frozen=True)
 class UNet(ClassConditional):
-    """VDM's score network: a U-Net without down-sampling, whose output adds z.
+    """VDM's score network: a U-Net without down-sampling, with z added to the output.
 
-    `scan`, `remat` and `precision` say how it is computed, not what: they share parameters and dropout masks.
+    `scan`, `remat` and `precision` choose an implementation: parameters and dropout masks are the same for all.
 
     Attributes:
       blocks: n; n blocks down, two in the middle, n + 1 up.
@@ -37,7 +37,7 @@ class UNet(ClassConditional):
       dropout: rate, inside the blocks.
       fourier_powers: k; sin and cos of 2 pi 2^k z are appended to z.
       classes: the number of classes of the condition; 0 = the condition is ignored.
-      log_snr_max, log_snr_min: the range that the time embedding spreads over 0 .. 1000.
+      log_snr_max, log_snr_min: the range that the time embedding maps to 0 .. 1000.
       scan: one compiled block run in a loop, instead of all written out; None = except on a CPU.
       remat: keep only the blocks' inputs for the gradient, and compute the rest again: less memory for about a
         sixth more arithmetic. Written out on a CPU it saves nothing, since XLA merges the two there.
@@ -120,8 +120,8 @@ class UNet(ClassConditional):
         return z + saving(pieces.head.apply)(params, None, h)
 
     def _stages(self) -> list[Stage]:
-        # Two stacks: "down" and "middle" share one, the blocks on
-        # the way up, whose input has the skip beside it, the other.
+        # Two stacks: "down" and "middle" share one; the blocks on the way up,
+        # with the skip beside their input, share the other.
         same, wide = BlockShape(self.channels, self.channels), BlockShape(2 * self.channels, self.channels)
         return [
             Stage("down", same, self.blocks),
@@ -147,7 +147,7 @@ class UNet(ClassConditional):
 
 
 def fourier_features(z: Maps, powers: tuple[int, ...]) -> MapsOut:
-    """z with sin and cos of 2 pi 2^k z appended; they amplify z by up to 2 pi 2^k."""
+    """Returns z with sin and cos of 2 pi 2^k z appended, which amplify z by up to 2 pi 2^k."""
     # High frequencies resolve single pixel levels, which the
     # bits/dim of low noise depends on (VDM, arXiv:2107.00630).
     frequencies = 2 * jnp.pi * 2.0 ** jnp.asarray(powers, z.dtype)

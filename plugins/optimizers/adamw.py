@@ -18,11 +18,11 @@ NOT_KERNELS = frozenset({"schedule", "stochasticity", "variance"})  # groups of 
 class AdamW:
     """AdamW with a linear warm-up, a learning-rate schedule after it, and clipping of the gradient's norm.
 
-    Weight decay reaches the kernels alone: never biases, normalisation, or the schedule, path and variances of the process.
+    Weight decay applies to kernels alone: never to biases, normalisation, or the schedule, path and variances of the process.
 
     Attributes:
       learning_rate: at the end of the warm-up, the largest one.
-      warmup_steps: over which it rises from 0.
+      warmup_steps: number of steps over which the learning rate rises from 0.
       schedule: after the warm-up: "constant"; "cosine" or "linear", which fall to 0 at the last step of training; or
         "inverse_sqrt", which at step k is learning_rate * sqrt(warmup_steps / k).
       clip_norm: a gradient of a larger global norm is scaled down to it; 0 = never.
@@ -79,7 +79,7 @@ class AdamW:
 
 
 def decay_mask(params: Params) -> Params:
-    """Returns True for every parameter that weight decay reaches, in a pytree of any shape.
+    """Returns True for every parameter that weight decay applies to, in a pytree of any shape.
 
     A leaf without a name of its own (an item of a list) is decayed if it has at least two axes. flax.nnx wraps a
     parameter in a Variable: there the name is that of the Variable.

@@ -9,8 +9,8 @@ from diffenc.errors import UserError
 from diffenc.registry import optimizers
 from diffenc_plugins.optimizers.adamw import decay_mask
 
-# What a config may name. None of these takes a function that is not named here too, changes parameters by anything but
-# their gradients, or hides a gradient that is not finite.
+# The optax functions that a config may name. None of them takes a function that is not listed here too, changes
+# parameters by anything but their gradients, or hides a gradient that is not finite.
 TRANSFORMATIONS = (
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "amsgrad",
     "adaptive_grad_clip", "add_decayed_weights", "centralize", "clip", "clip_by_block_rms", "clip_by_global_norm",
@@ -35,14 +35,14 @@ Call = tuple[str, tuple[tuple[str, Any], ...]]  # a name and its named arguments
 class Chain:
     """Transformations of optax, one after the other, by name and arguments.
 
-    To those that treat each parameter array by itself ("lamb", "lars", "clip_by_block_rms" and the like), the stacked blocks of
-    a network are one array.
+    Transformations that treat each parameter array by itself ("lamb", "lars", "clip_by_block_rms" and the like) see the stacked
+    blocks of a network as one array.
 
     Attributes:
-      transformations: each a pair of a name in optax and its named arguments: `("clip_by_global_norm", {"max_norm":
+      transformations: pairs of a name in optax and its named arguments: `("clip_by_global_norm", {"max_norm":
         1.0})`. An argument is a number, a truth value, None, a tuple of these, a learning-rate schedule of optax in the
         same form, "num_steps" for the number of training steps, or as a `mask` "kernels" for the parameters that weight
-        decay should reach.
+        decay should apply to.
     """
 
     transformations: tuple[tuple[Any, ...], ...] = (
@@ -52,8 +52,8 @@ class Chain:
 
     def __post_init__(self):
         calls = tuple(_parse_call(item, TRANSFORMATIONS) for item in self.transformations)
-        # The dataclass is frozen; the canonical form makes equal
-        # optimizers equal and hashable, whatever form gin or Python gave.
+        # object.__setattr__ since the dataclass is frozen. The canonical form makes equal
+        # optimizers equal and hashable, whether gin or Python gave dicts, lists or tuples.
         object.__setattr__(self, "transformations", calls)
         self.build(num_steps=1)  # so that an impossible argument is found here
 
@@ -62,7 +62,7 @@ class Chain:
 
 
 def _parse_call(item: Any, allowed: tuple[str, ...]) -> Call:
-    """Returns a name and arguments, a dict or pairs, in the form that is hashable."""
+    """Returns a name and its arguments, given as a dict or as pairs, in hashable form."""
     try:
         name, arguments = item
         pairs = dict(arguments).items()
@@ -84,7 +84,7 @@ def _parse_argument(name: str, key: str, value: Any) -> Any:
         return _parse_call(value, SCHEDULES)
     if isinstance(value, list | tuple):
         return tuple(_parse_argument(name, key, item) for item in value)
-    # A config may come from somebody else: only names of this module's
+    # A config may come from an untrusted source: only names in this module's
     # lists are looked up in optax, and arguments are plain values.
     is_number = isinstance(value, int | float) and math.isfinite(value)
     is_known_name = value == NUM_STEPS or (key == "mask" and value == KERNELS) or key.endswith("dtype")
@@ -94,7 +94,7 @@ def _parse_argument(name: str, key: str, value: Any) -> Any:
 
 
 def _make(call: Call, num_steps: int) -> Any:
-    """Calls the function of optax that `call` names."""
+    """Returns the result of the optax function that `call` names."""
     name, arguments = call
     values = {key: _make_argument(value, num_steps) for key, value in arguments}
     try:

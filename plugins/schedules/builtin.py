@@ -35,12 +35,12 @@ class Linear:
 class NontrainableSNR:
     """log(alpha^6 / sigma^2) of a linear log_snr: the control of encoder.nontrainable, for VDM.
 
-    Diffusing alpha^2 x by schedule.linear says of x what diffusing x by this schedule does, at every t. With
+    At every t, alpha^2 x diffused by schedule.linear is as informative about x as x diffused by this schedule. With
     stochasticity.nontrainable the two have the same exact diffusion loss (derived in docs/concepts.md).
 
     Attributes:
-      log_snr_max: of the linear log_snr, at t = 0; nearly that of the schedule itself.
-      log_snr_min: of the linear log_snr, at t = 1; the schedule's own is three times as low, -15.01 by default.
+      log_snr_max: the linear log_snr at t = 0; nearly the schedule's own.
+      log_snr_min: the linear log_snr at t = 1; the schedule's own is three times as low, -15.01 by default.
     """
 
     log_snr_max: float = 13.3
@@ -66,7 +66,7 @@ SMALLEST_DROP = 1e-2
 class LearnedEndpoints:
     """log_snr linear in t between two learned ends: log_snr = start - drop * t.
 
-    drop = softplus(raw) + 0.01 > 0, so that it falls strictly whatever the parameters (in float32, over a thousand
+    drop = softplus(raw) + 0.01 > 0, so that log_snr falls strictly for all parameters (in float32, over a thousand
     steps, while |start| <= 64). Ends closer than 0.01 start 0.01 apart.
 
     Attributes:
@@ -87,5 +87,5 @@ class LearnedEndpoints:
         return {"start": jnp.asarray(float(self.log_snr_max)), "raw_drop": jnp.asarray(float(raw))}
 
     def apply(self, params: Params, t: Times) -> LogSNR:
-        # The floor is added, not clipped: a clipped drop would have no gradient, and could never grow again.
+        # The floor is added rather than clipped: a clipped drop would have no gradient, and could never grow again.
         return params["start"] - (jax.nn.softplus(params["raw_drop"]) + SMALLEST_DROP) * t

@@ -19,8 +19,8 @@ Markov = stochasticities.register("markov")(stochasticity.Markov)
 class Nontrainable:
     """eta^2 = 1 + 2 sigma^2, which makes the bound of encoder.nontrainable tight.
 
-    h = log(alpha^6 / sigma^2) = lambda - 2 softplus(-lambda) is the log-SNR at which alpha^2 x diffused at lambda says of x
-    what x itself would say: with this path the encoder is VDM at another scale of z (derived in docs/concepts.md).
+    At the log-SNR h = log(alpha^6 / sigma^2) = lambda - 2 softplus(-lambda), diffused x is as informative about x as alpha^2 x
+    diffused at lambda: with this path the encoder is VDM at another scale of z (derived in docs/concepts.md).
     """
 
     def init(self, key: Key) -> Params:
@@ -28,15 +28,15 @@ class Nontrainable:
 
     def increment(self, params: Params, log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
         rise = log_snr_s - log_snr_t
-        # h(lambda_s) - h(lambda_t) = rise + 2
-        # (softplus(-lambda_t) - softplus(-lambda_s)), and -lambda_s + rise = -lambda_t.
+        # h(lambda_s) - h(lambda_t) = rise + 2 (softplus(-lambda_t) - softplus(-lambda_s)),
+        # and -lambda_s + rise = -lambda_t.
         return rise + 2 * softplus_rise(-log_snr_s, rise)
 
 
 @stochasticities.register("constant")
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The same eta everywhere: h = eta^2 lambda. As eta falls to 0 the bound grows without limit.
+    """The same eta at all lambda: h = eta^2 lambda. As eta falls to 0 the bound grows without limit.
 
     Attributes:
       eta: the noise of the path relative to that of the Markov process.
@@ -57,7 +57,7 @@ class Constant:
 
 def softplus_rise(low: Float[Array, "..."], rise: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns softplus(low + rise) - softplus(low), without overflow, and without cancellation where `rise` is small."""
-    # log((1 + e^(low + rise)) / (1 + e^low)) = log(1 + sigmoid(low) (e^rise - 1)). Clipped, for `where`
-    # differentiates both branches: an overflow in the one not taken would make the gradient NaN.
+    # log((1 + e^(low + rise)) / (1 + e^low)) = log(1 + sigmoid(low) (e^rise - 1)). Clipped because `where`
+    # differentiates both branches: an overflow in the branch not taken would make the gradient NaN.
     near = jnp.log1p(jax.nn.sigmoid(low) * jnp.expm1(jnp.clip(rise, -1, 1)))
     return jnp.where(jnp.abs(rise) < 1, near, jax.nn.softplus(low + rise) - jax.nn.softplus(low))

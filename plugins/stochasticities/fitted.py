@@ -1,4 +1,4 @@
-"""A path whose noise was measured on a trained model."""
+"""A path with noise fitted to a trained model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from diffenc.registry import stochasticities
 class Fitted:
     """The eta^2 that --mode=fit_stochasticity measured, for evaluate.stochasticity; not for training.
 
-    It is constant between neighbouring `log_snr`, and beyond them as in the outermost interval, so that h is piecewise
-    linear. As @stochasticity.fitted() it is filled in from the run's fit.
+    eta^2 is constant between neighbouring `log_snr`, and beyond them as in the outermost interval, so that h is piecewise
+    linear. @stochasticity.fitted(), without values, takes those of the run's fit.
 
     Attributes:
-      log_snr: where eta^2 changes, rising; one more than `eta_2`.
+      log_snr: the ends of the intervals, rising; one more than `eta_2`.
       eta_2: eta^2 of each interval, positive.
     """
 
@@ -52,7 +52,7 @@ class Fitted:
                 "stochasticity.fitted is measured on a trained run: bind it to evaluate.stochasticity, not to the Model"
             )
         dtype = log_snr_t.dtype
-        # The outermost intervals reach to infinity: lambda may lie beyond what was measured.
+        # The outermost intervals reach to infinity: lambda may lie beyond the fitted range.
         low = jnp.asarray((-jnp.inf, *self.log_snr[1:-1]), dtype)[None]
         high = jnp.asarray((*self.log_snr[1:-1], jnp.inf), dtype)[None]
         # the part of the step in each interval: exact where both ends lie in one

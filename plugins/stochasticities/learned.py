@@ -1,4 +1,4 @@
-"""A path whose noise is learned by the bound."""
+"""A path with noise learned by the bound."""
 
 import dataclasses
 
@@ -17,12 +17,12 @@ class Learned:
 
     eta^2 = sum_k e^(a_k) (S_k - S_(k+1)) + S_K with S_0 = 1 and S_k = sigmoid((lambda - knot_k) / width): weights that sum
     to one, of pieces between the knots. Above the last knot eta^2 tends to 1, which is best where x_phi hardly changes;
-    below it may be above or below 1. Its integral over a step is in closed form.
+    below, it may be above or below 1. The integral of eta^2 over a step has a closed form.
 
     Attributes:
       log_snr_min: the first knot.
       log_snr_max: the last knot, from where on eta^2 tends to 1.
-      knots: how many, spread evenly; as many parameters. The width of each sigmoid is half their distance.
+      knots: number of evenly spaced knots, and of parameters. The width of each sigmoid is half their distance.
     """
 
     log_snr_min: float = -6.0
@@ -41,6 +41,6 @@ class Learned:
         # the integrals of S_0 = 1, S_1, ..., S_K over the step, in units of the width; pieces that lose digits are small ones
         integrals = jnp.concatenate([rise, softplus_rise(low, rise)], axis=1)
         # H = sum_k e^(a_k) int (S_k - S_(k+1)) + int S_K, with int sigmoid(x / w) dx = w softplus(x / w):
-        # H > 0 whatever the parameters, since S_k falls with k.
+        # H > 0 for all parameters, since S_k falls with k.
         pieces = jnp.exp(params["log_eta_2"])[None] * (integrals[:, :-1] - integrals[:, 1:])
         return width * (jnp.sum(pieces, axis=1) + integrals[:, -1])

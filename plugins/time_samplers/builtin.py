@@ -1,4 +1,4 @@
-"""Densities that diffusion times are drawn from."""
+"""Densities of the diffusion times that training and evaluation draw."""
 
 import dataclasses
 from typing import ClassVar
@@ -19,11 +19,11 @@ Uniform = time_samplers.register("uniform")(UniformTimeSampler)
 class Importance:
     """More times where the loss is large: density proportional to its root mean square, from --mode=diagnose.
 
-    Of all densities that one has the least Monte-Carlo error for independent draws. It is constant in each of the curve's
-    bins, so that its inverse distribution function is piecewise linear. In training the curve is a running one.
+    Of all densities this one has the least Monte-Carlo error for independent draws. It is constant in each of the curve's
+    bins, so that its inverse distribution function is piecewise linear. In training the curve is a running estimate.
 
     Attributes:
-      floor: the part of uniform density mixed in. No weight exceeds 1 / floor, however wrong the curve is.
+      floor: the share of uniform density mixed in. No weight exceeds 1 / floor, however wrong the curve is.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({LOSS_CURVE})
@@ -64,7 +64,7 @@ class ImportanceByGradient(Importance):
     (`diffenc.training.gradient_curve`).
 
     Attributes:
-      floor: as importance has it.
+      floor: the share of uniform density, as in time_sampler.importance.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({GRADIENT_CURVE})

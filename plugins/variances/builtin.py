@@ -16,7 +16,7 @@ Equal = variances.register("equal")(EqualVariance)
 @variances.register("fixed")
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """sigma_P^2 = sigma_Q^2 / w at every step. Its bound grows like T unless w = 1: to show just that.
+    """sigma_P^2 = sigma_Q^2 / w at every step. Its bound grows like T unless w = 1, which it serves to demonstrate.
 
     Attributes:
       w: sigma_Q^2 / sigma_P^2.
@@ -60,9 +60,9 @@ class _Given:
 @variances.register("learned")
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """log w of each of the T steps of training, parameters that are trained by the bound; w = 1 at first.
+    """log w of each of the T steps of training, as parameters trained by the bound; w = 1 at first.
 
-    With a given model the bound is lowest at variance.fitted's w. It is for Experiment.variance.
+    For a given model, the bound is lowest at the w of variance.fitted. This variance is for Experiment.variance.
     """
 
     def init(self, num_steps: int) -> Params:

@@ -1,4 +1,4 @@
-"""Where metrics go besides the workdir."""
+"""Destinations of metrics besides the workdir."""
 
 from diffenc_plugins.writers.weights_and_biases import WeightsAndBiases
 

@@ -9,7 +9,7 @@ from diffenc.workdir.writers import NullWriter, Scalars
 
 
 class WandbWriter(NullWriter):
-    """Writes one run. The step is an axis of its own, since W&B's may only rise and a run may resume at an earlier step."""
+    """Writes one run. The step is a metric of its own: W&B's step may only rise, and a run may resume at an earlier step."""
 
     def __init__(self, wandb: Any, run: Any):
         self._wandb = wandb
@@ -19,7 +19,7 @@ class WandbWriter(NullWriter):
         self._log(step, {name: float(np.asarray(value)) for name, value in scalars.items()})
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """One image [H, W, C] or several [N, H, W, C], uint8."""
+        """Writes one image [H, W, C] or several [N, H, W, C], uint8."""
         for name, value in images.items():
             several = np.asarray(value)[None] if np.ndim(value) == 3 else np.asarray(value)
             self._log(step, {name: [self._wandb.Image(image.squeeze()) for image in several]})

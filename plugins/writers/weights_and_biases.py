@@ -16,13 +16,13 @@ ID = "wandb_id"  # in the workdir: which run of theirs it is
 @writers.register("wandb")
 @dataclasses.dataclass(frozen=True)
 class WeightsAndBiases:
-    """Scalars, sample grids, histograms and the config to Weights & Biases, beside what the workdir keeps.
+    """Writes scalars, sample grids, histograms and the config to Weights & Biases, in addition to the workdir's files.
 
-    A run that goes on after a kill goes on there too; rows after its last checkpoint are there twice. Whether
-    it is online and where local copies lie is told by that package's own settings, as WANDB_MODE=offline.
+    A run that resumes after a kill continues the same W&B run, where rows after its last checkpoint appear twice. Settings of
+    the package wandb, as WANDB_MODE=offline, choose online or offline mode and the place of local copies.
 
     Attributes:
-      name: of the run; None = the workdir's.
+      name: the run's name; None = the workdir's.
     """
 
     project: str = "diffenc"
@@ -31,7 +31,7 @@ class WeightsAndBiases:
     tags: tuple[str, ...] = ()
 
     def open(self, workdir: Path, resume_step: int | None) -> Any:
-        """Raises UserError if the package is not there, or the run cannot be made."""
+        """Returns a writer. Raises UserError if the package is missing, or the run cannot be created."""
         from diffenc_plugins.writers.wandb_metric_writer import WandbWriter  # imports clu and tensorboardX
 
         try:
@@ -41,7 +41,7 @@ class WeightsAndBiases:
                 "writer.wandb needs the package wandb: pip install 'diffenc[wandb]', or unbind Experiment.writers"
             ) from error
         file = workdir / ID
-        # A run that starts anew in a used folder must not append to the W&B run of the one before.
+        # A new run in a used folder must not append to the W&B run of its predecessor.
         if resume_step is None or not file.is_file():
             atomic.write_text(file, uuid.uuid4().hex)
         try:

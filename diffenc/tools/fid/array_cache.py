@@ -15,7 +15,7 @@ from diffenc.parallel.distributed import main_process_only
 def load_or_compute(
     file: Path, compute: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str
 ) -> np.ndarray:
-    """Returns the array in the .npy file; where there is none, that of `compute()`, which is then written there.
+    """Returns the array in the .npy file; if there is none, the result of `compute()`, which is then written there.
 
     Raises:
       UserError: writing failed.
@@ -29,7 +29,7 @@ def load_or_compute(
 
 
 def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """Returns the array in the .npy file; None if there is none, or not one of this shape and type."""
+    """Returns the array in the .npy file; None if there is no file, it is corrupt, or has another shape or dtype."""
     try:
         found = np.load(file, allow_pickle=False)
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | N
 
 @main_process_only
 def save_array(file: Path, array: Shaped[np.ndarray, "*shape"]) -> None:
-    """Keep `load_or_compute` in the .npy file, all or nothing. Raises UserError if the disk refused."""
+    """Writes the array to the .npy file atomically, in the main process only. Raises UserError if writing fails."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     with atomic.replace_file(file) as temporary:

@@ -1,4 +1,4 @@
-"""Labels of the images that are sampled for FID, in the proportions of the train split."""
+"""Labels of the samples for FID, drawn in the proportions of the train split."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _CHUNK = 4096  # images whose labels are read at a time
 
 
 def draw_labels(shares: Float[np.ndarray, " classes"], count: int, key: Key) -> Int[np.ndarray, " count"]:
-    """Returns labels of `count` images, each drawn by the shares of the classes."""
+    """Returns labels of `count` images, drawn independently with the classes' shares as probabilities."""
     drawn = jax.random.choice(key, len(shares), (count,), p=jnp.asarray(shares))
     return np.asarray(drawn, np.int32)
 

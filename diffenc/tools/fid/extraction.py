@@ -51,7 +51,7 @@ class Extractor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSummary:
-    """Summary of the features of a set of images, of which distances are computed.
+    """Summary of the features of a set of images, from which distances are computed.
 
     Attributes:
       gaussian: moments of all features.
@@ -80,6 +80,7 @@ class FeatureCollector:
     def add(self, vectors: Vectors) -> None:
         """Adds the next vectors."""
         places = self._places[self.count : self.count + len(vectors)]
+        # Vectors at later places count in the moments alone.
         kept = places < self._keep
         self._some[places[kept]] = vectors[kept]
         self._moments.add(vectors)

@@ -1,7 +1,7 @@
 """--mode=fid: Fréchet and kernel distance (FID, KID) between samples of a run and the images of its data set.
 
-Samples and their features are written to the workdir as they are computed: called again, the mode resumes where it
-was stopped, and other features are compared on the same samples.
+Samples and their features are written to the workdir as they are computed: an interrupted mode resumes when called
+again, and other features are compared on the same samples.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def fid(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     model, dataset, settings = experiment.model, experiment.dataset, experiment.fid
     chosen = choose_features(settings, dataset.image_shape)
-    # Weights are loaded before anything is drawn: a missing file is found at once.
+    # Weights are loaded before sampling starts, so that a missing file fails at once.
     extractor = Extractor(chosen)
     mesh = data_mesh(experiment.mesh)
     params, step = restore_ema(experiment, workdir, mesh, experiment.sample.step)
@@ -93,7 +93,7 @@ def choose_features(settings: Fid, image_shape: Sequence[int]) -> Features:
     """Returns the features of the settings, by default Inception's.
 
     Raises:
-      UserError: they are not defined for such images.
+      UserError: features are not defined for images with this number of channels.
     """
     channels = image_shape[-1]
     if channels not in (1, 3):
@@ -106,7 +106,7 @@ class SampleCache:
 
     Attributes:
       metadata: the checkpoint and the sampling settings, as entries of the record.
-      folder: of the chunks.
+      folder: the folder of the chunks.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh, params: Params, workdir: Path, step: int):
@@ -138,7 +138,7 @@ class SampleCache:
             "matmul_precision": matmul_precision(),
             "prng": generator(),
         }
-        # Named by everything that decides the samples: other settings never meet chunks of these.
+        # Named by everything that determines the samples: other settings never reuse these chunks.
         self.folder = workdir / FOLDER / hash_key({**self.metadata, **computation})
 
     def progress(self, num: int) -> Progress:
@@ -157,6 +157,7 @@ class SampleCache:
           UserError: writing failed.
         """
         file = self._file(index)
+        # The main process alone decides whether to draw: drawing is collective, so all must take the same branch.
         found = array_cache.load_array(file, self._shape, "uint8") if is_main() else None
         (there,) = collectives.broadcast_ints(int(found is not None))
         if there:
@@ -180,7 +181,7 @@ class SampleLabels:
     """Class of each sample: drawn in the proportions of the train split, or `sample.classes` in turn.
 
     Attributes:
-      metadata: which of the two, for a class-conditional model; entries of the record.
+      metadata: entries of the record that name the choice; empty for an unconditional model.
     """
 
     def __init__(self, dataset: Dataset, classes: tuple[int, ...] | None, settings: Fid, conditional: bool):
@@ -232,7 +233,7 @@ def summarize_samples(
     nums = np.unique(settings.nums)
     collector = FeatureCollector(extractor.size, subset_order(nums, settings.seed), settings.kid_images)
     for vectors in extract_sample_features(int(nums[-1]), num_levels, samples, extractor):
-        # How many vectors are missing to each of the numbers: a chunk is split where a summary is due.
+        # Number of vectors still missing for each of `nums`: a chunk is split where a summary is due.
         ends = nums - collector.count
         for part in np.split(vectors, ends[(ends > 0) & (ends < len(vectors))]):
             collector.add(part)
@@ -241,7 +242,7 @@ def summarize_samples(
 
 
 def subset_order(nums: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " n"]:
-    """Returns a position for each sample, in random order as the kernel distance needs it.
+    """Returns a position for each sample, in the random order that the kernel distance needs.
 
     The first `num` samples have the first `num` positions, for each of the increasing `nums`.
     """

@@ -32,7 +32,7 @@ class Moments:
 
     @property
     def gaussian(self) -> "Gaussian":
-        """Moments so far; the covariance is unbiased, and zero of a single vector."""
+        """Moments so far; the covariance is unbiased, and zero for a single vector."""
         return Gaussian(self.mean.copy(), self._scatter / max(self.count - 1, 1))
 
 
@@ -45,10 +45,10 @@ class Gaussian:
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """Returns the squared distance, not negative except by rounding; either covariance may be singular.
+    """Returns the squared distance, negative only by rounding; either covariance may be singular.
 
     With C = L L^T the eigenvalues of C_1 C_2 are those of the symmetric L_1^T C_2 L_1, so the trace of the root is
-    the sum of the singular values of L_1^T L_2: this takes no roots of rounding errors.
+    the sum of the singular values of L_1^T L_2. Unlike a matrix square root, this takes no roots of rounding errors.
     """
     shift = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)

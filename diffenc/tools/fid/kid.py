@@ -11,7 +11,7 @@ MIN_BLOCKS = 4  # if there are enough vectors, so that the standard error can be
 
 
 class KernelDistance(NamedTuple):
-    """Mean over blocks, its standard error (None of a single block), and the number of vectors used of each set."""
+    """Mean over blocks, its standard error (None for a single block), and the number of vectors used of each set."""
 
     value: float
     error: float | None
@@ -19,7 +19,7 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(one: Vectors, other: Vectors, block: int) -> KernelDistance:
-    """Returns the mean MMD^2 of disjoint blocks of vectors in random order; those beyond the last block are left out.
+    """Returns the mean MMD^2 of disjoint blocks of vectors in random order; vectors beyond the last block are left out.
 
     Blocks share no vector, so their results are independent and their spread estimates the standard error of the mean.
 
@@ -48,7 +48,7 @@ def squared_mmd(one: Vectors, other: Vectors) -> float:
 def mean_within(vectors: Vectors) -> float:
     """Returns the mean of the kernel over all pairs of different vectors."""
     pairs = cubic_kernel(vectors, vectors)
-    # Without the diagonal, whose terms k(x, x) would bias the estimate upwards.
+    # Without the diagonal: its terms k(x, x) would bias the estimate upwards.
     return float((pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1)))
 
 

@@ -26,7 +26,7 @@ CHUNK = 1024  # images; at most so many are computed again after an interruption
 
 
 def summarize_split(dataset: Dataset, split: str, settings: Fid, extractor: Extractor) -> FeatureSummary:
-    """Returns the summary of `settings.num_images` images, from the cache if it is there.
+    """Returns the summary of `settings.num_images` images, from the cache if possible.
 
     Raises:
       UserError: there are no images or only one, or writing failed.
@@ -48,7 +48,7 @@ def summarize_split(dataset: Dataset, split: str, settings: Fid, extractor: Extr
 def cache_key(
     dataset: Dataset, split: str, settings: Fid, extractor: Extractor, source: Source
 ) -> dict[str, Any]:
-    """Returns everything the summary depends on."""
+    """Returns all inputs that the summary depends on."""
     return {
         "format": FORMAT,
         "fingerprint": dataset.fingerprint(split),
@@ -109,4 +109,5 @@ def _save(file: Path, found: FeatureSummary) -> None:
         "some": found.some,
     }
     atomic.write_bytes(file, atomic.encode_npz(arrays))
+    # Chunks are removed only once the summary is on disk, so that an interruption loses nothing.
     shutil.rmtree(file.with_suffix(""), ignore_errors=True)

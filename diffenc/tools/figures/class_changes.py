@@ -1,4 +1,4 @@
-"""Differences between classes in the encoder: mean changes of each class, and the distances between these.
+"""Differences between classes in the encoder: the mean change of each class, and the distances between the means.
 
 Images of two classes differ, so any encoder changes them differently, alpha^2 x too. The reference is the distance
 between the classes of the images themselves.
@@ -38,7 +38,7 @@ class ClassDistance(NamedTuple):
       ratio: mean squared distance between the means of two classes, without the part due to chance, over that
         between two images of one class; NaN where images of one class do not differ.
       error: its standard error over images, by the jackknife.
-      p_value: of a permutation test: how often random classes are as far apart.
+      p_value: p-value of a permutation test: how often random classes are as far apart.
     """
 
     ratio: float
@@ -63,7 +63,7 @@ def measure_class_changes(subject: FigureInputs) -> FigureRecord:
 
 
 def compare_classes(encoded: EncodedImages, labels: Labels, t: list[float], seed: int) -> FigureRecord:
-    """Returns the data of `measure_class_changes`, for images whose classes have at least MIN_IMAGES each."""
+    """Returns the data of `measure_class_changes`, for images of classes with at least MIN_IMAGES each."""
     classes, counts = np.unique(labels, return_counts=True)
     record: Record = {"t": t, "classes": classes.tolist(), "num_of_class": counts.tolist()}
     for name, images in encoded.parts.items():
@@ -139,7 +139,7 @@ def jackknife_error(gram: Gram, one_hot: OneHot) -> float:
 def permutation_test(
     grams: Float[np.ndarray, "t n n"], one_hot: OneHot, seed: int
 ) -> Float[np.ndarray, " t"]:
-    """Returns the p-value at each t: how often classes shuffled among the images are as far apart, the true ones included."""
+    """Returns the p-value at each t: how often shuffled classes are as far apart, with the true assignment counted."""
     weights = one_hot / np.sqrt(one_hot.sum(axis=0))
     true, random = sum_squared_means(grams, weights[None])[:, 0], np.random.default_rng(seed)
     # Starts at one: the true assignment is one of the permutations, and p is never 0.
@@ -147,6 +147,7 @@ def permutation_test(
     for first in range(0, PERMUTATIONS, PERMUTATIONS_AT_ONCE):
         count = min(PERMUTATIONS_AT_ONCE, PERMUTATIONS - first)
         orders = random.permuted(np.tile(np.arange(len(one_hot)), (count, 1)), axis=1)
+        # The tolerance makes ties count in spite of rounding.
         as_far += (sum_squared_means(grams, weights[orders]) >= true[:, None] * (1 - 1e-12)).sum(axis=1)
         for _ in range(count):
             progress()

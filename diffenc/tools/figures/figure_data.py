@@ -1,4 +1,4 @@
-"""Input of the figures of a trained run: its parameters, the images that are shown, and those averaged over."""
+"""Input of the figures of a trained run: its parameters, the images to show, and the images to average over."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +58,7 @@ class FigureInputs:
     """A trained run.
 
     Attributes:
-      params: averaged, as they were restored from the checkpoint of `step`.
+      params: averaged parameters, restored from the checkpoint of `step`.
     """
 
     experiment: Experiment
@@ -73,7 +73,7 @@ class FigureInputs:
 
     @property
     def model_metadata(self) -> Record:
-        """Metadata of the parameters, and the precision they are used in."""
+        """Metadata of the parameters, and the precision of the network."""
         return {
             "dataset": dataset_name(self.experiment.dataset),
             "step": self.step,
@@ -84,7 +84,7 @@ class FigureInputs:
 
     @property
     def images_metadata(self) -> Record:
-        """Metadata of figures of images: everything they depend on."""
+        """Metadata of figures of images: all inputs they depend on."""
         settings = dataclasses.asdict(self.settings)
         del settings["only"]
         experiment = self.experiment
@@ -93,7 +93,7 @@ class FigureInputs:
 
     @cached_property
     def shown(self) -> Source:
-        """The images that are shown.
+        """The images to show.
 
         Raises:
           UserError: the split has no such image.
@@ -103,7 +103,7 @@ class FigureInputs:
 
     @cached_property
     def many(self) -> Source:
-        """The images that averages are over."""
+        """The images to average over."""
         source = self.experiment.dataset.source(self.settings.split)
         return subsample(source, self.settings.num_images, self.settings.seed)
 
@@ -137,7 +137,7 @@ class EncodedImages(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Float[np.ndarray, "n t h w c"]]:
-        """The arrays to compare: the change, its learned part, and the images, which have one time instead of all."""
+        """The arrays to compare: the change, its learned part, and the images, with one time instead of all."""
         return {"change": self.change, "learned": self.learned, "x": self.x[:, None]}
 
     @property
@@ -155,7 +155,7 @@ def encode_images(subject: FigureInputs, source: Source, task: str) -> EncodedIm
     """Returns the images of `source` at the figures' times."""
     times, gap = np.array(subject.settings.times), subject.settings.gap
     before = np.maximum(times - gap, 0)
-    # Times and times less the gap coincide for the most part; each is encoded once.
+    # Times and times - gap mostly coincide, and each is encoded once; rounded, so that equal ones compare equal.
     grid, where = np.unique(np.round([*times, *before], 9), return_inverse=True)
     log_snr, x = subject.log_snr_at(grid), read_pixels(subject, source)
     at = map_images(subject, source, log_snr, _encoded, task)[:, where]
@@ -192,7 +192,7 @@ class _BatchAtLogSNR(NamedTuple):
 def map_images(subject: FigureInputs, source: Source, log_snrs: Grid, measure: Measure, task: str) -> Any:
     """Returns the arrays of `measure(encode, x, log_snr)` for all images at each of `log_snrs`, [N, len(log_snrs), ...].
 
-    In float64: (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.
+    Computes in float64: (x_phi - alpha^2 x) / sigma^2 has no digits left in float32 where sigma^2 is small.
     """
     model, mesh = subject.experiment.model, subject.mesh
     num_levels = subject.experiment.dataset.num_levels
@@ -226,7 +226,7 @@ def measure_batch(
 
 
 def _padded_batch_size(num_images: int, num_devices: int) -> int:
-    """Returns a multiple of the devices, no larger than needed for so many images."""
+    """Returns a batch size divisible by the number of devices, and no larger than `num_images` needs."""
     return -(-min(BATCH_SIZE, num_images) // num_devices) * num_devices
 
 
@@ -241,7 +241,7 @@ def _batches_at(
 
 
 def select_shown(dataset: Dataset, settings: Figures) -> Int[np.ndarray, " n"]:
-    """Returns the indices in the split of the images that are shown.
+    """Returns the indices in the split of the images to show.
 
     Raises:
       UserError: the split has no such image.

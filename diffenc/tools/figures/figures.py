@@ -1,4 +1,4 @@
-"""--mode=figures: figures of a trained run. WORKDIR/figures/ has each as PNG and PDF, and its data."""
+"""--mode=figures: figures of a trained run, written to WORKDIR/figures/ as PNG and PDF with their data."""
 
 import hashlib
 import io
@@ -30,9 +30,9 @@ class FigureKind(NamedTuple):
     """A figure of any run.
 
     Attributes:
-      measure: returns its data.
+      measure: returns the figure's data.
       plot: (data, title) -> picture.
-      metadata: everything the data depend on; where it is unchanged they are not measured again.
+      metadata: all inputs of the data; data with unchanged metadata are not measured again.
     """
 
     measure: Callable[[FigureInputs], FigureRecord]
@@ -59,7 +59,7 @@ def figures(experiment: Experiment, workdir: Path) -> dict[str, Record]:
     """Writes WORKDIR/figures/NAME.{png,pdf,json}, and .npz where there are arrays; returns the main process's records.
 
     Raises:
-      UserError: no such figure or image, no run there, one of another config, or no such checkpoint.
+      UserError: no such figure, image or checkpoint, or no run of this config in the workdir.
     """
     kinds = choose_figures(experiment.figures.only)
     mesh = data_mesh(experiment.mesh)
@@ -131,10 +131,11 @@ def publish_figure(
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all of the files or none: each is on the disk in full before any is put in place, the first last."""
+    """Writes all files or none: every file is on the disk in full before any is put in place, the first of them last."""
     contents = {target.with_suffix(suffix): content for suffix, content in files.items() if content}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The record, first in `files`, holds the checksum of the arrays: replaced last, it never stands beside older ones.
         with atomic.replace_files(reversed(contents)) as temporaries:
             for temporary, content in zip(temporaries, reversed(contents.values()), strict=True):
                 temporary.write_bytes(content)

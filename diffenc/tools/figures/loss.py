@@ -13,7 +13,7 @@ from diffenc.workdir import loss_curves
 
 
 def loss_metadata(subject: FigureInputs) -> Record:
-    """Returns everything the loss depends on."""
+    """Returns all inputs that the loss depends on."""
     experiment, settings = subject.experiment, _settings(subject)
     model, dataset = experiment.model, experiment.dataset
     return {
@@ -26,7 +26,7 @@ def loss_metadata(subject: FigureInputs) -> Record:
 
 
 def measure_loss(subject: FigureInputs) -> FigureRecord:
-    """Returns diagnostics/loss.json if it has the same metadata; else measures the loss, and leaves that file alone."""
+    """Returns diagnostics/loss.json if it has the same metadata; else measures the loss without changing that file."""
     metadata, experiment = loss_metadata(subject), subject.experiment
     record = read_loss_record(loss_curves.curve_path(subject.workdir), metadata)
     if record is None:
@@ -43,6 +43,7 @@ def read_loss_record(file: Path, metadata: Record) -> Record | None:
     if record is None or not isinstance(record.get("loss"), list):
         return None
     record["bins"] = len(record["loss"])
+    # Through JSON and back, like the stored record: tuples become lists, NaN null.
     as_stored = json.loads(atomic.to_json(metadata))
     return record if as_stored == {key: record.get(key) for key in as_stored} else None
 

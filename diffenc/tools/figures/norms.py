@@ -26,7 +26,7 @@ def measure_norms(subject: FigureInputs) -> FigureRecord:
 
 
 def mean_squares(encode: EncodeAt, x: Data, log_snr: LogSNR) -> dict[str, PerExample]:
-    """Returns the mean squares over dimensions of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope."""
+    """Returns mean squares over dimensions of y_phi = (x_phi - alpha^2 x) / sigma^2 [15], for any encoder, and of its slope."""
 
     def y_phi(log_snr: LogSNR) -> Data:
         # float64 (`map_images`): the division by sigma^2 would leave no digits in float32 at low noise.
@@ -41,6 +41,7 @@ def root_mean_square(square: Float[np.ndarray, "n points"]) -> tuple[plots.Value
     """Returns the root of the mean over images, and its standard error; both 0 where all values are 0."""
     mean = square.mean(axis=0)
     error = square.std(axis=0, ddof=1) / np.sqrt(len(square))
+    # Delta method: d sqrt(m) = dm / (2 sqrt(m)).
     return np.sqrt(mean), error / np.where(mean > 0, 2 * np.sqrt(mean), 1)
 
 

@@ -8,7 +8,7 @@ from diffenc.workdir import fitted_chains
 
 
 def samples_metadata(subject: FigureInputs) -> Record:
-    """Returns everything the samples depend on, fitted times and variances included."""
+    """Returns all inputs that the samples depend on, fitted times and variances included."""
     settings = subject.experiment.sampling
     fitted_on = fitted_chains.find_chain(subject.workdir, settings, subject.step).of
     return {**subject.model_metadata, "sample": settings_metadata(settings), "fitted": fitted_on}

@@ -19,8 +19,8 @@ def measure_spectra(subject: FigureInputs) -> FigureRecord:
     """Returns mean frequency and radial spectrum of the change, of its learned part sigma^2 y_phi, and of the images.
 
     `late_minus_early` compares the last of `figures.times` with the first, image by image. `beyond_x` is the share
-    of the change that is no multiple of its image, `beyond_last` the share that is no multiple of the change at the
-    last time: 0 for an encoder that only rescales images, and for one that does the same at all times.
+    of the change that is not a multiple of its image, 0 for an encoder that only rescales images. `beyond_last` is the share
+    that is not a multiple of the change at the last time, 0 for an encoder with the same change, up to scale, at all times.
     """
     encoded = subject.many_encoded
     if not encoded.change.any():
@@ -52,7 +52,7 @@ def compute_spectra(encoded: EncodedImages, t: plots.Values) -> Record:
 
 
 def power_spectrum(images: Float[np.ndarray, "n t h w c"]) -> Power:
-    """Returns the power at each frequency, summed over channels; it adds up to the sum of squares."""
+    """Returns the power at each frequency, summed over channels; the powers add up to the sum of squares."""
     # ortho: the transform is orthogonal, so that powers add up to the sum of squares (Parseval).
     return np.square(np.asarray(scipy.fft.dctn(images, axes=(2, 3), norm="ortho"))).sum(axis=-1)
 
@@ -64,7 +64,7 @@ def cycles_per_pixel(height: int, width: int) -> Float[np.ndarray, "h w"]:
 
 
 def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
-    """Returns the mean frequency, weighted by the power of all images together; and each image's share in its error."""
+    """Returns the mean frequency, weighted by the power of all images together, and each image's share of its error."""
     moment = (power * cycles_per_pixel(*power.shape[2:])).sum(axis=(2, 3))
     return ratio_of_sums(moment, power.sum(axis=(2, 3)))
 
@@ -72,10 +72,11 @@ def mean_frequency(power: Power) -> tuple[plots.Values, Float[np.ndarray, "n t"]
 def ratio_of_sums(
     above: Float[np.ndarray, "n t"], below: Float[np.ndarray, "n t"]
 ) -> tuple[plots.Values, Float[np.ndarray, "n t"]]:
-    """Returns sum(above) / sum(below) over images, NaN where the latter is 0; and each image's share in its error."""
+    """Returns sum(above) / sum(below) over images, NaN where sum(below) is 0, and each image's share of its error."""
     whole = below.sum(axis=0)
     whole = np.where(whole > 0, whole, np.nan)
     value = above.sum(axis=0) / whole
+    # First-order influence of each image on the ratio: d(A / B) = (dA - (A / B) dB) / B.
     return value, (above - value * below) / whole
 
 

@@ -1,6 +1,6 @@
-"""--mode=plan --topology=…: a run's programs, compiled for a machine that is not here by that machine's own compiler.
+"""--mode=plan --topology=…: a run's programs, compiled for an absent machine by that machine's own compiler.
 
-Nothing here was measured: memory, program and collectives are what the compiler made, and times what it estimates.
+Nothing is measured: memory, programs and collectives are those of the compiled code, and times are the compiler's estimates.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ TITLES = {"train": "train step", "evaluate": "evaluation, a batch", "sample": "s
 def compute_compiled_plan(
     experiment: Experiment, topology: Topology, devices: Sequence[Any]
 ) -> dict[str, Any]:
-    """Returns what the compiler says of each program, by name; bytes, FLOPs and seconds are those of one device.
+    """Returns the compiler's numbers for each program, by name; bytes, FLOPs and seconds are those of one device.
 
     Args:
-      devices: of `topology`, to compile for.
+      devices: the devices of `topology` to compile for.
 
     Raises:
       UserError: as `make_programs`; plan.quick is on, and the network has no blocks to leave out.
@@ -44,7 +44,7 @@ def compute_compiled_plan(
     experiment = dataclasses.replace(experiment, plan=peaks)
     mesh = data_mesh(experiment.mesh, devices)
     programs = make_programs(experiment, mesh)
-    # what is compiled for a device that is not here cannot be read back
+    # Programs compiled for absent devices cannot be loaded from the compile cache.
     with contextlib.nullcontext() if devices[0] in jax.devices() else without_compile_cache():
         measured = _measure_all(experiment, programs, devices)
     found = {
@@ -92,7 +92,7 @@ def _blocks_of(experiment: Experiment) -> int:
 
 
 def with_blocks(experiment: Experiment, blocks: int) -> Experiment:
-    """Returns the experiment with so many blocks in its network. Raises UserError if that has no such field."""
+    """Returns the experiment with `blocks` blocks in its network. Raises UserError if the network has no such field."""
     _blocks_of(experiment)
     network: Any = experiment.model.network
     model = dataclasses.replace(experiment.model, network=dataclasses.replace(network, blocks=blocks))
@@ -102,8 +102,9 @@ def with_blocks(experiment: Experiment, blocks: int) -> Experiment:
 def _describe(
     experiment: Experiment, topology: Topology, program: Program, work: Work, measured: Measured
 ) -> dict[str, Any]:
-    """What is to be known of a program, a step of the run in place of an execution."""
+    """Returns the facts about a program, per step of the run instead of per execution."""
     numbers, steps = measured.numbers, program.steps
+    # `work` is that of one execution on all devices; the plan is per device and per step of the run.
     parts = program.shares * steps
     peak, at_peak = time_at_peak(experiment, work) if work.flops else (None, 0.0)
     at_peak /= parts
@@ -153,7 +154,7 @@ def _compiler(topology: Topology) -> str:
 
 
 def ways_out(experiment: Experiment, name: str) -> list[str]:
-    """Returns what to bind so that a program takes less memory, what costs least first."""
+    """Returns bindings with which a program takes less memory, the cheapest first."""
     if name == "evaluate":
         return ["a smaller evaluate.batch_size"]
     if name == "sample":

@@ -2,7 +2,7 @@
 
 FLOPs are 2 x multiply-adds of contractions only: elementwise operations are bound by memory bandwidth, not by arithmetic.
 As in XLA's cost analysis, multiply-adds with padding or zeros inserted by dilation do not count. So a convolution and
-its two gradients cost the same. Unlike there, the body of a scan counts as often as it runs.
+its two gradients cost the same. Unlike XLA's, the body of a scan counts as often as it runs.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Contraction:
     """A convolution or a matrix product.
 
     Attributes:
-      name: of its primitive, a key of PRIMITIVES.
+      name: name of the primitive, a key of PRIMITIVES.
       lhs, rhs: operands; of a convolution, images and kernel.
-      params: of the primitive, as pairs, so that it is hashable.
+      params: parameters of the primitive, as pairs, so that the contraction is hashable.
       role: "forward"; "recomputed" in the backward pass; a gradient: "input_gradient" or "kernel_gradient" of a
         convolution, "gradient" of a matrix product.
     """
@@ -100,7 +100,7 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there
-    """Counts the contractions of a traced function, including those of all functions that it calls.
+    """Counts the contractions of a traced function and of all functions that it calls.
 
     Of the branches of a `cond`, the most expensive counts. The body of a `while_loop` counts once, with a note,
     since its length is unknown. Any other primitive with a function counts as one call.
@@ -114,7 +114,7 @@ def _count_in_jaxpr(jaxpr: core.Jaxpr, stack: str, notes: dict[str, None]) -> Co
     """Counts contractions; `stack` names the transformations that lead to `jaxpr`, and `notes` collects messages."""
     counts: Counter[Contraction] = Counter()
     for equation in jaxpr.eqns:
-        # Transformations leave their names on this stack: it is what tells a forward pass from its transpose.
+        # Transformations leave their names on this stack, which distinguishes a forward pass from its transpose.
         within = f"{stack}/{equation.source_info.name_stack}"
         if equation.primitive.name in PRIMITIVES:
             counts[_make_contraction(equation, within)] += 1
@@ -203,7 +203,7 @@ def _count_pairs(
 
     Args:
       size, window: elements of input and kernel.
-      dilation, window_dilation: of input and kernel.
+      dilation, window_dilation: dilations of input and kernel.
     """
     dilated_size, dilated_window = dilation * (size - 1) + 1, window_dilation * (window - 1) + 1
     positions = (dilated_size + sum(padding) - dilated_window) // stride + 1

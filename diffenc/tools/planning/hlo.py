@@ -1,6 +1,6 @@
-"""Reads a compiled program as XLA writes it, and counts what it moves and sends, and the compiler's own estimate of its time.
+"""Reads a compiled program in XLA's text format, and counts its memory traffic, collectives and the compiler's estimated cycles.
 
-XLA's cost analysis counts the body of a loop once. Here everything counts as often as it runs.
+XLA's cost analysis counts the body of a loop once. Here every instruction counts as often as it runs.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What moves nothing by itself.
+# Opcodes that move no bytes by themselves.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "while", "conditional", "call", "opt-barrier",
@@ -36,9 +36,10 @@ class Instruction:
     """A line of a computation.
 
     Attributes:
-      shape: as written, with layouts.
-      operands: names, in the same computation.
-      rest: all that follows the operands.
+      shape: shape of the result in XLA's notation, with layouts.
+      operands: names of the operands, in the same computation.
+      arguments: the text between the parentheses.
+      rest: the text after the parentheses: attributes and metadata.
       root: whether the computation returns it.
     """
 
@@ -52,12 +53,12 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate of one execution; 0 where it states none."""
+        """The compiler's estimate of the cycles of one execution; 0 if it states none."""
         found = _CYCLES.search(self.rest)
         return int(found[1]) if found else 0
 
     def called(self) -> dict[str, list[str]]:
-        """Names of the computations that it runs, by the word that introduces them."""
+        """Returns the names of the computations that it runs, by the attribute that names them."""
         return {word: re.findall(r"[\w.\-]+", names) for word, names in _CALLED.findall(self.rest)}
 
 
@@ -65,7 +66,7 @@ Computation = dict[str, Instruction]  # by name, in order
 
 
 class Program(NamedTuple):
-    """A compiled module: its computations by name, and the name of the one that runs."""
+    """A compiled module: its computations by name, the name of the entry computation, and the number of lines of its text."""
 
     computations: Mapping[str, Computation]
     entry: str
@@ -73,7 +74,7 @@ class Program(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """An instruction, and how often it runs; `within` is the computation that it is in."""
+    """An instruction, the number of times it runs, and the computation `within` which it is."""
 
     instruction: Instruction
     times: int
@@ -82,16 +83,16 @@ class Execution(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What one execution of a program does on one device.
+    """The size of a program's text, and the work of one execution on one device.
 
     Attributes:
-      lines: of its text.
-      fusions: in the text.
-      convolutions: in the text, those in fusions too.
-      cycles: the compiler's estimate, without what it states none for; 0 if it states none at all.
+      lines: lines of the text.
+      fusions: fusions in the text.
+      convolutions: convolutions in the text, those in fusions included.
+      cycles: sum of the compiler's estimates, over the instructions that have one; 0 if none has.
       traffic: bytes read from and written to the device's main memory.
-      collectives: calls, by kind.
-      sent: bytes of what they result in, by kind.
+      collectives: calls of collectives, by kind.
+      sent: bytes of the collectives' results, by kind.
     """
 
     lines: int
@@ -104,7 +105,7 @@ class Counts:
 
 
 def count_program(text: str) -> Counts:
-    """Counts a program as `jax.stages.Compiled.as_text` writes it."""
+    """Counts a program from the text of `jax.stages.Compiled.as_text`."""
     program = parse(text)
     every = [one for computation in program.computations.values() for one in computation.values()]
     opcodes = Counter(one.opcode for one in every)
@@ -123,14 +124,15 @@ def count_program(text: str) -> Counts:
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a compiled module.
+    """Parses the text of a compiled module.
 
     Raises:
-      ValueError: it has no entry computation.
+      ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
+        # Computations begin at the margin, instructions are indented.
         if line[:1] not in ("", " ", "}") and (opened := _COMPUTATION.match(line)):
             current = computations[opened[2]] = {}
             entry = opened[2] if opened[1] else entry
@@ -144,7 +146,7 @@ def parse(text: str) -> Program:
 
 
 def executions(program: Program) -> Iterator[Execution]:
-    """Every instruction that runs, those of loops and branches too; a fusion is one, and all branches are taken to run."""
+    """Yields every instruction that runs, in loops and branches too; a fusion counts as one, and every branch as run."""
     yield from _executions(program, program.entry, 1)
 
 
@@ -162,12 +164,12 @@ def _run_by(program: Program, one: Instruction) -> Iterable[tuple[str, int]]:
         return [(name, trip_count(program, one)) for name in called.get("body", ())]
     if one.opcode in ("conditional", "call"):
         return [(name, 1) for names in called.values() for name in names]
-    # what runs beside other instructions: its own are those of one collective or copy
+    # An async-start wraps one collective or copy, which runs beside other instructions.
     return [(name, 1) for name in called.get("calls", ())] if one.opcode == "async-start" else ()
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """How often a loop runs: as stated, else as it is compared with in the condition of one that counts from 0; else 1."""
+    """Returns the trip count of a loop: as stated, else the only constant of its condition (a loop from 0), else 1."""
     stated = _TRIPS.search(loop.rest)
     if stated:
         return int(stated[1])
@@ -182,18 +184,19 @@ def trip_count(program: Program, loop: Instruction) -> int:
 
 
 def collective_kind(opcode: str) -> str | None:
-    """The collective that an opcode starts; None if it starts none."""
+    """Returns the collective that an opcode starts; None if it starts none."""
     kind = opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
 
 
 def moved_bytes(program: Program, one: Instruction, within: Computation) -> int:
-    """Bytes that an instruction reads from main memory and writes to it; a slice of an operand counts as what is taken of it."""
+    """Returns the bytes that an instruction reads from and writes to main memory; of a sliced operand, the slice alone counts."""
     if one.opcode in FREE or one.opcode.endswith("-done") or one.opcode == "async-start":
         return 0
     inner = _fused(program, one)
     written = _written_bytes(one, inner)
     if one.opcode in SLICES:
+        # A slice reads as many bytes of its operand as it writes.
         return 2 * written
     operands = [within[name] for name in one.operands if name in within]
     return written + sum(_read_bytes(operand, inner, place) for place, operand in enumerate(operands))
@@ -205,8 +208,9 @@ def _fused(program: Program, one: Instruction) -> Computation:
 
 
 def _written_bytes(one: Instruction, inner: Computation) -> int:
-    """Of an array that is updated in place, the update."""
+    """Returns the bytes written to main memory; of an array updated in place, those of the update."""
     root = next((each for each in inner.values() if each.root), one)
+    # The root may be a bitcast or a copy of the update.
     while root.opcode in ("bitcast", "copy") and root.operands[:1] and root.operands[0] in inner:
         root = inner[root.operands[0]]
     if root.opcode == "dynamic-update-slice" and root.operands[1:] and root.operands[1] in inner:
@@ -222,6 +226,7 @@ def _read_bytes(operand: Instruction, inner: Computation, place: int) -> int:
     if parameter is None or not whole:
         return whole
     readers = [each for each in inner.values() if parameter.name in each.operands]
+    # A fusion that only slices an operand, or updates it in place, does not read the rest of it.
     if readers and all(
         each.opcode in SLICES
         or (each.opcode == "dynamic-update-slice" and each.operands[0] == parameter.name)
@@ -232,12 +237,12 @@ def _read_bytes(operand: Instruction, inner: Computation, place: int) -> int:
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes of an array, or of all in a tuple, as XLA writes their shapes."""
+    """Returns the bytes of an array, or of all arrays of a tuple, from a shape in XLA's notation."""
     return sum(_bytes(kind, sides) for kind, sides, _ in _ARRAY.findall(shape))
 
 
 def main_memory_bytes(shape: str) -> int:
-    """Of those, the bytes in the device's main memory; a layout with S(n) is of another."""
+    """Returns the part of `array_bytes` in the device's main memory; a layout with S(n) is in another memory space."""
     return sum(_bytes(kind, sides) for kind, sides, layout in _ARRAY.findall(shape) if "S(" not in layout)
 
 
@@ -248,7 +253,7 @@ def _bytes(kind: str, sides: str) -> int:
 
 
 def _result(one: Instruction) -> str:
-    """What an instruction results in; what starts one returns its operands too, a copy its result first."""
+    """Returns the shape of an instruction's result; a -start opcode returns operands too, a copy-start its result first."""
     parts = _tuple_parts(one.shape)
     if not one.opcode.endswith("-start") or len(parts) < 2 or one.opcode == "all-reduce-start":
         return one.shape
@@ -268,7 +273,7 @@ def _tuple_parts(shape: str) -> Sequence[str]:
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction | None:
-    """Splits SHAPE OPCODE(ARGUMENTS)REST; None if it is something else."""
+    """Parses SHAPE OPCODE(ARGUMENTS)REST; returns None for any other text."""
     shape_end = _end_of_group(text) if text.startswith("(") else text.find(" ")
     shape, rest = text[:shape_end], text[shape_end:].lstrip()
     opening = rest.find("(")
@@ -281,7 +286,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction | None:
 
 
 def _end_of_group(text: str) -> int:
-    """Where the parenthesis that `text` begins with is closed, and what follows begins."""
+    """Returns the index after the parenthesis that closes the one at the beginning of `text`."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1

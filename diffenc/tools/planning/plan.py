@@ -1,8 +1,9 @@
 """--mode=plan: estimates the cost of a run before training. It reads no data and does not touch the workdir.
 
-With a topology whose compiler is installed, that compiles the run's programs (`diffenc.tools.planning.compiled_plan`). Else FLOPs of convolutions and matrix products are counted (`diffenc.tools.planning.flops`), and the memory of the state is exact.
-The memory of the compiled step is as XLA reports for the present backend. The time is estimated at a share of peak
-FLOP/s that the user chooses.
+With `plan.topology`, and the compiler of that topology installed, the run's programs are compiled for it
+(`diffenc.tools.planning.compiled_plan`). Otherwise FLOPs of convolutions and matrix products are counted
+(`diffenc.tools.planning.flops`), the memory of the state is exact, and that of the compiled step is XLA's report for the present
+backend. The time is estimated at a share of peak FLOP/s that the user chooses.
 """
 
 import dataclasses
@@ -44,8 +45,8 @@ def plan(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """Prints and returns the estimated cost of the run. `workdir` is not touched.
 
     Raises:
-      UserError: a plugin cannot be built for these images, the batch does not divide over the devices, or there is no
-        such topology.
+      UserError: a plugin cannot be built for these images, the batch does not divide over the devices, or the topology
+        does not exist.
     """
     if experiment.plan.topology is None:
         return _print_estimate(compute_plan(experiment))
@@ -84,7 +85,7 @@ def _print_estimate(costs: dict[str, Any]) -> dict[str, Any]:
 def compute_plan(experiment: Experiment) -> dict[str, Any]:
     """Returns all estimates by name, in bytes, FLOPs and seconds; memory and `images` are per device."""
     devices = experiment.plan.devices or jax.device_count()
-    # Traced and compiled for one device with its share of the batch: no more devices are needed than one.
+    # Traced and compiled for one device with its share of the batch, so that planning needs no more than one device.
     share = device_share(experiment, devices)
     mesh = make_mesh()  # of one device: all devices do the same work on equal shares of the batch
     state = abstract_state(share, mesh)

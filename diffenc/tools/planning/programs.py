@@ -1,4 +1,4 @@
-"""The programs of a run, as they are compiled for a mesh of devices that need not be here."""
+"""The programs of a run, compiled for a mesh of devices that may be absent."""
 
 import dataclasses
 import time
@@ -36,9 +36,10 @@ class Program:
     """A jitted function and its abstract arguments.
 
     Attributes:
-      images: that one execution takes, on all devices together.
-      steps: of a run's that one execution does.
-      shares: over how many devices its arithmetic is divided.
+      what: name of the program in messages.
+      images: images of one execution, on all devices together.
+      steps: steps of the run in one execution.
+      shares: number of devices that share the arithmetic.
     """
 
     what: str
@@ -55,12 +56,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the compiler says of one execution of a program on one device.
+    """The compiler's numbers for one execution of a program on one device.
 
     Attributes:
-      numbers: memory by part, and what the program does (`hlo.Counts`), by name, in bytes, calls and cycles; empty if it
+      numbers: memory by part, and the counts of `hlo.Counts`, by name, in bytes, calls and cycles; empty if the program
         does not fit.
-      too_large: the compiler's words, if it does not fit.
+      too_large: the compiler's message if the program does not fit.
     """
 
     numbers: Mapping[str, Number]
@@ -122,10 +123,10 @@ def _sampling_program(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def measure_program(program: Program) -> Measured:
-    """Compiles a program, and reads what the compiler says of it; minutes for a large one, on a TPU's compiler.
+    """Compiles a program and returns the compiler's numbers; takes minutes for a large program with a TPU's compiler.
 
     Raises:
-      jax.errors.JaxRuntimeError: it does not compile for another reason than its size.
+      jax.errors.JaxRuntimeError: the program does not compile, for another reason than its size.
     """
     began = time.process_time()
     try:
@@ -162,7 +163,7 @@ def _counts(compiled: Any) -> dict[str, Number]:
 
 
 def extrapolate(small: Measured, large: Measured, sizes: tuple[int, int], size: int) -> Measured:
-    """Returns what a straight line through the numbers at two `sizes` says of `size`; what took time to find is added up."""
+    """Returns the numbers at `size`, extrapolated linearly from those at two `sizes`, with the sum of `processor_seconds`."""
     if small.too_large or large.too_large:
         return small if small.too_large else large
     slope = (size - sizes[0]) / (sizes[1] - sizes[0])

@@ -1,4 +1,4 @@
-"""Estimates the speed of a run from its FLOPs, at the rate of the format in which the device computes each."""
+"""Estimates the speed of a run from its FLOPs, at the device's rate for each number format."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class Peak(NamedTuple):
 
 
 def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
-    """Returns the peak as bound in `plan`, else as stated for the accelerator, else, if that is unknown, as measured."""
+    """Returns the peak bound in `plan`, else the one stated for the accelerator, else, if it is unknown, a measured one."""
     settings, kind = experiment.plan, jax.devices()[0].device_kind
     if settings.peak_tflops is not None:
         return Peak(dict.fromkeys(dtypes, settings.peak_tflops * 1e12), "plan.peak_tflops")
@@ -25,7 +25,7 @@ def find_peak(experiment: Experiment, dtypes: list[str]) -> Peak:
     if name is None:
         return Peak({dtype: accelerators.measure_flops(dtype) for dtype in dtypes}, f"measured on {kind}")
     known = accelerators.ACCELERATORS[name]
-    # float32 may be computed in a coarser format, whose peak is higher
+    # float32 may be computed in a coarser format with a higher peak, which the source should mention.
     rounded = [
         f"{dtype} in {known.computed_in(dtype)}" for dtype in dtypes if known.computed_in(dtype) not in dtype
     ]
@@ -46,11 +46,11 @@ def flops_by_operands(work: Work) -> dict[str, int]:
 
 
 def time_at_peak(experiment: Experiment, work: Work) -> tuple[Peak, float]:
-    """Returns the peak, and the seconds that one device takes at it."""
+    """Returns the peak, and the seconds that one device takes for `work` at the peak."""
     counts = flops_by_operands(work)
     peak = find_peak(experiment, list(counts))
-    # Formats one after the other, each at its own rate: bfloat16
-    # and full-precision float32 differ by an order of magnitude.
+    # Times add up, each format at its own rate: bfloat16 and
+    # full-precision float32 differ by an order of magnitude.
     return peak, sum(number / peak.flops[operands] for operands, number in counts.items())
 
 

@@ -1,4 +1,4 @@
-"""Machines that are not here, as XLA's compilers know them: `v5e:4x8`, `h100:8`.
+"""Absent machines as targets of XLA's compilers: `v5e:4x8`, `h100:8`.
 
 A TPU's compiler is in the package libtpu, that of NVIDIA's GPUs in JAX's CUDA plugin; neither needs the device.
 """
@@ -26,12 +26,12 @@ class Kind:
 
     Attributes:
       accelerator: its key in ACCELERATORS.
-      platform: whose compiler it needs, TPU or CUDA.
-      name: by which that knows it.
-      clock: cycles a second of what a TPU's compiler estimates; its stated peak is that of its multipliers at this.
-      dims: sides of a topology.
-      cores: devices of a chip, as JAX counts them.
-      options: for the compiler.
+      platform: the compiler it needs, TPU or CUDA.
+      name: the compiler's name of the chip, or its description of a GPU.
+      clock: cycles per second of a TPU compiler's estimates; the stated peak is that of the multipliers at this clock.
+      dims: number of sides of a topology.
+      cores: devices per chip, as JAX counts them.
+      options: options of the compiler.
     """
 
     accelerator: str
@@ -44,7 +44,7 @@ class Kind:
 
 
 def _nvidia(name: str, multiprocessors: int, gigahertz: float, gigabytes: float, bandwidth: float) -> str:
-    """What XLA asks of a GPU of compute capability 9.0: sizes in bytes, `bandwidth` in GB/s."""
+    """Returns XLA's target config of a GPU of compute capability 9.0: sizes in bytes, `bandwidth` in GB/s."""
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -79,7 +79,7 @@ ALIASES = {"tpu7x": "v7x"} | {kind.accelerator: name for name, kind in KINDS.ite
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of one kind, and how many along each side; GPUs are in one host."""
+    """Chips of one kind, with their number along each side; GPUs are in one host."""
 
     text: str
     kind: Kind
@@ -95,7 +95,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """Returns the machine that `text`, as "v5e:4x8", names. Raises UserError if there is none such."""
+    """Returns the machine named by `text`, as "v5e:4x8". Raises UserError if there is no such machine."""
     name, _, layout = text.lower().partition(":")
     name = ALIASES.get(name, name)
     if name not in KINDS:
@@ -107,7 +107,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def examples() -> str:
-    """Returns what topologies look like, for a message."""
+    """Returns examples of topologies, for a message."""
     return "one is " + ", ".join(f"{name}:{'x'.join('2' * kind.dims)}" for name, kind in KINDS.items())
 
 
@@ -118,7 +118,7 @@ def _layout(kind: Kind) -> str:
 
 
 def missing_compiler(topology: Topology) -> str | None:
-    """Returns what to install to compile for `topology`; None if it is there."""
+    """Returns the command that installs the compiler for `topology`; None if it is installed."""
     if topology.kind.platform == TPU:
         absent = importlib.util.find_spec("libtpu") is None
         return "pip install 'diffenc[plan-tpu]'" if absent else None
@@ -129,10 +129,10 @@ def missing_compiler(topology: Topology) -> str | None:
 
 
 def list_devices(topology: Topology) -> list[Any]:
-    """Returns devices to compile for, which compute nothing.
+    """Returns devices to compile for, which cannot compute.
 
     Raises:
-      UserError: the compiler cannot be loaded, or knows no such machine.
+      UserError: the compiler cannot be loaded, or does not support the machine.
     """
     try:
         if topology.kind.platform == TPU:
@@ -147,7 +147,7 @@ def list_devices(topology: Topology) -> list[Any]:
 
 
 def _tpu_devices(topology: Topology) -> list[Any]:
-    # or libtpu looks for the machine that it is on, at length, and refuses to be loaded by two processes at once
+    # Without these, libtpu searches at length for the host's own TPU, and refuses to be loaded by two processes at once.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -156,7 +156,7 @@ def _tpu_devices(topology: Topology) -> list[Any]:
     }.items():
         os.environ.setdefault(name, value)
     sides = (*topology.sides, 1)[:3]
-    # a host has four chips where the sides divide so, and else fewer
+    # A host has 2 x 2 chips where the sides are even, else fewer.
     host = tuple(math.gcd(side, 2) for side in sides[:2])
     return topologies.get_topology_desc(
         platform=TPU,

@@ -86,7 +86,7 @@ def _run_facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def _evaluation_choice(run: RunData) -> list[tuple[str, str]]:
-    """Returns which evaluation is shown, if there are several of the step."""
+    """Returns a fact that names the shown evaluation, if there are several of the step."""
     if run.num_evaluations < 2:
         return []
     matches = evaluation_spec.matches_config(run.evaluation, run.config)
@@ -241,7 +241,7 @@ def dataset_cards(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _dataset_facts(run: RunData) -> list[tuple[str, str]]:
-    """Returns what was recorded of the images when a run was trained and when it was evaluated."""
+    """Returns the facts about the images that were recorded at training and at evaluation of a run."""
     card, evaluation = run.dataset or {}, run.evaluation or {}
     source, shape = card.get("source") or evaluation.get("source"), card.get("image_shape")
     facts = (

@@ -1,7 +1,7 @@
 """Charts as SVG of any width: paths in a box of 1000 x 1000 that is stretched, with labels and strokes that are not.
 
-They are not drawn by matplotlib, whose SVG can neither follow the reader's light or dark theme nor keep its text legible
-on a phone; only its choice of ticks is used.
+Matplotlib gives only the choice of ticks: its SVG can neither follow the reader's light or dark theme nor keep its text
+legible on a phone.
 """
 
 import dataclasses

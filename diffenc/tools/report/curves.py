@@ -75,6 +75,7 @@ def evaluation_curve(index: int, run: RunData, key: str, split: str) -> Curve | 
         and finite_number(final.get(key)) is not None
         and evaluation_spec.matches_config(final, run.config)
     ):
+        # The final evaluation takes the place of one during training at the same step.
         points_by_step[final["step"]] = _evaluation_point(final["step"], final, key)
     if not points_by_step:
         return None
@@ -100,7 +101,7 @@ def thin(
 def merge_measurements(
     points: Sequence[Point], max_points: int = MAX_POINTS
 ) -> tuple[tuple[Point, ...], int]:
-    """Averages consecutive measurements likewise; a mean keeps the largest standard error, an upper bound of its own."""
+    """Averages consecutive measurements likewise; a mean gets the largest standard error, an upper bound of its own error."""
     parts, rows = _split_evenly(points, max_points)
     return tuple(_mean_of_measurements(part) for part in parts), rows
 
@@ -136,7 +137,7 @@ def record_curve(record: Record, x: str, y: str, error: str | None = None) -> tu
 
 
 def values_per_point(record: Record, y: str) -> int:
-    """Returns how many values of a record's list a point of `record_curve` averages at most."""
+    """Returns the largest number of values in a record's list that a point of `record_curve` averages."""
     values = record.get(y)
     return max(1, -(-len(values) // MAX_RECORD_POINTS)) if isinstance(values, list) else 1
 

@@ -1,4 +1,4 @@
-"""The evaluation that a run's config.gin specifies, read from its text, so that no plugin need be installed."""
+"""The evaluation that a run's config.gin specifies, read from its text, so that plugins need not be installed."""
 
 import ast
 from collections.abc import Mapping
@@ -45,12 +45,13 @@ def describe_spec(config: Mapping[str, str]) -> str:
 
 
 def _chain_metadata(config: Mapping[str, str]) -> dict[str, Any]:
-    """Returns T, times and variance as evaluation.json has them."""
+    """Returns T, times and variance in the form of evaluation.json."""
     trained, steps = _parse_literal(config, TRAINED_STEPS, 0), _parse_literal(config, STEPS, None)
     steps = trained if steps is None else steps
     if not steps:
         return {"T": "continuous"}
     times = _parse_literal(config, "evaluate.times", "equal")
+    # Mirrors an evaluation without a bound variance: on the chain of training it uses the variance of training.
     as_trained = config.get("evaluate.variance") == "None" and (steps, times) == (trained, "equal")
     owner = "Experiment" if as_trained else "evaluate"
     return {"T": steps, "times": times, "variance": _format_plugin(config, "variance", "equal", owner)}

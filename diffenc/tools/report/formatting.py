@@ -28,7 +28,7 @@ def format_figure(mean: float | None, error: float | None = None) -> Figure:
 def format_mean_over_seeds(mean: float, error: float, records: Sequence[Mapping[str, Any]]) -> Figure:
     """Formats the mean of runs' bits/dim and its error over seeds.
 
-    Two seeds may agree by chance to more digits than each was measured to. So the mean has no more digits than the most
+    Two seeds may agree by chance to more digits than each evaluation resolves. So the mean has no more digits than the most
     precise of `records`, the evaluations that it averages.
     """
     errors = [

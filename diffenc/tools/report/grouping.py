@@ -19,10 +19,10 @@ SEED = "Experiment.seed"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one config with different seeds.
+    """Runs with the same config and different seeds.
 
     Attributes:
-      refusal: why their bits/dim have no mean; None if they have one.
+      refusal: the reason why their bits/dim have no mean; None if they have one.
     """
 
     name: str
@@ -65,7 +65,7 @@ def group_by_config(runs: Sequence[RunData]) -> list[Group]:
     by_config: dict[object, list[RunData]] = {}
     for run in runs:
         group = by_config.setdefault(_config_key(run), [])
-        # The same config and seed twice are no two samples of a seed: the second is a group of its own.
+        # A second run of the same config and seed is not another sample over seeds: it becomes a group of its own.
         is_repeated = run.config and run.seed in {other.seed for other in group}
         (by_config.setdefault((run.workdir,), []) if is_repeated else group).append(run)
     labels = [run.label for run in runs]
@@ -75,7 +75,7 @@ def group_by_config(runs: Sequence[RunData]) -> list[Group]:
 
 
 def find_incompatibility(one: Record, two: Record, keys: Sequence[str]) -> str | None:
-    """Returns why two evaluations cannot be compared; None if they can."""
+    """Returns the reason why two evaluations cannot be compared; None if they can."""
     try:
         require_same_images([one, two])
     except UserError as error:

@@ -27,7 +27,7 @@ TEMPLATES = "templates"
 
 @dataclasses.dataclass(frozen=True)
 class HeatMapSlider:
-    """Runs whose heat maps are of the same times, controlled by one slider."""
+    """Runs with heat maps of the same times, controlled by one slider."""
 
     times: tuple[float, ...]
     frames: tuple[Frames, ...]
@@ -35,7 +35,7 @@ class HeatMapSlider:
 
 def render_page(runs: Sequence[RunData]) -> str:
     """Returns the HTML page about `runs`."""
-    # autoescape: names, notes and configs in a workdir are strangers' texts. StrictUndefined: a misspelt
+    # autoescape: names, notes and configs in a workdir are untrusted text. StrictUndefined: a misspelt
     # variable is an error, not an empty string.
     environment = Environment(
         loader=PackageLoader("diffenc.tools.report", TEMPLATES),
@@ -47,10 +47,10 @@ def render_page(runs: Sequence[RunData]) -> str:
     environment.globals.update(formats=formatting, style=charts.curve_style)
     environment.filters.update(mode_command=formatting.mode_command, train_command=formatting.train_command)
     script, css = (environment.get_template(name).render() for name in ("page.js", "style.css"))
-    # For the page's content security policy: this script alone may run, whatever a text on the page contains.
+    # For the page's content security policy: only this script may run, whatever a text on the page contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template("page.html.jinja").render(
-        # Markup marks as safe what comes with the package; nothing else on the page is.
+        # Markup exempts the package's own files from escaping; nothing else on the page is exempt.
         script=Markup(script),
         css=Markup(css),
         script_digest=digest,
@@ -112,7 +112,7 @@ def _training_blocks(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _max_rows_per_point(lines: Mapping[str, Sequence[Curve]], marks: bool) -> int:
-    """Returns how many rows a point of a line, or a mark, averages at most."""
+    """Returns the largest number of rows that a point of a line, or a mark, averages."""
     rows = (curve.rows for of_key in lines.values() for curve in of_key if curve.marks == marks)
     return max(rows, default=1)
 

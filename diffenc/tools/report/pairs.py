@@ -42,12 +42,12 @@ class Pair:
     """The comparison of group A with group B.
 
     Attributes:
-      refusal: why they are not compared; None if they are.
-      results: of each test of A − B.
+      refusal: the reason why they are not compared; None if they are.
+      results: the result of each test of A − B.
       primary: the result that the conclusions are based on; None if no test was possible.
       corrected: p of `primary` after Holm's correction for all pairs.
-      conclusions: sentences on what the tests show.
-      caveats: sentences on what they do not show.
+      conclusions: sentences on the findings of the tests.
+      caveats: sentences on the limits of the tests.
     """
 
     a: str
@@ -119,7 +119,7 @@ def _have_one_run_each(a: Group, b: Group) -> bool:
 
 
 def find_refusal(a: Group, b: Group) -> str | None:
-    """Returns why the difference of A and B is not meaningful; None if it is."""
+    """Returns the reason why the difference of A and B is not meaningful; None if it is."""
     for group in (a, b):
         if not group.evaluated:
             return f"{group.name} has not been evaluated."

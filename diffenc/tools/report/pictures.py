@@ -59,7 +59,7 @@ class Frames:
 
 
 def load_samples(run: RunData) -> tuple[Picture, str] | str | None:
-    """Returns the newest grid and its caption; or why it is not shown; None if there is none."""
+    """Returns the newest grid and its caption; or the reason why it is not shown; None if there is none."""
     figure = run.figures.get("samples")
     drawn = _draw_samples(figure) if figure else None
     if run.samples is None or (
@@ -112,7 +112,7 @@ def _draw_samples(figure: FigureData) -> tuple[Picture, str] | None:
 
 
 def make_frames(index: int, run: RunData) -> tuple[tuple[float, ...], Frames] | str | None:
-    """Returns the times and the frames; or why they cannot be shown; None without heat maps."""
+    """Returns the times and the frames; or the reason why they cannot be shown; None without heat maps."""
     figure = run.figures.get("heat_maps")
     if figure is None:
         return None

@@ -26,13 +26,13 @@ class WorkdirReader:
     """Reads files of a workdir.
 
     Attributes:
-      problems: sentences on what could not be read.
+      problems: sentences on files that could not be read.
       unsealed: names of the records without checksum.
     """
 
     def __init__(self, workdir: str):
         self.workdir, self.store = workdir, stores.open_store(workdir)
-        # Listed once: a run may be writing, and all of the page should be of one moment.
+        # Listed once: a run may be writing, and the whole page should be of one moment.
         self.files = set(self.store.files())
         self.problems: list[str] = []
         self.unsealed: list[str] = []

@@ -1,4 +1,4 @@
-"""Reads everything that a report shows of a workdir, which may be incomplete or damaged. Writes nothing."""
+"""Reads the contents of a workdir for the report; the workdir may be incomplete or damaged. Writes nothing."""
 
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ NEEDED_OF_FIGURES: RequiredKeys = {"of": (dict,), "npz": (str, NoneType)}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FigureData:
-    """The numbers behind a figure, as --mode=figures writes them."""
+    """The data of a figure, as written by --mode=figures."""
 
     record: Record
     arrays: dict[str, np.ndarray]
@@ -54,14 +54,14 @@ class RunData:
       terms: the bytes of the record's .npz file.
       terms_name: name of that file in the workdir.
       num_evaluations: number of records of the same step.
-      figures: by name.
-      loss: the diffusion loss by log-SNR that --mode=diagnose wrote.
+      figures: data of the figures, by name.
+      loss: the diffusion loss by log-SNR, as written by --mode=diagnose.
       samples: name, step and bytes of the newest grid.
       checkpoint: step of the last checkpoint.
       parameters: number of parameters.
       dataset: dataset.json.
       starts: the entries of environment.json.
-      problems: sentences on what could not be read.
+      problems: sentences on files that could not be read.
     """
 
     workdir: str
@@ -208,7 +208,7 @@ def _check_terms(reader: WorkdirReader, evaluation: Record, name: str) -> tuple[
 
 def _read_metrics(reader: WorkdirReader) -> tuple[Record, ...]:
     rows: dict[int, Record] = {}  # by step; later lines override earlier ones
-    # Rows end in a line feed: what follows the last one was cut short, or is empty.
+    # Rows end in a line feed: the part after the last line feed is empty, or a row cut short by a kill.
     *lines, incomplete = (reader.data(METRICS) or b"").split(b"\n")
     num_invalid = 0
     for line in filter(None, lines):
@@ -216,7 +216,7 @@ def _read_metrics(reader: WorkdirReader) -> tuple[Record, ...]:
         if row is None:
             num_invalid += 1
         else:
-            # A step has several rows: training's means, evaluations.
+            # A step may have several rows: training's means, and evaluations.
             rows[row["step"]] = rows.get(row["step"], {}) | row
     if incomplete:
         reader.add_problem(

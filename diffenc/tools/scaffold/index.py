@@ -37,7 +37,7 @@ def parse_index(text: str, file: str) -> Index:
     """Parses the text of `file`.
 
     Raises:
-      UserError: it has other content, which writing the index would lose.
+      UserError: the text has other content, which writing the index would lose.
     """
     try:
         found = ast.parse(text)
@@ -46,7 +46,7 @@ def parse_index(text: str, file: str) -> Index:
     imports = [node for node in found.body if isinstance(node, ast.ImportFrom) and node.module]
     classes = {str(node.module): tuple(alias.name for alias in node.names) for node in imports}
     index = Index(ast.get_docstring(found, clean=False) or "", classes)
-    # Written out again it must be the same: whatever the parse lost, writing the index would lose.
+    # The index must reproduce the text exactly: writing it would lose any content that the parse lost.
     if str(index) != text:
         raise UserError(
             f"{file} has more than a docstring, imports and __all__, or in another format: "

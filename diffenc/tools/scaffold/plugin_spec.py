@@ -83,5 +83,5 @@ def fill_template(template: str, **values: str) -> str:
 def _top_level_names(code: str) -> set[str]:
     """Returns the names that a module imports, assigns and defines at its top level, from its bytecode."""
     compiled = compile(code, "plugin.py", "exec")
-    # Compiled, never executed.
+    # Bytecode holds every form of binding as STORE_NAME; the code is compiled and never executed.
     return {each.argval for each in dis.get_instructions(compiled) if each.opname == "STORE_NAME"}

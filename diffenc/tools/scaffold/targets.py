@@ -34,7 +34,7 @@ class Target:
     commands: tuple[str, ...]
 
     def files(self, wanted: PluginSpec) -> dict[str, str]:
-        """Texts of the new files by path, the index of plugins last."""
+        """Returns the texts of the new files by path, without the index of plugins."""
         module = f"{self.package}.{wanted.name}"
         header = fill_template("header.gin", kind=wanted.kind, name=wanted.name)
         doc = f'"""Conformance of {wanted.kind}.{wanted.name}, and its formula worked by hand."""\n\n'
@@ -64,7 +64,7 @@ def checkout_target(wanted: PluginSpec) -> Target:
     """Returns the checkout that contains the working directory.
 
     Raises:
-      UserError: none does.
+      UserError: the working directory is in no checkout.
     """
     root, here = ROOT, Path.cwd()
     is_checkout = (root / "plugins" / "__init__.py").is_file()
@@ -87,7 +87,7 @@ def package_target(folder: str, wanted: PluginSpec) -> Target:
     """Returns the package of plugins in `folder`, an existing or a new one.
 
     Raises:
-      UserError: the folder has other content, or its name is no valid name of a package.
+      UserError: the folder has other content, or its name is not valid as a package name.
     """
     root = Path(folder).expanduser().resolve()
     pyproject = root / "pyproject.toml"
@@ -124,7 +124,7 @@ def _missing_files(root: Path, module: str, wanted: PluginSpec) -> dict[str, str
       UserError: the folder of the package named by its entry point does not exist.
     """
     files = _project_files(module, wanted)
-    # byte for byte as written here, so it was made by an earlier call
+    # Byte for byte the text of this module, so an earlier call wrote it.
     if (root / "pyproject.toml").read_bytes() == files["pyproject.toml"].encode():
         return {path: text for path, text in files.items() if not (root / path).exists()}
     if not any((root / source).is_dir() for source in (module, f"src/{module}")):

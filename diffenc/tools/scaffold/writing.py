@@ -44,6 +44,7 @@ def write_plugin(target: Target, wanted: PluginSpec) -> list[Path]:
         if not (target.root / index).exists():
             made.append(target.root / index)
             _create_folder((target.root / index).parent, made)
+        # The index last: if it imported a module that is not written yet, no plugin of the package could be imported.
         atomic.write_text(target.root / index, content)
     except BaseException:
         _remove_created(made)
@@ -62,6 +63,7 @@ def _write_file(path: Path, text: str, made: list[Path]) -> None:
     if path.exists():
         return
     _create_folder(path.parent, made)
+    # Before the write, so that an interrupted one is cleaned up too.
     made.append(path)
     atomic.write_text(path, text)
 

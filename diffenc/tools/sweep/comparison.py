@@ -46,7 +46,7 @@ def comparison_sheets(
     """Returns the sheets of differences and of tests, with rows for each pair (A, B).
 
     Args:
-      seeds: all of the sweep; a pair that lacks one of them is not tested.
+      seeds: all seeds of the sweep; a pair that lacks one of them is not tested.
     """
     complete = [(a, b) for a, b in pairs if len(common_seeds(a, b)) >= len(seeds)]
     missing = [_label(a, b) for a, b in pairs if (a, b) not in complete]
@@ -74,7 +74,7 @@ def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str], u
     """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test.
 
     Args:
-      untested: comparisons that are still to come, which count among these.
+      untested: number of comparisons still to come, which the correction counts too.
     """
     level = f"{LEVEL:.0%}"
     heads = (
@@ -104,7 +104,7 @@ def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str], u
 def _correct_p_values(results: Sequence[TestResult], untested: int) -> list[float | None]:
     """Returns two-sided p values after Holm's correction, which is applied to the results of each test separately.
 
-    Comparisons still to come count as ones of p = 1.
+    Comparisons still to come count with p = 1.
     """
     corrected: list[float | None] = [None] * len(results)
     for test in {result.test for result in results}:

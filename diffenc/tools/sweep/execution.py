@@ -1,4 +1,4 @@
-"""Execution of the tasks that a sweep's runs still lack."""
+"""Execution of the unfinished tasks of a sweep's runs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ def run_sweep(
     A run that fails does not stop the others; `require_done` raises for it afterwards.
 
     Args:
-      folder: the sweep's; created if absent.
+      folder: the sweep's folder; created if absent.
       execute: executes the runs that are not done; by default one at a time on this machine.
 
     Raises:
@@ -36,9 +36,9 @@ def run_sweep(
       Interrupted: SIGTERM or Ctrl-C was received; runs in training have saved a checkpoint.
     """
     runs = make_runs(folder, variants, seeds)
-    # What is pending is decided under the lock: two sweeps in one folder would start the same runs.
+    # Pending runs are determined under the lock: otherwise two sweeps in one folder would start the same runs.
     with claim.claim(folder, "--output"):
-        # From what is on the disk, not from a record of earlier
+        # From the files on disk, not from a record of earlier
         # calls: a run is done if its results are there.
         pending = [run for run in runs if remaining_modes(run, tasks)]
         logging.info("%d of %d runs are done, in %s", len(runs) - len(pending), len(runs), folder)

@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A part of the machine for one job. `cores`: CPU affinity, empty for all; `env`: the environment."""
+    """A share of the machine for one job. `cores`: CPU affinity, empty for all; `env`: the environment."""
 
     cores: frozenset[int]
     env: dict[str, str]
@@ -44,7 +44,7 @@ OnJobEnd = Callable[[str, int, float], None]  # name, exit status of the last co
 
 
 class RunningJob:
-    """A job whose first command has been started."""
+    """A job in progress: its commands run in sequence, the first from the start."""
 
     def __init__(self, job: Job, share: Share):
         self.job, self.share = job, share
@@ -67,8 +67,8 @@ class RunningJob:
         return (status if status >= 0 else 128 - status) or self._status_if_cut_short
 
     def send(self, signum: int) -> None:
-        """Sends a signal to the current command, and drops those not yet started."""
-        # A command that ends well after a signal has not done the job if others were to follow.
+        """Sends a signal to the current command, and drops the commands not yet started."""
+        # Even if the current command ends with status 0, the job is unfinished when commands were dropped.
         self._status_if_cut_short = 128 + signum if self._remaining else 0
         self._remaining.clear()
         self._process.send_signal(signum)
@@ -79,7 +79,7 @@ class RunningJob:
         self._process.wait()
 
     def _start_next(self) -> None:
-        # In a process group of its own, so that Ctrl-C in the terminal reaches it once, through `send`.
+        # In a process group of its own, so that Ctrl-C in the terminal reaches the command only once, through `send`.
         self._process = subprocess.Popen(
             tie_to_parent(self._remaining.popleft(), self.share.cores), env=self.share.env, stdin=subprocess.DEVNULL,
             stdout=self._file, stderr=subprocess.STDOUT, process_group=0,
@@ -91,6 +91,7 @@ def read_last_line(log: Path) -> str:
     if not log.is_file():
         return ""
     with log.open("rb") as file:
+        # The end alone: logs of long runs may be large.
         file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
         lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -114,7 +115,7 @@ def run_jobs(
     with signals or SignalQueue() as signals:
         try:
             while running or (waiting and not stopped_by):
-                # A polling loop: subprocesses, signals and progress are looked after by one thread.
+                # A polling loop: one thread handles subprocesses, signals and progress.
                 while waiting and free and not stopped_by:
                     running.append(RunningJob(waiting.popleft(), free.popleft()))
                 time.sleep(POLL_SECONDS)

@@ -30,7 +30,7 @@ from diffenc.files.record_checksum import ChecksumState
 from diffenc.tools.sweep.sheets import Sheet
 
 Record = Mapping[str, Any]
-# Keys of an evaluation record that a row of a table is made from.
+# Keys of an evaluation record that a row of a table needs.
 NEEDED_FOR_ROW: RequiredKeys = {
     **REQUIRED_KEYS,
     **dict.fromkeys(COMPONENTS.values(), (int, float, NoneType)),
@@ -43,7 +43,7 @@ class VariantResults:
     """The evaluated runs of one variant.
 
     Attributes:
-      workdirs: by seed.
+      workdirs: workdirs of the runs, by seed.
       records: contents of evaluation.json, by seed.
     """
 
@@ -81,7 +81,7 @@ class VariantResults:
 
 
 def read_results(name: str, workdirs: Mapping[int, Path]) -> VariantResults:
-    """Reads the evaluations in `workdirs`, which are by seed; those without one are left out."""
+    """Reads the evaluations in `workdirs`, given by seed; workdirs without an evaluation are left out."""
     records = {
         seed: record
         for seed in sorted(workdirs)
@@ -133,7 +133,7 @@ def require_comparable(variants: Iterable[VariantResults]) -> None:
     """Requires that all evaluations are of the same images, with the same settings.
 
     Raises:
-      UserError: names the differences.
+      UserError: they differ; the message names the differences.
     """
     evaluated = list(_workdirs_and_records(variants))
     require_same_images(record for _, record in evaluated)
@@ -144,7 +144,7 @@ def require_same_metadata(evaluated: Sequence[tuple[Path, Record]], keys: Sequen
     """Requires that records, each given with its workdir, agree in all `keys`.
 
     Raises:
-      UserError: names two workdirs and the differences.
+      UserError: they differ; the message names two workdirs and the differences.
     """
     for other, two in evaluated[1:]:
         first, one = evaluated[0]
@@ -178,7 +178,7 @@ def describe_evaluations(variants: Sequence[VariantResults]) -> tuple[str, ...]:
 
 
 def describe_evaluated_images(record: Record) -> str:
-    """Returns which images a record is of, without their number."""
+    """Returns a description of a record's images, without their number."""
     source = f" ({record['source']})" if record.get("source") else ""
     return f"{describe_images(record)}{source}, pixels {record['fingerprint'][:16]}"
 

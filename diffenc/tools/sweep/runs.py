@@ -1,4 +1,4 @@
-"""The runs of a sweep, one for each variant and seed, and the tasks that each still has to do."""
+"""The runs of a sweep, one for each variant and seed, and the remaining tasks of each."""
 
 import dataclasses
 import sys
@@ -34,8 +34,8 @@ class Run:
     """One variant with one seed.
 
     Attributes:
-      folder: the sweep's.
-      experiment: the variant's, with this seed.
+      folder: the sweep's folder.
+      experiment: the variant's experiment, with this seed.
     """
 
     variant: Variant
@@ -115,7 +115,7 @@ def expected_metadata(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-# A run that has been evaluated needs no checkpoint any more.
+# An evaluated run counts as trained even if its checkpoints were deleted.
 TRAIN = Task("train", lambda run: is_evaluated(run) or is_trained(run))
 EVALUATE = Task("evaluate", is_evaluated)
 TASKS = (TRAIN, EVALUATE)

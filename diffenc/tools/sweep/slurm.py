@@ -43,7 +43,7 @@ SETUP_COMMANDS = (
 )
 
 # Slurm sends SIGTERM to all processes of a job, or to the first alone, and again while a run saves. So the run ignores
-# it, and `SlurmJob` forwards a single SIGINT instead.
+# SIGTERM, and `SlurmJob` forwards a single SIGINT instead.
 IGNORE_SIGTERM = ("sh", "-c", "trap '' TERM; exec \"$@\"", "sh")
 
 Options = Mapping[str, str | bool]
@@ -54,7 +54,7 @@ def parse_options(text: str) -> dict[str, str | bool]:
     """Parses options of sbatch, such as `--partition=gpu --time=24:00:00`; True for an option without a value.
 
     Raises:
-      UserError: an option is not in the long form with "=", or is one that the sweep sets.
+      UserError: an option is not in the long form with "=", or the sweep sets it.
     """
     options: dict[str, str | bool] = {}
     try:
@@ -77,7 +77,7 @@ def executor_factory(options: Options, max_jobs: int | None) -> MakeExecutor:
     """Returns a function that makes executors which submit to Slurm.
 
     Args:
-      max_jobs: how many jobs of the sweep may run at a time; None for no limit.
+      max_jobs: maximal number of jobs of the sweep that run at a time; None for no limit.
 
     Raises:
       UserError: submitit is not installed, or this machine does not belong to a Slurm cluster.
@@ -91,6 +91,7 @@ def executor_factory(options: Options, max_jobs: int | None) -> MakeExecutor:
     own = {"requeue": True, "signal": f"TERM@{SAVE_SECONDS}"}
 
     def make(folder: Path) -> submitit.Executor:
+        # By default submitit requeues a job after a limited number of timeouts; a run may need any number.
         executor = submitit.SlurmExecutor(folder, max_num_timeout=sys.maxsize)
         executor.update_parameters(
             job_name="diffenc", time=DEFAULT_MINUTES, setup=[*SETUP_COMMANDS], stderr_to_stdout=True,
@@ -130,7 +131,7 @@ class SlurmJob:
 
 
 class FirstSignal(SignalQueue):
-    """The first signal alone, as SIGINT: a run that already received the SIGTERM takes both for the same request."""
+    """Passes on the first signal alone, as SIGINT; a run that also received the SIGTERM takes both for one request."""
 
     def __init__(self):
         super().__init__()
@@ -146,7 +147,7 @@ def _requeue() -> None:
     """Ends this job and has Slurm start it again, unless it was cancelled."""
     import submitit
 
-    # Jobs in other states, such as one that is cancelled, must not come back.
+    # A job in another state, such as a cancelled one, must not come back.
     if query_queue().get(submitit.JobEnvironment().job_id) == "RUNNING":
         signal.raise_signal(
             signal.SIGTERM
@@ -175,7 +176,7 @@ def run_on_slurm(make: MakeExecutor, folder: Path, runs: Sequence[Run], tasks: S
     """Submits a job for each run, unless an earlier call has one in the queue, and waits for all of them.
 
     Args:
-      folder: the sweep's.
+      folder: the sweep's folder.
 
     Raises:
       UserError: Slurm rejects the jobs.
@@ -198,7 +199,7 @@ def run_on_slurm(make: MakeExecutor, folder: Path, runs: Sequence[Run], tasks: S
 def _submit_missing(
     make: MakeExecutor, file: Path, runs: Sequence[Run], tasks: Sequence[Task]
 ) -> list[tuple[Run, str]]:
-    """Returns each run with the id of its job, after submitting those that have none; `file` records the ids."""
+    """Returns each run with the id of its job, after submitting the runs without a job; `file` records the ids."""
     # A job counts only while it is in the queue: ids of jobs that ended stay in the file.
     known, queued = _read_job_ids(file), query_queue()
     jobs = {str(run): known[str(run)] for run in runs if known.get(str(run)) in queued}
@@ -238,7 +239,7 @@ def _array_ids(job_ids: Iterable[str]) -> str:
 
 
 def _wait(jobs: Sequence[tuple[Run, str]], folder: Path, tasks: Sequence[Task], signals: SignalQueue) -> None:
-    """Waits until none of the jobs is in the queue; logs how each ended, and periodically the states of the others."""
+    """Waits until none of the jobs is in the queue; logs the outcome of each, and periodically the states of the others."""
     queued, reported_at = [*jobs], time.monotonic()
     states = dict.fromkeys((job_id for _, job_id in jobs), "PENDING")
     while queued:
@@ -273,7 +274,7 @@ def _query_or_keep(before: dict[str, str]) -> dict[str, str]:
 
 
 def _describe_end(run: Run, job_id: str, folder: Path, tasks: Sequence[Task]) -> str:
-    """Returns how a run ended whose job has left the queue."""
+    """Returns the outcome of a run after its job has left the queue."""
     if not remaining_modes(run, tasks):
         return f"{run} done"
     return f"{run} failed: {run.last_error()} (log of its job: {folder / f'{job_id}_0_log.out'})"

@@ -47,7 +47,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_variants(args: argparse.Namespace) -> tuple[str, list[Variant]]:
-    """Returns the sweep's name, after its gin files, and its variants.
+    """Returns the sweep's name, the joined stems of its gin files, and its variants.
 
     Raises:
       UserError: a grid is invalid.
@@ -60,7 +60,7 @@ def parse_variants(args: argparse.Namespace) -> tuple[str, list[Variant]]:
 def parse_pairs(texts: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the pairs of variants to compare: those of `texts`, each "A,B"; without any, each variant with the first.
 
-    Names may have commas themselves.
+    Names may contain commas.
 
     Raises:
       UserError: a text does not name two variants.

@@ -22,7 +22,7 @@ class Variant:
     """One config, run with several seeds.
 
     Attributes:
-      name: of the folder with its runs.
+      name: name of the folder with its runs.
       gin_files: later files override earlier ones.
       bindings: override the files.
     """
@@ -37,7 +37,7 @@ class Grid:
     """Names that are bound together, and their values in gin syntax.
 
     Attributes:
-      names: one or more.
+      names: one or more names of parameters.
       values: rows of one value for each name.
     """
 
@@ -55,7 +55,7 @@ def make_variants(
     """Returns the product of the variant files and the grids, each over the files and bindings.
 
     Args:
-      name: of the variant where there are neither.
+      name: name of the variant if there are neither files nor grids.
       variant_files: gin files of one variant each, named after it, which stack on `gin_files`.
 
     Raises:
@@ -87,7 +87,7 @@ def parse_grid(text: str) -> Grid:
     """Parses `NAME = [VALUE, ...]`, or `NAME, NAME = [(VALUE, VALUE), ...]` for names that vary together.
 
     Raises:
-      UserError: it has neither form.
+      UserError: the text has neither form.
     """
     text = " ".join(text.splitlines())  # on one line, as the tokenizer rejects indented lines
     left, equals, right = text.partition("=")

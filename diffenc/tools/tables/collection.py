@@ -20,8 +20,8 @@ class TableLine:
     """One line of a table.
 
     Attributes:
-      folder: of the table that trains its runs.
-      runs: one for each seed, whether or not they exist on disk.
+      folder: folder of the table that trains its runs.
+      runs: one run for each seed, whether or not it exists on disk.
     """
 
     row: Row
@@ -35,10 +35,10 @@ class TableLine:
 
 
 def load_lines(table: int, folder: Path, scale: Scale, pattern: str = "") -> list[TableLine]:
-    """Returns the lines of `table` whose DATASET/NAME matches `pattern`, with their runs at `scale`.
+    """Returns the lines of `table` with a DATASET/NAME that matches `pattern`, with their runs at `scale`.
 
     Args:
-      folder: the table's. Tables 1 and 8 use the runs in the sibling folders of the tables that train them.
+      folder: the table's folder. Tables 1 and 8 use the runs in the sibling folders of the tables that train them.
 
     Raises:
       UserError: no line matches, a config is invalid, or a workdir holds a run of another config.
@@ -82,7 +82,7 @@ def covers_test_split(line: TableLine) -> bool:
 
 
 def describe_deviations(lines: Sequence[TableLine]) -> tuple[str, ...]:
-    """Returns lines that say whether the training is the published one, and if not, how it differs."""
+    """Returns lines that state whether the training is the published one, and otherwise its deviations."""
     by_line = (find_deviations(line.row, line.runs[0].experiment, len(line.runs)) for line in lines)
     differing = dict.fromkeys(itertools.chain.from_iterable(by_line))
     if not differing:

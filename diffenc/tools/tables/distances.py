@@ -1,4 +1,4 @@
-"""Table 8: distances between samples and a data set, named after the metric that was measured."""
+"""Table 8: distances between samples and a data set, named after the measured metric."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +64,7 @@ def distances_page(lines: Sequence[TableLine]) -> Page:
     """Returns the page of `lines`, as far as distances have been measured.
 
     Raises:
-      UserError: they are not comparable.
+      UserError: the distances are not comparable.
     """
     measured = {line.row.name: _read_records(line) for line in lines}
     pairs = [pair for of_line in measured.values() for pair in of_line]

@@ -24,8 +24,8 @@ class Row:
     Attributes:
       model: e.g. DiffEnc-8-2.
       noise: "fixed", or "trainable" for learned ends of the log-SNR.
-      dataset: registered name.
-      name: of the folder with its runs; includes the noise where the table has both kinds.
+      dataset: registered name of the data set.
+      name: name of the folder with its runs; includes the noise if the table has both kinds.
       figures: numbers as printed, by component or column.
     """
 
@@ -63,7 +63,7 @@ def load_results() -> dict[str, Any]:
 
 
 def published_images(dataset: str) -> str:
-    """Returns the images on which the paper reports `dataset`, by the name that prepared data record."""
+    """Returns the name, as recorded by prepared data, of the images on which the paper reports `dataset`."""
     return load_results()["images"][dataset]
 
 
@@ -84,7 +84,7 @@ def load_rows(table: int) -> list[Row]:
 
 
 def load_rows_and_trainers(table: int) -> list[tuple[Row, int]]:
-    """Returns the rows of a table that have runs, each with the table that trains it (others train those of 1 and 8)."""
+    """Returns the rows of a table that have runs, each with the table that trains it (for tables 1 and 8 another one)."""
     if table == 1:
         return [(row, trainer) for trainer in (2, 6) for row in load_rows(trainer)]
     return [(row, 2 if table == 8 else table) for row in load_rows(table)]

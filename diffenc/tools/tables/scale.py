@@ -1,4 +1,4 @@
-"""Published trainings scaled down, and how the two differ."""
+"""Published trainings scaled down, and their deviations from the published ones."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ class Scale:
     """Settings that replace published ones; None keeps the published value.
 
     Attributes:
-      blocks, channels: of the score network.
-      encoder_channels: of the encoder's network, in rows that have one; its number of blocks is kept.
-      num_images, passes: of the evaluation.
-      bindings: override all others, in every row.
+      blocks, channels: size of the score network.
+      encoder_channels: channels of the encoder's network, in rows that have one; its number of blocks is kept.
+      num_images, passes: settings of the evaluation.
+      bindings: bindings that override all others, in every row.
     """
 
     steps: int | None = None
@@ -72,5 +72,6 @@ def find_deviations(row: Row, experiment: Experiment, seeds: int) -> list[str]:
         lines.append(f"steps: {published.steps:,} -> {experiment.steps:,}")
     if seeds < row.seeds:
         lines.append(f"seeds: {row.seeds} -> {seeds}")
+    # The runs of a line differ in their seeds, which are no deviation.
     here = dataclasses.replace(experiment, seed=published.seed)
     return lines + serialize.find_differences(serialize.config_text(published), serialize.config_text(here))

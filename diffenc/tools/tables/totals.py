@@ -1,4 +1,4 @@
-"""Table 1: totals, and those published for other models, with a column for each set of images."""
+"""Table 1: totals, and published totals of other models, with a column for each set of images."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def totals_page(lines: Sequence[TableLine]) -> Page:
 
 
 def images_column(line: TableLine) -> str:
-    """Returns the head of a line's column: the published images, or a name of others."""
+    """Returns the head of a line's column: the name of the published images, or of the line's own images."""
     record = next(collection.evaluation_records([line]), None)
     if record is None:
         return paper.published_images(line.row.dataset)
