@@ -3,8 +3,8 @@
   blocks/c/0, 1, …  one zarr3 array of bytes in blocks, each under a crc32c
   index.json        {"size": bytes, "pieces": {name: [[start, shape, offset], …]}}, under a SHA-256
 
-Damage to any byte is noticed on reading, and many small arrays cost no more than one large array. Each process writes
-a folder of its own; a reader collects every piece that overlaps the requested box of an array.
+Damage to any byte is detected on reading, and many small arrays cost no more than one large array. Each process writes
+its own folder; a reader collects every piece that overlaps the requested box of an array.
 """
 
 import math
@@ -57,7 +57,7 @@ def pack_arrays(
       memory: the buffer of an earlier `Part`, which is reused if it fits: allocating costs more time than copying.
     """
     arrays = list(arrays)
-    # Every piece starts at a multiple of ALIGN, so that reading can hand out views of one aligned buffer.
+    # Every piece starts at a multiple of ALIGN, so that reading can return aligned views of one buffer.
     ends = np.cumsum([0, *(-(-array.nbytes // ALIGN) * ALIGN for _, _, array in arrays)]).tolist()
     data = memory if memory is not None and memory.size == ends[-1] else _allocate_aligned(ends[-1])
     for (_, _, array), offset, end in zip(arrays, ends, ends[1:], strict=False):
@@ -72,7 +72,7 @@ def pack_arrays(
 
 
 def write_arrays(store: Store, folder: str, part: Part) -> None:
-    """Writes `part`, which must not change meanwhile (see `Store.copies`), into `folder`. Does not sync.
+    """Writes `part`, which must not change during the write (see `Store.copies`), into `folder`. Does not sync.
 
     Raises:
       OSError: a write failed; the folder's content is then unusable.
@@ -106,7 +106,7 @@ def read_arrays(
       UnreadableError: a required piece is missing or damaged; the message names it.
       OSError: the store cannot be read.
     """
-    # All reads are started before the first is waited for.
+    # All reads start before the first one is waited for, so that they overlap.
     readings = [_Reading(store, folder, wanted) for folder in folders]
     found: dict[str, list[tuple[Box, np.ndarray]]] = {}
     for reading in readings:
@@ -135,7 +135,7 @@ class _Reading:
             Piece(name, Box(tuple(start), tuple(shape)), offset)
             for name, (box, _) in wanted.items()
             for start, shape, offset in index["pieces"].get(name, [])
-            # Only pieces that this process's devices need are read, whatever number of devices wrote them.
+            # Reads only the pieces that this process's devices need, regardless of the number of devices that wrote them.
             if _overlap(Box(start, shape), box) is not None
         ]
         self._spans = []
@@ -168,15 +168,15 @@ def _write_blocks(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]"
     """Starts one write for each block."""
     step = _block_size(data.size)
     spans = [slice(begin, min(begin + step, data.size)) for begin in range(0, data.size, step)]
-    # No copy of the data, which the caller does not change until all writes are done.
+    # Without copying the data, which the caller does not change until all writes are done.
     return [blocks[at].write(data[at], can_reference_source_data_indefinitely=True).commit for at in spans]
 
 
 def _group_adjacent(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list[Piece]]:
-    """Groups pieces that lie next to each other, so that each group is one read."""
+    """Groups pieces that are adjacent in the file, so that each group is one read."""
     groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.offset):
-        # Closer than ALIGN means with nothing but padding in between.
+        # A gap below ALIGN is padding only.
         if groups and piece.offset - ends[groups[-1][-1]] < ALIGN:
             groups[-1].append(piece)
         else:
@@ -185,7 +185,7 @@ def _group_adjacent(pieces: list[Piece], ends: Mapping[Piece, int]) -> list[list
 
 
 def _read_span(blocks: Any, pieces: list[Piece], ends: Mapping[Piece, int]) -> _Span:
-    # Read straight into an aligned buffer, which the arrays then are views of.
+    # Reads directly into an aligned buffer; the arrays are views of it.
     begin, end = pieces[0].offset, ends[pieces[-1]]
     data = _allocate_aligned(end - begin)
     return _Span(begin, data, pieces, ts.array(data).write(blocks.result()[begin:end]))
@@ -196,8 +196,8 @@ def _end(piece: Piece, dtype: np.dtype) -> int:
 
 
 def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
-    """Returns the content of `box` of an array, of which `parts` are pieces that do not overlap."""
-    # The usual case: the same sharding reads what it wrote, without a copy.
+    """Returns the content of `box` of an array, given `parts`, its pieces, which do not overlap."""
+    # The usual case: with the same sharding as in the save, a piece is the box, and needs no copy.
     for found, content in parts:
         if found == box:
             return content
@@ -206,8 +206,8 @@ def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.nd
         both = _overlap(found, box)
         if both is not None:
             whole[_relative_slices(both, box)] = content[_relative_slices(both, found)]
-            # Pieces do not overlap (each is written by the one process
-            # with replica 0), so counting elements tells completeness.
+            # Pieces do not overlap (each is written by the one process with
+            # replica 0), so a count of elements shows whether any are missing.
             missing -= math.prod(both.shape)
     if missing:
         raise UnreadableError(f"array {name}: {missing} of its elements are missing")
@@ -234,25 +234,25 @@ def _view(data: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> 
 
 
 def _allocate_aligned(size: int) -> Bytes:
-    # numpy promises less: allocate ALIGN more, and begin at the first aligned byte.
+    # numpy guarantees less alignment: allocates ALIGN more bytes, and begins at the first aligned one.
     data = np.empty(size + ALIGN, np.uint8)
     begin = -data.ctypes.data % ALIGN
     return data[begin : begin + size]
 
 
 def _block_size(size: int) -> int:
-    """Returns a block size that divides `size` bytes nearly evenly: zarr would pad a smaller last block."""
+    """Returns a block size of at most BLOCK that divides `size` nearly evenly, since zarr pads the last block to full size."""
     # ceil(size / number of blocks of at most BLOCK bytes).
     return -(-size // -(-size // BLOCK))
 
 
 def _context() -> ts.Context:
-    """Returns a context without a cache, as all is read once, and without fsync: the store syncs at the end."""
+    """Returns a context without a cache, since all data is read once, and without fsync, since the store syncs at the end."""
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}, parent=CONTEXT)
 
 
 def _open(store: Store, folder: str, size: int) -> "ts.Future[ts.TensorStore]":
-    """Opens the bytes of a folder. The metadata are known, so no zarr.json is stored that could be damaged."""
+    """Opens the bytes of a folder. The metadata are known, so that no zarr.json is stored, which could be damaged."""
     spec = {
         "driver": "zarr3",
         "kvstore": store.kvstore(f"{folder}/{BLOCKS}"),

@@ -1,11 +1,11 @@
 """Commit protocol of one checkpoint, run by all processes at once, each in a background thread.
 
-The processes must not communicate through their devices, which are training meanwhile. So each writes a marker file
-into the checkpoint's folder when its part is on disk; the main process waits for all of them and commits by writing
-META.json last. A folder without META.json is no checkpoint.
+The processes must not communicate through their devices, which continue training. So each writes a marker file into the
+checkpoint's folder when its part is on disk; the main process waits for all markers and commits by writing META.json
+last. A folder without META.json is not a checkpoint.
 
   000001000/process_0/    the part of a process
-  000001000/process_1.done, process_1.failed    marker of another process; the latter holds the reason
+  000001000/process_1.done, process_1.failed    marker of another process; .failed has the reason
   000001000/META.json     marker of the commit
 """
 
@@ -24,23 +24,23 @@ DONE, FAILED = "done", "failed"
 
 
 class Deadline:
-    """How long to wait for other processes. It may be shortened, also while another thread is waiting."""
+    """The time limit of waits for other processes. It may be shortened while another thread is waiting."""
 
     def __init__(self) -> None:
         self._seconds = TIMEOUT
 
     def shorten(self, seconds: float) -> None:
-        """Limits each wait, from now on, to `seconds`."""
+        """Limits the current and later waits to `seconds`."""
         self._seconds = min(self._seconds, seconds)
 
     def wait_for(self, is_met: Callable[[], bool], event: str) -> None:
-        """Returns when `is_met()`. Raises OSError, which names the `event`, if that takes too long."""
+        """Returns when `is_met()` is true. Raises OSError, which names the `event`, after the time limit."""
         began, pause = time.monotonic(), 0.01
         while not is_met():
             if time.monotonic() - began > self._seconds:
                 raise TimeoutError(f"waited {self._seconds:.0f} s in vain for {event}")
             time.sleep(pause)
-            # Short saves are noticed at once, long waits do not load the file server.
+            # Growing pauses: short saves are noticed at once, and long waits do not load the file server.
             pause = min(1.5 * pause, 1.0)
 
 
@@ -73,7 +73,7 @@ class CheckpointWrite:
                 reasons = self._wait_for_others()
             if reasons:
                 raise OSError("; ".join(reasons))
-            # The commit. Everything before it has been synced by the process that wrote it.
+            # The commit. Each process has synced its part before its marker.
             self._store.write(f"{self._name}/{META}", meta.encode())
         except MovedError:  # a committed checkpoint of this name is another run's
             with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ class CheckpointWrite:
         part = self._part(self._index)
         try:
             self._write_part(mine)
-            # After the sync within _write_part: a marker that outlives a crash must not precede its data.
+            # After the sync in _write_part: a marker that survives a crash must not precede its data.
             self._store.write(f"{part}.{DONE}", b"")
         except Exception as error:  # of any kind: the main process is waiting for a marker
             with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class CheckpointWrite:
                     self._store.remove(part)  # on a full disk makes room for the marker
                     self._store.write(f"{part}.{FAILED}", str(error).encode())
             raise
-        # A save is over, in every process, only once it is committed or given up.
+        # In every process a save ends only when it is committed or abandoned.
         self._deadline.wait_for(self._is_decided, "the main process to commit")
         if self._store.read(f"{self._name}/{META}") is None:
             raise OSError("the main process gave it up; see its log")
@@ -111,7 +111,7 @@ class CheckpointWrite:
         return part_folder(self._name, index)
 
     def _wait_for_others(self) -> list[str]:
-        """Waits for the others' markers; returns the reasons of those that failed."""
+        """Waits for the markers of the other processes; returns the reasons of failures."""
         reasons = []
         for index in range(1, self._count):
             self._deadline.wait_for(lambda index=index: self._marker(index) is not None, f"process {index}")
@@ -119,7 +119,7 @@ class CheckpointWrite:
         return [reason for reason in reasons if reason]
 
     def _marker(self, index: int) -> str | None:
-        """Returns None if process `index` is still writing, "" if it is done, otherwise why it failed."""
+        """Returns None if process `index` is still writing, "" if it is done, otherwise the reason of its failure."""
         reason = self._store.read(f"{self._part(index)}.{FAILED}")
         if (
             reason is not None

@@ -1,9 +1,9 @@
 """Checkpoints of a run: each is a folder that is either complete or ignored.
 
-DIRECTORY/000001000/ holds the leaves (see `diffenc.checkpoint.arrays`) and META.json (see `diffenc.checkpoint.meta`). The
-latter is the commit marker: it is written last and removed first, and a folder without it is no checkpoint. A step that
-is saved again gets a new folder, 000001000-1, -2 …; once that is committed the older one is removed. Nothing is renamed,
-so object stores work too.
+DIRECTORY/000001000/ contains the leaves (see `diffenc.checkpoint.arrays`) and META.json (see `diffenc.checkpoint.meta`),
+the commit marker: it is written last and removed first, and a folder without it is not a checkpoint. A step that is saved
+again gets a new folder, 000001000-1, -2 …; when that is committed, the older folder is removed. Nothing is renamed, so
+that object stores work too.
 
 Among several processes all make the same saves; see `diffenc.checkpoint.checkpoint_write`.
 """
@@ -44,13 +44,14 @@ TIDY = 60.0  # seconds that other processes wait for the main one to remove unco
 class Checkpoints:
     """The checkpoints in `directory`, a path or a URL. Nothing is created or removed there before the first `save`.
 
-    Only one run may save at a time. As a context manager it waits for the last save on leaving.
+    Only one run may save at a time. As a context manager it waits for the last save on exit.
 
     Several processes of one run construct it at the same time, while none of them saves, and then all make the same
-    calls. The main process lists the directory and broadcasts the result, because a shared disk may not show all
-    processes the same; it also writes META.json and removes old checkpoints.
+    calls. The main process lists the directory and broadcasts the result, because on a shared disk processes may see
+    different listings; it also writes META.json and removes old checkpoints.
 
-    The newest `keep_last` are kept, at least 1, and those at multiples of `keep_every` for good (0 = none).
+    The newest `keep_last` checkpoints, at least 1, are kept, and those at multiples of `keep_every` (0 = none) are never
+    removed.
 
     Attributes:
       found: steps of the checkpoints that were committed at construction, ascending; the same in all processes.
@@ -61,7 +62,7 @@ class Checkpoints:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self._store = stores.open_store(directory)
-        # One thread: saves are committed in the order in which they were made.
+        # A single thread, so that saves are committed in the order of the calls.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._deadline = Deadline()
         self._pending: Future[None] | None = None
@@ -70,7 +71,7 @@ class Checkpoints:
         self._failure: UserError | None = None
         listed = self._list_on_main()
         self._uncommitted = [name for name, committed in listed.items() if not committed]
-        # Uncommitted ones count too: a folder that was begun is never written into again.
+        # Uncommitted folders count too: a folder that was begun is never written to again.
         self._generations = {name.step: name.generation for name in listed}
         self._initial = _committed(listed)
         self.found = _steps(self._initial)
@@ -89,7 +90,7 @@ class Checkpoints:
             logging.error("%s", failure)  # raised here, it would hide `error`
 
     def steps(self) -> list[int]:
-        """Returns the steps of all committed checkpoints, ascending, as this process sees them: for messages.
+        """Returns the steps of all committed checkpoints, ascending, as this process sees them. For messages only.
 
         Raises:
           UserError: the store cannot be listed.
@@ -104,18 +105,18 @@ class Checkpoints:
     def save(self, step: int, tree: Tree, metadata: Mapping[str, Any]) -> None:
         """Copies `tree` to host memory, then writes it in the background; its buffers may be donated at once.
 
-        Waits for an earlier save first; its failure is logged and does not prevent this one. An older checkpoint of
-        the same step is removed once this one is committed.
+        First waits for an earlier save; a failure of that is logged and does not prevent this save. An older checkpoint of
+        the same step is removed when this one is committed.
 
         Raises:
           TypeError: `metadata` has no JSON form, or jax cannot hold a leaf (64 bits without x64).
         """
-        # The buffer and the thread are those of the earlier save.
+        # The earlier save uses the same buffer and thread.
         self._settle()
         named = leaves.leaves_by_name(tree)
-        # Synchronous: on return the state is in host memory, and the train step may donate its buffers.
+        # Synchronous: on return the state is copied to host memory, and the train step may donate its buffers.
         mine = leaves.pack_leaves(named, self._buffer)
-        # A store that keeps references (in memory) would see its content change with the next save.
+        # A store in memory keeps references: with the next save in the same buffer its content would change.
         self._buffer = mine.data if self._store.copies else None
         content = {"step": int(step), "parts": jax.process_count(), "leaves": leaves.describe_leaves(named)}
         meta_text = meta.format_meta({**content, "metadata": dict(metadata)})
@@ -125,7 +126,7 @@ class Checkpoints:
         self._pending = self._thread.submit(self._write, name, mine, meta_text)
 
     def wait(self) -> None:
-        """Returns when the last save is committed. Raises UserError if it failed, logged before or not."""
+        """Returns when the last save is committed. Raises UserError if it failed, even if that was logged before."""
         self._finish()
         if self._failure is not None:
             raise self._failure
@@ -147,32 +148,32 @@ class Checkpoints:
         select: Select = select_all,
         check: Check = accept_any_metadata,
     ) -> Restored:
-        """Reads a checkpoint into the structure of `abstract`, whatever number of devices saved it.
+        """Reads a checkpoint into the structure of `abstract`, regardless of the number of devices that saved it.
 
         Args:
-          abstract: a pytree of jax.ShapeDtypeStruct; a leaf with a sharding is placed by it, and every
-            process reads only what its devices need.
+          abstract: a pytree of jax.ShapeDtypeStruct; a leaf with a sharding is placed accordingly, and every
+            process reads only the parts that its devices need.
           step: the step to read; None = the newest that can be read, with a logged warning for each that cannot.
-          select: which of the saved leaves must agree with `abstract`: `select_all` or `select_branches`.
+          select: selects the saved leaves that must agree with `abstract`: `select_all` or `select_branches`.
           check: called before any array is read; raises UserError to refuse a checkpoint by its metadata.
 
         Raises:
           UserError: there is no checkpoint (see `found`) or none of this step, none can be read, or it is of another
             architecture (the message names the first leaf that differs); or the store cannot be read, so that it is
-            unknown whether the newest checkpoint is sound.
+            unknown whether the newest checkpoint is intact.
         """
         self._settle()
         committed, unread = _committed(self._list_on_main()), ""
         steps = _steps(committed)
         if step is not None and step not in steps:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps}")
-        # Newest first, past damaged ones: losing some steps
-        # is better than losing the run, and a warning tells.
+        # Newest first, skipping damaged ones with a warning:
+        # losing some steps is better than losing the run.
         for name in (name for name in reversed(committed) if step in (None, name.step)):
             try:
                 return read_on_all_processes(self._store, str(name), abstract, select, check)
-            # Damage only. A store that fails says nothing about the newest checkpoint, and an older one must
-            # not replace it then: that error ends the restore.
+            # Only damage is skipped. After an error of the store it is unknown whether the newest checkpoint is
+            # intact, so an older one must not replace it: that error ends the restore.
             except UnreadableError as error:
                 unread = f"checkpoint {stores.join_path(self.directory, str(name))} cannot be read"
                 logging.warning("%s, skipped: %s", unread, error)
@@ -200,7 +201,7 @@ class Checkpoints:
         """Waits for the last save, and logs its failure once."""
         known = self._failure
         self._finish()
-        # Identity, not equality: each failure is logged once, however often this is called.
+        # Compared by identity, so that each failure is logged once, regardless of the number of calls.
         if self._failure is not None and self._failure is not known:
             logging.error("%s; %s, and the run goes on", self._failure, self._describe_newest())
 
@@ -216,35 +217,35 @@ class Checkpoints:
             return
         error = self._pending.exception()
         self._pending = None
-        # A full disk must not end a run that has trained for
-        # days; the next save may succeed. Anything else is a bug.
+        # A full disk must not end a run that has trained for days;
+        # the next save may succeed. Any other error is a bug.
         if isinstance(error, OSError):
             reason = atomic.write_error(self.directory, error)
-            # Kept for `wait`, which raises it at the end of a run; until then the run goes on.
+            # Kept for `wait`, which raises it at the end of a run; until then the run continues.
             self._failure = UserError(f"the checkpoint of step {self._step} was not saved: {reason}")
         elif error is not None:
             raise error
 
     def _write(self, name: Name, mine: Part, meta_text: str) -> None:
         """Writes one checkpoint; runs in the background thread."""
-        # Before the write, so that there is room for it.
+        # Before the write, to free space for it.
         self._remove_uncommitted()
         process, count = jax.process_index(), jax.process_count()
         write = CheckpointWrite(self._store, str(name), process, count, self._deadline)
         try:
             write.write(mine, meta_text)
         except Exception:
-            # CheckpointWrite has tried to remove it; what is left,
-            # or was written there later, goes before the next save.
+            # CheckpointWrite has tried to remove the folder; remaining files, or
+            # those that another process writes later, are removed before the next save.
             self._uncommitted.append(name)
             raise
         if process == 0:
             with self._log_failed_removal():
-                # After the commit: at every moment there is a complete checkpoint.
+                # After the commit, so that at every moment there is a complete checkpoint.
                 self._remove_old(name.step)
 
     def _remove_uncommitted(self) -> None:
-        """Removes, in the main process, folders that were begun and never committed; the others wait for that."""
+        """Removes, in the main process, folders that were begun and never committed; the other processes wait for it."""
         names, self._uncommitted = self._uncommitted, []
         if not names:
             return
@@ -264,8 +265,8 @@ class Checkpoints:
             deadline.wait_for(are_gone, "the main process to remove uncommitted checkpoints")
 
     def _remove_old(self, newest: int) -> None:
-        """Removes checkpoints that need not be kept. Those after `newest` stay: a run that was resumed at an earlier step
-        comes by them again."""
+        """Removes checkpoints that need not be kept. Those after `newest` are kept: a run resumed at an earlier step will
+        reach them again."""
         names = [name for name in _committed(meta.list_checkpoints(self._store)) if name.step <= newest]
         latest = {name.step: name for name in names}  # ascending: the last generation of each step
         past = list(latest)
@@ -273,7 +274,7 @@ class Checkpoints:
             *past[-self.keep_last :],
             *(step for step in past if self.keep_every and step % self.keep_every == 0),
         }
-        # A step that was saved again keeps its last generation alone.
+        # Of a step that was saved again, only the last generation is kept.
         self._remove([name for name in names if name.step not in kept or name != latest[name.step]])
 
     def _remove(self, names: Iterable[Name]) -> None:
@@ -302,7 +303,7 @@ def restore_from(
       UserError: as in `Checkpoints.restore`.
     """
     store = stores.open_store(path)
-    # META.json in the folder itself: it is one checkpoint, and not a folder of them.
+    # META.json in the folder itself: the path is one checkpoint, not a folder of them.
     if _is_true_on_main(path, lambda: store.read(META) is not None):
         try:
             return read_on_all_processes(store, "", abstract, select_branches, check)

@@ -18,7 +18,7 @@ LeafSpecs = dict[str, list]  # name: [shape, dtype]
 
 
 def leaves_by_name(tree: Tree) -> NamedLeaves:
-    """Returns the leaves by their names in checkpoints (`parameters.name_leaves_quoted`), Python numbers as arrays."""
+    """Returns the leaves by their names in checkpoints (`parameters.name_leaves_quoted`), with Python numbers as arrays."""
     named = name_leaves_quoted(tree)
     return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in named.items()}
 
@@ -47,7 +47,7 @@ def pack_leaves(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
     for _, _, data in pieces:
         if isinstance(data, jax.Array):
             data.copy_to_host_async()  # start all transfers before waiting for the first
-    # np.asarray of a CPU array is a view of the device's buffer, which the caller is about to donate: pack copies.
+    # On a CPU np.asarray is a view of the device's buffer, which the caller is about to donate: pack_arrays copies it.
     return arrays.pack_arrays(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
@@ -70,8 +70,8 @@ def _owned_pieces(name: str, leaf: Any) -> list[tuple[str, tuple[int, ...], Any]
         raise TypeError(f"leaf {name} is {leaf.dtype}, which jax would truncate to 32 bits on reading")
     if not isinstance(leaf, jax.Array):
         return [(name, (0,) * leaf.ndim, leaf)] if jax.process_index() == 0 else []
-    # Of replicated data exactly one device in the whole run has
-    # replica 0: each piece is written once, without communication.
+    # Of each replicated piece exactly one device in the whole run
+    # has replica 0: it is written once, without communication.
     first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return [(name, _corners(shard.index, leaf.shape)[0], shard.data) for shard in first]
 
@@ -96,7 +96,7 @@ def _place_leaf(leaf: Any, host: np.ndarray) -> jax.Array:
         begin, end = _corners(at or (), shape)
         return host[(..., *(slice(a - c, b - c) for a, b, c in zip(begin, end, edge, strict=True)))]
 
-    # Each device gets its slice of the host's box: of a sharded array no device holds the whole.
+    # Each device gets its slice of the host's box: no device has to hold a whole sharded array.
     return jax.make_array_from_callback(shape, leaf.sharding, part, dtype=leaf.dtype)
 
 

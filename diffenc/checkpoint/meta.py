@@ -1,10 +1,10 @@
-"""META.json, whose presence makes a folder a checkpoint, and the names of such folders.
+"""META.json, the file that marks a folder as a committed checkpoint, and the names of such folders.
 
 format     version of the layout
 step       optimizer steps taken
-parts      number of processes that saved it
+parts      number of processes that saved the checkpoint
 leaves     {name: [shape, dtype]}; a name is the path of the leaf, joined by "/"
-metadata   the caller's
+metadata   metadata of the caller
 checksum   SHA-256 of the above
 """
 
@@ -21,7 +21,7 @@ META = "META.json"
 
 
 class Name(NamedTuple):
-    """Name of a checkpoint's folder: the step, and how often that step had been saved before."""
+    """Name of a checkpoint's folder: the step, and the number of earlier saves of that step."""
 
     step: int
     generation: int
@@ -31,8 +31,8 @@ class Name(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> "Name | None":
-        """Returns None for any other folder's name."""
-        # At least nine digits: beyond 10^9 steps names grow, and are sorted as numbers anyway.
+        """Returns the name with this text; None if it is not the name of a checkpoint's folder."""
+        # At least nine digits: from 10^9 steps on names are longer, which is fine, as they are sorted as numbers.
         found = re.fullmatch(r"(\d{9,})(?:-(\d+))?", text)
         return Name(int(found[1]), int(found[2] or 0)) if found else None
 
@@ -44,12 +44,12 @@ def list_checkpoints(store: Store) -> dict[Name, bool]:
 
 
 def part_folder(name: str, index: int) -> str:
-    """Returns the folder that process `index` writes of the checkpoint `name`."""
+    """Returns the folder in the checkpoint `name` that process `index` writes."""
     return f"{name}/process_{index}".lstrip("/")
 
 
 def format_meta(content: Mapping[str, Any]) -> str:
-    """Returns META.json with `content`. Raises TypeError if that has no JSON form."""
+    """Returns the text of META.json with `content`. Raises TypeError if `content` has no JSON form."""
     return checksummed_json.dumps({"format": FORMAT, **content})
 
 
@@ -57,8 +57,8 @@ def read_meta(store: Store, name: str) -> dict[str, Any]:
     """Reads META.json of the checkpoint `name`.
 
     Raises:
-      UnreadableError: it is damaged.
-      UserError: it has another format.
+      UnreadableError: the file is absent or damaged.
+      UserError: the checkpoint has another format.
       OSError: the store cannot be read.
     """
     content = checksummed_json.read(store, f"{name}/{META}".lstrip("/"))

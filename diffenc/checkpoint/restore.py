@@ -1,4 +1,4 @@
-"""Reads one checkpoint on all processes at once: all of them succeed, or none."""
+"""Reads one checkpoint on all processes at once; either all of them succeed, or all fail."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ Check = Callable[[str, dict[str, Any]], None]
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read: the tree, the caller's metadata, the step."""
+    """The content of a checkpoint: the tree, the caller's metadata, the step."""
 
     tree: Tree
     metadata: dict[str, Any]
@@ -29,12 +29,12 @@ class Restored(NamedTuple):
 
 
 def select_all(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
-    """Selects all saved leaves, for `Checkpoints.restore`: the wanted tree must have every one."""
+    """Selects all saved leaves, for `Checkpoints.restore`: the wanted tree must have all of them."""
     return saved
 
 
 def select_branches(saved: LeafSpecs, wanted: LeafSpecs) -> LeafSpecs:
-    """Selects the saved leaves in the top-level branches that are wanted, for `Checkpoints.restore`."""
+    """Selects the saved leaves in the top-level branches of the wanted tree, for `Checkpoints.restore`."""
     branches = {leaves.top_level_branch(name) for name in wanted}
     return {name: leaf for name, leaf in saved.items() if leaves.top_level_branch(name) in branches}
 
@@ -56,7 +56,7 @@ def read_on_all_processes(store: Store, name: str, abstract: Tree, select: Selec
     """Reads the checkpoint `name`; `select` and `check` as in `Checkpoints.restore`. All processes must call it.
 
     Raises:
-      UnreadableError: one of the processes found it damaged.
+      UnreadableError: the checkpoint is damaged, as found by one of the processes.
       UserError: the store failed in one of them, or the tree is of another architecture.
     """
     restored, damage, refusal = None, None, None
@@ -66,8 +66,8 @@ def read_on_all_processes(store: Store, name: str, abstract: Tree, select: Selec
         damage = error
     except OSError as error:
         refusal = stores.read_error(f"{store}/{name}".rstrip("/"), error)
-    # Two rounds, refusals first: a store that fails in one process must not
-    # look like damage, at which all would fall back to an older checkpoint.
+    # Two rounds, errors of the store first: an error of the store in one process must not
+    # count as damage, after which all processes would fall back to an older checkpoint.
     if not all_succeeded(refusal is None):
         raise refusal or UserError(f"cannot read {store}: it failed in another process; see its log")
     if not all_succeeded(damage is None) or restored is None:
@@ -77,7 +77,7 @@ def read_on_all_processes(store: Store, name: str, abstract: Tree, select: Selec
 
 def _read(store: Store, name: str, abstract: Tree, select: Select, check: Check) -> Restored:
     content, where = meta.read_meta(store, name), f"{store}/{name}".rstrip("/")
-    # Order: the cheap refusals (format, metadata, structure) come before gigabytes are read.
+    # The cheap checks (format, metadata, structure) come first, before gigabytes are read.
     check(where, content["metadata"])
     named = leaves.leaves_by_name(abstract)
     wanted = leaves.describe_leaves(named)

@@ -1,1 +1,1 @@
-"""The commands: flags, output and exit statuses. `console` is what they share."""
+"""The commands: flags, output and exit statuses. `console` has the parts common to all."""

@@ -1,4 +1,4 @@
-"""What all commands share: plugins and logging at the start, messages, and exit statuses."""
+"""Functions common to all commands: start-up of plugins and logging, messages, and exit statuses."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def start_up() -> None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Returns the reason and the file of an error of the operating system."""
+    """Returns the reason and the file of an operating system error, as text."""
     return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
 
 
@@ -38,16 +38,17 @@ def exit_status(
     interrupted: str = "interrupted",
     describe: Callable[[OSError], str] = describe_os_error,
 ) -> int:
-    """Calls `perform` and returns the exit status; errors of the user and of the system become one line on stderr.
+    """Calls `perform` and returns the exit status; user errors and operating system errors become one line on stderr.
 
     Args:
       interrupted: the message after Ctrl-C or SIGTERM.
-      describe: makes the message of an OSError.
+      describe: returns the message of an OSError.
     """
     prepare_process()
     try:
         with reliable_ctrl_c():
             perform()
+            # Flushed here, so that a broken pipe or a full disk is reported like other errors, not at interpreter exit.
             sys.stdout.flush()
     except Interrupted as stopped:
         print_error(interrupted)
@@ -58,6 +59,7 @@ def exit_status(
     except UserError as error:
         print_error(f"error: {one_line(str(error))}")
         return 1
+    # Before OSError, its base class: a reader that exits, as `| head` does, is not an error to report.
     except BrokenPipeError:
         return close_broken_pipe()
     except OSError as error:
@@ -78,15 +80,15 @@ def print_error(text: str) -> None:
 
 
 def close_broken_pipe() -> int:
-    """Discards further output after its reader has gone, as `| head` does; returns the exit status after SIGPIPE."""
+    """Discards further output after its reader has exited, as with `| head`; returns the exit status of SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes there when it exits
     return 128 + signal.SIGPIPE
 
 
 def prepare_process() -> None:
-    """Opens closed streams and makes UTF-8 the encoding of file names; the first call of every program.
+    """Opens closed standard streams and makes UTF-8 the encoding of file names; must be the first call of every program.
 
-    In a locale of another encoding Python starts again in its UTF-8 mode, or names would differ on disk.
+    In a locale with another encoding it restarts Python in UTF-8 mode; otherwise file names would be encoded differently.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process, as by >&-
@@ -96,6 +98,7 @@ def prepare_process() -> None:
             "error: python -OO removes docstrings, without which dm-haiku cannot be imported: use python -O"
         )
         sys.exit(1)
+    # PYTHONUTF8 takes effect only at interpreter start, hence the exec with the same arguments.
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 

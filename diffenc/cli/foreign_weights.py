@@ -1,6 +1,6 @@
-"""The command `python -m MODULE FILE --gin_file=… --output=DIR`: an export of parameters that other code trained.
+"""The command `python -m MODULE FILE --gin_file=… --output=DIR`: exports parameters that other code trained.
 
-MODULE knows the names that the other code gives its parameters, and calls `main` with a function that translates them.
+MODULE calls `main` with a function that translates the other code's parameter names.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse_args(description: str, argv: Sequence[str] | None = None) -> argparse.
 
 
 def main(translate: Translate, what: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command; returns its exit status. `what` describes the origin of the weights."""
     args = parse_args(description, argv)
 
     def perform() -> None:

@@ -1,6 +1,6 @@
 """The command `python -m diffenc.run`: its flags, its modes and its help. See `--help`.
 
-Nothing here imports JAX: `diffenc.cli.run_mode` does, once there is something to compute.
+This module does not import JAX, which takes seconds: `diffenc.cli.run_mode` does, when a mode runs.
 """
 
 import pkgutil
@@ -22,7 +22,7 @@ class Mode(NamedTuple):
     """A value of --mode.
 
     Attributes:
-      function: MODULE:NAME of its function of (experiment, workdir); a text, so that a mode imports only what it uses.
+      function: MODULE:NAME of its function of (experiment, workdir), as text, so that a mode imports only its own modules.
       summary: its line in --help.
     """
 
@@ -143,7 +143,7 @@ _DESCRIBE = flags.DEFINE_list(
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs the command as its flags say; exits unless it succeeds."""
+    """Runs the command given by its flags; exits with a non-zero status unless it succeeds."""
     show_log_lines_plainly()
     status = exit_status(lambda: _run(arguments))
     if status:
@@ -176,13 +176,13 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _exit_process(status: int) -> None:
-    """Exits, by way of `distributed.exit_process` if several processes may compute together."""
+    """Exits, through `distributed.exit_process` if the run may have several processes."""
     distributed = sys.modules.get("diffenc.parallel.distributed")  # not imported for an error in the flags
     (distributed.exit_process if distributed else sys.exit)(status)
 
 
 def list_plugins() -> str:
-    """Returns every registered plugin by kind, with the first line of its documentation."""
+    """Returns a line for each registered plugin, by kind, with the first line of its documentation."""
     docs = {
         f"{kind}.{name}": (plugins[name].__doc__ or "").strip().split("\n")[0]
         for kind, plugins in registry.REGISTRIES.items()

@@ -1,4 +1,4 @@
-"""One mode of `python -m diffenc.run` on one experiment: from the flags to the mode's function."""
+"""Runs one mode of `python -m diffenc.run` on one experiment: from the flags to the mode's function."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -40,9 +40,11 @@ def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given:
       given: the flags of `diffenc.cli.run`, by attribute.
 
     Raises:
-      UserError: a flag, the config or the run in the workdir is at fault.
+      UserError: a flag, the config or the run in the workdir is invalid.
     """
+    # Before the experiment is loaded: these settings must be made before JAX has a backend.
     _set_up_jax(mode, given)
+    # Through the environment, from which data sets read the folder (`data_directory`).
     if given.data_dir is not None:
         os.environ["DIFFENC_DATA"] = os.path.abspath(expand_path(given.data_dir, "--data_dir"))
     workdir = None if given.workdir is None else expand_path(given.workdir, "--workdir")
@@ -53,6 +55,7 @@ def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given:
         *plan_bindings(mode, given.topology, given.quick),
     ]
     experiment = load_experiment(given.gin_file, workdir, bindings, allowed)
+    # After loading, since networks in bfloat16 are refused.
     _enable_x64(mode, experiment, given.x64)
     workdir = workdir or default_workdir(given.gin_file)
     check_writable(mode, workdir)
@@ -87,11 +90,11 @@ def _enable_x64(mode: str, experiment: Experiment, x64: bool) -> None:
 def load_experiment(
     gin_file: Sequence[str], workdir: str | None, bindings: Sequence[str], allow_imports: Sequence[str]
 ) -> Experiment:
-    """Returns the experiment of the files; without any, that of the run in `workdir`.
+    """Returns the experiment of the files; without files, that of the run in `workdir`.
 
     Raises:
-      UserError: no files, and no run there; or as `gin_loader.load_experiment`. Of a run, the message names the plugin
-        packages that it was trained with and that are not installed now.
+      UserError: there are no files and no run; or as `gin_loader.load_experiment`. For a run, the message names the plugin
+        packages with which it was trained and that are not installed now.
     """
     if gin_file:
         return gin_loader.load_experiment(gin_file, bindings, allow_imports)
@@ -109,7 +112,7 @@ def load_experiment(
 
 
 def check_writable(mode: str, workdir: str | Path) -> None:
-    """Raises UserError if the run's folder is read-only, and `mode` is for what it writes there."""
+    """Raises UserError if the run's folder is read-only, and the results of `mode` are files in it."""
     if mode in READ_ONLY or not os.path.isdir(workdir) or os.access(workdir, os.W_OK):
         return
     python = f", or draw from Python: diffenc.load({str(workdir)!r}).sample()" * (mode == "sample")
@@ -120,10 +123,10 @@ def check_writable(mode: str, workdir: str | Path) -> None:
 
 
 def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
-    """Returns the binding that --num_timesteps=T stands for.
+    """Returns the binding for which --num_timesteps=T stands.
 
     Raises:
-      UserError: T is not positive, or the mode has none.
+      UserError: T is not positive, or the mode has no T.
     """
     if num_timesteps is None:
         return []
@@ -138,7 +141,7 @@ def num_timesteps_bindings(mode: str, num_timesteps: int | None) -> list[str]:
 
 
 def plan_bindings(mode: str, topology: str | None, quick: bool | None) -> list[str]:
-    """Returns the bindings that --topology and --quick stand for.
+    """Returns the bindings for which --topology and --quick stand.
 
     Raises:
       UserError: the mode is not plan.
@@ -156,7 +159,7 @@ def _refuse_training(mode: str, flag: str, reason: str) -> None:
 
 
 def default_workdir(gin_file: Sequence[str]) -> Path:
-    """Returns runs/NAME, the names of several files joined by "+"; of a run's own config.gin, the folder it is in."""
+    """Returns runs/NAME, with the names of several files joined by "+"; for a run's own config.gin, its folder."""
     paths = [Path(expand_path(name, "--gin_file")) for name in gin_file]
     if paths[0].name == CONFIG:
         return paths[0].parent

@@ -52,6 +52,7 @@ def run_missing(lines: Sequence[TableLine], tasks: Sequence[Task], jobs: int) ->
       UserError: a config is invalid, or another process is using a folder.
       Interrupted: SIGTERM or Ctrl-C was received; runs in training have saved a checkpoint.
     """
+    # By folder and number of seeds, as a sweep has one folder and the same seeds for all its variants.
     groups: dict[tuple[Path, int], list[TableLine]] = {}
     for line in lines:
         groups.setdefault((line.folder, len(line.runs)), []).append(line)

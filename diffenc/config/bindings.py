@@ -82,14 +82,14 @@ class BindingSet:
         """Checks every name, and the values of effective bindings.
 
         Raises:
-          UserError: with the location of the first binding at fault.
+          UserError: a binding is invalid; the message has the location of the first one.
         """
         self._all = [_resolve_binding(binding) for binding in bindings]
         self._num_values = 0  # in the binding whose macros are being replaced
         # Later bindings replace earlier ones: files in their order, then the command line.
         self._effective = {binding.key: binding for binding in self._all}
-        # Every macro that is mentioned must exist, also in bindings
-        # that are not in effect: a misspelt name is an error.
+        # Every macro that is mentioned must exist, also in bindings that
+        # later ones replace: a misspelt name is an error in any case.
         for macro in self._macro_mentions():
             self._macro(macro)
         # All values are converted before anything is constructed:
@@ -109,14 +109,14 @@ class BindingSet:
         ]
 
     def with_location(self, error: UserError) -> UserError:
-        """Returns the error with the location of the binding that its message starts with, if it does."""
+        """Returns the error, with the location of the binding if its message starts with the name of one."""
         at_fault = next((b for b in self._effective.values() if str(error).startswith(f"{b.name} ")), None)
         return UserError(f"{self._location_of(at_fault)}: {error}") if at_fault else error
 
     def check_unread(self, built: Iterable[Construction]) -> None:
         """Checks the bindings that no object in `built` read.
 
-        A file's bindings of a plugin that has been replaced are dropped with a line in the log.
+        Bindings in files of a plugin that has been replaced are dropped, and logged.
 
         Raises:
           UserError: for any other unread binding, and for a value that is still %gin.REQUIRED.
@@ -127,8 +127,8 @@ class BindingSet:
         for key, binding in self._effective.items():
             if key in read:
                 self._check_required(binding)
-            # gin itself is silent on a known binding that nothing reads. On the command line it is an error,
-            # for somebody just typed it; a file's may belong to a plugin that another file replaced.
+            # gin ignores a valid binding that nothing reads. From the command line it is an error, since the
+            # user just typed it; in a file it may belong to a plugin that another file replaced.
             elif binding.from_command_line or self._is_stray(binding, built):
                 raise binding.error(f"{binding}: {self._unread_reason(binding, built, read)}")
             elif self._is_replaced(binding, built):
@@ -152,7 +152,7 @@ class BindingSet:
                     yield part.name, binding
 
     def _without_macros(self, value: Any, user: Binding, path: tuple[str, ...] = ()) -> Any:
-        """Returns `value` with macros replaced by their values; %gin.REQUIRED stays."""
+        """Returns `value` with macros replaced by their values; %gin.REQUIRED is kept."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:  # ten macros, each ten times the one before, would fill any memory
             raise user.error(f"more than {MAX_VALUES:,} values, with all macros written out")
@@ -185,8 +185,9 @@ class BindingSet:
             ) from None
 
     def _location_of(self, binding: Binding) -> str:
-        """Returns where the value was read: at the binding, or at the macro that is its value."""
+        """Returns the location of the value: that of the binding, or of the macro that it refers to."""
         source = binding
+        # Terminates, since `_without_macros` has refused macros that refer to themselves.
         while isinstance(source.value, Macro) and source.value.name != REQUIRED:
             source = self._macro((source.value.name, binding))
         return (
@@ -201,9 +202,9 @@ class BindingSet:
         for scope, selector in built:
             for field in names.bindable_fields(names.known_classes()[selector]):
                 keys = [(outer, selector, field) for outer in _enclosing_scopes(scope)]
-                # The innermost scope alone is read; outer bindings of the same field are shadowed.
+                # Only the innermost scope is read; it shadows outer bindings of the same field.
                 read.update([key for key in keys if key in self._effective][:1])
-        # Transitive closure: macros in the values of what is read, and macros in those.
+        # Transitive closure: macros in the values that are read, and macros in the values of those macros.
         waiting = list(read)
         while waiting:
             for part in leaf_values(self._effective[waiting.pop()].value):
@@ -217,7 +218,7 @@ class BindingSet:
             raise binding.error(f"{binding.name} must be given: add {binding.name} = VALUE")
 
     def _is_stray(self, binding: Binding, built: set[Construction]) -> bool:
-        """Returns whether a file's unread binding cannot be of any object that this config could construct."""
+        """Returns whether an unread binding of a file belongs to no object that this config could construct."""
         if binding.selector == MACRO:
             return binding.field not in {name for name, _ in self._macro_mentions()}
         scopes = {scope for part in self._references() for scope in part.scope.split("/")}
@@ -225,7 +226,7 @@ class BindingSet:
         return used and bool(binding.scope) and not scopes.issuperset(binding.scope.split("/"))
 
     def _is_replaced(self, binding: Binding, built: set[Construction]) -> bool:
-        """Returns whether no object was constructed that could have read the binding."""
+        """Returns whether no constructed object could have read the binding."""
         return binding.selector != MACRO and not any(
             binding.selector == selector and binding.scope in _enclosing_scopes(scope)
             for scope, selector in built
@@ -265,7 +266,7 @@ def _resolve_binding(binding: Binding) -> Binding:
     """Returns the binding with every selector in full.
 
     Raises:
-      UserError: a selector or field is unknown; the nearest one is named.
+      UserError: a selector or field is unknown; the message names the nearest one.
     """
     try:
         value = _resolve_references(binding.value)
@@ -294,7 +295,7 @@ def _resolve_references(value: Any) -> Any:
 
 
 def _check_kind(reference: Reference, hint: Any) -> None:
-    """Raises TypeError unless a field of type `hint` takes the object of `reference`."""
+    """Raises TypeError unless a field of type `hint` accepts the object of `reference`."""
     accepted = names.accepted_kinds(hint)
     kind = reference.selector.partition(".")[0]
     if not reference.called or not {kind, reference.selector}.intersection(accepted):
@@ -302,7 +303,7 @@ def _check_kind(reference: Reference, hint: Any) -> None:
 
 
 def _example(kinds: Sequence[str]) -> str:
-    """Returns references of these kinds, for a message."""
+    """Returns example references of these kinds, for a message."""
     known = names.known_classes()
     return " or ".join(f"@{kind}()" if kind in known else f"@{kind}.NAME()" for kind in kinds)
 

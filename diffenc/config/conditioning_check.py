@@ -47,8 +47,8 @@ def check_sample_classes(
         raise UserError(
             f"sample.classes = {classes}: {selector_of(type(dataset))} has classes 0 .. {dataset.num_classes - 1}"
         )
-    # The network must have learned p(x) as well: without
-    # dropped conditions its output for no class is arbitrary.
+    # Guidance also needs x_hat(z) without a class: a network trained
+    # without dropped conditions has never seen that input.
     if guidance and not model.conditioning.drop:
         raise UserError(
             f"sample.guidance = {guidance} needs a network trained on images without their class too: train one "

@@ -1,4 +1,4 @@
-"""The experiment: one run, described by values alone."""
+"""The experiment: the complete description of one run as immutable values."""
 
 import dataclasses
 
@@ -41,8 +41,8 @@ from diffenc.interfaces import (
     requires,
 )
 
-# Bindings that may change when a run is resumed or measured: lengths, cadences, effort, how networks are computed, and
-# all that is chosen after training; never the model that is trained.
+# Bindings that may change when a run is resumed or measured: lengths, cadences, effort, ways of computing the networks, and
+# everything chosen after training; never the trained model.
 FREE_TO_CHANGE = (
     "Experiment.steps",
     "Experiment.microbatches",
@@ -85,12 +85,13 @@ FREE_TO_CHANGE = (
     "network.*.remat",
 )
 
-# Fields that hold a plugin which is trained with. Others of its kind are chosen after training; its own bindings are not free.
+# Fields with a plugin that training uses. The bindings of that plugin are not free to change; those of other plugins of its
+# kind, chosen after training, are.
 TRAINED_PLUGINS = ("Experiment.variance", "Experiment.time_sampler", "Model.stochasticity")
 
-# Bindings of fields that runs of earlier versions do not have, as these runs would have them. They are left out of a
-# config's hash, so that such a run keeps the hash that its records state. (Such runs computed the losses at the ends for
-# every image: the same objective with next to the same noise.)
+# Bindings of fields that configs of earlier versions lack, at the values equivalent to those versions. They are left out
+# of a config's hash, so that such a run keeps the hash in its records. (Runs without `ends_stride` computed the losses at
+# the ends for every image: the same objective with nearly the same noise.)
 ADDED_LATER = (
     "Model.stochasticity = @stochasticity.markov()",
     "Experiment.num_timesteps = 0",
@@ -99,7 +100,7 @@ ADDED_LATER = (
     "Experiment.time_sampler = @time_sampler.uniform()",
 )
 
-# Further ones that may change when a run is measured, but not when it is resumed.
+# Further bindings that may change when a run is measured, but not when it is resumed.
 FREE_TO_MEASURE = ("network.*.precision",)
 
 
@@ -110,27 +111,28 @@ class Experiment:
 
     Attributes:
       seed: with the step, the only source of randomness.
-      steps: optimiser steps in all.
+      steps: total number of optimiser steps.
       num_timesteps: T, the depth of the model whose bound is trained; 0 = continuous time.
       variance: sigma_P^2 of the T steps, which are equal steps of t.
-      time_sampler: the density that times are drawn from; of the loss it changes the noise alone. One that needs a curve of
-        the loss or of the gradient is given a running one.
-      batch_size: images a step, over all devices.
-      microbatches: equal parts that a batch is taken in, one after the other, where it does not fit into the
-        devices' memory at once. It changes no result but by rounding (but see `ends_stride`).
-      ends_stride: in training, the reconstruction and the latent loss, which vary little, are computed for one image in so many
-        of each batch, others each step; in fewer where a device's part of a microbatch does not divide by it. 1 = all images.
+      time_sampler: the density from which times are drawn; it changes only the variance of the loss. A time sampler that needs
+        a curve of the loss or of the gradient gets a running one.
+      batch_size: images per step, over all devices.
+      microbatches: number of equal parts into which a batch is divided, processed one after the other, if it does not fit into
+        the devices' memory at once. It changes results only by rounding (but see `ends_stride`).
+      ends_stride: in training, the reconstruction and the latent loss, which vary little, are computed for one image in
+        `ends_stride` of each batch, at a random offset in each step; the stride is reduced to a divisor of a device's part of
+        a microbatch. 1 = all images.
       ema_decay: largest decay of the averaged parameters that evaluation and samples use.
       log_every: steps between log rows; the end of training always logs.
-      checkpoint_every: steps between checkpoints; the end always saves.
-      evaluate_every: steps between evaluations; the end evaluates too, unless it is 0.
+      checkpoint_every: steps between checkpoints; the end of training always saves.
+      evaluate_every: steps between evaluations; unless 0, the end of training evaluates too.
       sample_every: steps between samples; likewise.
-      keep_last: how many of the newest checkpoints are kept.
-      keep_every: checkpoints at multiples of it are kept for good.
-      profile_at: the step from which on a few are profiled.
-      writers: where metrics go besides the workdir.
-      init_from: a workdir or checkpoint of another run to take the first parameters from.
-      read_from: the gin files it was read from, as config.gin's header names them; no part of the run.
+      keep_last: number of the newest checkpoints that are kept.
+      keep_every: checkpoints at multiples of this step number are never deleted.
+      profile_at: the first of a few steps that are profiled.
+      writers: writers of metrics in addition to the workdir's.
+      init_from: a workdir or checkpoint of another run that provides the initial parameters.
+      read_from: the gin files that described the experiment, as listed in the header of config.gin; not part of the run.
     """
 
     model: Model
@@ -207,19 +209,19 @@ class Experiment:
         return abstract_arrays(lambda: self.init_params(jax.random.key(0)))
 
     def name_part(self, part: str) -> str:
-        """Returns what messages call the plugin that has the parameters called `part`."""
+        """Returns the name in messages of the plugin with the parameters `part`."""
         return (
             f"variance {type(self.variance).__name__}" if part == "variance" else self.model.name_part(part)
         )
 
     @property
     def evaluation(self) -> ResolvedEvaluate:
-        """`evaluate`; what it leaves open is as trained."""
+        """`evaluate`, with open fields (None) set as in training."""
         return self.evaluate.resolve(self.trained)
 
     @property
     def sampling(self) -> ResolvedSample:
-        """`sample`; what it leaves open is as trained."""
+        """`sample`, with open fields (None) set as in training."""
         return self.sample.resolve(self.trained)
 
     def _check_depth(self) -> None:
@@ -234,7 +236,7 @@ class Experiment:
             "Experiment.variance: what is fitted belongs to a trained run; train with another variance, and bind this "
             "one to evaluate.variance",
         )
-        # both check themselves
+        # Constructing both resolved settings also checks them.
         for name, settings in {"evaluate": self.evaluation, "sample": self.sampling}.items():
             # A learned w belongs to the T equal steps it was trained for:
             # any other number, variance or choice of times is refused.

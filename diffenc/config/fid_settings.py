@@ -10,17 +10,17 @@ from diffenc.interfaces import SPLITS, Features
 @checked("fid")
 @dataclasses.dataclass(frozen=True)
 class Fid:
-    """Settings of --mode=fid; those of sampling, but for `num` and `seed`, are in `sample`.
+    """Settings of --mode=fid; the settings of sampling, except `num` and `seed`, are in `sample`.
 
     Attributes:
-      features: by which images are compared; None = features.inception.
-      nums: how many samples are compared; of several, a smaller number is the first ones of the largest.
-      splits: what they are compared with.
-      num_images: so many images of each split, drawn by the seed; None = all.
-      batch_size: samples drawn at a time. As many are lost at most when it is stopped.
-      kid_images: so many samples, and images of a split, are at most used for the kernel distance.
-      kid_block: and are taken in blocks of so many.
-      seed: of the samples.
+      features: the features by which images are compared; None = features.inception.
+      nums: numbers of samples to compare; smaller numbers use the first samples of the largest.
+      splits: the splits with which samples are compared.
+      num_images: number of images of each split, drawn by the seed; None = all.
+      batch_size: samples drawn at a time. A stopped run loses at most as many.
+      kid_images: maximal number of samples, and of images of a split, in the kernel distance.
+      kid_block: number of images per block of the kernel distance.
+      seed: seed of the samples.
     """
 
     features: Features | None = None

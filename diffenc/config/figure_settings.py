@@ -13,13 +13,13 @@ class Figures:
 
     Attributes:
       only: names of figures, as ("heat_maps", "spectra"); () = all.
-      split: the split that images are from.
-      images: places in the split of those that are shown; () = one of each class, of ten at most, drawn by the seed.
-      times: ascending t at which the encoded image, and how it changes, are shown.
+      split: the split of the images.
+      images: indices in the split of the images shown; () = one of each class, ten at most, drawn by the seed.
+      times: ascending t at which the encoded image and its change are shown.
       gap: t - s in the change (x_t - x_s) / (t - s).
-      num_images: so many images, drawn by the seed, are what averages are over; None = all. They are held in memory
-        at all the times.
-      seed: of images and of permutations.
+      num_images: number of images in averages, drawn by the seed; None = all. Their encodings at all `times` are held in
+        memory together.
+      seed: seed of images and of permutations.
     """
 
     only: tuple[str, ...] = ()

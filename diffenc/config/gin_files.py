@@ -1,4 +1,4 @@
-"""gin files: how they are found and read, and how config.gin records them."""
+"""gin files: finding and reading them, and the records of them in config.gin."""
 
 import dataclasses
 import hashlib
@@ -26,10 +26,10 @@ class ConfigFile:
     Attributes:
       text: its content.
       name: its name in messages.
-      path: None if it has no folder to include other files from, as a pipe or an object of a store.
+      path: its path; None for a pipe or an object in a store, which have no folder for relative includes.
       shipped: whether it comes with diffenc.
-      from_run: whether it is the config of a run or an export, which somebody else may have written: it must be whole,
-        and what it imports needs permission.
+      from_run: whether it is the config of a run or an export, which may be from another person: it must not include other
+        files, and its imports need permission.
     """
 
     text: str
@@ -59,7 +59,7 @@ def read_file(name: str) -> ConfigFile:
 def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
     """Reads the file of an `include`: relative to the including file, or one that comes with diffenc.
 
-    The current folder is not searched, or a file would describe different runs in different folders.
+    The current folder is not searched: otherwise a file could describe different runs in different folders.
 
     Args:
       including: None for an include on the command line, which is looked up as a file given there.
@@ -70,7 +70,7 @@ def read_include(name: str, including: ConfigFile | None) -> ConfigFile:
     if including is None:
         return read_file(name)
     path = Path(expand_path(name, "include"))
-    # Beside the including file first: a file then describes the same run wherever the program is started.
+    # Next to the including file first, so that a file describes the same run wherever the program is started.
     siblings = [including.path.parent / path] if including.path else []
     candidates = [*siblings, *([path] if path.is_absolute() else []), *shipped_paths(name)]
     hint = "; an include is looked up beside the file that it is in, then among those that come with diffenc"
@@ -92,7 +92,7 @@ def find_file(name: str) -> Path:
 
 
 def shipped_paths(name: str) -> list[Path]:
-    """Returns the paths that a file of this name has if it comes with diffenc; none of a whole path."""
+    """Returns the possible paths of a file with this name that comes with diffenc; none for an absolute path."""
     return (
         []
         if Path(name).is_absolute()
@@ -106,7 +106,7 @@ def shipped_files() -> list[str]:
 
 
 def log_shadowed_files(read: Sequence[ConfigFile]) -> None:
-    """Logs which of the files that were read shadow one that comes with diffenc."""
+    """Logs each file in `read` that shadows a file that comes with diffenc."""
     for file in read:
         other = next((path for path in shipped_paths(file.name) if path.is_file()), None)
         if other is not None and file.path is not None and not file.shipped:
@@ -116,24 +116,26 @@ def log_shadowed_files(read: Sequence[ConfigFile]) -> None:
 
 
 def header_of(records: tuple[str, ...]) -> str:
-    """The comment lines that config.gin begins with."""
+    """Returns the comment lines at the beginning of config.gin."""
     return "".join(f"# {record}\n" for record in records[:_MOST_RECORDS])
 
 
 def records_of(read: Sequence[ConfigFile]) -> tuple[str, ...]:
-    """Those of the files that were read; for the config of a run, those of the files it was once read from."""
+    """Returns the records of the files in `read`; for the config of a run, the records in its header instead."""
     found = [record for one in read for record in (records_in(one.text) if one.from_run else [one.record])]
     return tuple(dict.fromkeys(found))
 
 
 def records_in(text: str) -> tuple[str, ...]:
-    """Returns the records of the files that a config was read from, in its header."""
+    """Returns the records in the header of a config: the files from which the run was once read."""
     matches = map(_RECORD.fullmatch, text.splitlines()[:_MOST_RECORDS])
     return tuple(match[1] for match in matches if match)
 
 
 def _read(name: str, candidates: list[Path], folders: list[Path], hint: str = "") -> ConfigFile:
     path = _find(name, candidates, folders, hint)
+    # Resolved paths: a link to a run's config.gin counts as that config, and a link in a shipped folder does not make
+    # its target a shipped file.
     shipped = any(path.resolve().is_relative_to(folder.resolve()) for folder in _shipped_folders())
     return ConfigFile(
         _text(path, name),
@@ -145,6 +147,7 @@ def _read(name: str, candidates: list[Path], folders: list[Path], hint: str = ""
 
 
 def _find(name: str, candidates: list[Path], folders: list[Path], hint: str = "") -> Path:
+    # exists, not is_file: a pipe is a valid config file.
     found = next((path for path in candidates if os.path.exists(path)), None)
     if found is None:
         known = [*shipped_files(), *_gin_files_in(folders)]
@@ -170,7 +173,7 @@ def _text(path: Path, name: str) -> str:
 def decode(data: bytes, name: str) -> str:
     """Returns the text of a config. Raises UserError if it is not text."""
     try:
-        # -sig drops a byte-order mark, which gin's tokenizer would refuse.
+        # utf-8-sig drops a byte-order mark, which gin's tokenizer would refuse.
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
@@ -182,7 +185,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def _abbreviate(path: Path) -> str:
-    """Returns the full path, with ~ for the home folder: config.gin is exported, and must not name the user."""
+    """Returns the absolute path, with ~ for the home folder: config.gin is exported, and must not contain the user's name."""
     text, home = os.path.abspath(path), os.path.expanduser("~").rstrip("/")
     return f"~{text[len(home) :]}" if home and text.startswith(f"{home}/") else text
 

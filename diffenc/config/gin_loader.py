@@ -1,4 +1,4 @@
-"""gin files and bindings to an experiment. No other module imports gin."""
+"""Builds experiments from gin files and bindings. No other module imports gin."""
 
 import contextlib
 import functools
@@ -40,15 +40,15 @@ def load_experiment(
     bindings: str | Sequence[str] = (),
     allow_imports: Sequence[str] = (),
 ) -> Experiment:
-    """Returns the experiment that the files, in their order, and then the bindings describe.
+    """Returns the experiment described by the files, in their order, and then the bindings.
 
     Plugins of installed packages are registered first; others must register themselves before, or in a module that a
-    file imports. The config of a run or an export, which may be somebody else's, imports only what one of the other
-    files or a binding imports too, what `allow_imports` names, and installed plugin packages. gin's own configuration,
-    one a process, stays as it is.
+    file imports. The config of a run or an export, which may be from another person, may import only modules that another
+    file or a binding imports too, modules in `allow_imports`, and installed plugin packages. gin's own configuration, one
+    per process, is left unchanged.
 
     Raises:
-      UserError: anything at fault in files or bindings, with its place.
+      UserError: the files or bindings are invalid; the message has the location.
     """
     registry.discover()
     gin_files = [gin_files] if isinstance(gin_files, str) else gin_files
@@ -67,12 +67,13 @@ def load_experiment(
     # 3. Import, check names and values, then let gin construct.
     experiment = _build_checked(_bindings_of(found), "Experiment", _settings_bindings())
     files.log_shadowed_files(read)
+    # Not a constructor argument, since it is not part of the run; the dataclass is frozen.
     object.__setattr__(experiment, "read_from", files.records_of(read))
     return experiment
 
 
 def load_part(text: str, selector: str) -> Any:
-    """Returns the object that `selector` names, a plugin or a fixed part of a config, with the bindings of `text`.
+    """Returns the object named by `selector`, a plugin or a fixed part of a config, with the bindings of `text`.
 
     Raises:
       UserError: like `load_experiment`.
@@ -81,22 +82,22 @@ def load_part(text: str, selector: str) -> Any:
 
 
 def load_untrusted(text: str, name: str, may_import: Callable[[str], bool], **overrides: Any) -> Experiment:
-    """Returns the experiment of a config that came with weights of unknown origin: loading never executes their code.
+    """Returns the experiment of a config that came with weights of unknown origin, without executing code from them.
 
     Args:
       text: the config.
       name: its name in messages.
       may_import: decides whether the config may import a module.
-      overrides: fields of Experiment that replace those of the text; its bindings of them, and of plugins of that
-        kind, are ignored.
+      overrides: fields of Experiment that replace those of the text; the text's bindings of these fields, and of plugins
+        of these kinds, are ignored.
 
     Raises:
-      UserError: anything at fault in it, with its place; an import that may not be, or any include.
+      UserError: the config is invalid (the message has the location), imports a forbidden module, or includes a file.
     """
     # from_run: an include is refused, so that the text cannot make this process read files.
     found = list(_expand(ConfigFile(text, name, from_run=True), (), []))
     check_imports(_imports_of(found), may_import, PYTHON_HINT)
-    # Bindings of what is replaced are dropped: they would count as unread, and be errors.
+    # Bindings of overridden fields are dropped: they would count as unread, which is an error.
     kept = [binding for binding in _bindings_of(found) if not _is_overridden(binding, overrides)]
     return _build_checked(kept, "Experiment", _settings_bindings(), overrides)
 
@@ -136,13 +137,13 @@ def _build_checked(
     try:
         checked = BindingSet(bindings)
         try:
-            # gin gets lines made from checked, converted values,
-            # never the user's text: its own errors lack a location.
+            # gin gets lines made from checked, converted values, never
+            # the user's text: gin's own errors would lack a location.
             built = _build(selector, [*settings_bindings, *checked.lines()], overrides or {})
         except UserError as error:
             raise checked.with_location(error) from None
         checked.check_unread(_constructions)
-    # Parsing and constructing recurse with the nesting of values, which is the author's choice.
+    # Parsing and constructing recurse with the nesting of values, which the text alone determines.
     except (RecursionError, MemoryError):
         raise UserError("a value of this config is nested too deeply, with its macros written out") from None
     return built
@@ -166,7 +167,7 @@ def read_bindings(text: str) -> list[Binding]:
 
 
 class _ValueParser(config_parser.ParserDelegate):
-    """Parses references and macros to objects that stand for them."""
+    """Parses references and macros to `Reference` and `Macro` objects, without resolving them."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate) -> Reference:  # pyright: ignore[reportIncompatibleMethodOverride]
         scope, _, selector = scoped_configurable_name.rpartition("/")
@@ -236,6 +237,7 @@ def _bindings_of(found: Iterable[_Statement]) -> list[Binding]:
     bindings = []
     for statement, location, from_command_line, _ in found:
         match statement:
+            # Before BindingSet resolves names: the module may register plugins that bindings name.
             case config_parser.ImportStatement(module=module):
                 _import(module, location)
             case config_parser.BindingStatement(arg_name=""):
@@ -270,8 +272,8 @@ def _syntax_error(text: str, location: str, line: int, message: str) -> UserErro
 
 
 def _build(selector: str, lines: Sequence[str], overrides: Mapping[str, Any]) -> Any:
-    """Has gin construct the object that `selector` names, from checked bindings and the fields in `overrides`."""
-    # What is constructed is recorded on the way: only that tells which bindings were read.
+    """Returns the object named by `selector`, constructed by gin from checked bindings and the fields in `overrides`."""
+    # `_construct` records the constructed objects: only they determine which bindings were read.
     _constructions.clear()
     with _empty_gin():
         _register_all()
@@ -286,9 +288,9 @@ def _build(selector: str, lines: Sequence[str], overrides: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _empty_gin() -> Iterator[None]:
-    """Empties gin's configuration and restores it: there is one per process, which a program that uses diffenc may need."""
+    """Empties gin's configuration within the context, and restores it: a program that uses diffenc may have its own."""
     parts = gin_state._CONFIG, gin_state._SINGLETONS, gin_state._IMPORTS, gin_state._OPERATIVE_CONFIG
-    # Copies, for clear_config empties these very objects, and gin holds references to them.
+    # Copies, since clear_config empties these objects in place, and gin holds references to them.
     before, locked = [part.copy() for part in parts], gin.config_is_locked()
     gin.clear_config()  # unlocks it too
     try:
@@ -301,7 +303,7 @@ def _empty_gin() -> Iterator[None]:
 
 
 def _register_all() -> None:
-    """Registers with gin every class that it does not know yet."""
+    """Registers with gin every known class that is not registered yet."""
     for selector in names.known_classes().keys() - _configurables:
         construct = functools.partial(_construct, selector)
         setattr(construct, "__module__", None)  # noqa: B010  # or gin would put it before the selector
@@ -310,7 +312,7 @@ def _register_all() -> None:
 
 
 def _construct(selector: str, **values: Any) -> Any:
-    """Constructs the class of `selector`, for gin, once every required field has a value."""
+    """Constructs the class of `selector`, for gin. Raises UserError if a required field has no value."""
     scope = gin.current_scope_str()
     _constructions.append((scope, selector))
     cls = names.known_classes()[selector]

@@ -1,4 +1,4 @@
-"""The modules that a config may import: loading the config of another person's run must not execute their code."""
+"""Rules for the modules that a config may import: loading another person's config must not execute their code."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ PYTHON_HINT = "pass allow_imports=({module!r},)"
 
 
 class Import(NamedTuple):
-    """An import statement, its location, and whether that is in the config of a run or an export."""
+    """An import statement, its location, and whether it is in the config of a run or an export."""
 
     module: str
     location: str
@@ -19,17 +19,16 @@ class Import(NamedTuple):
 
 
 def import_permission(allowed: Sequence[str] | str) -> Callable[[str], bool]:
-    """Returns a function that tells whether a module may be imported: those in `allowed`, those of installed plugin packages,
-    and the modules inside them."""
+    """Returns a predicate of module names: true for those in `allowed`, installed plugin packages, and their submodules."""
     known = {*registry.plugin_packages(), *([allowed] if isinstance(allowed, str) else allowed)}
     return lambda module: any(module == name or module.startswith(f"{name}.") for name in known)
 
 
 def check_imports(imports: Iterable[Import], may_import: Callable[[str], bool], permission: str) -> None:
-    """Raises UserError if the config of a run imports a module that it may not. Imports nothing.
+    """Raises UserError if the config of a run imports a forbidden module. Imports nothing.
 
     Args:
-      permission: the part of the message that says how to allow `{module}`.
+      permission: the part of the message with the way to allow `{module}`.
     """
     for module, location, from_run in imports:
         if from_run and not may_import(module):

@@ -23,7 +23,7 @@ from diffenc.errors import UserError, nearest
 from diffenc.fields.values import leaf_types
 from diffenc.registry import REGISTRIES
 
-# By the field of Experiment that holds them.
+# Classes of settings, by the field of Experiment that holds them.
 SETTINGS: dict[str, type] = {
     "evaluate": Evaluate,
     "sample": Sample,
@@ -50,7 +50,7 @@ FIXED: dict[str, type] = {"Experiment": Experiment, "Model": Model, **SETTINGS}
 
 
 class Field(NamedTuple):
-    """One field that can be bound. `hint` is its evaluated annotation."""
+    """One field of a class that can be bound. `hint` is its evaluated annotation."""
 
     name: str
     hint: Any
@@ -94,7 +94,7 @@ def resolve_selector(selector: str) -> str:
         raise UserError(f"{selector} is now called {RENAMED_KINDS[kind]}.{name}: rename it")
     if kind in REGISTRIES:
         REGISTRIES[kind][name]  # has the better message for an unknown name
-    # "unet" for "network.unet", as long as one class alone ends so.
+    # "unet" for "network.unet", if only one class has this last name.
     matches = sorted(full for full in known if full.endswith(f".{selector}"))
     if len(matches) == 1:
         return matches[0]
@@ -104,7 +104,7 @@ def resolve_selector(selector: str) -> str:
 
 
 def accepted_kinds(hint: Any) -> list[str]:
-    """Returns what a reference in a field of type `hint` may name: kinds such as `encoder`, or selectors such as `Model`."""
+    """Returns the admissible references of a field of type `hint`: kinds such as `encoder`, or selectors such as `Model`."""
     types = list(leaf_types(hint))
     kinds = [kind for kind, registry in REGISTRIES.items() if registry.interface in types]
     return kinds + [selector for selector, cls in known_classes().items() if cls in types]

@@ -1,4 +1,4 @@
-"""The precision that networks compute in, and how deep a model it serves."""
+"""The precision of the networks' arithmetic, and the largest T for which it suffices."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax
 from diffenc.errors import UserError
 from diffenc.fields.values import nested_objects
 
-# With more steps, a secant of the encoder over one step has too few digits left.
+# With more steps, the secant of the encoder over one step, a difference of nearly equal numbers, loses too many digits.
 MAX_TIMESTEPS = {"bfloat16": 300, "float32": 10_000}
 
 

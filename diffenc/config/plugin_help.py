@@ -1,4 +1,4 @@
-"""The text of --describe: a class of a config with its fields."""
+"""The text of --describe: the documentation and the fields of a class of a config."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,7 @@ def describe(name: str) -> str:
     """Returns the documentation, fields, types and defaults of a plugin (`encoder.trainable`) or a fixed class (`evaluate`).
 
     Raises:
-      UserError: no class has this name; the most similar one is offered.
+      UserError: no class has this name; the message names the most similar one.
     """
     selector = names.resolve_selector(name)
     cls = names.known_classes()[selector]

@@ -1,4 +1,4 @@
-"""Experiments as config texts, complete and canonical, and the comparison of such texts."""
+"""Experiments as complete and canonical config texts, and the comparison of such texts."""
 
 import ast
 import dataclasses
@@ -54,13 +54,13 @@ def config_text(experiment: Any) -> str:
       UserError: an object's class is not registered, or a value cannot be written.
     """
     objects = list(_walk(_read(experiment, ())))
-    # A scope is needed only where objects of one class differ: equal ones share their bindings, which keeps
-    # texts short and the same however objects are shared.
+    # A scope is needed only where objects of one class differ. Equal objects share their bindings, which keeps
+    # texts short, and independent of whether fields hold the same object or equal ones.
     variants = defaultdict(set)
     for item in objects:
         variants[item.selector].add(str(item))
     ambiguous = {selector for selector, forms in variants.items() if len(forms) > 1}
-    # A set, then sorted: equal experiments have equal texts, whatever the order of construction.
+    # A set, then sorted: equal experiments have equal texts, regardless of the order of construction.
     lines = {line for item in objects for line in _lines(item, ambiguous)}
     discovered = {"diffenc", "__main__", *plugin_packages()}  # once: it reads what is installed
     known = names.known_classes()
@@ -70,7 +70,7 @@ def config_text(experiment: Any) -> str:
 
 
 def unimportable_classes(experiment: Any) -> list[str]:
-    """Returns the full names of the experiment's classes that cannot be imported: of the program itself, or of a function."""
+    """Returns the full names of the experiment's classes that cannot be imported: defined in the program or in a function."""
     classes = {type(item) for item in nested_objects(experiment)}
     names_of = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes}
     return sorted(name for name in names_of if name.startswith("__main__.") or "<locals>" in name)
@@ -84,7 +84,7 @@ def config_hash(experiment: Experiment) -> str:
 def hash_text(text: str) -> str:
     """Returns the hex SHA-256 of a config text without comments and without bindings that are free to change during a run."""
     bindings = parse_bindings(text)
-    # The hash is over lines as they were written, so that hashes in records of earlier versions stay valid.
+    # The hash is over the lines as written, so that hashes in records of earlier versions stay valid.
     kept, written = fixed_bindings(bindings), text.splitlines()
     canonical = canonical_bindings(bindings)
     if canonical != bindings:  # in the order of a text that is written without these scopes
@@ -102,7 +102,7 @@ def hash_text(text: str) -> str:
 
 
 def hparams(text: str) -> dict[str, Any]:
-    """Returns the bindings of a config text; numbers, booleans and strings as such, so that tools can sort by them."""
+    """Returns the bindings of a config text; numbers, booleans and strings with their types, so that tools can sort by them."""
     pairs = (line.partition(" = ") for line in text.splitlines() if " = " in line)
     return {key: _literal(value) for key, _, value in pairs}
 
@@ -116,7 +116,7 @@ def _literal(value: str) -> bool | int | float | str:
 
 
 def format_differences(differing: Sequence[str]) -> str:
-    """Returns the first results of `find_differences`, for a message of bounded length."""
+    """Returns the first results of `find_differences` as text of bounded length, without control characters."""
     shown = [
         _clipped("".join(c if c.isprintable() else ascii(c)[1:-1] for c in one))
         for one in differing[:MAX_DIFFERENCES]
@@ -132,14 +132,14 @@ def _clipped(text: str, most: int = 160) -> str:
 def find_differences(old_text: str, new_text: str, also_free: tuple[str, ...] = ()) -> list[str]:
     """Returns `KEY: OLD -> NEW` for each binding that differs between two config texts and is not free to change.
 
-    A field that the old text lacks and the new one has at its default came with a later version, and is no difference;
+    A field that the old text lacks and the new one has at its default was added by a later version, and is no difference;
     nor is another spelling of the same number or string.
 
     Args:
       also_free: patterns of further bindings that are free to change.
     """
     old, new = (fixed_bindings(parse_bindings(text), also_free) for text in (old_text, new_text))
-    # A field added since, at its default, leaves the run what it was.
+    # A field added by a later version, at its default, does not change the run.
     new = {key: value for key, value in new.items() if key in old or value != _default(key)}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -154,7 +154,7 @@ def _same_value(old: str | None, new: str | None) -> bool:
     if old is None or new is None or max(len(old), len(new)) > MAX_LITERAL:
         return False
     try:
-        # literal_eval runs no code; `1e-4` and `0.0001` are one value, True and 1 are two.
+        # literal_eval executes no code. `1e-4` and `0.0001` are the same value; True and 1 are different ones.
         return ast.literal_eval(old) == ast.literal_eval(new) and (old in _BOOLEANS) == (new in _BOOLEANS)
     except (
         ValueError,
@@ -167,16 +167,16 @@ def _same_value(old: str | None, new: str | None) -> bool:
 
 
 def parse_bindings(text: str) -> dict[str, str]:
-    """Returns the bindings of a config text: the text of the value by key."""
+    """Returns the bindings of a config text, as texts of the values by key."""
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
     return {key: value for key, _, value in (line.partition(" = ") for line in lines)}
 
 
 def canonical_bindings(bindings: Mapping[str, str]) -> dict[str, str]:
-    """Returns the bindings of a config with those of `TRAINED_PLUGINS` without a scope.
+    """Returns the bindings of a config with the scopes of `TRAINED_PLUGINS` removed.
 
-    A scope is written only where an object of the same class with other values is measured with; what is trained is the
-    same with it and without.
+    They have a scope only if measurement uses an object of the same class with other values; the trained model is the same
+    with and without the scope.
     """
     named = (bindings.get(field, "").strip("@()") for field in TRAINED_PLUGINS)
     scoped = {name: name.rpartition("/")[2] for name in named if "/" in name}
@@ -191,7 +191,7 @@ def canonical_bindings(bindings: Mapping[str, str]) -> dict[str, str]:
 
 
 def fixed_bindings(bindings: Mapping[str, str], also_free: tuple[str, ...] = ()) -> dict[str, str]:
-    """Returns those bindings of a config, as `canonical_bindings`, that are not free to change during a run."""
+    """Returns the `canonical_bindings` of a config that are not free to change during a run."""
     bindings = canonical_bindings(bindings)
     trained = {bindings.get(field, "").strip("@()") for field in TRAINED_PLUGINS}
     return {
@@ -210,19 +210,19 @@ def _default(key: str) -> str | None:
     fields = [field for field in dataclasses.fields(cls) if field.name == name]
     if not fields or fields[0].default is dataclasses.MISSING:
         return None
-    # Through the same conversions as a value of an experiment, so that the spellings can be compared.
+    # With the same conversions as a value of an experiment, so that the texts can be compared.
     value = _read_value(coerce(fields[0].default, names.bindable_fields(cls)[name].hint), (name,))
     return format_value(value, lambda other: f"@{other.selector}()")
 
 
 def is_free_to_change(line: str, also_free: tuple[str, ...] = ()) -> bool:
-    """Returns whether a binding, given by itself or by its key, may change during a run, whatever else is bound."""
+    """Returns whether a binding, given as a line or a key, may change during a run, regardless of other bindings."""
     key = line.partition(" = ")[0].rpartition("/")[2]
     return any(fnmatchcase(key, free) for free in (*FREE_TO_CHANGE, *also_free))
 
 
 def _lines(item: _Object, ambiguous: set[str]) -> Iterator[str]:
-    """Yields the bindings of `item` without those of the objects in it."""
+    """Yields the bindings of `item`, without the bindings of the objects in it."""
 
     def name(item: _Object) -> str:
         scoped = item.scope and item.selector in ambiguous

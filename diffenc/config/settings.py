@@ -1,4 +1,4 @@
-"""The settings of evaluation, sampling, fits and the device mesh."""
+"""The settings of evaluation, sampling, fits, other modes and the device mesh."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -29,19 +29,19 @@ def require(condition: bool, message: str) -> None:
 
 
 def settings_name(settings: Any) -> str:
-    """Returns what configs and messages call the settings: "evaluate", of a ResolvedEvaluate too."""
+    """Returns the name of the settings in configs and messages: "evaluate", also for a ResolvedEvaluate."""
     return type(settings).__name__.removeprefix("Resolved").lower()
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Raises UserError unless `seed` has 32 bits: JAX would drop the others, and the data's order would not."""
+    """Raises UserError unless `seed` has 32 bits: JAX would drop higher bits, but the order of the data would use them."""
     require(0 <= seed < 2**32, f"{name} = {seed}: must be from 0 to {2**32 - 1}")
 
 
 def check_bounds(name: str, settings: Any, **least: int) -> None:
-    """Raises UserError unless each field is at least as large as given here, and small enough to count or to hold.
+    """Raises UserError unless each field is at least its given bound, and at most MAX_COUNT (MAX_BATCH for fields IN_MEMORY).
 
-    A field that is left open, None, is passed over.
+    Fields that are None are not checked.
     """
     for field, bound in least.items():
         value, rule = getattr(settings, field), f"be at least {bound}" if bound else "not be negative"
@@ -89,7 +89,7 @@ class Depth(NamedTuple):
 
 
 def _fill(settings: "Evaluate | Sample", trained: Depth, usual: int) -> dict[str, Any]:
-    """Returns T and the variance: those of the settings, or where they are open `usual`, and what belongs to T."""
+    """Returns T and the variance of the settings; open ones are set to `usual` and to the variance trained for T, else EQUAL."""
     num_timesteps = usual if settings.num_timesteps is None else settings.num_timesteps
     # Variances are trained for the steps of training alone;
     # other steps, or other times, start from sigma_P = sigma_Q.
@@ -105,20 +105,20 @@ class Evaluate:
     """Settings of the measurement of bits/dim.
 
     Attributes:
-      split: the split, every image of which is seen once a pass.
-      num_images: so many of them, drawn by the seed; None = all.
-      passes: K; from two passes on the Monte-Carlo error is known.
+      split: the split, of which every image is seen once per pass.
+      num_images: number of its images, drawn by the seed; None = all.
+      passes: K; at least two passes are needed to estimate the Monte-Carlo error.
       times_per_image: diffusion times drawn for an image in a pass.
       batch_size: images at a time; 0 = the training batch size.
       step: the checkpoint's step; None = the newest.
-      seed: of times and noise; the same seed gives every model the same draws. Those of k_sample and likelihood depend on
-        the batch size too.
-      num_timesteps: T, the depth of the model whose bound is measured; 0 = continuous time; None = as trained.
-      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, else equal.
-      time_sampler: the density that times are drawn from; it changes the Monte-Carlo error, not the bound.
-      stochasticity: the path on which the bound is measured; None = that of training. The bound holds on any path, and its
-        records state another one as `measured_path`; sampling follows the path of training.
+      seed: seed of times and noise; with the same seed all models get the same draws. The draws of k_sample and likelihood
+        also depend on the batch size.
+      num_timesteps: T of the measured bound; 0 = continuous time; None = as trained.
+      times: "equal" steps of t, or the "fitted" times that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps; None = as trained if the steps are those of training, else equal.
+      time_sampler: the density from which times are drawn; it changes the Monte-Carlo error, not the bound.
+      stochasticity: the path on which the bound is measured; None = that of training. The bound holds on any path; records
+        state a path other than that of training as `measured_path`. Sampling follows the path of training.
     """
 
     split: str = "test"
@@ -148,7 +148,7 @@ class Evaluate:
 
     def resolve(self, trained: Depth) -> "ResolvedEvaluate":
         """Returns the settings for a model trained at the depth `trained`."""
-        # Naming the path of training is the same as leaving it open, so that records of both can be compared.
+        # The path of training named explicitly becomes None, so that records of both spellings can be compared.
         other_path = None if self.stochasticity == trained.stochasticity else self.stochasticity
         filled = _fill(self, trained, trained.num_timesteps)
         return ResolvedEvaluate(**{**vars(self), **filled, "stochasticity": other_path})
@@ -156,7 +156,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedEvaluate(Evaluate):
-    """Settings of `evaluate` with T and the variance known; `stochasticity` is None where it is that of training."""
+    """Settings of `evaluate` with T and the variance known; `stochasticity` is None if it is that of training."""
 
     num_timesteps: int = 0
     variance: Variance = EQUAL
@@ -168,18 +168,18 @@ class Sample:
     """Settings of sampling.
 
     Attributes:
-      num_timesteps: T, the number of steps; None = as trained, and 1,000 of a model trained in continuous time.
+      num_timesteps: T, the number of steps; None = as trained, or 1,000 for a model trained in continuous time.
       num: number of images in the grid.
       step: the checkpoint's step; None = the newest.
-      seed: of the noise.
-      times: "equal" steps of t, or those that --mode=fit_schedule found for T.
-      variance: sigma_P^2 of the T steps; None = as trained, of the steps that were trained, by an ancestral sampler,
+      seed: seed of the noise.
+      times: "equal" steps of t, or the "fitted" times that --mode=fit_schedule found for T.
+      variance: sigma_P^2 of the T steps; None = as trained if the sampler is ancestral and the steps are those of training,
         else equal.
-      sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which calls the network twice a
-        step. The last two solve the probability-flow ODE: of a trained encoder they sample another model.
+      sampler: "ancestral", "euler_maruyama", "ddim" or "exponential_midpoint", which evaluates the network twice per
+        step. The last two solve the probability-flow ODE: with a trained encoder they sample another distribution.
       classes: the classes to draw in turn, for a conditional network; None = all of them.
       guidance: w of classifier-free guidance, x_hat = (1 + w) x_hat(z | class) - w x_hat(z); 0 = none. Guided
-        samples are not of the model whose bits/dim are measured.
+        samples are not from the model for which bits/dim are measured.
     """
 
     num_timesteps: int | None = None
@@ -220,14 +220,14 @@ class Fit:
     """Settings of --mode=fit_variance, fit_schedule, fit_stochasticity and fit_ode, on the checkpoint that evaluation reads.
 
     Attributes:
-      split: the split. A bound fitted on the images it is stated for would be too good: leave it at "train".
-      num_images: so many of its images, drawn by the seed; None = all.
-      passes: how often each is seen.
+      split: the split. A bound measured on the images used for the fit would be too good: leave it at "train".
+      num_images: number of its images, drawn by the seed; None = all.
+      passes: passes over the images.
       times_per_image: diffusion times drawn for an image in a pass.
       batch_size: images at a time; 0 = the training batch size.
-      knots: equally spaced times that the table of costs is measured at.
-      seed: of images, times and noise.
-      head_steps: of --mode=fit_ode, which takes all images of train in batches as in training.
+      knots: number of equally spaced times at which the table of costs is measured.
+      seed: seed of images, times and noise.
+      head_steps: steps of --mode=fit_ode, which uses the train split in batches as in training.
     """
 
     split: str = "train"
@@ -248,10 +248,10 @@ class Fit:
 @checked("k_sample")
 @dataclasses.dataclass(frozen=True)
 class KSample:
-    """Settings of --mode=k_sample besides those of `evaluate`, whose T it uses.
+    """Settings of --mode=k_sample in addition to those of `evaluate`, including its T.
 
     Attributes:
-      samples: K, the chains drawn for an image in a pass.
+      samples: K, the number of chains drawn for an image in a pass.
     """
 
     samples: int = 16
@@ -266,16 +266,16 @@ class Likelihood:
     """Settings of --mode=likelihood; images, passes, seed and checkpoint are those of `evaluate`.
 
     Attributes:
-      dequantisation: "truncated_normal" or "uniform": the density over its cell that an image becomes.
-      rtol: a step's error in z, and in nats/dim of the divergence, is at most about atol + rtol |z|.
+      dequantisation: "truncated_normal" or "uniform": the density, within its cell, by which an image is dequantised.
+      rtol: the error per step, in z and in nats/dim of the divergence, is at most about atol + rtol |z|.
       atol: see rtol.
-      probes: of Hutchinson's estimate of the divergence.
-      exact_up_to: so many dimensions have their divergence computed exactly, without probes.
-      tighter: rtol and atol times this are those of a second solution, which tells the error of the first. In float32, whose
-        numbers have a resolution of 1e-7, they should not be below 1e-6.
-      times_per_image: diffusion times drawn for an image in a pass, of the averages along q.
-      value: "fitted", the value of the second head that --mode=fit_ode fitted; "model", that of the model as trained; None = fitted
-        where one was fitted to this checkpoint.
+      probes: number of probes in Hutchinson's estimate of the divergence.
+      exact_up_to: up to this number of dimensions the divergence is computed exactly, without probes.
+      tighter: factor on rtol and atol in a second solution, which estimates the error of the first. In float32, with its
+        resolution of 1e-7, the products should not be below 1e-6.
+      times_per_image: diffusion times drawn for an image in a pass, in averages along q.
+      value: "fitted", the value of the second head that --mode=fit_ode fitted; "model", that of the model as trained; None =
+        "fitted" if a head was fitted to this checkpoint, else "model".
     """
 
     dequantisation: str = "truncated_normal"
@@ -308,10 +308,10 @@ class Compress:
     """Settings of --mode=compress and decompress; images, T, its times and variances, path and checkpoint are those of `evaluate`.
 
     Attributes:
-      batch_size: images that the networks are given at a time, also where they are decoded. The initial bits are those of the
-        latents of one batch.
-      bins: cells to a standard deviation that latents are coded in. Each doubling takes a bit more of initial bits for each latent.
-      seed: of the initial bits.
+      batch_size: images per call of the networks, in coding and decoding. The initial bits are those of the latents of one
+        batch.
+      bins: cells per standard deviation in which latents are coded. Each doubling takes one more initial bit per latent.
+      seed: seed of the initial bits.
       file: the coded images; None = compressed.diffenc in the workdir.
       decoded: an .npz file for the decoded images; None = decompressed.npz in the workdir.
     """
@@ -334,11 +334,11 @@ class Diagnose:
 
     Attributes:
       split: the split.
-      num_images: so many of its images, drawn by the seed; None = all.
-      passes: how often each is seen, each time at another diffusion time.
-      bins: of t, equal.
+      num_images: number of its images, drawn by the seed; None = all.
+      passes: passes over the images, each with another diffusion time per image.
+      bins: number of equal bins of t.
       batch_size: images at a time; 0 = the training batch size.
-      seed: of images, times and noise.
+      seed: seed of images, times and noise.
     """
 
     split: str = "train"
@@ -357,14 +357,14 @@ class Diagnose:
 @checked("mesh")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The mesh of all devices of all processes. It changes results by rounding alone, and training also by which
-    images have the losses at the ends (`Experiment.ends_stride`).
+    """The mesh of all devices of all processes. It changes results only by rounding, and in training also by the choice of
+    images for the losses at the ends (`Experiment.ends_stride`).
 
     Attributes:
-      data: so many copies of the parameters; 0 = as many as there are devices, over fsdp.
-      fsdp: over so many devices each copy is split, with its average and the optimiser's moments.
+      data: number of copies of the parameters; 0 = the number of devices divided by `fsdp`.
+      fsdp: number of devices over which each copy is split, with its average and the optimiser's moments.
       rules: exceptions, as pairs of a pattern for parameters' names (`*`, `?`, `[...]` as in a shell) and the axis
-        to split, or None to copy; the first that fits counts. parameters.txt of a workdir lists the names.
+        to split, or None to copy; the first matching pattern applies. parameters.txt of a workdir lists the names.
     """
 
     data: int = 0
@@ -381,14 +381,15 @@ class Plan:
     """Settings of --mode=plan: the machine that will train.
 
     Attributes:
-      accelerator: a name in `diffenc.runtime.accelerators`, as "h200"; None = the one that is there.
-      peak_tflops: of one device; None = as stated for the accelerator, or measured if it is not known.
-      share: of the peak that the train step reaches.
-      devices: so many train; 0 = as many as there are.
-      compile: False = memory is known of the state alone.
-      topology: a machine to compile for that need not be here, as "v5e:4x8"; in place of `accelerator` and `devices`.
+      accelerator: a name in `diffenc.runtime.accelerators`, such as "h200"; None = this machine's.
+      peak_tflops: peak rate of one device; None = as stated for the accelerator, or measured if that is not known.
+      share: fraction of the peak rate that the train step reaches.
+      devices: number of devices; 0 = those of this machine.
+      compile: whether to compile the train step; False = only the memory of the state is known.
+      topology: a machine to compile for, which need not be present, such as "v5e:4x8"; instead of `accelerator` and
+        `devices`.
       quick: compile with 2 and 4 blocks of the network, and extrapolate.
-      only_training: compile the train step alone for the topology.
+      only_training: compile only the train step for the topology.
     """
 
     accelerator: str | None = None

@@ -31,11 +31,11 @@ class DatasetSpec:
             f"weights come without the {split} images of {self.name}: take them from the data set itself"
         )
 
-    # no images, so no fingerprint either
+    # A fingerprint is a digest of the pixels, which are absent: it fails with the same message as `source`.
     fingerprint = source
 
 
-# compared by identity: arrays have no truth value
+# eq=False, comparison by identity: `==` of two arrays is an array, which has no truth value.
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayDataset:
     """A data set with the given images as every split, and the properties of `like`."""
@@ -65,7 +65,7 @@ class ArrayDataset:
 
 
 def check_images(images: Any, like: Dataset) -> UInt8[np.ndarray, "n h w c"]:
-    """Returns `images` as an array. Raises UserError unless they are pixel levels with the shape of those of `like`."""
+    """Returns `images` as an array. Raises UserError unless they are uint8 levels of the image shape of `like`, N >= 1."""
     array, shape, top = np.asarray(images), like.image_shape, like.num_levels - 1
     want = f"uint8 levels 0 .. {top} of shape [N, {', '.join(map(str, shape))}]"
     if array.dtype != np.uint8:

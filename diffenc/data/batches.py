@@ -1,4 +1,4 @@
-"""The batches a run sees: the order of training, decided on indices, and passes over a split.
+"""The batches of a run: shuffled training batches, ordered by index arithmetic, and passes over a split.
 
 Each batch is gathered in one look-up: per-example pipelines are several times slower.
 """
@@ -22,18 +22,21 @@ Rows = Int[np.ndarray, " rows"]  # places in a batch
 def train_batches(
     source: Source, batch_size: int, seed: int, start: int = 0, rows: Rows | None = None
 ) -> grain.DatasetIterator[Batch]:
-    """Endless shuffled batches, or of each the `rows` that this process takes, from batch number `start` on.
+    """Returns endless shuffled batches from batch number `start` on.
 
-    Batch k is a function of (seed, k) alone and is found without the ones before it. Every example comes
-    once an epoch, each epoch in an order of its own; a batch may straddle epochs, and hold several. Batches
-    are made ahead in threads, which `close()` ends.
+    Batch k is a function of (seed, k) alone and is computed without the batches before it. Every example occurs
+    once per epoch, and each epoch has its own order; a batch may straddle epochs, and contain several. Threads make
+    batches ahead of time; `close()` ends them.
+
+    Args:
+      rows: positions within each batch that this process loads; None = the whole batch.
 
     Raises:
       UserError: `source` is empty.
     """
     if len(source) == 0:
         raise UserError("the train split is empty: there is nothing to train on")
-    # Permutations of neighbouring epochs: threads work on several batches at once, which may straddle epochs.
+    # A cache of a few neighbouring epochs: threads work on several batches at once, which may straddle epochs.
     order = functools.lru_cache(maxsize=4)(functools.partial(epoch_order, len(source), seed))
 
     def gather(k: int) -> Batch:
@@ -43,7 +46,7 @@ def train_batches(
         chosen = np.concatenate(parts)
         return source.__getitems__(chosen if rows is None else chosen[rows])
 
-    # A map over batch numbers: state is one index, so that a resumed run continues exactly.
+    # A map over batch numbers: the iterator's state is one index, so a resumed run continues exactly.
     batches = grain.MapDataset.range(start, _ENDLESS // batch_size).map(gather)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
@@ -51,13 +54,16 @@ def train_batches(
 def eval_batches(
     source: Source, batch_size: int, rows: Rows | None = None
 ) -> Iterator[tuple[Batch, Float[np.ndarray, " b"]]]:
-    """Every example once, in source order, each with weight 1; or of each batch `rows`, but all its weights.
+    """Yields every example once, in source order, with weight 1.
 
     Batches are full; the last is filled up with the source's first example at weight 0.
+
+    Args:
+      rows: positions within each batch that this process loads; the weights are those of the whole batch in any case.
     """
     for first in range(0, len(source), batch_size):
         count = min(batch_size, len(source) - first)
-        # A full last batch, so that one shape and one compiled program serve all.
+        # A full last batch, so that one shape and one compiled program serve all batches.
         chosen, weight = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.float32)
         chosen[:count], weight[:count] = first + np.arange(count), 1
         yield source.__getitems__(chosen if rows is None else chosen[rows]), weight

@@ -22,11 +22,11 @@ def digest_path(
     """Returns the digests of the file or folder at `path`, as a manifest lists them.
 
     Args:
-      members: the files of the folder that count; None = all of them.
+      members: the files of the folder that are digested; None = all of them.
       start: makes the bar that shows how many bytes have been read.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: `path` cannot be read.
     """
     try:
         paths = _list_files(path) if members is None else members
@@ -48,6 +48,7 @@ def _list_files(path: Path) -> list[Path]:
 
 def digest_file(path: Path, advance: Advance = lambda count: None) -> dict[str, Any]:
     """Returns `bytes`, `md5` and `sha256` (hex) of a file."""
+    # MD5 is compared with published digests; `usedforsecurity=False` permits it where FIPS mode forbids MD5.
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -70,7 +71,7 @@ def _digest_folder(folder: Path, paths: Sequence[Path], advance: Advance) -> dic
 
 
 class ImageDigest:
-    """SHA-256 of images [N, H, W, C] that come in pieces: in their order, and whatever their order."""
+    """SHA-256 of images [N, H, W, C] added in pieces: one digest that depends on their order, and one that does not."""
 
     def __init__(self):
         self._ordered = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Downloads official files: checks size and MD5, and resumes interrupted downloads.
 
-Not pooch, which starts each download from its first byte again, and has no limit on the bytes a server sends.
+Not pooch, which restarts each download from its first byte, and does not limit the bytes a server sends.
 """
 
 import http.client
@@ -28,11 +28,11 @@ class _Trouble(Exception):  # noqa: N818 - it is worth another attempt
 
 
 def fetch(downloads: Sequence[Download], folder: Path, bars: ProgressBars) -> None:
-    """Downloads every file into `folder`; completes what an earlier call left there.
+    """Downloads every file into `folder`; completes partial files of an earlier call.
 
     Raises:
       UserError: a file cannot be fetched, or is not the official one.
-      OSError: the disk refused.
+      OSError: a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     for wanted in downloads:
@@ -49,7 +49,7 @@ def _fetch(wanted: Download, path: Path, bars: ProgressBars) -> None:
         try:
             _continue(wanted, part, bars)
             _check(wanted, part)
-            # The final name stands for a file that was checked.
+            # Renamed only after the check: a file under its final name is known to be the official one.
             os.replace(part, path)
             return
         except _Trouble as found:
@@ -60,6 +60,7 @@ def _fetch(wanted: Download, path: Path, bars: ProgressBars) -> None:
 def _check(wanted: Download, part: Path) -> None:
     """Raises _Trouble unless `part` is the official file; removes it if its MD5 differs."""
     size = part.stat().st_size
+    # A short part is kept, so that the next attempt resumes it; with a wrong MD5, resuming would keep the wrong bytes.
     if size < wanted.bytes:
         raise _Trouble(f"the download was cut short at {size:,} of {wanted.bytes:,} bytes")
     if digests.digest_file(part)["md5"] != wanted.md5:
@@ -88,7 +89,7 @@ def _asked(url: str, have: int, part: Path) -> http.client.HTTPResponse:
 
 
 def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the server sends the file from byte `have` on; else it sends all of it."""
+    """Whether the server sends the file from byte `have` on, not all of it."""
     sent = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
     return answer.status == 206 and sent is not None and int(sent[1]) == have
 
@@ -99,7 +100,7 @@ def _append(
     advance = bars.start(wanted.name, wanted.bytes)
     advance(have)
     with open(part, "ab") as out:
-        # `have` is 0 where the server ignored the range and sends all: what was there is discarded.
+        # `have` is 0 if the server ignored the range and sends the whole file: the old part is discarded.
         out.truncate(have)
         while chunk := _received(answer):
             have += len(chunk)
@@ -109,13 +110,14 @@ def _append(
             out.write(chunk)
             advance(len(chunk))
         out.flush()
-        # Before the MD5 check and the rename, which would
-        # otherwise survive a crash that the content does not.
+        # Before the MD5 check and the rename: after a crash the
+        # new name could otherwise exist without its content.
         os.fsync(out.fileno())
 
 
 def _received(answer: http.client.HTTPResponse) -> bytes:
     try:
+        # read1, not read: returns the bytes that have arrived, so that those before a broken connection are kept.
         return answer.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise _Trouble(f"the connection broke off ({one_line(error)})") from error

@@ -1,4 +1,4 @@
-"""What already lies where a data set is to be prepared."""
+"""Checks of the folder in which a data set is to be prepared: existing data must be the same, and intact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,8 @@ from diffenc.runtime.progress import ProgressBars
 
 
 def refuse_other_conversion(there: Manifest, target: Path, wanted: Recipe) -> None:
-    """Raises UserError if the images in `target` were converted, or divided, in another way than `wanted`."""
+    """Raises UserError if the images in `target` were converted, or divided into splits, in another way than `wanted`."""
+    # Official data sets have no `counts`, `classes` and `otherwise` in their recipe: their files identify them.
     counts = {name: split.count for name, split in there.splits.items()}
     same = (
         there.image_shape == wanted.image_shape
@@ -54,7 +55,7 @@ def verify_shards(there: Manifest, target: Path, bars: ProgressBars) -> None:
 
 
 def refuse_strangers(target: Path, wanted: Recipe) -> None:
-    """Raise UserError if `target` holds anything but the very files to be converted."""
+    """Raises UserError if `target` is not empty, unless the files to be converted are in it."""
     if not target.exists():
         return
     ours = {path.absolute() for path in wanted.files.values()}

@@ -1,4 +1,4 @@
-"""What became of the files in a folder of images: the table that `prepare folder` closes with."""
+"""The table that `prepare folder` prints last: how many files were read, altered and skipped, by kind."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def format_table(
 
 
 def _bounded(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The most frequent entries, and the sum of the others."""
+    """Returns the most frequent entries, and the sum of the others."""
     found = sorted(((text, count) for text, count in counts.items() if count), key=lambda entry: -entry[1])
     rest = sum(count for _, count in found[_MOST_ROWS:])
     return [*found[:_MOST_ROWS], *([("of other kinds", rest)] if rest else [])]

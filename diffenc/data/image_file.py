@@ -1,4 +1,4 @@
-"""One image file of 8 bits a channel: what its header tells, and its levels, unchanged or changed as stated."""
+"""Reads one image file of 8 bits a channel: its header, and its levels, converted only as requested."""
 
 import dataclasses
 import io
@@ -22,13 +22,13 @@ Colour = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is converted.
+    """Properties of an image, read before the conversion.
 
     Attributes:
       kind: its format, such as "PNG".
-      size: (width, height) as it is seen, once turned as its EXIF orientation says.
+      size: (width, height) as displayed, after the EXIF orientation is applied.
       gray: whether its levels become one channel.
-      alterations: what `levels` changes in it, or leaves out.
+      alterations: descriptions of the changes that `levels` makes, or of the parts that it drops.
     """
 
     kind: str
@@ -46,10 +46,10 @@ def parse_colour(text: str) -> Colour:
 
 
 def inspect(path: Path, background: Colour | None) -> Header:
-    """Returns the header of the image file at `path`. Pixels are read only where it has an alpha channel.
+    """Returns the header of the image file at `path`. Decodes pixels only for images with transparency or an orientation.
 
     Raises:
-      UserError: it cannot be read, or holds what `levels` refuses.
+      UserError: the file cannot be read, or `levels` would refuse it.
     """
     # Image.open reads headers alone; the number of pixels is checked before any is decoded.
     with convert_errors(path), Image.open(path, formats=FORMATS) as image:
@@ -86,13 +86,14 @@ def levels(
     """Returns the levels of one image file, upright, in `channels` = 1 or 3.
 
     Args:
-      formats: those of FORMATS that the file may be in, whatever its name.
-      size: side in pixels that the square in the centre is reduced to, by the means of boxes; None = as it is.
-      background: what transparent images are put on; None = they are refused.
+      formats: those of FORMATS that are admitted; the content decides, not the file's suffix.
+      size: side in pixels to which the central square is reduced by averaging over boxes; None = keep the size.
+      background: colour on which transparent images are composited; None = refuse them.
 
     Raises:
-      UserError: it cannot be read, has more than MAX_PIXELS, 8 bits a channel or one frame, is neither gray nor
-        RGB (as CMYK), is transparent without a `background`, in colour where `channels` is 1, or less than `size`.
+      UserError: the file cannot be read, has more than MAX_PIXELS, more than 8 bits a channel or more than one frame, is
+        neither gray nor RGB (such as CMYK), has transparent pixels without a `background`, is in colour where `channels`
+        is 1, or is smaller than `size`.
     """
     with convert_errors(name), Image.open(stream, formats=formats) as opened:
         _check(opened, name)
@@ -124,6 +125,7 @@ def _check(image: Image.Image, name: str) -> None:
             f"{name}: is of mode {image.mode}; only gray and RGB images are read, since others have no one "
             "conversion: convert it first, for example with ImageMagick: magick IN -colorspace sRGB OUT"
         )
+    # MPO is a JPEG with further pictures after the first; `inspect` reports that they are left out.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UserError(
             f"{name}: holds {getattr(image, 'n_frames', 'several')} frames or pages; save the one that is meant, or "
@@ -132,9 +134,11 @@ def _check(image: Image.Image, name: str) -> None:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether a channel has more than the 8 bits that Pillow keeps of it, or is of no integers."""
+    """Whether a channel has more than the 8 bits that Pillow's modes keep, or is not of integers."""
     if image.mode.startswith(("I", "F")):
         return True
+    # The mode does not show the depth: Pillow reads 16-bit RGB as mode RGB, and drops the low bytes. It shows in the
+    # headers instead.
     if tags := getattr(image, "tag_v2", None):
         return max(tags.get(_BITS_PER_SAMPLE) or (1,)) > 8
     if image.format == "PPM":
@@ -147,7 +151,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _is_opaque(image: Image.Image) -> bool:
-    # Palette and keyed transparency too become an alpha channel here.
+    # The conversion to RGBA turns palette and colour-key transparency into an alpha channel too.
     low, _ = image.convert("RGBA").getchannel("A").getextrema()
     return low == 255
 
@@ -165,7 +169,7 @@ def _require_background(opaque: bool, background: Colour | None, name: str) -> N
 
 
 def _flattened(image: Image.Image, background: Colour | None, name: str) -> Image.Image:
-    """The image in mode L or RGB, put on `background` where it is transparent."""
+    """Returns the image in mode L or RGB, composited on `background` if it has transparent pixels."""
     gray = image.mode in _GRAY
     if not image.has_transparency_data:
         return image.convert("L" if gray else "RGB")
@@ -174,14 +178,15 @@ def _flattened(image: Image.Image, background: Colour | None, name: str) -> Imag
     flat = image.convert("RGBA")
     if not opaque and background is not None:
         flat = Image.alpha_composite(Image.new("RGBA", flat.size, (*background, 255)), flat)
+    # From RGB to L, gray levels are kept exactly: Pillow's luma weights sum to 1.
     return flat.convert("RGB").convert("L" if gray and (opaque or _is_gray(background)) else "RGB")
 
 
 def _cut(image: Image.Image, size: int, name: str) -> Image.Image:
-    """The square in the centre, reduced to `size` x `size`; each pixel is the mean of those it stands for."""
+    """Returns the central square reduced to `size` x `size`; each pixel is the mean of the box of pixels that it replaces."""
     side = min(image.size)
     if side < size:
         raise UserError(f"{name}: is {image.width}x{image.height}, too small for --size={size}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # BOX averages disjoint areas of the original; interpolating filters mix neighbouring ones.
+    # BOX averages over the area of each output pixel alone; interpolating filters mix in neighbouring areas.
     return image.resize((size, size), Image.Resampling.BOX, (left, top, left + side, top + side))

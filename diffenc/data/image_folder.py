@@ -67,6 +67,7 @@ class _Found:
     """The images of all splits.
 
     Attributes:
+      note: a remark about the splits for the manifest; may be empty.
       folders: by name in the manifest, each folder with all its images.
       unread: number of images of each folder that is not read.
     """
@@ -89,8 +90,8 @@ def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
       start: makes the progress bars of inspected images.
 
     Raises:
-      UserError: no images, one that cannot be read without loss (see `image_file.levels`), different shapes without
-        `size`, or folders that may be splits or classes.
+      UserError: there are no images, an image cannot be read without loss (see `image_file.levels`), shapes differ without
+        `size`, or it is ambiguous which folders are splits and which are classes.
     """
     if folders.size is not None and folders.size < 1:
         raise UserError(f"--size={folders.size}: must be at least 1")
@@ -99,7 +100,7 @@ def make_recipe(folders: Folders, start: StartBar = no_bar) -> Recipe:
     found = _find_images(folders, start, skipped)
     paths = [item.path for items in found.splits.values() for item in items]
     advance = start(f"looking at {folders.name}", len(paths))
-    # all headers first, so that an unusable image is found before hours of conversion
+    # All headers first, so that an unusable image is found before a long conversion.
     headers = [_inspect(path, background, advance) for path in paths]
     shape = _common_shape(paths, headers, folders.size)
 
@@ -128,7 +129,7 @@ def read_batches(
     size: int | None = None,
     background: Colour | None = None,
 ) -> Iterator[Batch]:
-    """Yields batches of `items`, all of which must convert to `shape`; other arguments are as of `image_file.levels`."""
+    """Yields batches of `items`, all of which must convert to `shape`; the other arguments are those of `image_file.levels`."""
     for first in range(0, len(items), _BATCH):
         part = items[first : first + _BATCH]
         images = [
@@ -168,8 +169,9 @@ def _assign(
 
     Args:
       images: by folder of `chosen`.
-      listed: by folder, as to be listed in the manifest.
+      listed: by folder, the images whose digests the manifest records.
     """
+    # Classes are those of train: test folders may lack some of them, and the labels must agree.
     classes = _class_names(chosen.train, images[chosen.train])
     train = _label(chosen.train, images[chosen.train], classes)
     for folder in filter(None, (chosen.train, chosen.test)):
@@ -195,12 +197,12 @@ def _hold_out_test(folder: Path, items: list[Labelled]) -> tuple[dict[str, list[
         "train": [item for k, item in enumerate(items) if k not in held_out],
         "test": [item for k, item in enumerate(items) if k in held_out],
     }
-    # The note is part of the manifest: other words would look like another data set.
+    # recipe.json records the note, and is compared on resuming: with another wording, unfinished conversions start over.
     return splits, f"{len(held_out):,} of the {len(items):,} images, evenly spread, are held out for testing"
 
 
 def _class_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """Returns the sub-folders of `folder` with images, which are at `paths`; none if all images are in `folder` itself."""
+    """Returns the names of the sub-folders of `folder` that contain `paths`; none if all are in `folder` itself."""
     parts = [path.relative_to(folder).parts for path in paths]
     if not parts:
         raise UserError(f"{folder}: contains no images")

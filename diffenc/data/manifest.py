@@ -53,16 +53,16 @@ class Manifest:
     """The content of a prepared folder.
 
     Attributes:
-      name: what `python -m diffenc.prepare` was called with.
-      source: which images these are: known versions of a data set, or that they are none. `read` identifies them
-        anew from the digests.
+      name: the data set argument of `python -m diffenc.prepare`.
+      source: description of the images: known versions of a data set, or an unknown version. `read` derives it anew
+        from the digests.
       image_shape: (H, W, C).
-      classes: their names in the order of labels; empty where they have none.
+      classes: class names in the order of labels; empty if classes have no names.
       splits: "train" and "test".
-      files: by name, the digests and sizes of what was converted.
-      note: what one must know of the conversion beside this; may be empty.
-      diffenc_version: what wrote it.
-      otherwise: what `source` is where no split is known; empty = it follows from `name`.
+      files: by name, the digests and sizes of the converted files.
+      note: further remarks about the conversion; may be empty.
+      diffenc_version: the version of diffenc that wrote the manifest.
+      otherwise: `source` if no split is recognised; empty = it follows from `name`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Manifest:
 
     @property
     def counted(self) -> str:
-        """How many images, for people."""
+        """The numbers of images of the splits, as text for messages."""
         return ", ".join(f"{split.count:,} {name} images" for name, split in self.splits.items())
 
 
@@ -87,15 +87,16 @@ def write(manifest: Manifest, folder: Path) -> None:
     """Writes `manifest` to `folder` atomically."""
     said: dict[str, Any] = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     for name, split in manifest.splits.items():
+        # Only for readers of the file: `read` derives the count from the shards.
         said["splits"][name] = {"count": split.count, **said["splits"][name]}
     atomic.write_json(folder / NAME, said)
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of `folder`; None if there is none, or only one of another format.
+    """Returns the manifest of `folder`; None if there is none, or if it has another format version.
 
     Raises:
-      UserError: it cannot be understood.
+      UserError: the manifest is damaged.
     """
     path = folder / NAME
     if path.exists() and not path.is_file():
@@ -110,13 +111,13 @@ def read(folder: Path) -> Manifest | None:
 
 
 def identify_source(made: Manifest) -> Manifest:
-    """Returns `made` with the `source` that its digests tell, by the versions that are known today."""
+    """Returns `made` with `source` derived from its digests, by the versions known to this version of diffenc."""
     otherwise = made.otherwise or versions.unknown_version(made.name) or made.source or made.name
     return dataclasses.replace(made, source=versions.describe(identify_splits(made), otherwise))
 
 
 def identify_splits(made: Manifest) -> versions.Identity:
-    """Returns which published images the digests in `made` tell, split by split."""
+    """Returns the published images identified by the digests in `made`, split by split."""
     splits = {name: Pixels(split.sha256, split.images_sha256) for name, split in made.splits.items()}
     return versions.identify(made.name, made.image_shape, splits, made.files)
 
@@ -138,7 +139,7 @@ def _parsed(said: dict[str, Any]) -> Manifest:
 
 
 def _check(made: Manifest) -> None:
-    """Raise ValueError if a value is not of its type, or not what a prepared folder can have."""
+    """Raises ValueError if a value has the wrong type, or is impossible for a prepared folder."""
     _whole(_MOST_LEVELS, image_shape=made.image_shape)
     if len(made.image_shape) != 3 or math.prod(made.image_shape) > _MOST_LEVELS:
         raise ValueError(f"image_shape is not (H, W, C) of up to {_MOST_LEVELS:,} levels")
@@ -161,14 +162,14 @@ def _check_split(split: Split) -> None:
     for shard in split.shards:
         _typed(str, sha256=shard.sha256, name=shard.name)
         _whole(_MOST, count=[shard.count], bytes=[shard.bytes])
-        # Names are joined to the folder's path: no separators, and no leading dots.
+        # Names are joined to the folder's path: a separator or a leading ".." would reach files outside of it.
         if not re.fullmatch(r"\w[\w.-]*", shard.name):
             raise ValueError("a shard's name is that of no plain file")
 
 
 def _whole(most: int, **values: Sequence[Any]) -> None:
     for key, numbers in values.items():
-        # type, not isinstance: true is no count. Bounds keep products and allocations within reason.
+        # type, not isinstance: JSON's true is an int to isinstance. The bounds limit products and allocations.
         if not all(type(number) is int and 1 <= number <= most for number in numbers):
             raise ValueError(f"{key} is not within 1 .. {most:,}")
 

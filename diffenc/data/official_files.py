@@ -11,7 +11,7 @@ Names = tuple[str, ...]  # relative to a folder, with "/" between components; a 
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """One official file on the net.
+    """One official file that can be downloaded.
 
     Attributes:
       url: its address; the last component is the file's name.
@@ -34,9 +34,9 @@ class OfficialFiles:
 
     Attributes:
       name: the data set's registered name.
-      parts: for each part, its layouts; a layout is a tuple of file names, and one whole layout suffices.
-      downloads: what `prepare --download` fetches; empty if that cannot be done.
-      origin: where the files come from, for people.
+      parts: for each part, its layouts; a layout is a tuple of file names, and one complete layout suffices.
+      downloads: the files that `prepare --download` fetches; empty if they cannot be downloaded.
+      origin: where the files are published, as text for messages.
     """
 
     name: str
@@ -45,13 +45,13 @@ class OfficialFiles:
     origin: str
 
     def locate(self, source: Path) -> dict[str, Path]:
-        """All parts in what a user points at, as name -> file or folder.
+        """Returns all parts found at `source`, as name -> file or folder.
 
-        `source` is a folder that holds the files, or one of them (or of the folders they come in), the
-        others beside it.
+        `source` is the folder of the files, or one of the files (or of the folders that contain them) with the others
+        next to it.
 
         Raises:
-          UserError: `source` does not exist, or a part is not there.
+          UserError: `source` does not exist, or a part is missing.
         """
         if not source.exists():
             raise UserError(f"--source={source}: no such file or folder")
@@ -62,7 +62,7 @@ class OfficialFiles:
         folder = source.parent if beside else source
         found = {}
         for part in self.parts.values():
-            # The layout that holds the file the user pointed at comes first, where a folder has several.
+            # If the folder has several layouts, the one with the file that the user named comes first.
             layouts = sorted(part, key=lambda names: not _mentions(names, source.name))
             names = first_whole(folder, layouts)
             if names is None:
@@ -81,7 +81,7 @@ class OfficialFiles:
 
 
 def require_rereadable(source: Path) -> None:
-    """Raises UserError if `source` is a FIFO, socket or device: what is prepared is read more than once."""
+    """Raises UserError if `source` is a FIFO, socket or device: files are read twice, for digests and for conversion."""
     if not (source.is_file() or source.is_dir()):
         raise UserError(
             f"--source={source}: is a FIFO, socket or device, which can be read only once; save it as a file"
@@ -89,7 +89,7 @@ def require_rereadable(source: Path) -> None:
 
 
 def first_whole(folder: Path, layouts: tuple[Names, ...] | list[Names]) -> Names | None:
-    """The first layout all of whose files are in `folder`, or None."""
+    """Returns the first layout that is complete in `folder`, or None."""
     return next((names for names in layouts if all(_is_there(folder, name) for name in names)), None)
 
 
@@ -98,7 +98,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def missing(folder: Path, layouts: tuple[Names, ...] | list[Names]) -> str:
-    """What `folder` lacks, said of the layout of which it holds the most files."""
+    """Returns a message about the files missing in `folder`, for the begun layout that lacks the fewest."""
     lacking = [[name for name in names if not _is_there(folder, name)] for names in layouts]
     begun = [absent for absent, names in zip(lacking, layouts, strict=True) if len(absent) < len(names)]
     if begun:

@@ -1,7 +1,7 @@
 """Converts a data set into DATA_DIR/FOLDER, the shards that training reads.
 
-All work is done in a folder `.FOLDER.partial` next to the final one, which is renamed into place at the end: DATA_DIR/FOLDER
-is complete or absent. After an interruption the same call continues.
+All work is done in a folder `.FOLDER.partial` next to the final one, and renamed into place at the end: DATA_DIR/FOLDER
+is complete or absent. After an interruption the same call resumes the conversion.
 """
 
 import dataclasses
@@ -42,10 +42,10 @@ class PrepareArgs:
     Attributes:
       source: the folder or file to convert; None = download it, or `train` is given.
       folder: the name of the prepared folder; None = `name`, or for `folder` the name of the source.
-      size: side in pixels that images are cut and reduced to; None = they keep their size.
+      size: side in pixels to which the central square is reduced; None = keep the size.
       train: for `folder`, the images of the train split, instead of `source`.
       test: likewise of the test split; None = a tenth of train is held out.
-      background: colour that transparent images are put on; None = they are refused.
+      background: colour on which transparent images are composited; None = refuse them.
       download: whether to download the official files.
     """
 
@@ -81,6 +81,7 @@ def prepare(args: PrepareArgs) -> str:
     with workspace(target) as work, bars:
         # Within the lock: another process may just have finished the same data set.
         prepared = manifest.read(target)
+        # Compared without a download: the manifest has the MD5 of the converted files.
         if prepared is not None and downloads:
             existing_conversion.refuse_other_files(
                 prepared, target, _expected_files(args.name, prepared, downloads)
@@ -93,14 +94,14 @@ def prepare(args: PrepareArgs) -> str:
             name: digests.digest_path(path, bars.start, to_convert.members.get(name))
             for name, path in to_convert.files.items()
         }
-        # What is there is kept if it is the same: the source was digested above, and shards are verified.
+        # An existing conversion is kept if it is of the same files, digested above; its shards are verified.
         if prepared is not None:
             existing_conversion.refuse_other_files(prepared, target, files)
             existing_conversion.refuse_other_conversion(prepared, target, to_convert)
             return _with_summary(_verify(prepared, target, bars), to_convert)
         existing_conversion.refuse_strangers(target, to_convert)
-        # Order: digests of the source before the conversion, so that
-        # an interrupted one resumes only if the files are the same.
+        # The source is digested before the conversion, so that an
+        # interrupted one is resumed only if the files are the same.
         converted = _convert(to_convert, files, work, bars)
         shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         _move_into_place(work, target, converted)
@@ -156,7 +157,8 @@ def _default_folder(args: PrepareArgs) -> str:
 def _expected_files(
     name: str, prepared: Manifest, downloads: Sequence[Download]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the files that a download would be converted from; none if these images were converted from others."""
+    """Returns the digests that the downloaded files would have; none if `prepared` has the official images already."""
+    # The same images may have been converted from another layout of the files, whose digests differ.
     official: Any = registry.datasets[name]
     if prepared.source == official.versions[0].title:
         return {}
@@ -169,6 +171,7 @@ def _convert(
     try:
         return shard_writing.convert(to_convert, files, work, bars)
     except BadSourceError:
+        # Nothing is worth resuming: the shards are of a bad source, and a bad download would be used again.
         shard_writing.clear_work(work)
         shutil.rmtree(work / shard_writing.DOWNLOADS, ignore_errors=True)
         raise
@@ -181,7 +184,7 @@ def _move_into_place(work: Path, target: Path, converted: Manifest) -> None:
             for shard in split.shards:
                 os.replace(work / shard.name, target / shard.name)
         atomic.sync(target)
-        # A folder without a manifest is not prepared: it is moved once all shards are on the disk.
+        # Without its manifest a folder counts as not prepared: it is moved once all shards are on disk.
         os.replace(work / manifest.NAME, target / manifest.NAME)
         atomic.sync(target)
     else:

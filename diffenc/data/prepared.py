@@ -1,4 +1,4 @@
-"""Data sets that lie prepared in DATA_DIR: what all of them share."""
+"""The common base of data sets prepared in DATA_DIR."""
 
 import dataclasses
 import functools
@@ -23,8 +23,8 @@ class Prepared:
     """Reads the shards in DATA_DIR/`folder`.
 
     Attributes:
-      validation: number of images cut from train, spread over it.
-      folder: where in DATA_DIR the prepared data lie.
+      validation: number of images cut from train, spread evenly over it.
+      folder: name of the prepared folder in DATA_DIR.
     """
 
     validation: int = 0
@@ -33,10 +33,11 @@ class Prepared:
     files: ClassVar[OfficialFiles | None] = None
 
     def manifest(self) -> Manifest:
-        """What the prepared folder says of itself.
+        """Returns the manifest of the prepared folder.
 
         Raises:
-          UserError: it is not there, with the command that brings it; or it holds other kinds of images.
+          UserError: the folder is missing (the message has the command that prepares it), or has images of another shape,
+            number of levels or number of classes.
         """
         found = self._found()
         held = found.image_shape, found.num_levels, found.num_classes
@@ -49,18 +50,18 @@ class Prepared:
         return found
 
     def source(self, split: str) -> Source:
-        """`split`, in memory if it is no larger than `shard_reading.IN_MEMORY`. Raises UserError as `manifest`."""
+        """Returns `split`, in memory if it is no larger than `shard_reading.IN_MEMORY`. Raises UserError as `manifest`."""
         return sources.split_source(self._read, split, self.validation, self._name)
 
     def fingerprint(self, split: str) -> str:
-        """Hex SHA-256 of the split's pixels: from the manifest, if nothing was cut from it."""
+        """Returns the hex SHA-256 of the split's pixels: from the manifest if it is a whole split on disk, else computed."""
         if split == "test" or (split == "train" and self.validation == 0):
             return self.manifest().splits[split].sha256
         return _cut_fingerprint(self, self.manifest().splits["train"].sha256, split)
 
     @property
     def source_name(self) -> str:
-        """Which images these are, as far as that is known."""
+        """Description of the images, as far as they are recognised."""
         return self.manifest().source
 
     @property
@@ -69,7 +70,7 @@ class Prepared:
         return published_terms(self.source_name)
 
     def train_identity(self) -> str:
-        """Tells what is trained on from any other images, without reading them."""
+        """Returns an identifier of the train images, unique to their pixels and the validation cut, without reading them."""
         return f"{self.manifest().splits['train'].sha256} without {self.validation} for validation"
 
     def _found(self) -> Manifest:
@@ -96,7 +97,7 @@ class Prepared:
         return data_directory() / check_folder_name(self.folder, key)
 
     def _absent(self, path: Path) -> str:
-        """What to say if nothing prepared is at `path`."""
+        """Returns the error message for a `path` without a prepared data set."""
         named = "" if self.folder == self._name else f" --as={self.folder}"
         places = f"{named} --data_dir={path.parent}"
         run = "python -m diffenc.prepare"
@@ -115,7 +116,7 @@ class Prepared:
 
 
 def _incomparable(found: Manifest, split: str) -> str:
-    """Returns why figures of `split` do not compare with published ones; "" if they do, or if none are published."""
+    """Returns why bits/dim of `split` are not comparable with published ones; "" if they are, or if none are published."""
     if is_unknown(found.source, split):
         return "bits/dim are not comparable with published ones"
     _, part = manifest.identify_splits(found)[split] or ("", "")
@@ -135,6 +136,7 @@ def _manifest_of(path: Path, changed: int) -> Manifest | None:
     return manifest.read(path)
 
 
+# Two entries, train and test: a larger cache would keep unused splits in memory.
 @functools.lru_cache(maxsize=2)
 def _opened(path: Path, sha256: str, split: str, in_memory: int) -> Source:
     del sha256  # other pixels are read anew
@@ -145,7 +147,9 @@ def _opened(path: Path, sha256: str, split: str, in_memory: int) -> Source:
     return source if size > in_memory else shard_reading.load_into_memory(source)
 
 
+# Cached, since it reads every image of the split.
 @functools.lru_cache(maxsize=4)
 def _cut_fingerprint(dataset: Prepared, sha256: str, split: str) -> str:
+    # Part of the cache key, like that of `_opened`.
     del sha256
     return sources.fingerprint(dataset.source(split))

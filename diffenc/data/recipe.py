@@ -22,17 +22,17 @@ class Recipe:
     """A data set to be converted.
 
     Attributes:
-      name: what `prepare` was called with.
-      files: what is converted, by name; folders of images have a name that ends in "/".
+      name: the data set argument of `prepare`.
+      files: the files to convert, by name; names of folders end in "/".
       image_shape: (H, W, C).
       read: (split, first) -> the split's examples in their order, in batches of any size, without the first
-        `first` of them; raises UserError if the files are not good.
-      otherwise: what to call the images if no split is of a known version; empty = it follows from `name`.
-      classes: their names in the order of labels, where they have names.
-      counts: the number of examples by split, where that is known before they are read.
-      note: what one must know of the conversion beside all this; may be empty.
-      members: of folders in `files`, the files that are converted; the others do not matter.
-      summary: what is printed at the end, such as a table of files read, altered and skipped; may be empty.
+        `first` of them; raises UserError if the files are damaged or invalid.
+      otherwise: description of the images if no split is of a known version; empty = it follows from `name`.
+      classes: class names in the order of labels; empty if classes have no names.
+      counts: the number of examples by split, if known before they are read.
+      note: further remarks about the conversion; may be empty.
+      members: of folders in `files`, the files that are converted and digested; others are ignored.
+      summary: text printed at the end, such as a table of files read, altered and skipped; may be empty.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Recipe:
 
 @runtime_checkable
 class Preparable(Protocol):
-    """What the class of a data set that lies in official files has beside the interface `Dataset`."""
+    """The interface, in addition to `Dataset`, of a data set class that is prepared from official files."""
 
     @property
     def files(self) -> OfficialFiles: ...
@@ -69,12 +69,12 @@ class Preparable(Protocol):
     def num_classes(self) -> int: ...
 
     def read(self, found: Mapping[str, Path], split: str, first: int) -> Iterator[Batch]:
-        """As `Recipe.read`, from the files in `found`, by their names in `files`."""
+        """As `Recipe.read`, from the files in `found`, keyed by their names in `files`."""
         ...
 
 
 def make_recipe(dataset: Preparable, source: Path) -> Recipe:
-    """The recipe for the official files of `dataset` at `source`. Raises UserError if they are not there."""
+    """Returns the recipe for the official files of `dataset` at `source`. Raises UserError if files are missing."""
     found = dataset.files.locate(source)
     return Recipe(
         name=dataset.files.name,

@@ -1,7 +1,7 @@
 """Shards of records, read by index.
 
 A record is the label as a little-endian int32, then the pixels as uint8 [H, W, C]. Shards are ArrayRecord
-files of one record a chunk, so that any example is read alone; each chunk carries a hash, which every read
+files with one record per chunk, so that any example can be read alone; each chunk has a hash, which every read
 checks.
 """
 
@@ -33,7 +33,7 @@ _READ = "readahead_buffer_size:0,max_parallelism:0"  # the fastest for random ac
 
 
 def encode(batch: Batch) -> list[bytes]:
-    """One record an example."""
+    """Returns one record per example."""
     images = np.ascontiguousarray(batch["image"]).reshape(len(batch["image"]), -1)
     # Little-endian whatever the machine: shards may be copied to another one.
     labels = np.asarray(batch["label"]).astype("<i4").reshape(-1, 1).view(np.uint8)
@@ -41,17 +41,17 @@ def encode(batch: Batch) -> list[bytes]:
 
 
 def decode(records: Sequence[bytes], image_shape: tuple[int, int, int]) -> Batch:
-    """The examples in `records`, which `require_whole` has let pass."""
+    """Returns the examples in `records`, which must have passed `require_whole`."""
     rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, LABEL_BYTES + math.prod(image_shape))
     labels = np.ascontiguousarray(rows[:, :LABEL_BYTES]).view("<i4").reshape(-1)
     return {"image": rows[:, LABEL_BYTES:].reshape(-1, *image_shape), "label": labels.astype(np.int32)}
 
 
 def require_whole(records: list[bytes], count: int, image_shape: tuple[int, int, int]) -> list[bytes]:
-    """`records`, if they are `count` and of the right length: what is cut off a file is read as nothing.
+    """Returns `records` after checking their number and lengths: records missing from a truncated file raise no error.
 
     Raises:
-      ValueError: they are not.
+      ValueError: there are not `count` records, or one has the wrong length.
     """
     length = LABEL_BYTES + math.prod(image_shape)
     if len(records) != count or any(len(record) != length for record in records):
@@ -60,10 +60,10 @@ def require_whole(records: list[bytes], count: int, image_shape: tuple[int, int,
 
 
 def open_shard(path: Path, count: int | None = None) -> Any:
-    """A reader of the shard at `path`, which threads may share.
+    """Returns a reader of the shard at `path`; threads may share it.
 
     Raises:
-      ValueError: it is no shard, or not one of `count` records.
+      ValueError: the file is not a shard, or has not `count` records.
     """
     reader = array_record.ArrayRecordReader(str(path), _READ)
     if not reader.ok():
@@ -75,14 +75,14 @@ def open_shard(path: Path, count: int | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardSource:
-    """A split in its shards. Threads may share it; pickled, it is the fields below and opens its files anew.
+    """A split read from its shards by index. Threads may share it; pickling keeps the fields below, and files are reopened.
 
     Attributes:
-      folder: where the shards lie.
+      folder: the folder of the shards.
       image_shape: (H, W, C).
 
     Raises:
-      UserError: a shard is missing, or is not as its manifest says; also while it is being read.
+      UserError: a shard is missing or differs from the manifest; also raised by later reads.
     """
 
     folder: Path
@@ -90,10 +90,12 @@ class ShardSource:
     image_shape: tuple[int, int, int]
 
     def __post_init__(self):
+        # Opens all shards at once, so that a missing or truncated one is found before training starts.
         for number in range(len(self.split.shards)):
             self._reader(number)
 
     def __getstate__(self) -> dict[str, Any]:
+        # The fields alone: the cached readers and their lock cannot be pickled.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __len__(self) -> int:
@@ -112,13 +114,13 @@ class ShardSource:
         positions = np.split((indices - self._starts[shards])[order], np.cumsum(counts)[:-1])
         parts = map(self._read, numbers.tolist(), positions)
         found = decode(list(itertools.chain.from_iterable(parts)), self.image_shape)
-        # The inverse permutation: examples in the order in which they were asked for.
+        # The inverse permutation restores the order of `indices`.
         places = np.argsort(order)
         return {"image": found["image"][places], "label": found["label"][places]}
 
     @functools.cached_property
     def _starts(self) -> Int[np.ndarray, " shards"]:
-        """The index of each shard's first example."""
+        """The index of the first example of each shard."""
         return np.cumsum([0, *(shard.count for shard in self.split.shards)])[:-1]
 
     @functools.cached_property
@@ -145,20 +147,21 @@ class ShardSource:
 
 
 def load_into_memory(source: ShardSource) -> ArraySource:
-    """All examples in memory, their pixels checked against the manifest.
+    """Loads all examples, and checks their pixels against the manifest.
 
     Raises:
-      UserError: a shard is not as its manifest says.
+      UserError: the pixels differ from those of the manifest.
     """
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
+    # In parts: the records of the whole split would take its memory a second time.
     for first in range(0, len(source), _RECORDS_PER_READ):
         last = min(first + _RECORDS_PER_READ, len(source))
         part = source.__getitems__(np.arange(first, last))
         images[first:last], labels[first:last] = part["image"], part["label"]
     if hashlib.sha256(images.data).hexdigest() != source.split.sha256:
         names = ", ".join(shard.name for shard in source.split.shards)
-        # Raised within the context for the sake of its message.
+        # Raised within `convert_damage`, which makes it a UserError with the usual message.
         with convert_damage(source.folder / names):
             raise ValueError("the pixels are not those of the manifest")
     return ArraySource(images, labels)
@@ -166,7 +169,7 @@ def load_into_memory(source: ShardSource) -> ArraySource:
 
 @contextlib.contextmanager
 def convert_damage(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while the shard at `path` is read into a UserError that says what to do."""
+    """Converts any error raised while the shard at `path` is read into a UserError with the remedy."""
     try:
         yield
     except Exception as error:  # the library raises what its C++ happens to

@@ -1,4 +1,4 @@
-"""Writing a data set as shards; an interrupted conversion resumes from the finished ones."""
+"""Writing a data set as shards; an interrupted conversion resumes after the finished shards."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ _ENCODED = 1024  # examples encoded at a time
 def convert(
     recipe: Recipe, files: Mapping[str, Mapping[str, Any]], folder: Path, bars: ProgressBars
 ) -> Manifest:
-    """Fills `folder` with the shards of both splits and, last of all, their manifest.
+    """Writes the shards of both splits to `folder` and, last of all, their manifest.
 
     Finished shards of an interrupted call with the same recipe and `files` are verified and kept.
 
@@ -45,7 +45,7 @@ def convert(
 
     Raises:
       BadSourceError: the source is damaged or has invalid labels.
-      OSError, UserError: a failed write; finished shards stay.
+      OSError, UserError: a failed write; finished shards are kept.
     """
     _clear_other_work(recipe, files, folder)
     splits = {}
@@ -66,6 +66,7 @@ def convert(
         otherwise=recipe.otherwise,
     )
     made = manifest.identify_source(made)
+    # The manifest first: interrupted in between, the call resumes, as recipe.json is still there.
     manifest.write(made, folder)
     (folder / _RECIPE).unlink()
     return made
@@ -108,7 +109,7 @@ def _write_split(recipe: Recipe, split: str, folder: Path, advance: Advance) -> 
     digest = digests.ImageDigest()
     size = examples_per_shard(recipe.image_shape)
     shards = list(_keep_finished(recipe, split, folder, digest.update, advance))
-    # The reader skips what lies in finished shards: the digest has their pixels already.
+    # The reader skips the examples of finished shards: the digest has their pixels already.
     first = sum(shard.count for shard in shards)
     stream = _encode(_check_labels(recipe, split, first), digest.update)
     # One record ahead, so that no empty shard is begun at the end.
@@ -128,7 +129,7 @@ def _keep_finished(
         # Only leading shards: after a gap the position in the source would be unknown.
         if number not in found:
             break
-        # A call may have been interrupted while it gave shards their final names.
+        # An earlier call may have been interrupted after it gave some shards their final names (`_final_names`).
         path = found[number].rename(folder / f"{split}-{number:05d}.array_record")
         try:
             pixels = _read_pixels(path, recipe.image_shape)
@@ -163,6 +164,7 @@ def _check_labels(recipe: Recipe, split: str, first: int) -> Iterator[Batch]:
                 )
             yield batch
     except UserError as error:
+        # A separate type: after it `prepare` deletes the unfinished work instead of keeping it for a resume.
         raise BadSourceError(str(error)) from error
 
 
@@ -178,14 +180,14 @@ def _encode(batches: Iterable[Batch], update: Callable[[Any], None]) -> Iterator
 
 
 def _write_shard(path: Path, stream: Iterable[bytes]) -> Shard:
-    """Writes a shard atomically."""
+    """Writes a shard under a temporary name and renames it when it is complete."""
     temporary = path.with_name(f"{path.name}.tmp")
     count = 0
     with contextlib.closing(_Writer(temporary)) as writer:
         for record in stream:
             writer.write(record)
             count += 1
-    # Content, then name, then folder: after a crash a shard with its name is whole.
+    # Order: sync the content, rename, sync the folder. After a crash, a file with a shard's name is complete.
     atomic.sync(temporary)
     os.replace(temporary, path)
     atomic.sync(path.parent)
@@ -220,7 +222,8 @@ def _describe_shard(path: Path, count: int) -> Shard:
 
 
 def _final_names(folder: Path, split: str, found: Split) -> Split:
-    """Renames the shards to names with their total number, and returns the split with these."""
+    """Renames the shards to include their total number, and returns the split with the new names."""
+    # Only now, since the number of shards is unknown until the source has been read to its end.
     named = []
     for number, shard in enumerate(found.shards):
         name = f"{split}-{number:05d}-of-{len(found.shards):05d}.array_record"

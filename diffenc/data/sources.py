@@ -1,4 +1,4 @@
-"""Sources of examples."""
+"""Sources of examples: arrays in memory, subsets, the validation cut, orders of epochs and fingerprints."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ _CHUNK = 4096  # images hashed at a time
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Examples in two arrays, which become read-only here because data sets share them.
+    """Examples in two arrays; the views kept here are read-only because data sets share the arrays.
 
     Attributes:
       images: levels of the pixels.
@@ -47,7 +47,7 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """The examples of `source` at `indices`, in that order; copies no image."""
+    """The examples of `source` at `indices`, in that order, without copying images."""
 
     source: Source
     indices: Int[np.ndarray, " n"]
@@ -63,14 +63,15 @@ class Subset:
 
 
 def split_source(read: Callable[[str], Source], split: str, validation: int, name: str) -> Source:
-    """The examples of `split`, where only `read("train")` and `read("test")` exist on disk.
+    """Returns the examples of `split`, given that only "train" and "test" exist on disk.
 
     Args:
+      read: returns "train" or "test".
       validation: number of images cut from train.
       name: registered name of the data set, for messages.
 
     Raises:
-      UserError: no such split, or `validation` does not fit.
+      UserError: there is no such split, or `validation` is invalid (see `cut_validation`).
     """
     if split not in SPLITS:
         raise UserError(f"dataset.{name} has no split {split!r}; splits: {', '.join(SPLITS)}")
@@ -78,10 +79,10 @@ def split_source(read: Callable[[str], Source], split: str, validation: int, nam
 
 
 def cut_validation(train: Source, split: str, validation: int, name: str) -> Source:
-    """`split` "validation": `validation` of train's examples; "train": the others, in their order.
+    """Returns `validation` of the examples of `train` if `split` is "validation", and the others, in order, if it is "train".
 
     Raises:
-      UserError: `validation` is negative, leaves no example to train on, or is 0 where split is "validation".
+      UserError: `validation` is negative, leaves no example to train on, or is 0 where `split` is "validation".
     """
     key = f"dataset.{name}.validation = {validation}"
     if validation < 0:
@@ -99,12 +100,12 @@ def cut_validation(train: Source, split: str, validation: int, name: str) -> Sou
 
 
 def validation_indices(num: int, validation: int) -> Int[np.ndarray, " v"]:
-    """`validation` increasing indices below `num`, one from each of as many equal stretches.
+    """Returns `validation` increasing indices below `num`, one from each of `validation` equal intervals.
 
-    So every class keeps its share in a set ordered by class. Where in its stretch an index lies moves by
-    the golden ratio, or a stretch as long as a cycle of classes would always hit the same class.
+    Thus every class keeps its share in a data set ordered by class. The position within the interval advances by the
+    golden ratio: at a fixed position, classes that repeat with the interval's length would always yield the same class.
     """
-    # Integers throughout: floats would place some edges differently on another machine.
+    # Integers throughout: the indices must be the same on every machine, and rounding of floats could move an edge.
     edges = np.arange(validation + 1, dtype=np.uint64) * np.uint64(num) // np.uint64(validation)
     # 0x9E3779B9 = 2^32 over the golden ratio: fractions in 32-bit fixed point, hence the shift by 32 below.
     place = np.arange(validation, dtype=np.uint64) * np.uint64(0x9E3779B9) % np.uint64(2**32)
@@ -112,25 +113,27 @@ def validation_indices(num: int, validation: int) -> Int[np.ndarray, " v"]:
 
 
 def subsample(source: Source, num: int | None, seed: int) -> Source:
-    """`num` of the examples, drawn by `seed`, in source order; all of them if None or if there are no more."""
+    """Returns `num` examples drawn by `seed`, in source order; all of them if `num` is None or not below their number."""
     if num is None or num >= len(source):
         return source
-    # The first of one permutation, so that a smaller number is a subset of a larger one.
+    # The first `num` of one permutation, so that a smaller sample is a subset of a larger one.
     return Subset(source, np.sort(epoch_order(len(source), seed, 0)[:num]))
 
 
 def epoch_order(num: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
-    """A permutation of `num` places.
+    """Returns a permutation of `num` indices, a function of the seed and the epoch.
 
-    Not grain's shuffle: it gives neighbouring seeds each other's epochs and, walking cycles, takes
-    milliseconds an index in small sets. Sorting raw bits: numpy promises those alone never to change.
+    Not grain's shuffle, which gives the same orders to different epochs of neighbouring seeds and, because it walks
+    cycles, takes milliseconds per index for small data sets.
     """
+    # argsort of raw bits, not numpy's shuffle: of a generator's methods numpy guarantees only the raw stream to stay
+    # the same in later versions. A resumed run needs the same order.
     bits = np.random.PCG64(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
     return np.argsort(bits.random_raw(num), kind="stable")
 
 
 def fingerprint(source: Source) -> str:
-    """Hex SHA-256 of the uint8 [N, H, W, C] pixels in source order."""
+    """Returns the hex SHA-256 of the uint8 [N, H, W, C] pixels in source order."""
     digest = hashlib.sha256()
     for first in range(0, len(source), _CHUNK):
         batch = source.__getitems__(np.arange(first, min(first + _CHUNK, len(source))))
@@ -139,7 +142,7 @@ def fingerprint(source: Source) -> str:
 
 
 def skip_examples(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-    """The examples of `batches` without the first `first` of them."""
+    """Yields the examples of `batches` after the first `first` of them."""
     for batch in batches:
         count = len(batch["image"])
         if first < count:
@@ -148,34 +151,34 @@ def skip_examples(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
 
 
 def dataset_name(dataset: Dataset) -> str:
-    """As registered, else its class's own."""
+    """Returns the registered name of a data set, or its class's name if it is not registered."""
     return datasets.name_of(type(dataset)) or type(dataset).__name__
 
 
 def source_name(dataset: Dataset) -> str | None:
-    """Which images these are, as the data set's files say; None where it lies in no files."""
+    """Returns the description of the images in the data set's files; None for a data set without files."""
     return getattr(dataset, "source_name", None)
 
 
 def train_identity(dataset: Dataset) -> str:
-    """Tells what a run trains on from any other images. Cheap to ask, also of data larger than memory.
+    """Returns an identifier of the images that a run trains on. Prepared data sets take it from the manifest, without reading.
 
     Raises:
-      UserError: the data are not there.
+      UserError: the data are missing.
     """
     of_files = getattr(dataset, "train_identity", None)
     return of_files() if of_files else dataset.fingerprint("train")
 
 
 def require_same_images(records: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse to put figures of different images, or of images given different things, side by side.
+    """Raises UserError if records are of different images, or of likelihoods under different conditions.
 
     Args:
-      records: what `evaluate` and its like write: with `fingerprint`, `dataset`, `split`, `num_images`, of data
-        that lie in files `source`, and, of p(x | condition), `condition`.
+      records: as written by `evaluate` and similar modes, with `fingerprint`, `dataset`, `split`, `num_images`; with
+        `source` if the data are read from files, and with `condition` if they are of p(x | condition).
 
     Raises:
-      UserError: names what both are of.
+      UserError: two records are not comparable; the message describes both.
     """
     records = list(records)
     for other in records[1:]:
@@ -202,6 +205,6 @@ def _described(record: Mapping[str, Any]) -> str:
 
 
 def describe_images(record: Mapping[str, Any]) -> str:
-    """What figures are of, for titles: data set, split, and what the model was told of each image."""
+    """Returns a title of the images that a record is of: data set, split, and the model's condition if it has one."""
     told = f" | {record['condition']}" if record.get("condition") else ""
     return f"{record['dataset']} {record['split']}{told}"

@@ -1,4 +1,4 @@
-"""Finding the folders of the train and the test split by their names; ambiguous ones are refused."""
+"""Finding the folders of the train and the test split by their names; ambiguous names are refused."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ class SplitFolders:
     Attributes:
       train: its sub-folders are classes.
       test: None = images of `train` are held out for testing.
-      unread: folders of validation images, which are not converted: a run cuts its own from train.
+      unread: folders of validation images, which are not converted: a run cuts its own validation split from train.
     """
 
     train: Path
@@ -36,7 +36,7 @@ class SplitFolders:
 
 
 def find_splits(source: Path, images: Sequence[Path]) -> SplitFolders:
-    """Returns the splits in `source`: folders such as train/ and test/ (or val/), in any case; without any, all is train.
+    """Returns the splits in `source`: folders such as train/ and test/ (or val/), in any case; without any, all images are train.
 
     Args:
       images: all image files below `source`.
@@ -53,6 +53,7 @@ def find_splits(source: Path, images: Sequence[Path]) -> SplitFolders:
         _refuse_similar(source, others)
         refuse_nested(source, images, pairs_only=False)
         return SplitFolders(source)
+    # Without a test folder, a validation folder serves as test; `prepare folder` reports that.
     train, tests = named["train"], named["test"] or named["val"]
     if len(train) != 1 or len(tests) > 1 or others or loose:
         raise _ambiguous(source, folders, loose[:1])
@@ -64,7 +65,7 @@ def find_splits(source: Path, images: Sequence[Path]) -> SplitFolders:
 
 
 def name_splits(train: Path, test: Path | None) -> SplitFolders:
-    """Returns the splits that a user names. Raises UserError if one is not a folder, or contains the other."""
+    """Returns the splits that the user named. Raises UserError if one is not a folder, or contains the other."""
     for key, folder in (("train", train), ("test", test)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"--{key}={folder}: is not a folder")
@@ -78,13 +79,13 @@ def name_splits(train: Path, test: Path | None) -> SplitFolders:
 
 
 def kind_of(name: str) -> str | None:
-    """Returns "train", "test" or "val" if a folder's name is one for this kind of split, in any case; else None."""
-    # NFKC: full-width letters and ligatures compare as plain ones
+    """Returns "train", "test" or "val" if `name` is a usual name of such a folder, in any case; else None."""
+    # NFKC: full-width letters and ligatures compare equal to plain letters.
     return _KINDS.get(re.sub(r"[-. ]", "_", unicodedata.normalize("NFKC", name).lower()))
 
 
 def resembles(name: str) -> str | None:
-    """Returns the kind of split of the name or a word in it, as in cifar_train, testA or val2017; else None."""
+    """Returns the kind of split that the name or a word in it stands for, as in cifar_train, testA or val2017; else None."""
     return next((kind for word in (name, *_words(name)) if (kind := kind_of(word))), None)
 
 
@@ -93,10 +94,10 @@ def _words(name: str) -> list[str]:
 
 
 def refuse_nested(folder: Path, images: Iterable[Path], pairs_only: bool) -> None:
-    """Raises UserError if folders below the sub-folders of `folder` look like splits, whose images would be pooled.
+    """Raises UserError if folders below the sub-folders of `folder` look like splits, since their images would be pooled.
 
     Args:
-      pairs_only: ignore those without a folder of another split next to them.
+      pairs_only: refuse them only if folders of two kinds of split are next to each other.
     """
     children: dict[Path, set[str]] = {}
     for path in images:
@@ -113,7 +114,7 @@ def refuse_nested(folder: Path, images: Iterable[Path], pairs_only: bool) -> Non
 
 
 def _refuse_similar(source: Path, folders: Sequence[str]) -> None:
-    """Raises UserError if names of folders resemble those of splits, so that they may not be classes."""
+    """Raises UserError if folders have names that resemble names of splits, so that they may not be classes."""
     if alike := [name for name in folders if resembles(name)]:
         raise _ambiguous(source, alike, [])
     compound = {kind: [name for name in folders if kind in name.lower()] for kind in ("train", "test")}
@@ -136,7 +137,7 @@ def _ambiguous(source: Path, folders: Sequence[str], loose: Sequence[str]) -> Us
 
 
 def _options(folder: Path, names: Iterable[str]) -> str:
-    """Returns suggested options --train=… --test=… --as=…, with the folder that alone resembles a split, else DIR."""
+    """Returns suggested options --train=… --test=… --as=…; DIR stands for a split with no, or several, candidate folders."""
     kinds = {kind: [name for name in names if resembles(name) == kind] for kind in ("train", "test", "val")}
     train, test = kinds["train"], kinds["test"] or kinds["val"]
     paths = [folder / one[0] if len(one) == 1 else "DIR" for one in (train, test)]
@@ -144,7 +145,7 @@ def _options(folder: Path, names: Iterable[str]) -> str:
 
 
 def _list_names(names: Iterable[str]) -> str:
-    """Returns the first four names, and how many more there are."""
+    """Returns the first four names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

@@ -1,4 +1,4 @@
-"""What tensorflow-datasets has prepared as array_record, read by tensorflow-datasets itself."""
+"""Reads data sets that tensorflow-datasets prepared as array_record, through tensorflow-datasets itself."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ _BATCH = 256  # examples read at a time
 
 
 def make_recipe(source: Path) -> Recipe:
-    """The data set in `source`, the folder of one version, which has dataset_info.json and features.json.
+    """Returns the recipe of the data set in `source`, the folder of one version, with dataset_info.json and features.json.
 
     Raises:
-      UserError: tensorflow-datasets is not installed, or there is no such data set of uint8 images there.
+      UserError: tensorflow-datasets is not installed, or `source` has no such data set of uint8 images of one shape.
     """
     builder = _builder(source)
     with convert_errors(source):
@@ -58,6 +58,7 @@ def _builder(source: Path) -> Any:
         )
     with convert_errors(source):
         builder = tfds.builder_from_directory(str(source))
+    # as_data_source, which reads examples by index, needs array_record.
     if builder.info.file_format.value != "array_record":
         raise UserError(
             f"{source}: is prepared as {builder.info.file_format.value}; prepare it again with "
@@ -67,7 +68,7 @@ def _builder(source: Path) -> Any:
 
 
 def _splits(source: Path, held: Any) -> dict[str, str]:
-    """The names that tensorflow-datasets has for train and test."""
+    """Returns the names of the train and test splits in tensorflow-datasets."""
     test = next((name for name in _TEST_NAMES if name in held), None)
     if "train" not in held or test is None:
         raise UserError(
@@ -77,7 +78,7 @@ def _splits(source: Path, held: Any) -> dict[str, str]:
 
 
 def _note(splits: Mapping[str, str], held: Any) -> str:
-    """Which split is taken for testing, and which others are not read."""
+    """Returns a note on which split serves as test, and which splits are not read."""
     unread = [
         f"{name} ({held[name].num_examples:,} examples)" for name in held if name not in splits.values()
     ]

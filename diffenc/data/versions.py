@@ -1,4 +1,4 @@
-"""The published sets of images, recognised split by split from digests of files or of pixels."""
+"""Published sets of images, recognised split by split from digests of files or of pixels."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from diffenc.registry import datasets
 
 UNKNOWN = "unknown version of "
 
-# By split, the title of its version and the name of the part that is there (empty = all); None = not known.
+# By split, the title of its version and the name of the part of that split (empty = all); None = not recognised.
 Identity = Mapping[str, tuple[str, str] | None]
 
 
@@ -31,7 +31,7 @@ class Part:
 
     Attributes:
       split: "train" or "test".
-      name: what is there of the split, such as "first 1,000 of test"; empty = all of it.
+      name: the part of the split, such as "first 1,000 of test"; empty = all of it.
       pixels: digests of the images; None = not known.
       files: sets of official files, each name -> hex MD5 or SHA-256; one whole set suffices.
     """
@@ -49,7 +49,7 @@ class Part:
         return same_set or found.sha256 == self.pixels.sha256
 
     def has_files(self, digests: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a whole set of this part's files is among those in `digests`, in whatever folder they lie."""
+        """Whether a complete set of this part's files is among those in `digests`, regardless of their folders."""
         held = {name.rpartition("/")[2]: entry for name, entry in digests.items()}
         return any(
             all(
@@ -66,8 +66,8 @@ class Version:
 
     Attributes:
       title: its name with its authors.
-      origin: who made it of what, and where it is published.
-      licence: the terms that are stated for it, or that none are.
+      origin: its authors, the material it was made from, and where it is published.
+      licence: the terms stated for it, or a remark that none are stated.
     """
 
     title: str
@@ -82,13 +82,13 @@ def identify(
     splits: Mapping[str, Pixels],
     digests: Mapping[str, Mapping[str, Any]],
 ) -> Identity:
-    """Returns which published images these are, split by split.
+    """Returns the published version of each split.
 
     Pixels are compared with those of every registered data set of the same shape. Files are compared with those
-    of the data set `name` alone: another may read other images from the same files.
+    of the data set `name` alone: another data set may read other images from the same files.
 
     Args:
-      name: the data set that the files were read as.
+      name: the data set as which the files were read.
       splits: digests of the pixels by split.
       digests: by file name, its "md5" and "sha256".
     """
@@ -103,7 +103,7 @@ def _known(
     own: Iterable[Version],
     others: Iterable[Version],
 ) -> tuple[str, str] | None:
-    # Pixels identify images whatever they were read as; a file only does as the data set it belongs to.
+    # Pixels identify images regardless of the data set that read them; files do so only for the data set they belong to.
     for versions, files in ((own, digests), (others, {})):
         for version in versions:
             for part in version.parts:
@@ -113,7 +113,7 @@ def _known(
 
 
 def describe(found: Identity, otherwise: str) -> str:
-    """Returns what `identify` found in a line: the title alone where every split is whole and of one version."""
+    """Returns the result of `identify` as one line: the title alone if every split is whole and of one version."""
     known = dict.fromkeys(held for held in found.values() if held is not None)
     titles = list(dict.fromkeys(title for title, _ in known))
     if not titles:
@@ -132,7 +132,7 @@ def _part(split: str, held: tuple[str, str] | None) -> str:
 
 
 def unknown_version(name: str) -> str:
-    """Returns what to call images that are read as the data set `name` and not recognised; empty if it has no versions."""
+    """Returns the description of images read as the data set `name` and not recognised; empty if it has no known versions."""
     titles = (
         [version.title for version in getattr(datasets[name], "versions", ())]
         if name in set(datasets)
@@ -142,7 +142,7 @@ def unknown_version(name: str) -> str:
 
 
 def is_unknown(source: str, split: str) -> bool:
-    """Whether `source`, as `describe` writes it, says of `split` that its version is not known."""
+    """Whether `source`, as `describe` writes it, describes `split` as of an unknown version."""
     return source.startswith(UNKNOWN) or f"{UNKNOWN}{split}" in source
 
 
@@ -163,7 +163,7 @@ def is_published(source: str) -> bool:
 
 
 def _registered(name: str, image_shape: tuple[int, int, int]) -> tuple[list[Version], list[Version]]:
-    """The versions of the data set `name`, and those of all others of the same shape."""
+    """Returns the versions of the data set `name`, and those of all other data sets of the same shape."""
     own, others = [], []
     for other in datasets:
         kind: Any = datasets[other]

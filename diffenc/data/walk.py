@@ -1,4 +1,4 @@
-"""The regular files below a folder, and what is left out of them, with the reasons."""
+"""Lists the regular files below a folder, and reports skipped files and folders with the reasons."""
 
 import collections
 import os
@@ -16,14 +16,14 @@ Skip = Callable[[Path, str], None]
 
 
 class Skipped:
-    """Files and folders that were left out, counted by reason."""
+    """Counts of skipped files and folders by reason, with one example each."""
 
     def __init__(self):
         self.counts: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, Path] = {}
 
     def __call__(self, path: Path, reason: str) -> None:
-        """Counts one."""
+        """Counts the skipped `path`."""
         self.counts[reason] += 1
         self.examples.setdefault(reason, path)
 
@@ -32,13 +32,13 @@ def regular_files(folder: Path, skip: Skip = lambda path, reason: None) -> Itera
     """Yields every regular file below `folder`, in the order of names; links are followed.
 
     Args:
-      skip: is called for each that is left out, and for hidden folders, with the reason.
+      skip: is called with the reason for each file that is left out, and for hidden folders and circular links.
 
     Raises:
       UserError: a folder cannot be listed.
     """
     for inner, names, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        # In place: os.walk descends into what is left in this very list, in its order.
+        # In place: os.walk descends into the folders left in this list object, in its order.
         names[:] = [name for name in sorted(names) if _is_entered(Path(inner, name), skip)]
         for path in (Path(inner, name) for name in sorted(files)):
             if reason := _reason(path):
@@ -48,7 +48,7 @@ def regular_files(folder: Path, skip: Skip = lambda path, reason: None) -> Itera
 
 
 def _reason(path: Path) -> str:
-    """Why a file is left out; "" if it is not."""
+    """Returns why a file is left out; "" if it is not."""
     if path.name.startswith("."):
         return HIDDEN
     if not path.exists():
@@ -60,6 +60,7 @@ def _is_entered(folder: Path, skip: Skip) -> bool:
     if folder.name.startswith("."):
         skip(folder, HIDDEN)
         return False
+    # A link to an ancestor of itself: os.walk with followlinks would descend into it for ever.
     if folder.is_symlink() and folder.resolve() in (real := folder.parent.resolve(), *real.parents):
         skip(folder, CIRCULAR)
         return False

@@ -1,4 +1,4 @@
-"""The folder in which something is made before it is renamed into place; one process at a time."""
+"""A locked folder for work in progress, renamed into place when the work is complete."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from diffenc.files import locks
 
 @contextlib.contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """The folder `.NAME.partial` beside `target`, locked while open.
+    """Yields the folder `.NAME.partial` next to `target`, locked within the context.
 
-    What an earlier call left in it is there. It is removed at the end if it is empty.
+    The folder keeps the files of an interrupted earlier call. It is removed at the end if it is empty.
 
     Raises:
-      UserError: another process is in it.
+      UserError: another process holds the lock.
     """
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def workspace(target: Path) -> Iterator[Path]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    """Death releases the lock, so a folder that can be locked is nobody's."""
+    """Locks the folder. The operating system releases the lock of a killed process, so no lock is ever stale."""
     unprotected = "another process from preparing the same data set at the same time: start one alone"
     busy = UserError(f"{folder} is in use: another process prepares the same data set; wait for it")
     try:

@@ -1,10 +1,10 @@
-"""Binds the config to the parameters in the metadata of a file of weights, so that neither is changed alone.
+"""Binds the config to the parameters in the metadata of a file of weights, to detect that one of them was changed.
 
-bindings   {key: value} of the config, as it was written
-seal       SHA-256 of all of the metadata but `config` and `seal`, so of `bindings` and of the parameters' SHA-256 too
+bindings   {key: value} of the config as written
+seal       SHA-256 of all metadata except `config` and `seal`, hence of `bindings` and of the parameters' SHA-256 too
 
-The config may still be changed in what is free to change between two visits to a workdir, as evaluate.passes. None of this
-is protection against forgery.
+Bindings that may change when a run is measured, such as evaluate.passes, may still be changed in the config. This is not a
+protection against forgery.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ BINDINGS, SEAL = "bindings", "seal"
 
 
 def bind_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `metadata`, as it reads back from JSON, with `bindings` and `seal`."""
+    """Returns `metadata`, as read back from JSON, with `bindings` and `seal`."""
     plain = json.loads(atomic.to_json(metadata))
     plain[BINDINGS] = serialize.parse_bindings(plain["config"])
     return {**plain, SEAL: _seal(plain)}
 
 
 def check_binding(where: str, metadata: Mapping[str, Any]) -> None:
-    """Raise UserError unless the config is the one that was written with the parameters of the file `where`.
+    """Raises UserError unless the config is the one that was written with the parameters of the file `where`.
 
-    Of files from before, which do not tell, the config_hash is compared, with one warning.
+    For files of earlier versions, without a seal, only the config_hash is compared, with a warning.
     """
     if SEAL not in metadata:
         _check_hash(where, metadata)
@@ -48,7 +48,7 @@ def check_binding(where: str, metadata: Mapping[str, Any]) -> None:
 
 
 def refuse_other(which: str, written: str, found: str, hint: str) -> None:
-    """Raise UserError, naming the fields, unless the config text `found` says what was `written` with the parameters."""
+    """Raises UserError, naming the fields, unless the config text `found` agrees with `written`, that of the parameters."""
     differing = serialize.find_differences(written, found)
     if differing:
         raise UserError(
@@ -70,6 +70,6 @@ def _check_hash(where: str, metadata: Mapping[str, Any]) -> None:
 
 
 def _seal(metadata: Mapping[str, Any]) -> str:
-    # `config` is left out, as settings of measurements in it may change; `bindings` hold what it was.
+    # Without `config`, since its settings of measurements may change; `bindings` has the original values.
     sealed = {key: value for key, value in metadata.items() if key not in ("config", SEAL)}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

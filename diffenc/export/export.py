@@ -1,4 +1,4 @@
-"""--mode=export: writes a trained model as one folder to archive, share and load.
+"""--mode=export: writes a trained model as one folder, for archiving, sharing and loading.
 
 WORKDIR/export holds model.safetensors, which is self-contained (see `diffenc.export.weights`), the config, and
 README.md, the model card. The folder is replaced atomically; on an object store, each file is.
@@ -57,8 +57,8 @@ def export(experiment: Experiment, workdir: Path) -> Path:
 
 
 def fetch_parameters(params: Any, mesh: Mesh) -> Arrays:
-    """Returns each parameter unsharded, by name. A collective: all processes must call it."""
-    # Leaf by leaf: one replicated parameter at a time takes memory on a device, not the whole model.
+    """Returns each parameter unsharded, by name. All processes must call it."""
+    # Leaf by leaf, so that only one replicated parameter at a time takes device memory, not the whole model.
     gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
     return {name: np.asarray(gather(leaf)) for name, leaf in name_leaves(params).items()}
 
@@ -67,7 +67,7 @@ def describe_parameters(
     experiment: Experiment, step: int, dataset: Mapping[str, Any], origin: str = ""
 ) -> WeightsMetadata:
     """Returns the metadata of a file with parameters of `experiment`."""
-    # the file has one step, so the requested one would mislead in its config
+    # The file has one step, so the requested `evaluate.step` would be misleading in its config.
     settings = dataclasses.replace(experiment.evaluate, step=None)
     config = serialize.config_text(dataclasses.replace(experiment, evaluate=settings))
     packages = provenance.plugin_packages(experiment)
@@ -98,7 +98,7 @@ def find_evaluation(
 ) -> dict[str, Any] | None:
     """Returns the evaluation of the same config and step that represents the run (`saved_records.choose_evaluation`).
 
-    None if there is none. Skips unreadable files and those with a wrong checksum, with a warning.
+    Returns None if there is none. Skips unreadable files and those with a wrong checksum, with a warning.
     """
     paths = [path for path in (workdir / "evaluations").glob("*.json") if path.stem.isdecimal()]
     newest_first = sorted(paths, key=lambda path: int(path.stem), reverse=True)
@@ -111,7 +111,7 @@ def find_evaluation(
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Returns a record that is complete for the card and agrees with its terms; else None, with a warning."""
+    """Returns a record that has all values for the card and agrees with its terms; else None, with a warning."""
     try:
         record = saved_records.parse_record(path.read_bytes(), path)
         fault = saved_records.find_fault({"split_images": None, **record}, model_card.REQUIRED_KEYS)
@@ -133,7 +133,7 @@ def write_folder(
     evaluation: Mapping[str, Any] | None,
     condition_metadata: Mapping[str, Any],
 ) -> None:
-    """Writes an export atomically, replacing an earlier one if its folder holds nothing else.
+    """Writes an export atomically; replaces an earlier export if the folder has no other files.
 
     Args:
       condition_metadata: as of `Model.condition_metadata`, for the card.
@@ -151,7 +151,7 @@ def write_folder(
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raises UserError if `folder` holds files that no export wrote: replacing the folder would delete them."""
+    """Raises UserError if `folder` has files that no export wrote: replacing the folder would delete them."""
     try:
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
@@ -166,11 +166,11 @@ def refuse_other_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that on exit replaces `folder`, or the target of its link. It is removed if the body raises.
+    """Yields an empty folder, which on exit replaces `folder`, or the target of its link; removes it if the body raises.
 
     A killed process leaves a hidden folder next to `folder`, which the next call removes. `folder` itself is complete,
-    old or new, except between the two renames, when it is missing and the hidden folder is the old one; that is kept
-    until the next call has put its folder in place.
+    old or new, except between the two renames, when it is missing and the hidden folder is the old one; the old one is
+    kept until the next call has renamed its folder into place.
 
     Raises:
       UserError: a failed write.
@@ -179,13 +179,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     temporary = temporaries.temporary_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # an old folder may be the only complete copy until the new one is in place
+        # Folders with the suffix _OLD are kept: one may be the only complete copy until the new folder is in place.
         _remove_leftovers(target, lambda name: not name.endswith(_OLD))
         temporary.mkdir()
         with temporaries.lock_folder(temporary):
             try:
                 yield temporary
-                # contents before the rename: after a crash a complete name must not have incomplete files
+                # Synced before the rename: after a crash `folder` must not have incomplete files.
                 atomic.sync_all(temporary)
                 _move_into_place(temporary, target)
             finally:
@@ -203,6 +203,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
     try:
         os.replace(new, folder)
     except OSError:
+        # Restores the old folder, so that a failed export does not remove the previous one.
         if old.exists():
             os.replace(old, folder)
         raise
@@ -210,7 +211,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, matches: Callable[[str], bool]) -> None:
-    """Removes matching temporary folders of killed calls; those of live processes are locked and stay."""
+    """Removes matching temporary folders of killed calls; those of live processes are locked and kept."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
         if matches(path.name) and path.is_dir() and not path.is_symlink():
             temporaries.remove_unlocked(path)

@@ -35,13 +35,13 @@ from diffenc.workdir.config_check import expected_metadata, saved_config
 def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str] = ()) -> TrainedModel:
     """Loads a trained model: its averaged parameters, ready to sample, evaluate and encode.
 
-    Loading never executes code from the files. A config that imports modules is refused, except those of installed plugin
-    packages (entry points `diffenc.plugins`) and those allowed here.
+    Loading never executes code from the files. A config that imports modules is refused, except for those of installed
+    plugin packages (entry points `diffenc.plugins`) and those allowed here.
 
     Args:
-      path: a run's workdir, the folder of an export or its model.safetensors; a path or an address as gs://….
-      step: of a workdir the checkpoint; None = the newest.
-      allow_imports: modules, or packages of such, that the config may import.
+      path: a run's workdir, the folder of an export or its model.safetensors; a path or a URL such as gs://….
+      step: the checkpoint of a workdir; None = the newest.
+      allow_imports: modules, or packages of modules, that the config may import.
 
     Raises:
       UserError: there is no trained model, it is damaged, or its plugins are not installed.
@@ -54,6 +54,7 @@ def load(path: PathLike, step: int | None = None, *, allow_imports: Sequence[str
     path = expand_path(os.fspath(path), "path")
     with convert_store_errors(path):
         store = stores.open_store(path)
+        # The folder of an export has a config.gin too, but no checkpoints.
         text = store.read(CONFIG) if CHECKPOINTS in store.names() else None
         if text is not None:
             return _of_workdir(path, text, step, import_permission(allow_imports))
@@ -71,6 +72,7 @@ def _of_workdir(
     where = str(stores.join_path(path, CONFIG))
     experiment = gin_loader.load_untrusted(decode(text, where), where, may_import)
     wanted = expected_metadata(experiment, path, path, FREE_TO_MEASURE)
+    # On a mesh of this machine's devices: that of the run may need another number of devices.
     restored = read_ema(
         stores.join_path(path, CHECKPOINTS),
         experiment,
@@ -85,7 +87,7 @@ def _of_workdir(
 
 
 def _check_beside(path: PathLike, about: WeightsMetadata) -> None:
-    """Raise UserError if `path` is a folder and the config.gin in it, which is there to read, is another one."""
+    """Raises UserError if `path` is a folder with a config.gin that differs from the config in the file of weights."""
     beside = None if os.fspath(path).endswith(".safetensors") else saved_config(path)
     if beside is not None:
         hint = f"undo that, or load {stores.join_path(path, FILE)}, which has a config of its own"
@@ -104,7 +106,7 @@ def _of_file(
 
 
 def _experiment(about: WeightsMetadata, name: str, may_import: Callable[[str], bool]) -> Experiment:
-    """Returns that of a file's config; what is at fault there names the packages that are not installed."""
+    """Returns the experiment of a file's config. Errors name the plugin packages that are not installed."""
     try:
         return gin_loader.load_untrusted(
             about.config, f"{name}: config", may_import, dataset=make_dataset_spec(about)
@@ -116,22 +118,23 @@ def _experiment(about: WeightsMetadata, name: str, may_import: Callable[[str], b
 
 
 def abstract_params(experiment: Experiment) -> Params:
-    """Shapes and types of the parameters, as training has them.
+    """Returns shapes and dtypes of the parameters, as in training.
 
     Raises:
       UserError: a plugin cannot be built for these images.
     """
+    # Training is in float32: with x64, `init` would give float64 parameters, which no file has.
     with jax.enable_x64(False):
         return experiment.abstract_params()
 
 
 def abstract_names(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same by name."""
+    """Returns shapes and dtypes of the parameters by name."""
     return name_leaves(abstract_params(experiment))
 
 
 def unflatten_named(experiment: Experiment, named: dict[str, jax.Array]) -> Params:
-    """The parameters of a model from its leaves by name."""
+    """Returns the parameters of a model, given its leaves by name."""
     abstract = abstract_params(experiment)
     return jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in name_leaves(abstract)])
 
@@ -145,10 +148,10 @@ def make_dataset_spec(about: WeightsMetadata) -> DatasetSpec:
 
 @contextlib.contextmanager
 def _file(path: PathLike) -> Iterator[Path]:
-    """The file of weights that `path` names or holds, on a disk.
+    """Yields the path, on a disk, of the file of weights at `path` or in the folder `path`; an object is copied first.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such file.
     """
     text = os.fspath(path)
     place, name = (os.path.split(text)) if text.endswith(".safetensors") else (text, FILE)

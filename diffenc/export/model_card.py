@@ -1,4 +1,4 @@
-"""The model card: README.md of an export, with the front matter that model hubs read."""
+"""The model card: README.md of an export, with front matter for model hubs."""
 
 import json
 import re
@@ -21,7 +21,7 @@ TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
 CONDITIONAL = "class-conditional-image-generation"
 UNCONDITIONAL = "unconditional-image-generation"
 
-# Keys of an evaluation that tell how the bound was measured; a record may lack some.
+# Keys of an evaluation that describe the measurement of the bound; a record may lack some.
 HOW_MEASURED = (
     *(
         "stochasticity",
@@ -84,7 +84,7 @@ def render_card(
 def _front_matter(
     about: WeightsMetadata, evaluation: Mapping[str, Any] | None, condition_metadata: Mapping[str, Any]
 ) -> str:
-    """Returns YAML; each value is written as JSON, a subset of YAML, which escapes texts from strangers."""
+    """Returns the front matter as YAML; values are written as JSON, a subset of YAML, which escapes untrusted text."""
     lines = [
         "# license: yours to choose, for example apache-2.0",
         "library_name: diffenc",
@@ -107,7 +107,7 @@ def _model_index(about: WeightsMetadata, evaluation: Mapping[str, Any], task: st
 
 
 def _metric(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Returns a value for hubs. They show name and value, so the name states T and images, without which it means little."""
+    """Returns a value for hubs. They show only name and value, so the name states T and the images."""
     of = f"T {_one_line(record['T'])}, {_count_images(record)} images, {record['passes']} pass(es)"
     keys = ("T", "num_images", "split_images", "fingerprint", "passes", "precision", *HOW_MEASURED)
     args = {name: stored_value(record, name) for name in keys if record.get(name) is not None}
@@ -119,7 +119,7 @@ def _metric(record: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _introduction(about: WeightsMetadata, num_params: int) -> str:
-    # as config.gin spells plugins: Model.PART = @[SCOPE/]KIND.NAME()
+    # The form of plugins in config.gin: Model.PART = @[SCOPE/]KIND.NAME().
     parts = re.findall(r"^Model\.(\w+) = @(?:\w+/)?\w+\.(\w+)\(\)$", about.config, re.MULTILINE)
     plugins = "\n".join(f"- {_escape(part)}: {_escape(name)}" for part, name in parts)
     origin = f"\n\nThe parameters come from {_inline_code(about.origin)}." if about.origin else ""
@@ -145,7 +145,7 @@ images = model.sample(16)  # uint8 [16, {shape}]
 
 
 def _installation(about: WeightsMetadata, modules: Sequence[str]) -> str:
-    """Returns how to install the plugins and modules needed to load the model; "" if diffenc suffices."""
+    """Returns instructions to install the plugins and modules needed to load the model; "" if diffenc suffices."""
     packages = [one.rpartition(" ") for one in about.packages.split(", ") if one]
     pinned = " ".join(f"{name}=={version}" for name, _, version in packages)
     installed = f"It needs plugins of other packages:\n\n```sh\npip install {pinned}\n```\n\n"
@@ -218,7 +218,7 @@ def _one_line(value: Any) -> str:
 
 def _escape(value: Any) -> str:
     """Returns the text with Markdown and HTML escaped. Names in a run are untrusted input."""
-    # underscores only where Markdown would see emphasis: most are within names, and read better bare
+    # Underscores are escaped only where Markdown would see emphasis: most are within names, and more readable bare.
     text = re.sub(r"([\\`*{}\[\]#|~$!]|\b_\B|\B_\b|\B_\B|(?<=_)_|_(?=_))", r"\\\1", _one_line(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -40,8 +40,8 @@ class ElboResult:
     """-ELBO of images in bits/dim, each value the mean over passes.
 
     Attributes:
-      bpd: of each image.
-      terms: its terms, "reconstruction", "latent" and "diffusion", of each image.
+      bpd: bits/dim of each image.
+      terms: the terms "reconstruction", "latent" and "diffusion" of `bpd`, of each image.
       mc_se: standard error of `bpd` over times and noise; None for a single pass.
       means: means over images as in evaluation.json: `bpd`, `bpd_diffusion`, ... with `_se` over images and `_mc_se`
         over times and noise.
@@ -61,16 +61,16 @@ class ElboResult:
         return ElboResult(means.pop("bpd"), means, mc_se, terms.metrics())
 
 
-# compared by identity: arrays have no truth value, and compiled functions are cached per instance
+# Compared by identity: arrays have no truth value, and compiled functions are cached per instance.
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model with the averaged parameters of one checkpoint.
 
     Attributes:
       experiment: the config of the run.
-      params: the parts of the model by name, and "variance" of a learned one.
+      params: parameters of each part of the model, by name, and under "variance" those of a learned variance.
       step: optimizer step of the checkpoint.
-      name: the file or workdir that it was read from.
+      name: the file or workdir from which the model was read.
       workdir: folder with fits and curves of the run; None if there is none.
     """
 
@@ -101,7 +101,7 @@ class TrainedModel:
 
         Args:
           num_timesteps: T; None = as in the config.
-          seed: of the noise.
+          seed: seed of the noise.
           settings: other fields of the gin-bindable `sample`: `sampler`, `classes`, `guidance`, `variance`, ...
 
         Raises:
@@ -115,7 +115,7 @@ class TrainedModel:
         chosen = chosen.resolve(self.experiment.trained)
         check_sample_classes(self.model, self.experiment.dataset, chosen.classes, chosen.guidance)
         sampler = self._cached(
-            # the key of the cache: the seed is an argument of the compiled function
+            # The cache's key has no seed: it is an argument of the compiled function.
             dataclasses.replace(chosen, seed=0),
             lambda: ImageSampler(
                 *(self.model, self.experiment.dataset, chosen, self.mesh, self.workdir, self.step),
@@ -140,22 +140,22 @@ class TrainedModel:
 
         Args:
           labels: classes of the images; only needed by a class-conditional model.
-          seed: of times and noise.
-          passes: evaluations of each image; two or more give the Monte-Carlo error.
+          seed: seed of times and noise.
+          passes: evaluations of each image; at least two are needed for the Monte-Carlo error.
           settings: other fields of the gin-bindable `evaluate`: `num_timesteps` (T), `batch_size`, ...
 
         Raises:
           UserError: images that do not fit the model, or an unknown setting.
         """
         self._refuse_fixed("elbo", settings, "step", "split", "num_images")
-        # the images are given, so any split names all of them
+        # An ArrayDataset has the given images as every split, so the choice of the split does not matter.
         base = dataclasses.replace(self.experiment.evaluate, num_images=None, split="test")
         chosen = replace_settings("evaluate", base, seed=seed, passes=passes, step=self.step, **settings)
         given = ArrayDataset(*self._check_inputs(images, labels), self.experiment.dataset)
         chosen = resolve_batch_size(chosen, self.experiment.batch_size)
         experiment = dataclasses.replace(self.experiment, dataset=given, evaluate=chosen)
         evaluator = self._cached(
-            # seed and passes do not change the compiled function, nor do the images
+            # Neither seed and passes nor the images change the compiled function.
             dataclasses.replace(chosen, seed=0, passes=1),
             lambda: Evaluator(experiment, self.mesh, self.workdir, self.step),
         ).with_images(given, chosen)
@@ -210,7 +210,7 @@ class TrainedModel:
         return levels, check_labels(labels, len(levels), dataset.num_classes, is_conditional)
 
     def _cached(self, key: Any, make: Any) -> Any:
-        """Returns `make()` of the first call with `key`, so that nothing is compiled twice."""
+        """Returns the result of `make()` from the first call with `key`, so that nothing is compiled twice."""
         if key not in self._compiled:
             self._compiled[key] = make()
         return self._compiled[key]
@@ -228,7 +228,7 @@ def _encode(
 
 
 def _broadcast_to_images(given: ArrayInput, count: int) -> Float[Array, " n"]:
-    """Returns a number for each of `count` images. Raises UserError unless `given` is a number or has one for each."""
+    """Returns one number per image. Raises UserError unless `given` is a number or has one for each of `count` images."""
     array = np.asarray(given)
     if array.dtype.kind not in "iuf" or array.shape not in ((), (count,)):
         raise UserError(

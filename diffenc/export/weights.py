@@ -1,10 +1,10 @@
 """The file of a trained model: its parameters as safetensors, and the metadata needed to use them.
 
-Parameters have the names of parameters.txt. The metadata is one text, "diffenc", of JSON (several would stand in another
-order in each file, and no two files would have the same SHA-256):
+Parameters have the names of parameters.txt. The metadata is a single entry "diffenc" with JSON text (the order of several
+entries would vary between files, and with it the SHA-256 of equal exports):
 
-layout   version of all this
-sha256   of the bytes of all parameters in the order of their names
+layout   version of the format
+sha256   SHA-256 of the bytes of all parameters in the order of their names
 the fields of `WeightsMetadata`, and a digest that binds the config to the parameters (see
 `diffenc.export.config_seal`).
 
@@ -37,7 +37,7 @@ LONGEST_PACKAGES = 2000  # characters
 
 Arrays = dict[str, np.ndarray]
 
-# The format's names of what parameters can be, and numpy's.
+# Names of the parameters' dtypes in safetensors, and in numpy.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool"} | {
     f"{letter}{bits}": f"{kind}{bits}"
     for letter, kind in (("I", "int"), ("U", "uint"))
@@ -50,16 +50,15 @@ class WeightsMetadata:
     """The metadata of a file of weights.
 
     Attributes:
-      config: text of the experiment.
-      config_hash: as evaluations state it.
-      step: the optimiser's.
+      config: config text of the experiment.
+      config_hash: hash of the config, as in evaluations.
+      step: number of optimiser steps.
       code: version of diffenc that wrote the file.
-      dataset: what it was trained on, as dataset.json of a workdir has it; of parameters that come from elsewhere its
-        name and its kind of images alone.
-      origin: where the parameters come from if they were not trained here.
-      run: identity of the run they were trained in (WORKDIR/run_id), where it is known.
-      packages: the other packages that the model's plugins come from, as "my-pack 0.1.0, …"; files of earlier versions
-        do not say.
+      dataset: record of the training data, as in dataset.json of a workdir; for parameters trained by other code only
+        its name and the shape, levels and classes of its images.
+      origin: source of parameters that other code trained; else empty.
+      run: identity of the run that trained them (WORKDIR/run_id), if known.
+      packages: the other packages of the model's plugins, as "my-pack 0.1.0, …"; empty in files of earlier versions.
     """
 
     config: str
@@ -73,7 +72,7 @@ class WeightsMetadata:
 
 
 def write(path: Path, arrays: Arrays, about: WeightsMetadata) -> None:
-    """Writes the file atomically. Raises UserError if that fails."""
+    """Writes the file atomically. Raises UserError if it cannot be written."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {"layout": LAYOUT, **dataclasses.asdict(about), "sha256": _digest(arrays)}
     atomic.write_bytes(path, save(arrays, {KEY: atomic.to_json(config_seal.bind_config(said))}))
@@ -83,7 +82,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
     """Reads the metadata of the file.
 
     Raises:
-      UserError: it is damaged, its config was changed, or diffenc did not write it.
+      UserError: the file is damaged, its config was changed, or diffenc did not write it.
     """
     with _opened(path) as file:
         metadata = _said(path, file)
@@ -101,15 +100,15 @@ def read_metadata(path: Path) -> WeightsMetadata:
 
 
 def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
-    """Reads the parameters, which must be those `wanted`: by name, of these shapes and types.
+    """Returns the parameters, which must be exactly those `wanted`, with their shapes and dtypes.
 
     Raises:
-      UserError: it is damaged, or holds other parameters; all that differ are named.
+      UserError: the file is damaged, or has other parameters; the message names all differences.
     """
     with _opened(path) as file:
         require_same_arrays(str(path), _held(file), describe_arrays(wanted))
         arrays = {name: file.get_tensor(name) for name in wanted}
-        # After the comparison of names, shapes and types, which gives the more useful message.
+        # After the comparison of names, shapes and dtypes, which has the more useful message.
         if _digest(arrays) != _said(path, file).get("sha256"):
             raise UserError(
                 f"{path}: is damaged: its parameters are not those that were written; download it again"
@@ -118,12 +117,12 @@ def read(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
 
 
 def describe_arrays(named: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the type and shape of each array, or `ShapeDtypeStruct`, as text: `float32[3, 3, 64]`."""
+    """Returns dtype and shape of each array, or `ShapeDtypeStruct`, as text: `float32[3, 3, 64]`."""
     return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in named.items()}
 
 
 def require_same_arrays(where: str, held: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raises UserError, naming each that differs, unless the parameters held are those wanted (see `describe_arrays`)."""
+    """Raises UserError, naming all differences, unless the parameters held are those wanted (see `describe_arrays`)."""
     differing = {
         "missing": sorted(wanted.keys() - held.keys()),
         "not of this model": sorted(held.keys() - wanted.keys()),
@@ -140,7 +139,7 @@ def require_same_arrays(where: str, held: Mapping[str, str], wanted: Mapping[str
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Opens the file by safetensors, which checks all sizes and offsets; errors become UserErrors."""
+    """Opens the file with safetensors, which checks all sizes and offsets; errors become UserErrors."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
@@ -149,7 +148,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _held(file: Any) -> dict[str, str]:
-    """What `describe_arrays` says, of the file's parameters."""
+    """Returns dtype and shape of each parameter in the file, in the form of `describe_arrays`."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     return {name: f"{_dtype(part)}{part.get_shape()}" for name, part in slices.items()}
 
@@ -160,7 +159,7 @@ def _dtype(part: Any) -> str:
 
 
 def _said(path: Path, file: Any) -> dict[str, Any]:
-    """The metadata."""
+    """Returns the metadata. Raises UserError if there are none of diffenc, or they have another layout."""
     try:
         said = json.loads((file.metadata() or {})[KEY])
         layout = said["layout"]
@@ -177,7 +176,7 @@ def _said(path: Path, file: Any) -> dict[str, Any]:
 
 
 def _check_types(said: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the fields of `WeightsMetadata` are of their types, and of a sensible size."""
+    """Raises ValueError unless the fields of `WeightsMetadata` have their types and admissible sizes."""
     for field in dataclasses.fields(WeightsMetadata):
         kind = {"step": int, "dataset": dict}.get(field.name, str)
         if type(said[field.name]) is not kind:
@@ -191,7 +190,7 @@ def _check_types(said: Mapping[str, Any]) -> None:
 
 
 def _check_dataset(said: Any) -> None:
-    """Raise ValueError unless it can be a data set's."""
+    """Raises ValueError unless the values are possible for a data set."""
     shape, bounds = said["image_shape"], {"num_levels": (2, 256), "num_classes": (0, 2**31)}
     if not isinstance(said["dataset"], str):
         raise ValueError("dataset is no name")
@@ -205,7 +204,7 @@ def _check_dataset(said: Any) -> None:
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        # In the order of names, not of the file, which the format leaves open.
+        # In the order of names: the format does not define the order in the file.
         digest.update(arrays[name].tobytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Type checks of fields when an object is made, in Python as from a config."""
+"""Type checks of fields when an object is constructed, in Python or from a config."""
 
 import functools
 import inspect
@@ -18,9 +18,10 @@ _interfaces: dict[type, set[type]] = defaultdict(set)  # by plugin class
 
 
 def checked(selector: str, interface: type | None = None) -> Callable[[Class], Class]:
-    """A class decorator, above @dataclass: values have the types of their fields, or a UserError names the field.
+    """Returns a class decorator, placed above @dataclass, that checks constructor arguments against their fields' types.
 
-    Values are converted as those of a config are (see `coerce`): an int to a float, a list to a tuple.
+    Values are converted as in configs (see `coerce`): an int to a float, a list to a tuple. For a value of another type the
+    constructor raises UserError, which names the field.
 
     Args:
       selector: the name of the class in messages, as `evaluate` or `encoder.trainable`.
@@ -30,8 +31,8 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
     def decorate(cls: Class) -> Class:
         if interface is not None:
             _interfaces[cls].add(interface)
-        # The decorator stands above @dataclass, and so wraps the
-        # generated __init__; __post_init__ sees converted values.
+        # Above @dataclass, the decorator wraps the generated
+        # __init__, so that __post_init__ sees converted values.
         init = cls.__init__
         signature = inspect.signature(init)
 
@@ -52,7 +53,7 @@ def checked(selector: str, interface: type | None = None) -> Callable[[Class], C
 
 
 def _coerce_argument(name: str, given: Any, hint: Any) -> Any:
-    """Returns `given` converted to the type `hint` of a field. Raises UserError, which names the field, if it cannot be."""
+    """Returns `given` converted to the type `hint` of a field. Raises UserError, which names the field, if it does not fit."""
     if hint is Any:
         return given
     try:
@@ -71,8 +72,8 @@ def _coerce_argument(name: str, given: Any, hint: Any) -> Any:
 def _fits(leaf: Any, value: Any) -> bool:
     """Returns whether `value`, which is not a literal, fits the type `leaf` of a hint.
 
-    The interfaces of registered plugins are known. Of other objects only the methods are checked, since a property might
-    read a data set.
+    Registered plugins declare their interfaces. Of other objects only the methods are checked, since reading a property
+    might load a data set.
     """
     if leaf is Any or not isinstance(leaf, type):
         return leaf not in (None, Ellipsis) and typing.get_origin(leaf) is not typing.Literal

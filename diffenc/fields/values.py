@@ -14,7 +14,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def to_python_scalar(value: Any) -> Any:
-    """Returns a number of numpy or JAX, or of a subclass such as an enumeration, as Python's own; all else as it is."""
+    """Returns a number of numpy or JAX, or of a subclass such as an enumeration, as a plain Python number; others unchanged."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # neither library is imported for this
         value = value.item()
     if isinstance(value, bool):
@@ -22,14 +22,15 @@ def to_python_scalar(value: Any) -> Any:
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
+    # str.__str__, since str() of a member of an enumeration may return its name instead of its value.
     return str.__str__(value) if isinstance(value, str) else value
 
 
 def coerce(value: Any, hint: Any) -> Any:
     """Returns `value` converted to the type `hint` of a field.
 
-    An int becomes a float and a list a tuple where the hint says so; a bool is never a number, and NaN, infinities and
-    integers of more than 64 bits are refused. What is not a literal (a plugin) passes unchanged.
+    An int becomes a float and a list a tuple where the hint requires it; a bool is never a number, and NaN, infinities and
+    integers of more than 64 bits are refused. Objects that are not literals (plugins) are returned unchanged.
 
     Raises:
       TypeError: the value does not fit; the message is `expected HINT`.
@@ -58,7 +59,7 @@ def coerce(value: Any, hint: Any) -> Any:
 
 
 def format_value(value: Any, format_other: Callable[[Any], str] = repr) -> str:
-    """Returns the text of `value` in a config file; `format_other` makes that of objects which are not literals."""
+    """Returns the text of `value` in a config file; `format_other` formats objects that are not literals."""
     if isinstance(value, tuple | list):
         items = [format_value(item, format_other) for item in value]
         return _bracket(items, "[]") if isinstance(value, list) else _bracket(items, "()")
@@ -76,7 +77,7 @@ def format_type(hint: Any) -> str:
 
 
 def leaf_types(hint: Any) -> Iterator[Any]:
-    """Yields the types that a hint such as `tuple[Network, ...] | None` is made of."""
+    """Yields the types of which a hint such as `tuple[Network, ...] | None` is composed."""
     arguments = typing.get_args(hint)
     if not arguments or typing.get_origin(hint) is typing.Literal:
         yield hint
@@ -123,7 +124,7 @@ def _coerce_to_first(value: Any, hint: Any, choices: tuple[Any, ...]) -> Any:
 def _finite_float(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("expected float")
-    # Written so that NaN is refused too.
+    # `not <=` instead of `>`: comparisons with NaN are false, so that NaN is refused too.
     if not abs(value) <= sys.float_info.max:
         raise TypeError("expected a finite float")
     return float(value)

@@ -24,13 +24,13 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk is full, or the qu
 
 @contextlib.contextmanager
 def replace_file(path: PathLike) -> Iterator[Path]:
-    """Yields a temporary path to write to, in the folder of `path`; on leaving, that file replaces `path`.
+    """Yields a temporary path to write to, in the folder of `path`; on exit that file replaces `path`.
 
-    If the body raises, `path` keeps its old content and the temporary is removed.
+    If the body raises, `path` keeps its old content and the temporary file is removed.
 
     Raises:
-      UserError: the disk refused (full, read-only, a file where a folder should be), or the folder that this
-        process works in was moved (see `diffenc.files.location`).
+      UserError: the file cannot be written (disk full or read-only, a file in place of a folder), or the folder that
+        this process works in was moved (see `diffenc.files.location`).
     """
     try:
         with _replace_file(Path(path)) as temporary:
@@ -44,8 +44,9 @@ def _replace_file(path: Path) -> Iterator[Path]:
     location.check(path)
     with temporary_file(path) as temporary:
         yield temporary
-        # Content before name: after a power loss the name must not lead to an empty file.
+        # Synced before the rename: after a power loss the name must not refer to an empty file.
         sync(temporary)
+        # Again right before the rename: the folder may have been moved while the body wrote.
         location.check(path)
         os.replace(temporary, path)
         # The rename itself is durable only once its folder is.
@@ -54,12 +55,12 @@ def _replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """`replace_file` for several files: none is replaced before all are whole on the disk.
+    """`replace_file` for several files: none is replaced before all are completely on disk.
 
     They are replaced in the order of `paths`.
 
     Raises:
-      OSError: the disk refused.
+      OSError: a file cannot be written.
       MovedError: as `replace_file`.
     """
     paths = list(paths)
@@ -68,8 +69,8 @@ def replace_files(paths: Iterable[Path]) -> Iterator[list[Path]]:
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(temporary_file(path)) for path in paths]
         yield temporaries
-        # All contents are on the disk before the first name changes:
-        # what can fail for lack of space has then succeeded.
+        # All contents are on disk before the first rename: the operations
+        # that can fail for lack of space have then succeeded.
         for temporary in temporaries:
             sync(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
@@ -102,7 +103,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns `arrays` as an .npz file without pickles."""
+    """Returns `arrays` as the content of an .npz file, without pickles."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **dict(arrays))
     return buffer.getvalue()
@@ -116,6 +117,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
     Raises:
       TypeError: something in `value` has no JSON form.
     """
+    # allow_nan=False: a NaN that `_plain` does not convert raises, instead of becoming invalid JSON.
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 

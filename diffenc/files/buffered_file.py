@@ -1,4 +1,4 @@
-"""An append-only file of records that waits where the disk is full."""
+"""An append-only file of records, which keeps them in memory while they cannot be written."""
 
 import collections
 import os
@@ -12,17 +12,17 @@ MAX_BUFFERED = 64 << 20  # bytes; beyond them the oldest records are dropped
 
 
 class BufferedFile:
-    """Records in the order they were added, each written whole or not at all.
+    """Appends records in order, each completely or not at all.
 
-    Records that cannot be written, as on a full disk, are buffered in memory and retried before the next one. That is
-    logged when it begins and when it ends.
+    Records that cannot be written (e.g. disk full) are buffered in memory and retried before the next record. The begin and
+    the end of buffering are logged.
     """
 
     def __init__(self, path: Path):
         """Opens `path` for appending. Raises OSError if that fails."""
         self._path = path
-        # Unbuffered: a record is with the operating system
-        # when `add` returns, and a killed process loses none.
+        # Unbuffered: when `add` returns, the operating system has
+        # the record, so that a killed process loses none.
         self._file = path.open("ab", buffering=0)
         self._buffer: collections.deque[bytes] = collections.deque()
         self._size = 0  # of the buffer, in bytes
@@ -30,7 +30,7 @@ class BufferedFile:
         self._error: OSError | None = None
 
     def add(self, record: bytes) -> None:
-        """Writes the buffered records and `record`, or buffers it too."""
+        """Writes the buffered records and then `record`; buffers those that cannot be written."""
         self._buffer.append(record)
         self._size += len(record)
         while self._size > MAX_BUFFERED and len(self._buffer) > 1:
@@ -39,7 +39,7 @@ class BufferedFile:
         self.settle()
 
     def settle(self) -> None:
-        """Writes the buffered records, as far as the disk takes them."""
+        """Writes the buffered records, up to the first that cannot be written."""
         try:
             while self._buffer:
                 self._write(self._buffer[0])
@@ -69,8 +69,8 @@ class BufferedFile:
             while record:  # a nearly full disk takes a part, then raises
                 record = record[self._file.write(record) :]
         except OSError:
-            # Undoes a partial write, so that the file never ends
-            # in half a record that a later one is appended to.
+            # Undoes a partial write: the file never ends in half a
+            # record, to which the next one would be appended.
             self._file.truncate(size)
             raise
 

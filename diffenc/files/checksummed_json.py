@@ -13,7 +13,7 @@ class UnreadableError(Exception):
 
 
 def dumps(content: Mapping[str, Any]) -> str:
-    """Returns the text of the file with `content`. Raises TypeError if that has no JSON form."""
+    """Returns the text of the file with `content`. Raises TypeError if `content` has no JSON form."""
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "checksum": checksum})
 
@@ -22,15 +22,15 @@ def read(store: Store, name: str) -> dict[str, Any]:
     """Returns the content of the file `name`.
 
     Raises:
-      UnreadableError: it is absent or damaged.
+      UnreadableError: the file is absent or damaged.
       OSError: the store cannot be read.
     """
     try:
         raw = (store.read(name) or b"").decode()
         content = json.loads(raw)
         del content["checksum"]
-        # Byte for byte against what would be written: stricter than a
-        # checksum of the parsed content, and needs no canonical form.
+        # Compared byte for byte with the text that `dumps` would write: stricter
+        # than a checksum of the parsed content, and needs no canonical form.
         whole = dumps(content) == raw
     except OSError as error:
         if not is_damage(error):

@@ -1,4 +1,4 @@
-"""The user's folders: of runs, of datasets, and of caches."""
+"""The user's folders of runs, data sets and caches."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def data_directory() -> Path:
 
 
 def check_folder_name(name: str, key: str) -> str:
-    """Returns `name` if a folder in the data directory can have it. Raises UserError, naming `key`, if not."""
+    """Returns `name` if it can name a folder in the data directory, else raises UserError, naming `key`."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise UserError(f"{key} = {name!r}: must be the name of a folder, without / and no . in front")
     return name
@@ -27,7 +27,7 @@ def cache_directory(name: str) -> Path:
     """Returns the folder `name` in the per-user cache: $XDG_CACHE_HOME, else ~/.cache.
 
     Raises:
-      UserError: there is neither that nor a home folder.
+      UserError: $XDG_CACHE_HOME is not set, and there is no home folder.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if not cache.is_absolute():  # the XDG specification has relative paths ignored
@@ -36,7 +36,7 @@ def cache_directory(name: str) -> Path:
 
 
 def make_directory(folder: Path, option: str = "--workdir") -> Path:
-    """Creates `folder` and those above it if need be; returns it. Raises UserError, naming `option`, if it cannot."""
+    """Creates `folder` and its parents if necessary, and returns it. Raises UserError, naming `option`, if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

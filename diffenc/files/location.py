@@ -1,6 +1,6 @@
 """Detects that the folder a process works in was moved, deleted or replaced.
 
-Inside `watch(folder)`, `diffenc.files.atomic` refuses to write below its path once another folder, or none, is there.
+Within `watch(folder)`, `diffenc.files.atomic` refuses to write below the folder's path once another folder, or none, is there.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ class MovedError(UserError):
 
 
 class Location:
-    """An open folder. Its descriptor keeps the inode number from being given to another folder."""
+    """An open folder. While the descriptor is open, the file system cannot reuse the folder's inode number."""
 
     def __init__(self, folder: Path):
         """Opens `folder`. Raises OSError if that fails."""
@@ -30,8 +30,8 @@ class Location:
         os.close(self.descriptor)
 
     def check(self) -> None:
-        """Raises MovedError unless the folder is still found by its path."""
-        # The cheap test first; the probe settles it where inode numbers cannot be trusted.
+        """Raises MovedError unless the path still leads to the folder."""
+        # The cheap test first; the probe decides where inode numbers are not reliable.
         if not self._is_at(self.folder) and not self._shows_a_new_file():
             raise MovedError(
                 f"{self.folder} is no longer the folder that this process works in, {self._whereabouts()}; "
@@ -45,7 +45,7 @@ class Location:
             return False
 
     def _shows_a_new_file(self) -> bool:
-        """Whether a file made through the descriptor is found by the path: some network disks renumber inodes."""
+        """Whether a file created through the descriptor appears at the path: some network disks renumber inodes."""
         name = f".probe-{secrets.token_hex(8)}"
         try:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=self.descriptor))
@@ -68,7 +68,7 @@ class Location:
 
 @contextlib.contextmanager
 def watch(folder: Path) -> Iterator[None]:
-    """While entered, refuses to write below `folder` once it is another folder. A folder that does not exist is not watched."""
+    """Within the context, `check` fails below `folder` once its path leads elsewhere. A missing folder is not watched."""
     try:
         location = Location(folder)
     except OSError:
@@ -86,7 +86,7 @@ def watch(folder: Path) -> Iterator[None]:
 
 
 def check(path: Path) -> None:
-    """Raises MovedError if `path` is, or lies in, a watched folder that is no longer where it was."""
+    """Raises MovedError if `path` is, or is inside, a watched folder that is no longer at its path."""
     for folder in (path, *path.parents):
         if folder in _WATCHED:
             _WATCHED[folder].check()

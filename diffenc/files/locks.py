@@ -1,7 +1,7 @@
 """Advisory locks on open files and folders, held until the descriptor is closed or the process dies.
 
-Not filelock: it opens a path, so it can lock neither a folder nor a file in a folder that is already open, and of the
-errors of file systems without locks it knows ENOSYS alone.
+Not filelock: it opens paths, so it can lock neither a folder nor a file relative to an open folder, and of the errors of
+file systems without locks it handles only ENOSYS.
 """
 
 import errno
@@ -9,7 +9,7 @@ import fcntl
 
 from absl import logging
 
-# How file systems without locks refuse. NFS emulates locks and then refuses them on folders with EBADF.
+# Errors of file systems without locks. NFS emulates flock, and refuses to lock folders with EBADF.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
@@ -17,7 +17,7 @@ def try_lock(descriptor: int, wait: bool = False) -> bool:
     """Takes the exclusive lock of an open file or folder. Returns whether its file system has locks at all.
 
     Raises:
-      BlockingIOError: another process holds it, and this one is not to `wait`.
+      BlockingIOError: another process holds the lock, and `wait` is False.
       OSError: the disk failed.
     """
     try:
@@ -32,6 +32,6 @@ def try_lock(descriptor: int, wait: bool = False) -> bool:
 
 
 def lock_or_warn(descriptor: int, location: object, unprotected: str) -> None:
-    """`try_lock`; where there are no locks logs a warning that names `location` and what is `unprotected` there."""
+    """Calls `try_lock`; without locks, logs a warning that names `location` and the risk, `unprotected`."""
     if not try_lock(descriptor):
         logging.warning("%s is on a file system without locks: nothing keeps %s", location, unprotected)

@@ -1,8 +1,8 @@
-"""The checksum that a JSON record carries of its own content: its last key, `sha256`.
+"""The checksum in a JSON record of its own content: its last key, `sha256`.
 
-It is the SHA-256 of `json.dumps(rest, sort_keys=True)`, where `rest` is the record without that key, so the file stays
-plain JSON and may be indented anew. It shows damage and careless editing. It is no protection against forgery: whoever
-changes a record on purpose can compute the checksum again.
+It is the SHA-256 of `json.dumps(rest, sort_keys=True)`, where `rest` is the record without that key, so that the file is
+plain JSON and may be reformatted. It detects damage and careless editing. It does not protect against forgery: anyone can
+compute the checksum of a changed record.
 """
 
 import enum
@@ -20,7 +20,7 @@ UNSEALED = "unsealed (written by an earlier version)"
 
 
 class ChecksumState(enum.Enum):
-    """Whether the checksum of a record matches its content; MISSING where it has none."""
+    """Whether the checksum of a record matches its content; MISSING if it has none."""
 
     WHOLE = "whole"
     BROKEN = "broken"
@@ -28,17 +28,18 @@ class ChecksumState(enum.Enum):
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `record` as it reads back from JSON, with its checksum.
+    """Returns `record` as read back from its JSON form, with its checksum.
 
     Raises:
-      TypeError: something in it has no JSON form.
+      TypeError: a value in `record` has no JSON form.
     """
+    # Read back first: the checksum must be of the types after reading, e.g. lists for tuples, as `check_checksum` sees them.
     plain = strip_checksum(json.loads(atomic.to_json(record)))
     return {**plain, KEY: _digest(plain)}
 
 
 def write_record(path: atomic.PathLike, record: Mapping[str, Any]) -> None:
-    """Replaces the file `path` by the sealed record. Raises UserError if the disk refuses."""
+    """Replaces the file `path` by the record with its checksum. Raises UserError if it cannot be written."""
     atomic.write_json(path, with_checksum(record))
 
 
@@ -60,7 +61,7 @@ def is_broken(record: Any) -> bool:
 
 
 def read_intact(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a JSON file without its checksum; None if it is absent, damaged or no object."""
+    """Returns the object in a JSON file without its checksum; None if the file is absent, damaged or has no object."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

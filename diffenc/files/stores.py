@@ -1,7 +1,7 @@
 """Storage of checkpoints: a folder on a disk, or a prefix of an object store.
 
 Both read, write, list and remove small files; arrays are written by tensorstore, to the spec that `kvstore` returns.
-An object store shows a file only once it is whole, so nothing is ever renamed there.
+In an object store a file becomes visible only when it is complete, so that no renaming is needed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from diffenc.files.user_paths import expand_path
 
 PathLike = atomic.PathLike
 
-# Shared: a store in memory lives as long as its context.
+# Shared by all stores: the content of a store in memory belongs to its context.
 CONTEXT = ts.Context({"memory_key_value_store": {}})
 
 REFUSALS = (ValueError, NotImplementedError, MemoryError)  # the types that tensorstore gives its errors
@@ -39,7 +39,7 @@ class Store(Protocol):
     """Files by name; "/" in a name makes folders. Every failure of the store is an OSError.
 
     Attributes:
-      copies: whether memory may be reused once its content is written; a store in memory may refer to it.
+      copies: whether the memory of written arrays may be reused; a store in memory may refer to it instead of copying.
     """
 
     copies: bool
@@ -53,11 +53,11 @@ class Store(Protocol):
         ...
 
     def names(self) -> dict[str, set[str]]:
-        """Returns every folder, empty ones too where the store has them, with the names directly in it."""
+        """Returns every folder with the names directly in it; empty folders too, if the store has them."""
         ...
 
     def files(self) -> list[str]:
-        """Returns every file, those in folders too."""
+        """Returns the names of all files, including those in folders."""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -73,7 +73,7 @@ class Store(Protocol):
         ...
 
     def sync(self, name: str) -> None:
-        """Flushes what tensorstore wrote to the folder `name` to the disk."""
+        """Flushes the files that tensorstore wrote to the folder `name` to the disk."""
         ...
 
 
@@ -81,7 +81,7 @@ def open_store(location: PathLike) -> Store:
     """Returns the store at a path, or at a URL such as gs://bucket/folder, file:///folder or memory://folder.
 
     Raises:
-      UserError: tensorstore does not know the scheme, the URL is file:// with a host, or no file can have such a path.
+      UserError: tensorstore does not know the scheme, the URL is file:// with a host, or the path is not valid.
     """
     text = expand_path(os.fspath(location), "path")
     if not is_url(text):
@@ -159,7 +159,7 @@ class Disk:
 
     def _make(self, folder: Path) -> None:
         location.check(folder)
-        # Each new folder's name lies in its parent, which is what has to be synced.
+        # The name of a new folder is an entry of its parent, so the parent has to be synced.
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
@@ -206,11 +206,11 @@ class Objects:
 
     def remove(self, name: str) -> None:
         self._call(lambda kv: kv.delete_range(ts.KvStore.KeyRange(f"{name}/", f"{name}0")))  # "0" follows "/"
-        # Writing None deletes the object of that very name; the range above is what lies below it.
+        # Writing None deletes the object with exactly this name; the range above covers the names below it.
         self._call(lambda kv: kv.write(name, None))
 
     def sync(self, name: str) -> None:
-        """An object store keeps what it has acknowledged."""
+        """Does nothing: acknowledged writes to an object store are durable."""
 
     def _call(self, operation: Any) -> Any:
         try:
@@ -233,7 +233,7 @@ def is_damage(error: Exception) -> bool:
     An I/O error of a disk counts as damage: a bad sector causes it, and the rest of the disk can be read.
     """
     number = error.errno if isinstance(error, OSError) else _number(error)
-    # tensorstore raises few Python types; the status code is at the beginning of the text.
+    # tensorstore raises few Python types; the text begins with the status code.
     return number == errno.EIO if number else str(error).startswith(DAMAGE)
 
 

@@ -1,6 +1,6 @@
-"""Temporary files and folders beside what they will replace, and how those of killed processes are removed.
+"""Temporary files and folders next to the files they will replace, and the removal of those of killed processes.
 
-Each is locked by its process for as long as it exists, so that one without a lock is left over.
+Each is locked by its process for as long as it exists, so that one without a lock belongs to no live process.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ def temporary_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Creates an empty file beside `path`, removed on leaving if it is still there; removes leftovers of `path` first.
+    """Creates an empty file next to `path`, removed on exit if it still exists; first removes stale temporaries of `path`.
 
-    Where it cannot be created, as in a folder that does not exist yet, only its name is returned: writing to it then
-    raises the reason.
+    If it cannot be created, as in a folder that does not exist yet, only its name is yielded: writing to it raises the
+    error.
     """
     sweep(path)
     temporary = temporary_name(path)
@@ -45,7 +45,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Locks a temporary folder of this process while entered, where the file system has locks."""
+    """Locks a temporary folder of this process within the context, if the file system has locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -56,14 +56,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def sweep(path: Path) -> None:
-    """Removes the temporary files beside `path` that processes killed amid writing it left."""
+    """Removes temporary files of `path` left by killed processes."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        # The glob also matches names that `temporary_name` never makes: those are not ours to remove.
         if _NAME.fullmatch(left.name):
             remove_unlocked(left)
 
 
 def sweep_folder(folder: Path, skipped: str) -> None:
-    """The same for every name in `folder` and in the folders below, except the one called `skipped`."""
+    """Removes stale temporary files and folders in `folder` and the folders below it, except those named `skipped`."""
     for inner, folders, names in os.walk(folder):
         for name in (name for name in [*folders, *names] if _NAME.fullmatch(name)):
             remove_unlocked(Path(inner, name))
@@ -71,14 +72,15 @@ def sweep_folder(folder: Path, skipped: str) -> None:
 
 
 def remove_unlocked(path: Path, owner: int | None = None) -> None:
-    """Removes a temporary file or folder, unless a process holds its lock or the file system has no locks, or refuses.
+    """Removes a temporary file or folder, unless a process holds its lock, the file system has no locks, or removal fails.
 
     Args:
-      owner: the user who must own it; None = anyone.
+      owner: the user id that must own it; None = any.
     """
     is_folder = path.is_dir()
     with contextlib.suppress(OSError):
-        # NOFOLLOW: a link of this name could lead anywhere. NONBLOCK: opening a FIFO would wait for a writer.
+        # NOFOLLOW: a link of this name could lead anywhere. NONBLOCK: opening a FIFO would wait for a writer. RDWR: NFS
+        # emulates an exclusive flock by a write lock, which needs a writable descriptor.
         descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if try_lock(descriptor) and owner in (None, os.fstat(descriptor).st_uid):
@@ -94,8 +96,8 @@ def _create_locked(path: Path) -> int:
         with contextlib.suppress(OSError):
             try_lock(descriptor, wait=True)  # for a process that is about to sweep it away
         with contextlib.suppress(FileNotFoundError):  # swept before it was locked
-            # Between open and lock a sweep may have removed the file: the lock then is on a file without a
-            # name, and the next turn makes a new one.
+            # Between open and lock a sweep may have removed the file: the lock is then on a file without a
+            # name, and the next iteration creates a new one.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         os.close(descriptor)

@@ -9,13 +9,13 @@ from diffenc.errors import UserError
 
 
 def expand_path(text: str, option: str) -> str:
-    """Expands a leading `~` to the home folder; an address such as gs://… stays as it is.
+    """Expands a leading `~` to the home folder; URLs such as gs://… are returned unchanged.
 
     Args:
-      option: the option it comes from, for messages: "--workdir".
+      option: the option with the path, for messages, such as "--workdir".
 
     Raises:
-      UserError: no file can have such a path.
+      UserError: the path is not valid: empty, or with characters that file names cannot have.
     """
     if not text:
         raise UserError(f"{option} is empty: name a file or a folder")
@@ -29,7 +29,7 @@ def expand_path(text: str, option: str) -> str:
 
 
 def path_argument(text: str) -> Path:
-    """Expands a path on a disk, as the `type` of an argument of argparse, which names the option in its message."""
+    """Returns a path with `~` expanded; for the `type` of an argparse argument, whose error message names the option."""
     try:
         return Path(expand_path(text, "path"))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Small values that all processes of a run agree on. All must make the same calls, from their main threads."""
+"""Agreement of all processes of a run on small values. All must make the same calls, from their main threads."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,8 +14,8 @@ def all_succeeded(here: bool) -> bool:
     """Returns whether `here` is true in every process."""
     if jax.process_count() == 1:
         return here
-    # A collective: every process must come here, also one whose own check
-    # failed; hence values and not exceptions until all have been told.
+    # A collective operation: every process must call it, also after a failed check
+    # of its own; hence results are values, not exceptions, until all processes know them.
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
@@ -25,10 +25,10 @@ def agree_on(check: Callable[[], None]) -> None:
     try:
         check()
     except UserError as error:
-        # Only UserError: anything else is no verdict that the others could share, and ends the process.
+        # Only UserError, which a process can report to the others; any other error ends the process.
         failure = error
-    # Without it the process that failed would leave, and
-    # the others would wait for it in their next collective.
+    # Without this exchange the failed process would exit, and the
+    # others would wait for it in their next collective operation.
     if not all_succeeded(failure is None):
         raise failure or UserError("another process of this run stopped it; see the error there")
 
@@ -44,8 +44,8 @@ def broadcast_int_list(numbers: Iterable[int]) -> list[int]:
     """Returns the list of process 0, which may have another length; each number must fit into 32 bits."""
     mine = list(numbers)
     (count,) = broadcast_ints(len(mine))
-    # Arrays of a broadcast need one shape in all processes: the
-    # length comes first, then each list is cut or padded to it.
+    # Arrays of a broadcast need the same shape in all processes: the
+    # length is sent first, then each list is cut or padded to it.
     return list(broadcast_ints(*[*mine, *[0] * count][:count])) if count else []
 
 

@@ -1,6 +1,6 @@
-"""One run by several processes, each with its own devices: connecting them, and work that only one of them does.
+"""One run of several processes, each with its own devices: connecting them, and work for the main process only.
 
-All processes run the same program on the same files and compute together. Process 0, the main one, alone writes files
+All processes run the same program on the same files and compute together. Only process 0, the main process, writes files
 and logs.
 """
 
@@ -30,16 +30,16 @@ ABORT_AFTER = 90  # seconds until JAX itself ends the process with a stack trace
 CONNECT_WITHIN = 300  # seconds
 EXIT_DELAY = 1.0  # seconds that the main process waits for the others to exit first
 
-# Found in the messages of errors that transports between processes raise, whatever their types.
+# Parts of the messages by which errors of transports between processes are recognised, as their types vary.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination service")
 
 
 class Address(NamedTuple):
-    """How one process connects to the others.
+    """The address by which one process connects to the others.
 
     Attributes:
       coordinator: HOST:PORT of process 0.
-      num_processes: their number.
+      num_processes: number of processes.
       process_id: index of this process, from 0.
     """
 
@@ -51,10 +51,10 @@ class Address(NamedTuple):
 def parse_address(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Address | None:
-    """Returns the address given by flags, or None if none was.
+    """Returns the address given by flags, or None if no flag was given.
 
     Raises:
-      UserError: it is incomplete, malformed, or the index is out of range.
+      UserError: the flags are incomplete or malformed, or the index is out of range.
     """
     if coordinator is None and num_processes is None and process_id is None:
         return None
@@ -90,22 +90,22 @@ def start_process_group(address: Address | None, detect: bool, notice: bool) -> 
     """
     if address is None and not detect:
         return
-    # Once jax.distributed runs, SIGTERM belongs to JAX's preemption
-    # notifier, which all processes learn of at the same step.
+    # With jax.distributed, SIGTERM is handled by JAX's preemption notifier,
+    # through which all processes learn of it at the same step.
     jax.config.update("jax_enable_preemption_service", notice)
     given: dict[str, Any] = {} if address is None else {
         "coordinator_address": address.coordinator,
         "num_processes": address.num_processes,
         "process_id": address.process_id,
     }  # fmt: skip
-    # JAX's own timeouts are the longer ones: its way to end a process is a
-    # C++ stack trace, and the heartbeat of this package should come first.
+    # JAX's heartbeat timeout is the longer one: JAX ends a process with a C++
+    # stack trace, and the heartbeat of this package should act first.
     timeouts: dict[str, Any] = {
         "initialization_timeout": CONNECT_WITHIN,
         "heartbeat_timeout_seconds": ABORT_AFTER,
         "shutdown_timeout_seconds": LOST_AFTER,
     }
-    # Logged first, because if they do not connect XLA ends the process with a message of its own.
+    # Logged before connecting: if that fails, XLA ends the process with its own message.
     logging.info("waiting for %s, for at most %d s", _describe_others(address), CONNECT_WITHIN)
     try:
         jax.distributed.initialize(**given, **timeouts)
@@ -116,7 +116,7 @@ def start_process_group(address: Address | None, detect: bool, notice: bool) -> 
         ) from error
     _start_heartbeat()
     if not is_main():
-        # The others are silent: N processes would print every line N times.
+        # The other processes are silent: otherwise N processes would print every line N times.
         logging.set_verbosity(logging.WARNING)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
@@ -127,7 +127,7 @@ def is_main() -> bool:
 
 
 def main_process_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Wraps `function` so that the main process alone calls it; in the others it returns None."""
+    """Wraps `function` so that only the main process calls it; in other processes the wrapper returns None."""
 
     @functools.wraps(function)
     def on_main(*args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -137,7 +137,7 @@ def main_process_only(function: Callable[P, R]) -> Callable[P, R | None]:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have reached the barrier called `name`."""
+    """Waits until all processes have reached the barrier `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -146,8 +146,8 @@ def barrier(name: str) -> None:
 def translate_lost_process_errors() -> Iterator[None]:
     """Converts JAX's errors about a lost process into UserError; any other error ends this process at once.
 
-    With one process errors pass unchanged. Among several, an exception that reached the end of the interpreter would wait
-    there for the others, which wait for this process.
+    With one process errors pass unchanged. Among several processes, after an uncaught exception the interpreter's exit would
+    wait for the other processes, which wait for this one.
     """
     try:
         yield
@@ -156,8 +156,8 @@ def translate_lost_process_errors() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        # By text, since transports raise errors of general types
-        # such as RuntimeError and ValueError for a lost peer.
+        # Recognised by their text, since transports raise general types
+        # such as RuntimeError and ValueError for a lost process.
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             traceback.print_exc()
             exit_process(1)
@@ -165,14 +165,14 @@ def translate_lost_process_errors() -> Iterator[None]:
 
 
 def exit_process(status: int) -> NoReturn:
-    """Ends this process. Among several it ends at once: an orderly exit would wait for those that hang or are gone."""
+    """Ends this process. After an error, one of several ends at once: an orderly exit would wait for the other processes."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
     if jax.distributed.is_initialized() and jax.process_count() > 1 and status:
         if is_main():  # it hosts the coordination service: without it the others abort
             time.sleep(EXIT_DELAY)
-        # Skips atexit handlers, among them JAX's shutdown barrier, which waits for every process.
+        # os._exit skips atexit handlers, among them JAX's shutdown barrier, which waits for every process.
         os._exit(status)
     sys.exit(status)
 

@@ -1,6 +1,6 @@
 """Heartbeats between the processes of a run, so that a lost process is reported in one line.
 
-JAX's own service notices it too, but ends the process with a C++ stack trace, which Python code cannot prevent.
+JAX's own service detects it too, but ends the process with a C++ stack trace, which Python code cannot prevent.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ FOLDER = "diffenc/alive"
 
 
 class Heartbeat:
-    """Writes this process's heartbeats to a key-value store, and watches those of the others, each in a thread."""
+    """Writes this process's heartbeats to a key-value store, and watches those of other processes, in one thread each."""
 
     def __init__(self, store: Any, process: int, count: int, lost_after: float, message: str):
         """Does nothing before `start`.
@@ -27,21 +27,21 @@ class Heartbeat:
         """
         self._store = store
         self._process = process
-        # If process 0 ended first, the store would be gone, and the others would end with JAX's stack trace.
+        # If process 0 ended first, the store would be gone, and JAX would end the others with its stack trace.
         self._lost_after = lost_after + (0 if process else 2 * BEAT)
         self._message = message
         self._beats = {str(number): "" for number in range(count)}
-        # Times of arrival by this process's own clock: clocks of different machines are never compared.
+        # Arrival times by this process's clock: clocks of different machines are never compared.
         self._seen = dict.fromkeys(self._beats, time.monotonic())
 
     def start(self) -> None:
         """Starts both threads, which run until this process ends."""
         for work in (self._beat, self._watch):
-            # Two threads, for a call to a store that hangs must not keep the watcher from noticing.
+            # Two threads, since a store call that hangs must not block the watcher.
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
     def lost_processes(self, now: float) -> list[str]:
-        """Returns the indices of the processes whose last heartbeat is too old at the time `now`."""
+        """Returns the indices of the processes with a last heartbeat older than the timeout at the time `now`."""
         return [number for number, seen in self._seen.items() if now - seen > self._lost_after]
 
     def exchange(self, beat: int) -> None:
@@ -49,8 +49,8 @@ class Heartbeat:
         self._store.key_value_set(f"{FOLDER}/{self._process}", str(beat), allow_overwrite=True)
         for key, value in self._store.key_value_dir_get(FOLDER):
             number = key.rpartition("/")[2]
-            # A beat counts when its number changes, whatever the number
-            # is: a store that answers with old values is no sign of life.
+            # Only a changed number counts as a heartbeat: a store that
+            # still returns an old value is not a sign of life.
             if self._beats.get(number) != value:
                 self._beats[number], self._seen[number] = value, time.monotonic()
 
@@ -71,7 +71,7 @@ class Heartbeat:
                 self._seen = dict.fromkeys(self._seen, now)
             if self.lost_processes(now):
                 with contextlib.suppress(OSError):
-                    # Neither logging nor print: the main thread may
-                    # hang in native code with their locks held.
+                    # os.write, not logging or print: the main thread
+                    # may hang in native code while it holds their locks.
                     os.write(2, f"error: {self._message}\n".encode())
                 os._exit(1)

@@ -1,8 +1,8 @@
 """Sharding of parameters over the mesh's `fsdp` axis: one rule, and exceptions by name.
 
-A parameter is split along its longest axis that `mesh.fsdp` divides (the last of equal ones, the output channels of a
-convolution); a small parameter is replicated. The parts of the train state that belong to a parameter, its average and
-the optimizer's moments, are sharded like it; everything else is replicated.
+A parameter is split along its longest axis that `mesh.fsdp` divides (among equal ones the last, which is the output
+channels of a convolution); a small parameter is replicated. The parts of the train state that belong to a parameter, its
+average and the optimizer's moments, are sharded like it; everything else is replicated.
 """
 
 import fnmatch
@@ -28,7 +28,7 @@ Specs = Any  # a pytree of PartitionSpec
 
 
 def specs_of(params: Params, shape: MeshConfig) -> Specs:
-    """Returns the PartitionSpec of each parameter. Only shapes matter.
+    """Returns the PartitionSpec of each parameter, which depends only on names and shapes.
 
     Raises:
       UserError: a pattern of mesh.rules matches no parameter, or an axis that it names cannot be split.
@@ -47,8 +47,8 @@ def shardings_of(
 ) -> PyTree[NamedSharding]:
     """Returns the sharding of each leaf of a train state with parameters `params`. Raises as `specs_of`."""
     specs = specs_of(params, shape)
-    # By path: optimizers hold moments in trees of their
-    # own, whose leaves' paths end in that of the parameter.
+    # By path: the paths of an optimizer's moments, in its own
+    # trees, end in the path of their parameter.
     known = {
         path: (leaf.shape, spec)
         for (path, leaf), spec in zip(
@@ -86,7 +86,7 @@ def gather(params: Params, specs: Specs) -> Params:
 
     def gather_leaf(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _split_axis(spec)
-        # tiled: shards are concatenated along the axis that they were split along, and no new axis is made.
+        # tiled: shards are concatenated along the axis along which they were split, without a new axis.
         return leaf if axis is None else jax.lax.all_gather(leaf, SPLIT, axis=axis, tiled=True)
 
     return jax.tree.map(gather_leaf, params, specs)
@@ -99,24 +99,24 @@ def sum_over_devices(gradient: Params, specs: Specs) -> Params:
         axis = _split_axis(spec)
         if axis is None:
             return _psum(leaf, AXES)
-        # Reduce-scatter within a group of fsdp devices, then a sum over groups of the shard alone: less
-        # traffic than summing whole gradients and cutting them.
+        # Reduce-scatter within a group of fsdp devices, then a sum of only the shard over groups: less
+        # traffic than summing whole gradients and slicing them.
         scattered = jax.lax.psum_scatter(leaf, SPLIT, scatter_dimension=axis, tiled=True)
-        # The sum over `data`; that over `fsdp` was part of the reduce-scatter.
+        # The sum over `data`; the sum over `fsdp` was part of the reduce-scatter.
         return _psum(scattered, AXES[:1])
 
     return jax.tree.map(sum_leaf, gradient, specs)
 
 
 def _psum(leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Sums over the mesh axes of a size above 1: XLA does not remove a sum over one device."""
+    """Sums over the mesh axes with more than one device: XLA does not remove a sum over one device."""
     several = tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
     return jax.lax.psum(leaf, several) if several else leaf
 
 
 def _spec(name: str, param_shape: tuple[int, ...], shape: MeshConfig) -> PartitionSpec:
-    # The first pattern that matches decides, and comes before
-    # the general rule: exceptions may also split small arrays.
+    # The first matching pattern applies, before the general
+    # rule: exceptions may also split small arrays.
     for pattern, axis in shape.rules:
         if fnmatch.fnmatchcase(name, pattern):
             if axis is None:
@@ -144,9 +144,9 @@ def _split_axis(spec: PartitionSpec) -> int | None:
 
 
 def _spec_of_state_leaf(path: tuple, shape: tuple[int, ...], known: Mapping[tuple, tuple]) -> PartitionSpec:
-    """Returns the spec of the parameter whose path is a suffix of `path`, if it has the same shape."""
-    # Longest suffix first. The shape must agree as well:
-    # factored moments have a parameter's path and another shape.
+    """Returns the spec of the parameter with a path that is a suffix of `path`, if it has the same shape."""
+    # Longest suffix first. The shape must agree as well: factored
+    # moments have the path of a parameter but another shape.
     for start in range(len(path)):
         param_shape, spec = known.get(path[start:], (None, None))
         if spec is not None and param_shape == shape:

@@ -23,15 +23,15 @@ OVER_BATCH = PartitionSpec(AXES)
 
 
 def platform_of(mesh: Mesh) -> str:
-    """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu"."""
+    """Returns the platform of a mesh's devices: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform
 
 
 def data_mesh(shape: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns all devices in a mesh of the given shape; `devices` where they are not those of this machine.
+    """Returns a mesh of the given shape with all devices; `devices` replaces those of this run.
 
     Raises:
-      UserError: there are more or fewer devices.
+      UserError: the shape does not match the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -54,8 +54,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, devices: Sequence[Any] | None = None
         ValueError,
     ):  # the topology has no such arrangement, or there are several slices
         grid = np.array(devices).reshape(data, fsdp)
-    # Auto axes: with explicit ones, the default of jax.make_mesh,
-    # shardings are part of types, and plugins would have to state theirs.
+    # Auto axes: with explicit axes, the default of jax.make_mesh, shardings
+    # are part of array types, and plugins would have to state theirs.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -81,17 +81,17 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
 def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """Returns the indices in a batch, ascending, of the images on this process's devices."""
     spans = batch_sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
-    # unique: sorts, and drops rows that several of this process's devices hold.
+    # np.unique sorts, and drops rows that several of this process's devices hold.
     return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))
 
 
 def to_devices(array: Shaped[np.ndarray, "rows ..."], mesh: Mesh) -> jax.Array:
-    """Returns a batch, of which each process passes its rows, as one array sharded over all devices."""
-    # No process needs the rows of others: the global array is assembled from what each has.
+    """Returns a batch as one array sharded over all devices; each process passes its own rows."""
+    # No process needs the rows of others: the global array is assembled from each process's part.
     return jax.make_array_from_process_local_data(batch_sharded(mesh), np.asarray(array))
 
 
 def images_to_devices(batch: Batch, conditioning: Conditioning, mesh: Mesh) -> Images:
-    """Returns images and conditions of a batch, of which each process passes its rows, sharded over all devices."""
+    """Returns images and conditions of a batch sharded over all devices; each process passes its own rows."""
     rows = Images(batch["image"], conditioning(batch["label"]))  # pyright: ignore[reportArgumentType]
     return jax.tree.map(lambda array: to_devices(array, mesh), rows)

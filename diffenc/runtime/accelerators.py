@@ -1,4 +1,4 @@
-"""How fast an accelerator multiplies matrices at best: as its maker states it, or as measured here."""
+"""Peak rates of matrix multiplication on accelerators: from their makers' data sheets, or measured on this device."""
 
 import dataclasses
 import time
@@ -18,9 +18,9 @@ class Accelerator:
     """One device as JAX counts devices.
 
     Attributes:
-      kinds: JAX's names for it.
-      tflops: 10^12 FLOPs a second, dense, by the format in which products are computed.
-      memory: bytes; of several sizes the smallest.
+      kinds: JAX's names for it (`device_kind`).
+      tflops: peak rates in 10^12 FLOPs per second, without sparsity, by the format in which products are computed.
+      memory: bytes; the smallest of several sizes.
     """
 
     kinds: tuple[str, ...]
@@ -28,22 +28,22 @@ class Accelerator:
     memory: float
 
     def computed_in(self, operands: str) -> str:
-        """The format in which products of `operands`, a dtype or FULL_PRECISION, are computed."""
+        """Returns the format in which products of `operands`, a dtype or FULL_PRECISION, are computed."""
         if operands == "float32":
             setting = jax.config.values["jax_default_matmul_precision"]
-            # float32 products may be computed in fewer digits, and then at a higher rate.
+            # Products of float32 may be computed in a shorter format, and then at a higher rate.
             operands = products_of_float32(str(setting or "default"), self.kinds[0])
         return operands if operands in self.tflops else "float32"  # which what is not in the table is at best
 
     def peak(self, operands: str) -> float:
-        """FLOPs a second at best."""
+        """Returns the peak rate for `operands`, in FLOPs per second."""
         return self.tflops[self.computed_in(operands)] * 1e12
 
 
 def _tensor_cores(
     bfloat16: float, tfloat32: float, float32: float, gigabytes: int, *kinds: str
 ) -> Accelerator:
-    """From Ampere on, where JAX multiplies float32 as TensorFloat-32 by default."""
+    """Returns an NVIDIA GPU of Ampere or later, on which JAX multiplies float32 as TensorFloat-32 by default."""
     tflops = {
         "bfloat16": bfloat16, "float16": bfloat16, "tfloat32": tfloat32, "float32": float32,
     }  # fmt: skip
@@ -51,17 +51,18 @@ def _tensor_cores(
 
 
 def _before_ampere(float16: float, float32: float, gigabytes: int, *kinds: str) -> Accelerator:
-    """Tensor cores for float16 alone; bfloat16 is computed as float32."""
+    """Returns an older NVIDIA GPU, with tensor cores for float16 only; bfloat16 is computed as float32."""
     return Accelerator(kinds, {"float16": float16, "float32": float32}, gigabytes * 1e9)
 
 
 def _tpu(bfloat16: float, gibibytes: int, *kinds: str) -> Accelerator:
-    """By default JAX rounds the factors to bfloat16 there, float32 or not; at full precision it takes six products."""
+    """Returns a TPU, on which JAX by default rounds factors to bfloat16, and takes six bfloat16 products at full precision."""
     tflops = {"bfloat16": bfloat16, "bfloat16_3x": bfloat16 / 3, "float32": bfloat16 / 6}
     return Accelerator(kinds, tflops, gibibytes * 2.0**30)
 
 
-# NVIDIA's data sheets, which state twice as much "with sparsity" from Ampere on, and Google Cloud's page of each TPU.
+# From NVIDIA's data sheets (from Ampere on they also state twice these rates "with sparsity"), and Google Cloud's page of
+# each TPU.
 ACCELERATORS: dict[str, Accelerator] = {
     "b200": _tensor_cores(2250.0, 1125.0, 75.0, 180, "NVIDIA B200"),
     "gb200": _tensor_cores(2500.0, 1250.0, 80.0, 186, "NVIDIA GB200"),
@@ -89,38 +90,38 @@ PRODUCTS = 4  # between two looks at the clock, so that starting one hides behin
 
 
 def find_accelerator(device_kind: str) -> str | None:
-    """The key of ACCELERATORS for JAX's name of a device; None if it is not there."""
+    """Returns the key in ACCELERATORS of a device with JAX's name `device_kind`; None if it is not in the table."""
     return next((name for name, one in ACCELERATORS.items() if device_kind in one.kinds), None)
 
 
 def matmul_precision_of(accelerator: str | None) -> str:
-    """Returns what products of float32 are computed in on an accelerator of the table; None = on this device."""
+    """Returns the format in which an accelerator of the table computes products of float32; None = this device."""
     if accelerator is None:
         return matmul_precision()
     return ACCELERATORS[accelerator].computed_in("float32")
 
 
 def measure_flops(dtype: str, size: int | None = None, seconds: float = 0.5) -> float:
-    """FLOPs a second in products of two random `size` x `size` matrices on one device: the best of several tries.
+    """Returns FLOPs per second of products of two random `size` x `size` matrices on one device: the best of several tries.
 
-    Devices of a CPU backend share one processor, so each is taken to have its part of what one alone reaches.
+    Devices of a CPU backend share one processor, so the rate of one device alone is divided by their number.
 
     Args:
-      dtype: of the matrices, or FULL_PRECISION.
+      dtype: dtype of the matrices, or FULL_PRECISION.
       size: None = large enough to fill the device.
-      seconds: about how long to try.
+      seconds: approximate duration of the measurement.
     """
     size = size or (1024 if jax.default_backend() == "cpu" else 8192)
-    # Random, because multiplying constants takes less power, and so a GPU does it at a higher clock.
+    # Random, because multiplying constants takes less power, so that a GPU would run at a higher clock.
     plain, precision = ("float32", "highest") if dtype == FULL_PRECISION else (dtype, None)
     factors = [jax.random.normal(jax.random.key(side), (size, size), plain) for side in (0, 1)]
     multiply = jax.jit(partial(jnp.matmul, precision=precision))
-    # Compiles outside of the measurement.
+    # The first call compiles, outside of the measurement.
     multiply(*factors).block_until_ready()
     end, best = time.perf_counter() + seconds, 0.0
     while not best or time.perf_counter() < end:
         began = time.perf_counter()
         jax.block_until_ready([multiply(*factors) for _ in range(PRODUCTS)])
-        # n^3 multiplications and as many additions. The best, not the mean: all disturbances slow down.
+        # 2 n^3: n^3 multiplications and as many additions. The best, not the mean: disturbances only slow down.
         best = max(best, PRODUCTS * 2 * size**3 / (time.perf_counter() - began))
     return best / (jax.local_device_count() if jax.default_backend() == "cpu" else 1)

@@ -1,4 +1,4 @@
-"""Programs compiled before they are needed, and kept from one process to the next."""
+"""Ahead-of-time compilation, and the persistent compilation cache shared by later processes."""
 
 import contextlib
 import tempfile
@@ -20,12 +20,12 @@ HIT = "/jax/compilation_cache/cache_hits"  # an event that JAX records
 
 
 def enable_cache() -> None:
-    """Keep what takes over a second to compile in the per-user cache, unless the environment says otherwise.
+    """Enables JAX's persistent compilation cache in the per-user cache folder, unless the environment configures it.
 
-    $JAX_COMPILATION_CACHE_DIR names another folder (or none, where it is empty), and
-    JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off. A folder that cannot be written costs a warning.
+    JAX stores programs that take over a second to compile. $JAX_COMPILATION_CACHE_DIR names another folder (or none, if it
+    is empty), and JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off. If the folder cannot be written, a warning is logged.
     """
-    # "" is a choice too: a user who sets it empty wants no folder.
+    # `is not None`, since "" is a setting too: a user who sets it empty wants no folder.
     if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
@@ -38,10 +38,10 @@ def enable_cache() -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make `folder` if need be. Raises OSError if nothing can be written there."""
+    """Creates `folder` if necessary. Raises OSError if it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Trying is the only test that holds: os.access knows neither quotas nor full disks.
+        # Writing is the only reliable test: os.access knows neither quotas nor full disks.
         file.write(b"1")
 
 
@@ -62,14 +62,14 @@ def _enable_cache(enable: bool) -> None:
 
 
 def compile_ahead(what: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """`function`, which `jax.jit` made, compiled for such arguments; says how far it is and how long it took.
+    """Returns `function`, made by `jax.jit`, compiled for the given arguments; logs progress and the time taken.
+
+    With JAX_DISABLE_JIT it returns `function` itself, to be run line by line.
 
     Args:
-      what: "the train step", for the log.
-      arguments: arrays, or their `jax.ShapeDtypeStruct`s with shardings. What is returned takes these shapes
-        and shardings alone.
-
-    With JAX_DISABLE_JIT it is returned as it is, to be run line by line.
+      what: name of the program for the log, such as "the train step".
+      arguments: arrays, or their `jax.ShapeDtypeStruct`s with shardings. The compiled function accepts only these shapes
+        and shardings.
     """
     if jax.config.values["jax_disable_jit"]:
         logging.info("%s is not compiled, for jax_disable_jit is on", what)
@@ -91,12 +91,12 @@ def compile_ahead(what: str, function: Callable[..., Any], *arguments: Any) -> C
 
 @contextlib.contextmanager
 def _counting(wanted: str) -> Iterator[list[str]]:
-    """A list that grows by one each time JAX records the event `wanted` in this thread."""
+    """Yields a list to which each event `wanted` that JAX records in this thread is appended."""
     seen: list[str] = []
     thread = threading.get_ident()
 
     def listen(event: str, **_: Any) -> None:
-        # Other threads may compile meanwhile, and listeners are global.
+        # Listeners are global, and other threads may compile at the same time.
         if event == wanted and threading.get_ident() == thread:
             seen.append(event)
 

@@ -1,8 +1,8 @@
-"""XLA's options for programs on the CPU: most of what its compiler spends by default, a program never gets back.
+"""XLA options for programs on the CPU, which reduce compile time at little or no cost in run time.
 
-Convolutions and products are ready-made routines on a CPU. What XLA compiles is all between them, and there its optimisation
-of level 1 gives code as fast as that of level 3, for two thirds of the time. Without fusion emitters, each piece compiled in
-one part, it takes half of that again, and the code is slower by a few per cent.
+On a CPU, convolutions and matrix products call library routines; XLA compiles only the operations between them. For these,
+optimisation level 1 gives code as fast as level 3 in two thirds of the compile time. Without fusion emitters, and with a single
+part in parallel code generation, compiling takes half of that again, and the code is slower by a few per cent.
 """
 
 import functools
@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-# to run for hours
+# For programs that run for hours.
 STEADY: Mapping[str, Any] = {"xla_backend_optimization_level": "1"}
-# to run once, or for seconds
+# For programs that run once, or for seconds.
 BRIEF: Mapping[str, Any] = {
     **STEADY,
     "xla_cpu_use_fusion_emitters": False,
@@ -34,19 +34,19 @@ def brief_options(platform: str) -> dict[str, Any] | None:
 
 @functools.cache
 def _known_options(options: tuple[tuple[str, Any], ...]) -> dict[str, Any] | None:
-    """Returns those that $XLA_FLAGS leaves open and the installed jaxlib knows; None if there are none."""
+    """Returns the options that $XLA_FLAGS does not set and the installed jaxlib supports; None if there are none."""
     flags = os.environ.get("XLA_FLAGS", "")
-    # What the user set in XLA_FLAGS wins.
+    # Options that the user set in XLA_FLAGS take precedence.
     known = {key: value for key, value in options if key not in flags and _is_known(key, value)}
     return known or None
 
 
 @functools.cache
 def _is_known(key: str, value: Any) -> bool:
-    """Whether the installed jaxlib takes the option. It changes from one to the next, and refuses what it does not know."""
+    """Whether the installed jaxlib supports the option. Supported options vary by version, and unknown ones are errors."""
     try:
         with jax.default_device(jax.devices("cpu")[0]):
-            # There is no list of options to ask; a trivial program that compiles is the only proof.
+            # JAX has no list of supported options; compiling a trivial program is the only test.
             jax.jit(lambda: 0).lower().compile(compiler_options={key: value})
     except Exception:  # of whatever class this jaxlib has for it
         return False

@@ -1,4 +1,4 @@
-"""Which GPUs programs on this machine use, found without starting JAX."""
+"""Lists the GPUs that JAX programs would use, without starting JAX."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ import subprocess
 def visible_gpus(env: dict[str, str]) -> list[str]:
     """Returns the names of the GPUs that JAX would use in `env`.
 
-    They are those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists; none where JAX_PLATFORMS selects others.
+    These are the GPUs in CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists; none if JAX_PLATFORMS selects another platform.
     """
     if (env.get("JAX_PLATFORMS") or "cuda").split(",")[0] not in ("cuda", "gpu"):
         return []

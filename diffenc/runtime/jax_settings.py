@@ -1,4 +1,4 @@
-"""Settings of JAX, mostly from its environment variables, that these programs cannot run under, or cannot run at all."""
+"""Checks and overrides of JAX settings, mostly from environment variables, under which the programs cannot run."""
 
 import glob
 import importlib.util
@@ -15,25 +15,26 @@ from diffenc.runtime.matmul_precision import LEVELS
 GUARDS = tuple(
     f"jax_transfer_guard{way}" for way in ("", "_host_to_device", "_device_to_host", "_device_to_device")
 )
-# What is turned off, by setting: the values that are, what is set instead, and why.
+# Overridden settings: by name, the values that are overridden, the replacement, and the reason for the log.
 OFF = {
     "jax_numpy_dtype_promotion": (("strict",), "standard", "the loss adds integers to floats"),
     **dict.fromkeys(
         GUARDS, (("disallow", "disallow_explicit"), "allow", "it stays on around the train step")
     ),
 }
-# Compilers for devices that need not be here (--mode=plan), by package: what shows that a device is, or is wanted.
+# Packages that can compile for devices absent from this machine (--mode=plan), with the paths that show such a device.
 COMPILERS = {
     "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
     "jax_cuda12_plugin": ("/dev/nvidia*", "/dev/dxg"),
     "jax_cuda13_plugin": ("/dev/nvidia*", "/dev/dxg"),
 }
 GOOGLE = "0x1ae0"  # of the PCI devices of TPU hosts
+# Environment variables that select a device or plugin explicitly.
 WANTED = ("TPU_NAME", "JAX_FORCE_TPU_INIT", "PJRT_NAMES_AND_LIBRARY_PATHS")
 
 
 def override_settings() -> None:
-    """Turn off settings that the programs cannot run under, with a line in the log for each. Before JAX has a backend."""
+    """Overrides settings under which the programs cannot run, and logs each. Must be called before JAX has a backend."""
     for name, (values, instead, why) in OFF.items():
         if jax.config.values[name] in values:
             logging.warning("%s = %s is off here: %s", name, jax.config.values[name], why)
@@ -41,11 +42,11 @@ def override_settings() -> None:
 
 
 def pass_over_compilers() -> None:
-    """Have JAX compute on the CPU where it would try libtpu or its CUDA plugin, and this machine has no such device.
+    """Selects the CPU platform if libtpu or the CUDA plugin is installed, but this machine has no such device.
 
-    JAX initialises each that is installed, to find out: seconds, and lines of errors. Does nothing where a platform was
-    chosen, any device or another plugin may be there. Before JAX has a backend. (The CUDA plugin's library is loaded all
-    the same, by JAX itself.)
+    Otherwise JAX initialises every installed plugin to find its devices, which takes seconds and prints errors. Does nothing if
+    a platform was chosen, or if a device or another plugin may be present. Must be called before JAX has a backend. (JAX
+    loads the CUDA plugin's library in any case.)
     """
     installed = [name for name in COMPILERS if importlib.util.find_spec(name)]
     if not installed or jax.config.values["jax_platforms"] or any(name in os.environ for name in WANTED):
@@ -72,14 +73,14 @@ def _is_googles(vendor_file: str) -> bool:
 
 
 def train_in_float32() -> None:
-    """Turn x64 off, with a line in the log: checkpoints are float32."""
+    """Turns x64 off, and logs that: checkpoints are float32."""
     if jax.config.values["jax_enable_x64"]:
         logging.warning("jax_enable_x64 is off here: training is in float32")
         jax.config.update("jax_enable_x64", False)
 
 
 def check_backend() -> None:
-    """Raise UserError if JAX finds no device of the platform it is told, or that cannot multiply as it is told."""
+    """Raises UserError if JAX finds no device of the selected platform, or if it does not support the matmul precision."""
     try:
         jax.devices()
     except RuntimeError as error:
@@ -89,8 +90,8 @@ def check_backend() -> None:
         return
     square = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     try:
-        # Backends refuse some presets of DotAlgorithm only when
-        # they compile: better here than minutes into a run.
+        # Backends refuse unsupported DotAlgorithm presets only when
+        # they compile: an error here is better than minutes into a run.
         jax.jit(jnp.matmul).lower(square, square).compile()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"JAX_DEFAULT_MATMUL_PRECISION={setting}: {error}") from None

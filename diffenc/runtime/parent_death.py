@@ -1,8 +1,8 @@
-"""Runs a command that is killed when its parent is gone (on Linux), on some of the machine's cores.
+"""Runs a command that is killed when its parent exits (on Linux), on selected CPU cores.
 
-  python tied.py PARENT CORES COMMAND...      PARENT a pid, CORES their numbers with commas between, or "all"
+  python parent_death.py PARENT CORES COMMAND...      PARENT is a pid; CORES are numbers separated by commas, or "all"
 
-A program of its own, since what runs between fork and exec of a process with threads may never end.
+A separate program, since Python code between fork and exec of a process with threads can deadlock.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 def tie_to_parent(command: Sequence[str], cores: Iterable[int] = ()) -> list[str]:
-    """`command`, to be killed when this process is gone, on `cores` or all of them."""
+    """Returns `command` with a prefix, by which it is killed when this process exits, and runs on `cores` (none = all)."""
     chosen = ",".join(map(str, sorted(cores))) or "all"
     return [sys.executable, "-S", "-E", __file__, str(os.getpid()), chosen, *command]
 
@@ -23,7 +23,7 @@ def tie_to_parent(command: Sequence[str], cores: Iterable[int] = ()) -> list[str
 def main() -> None:
     parent, cores, *command = sys.argv[1:]
     if sys.platform == "linux":
-        # Survives execvp, which keeps the process; the kernel then needs no cooperation of the command.
+        # The setting survives execvp, so the kernel kills the command without its cooperation.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != int(parent):  # gone before this was tied to it
             os._exit(128 + signal.SIGKILL)

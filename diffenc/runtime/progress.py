@@ -1,4 +1,4 @@
-"""Progress of work that takes long: lines in the log, or bars on standard error."""
+"""Progress of long tasks: lines in the log, or bars on standard error."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ StartBar = Callable[[str, int | None], Advance]  # `ProgressBars.start`
 
 
 class Progress:
-    """Call it after each part of a task: it logs how far the task is, every `every` seconds at most.
+    """To be called after each part of a task: logs its progress and the time left, at most every `every` seconds.
 
-    Raises KeyboardInterrupt if Ctrl-C came and was lost.
+    Raises KeyboardInterrupt if Ctrl-C was pressed and its exception was lost.
     """
 
     def __init__(self, task: str, total: int, every: float = 10.0):
@@ -36,7 +36,7 @@ class Progress:
 
 
 class ProgressBars:
-    """Bars on standard error, one a task, shown while entered."""
+    """Bars on standard error, one per task, shown within the context."""
 
     def __init__(self):
         from rich import progress  # only programs that show bars pay for importing it
@@ -58,7 +58,7 @@ class ProgressBars:
         self._progress.stop()
 
     def start(self, task: str, total: int | None) -> Advance:
-        """Shows a bar of `total` things (None: unknown how many); returns the function that advances it."""
+        """Shows a bar of `total` units (None = unknown); returns the function that advances it."""
         number = self._progress.add_task(task, total=total)
         return lambda count: self._progress.advance(number, count)
 
@@ -70,7 +70,7 @@ def no_bar(task: str, total: int | None) -> Advance:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns 3 d 4 h, 2 h 5 min, 3 min 20 s or 12 s."""
+    """Returns a duration in at most two units: 3 d 4 h, 2 h 5 min, 3 min 20 s or 12 s."""
     whole = max(0, round(seconds))
     for (size, unit), (part, part_unit) in (
         ((86400, "d"), (3600, "h")),

@@ -1,7 +1,7 @@
-"""Signals that ask a program to stop: Ctrl-C, SIGTERM, and the notices that come before a job is ended.
+"""Signals that request a program to stop: Ctrl-C, SIGTERM, and the notices sent before a job is ended.
 
 `reliable_ctrl_c` is for programs that stop at once, `Interrupts` and `SharedInterrupts` for training, which first saves,
-and `SignalQueue` for programs that pass signals on to processes of their own.
+and `SignalQueue` for programs that forward signals to their child processes.
 """
 
 import _thread
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-# A closed connection, and what Slurm sends before a time limit. Each may come more than once for one cause: a closed
-# terminal sends SIGHUP itself, and the shell does again.
+# SIGHUP for a closed connection, SIGUSR1 and SIGUSR2 from Slurm before a time limit. Each may arrive more than once for
+# one cause: a closed terminal sends SIGHUP, and then the shell does too.
 NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 STOPPING = b"stopping after this step, and saving; a second time stops at once, without saving\n"
@@ -29,7 +29,7 @@ _ctrl_c_pending = threading.Event()
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
-    """The run was asked to stop, by the signal `signum`."""
+    """The run was requested to stop, by the signal `signum`."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -37,15 +37,15 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
 
 
 class Interrupts:
-    """Remembers the first signal that asks to stop, while entered.
+    """Records the first signal that requests a stop, within the context.
 
-    SIGTERM and SIGINT: a second of its kind does what it did before; in a program it ends the process, also amid native
-    code. One of the other kind is the same request again: who cannot know whether a SIGTERM reached a run too, since
-    Slurm may send it to all processes of a job or to the first alone, passes it on as SIGINT.
+    SIGTERM and SIGINT: a second signal of the same kind invokes the previous handler; in a program it ends the process, even
+    during native code. A signal of the other kind counts as the same request: Slurm may send SIGTERM to all processes of a
+    job or only to the first, so a parent that cannot know whether the run received it forwards it as SIGINT.
 
-    SIGHUP, SIGUSR1 and SIGUSR2, unless they are ignored or have a handler: however often they come.
+    SIGHUP, SIGUSR1 and SIGUSR2, unless they are ignored or have a handler: any number of them is one request.
 
-    Outside the main thread Python delivers no signals; there it remembers nothing.
+    Outside the main thread, where Python cannot install signal handlers, it records nothing.
     """
 
     stopping: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
@@ -53,7 +53,7 @@ class Interrupts:
     def __init__(self):
         self._first: int | None = None
         self._previous: dict[int, Any] = {}
-        # Taken on construction: once a terminal is closed its descriptor can no longer be recognised as one.
+        # Recorded on construction: the descriptor of a closed terminal can no longer be recognised as one.
         self._terminals = terminals()
 
     def __enter__(self) -> "Interrupts":
@@ -70,7 +70,7 @@ class Interrupts:
         self._previous.clear()
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came."""
+        """Raises Interrupted if a signal has arrived."""
         if self._first is not None:
             raise Interrupted(self._first)
 
@@ -80,7 +80,7 @@ class Interrupts:
             end_at_second_signal(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        # A second signal of this kind gets what was there before, so that a user can always end the process.
+        # A second signal of this kind invokes the previous handler, so that a user can always end the process.
         if signum not in NOTICES and signum in self._previous:
             signal.signal(signum, _second_handler(self._previous.pop(signum)))
         if signum == signal.SIGHUP:
@@ -93,13 +93,14 @@ class Interrupts:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """Passes the first signal on to whoever else needs it."""
+        """Forwards the first signal; a hook for subclasses."""
 
 
 class SharedInterrupts(Interrupts):
-    """`Interrupts` of several processes: once one is asked to stop, all heed it at the same check.
+    """`Interrupts` for several processes: after a request to one of them, all stop at the same check.
 
-    JAX's own notice of preemption has SIGTERM, and agrees with the other processes on the check; the others become one.
+    JAX's preemption notifier handles SIGTERM, and agrees with the other processes on the check; other signals are converted to
+    SIGTERM.
     """
 
     stopping = (signal.SIGINT,)
@@ -109,32 +110,32 @@ class SharedInterrupts(Interrupts):
         self._checks = 0
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came to any process. All must make the same checks."""
+        """Raises Interrupted if a signal arrived at any process. All processes must make the same checks."""
         from jax.experimental import multihost_utils  # JAX is slow to import, and other programs need none
 
         self._checks += 1
-        # The counter is the step that processes agree on: all stop at
-        # the same check, the first that every one still has ahead.
+        # The processes agree on a value of the counter: all stop at the
+        # same check, the first that none of them has passed yet.
         if multihost_utils.reached_preemption_sync_point(self._checks):
             raise Interrupted(signal.SIGTERM)
 
     def _pass_on(self) -> None:
-        # JAX's notifier listens to SIGTERM and tells the other processes.
+        # JAX's notifier handles SIGTERM and informs the other processes.
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def watch_stop_signals() -> Interrupts:
-    """Returns what looks out for a request to any process of this run; to be entered."""
+    """Returns the context manager that detects a request to stop in any process of this run."""
     import jax  # see above
 
     return SharedInterrupts() if jax.process_count() > 1 else Interrupts()
 
 
 class SignalQueue:
-    """Gathers the signals that ask to stop, while entered; `take` returns them.
+    """Queues the signals that request a stop, within the context; `take` returns them.
 
-    SIGINT and SIGTERM count each time. SIGHUP, SIGUSR1 and SIGUSR2, unless ignored or handled, count as the first alone:
-    they come more than once for one cause.
+    Every SIGINT and SIGTERM is queued. SIGHUP, SIGUSR1 and SIGUSR2, unless ignored or handled, are queued only as the first
+    signal: they may arrive more than once for one cause.
     """
 
     def __init__(self):
@@ -153,7 +154,7 @@ class SignalQueue:
 
     def take(self) -> list[int]:
         """Returns the signals since the last call."""
-        # Swapped, not copied and cleared: a signal in between would be lost.
+        # Swapped, not copied and cleared: a signal between the two operations would be lost.
         pending, self._pending = self._pending, []
         return pending
 
@@ -167,13 +168,13 @@ class SignalQueue:
 
 @contextlib.contextmanager
 def reliable_ctrl_c() -> Iterator[None]:
-    """While entered, Ctrl-C raises KeyboardInterrupt, again where it was lost, and a second one ends the process.
+    """Makes Ctrl-C reliable within the context: a lost KeyboardInterrupt is raised again, and a second Ctrl-C ends the process.
 
-    An exception raised in a destructor or in a callback of the garbage collector, of which JAX has one, is printed and
-    ignored. So the interrupt is raised again until it arrives. A handler of SIGINT other than Python's own stays.
+    Python prints and ignores exceptions raised in destructors or in garbage collector callbacks, such as JAX's. Therefore
+    the interrupt is raised again until it arrives. A SIGINT handler other than Python's own is kept.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # signal.signal works in the main thread alone.
+    # signal.signal works only in the main thread.
     if not default or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -197,18 +198,18 @@ def raise_lost_interrupt() -> None:
 
 
 def _raise_interrupt(signum: int, frame: FrameType | None) -> None:
-    """Handles SIGINT while `reliable_ctrl_c` is entered."""
-    # Set before the exception is raised: if it is swallowed, `raise_lost_interrupt` still knows.
+    """Handles SIGINT within `reliable_ctrl_c`."""
+    # Set before the exception is raised: if the exception is swallowed, `raise_lost_interrupt` raises it again.
     _ctrl_c_pending.set()
     signal.default_int_handler(signum, frame)
 
 
 def _show_unraisable(show: Callable[[Any], object], unraisable: Any) -> None:
-    """Shows an exception that Python ignores; raises a KeyboardInterrupt again instead."""
+    """Shows an exception that Python ignores; for a KeyboardInterrupt, schedules raising it again instead."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         show(unraisable)
         return
-    # Later and not here: an exception raised in this hook would be swallowed as well.
+    # Later, not here: an exception raised in this hook would be swallowed as well.
     timer = threading.Timer(RAISE_AGAIN_AFTER, _raise_again)
     timer.daemon = True
     timer.start()
@@ -220,15 +221,15 @@ def _raise_again() -> None:
 
 
 def _second_handler(previous: Any) -> Any:
-    """Returns the handler of a second signal, where `previous` was that of the first.
+    """Returns the handler for a second signal, given the `previous` handler.
 
-    The default action, which ends the process, where `previous` is that of `reliable_ctrl_c`.
+    It is `previous`, or, if that is the handler of `reliable_ctrl_c`, the default action, which ends the process.
     """
     return signal.SIG_DFL if previous is _raise_interrupt else previous
 
 
 def unhandled_notices() -> list[signal.Signals]:
-    """Returns those of NOTICES that would end this process: neither ignored, as by nohup, nor handled."""
+    """Returns the NOTICES that would end this process: neither ignored, as by nohup, nor handled."""
     return [
         signum
         for signum in NOTICES
@@ -237,13 +238,13 @@ def unhandled_notices() -> list[signal.Signals]:
 
 
 def end_at_second_signal(signum: int) -> None:
-    """Has the kernel put the default action back once the handler installed for `signum` is called.
+    """Makes the kernel restore the default action of `signum` when its handler is called for the first time.
 
-    Python runs a handler when the native code in hand returns, which may take minutes or never be; the second signal
-    then ends the process all the same. Only with glibc; elsewhere it does nothing.
+    Python runs a handler only when the current native code returns, which may take minutes or never happen; with this, a
+    second signal ends the process in any case. Only with glibc; elsewhere it does nothing.
     """
     # System V semantics: the handler serves one delivery, then the kernel resets to the default action. The
-    # handler that is installed is Python's own C function, so that the first signal reaches Python as usual.
+    # installed handler is Python's own C function, so that the first signal reaches Python as usual.
     install = getattr(ctypes.CDLL(None), "sysv_signal", None)
     handler = _native_handler(signum)
     if install is None or not handler:
@@ -253,12 +254,12 @@ def end_at_second_signal(signum: int) -> None:
 
 
 def terminals() -> list[int]:
-    """Returns those of the descriptors of standard output and error that are terminals."""
+    """Returns the descriptors of standard output and standard error that are terminals."""
     return [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
 
 def silence_closed(descriptors: Sequence[int]) -> None:
-    """Redirects those of `descriptors` that are terminals no longer to the null device, so that writing cannot fail."""
+    """Redirects the `descriptors` that are no longer terminals to the null device, so that writing cannot fail."""
     for descriptor in descriptors:
         if not os.isatty(descriptor):
             with contextlib.suppress(OSError):
@@ -270,7 +271,7 @@ def silence_closed(descriptors: Sequence[int]) -> None:
 
 
 def _native_handler(signum: int) -> int | None:
-    """Returns the address of the C handler; 0 or None for the default action, and where it is not known."""
+    """Returns the address of the C handler of `signum`; 0 or None for the default action, or if it is not known."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "sysv_signal"):
         return None

@@ -1,4 +1,4 @@
-"""Limits how many bytes a stream may unpack to, whatever its headers claim."""
+"""Limits the number of bytes to which a stream may unpack, regardless of its headers."""
 
 from typing import TypeVar
 
@@ -13,7 +13,8 @@ _CHUNK = 2**20  # bytes asked for at a time
 class BoundedReader:
     """Reads `stream`, and raises UserError once it has more than `limit` bytes.
 
-    Memory is allocated for bytes received, never for the number requested: readers request what a header claims.
+    Memory is allocated for bytes received, never for the number requested: callers request the size in a header, which may
+    be false.
     """
 
     def __init__(self, stream: Stream, limit: int, name: str):
@@ -24,23 +25,23 @@ class BoundedReader:
         self._count = 0
 
     def read(self, size: int = -1, /) -> bytes | bytearray:
-        """Returns `size` bytes, or all if it is negative; fewer at the end."""
+        """Returns `size` bytes, fewer at the end of the stream; all bytes if `size` is negative."""
         if size > self._limit:
             raise UserError(f"{self._name}: claims {size:,} bytes, more than the {self._limit:,} it may have")
         found = bytearray()
-        # In chunks: a header that claims gigabytes costs only what really comes.
+        # In chunks: if a header claims gigabytes, only the bytes actually received take memory.
         while len(found) != size and (part := self._some(size - len(found) if size >= 0 else _CHUNK)):
             found += part
         return bytes(found) if len(found) < _CHUNK else found  # the large ones are not copied
 
     def readline(self, size: int = -1, /) -> bytes:
         """Returns the bytes up to and including the next line feed, at most `size` of them."""
-        # One byte beyond the limit, to notice that it is exceeded.
+        # One byte beyond the limit, so that `_counted` notices an excess.
         most = self._limit - self._count + 1
         return self._counted(self._stream.readline(min(size, most) if size >= 0 else most))
 
     def drain(self) -> None:
-        """Reads to the end, where archives check their checksums."""
+        """Reads to the end, since archives verify checksums only there."""
         while self._some(_CHUNK):
             pass
 

@@ -26,12 +26,12 @@ _DTYPES |= {"float16", "float32", "float64", "bool"}
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Returns every array and number by its path, the parts joined by "/".
+    """Returns every array and number by its path in the tree, joined by "/".
 
     The arrays are views of copies of the file's content; the number of entries is at most _MOST.
 
     Raises:
-      UserError: it cannot be read, or is not such a file.
+      UserError: the file cannot be read, or is not in this format.
     """
     with convert_errors(path):
         content = _Budget().unpack(path.read_bytes(), _LONGEST)
@@ -51,14 +51,14 @@ def to_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 class _Budget:
-    """Unpacks at most _MOST entries of maps, lists and arrays: an empty list is a byte in the file, a hundred in memory."""
+    """Unpacks at most _MOST entries of maps, lists and arrays: an empty list takes a byte in the file, a hundred in memory."""
 
     def __init__(self):
         self._left = _MOST
 
     def unpack(self, data: bytes, longest: int) -> Any:
-        # msgpack calls the hooks as each container is complete, innermost
-        # first: the budget is spent while unpacking, not after.
+        # msgpack calls the hooks when each container is complete, innermost
+        # first: the limit applies during unpacking, not afterwards.
         return msgpack.unpackb(
             data, raw=False, strict_map_key=False, max_array_len=longest, max_map_len=longest,
             list_hook=self._counted, object_pairs_hook=lambda pairs: to_dict(self._counted(pairs)), ext_hook=self._array,
@@ -78,8 +78,8 @@ class _Budget:
             raise ValueError(f"dtype {ascii(dtype)[:80]} is none of plain numbers")
         if not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError("a shape is not one of whole numbers")
-        # frombuffer and reshape refuse a length that does not
-        # match; nothing is allocated by what the shape claims.
+        # frombuffer and reshape refuse a length that does not match
+        # the shape; no memory is allocated from the shape alone.
         return np.frombuffer(content, dtype).reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Converts the errors of damaged files to one line each."""
+"""Converts errors from damaged files to UserErrors of one line."""
 
 import contextlib
 from collections.abc import Iterator

@@ -13,14 +13,15 @@ from diffenc.safe_io.reading import convert_errors
 
 
 def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> dict[str, np.ndarray]:
-    """Returns those of the arrays `wanted` that the .npz file in `stream` has.
+    """Returns the `wanted` arrays that are in the .npz file `stream`.
 
     Args:
       name: the name of the file in messages.
-      limit: the most bytes that one array may take.
+      limit: maximal number of bytes of one array.
 
     Raises:
-      UserError: the file is damaged, an array is not of plain numbers, or claims more than it has.
+      UserError: the file is damaged, or an array is not of plain numbers, is larger than `limit` or has not the size in its
+        header.
     """
     with convert_errors(name), zipfile.ZipFile(stream) as archive:
         held = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
@@ -31,11 +32,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: 
     refuse_bomb(member, name, limit)
     with archive.open(member) as packed:
         stream = BoundedReader(packed, limit, name)
-        # Version 1.0 limits a header to 64 KB, and is what numpy.savez writes for plain arrays.
+        # Only version 1.0, which limits headers to 64 KB; numpy.savez writes plain arrays in it.
         if np.lib.format.read_magic(stream) != (1, 0):  # pyright: ignore[reportArgumentType]
             raise UserError(f"{name}: is no plain array")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # pyright: ignore[reportArgumentType]
-        # Kind O would be unpickled, V may hold objects in its fields.
+        # Kind O (objects) would be unpickled, and V (structured) may have fields of objects.
         if dtype.kind not in "biuf":
             raise UserError(f"{name}: is of dtype {dtype}; only plain numbers are admitted")
         length = math.prod(shape) * dtype.itemsize

@@ -1,8 +1,8 @@
 """Reads pickled batches of arrays without executing code from the pickle.
 
-A pickle can call any function of any module. Here only the few names that numpy's arrays need are admitted, and they
-resolve to small functions of this module: numpy's own trust their arguments, and a forged dtype makes them read memory
-out of bounds.
+A pickle can call any function of any module. Here only the few names that numpy arrays need are admitted, and they
+resolve to small functions of this module: numpy's own functions trust their arguments, and a forged dtype makes them
+read memory out of bounds.
 """
 
 import math
@@ -18,8 +18,8 @@ from diffenc.errors import UserError
 from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import Stream, convert_errors
 
-# Sets hash their items, which may take exponential time (see `_keyed`). No array needs them, nor integers of
-# more than 255 bytes, which LONG4 is for.
+# Sets hash their items, which may take exponential time (see `_keyed`). Arrays need neither sets nor LONG4, the
+# operation for integers of more than 255 bytes.
 _REFUSED = {operation[0] for operation in (pickle.LONG4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
 _KEYS = {  # where on the stack the keys are that an operation hashes
     pickle.SETITEM[0]: slice(-2, -1),
@@ -32,12 +32,12 @@ _MAX_OPERATIONS = 2**20  # official batches take 130,000; each can make an objec
 
 
 def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
-    """Returns the dictionary pickled in `stream` by Python 2 or 3: keys as str, arrays and lists of arrays as numpy's.
+    """Returns the dictionary pickled in `stream` by Python 2 or 3, with keys as str and numpy arrays or lists of them as values.
 
-    Other values keep the type they have in the pickle (a str of Python 2 becomes bytes).
+    Other values keep their type in the pickle (a str of Python 2 becomes bytes).
 
     Args:
-      limit: the most bytes to read; the objects take at most twice as many, and 100 MB.
+      limit: maximal number of bytes read; the objects take at most twice as many, plus 100 MB.
 
     Raises:
       UserError: the pickle names another global, is damaged or exceeds a limit; the message begins with `name`.
@@ -53,9 +53,10 @@ def load(stream: Stream, name: str, limit: int) -> dict[str, Any]:
 
 
 class Unpickler(pickle._Unpickler):
-    """Unpickler that admits the globals in `known` alone.
+    """Unpickler that admits only the globals in `known`.
 
-    Derived from the one in Python: the one in C allocates gigabytes for a damaged byte (an index sizes its memo).
+    Derived from Python's pure Python unpickler: the C one can allocate gigabytes for one damaged byte (an index determines
+    the size of its memo).
     """
 
     read: Callable[[int], bytes]
@@ -64,28 +65,28 @@ class Unpickler(pickle._Unpickler):
     def __init__(
         self, stream: Stream, name: str, limit: int, known: Mapping[tuple[str, str], Callable[..., Any]]
     ):
-        """`known` has a stand-in for each global by module and name; `name` is the name of the file in messages."""
-        # Strings of Python 2 hold arrays' bytes: they must not be decoded.
+        """`known` has a replacement for each global, by module and name; `name` is the name of the file in messages."""
+        # Strings of Python 2 contain the bytes of arrays: they must not be decoded.
         super().__init__(stream, encoding="bytes")  # pyright: ignore[reportArgumentType]
         self._name = name
         self._known = known
         self._left = limit  # bytes that may be encoded
-        # A table of this instance's own: the inherited one belongs
-        # to the class, and so to every pickle in the process.
+        # The instance gets its own table: the inherited one belongs to
+        # the class, and would change every unpickler in the process.
         own = {pickle.BYTEARRAY8[0]: type(self)._load_bytearray}
         own |= {operation: _keyed(self.dispatch[operation], keys) for operation, keys in _KEYS.items()}
-        # An operation that is missing from the table is a KeyError, which becomes a UserError in `load`.
+        # An operation missing from the table raises KeyError, which becomes a UserError in `load`.
         admitted = {operation: load for operation, load in self.dispatch.items() if operation not in _REFUSED}
         self.dispatch = _Counted(admitted | own)  # pyright: ignore[reportAttributeAccessIssue] - this pickle's own
 
     def _load_bytearray(self) -> None:
-        """Reads a bytearray; the inherited method allocates as many bytes as are claimed."""
-        # self.read is bounded by what the stream has.
+        """Reads a bytearray; the inherited method allocates the length in the header before reading."""
+        # self.read allocates no more than the stream has.
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
     def _encode(self, value: Any, encoding: Any) -> bytes:
-        """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocol 2. A pickle may encode one text many times."""
+        """Replaces `_codecs.encode`, with which Python 3 writes bytes in protocol 2; bounds the total, as texts may recur."""
         if decode_text(encoding) != "latin1":
             raise ValueError(f"encoding {short_repr(encoding)}")
         self._left -= len(value)
@@ -94,7 +95,7 @@ class Unpickler(pickle._Unpickler):
         return value.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        # Stateful, since it counts: so it is a method, and not in the table of known globals.
+        # `_encode` counts bytes per instance, so it is a method, and not in the table of known globals.
         if (module, name) == ("_codecs", "encode"):
             return lambda value, encoding: self._encode(value, encoding)
         known = self._known.get((module, name))
@@ -106,9 +107,9 @@ class Unpickler(pickle._Unpickler):
 
 
 def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """Wraps `load`, an operation that hashes the stack's items at `keys` as keys of a dictionary, to admit text alone.
+    """Wraps `load`, an operation that hashes the stack's items at `keys` as keys of a dictionary, to admit only text as keys.
 
-    A pair of a pair of a pair ..., each holding the same one twice, takes a few bytes, and hashing it exponential time.
+    Nested pairs, each with the same pair twice, take a few bytes in the file, and exponential time to hash.
     """
 
     def checked(unpickler: Any) -> None:
@@ -121,7 +122,7 @@ def _keyed(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
 
 
 class _Counted(dict):
-    """Table of a pickle's operations that counts look-ups, and refuses more than _MAX_OPERATIONS."""
+    """Table of pickle operations that counts look-ups, and refuses more than _MAX_OPERATIONS."""
 
     def __init__(self, operations: dict[int, Any]):
         super().__init__(operations)
@@ -135,11 +136,11 @@ class _Counted(dict):
 
 
 class _Dtype:
-    """Stands for numpy.dtype: plain numbers only."""
+    """Replaces numpy.dtype; plain numbers only."""
 
     def __init__(self, spec: Any, align: Any = False, copy: Any = True):
         del align, copy
-        # Plain numbers of fixed size: nothing with object pointers, strings or fields.
+        # Numbers of fixed size: no object pointers, strings or fields.
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", decode_text(spec)):
             raise ValueError(f"dtype {short_repr(spec)} is not a plain number")
         self.dtype = np.dtype(decode_text(spec))
@@ -152,7 +153,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray; `array` is set with the state."""
+    """Replaces numpy.ndarray; `array` is set with the state."""
 
     array: np.ndarray
 
@@ -175,14 +176,14 @@ def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise ValueError("an array without bytes or dtype")
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(is_size, shape)):
         raise ValueError("a shape that no array has")
-    # prod of Python integers cannot overflow, as numpy's own check could.
+    # math.prod of Python integers cannot overflow, as a product in numpy could.
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise ValueError(f"{len(raw)} bytes for an array {shape} of {dtype.dtype}")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
 def is_size(size: Any) -> bool:
-    """Whether `size` can be that of an array's axis."""
+    """Whether `size` is a valid size of an array's axis."""
     return type(size) is int and 0 <= size < 2**31
 
 

@@ -1,9 +1,9 @@
 """Reads tensors from untrusted files written by torch.save, without torch and without executing code from the file.
 
-Not `torch.load(weights_only=True)`: the wheel of torch for Linux takes 540 MB, its CUDA packages gigabytes more.
+Not `torch.load(weights_only=True)`: the wheel of torch for Linux takes 540 MB, and its CUDA packages gigabytes more.
 
 Both formats are read: the archive (since PyTorch 1.6), a zip file with a pickle that refers to storages by name,
-each a member of its own; and the one before it, five pickles followed by all storages.
+each a separate member; and the older format, five pickles followed by all storages.
 """
 
 import math
@@ -58,7 +58,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ordered(dict):
-    """Stands for collections.OrderedDict; the attributes that torch gives a state dict are dropped."""
+    """Replaces collections.OrderedDict; the attributes that torch adds to a state dict are dropped."""
 
     def __init__(self):
         super().__init__()
@@ -71,10 +71,10 @@ def load(path: Path, limit: int) -> dict[str, np.ndarray]:
     """Returns the dictionary of tensors (a state dict) in the file `path`, as numpy arrays.
 
     Args:
-      limit: the most bytes that all tensors may take together, or that may be read.
+      limit: maximal number of bytes of all tensors together, and of the file's content.
 
     Raises:
-      UserError: no such file, it is damaged, or it holds anything but a dictionary of tensors.
+      UserError: the file does not exist, is damaged, or contains anything but a dictionary of tensors.
     """
     name = str(path)
     with convert_errors(name), open(path, "rb") as stream:
@@ -93,7 +93,7 @@ def _read_archive(
     with zipfile.ZipFile(stream) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [member for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
-        # torch.save puts everything into one folder of the archive, whatever its name.
+        # torch.save writes all members to one folder of the archive, with any name.
         if len(pickles) != 1:
             raise UserError(f"{name}: is a zip file that torch.save did not write")
         root = pickles[0].removesuffix("data.pkl")
@@ -111,7 +111,7 @@ def _read_archive(
         storages, left = {}, limit
         for storage in named.values():
             raw = read(f"{root}data/{storage.key}", left)
-            # The budget is common to all storages: many small ones cannot exceed it together.
+            # All storages share one limit, so that many small ones cannot exceed it together.
             left -= len(raw)
             storages[storage.key] = _numbers(raw, storage, swapped)
         return tensors, storages
@@ -140,7 +140,7 @@ def _plain(stream: Stream, name: str) -> Any:
 
 
 def _unpickle(stream: Stream, name: str, limit: int) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
-    """Reads the dictionary of tensors, and all storages that it names."""
+    """Reads the dictionary of tensors, and the descriptions of all storages that it refers to."""
     unpickler = _Unpickler(BoundedReader(stream, limit, name), name, limit)
     found = unpickler.load()
     if not isinstance(found, dict):
@@ -161,7 +161,7 @@ class _Unpickler(Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Returns the storage of ("storage", type, key, device, number of numbers) and, in older files, its view."""
+        """Returns the storage of ("storage", type, key, device, number of numbers) and, in older files, a view (must be None)."""
         kind, make_dtype, key, _, numel, *view = pid
         if decode_text(kind) != "storage" or not is_size(numel) or any(part is not None for part in view):
             raise ValueError("a reference to something other than a storage")
@@ -169,7 +169,7 @@ class _Unpickler(Unpickler):
         if not isinstance(dtype, np.dtype):
             raise ValueError("a storage of an unknown type")
         storage = _Storage(decode_text(key), dtype, numel)
-        # Tensors may share a storage, as tied weights do; its description must then be the same.
+        # Tensors such as tied weights may share a storage; its description must then be the same.
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"storage {short_repr(storage.key)} is described in two ways")
         return storage
@@ -191,7 +191,7 @@ def _arrays(
     for key, (storage, offset, shape, strides) in tensors.items():
         flat = storages[storage.key]
         count = math.prod(shape)
-        # Before the copy: strides of 0 make a tensor of any size from a single number.
+        # Checked before the copy: with strides of 0 a single number can make a tensor of any size.
         left -= count * flat.itemsize
         if left < 0:
             raise ValueError("tensors larger than the file may be")
@@ -205,7 +205,7 @@ def _arrays(
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
-    """Stands for torch's functions that make a tensor; whether it has a gradient, and hooks, are dropped."""
+    """Replaces torch's functions that construct a tensor; `requires_grad` and hooks are dropped."""
     del rest
     sizes = (shape, strides)
     if not isinstance(storage, _Storage) or not all(isinstance(one, tuple) for one in sizes):

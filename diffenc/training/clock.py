@@ -25,12 +25,12 @@ class Clock:
         self.start()
 
     def start(self, step: int = 0) -> None:
-        """Starts the time of the whole run, which resumes after `step` steps."""
+        """Starts the clock of the whole run, which starts or resumes after `step` steps."""
         self._first_step, self._began = step, time.monotonic()
         self.restart()
 
     def seconds_left(self, step: int, num_steps: int) -> float:
-        """Returns how long the steps after `step` will take at the mean rate since `start`, pauses included."""
+        """Returns the seconds that the steps after `step` will take at the mean rate since `start`, pauses included."""
         rate = (time.monotonic() - self._began) / (step - self._first_step)
         return rate * (num_steps - step)
 

@@ -1,8 +1,9 @@
-"""--mode=fit_ode: a second head of a trained run, which makes its probability-flow ODE that of its SDE.
+"""--mode=fit_ode: a second head of a trained run, with which its probability-flow ODE has the marginals of its SDE.
 
-The bound determines G value + slope alone, and a single head spends itself on it. A second network is fitted to what the value lacks,
-by plain denoising of x_phi with everything that was trained stopped: the mean square of (value - x_phi) / sigma, that of v. Its
-minimiser is E[x_phi | z], and what the value gains is taken from the slope, so that bound and ancestral samples stay as they are.
+The bound determines only the sum G value + slope, and a single trained head fits that sum, not the value on its own. Here a
+second network is fitted to a correction of the value by denoising x_phi, with the gradients of all trained parameters stopped.
+The loss is the mean square of (value - x_phi) / sigma, which is that of v. Its minimiser is value = E[x_phi | z]. The
+correction of the value is compensated in the slope, so that the bound and ancestral samples do not change.
 """
 
 from functools import partial
@@ -45,8 +46,8 @@ class ValueLosses(NamedTuple):
     """Means over a batch of the squares of (value - x_phi) / sigma, per dimension.
 
     Attributes:
-      head: with the second head.
-      one_head: of the value that was trained.
+      head: loss with the second head.
+      one_head: loss of the trained head alone.
     """
 
     head: Float[Array, ""]
@@ -54,7 +55,7 @@ class ValueLosses(NamedTuple):
 
 
 class HeadState(NamedTuple):
-    """What the fit carries from step to step."""
+    """The state of the fit: step number, parameters, their moving average, and the optimizer's state."""
 
     step: Int[Array, ""]
     head: Params
@@ -66,7 +67,7 @@ class HeadState(NamedTuple):
 def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Fits a second head to the averaged parameters in `fit.head_steps` steps, writes it to the workdir; returns its record.
 
-    It sees all images of train, with batch size, optimizer and average as in training.
+    The fit uses the train split, with the batch size, optimizer and EMA decay of training.
 
     Raises:
       UserError: there is no run, or its ODE needs no head or cannot have one.
@@ -80,6 +81,7 @@ def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "needs no second head"
         )
     head, losses = fit_head(experiment, mesh, ema)
+    # The mean over the last tenth of the steps: the loss of a single batch is noisy.
     last = losses[-max(1, num_steps // 10) :].mean(axis=0)
     record = {
         "value_loss": float(last[0]),
@@ -89,7 +91,7 @@ def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         second_heads.ORIGIN: {**fitted_chains.fit_origin(experiment, step), "head_steps": num_steps},
     }
     wanted = name_leaves(abstract_head(experiment.model, experiment.dataset.image_shape))
-    # in float32 also where the fit was in float64, as checkpoints are
+    # In float32 even if the fit was in float64, as in checkpoints.
     arrays = {name: np.asarray(leaf).astype(wanted[name].dtype) for name, leaf in name_leaves(head).items()}
     second_heads.save_head(workdir, arrays, record)
     logging.info(
@@ -100,7 +102,7 @@ def fit_ode(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
 
 def check_fittable(experiment: Experiment) -> None:
-    """Raises UserError if the run has a second head already, or was trained at T steps, which need another."""
+    """Raises UserError if the run has a second head already, or was trained at T steps, where G value + slope is another sum."""
     mean = experiment.model.generative_mean
     if mean.learns_value:
         raise UserError(
@@ -180,9 +182,9 @@ def compile_head_step(experiment: Experiment, mesh: Mesh) -> Any:
 def value_losses(
     model: Model, num_levels: int, params: Params, images: Images, key: Key, head: Params
 ) -> tuple[Float[Array, ""], ValueLosses]:
-    """Returns the loss of a second network with parameters `head`, and it beside that of one head, with times and noise drawn by `key`.
+    """Returns the loss of a second network with parameters `head`, and `ValueLosses`, with times and noise drawn by `key`.
 
-    No dropout.
+    Without dropout.
     """
     context, draws = Context(images.condition), draw_noise(key, images.levels.shape)
     encode = model.prepare(params, scale_pixels(images.levels, num_levels), context)
@@ -192,5 +194,6 @@ def value_losses(
         error, _ = model.estimate_error(params, step, draws.eps, context)
         return jnp.mean(sum_squares(error.value) / sigma_squared(step.log_snr)) / step.x_phi[0].size
 
+    # Both at the same times and noise, so that their difference has little variance.
     both = ValueLosses(loss(with_value_head(model), with_head_params(params, head)), loss(model, params))
     return both.head, both

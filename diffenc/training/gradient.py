@@ -20,11 +20,12 @@ from diffenc.training import schedule_objective
 from diffenc.training.trained_bound import TrainedBound
 
 Scalar = Float[Array, ""]
+# Not 0 and 1: with JAX's partitionable threefry, fold_in(key, i) equals split(key)[i].
 DROP_STREAM, ENDS_STREAM = 2, 3  # folded into a key whose split into two keys is used as well
 
 
 class Microbatch(NamedTuple):
-    """Images, and all random numbers in their loss.
+    """Images, and all random numbers that their loss depends on.
 
     Attributes:
       network_condition: the condition passed to the network, after dropout of conditions; None = that of the images.
@@ -43,11 +44,11 @@ class BatchGradient(NamedTuple):
     """The gradient of a batch's losses.
 
     Attributes:
-      gradient: of the mean of -ELBO in bits/dim plus those of the auxiliary losses, shaped like the parameters.
-      terms: means of -ELBO in bits/dim.
+      gradient: of the mean of -ELBO in bits/dim plus the means of the auxiliary losses, shaped like the parameters.
+      terms: means of the terms of -ELBO in bits/dim.
       auxiliary: means of the auxiliary losses, by name.
       draws: the times of the images, and their noise.
-      diffusion: each image's diffusion loss in nats, times the weight of its time.
+      diffusion: the diffusion loss of each image in nats, times the importance weight of its time.
     """
 
     gradient: Params
@@ -78,40 +79,41 @@ def batch_gradient(
     key: Key,
     mesh: Mesh,
 ) -> BatchGradient:
-    """Returns the gradient of a batch's losses, and what it comes from; with dropout.
+    """Returns the gradient of a batch's losses, and the losses and draws that it was computed from; with dropout.
 
-    Each device takes its own images in `Experiment.microbatches` microbatches, one after the other, so that only the
-    activations of one take memory. The devices' gradients are summed once, at the end. Times, noise, dropout masks and
-    dropped conditions are those of the undivided batch, and so are the images at the ends where their stride is. The
-    losses at the ends of time are those of one image in `find_ends_stride`, others each step: an unbiased estimate of the
-    batch's. The gradient with respect to the interior of a learned schedule is in continuous time that of its own
-    objective (`diffenc.training.schedule_objective`).
+    Each device processes its images in `Experiment.microbatches` microbatches, one after the other, so that only the
+    activations of one microbatch are in memory. The gradients of the devices are summed once, at the end. Times, noise,
+    dropout masks and dropped conditions do not depend on the division into devices and microbatches; nor do the images
+    chosen for the losses at the ends of time, as long as the stride is the same. These losses are computed for one image
+    in `find_ends_stride`, at an offset drawn in each step: an unbiased estimate of their mean over the batch. In continuous
+    time the gradient with respect to the interior of a learned schedule is that of its own objective
+    (`diffenc.training.schedule_objective`).
 
     Args:
       params: sharded over `mesh` by `diffenc.parallel.param_sharding`; the gradient is sharded likewise.
-      bound: that of the experiment (`diffenc.training.trained_bound`).
-      sample_times: as `draw_noise` has it.
+      bound: the bound of the experiment (`diffenc.training.trained_bound`).
+      sample_times: as for `draw_noise`.
       images: sharded over all of `mesh`.
     """
     # All random numbers are drawn here, for the whole batch, and then sharded as images are: inside of
     # shard_map they would depend on the number of devices.
     draw_key, dropout_key = jax.random.split(key)
-    # A stream of its own (see DROP_STREAM): conditional and
+    # A separate stream (see DROP_STREAM), so that conditional and
     # unconditional models draw the same times and noise.
     share, drop_key = experiment.model.conditioning.drop, jax.random.fold_in(key, DROP_STREAM)
     shape = images.levels.shape
-    # Within a device's share of a microbatch, for shapes must
-    # be the same on all devices and in all microbatches.
+    # The stride divides each device's part of a microbatch, since shapes
+    # must be the same on all devices and in all microbatches.
     stride = find_ends_stride(shape[0] // (experiment.microbatches * mesh.size), experiment.ends_stride)
     network_condition = conditioning.drop_condition(images.condition, share, drop_key)
-    # A key per image, so that its mask does not depend on
-    # the others of its batch or on the device it lies on.
+    # A key per image, so that its dropout mask depends neither on
+    # other images of the batch nor on the image's device.
     dropout_keys = jax.random.split(dropout_key, shape[0])
     # eps_0 is drawn for the images at the ends alone.
     draws = draw_noise(draw_key, shape, sample_times, shape[0] // stride)
     batch = Microbatch(images, network_condition, draws, dropout_keys)
-    # A random offset: a fixed one would leave out the same positions in every batch. That each is equally
-    # likely makes the mean over the chosen images an unbiased estimate of that over all.
+    # A random offset: a fixed one would leave out the same positions in every batch. All offsets are equally
+    # likely, which makes the mean over the chosen images an unbiased estimate of the mean over all.
     first = jax.random.randint(jax.random.fold_in(key, ENDS_STREAM), (), 0, stride)
     specs = param_sharding.specs_of(params, experiment.mesh)
     over_devices = jax.shard_map(
@@ -126,13 +128,13 @@ def batch_gradient(
     gradient, (means, auxiliary), diffusion = over_devices(params, batch, first)
     weight = batch.draws.weight
     # Outside of shard_map and after all microbatches: this objective is a quotient of means over the whole
-    # batch, which is no sum over parts of it. It uses the values of the losses alone, so no second pass of
-    # the network. Division by `weight` gives l(t) back.
+    # batch, which is not a sum over parts of it. It uses only the values of the losses, so it needs no second
+    # pass of the network. Division by `weight` recovers l(t).
     interior_gradient = jax.grad(schedule_objective.interior_objective, argnums=1)(
         bound.model.schedule, params["schedule"], batch.draws.t, diffusion / weight, weight
     )
-    # A learned interior has no gradient from the bound in
-    # continuous time, and its ends none from this: no double count.
+    # No double counting: in continuous time the bound has no gradient with
+    # respect to the interior, and this objective none with respect to the ends.
     schedule = jax.tree.map(jnp.add, gradient["schedule"], interior_gradient)
     return BatchGradient({**gradient, "schedule": schedule}, means, auxiliary, batch.draws, diffusion)
 
@@ -159,10 +161,10 @@ def _device_gradient(
     mean = jax.tree.map(lambda total: total / (experiment.microbatches * num_devices), summed)
     # 3. One collective per step, not one per microbatch; under fsdp each device keeps its shard of the sum.
     gradient = param_sharding.sum_over_devices(mean, specs)
-    # Accumulated in float32, and stored as the parameters are, which optimizers expect.
+    # Accumulated in float32, but returned in the parameters' dtype, as optimizers expect.
     gradient = jax.tree.map(lambda leaf, total: total.astype(leaf.dtype), params, gradient)
     # 4. Losses of all microbatches as one batch, in the order
-    # of this device's images; the log's means are global.
+    # of this device's images; logged means are over all devices.
     losses = merge_microbatches(losses)
     means = jax.lax.pmean(mean_losses(losses, batch.images.levels[0].size), AXES)
     return gradient, means, losses.bound.diffusion
@@ -171,7 +173,7 @@ def _device_gradient(
 def find_ends_stride(images: int, ends_stride: int) -> int:
     """Returns k: training computes the losses at the ends of time for one image in k.
 
-    The largest number up to `ends_stride` by which `images`, a device's part of a microbatch, divide.
+    The largest divisor, up to `ends_stride`, of `images`, the number of images in a device's part of a microbatch.
     """
     # 1 always divides: then the losses at the ends are those of all images.
     return max(k for k in range(1, ends_stride + 1) if images % k == 0)
@@ -179,7 +181,7 @@ def find_ends_stride(images: int, ends_stride: int) -> int:
 
 def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:
     """Returns entries `first`, `first` + `stride`, ... of arrays [B, ...], B a multiple of `stride`."""
-    # A reshape and one dynamic index in place of a gather by a computed list of rows.
+    # A reshape and one dynamic index instead of a gather with computed row indices.
     return jax.tree.map(lambda leaf: leaf.reshape(-1, stride, *leaf.shape[1:])[:, first], images)
 
 
@@ -195,17 +197,18 @@ def merge_microbatches(microbatches: Any) -> Any:
 
 def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[Params, Losses]:
     """Returns the sum of the gradients of stacked microbatches in float32, and their losses, stacked."""
-    # grad, not value_and_grad: the value is the mean of what is returned beside it.
+    # grad, not value_and_grad: the value is the mean of the losses, which are returned as aux.
     compute_gradient = jax.grad(loss, has_aux=True)
 
     def add_gradient(total: Params, microbatch: Microbatch) -> tuple[Params, Losses]:
-        # all but the keys, which are small, wait for the sum so far: unrolled, microbatches would else overlap in memory
+        # Everything but the keys, which are small, waits for the sum so far: otherwise the activations of unrolled
+        # microbatches could be in memory at the same time.
         images, network_condition, draws = unroll.after(total, microbatch[:-1])
         microbatch = Microbatch(images, network_condition, draws, microbatch.keys)
         gradient, losses = compute_gradient(params, microbatch)
         return jax.tree.map(jnp.add, total, gradient), losses
 
-    # float32 whatever the networks compute in: a bfloat16 sum would drop small contributions.
+    # float32 regardless of the networks' compute dtype: a bfloat16 sum would lose small contributions.
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return unroll.scan(add_gradient, zeros, microbatches)
 
@@ -213,7 +216,7 @@ def _accumulate(loss: Loss, params: Params, microbatches: Microbatch) -> tuple[P
 def _loss(
     bound: TrainedBound, num_levels: int, select_ends: SelectImages, params: Params, microbatch: Microbatch
 ) -> tuple[Scalar, Losses]:
-    """Returns what a microbatch's gradient is of, and its losses, -ELBO in nats: of each image, or of those at the ends."""
+    """Returns the scalar to differentiate, and a microbatch's losses, -ELBO in nats per image (end losses: of chosen images)."""
     (levels, condition), network_condition, draws, keys = microbatch
     losses = bound.model.losses(
         params,
@@ -227,13 +230,13 @@ def _loss(
         select_ends=select_ends,
     )
     means = mean_losses(losses, levels[0].size)
-    # The auxiliary losses have weight 1: their parameters have no
-    # gradient of the bound, so no weight would trade one for the other.
+    # The auxiliary losses have weight 1: the bound has no gradient with respect
+    # to their parameters, so a weight would not trade one against the other.
     return sum(jax.tree.leaves(means.auxiliary), means.bound.total), losses
 
 
 def mean_losses(losses: Losses, num_dims: int) -> Losses:
-    """Returns the means over images, -ELBO in bits/dim in place of nats."""
-    # Each term by its own mean: the ends have fewer entries than the diffusion loss, and no weights.
+    """Returns the means over images, with -ELBO in bits/dim instead of nats."""
+    # A mean per term: the losses at the ends have fewer entries than the diffusion loss, and no weights.
     means = jax.tree.map(jnp.mean, losses)
     return means._replace(bound=jax.tree.map(lambda nats: bits_per_dim(nats, num_dims), means.bound))

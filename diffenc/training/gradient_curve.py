@@ -1,10 +1,11 @@
-"""The running curve of the gradient's size over time, by which a time sampler draws the times of training.
+"""The running curve of the gradient's norm over time, from which a time sampler derives the density of training times.
 
-Drawing times by the size of the loss serves the network, whose output that loss is of, and may harm the encoder, whose
-gradient also comes through z and through its slope. Here the gradient itself is measured: every `MEASURE_EVERY` steps, for
-`MEASURED_IMAGES` images one by one, at times spread evenly. The variance of the mean over draws of density p is
-int E|g_t|^2 / p dt, least for p proportional to the root of E|g_t|^2. The encoder's gradient and that of all other parts are
-weighed against each other, each by its share in its own integral, so that their scales do not matter: `SHARES`.
+Drawing times by the size of the loss reduces the variance of the network's gradient, but may increase that of the encoder's,
+which also comes through z and through the encoder's slope. Here the gradient itself is measured: every `MEASURE_EVERY` steps,
+for `MEASURED_IMAGES` images one by one, at times spread evenly. The second moment of the gradient estimated at times with
+density p is int E|g_t|^2 / p dt, minimal for p proportional to the square root of E|g_t|^2. The squared gradients of the encoder
+and of all other parts are each divided by their mean over time, so that their scales do not matter, and added with the weights
+`SHARES`.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,8 @@ MEASURE_EVERY = 20
 MEASURED_IMAGES = 16
 DECAY = 0.95  # of a measurement with each one after it
 PRIOR_COUNT = 1.0  # draws of the mean over all bins that each bin is given: a bin has few of its own at first
-# By these the network has nearly what it could have alone, and the encoder no more variance than with uniform times
-# (experiments/benchmark.md).
+# With these weights the variance of the network's gradient is nearly as low as it can be, and that of the encoder's no
+# higher than with uniform times (experiments/benchmark.md).
 SHARES = {"encoder": 0.15, "others": 0.85}
 
 Scalar = Float[Array, ""]
@@ -52,8 +53,8 @@ class GradientCurve(NamedTuple):
     """Decaying sums over the measurements of a run, in equal bins of t.
 
     Attributes:
-      squares: of the norm of an image's gradient, (bits/dim)^2, of each group of `SHARES`.
-      counts: of images.
+      squares: sums of the squared norm of an image's gradient, (bits/dim)^2, by group of `SHARES`.
+      counts: numbers of images.
     """
 
     squares: dict[str, Float[Array, " bins"]]
@@ -61,12 +62,12 @@ class GradientCurve(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Images that are measured at once, one of each device.
+    """Images that are measured at once, one per device.
 
     Attributes:
-      number: of the image in its measurement, which decides on its draws.
+      number: number of the image within its measurement, which determines its noise and dropout mask.
       t: its time.
-      weight: 1; 0 for one that only fills up the last turn.
+      weight: 1; 0 for an image that only fills up the last turn.
     """
 
     number: Int[Array, " b"]
@@ -83,29 +84,29 @@ def begin_gradient_curve() -> GradientCurve:
 
 
 def gradient_sizes(curve: GradientCurve) -> Float[Array, " bins"]:
-    """Returns the root mean square of the gradient's size, groups weighed against each other; before a measurement 1."""
+    """Returns the root mean square of the gradient's norm in each bin, groups weighted by `SHARES`; 1 before any measurement."""
 
     def share(squares: Float[Array, " bins"]) -> Float[Array, " bins"]:
-        """Returns the group's mean square in each bin over that of all; 0 for a group that has no gradient."""
+        """Returns the group's mean square in each bin over its mean of all bins; 0 for a group without a gradient."""
         total = jnp.sum(squares)
         overall = total / jnp.maximum(jnp.sum(curve.counts), 1)
-        # Shrunk towards the overall mean: a bin has seen few gradients
-        # at first, and a single small one would make its times rare.
+        # Shrunk towards the overall mean: a bin has few measurements at
+        # first, and a single small one would make its times rare.
         means = (squares + PRIOR_COUNT * overall) / (curve.counts + PRIOR_COUNT)
-        # Over the mean, so that each group's shape counts and
-        # its scale does not. The inner where keeps 0 / 0 out.
+        # Divided by the mean, so that each group's shape counts and
+        # its scale does not. The inner where avoids 0 / 0.
         return jnp.where(total > 0, means / jnp.where(total > 0, jnp.mean(means), 1.0), 0.0)
 
     shares = sum(SHARES[group] * share(squares) for group, squares in curve.squares.items())
-    # The density of least variance is proportional to the root of the mean square.
+    # The density of least variance is proportional to the square root of the mean square.
     return jnp.sqrt(jnp.where(jnp.any(shares > 0), shares, 1.0))
 
 
 class GradientMeasurement:
-    """Measures the size of the gradient on train images: one of each device at a time.
+    """Measures the norm of the gradient of train images, one image per device at a time.
 
-    In a loop of the compiled step, XLA would take gradients of convolutions many times longer on a CPU; for several images
-    in one go, each would take the memory of the parameters.
+    Not in a loop inside the compiled step: on a CPU, XLA computes gradients of convolutions many times slower there. Not
+    several images at once: the gradient of each takes as much memory as the parameters.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh):
@@ -120,21 +121,21 @@ class GradientMeasurement:
         """
         mesh, count = self._mesh, MEASURED_IMAGES
         # A function of (seed, step) alone: a resumed run measures the same images at the same times, and
-        # every process of a run draws the same index without communication.
+        # every process of a run draws the same indices without communication.
         random = np.random.default_rng((self._experiment.seed, step))
         index = random.choice(len(self._source), count, replace=count > len(self._source))
-        # Stratified: one time in each of `count` equal parts, moved by one common offset.
+        # Stratified: one time in each of `count` equal parts of [0, 1), all shifted by one common offset.
         times = ((random.random() + np.arange(count)) / count).astype(np.float32)
         key = jax.random.fold_in(root_key(self._experiment.seed, "gradient_curve"), step)
         add, decay = _compiled_add(self._experiment, mesh), _compiled_decay(mesh)
-        # Once per measurement, before its turns: all images of a measurement have the same weight.
+        # Once per measurement, before its turns, so that all images of a measurement have the same weight.
         curve = decay(curve)
         # A host loop over one compiled program; each turn adds
         # to the sums on the device, and none is waited for.
         for first in range(0, count, mesh.size):
-            # An image's number alone decides on its draws, so that they are the same on any number of devices.
+            # An image's draws depend on its number alone, so that they are the same on any number of devices.
             number = first + rows_here(mesh, mesh.size)
-            # The last turn may be filled up, by images of no weight.
+            # The last turn is filled up with images of weight 0.
             image, weight = number % count, (number < count).astype(np.float32)
             batch = self._source.__getitems__(index[image])
             # Each process loads only the rows of its own devices.
@@ -168,7 +169,7 @@ def add_gradients(
     rows: Rows,
     key: Key,
 ) -> GradientCurve:
-    """Returns the curve with the gradients of `images`, one of each device."""
+    """Returns the curve with the gradients of `images`, one per device."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(rows.number)
     noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     eps = jax.vmap(lambda key: jax.random.normal(key, images.levels.shape[1:]))(noise_keys)
@@ -182,11 +183,11 @@ def add_gradients(
     )
     # The noise in z_0 serves the losses at the ends, which are not differentiated.
     draws = Draws(rows.t, eps, eps, jnp.ones_like(rows.t))
-    # One image a device, so that the gradient within shard_map is that of
-    # a single image: the norm of a batch's gradient would not tell E|g|^2.
+    # One image per device, so that the gradient within shard_map is that of
+    # a single image: the norm of a batch's gradient does not determine E|g|^2.
     norms = over_devices(params, images, draws, dropout_keys)
     in_bins = jax.nn.one_hot(step_index(rows.t, BINS), BINS) * rows.weight[:, None]  # [B, bins]
-    # sums of products, not a matrix product, whose factors a TPU would round
+    # Sums of products, not a matrix product: by default a TPU rounds its factors to bfloat16.
     squares = {
         group: curve.squares[group] + jnp.sum(norms[group][:, None] * in_bins, axis=0) for group in SHARES
     }
@@ -202,7 +203,7 @@ def _squared_norms(
     draws: Draws,
     keys: ImageKeys,
 ) -> dict[str, Float[Array, " 1"]]:
-    """Returns the squared norm of the gradient of one image's losses but those at the ends, of each group of `SHARES`."""
+    """Returns the squared norm of the gradient of one image's losses, without those at the ends, by group of `SHARES`."""
 
     def loss(params: Params) -> Scalar:
         losses = bound.model.losses(
@@ -214,7 +215,7 @@ def _squared_norms(
             keys=keys,
             step_rule=bound.rule_of(params),
         )
-        # Weight 1, no end losses: g_t is what a draw at time t contributes before its importance weight.
+        # Weight 1, no end losses: g_t is the contribution of a draw at time t before its importance weight.
         diffusion = bits_per_dim(losses.bound.diffusion, images.levels[0].size)
         return jnp.sum(sum(losses.auxiliary.values(), diffusion))
 

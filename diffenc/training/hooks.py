@@ -30,10 +30,10 @@ class Hook(abc.ABC):
     """Work between two training steps.
 
     Attributes:
-      name: the name that checkpoints record it by.
+      name: the name under which checkpoints record it.
       every: steps between two calls; 0 = only after the last step.
-      can_be_owed: whether a run that stops before the hook has run records it in its checkpoint, and a resumed run
-        does it first.
+      can_be_owed: whether a run that stops before the hook has run records it in its checkpoint, so that a resumed run
+        runs the hook first.
     """
 
     name: str
@@ -48,10 +48,10 @@ def make_hooks(experiment: Experiment, mesh: Mesh, files: RunFiles) -> tuple[Hoo
     """Returns the hooks of a run in the order in which they are called after a step.
 
     The log row comes first because it empties the sums that a checkpoint would carry; the checkpoint comes last, so
-    that it has what the others changed.
+    that it contains the changes of the other hooks.
 
     Raises:
-      UserError: evaluation or sampling asks for what must be fitted to a trained run.
+      UserError: evaluation or sampling needs a part that can only be fitted to a trained run.
     """
     hooks: list[Hook] = [Log(experiment, mesh)]
     # Before evaluation and samples, and always before the checkpoint, which carries the curve.
@@ -65,7 +65,7 @@ def make_hooks(experiment: Experiment, mesh: Mesh, files: RunFiles) -> tuple[Hoo
 
 
 class Log(Hook):
-    """Writes means since the last row, rates, and how long the run will take."""
+    """Writes means since the last row and rates; logs the time left."""
 
     name = "log"
 
@@ -79,7 +79,7 @@ class Log(Hook):
         # Before anything is fetched or written: another process may have taken over or moved the workdir.
         session.files.check_claim()
         row, session.state = fetch_row(session.state, self._mesh)
-        # Checkpoints are written in the background; this is where an error of theirs comes up in the loop.
+        # Checkpoints are written in the background; this call raises their errors in the loop.
         session.files.checkpoints.check()
         speed = session.clock.speed()
         images = {"images_per_second": speed.steps_per_second * self._batch_size}
@@ -91,7 +91,7 @@ class Log(Hook):
 
 def fetch_row(state: TrainState, mesh: Mesh) -> tuple[dict[str, float], TrainState]:
     """Returns means since the last log row, and the state with its sums emptied (`bad_step` stays)."""
-    # The one transfer per log row: sums live on the device,
+    # One transfer per log row: the sums stay on the device,
     # so that steps in between do not wait for the host.
     sums = jax.device_get(state.sums)
     steps = int(sums.steps)
@@ -106,13 +106,13 @@ def _compiled_reset(mesh: Mesh) -> Callable[[Sums], Sums]:
     def reset(sums: Sums) -> Sums:
         return zero_sums(list(sums.auxiliary))._replace(bad_step=sums.bad_step)
 
-    # Compiled with explicit shardings: the train step was compiled
-    # for these, and fresh host arrays would be another input type.
+    # Compiled with explicit shardings: the compiled train step accepts
+    # only these, not arrays made on the host.
     return jax.jit(reset, out_shardings=replicated(mesh))
 
 
 class MeasureGradients(Hook):
-    """Measures the size of the gradient over time, by which the times of the steps to come are drawn."""
+    """Measures the norm of the gradient over time, from which the times of later steps are drawn."""
 
     name = "gradient_curve"
     every = MEASURE_EVERY
@@ -124,14 +124,14 @@ class MeasureGradients(Hook):
     def __call__(self, session: Session) -> None:
         curve = session.state.curve
         assert isinstance(curve, GradientCurve)  # as the time sampler requires
-        # The current parameters, not the average: the variance
-        # that matters is that of the gradient being taken.
+        # The current parameters, not the average: the variance to
+        # reduce is that of the training gradient.
         curve = self._measurement.update(curve, session.state.params, session.step)
         session.state = session.state._replace(curve=curve)
 
 
 class Evaluation(Hook):
-    """Measures the averaged parameters; writes a row, and after the last step the workdir's evaluation."""
+    """Evaluates the averaged parameters; writes a row, and after the last step the workdir's evaluation."""
 
     name = "evaluation"
     can_be_owed = True
@@ -147,6 +147,7 @@ class Evaluation(Hook):
             after_batch = _progress_and_stop(session, self.name, self._evaluator.num_batches)
             # The averaged parameters, which evaluation and sampling use (`TrainState.ema`).
             terms = self._evaluator.measure(session.state.ema, after_batch)
+            # Again before writing: the workdir may have been moved during the evaluation, which can take minutes.
             session.files.check_claim()
             split = self._experiment.evaluate.split
             row = {f"{split}_{key}": value for key, value in terms.metrics().items() if value is not None}
@@ -182,7 +183,7 @@ class Samples(Hook):
             session.files.check_claim()
             try:
                 path = session.files.save_samples(session.step, images, self._num_levels)
-            # A picture is no part of the run's result: it is not worth ending the run.
+            # A run does not end for a picture that cannot be written: no result depends on it.
             except UserError as error:  # such as a disk that is full now
                 logging.error("%s; the run goes on", error)
                 return
@@ -204,13 +205,13 @@ class Checkpoint(Hook):
 
 
 def _progress_and_stop(session: Session, task: str, num_parts: int) -> Callable[[], None]:
-    """Returns a function to call after each part of a hook's work: it logs progress and heeds a request to stop."""
+    """Returns a function to call after each part of a hook's work: it logs progress and acts on a request to stop."""
     progress = Progress(task, num_parts)
 
     def after_part() -> None:
         progress()
-        # Heeded between parts, since an evaluation may take minutes; a
-        # stop leaves the hook owed, and a resumed run starts it anew.
+        # Checked between parts, since an evaluation may take minutes; after
+        # a stop the hook is still owed, and a resumed run starts it anew.
         session.interrupts.check()
 
     return after_part

@@ -2,9 +2,9 @@
 
 After a step the hooks that are due run, in the order of `diffenc.training.hooks.make_hooks`.
 
-A request to stop is heeded after every step, and between the parts of evaluation and sampling. A run that stops, or
-that a hook or the data end by an error, saves what there is first, with the names of the hooks that the step still
-owes; a resumed run does those first. A state that is not finite is never saved.
+A request to stop takes effect after the current step, or between the parts of evaluation and sampling. A run that stops,
+or that ends by an error of a hook or the data, first saves its state with the names of the hooks still owed after the
+step; a resumed run runs those first. A state that is not finite is never saved.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ from diffenc.workdir import mirror
 
 
 class TrainResult(NamedTuple):
-    """What training leaves.
+    """The result of training.
 
     Attributes:
       state: the last state; `state.ema` are the averaged parameters, which evaluation and sampling use.
-      step: optimizer steps taken in all.
+      step: total number of optimizer steps taken.
       metrics: the latest value of each metric in metrics.jsonl, such as `bpd` and `test_bpd`; empty in processes
         other than the first.
       workdir: where the run is, a path or a URL.
@@ -65,12 +65,12 @@ class TrainResult(NamedTuple):
 
 
 def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> TrainResult:
-    """Trains `experiment` in `workdir`, a folder or a URL, or resumes the run that is there.
+    """Trains `experiment` in `workdir`, a folder or a URL, or resumes the run in it.
 
     Raises:
-      UserError: something is wrong with the experiment, its data or the workdir (then nothing was written),
-        or the loss became NaN or infinite.
-      Interrupted: the run was asked to stop, as by SIGTERM or Ctrl-C, and is saved.
+      UserError: the experiment, its data or the workdir are invalid (then nothing was written), or the loss became NaN
+        or infinite.
+      Interrupted: the run was requested to stop, as by SIGTERM or Ctrl-C, and is saved.
     """
     return _train(experiment, workdir)
 
@@ -83,9 +83,9 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
     check_precision(experiment.model, experiment.model.schedule.init(root_key(experiment.seed, "init")))
     with watch_stop_signals() as interrupts:
         # Processes start at different times: without the barrier one
-        # could list checkpoints while another sweeps or writes them.
+        # could list checkpoints while another deletes or writes them.
         distributed.barrier("before the checkpoints are read")
-        # Whatever can be wrong is found before the workdir is claimed: until then nothing is written.
+        # All checks come before the workdir is claimed: until then nothing is written.
         files = RunFiles(experiment, workdir)
         source = experiment.dataset.source("train")
         abstract = abstract_state(experiment, mesh)
@@ -99,7 +99,8 @@ def _train(experiment: Experiment, workdir: Path) -> TrainResult:
             try:
                 files.record_start(session.step, session.state.params, len(source))
                 _log_start(session, "resuming" if start.checkpoint else "training", mesh, len(source))
-                # before what may compile for minutes: a run without a checkpoint heeds a stop, a resumed one does what it owes
+                # Before compiling, which may take minutes: a new run stops here if requested, and a resumed run runs its
+                # owed hooks.
                 run_hooks(session, hooks, due=[*session.owed, "checkpoint"] if start.checkpoint else [])
                 if session.step < experiment.steps:
                     images = abstract_images(experiment, mesh)
@@ -128,7 +129,7 @@ def _train_steps(
     in_flight = InFlightLimiter()
     try:
         session.clock.start(session.step)
-        # Order of a step: data (a failing source saves the run), step (not waited for), hooks that are due.
+        # Order of a step: data (if the source fails, the run is saved), the step (asynchronous), the hooks that are due.
         for step in range(session.step + 1, experiment.steps + 1):
             profile.before(step, session.state.step)
             with saved_on_error(session):
@@ -137,17 +138,18 @@ def _train_steps(
             take_step(session, train_step, images, in_flight)
             run_hooks(session, hooks, [hook.name for hook in hooks if is_due(hook, step, experiment.steps)])
     finally:
-        # Also after an error, or the profiler would keep the next run in this process from profiling.
+        # Also after an error: a profiler left running would prevent the next run in this process from profiling.
         profile.finish(session.state.step)
         batches.close()
 
 
 def take_step(session: Session, train_step: TrainStep, images: Images, in_flight: InFlightLimiter) -> None:
-    """Takes one step, for which it does not wait."""
-    # an implicit transfer makes host and device wait for each other; without jit every constant is one
+    """Dispatches one step without waiting for it."""
+    # Implicit transfers would synchronise host and device, so they are errors, except without jit, where every constant
+    # is transferred.
     with jax.transfer_guard("allow" if jax.config.values["jax_disable_jit"] else "disallow"):
-        # The old state's buffers are donated: what `session.state`
-        # refers to is invalid until this assignment.
+        # The old state's buffers are donated: `session.state` refers
+        # to deleted buffers until this assignment.
         session.state = train_step(session.state, images)
         in_flight.add(jnp.copy(session.state.step))  # a copy: the next step reuses the state's buffers
     session.step += 1
@@ -155,23 +157,23 @@ def take_step(session: Session, train_step: TrainStep, images: Images, in_flight
 
 
 def is_due(hook: Hook, step: int, num_steps: int) -> bool:
-    """Whether `hook` runs after `step`; after the last one all do."""
+    """Whether `hook` runs after `step`; after the last step all hooks run."""
     return step == num_steps or (hook.every > 0 and step % hook.every == 0)
 
 
 def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> None:
-    """Runs those of `hooks` whose names are `due`, in order; heeds a request to stop before each hook but the first."""
-    # Recorded before the first hook runs, and shortened after
-    # each: at any moment `owed` is what a checkpoint should state.
+    """Runs the `hooks` named in `due`, in order; checks for a request to stop before each hook but the first."""
+    # Set before the first hook runs, and shortened after each:
+    # a checkpoint saved at any moment records the right list.
     session.owed = [hook.name for hook in hooks if hook.can_be_owed and hook.name in due]
     with saved_on_error(session):
         for position, hook in enumerate(hooks):
-            # Also for hooks that are not due, so after every step. Not before the first: a log row that is
-            # due is written before the run stops, as no checkpoint records it as owed.
+            # Also for hooks that are not due, hence after every step. Not before the first hook: a log row that is
+            # due is written before the run stops, since no checkpoint records it as owed.
             if position > 0:
                 session.interrupts.check()
             if hook.name in due:
-                # Before each hook, which may write what is not finite; it also waits for the step.
+                # Before each hook, so that none writes values that are not finite; this also waits for the step.
                 session.require_finite()
                 hook(session)
                 session.owed = [name for name in session.owed if name != hook.name]
@@ -179,10 +181,10 @@ def run_hooks(session: Session, hooks: Sequence[Hook], due: Collection[str]) -> 
 
 @contextlib.contextmanager
 def saved_on_error(session: Session) -> Iterator[None]:
-    """Saves the session, with what it still owes, before an error or a stop within the context ends the run.
+    """Saves the session, with its owed hooks, before an error or a stop within the context ends the run.
 
-    Among several processes only a stop does: all of them come to it at the same point. After another error nobody knows
-    where the others are, and each process holds but a part of the state.
+    Among several processes it saves only after a stop, which all processes reach at the same point. After another error
+    the positions of the other processes are unknown, and each process holds only a part of the state.
     """
     try:
         yield
@@ -190,8 +192,8 @@ def saved_on_error(session: Session) -> Iterator[None]:
         raise
     except Exception as error:
         stopped = isinstance(error, Interrupted)
-        # Saving is a collective among processes: after an error that
-        # only one of them had, it would wait for the others forever.
+        # Saving is a collective operation: after an error in
+        # only one process, it would wait for the others forever.
         if stopped or jax.process_count() == 1:
             session.require_finite()
             session.save()

@@ -1,7 +1,8 @@
-"""The running curve of the loss over time, by which a time sampler draws the times of training.
+"""The running curve of the loss over time, from which a time sampler derives the density of training times.
 
-It estimates what `--mode=diagnose` measures, the root mean square of the diffusion loss in equal bins of t, from the losses of
-training itself. Whatever the curve is, the weights of the time sampler keep the loss unbiased; the nearer it is, the less noise.
+It estimates the curve of `--mode=diagnose`, the root mean square of the diffusion loss in equal bins of t, from the losses of
+training itself. The importance weights of the time sampler keep the loss unbiased for any curve; a more accurate curve gives
+less variance.
 """
 
 from typing import NamedTuple
@@ -22,8 +23,8 @@ class LossCurve(NamedTuple):
     """Decaying sums over the draws of a run, in equal bins of t.
 
     Attributes:
-      squares: of the diffusion loss, nats.
-      counts: of draws.
+      squares: sums of the squared diffusion loss, nats^2.
+      counts: numbers of draws.
     """
 
     squares: Float[Array, " bins"]
@@ -36,9 +37,9 @@ def begin_loss_curve() -> LossCurve:
 
 
 def root_mean_squares(curve: LossCurve) -> Float[Array, " bins"]:
-    """Returns the curve; in a bin without a draw it is that of all draws, and before the first draw 1."""
+    """Returns the root mean square in each bin; of all draws in a bin without one, and 1 before the first draw."""
     squares, counts = jnp.sum(curve.squares), jnp.sum(curve.counts)
-    # The inner where keeps 0 / 0 out of the branch that is not taken.
+    # The inner where avoids 0 / 0 in the branch that is not taken.
     overall = jnp.where(counts > 0, squares / jnp.where(counts > 0, counts, 1.0), 1.0)
     drawn = curve.counts > 0
     # Weights of old draws have decayed alike in both sums, so their quotient is a weighted mean.
@@ -50,14 +51,14 @@ def update_loss_curve(curve: LossCurve, draws: Draws, weighted: PerExample) -> L
     """Returns the curve with a batch's draws.
 
     Args:
-      weighted: the diffusion losses as the bound has them, times 1 / the density of t.
+      weighted: the diffusion losses as they enter the bound, with the importance weight 1 / (density of t).
     """
     index = step_index(draws.t, BINS)
 
     def sum_in_bins(values: PerExample) -> Float[Array, " bins"]:
         return jax.ops.segment_sum(values, index, BINS)
 
-    # Without the importance weight: the curve is that of l(t) itself, whatever density it was drawn from.
+    # Without the importance weight: the curve is that of l(t) itself, whichever density t was drawn from.
     squares = sum_in_bins(jnp.square(weighted / draws.weight))
     return LossCurve(
         DECAY * curve.squares + squares, DECAY * curve.counts + sum_in_bins(jnp.ones_like(weighted))

@@ -1,4 +1,4 @@
-"""Overlap between the host, which makes batches, and the devices, which take steps."""
+"""Overlaps the work of the host, which makes batches, with that of the devices, which compute steps."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ class Prefetcher:
 
         The first call also fills the queue, which the clock counts neither as training nor as waiting.
         """
-        # An empty queue means the first call: starting the
-        # pipeline is neither training nor a bottleneck of it.
+        # An empty queue means the first call: the start of the pipeline is
+        # excluded from the rates, since it happens only once.
         timed = self._clock.waiting if self._ready else self._clock.paused
         # One more than AHEAD, for the batch that is returned.
         while len(self._ready) <= AHEAD:
             with timed():
                 batch = next(self._batches)
-            # Returns at once: the copy to the device proceeds while the host makes the next batch.
+            # The transfer is asynchronous: it proceeds while the host makes the next batch.
             self._ready.append(images_to_devices(batch, self._conditioning, self._mesh))
         return self._ready.popleft()
 
@@ -52,10 +52,10 @@ class InFlightLimiter:
         self._tokens: deque[jax.Array] = deque()
 
     def add(self, token: jax.Array) -> None:
-        """Adds a dispatched step, and waits for the one IN_FLIGHT before it.
+        """Adds a dispatched step, and waits for the step IN_FLIGHT before it.
 
         Args:
-          token: an array that is ready when the step is done, and that is not donated to a later step.
+          token: an array that is ready when the step is done, and that is never donated to a later step.
         """
         self._tokens.append(token)
         # Without a limit the host would run far ahead: dispatch

@@ -1,4 +1,4 @@
-"""A profile of a few steps, for TensorBoard's profiler."""
+"""Profiles a few training steps for TensorBoard's profiler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ class Profile:
     """Profiles NUM_STEPS steps from step `first` on; 0 = never. A failure is logged and does not affect training."""
 
     def __init__(self, workdir: Path, first: int, clock: Clock):
-        """`clock` excludes the time that starting and writing take."""
+        """`clock` is paused while the profiler starts and writes."""
         self._workdir = workdir
         self._first = first
         self._clock = clock
@@ -33,9 +33,10 @@ class Profile:
             self.finish(last)
 
     def finish(self, last: jax.Array) -> None:
-        """Writes what was recorded so far, if a profile is running."""
+        """Stops the profiler and writes the recorded profile, if one is running."""
         if not self._running:
             return
+        # Cleared first: after a failure to write, later calls must not stop the profiler again.
         self._running = False
         if self._try(lambda: self._stop(last)):
             folder = self._workdir / "plugins" / "profile"

@@ -27,10 +27,10 @@ from diffenc.workdir.measurements import save_measurement
 
 
 class Start(NamedTuple):
-    """What a run starts from, as read from disk: its own newest checkpoint, another run's parameters, or neither.
+    """The starting point of a run, as read from disk: its own newest checkpoint, another run's parameters, or neither.
 
     Attributes:
-      checkpoint: to resume from.
+      checkpoint: the checkpoint to resume from.
       origin: params and ema of `Experiment.init_from`.
     """
 
@@ -41,13 +41,13 @@ class Start(NamedTuple):
 class RunFiles:
     """The workdir of one training run. Nothing is written before `claimed` is entered.
 
-    Among several processes each makes its own and all make the same calls; only the first writes, except for
+    Among several processes each creates its own object, and all make the same calls; only the first writes, except for
     checkpoints, of which each process writes its part.
 
     Attributes:
-      workdir: the folder. For a workdir on an object store it is a local mirror.
-      name: the workdir as its user calls it, a path or a URL.
-      checkpoints: those of the run.
+      workdir: the folder; for a workdir on an object store, its local mirror.
+      name: the workdir as the user named it, a path or a URL.
+      checkpoints: the checkpoints of the run.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path):
@@ -73,12 +73,12 @@ class RunFiles:
         """Reads the newest checkpoint; without one, the parameters of `Experiment.init_from`.
 
         Raises:
-          UserError: what is there is of another run, config, architecture or data, or cannot be read.
+          UserError: the checkpoint is of another run, config, architecture or data, or cannot be read.
         """
         if not self.checkpoints.found:
             return Start(None, self._read_origin(abstract))
         expected = config_check.expected_metadata(self._experiment, self.workdir, self.name)
-        # `check` runs before any array is read: a checkpoint of another config is refused, not half restored.
+        # `check` runs before any array is read, so that a checkpoint of another config is refused with its reason.
         restored = self.checkpoints.restore(abstract, check=expected.check)
         expected.warn_unchecked(restored)
         config_check.check_data(self._train_images, restored, self.workdir)
@@ -98,13 +98,13 @@ class RunFiles:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Locks the workdir for this run; on leaving waits for the last checkpoint, then releases it.
+        """Locks the workdir for this run; on exit waits for the last checkpoint, then releases the lock.
 
         Raises:
           UserError: another process trains there, or wrote there since this object was made.
         """
         claimed = claim(self.workdir) if distributed.is_main() else contextlib.nullcontext()
-        # Order on leaving: checkpoints first, so that the lock is held until the last write is committed.
+        # Order on exit: checkpoints first, so that the lock is held until the last write is committed.
         with claimed as self._claim, self.checkpoints:
             # Again, under the lock: another process may have
             # written between the checks of __init__ and the claim.
@@ -113,21 +113,21 @@ class RunFiles:
                 raise UserError(f"another process wrote to {self.name} just now: run the same command again")
             # Only the first process holds the lock; the others may write their parts only after it has it.
             distributed.barrier("the workdir is ours")
-            # Left over from killed runs. Under the lock, so that no live process still writes to them.
+            # Removes temporary files of killed runs. Under the lock, so that no live process still writes to them.
             distributed.main_process_only(temporaries.sweep_folder)(self.workdir, checkpoints.FOLDER)
             yield
 
     def check_claim(self) -> None:
-        """Raises UserError, in all processes, unless the workdir is still the folder that the first one locked."""
+        """Raises UserError, in all processes, unless the workdir is still the folder that the first process locked."""
         agree_on(self._claim.check if self._claim else lambda: None)
 
     def open_writer(self, restored: checkpoints.Restored | None) -> writers.metric_writers.MetricWriter:
-        """Writes run_id and config.gin, and cuts the metrics back to what they were at the checkpoint `restored`.
+        """Writes run_id and config.gin, and truncates the metrics to their length at the checkpoint `restored`.
 
         Returns:
           The writer of metrics; in processes other than the first, one that writes nothing.
         """
-        # A folder that has lost its id gets that of the checkpoint again, and not a new one.
+        # If the file with the id is lost, the id of the checkpoint is restored, not a new one made.
         self._run_id = run_id.ensure(self.workdir, restored.metadata.get("run") if restored else None)
         return self._open_writer(restored) or writers.null_writer()
 
@@ -135,10 +135,10 @@ class RunFiles:
     def _open_writer(self, restored: checkpoints.Restored | None) -> writers.metric_writers.MetricWriter:
         config_check.write_config(self._experiment, self.workdir, self._config_text)
         if restored:
-            # rows of owed work that was done after the checkpoint was saved: it will be done again
+            # Drops rows that owed hooks wrote after the checkpoint was saved: those hooks will run again.
             writers.truncate_to(self._metrics, restored.metadata["metrics_bytes"])
-        # A new run on an object store: whether it can be written
-        # to is found out here, not at the first checkpoint.
+        # A new run on an object store: a store that cannot be written
+        # to is an error here, not only at the first checkpoint.
         elif not mirror.push(self.workdir):
             raise UserError(f"cannot write to {self.name}: check the address, and your access")
         step = restored.step if restored else None
@@ -156,8 +156,8 @@ class RunFiles:
         provenance.write_provenance(self._experiment, self.workdir, step, num_images)
 
     def is_saved(self, step: int, owed: list[str]) -> bool:
-        """Whether the newest checkpoint is of `step` with this `owed` work, as far as is known by now."""
-        # among several processes each knows of its own part alone, and all must decide alike
+        """Whether the newest checkpoint is of `step` with these `owed` hooks, as far as this process knows yet."""
+        # Among several processes each knows only of failures of its own part, but all must decide alike.
         lost = self.checkpoints.failed and jax.process_count() == 1
         return (step, owed) == self._newest and not lost
 
@@ -165,7 +165,7 @@ class RunFiles:
         """Copies `state` to host memory and writes it in the background."""
         metadata = {
             "owed": owed,
-            # The length at this moment: a resumed run cuts the file to it, so that no step has two rows.
+            # The current length: a resumed run truncates the file to it, so that no step has two rows.
             "metrics_bytes": self._metrics.stat().st_size if self._metrics.exists() else 0,
             "next_batch": step,  # the data's order: batch k is a function of (seed, k)
             "train_images": self._train_images,
@@ -176,16 +176,16 @@ class RunFiles:
         self._newest = step, list(owed)
 
     def push(self) -> None:
-        """Copies what has changed to the object store that the folder mirrors, if it does."""
+        """Copies changed files to the object store, if the workdir is the mirror of one."""
         mirror.push(self.workdir)
 
     @distributed.main_process_only
     def save_evaluation(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes evaluation.json and .npz, and the same numbered in evaluations/."""
+        """Writes evaluation.json and evaluation.npz, and a numbered copy of each to evaluations/."""
         save_measurement(self.workdir, "evaluation", record, arrays)
 
     def save_samples(self, step: int, images: np.ndarray, num_levels: int) -> Path:
-        """Writes samples/STEP.png and returns its path. Raises UserError if the disk refuses."""
+        """Writes samples/STEP.png and returns its path. Raises UserError if it cannot be written."""
         path = self.workdir / "samples" / f"{step:09d}.png"
         distributed.main_process_only(save_png)(path, images, num_levels)
         return path

@@ -11,8 +11,8 @@ lambda. Then l is r times the loss per unit of lambda, and dt = d lambda / r, so
 where lambda_t is held fixed while eta changes: lambda is the variable of integration, and its limits are the ends, which
 do not depend on eta. V is least where 1 / r, the density of lambda, is proportional to sqrt(m2).
 
-VDM (arXiv:2107.00630, App. I.2) has the same objective, and computes the gradient of l^2 through the network by a second
-backward pass, or by sharing the first. Here only the values of l are needed, at negligible cost. The gradient of V is
+VDM (arXiv:2107.00630, App. I.2) has the same objective, and computes the gradient of l^2 through the network, by a second
+backward pass or by sharing the first. Here only the values of l are needed, at negligible cost. The gradient of V is
 unbiased; the gradient used is that of V over the squared mean of l, both estimated on one batch, a ratio whose bias falls
 like 1 / batch size.
 """
@@ -29,7 +29,7 @@ Scalar = Float[Array, ""]
 def interior_objective(
     schedule: Schedule, params: Params, t: Times, loss: PerExample, weight: PerExample | float = 1.0
 ) -> Scalar:
-    """Returns zero, with the gradient of the interior's objective; a schedule without a learned interior has none.
+    """Returns zero in value, with the gradient of the interior's objective; without a learned interior the gradient is zero too.
 
     Args:
       params: of the schedule.
@@ -51,8 +51,8 @@ def surrogate(
 
     The quotient is about 1 for any data; only the numerator has a gradient.
     """
-    # The score-like form of dV / d eta: only r_eta is differentiated, at weights that are constants. Dividing
-    # by the squared mean of l makes the gradient's size independent of the data's and of training's progress.
+    # The form of dV / d eta above: only r_eta is differentiated, with constant weights. Dividing by the squared
+    # mean of l makes the gradient's scale independent of the data and of the progress of training.
     rate = rate_at_fixed_log_snr(schedule, params, t)
     squares = jax.lax.stop_gradient(weight * jnp.square(loss / jnp.mean(weight * loss)) / rate)
     return jnp.mean(squares * rate)

@@ -1,4 +1,4 @@
-"""A run in progress: restored or initialised, never saved once it is not finite, and saved before an error ends it."""
+"""A run in progress: its state, restored or initialised, and the rules by which it is saved."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from diffenc.training.run_files import RunFiles, Start
 from diffenc.training.state import TrainState, make_init
 from diffenc.workdir.writers import metric_writers  # not from clu, which needs what that module does first
 
-# Fields by which optimizers usually set how far a step goes, and how to change them for smaller steps.
+# Fields by which optimizers usually set the size of a step, and the change of each that makes steps smaller.
 SMALLER_STEPS = {
     "learning_rate": "a smaller",
     "warmup_steps": "a longer",
@@ -35,14 +35,14 @@ class Session:
     """A run between two steps.
 
     Attributes:
-      experiment: what is trained.
+      experiment: the experiment that is trained.
       state: the train state after `step`.
       step: optimizer steps taken.
-      owed: names of the hooks that are due after `step` and have not run yet, of those that a checkpoint records.
+      owed: names of the hooks that are due after `step` and have not run yet, for hooks that checkpoints record.
       next_batch: number of the first batch to train on.
       files: the workdir, locked for this run.
-      writer: of metrics.
-      interrupts: raises Interrupted when the run is asked to stop.
+      writer: the writer of metrics.
+      interrupts: raises Interrupted when the run is requested to stop.
       clock: counts the steps and their time.
     """
 
@@ -58,8 +58,8 @@ class Session:
 
     def require_finite(self) -> None:
         """Waits for `step`, and raises NotFiniteError if it or a step before it was not finite."""
-        # Kept on the device since the first bad step, and read only
-        # here: a check every step would make the host wait every step.
+        # The device keeps the number of the first bad step, read only
+        # here: a check in every step would make the host wait for it.
         bad_step = int(self.state.sums.bad_step)
         if bad_step:
             # The message names the last good checkpoint, which may still be being written.
@@ -69,13 +69,13 @@ class Session:
             raise NotFiniteError(message)
 
     def save(self) -> None:
-        """Saves a checkpoint with the names of the owed hooks, unless the newest is that already."""
-        # A stop right after a checkpoint, or the last step that is
-        # also a multiple of the cadence, would save the same twice.
+        """Saves a checkpoint with the names of the owed hooks, unless the newest checkpoint is the same already."""
+        # A stop right after a checkpoint, or a resumed run that
+        # owes nothing, would otherwise save the same state twice.
         if self.files.is_saved(self.step, self.owed):
             return
-        # Order of a save: still the owner; then metrics on disk, then in the object store; the checkpoint
-        # last, as it records the metrics' length.
+        # Order: check the lock; write metrics to disk, then to the object store; the checkpoint last, as it
+        # records the length of the metrics file.
         self.files.check_claim()
         self.writer.flush()
         self.files.push()
@@ -86,7 +86,7 @@ class Session:
 def restore_or_init(
     experiment: Experiment, mesh: Mesh, start: Start, files: RunFiles, interrupts: Interrupts
 ) -> Session:
-    """Resumes the run at its checkpoint, or initialises it at step 0; `files` must have been claimed."""
+    """Returns the session resumed at its checkpoint, or initialised at step 0; `files` must have been claimed."""
     restored = start.checkpoint
     writer = files.open_writer(restored)
     if restored is not None:
@@ -109,17 +109,17 @@ def restore_or_init(
 def _init_state(experiment: Experiment, mesh: Mesh, start: Start) -> TrainState:
     state = compile_ahead("the initialisation", make_init(experiment, mesh))()
     if start.origin:
-        # params and ema alone: moments of another optimizer or schedule of steps would not fit.
+        # Only params and ema: the moments of another optimizer or another number of steps would not fit.
         state = state._replace(**start.origin.tree)
         logging.info("parameters taken from %s, step %d", experiment.init_from, start.origin.step)
     return state
 
 
 def not_finite_message(optimizer: Optimizer, step: int, saved: Sequence[int], workdir: str) -> str:
-    """Returns what happened at `step`, what is saved, and what to change.
+    """Returns the error message for a non-finite `step`: the last good checkpoint and suggested changes.
 
     Args:
-      saved: steps of the checkpoints there are, ascending.
+      saved: steps of the existing checkpoints, ascending.
     """
     event = f"the loss, its gradient or the update became NaN or infinite at step {step}"
     changes = _suggest_smaller_steps(optimizer)
@@ -140,7 +140,7 @@ def _suggest_smaller_steps(optimizer: Optimizer) -> str:
     if not fields:
         return f"other settings of {selector}"
     return " or ".join(
-        # of a norm to clip to, 0 means none
+        # A clipping norm of 0 means no clipping.
         f"{SMALLER_STEPS[field] if getattr(optimizer, field) else 'a positive'} {selector}.{field}"
         for field in fields
     )

@@ -34,9 +34,9 @@ class Sums(NamedTuple):
 
     Attributes:
       steps: number of steps summed.
-      terms: of -ELBO, in bits/dim.
-      auxiliary: of the generative mean's auxiliary losses, by name.
-      grad_norm: global norm of the gradient.
+      terms: sums of the terms of -ELBO, in bits/dim.
+      auxiliary: sums of the generative mean's auxiliary losses, by name.
+      grad_norm: sum of the global norms of the gradient.
       bad_step: first step of the run whose loss, gradient or update was not finite; 0 = none.
     """
 
@@ -48,13 +48,13 @@ class Sums(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a run carries from step to step.
+    """The complete state of a run between two steps.
 
     Attributes:
       step: optimizer steps taken. With the seed it determines data, noise and dropout masks, and with `curve` the times.
-      params: the parts of the model by name, and "variance" of a learned one.
-      ema: their exponential moving average, which evaluation and sampling use.
-      curve: of the loss or the gradient over time; None where times are drawn without one.
+      params: parameters of each part of the model, by name, and under "variance" those of a learned variance.
+      ema: exponential moving average of `params`, which evaluation and sampling use.
+      curve: the loss or the gradient over time; None if the time sampler uses no curve.
     """
 
     step: Count
@@ -65,7 +65,7 @@ class TrainState(NamedTuple):
     curve: Curve = None
 
 
-# Updates that the average of another run is taken to have seen, so that its decay does not start small again.
+# Number of EMA updates assumed for parameters taken from another run, so that the decay starts at its full value.
 ORIGIN_UPDATES = 10**6
 
 # Fields of an experiment that neither its first state nor its train step depends on.
@@ -81,8 +81,8 @@ TrainStep = Callable[[TrainState, Images], TrainState]
 
 
 def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
-    """Returns the sums over no step, with auxiliary losses of these names."""
-    # separate buffers, because all of them are donated to the train step
+    """Returns sums over zero steps, with auxiliary losses of these names."""
+    # Separate buffers, because all of them are donated to the train step.
     terms = Terms(*(jnp.zeros(()) for _ in Terms._fields))
     losses = {name: jnp.zeros(()) for name in auxiliary}
     return Sums(jnp.zeros((), jnp.int32), terms, losses, jnp.zeros(()), jnp.zeros((), jnp.int32))
@@ -91,10 +91,10 @@ def zero_sums(auxiliary: Sequence[str] = ()) -> Sums:
 def init_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step. Slow unless under `jax.jit`."""
     params = experiment.init_params(root_key(experiment.seed, "init"))
-    # A copy, for a buffer that occurs twice in the state could not be donated twice.
+    # A copy: a buffer that occurs twice in the state could not be donated twice.
     ema = jax.tree.map(jnp.copy, params)
     opt_state = experiment.optimizer.build(experiment.steps).init(params)
-    # Part of the state, so of the checkpoint: a resumed run draws its times by the curve it had.
+    # Part of the state, hence of the checkpoint: a resumed run draws its times by the same curve.
     curve = begin_curve(experiment.time_sampler)
     sums = zero_sums(experiment.model.generative_mean.auxiliary)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, sums, curve)
@@ -106,13 +106,13 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     Raises:
       UserError: a plugin cannot be built for these images, or the model is larger than any machine.
     """
-    # Traced, never run: shapes, shardings and the checks on them cost no memory on the devices.
+    # Traced, never run: neither shapes and shardings nor the checks on them take device memory.
     shapes = abstract_arrays(lambda: init_state(experiment))
     return param_sharding.with_shardings(shapes, shapes.params, mesh, experiment.mesh)
 
 
 def check_structure(experiment: Experiment, params: Params) -> None:
-    """Raises UserError unless the plugins' `init` returns the pytree structure of `params` again, as compiled steps need."""
+    """Raises UserError unless a second `init` returns the pytree structure of `params`, as compiled steps need."""
     owners = " or ".join(map(experiment.name_part, params))
     require_same_structure(owners, lambda: params, experiment.abstract_params)
 
@@ -123,7 +123,7 @@ def shardings(abstract: PyTree) -> PyTree:
 
 
 def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None) -> Images:
-    """Returns shapes, dtypes and shardings of `count` images; None = of a batch."""
+    """Returns shapes, dtypes and shardings of `count` images; None = a batch."""
     shape = (experiment.batch_size if count is None else count, *experiment.dataset.image_shape)
     condition = experiment.model.conditioning(np.zeros(shape[0], np.int32))
     images: Any = Images(jax.ShapeDtypeStruct(shape, jnp.uint8), condition)  # pyright: ignore[reportArgumentType]
@@ -133,18 +133,21 @@ def abstract_images(experiment: Experiment, mesh: Mesh, count: int | None = None
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
-    """Returns the jitted train step, to which the old state's buffers are donated; it compiles once for equal training."""
+    """Returns the jitted train step, which takes the old state's buffers by donation.
+
+    Experiments that differ only in settings outside of a step (`OUTSIDE_A_STEP`) share one compiled function.
+    """
     return _jit_train_step(only_training(experiment), mesh)
 
 
 def make_init(experiment: Experiment, mesh: Mesh) -> Callable[[], TrainState]:
-    """Returns the jitted `init_state`, whose leaves are split over the devices; it compiles once for equal training."""
-    # the shape is not a value of a data set that reads it from its files
+    """Returns the jitted `init_state`, with sharded leaves; experiments with equal training settings share it."""
+    # The shape is an argument of its own: for data sets that read it from their files, equality does not cover it.
     return _jit_init(only_training(experiment), mesh, experiment.dataset.image_shape)
 
 
 def only_training(experiment: Experiment) -> Experiment:
-    """Returns the experiment with defaults for all that neither its first state nor its train step depends on."""
+    """Returns the experiment with defaults for the fields that affect neither its first state nor its train step."""
     return dataclasses.replace(experiment, **_DEFAULTS)
 
 
@@ -162,10 +165,10 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
     step_key, bound = root_key(experiment.seed, "train"), trained_bound(experiment)
 
     def train_step(state: TrainState, images: Images) -> TrainState:
-        # The step number is part of the state, so a resumed run draws what the uninterrupted one would have.
+        # Keys come from the step number, which is part of the state: a resumed run draws the same numbers.
         key = jax.random.fold_in(step_key, state.step)
         sample_times = bind_curve(experiment.time_sampler, state.curve)
-        # 1. Gradient of this batch, at times drawn by the curve of the steps before it.
+        # 1. Gradient of this batch, at times drawn by the curve of earlier steps.
         batch = batch_gradient(state.params, experiment, bound, sample_times, images, key, mesh)
         gradient = batch.gradient
         # 2. Optimizer, then the average of the new parameters.
@@ -194,7 +197,7 @@ def _jit_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
 
 
 def update_ema(ema: Params, params: Params, step: Count, decay: float) -> Params:
-    """Returns the moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that early values fade."""
+    """Returns the moving average with decay min(decay, (1 + k) / (10 + k)) at update k, so that initial values fade fast."""
     # average + rate (new - average) rather than decay average + (1 - decay) new: with a rate of 1e-4 the
     # increment is rounded, not the sum of two products.
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
@@ -211,7 +214,8 @@ def add_step(
 ) -> Sums:
     """Returns the sums with one more step, and records the first step that was not finite.
 
-    The update is checked too: a finite gradient may still give parameters whose loss, known a step later, is not.
+    The update is checked too: a finite gradient may still lead to parameters with a non-finite loss, computed only a step
+    later.
     """
     # One boolean on the device; no branch, so that the step's program does not depend on it.
     finite = (
@@ -219,7 +223,7 @@ def add_step(
         & jnp.isfinite(grad_norm)
         & jnp.isfinite(update_norm)
     )
-    # The first one is kept: after it all steps are bad.
+    # The first bad step is kept: all later ones follow from it.
     bad_step = jnp.where((sums.bad_step == 0) & ~finite, step, sums.bad_step)
     terms, auxiliary = jax.tree.map(jnp.add, (sums.terms, sums.auxiliary), (terms, auxiliary))
     return Sums(sums.steps + 1, terms, auxiliary, sums.grad_norm + grad_norm, bad_step)

@@ -1,4 +1,4 @@
-"""The running curve by which the time sampler of training draws, of the kind that it requires."""
+"""The running curve from which the time sampler draws training times: of the loss, of the gradient, or none."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def begin_curve(sampler: TimeSampler) -> Curve:
 
 
 def bind_curve(sampler: TimeSampler, curve: Curve) -> SampleTimes:
-    """Returns how the time sampler draws times by the curve so far."""
+    """Returns the time sampler as a function that draws times by the current curve."""
     match curve:
         case LossCurve():
             return partial(sampler, curve=root_mean_squares(curve))
@@ -30,7 +30,7 @@ def bind_curve(sampler: TimeSampler, curve: Curve) -> SampleTimes:
 
 
 def update_curve(curve: Curve, batch: BatchGradient) -> Curve:
-    """Returns the curve after a step: a loss curve has the batch's losses; a gradient curve is measured between steps."""
-    # The loss curve costs nothing, as the losses are there;
-    # a gradient per image would cost a backward pass each.
+    """Returns the curve after a step: a loss curve adds the batch's losses; a gradient curve is measured between steps."""
+    # The losses per image are computed in any case; a gradient
+    # per image would need a backward pass for each.
     return update_loss_curve(curve, batch.draws, batch.diffusion) if isinstance(curve, LossCurve) else curve

@@ -22,7 +22,7 @@ class Claim:
     """
 
     def __init__(self, folder: Path, option: str):
-        """Takes the lock. Raises UserError if another process holds it or the disk refuses."""
+        """Takes the lock. Raises UserError if another process holds it or the file cannot be opened."""
         self.folder = folder
         self._option = option
         self._location = location.Location(folder)
@@ -33,23 +33,23 @@ class Claim:
             raise
 
     def close(self) -> None:
-        """Releases the lock. Its file stays: removing it would race with the next process that opens it."""
+        """Releases the lock. The file is kept: removing it would race with the next process that opens it."""
         os.close(self._descriptor)
         self._location.close()
 
     def check(self) -> None:
-        """Creates the lock file again, with a warning, if it alone was deleted.
+        """Creates the lock file again, with a warning, if only that file was deleted.
 
         Raises:
-          MovedError: the folder is no longer where it was.
-          UserError: another process has claimed it meanwhile.
+          MovedError: the folder is no longer at its path.
+          UserError: another process has claimed the folder in the meantime.
         """
         self._check_lock()
         self._location.check()
 
     def _check_lock(self) -> None:
         try:
-            # dir_fd: relative to the folder that was opened, wherever its path leads meanwhile.
+            # dir_fd: relative to the opened folder, even if its path leads elsewhere by now.
             found = os.stat(LOCK, dir_fd=self._location.descriptor)
         except FileNotFoundError:
             if os.fstat(self._location.descriptor).st_nlink:  # else the folder is deleted too
@@ -59,15 +59,15 @@ class Claim:
             raise self._in_use_error()
 
     def _create_again(self) -> None:
-        # O_EXCL: if another process creates the file first, it is that process's
-        # claim. The old lock is released only once the new one is held.
+        # O_EXCL: if another process creates the file first, the claim is its own.
+        # The old lock is released only once the new one is held.
         renewed = self._open_locked(os.O_CREAT | os.O_EXCL)
         os.close(self._descriptor)
         self._descriptor = renewed
         logging.warning("%s was deleted; creating it again", self.folder / LOCK)
 
     def _open_locked(self, flags: int) -> int:
-        """Opens and locks the file, in the very folder that is open here; returns its descriptor."""
+        """Opens and locks the file in the opened folder; returns its descriptor."""
         try:
             descriptor = os.open(LOCK, os.O_RDWR | flags, 0o644, dir_fd=self._location.descriptor)
         except FileExistsError as error:  # created just now, by another process
@@ -75,8 +75,8 @@ class Claim:
         except OSError as error:
             raise self._refused_error(error) from error
         try:
-            # The kernel releases the lock with the process, however it ends:
-            # no stale claims, and the pid in the file is information alone.
+            # The kernel releases the lock when the process ends in any way: there
+            # are no stale claims, and the pid in the file is only information.
             locks.lock_or_warn(descriptor, self.folder, "a second training from it: start only one there")
         except OSError as error:
             os.close(descriptor)
@@ -109,9 +109,9 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(workdir: atomic.PathLike, option: str = "--workdir") -> Iterator[Claim]:
-    """Creates `workdir` if need be and claims it until leaving, or until the process dies.
+    """Creates `workdir` if necessary, and claims it within the context, or until the process dies.
 
-    While entered, nothing is written below its path if another folder is found there (`diffenc.files.location`).
+    Within the context, nothing is written below its path if another folder is there (`diffenc.files.location`).
 
     Args:
       option: the command-line option that chooses the folder, for messages.

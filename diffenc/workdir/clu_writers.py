@@ -10,9 +10,9 @@ from absl import logging
 
 
 def _stand_in_for_tensorflow() -> None:
-    """clu.metric_writers imports its TensorFlow writer, needed or not, and clu.periodic_actions imports that.
+    """Makes clu.metric_writers importable without TensorFlow, by a stub module in place of its TensorFlow writer.
 
-    A stub module under that name makes both importable where TensorFlow is not installed.
+    clu.metric_writers imports that writer in any case, and clu.periodic_actions imports clu.metric_writers.
     """
     name = "clu.metric_writers.summary_writer"
     if name in sys.modules or importlib.util.find_spec("tensorflow"):
@@ -62,7 +62,7 @@ class NullWriter(metric_writers.MetricWriter):
 
 
 class FaultTolerantWriter(metric_writers.MetricWriter):
-    """Wraps another writer, and drops it at its first failure, which must not end the run."""
+    """Wraps another writer, and drops it at its first failure, so that the run continues."""
 
     def __init__(self, writer: metric_writers.MetricWriter):
         self._writer: metric_writers.MetricWriter = writer

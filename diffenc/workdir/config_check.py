@@ -1,4 +1,4 @@
-"""Checks that a workdir, and each checkpoint in it, belongs to the run it is used for."""
+"""Checks that a workdir, and each checkpoint in it, belongs to the run that uses it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,19 +39,19 @@ def refuse_other_config(experiment: Experiment, workdir: Path, also_free: tuple[
 
 
 def saved_config(workdir: PathLike) -> str | None:
-    """Returns the text of WORKDIR/config.gin; None where there is none."""
+    """Returns the text of WORKDIR/config.gin; None if there is none."""
     with convert_store_errors(workdir):
         content = stores.open_store(workdir).read(CONFIG)
     return None if content is None else content.decode(errors="replace")  # damaged text then differs
 
 
 def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
-    """Writes config.gin: `text`, under a header that names the gin files it was read from.
+    """Writes config.gin: `text`, under a header that names the gin files of the experiment.
 
-    An experiment created in Python, or one that resumes, keeps the header that is there.
+    For an experiment without gin files, created in Python, the existing header is kept.
 
     Raises:
-      UserError: the disk refused.
+      UserError: the file cannot be written.
     """
     for name in serialize.unimportable_classes(experiment):
         logging.warning(
@@ -69,10 +69,10 @@ def write_config(experiment: Experiment, workdir: Path, text: str) -> None:
 
 
 def check_data(images: str, restored: Restored, workdir: Path) -> None:
-    """Raises UserError if the run in `workdir`, of which this was restored, was trained on others than `images`.
+    """Raises UserError if the run in `workdir`, from which `restored` was read, was trained on other images.
 
     Args:
-      images: as `diffenc.data.sources.train_identity` tells them.
+      images: the identifier of the current train images, from `diffenc.data.sources.train_identity`.
     """
     if restored.metadata["train_images"] != images:
         raise UserError(
@@ -82,7 +82,7 @@ def check_data(images: str, restored: Restored, workdir: Path) -> None:
 
 
 def checkpoint_metadata(config: str, run: str) -> dict[str, Any]:
-    """Returns the metadata that a checkpoint stores of its run, for `ExpectedMetadata.check` and `check_draws`."""
+    """Returns the metadata about its run that a checkpoint stores, for `ExpectedMetadata.check` and `check_draws`."""
     return {
         "config_hash": serialize.hash_text(config),
         "config": config,
@@ -96,9 +96,9 @@ class ExpectedMetadata:
     """The metadata that the checkpoints in a workdir must have.
 
     Attributes:
-      place: the user's path or address of the workdir.
-      config: config text of the experiment that they are read for; None = unknown, not compared.
-      saved: text of the workdir's config.gin; None where there is none.
+      place: the user's path or URL of the workdir.
+      config: config text of the experiment for which they are read; None = unknown, not compared.
+      saved: text of the workdir's config.gin; None if there is none.
       run: the workdir's identity; None = unknown, not compared.
       also_free: see `diffenc.config.serialize.find_differences`.
     """
@@ -110,9 +110,9 @@ class ExpectedMetadata:
     also_free: tuple[str, ...] = ()
 
     def check(self, where: str, metadata: Mapping[str, Any]) -> None:
-        """Raises UserError if the checkpoint called `where`, which holds `checkpoint_metadata`, is of another run or config.
+        """Raises UserError if the checkpoint `where`, with this `checkpoint_metadata`, is of another run or config.
 
-        The config in it is compared as text: nothing of it is imported or evaluated.
+        The checkpoint's config is compared as text; none of it is imported or executed.
         """
         # The run's identity first: another config of another run is
         # reported as another run, with its differences as detail.
@@ -129,7 +129,7 @@ class ExpectedMetadata:
 
     @main_process_only
     def warn_unchecked(self, restored: Restored) -> None:
-        """Logs one warning if the checkpoint `restored`, or the workdir, lacks something that `check` compares."""
+        """Logs one warning if the checkpoint `restored`, or the workdir, lacks metadata that `check` compares."""
         if self.config is None and self.run is None:
             return
         of = f"the checkpoint of step {restored.step} in {self.place}"
@@ -150,8 +150,9 @@ class ExpectedMetadata:
         return serialize.format_differences(serialize.find_differences(config, self.config, self.also_free))
 
     def _hash_differs(self, metadata: Mapping[str, Any]) -> str:
-        """Compares the hash in a checkpoint of an earlier version, without a config; other versions may hash it otherwise."""
-        # Either hash will do: config.gin may have been written by the version that saved the checkpoint.
+        """Compares the hash in a checkpoint of an earlier version, without a config; returns a difference, or ""."""
+        # Either hash is accepted: versions may hash the same config differently, and the version that saved the
+        # checkpoint may have written config.gin.
         known = {serialize.hash_text(text) for text in (self.config, self.saved) if text is not None}
         same = not known or metadata.get("config_hash") in known
         return "" if same else "its config_hash differs, and it does not hold the config itself"
@@ -167,25 +168,25 @@ class ExpectedMetadata:
 def expected_metadata(
     experiment: Experiment, workdir: PathLike, place: PathLike, also_free: tuple[str, ...] = ()
 ) -> ExpectedMetadata:
-    """Returns the metadata that checkpoints of `experiment` in `workdir`, called `place`, must have. Collective: all processes call it.
+    """Returns the metadata that checkpoints of `experiment` in `workdir`, called `place`, must have. All processes must call it.
 
     Raises:
-      UserError: the store refused, or the workdir's identity is damaged.
+      UserError: the store cannot be read, or the workdir's identity is damaged.
     """
     config = serialize.config_text(experiment)
     return ExpectedMetadata(str(place), config, saved_config(workdir), run_id.read(workdir), also_free)
 
 
 def expected_origin_metadata(workdir: PathLike) -> ExpectedMetadata:
-    """Returns the same for a run used for its parameters alone, which need only agree with its own folder."""
+    """Returns the expected metadata for a run that only provides parameters: its checkpoints must agree with its own folder."""
     saved = saved_config(workdir)
     return ExpectedMetadata(str(workdir), saved, saved, run_id.read(workdir), FREE_TO_MEASURE)
 
 
 def check_draws(restored: Restored, workdir: Path) -> None:
-    """Raises UserError if equal keys draw other numbers here than where this was saved: training on would be another run.
+    """Raises UserError if equal keys draw other numbers than when the checkpoint was saved: continuing would be another run.
 
-    A checkpoint from before this was recorded goes on.
+    A checkpoint of an earlier version, without this record, is accepted.
     """
     saved = restored.metadata.get("draws")
     changed = changed_draws(saved, draw_settings()) if saved else None

@@ -1,7 +1,7 @@
 """Times and variances of reverse chains fitted to a trained run, in files of WORKDIR/fits.
 
-A fit belongs to a chain: T, the kind of times and, if these are fitted, the variance for which they are. The bound
-holds for any times and variances, so a fit to another checkpoint is valid, but not optimal.
+A fit belongs to a chain: T, the kind of times and, if the times are fitted, the variance for which they were fitted. The
+bound holds for any times and variances, so a fit to another checkpoint is valid, but not optimal.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class FittedChain:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def chain(self, schedule: Schedule, params: Params) -> Chain:
-        """Returns the chain under a model's `params`, of which the schedule's and a learned variance's are used.
+        """Returns the chain under a model's `params`: those of the schedule and of a learned variance are used.
 
         Raises:
           UserError: the variance requires `excess`, which is None.
@@ -77,7 +77,7 @@ class FittedChain:
 def fit_path(workdir: Path, settings: ResolvedEvaluate | ResolvedSample) -> Path:
     """Returns the file of the fit for these settings; for equal times it does not depend on the variance.
 
-    One for another path than that of training has a file of its own.
+    Fits for a path other than that of training have separate files.
     """
 
     def spell(text: str) -> str:  # without parentheses and commas, which are awkward in file names
@@ -97,7 +97,7 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
     """Returns everything on which a fit to the checkpoint of `step` depends, except T, variance and path."""
     settings = dataclasses.asdict(experiment.fit)
     del settings["head_steps"]  # no fit depends on it but that of a second head, which states it
-    # resolved, so that 0 and the same number written out count as one origin
+    # Resolved, so that 0 and the explicit batch size of training are the same origin.
     settings["batch_size"] = experiment.fit.batch_size or experiment.batch_size
     precision = network_precision(experiment)
     return {
@@ -109,16 +109,16 @@ def fit_origin(experiment: Experiment, step: int) -> dict[str, Any]:
 
 
 def measured_path(experiment: Experiment) -> dict[str, str]:
-    """Returns what a record or an origin states of the path measured on; nothing where it is that of training."""
+    """Returns the entry of a record or an origin for the path of measurement; empty if it is that of training."""
     path = experiment.evaluation.stochasticity
     return {} if path is None else {MEASURED_PATH: stochasticities.spell(path)}
 
 
 def path_origin(experiment: Experiment, path_of: dict[str, Any]) -> dict[str, Any]:
-    """Returns what an origin states of the path fitted on; nothing where it is that of training.
+    """Returns the entries of an origin for the path of the fit; empty if it is that of training.
 
     Args:
-      path_of: the origin of a fitted path, {} of any other.
+      path_of: the origin of a fitted path; {} for any other path.
     """
     digest = path_of.get("path_of", {}).get("digest")
     return measured_path(experiment) | ({} if digest is None else {"path": digest})
@@ -141,7 +141,7 @@ def refuse_fits(settings: ResolvedEvaluate | ResolvedSample) -> None:
 
 
 def save_fit(file: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]) -> dict[str, Any]:
-    """Writes a fit of `times` with the other keys of `record`; returns it as `load_fit` reads it.
+    """Writes a fit of `times` with the other keys of `record`; returns it as `load_fit` would.
 
     Raises:
       UserError: a failed write.
@@ -177,7 +177,7 @@ def _parse(text: str | bytes, file: Path) -> dict[str, Any]:
         arrays = {
             key: np.asarray(content[key], np.float64) for key in ("excess", "excess_se") if key in content
         }
-        # Rising times are what makes lambda_s > lambda_t; NaN fails each of these comparisons.
+        # Increasing times are required for lambda_s > lambda_t; NaN fails each of these comparisons.
         valid = times.ndim == 1 and len(times) == content["steps"] + 1 and bool(np.all(np.diff(times) > 0))
         valid &= all(
             array.shape == (len(times) - 1,) and bool(np.all(array >= 0)) for array in arrays.values()
@@ -196,7 +196,7 @@ def find_chain(
 ) -> FittedChain:
     """Returns the chain for settings of evaluation or sampling, from the fits in `workdir` if it needs one.
 
-    An `excess` that was not measured stays None, since --mode=fit_variance starts from such a chain.
+    An `excess` that was not measured is None, since --mode=fit_variance starts from such a chain.
 
     Raises:
       UserError: fitted times are set, but there is no such fit, or no workdir.

@@ -29,10 +29,10 @@ def load_path(workdir: Path | None, step: int | None = None) -> dict[str, Any]:
     """Returns the record of a run's fitted path.
 
     Args:
-      step: of the checkpoint that it is for; one fitted to another is warned of.
+      step: the step of the checkpoint in use; a path fitted to another one is logged as a warning.
 
     Raises:
-      UserError: there is no workdir, no fit, or its file is not one.
+      UserError: there is no workdir or no fit, or its file is damaged.
     """
     if workdir is None:
         raise UserError(f"evaluate.stochasticity = @stochasticity.fitted(): {NO_WORKDIR}")
@@ -46,11 +46,11 @@ def load_path(workdir: Path | None, step: int | None = None) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
         if record_checksum.is_broken(record):
             raise ValueError(record_checksum.BROKEN)
-        # Checked as a whole before it becomes a plugin, whose messages would not name the file.
+        # Checked before a plugin is made from it, since the plugin's messages would not name the file.
         edges, eta_2 = (np.asarray(record[key], np.float64) for key in ("log_snr", "eta_2"))
         fitted_at = record["path_of"]["step"]
         valid = eta_2.ndim == 1 and edges.shape == (len(eta_2) + 1,) and len(eta_2) > 0
-        # json also reads NaN and Infinity
+        # Checked explicitly: Python's json also accepts NaN and Infinity.
         valid = valid and bool(np.all(np.isfinite(eta_2) & (eta_2 > 0)) and np.all(np.diff(edges) > 0))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -22,7 +22,7 @@ ORIGIN_KEYS = ("step", "split", "num_images", "passes", "seed")
 
 @dataclasses.dataclass(frozen=True)
 class BoundSampler:
-    """A time sampler with its curve, if it requires one. Without a curve equal ones are one key of `compiled_once`."""
+    """A time sampler with its curve, if it requires one. Without a curve, equal samplers are equal keys of `compiled_once`."""
 
     sampler: TimeSampler
     curve: Float[Array, " bins"] | None
@@ -37,10 +37,11 @@ def curve_path(workdir: Path) -> Path:
 
 
 def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes, dict[str, Any]]:
-    """Binds a time sampler to the loss curve, if it requires one; returns it, and the origin of the curve ({} if none).
+    """Returns a time sampler bound to the loss curve, if it requires one, and the origin of the curve ({} if none).
 
     Raises:
-      UserError: it requires the curve, but that was not measured, or its file is invalid; or it is for training alone.
+      UserError: the sampler requires the curve, but it was not measured, or its file is invalid; or the sampler is only for
+        training.
     """
     if requires(sampler, GRADIENT_CURVE):
         raise UserError(
@@ -61,7 +62,7 @@ def bind_curve(sampler: TimeSampler, workdir: Path | None) -> tuple[SampleTimes,
 
 
 def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
-    """Returns the root mean square of the diffusion loss in bits/dim, in equal bins of t, and what it was measured on.
+    """Returns the root mean square of the diffusion loss in bits/dim, in equal bins of t, and the origin of the measurement.
 
     Raises:
       UserError: the file is not a valid curve.
@@ -70,10 +71,10 @@ def load_curve(file: Path) -> tuple[Float[Array, " bins"], dict[str, Any]]:
         content = json.loads(file.read_text())
         if record_checksum.is_broken(content):
             raise ValueError(record_checksum.BROKEN)
-        # The root mean square is what the best density is proportional to, for independent draws.
+        # For independent draws the optimal density is proportional to the root mean square.
         curve = np.asarray(content["rms"], np.float64)
         origin = {key: content[key] for key in ORIGIN_KEYS if key in content}
-        # json also reads NaN and Infinity
+        # Checked explicitly: Python's json also accepts NaN and Infinity.
         is_valid = curve.ndim == 1 and curve.size > 0 and bool(np.all(np.isfinite(curve) & (curve >= 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{_advice(file)} ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""Measurements of a run, kept in its workdir: numbered for good, and the newest by name."""
+"""Measurements of a run in its workdir: numbered files that are never replaced, and the newest under a fixed name."""
 
 import errno
 import hashlib
@@ -20,21 +20,22 @@ NO_HARD_LINKS = errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS  # er
 def save_measurement(
     workdir: atomic.PathLike, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> int:
-    """Writes a measurement to NAMEs/NNNN.{json,npz} for good, and to NAME.{json,npz} until the next.
+    """Writes a measurement to NAMEs/NNNN.{json,npz} permanently, and to NAME.{json,npz}, replacing the previous one.
 
     Args:
       name: "evaluation", "k_sample", "likelihood" or "fid".
-      record: numbers and what they are of, as JSON; NaN and infinities are written as null. The files have two more keys: the SHA-256 of
-        the arrays' file as `npz`, and the record's own checksum (see `diffenc.files.record_checksum`).
-      arrays: the values behind them, for numpy.savez.
+      record: the results with their description, as JSON; NaN and infinities are written as null. The files have two more
+        keys: the SHA-256 of the arrays' file as `npz`, and the record's own checksum (see `diffenc.files.record_checksum`).
+      arrays: the values from which the results were computed, for numpy.savez.
 
     Returns:
       The measurement's number, counted from 1.
 
     Raises:
-      UserError: the disk refused, and nothing is left half-written; or the folder was moved.
+      UserError: the files cannot be written (none is left incomplete), or the folder was moved.
     """
     workdir = Path(workdir)
+    # Before `make_directory`, which would create folders at the old path of a workdir that was moved.
     location.check(workdir)
     data = atomic.encode_npz(arrays)
     content = record_checksum.with_checksum({**record, NPZ: hashlib.sha256(data).hexdigest()})
@@ -45,8 +46,8 @@ def save_measurement(
         workdir / f"{name}.json",
     ]  # in this order: no record without its arrays
     try:
-        # The newest ones are staged, then the numbered pair is written, and only on leaving do the newest get
-        # their names: after a failure in between, the newest files are still those of the measurement before.
+        # The newest files are staged, then the numbered pair is written, and only on exit are the newest files
+        # renamed: after a failure in between, they are still those of the previous measurement.
         with atomic.replace_files(latest) as temporaries:
             for temporary, content in zip(temporaries, (data, text), strict=True):
                 temporary.write_bytes(content)
@@ -58,15 +59,15 @@ def save_measurement(
 def _write_numbered(folder: Path, data: bytes, text: bytes) -> int:
     """Writes NNNN.npz and NNNN.json under the next free number; other processes may do the same at the same time.
 
-    Both are whole on the disk before either has its name, so a full disk ends up with neither.
+    Both are completely on disk before either gets its name, so that a full disk leaves neither.
     """
     with temporary_file(folder / "new.npz") as arrays, temporary_file(folder / "new.json") as record:
         for staged, content in ((arrays, data), (record, text)):
             staged.write_bytes(content)
             atomic.sync(staged)
         number = _next_number(folder)
-        # Linking fails if the name exists, which makes the number this
-        # process's own: the .npz is the claim on it, the .json the commit.
+        # Linking fails if the name exists, so that no two processes get
+        # one number: the .npz claims the number, the .json is the commit.
         while not _link_new(arrays, folder / f"{number:04d}.npz"):
             number += 1
         try:
@@ -83,9 +84,9 @@ def _next_number(folder: Path) -> int:
 
 
 def _link_new(source: Path, target: Path) -> bool:
-    """Gives `source` the name `target` too, unless that exists; returns whether it did. Renaming would overwrite.
+    """Links `target` to `source` unless `target` exists; returns whether it did. Renaming would overwrite `target`.
 
-    Where the disk has no hard links, as exFAT, an empty file takes the name first.
+    On disks without hard links, such as exFAT, an empty file claims the name first.
     """
     try:
         os.link(source, target)

@@ -1,6 +1,6 @@
-"""A workdir on an object store: its small files are kept in a local folder, and copied to the store.
+"""A workdir on an object store: its small files are in a local folder, from which they are copied to the store.
 
-Checkpoints go to the store themselves; see `diffenc.checkpoint.checkpoints`.
+Checkpoints are written to the store directly; see `diffenc.checkpoint.checkpoints`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ READ_BY_ALL = (
     f"{loss_curves.FOLDER}/",
 )  # in processes that do not write too
 
-# Local folders: while it is filled, in use, and where the store lacks some of it.
+# Prefixes of local folders: being filled, in use, and kept because the store lacks some of their files.
 NEW, OPEN, KEPT = "diffenc-new-", "diffenc-open-", "diffenc-kept-"
 
 R = TypeVar("R")
@@ -43,7 +43,7 @@ _OPEN: "dict[Path, Mirror]" = {}  # by their folder
 
 @contextlib.contextmanager
 def open_workdir(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path]:
-    """Yields a folder on a disk to work in: `workdir` itself, or for an address its local mirror.
+    """Yields a folder on a disk to work in: `workdir` itself, or for a URL its local mirror.
 
     Raises:
       UserError: as `Mirror`.
@@ -62,7 +62,7 @@ def open_workdir(workdir: stores.PathLike, writes: bool = True) -> Iterator[Path
 
 
 def on_local_copy(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.PathLike], R]:
-    """Decorates `function(experiment, folder)` to take a workdir that may be an address."""
+    """Decorates `function(experiment, folder)` to take a workdir that may be a URL."""
 
     @functools.wraps(function)
     def on_folder(experiment: Any, workdir: stores.PathLike) -> R:
@@ -73,19 +73,19 @@ def on_local_copy(function: Callable[[Any, Path], R]) -> Callable[[Any, stores.P
 
 
 def display_name(folder: Path) -> str:
-    """Returns the user's name of the workdir opened as `folder`: its path or address."""
+    """Returns the user's name of the workdir opened as `folder`: its path or URL."""
     mirror = _OPEN.get(folder)
     return str(folder) if mirror is None else mirror.url
 
 
 def checkpoint_location(folder: Path) -> stores.PathLike:
-    """Returns the path or address of the checkpoints of the workdir opened as `folder`."""
+    """Returns the path or URL of the checkpoints of the workdir opened as `folder`."""
     mirror = _OPEN.get(folder)
     return folder / FOLDER if mirror is None else stores.join_path(mirror.url, FOLDER)
 
 
 def push(folder: Path) -> bool:
-    """Copies the changes in the workdir opened as `folder` to the store it mirrors, if it does.
+    """Copies the changes in the workdir opened as `folder` to the store, if the folder is a mirror.
 
     Returns:
       Whether the store has everything.
@@ -96,22 +96,22 @@ def push(folder: Path) -> bool:
 class Mirror:
     """Local copy of the files under `url`, except checkpoints, in a folder of this process.
 
-    As a context manager it pushes on leaving, and removes the folder if the store has everything.
+    As a context manager it pushes on exit, and removes the folder if the store has everything.
 
     Attributes:
-      url: the store's address.
+      url: the store's URL.
       folder: the local folder.
     """
 
     def __init__(self, url: str, writes: bool = True):
-        """Copies the files into a new folder; folders of processes that were killed are removed.
+        """Copies the files into a new folder; removes folders of killed processes.
 
         Args:
-          writes: whether `push` does anything; False in the processes of a run that do not write. These
-            copy only what they read.
+          writes: whether `push` does anything; False in the processes of a run that do not write, which copy only the
+            files that they read.
 
         Raises:
-          UserError: the store refused, holds too much, or a name that no file in a folder can have.
+          UserError: the store cannot be read, has too many bytes, or has a name that is not valid for a file.
         """
         self.url = url
         self._store = stores.open_store(url)
@@ -126,7 +126,7 @@ class Mirror:
             if isinstance(error, OSError):
                 raise stores.read_error(url, error) from error
             raise
-        # What was just copied from the store need not go back to it.
+        # Files just copied from the store need not be copied back.
         self._pushed = self._stamps()
 
     def __enter__(self) -> "Mirror":
@@ -136,6 +136,7 @@ class Mirror:
         if self.push():
             self._remove()
         else:
+            # Renamed, since `_sweep` of a later process would remove an unlocked folder of the old name.
             self.folder = self.folder.rename(self.folder.with_name(self.folder.name.replace(OPEN, KEPT)))
             os.close(self._lock)
             logging.error("files that %s lacks are in %s", self._store, self.folder)
@@ -143,14 +144,15 @@ class Mirror:
     def push(self) -> bool:
         """Copies the changes since the last call to the store, except hidden files.
 
-        To be called before each save, so that the files a checkpoint depends on exist when it does. A failure is
-        logged, and retried at the next call.
+        To be called before each save, so that the files on which a checkpoint depends are in the store before it. A failure
+        is logged, and retried at the next call.
 
         Returns:
           Whether the store has everything.
         """
         if not self._writes:
             return True
+        # Stamps are taken before the files are read: a file that changes in between is copied again by the next push.
         stamps = self._stamps()
         changed = [name for name, stamp in stamps.items() if self._pushed.get(name) != stamp]
         with ThreadPoolExecutor(max_workers=8) as threads:
@@ -166,7 +168,7 @@ class Mirror:
     def _pull(self) -> None:
         names = [name for name in self._store.files() if _is_file(name) and self._needs(name)]
         for name in names:
-            # Names of objects are arbitrary: "../x" would be written outside of the folder.
+            # Names of objects are arbitrary: a file "../x" would be written outside of the folder.
             if os.path.isabs(name) or {"", "..", "."} & set(name.split("/")) or "\0" in name:
                 raise UserError(
                     f"{self.url} holds {name!r}, which cannot be the name of a file in a folder: remove it"
@@ -179,8 +181,8 @@ class Mirror:
 
     def _get(self, name: str) -> None:
         data = self._store.read(name) or b""
-        # Threads add at the same time, so the sum may lag: the limit
-        # is against copying a whole bucket, and need not be exact.
+        # Threads add concurrently, so the sum may be too small: the limit
+        # prevents copying a whole bucket, and need not be exact.
         self._copied += len(data)
         if self._copied > MOST:
             raise UserError(
@@ -202,7 +204,7 @@ class Mirror:
         return True
 
     def _stamps(self) -> dict[str, Stamp]:
-        """Returns the stamp of every file; hidden ones, locks and unfinished files, are left out."""
+        """Returns the stamp of every file except hidden ones, which are locks and unfinished files."""
         return {
             path.relative_to(self.folder).as_posix(): (status.st_size, status.st_mtime_ns)
             for path in self.folder.rglob("*")
@@ -212,14 +214,14 @@ class Mirror:
 
 
 def _is_file(name: str) -> bool:
-    """Whether `name` is a file's: consoles of object stores create empty objects that stand for folders."""
+    """Whether `name` is that of a file: consoles of object stores create empty objects as folders."""
     return bool(name) and not name.endswith("/")
 
 
 def _new_folder() -> tuple[Path, int]:
     """Creates an empty folder; returns it and the descriptor that locks it until this process ends."""
-    # Under a name that no sweep looks at, until it is locked:
-    # unlocked, another process would take it for left over.
+    # Until it is locked, under a name that no sweep matches:
+    # a sweep would remove an unlocked folder as left over.
     new = Path(tempfile.mkdtemp(prefix=NEW))
     lock = os.open(new, os.O_RDONLY)
     if locks.try_lock(lock):
@@ -228,6 +230,6 @@ def _new_folder() -> tuple[Path, int]:
 
 
 def _sweep() -> None:
-    """Removes the folders of this user's processes that were killed, which no process holds the lock of."""
+    """Removes folders of this user's killed processes: those that no process has locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{OPEN}*"):
         temporaries.remove_unlocked(folder, owner=os.getuid())

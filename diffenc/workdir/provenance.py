@@ -38,12 +38,12 @@ def write_provenance(experiment: Experiment, workdir: Path, step: int, num_train
       num_train: images in the train split.
 
     Raises:
-      UserError: the disk refused.
+      UserError: a file cannot be written.
     """
-    # Entries from `step` on describe training that is about to be done again.
+    # Entries from `step` on describe steps that are about to be trained again.
     earlier = [entry for entry in parse_starts(_read(workdir / ENVIRONMENT)) if entry["step"] < step]
     now = describe_environment(experiment)
-    # A new entry only where something differs: a run that is resumed a hundred times keeps a short list.
+    # A new entry only if something differs, so that a run that is resumed often keeps a short list.
     if not earlier or {**now, "step": earlier[-1]["step"]} != earlier[-1]:
         earlier.append({"step": step, **now})
     record_checksum.write_record(workdir / DATASET, dataset_card(experiment, num_train))
@@ -78,7 +78,7 @@ def describe_environment(experiment: Experiment) -> Record:
 def plugin_packages(experiment: Experiment) -> str:
     """Returns names and versions of the other packages whose plugins are in the experiment: "my-pack 0.1.0, …".
 
-    A module that no installed package brings, as one in the current folder, is not among them.
+    Modules that belong to no installed package, such as one in the current folder, are not included.
     """
     roots = {type(item).__module__.partition(".")[0] for item in nested_objects(experiment)}
     dists = registry.plugin_distributions()
@@ -93,7 +93,7 @@ def plugin_packages(experiment: Experiment) -> str:
 
 
 def _provider(root: str, providers: Mapping[str, list[str]]) -> metadata.Distribution | None:
-    """Returns what was installed to bring the imported module `root`, if its file lies where that says."""
+    """Returns the distribution that installed the imported module `root`, if the module's file is the installed one."""
     file = getattr(sys.modules.get(root), "__file__", None)
     for name in sorted(set(providers.get(root, []))):
         dist = metadata.distribution(name)
@@ -113,14 +113,14 @@ def missing_plugins(record: bytes | None) -> str:
 
 
 def missing_packages(named: str) -> str:
-    """Returns those of `plugin_packages` that are not installed now."""
+    """Returns the packages of a `plugin_packages` text that are not installed now."""
     return ", ".join(
         one for one in named.split(", ") if one.split() and installed_version(one.split()[0]) is None
     )
 
 
 def installed_version(package: str) -> str | None:
-    """Returns the installed version; None if there is none, as of diffenc in a checkout that is only on the path."""
+    """Returns the installed version; None if the package is not installed, such as diffenc in a checkout on the path."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -128,7 +128,7 @@ def installed_version(package: str) -> str | None:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Returns the git commit of a checkout, with "+" if tracked files differ from it; None if it is no checkout."""
+    """Returns the git commit of a checkout, with "+" if tracked files differ from it; None if `folder` is not a checkout."""
     if not (folder / ".git").exists():  # git itself would ask the folders above, too
         return None
     head, changed = (
@@ -139,7 +139,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def training_data(experiment: Experiment, workdir: Path) -> Record:
-    """Returns the record of the training data that the run wrote at its start; without one, that of the data as they are."""
+    """Returns the record of the training data that the run wrote at its start; without one, a record of the current data."""
     said = _read(workdir / DATASET)
     if isinstance(said, dict) and {**said, **dataset_metadata(experiment.dataset)} == said:
         return said
@@ -157,7 +157,7 @@ def dataset_metadata(dataset: Dataset) -> Record:
 
 
 def dataset_card(experiment: Experiment, num_train: int) -> Record:
-    """Describes the images, as far as that is known without reading them."""
+    """Returns the record of the training data, without reading the images."""
     dataset = experiment.dataset
     return {
         **dataset_metadata(dataset),

@@ -22,12 +22,12 @@ def is_valid(text: object) -> bool:
 
 
 def read(workdir: stores.PathLike) -> str | None:
-    """Returns the identity kept in `workdir`, a path or a URL; None where there is none.
+    """Returns the identity in `workdir`, a path or a URL; None if there is none.
 
-    The first process reads it for all; all processes have to call this.
+    The first process reads it for all; all processes must call this.
 
     Raises:
-      UserError: the file holds something else, or the store refused.
+      UserError: the file has other content, or the store cannot be read.
     """
     content = b""
     if jax.process_index() == 0:
@@ -43,18 +43,18 @@ def read(workdir: stores.PathLike) -> str | None:
 
 
 def ensure(workdir: Path, of_checkpoint: object) -> str:
-    """Returns the identity kept in `workdir`; where there is none, files one first.
+    """Returns the identity in `workdir`; if there is none, writes one first.
 
     Args:
-      of_checkpoint: the identity in the checkpoint that the run goes on from, which is filed; None, or none that can
-        be one = a new one is.
+      of_checkpoint: the identity in the checkpoint from which the run resumes, which is written; None, or not a valid
+        identity = write a new one.
 
     Raises:
-      UserError: as `read`, or the disk refused.
+      UserError: as `read`, or the file cannot be written.
     """
     if (found := read(workdir)) is None:
         identity = of_checkpoint if is_valid(of_checkpoint) else secrets.token_hex(16)
         main_process_only(atomic.write_text)(workdir / FILE, f"{identity}\n")
-        # Read back, and thereby broadcast: all processes have what the first one wrote.
+        # Read back, which broadcasts it: all processes get the identity that the first one wrote.
         found = read(workdir)
     return found or ""

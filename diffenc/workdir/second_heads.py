@@ -31,6 +31,7 @@ def head_file(workdir: Path) -> Path:
 @main_process_only
 def save_head(workdir: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
     """Writes the parameters by name, then the record with their SHA-256 and its own checksum."""
+    # The record last: interrupted in between, its digest does not match, and loading fails instead of mixing two fits.
     file = head_file(workdir)
     file.parent.mkdir(parents=True, exist_ok=True)
     data = atomic.encode_npz(arrays)
@@ -70,8 +71,9 @@ def load_head(
 
 
 def _read_arrays(file: Path, digest: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
-    """Returns the arrays. Raises ValueError unless they are those of the digest, and of the shapes wanted."""
+    """Returns the arrays. Raises ValueError unless they match the digest and the wanted shapes and dtypes."""
     sizes = [int(np.prod(leaf.shape)) * leaf.dtype.itemsize + HEADER for leaf in wanted.values()]
+    # A bound on the memory before the file is read; the factor 2 leaves room for the archive's own structures.
     if file.stat().st_size > 2 * sum(sizes) + HEADER:
         raise ValueError("the file is larger than the network's parameters")
     data = file.read_bytes()

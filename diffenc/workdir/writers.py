@@ -26,28 +26,28 @@ SHOWN_BESIDE_HPARAMS = ("test_bpd", "validation_bpd", "bpd")
 class TensorboardWriter(NullWriter):
     """TensorBoard event files: scalars, images, texts, histograms and the hparams tab.
 
-    Written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
-    when its thread dies of a full disk the next `put` hangs for ever. On a full disk events are buffered, see
+    Events are written at once, not through tensorboardX's own queue: its `flush` does not wait for the queue, and
+    when a full disk ends its thread, the next `put` hangs for ever. If the disk is full, events are buffered, see
     `diffenc.files.buffered_file`.
     """
 
     def __init__(self, logdir: atomic.PathLike, purge_step: int | None = None):
-        """Start a new event file in `logdir`.
+        """Starts a new event file in `logdir`.
 
         Args:
-          purge_step: TensorBoard hides what older files hold of this step and later ones.
+          purge_step: TensorBoard hides events of this step and later ones in older files.
 
         Raises:
-          UserError: the file cannot be made.
+          UserError: the file cannot be created.
         """
         logdir = Path(logdir)
-        # Nanoseconds: tensorboardX names its files by the second and empties a namesake.
+        # Nanoseconds: tensorboardX names files by the second, and truncates a file of the same name.
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
         self._file = _opened(logdir / name, logdir)
         self._add(0, file_version="brain.Event:2")
         if purge_step is not None:
-            # TensorBoard drops earlier events from this step on when it meets a START.
+            # On a START event, TensorBoard drops earlier events from this step on.
             self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
@@ -55,7 +55,7 @@ class TensorboardWriter(NullWriter):
             self._add(step, summary=summary.scalar(name, _number(value)))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Images [H, W, C], or [N, H, W, C] under NAME/0, NAME/1, ...; uint8, or floats in [0, 1]."""
+        """Writes images [H, W, C], or [N, H, W, C] as NAME/0, NAME/1, ...; uint8, or floats in [0, 1]."""
         for name, value in images.items():
             value = np.asarray(value)
             named = {name: value} if value.ndim == 3 else {f"{name}/{i}": v for i, v in enumerate(value)}
@@ -70,14 +70,14 @@ class TensorboardWriter(NullWriter):
     def write_histograms(
         self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
     ) -> None:
-        """Arrays that are empty have none."""
+        """Writes a histogram of each array that is not empty."""
         for name, value in arrays.items():
             if np.size(value):
                 bins = (num_buckets or {}).get(name, 30)
                 self._add(step, summary=summary.histogram(name, np.asarray(value), bins=bins))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Flat names and values; what is neither number, truth value nor string is written as its repr."""
+        """Writes a flat mapping of names to values; values other than numbers, booleans and strings are written as their repr."""
         values = {k: v if isinstance(v, bool | int | float | str) else repr(v) for k, v in hparams.items()}
         for part in summary.hparams(values, dict.fromkeys(SHOWN_BESIDE_HPARAMS, 0.0)):
             self._add(0, summary=part)
@@ -95,14 +95,14 @@ class TensorboardWriter(NullWriter):
 
 
 class JsonlWriter(NullWriter):
-    """One JSON object a line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
+    """Writes one JSON object per line: `step`, then the scalars. NaN and infinities, which JSON lacks, become null.
 
-    Every line is with the operating system when `write_scalars` returns, so a killed process loses none; unless
-    the disk is full: then they are buffered, see `diffenc.files.buffered_file`.
+    When `write_scalars` returns, the operating system has the line, so that a killed process loses none. If the disk is
+    full, lines are buffered, see `diffenc.files.buffered_file`.
     """
 
     def __init__(self, path: atomic.PathLike):
-        """Append to `path`. Raises UserError if it cannot be made."""
+        """Opens `path` for appending. Raises UserError if it cannot be opened."""
         self._file = _opened(Path(path), path)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
@@ -118,7 +118,7 @@ class JsonlWriter(NullWriter):
 
 
 class LogWriter(NullWriter):
-    """One line for people: `step 400  bpd 2.310  loss 0.012  12.3 steps/s`."""
+    """Logs one readable line per row: `step 400  bpd 2.310  loss 0.012  12.3 steps/s`."""
 
     def __init__(self, log: Callable[..., None] = logging.info):
         """`log` takes a %-format and its arguments, like `logging.info`."""
@@ -138,16 +138,16 @@ def create_writer(
     others: Sequence[metric_writers.MetricWriter] = (),
     log: Callable[..., None] = logging.info,
 ) -> metric_writers.MultiWriter:
-    """The writers of a training run: log, metrics.jsonl and TensorBoard events in `workdir`.
+    """Returns the writers of a training run: log, metrics.jsonl and TensorBoard events in `workdir`.
 
     Args:
-      resume_step: the restored step. What an earlier process wrote after it is dropped, for it is about to
-        be written again. None = training starts anew: everything an earlier process wrote is dropped.
-      others: writers that write elsewhere; one that fails is done without.
+      resume_step: the restored step. Rows that an earlier process wrote after it are dropped, since they are about to be
+        written again. None = training starts anew, and all earlier rows are dropped.
+      others: additional writers; one that fails is dropped.
       log: see `LogWriter`.
 
     Raises:
-      UserError: the disk refused.
+      UserError: a file cannot be written.
     """
     # -1: every step is after it, so that all earlier rows are dropped.
     last = -1 if resume_step is None else resume_step
@@ -163,19 +163,18 @@ def null_writer() -> metric_writers.MultiWriter:
 
 
 def drop_rows_after(path: atomic.PathLike, step: int) -> None:
-    """Drop the rows after `step` from a JSON-lines file, and a torn last line; keep the rest byte for byte.
+    """Drops the rows after `step` from a JSON-lines file, and an incomplete last line; keeps the rest byte for byte.
 
-    A whole line that is no row (only a failing disk writes such) is dropped too, with a warning.
-    No file is no rows.
+    A complete line that is not a row (as from a failing disk) is dropped too, with a warning. A missing file is allowed.
 
     Raises:
-      UserError: the disk refused; the file is then as it was.
+      UserError: the file cannot be written, and is unchanged.
     """
     path = Path(path)
     if not path.exists():
         return
     old = path.read_bytes()
-    # Up to the last line feed: what follows is a line that a kill cut short.
+    # Up to the last line feed: the rest is a line cut short when a process was killed.
     whole = old[: old.rfind(b"\n") + 1].splitlines(keepends=True)
     new = b"".join(line for line in whole if (at := _step_of(path, line)) is not None and at <= step)
     if new != old:
@@ -183,7 +182,7 @@ def drop_rows_after(path: atomic.PathLike, step: int) -> None:
 
 
 def last_values(path: Path) -> dict[str, float]:
-    """Returns the last value of each scalar in a JSON-lines file of metrics, by name; no file has none."""
+    """Returns the last value of each scalar in a JSON-lines file of metrics, by name; {} without a file."""
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(path, line) is not None]
