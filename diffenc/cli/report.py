@@ -5,18 +5,16 @@ form a group. The page opens from disk and loads nothing else.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffenc.cli.console import exit_status
 from diffenc.errors import UserError
-from diffenc.files import atomic
+from diffenc.files import web_page
 from diffenc.files.user_paths import path_argument
 
 DEFAULT = "report.html"
 MARK = b'<meta name="generator" content="diffenc.report">'  # a file with it may be overwritten by default
-MARK_BYTES = 1000  # at the start of a page, which contain the mark
 MAX_RUNS = 32  # that colours, dashes and marks distinguish
 
 
@@ -34,18 +32,7 @@ def write_report(workdirs: Sequence[str], output: Path) -> int:
     if len(workdirs) > MAX_RUNS:
         raise UserError(f"{len(workdirs)} workdirs: a page shows at most {MAX_RUNS} runs; name fewer")
     data = page.render_page(run_data.read_runs(workdirs)).encode()
-    if output.is_dir():
-        raise UserError(f"--output={output}: is a folder; name a file in it, e.g. {output / 'report.html'}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: cannot create the folder {output.parent}: {error.strerror}"
-        ) from error
-    try:
-        atomic.write_bytes(output, data)
-    except UserError as error:
-        raise UserError(f"{error}; or name another file, e.g. --output=FOLDER/{DEFAULT}") from error
+    web_page.write(output, data, DEFAULT)
     return len(data)
 
 
@@ -61,15 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def perform() -> None:
-        output = _default_output() if args.output is None else args.output
+        output = args.output or web_page.default_path(DEFAULT, MARK, "not a report")
         print(f"{output}: {write_report(args.workdirs, output):,} bytes")
 
     return exit_status(perform)
-
-
-def _default_output() -> Path:
-    """Returns the default name of the page. Raises UserError if another file has it."""
-    path = Path(DEFAULT)
-    if os.path.lexists(path) and not (path.is_file() and MARK in path.read_bytes()[:MARK_BYTES]):
-        raise UserError(f"{path}: exists, and is not a report: name another file, e.g. --output=runs.html")
-    return path
