@@ -40,6 +40,7 @@ def imported_by(*command, cwd):
         ("diffenc.prepare --help", ALL),
         ("diffenc.report --help", ALL),
         ("diffenc.sweep --help", ALL),
+        ("diffenc.tools.explore --help", ALL),
     ],
 )
 def test_a_command_imports_only_what_it_uses(command, forbidden, tmp_path):
