@@ -32,6 +32,8 @@ from diffenc.compression.weights import restore_weights
 from diffenc.config import serialize
 from diffenc.config.experiment import Experiment
 from diffenc.config.network_precision import network_precision
+from diffenc.core.discretization import Chain
+from diffenc.core.model import Model
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import select_images
@@ -61,15 +63,7 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
       UserError: no T is given, there is no run, or something that must be fitted first is missing.
     """
     settings, chosen = experiment.evaluation, experiment.compress
-    if settings.num_timesteps == 0:
-        raise UserError("--mode=compress needs T: give --num_timesteps=T")
-    shape = (chosen.batch_size, *experiment.dataset.image_shape)
-    try:  # before hours of coding: a decoder would refuse the stream
-        check_sizes(shape, experiment.dataset.num_levels, settings.num_timesteps)
-    except ValueError as error:
-        raise UserError(
-            f"--mode=compress: {error}: bind compress.batch_size lower, or take a smaller T"
-        ) from None
+    shape = _batch_shape(experiment)
     mesh = _one_process_mesh(experiment, "compress")
     params, step = restore_for_bound(experiment, workdir, mesh, settings.step)
     constriction()
@@ -79,13 +73,7 @@ def compress(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     warn_if_fitted_on_another(bound.fitted_on, path_of)
     steps = bound.chain_of(params)
     assert steps is not None, "T is given"
-    numbers = chain_numbers(model, params, steps)
-    try:
-        check_chain(numbers)
-    except ValueError as error:
-        raise UserError(
-            f"--mode=compress: {error}: two of its times have the same log-SNR in float32; take a smaller T, or --x64"
-        ) from None
+    numbers = _chain_numbers(model, params, steps)
     chain = _chain(experiment, params, numbers, mesh, shape, chosen.bins)
     found = probe(chain)
     encoded = _encode(experiment, chain)
@@ -132,6 +120,33 @@ def decompress(experiment: Experiment, workdir: Path) -> Path:
     atomic.write_bytes(path, atomic.encode_npz(arrays))
     logging.info("%d images in %s", header.num_images, path)
     return path
+
+
+def _batch_shape(experiment: Experiment) -> tuple[int, ...]:
+    """Returns the shape of a batch. Raises UserError without T, and for sizes that a decoder would refuse: before hours of coding."""
+    settings, chosen = experiment.evaluation, experiment.compress
+    if settings.num_timesteps == 0:
+        raise UserError("--mode=compress needs T: give --num_timesteps=T")
+    shape = (chosen.batch_size, *experiment.dataset.image_shape)
+    try:
+        check_sizes(shape, experiment.dataset.num_levels, settings.num_timesteps)
+    except ValueError as error:
+        raise UserError(
+            f"--mode=compress: {error}: bind compress.batch_size lower, or take a smaller T"
+        ) from None
+    return shape
+
+
+def _chain_numbers(model: Model, params: Params, steps: Chain) -> ChainNumbers:
+    """Returns the numbers of the chain. Raises UserError if float32 does not tell its times apart."""
+    numbers = chain_numbers(model, params, steps)
+    try:
+        check_chain(numbers)
+    except ValueError as error:
+        raise UserError(
+            f"--mode=compress: {error}: two of its times have the same log-SNR in float32; take a smaller T, or --x64"
+        ) from None
+    return numbers
 
 
 def _encode(experiment: Experiment, chain: TrainedChain) -> Encoded:
