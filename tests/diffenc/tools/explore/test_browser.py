@@ -1,12 +1,10 @@
 """The page in a real browser, from disk and without a network: keys, buttons, widths, numbers and pictures."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from diffenc.tools.explore import arrays, page
-from tests.diffenc.tools.report.browser import browser, executable
+from tests.diffenc.tools.report.browser import installed_browser, require_fit
 
 pytestmark = pytest.mark.slow
 WIDTHS = (390, 1440)
@@ -15,10 +13,7 @@ TIMES = arrays.midpoint_times(5)
 
 @pytest.fixture(scope="module")
 def tab():
-    path = executable()
-    if path is None or not Path(path).exists():
-        pytest.skip("there is no Chromium: install it, or name it in $CHROMIUM")
-    with browser(path) as found:
+    with installed_browser() as found:
         yield found
 
 
@@ -101,9 +96,7 @@ def test_the_pictures_are_the_formulas(tab, file, measured):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_no_wider_than_the_window(tab, file, width, dark):
     tab.open(file, width, dark=dark)
-    assert tab.run("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
-    background = tab.run("getComputedStyle(document.body).backgroundColor")
-    assert background == ("rgb(18, 22, 26)" if dark else "rgb(255, 255, 255)")
+    require_fit(tab, width, dark)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *(
@@ -41,6 +43,23 @@ def executable() -> str | None:
     return (
         named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     )
+
+
+@contextlib.contextmanager
+def installed_browser() -> Iterator["Tab"]:
+    """A tab of the Chromium that is installed; without one the test is skipped."""
+    path = executable()
+    if path is None or not Path(path).exists():
+        pytest.skip("there is no Chromium: install it, or name it in $CHROMIUM")
+    with browser(path) as found:
+        yield found
+
+
+def require_fit(tab: "Tab", width: int, dark: bool) -> None:
+    """Asserts that the open page is as wide as the window, in the colours that were asked for."""
+    assert tab.run("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    background = tab.run("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(18, 22, 26)" if dark else "rgb(255, 255, 255)")
 
 
 class Tab:

@@ -1,7 +1,6 @@
 """The page in a real browser, from disk and without a network: keys, widths, and what it asks for."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from diffenc.evaluation import commands
 from diffenc.tools.figures.figures import figures
 from diffenc.training import loop
 
-from .browser import browser, executable
+from .browser import installed_browser, require_fit
 from .conftest import CONFIG, evaluation, rendered
 
 pytestmark = pytest.mark.slow
@@ -21,10 +20,7 @@ WIDTHS = (360, 768, 1440)
 
 @pytest.fixture(scope="module")
 def tab():
-    path = executable()
-    if path is None or not Path(path).exists():
-        pytest.skip("there is no Chromium: install it, or name it in $CHROMIUM")
-    with browser(path) as found:
+    with installed_browser() as found:
         yield found
 
 
@@ -66,9 +62,7 @@ def test_the_slider_is_moved_by_keys_and_says_so(tab, page):
 def test_the_page_is_no_wider_than_the_window(tab, page, width, dark):
     tab.open(page, width, dark=dark)
     tab.run("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert tab.run("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
-    background = tab.run("getComputedStyle(document.body).backgroundColor")
-    assert background == ("rgb(18, 22, 26)" if dark else "rgb(255, 255, 255)")
+    require_fit(tab, width, dark)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
