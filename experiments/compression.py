@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffenc.cli.console import exit_status, print_line, start_up
 from diffenc.compression.commands import compress, decompress
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
@@ -31,6 +30,7 @@ from diffenc.evaluation.batches import select_images
 from diffenc.evaluation.commands import evaluate
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.compile_cache import enable_cache
+from diffenc.runtime.console import exit_status, print_line, start_up
 from diffenc.workdir.config_check import CONFIG
 
 Images = UInt8[np.ndarray, "n h w c"]

@@ -27,7 +27,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.model import SampleTimes
@@ -37,6 +36,7 @@ from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import Images, Key, Params
 from diffenc.parallel.sharding import data_mesh, images_to_devices
+from diffenc.runtime.console import exit_status, start_up
 from diffenc.runtime.progress import Progress
 from diffenc.training.gradient import batch_gradient
 from diffenc.training.gradient_curve import GradientCurve, GradientMeasurement, begin_gradient_curve

@@ -20,13 +20,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffenc import registry
-from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.gin_files import shipped_files
 from diffenc.core.parameters import count_parameters
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import exit_status
 
 STACKABLE = (
     "gin/by_class.gin",

@@ -29,7 +29,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.discretization import equal_steps
@@ -41,6 +40,7 @@ from diffenc.evaluation.uncertainty_format import round_to_error
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import NO_CONTEXT, Context, Data, Encoder, Key, LogSNR, Params
 from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime.console import exit_status, start_up
 from diffenc.runtime.progress import Progress
 from diffenc.workdir.config_check import CONFIG
 

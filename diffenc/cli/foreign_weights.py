@@ -6,9 +6,9 @@ MODULE calls `main` with a function that translates the other code's parameter n
 import argparse
 from collections.abc import Sequence
 
-from diffenc.cli.console import exit_status
 from diffenc.config import gin_loader
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import exit_status
 from diffenc.tools.foreign_weights import Translate, convert_weights
 
 

@@ -7,8 +7,8 @@ python -m diffenc.new encoder my_blur --package=my_pack   a package of your own,
 import argparse
 from collections.abc import Sequence
 
-from diffenc.cli.console import exit_status
 from diffenc.registry import REGISTRIES
+from diffenc.runtime.console import exit_status
 from diffenc.tools.scaffold.writing import make_plugin
 
 

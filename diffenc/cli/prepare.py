@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.cli.console import exit_status
 from diffenc.errors import UserError
 from diffenc.files.directories import data_directory
+from diffenc.runtime.console import exit_status
 from diffenc.safe_io.reading import one_line
 
 

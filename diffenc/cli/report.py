@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.cli.console import exit_status
 from diffenc.errors import UserError
 from diffenc.files import web_page
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import exit_status
 
 DEFAULT = "report.html"
 MARK = b'<meta name="generator" content="diffenc.report">'  # a file with it may be overwritten by default

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from diffenc import registry
-from diffenc.cli.console import exit_status, prepare_process, print_error, print_line
 from diffenc.errors import UserError, nearest
+from diffenc.runtime.console import exit_status, prepare_process, print_error, print_line
 from diffenc.runtime.log_format import show_log_lines_plainly
 from diffenc.runtime.signals import Interrupted
 

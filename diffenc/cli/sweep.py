@@ -22,9 +22,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from diffenc.cli.console import STOPPED, exit_status, start_up
 from diffenc.errors import UserError
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import STOPPED, exit_status, start_up
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

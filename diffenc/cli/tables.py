@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from diffenc.cli.console import STOPPED, exit_status, start_up
 from diffenc.errors import UserError
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import STOPPED, exit_status, start_up
 from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
 from diffenc.tools.sweep.runs import TASKS, Task
 from diffenc.tools.sweep.sheets import Page, print_page, write_page

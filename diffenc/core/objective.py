@@ -90,7 +90,7 @@ def discrete(chain: Chain) -> StepRule:
         # times[i], wherever the chain puts these: a stratified batch of t is
         # stratified over the steps. floor, since ceil would give 0 at t = 0.
         index = step_index(t, num_steps)
-        log_snr_t, log_snr_s = log_snr_at(noisier_ends(chain, t)), log_snr_at(chain.times[index])
+        log_snr_t, log_snr_s = log_snr_at(chain.times[index + 1]), log_snr_at(chain.times[index])
         step, log_w = secant(encode, increment, log_snr_t, log_snr_s), chain.log_w[index]
         # (d / 2) (w - 1 - log w): w is close to 1 for short steps, and d T would multiply the rounding of
         # w - 1. Both terms have the factor T of a sum over steps that is estimated by one of them.

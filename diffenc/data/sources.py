@@ -116,8 +116,13 @@ def subsample(source: Source, num: int | None, seed: int) -> Source:
     """Returns `num` examples drawn by `seed`, in source order; all of them if `num` is None or not below their number."""
     if num is None or num >= len(source):
         return source
+    return Subset(source, subsample_indices(len(source), num, seed))
+
+
+def subsample_indices(total: int, num: int, seed: int) -> Int[np.ndarray, " n"]:
+    """Returns `num` of `total` indices drawn by `seed`, in increasing order; all of them if there are fewer."""
     # The first `num` of one permutation, so that a smaller sample is a subset of a larger one.
-    return Subset(source, np.sort(epoch_order(len(source), seed, 0)[:num]))
+    return np.sort(epoch_order(total, seed, 0)[:num])
 
 
 def epoch_order(num: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:

@@ -31,13 +31,13 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.serialize import config_text
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import exit_status, start_up
 from experiments.benchmark import formatting, host, program, steps
 from experiments.benchmark.machine import cpu_model, package_versions
 from experiments.benchmark.subject import Settings, Subject

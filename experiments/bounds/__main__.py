@@ -21,7 +21,6 @@ from absl import logging
 from jaxtyping import Int
 from rich.console import Console
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import KSample
@@ -38,6 +37,7 @@ from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import EXCESS, requires
 from diffenc.parallel.sharding import data_mesh
+from diffenc.runtime.console import exit_status, start_up
 from diffenc.runtime.progress import Progress
 from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.workdir.config_check import CONFIG

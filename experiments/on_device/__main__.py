@@ -19,13 +19,13 @@ from typing import Any
 
 from absl import logging
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime import jax_settings
+from diffenc.runtime.console import exit_status, start_up
 from experiments.on_device import stages
 from experiments.on_device.schedule import Record, Stage, run_stages
 

@@ -19,13 +19,13 @@ import numpy as np
 from jaxtyping import Float
 
 import diffenc
-from diffenc.cli.console import exit_status, start_up
 from diffenc.core.discretization import equal_times, make_chain, variance_given
 from diffenc.core.gaussian import sigma_squared
 from diffenc.core.model import Model
 from diffenc.evaluation import plots
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import Params
+from diffenc.runtime.console import exit_status, start_up
 
 POINTS = 201
 

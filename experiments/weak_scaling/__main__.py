@@ -21,7 +21,6 @@ from typing import Any
 
 from absl import logging
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
@@ -29,6 +28,7 @@ from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.parallel.sharding import make_mesh
+from diffenc.runtime.console import exit_status, start_up
 from diffenc.runtime.gpus import visible_gpus
 from diffenc.training.state import abstract_state
 from experiments.benchmark.machine import cpu_model, package_versions

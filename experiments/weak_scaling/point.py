@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
+from diffenc.runtime.console import exit_status, start_up
 from experiments.benchmark.subject import Settings, Subject
 from experiments.timing import time_interleaved
 

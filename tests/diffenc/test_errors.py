@@ -7,9 +7,9 @@ import pytest
 from absl import logging
 from rich.console import Console
 
-from diffenc.cli.console import exit_status
 from diffenc.errors import MAX_MESSAGE, UserError, printable
 from diffenc.evaluation.evaluation_record import errors_table
+from diffenc.runtime.console import exit_status
 from diffenc.runtime.log_format import show_log_lines_plainly
 
 

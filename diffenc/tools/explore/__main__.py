@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffenc.cli.console import exit_status, start_up
 from diffenc.errors import UserError
 from diffenc.files import web_page
 from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import exit_status, start_up
 
 DEFAULT = "explore.html"
 # A file that starts with it may be overwritten by default.
@@ -54,7 +54,7 @@ def make_page(args: argparse.Namespace) -> str:
     models = [load(workdir, allow_imports=args.allow_imports) for workdir in args.workdirs]
     experiments = [model.experiment for model in models]
     num_images, num_times = page.choose_counts(experiments, args.num_images, args.num_times)
-    shown, times = arrays.select_images(models, num_images), arrays.midpoint_times(num_times)
+    shown, times = arrays.choose_images(models, num_images), arrays.midpoint_times(num_times)
     progress = Progress("times", num_times * len(models))
     panels = [arrays.measure_panels(model, shown, times, progress) for model in models]
     return page.render_page(models, shown, times, panels)

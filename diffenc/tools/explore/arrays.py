@@ -15,7 +15,7 @@ from diffenc.core.objective import step_error, step_index, step_loss
 from diffenc.core.pixels import scale_pixels
 from diffenc.core.rng import root_key
 from diffenc.data.array_dataset import DatasetSpec
-from diffenc.data.sources import dataset_name, epoch_order
+from diffenc.data.sources import dataset_name, subsample_indices
 from diffenc.errors import UserError
 from diffenc.evaluation.precision_check import check_precision
 from diffenc.export.trained_model import TrainedModel
@@ -72,7 +72,7 @@ def midpoint_times(count: int) -> Times:
     return (np.arange(count) + 0.5) / count
 
 
-def select_images(models: Sequence[TrainedModel], count: int) -> ShownImages:
+def choose_images(models: Sequence[TrainedModel], count: int) -> ShownImages:
     """Returns `count` images of the split that `evaluate.split` of the first model names, all if it has fewer.
 
     Raises:
@@ -84,7 +84,7 @@ def select_images(models: Sequence[TrainedModel], count: int) -> ShownImages:
         _require_same_images(models[0], model, split)
     dataset = models[0].experiment.dataset
     source = dataset.source(split)
-    indices = np.sort(epoch_order(len(source), SEED, 0)[:count])  # those of `subsample`
+    indices = subsample_indices(len(source), count, SEED)
     batch = source.__getitems__(indices)
     eps = draw_eps(indices, dataset.image_shape)
     return ShownImages(split, dataset.fingerprint(split), indices, batch["image"], batch["label"], eps)

@@ -131,7 +131,7 @@ class SlurmJob:
 
 
 class FirstSignal(SignalQueue):
-    """Passes on the first signal alone, as SIGINT; a run that also received the SIGTERM takes both for one request."""
+    """Passes on the first signal alone, as SIGINT: Slurm may send several for one preemption, and the run needs one."""
 
     def __init__(self):
         super().__init__()

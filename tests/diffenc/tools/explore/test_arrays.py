@@ -73,7 +73,7 @@ def plain(trained):
 
 @pytest.fixture(scope="module")
 def shown(plain):
-    return arrays.select_images([plain], 6)
+    return arrays.choose_images([plain], 6)
 
 
 def test_of_vdm_the_encoded_image_is_the_image_and_the_share_that_of_its_error(plain, shown):
@@ -160,11 +160,11 @@ def test_an_image_keeps_its_noise_whatever_the_others_are():
 def test_images_are_of_the_split_and_more_contain_fewer(plain):
     split = Dots().source("test")
     for count in (5, 13, 100):
-        shown = arrays.select_images([plain], count)
+        shown = arrays.choose_images([plain], count)
         assert len(shown.indices) == min(count, 13)
         np.testing.assert_array_equal(shown.levels, split.images[shown.indices])  # pyright: ignore[reportAttributeAccessIssue]
         np.testing.assert_array_equal(shown.labels, shown.indices % 3)
-    few, more = (set(arrays.select_images([plain], count).indices) for count in (3, 7))
+    few, more = (set(arrays.choose_images([plain], count).indices) for count in (3, 7))
     assert few < more
     assert (shown.split, shown.fingerprint) == ("test", "test of dots")
 
@@ -174,7 +174,7 @@ def test_a_conditional_model_is_given_the_classes(trained, tiny):
     params = jax.jit(experiment.init_params)(jax.random.key(0))
     params["network"]["b"] = params["network"]["b"] + np.arange(4.0).reshape(4, 1, 1, 1)
     model = dataclasses.replace(trained(), experiment=experiment, params=params)
-    shown = arrays.select_images([model], 6)
+    shown = arrays.choose_images([model], 6)
     panels = arrays.measure_panels(model, shown, TIMES)
     unconditional = {**params, "network": {**params["network"], "b": params["network"]["b"][:1].repeat(4, 0)}}
     without = arrays.measure_panels(dataclasses.replace(model, params=unconditional), shown, TIMES)
@@ -212,11 +212,11 @@ class Wider(Dots):
 def test_two_models_of_different_images_are_refused(trained, dataset, said):
     models = [trained("runs/a"), trained("runs/b", dataset=dataset)]
     with pytest.raises(UserError, match=rf"{said}.*name one WORKDIR"):
-        arrays.select_images(models, 3)
+        arrays.choose_images(models, 3)
 
 
 def test_a_model_without_images_is_refused(trained):
     model = trained("exports/a")
     experiment = dataclasses.replace(model.experiment, dataset=DatasetSpec("dots", (4, 4, 1), 5, 3))
     with pytest.raises(UserError, match="exports/a: an export comes without images; name the workdir"):
-        arrays.select_images([dataclasses.replace(model, experiment=experiment)], 3)
+        arrays.choose_images([dataclasses.replace(model, experiment=experiment)], 3)

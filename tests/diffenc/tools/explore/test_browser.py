@@ -22,7 +22,7 @@ def measured(trained):
     """Two models of long names, their images, and the panels of both."""
     name = "a_rather_long_name_of_a_run_without_any_space_in_it_" * 2
     models = [trained("runs/plain", plain=True), trained(f"runs/{name}", num_timesteps=4)]
-    shown = arrays.select_images(models, 4)
+    shown = arrays.choose_images(models, 4)
     return models, shown, [arrays.measure_panels(model, shown, TIMES) for model in models]
 
 

@@ -17,7 +17,7 @@ TIMES = arrays.midpoint_times(3)
 
 
 def rendered(*models, count=4) -> str:
-    shown = arrays.select_images(models, count)
+    shown = arrays.choose_images(models, count)
     panels = [arrays.measure_panels(model, shown, TIMES) for model in models]
     return page.render_page(models, shown, TIMES, panels)
 

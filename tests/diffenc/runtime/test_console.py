@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from diffenc.cli.console import exit_status
+from diffenc.runtime.console import exit_status
 
-SAY = "from diffenc.cli.console import print_line; [print_line(str(k)) for k in range(100_000)]; print('more', flush=True)"
+SAY = "from diffenc.runtime.console import print_line; [print_line(str(k)) for k in range(100_000)]; print('more', flush=True)"
 
 
 @pytest.mark.parametrize("unbuffered", [(), ("-u",)])
@@ -29,7 +29,7 @@ def test_a_reader_who_has_enough_ends_the_program_without_a_word(unbuffered):
 
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_a_program_whose_output_nobody_reads_ends_without_a_word(lines):
-    code = f"import sys; from diffenc.cli.console import exit_status; sys.exit(exit_status(lambda: print({lines} * 'one\\n')))"
+    code = f"import sys; from diffenc.runtime.console import exit_status; sys.exit(exit_status(lambda: print({lines} * 'one\\n')))"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE)
@@ -83,7 +83,7 @@ def test_every_program_ends_so():
 
 def test_who_listens_hears_all():
     done = subprocess.run(
-        [sys.executable, "-c", "from diffenc.cli.console import print_line; print_line('α')"],
+        [sys.executable, "-c", "from diffenc.runtime.console import print_line; print_line('α')"],
         capture_output=True, check=True, encoding="utf-8", env={"PYTHONUTF8": "1"},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("α\n", "")
@@ -91,7 +91,7 @@ def test_who_listens_hears_all():
 
 CLOSED_IN_LATIN_1 = """
 import os, sys
-from diffenc.cli.console import prepare_process
+from diffenc.runtime.console import prepare_process
 prepare_process()
 print(ascii(sys.argv[1]), sys.getfilesystemencoding(), sys.stdout is not None, file=sys.stderr)
 print("± to nobody")
@@ -118,7 +118,7 @@ def test_python_without_docstrings_is_refused_in_one_line():
         sys.executable,
         "-OO",
         "-c",
-        "from diffenc.cli.console import prepare_process; prepare_process()",
+        "from diffenc.runtime.console import prepare_process; prepare_process()",
     ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
