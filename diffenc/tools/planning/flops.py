@@ -96,7 +96,9 @@ class Work:
 
 def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
     """Counts the contractions of `function(*arguments)` by tracing it; arguments may be jax.ShapeDtypeStruct."""
-    return count_jaxpr(jax.make_jaxpr(function)(*arguments))
+    # Of a jitted function its own trace: inside that of make_jaxpr JAX refuses one that has compiler options.
+    jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+    return count_jaxpr(jitted.trace(*arguments).jaxpr)
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Work:  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 has no __all__ there

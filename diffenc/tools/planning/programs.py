@@ -51,7 +51,7 @@ class Program:
 
     def count_work(self) -> Work:
         """Returns the contractions of one execution, all devices together; traces it."""
-        return flops.count_jaxpr(self.function.trace(*self.arguments).jaxpr)  # pyright: ignore[reportFunctionMemberAccess]
+        return flops.count_work(self.function, *self.arguments)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,7 @@ def describe_evaluations(variants: Sequence[VariantResults]) -> tuple[str, ...]:
     return (
         *checksum_note(records),
         f"images: {first['num_images']:,} of {describe_evaluated_images(first)}",
-        f"trained for {first['step']:,} steps",
+        f"trained for {' or '.join(f'{step:,}' for step in sorted({record['step'] for record in records}))} steps",
         f"measured: -ELBO in bits/dim, T {first['T']}{chain}, {first['passes']} pass(es), {first['precision']}",
         f"± is the standard error over seeds; Monte Carlo, shared by the runs: {_monte_carlo_error(records)}",
     )

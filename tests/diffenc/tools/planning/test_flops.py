@@ -46,6 +46,11 @@ def test_a_matrix_product():
     assert (contraction.role, contraction.is_convolution) == ("forward", False)
 
 
+def test_a_jitted_function_with_compiler_options():
+    product = jax.jit(jnp.matmul, compiler_options={"xla_backend_optimization_level": "1"})
+    assert count_work(product, array(4, 5), array(5, 7)).flops == 2 * 4 * 5 * 7
+
+
 def test_attention():
     def attention(query, key, value):
         weights = jnp.einsum("bic,bjc->bij", query, key)

@@ -1,0 +1,95 @@
+"""Trains and evaluates the runs of the study that are missing, then writes its tables and figures.
+
+  python -m experiments.study
+  python -m experiments.study --only_tables
+
+Runs go to experiments/study/records; those of the primary comparisons first, all arms of one seed before the next. The program
+can be stopped at any time: the same command goes on. Tables and figures are made from the records alone.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from absl import logging
+
+from diffenc.files import atomic
+from diffenc.files.user_paths import path_argument
+from diffenc.runtime.console import STOPPED, exit_status, start_up
+from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
+from diffenc.tools.sweep.runs import Run
+from diffenc.workdir.config_check import CONFIG
+from experiments.study.parts import DIGITS_SIZE, FOLDER, PARTS, PRIMARIES, SIZES, STAGES, Stage
+
+TABLES = FOLDER / "tables.md"
+FIGURES = FOLDER / "figures"
+
+
+def run_stage(stage: Stage, jobs: int) -> list[Run]:
+    """Trains and evaluates the missing runs of a stage, `jobs` at a time; returns all its runs."""
+    runs = run_sweep(
+        stage.part.records,
+        stage.part.variants(stage.arms),
+        stage.part.seeds,
+        execute=partial(run_locally, jobs),
+    )
+    for run in runs:
+        omit_checkout(run.workdir / CONFIG)
+    return runs
+
+
+def omit_checkout(config: Path) -> None:
+    """Names the files that a config was read from relative to the checkout, as the record is kept in it."""
+    if config.is_file():
+        text = config.read_text(encoding="utf-8")
+        shorter = text.replace(f"({os.getcwd()}/", "(")
+        if shorter != text:
+            atomic.write_text(config, shorter)
+
+
+def write_results() -> None:
+    """Writes the tables and, of the parts that have records, the figures."""
+    from experiments.study import results  # it takes seconds to import
+
+    atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
+    figures = {
+        "differences": results.plot_differences(PARTS),
+        "sizes": results.plot_sizes(DIGITS_SIZE, SIZES),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            FIGURES.mkdir(exist_ok=True)
+            for suffix, data in results.plots.render_files(figure).items():
+                atomic.write_bytes(FIGURES / f"{name}{suffix}", data)
+    logging.info("wrote %s", os.path.relpath(TABLES))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m experiments.study", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only_tables", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the machine (default: 1)"
+    )
+    parser.add_argument(
+        "--data_dir", type=path_argument, help="folder of data sets (default: $DIFFENC_DATA, else a cache)"
+    )
+    args = parser.parse_args(argv)
+
+    def perform() -> None:
+        start_up()
+        if args.data_dir:
+            os.environ["DIFFENC_DATA"] = os.path.abspath(args.data_dir)
+        runs = [] if args.only_tables else [run for stage in STAGES for run in run_stage(stage, args.jobs)]
+        write_results()
+        require_done(runs)
+
+    return exit_status(perform, STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The study: its run files, the order of its runs, and the tables and figures made from records."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffenc.config import gin_loader
+from diffenc.errors import UserError
+from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
+from diffenc.evaluation.loss_over_log_snr import LossDraws
+from diffenc.workdir.measurements import save_measurement
+from experiments.study import __main__ as study
+from experiments.study import parts, results
+from experiments.study.parts import PARTS, PRIMARIES, STAGES, Part, Primary
+
+DIMS = 4
+SEEDS = (0, 1, 2, 3, 4)
+MEANS = {"first": 0.30, "second": 0.28, "third": 0.25}  # bits/dim
+
+
+@pytest.fixture
+def recorded(tiny, tmp_path, monkeypatch):
+    """Records bits/dim as an evaluation does, by arm and seed, of a part of three arms; returns the part."""
+    monkeypatch.setattr(parts, "RECORDS", tmp_path / "records")
+    part = Part("toy", "Toy", "toy.gin", tuple(MEANS), (("second", "first"), ("third", "first")), SEEDS)
+
+    def record(values, part=part, experiment=tiny(steps=3)):  # noqa: B008
+        for (arm, seed), bits in values.items():
+            diffusion = np.full((2, 3), bits * DIMS * math.log(2))
+            diffusion += np.array([[0.01, -0.01, 0.0], [-0.01, 0.01, 0.0]])
+            nats = {"reconstruction": np.zeros((2, 3)), "latent": np.zeros((2, 3)), "diffusion": diffusion}
+            terms = ElboTerms(nats, np.full((2, 3, 1), 0.5), DIMS, LossDraws(np.empty(0), np.empty(0)))
+            figures = evaluation_record(
+                dataclasses.replace(experiment, seed=seed), terms, experiment.steps, 99, {}
+            )
+            save_measurement(part.records / arm / f"seed_{seed}", "evaluation", figures, terms.arrays())
+        return part
+
+    return record
+
+
+def values_of(draw=0.01, seeds=SEEDS):
+    random = np.random.default_rng(3)
+    by_seed = random.normal(0, draw, len(seeds))
+    return {
+        (arm, seed): MEANS[arm] + by_seed[place] + random.normal(0, draw / 4)
+        for arm in MEANS
+        for place, seed in enumerate(seeds)
+    }
+
+
+def column(values, arm):
+    return np.array([values[arm, seed] for seed in SEEDS])
+
+
+def test_a_primary_comparison_is_a_paired_t_test_with_the_better_rival(recorded):
+    values = values_of()
+    part = recorded(values)
+    primaries = (Primary(part, "third", ("first", "second")), Primary(part, "second", ("first",)))
+    found = results.judge(primaries)
+    assert [outcome.b for outcome in found] == ["second", "first"]
+    ps = []
+    for outcome, b in zip(found, ("second", "first"), strict=True):
+        a, rival = column(values, outcome.primary.a), column(values, b)
+        assert outcome.test is not None
+        assert outcome.test.difference == pytest.approx((a - rival).mean(), abs=1e-9)
+        ps.append(float(stats.ttest_rel(a, rival).pvalue))
+        assert outcome.test.two_sided == pytest.approx(ps[-1], rel=1e-5)
+    low, high = sorted(ps)
+    holm = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
+    assert [outcome.p_holm for outcome in found] == pytest.approx([holm[p] for p in ps], rel=1e-5)
+
+
+def test_an_incomplete_comparison_has_no_p_and_counts_in_the_correction(recorded):
+    values = {key: value for key, value in values_of().items() if key != ("third", 4)}
+    part = recorded(values)
+    complete, lacking = results.judge(
+        (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
+    )
+    assert lacking.missing == ("third/seed_4",)
+    assert lacking.test is lacking.p_holm is None
+    expected = stats.ttest_rel(column(values, "second"), column(values, "first")).pvalue
+    assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
+    text = results.tables((part,), (complete.primary, lacking.primary))
+    assert "third − first: no p, 1 runs are missing." in text
+    assert "1 of 15 runs are missing" in text
+
+
+def test_tables_of_the_same_records_are_the_same(recorded):
+    part = recorded(values_of())
+    primaries = (Primary(part, "third", ("first", "second")),)
+    assert results.tables((part,), primaries) == results.tables((part,), primaries)
+
+
+def test_arms_of_other_steps_are_compared_only_where_the_part_has_them(recorded, tiny):
+    part = recorded(values_of())
+    recorded({("third", seed): 0.25 for seed in SEEDS}, experiment=tiny(steps=7))
+    with pytest.raises(UserError, match="step"):
+        results.tables((part,), ())
+    assert "trained for 3 or 7 steps" in results.tables((part._replace(equal_steps=False),), ())
+
+
+def test_differences_may_be_to_an_arm_of_another_part(recorded):
+    values = values_of()
+    part = recorded(values)
+    shorter = part._replace(
+        name="short", arms=("fourth",), pairs=(("fourth", "first"),), borrowed=((part, "first"),)
+    )
+    recorded({("fourth", seed): 0.5 for seed in SEEDS}, shorter)
+    ((label, found),) = results.differences(shorter)
+    assert label == "fourth − first"
+    assert found == pytest.approx(0.5 - column(values, "first"), abs=1e-9)
+    assert "| fourth − first |" in results.tables((shorter,), ())
+
+
+def test_figures_are_of_what_is_recorded(recorded):
+    part = recorded({})
+    assert results.plot_differences((part,)) is None
+    assert results.plot_sizes(part, {"first": 0}) is None
+    values = values_of()
+    recorded(values)
+    figure = results.plot_differences((part,))
+    assert figure is not None
+    (axes,) = figure.axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert np.asarray(dots[1].get_xdata()) == pytest.approx(
+        column(values, "third") - column(values, "first"), abs=1e-9
+    )
+    figure = results.plot_sizes(part, {"first": 0, "third": 2})
+    assert figure is not None
+    assert [np.asarray(line.get_xdata())[0] for line in figure.axes[0].lines if line.get_marker() == "o"] == [
+        0,
+        2,
+    ]
+
+
+def test_every_arm_runs_once_and_what_is_tested_runs_first():
+    runs = [
+        (stage.part.name, arm, seed) for stage in STAGES for arm in stage.arms for seed in stage.part.seeds
+    ]
+    assert len(runs) == len(set(runs)) == sum(len(part.arms) * len(part.seeds) for part in PARTS)
+    tested = {(p.part.name, arm) for p in PRIMARIES for arm in (p.a, *p.rivals)}
+    arms = [(stage.part.name, arm) for stage in STAGES for arm in stage.arms]
+    assert set(arms[: len(tested)]) == tested
+    assert all(len(primary.part.seeds) == 5 for primary in PRIMARIES)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_arms_differ_in_their_model_alone_but_for_equal_time(part):
+    loaded = [gin_loader.load_experiment(v.gin_files, ()) for v in part.variants(part.arms)]
+    assert len({repr(experiment.model) for experiment in loaded}) == len(part.arms)
+    free = {"model": loaded[0].model, **({"steps": loaded[0].steps} if part is parts.DIGITS_TIME else {})}
+    same = [dataclasses.replace(experiment, **free) for experiment in loaded]
+    assert all(experiment == loaded[0] for experiment in same)
+
+
+def test_the_control_is_told_its_own_ends_of_log_snr():
+    """lambda - 2 softplus(-lambda) at both ends of the linear log-SNR."""
+    (variant,) = parts.MNIST.variants(("vdm_nontrainable_snr",))
+    model = gin_loader.load_experiment(variant.gin_files, ()).model
+    for end in ("log_snr_max", "log_snr_min"):
+        linear = getattr(model.schedule, end)
+        assert getattr(model.network, end) == pytest.approx(linear - 2 * np.logaddexp(0, -linear), abs=1e-6)
+
+
+def test_sizes_are_those_of_the_run_files():
+    for variant in parts.DIGITS_SIZE.variants(parts.DIGITS_SIZE.arms):
+        network = getattr(gin_loader.load_experiment(variant.gin_files, ()).model.encoder, "network", None)
+        blocks = network.blocks if network else 0
+        assert blocks == parts.SIZES[variant.name]
+
+
+def test_a_config_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.gin"
+    config.write_text(f"# Read from a.gin ({tmp_path}/a.gin; SHA-256 12)\nExperiment.steps = 3\n")
+    study.omit_checkout(config)
+    assert config.read_text() == "# Read from a.gin (a.gin; SHA-256 12)\nExperiment.steps = 3\n"
+
+
+@pytest.mark.slow
+def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatch):
+    """By the program itself, on run files of two steps."""
+    monkeypatch.setattr(parts, "FOLDER", tmp_path)
+    monkeypatch.setattr(parts, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(study, "TABLES", tmp_path / "tables.md")
+    monkeypatch.setattr(study, "FIGURES", tmp_path / "figures")
+    (tmp_path / "base.gin").write_text(
+        "include 'gin/quickstart.gin'\nExperiment.steps = 2\nExperiment.batch_size = 2\nExperiment.evaluate_every = 0\n"
+        "Experiment.sample_every = 0\nnetwork.unet.channels = 8\nnetwork.unet.groups = 4\nevaluate.num_images = 4\nevaluate.passes = 2\n"
+    )
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "vdm.gin").write_text("include 'gin/fragments/vdmv.gin'\n")
+    toy = Part("toy", "Toy", "base.gin", ("vdm",), (), (0,))
+    for name, value in {"PARTS": (toy,), "PRIMARIES": (), "STAGES": (parts.Stage(toy, ("vdm",)),)}.items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "DIGITS_SIZE", toy)
+    monkeypatch.setattr(study, "SIZES", {"vdm": 0})
+    assert study.main([]) == 0
+    assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").is_file()
+    written = (tmp_path / "tables.md").read_text()
+    assert "| vdm |" in written
+    before = (tmp_path / "records/toy/vdm/seed_0/evaluation.json").stat().st_mtime_ns
+    assert study.main([]) == 0
+    assert (tmp_path / "tables.md").read_text() == written
+    assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").stat().st_mtime_ns == before
