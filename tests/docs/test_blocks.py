@@ -47,6 +47,7 @@ NEEDS = [
     ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
     ("experiments/tighter.md", "the runs' checkpoints, hours"),
     ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
+    ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
 ]
 # Plugins and files of a user's own, which the pages make themselves.
 THEIRS = ("shifted", "my_blur")
