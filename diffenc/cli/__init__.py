@@ -1,1 +1,1 @@
-"""The commands: flags, output and exit statuses. `console` has the parts common to all."""
+"""The commands: their flags, and what they print."""

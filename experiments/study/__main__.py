@@ -9,6 +9,7 @@ can be stopped at any time: the same command goes on. Tables and figures are mad
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,32 +21,40 @@ from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
 from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
-from diffenc.tools.sweep.runs import Run
+from diffenc.tools.sweep.runs import Run, make_runs
 from diffenc.workdir.config_check import CONFIG
-from experiments.study.parts import DIGITS_SIZE, FOLDER, PARTS, PRIMARIES, SIZES, STAGES, Stage
+from experiments.study.parts import DIGITS_SIZE, FOLDER, PARTS, PRIMARIES, SIZES, STAGES, VDM, Stage
 
 TABLES = FOLDER / "tables.md"
 FIGURES = FOLDER / "figures"
 
 
+def check_stages() -> None:
+    """Reads the configs and the test images of all stages, as an error in a late one would show after many hours.
+
+    Raises:
+      UserError: a config is invalid, or a data set is not prepared.
+    """
+    for stage in STAGES:
+        for run in make_runs(stage.part.records, stage.part.variants(stage.arms), stage.part.seeds[:1]):
+            run.experiment.dataset.fingerprint(run.experiment.evaluation.split)
+
+
 def run_stage(stage: Stage, jobs: int) -> list[Run]:
     """Trains and evaluates the missing runs of a stage, `jobs` at a time; returns all its runs."""
-    runs = run_sweep(
-        stage.part.records,
-        stage.part.variants(stage.arms),
-        stage.part.seeds,
-        execute=partial(run_locally, jobs),
-    )
+    execute = partial(run_locally, jobs)
+    variants = stage.part.variants(stage.arms)
+    runs = run_sweep(stage.part.records, variants, stage.part.seeds, execute=execute)
     for run in runs:
-        omit_checkout(run.workdir / CONFIG)
+        omit_folders(run.workdir / CONFIG)
     return runs
 
 
-def omit_checkout(config: Path) -> None:
-    """Names the files that a config was read from relative to the checkout, as the record is kept in it."""
+def omit_folders(config: Path) -> None:
+    """Leaves out where the files lie that a config was read from, since the record is kept in a repository."""
     if config.is_file():
         text = config.read_text(encoding="utf-8")
-        shorter = text.replace(f"({os.getcwd()}/", "(")
+        shorter = re.sub(r"^(# Read from .*) \([~/].*; SHA", r"\1 (SHA", text, flags=re.MULTILINE)
         if shorter != text:
             atomic.write_text(config, shorter)
 
@@ -57,7 +66,7 @@ def write_results() -> None:
     atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
     figures = {
         "differences": results.plot_differences(PARTS),
-        "sizes": results.plot_sizes(DIGITS_SIZE, SIZES),
+        "sizes": results.plot_sizes(DIGITS_SIZE, SIZES, VDM),
     }
     for name, figure in figures.items():
         if figure is not None:
@@ -84,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_up()
         if args.data_dir:
             os.environ["DIFFENC_DATA"] = os.path.abspath(args.data_dir)
-        runs = [] if args.only_tables else [run for stage in STAGES for run in run_stage(stage, args.jobs)]
+        runs: list[Run] = []
+        if not args.only_tables:
+            check_stages()
+            runs = [run for stage in STAGES for run in run_stage(stage, args.jobs)]
         write_results()
         require_done(runs)
 

@@ -1,6 +1,7 @@
 """The parts of the study: which arms and seeds there are, in which order they run, and what was named as primary."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,13 @@ class Part(NamedTuple):
     """Arms that were measured alike.
 
     Attributes:
-      name: of its base NAME.gin and of its folder NAME/ of arms.
+      name: of the folder of its records.
       title: in tables.
-      base: the gin file that all arms stack on.
-      arms: stems of their gin files.
+      base: the gin file that all its arms stack on.
+      arms: stems of their gin files in arms/.
       pairs: (A, B), whose difference A - B is described.
       seeds: of every arm.
-      borrowed: arms of other parts that `pairs` may name too.
+      borrowed: arms of other parts, shown beside its own, which `pairs` may name too.
       equal_steps: False if arms are trained for different numbers of steps.
     """
 
@@ -38,11 +39,11 @@ class Part(NamedTuple):
         """The folder of its runs, ARM/seed_K."""
         return RECORDS / self.name
 
-    def variants(self, arms: tuple[str, ...]) -> list[Variant]:
+    def variants(self, arms: Sequence[str]) -> list[Variant]:
         """Returns some of its arms, as variants of a sweep."""
         # Relative to the current folder, the checkout: a run's config.gin states the names as they are given.
         folder = os.path.relpath(FOLDER)
-        files = [f"{folder}/{self.name}/{arm}.gin" for arm in arms]
+        files = [f"{folder}/arms/{arm}.gin" for arm in arms]
         return make_variants([f"{folder}/{self.base}"], [], [], self.name, files)
 
 
@@ -67,78 +68,80 @@ class Stage(NamedTuple):
     arms: tuple[str, ...]
 
 
+VDM, CONTROL = "vdm", "vdm_nontrainable_snr"
+NT, TIGHT = "nontrainable", "nontrainable_tight"
+DIFFENC, LEARNED_PATH = "diffenc", "diffenc_learned_path"
+FIVE = (0, 1, 2, 3, 4)
+
 MNIST = Part(
     "mnist",
     "MNIST, continuous time",
     "mnist.gin",
-    ("vdm", "vdm_nontrainable_snr", "nontrainable", "nontrainable_tight", "diffenc", "diffenc_learned_path"),
+    (VDM, CONTROL, NT, TIGHT, DIFFENC, LEARNED_PATH),
     (
-        ("vdm_nontrainable_snr", "vdm"),
-        ("nontrainable", "vdm"),
-        ("nontrainable_tight", "nontrainable"),
-        ("nontrainable_tight", "vdm_nontrainable_snr"),
-        ("diffenc", "vdm"),
-        ("diffenc_learned_path", "vdm"),
-        ("diffenc_learned_path", "diffenc"),
+        (CONTROL, VDM),
+        (NT, VDM),
+        (NT, CONTROL),
+        (TIGHT, NT),
+        (TIGHT, VDM),
+        (TIGHT, CONTROL),
+        (DIFFENC, VDM),
+        (LEARNED_PATH, VDM),
+        (LEARNED_PATH, CONTROL),
+        (LEARNED_PATH, DIFFENC),
     ),
-    (0, 1, 2, 3, 4),
+    FIVE,
 )
 MNIST_T10 = Part(
     "mnist_t10",
     "MNIST, T = 10, trained at T with learned times and variances",
     "mnist_t10.gin",
-    ("vdm", "nontrainable_tight", "diffenc_learned_path"),
-    (("nontrainable_tight", "vdm"), ("diffenc_learned_path", "vdm")),
-    (0, 1, 2, 3, 4),
+    (VDM, TIGHT, LEARNED_PATH),
+    ((TIGHT, VDM), (LEARNED_PATH, VDM)),
+    FIVE,
 )
 CIFAR10 = Part(
     "cifar10",
     "CIFAR-10, continuous time",
     "cifar10.gin",
-    ("vdm", "nontrainable_tight", "diffenc_learned_path"),
-    (("nontrainable_tight", "vdm"), ("diffenc_learned_path", "vdm")),
+    (VDM, TIGHT, LEARNED_PATH),
+    ((TIGHT, VDM), (LEARNED_PATH, VDM)),
     (0, 1, 2),
 )
+SIZES = {"diffenc_1": 1, "diffenc_2": 2, "diffenc_4": 4}  # blocks of the encoder, by arm
 DIGITS_SIZE = Part(
     "digits_size",
     "Digits, size of the encoder at equal steps",
     "digits.gin",
-    ("vdm", "diffenc_1", "diffenc_2", "diffenc_4"),
-    (("diffenc_1", "vdm"), ("diffenc_2", "vdm"), ("diffenc_4", "vdm")),
-    (0, 1, 2, 3, 4),
+    (VDM, *SIZES),
+    tuple((arm, VDM) for arm in SIZES),
+    FIVE,
 )
+EQUAL_TIME = tuple(f"{arm}_equal_time" for arm in SIZES)
 DIGITS_TIME = Part(
     "digits_time",
-    "Digits, size of the encoder at the time of VDM's 3,000 steps",
+    "Digits, size of the encoder in the time of VDM's 3,000 steps",
     "digits.gin",
-    ("diffenc_1", "diffenc_2", "diffenc_4"),
-    (("diffenc_1", "vdm"), ("diffenc_2", "vdm"), ("diffenc_4", "vdm")),
-    (0, 1, 2, 3, 4),
-    borrowed=((DIGITS_SIZE, "vdm"),),
+    EQUAL_TIME,
+    tuple((arm, VDM) for arm in EQUAL_TIME),
+    FIVE,
+    borrowed=((DIGITS_SIZE, VDM),),
     equal_steps=False,
 )
 
-# What is tested runs first.
+PARTS = (MNIST, MNIST_T10, DIGITS_SIZE, DIGITS_TIME, CIFAR10)
+PRIMARIES = (
+    Primary(MNIST, LEARNED_PATH, (VDM, CONTROL)),
+    Primary(MNIST, TIGHT, (NT,)),
+    Primary(MNIST_T10, LEARNED_PATH, (VDM,)),
+)
+# What is tested runs first. If time ends, what is last is missing.
 STAGES = (
-    Stage(
-        MNIST, ("vdm", "vdm_nontrainable_snr", "nontrainable", "nontrainable_tight", "diffenc_learned_path")
-    ),
-    Stage(MNIST_T10, ("vdm", "diffenc_learned_path")),
-    Stage(MNIST, ("diffenc",)),
-    Stage(MNIST_T10, ("nontrainable_tight",)),
+    Stage(MNIST, (VDM, CONTROL, NT, TIGHT, LEARNED_PATH)),
+    Stage(MNIST_T10, (VDM, LEARNED_PATH)),
+    Stage(MNIST, (DIFFENC,)),
+    Stage(MNIST_T10, (TIGHT,)),
     Stage(DIGITS_SIZE, DIGITS_SIZE.arms),
     Stage(CIFAR10, CIFAR10.arms),
     Stage(DIGITS_TIME, DIGITS_TIME.arms),
 )
-PARTS = (MNIST, MNIST_T10, CIFAR10, DIGITS_SIZE, DIGITS_TIME)
-PRIMARIES = (
-    Primary(MNIST, "diffenc_learned_path", ("vdm", "vdm_nontrainable_snr")),
-    Primary(MNIST, "nontrainable_tight", ("nontrainable",)),
-    Primary(MNIST_T10, "diffenc_learned_path", ("vdm",)),
-)
-SIZES = {
-    "vdm": 0,
-    "diffenc_1": 1,
-    "diffenc_2": 2,
-    "diffenc_4": 4,
-}  # blocks of the encoder of each arm of DIGITS_SIZE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,13 +81,33 @@ def test_an_incomplete_comparison_has_no_p_and_counts_in_the_correction(recorded
     complete, lacking = results.judge(
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
-    assert lacking.missing == ("third/seed_4",)
+    assert lacking.lacking == ("third/seed_4",)
     assert lacking.test is lacking.p_holm is None
     expected = stats.ttest_rel(column(values, "second"), column(values, "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
     text = results.tables((part,), (complete.primary, lacking.primary))
-    assert "third − first: no p, 1 runs are missing." in text
-    assert "1 of 15 runs are missing" in text
+    assert "third − first: no p, without a finite bound: third/seed_4." in text
+    assert "1 of 15 runs missing" in text
+
+
+def test_a_run_that_diverged_leaves_its_comparison_without_p(recorded):
+    part = recorded(values_of() | {("third", 2): math.nan})
+    complete, lacking = results.judge(
+        (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
+    )
+    assert (lacking.lacking, lacking.p_holm) == (("third/seed_2",), None)
+    expected = stats.ttest_rel(column(values_of(), "second"), column(values_of(), "first")).pvalue
+    assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
+
+
+def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
+    """Images and passes of A differ as those of B do, so that only the mean is left of the difference."""
+    values = values_of()
+    part = recorded(values)
+    (found,) = results.judge((Primary(part, "third", ("first",)),))
+    expected = (column(values, "third") - column(values, "first")).mean()
+    assert found.by_pass is not None
+    assert found.by_pass.values == pytest.approx(np.full((2, 3), expected), abs=1e-9)
 
 
 def test_tables_of_the_same_records_are_the_same(recorded):
@@ -119,7 +140,7 @@ def test_differences_may_be_to_an_arm_of_another_part(recorded):
 def test_figures_are_of_what_is_recorded(recorded):
     part = recorded({})
     assert results.plot_differences((part,)) is None
-    assert results.plot_sizes(part, {"first": 0}) is None
+    assert results.plot_sizes(part, {"second": 1}, "first") is None
     values = values_of()
     recorded(values)
     figure = results.plot_differences((part,))
@@ -129,12 +150,10 @@ def test_figures_are_of_what_is_recorded(recorded):
     assert np.asarray(dots[1].get_xdata()) == pytest.approx(
         column(values, "third") - column(values, "first"), abs=1e-9
     )
-    figure = results.plot_sizes(part, {"first": 0, "third": 2})
+    figure = results.plot_sizes(part, {"second": 1, "third": 2}, "first")
     assert figure is not None
-    assert [np.asarray(line.get_xdata())[0] for line in figure.axes[0].lines if line.get_marker() == "o"] == [
-        0,
-        2,
-    ]
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [np.asarray(line.get_xdata())[0] for line in dots] == [1, 2]
 
 
 def test_every_arm_runs_once_and_what_is_tested_runs_first():
@@ -148,13 +167,36 @@ def test_every_arm_runs_once_and_what_is_tested_runs_first():
     assert all(len(primary.part.seeds) == 5 for primary in PRIMARIES)
 
 
+ENCODER, MEAN, PATH = "encoder", "generative_mean", "stochasticity"
+MEANT = {  # classes of plugins, by arm
+    "vdm": {ENCODER: "Identity", MEAN: "VDM", PATH: "Markov"},
+    "vdm_nontrainable_snr": {ENCODER: "Identity", MEAN: "VDM", PATH: "Markov", "schedule": "NontrainableSNR"},
+    "nontrainable": {ENCODER: "Nontrainable", MEAN: "Counterterm", PATH: "Markov"},
+    "nontrainable_tight": {ENCODER: "Nontrainable", MEAN: "Rescaled", PATH: "Nontrainable"},
+    "diffenc": {ENCODER: "Trainable", MEAN: "Counterterm", PATH: "Markov"},
+    "diffenc_learned_path": {ENCODER: "Trainable", MEAN: "Counterterm", PATH: "Learned"},
+}
+
+
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_arms_differ_in_their_model_alone_but_for_equal_time(part):
-    loaded = [gin_loader.load_experiment(v.gin_files, ()) for v in part.variants(part.arms)]
-    assert len({repr(experiment.model) for experiment in loaded}) == len(part.arms)
-    free = {"model": loaded[0].model, **({"steps": loaded[0].steps} if part is parts.DIGITS_TIME else {})}
-    same = [dataclasses.replace(experiment, **free) for experiment in loaded]
-    assert all(experiment == loaded[0] for experiment in same)
+def test_arms_are_what_they_are_called_and_differ_in_nothing_else(part):
+    arms = {
+        variant.name: gin_loader.load_experiment(variant.gin_files, ())
+        for variant in part.variants(part.arms)
+    }
+    first = next(iter(arms.values()))
+    for arm, experiment in arms.items():
+        name = arm if arm in MEANT else "diffenc"
+        schedule = "Monotone" if part is parts.MNIST_T10 else "Linear"
+        meant = {"schedule": schedule, **MEANT[name]}
+        assert {field: type(getattr(experiment.model, field)).__name__ for field in meant} == meant
+        network: Any = experiment.model.network
+        if arm == "vdm_nontrainable_snr":  # it is told the ends of its own schedule
+            network = dataclasses.replace(network, log_snr_max=13.3, log_snr_min=-5.0)
+        assert network == first.model.network
+        assert experiment.model.parameterization == first.model.parameterization
+        free: dict[str, Any] = {"model": first.model, **({} if part.equal_steps else {"steps": first.steps})}
+        assert dataclasses.replace(experiment, **free) == first
 
 
 def test_the_control_is_told_its_own_ends_of_log_snr():
@@ -167,18 +209,20 @@ def test_the_control_is_told_its_own_ends_of_log_snr():
 
 
 def test_sizes_are_those_of_the_run_files():
-    for variant in parts.DIGITS_SIZE.variants(parts.DIGITS_SIZE.arms):
-        network = getattr(gin_loader.load_experiment(variant.gin_files, ()).model.encoder, "network", None)
-        blocks = network.blocks if network else 0
-        assert blocks == parts.SIZES[variant.name]
+    for arm, blocks in parts.SIZES.items():
+        for part, name in ((parts.DIGITS_SIZE, arm), (parts.DIGITS_TIME, f"{arm}_equal_time")):
+            (variant,) = part.variants((name,))
+            encoder: Any = gin_loader.load_experiment(variant.gin_files, ()).model.encoder
+            assert encoder.network.blocks == blocks
 
 
-def test_a_config_names_no_folder_of_this_machine(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("folder", ["/home/me", "~/diffenc"])
+def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
     config = tmp_path / "config.gin"
-    config.write_text(f"# Read from a.gin ({tmp_path}/a.gin; SHA-256 12)\nExperiment.steps = 3\n")
-    study.omit_checkout(config)
-    assert config.read_text() == "# Read from a.gin (a.gin; SHA-256 12)\nExperiment.steps = 3\n"
+    shipped = "# Read from gin/b.gin (comes with diffenc; SHA-256 34)\nExperiment.steps = 3\n"
+    config.write_text(f"# Read from study/a.gin ({folder}/study/a.gin; SHA-256 12)\n{shipped}")
+    study.omit_folders(config)
+    assert config.read_text() == f"# Read from study/a.gin (SHA-256 12)\n{shipped}"
 
 
 @pytest.mark.slow
@@ -192,17 +236,18 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
         "include 'gin/quickstart.gin'\nExperiment.steps = 2\nExperiment.batch_size = 2\nExperiment.evaluate_every = 0\n"
         "Experiment.sample_every = 0\nnetwork.unet.channels = 8\nnetwork.unet.groups = 4\nevaluate.num_images = 4\nevaluate.passes = 2\n"
     )
-    (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "vdm.gin").write_text("include 'gin/fragments/vdmv.gin'\n")
+    (tmp_path / "arms").mkdir()
+    (tmp_path / "arms" / "vdm.gin").write_text("include 'gin/fragments/vdmv.gin'\n")
     toy = Part("toy", "Toy", "base.gin", ("vdm",), (), (0,))
     for name, value in {"PARTS": (toy,), "PRIMARIES": (), "STAGES": (parts.Stage(toy, ("vdm",)),)}.items():
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "DIGITS_SIZE", toy)
-    monkeypatch.setattr(study, "SIZES", {"vdm": 0})
+    monkeypatch.setattr(study, "SIZES", {"vdm": 1})
     assert study.main([]) == 0
     assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").is_file()
     written = (tmp_path / "tables.md").read_text()
     assert "| vdm |" in written
+    assert f"({tmp_path}" not in (tmp_path / "records/toy/vdm/seed_0/config.gin").read_text()
     before = (tmp_path / "records/toy/vdm/seed_0/evaluation.json").stat().st_mtime_ns
     assert study.main([]) == 0
     assert (tmp_path / "tables.md").read_text() == written

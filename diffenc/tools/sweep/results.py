@@ -129,15 +129,15 @@ def mean_and_standard_error(values: Float[np.ndarray, " n"]) -> Figure:
     return round_to_error(float(values.mean()), error)
 
 
-def require_comparable(variants: Iterable[VariantResults]) -> None:
-    """Requires that all evaluations are of the same images, with the same settings.
+def require_comparable(variants: Iterable[VariantResults], keys: Sequence[str] = COMPARABLE_KEYS) -> None:
+    """Requires that all evaluations are of the same images, and agree in `keys`, their settings.
 
     Raises:
       UserError: they differ; the message names the differences.
     """
     evaluated = list(_workdirs_and_records(variants))
     require_same_images(record for _, record in evaluated)
-    require_same_metadata(evaluated, COMPARABLE_KEYS)
+    require_same_metadata(evaluated, keys)
 
 
 def require_same_metadata(evaluated: Sequence[tuple[Path, Record]], keys: Sequence[str]) -> None:
