@@ -3,75 +3,36 @@
 import os
 import random
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from diffenc.checkpoint import meta
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.errors import UserError
-
-
-def _tree(value: float):
-    return {
-        "params": {
-            "unet/~/conv": {"w": jnp.full((3, 40), float(value)), "b": jnp.zeros(3)},
-            "log_snr": jnp.float32(value),
-        },
-        "ema": {"w": jnp.full((2,), value, jnp.bfloat16)},
-        "opt_state": (jnp.int32(value), (), None, {"mu": [jnp.full((2, 2), float(value))]}),
-        "step": jnp.uint32(value),
-    }
-
-
-def _abstract(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-ABSTRACT = _abstract(_tree(0))
-
-
-def _saved(directory: Path, *steps: int, keep_last: int = 99, keep_every: int = 0) -> Checkpoints:
-    with Checkpoints(directory, keep_last, keep_every) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, _tree(step), {"name": "täglich", "step": step})
-    return checkpoints
-
-
-def _equal(a, b) -> bool:
-    """Same structure, and every leaf the same bit for bit."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+from tests.diffenc.checkpoint.saved_trees import ABSTRACT, list_files, save_steps
 
 
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     """The newest is damaged: the run resumes from before it and passes it again."""
-    _saved(tmp_path, 10, 20)
+    save_steps(tmp_path, 10, 20)
     (tmp_path / "000000020" / "process_0" / "index.json").write_bytes(b"")
-    assert _saved(tmp_path, 15, keep_last=1).steps() == [15, 20]
+    assert save_steps(tmp_path, 15, keep_last=1).steps() == [15, 20]
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 15
-    assert _saved(tmp_path, 20, keep_last=1).steps() == [20]
+    assert save_steps(tmp_path, 20, keep_last=1).steps() == [20]
     assert os.listdir(tmp_path) == ["000000020-1"], "the older one stood until this was committed"
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
 
 
 def test_what_the_dead_left_is_swept_on_the_first_save(tmp_path):
-    _saved(tmp_path / "other", 3)
+    save_steps(tmp_path / "other", 3)
     for left in ("000000003", "000000001", "000000001-2"):
         shutil.copytree(tmp_path / "other" / "000000003", tmp_path / "run" / left)
         (tmp_path / "run" / left / "META.json").unlink()
     (tmp_path / "run" / "notes").mkdir()
     assert Checkpoints(tmp_path / "run").steps() == []
-    assert _saved(tmp_path / "run", 1).steps() == [1]
+    assert save_steps(tmp_path / "run", 1).steps() == [1]
     assert sorted(os.listdir(tmp_path / "run")) == ["000000001-3", "notes"]
 
 
@@ -79,20 +40,20 @@ def test_an_interrupted_removal_leaves_nothing_that_counts(tmp_path, monkeypatch
     def interrupted(path, **_):
         raise OSError(5, "Input/output error")
 
-    _saved(tmp_path, 1)
+    save_steps(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
-        _saved(tmp_path, 2, keep_last=1)
+        save_steps(tmp_path, 2, keep_last=1)
     assert "old checkpoints could not be removed: [Errno 5] Input/output error" in caplog.text
     assert Checkpoints(tmp_path).steps() == [2]
-    assert _saved(tmp_path, 3, keep_last=1).steps() == [3]
+    assert save_steps(tmp_path, 3, keep_last=1).steps() == [3]
     assert os.listdir(tmp_path) == ["000000003"]
 
 
 def test_every_damage_to_the_newest_is_named_and_passed_over(tmp_path, caplog):
-    _saved(tmp_path, 10, 20)
+    save_steps(tmp_path, 10, 20)
     rng = random.Random(0)
-    for path in _files(tmp_path / "000000020"):
+    for path in list_files(tmp_path / "000000020"):
         whole = path.read_bytes()
         flips = [
             whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), 29)
@@ -112,8 +73,8 @@ def test_every_damage_to_the_newest_is_named_and_passed_over(tmp_path, caplog):
 
 
 def test_where_none_can_be_read_the_user_is_told(tmp_path):
-    _saved(tmp_path, 10, 20)
-    for path in _files(tmp_path):
+    save_steps(tmp_path, 10, 20)
+    for path in list_files(tmp_path):
         path.write_bytes(b"\x00" * 100)
     with pytest.raises(UserError, match=r"none of its checkpoints \[10, 20\] can be read"):
         Checkpoints(tmp_path).restore(ABSTRACT)
@@ -122,7 +83,7 @@ def test_where_none_can_be_read_the_user_is_told(tmp_path):
 
 
 def test_a_step_that_is_not_there_lists_those_that_are(tmp_path):
-    _saved(tmp_path, 10, 20)
+    save_steps(tmp_path, 10, 20)
     with pytest.raises(UserError, match=r"no checkpoint of step 15; there are \[10, 20\]"):
         Checkpoints(tmp_path).restore(ABSTRACT, step=15)
 
@@ -153,7 +114,7 @@ def _with(change):
     ],
 )
 def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstract, message):
-    _saved(tmp_path, 10, 20)
+    save_steps(tmp_path, 10, 20)
     for step in (None, 10):
         with pytest.raises(
             UserError, match=rf"0000000{step or 20} is of another .*{message}; use the"
@@ -164,7 +125,7 @@ def test_another_architecture_is_refused_and_never_passed_over(tmp_path, abstrac
 
 @pytest.mark.parametrize("other", [2, 4])
 def test_an_earlier_and_a_later_format_are_refused(tmp_path, other):
-    _saved(tmp_path, 1)
+    save_steps(tmp_path, 1)
     content = {"format": other, "step": 1, "leaves": {}, "metadata": {}}
     (tmp_path / "000000001" / "META.json").write_text(meta.format_meta(content))
     with pytest.raises(

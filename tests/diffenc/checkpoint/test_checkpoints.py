@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,59 +12,22 @@ import pytest
 from diffenc.checkpoint import arrays
 from diffenc.checkpoint.checkpoints import Checkpoints, restore_from, select_branches
 from diffenc.errors import UserError
-
-
-def _tree(value: float):
-    return {
-        "params": {
-            "unet/~/conv": {"w": jnp.full((3, 40), float(value)), "b": jnp.zeros(3)},
-            "log_snr": jnp.float32(value),
-        },
-        "ema": {"w": jnp.full((2,), value, jnp.bfloat16)},
-        "opt_state": (jnp.int32(value), (), None, {"mu": [jnp.full((2, 2), float(value))]}),
-        "step": jnp.uint32(value),
-    }
-
-
-def _abstract(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-ABSTRACT = _abstract(_tree(0))
-
-
-def _saved(directory: Path, *steps: int, keep_last: int = 99, keep_every: int = 0) -> Checkpoints:
-    with Checkpoints(directory, keep_last, keep_every) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, _tree(step), {"name": "täglich", "step": step})
-    return checkpoints
-
-
-def _equal(a, b) -> bool:
-    """Same structure, and every leaf the same bit for bit."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+from tests.diffenc.checkpoint.saved_trees import ABSTRACT, abstract, are_equal, make_tree, save_steps
 
 
 def test_round_trip_is_exact(tmp_path):
-    _saved(tmp_path, 5, 7)
+    save_steps(tmp_path, 5, 7)
     restored = Checkpoints(tmp_path).restore(ABSTRACT)
-    assert _equal(restored.tree, _tree(7))
+    assert are_equal(restored.tree, make_tree(7))
     assert (restored.metadata, restored.step) == ({"name": "täglich", "step": 7}, 7)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored.tree))
     earlier = Checkpoints(tmp_path).restore(ABSTRACT, step=5)
-    assert _equal(earlier.tree, _tree(5))
+    assert are_equal(earlier.tree, make_tree(5))
     assert earlier.step == 5
 
 
 def test_the_format_is_as_documented(tmp_path):
-    _saved(tmp_path, 7)
+    save_steps(tmp_path, 7)
     meta = json.loads((tmp_path / "000000007" / "META.json").read_text())
     assert (meta["format"], meta["step"], meta["parts"]) == (3, 7, 1)
     assert meta["leaves"] == {
@@ -87,7 +49,7 @@ def test_paths_that_read_alike_are_kept_apart(tmp_path):
     }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, {})
-    assert _equal(Checkpoints(tmp_path).restore(_abstract(tree)).tree, tree)
+    assert are_equal(Checkpoints(tmp_path).restore(abstract(tree)).tree, tree)
 
 
 def test_a_bare_leaf_python_scalars_and_an_empty_tree(tmp_path):
@@ -100,7 +62,7 @@ def test_a_bare_leaf_python_scalars_and_an_empty_tree(tmp_path):
         expected = jax.tree.map(jnp.asarray, tree) if back is None else back
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(1, tree, {})
-        assert _equal(Checkpoints(tmp_path).restore(_abstract(expected)).tree, expected)
+        assert are_equal(Checkpoints(tmp_path).restore(abstract(expected)).tree, expected)
 
 
 def test_saving_leaves_the_buffers_to_the_caller(tmp_path, monkeypatch):
@@ -115,25 +77,25 @@ def test_saving_leaves_the_buffers_to_the_caller(tmp_path, monkeypatch):
         donated.set()
     assert x.is_deleted()
     assert host[0] == -1
-    tree = Checkpoints(tmp_path).restore(_abstract({"x": after, "host": host})).tree
+    tree = Checkpoints(tmp_path).restore(abstract({"x": after, "host": host})).tree
     assert float(tree["x"].min()) == float(tree["host"].min()) == 3
 
 
 def test_restored_arrays_can_be_donated(tmp_path):
-    _saved(tmp_path, 4)
+    save_steps(tmp_path, 4)
     tree = Checkpoints(tmp_path).restore(ABSTRACT).tree
     doubled = jax.jit(lambda t: jax.tree.map(lambda x: x + x, t), donate_argnums=0)(tree)
-    assert _equal(doubled["params"]["log_snr"], jnp.float32(8))
+    assert are_equal(doubled["params"]["log_snr"], jnp.float32(8))
 
 
 def test_a_leaf_with_a_sharding_is_placed_by_it(tmp_path):
-    _saved(tmp_path, 4)
+    save_steps(tmp_path, 4)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), ABSTRACT)
     tree = Checkpoints(tmp_path).restore(abstract).tree
     assert {leaf.sharding for leaf in jax.tree.leaves(tree)} == {sharding}
-    assert _equal(tree, _tree(4))
+    assert are_equal(tree, make_tree(4))
 
 
 def test_metadata_without_json_form_and_64_bits_are_refused_at_once(tmp_path):
@@ -151,7 +113,7 @@ def test_reading_writes_nothing(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         checkpoints.restore(ABSTRACT)
     assert os.listdir(tmp_path) == []
-    _saved(tmp_path, 1)
+    save_steps(tmp_path, 1)
     (tmp_path / "000000002").mkdir()
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
     with Checkpoints(tmp_path) as checkpoints:
@@ -165,22 +127,22 @@ def test_reading_writes_nothing(tmp_path):
     [(1, 0, [7]), (3, 0, [5, 6, 7]), (2, 3, [3, 6, 7]), (1, 2, [2, 4, 6, 7])],
 )
 def test_retention(tmp_path, keep_last, keep_every, kept):
-    checkpoints = _saved(tmp_path, 1, 2, 3, 4, 5, 6, 7, keep_last=keep_last, keep_every=keep_every)
+    checkpoints = save_steps(tmp_path, 1, 2, 3, 4, 5, 6, 7, keep_last=keep_last, keep_every=keep_every)
     assert checkpoints.steps() == kept
     assert sorted(os.listdir(tmp_path)) == [f"{step:09d}" for step in kept]
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/000000020"])
 def test_branches_of_another_run(tmp_path, where):
-    _saved(tmp_path / "checkpoints", 10, 20)
+    save_steps(tmp_path / "checkpoints", 10, 20)
     wanted = {name: ABSTRACT[name] for name in ("params", "ema")}
     restored = restore_from(tmp_path / where, wanted)
     assert restored.step == 20
-    assert _equal(restored.tree, {name: _tree(20)[name] for name in wanted})
+    assert are_equal(restored.tree, {name: make_tree(20)[name] for name in wanted})
 
 
 def test_branches_of_another_run_must_agree_and_exist(tmp_path):
-    _saved(tmp_path / "checkpoints", 10, 20)
+    save_steps(tmp_path / "checkpoints", 10, 20)
     assert restore_from(tmp_path, {"step": ABSTRACT["step"]}, step=10).tree == {"step": 10}
     with pytest.raises(UserError, match=r"params/log_snr is .* there and absent here"):
         restore_from(tmp_path, {"params": {"unet/~/conv": ABSTRACT["params"]["unet/~/conv"]}})
@@ -198,5 +160,5 @@ def test_a_branch_whose_name_needs_quotes(tmp_path):
     tree = {"a/b": {"c": jnp.ones(2)}, "a/d": jnp.zeros(3), "a": jnp.zeros(1)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, {})
-    wanted = {"a/b": _abstract(tree)["a/b"]}
-    assert _equal(Checkpoints(tmp_path).restore(wanted, select=select_branches).tree, {"a/b": tree["a/b"]})
+    wanted = {"a/b": abstract(tree)["a/b"]}
+    assert are_equal(Checkpoints(tmp_path).restore(wanted, select=select_branches).tree, {"a/b": tree["a/b"]})
