@@ -16,7 +16,7 @@ RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs
 # Minutes: the authors' arrays, checkpoints, the train step, several processes, and the command from config to evaluation.
 SHORT := tests/golden/test_golden.py tests/diffenc/checkpoint/test_checkpoints.py tests/diffenc/training/test_gradient.py tests/diffenc/parallel/test_distributed.py tests/diffenc/evaluation/test_commands.py tests/diffenc/cli/test_run.py
 
-.PHONY: help quickstart test test-short test-slow test-docs mutations check docs clean
+.PHONY: help quickstart test test-short test-slow test-docs mutations check docs notebook clean
 .NOTPARALLEL:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test-slow    the tests that make test leaves out"
 	@echo "make test-docs    execute every block of README and docs, scaled down"
 	@echo "make docs         build the documentation into site/"
+	@echo "make notebook     execute docs/first_hour.py, and write docs/first_hour.ipynb"
 	@echo "make mutations    plant faults in copies of the code, and show which test kills each"
 	@echo "make check        lint and types alone"
 	@echo "make clean        remove the virtual environment, caches and build outputs"
@@ -45,12 +46,19 @@ test-short: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	XLA_FLAGS="$${XLA_FLAGS-}" $(BIN)/python -m pytest -m slow
 
-test-docs: $(VENV)/dev.stamp
+test-docs: $(VENV)/notebook.stamp
 	$(BIN)/python -m pytest -m docs -n 2 --dist load
 
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The first page is site/index.html."
+
+notebook: $(VENV)/notebook.stamp
+	rm -rf runs/notebook
+	mkdir -p runs/notebook
+	$(BIN)/jupytext --to ipynb --output runs/notebook/first_hour.ipynb docs/first_hour.py
+	$(BIN)/jupyter-execute --inplace runs/notebook/first_hour.ipynb
+	cp runs/notebook/first_hour.ipynb docs/first_hour.ipynb
 
 mutations: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutations.py
@@ -63,6 +71,8 @@ check: $(VENV)/dev.stamp
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist site diffenc.egg-info
+
+comma := ,
 
 # A stamp is written last, so an interrupted installation is taken up again.
 TOO_OLD := error: $(PYTHON) is older than Python 3.11; name a newer one: make ... PYTHON=/path/to/python3.12
@@ -79,3 +89,6 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(call install,.[dev],$(VENV)/run.stamp $@)
+
+$(VENV)/notebook.stamp: $(VENV)/dev.stamp
+	$(call install,.[dev$(comma)notebook],$@)

@@ -115,9 +115,9 @@ class Cifar10(Prepared):
 
     folder: str = "cifar10"
 
-    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
-    num_levels: ClassVar[int] = 256
-    num_classes: ClassVar[int] = 10
+    image_shape = (32, 32, 3)
+    num_levels = 256
+    num_classes = 10
     files: ClassVar[OfficialFiles] = OfficialFiles(
         name="cifar10",
         parts={

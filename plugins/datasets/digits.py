@@ -24,9 +24,9 @@ class Digits:
 
     validation: int = 0
 
-    image_shape: ClassVar[tuple[int, int, int]] = (8, 8, 1)
-    num_levels: ClassVar[int] = 17
-    num_classes: ClassVar[int] = 10
+    image_shape = (8, 8, 1)
+    num_levels = 17
+    num_classes = 10
     terms: ClassVar[dict[str, str]] = {
         "origin": "E. Alpaydin and C. Kaynak 1998, the test set of UCI's Optical Recognition of Handwritten Digits, "
         "as it comes with scikit-learn; https://archive.ics.uci.edu/dataset/80",

@@ -50,9 +50,9 @@ class Imagenet32(Prepared):
 
     folder: str = "imagenet32"
 
-    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
-    num_levels: ClassVar[int] = 256
-    num_classes: ClassVar[int] = 1000
+    image_shape = (32, 32, 3)
+    num_levels = 256
+    num_classes = 1000
     files: ClassVar[OfficialFiles] = OfficialFiles(
         name="imagenet32",
         parts={split: _layouts(split) for split in _BATCHES},

@@ -39,9 +39,9 @@ class Imagenet32Oord(Prepared):
 
     folder: str = "imagenet32_oord"
 
-    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
-    num_levels: ClassVar[int] = 256
-    num_classes: ClassVar[int] = 1
+    image_shape = (32, 32, 3)
+    num_levels = 256
+    num_classes = 1
     files: ClassVar[OfficialFiles] = OfficialFiles(
         name="imagenet32_oord",
         parts={split: ((f"{name}.tar",), (f"{name}/",)) for split, name in _NAMES.items()},

@@ -48,9 +48,9 @@ class Mnist(Prepared):
 
     folder: str = "mnist"
 
-    image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
-    num_levels: ClassVar[int] = 256
-    num_classes: ClassVar[int] = 10
+    image_shape = (28, 28, 1)
+    num_levels = 256
+    num_classes = 10
     files: ClassVar[OfficialFiles] = OfficialFiles(
         name="mnist",
         parts={name: ((f"{name}.gz",), (name,)) for name in _FILES},

@@ -368,29 +368,32 @@ def test_deeper_than_float32_can_bear_is_refused(tiny):
 def test_a_bfloat16_secant_is_good_to_a_thousandth_at_its_depth_and_not_much_deeper():
     """What rounding adds to the bound, in bits/dim: the mean over steps of the weighted square of the slope's error.
 
-    Of an encoder as large as tanh lets it be.
+    Of encoders as large as tanh lets them be, the mean over eight draws of the weights: of one draw it is 0.0001 to 0.0011 at
+    T = 300.
     """
-    rng, network = np.random.default_rng(0), EncoderUNet(1, channels=8)
-    x = jnp.asarray(rng.uniform(-1, 1, (64, 4, 4, 1)), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(64))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, jnp.float32), shapes)
+    network = EncoderUNet(1, channels=8)
 
     @partial(jax.jit, static_argnums=0)
-    def slope(precision, log_snr_t, log_snr_s):
+    def slope(precision, params, x, log_snr_t, log_snr_s):
         encoder = Trainable(dataclasses.replace(network, precision=precision))
         step = objective.secant(
             lambda at: encoder.apply(params, x, at), partial(MARKOV.increment, {}), log_snr_t, log_snr_s
         )
         return step.truth.slope, step.weight
 
-    def excess(steps):
+    def excess(steps, seed):
+        rng = np.random.default_rng(seed)
+        x = jnp.asarray(rng.uniform(-1, 1, (64, 4, 4, 1)), jnp.float32)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(64))
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, jnp.float32), shapes)
         stops = 13.3 - 18.3 * (np.arange(64) + rng.uniform(size=64)) / 64
         ends = jnp.asarray(stops, jnp.float32), jnp.asarray(stops + 18.3 / steps, jnp.float32)
-        (exact, weight), (rounded, _) = slope("float32", *ends), slope("bfloat16", *ends)
+        (exact, weight), (rounded, _) = (slope(each, params, x, *ends) for each in ("float32", "bfloat16"))
         nats = steps * weight * np.mean(np.square(rounded - exact), axis=(1, 2, 3))
         return float(np.mean(nats)) / np.log(2)
 
-    assert excess(300) < 1e-3 < excess(3_000)
+    at_depth, deeper = (np.mean([excess(steps, seed) for seed in range(8)]) for steps in (300, 3_000))
+    assert at_depth < 1e-3 < deeper
 
 
 @pytest.mark.parametrize(
