@@ -33,6 +33,7 @@ STACKABLE = (
     "gin/learned_endpoints.gin",
     "gin/learned_path.gin",
     "gin/learned_schedule.gin",
+    "gin/separable.gin",
     "gin/two_heads.gin",
     "gin/vdm_released.gin",
 )  # no runs of their own
@@ -136,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def perform() -> None:
         registry.discover()
         found.extend(load_rows())
-        Console(soft_wrap=True).print(format_table(found))
+        Console(width=1000, soft_wrap=True).print(
+            format_table(found)
+        )  # a narrow terminal wraps: no number is cut
         if given.json:
             atomic.write_json(given.json, to_records(found))
 
