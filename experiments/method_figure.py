@@ -9,6 +9,7 @@ slope, which a network has to estimate, are known exactly. Steps are those of th
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffenc.core.gaussian import alpha_sigma, alpha_squared, sigma_squared
+from diffenc.core.stochasticity import MARKOV
 from diffenc.evaluation import plots
 from diffenc.files.user_paths import path_argument
 from diffenc.interfaces import Data, Estimate, Interval, LogSNR
 from diffenc.runtime.console import exit_status, start_up
 from diffenc.sampling.solvers import ancestral
-from diffenc_plugins.stochasticities import Constant
 
 DATA = (-0.9, 0.2, 0.8)
 LOG_SNR_MAX, LOG_SNR_MIN = 8.0, -5.0
@@ -74,10 +75,7 @@ def exact_estimate(z: Data, interval: Interval) -> Estimate:
 
 def draw_reverse(grid: Grid, count: int, seed: int) -> Paths:
     """Draws paths of the generative chain, from N(0, 1) at t = 1 to t = 0, by ancestral steps with exact estimates."""
-    path = Constant(1.0)
-
-    def increment(log_snr_t: LogSNR, log_snr_s: LogSNR) -> LogSNR:
-        return path.increment({}, log_snr_t, log_snr_s)
+    increment = partial(MARKOV.increment, {})
 
     def step(z: Data, at: tuple[Array, Array, Array]) -> tuple[Data, Data]:
         log_snr_t, log_snr_s, key = at

@@ -114,7 +114,7 @@ def bootstrap_images(differences: Sequence[PassValues], seed: int = 0) -> TestRe
     images from the mean are shrunk to the variance between images (`diffenc.evaluation.image_error`), since the spread
     of per-image means also contains Monte-Carlo noise. There is no interval if that variance is not resolved.
     """
-    averaged = _average(differences)
+    averaged = average_seeds(differences)
     of = f"{averaged.values.shape[1]} images, seeds as they are"
     share = share_between_images(averaged)
     if share is None:
@@ -143,7 +143,7 @@ def bootstrap_seeds_and_images(differences: Sequence[PassValues], seed: int = 0)
     The interval covers the choice of both. But a bootstrap of n seeds has only (n - 1) / n of their variance: with few
     seeds the interval is too narrow; prefer the paired t-test. Images are shrunk as in `bootstrap_images`.
     """
-    averaged, seeds = _average(differences), len(differences)
+    averaged, seeds = average_seeds(differences), len(differences)
     of = f"{seeds} pairs of runs x {averaged.values.shape[1]} images"
     share = share_between_images(averaged)
     # One seed cannot be resampled: its bootstrap would claim no variance between seeds.
@@ -167,7 +167,7 @@ def share_between_images(values: PassValues) -> float | None:
     return min(1.0, component.variance / total) if total else 1.0
 
 
-def _average(differences: Sequence[PassValues]) -> PassValues:
+def average_seeds(differences: Sequence[PassValues]) -> PassValues:
     """Returns the mean over seeds, all of which were evaluated with the same draws."""
     return PassValues(np.mean([each.values for each in differences], axis=0), differences[0].times)
 

@@ -35,9 +35,13 @@ def check_stages() -> None:
     Raises:
       UserError: a config is invalid, or a data set is not prepared.
     """
-    for stage in STAGES:
-        for run in make_runs(stage.part.records, stage.part.variants(stage.arms), stage.part.seeds[:1]):
-            run.experiment.dataset.fingerprint(run.experiment.evaluation.split)
+    experiments = [
+        run.experiment
+        for stage in STAGES
+        for run in make_runs(stage.part.records, stage.part.variants(stage.arms), stage.part.seeds[:1])
+    ]
+    for dataset, split in {(each.dataset, each.evaluation.split) for each in experiments}:
+        dataset.fingerprint(split)
 
 
 def run_stage(stage: Stage, jobs: int) -> list[Run]:

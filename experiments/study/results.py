@@ -10,7 +10,7 @@ from jaxtyping import Float
 from diffenc.evaluation import plots
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.saved_records import COMPARABLE_KEYS
-from diffenc.evaluation.significance import LEVEL, TestResult, holm_correction, paired_test
+from diffenc.evaluation.significance import LEVEL, TestResult, average_seeds, holm_correction, paired_test
 from diffenc.evaluation.uncertainty_format import (
     MISSING,
     Digits,
@@ -113,20 +113,9 @@ def _compare(primary: Primary) -> Outcome:
         return Outcome(primary, tuple(lacking))
     b = min(primary.rivals, key=lambda arm: results[arm].values("total").mean())
     one, two = results[primary.a], results[b]
-    return Outcome(
-        primary,
-        (),
-        b,
-        paired_test(one.values("total"), two.values("total")),
-        None,
-        _mean_difference(one, two),
-    )
-
-
-def _mean_difference(a: VariantResults, b: VariantResults) -> PassValues:
-    """Returns A - B of each image in each pass, the mean over the seeds, all of which were measured on the same draws."""
-    by_seed = [a.terms(seed)["total"].minus(b.terms(seed)["total"]) for seed in a.seeds]
-    return PassValues(np.mean([each.values for each in by_seed], axis=0), by_seed[0].times)
+    test = paired_test(one.values("total"), two.values("total"))
+    by_seed = [one.terms(seed)["total"].minus(two.terms(seed)["total"]) for seed in one.seeds]
+    return Outcome(primary, b=b, test=test, by_pass=average_seeds(by_seed))
 
 
 def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:

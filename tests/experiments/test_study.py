@@ -216,7 +216,7 @@ def test_sizes_are_those_of_the_run_files():
             assert encoder.network.blocks == blocks
 
 
-@pytest.mark.parametrize("folder", ["/home/me", "~/diffenc"])
+@pytest.mark.parametrize("folder", ["/data/checkout", "~/diffenc"])
 def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
     config = tmp_path / "config.gin"
     shipped = "# Read from gin/b.gin (comes with diffenc; SHA-256 34)\nExperiment.steps = 3\n"
