@@ -16,7 +16,7 @@ RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs
 # Minutes: the authors' arrays, checkpoints, the train step, several processes, and the command from config to evaluation.
 SHORT := tests/golden/test_golden.py tests/diffenc/checkpoint/test_checkpoints.py tests/diffenc/training/test_gradient.py tests/diffenc/parallel/test_distributed.py tests/diffenc/evaluation/test_commands.py tests/diffenc/cli/test_run.py
 
-.PHONY: help quickstart test test-short test-slow test-docs mutations check docs notebook clean
+.PHONY: help quickstart test test-short test-slow test-docs mutations check docs notebook release clean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test-docs    execute every block of README and docs, scaled down"
 	@echo "make docs         build the documentation into site/"
 	@echo "make notebook     execute docs/first_hour.py, and write docs/first_hour.ipynb"
+	@echo "make release      sdist, wheel, the study's models and checksums of the last commit, into dist/"
 	@echo "make mutations    plant faults in copies of the code, and show which test kills each"
 	@echo "make check        lint and types alone"
 	@echo "make clean        remove the virtual environment, caches and build outputs"
@@ -59,6 +60,9 @@ notebook: $(VENV)/notebook.stamp
 	$(BIN)/jupytext --to ipynb --output runs/notebook/first_hour.ipynb docs/first_hour.py
 	$(BIN)/jupyter-execute --inplace runs/notebook/first_hour.ipynb
 	cp runs/notebook/first_hour.ipynb docs/first_hour.ipynb
+
+release: $(VENV)/dev.stamp
+	$(BIN)/python -m experiments.release --output=dist
 
 mutations: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutations.py

@@ -2,6 +2,7 @@
 
 import configparser
 import email
+import importlib.metadata
 import os
 import re
 import shutil
@@ -188,6 +189,18 @@ def test_every_direct_requirement_has_an_exact_version_within_its_bounds(python_
     for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
         wanted = Requirement(text)
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
+
+
+PERMISSIVE = r"Apache|BSD|MIT|Python Software Foundation|PSF"
+
+
+@pytest.mark.parametrize("requirement", PYPROJECT["project"]["dependencies"])
+def test_every_package_that_is_needed_has_a_permissive_licence(requirement):
+    stated = importlib.metadata.metadata(Requirement(requirement).name)
+    classifiers = [line for line in stated.get_all("Classifier", []) if line.startswith("License ::")]
+    licence = stated["License-Expression"] or "; ".join(classifiers) or stated["License"]
+    assert re.search(PERMISSIVE, licence), licence
+    assert not re.search(r"GPL|Affero|Proprietary", licence), licence
 
 
 def test_constraints_are_exact_versions_alone():

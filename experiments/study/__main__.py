@@ -1,15 +1,17 @@
-"""Trains and evaluates the runs of the study that are missing, then writes its tables and figures.
+"""Trains and evaluates the runs of the study that are missing, then writes its tables, figures and models.
 
   python -m experiments.study
   python -m experiments.study --only_tables
 
 Runs go to experiments/study/records; those of the primary comparisons first, all arms of one seed before the next. The program
-can be stopped at any time: the same command goes on. Tables and figures are made from the records alone.
+can be stopped at any time: the same command goes on. Tables and figures are made from the records alone; models, which a release
+contains, from the checkpoints of seed 0.
 """
 
 import argparse
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,16 +19,29 @@ from pathlib import Path
 
 from absl import logging
 
+from diffenc.export import export, weights
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
 from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
-from diffenc.tools.sweep.runs import Run, make_runs
+from diffenc.tools.sweep.runs import Run, is_trained, make_runs
 from diffenc.workdir.config_check import CONFIG
-from experiments.study.parts import DIGITS_SIZE, FOLDER, PARTS, PRIMARIES, SIZES, STAGES, VDM, Stage
+from experiments.study.parts import (
+    DIGITS_SIZE,
+    FOLDER,
+    MODELS,
+    PARTS,
+    PRIMARIES,
+    SIZES,
+    STAGES,
+    VDM,
+    Part,
+    Stage,
+)
 
 TABLES = FOLDER / "tables.md"
 FIGURES = FOLDER / "figures"
+MODELS_FOLDER = FOLDER / "models"
 
 
 def check_stages() -> None:
@@ -61,6 +76,18 @@ def omit_folders(config: Path) -> None:
         shorter = re.sub(r"^(# Read from .*) \([~/].*; SHA", r"\1 (SHA", text, flags=re.MULTILINE)
         if shorter != text:
             atomic.write_text(config, shorter)
+
+
+def export_models(models: Sequence[tuple[Part, str]]) -> None:
+    """Exports the models of a release that were not exported before and whose checkpoints are here, to MODELS_FOLDER."""
+    for part, arm in models:
+        (run,) = make_runs(part.records, part.variants([arm]), part.seeds[:1])
+        folder = MODELS_FOLDER / f"{part.name}_{arm}"
+        if is_trained(run) and not (folder / weights.FILE).is_file():
+            exported = export.export(run.experiment, run.workdir)
+            with export.replace_folder(folder) as new:
+                shutil.copytree(exported, new, dirs_exist_ok=True)
+            logging.info("exported %s", os.path.relpath(folder))
 
 
 def write_results() -> None:
@@ -101,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.only_tables:
             check_stages()
             runs = [run for stage in STAGES for run in run_stage(stage, args.jobs)]
+            export_models(MODELS)
         write_results()
         require_done(runs)
 

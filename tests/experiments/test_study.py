@@ -12,6 +12,7 @@ from diffenc.config import gin_loader
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
+from diffenc.export.loading import load
 from diffenc.workdir.measurements import save_measurement
 from experiments.study import __main__ as study
 from experiments.study import parts, results
@@ -243,12 +244,19 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "DIGITS_SIZE", toy)
     monkeypatch.setattr(study, "SIZES", {"vdm": 1})
+    monkeypatch.setattr(study, "MODELS", ((toy, "vdm"),))
+    monkeypatch.setattr(study, "MODELS_FOLDER", tmp_path / "models")
     assert study.main([]) == 0
     assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").is_file()
     written = (tmp_path / "tables.md").read_text()
     assert "| vdm |" in written
     assert f"({tmp_path}" not in (tmp_path / "records/toy/vdm/seed_0/config.gin").read_text()
-    before = (tmp_path / "records/toy/vdm/seed_0/evaluation.json").stat().st_mtime_ns
+    model = tmp_path / "models/toy_vdm"
+    assert load(model).step == 2
+    assert "| bits/dim |" in (model / "README.md").read_text()
+    held = [tmp_path / "records/toy/vdm/seed_0/evaluation.json", *model.iterdir()]
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in held[1:])
+    before = [file.stat().st_mtime_ns for file in held]
     assert study.main([]) == 0
     assert (tmp_path / "tables.md").read_text() == written
-    assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").stat().st_mtime_ns == before
+    assert [file.stat().st_mtime_ns for file in held] == before
