@@ -1,6 +1,7 @@
 """The bindings of config files and the command line, checked before anything is constructed from them."""
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -136,7 +137,7 @@ class BindingSet:
                 plugin = _scoped(binding.scope * used, binding.selector)
                 dropped[plugin].append(binding.location)
         for plugin, locations in dropped.items():
-            logging.info("%s is not used in this experiment; dropped: %s", plugin, ", ".join(locations))
+            _log_once(f"{plugin} is not used in this experiment; dropped: {', '.join(locations)}")
 
     def _macro(self, mention: tuple[str, Binding]) -> Binding:
         name, mentioned_by = mention
@@ -316,3 +317,9 @@ def _enclosing_scopes(scope: str) -> list[str]:
 
 def _scoped(scope: str, name: str) -> str:
     return f"{scope}/{name}" if scope else name
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    """Logs a line, unless this process has logged it before: a sweep reads the same files for every run."""
+    logging.info("%s", line)

@@ -183,6 +183,8 @@ def test_a_files_bindings_of_a_plugin_out_of_use_are_dropped_with_one_line_of_lo
         "network.encoder_unet is not used in this experiment; dropped: run.gin:3, run.gin:4, run.gin:5",
         "y/network.unet is not used in this experiment; dropped: run.gin:6",
     ]
+    BindingSet(said).check_unread(VISITS)
+    assert len(lines) == 3, "a line is logged once in a process"
 
 
 def test_a_files_binding_that_is_overridden_in_every_scope_is_no_mistake():
