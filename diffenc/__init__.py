@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Sample,
     )
     from diffenc.core.model import Model
+    from diffenc.data.sources import read_images
     from diffenc.errors import UserError
     from diffenc.evaluation.bound import BoundResult, bound
     from diffenc.evaluation.commands import evaluate, sample
@@ -71,6 +72,7 @@ __all__ = [
     "load",
     "load_experiment",
     "plugins",
+    "read_images",
     "registry",
     "sample",
     "train",
@@ -94,6 +96,7 @@ _NAMES = {  # by module
         "Sample",
     ),
     "diffenc.core.model": ("Model",),
+    "diffenc.data.sources": ("read_images",),
     "diffenc.errors": ("UserError",),
     "diffenc.evaluation.bound": ("BoundResult", "bound"),
     "diffenc.evaluation.commands": ("evaluate", "sample"),

@@ -41,7 +41,8 @@ class Registry(Generic[T]):
         """Registers a class as `KIND.NAME`, here and for gin files.
 
         Raises:
-          ValueError: the name is taken (the message names both classes), or is not an identifier, as
+          ValueError: the name is taken (the message names both classes), unless by a class of this name that was
+            defined in `__main__`, such as by a notebook's cell that is run again; or it is not an identifier, as
             config files need.
           TypeError: the class is not a dataclass.
         """
@@ -55,10 +56,13 @@ class Registry(Generic[T]):
                 raise TypeError(
                     f"{_full_name(cls)} must be a dataclass: put @dataclass(frozen=True) right above it"
                 )
-            if name in self._classes:
+            held = self._classes.get(name)
+            redefined = (
+                held is not None and cls.__module__ == "__main__" and _full_name(held) == _full_name(cls)
+            )
+            if held is not None and not redefined:
                 raise ValueError(
-                    f"{self.kind}.{name} is already {_full_name(self._classes[name])}; "
-                    f"{_full_name(cls)} needs another name"
+                    f"{self.kind}.{name} is already {_full_name(held)}; {_full_name(cls)} needs another name"
                 )
             self._classes[name] = cast(type[T], cls)
             # `checked` changes the class in place, so the class registered above is the one returned.

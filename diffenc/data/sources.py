@@ -112,6 +112,18 @@ def validation_indices(num: int, validation: int) -> Int[np.ndarray, " v"]:
     return (edges[:-1] + (place * np.diff(edges) >> np.uint64(32))).astype(np.int64)
 
 
+def read_images(
+    dataset: Dataset, split: str, num: int | None = None, seed: int = 0
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Returns the images of a split as levels: all, or the `num` that an evaluation with `evaluate.seed = seed` measures.
+
+    Raises:
+      UserError: the data set has no such split, or is not prepared.
+    """
+    source = subsample(dataset.source(split), num, seed)
+    return source.__getitems__(np.arange(len(source)))["image"]
+
+
 def subsample(source: Source, num: int | None, seed: int) -> Source:
     """Returns `num` examples drawn by `seed`, in source order; all of them if `num` is None or not below their number."""
     if num is None or num >= len(source):

@@ -41,6 +41,27 @@ def test_a_name_taken_twice_is_refused_with_both_classes(registry):
     assert registry["one"] is One
 
 
+def redefined(module):
+    @dataclasses.dataclass(frozen=True)
+    class Cell:
+        """As a notebook's cell defines it."""
+
+    Cell.__module__ = module
+    return Cell
+
+
+def test_a_class_of_main_may_be_defined_again(registry):
+    first, second = redefined("__main__"), redefined("__main__")
+    registry.register("cell")(first)
+    registry.register("cell")(second)
+    assert registry["cell"] is second
+    with pytest.raises(ValueError, match=r"schedule\.cell is already __main__\..*Cell"):
+        registry.register("cell")(One)
+    registry.register("imported")(redefined("package"))
+    with pytest.raises(ValueError, match=r"schedule\.imported is already package\..*Cell"):
+        registry.register("imported")(redefined("package"))
+
+
 @pytest.mark.parametrize("name", ["two words", "kebab-case", "a.b", "", "1st"])
 def test_a_name_that_no_config_could_spell_is_refused(registry, name):
     with pytest.raises(ValueError, match="identifier"):

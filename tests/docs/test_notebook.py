@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.docs
 FOLDER = Path(__file__).parents[2] / "docs"
-LONG, SHORT = "STEPS = 400\n", "STEPS = 10\n"
+LONG, SHORT = "STEPS = 1200\n", "STEPS = 10\n"
 
 
 def read(path: Path) -> Any:

@@ -31,6 +31,18 @@ def test_an_array_source_gives_examples_and_batches():
     np.testing.assert_array_equal(batch["label"], [0, 4, 0])
 
 
+def test_images_of_a_split_are_read_at_once():
+    class Toy(Digits):
+        def source(self, split):
+            return toy({"train": 9, "test": 5}[split])
+
+    assert sources.read_images(Toy(), "test").ravel().tolist() == [0, 1, 2, 3, 4]
+    some = sources.read_images(Toy(), "train", num=4, seed=1)
+    measured = sources.subsample(toy(9), 4, seed=1)
+    assert some.ravel().tolist() == [int(measured[k]["label"]) for k in range(4)]
+    assert len({*some.ravel().tolist()}) == 4
+
+
 def test_sources_pickle():
     source = sources.Subset(toy(6), np.array([5, 1]))
     again = pickle.loads(pickle.dumps(source))
