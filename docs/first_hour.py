@@ -94,7 +94,7 @@ plt.axhline(2.44, color="gray", linestyle=":", label="a histogram of each pixel,
 plt.xlabel("step")
 plt.ylabel("bits/dim")
 plt.ylim(1.8, 4.1)
-plt.legend()
+_ = plt.legend()
 # %% [markdown]
 # ## Measure
 #
@@ -132,7 +132,7 @@ for column, t in enumerate(times):
     for axis, (label, encoded) in zip(axes[:, column], rows.items(), strict=True):
         axis.imshow(encoded[0, ..., 0], cmap="gray", vmin=-1, vmax=1)
         axis.set(xticks=[], yticks=[], ylabel=label if column == 0 else "")
-figure.colorbar(axes[0, 0].images[0], ax=axes, label="pixel")
+_ = figure.colorbar(axes[0, 0].images[0], ax=axes, label="pixel")
 # %% [markdown]
 # Sampling has no use of the encoder: a reverse step takes the network's estimate $\hat x$ of $x_\phi$ and the counterterm, and at
 # $t = 0$ the encoded image is nearly the image. In 100 steps:
