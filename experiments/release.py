@@ -23,6 +23,7 @@ from build import BuildBackendException, ProjectBuilder
 from pyproject_hooks import quiet_subprocess_runner
 
 from diffenc.errors import UserError
+from diffenc.export import weights
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
@@ -83,7 +84,7 @@ def find_models(source: Path) -> list[Path]:
     """
     place = FOLDER.relative_to(ROOT) / "models"
     folders = [source / place / f"{part.name}_{arm}" for part, arm in MODELS]
-    missing = [folder.name for folder in folders if not folder.is_dir()]
+    missing = [folder.name for folder in folders if not (folder / weights.FILE).is_file()]
     if missing:
         raise UserError(
             f"{place} lacks {', '.join(missing)}: python -m experiments.study exports them where it has trained them; commit them"

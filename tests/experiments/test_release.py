@@ -110,7 +110,7 @@ def test_a_release_of_two_versions_is_refused(source, tmp_path, name, old, new, 
 def test_a_release_without_a_model_is_refused(source, tmp_path):
     shutil.copytree(source / MODELS_FOLDER, tmp_path / MODELS_FOLDER)
     assert [folder.name for folder in release.find_models(tmp_path)] == NAMES
-    shutil.rmtree(tmp_path / MODELS_FOLDER / NAMES[1])
+    (tmp_path / MODELS_FOLDER / NAMES[1] / "model.safetensors").unlink()
     with pytest.raises(UserError, match=f"models lacks {NAMES[1]}: python -m experiments.study"):
         release.find_models(tmp_path)
 
