@@ -43,6 +43,7 @@ NEEDS = [
     ("experiments/launch/sweep_on_slurm.md", "Slurm"),
     ("experiments/launch/tpu_pod.md", "a Cloud TPU"),
     ("experiments/study.md", "the images of MNIST and CIFAR-10, many hours"),
+    ("experiments/study.md", "the gin files of experiments/study"),
     ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
     ("experiments/tighter.md", "the run files of experiments/tighter, hours"),
     ("experiments/tighter.md", "the runs' checkpoints, hours"),
