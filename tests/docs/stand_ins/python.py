@@ -75,6 +75,8 @@ def more(module: str, given: list[str]) -> list[str]:
     few_rows = (
         ["--rows=(?<!trainable)$"] if module == "experiments.tables" and "--rows" not in str(given) else []
     )
+    if "dataset.mnist.validation" in str(given):
+        bindings = [*bindings, "dataset.mnist.validation = 16"]
     return [*few_rows, *flags, *(f"--gin_bindings={one}" for one in bindings)] if of_a_run else []
 
 
