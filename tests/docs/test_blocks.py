@@ -37,6 +37,7 @@ NEEDS = [
     ("docs/workdir.md", "a GPU"),
     ("experiments/cifar10.md", "the images of CIFAR-10"),
     ("experiments/compiled.md", "libtpu, pip install 'diffenc[plan-tpu]'"),
+    ("experiments/compiled.md", "libtpu, pip install 'diffenc[plan-tpu]'"),
     ("experiments/launch/jobset.md", "Docker"),
     ("experiments/launch/jobset.md", "Kubernetes"),
     ("experiments/launch/slurm.md", "Slurm"),

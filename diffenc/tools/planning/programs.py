@@ -29,6 +29,7 @@ from diffenc.training.state import abstract_images, abstract_state, make_train_s
 
 Number = int | float
 FULL = "RESOURCE_EXHAUSTED"  # how XLA's message begins when a program needs more memory than there is
+MEMORY = ("arguments", "results", "temporary", "code")  # bytes, the parts of "total"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +143,10 @@ def measure_program(program: Program) -> Measured:
 def memory_numbers(compiled: Any) -> dict[str, Number]:
     """Returns the bytes of a compiled program on one device. Results in donated arguments count once, as `arguments`."""
     analysis = compiled.memory_analysis()
-    parts = {
-        "arguments": analysis.argument_size_in_bytes,
-        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporary": analysis.temp_size_in_bytes,
-        "code": analysis.generated_code_size_in_bytes,
-    }
-    return {**parts, "total": sum(parts.values())}
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    code = analysis.generated_code_size_in_bytes
+    parts = (analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes, code)
+    return {**dict(zip(MEMORY, parts, strict=True)), "total": sum(parts)}
 
 
 def _counts(compiled: Any) -> dict[str, Number]:
@@ -163,11 +161,17 @@ def _counts(compiled: Any) -> dict[str, Number]:
 
 
 def extrapolate(small: Measured, large: Measured, sizes: tuple[int, int], size: int) -> Measured:
-    """Returns the numbers at `size`, extrapolated linearly from those at two `sizes`, with the sum of `processor_seconds`."""
+    """Returns the numbers at `size`, extrapolated linearly from those at two `sizes`, with the sum of `processor_seconds`.
+
+    Beyond the larger of `sizes` none is below its value there, as of a compiler that spends less code on more blocks.
+    """
     if small.too_large or large.too_large:
         return small if small.too_large else large
     slope = (size - sizes[0]) / (sizes[1] - sizes[0])
     names = dict.fromkeys([*small.numbers, *large.numbers])
     pairs = {name: (small.numbers.get(name, 0), large.numbers.get(name, 0)) for name in names}
     line = {name: first + slope * (second - first) for name, (first, second) in pairs.items()}
+    if size > sizes[1]:
+        line = {name: max(value, pairs[name][1]) for name, value in line.items()}
+        line |= {"total": sum(line[part] for part in MEMORY)} if line.keys() >= set(MEMORY) else {}
     return Measured(line | {"processor_seconds": sum(pairs["processor_seconds"])})

@@ -147,6 +147,18 @@ def test_numbers_of_few_blocks_are_continued_in_a_line():
     assert extrapolate(small, Measured({}, "large"), (2, 4), 8).too_large == "large"
 
 
+def test_no_number_of_more_blocks_is_below_that_of_few():
+    small, large = (Measured({"code": code, "processor_seconds": 1.0}) for code in (9.0, 7.0))
+    assert extrapolate(small, large, (2, 4), 32).numbers["code"] == 7.0
+    assert extrapolate(small, large, (2, 4), 3).numbers["code"] == 8.0
+    memory = {"arguments": 5.0, "results": 0.0, "temporary": 1.0}
+    small, large = (
+        Measured(memory | {"code": code, "total": 6.0 + code, "processor_seconds": 1.0})
+        for code in (9.0, 7.0)
+    )
+    assert extrapolate(small, large, (2, 4), 32).numbers["total"] == 5.0 + 0.0 + 1.0 + 7.0
+
+
 def test_quick_is_the_whole_where_a_line_is_right(planned, monkeypatch):
     """Arguments grow by the same bytes with each block."""
 
