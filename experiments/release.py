@@ -27,7 +27,7 @@ from diffenc.export import weights
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
-from experiments.study.parts import FOLDER, MODELS
+from experiments.study.parts import MODELS, MODELS_FOLDER
 
 ROOT = Path(__file__).parents[1]
 SUMS = "SHA256SUMS"
@@ -82,8 +82,8 @@ def find_models(source: Path) -> list[Path]:
     Raises:
       UserError: one is missing.
     """
-    place = FOLDER.relative_to(ROOT) / "models"
-    folders = [source / place / f"{part.name}_{arm}" for part, arm in MODELS]
+    place = MODELS_FOLDER.relative_to(ROOT)
+    folders = [source / place / name for name in MODELS]
     missing = [folder.name for folder in folders if not (folder / weights.FILE).is_file()]
     if missing:
         raise UserError(

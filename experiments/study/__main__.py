@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from experiments.study.parts import (
     DIGITS_SIZE,
     FOLDER,
     MODELS,
+    MODELS_FOLDER,
     PARTS,
     PRIMARIES,
     SIZES,
@@ -41,7 +42,6 @@ from experiments.study.parts import (
 
 TABLES = FOLDER / "tables.md"
 FIGURES = FOLDER / "figures"
-MODELS_FOLDER = FOLDER / "models"
 
 
 def check_stages() -> None:
@@ -78,11 +78,11 @@ def omit_folders(config: Path) -> None:
             atomic.write_text(config, shorter)
 
 
-def export_models(models: Sequence[tuple[Part, str]]) -> None:
+def export_models(models: Mapping[str, tuple[Part, str]]) -> None:
     """Exports the models of a release that were not exported before and whose checkpoints are here, to MODELS_FOLDER."""
-    for part, arm in models:
+    for name, (part, arm) in models.items():
         (run,) = make_runs(part.records, part.variants([arm]), part.seeds[:1])
-        folder = MODELS_FOLDER / f"{part.name}_{arm}"
+        folder = MODELS_FOLDER / name
         if is_trained(run) and not (folder / weights.FILE).is_file():
             exported = export.export(run.experiment, run.workdir)
             with export.replace_folder(folder) as new:

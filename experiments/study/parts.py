@@ -9,6 +9,7 @@ from diffenc.tools.sweep.variants import Variant, make_variants
 
 FOLDER = Path(__file__).parent
 RECORDS = FOLDER / "records"
+MODELS_FOLDER = FOLDER / "models"
 
 
 class Part(NamedTuple):
@@ -145,5 +146,7 @@ STAGES = (
     Stage(CIFAR10, CIFAR10.arms),
     Stage(DIGITS_TIME, DIGITS_TIME.arms),
 )
-# Models that come with a release, of seed 0: to take the best seed would be to choose on the test images.
-MODELS = ((MNIST, VDM), (MNIST, TIGHT), (MNIST, LEARNED_PATH))
+# Models that come with a release, by their folder, of seed 0: to take the best seed would be to choose on the test images.
+MODELS = {
+    f"{part.name}_{arm}": (part, arm) for part, arm in ((MNIST, VDM), (MNIST, TIGHT), (MNIST, LEARNED_PATH))
+}

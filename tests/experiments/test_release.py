@@ -14,7 +14,7 @@ from experiments.study.parts import MODELS
 
 ROOT = Path(__file__).parents[2]
 MODELS_FOLDER = "experiments/study/models"
-NAMES = [f"{part.name}_{arm}" for part, arm in MODELS]
+NAMES = list(MODELS)
 
 
 @pytest.fixture(scope="module")

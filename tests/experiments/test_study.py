@@ -244,7 +244,7 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "DIGITS_SIZE", toy)
     monkeypatch.setattr(study, "SIZES", {"vdm": 1})
-    monkeypatch.setattr(study, "MODELS", ((toy, "vdm"),))
+    monkeypatch.setattr(study, "MODELS", {"toy_vdm": (toy, "vdm")})
     monkeypatch.setattr(study, "MODELS_FOLDER", tmp_path / "models")
     assert study.main([]) == 0
     assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").is_file()

@@ -173,5 +173,6 @@ def extrapolate(small: Measured, large: Measured, sizes: tuple[int, int], size: 
     line = {name: first + slope * (second - first) for name, (first, second) in pairs.items()}
     if size > sizes[1]:
         line = {name: max(value, pairs[name][1]) for name, value in line.items()}
-        line |= {"total": sum(line[part] for part in MEMORY)} if line.keys() >= set(MEMORY) else {}
+        if line.keys() >= set(MEMORY):
+            line["total"] = sum(line[part] for part in MEMORY)
     return Measured(line | {"processor_seconds": sum(pairs["processor_seconds"])})
