@@ -17,13 +17,15 @@ from diffenc.interfaces import Condition, ImageKeys, LogSNR
 Maps = Float[Array, "b h w c"]
 MapsOut = Float[Array, "b h w c_out"]  # the same positions, a different number of channels
 Embedding = Float[Array, "b e"]
-Heads = Float[Array, "b positions heads c"]
+Tokens = Float[Array, "b positions c"]
 
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
 ZEROS = hk.initializers.Constant(0.0)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 MAX_BLOCKS = 10_000  # refuses absurd depths before tracing them exhausts time and memory
+
+MAX_LOGITS = 2**20  # attention weights of a batch that are in memory at a time: 4 MB
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -285,20 +287,38 @@ def end_resnet_block(
 def attention_block(h: Maps, groups: int) -> Maps:
     """Applies residual self-attention over all positions, with one head. Initially the identity."""
     b, height, width, c = h.shape
-    # [batch, positions, heads, channels], one head, as `jax.nn.dot_product_attention` takes them.
-    tokens = group_norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, 1, c)
+    tokens = group_norm(h, groups, "norm").astype(h.dtype).reshape(b, height * width, c)
     query, key, value = (dense(tokens, c, part) for part in ("query", "key", "value"))
     mixed = softmax_attention(query, key, value).reshape(h.shape)
     return h + dense(mixed, c, "out", w_init=ZEROS)
 
 
-def softmax_attention(query: Heads, key: Heads, value: Heads) -> Heads:
-    """Returns softmax attention. JAX's own computes the softmax in float32 even for float64, where einsums replace it."""
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value)
-    # [batch, heads, targets, sources]; the scale is that of dot_product_attention.
-    logits = jnp.einsum("btnc,bsnc->bnts", query, key) / query.shape[-1] ** 0.5
-    return jnp.einsum("bnts,bsnc->btnc", jax.nn.softmax(logits, axis=-1), value)
+def softmax_attention(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
+    """Returns softmax(query key^T / sqrt(c)) value of each image, the softmax in float32 at least.
+
+    Queries are taken in equal turns of at most MAX_LOGITS weights, unless one position's are more, and for the gradient
+    weights are computed again: all [b, positions, positions] of them do not fit in a CPU's cache, and passing over them took
+    a third of a small network's step.
+    """
+    b, positions, c = query.shape
+    fitting = MAX_LOGITS // (b * positions)
+    rows = max(rows for rows in range(1, positions + 1) if positions % rows == 0 and rows <= max(1, fitting))
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def sum_weighted(query: Tokens) -> tuple[Tokens, Float[Array, "b positions 1"]]:
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=wide) / c**0.5
+        # The softmax does not depend on what is subtracted, so that this has no gradient.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        mixed = jnp.einsum("bts,bsc->btc", weights.astype(value.dtype), value, preferred_element_type=wide)
+        return mixed, weights.sum(axis=-1, keepdims=True)
+
+    # Not in turns of images: where the batch is sharded over devices, each turn would be one device's.
+    turns = jnp.moveaxis(query.reshape(b, positions // rows, rows, c), 1, 0)
+    mixed, total = jax.lax.map(sum_weighted, turns)
+    # Divided after the product, a pass over c channels a position and not over all weights; and here, since the
+    # gradient would else take that product twice.
+    return jnp.moveaxis(mixed / total, 0, 1).reshape(query.shape).astype(query.dtype)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:

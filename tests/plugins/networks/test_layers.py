@@ -1,4 +1,6 @@
 import functools
+import math
+import re
 
 import haiku as hk
 import jax
@@ -107,6 +109,44 @@ def test_attention_is_softmax_over_all_positions(dtype, rtol):
         assert got.dtype == dtype
         want = attention_by_numpy(h, params)
         np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=rtol * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("images", "positions"), [pytest.param(2, 9, id="one turn"), pytest.param(3, 1024, id="turns of 256")]
+)
+def test_attention_in_turns_is_that_of_jax(images, positions):
+    """Values, derivatives and gradients; and no array of all weights is made for any of them."""
+    rng = np.random.default_rng(3)
+    tokens, moves = (
+        tuple(jnp.asarray(rng.normal(size=(images, positions, 8)), jnp.float32) for _ in range(3))
+        for _ in range(2)
+    )
+
+    def jax_own(*given):
+        return jax.nn.dot_product_attention(*(each[:, :, None] for each in given))[:, :, 0]
+
+    def all_of(attention):
+        def evaluate(tokens, moves):
+            mixed, moved = jax.jvp(attention, tokens, moves)
+            return mixed, moved, jax.vjp(attention, *tokens)[1](moved)
+
+        return evaluate
+
+    got, want = (quick(all_of(each))(tokens, moves) for each in (layers.softmax_attention, jax_own))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+    in_turns, at_once = (
+        largest_array(all_of(each), tokens, moves) for each in (layers.softmax_attention, jax_own)
+    )
+    weights = images * positions**2
+    assert at_once == weights
+    assert in_turns == min(weights, 256 * images * positions)
+
+
+def largest_array(function, *arguments):
+    """The entries of the largest array that is computed, also within loops."""
+    text = str(jax.make_jaxpr(function)(*arguments))
+    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
 
 
 @pytest.mark.parametrize("layer", ["conv3x3", "dense", "unpool", "norm", "activate", "resnet_block"])

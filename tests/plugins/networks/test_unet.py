@@ -105,7 +105,7 @@ def test_a_loop_compiles_a_block_once():
 
 
 def test_recomputing_keeps_less():
-    """For the gradient, of 4 blocks each way: about the maps that enter each block, and no attention weights."""
+    """For the gradient, of 4 blocks each way: about the maps that enter each block; attention weights in neither case."""
 
     def kept(remat):
         network = UNet(blocks=4, channels=8, scan=True, remat=remat)
@@ -118,7 +118,8 @@ def test_recomputing_keeps_less():
         )
 
     maps = 4 * 16 * 16 * 8
-    assert kept(remat=False) > 4 * 256 * 256 + 60 * maps
+    assert 30 * maps < 4 * 256 * 256
+    assert 60 * maps < kept(remat=False) < 75 * maps
     assert kept(remat=True) < 25 * maps
 
 
