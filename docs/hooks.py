@@ -17,6 +17,7 @@ PLUGINS = re.compile(r"<!-- plugins: (\w+) -->")
 CLOSING = r"&#x0(?:0029|005D|007D|007C|2016|2225|27E9|230B|2309);|[)\]}|‖∥⟩⌋⌉]"
 NORM = re.compile(r"<mo>(&#x0(?:2016|007C|2225);)</mo>")  # latex2mathml leaves those of \lVert to stretch
 SCRIPTED_FENCE = re.compile(rf"<(msup|msub|msubsup)><(m[oi])([^>]*)>({CLOSING})</\2>")
+NO_PAGES = {"records", "models"}  # folders of experiments/: files of runs, and models with their cards
 DEEPER = "\n    options: {heading_level: 4, members: []}"
 CLASSES = "<!-- classes of plugins -->"
 
@@ -24,7 +25,7 @@ CLASSES = "<!-- classes of plugins -->"
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of experiments/, and the pictures they show, where links in the checkout lead to them."""
     for path in sorted((ROOT / "experiments").rglob("*")):
-        if path.suffix in (".md", ".png") and "records" not in path.parts:
+        if path.suffix in (".md", ".png") and NO_PAGES.isdisjoint(path.parts):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files

@@ -48,7 +48,7 @@ class Command(NamedTuple):
 
 def page_files() -> list[Path]:
     found = [*(ROOT / "docs").glob("*.md"), *(ROOT / "experiments").rglob("*.md")]
-    found = [page for page in found if "records" not in page.parts]
+    found = [page for page in found if {"records", "models"}.isdisjoint(page.parts)]
     return [ROOT / "README.md", *sorted(found)]
 
 

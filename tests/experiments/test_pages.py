@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(page for page in (ROOT / "experiments").rglob("*.md") if "records" not in page.parts),
+    *sorted(
+        page for page in (ROOT / "experiments").rglob("*.md") if {"records", "models"}.isdisjoint(page.parts)
+    ),
 ]
 
 
