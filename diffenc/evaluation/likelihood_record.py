@@ -21,10 +21,10 @@ from diffenc.workdir.fitted_chains import measured_path
 def likelihood_record(
     experiment: Experiment, gap: OdeGap, solved: OdeLikelihoods, log_snr: Float[np.ndarray, " stops"]
 ) -> dict[str, Any]:
-    """Returns the metrics, the noise along the path, and all settings needed to compare them with others.
+    """Returns the metrics, the noise along the trajectories, and all settings needed to compare them with others.
 
     Args:
-      log_snr: the stops at which the noise along the path was measured.
+      log_snr: the stops at which the noise along the trajectories was measured.
     """
     solver, shape = experiment.likelihood, experiment.dataset.image_shape
     settings = resolve_batch_size(experiment.evaluate, experiment.batch_size)
@@ -48,7 +48,7 @@ def likelihood_record(
 
 
 def noise_record(noise: Noise, log_snr: Float[np.ndarray, " stops"]) -> dict[str, Any]:
-    """Returns the noise variance along the path over that of q, by log_snr, with errors over images.
+    """Returns the noise variance along the trajectories over that of q, by log_snr, with errors over images.
 
     `ratio` is that of z - alpha value. `from_encoded` is the variance of z - alpha x_phi over sigma^2, which is below 1 for exact
     posterior means too.
@@ -75,7 +75,7 @@ def likelihood_table(record: Mapping[str, Any]) -> Table:
     )
     ratio = record["noise"]["ratio"]
     caption = (
-        f"{record['model']}\nELBO in continuous time; gap = ODE - ELBO. Noise variance along the path over that of q: "
+        f"{record['model']}\nELBO in continuous time; gap = ODE - ELBO. Noise variance along the trajectories over that of q: "
         f"{min(ratio):.3f} to {max(ratio):.3f}\npixels {record['fingerprint'][:16]}"
     )
     return errors_table(record, KEYS, title, caption)

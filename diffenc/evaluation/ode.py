@@ -82,7 +82,7 @@ def exact_divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
 
 
 def hutchinson_divergence(probes: Float[Array, "k b *d"]) -> Divergence:
-    """Returns the divergence estimator mean e . J e over k probes, unbiased if E e e^T = I; fixed along the path."""
+    """Returns the divergence estimator mean e . J e over k probes, unbiased if E e e^T = I; fixed along a trajectory."""
 
     def divergence(flow: Flow, z: Data) -> tuple[Data, PerExample]:
         dz, forms = _quadratic_forms(flow, z, probes)
@@ -123,7 +123,7 @@ def log_density_and_path(
     rtol: Tolerance,
     atol: Tolerance,
 ) -> tuple[PerExample, Float[Array, "stops b *d"], Stats]:
-    """Returns log p_0(z_0) [B] in nats, and z along the path of the integral, at each of `stops`.
+    """Returns log p_0(z_0) [B] in nats, and z along the trajectory, at each of `stops`.
 
     Args:
       stops: falling values of log_snr, from that of `z_0` (data) to that of the prior (noise).

@@ -25,7 +25,7 @@ from diffenc.evaluation.image_error import ByPass
 from diffenc.interfaces import Context, Data, Images, Key, Params, PerExample
 from diffenc.runtime.progress import Progress
 
-STOPS = 33  # of log_snr, equally spaced, at which the noise along the path is told
+STOPS = 33  # of log_snr, equally spaced, at which the noise along a trajectory is told
 NOISE_STREAM = 2  # folded into a key that is split in two
 
 
@@ -49,7 +49,7 @@ class OdeLikelihoods(NamedTuple):
     Attributes:
       nats: log q(z_0 | x) - log p_0(z_0) of each image in source order; its mean bounds -log P(x).
       evaluations: number of network evaluations, for each batch of each pass.
-      noise: along the paths, [passes, STOPS, images].
+      noise: along the trajectories, [passes, STOPS, images].
     """
 
     nats: ByPass
