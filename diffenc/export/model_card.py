@@ -137,6 +137,7 @@ def _usage(about: WeightsMetadata) -> str:
     return f"""\
 {_installation(about, modules)}```python
 import diffenc
+
 model = diffenc.load("{FILE}"{options})
 images = model.sample(16)  # uint8 [16, {shape}]
 ```

@@ -87,7 +87,16 @@ def export_models(models: Mapping[str, tuple[Part, str]]) -> None:
             exported = export.export(run.experiment, run.workdir)
             with export.replace_folder(folder) as new:
                 shutil.copytree(exported, new, dirs_exist_ok=True)
+                state_license(new / export.README)
             logging.info("exported %s", os.path.relpath(folder))
+
+
+def state_license(card: Path) -> None:
+    """States diffenc's own license in a model's card, which leaves its line for it open."""
+    text = card.read_text(encoding="utf-8")
+    atomic.write_text(
+        card, re.sub("^# license: .*", "license: apache-2.0", text, count=1, flags=re.MULTILINE)
+    )
 
 
 def write_results() -> None:

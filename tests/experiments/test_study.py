@@ -253,7 +253,9 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
     assert f"({tmp_path}" not in (tmp_path / "records/toy/vdm/seed_0/config.gin").read_text()
     model = tmp_path / "models/toy_vdm"
     assert load(model).step == 2
-    assert "| bits/dim |" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert "| bits/dim |" in card
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: diffenc\n")
     held = [tmp_path / "records/toy/vdm/seed_0/evaluation.json", *model.iterdir()]
     assert not any(str(tmp_path).encode() in file.read_bytes() for file in held[1:])
     before = [file.stat().st_mtime_ns for file in held]
