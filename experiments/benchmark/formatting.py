@@ -160,6 +160,9 @@ def _checkpoint(found: Figures) -> list[Row]:
         ("save / np.save", format_ratio(found["save_over_file"])),
         ("restore / np.load", format_ratio(found["restore_over_file"])),
         ("the same, from the page cache", format_ratio(found["restore_over_file_cached"])),
+        ("OCDBT / save", format_ratio(found["ocdbt_over_save"])),
+        ("OCDBT / restore", format_ratio(found["ocdbt_over_restore"])),
+        ("OCDBT / restore, from the page cache", format_ratio(found["ocdbt_over_restore_cached"])),
     ]
 
 

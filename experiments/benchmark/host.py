@@ -20,7 +20,8 @@ from diffenc.parallel.sharding import images_to_devices
 from diffenc.training.clock import Clock
 from diffenc.training.prefetch import InFlightLimiter, Prefetcher
 from diffenc.training.state import abstract_state
-from experiments.benchmark.subject import Subject
+from experiments.benchmark.ocdbt import OcdbtSaver
+from experiments.benchmark.subject import Subject, make_initial_state
 from experiments.timing import Call, Times, time_call, time_interleaved
 
 
@@ -72,21 +73,27 @@ def measure_fed_steps(subject: Subject, batches: Iterator[Batch]) -> dict[str, A
 
 
 def measure_checkpoints(subject: Subject, folder: Path | None = None) -> dict[str, Any]:
-    """Measures saving and restoring the state, and the same bytes in one file.
+    """Measures saving and restoring the state, the same bytes in one file, and the same leaves in OCDBT.
 
     Args:
       folder: a folder on the disk to measure; None = the folder of temporary files.
     """
-    rounds, state, flat = subject.settings.rounds, subject.stepper.state, flatten_bytes(subject.stepper.state)
+    rounds, state = subject.settings.rounds, make_initial_state(subject.experiment, subject.mesh)
+    flat = flatten_bytes(state)
     with (
         tempfile.TemporaryDirectory(dir=folder) as name,
         Checkpoints(Path(name, "ours"), keep_last=1) as ours,
     ):
         logging.info("timing checkpoints of %.1f MB", flat.nbytes / 1e6)
         saver, file = CheckpointSaver(ours, state), FileWriter(Path(name), flat)
-        writes = time_interleaved({"save": saver, "file": file}, rounds, least=0.0)
+        ocdbt = OcdbtSaver(Path(name, "ocdbt"), state)
+        writes = time_interleaved({"save": saver, "file": file, "ocdbt": ocdbt}, rounds, least=0.0)
         abstract = abstract_state(subject.experiment, subject.mesh)
-        calls = {"restore": lambda: ours.restore(abstract).tree, "file": lambda: np.load(file.path)}
+        calls = {
+            "restore": lambda: ours.restore(abstract).tree,
+            "file": lambda: np.load(file.path),
+            "ocdbt": ocdbt.restore,
+        }
         cached = time_interleaved(calls, rounds, least=0.0)
         reads = time_uncached(calls, Path(name), rounds)
     # without the calls that warmed up
@@ -104,6 +111,9 @@ def measure_checkpoints(subject: Subject, folder: Path | None = None) -> dict[st
         "restore_cached": cached["restore"].figures(),
         "file_read_cached": cached["file"].figures(),
         "restore_over_file_cached": cached["restore"].over(cached["file"]),
+        "ocdbt_over_save": writes["ocdbt"].over(writes["save"]),
+        "ocdbt_over_restore": reads["ocdbt"].over(reads["restore"]),
+        "ocdbt_over_restore_cached": cached["ocdbt"].over(cached["restore"]),
     }
 
 

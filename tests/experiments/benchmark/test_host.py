@@ -11,6 +11,7 @@ import pytest
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.data.sources import ArraySource
 from experiments.benchmark import formatting, host
+from experiments.benchmark.ocdbt import OcdbtSaver
 from experiments.benchmark.subject import Settings, Subject
 
 
@@ -51,6 +52,8 @@ def test_checkpoints(subject, tmp_path):
         ("restore_over_file_cached", "restore_cached", "file_read_cached"),
     ]:
         assert found[over]["ratio"] == found[above]["seconds"] / found[below]["seconds"] > 0
+    for name in ("ocdbt_over_save", "ocdbt_over_restore", "ocdbt_over_restore_cached"):
+        assert found[name]["ratio"] > 0
     assert list(tmp_path.iterdir()) == []
     assert "restore / np.load" in dict(formatting.ROWS["checkpoint"](found))
 
@@ -59,6 +62,14 @@ def test_a_save_is_timed_until_it_is_on_disk(subject, tmp_path):
     with Checkpoints(tmp_path) as kept:
         host.CheckpointSaver(kept, subject.stepper.state)()
         assert kept.steps() == [1]
+
+
+def test_ocdbt_holds_the_state(subject, tmp_path):
+    ocdbt = OcdbtSaver(tmp_path, subject.stepper.state)
+    for _ in range(2):
+        ocdbt()
+    assert list(tmp_path.iterdir()) == [ocdbt.folder]
+    jax.tree.map(np.testing.assert_array_equal, ocdbt.restore(), subject.stepper.state)
 
 
 def test_a_file_of_its_own_each_time(tmp_path):
