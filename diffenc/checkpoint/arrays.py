@@ -4,7 +4,8 @@
   index.json        {"size": bytes, "pieces": {name: [[start, shape, offset], …]}}, under a SHA-256
 
 Damage to any byte is detected on reading, and many small arrays cost no more than one large array. Each process writes
-its own folder; a reader collects every piece that overlaps the requested box of an array.
+its own folder; a reader collects every piece that overlaps the requested box of an array. Not tensorstore's own packing,
+OCDBT: its index is compressed, and a forged one takes any amount of memory (experiments/benchmark.md).
 """
 
 import math
@@ -130,18 +131,14 @@ class _Reading:
     def __init__(self, store: Store, folder: str, wanted: Mapping[str, tuple[Box, np.dtype]]):
         self._where = folder
         self._store = store
-        index = checksummed_json.read(store, f"{folder}/{INDEX}")
-        needed = [
-            Piece(name, Box(tuple(start), tuple(shape)), offset)
-            for name, (box, _) in wanted.items()
-            for start, shape, offset in index["pieces"].get(name, [])
-            # Reads only the pieces that this process's devices need, regardless of the number of devices that wrote them.
-            if _overlap(Box(start, shape), box) is not None
-        ]
+        size, pieces = _read_index(store, folder, {name: len(box.shape) for name, (box, _) in wanted.items()})
+        # Reads only the pieces that this process's devices need, regardless of the number of devices that wrote them.
+        needed = [piece for piece in pieces if _overlap(piece.box, wanted[piece.name][0]) is not None]
+        ends = {piece: _end(piece, wanted[piece.name][1]) for piece in needed}
         self._spans = []
         if needed:
-            blocks = _open(store, folder, index["size"])
-            ends = {piece: _end(piece, wanted[piece.name][1]) for piece in needed}
+            _require_apart(folder, ends, size)
+            blocks = _open(store, folder, size)
             self._spans = [_read_span(blocks, pieces, ends) for pieces in _group_adjacent(needed, ends)]
 
     def result(self, wanted: Mapping[str, tuple[Box, np.dtype]]) -> Iterable[tuple[str, Box, np.ndarray]]:
@@ -162,6 +159,42 @@ class _Reading:
                     piece.box,
                     _view(span.data, piece.offset - span.begin, piece.box.shape, dtype),
                 )
+
+
+def _read_index(store: Store, folder: str, ranks: Mapping[str, int]) -> tuple[int, list[Piece]]:
+    """Returns the number of bytes of a folder, and the pieces of the arrays in `ranks`, which have so many axes.
+
+    Raises:
+      UnreadableError: the index is damaged, or is not as `write_arrays` writes it.
+    """
+    content = checksummed_json.read(store, f"{folder}/{INDEX}")
+    try:
+        size, found = content["size"], content["pieces"]
+        pieces = [
+            Piece(name, Box(tuple(start), tuple(shape)), offset)
+            for name in ranks
+            for start, shape, offset in found.get(name, [])
+        ]
+        numbers = [size, *(n for _, box, offset in pieces for n in (*box.start, *box.shape, offset))]
+        valid = all(type(n) is int and n >= 0 for n in numbers) and all(
+            len(box.start) == len(box.shape) == ranks[name] for name, box, _ in pieces
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:  # its checksum holds, so that somebody wrote it so
+        raise UnreadableError(f"{folder}/{INDEX}: not an index of these arrays")
+    return size, pieces
+
+
+def _require_apart(folder: str, ends: Mapping[Piece, int], size: int) -> None:
+    """Raises UnreadableError unless pieces with these ends follow each other within `size` bytes."""
+    pieces = sorted(ends, key=lambda piece: (piece.offset, ends[piece]))
+    limits = [*(piece.offset for piece in pieces[1:]), size]
+    for piece, limit in zip(pieces, limits, strict=True):
+        if ends[piece] > limit:
+            raise UnreadableError(
+                f"{folder}/{INDEX}: array {piece.name} ends at byte {ends[piece]}, beyond {limit}"
+            )
 
 
 def _write_blocks(blocks: ts.TensorStore, data: Bytes) -> "list[ts.Future[Any]]":

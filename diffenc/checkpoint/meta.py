@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from diffenc.errors import UserError
 from diffenc.files import checksummed_json
+from diffenc.files.checksummed_json import UnreadableError
 from diffenc.files.stores import Store
 
 FORMAT = 3  # 2: before the networks' blocks were stacked
 META = "META.json"
+MOST_PARTS = 100_000  # processes of one run
 
 
 class Name(NamedTuple):
@@ -62,8 +64,31 @@ def read_meta(store: Store, name: str) -> dict[str, Any]:
       OSError: the store cannot be read.
     """
     content = checksummed_json.read(store, f"{name}/{META}".lstrip("/"))
-    if content["format"] != FORMAT:
+    if content.get("format") != FORMAT:
         raise UserError(
-            f"checkpoint {store}/{name} has format {content['format']}, not {FORMAT}; use the version of diffenc that wrote it"
+            f"checkpoint {store}/{name} has format {content.get('format')}, not {FORMAT}; use the version of diffenc that wrote it"
         )
+    if not _is_valid(content):  # its checksum holds, so that somebody wrote it so
+        raise UnreadableError(f"{META} is not that of a checkpoint")
     return content
+
+
+def _is_valid(content: Mapping[str, Any]) -> bool:
+    """Whether the content has all fields, of their types, and a number of parts that processes can have written."""
+    step, parts, leaves = content.get("step"), content.get("parts"), content.get("leaves")
+    return (
+        type(step) is int
+        and step >= 0
+        and type(parts) is int
+        and 1 <= parts <= MOST_PARTS
+        and isinstance(content.get("metadata"), Mapping)
+        and isinstance(leaves, Mapping)
+        and all(_is_leaf(leaf) for leaf in leaves.values())
+    )
+
+
+def _is_leaf(leaf: Any) -> bool:
+    match leaf:
+        case [list(shape), str()]:
+            return all(type(n) is int and n >= 0 for n in shape)
+    return False

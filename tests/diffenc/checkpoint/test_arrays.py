@@ -10,7 +10,7 @@ import pytest
 
 from diffenc.checkpoint import arrays
 from diffenc.checkpoint.arrays import Box
-from diffenc.files import stores
+from diffenc.files import checksummed_json, stores
 from diffenc.files.checksummed_json import UnreadableError
 
 ARRAYS = {
@@ -183,3 +183,43 @@ def test_a_refusing_disk_is_an_os_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         _write(tmp_path / "file", {"bits": ARRAYS["bits"]})
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (704, []),
+        (704, {"a": 5}),
+        (704, {"a": [[[0], [100]]]}),
+        (704, {"a": [["x", [100], 0]]}),
+        (704, {"a": [[[0], [100.5], 0]]}),
+        (704, {"a": [[[0, 0], [100, 1], 0]]}),
+        (704, {"a": [[[0], [True], 0]]}),
+        (704, {"a": [[[0], [-100], 0]]}),
+        (704, {"a": [[[-10], [110], 0]]}),
+        (704, {"a": [[[0], [100], -64]]}),
+        (704, {"a": [[[0], [100], 704]]}),
+        (704, {"a": [[[0], [100], 0], [[0], [60], 0]]}),
+        (704, {"a": [[[0], [10**13], 0]]}),
+        (10**14, {"a": [[[0], [10**13], 0]]}),
+        (64, None),
+        (0, None),
+        (-5, None),
+        (1.5, None),
+        ("704", None),
+    ],
+    ids=repr,
+)
+def test_an_index_that_somebody_wrote_is_refused(tmp_path, size, pieces):
+    """Under a checksum that holds: no read beyond the files, and no array larger than them."""
+    named = {"a": np.arange(100, dtype=np.float32), "b": np.arange(50, dtype=np.float32)}
+    _write(tmp_path, named)
+    wanted = {name: (Box((0,), array.shape), array.dtype) for name, array in named.items()}
+    store, path = stores.open_store(tmp_path), tmp_path / "part" / "index.json"
+    assert _same(arrays.read_arrays(store, ["part"], wanted)["a"], named["a"])
+    true = json.loads(path.read_text())
+    assert true["size"] == 704
+    forged = true["pieces"] if pieces is None else pieces and true["pieces"] | pieces
+    path.write_text(checksummed_json.dumps({"size": size, "pieces": forged}))
+    with pytest.raises(UnreadableError, match=r"part/index\.json: (not an index|array [ab] ends at byte)"):
+        arrays.read_arrays(store, ["part"], wanted)

@@ -1,5 +1,6 @@
 """Checkpoints under real damage, and of another architecture."""
 
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from diffenc.checkpoint import meta
 from diffenc.checkpoint.checkpoints import Checkpoints
 from diffenc.errors import UserError
+from diffenc.files import checksummed_json
 from tests.diffenc.checkpoint.saved_trees import ABSTRACT, list_files, save_steps
 
 
@@ -145,3 +147,30 @@ def test_leaving_by_an_error_does_not_hide_it(tmp_path, caplog):
     with pytest.raises(KeyError, match="the real trouble"):
         fail()
     assert "could not write" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"parts": 10**12},
+        {"parts": 0},
+        {"parts": None},
+        {"step": "20"},
+        {"metadata": []},
+        {"leaves": []},
+        {"leaves": {"count": "int32"}},
+        {"leaves": {"count": [[-1], "int32"]}},
+    ],
+    ids=repr,
+)
+def test_metadata_that_somebody_wrote_are_passed_over(tmp_path, changed, caplog):
+    """Under a checksum that holds."""
+    save_steps(tmp_path, 10, 20)
+    path = tmp_path / "000000020" / "META.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(checksummed_json.dumps(content))
+    assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
+    path.write_text(checksummed_json.dumps(content | changed))
+    assert Checkpoints(tmp_path).restore(ABSTRACT).step == 10
+    assert "META.json is not that of a checkpoint" in caplog.text
