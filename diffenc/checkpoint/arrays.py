@@ -176,14 +176,14 @@ def _read_index(store: Store, folder: str, ranks: Mapping[str, int]) -> tuple[in
             for start, shape, offset in found.get(name, [])
         ]
         numbers = [size, *(n for _, box, offset in pieces for n in (*box.start, *box.shape, offset))]
-        valid = all(type(n) is int and n >= 0 for n in numbers) and all(
+        if all(type(n) is int and n >= 0 for n in numbers) and all(
             len(box.start) == len(box.shape) == ranks[name] for name, box, _ in pieces
-        )
+        ):
+            return size, pieces
     except (AttributeError, KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:  # its checksum holds, so that somebody wrote it so
-        raise UnreadableError(f"{folder}/{INDEX}: not an index of these arrays")
-    return size, pieces
+        pass  # refused as below
+    # Its checksum holds, so that somebody wrote it so.
+    raise UnreadableError(f"{folder}/{INDEX}: not an index of these arrays")
 
 
 def _require_apart(folder: str, ends: Mapping[Piece, int], size: int) -> None:
