@@ -9,6 +9,7 @@ OCDBT: its index is compressed, and a forged one takes any amount of memory (exp
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from diffenc.files.stores import CONTEXT, REFUSALS, Store, as_os_error, is_damag
 
 BLOCKS, INDEX = "blocks", "index.json"
 BLOCK = 16 << 20  # bytes, at most
+MAX_BYTES = 2**62  # more than any store holds, and few enough to add
 ALIGN = 64  # bytes; XLA on CPUs uses a buffer of this alignment without copying it
 
 Bytes = UInt8[np.ndarray, " n"]
@@ -40,6 +42,14 @@ class Piece(NamedTuple):
     name: str
     box: Box
     offset: int
+
+
+class Wanted(NamedTuple):
+    """The box of an array that is to be read, and the shape and dtype of the whole array."""
+
+    box: Box
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Part(NamedTuple):
@@ -98,9 +108,7 @@ def write_arrays(store: Store, folder: str, part: Part) -> None:
         raise as_os_error(error, f"{store}/{folder}") from error
 
 
-def read_arrays(
-    store: Store, folders: Iterable[str], wanted: Mapping[str, tuple[Box, np.dtype]]
-) -> dict[str, np.ndarray]:
+def read_arrays(store: Store, folders: Iterable[str], wanted: Mapping[str, Wanted]) -> dict[str, np.ndarray]:
     """Reads the boxes of arrays in `wanted` from the pieces in all `folders`.
 
     Raises:
@@ -113,7 +121,7 @@ def read_arrays(
     for reading in readings:
         for name, box, content in reading.result(wanted):
             found.setdefault(name, []).append((box, content))
-    return {name: _assemble(name, box, dtype, found.get(name, [])) for name, (box, dtype) in wanted.items()}
+    return {name: _assemble(name, one, found.get(name, [])) for name, one in wanted.items()}
 
 
 class _Span(NamedTuple):
@@ -128,20 +136,20 @@ class _Span(NamedTuple):
 class _Reading:
     """Asynchronous read of the wanted pieces of one folder, started on construction."""
 
-    def __init__(self, store: Store, folder: str, wanted: Mapping[str, tuple[Box, np.dtype]]):
+    def __init__(self, store: Store, folder: str, wanted: Mapping[str, Wanted]):
         self._where = folder
         self._store = store
-        size, pieces = _read_index(store, folder, {name: len(box.shape) for name, (box, _) in wanted.items()})
+        size, pieces = _read_index(store, folder, wanted)
         # Reads only the pieces that this process's devices need, regardless of the number of devices that wrote them.
-        needed = [piece for piece in pieces if _overlap(piece.box, wanted[piece.name][0]) is not None]
-        ends = {piece: _end(piece, wanted[piece.name][1]) for piece in needed}
+        needed = [piece for piece in pieces if _overlap(piece.box, wanted[piece.name].box) is not None]
+        ends = {piece: _end(piece, wanted[piece.name].dtype) for piece in needed}
         self._spans = []
         if needed:
             _require_apart(folder, ends, size)
             blocks = _open(store, folder, size)
             self._spans = [_read_span(blocks, pieces, ends) for pieces in _group_adjacent(needed, ends)]
 
-    def result(self, wanted: Mapping[str, tuple[Box, np.dtype]]) -> Iterable[tuple[str, Box, np.ndarray]]:
+    def result(self, wanted: Mapping[str, Wanted]) -> Iterable[tuple[str, Box, np.ndarray]]:
         """Waits for the read; yields name, box and content of each piece."""
         for span in self._spans:
             try:
@@ -153,7 +161,7 @@ class _Reading:
                 reason = str(error).splitlines()[0][:200]
                 raise UnreadableError(f"{self._where}, array {names}: {reason}") from error
             for piece in span.pieces:
-                dtype = wanted[piece.name][1]
+                dtype = wanted[piece.name].dtype
                 yield (
                     piece.name,
                     piece.box,
@@ -161,29 +169,45 @@ class _Reading:
                 )
 
 
-def _read_index(store: Store, folder: str, ranks: Mapping[str, int]) -> tuple[int, list[Piece]]:
-    """Returns the number of bytes of a folder, and the pieces of the arrays in `ranks`, which have so many axes.
+def _read_index(store: Store, folder: str, wanted: Mapping[str, Wanted]) -> tuple[int, list[Piece]]:
+    """Returns the number of bytes of a folder, and the pieces of the wanted arrays in it.
 
     Raises:
-      UnreadableError: the index is damaged, or is not as `write_arrays` writes it.
+      UnreadableError: the index is damaged, or is not as `write_arrays` writes it for such arrays.
     """
     content = checksummed_json.read(store, f"{folder}/{INDEX}")
     try:
         size, found = content["size"], content["pieces"]
         pieces = [
             Piece(name, Box(tuple(start), tuple(shape)), offset)
-            for name in ranks
+            for name in wanted
             for start, shape, offset in found.get(name, [])
         ]
         numbers = [size, *(n for _, box, offset in pieces for n in (*box.start, *box.shape, offset))]
-        if all(type(n) is int and n >= 0 for n in numbers) and all(
-            len(box.start) == len(box.shape) == ranks[name] for name, box, _ in pieces
+        if (
+            all(type(n) is int and 0 <= n < MAX_BYTES for n in numbers)
+            and all(_is_within(piece.box, wanted[piece.name].shape) for piece in pieces)
+            and all(n <= math.prod(wanted[name].shape) for name, n in _count_entries(pieces).items())
         ):
             return size, pieces
     except (AttributeError, KeyError, TypeError, ValueError):
         pass  # refused as below
-    # Its checksum holds, so that somebody wrote it so.
+    # The checksum is valid, so that this is no damage: the file was forged, or written by a bug.
     raise UnreadableError(f"{folder}/{INDEX}: not an index of these arrays")
+
+
+def _count_entries(pieces: list[Piece]) -> Counter[str]:
+    """Returns the number of entries in the pieces of each array."""
+    counts = Counter[str]()
+    for piece in pieces:
+        counts[piece.name] += math.prod(piece.box.shape)
+    return counts
+
+
+def _is_within(box: Box, shape: tuple[int, ...]) -> bool:
+    return len(box.start) == len(box.shape) == len(shape) and all(
+        start + length <= whole for start, length, whole in zip(*box, shape, strict=True)
+    )
 
 
 def _require_apart(folder: str, ends: Mapping[Piece, int], size: int) -> None:
@@ -228,22 +252,21 @@ def _end(piece: Piece, dtype: np.dtype) -> int:
     return piece.offset + math.prod(piece.box.shape) * dtype.itemsize
 
 
-def _assemble(name: str, box: Box, dtype: np.dtype, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
-    """Returns the content of `box` of an array, given `parts`, its pieces, which do not overlap."""
+def _assemble(name: str, wanted: Wanted, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
+    """Returns the content of the wanted box of an array, given `parts`, its pieces."""
     # The usual case: with the same sharding as in the save, a piece is the box, and needs no copy.
     for found, content in parts:
-        if found == box:
+        if found == wanted.box:
             return content
-    whole, missing = np.empty(box.shape, dtype), math.prod(box.shape)
+    box = wanted.box
+    whole, missing = np.empty(box.shape, wanted.dtype), np.ones(box.shape, bool)
     for found, content in parts:
         both = _overlap(found, box)
         if both is not None:
             whole[_relative_slices(both, box)] = content[_relative_slices(both, found)]
-            # Pieces do not overlap (each is written by the one process with
-            # replica 0), so a count of elements shows whether any are missing.
-            missing -= math.prod(both.shape)
-    if missing:
-        raise UnreadableError(f"array {name}: {missing} of its elements are missing")
+            missing[_relative_slices(both, box)] = False
+    if missing.any():
+        raise UnreadableError(f"array {name}: {missing.sum()} of its elements are missing")
     return whole
 
 

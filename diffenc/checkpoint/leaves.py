@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffenc.checkpoint import arrays
-from diffenc.checkpoint.arrays import Box, Part
+from diffenc.checkpoint.arrays import Box, Part, Wanted
 from diffenc.core.parameters import name_leaves_quoted
 
 Tree = Any
@@ -51,9 +51,12 @@ def pack_leaves(named: NamedLeaves, memory: arrays.Bytes | None = None) -> Part:
     return arrays.pack_arrays(((name, start, np.asarray(data)) for name, start, data in pieces), memory)
 
 
-def local_boxes(abstract: NamedLeaves) -> dict[str, tuple[Box, np.dtype]]:
-    """Returns, for each leaf, the box that this process's devices need, and the dtype."""
-    return {name: (_local_box(leaf), np.dtype(leaf.dtype)) for name, leaf in abstract.items()}
+def local_boxes(abstract: NamedLeaves) -> dict[str, Wanted]:
+    """Returns, for each leaf, the box that this process's devices need, and its shape and dtype."""
+    return {
+        name: Wanted(_local_box(leaf), tuple(leaf.shape), np.dtype(leaf.dtype))
+        for name, leaf in abstract.items()
+    }
 
 
 def place_leaves(abstract: NamedLeaves, host: Mapping[str, np.ndarray]) -> list[jax.Array]:

@@ -19,7 +19,6 @@ from diffenc.files.stores import Store
 
 FORMAT = 3  # 2: before the networks' blocks were stacked
 META = "META.json"
-MOST_PARTS = 100_000  # processes of one run
 
 
 class Name(NamedTuple):
@@ -68,19 +67,21 @@ def read_meta(store: Store, name: str) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {store}/{name} has format {content.get('format')}, not {FORMAT}; use the version of diffenc that wrote it"
         )
-    if not _is_valid(content):  # its checksum holds, so that somebody wrote it so
+    if not _is_valid(
+        content
+    ):  # the checksum is valid, so that this is no damage: forged, or written by a bug
         raise UnreadableError(f"{META} is not that of a checkpoint")
     return content
 
 
 def _is_valid(content: Mapping[str, Any]) -> bool:
-    """Whether the content has all fields, of their types, and a number of parts that processes can have written."""
+    """Whether the content has all fields, of their types; the metadata are for their readers to check."""
     step, parts, leaves = content.get("step"), content.get("parts"), content.get("leaves")
     return (
         type(step) is int
         and step >= 0
         and type(parts) is int
-        and 1 <= parts <= MOST_PARTS
+        and parts >= 1
         and isinstance(content.get("metadata"), Mapping)
         and isinstance(leaves, Mapping)
         and all(_is_leaf(leaf) for leaf in leaves.values())

@@ -82,7 +82,8 @@ def _read(store: Store, name: str, abstract: Tree, select: Select, check: Check)
     named = leaves.leaves_by_name(abstract)
     wanted = leaves.describe_leaves(named)
     _require_same(where, select(content["leaves"], wanted), wanted)
-    parts = [part_folder(name, index) for index in range(content["parts"])]
+    # One by one: a forged number of parts ends at the first that is absent.
+    parts = (part_folder(name, index) for index in range(content["parts"]))
     host = arrays.read_arrays(store, parts, leaves.local_boxes(named))
     tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves.place_leaves(named, host))
     return Restored(tree, content["metadata"], content["step"])

@@ -36,13 +36,18 @@ def trace_for(platform: str, function: Callable[P, R]) -> Callable[P, R]:
     return traced
 
 
+def on_cpu() -> bool:
+    """Returns whether the code is traced for a CPU: by the platform of `trace_for`, else by JAX's default backend."""
+    return (_platform.get() or jax.default_backend()) == "cpu"
+
+
 def unrolls() -> bool:
-    """Returns whether loops are unrolled: on the CPU, by the platform of `trace_for`, else by JAX's default backend.
+    """Returns whether loops are unrolled: on the CPU.
 
     On the CPU, XLA's gradient of a convolution takes 15 to 50 times longer within a loop than outside of one.
     Elsewhere a loop compiles in the time of one turn, and runs as fast.
     """
-    return (_platform.get() or jax.default_backend()) == "cpu"
+    return on_cpu()
 
 
 def scan(turn: Callable[[Carry, Any], tuple[Carry, Any]], first: Carry, parts: Any) -> tuple[Carry, Any]:

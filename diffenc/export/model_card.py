@@ -17,6 +17,7 @@ from diffenc.files.record_checksum import ChecksumState
 
 NAMES = {"bpd": "bits/dim", **{key: f"{key.removeprefix('bpd_')}, bits/dim" for key in KEYS[1:]}}
 
+LICENSE = "# license: yours to choose, for example apache-2.0"
 TAGS = ("diffenc", "diffusion", "variational-diffusion-model", "jax")
 CONDITIONAL = "class-conditional-image-generation"
 UNCONDITIONAL = "unconditional-image-generation"
@@ -86,7 +87,7 @@ def _front_matter(
 ) -> str:
     """Returns the front matter as YAML; values are written as JSON, a subset of YAML, which escapes untrusted text."""
     lines = [
-        "# license: yours to choose, for example apache-2.0",
+        LICENSE,
         "library_name: diffenc",
         f"tags: {json.dumps(TAGS)}",
     ]

@@ -152,6 +152,9 @@ def _checkpoint(found: Figures) -> list[Row]:
         "file_read": "np.load, from the disk",
         "restore_cached": "restore, from the page cache",
         "file_read_cached": "np.load, from the page cache",
+        "ocdbt_save": "OCDBT, save",
+        "ocdbt_restore": "OCDBT, restore, from the disk",
+        "ocdbt_restore_cached": "OCDBT, restore, from the page cache",
     }
     return [
         ("state", f"{found['bytes'] / 1e6:,.1f} MB"),

@@ -1,4 +1,4 @@
-"""A state in tensorstore's own packing, OCDBT, with an array for each leaf, to compare that of checkpoints with."""
+"""Saves a state in OCDBT, tensorstore's own packing, one array per leaf: what checkpoints are compared with."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,9 @@ class OcdbtSaver:
         self._number += 1
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]
         transaction = ts.Transaction(atomic=True)
-        specs = [spec(self.folder, i) | {"metadata": metadata(leaf)} for i, leaf in enumerate(leaves)]
+        specs = [
+            make_spec(self.folder, i) | {"metadata": make_metadata(leaf)} for i, leaf in enumerate(leaves)
+        ]
         arrays = open_all(specs, transaction=transaction, create=True)
         copies = [array.write(leaf) for array, leaf in zip(arrays, leaves, strict=True)]
         for copy in copies:
@@ -39,7 +41,7 @@ class OcdbtSaver:
     def restore(self) -> Any:
         """Returns the newest state, on its devices."""
         leaves, structure = jax.tree.flatten(self._state)
-        arrays = open_all([spec(self.folder, i) for i in range(len(leaves))], open=True)
+        arrays = open_all([make_spec(self.folder, i) for i in range(len(leaves))], open=True)
         reads = [array.read() for array in arrays]
         placed = [
             jax.device_put(read.result(), leaf.sharding) for read, leaf in zip(reads, leaves, strict=True)
@@ -54,7 +56,7 @@ def open_all(specs: list[dict[str, Any]], **options: Any) -> list[ts.TensorStore
     return [each.result() for each in opening]
 
 
-def spec(folder: Path, number: int) -> dict[str, Any]:
+def make_spec(folder: Path, number: int) -> dict[str, Any]:
     """Returns where an array lies."""
     return {
         "driver": "zarr3",
@@ -62,7 +64,7 @@ def spec(folder: Path, number: int) -> dict[str, Any]:
     }
 
 
-def metadata(leaf: np.ndarray) -> dict[str, Any]:
+def make_metadata(leaf: np.ndarray) -> dict[str, Any]:
     """Returns the shape of an array, in one chunk under a crc32c."""
     return {
         "shape": leaf.shape,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from haiku.experimental import name_scope
 from jaxtyping import Array, Float, Key, UInt32
 
+from diffenc.core.unroll import on_cpu
 from diffenc.errors import UserError
 from diffenc.interfaces import Condition, ImageKeys, LogSNR
 
@@ -25,7 +26,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 MAX_BLOCKS = 10_000  # refuses absurd depths before tracing them exhausts time and memory
 
-MAX_LOGITS = 2**20  # attention weights of a batch that are in memory at a time: 4 MB
+MAX_LOGITS = 2**20  # attention weights of a chunk of queries, of all images of a batch: 4 MB
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -296,29 +297,40 @@ def attention_block(h: Maps, groups: int) -> Maps:
 def softmax_attention(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
     """Returns softmax(query key^T / sqrt(c)) value of each image, the softmax in float32 at least.
 
-    Queries are taken in equal turns of at most MAX_LOGITS weights, unless one position's are more, and for the gradient
-    weights are computed again: all [b, positions, positions] of them do not fit in a CPU's cache, and passing over them took
-    a third of a small network's step.
+    On a CPU in chunks of queries, of about MAX_LOGITS weights each: all [b, positions, positions] of them do not fit in a
+    cache, and passing over them took a third of a small network's step. For the gradient, weights are computed again.
     """
     b, positions, c = query.shape
-    fitting = MAX_LOGITS // (b * positions)
-    rows = max(rows for rows in range(1, positions + 1) if positions % rows == 0 and rows <= max(1, fitting))
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    # Wide between chunks: the gradients of keys and values are sums over them.
+    wide_key, wide_value = key.astype(wide), value.astype(wide)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def sum_weighted(query: Tokens) -> tuple[Tokens, Float[Array, "b positions 1"]]:
-        wide = jnp.promote_types(query.dtype, jnp.float32)
+        key, value = wide_key.astype(query.dtype), wide_value.astype(query.dtype)
         logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=wide) / c**0.5
         # The softmax does not depend on what is subtracted, so that this has no gradient.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        mixed = jnp.einsum("bts,bsc->btc", weights.astype(value.dtype), value, preferred_element_type=wide)
-        return mixed, weights.sum(axis=-1, keepdims=True)
+        return jnp.einsum("bts,bsc->btc", weights.astype(value.dtype), value), weights.sum(
+            axis=-1, keepdims=True
+        )
 
-    # Not in turns of images: where the batch is sharded over devices, each turn would be one device's.
-    turns = jnp.moveaxis(query.reshape(b, positions // rows, rows, c), 1, 0)
-    mixed, total = jax.lax.map(sum_weighted, turns)
+    # Chunks of queries, not of images: where the batch is sharded over devices, a chunk of images would be one device's.
+    num_chunks = count_chunks(b, positions)
+    rows = -(-positions // num_chunks)
+    padded = jnp.pad(query, ((0, 0), (0, num_chunks * rows - positions), (0, 0)))
+    chunks = jnp.moveaxis(padded.reshape(b, num_chunks, rows, c), 1, 0)
+    mixed, total = jax.lax.map(sum_weighted, chunks)
     # Divided after the product, a pass over c channels a position and not over all weights; and here, since the
-    # gradient would else take that product twice.
-    return jnp.moveaxis(mixed / total, 0, 1).reshape(query.shape).astype(query.dtype)
+    # gradient would otherwise compute that product twice.
+    mixed = jnp.moveaxis(mixed / total, 0, 1).reshape(padded.shape)
+    return mixed[:, :positions].astype(query.dtype)
+
+
+def count_chunks(b: int, positions: int) -> int:
+    """Returns the number of chunks of queries that attention is computed in: one, except on a CPU."""
+    rows = max(1, MAX_LOGITS // max(1, b * positions)) if on_cpu() else positions
+    return -(-positions // rows)
 
 
 def head(h: Maps, channels: int, groups: int) -> MapsOut:

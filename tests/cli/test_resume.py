@@ -34,7 +34,7 @@ def _leaves(checkpoint: Path) -> dict[str, tuple]:
     """Parameters, averages, optimizer state and sums, by name: dtype, shape, bytes."""
     leaves = json.loads((checkpoint / "META.json").read_text())["leaves"]
     wanted = {
-        name: (arrays.Box((0,) * len(shape), tuple(shape)), np.dtype(dtype))
+        name: arrays.Wanted(arrays.Box((0,) * len(shape), tuple(shape)), tuple(shape), np.dtype(dtype))
         for name, (shape, dtype) in leaves.items()
     }
     parts = [part.name for part in checkpoint.glob("process_*") if part.is_dir()]

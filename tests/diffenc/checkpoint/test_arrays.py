@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffenc.checkpoint import arrays
-from diffenc.checkpoint.arrays import Box
+from diffenc.checkpoint.arrays import Box, Wanted
 from diffenc.files import checksummed_json, stores
 from diffenc.files.checksummed_json import UnreadableError
 
@@ -31,8 +31,12 @@ def _write(place, named, folder="part"):
     arrays.write_arrays(stores.open_store(place), folder, arrays.pack_arrays(whole))
 
 
+def _whole(array):
+    return Wanted(Box((0,) * array.ndim, array.shape), array.shape, array.dtype)
+
+
 def _read(place, names, folders=("part",)):
-    wanted = {name: (Box((0,) * ARRAYS[name].ndim, ARRAYS[name].shape), ARRAYS[name].dtype) for name in names}
+    wanted = {name: _whole(ARRAYS[name]) for name in names}
     return arrays.read_arrays(stores.open_store(place), folders, wanted)
 
 
@@ -114,11 +118,11 @@ def test_any_box_out_of_pieces_cut_otherwise(tmp_path):
         pieces = (("a", (i, j), whole[i : i + 3, j : j + 4]) for i, j in corners)
         arrays.write_arrays(stores.open_store(tmp_path), folder, arrays.pack_arrays(pieces))
     for i, j, rows, columns in itertools.product(range(0, 6, 2), range(0, 8, 3), (1, 2), (1, 2)):
-        wanted = {"a": (Box((i, j), (rows, columns)), whole.dtype)}
+        wanted = {"a": Wanted(Box((i, j), (rows, columns)), (6, 8), whole.dtype)}
         back = arrays.read_arrays(stores.open_store(tmp_path), ["one", "two"], wanted)["a"]
         np.testing.assert_array_equal(back, whole[i : i + rows, j : j + columns])
     with pytest.raises(UnreadableError, match="array a: 24 of its elements are missing"):
-        arrays.read_arrays(stores.open_store(tmp_path), ["two"], {"a": (Box((0, 0), (6, 8)), whole.dtype)})
+        arrays.read_arrays(stores.open_store(tmp_path), ["two"], {"a": _whole(whole)})
 
 
 def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
@@ -127,7 +131,7 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
     named = {name: np.full(256, i, np.float32) for i, name in enumerate("abcd")}
     _write(tmp_path, named)
     (tmp_path / "part" / "blocks" / "c" / "2").unlink()
-    box = (Box((0,), (256,)), np.dtype(np.float32))
+    box = Wanted(Box((0,), (256,)), (256,), np.dtype(np.float32))
     back = arrays.read_arrays(stores.open_store(tmp_path), ["part"], {"a": box, "b": box, "d": box})
     assert {name: set(array.tolist()) for name, array in back.items()} == {"a": {0}, "b": {1}, "d": {3}}
     with pytest.raises(UnreadableError, match="part, array c: "):
@@ -201,7 +205,11 @@ def test_a_refusing_disk_is_an_os_error(tmp_path):
         (704, {"a": [[[0], [100], 704]]}),
         (704, {"a": [[[0], [100], 0], [[0], [60], 0]]}),
         (704, {"a": [[[0], [10**13], 0]]}),
-        (10**14, {"a": [[[0], [10**13], 0]]}),
+        (10**14, {"a": [[[0], [10**13], 0]], "b": [[[0], [50], 4 * 10**13]]}),
+        (704, {"a": [[[0], [101], 0]]}),
+        (704, {"a": [[[0], [50], 0], [[0], [50], 0], [[50], [50], 200]]}),
+        (10**9, {"a": [[[0], [100], 0], [[0], [100], 10**8]]}),
+        (2**63, None),
         (64, None),
         (0, None),
         (-5, None),
@@ -210,11 +218,11 @@ def test_a_refusing_disk_is_an_os_error(tmp_path):
     ],
     ids=repr,
 )
-def test_an_index_that_somebody_wrote_is_refused(tmp_path, size, pieces):
-    """Under a checksum that holds: no read beyond the files, and no array larger than them."""
+def test_a_forged_index_is_refused(tmp_path, size, pieces):
+    """Under a valid checksum: nothing is read, or allocated, for it."""
     named = {"a": np.arange(100, dtype=np.float32), "b": np.arange(50, dtype=np.float32)}
     _write(tmp_path, named)
-    wanted = {name: (Box((0,), array.shape), array.dtype) for name, array in named.items()}
+    wanted = {name: _whole(array) for name, array in named.items()}
     store, path = stores.open_store(tmp_path), tmp_path / "part" / "index.json"
     assert _same(arrays.read_arrays(store, ["part"], wanted)["a"], named["a"])
     true = json.loads(path.read_text())

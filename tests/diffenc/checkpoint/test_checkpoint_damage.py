@@ -15,6 +15,8 @@ from diffenc.errors import UserError
 from diffenc.files import checksummed_json
 from tests.diffenc.checkpoint.saved_trees import ABSTRACT, list_files, save_steps
 
+FORGED = "META.json is not that of a checkpoint"
+
 
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
     """The newest is damaged: the run resumes from before it and passes it again."""
@@ -150,21 +152,21 @@ def test_leaving_by_an_error_does_not_hide_it(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "said"),
     [
-        {"parts": 10**12},
-        {"parts": 0},
-        {"parts": None},
-        {"step": "20"},
-        {"metadata": []},
-        {"leaves": []},
-        {"leaves": {"count": "int32"}},
-        {"leaves": {"count": [[-1], "int32"]}},
+        ({"parts": 10**12}, "process_1/index.json"),
+        ({"parts": 0}, FORGED),
+        ({"parts": None}, FORGED),
+        ({"step": "20"}, FORGED),
+        ({"metadata": []}, FORGED),
+        ({"leaves": []}, FORGED),
+        ({"leaves": {"count": "int32"}}, FORGED),
+        ({"leaves": {"count": [[-1], "int32"]}}, FORGED),
     ],
     ids=repr,
 )
-def test_metadata_that_somebody_wrote_are_passed_over(tmp_path, changed, caplog):
-    """Under a checksum that holds."""
+def test_a_forged_meta_json_is_passed_over(tmp_path, changed, said, caplog):
+    """Under a valid checksum."""
     save_steps(tmp_path, 10, 20)
     path = tmp_path / "000000020" / "META.json"
     content = json.loads(path.read_text())
@@ -173,4 +175,4 @@ def test_metadata_that_somebody_wrote_are_passed_over(tmp_path, changed, caplog)
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 20
     path.write_text(checksummed_json.dumps(content | changed))
     assert Checkpoints(tmp_path).restore(ABSTRACT).step == 10
-    assert "META.json is not that of a checkpoint" in caplog.text
+    assert said in caplog.text

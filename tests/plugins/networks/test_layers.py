@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffenc.core.unroll import trace_for
 from diffenc_plugins.networks import layers
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -111,42 +112,63 @@ def test_attention_is_softmax_over_all_positions(dtype, rtol):
         np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=rtol * np.abs(want).max())
 
 
-@pytest.mark.parametrize(
-    ("images", "positions"), [pytest.param(2, 9, id="one turn"), pytest.param(3, 1024, id="turns of 256")]
-)
-def test_attention_in_turns_is_that_of_jax(images, positions):
-    """Values, derivatives and gradients; and no array of all weights is made for any of them."""
+def plain_attention(query, key, value):
+    weights = jax.nn.softmax(jnp.einsum("btc,bsc->bts", query, key) / query.shape[-1] ** 0.5)
+    return jnp.einsum("bts,bsc->btc", weights, value)
+
+
+def attention_and_derivatives(attention, tokens, moves):
+    """Values, their derivative along `moves`, and the gradient of that derivative, as a DiffEnc step takes it."""
+    mixed, moved = jax.jvp(attention, tokens, moves)
+    gradient = jax.grad(lambda tokens: jnp.vdot(jax.jvp(attention, tokens, moves)[1], moved))(tokens)
+    return mixed, moved, gradient
+
+
+@pytest.mark.parametrize(("images", "positions", "chunks"), [(2, 9, 3), (1, 13, 13), (3, 16, 1), (0, 4, 1)])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.03)])
+def test_attention_in_chunks_is_that_of_all_queries(images, positions, chunks, dtype, rtol, monkeypatch):
+    """In float64 beside it, also where the last chunk is not full."""
+    monkeypatch.setattr(layers, "MAX_LOGITS", {3: 54, 13: 13, 1: 10**6}[chunks])
+    assert layers.count_chunks(images, positions) == chunks
     rng = np.random.default_rng(3)
-    tokens, moves = (
-        tuple(jnp.asarray(rng.normal(size=(images, positions, 8)), jnp.float32) for _ in range(3))
-        for _ in range(2)
-    )
-
-    def jax_own(*given):
-        return jax.nn.dot_product_attention(*(each[:, :, None] for each in given))[:, :, 0]
-
-    def all_of(attention):
-        def evaluate(tokens, moves):
-            mixed, moved = jax.jvp(attention, tokens, moves)
-            return mixed, moved, jax.vjp(attention, *tokens)[1](moved)
-
-        return evaluate
-
-    got, want = (quick(all_of(each))(tokens, moves) for each in (layers.softmax_attention, jax_own))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
-    in_turns, at_once = (
-        largest_array(all_of(each), tokens, moves) for each in (layers.softmax_attention, jax_own)
-    )
-    weights = images * positions**2
-    assert at_once == weights
-    assert in_turns == min(weights, 256 * images * positions)
+    with jax.enable_x64(True):
+        tokens, moves = (
+            tuple(jnp.asarray(rng.normal(size=(images, positions, 8)), dtype) for _ in range(3))
+            for _ in range(2)
+        )
+        exact = [tuple(each.astype("float64") for each in given) for given in (tokens, moves)]
+        got = quick(functools.partial(attention_and_derivatives, layers.softmax_attention))(tokens, moves)
+        want = attention_and_derivatives(plain_attention, *exact)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == dtype
+            scale = float(jnp.abs(b).max(initial=0))
+            np.testing.assert_allclose(a.astype("float64"), b, rtol=0, atol=rtol * scale)
 
 
-def largest_array(function, *arguments):
-    """The entries of the largest array that is computed, also within loops."""
-    text = str(jax.make_jaxpr(function)(*arguments))
-    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
+def test_gradients_of_many_chunks_are_not_sums_in_bfloat16(monkeypatch):
+    """With equal weights 1/512 each value's gradient is 512 times 1/512; in bfloat16 such a sum stops at 1/2."""
+    monkeypatch.setattr(layers, "MAX_LOGITS", 512)
+    assert layers.count_chunks(1, 512) == 512
+    query = key = value = jnp.zeros((1, 512, 2), jnp.bfloat16)
+    total = lambda value: layers.softmax_attention(query, key, value).sum(dtype=jnp.float32)  # noqa: E731
+    np.testing.assert_allclose(quick(jax.grad(total))(value).astype("float32"), 1, rtol=0.01)
+
+
+def test_attention_in_chunks_keeps_no_array_of_all_weights():
+    tokens = tuple(jnp.zeros((3, 1024, 8)) for _ in range(3))
+
+    def largest_array(attention):
+        evaluate = functools.partial(attention_and_derivatives, attention)
+        shapes = re.findall(r"f32\[([\d,]+)\]", str(jax.make_jaxpr(evaluate)(tokens, tokens)))
+        return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+    assert largest_array(plain_attention) == 3 * 1024 * 1024
+    assert largest_array(layers.softmax_attention) <= layers.MAX_LOGITS
+
+
+@pytest.mark.parametrize(("platform", "chunks"), [("cpu", 4), ("tpu", 1), ("cuda", 1)])
+def test_attention_is_in_chunks_on_a_cpu(platform, chunks):
+    assert trace_for(platform, layers.count_chunks)(3, 1024) == chunks
 
 
 @pytest.mark.parametrize("layer", ["conv3x3", "dense", "unpool", "norm", "activate", "resnet_block"])

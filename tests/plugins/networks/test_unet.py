@@ -118,7 +118,7 @@ def test_recomputing_keeps_less():
         )
 
     maps = 4 * 16 * 16 * 8
-    assert 30 * maps < 4 * 256 * 256
+    # attention's weights would be as many numbers as 32 maps
     assert 60 * maps < kept(remat=False) < 75 * maps
     assert kept(remat=True) < 25 * maps
 
