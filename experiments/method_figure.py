@@ -95,7 +95,7 @@ def draw_reverse(grid: Grid, count: int, seed: int) -> Paths:
 def plot_method(grid: Grid) -> plots.Figure:
     """Plots the encoder, the forward path at two amounts of noise, and the reverse process, over t."""
     t = "t  (0: data, 1: noise)"
-    title = "Data is encoded, diffused, and generated without the encoder"
+    title = "Encode and diffuse to train; generate without the encoder"
     figure, (encoder, forward, reverse) = plots.make_axes_row(title, (t, "$x_\\phi$"), (t, "z"), (t, "z"))
     alpha, sigma = (np.asarray(each) for each in alpha_sigma(jnp.asarray(grid.log_snr)))
     encoder.set_title("1. Encode: $x_\\phi(x, \\lambda_t)$, here $\\alpha^2 x$", fontsize="medium")

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 LANGUAGES = ("sh", "console", "python", "gin", "toml", "text", "dockerfile")
 # What no machine that runs the tests can be relied on to have. A block more here is a block nobody tries: keep it short.
 NEEDS = [
+    ("README.md", "PyTorch"),
     ("docs/datasets.md", "the network"),
     ("docs/datasets.md", "tensorflow-datasets, pip install 'diffenc[tfds]'"),
     ("docs/logging.md", "the package wandb, pip install 'diffenc[wandb]'"),
