@@ -39,6 +39,7 @@ NEEDS = [
     ("experiments/cifar10.md", "the images of CIFAR-10"),
     ("experiments/compiled.md", "libtpu, pip install 'diffenc[plan-tpu]'"),
     ("experiments/compiled.md", "libtpu, pip install 'diffenc[plan-tpu]'"),
+    ("experiments/compression.md", "the images of MNIST, hours"),
     ("experiments/launch/jobset.md", "Docker"),
     ("experiments/launch/jobset.md", "Kubernetes"),
     ("experiments/launch/slurm.md", "Slurm"),
