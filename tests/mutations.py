@@ -378,6 +378,27 @@ FAULTS = (
         ("tests/plugins/networks/test_layers.py",),
     ),
     Fault(
+        "attention's gradients of keys and values summed in bfloat16",
+        "plugins/networks/layers.py",
+        "wide_key, wide_value = key.astype(wide), value.astype(wide)",
+        "wide_key, wide_value = key, value",
+        ("tests/plugins/networks/test_layers.py",),
+    ),
+    Fault(
+        "attention of the rows that fill the last chunk",
+        "plugins/networks/layers.py",
+        "return mixed[:, :positions].astype(query.dtype)",
+        "return mixed[:, -positions:].astype(query.dtype)",
+        ("tests/plugins/networks/test_layers.py",),
+    ),
+    Fault(
+        "a forged index that has a piece of an array twice",
+        "diffenc/checkpoint/arrays.py",
+        "and all(n <= math.prod(wanted[name].shape) for name, n in _count_entries(pieces).items())",
+        "",
+        ("tests/diffenc/checkpoint/test_arrays.py",),
+    ),
+    Fault(
         "both ends at lambda_0",
         "diffenc/core/model.py",
         "_side_by_side(log_snr_0, log_snr_1)",
