@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import logging
 
-from diffenc.export import export, weights
+from diffenc.export import export, model_card, weights
 from diffenc.files import atomic
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
@@ -63,19 +63,15 @@ def run_stage(stage: Stage, jobs: int) -> list[Run]:
     """Trains and evaluates the missing runs of a stage, `jobs` at a time; returns all its runs."""
     execute = partial(run_locally, jobs)
     variants = stage.part.variants(stage.arms)
-    runs = run_sweep(stage.part.records, variants, stage.part.seeds, execute=execute)
-    for run in runs:
-        omit_folders(run.workdir / CONFIG)
-    return runs
+    return run_sweep(stage.part.records, variants, stage.part.seeds, execute=execute)
 
 
 def omit_folders(config: Path) -> None:
     """Leaves out where the files lie that a config was read from, since the record is kept in a repository."""
-    if config.is_file():
-        text = config.read_text(encoding="utf-8")
-        shorter = re.sub(r"^(# Read from .*) \([~/].*; SHA", r"\1 (SHA", text, flags=re.MULTILINE)
-        if shorter != text:
-            atomic.write_text(config, shorter)
+    text = config.read_text(encoding="utf-8")
+    shorter = re.sub(r"^(# Read from .*) \([~/].*; SHA", r"\1 (SHA", text, flags=re.MULTILINE)
+    if shorter != text:
+        atomic.write_text(config, shorter)
 
 
 def export_models(models: Mapping[str, tuple[Part, str]]) -> None:
@@ -94,15 +90,17 @@ def export_models(models: Mapping[str, tuple[Part, str]]) -> None:
 def state_license(card: Path) -> None:
     """States diffenc's own license in a model's card, which leaves its line for it open."""
     text = card.read_text(encoding="utf-8")
-    atomic.write_text(
-        card, re.sub("^# license: .*", "license: apache-2.0", text, count=1, flags=re.MULTILINE)
-    )
+    assert model_card.LICENSE in text
+    atomic.write_text(card, text.replace(model_card.LICENSE, "license: apache-2.0", 1))
 
 
 def write_results() -> None:
-    """Writes the tables and, of the parts that have records, the figures."""
+    """Writes the tables and, of the parts that have records, the figures; makes the records fit to be kept."""
     from experiments.study import results  # it takes seconds to import
 
+    for part in PARTS:
+        for evaluation in part.records.glob("*/seed_*/evaluation.json"):
+            omit_folders(evaluation.with_name(CONFIG))
     atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
     figures = {
         "differences": results.plot_differences(PARTS),

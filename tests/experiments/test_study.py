@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,12 @@ def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
     config.write_text(f"# Read from study/a.gin ({folder}/study/a.gin; SHA-256 12)\n{shipped}")
     study.omit_folders(config)
     assert config.read_text() == f"# Read from study/a.gin (SHA-256 12)\n{shipped}"
+
+
+def test_no_record_names_a_folder_of_a_machine():
+    configs = [*parts.RECORDS.rglob("config.gin")]
+    assert configs
+    assert [str(config) for config in configs if re.search(r"\([~/]", config.read_text())] == []
 
 
 @pytest.mark.slow
