@@ -254,11 +254,11 @@ def _end(piece: Piece, dtype: np.dtype) -> int:
 
 def _assemble(name: str, wanted: Wanted, parts: list[tuple[Box, np.ndarray]]) -> np.ndarray:
     """Returns the content of the wanted box of an array, given `parts`, its pieces."""
+    box = wanted.box
     # The usual case: with the same sharding as in the save, a piece is the box, and needs no copy.
     for found, content in parts:
-        if found == wanted.box:
+        if found == box:
             return content
-    box = wanted.box
     whole, missing = np.empty(box.shape, wanted.dtype), np.ones(box.shape, bool)
     for found, content in parts:
         both = _overlap(found, box)

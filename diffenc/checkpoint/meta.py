@@ -67,9 +67,8 @@ def read_meta(store: Store, name: str) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {store}/{name} has format {content.get('format')}, not {FORMAT}; use the version of diffenc that wrote it"
         )
-    if not _is_valid(
-        content
-    ):  # the checksum is valid, so that this is no damage: forged, or written by a bug
+    # The checksum is valid, so that this is no damage: the file was forged, or written by a bug.
+    if not _is_valid(content):
         raise UnreadableError(f"{META} is not that of a checkpoint")
     return content
 

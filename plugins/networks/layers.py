@@ -311,9 +311,8 @@ def softmax_attention(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
         logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=wide) / c**0.5
         # The softmax does not depend on what is subtracted, so that this has no gradient.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        return jnp.einsum("bts,bsc->btc", weights.astype(value.dtype), value), weights.sum(
-            axis=-1, keepdims=True
-        )
+        mixed = jnp.einsum("bts,bsc->btc", weights.astype(value.dtype), value)
+        return mixed, weights.sum(axis=-1, keepdims=True)
 
     # Chunks of queries, not of images: where the batch is sharded over devices, a chunk of images would be one device's.
     num_chunks = count_chunks(b, positions)

@@ -10,15 +10,9 @@ from diffenc.cli import sweep, tables
 from diffenc.tools.sweep.runs import make_runs
 from diffenc.tools.sweep.sweep import parse_seeds, parse_variants
 from diffenc.tools.tables.collection import load_lines
+from tests.docs.conftest import page_files
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(
-        page for page in (ROOT / "experiments").rglob("*.md") if {"records", "models"}.isdisjoint(page.parts)
-    ),
-]
+PAGES = page_files()
 
 
 def commands(start: str) -> list[list[str]]:
