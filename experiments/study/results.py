@@ -164,7 +164,7 @@ def _primary_row(outcome: Outcome) -> tuple[Cell, ...]:
 def tables(parts: Sequence[Part], primaries: Sequence[Primary]) -> str:
     """Returns all tables as Markdown."""
     first = Page("Tables of the study", (HEADING,), (primary_sheet(judge(primaries)),))
-    return "\n".join(to_markdown(page) for page in (first, *map(part_page, parts)))
+    return "\n".join([to_markdown(first), *(to_markdown(part_page(part), level=2) for part in parts)])
 
 
 def differences(part: Part) -> list[tuple[str, BySeed]]:

@@ -12,6 +12,7 @@ from diffenc.evaluation import plots
 from diffenc.evaluation.image_grid import make_grid, to_uint8
 from diffenc.evaluation.saved_records import finite_number
 from diffenc.evaluation.uncertainty_format import round_to_error
+from diffenc.tools.report.formatting import format_count
 from diffenc.tools.report.run_data import FigureData, RunData
 
 MAX_BYTES = 1_500_000  # of a grid of samples, and approximately of the frames of a run
@@ -98,7 +99,7 @@ def encode_png(pixels: UInt8[np.ndarray, "h w c"], alt: str) -> Picture:
 def _draw_samples(figure: FigureData) -> tuple[Picture, str] | None:
     """Draws a grid and its caption from the levels that --mode=figures writes."""
     levels, num_levels = figure.arrays.get("levels"), finite_number(figure.record.get("num_levels"))
-    step = figure.record["of"].get("step")
+    step = format_count(figure.record["of"].get("step"))
     # The array comes from an untrusted file: its size bounds the work.
     if levels is None or num_levels is None or levels.size > MAX_BYTES:
         return None
@@ -126,7 +127,7 @@ def make_frames(index: int, run: RunData) -> tuple[tuple[float, ...], Frames] | 
     except (KeyError, TypeError, ValueError):
         return "figures/heat_maps.npz does not contain valid heat maps."
     if not change.any():
-        return f"This encoder does not depend on t (step {figure.record['of'].get('step')})."
+        return f"This encoder does not depend on t (step {format_count(figure.record['of'].get('step'))})."
     frames = _draw_frames(index, run, figure, times, x, change)
     if frames.size > MAX_BYTES and len(x) > 1:
         # Proportional: images compress about alike.
@@ -149,7 +150,7 @@ def _draw_frames(
         parts.append(
             (encode_png(tile_images(colours[:, index_of_t]), f"{alt}. {which}"), _format_limit(float(limit)))
         )
-    note = f"Step {figure.record['of'].get('step')}, {which}. Change from t − {gap:g} to t."
+    note = f"Step {format_count(figure.record['of'].get('step'))}, {which}. Change from t − {gap:g} to t."
     images = encode_png(tile_images(plots.to_rgb(x)), f"The original images: {which}")
     return Frames(index, run.label, note, images, tuple(parts), _draw_encoded(run, figure, times, x))
 

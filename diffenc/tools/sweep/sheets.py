@@ -101,11 +101,12 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def to_markdown(page: Page) -> str:
-    """Returns the page as Markdown."""
-    blocks = [f"# {page.title}", "\n".join(f"- {fact}" for fact in page.facts)]
+def to_markdown(page: Page, level: int = 1) -> str:
+    """Returns the page as Markdown, its title a heading of `level` and those of its sheets one below."""
+    mark = "#" * level
+    blocks = [f"{mark} {page.title}", "\n".join(f"- {fact}" for fact in page.facts)]
     for sheet in page.sheets:
-        blocks += [f"## {sheet.title}", _markdown_table(sheet)]
+        blocks += [f"{mark}# {sheet.title}", _markdown_table(sheet)]
         blocks += ["\n".join(f"- {note}" for note in sheet.notes)] if sheet.notes else []
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -56,6 +56,12 @@ def test_markdown_read_back():
     assert "- p < 0.05 ± 1" in lines
 
 
+def test_headings_of_markdown_start_at_the_level():
+    lines = sheets.to_markdown(PAGE, level=3).splitlines()
+    titles = [f"#### {sheet.title}" for sheet in PAGE.sheets]
+    assert [line for line in lines if line.startswith("#")] == ["### Table 4", *titles]
+
+
 def unescaped(latex):
     """What LaTeX would set, of the commands that occur here."""
     for command, letter in {"backslash": "\\", "asciitilde": "~", "asciicircum": "^", "less": "<", "bar": "|"}.items():  # fmt: skip
