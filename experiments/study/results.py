@@ -1,7 +1,9 @@
 """Tables and figures of the study, made from the records of its runs alone."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from diffenc.tools.sweep.results import (
     results_sheet,
 )
 from diffenc.tools.sweep.sheets import Cell, Page, Sheet, to_markdown
+from diffenc.workdir.writers import METRICS
 from experiments.study.parts import Part, Primary
 
 Results = dict[str, VariantResults]  # by arm
@@ -77,10 +80,25 @@ def part_page(part: Part) -> Page:
     recorded = [result for result in results.values() if result.seeds]
     pairs = [(results[a], results[b]) for a, b in part.pairs if common_seeds(results[a], results[b])]
     facts, missing = describe_evaluations(recorded), list(_missing(part, results))
+    hours = [
+        training_hours(part.records / arm / f"seed_{seed}")
+        for arm in part.arms
+        for seed in results[arm].seeds
+    ]
+    if hours:
+        facts = (*facts, f"training took {sum(hours):.1f} h, the sum over {len(hours)} runs")
     if missing:
         facts = (*facts, f"{len(missing)} of {len(results) * len(part.seeds)} runs missing")
     sheets = [results_sheet(recorded)] if recorded else []
     return Page(part.title, facts, (*sheets, *([differences_sheet(pairs)] if pairs else [])))
+
+
+def training_hours(workdir: Path) -> float:
+    """Returns how long a run trained, from the steps per second in its metrics; without compilation and evaluation."""
+    lines = (workdir / METRICS).read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "steps_per_second" in row]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(sum(steps / [row["steps_per_second"] for row in rows])) / 3600
 
 
 def _missing(part: Part, results: Results) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The study: its run files, the order of its runs, and the tables and figures made from records."""
 
 import dataclasses
+import json
 import math
 import re
 from typing import Any
@@ -15,6 +16,7 @@ from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.export.loading import load
 from diffenc.workdir.measurements import save_measurement
+from diffenc.workdir.writers import METRICS
 from experiments.study import __main__ as study
 from experiments.study import parts, results
 from experiments.study.parts import PARTS, PRIMARIES, STAGES, Part, Primary
@@ -39,7 +41,11 @@ def recorded(tiny, tmp_path, monkeypatch):
             figures = evaluation_record(
                 dataclasses.replace(experiment, seed=seed), terms, experiment.steps, 99, {}
             )
-            save_measurement(part.records / arm / f"seed_{seed}", "evaluation", figures, terms.arrays())
+            workdir = part.records / arm / f"seed_{seed}"
+            save_measurement(workdir, "evaluation", figures, terms.arrays())
+            rows = [{"step": 100, "steps_per_second": 0.5}, {"step": 300, "steps_per_second": 2.0}]
+            rows.insert(1, {"step": 100, "test_bpd": 3.0})  # of an evaluation while it trains
+            (workdir / METRICS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return part
 
     return record
@@ -116,6 +122,14 @@ def test_tables_of_the_same_records_are_the_same(recorded):
     part = recorded(values_of())
     primaries = (Primary(part, "third", ("first", "second")),)
     assert results.tables((part,), primaries) == results.tables((part,), primaries)
+
+
+def test_hours_of_training_are_the_sum_over_a_parts_own_runs(recorded):
+    part = recorded(values_of())
+    text = results.tables((part,), ())
+    assert f"training took {15 * (100 / 0.5 + 200 / 2.0) / 3600:.1f} h, the sum over 15 runs" in text
+    borrowing = part._replace(arms=("second",), pairs=(), borrowed=((part, "first"),))
+    assert "training took 0.4 h, the sum over 5 runs" in results.tables((borrowing,), ())
 
 
 def test_arms_of_other_steps_are_compared_only_where_the_part_has_them(recorded, tiny):
