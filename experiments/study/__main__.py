@@ -10,7 +10,6 @@ contains, from the checkpoints of seed 0.
 
 import argparse
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,10 @@ from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
 from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
 from diffenc.tools.sweep.runs import Run, is_trained, make_runs
-from diffenc.workdir.config_check import CONFIG
 from experiments.study.parts import (
     DIGITS_SIZE,
     FOLDER,
+    MNIST,
     MODELS,
     MODELS_FOLDER,
     PARTS,
@@ -66,14 +65,6 @@ def run_stage(stage: Stage, jobs: int) -> list[Run]:
     return run_sweep(stage.part.records, variants, stage.part.seeds, execute=execute)
 
 
-def omit_folders(config: Path) -> None:
-    """Leaves out where the files lie that a config was read from, since the record is kept in a repository."""
-    text = config.read_text(encoding="utf-8")
-    shorter = re.sub(r"^(# Read from .*) \([~/].*; SHA", r"\1 (SHA", text, flags=re.MULTILINE)
-    if shorter != text:
-        atomic.write_text(config, shorter)
-
-
 def export_models(models: Mapping[str, tuple[Part, str]]) -> None:
     """Exports the models of a release that were not exported before and whose checkpoints are here, to MODELS_FOLDER."""
     for name, (part, arm) in models.items():
@@ -96,20 +87,25 @@ def state_license(card: Path) -> None:
 
 def write_results() -> None:
     """Writes the tables and, of the parts that have records, the figures; makes the records fit to be kept."""
-    from experiments.study import results  # it takes seconds to import
+    # They take seconds to import.
+    from diffenc.evaluation.plots import render_files
+    from experiments.study import figures, records, results
 
     for part in PARTS:
-        for evaluation in part.records.glob("*/seed_*/evaluation.json"):
-            omit_folders(evaluation.with_name(CONFIG))
+        for evaluation in sorted(part.records.glob("*/seed_*/evaluation.json")):
+            arm = evaluation.parents[1].name
+            records.complete_record(evaluation.parent, arm in part.learned)
     atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
-    figures = {
-        "differences": results.plot_differences(PARTS),
-        "sizes": results.plot_sizes(DIGITS_SIZE, SIZES, VDM),
+    drawn = {
+        "differences": figures.plot_differences(PARTS),
+        "sizes": figures.plot_sizes(DIGITS_SIZE, SIZES, VDM),
+        "training": figures.plot_training(MNIST),
+        **{f"learned_{part.name}": figures.plot_kept_learned(part) for part in PARTS if part.learned},
     }
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         if figure is not None:
             FIGURES.mkdir(exist_ok=True)
-            for suffix, data in results.plots.render_files(figure).items():
+            for suffix, data in render_files(figure).items():
                 atomic.write_bytes(FIGURES / f"{name}{suffix}", data)
     logging.info("wrote %s", os.path.relpath(TABLES))
 

@@ -24,6 +24,7 @@ class Part(NamedTuple):
       seeds: of every arm.
       borrowed: arms of other parts, shown beside its own, which `pairs` may name too.
       equal_steps: False if arms are trained for different numbers of steps.
+      learned: arms that learn their path, their times or their variances.
     """
 
     name: str
@@ -34,11 +35,16 @@ class Part(NamedTuple):
     seeds: tuple[int, ...]
     borrowed: tuple[tuple["Part", str], ...] = ()
     equal_steps: bool = True
+    learned: tuple[str, ...] = ()
 
     @property
     def records(self) -> Path:
         """The folder of its runs, ARM/seed_K."""
         return RECORDS / self.name
+
+    def workdir(self, arm: str, seed: int) -> Path:
+        """The folder of one of its runs."""
+        return self.records / arm / f"seed_{seed}"
 
     def variants(self, arms: Sequence[str]) -> list[Variant]:
         """Returns some of its arms, as variants of a sweep."""
@@ -87,27 +93,32 @@ MNIST = Part(
         (TIGHT, VDM),
         (TIGHT, CONTROL),
         (DIFFENC, VDM),
+        (DIFFENC, NT),
         (LEARNED_PATH, VDM),
         (LEARNED_PATH, CONTROL),
         (LEARNED_PATH, DIFFENC),
+        (LEARNED_PATH, TIGHT),
     ),
     FIVE,
+    learned=(LEARNED_PATH,),
 )
 MNIST_T10 = Part(
     "mnist_t10",
     "MNIST, T = 10, trained at T with learned times and variances",
     "mnist_t10.gin",
     (VDM, TIGHT, LEARNED_PATH),
-    ((TIGHT, VDM), (LEARNED_PATH, VDM)),
+    ((TIGHT, VDM), (LEARNED_PATH, VDM), (LEARNED_PATH, TIGHT)),
     FIVE,
+    learned=(VDM, TIGHT, LEARNED_PATH),
 )
 CIFAR10 = Part(
     "cifar10",
     "CIFAR-10, continuous time",
     "cifar10.gin",
     (VDM, TIGHT, LEARNED_PATH),
-    ((TIGHT, VDM), (LEARNED_PATH, VDM)),
+    ((TIGHT, VDM), (LEARNED_PATH, VDM), (LEARNED_PATH, TIGHT)),
     (0, 1, 2),
+    learned=(LEARNED_PATH,),
 )
 SIZES = {"diffenc_1": 1, "diffenc_2": 2, "diffenc_4": 4}  # blocks of the encoder, by arm
 DIGITS_SIZE = Part(

@@ -1,59 +1,108 @@
-"""Tables and figures of the study, made from the records of its runs alone."""
+"""Tables of the study, made from the records of its runs alone."""
 
-import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
-from diffenc.evaluation import plots
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.saved_records import COMPARABLE_KEYS
-from diffenc.evaluation.significance import LEVEL, TestResult, average_seeds, holm_correction, paired_test
+from diffenc.evaluation.significance import (
+    LEVEL,
+    TestResult,
+    average_seeds,
+    holm_correction,
+    paired_test,
+    welch_test,
+)
 from diffenc.evaluation.uncertainty_format import (
     MISSING,
     Digits,
+    Figure,
     format_digits,
     format_estimate,
     round_to_error,
 )
-from diffenc.tools.sweep.comparison import common_seeds, differences_sheet, format_p
+from diffenc.tools.sweep.comparison import common_seeds, component_differences, format_p
 from diffenc.tools.sweep.results import (
+    COMPONENTS,
     VariantResults,
     describe_evaluations,
+    mean_and_standard_error,
     read_results,
     require_comparable,
-    results_sheet,
 )
 from diffenc.tools.sweep.sheets import Cell, Page, Sheet, to_markdown
-from diffenc.workdir.writers import METRICS
 from experiments.study.parts import Part, Primary
+from experiments.study.records import code_history, training_hours
 
 Results = dict[str, VariantResults]  # by arm
 BySeed = Float[np.ndarray, " seeds"]
+ALPHA = 1 - LEVEL
 HEADING = "Made from the runs' records by `python -m experiments.study --only_tables`; not edited by hand."
+ARM_NOTES = (
+    "Means of arms with other seeds are not comparable: see the differences, which are paired.",
+    "± 0: the same for every seed, as of a term without trained parameters. Without ±: one seed, to the digits of its "
+    "Monte-Carlo error.",
+)
+
+
+class Contrast(NamedTuple):
+    """A - B of the total, bits/dim, over the seeds that both have.
+
+    Attributes:
+      b: the arm B.
+      differences: by seed.
+      test: the paired t-test.
+      welch: the unpaired one.
+      by_pass: of each image in each pass, the mean over the seeds.
+    """
+
+    b: str
+    differences: BySeed
+    test: TestResult
+    welch: TestResult
+    by_pass: PassValues
 
 
 class Outcome(NamedTuple):
-    """What came out of a primary comparison A - B.
+    """What came out of a primary comparison.
 
     Attributes:
-      lacking: runs without a finite bound, as ARM/seed_K; with any, there is neither B nor a test.
-      b: the rival with the lowest mean.
-      test: the paired t-test over the seeds.
-      p_holm: its p, corrected for the number of primary comparisons.
-      by_pass: A - B of each image in each pass, the mean over the seeds.
+      lacking: runs without a finite bound, as ARM/seed_K; with any, nothing is tested.
+      contrasts: to every rival, B first: the rival with the lowest mean.
+      p_holm: the p of the test against B, corrected for the number of primary comparisons.
     """
 
     primary: Primary
     lacking: tuple[str, ...] = ()
-    b: str | None = None
-    test: TestResult | None = None
+    contrasts: tuple[Contrast, ...] = ()
     p_holm: float | None = None
-    by_pass: PassValues | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The words that the rules, fixed before the results, have for it."""
+        if self.lacking:
+            return "not tested"
+        first, *others = self.contrasts
+        # All draws are shared by the seeds, so their error does not show in the spread over seeds.
+        small = first.by_pass.mc_se <= mean_error(first.differences) / 2
+        alike = all(
+            _is_significant(other.test.two_sided)
+            and np.sign(other.test.difference) == np.sign(first.test.difference)
+            for other in others
+        )
+        if not (_is_significant(self.p_holm) and small and alike):
+            return "cannot be told"
+        return "A ahead" if first.test.difference < 0 else "A behind"
+
+
+def _is_significant(p: float | None) -> bool:
+    return p is not None and p <= ALPHA
 
 
 def read_part(part: Part) -> Results:
@@ -71,37 +120,85 @@ def read_part(part: Part) -> Results:
 
 
 def _read_arm(part: Part, arm: str, seeds: Sequence[int]) -> VariantResults:
-    return read_results(arm, {seed: part.records / arm / f"seed_{seed}" for seed in seeds})
+    return read_results(arm, {seed: part.workdir(arm, seed) for seed in seeds})
 
 
 def part_page(part: Part) -> Page:
-    """Returns the table of a part: bits/dim of each arm, and the paired differences that it describes."""
+    """Returns the tables of a part: bits/dim of each arm, and the paired differences that it describes."""
     results = read_part(part)
     recorded = [result for result in results.values() if result.seeds]
     pairs = [(results[a], results[b]) for a, b in part.pairs if common_seeds(results[a], results[b])]
-    facts, missing = describe_evaluations(recorded), list(_missing(part, results))
-    hours = [
-        training_hours(part.records / arm / f"seed_{seed}")
-        for arm in part.arms
-        for seed in results[arm].seeds
-    ]
+    hours = [training_hours(part.workdir(arm, seed)) for arm in part.arms for seed in results[arm].seeds]
+    facts = list(describe_evaluations(recorded))
     if hours:
-        facts = (*facts, f"training took {sum(hours):.1f} h, the sum over {len(hours)} runs")
+        facts.append(f"training took {sum(hours):.1f} h, the sum over {len(hours)} runs")
+    missing = list(_missing(part, {arm: results[arm] for arm in part.arms}))
     if missing:
-        facts = (*facts, f"{len(missing)} of {len(results) * len(part.seeds)} runs missing")
-    sheets = [results_sheet(recorded)] if recorded else []
-    return Page(part.title, facts, (*sheets, *([differences_sheet(pairs)] if pairs else [])))
+        facts.append(f"{len(missing)} of {len(part.arms) * len(part.seeds)} runs missing")
+    sheets = [*([arms_sheet(recorded)] if recorded else []), *([pairs_sheet(pairs)] if pairs else [])]
+    return Page(part.title, tuple(facts), tuple(sheets))
 
 
-def training_hours(workdir: Path) -> float:
-    """Returns how long a run trained, from the steps per second in its metrics; without compilation and evaluation."""
-    lines = (workdir / METRICS).read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if "steps_per_second" in row]
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    return float(sum(steps / [row["steps_per_second"] for row in rows])) / 3600
+def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
+    """Returns a row for each arm: mean ± standard error over its seeds of every term, its steps and its parameters."""
+    heads = ("arm", *COMPONENTS, "seeds", "steps", "parameters")
+    rows = []
+    for result in results:
+        ((steps, params),) = {(each["step"], each["num_params"]) for each in result.records.values()}
+        rows.append(
+            (
+                result.name,
+                *map(_mean, [result] * len(COMPONENTS), COMPONENTS),
+                _list_seeds(result.seeds),
+                steps,
+                params,
+            )
+        )
+    return Sheet("arms", "Bits/dim", heads, tuple(rows), ARM_NOTES)
 
 
-def _missing(part: Part, results: Results) -> Iterator[str]:
+def _mean(result: VariantResults, component: str) -> Cell:
+    if len(result.seeds) > 1:
+        return result.mean(component)
+    (record,) = result.records.values()
+    return format_digits(float(result.values(component)[0]), record.get(f"{COMPONENTS[component]}_mc_se"))
+
+
+def _list_seeds(seeds: Sequence[int]) -> str:
+    together = len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]}–{seeds[-1]}" if together else ", ".join(map(str, seeds))
+
+
+def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
+    """Returns a row for each pair (A, B): A - B of every term, paired by seed, and the interval of the total."""
+    heads = ("A − B", *COMPONENTS, *_interval_heads(LEVEL), "seeds")
+    rows = []
+    for a, b in pairs:
+        seeds = common_seeds(a, b)
+        one, two = (each.select(seeds).values("total") for each in (a, b))
+        interval = t_interval(one - two, LEVEL) if len(seeds) > 2 else (None, None)
+        ends = [format_digits(end, mean_error(one - two)) for end in interval]
+        rows.append((f"{a.name} − {b.name}", *component_differences(a, b), *ends, _list_seeds(seeds)))
+    note = "Lower is better: a negative difference is in favour of A. Intervals, of the total, are about other seeds; not of fewer than three."
+    return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note,))
+
+
+def _interval_heads(level: float) -> tuple[str, str]:
+    return f"{100 * level:.3g} % from", f"{100 * level:.3g} % to"
+
+
+def mean_error(values: BySeed) -> float:
+    """Returns the standard error of the mean; NaN of one value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def t_interval(values: BySeed, level: float) -> tuple[float, float]:
+    """Returns the interval of Student's t for the mean of at least two values."""
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * mean_error(values)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _missing(part: Part, results: Mapping[str, VariantResults]) -> Iterator[str]:
     for arm, result in results.items():
         yield from (f"{arm}/seed_{seed}" for seed in part.seeds if seed not in result.seeds)
 
@@ -112,7 +209,7 @@ def judge(primaries: Sequence[Primary]) -> list[Outcome]:
     A comparison without p counts in Holm's correction with p = 1.
     """
     outcomes = [_compare(primary) for primary in primaries]
-    found = [outcome.test.two_sided if outcome.test else None for outcome in outcomes]
+    found = [outcome.contrasts[0].test.two_sided if outcome.contrasts else None for outcome in outcomes]
     corrected = holm_correction([1.0 if p is None else p for p in found])
     return [
         outcome._replace(p_holm=None if p is None else holm)
@@ -129,121 +226,127 @@ def _compare(primary: Primary) -> Outcome:
         lacking += [f"{arm}/seed_{seed}" for seed, total in totals if not math.isfinite(total)]
     if lacking:
         return Outcome(primary, tuple(lacking))
-    b = min(primary.rivals, key=lambda arm: results[arm].values("total").mean())
-    one, two = results[primary.a], results[b]
-    test = paired_test(one.values("total"), two.values("total"))
-    by_seed = [one.terms(seed)["total"].minus(two.terms(seed)["total"]) for seed in one.seeds]
-    return Outcome(primary, b=b, test=test, by_pass=average_seeds(by_seed))
+    rivals = sorted(primary.rivals, key=lambda arm: results[arm].values("total").mean())
+    return Outcome(primary, contrasts=tuple(_contrast(results[primary.a], results[arm]) for arm in rivals))
+
+
+def _contrast(a: VariantResults, b: VariantResults) -> Contrast:
+    one, two = a.values("total"), b.values("total")
+    by_seed = [a.terms(seed)["total"].minus(b.terms(seed)["total"]) for seed in a.seeds]
+    return Contrast(b.name, one - two, paired_test(one, two), welch_test(one, two), average_seeds(by_seed))
 
 
 def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:
-    """Returns the table of the primary comparisons."""
-    level = f"{LEVEL:.0%}"
-    heads = ("primary comparison", "part", "pairs", "A − B", f"{level} from", f"{level} to", "p", "p, Holm")
-    heads += ("± over images", "± Monte Carlo")
+    """Returns the table of the primary comparisons, with a row for every rival."""
+    level = 1 - ALPHA / len(outcomes) if outcomes else LEVEL
+    heads = ("A − B", "part", "bits/dim", *_interval_heads(level), "p", "p, Holm", "verdict")
     notes = [
-        "Bits/dim, lower is better: a negative difference is in favour of A. ± of A − B: over seeds. Two-sided paired t-tests, "
-        f"corrected after Holm for {len(outcomes)} comparisons.",
-        "All seeds were measured on the same images, times and noise: interval and p are about other seeds, on these. The last two "
-        "columns are the errors of A − B by the choice of images, and of times and noise.",
+        "Lower is better: a negative difference is in favour of A. ± is the standard error over seeds. p: two-sided paired t-tests; "
+        f"Holm: corrected for {len(outcomes)} comparisons. The intervals, Student's t, hold for all of them together at {LEVEL:.0%}.",
+        "Of several rivals the first is B, the one with the lowest mean; the others are shown.",
     ]
     notes += [
-        f"{_label(outcome)}: no p, without a finite bound: {', '.join(outcome.lacking)}."
+        f"{_label(outcome)}: not tested, without a finite bound: {', '.join(outcome.lacking)}."
         for outcome in outcomes
         if outcome.lacking
     ]
-    return Sheet("primary", "Primary comparisons", heads, tuple(map(_primary_row, outcomes)), tuple(notes))
+    rows = (row for outcome in outcomes for row in _primary_rows(outcome, level))
+    return Sheet("primary", "Primary comparisons", heads, tuple(rows), tuple(notes))
 
 
 def _label(outcome: Outcome) -> str:
-    return f"{outcome.primary.a} − {outcome.b or ' or '.join(outcome.primary.rivals)}"
+    return f"{outcome.primary.a} − {' or '.join(outcome.primary.rivals)}"
 
 
-def _primary_row(outcome: Outcome) -> tuple[Cell, ...]:
-    part, test, by_pass = outcome.primary.part, outcome.test, outcome.by_pass
-    if test is None or by_pass is None:
-        return (_label(outcome), part.title, *[MISSING] * 8)
-    low, high = test.interval or (None, None)
-    over_images = by_pass.over_images
-    _, *errors = format_estimate(test.difference, over_images.se, over_images.upper, by_pass.mc_se)
+def _primary_rows(outcome: Outcome, level: float) -> Iterator[tuple[Cell, ...]]:
+    title = outcome.primary.part.title
+    if outcome.lacking:
+        yield (_label(outcome), title, *[MISSING] * 5, outcome.verdict)
+    for place, contrast in enumerate(outcome.contrasts):
+        values, test = contrast.differences, contrast.test
+        ends = [format_digits(end, test.error) for end in t_interval(values, level)]
+        holm, verdict = (format_p(outcome.p_holm), outcome.verdict) if place == 0 else (MISSING, "shown")
+        difference = round_to_error(test.difference, test.error)
+        yield (
+            f"{outcome.primary.a} − {contrast.b}",
+            title,
+            difference,
+            *ends,
+            format_p(test.two_sided),
+            holm,
+            verdict,
+        )
+
+
+def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
+    """Returns the differences of the primary comparisons by seed, with their other errors; None if none is complete."""
+    complete = [(outcome, contrast) for outcome in outcomes for contrast in outcome.contrasts]
+    if not complete:
+        return None
+    (seeds,) = {outcome.primary.part.seeds for outcome, _ in complete}
+    by_seed = [f"seed {seed}" for seed in seeds]
+    heads = (
+        "A − B",
+        "part",
+        *by_seed,
+        *_interval_heads(LEVEL),
+        "p, Welch",
+        "without the first seed",
+        "± over images",
+        "± Monte Carlo",
+    )
+    notes = (
+        "None of this enters a verdict but the Monte-Carlo error, which all seeds share. ± over images: by the choice of the "
+        "test images; after <= an upper bound, where it is not resolved.",
+    )
+    return Sheet(
+        "detail",
+        "Primary comparisons, by seed and with other errors",
+        heads,
+        tuple(_detail_row(*each) for each in complete),
+        notes,
+    )
+
+
+def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
+    values, test, images = contrast.differences, contrast.test, contrast.by_pass.over_images
+    _, *errors = format_estimate(test.difference, images.se, images.upper, contrast.by_pass.mc_se)
     return (
-        _label(outcome),
-        part.title,
-        len(part.seeds),
-        round_to_error(test.difference, test.error),
-        format_digits(low, test.error),
-        format_digits(high, test.error),
-        format_p(test.two_sided),
-        format_p(outcome.p_holm),
+        f"{outcome.primary.a} − {contrast.b}",
+        outcome.primary.part.title,
+        *(format_digits(value, contrast.by_pass.mc_se) for value in values),
+        *(format_digits(end, test.error) for end in t_interval(values, LEVEL)),
+        format_p(contrast.welch.two_sided),
+        mean_and_standard_error(values[1:]) if len(values) > 2 else Figure(MISSING),
         *map(Digits, errors),
+    )
+
+
+def code_sheet(parts: Sequence[Part]) -> Sheet | None:
+    """Returns the commits that trained the runs, by part and seed; None if nothing is recorded."""
+    rows = []
+    for part, results in ((part, read_part(part)) for part in parts):
+        for seed in part.seeds:
+            arms = defaultdict(list)
+            for arm in part.arms:
+                if seed in results[arm].seeds:
+                    arms[code_history(part.workdir(arm, seed))].append(arm)
+            rows += [(part.name, str(seed), ", ".join(names), history) for history, names in arms.items()]
+    note = "A + after a commit: with changes that were not committed."
+    return (
+        Sheet(
+            "code", "Commits that trained the runs", ("part", "seed", "arms", "commit"), tuple(rows), (note,)
+        )
+        if rows
+        else None
     )
 
 
 def tables(parts: Sequence[Part], primaries: Sequence[Primary]) -> str:
     """Returns all tables as Markdown."""
-    first = Page("Tables of the study", (HEADING,), (primary_sheet(judge(primaries)),))
-    return "\n".join([to_markdown(first), *(to_markdown(part_page(part), level=2) for part in parts)])
-
-
-def differences(part: Part) -> list[tuple[str, BySeed]]:
-    """Returns the label and the differences by seed, bits/dim, of every pair that the part describes."""
-    results = read_part(part)
-    found = []
-    for a, b in part.pairs:
-        seeds = common_seeds(results[a], results[b])
-        if seeds:
-            one, two = (results[arm].select(seeds).values("total") for arm in (a, b))
-            found.append((f"{a} − {b}", one - two))
-    return found
-
-
-def plot_differences(parts: Sequence[Part]) -> plots.Figure | None:
-    """Plots every described difference: a dot a seed, and mean ± standard error; None if there is no record.
-
-    One panel a part, as differences of different data do not share an axis.
-    """
-    shown = [(part, found) for part in parts if (found := differences(part))]
-    if not shown:
-        return None
-    heights = [1 + len(found) for _, found in shown]
-    figure = plots.Figure((7.2, 0.34 * sum(heights) + 0.5 * len(shown)), layout="constrained")
-    every_axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (part, found) in zip(every_axes, shown, strict=True):
-        axes.set_title(part.title, fontsize="medium", loc="left")
-        axes.axvline(0, color="0.4", linewidth=0.8)
-        for place, (_, values) in enumerate(found):
-            axes.plot(values, np.full(len(values), place), "o", color="C0", markersize=3.5, alpha=0.5)
-            axes.errorbar(
-                values.mean(), place, xerr=_error(values), color="C1", marker="|", markersize=12, capsize=4
-            )
-        axes.set_yticks(range(len(found)), [label for label, _ in found])
-        axes.set_ylim(len(found) - 0.5, -0.5)
-        axes.grid(axis="x", alpha=0.3)
-    every_axes[-1].set_xlabel("A − B, bits/dim; left of 0: A is better")
-    return figure
-
-
-def plot_sizes(part: Part, sizes: Mapping[str, int], reference: str) -> plots.Figure | None:
-    """Plots bits/dim over the encoder's blocks, `sizes` by arm, beside the arm `reference`; None if there is no record.
-
-    A dot a seed, and mean ± standard error. VDM is no encoder of 0 blocks (that is the non-trainable one), so it is a line.
-    """
-    results = read_part(part)
-    points = [(size, results[arm].values("total")) for arm, size in sizes.items() if results[arm].seeds]
-    if not points or not results[reference].seeds:
-        return None
-    figure, axes = plots.make_axes(part.title, "blocks of the encoder", "bits/dim")
-    for size, values in points:
-        axes.plot(np.full(len(values), size), values, "o", color="C0", markersize=3.5, alpha=0.5)
-        axes.errorbar(size, values.mean(), _error(values), color="C1", marker="_", markersize=12, capsize=4)
-    level = results[reference].values("total")
-    axes.axhline(level.mean(), color="0.4", linewidth=1, label=f"{reference}, ± standard error")
-    axes.axhspan(level.mean() - _error(level), level.mean() + _error(level), color="0.4", alpha=0.15)
-    axes.set_xticks([size for size, _ in points])
-    axes.legend()
-    return figure
-
-
-def _error(values: BySeed) -> float:
-    """Returns the standard error of the mean; NaN, which is not drawn, of one value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+    outcomes = judge(primaries)
+    sheets = (primary_sheet(outcomes), detail_sheet(outcomes))
+    first = Page("Tables of the study", (HEADING,), tuple(sheet for sheet in sheets if sheet is not None))
+    pages = [to_markdown(first), *(to_markdown(part_page(part), level=2) for part in parts)]
+    code = code_sheet(parts)
+    return "\n".join([*pages, *([to_markdown(Page("Code", (), (code,)), level=2)] if code else [])])

@@ -1,6 +1,7 @@
 """The study: its run files, the order of its runs, and the tables and figures made from records."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,15 +11,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import diffenc
 from diffenc.config import gin_loader
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
+from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws
+from diffenc.evaluation.significance import paired_test
 from diffenc.export.loading import load
+from diffenc.training import loop
 from diffenc.workdir.measurements import save_measurement
 from diffenc.workdir.writers import METRICS
+from diffenc_plugins.variances import Learned
+from experiments.learned import read_learned
 from experiments.study import __main__ as study
-from experiments.study import parts, results
+from experiments.study import figures, parts, records, results
 from experiments.study.parts import PARTS, PRIMARIES, STAGES, Part, Primary
 
 DIMS = 4
@@ -43,7 +50,10 @@ def recorded(tiny, tmp_path, monkeypatch):
             )
             workdir = part.records / arm / f"seed_{seed}"
             save_measurement(workdir, "evaluation", figures, terms.arrays())
-            rows = [{"step": 100, "steps_per_second": 0.5}, {"step": 300, "steps_per_second": 2.0}]
+            rows: list[dict[str, float]] = [
+                {"step": 100, "steps_per_second": 0.5, "bpd": 4.0 + seed},
+                {"step": 300, "steps_per_second": 2.0, "bpd": 2.0 + seed},
+            ]
             rows.insert(1, {"step": 100, "test_bpd": 3.0})  # of an evaluation while it trains
             (workdir / METRICS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return part
@@ -70,14 +80,17 @@ def test_a_primary_comparison_is_a_paired_t_test_with_the_better_rival(recorded)
     part = recorded(values)
     primaries = (Primary(part, "third", ("first", "second")), Primary(part, "second", ("first",)))
     found = results.judge(primaries)
-    assert [outcome.b for outcome in found] == ["second", "first"]
+    assert [[contrast.b for contrast in outcome.contrasts] for outcome in found] == [
+        ["second", "first"],
+        ["first"],
+    ]
     ps = []
     for outcome, b in zip(found, ("second", "first"), strict=True):
         a, rival = column(values, outcome.primary.a), column(values, b)
-        assert outcome.test is not None
-        assert outcome.test.difference == pytest.approx((a - rival).mean(), abs=1e-9)
+        test = outcome.contrasts[0].test
+        assert test.difference == pytest.approx((a - rival).mean(), abs=1e-9)
         ps.append(float(stats.ttest_rel(a, rival).pvalue))
-        assert outcome.test.two_sided == pytest.approx(ps[-1], rel=1e-5)
+        assert test.two_sided == pytest.approx(ps[-1], rel=1e-5)
     low, high = sorted(ps)
     holm = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
     assert [outcome.p_holm for outcome in found] == pytest.approx([holm[p] for p in ps], rel=1e-5)
@@ -90,11 +103,11 @@ def test_an_incomplete_comparison_has_no_p_and_counts_in_the_correction(recorded
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
     assert lacking.lacking == ("third/seed_4",)
-    assert lacking.test is lacking.p_holm is None
+    assert (lacking.contrasts, lacking.p_holm, lacking.verdict) == ((), None, "not tested")
     expected = stats.ttest_rel(column(values, "second"), column(values, "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
     text = results.tables((part,), (complete.primary, lacking.primary))
-    assert "third − first: no p, without a finite bound: third/seed_4." in text
+    assert "third − first: not tested, without a finite bound: third/seed_4." in text
     assert "1 of 15 runs missing" in text
 
 
@@ -114,8 +127,7 @@ def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
     part = recorded(values)
     (found,) = results.judge((Primary(part, "third", ("first",)),))
     expected = (column(values, "third") - column(values, "first")).mean()
-    assert found.by_pass is not None
-    assert found.by_pass.values == pytest.approx(np.full((2, 3), expected), abs=1e-9)
+    assert found.contrasts[0].by_pass.values == pytest.approx(np.full((2, 3), expected), abs=1e-9)
 
 
 def test_tables_of_the_same_records_are_the_same(recorded):
@@ -147,29 +159,157 @@ def test_differences_may_be_to_an_arm_of_another_part(recorded):
         name="short", arms=("fourth",), pairs=(("fourth", "first"),), borrowed=((part, "first"),)
     )
     recorded({("fourth", seed): 0.5 for seed in SEEDS}, shorter)
-    ((label, found),) = results.differences(shorter)
+    ((label, found),) = figures.differences(shorter)
     assert label == "fourth − first"
     assert found == pytest.approx(0.5 - column(values, "first"), abs=1e-9)
     assert "| fourth − first |" in results.tables((shorter,), ())
 
 
+def outcome(differences, others=(), holm=0.01, monte_carlo=0.0):
+    """Of one or more contrasts with these differences by seed; passes differ so that they have this Monte-Carlo error."""
+    values = np.zeros((2, 3)) + monte_carlo * np.array([[1.0], [-1.0]]) * math.sqrt(3)
+    contrasts = [
+        results.Contrast("b", row, paired_test(row, 0 * row), paired_test(row, 0 * row), PassValues(values))
+        for row in map(np.array, (differences, *others))
+    ]
+    return results.Outcome(PRIMARIES[0], contrasts=tuple(contrasts), p_holm=holm)
+
+
+LOWER = (-0.9, -1.0, -1.1, -1.0, -1.0)  # mean -1, standard error 0.032
+HIGHER = tuple(-value for value in LOWER)
+MIXED = (-3.0, 2.0, -4.0, 1.0, -1.0)  # mean -1, p 0.4
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (outcome(LOWER), "A ahead"),
+        (outcome(HIGHER), "A behind"),
+        (outcome(LOWER, holm=0.051), "cannot be told"),
+        (outcome(LOWER, monte_carlo=0.015), "A ahead"),
+        (outcome(LOWER, monte_carlo=0.017), "cannot be told"),
+        (outcome(LOWER, others=(LOWER,)), "A ahead"),
+        (outcome(LOWER, others=(MIXED,)), "cannot be told"),
+        (outcome(LOWER, others=(HIGHER,)), "cannot be told"),
+        (results.Outcome(PRIMARIES[0], lacking=("vdm/seed_3",)), "not tested"),
+    ],
+)
+def test_a_verdict_needs_every_rival_and_a_small_monte_carlo_error(found, expected):
+    assert found.verdict == expected
+
+
+def test_every_rival_is_shown_with_an_interval_for_all_comparisons_together(recorded):
+    values = values_of()
+    part = recorded(values)
+    text = results.tables(
+        (part,), (Primary(part, "third", ("first", "second")), Primary(part, "second", ("first",)))
+    )
+    for b in ("first", "second"):
+        difference = column(values, "third") - column(values, b)
+        low, _ = stats.t.interval(1 - 0.05 / 2, 4, difference.mean(), stats.sem(difference))
+        row = next(line for line in text.splitlines() if line.startswith(f"| third − {b} | Toy |"))
+        assert "97.5 % from" in text
+        assert float(row.split("|")[4]) == pytest.approx(low, abs=2e-4)
+        detail = [line for line in text.splitlines() if line.startswith(f"| third − {b} | Toy |")][1]
+        assert [float(cell) for cell in detail.split("|")[3:8]] == pytest.approx(list(difference), abs=1e-4)
+    assert text.index("| third − second | Toy |") < text.index("| third − first | Toy |")
+
+
+def test_a_mean_of_one_seed_has_no_error_and_says_so(recorded):
+    part = recorded({("first", 0): 0.3, ("second", 1): 0.25, ("second", 2): 0.25})
+    rows = [line.split(" | ") for line in results.tables((part,), ()).splitlines()]
+    (first,) = [row for row in rows if row[0] == "| first"]
+    assert "±" not in first[1]
+    assert first[5] == "0"
+    (second,) = [row for row in rows if row[0] == "| second"]
+    assert second[5] == "1–2"
+
+
+def test_commits_of_a_run_that_was_resumed(tmp_path):
+    starts = [{"step": 0, "commit": "a" * 40}, {"step": 1000, "commit": "b" * 40 + "+"}, {"step": 1500}]
+    assert records.code_history(tmp_path) == "not recorded"
+    (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
+    expected = "aaaaaaaaa to step 1,000, then bbbbbbbbb+ to step 1,500, then not recorded"
+    assert records.code_history(tmp_path) == expected
+
+
+def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monkeypatch):
+    experiment = dataclasses.replace(
+        tiny(steps=2), num_timesteps=3, variance=Learned(), checkpoint_every=1, keep_last=2
+    )
+    loop.train(experiment, tmp_path)
+    monkeypatch.setattr(diffenc, "load", functools.partial(diffenc.load, allow_imports=("tests",)))
+    records.complete_record(tmp_path, has_learned=True)
+    kept = records.kept_learned(tmp_path, "arm")
+    assert list(kept) == [1, 2]
+    for step, found in kept.items():
+        there = read_learned("arm", tmp_path, step, records.POINTS)
+        assert found.chain is not None
+        assert there.chain is not None
+        assert found.chain.w == pytest.approx(there.chain.w, abs=1e-6)
+        assert found.chain.log_snr == pytest.approx(there.chain.log_snr, abs=1e-6)
+        assert found.eta_squared == pytest.approx(there.eta_squared, abs=1e-6)
+        assert found.log_snr == pytest.approx(there.log_snr, abs=1e-6)
+    assert kept[1].chain.w.tolist() != kept[2].chain.w.tolist()  # type: ignore[union-attr]
+    written = (tmp_path / records.LEARNED).stat().st_mtime_ns
+    records.complete_record(tmp_path, has_learned=True)
+    assert (tmp_path / records.LEARNED).stat().st_mtime_ns == written
+
+
+def test_the_picture_of_learned_chains_has_the_mean_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "RECORDS", tmp_path)
+    part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",))
+    assert figures.plot_kept_learned(part) is None
+    for seed in (0, 1):
+        part.workdir("arm", seed).mkdir(parents=True)
+        last = {
+            "step": 20,
+            "log_snr": [-5 - seed, 5 + seed],
+            "eta_squared": [3, 1 + seed],
+            "stops": [5, -5],
+            "w": [0.5 + seed],
+        }
+        kept = [{**last, "step": 10, "w": [9.0]}, last]
+        (part.workdir("arm", seed) / records.LEARNED).write_text(json.dumps(kept))
+    figure = figures.plot_kept_learned(part)
+    assert figure is not None
+    path, _, variances = figure.axes
+    assert np.asarray(path.lines[0].get_xydata()).tolist() == [[-5.5, 3], [5.5, 1.5]]
+    assert np.asarray(variances.lines[0].get_xydata()).tolist() == [[1, 1.0]]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_what_learns_is_named(part):
+    for variant in part.variants(part.arms):
+        experiment = gin_loader.load_experiment(variant.gin_files, ())
+        model = experiment.model
+        learns = type(model.stochasticity).__name__ == "Learned" or experiment.num_timesteps
+        assert (variant.name in part.learned) == bool(learns)
+
+
 def test_figures_are_of_what_is_recorded(recorded):
     part = recorded({})
-    assert results.plot_differences((part,)) is None
-    assert results.plot_sizes(part, {"second": 1}, "first") is None
+    assert figures.plot_differences((part,)) is None
+    assert figures.plot_sizes(part, {"second": 1}, "first") is None
     values = values_of()
     recorded(values)
-    figure = results.plot_differences((part,))
+    figure = figures.plot_differences((part,))
     assert figure is not None
     (axes,) = figure.axes
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert np.asarray(dots[1].get_xdata()) == pytest.approx(
         column(values, "third") - column(values, "first"), abs=1e-9
     )
-    figure = results.plot_sizes(part, {"second": 1, "third": 2}, "first")
+    figure = figures.plot_sizes(part, {"second": 1, "third": 2}, "first")
     assert figure is not None
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [np.asarray(line.get_xdata())[0] for line in dots] == [1, 2]
+    figure = figures.plot_training(part, start=200)
+    assert figure is not None
+    lines = figure.axes[0].lines
+    assert [np.asarray(line.get_xydata()).tolist() for line in lines] == [
+        [[300, 4.0]]
+    ] * 3  # 2 + the mean seed
 
 
 def test_every_arm_runs_once_and_what_is_tested_runs_first():
@@ -237,7 +377,7 @@ def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
     config = tmp_path / "config.gin"
     shipped = "# Read from gin/b.gin (comes with diffenc; SHA-256 34)\nExperiment.steps = 3\n"
     config.write_text(f"# Read from study/a.gin ({folder}/study/a.gin; SHA-256 12)\n{shipped}")
-    study.omit_folders(config)
+    records.omit_folders(config)
     assert config.read_text() == f"# Read from study/a.gin (SHA-256 12)\n{shipped}"
 
 

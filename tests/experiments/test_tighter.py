@@ -14,6 +14,7 @@ import diffenc
 from diffenc.training import loop
 from diffenc_plugins.stochasticities import Constant, Nontrainable
 from diffenc_plugins.variances import Learned as LearnedVariance
+from experiments import learned
 from experiments.tighter import __main__ as tighter
 
 
@@ -28,7 +29,7 @@ def test_eta_squared_is_the_slope_of_the_clock(tiny, stochasticity, expected):
     model = dataclasses.replace(tiny().model, stochasticity=stochasticity)
     params = model.init(jax.random.key(0), (2, 2, 1))
     log_snr = np.linspace(-5, 8, 14, dtype=np.float32)
-    assert tighter.eta_squared(model, params, log_snr) == pytest.approx(expected(log_snr), abs=2e-5)
+    assert learned.eta_squared(model, params, log_snr) == pytest.approx(expected(log_snr), abs=2e-5)
 
 
 def test_the_picture_of_a_run_has_its_schedule(tiny, tmp_path, monkeypatch):
@@ -40,12 +41,12 @@ def test_the_picture_of_a_run_has_its_schedule(tiny, tmp_path, monkeypatch):
     output = tmp_path / "learned.png"
     assert tighter.main([f"--output={output}", f"some run={tmp_path}/run"]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
-    learned = tighter.read_learned("some", tmp_path / "run")
+    found = learned.read_learned("some", tmp_path / "run")
     ends = experiment.model.schedule.log_snr_max, experiment.model.schedule.log_snr_min
-    assert learned.chain is not None
-    assert learned.chain.log_snr == pytest.approx(np.linspace(*ends, steps + 1), abs=1e-3)
-    assert learned.chain.w == pytest.approx(np.ones(steps), abs=1e-3)
-    assert (learned.log_snr[0], learned.log_snr[-1]) == pytest.approx(ends[::-1], abs=1e-3)
+    assert found.chain is not None
+    assert found.chain.log_snr == pytest.approx(np.linspace(*ends, steps + 1), abs=1e-3)
+    assert found.chain.w == pytest.approx(np.ones(steps), abs=1e-3)
+    assert (found.log_snr[0], found.log_snr[-1]) == pytest.approx(ends[::-1], abs=1e-3)
 
 
 def test_w_is_q_over_p(tiny):
@@ -53,19 +54,19 @@ def test_w_is_q_over_p(tiny):
     experiment = dataclasses.replace(tiny(), num_timesteps=2, variance=LearnedVariance())
     params = experiment.model.init(jax.random.key(0), (2, 2, 1))
     params["variance"] = {"log_w": jnp.log(jnp.array([0.25, 3.0]))}
-    chain = tighter.learned_chain(experiment, params)
+    chain = learned.learned_chain(experiment, params)
     assert chain is not None
     assert chain.w == pytest.approx([0.25, 3.0], rel=1e-6)
-    assert tighter.learned_chain(tiny(), params) is None
+    assert learned.learned_chain(tiny(), params) is None
 
 
 def test_stops_are_counted_from_0_and_steps_from_1():
-    chain = tighter.LearnedChain(np.array([6.0, 0.0, -5.0]), np.array([0.5, 2.0]))
-    run = tighter.Learned("some", np.linspace(-5, 6, 5), np.ones(5), chain)
-    _, stops, steps = tighter.plot_learned([run]).axes
+    chain = learned.LearnedChain(np.array([6.0, 0.0, -5.0]), np.array([0.5, 2.0]))
+    run = learned.Learned("some", np.linspace(-5, 6, 5), np.ones(5), chain)
+    _, stops, steps = learned.plot_learned([run]).axes
     assert np.array(stops.lines[0].get_xydata()) == pytest.approx(np.array([(0, 6), (1, 0), (2, -5)]))
     assert np.array(steps.lines[0].get_xydata()) == pytest.approx(np.array([(1, 0.5), (2, 2)]))
-    (path,) = tighter.plot_learned([run._replace(chain=None)]).axes
+    (path,) = learned.plot_learned([run._replace(chain=None)]).axes
     drawn = np.array(path.lines[1].get_ydata())
     assert drawn[[0, -1]] == pytest.approx([1 + 2 / (1 + math.exp(each)) for each in (-5, 6)])
 
