@@ -16,11 +16,12 @@ RUN := $(BIN)/python -m diffenc.run --gin_file=gin/quickstart.gin --workdir=runs
 # Minutes: the authors' arrays, checkpoints, the train step, several processes, and the command from config to evaluation.
 SHORT := tests/golden/test_golden.py tests/diffenc/checkpoint/test_checkpoints.py tests/diffenc/training/test_gradient.py tests/diffenc/parallel/test_distributed.py tests/diffenc/evaluation/test_commands.py tests/diffenc/cli/test_run.py
 
-.PHONY: help quickstart test test-short test-slow test-docs mutations check docs notebook release clean
+.PHONY: help install quickstart test test-short test-slow test-docs mutations check docs notebook release clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   train a small model on the CPU (minutes), evaluate it, draw samples"
+	@echo "make install      the virtual environment .venv alone, to be activated"
 	@echo "make test         lint, types and tests"
 	@echo "make test-short   a few minutes of the tests, to see whether another Python will do"
 	@echo "make test-slow    the tests that make test leaves out"
@@ -32,6 +33,9 @@ help:
 	@echo "make check        lint and types alone"
 	@echo "make clean        remove the virtual environment, caches and build outputs"
 	@echo "Each takes PYTHON=/path/to/python (3.11 or newer)."
+
+install: $(VENV)/run.stamp
+	@echo "Now: source $(BIN)/activate"
 
 quickstart: $(VENV)/run.stamp
 	$(RUN) --mode=train

@@ -11,6 +11,7 @@ violation. The checks of encoders and networks also take `image_shape`, (8, 8, 2
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffenc.errors import UserError
 from diffenc.testing import (
     any_plugin,
     conditionings,
@@ -59,7 +60,10 @@ def check(plugin: Any, **options: Any) -> None:
 
     Raises:
       AssertionError: the first check that fails.
+      UserError: `plugin` is a class.
     """
+    if isinstance(plugin, type):
+        raise UserError(f"testing.check({plugin.__name__}): pass an instance, as {plugin.__name__}()")
     for each in any_plugin.CHECKS:  # first: the others call what these make sure is there
         each(plugin)
     for each in _CHECKS_OF_KIND[any_plugin.kind_of(plugin)]:

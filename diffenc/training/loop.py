@@ -63,6 +63,10 @@ class TrainResult(NamedTuple):
     metrics: dict[str, float]
     workdir: str
 
+    def __repr__(self) -> str:
+        # Without the arrays of the state, which would fill a notebook.
+        return f"TrainResult(step={self.step}, metrics={self.metrics}, workdir={self.workdir!r})"
+
 
 def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") -> TrainResult:
     """Trains `experiment` in `workdir`, a folder or a URL, or resumes the run in it.

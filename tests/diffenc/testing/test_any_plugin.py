@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from diffenc import interfaces, registry, testing
+from diffenc.errors import UserError
 from diffenc.testing import any_plugin as checks
 
 
@@ -184,6 +185,11 @@ def test_what_is_not_registered_is_told_so():
         checks.is_registered(Own())
     with pytest.raises(AssertionError, match="Own: its class is not registered"):
         testing.check(Own())
+
+
+def test_a_class_in_place_of_an_instance_is_told_so():
+    with pytest.raises(UserError, match=r"pass an instance, as Fine\(\)"):
+        testing.check(Fine)
 
 
 def test_every_check_has_a_fault():

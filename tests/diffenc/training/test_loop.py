@@ -196,6 +196,8 @@ def test_training_returns_what_it_leaves(full, straight):
         key: value for key, value in (row | evaluation).items() if key != "step"
     }
     assert result.metrics.keys() >= TIMINGS
+    assert repr(result).startswith("TrainResult(step=12, metrics={")
+    assert len(repr(result)) < 2000  # no arrays
 
 
 def test_rates_are_images_over_steps(straight):
