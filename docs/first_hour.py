@@ -18,7 +18,7 @@
 # minutes on two CPU cores; the images are scikit-learn's 8×8 digits, which need no download.
 #
 # To run it, in a checkout: `make install`, `source .venv/bin/activate`, `pip install jupyterlab`, then a copy that is yours to
-# edit: `cp docs/first_hour.ipynb mine.ipynb` and `jupyter lab mine.ipynb`, or without a browser `jupyter execute --inplace mine.ipynb`. Runs are
+# edit: `cp docs/first_hour.ipynb docs/mine.ipynb` and `jupyter lab docs/mine.ipynb`, or without a browser `jupyter execute --inplace docs/mine.ipynb`. Runs are
 # written to `runs/first_hour` beside the notebook; delete that folder to start again.
 #
 # A diffusion model adds noise to an image $x$ until nothing is left of it, and learns the way back. In DiffEnc an **encoder** first changes the
@@ -67,7 +67,7 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.interfaces import NO_CONTEXT
 
 STEPS = 1200
-# log-SNR at t = 0, where the noise is a seventh of the distance of two of the 17 levels, and at t = 1, where the image is
+# log-SNR at t = 0, where the noise is a seventh of the distance of two neighbouring levels of the 17, and at t = 1, where the image is
 # all but gone. The networks scale their time embedding to it.
 HIGHEST, LOWEST = 8.0, -5.0
 diffenc_model = Model(
@@ -94,7 +94,7 @@ diffenc_run = Experiment(
 )
 
 # %% [markdown]
-# `train` takes about two minutes and shows nothing meanwhile, unless absl's log is turned on: `absl.logging.set_verbosity("info")`. It returns the
+# `train` takes about two minutes and shows nothing meanwhile, unless the log is turned on: `from absl import logging; logging.set_verbosity("info")`. It returns the
 # state after the last step. Called again with the same arguments, it finds the finished run in its workdir. Interrupting the kernel
 # saves the run first, and the same call goes on from there.
 
@@ -154,9 +154,12 @@ for column, t in enumerate(times):
 _ = figure.colorbar(axes[0, 0].images[0], ax=axes, label="pixel")
 
 last = model.encode(test, t=1.0)
-share = float(jnp.vdot(last, pixels) / jnp.vdot(pixels, pixels))
-left = float(jnp.var(last - share * pixels) / jnp.var(last))
-print(f"At t = 1 x_phi is {share:.2f} x, of all test images; {left:.0%} of its variance is anything else.")
+x, encoded = (values - values.mean() for values in (pixels, last))
+share = float(jnp.vdot(encoded, x) / jnp.vdot(x, x))
+left = 1 - share**2 * float(jnp.vdot(x, x) / jnp.vdot(encoded, encoded))
+print(
+    f"Over all test images x_phi at t = 1 is {share:.2f} x and a constant, but for {left:.0%} of its variance."
+)
 # %% [markdown]
 # So what it learned is mostly to undo its start: to keep the image at its contrast, as VDM does.
 #
@@ -212,7 +215,9 @@ shifted = train(shifted_run, "runs/first_hour/shifted")
 print(f"shift: {Shifted().start} -> {float(shifted.state.ema['encoder']['shift']):.2f}")
 
 # %% [markdown]
-# - Towards VDM again. How far it would go, so few steps do not tell.
+# - Towards VDM again; how far it would go, so few steps do not tell. The reason: with $s$ now for $\mathrm{sigmoid}(\lambda + \text{shift})$, the loss at a $\lambda$
+#   has the weight $e^\lambda s^2 (2 - s)^2$, where a VDM with the same $z_t$ has $e^\lambda s^2 (3 - 2s)$, less by $e^\lambda s^2 (1 - s)^2$: on this path an encoder that
+#   shrinks the image costs bits. A noisier path mends that ([Concepts](concepts.md#how-noisy-the-path-is)).
 # - The counterterm $\sigma^2 \hat x$ is the exact slope of $\alpha^2 x$, here only where the shift is 0. The bound holds for any pair of encoder
 #   and generative mean, and in continuous time it contains only $(1 + \sigma^2)\, \hat x$, so that the network can make up for a counterterm that
 #   does not fit: VDM's $x_\phi = x$ trained with this counterterm is −0.005 ± 0.003 from VDM below. What $\hat x$ means does depend on it.

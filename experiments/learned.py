@@ -35,13 +35,11 @@ class Learned(NamedTuple):
     """The learned path, and the learned chain if any, of one model.
 
     Attributes:
-      label: of the model, in a picture.
       log_snr: a grid of lambda between the ends of its schedule, increasing.
       eta_squared: dh/dlambda there.
       chain: None if the model was trained in continuous time.
     """
 
-    label: str
     log_snr: Float[np.ndarray, " points"]
     eta_squared: Float[np.ndarray, " points"]
     chain: LearnedChain | None
@@ -68,7 +66,7 @@ def learned_chain(experiment: diffenc.Experiment, params: Params) -> LearnedChai
     return LearnedChain(np.asarray(model.log_snr(params, chain.times)), np.exp(np.asarray(chain.log_w)))
 
 
-def read_learned(label: str, workdir: Path, step: int | None = None, points: int = POINTS) -> Learned:
+def read_learned(workdir: Path, step: int | None = None, points: int = POINTS) -> Learned:
     """Returns the learned path, at `points` log-SNRs, and chain of a checkpoint of the run in `workdir`; None = the newest.
 
     Raises:
@@ -78,34 +76,42 @@ def read_learned(label: str, workdir: Path, step: int | None = None, points: int
     low, high = np.asarray(trained.model.log_snr(trained.params, jnp.array([1.0, 0.0])))
     grid = np.linspace(low, high, points, dtype=np.float32)
     chain = learned_chain(trained.experiment, trained.params)
-    return Learned(label, grid, eta_squared(trained.model, trained.params, grid), chain)
+    return Learned(grid, eta_squared(trained.model, trained.params, grid), chain)
 
 
-def plot_learned(runs: Sequence[Learned]) -> plots.Figure:
-    """Plots eta^2 of every model and, if any was trained at T steps, lambda at its stops and w of its steps."""
-    chains = [(run.label, run.chain) for run in runs if run.chain is not None]
-    labels = [("$\\lambda$ = log SNR", "$\\eta^2$ = dh/d$\\lambda$")]
+def plot_learned(runs: Sequence[tuple[str, Learned]]) -> plots.Figure:
+    """Plots eta^2 of every model and, if any was trained at T steps, lambda at its stops and w of its steps.
+
+    Args:
+      runs: with labels; those with the same label, as of several seeds, look alike.
+    """
+    chains = [(label, run.chain) for label, run in runs if run.chain is not None]
+    titles = [("$\\lambda$ = log SNR", "$\\eta^2$ = dh/d$\\lambda$")]
     if chains:
-        labels += [
+        titles += [
             ("stop (0 = data)", "$\\lambda$ at the stop"),
             ("step (1 = least noise)", "w = $\\sigma_Q^2 / \\sigma_P^2$"),
         ]
-    figure, (path, *others) = plots.make_axes_row("Path, times and variances after training", *labels)
-    # Runs often coincide: the first has the widest line, so that it shows beside the later ones.
-    widths = {run.label: 0.6 + 0.8 * (len(runs) - place) for place, run in enumerate(runs)}
-    for run in runs:
-        path.plot(run.log_snr, run.eta_squared, label=run.label, linewidth=widths[run.label])
-    lowest = min(float(run.log_snr[0]) for run in runs)
-    highest = max(float(run.log_snr[-1]) for run in runs)
+    figure, (path, *others) = plots.make_axes_row("Path, times and variances after training", *titles)
+    labels = list(dict.fromkeys(label for label, _ in runs))
+    # Models often coincide: the first has the widest line, so that it shows beside the later ones.
+    styles = {
+        label: {"color": f"C{place}", "linewidth": 0.6 + 0.8 * (len(labels) - place)}
+        for place, label in enumerate(labels)
+    }
+    for label, run in runs:
+        path.plot(run.log_snr, run.eta_squared, label=label, **styles[label])
+    lowest = min(float(run.log_snr[0]) for _, run in runs)
+    highest = max(float(run.log_snr[-1]) for _, run in runs)
     grid = np.linspace(lowest, highest, POINTS)
     tight = 1 + 2 * np.asarray(sigma_squared(jnp.asarray(grid)))
     path.plot(grid, tight, color="0.5", linestyle="--", label="$1 + 2\\sigma^2$")
     path.set_ylim(bottom=0)
-    path.legend()
     for label, chain in chains:
         for axes, values, first in zip(others, chain, (0, 1), strict=True):
             stops = np.arange(len(values)) + first
-            axes.plot(stops, values, marker="o", markersize=3, label=label, linewidth=widths[label])
-    for axes in others:
-        axes.legend()
+            axes.plot(stops, values, marker="o", markersize=3, label=label, **styles[label])
+    for axes in (path, *others):
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(handles.values(), handles.keys())
     return figure

@@ -1,30 +1,23 @@
 """Figures of the study, made from the records of its runs alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from diffenc.evaluation import plots
 from diffenc.evaluation.significance import LEVEL
-from diffenc.tools.sweep.comparison import common_seeds
-from experiments.learned import Learned, LearnedChain, plot_learned
+from experiments.learned import plot_learned
 from experiments.study.parts import Part
 from experiments.study.records import kept_learned, training_rows
-from experiments.study.results import BySeed, mean_error, read_part, t_interval
-
-FEWEST = 3  # seeds of an interval
+from experiments.study.results import BySeed, read_part, recorded_pairs, t_interval
 
 
 def differences(part: Part) -> list[tuple[str, BySeed]]:
     """Returns the label and the differences by seed, bits/dim, of every pair that the part describes."""
-    results = read_part(part)
-    found = []
-    for a, b in part.pairs:
-        seeds = common_seeds(results[a], results[b])
-        if seeds:
-            one, two = (results[arm].select(seeds).values("total") for arm in (a, b))
-            found.append((f"{a} − {b}", one - two))
-    return found
+    pairs = recorded_pairs(part, read_part(part))
+    return [(f"{a.name} − {b.name}", a.values("total") - b.values("total")) for a, b in pairs]
 
 
 def plot_differences(parts: Sequence[Part]) -> plots.Figure | None:
@@ -73,11 +66,9 @@ def plot_sizes(part: Part, sizes: Mapping[str, int], reference: str) -> plots.Fi
     figure, axes = plots.make_axes(part.title, "blocks of the encoder", "bits/dim")
     for size, values in points:
         axes.plot(np.full(len(values), size), values, "o", color="C0", markersize=3.5, alpha=0.5)
-        axes.errorbar(
-            size, values.mean(), mean_error(values), color="C1", marker="_", markersize=12, capsize=4
-        )
+        axes.errorbar(size, values.mean(), _error(values), color="C1", marker="_", markersize=12, capsize=4)
     level = results[reference].values("total")
-    error = mean_error(level)
+    error = _error(level)
     axes.axhline(level.mean(), color="0.4", linewidth=1, label=f"{reference}, ± standard error")
     axes.axhspan(level.mean() - error, level.mean() + error, color="0.4", alpha=0.15)
     axes.set_xticks([size for size, _ in points])
@@ -103,27 +94,21 @@ def plot_training(part: Part, start: int = 1_000) -> plots.Figure | None:
 
 
 def plot_kept_learned(part: Part) -> plots.Figure | None:
-    """Plots the learned paths, times and variances after the last step, the mean over an arm's seeds; None without records."""
-    arms = [_average(arm, found) for arm in part.learned if (found := list(_last_learned(part, arm)))]
-    return plot_learned(arms) if arms else None
-
-
-def _last_learned(part: Part, arm: str) -> Iterator[Learned]:
-    for seed in part.seeds:
-        by_step = kept_learned(part.workdir(arm, seed), arm)
-        if by_step:
-            yield by_step[max(by_step)]
-
-
-def _average(arm: str, runs: Sequence[Learned]) -> Learned:
-    # Ends are learned, so that each run has a grid of its own; equally many points from one end to the other.
-    log_snr, eta_squared = (
-        np.mean([getattr(run, name) for run in runs], axis=0) for name in ("log_snr", "eta_squared")
-    )
-    chains = [run.chain for run in runs if run.chain is not None]
-    chain = LearnedChain(*(np.mean(each, axis=0) for each in zip(*chains, strict=True))) if chains else None
-    return Learned(arm, log_snr, eta_squared, chain)
+    """Plots the learned paths, times and variances after the last step, of every seed; None without records."""
+    kept = [
+        (arm, by_step[max(by_step)])
+        for arm in part.learned
+        for seed in part.seeds
+        if (by_step := kept_learned(part.workdir(arm, seed)))
+    ]
+    return plot_learned(kept) if kept else None
 
 
 def _half_width(values: BySeed) -> float | None:
-    return t_interval(values, LEVEL)[1] - float(values.mean()) if len(values) >= FEWEST else None
+    interval = t_interval(values, LEVEL)
+    return None if interval is None else interval[1] - float(values.mean())
+
+
+def _error(values: BySeed) -> float:
+    """Returns the standard error of the mean; NaN, which is not drawn, of one value."""
+    return float(stats.sem(values)) if len(values) > 1 else math.nan

@@ -3,21 +3,25 @@
 import json
 import os
 import re
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from diffenc.errors import UserError
 from diffenc.files import atomic
 from diffenc.workdir.config_check import CONFIG
-from diffenc.workdir.provenance import ENVIRONMENT
+from diffenc.workdir.provenance import ENVIRONMENT, parse_starts
 from diffenc.workdir.writers import METRICS
 from experiments.learned import Learned, LearnedChain, read_learned
 
 CHECKPOINTS = "checkpoints"
 LEARNED = "learned.json"
+UNKNOWN = "not recorded"
 POINTS = 41  # log-SNRs at which the path's noise is kept
-PLACES = 6  # decimal places of what is kept, beyond those of float32
+PLACES = 6  # decimal places of what is kept
 
 
 def complete_record(workdir: Path, has_learned: bool) -> None:
@@ -27,8 +31,15 @@ def complete_record(workdir: Path, has_learned: bool) -> None:
       has_learned: whether the run learns its path, its times or its variances, which are then kept.
     """
     omit_folders(workdir / CONFIG)
-    if has_learned and (workdir / CHECKPOINTS).is_dir() and not (workdir / LEARNED).exists():
-        keep_learned(workdir)
+    steps = _checkpoints(workdir)
+    if has_learned and steps and steps != list(kept_learned(workdir)):
+        keep_learned(workdir, steps)
+
+
+def _checkpoints(workdir: Path) -> list[int]:
+    folder = workdir / CHECKPOINTS
+    names = (each.name for each in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def omit_folders(config: Path) -> None:
@@ -39,13 +50,11 @@ def omit_folders(config: Path) -> None:
         atomic.write_text(config, shorter)
 
 
-def keep_learned(workdir: Path) -> None:
-    """Writes the learned path and chain of each checkpoint of a run to LEARNED."""
+def keep_learned(workdir: Path, steps: Sequence[int]) -> None:
+    """Writes the learned path and chain of checkpoints of a run to LEARNED."""
     found = []
-    for step in sorted(
-        int(folder.name) for folder in (workdir / CHECKPOINTS).iterdir() if folder.name.isdigit()
-    ):
-        learned = read_learned("", workdir, step, POINTS)
+    for step in steps:
+        learned = read_learned(workdir, step, POINTS)
         values = {"log_snr": learned.log_snr, "eta_squared": learned.eta_squared}
         if learned.chain is not None:
             values |= {"stops": learned.chain.log_snr, "w": learned.chain.w}
@@ -54,22 +63,30 @@ def keep_learned(workdir: Path) -> None:
     logging.info("wrote %s", os.path.relpath(workdir / LEARNED))
 
 
-def kept_learned(workdir: Path, label: str) -> dict[int, Learned]:
+def kept_learned(workdir: Path) -> dict[int, Learned]:
     """Returns the learned path and chain that were kept of a run, by step; none if nothing was kept."""
     file = workdir / LEARNED
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return {each["step"]: _learned(label, {key: np.array(each[key]) for key in each}) for each in kept}
+    return {each["step"]: _learned({key: np.array(each[key]) for key in each}) for each in kept}
 
 
-def _learned(label: str, values: dict[str, np.ndarray]) -> Learned:
+def _learned(values: dict[str, np.ndarray]) -> Learned:
     chain = LearnedChain(values["stops"], values["w"]) if "stops" in values else None
-    return Learned(label, values["log_snr"], values["eta_squared"], chain)
+    return Learned(values["log_snr"], values["eta_squared"], chain)
 
 
 def training_rows(workdir: Path) -> list[dict[str, float]]:
-    """Returns the metrics of training, of every hundredth step; not those of evaluations while it trains."""
-    lines = (workdir / METRICS).read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if "steps_per_second" in row]
+    """Returns the metrics of training, of every hundredth step; not those of evaluations while it trains.
+
+    Raises:
+      UserError: there are none.
+    """
+    file = workdir / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = [row for row in map(json.loads, lines) if "steps_per_second" in row]
+    if not rows:
+        raise UserError(f"{file}: has no metrics of training; restore it, or make the run again")
+    return rows
 
 
 def training_hours(workdir: Path) -> float:
@@ -82,15 +99,16 @@ def training_hours(workdir: Path) -> float:
 def code_history(workdir: Path) -> str:
     """Returns the commits of diffenc that trained a run, as `A to step 1,000, then B`; a + marks changes without commit."""
     file = workdir / ENVIRONMENT
-    if not file.is_file():
-        return "not recorded"
-    starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
-    commits = [_shorten(start.get("commit")) for start in starts]
-    parts = [
-        f"{commit} to step {later['step']:,}" for commit, later in zip(commits, starts[1:], strict=False)
-    ]
-    return ", then ".join([*parts, commits[-1]])
+    starts = parse_starts(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    commits = [(_shorten(start.get("commit")), start["step"]) for start in starts]
+    # A run that goes on has a new entry for other packages too.
+    changes = [each for place, each in enumerate(commits) if place == 0 or each[0] != commits[place - 1][0]]
+    ends = (f" to step {step:,}" for _, step in changes[1:])
+    return (
+        ", then ".join(commit + end for (commit, _), end in zip_longest(changes, ends, fillvalue=""))
+        or UNKNOWN
+    )
 
 
 def _shorten(commit: str | None) -> str:
-    return "not recorded" if commit is None else commit[:9] + "+" * commit.endswith("+")
+    return UNKNOWN if commit is None else commit[:9] + "+" * commit.endswith("+")

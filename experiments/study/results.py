@@ -22,7 +22,6 @@ from diffenc.evaluation.significance import (
 from diffenc.evaluation.uncertainty_format import (
     MISSING,
     Digits,
-    Figure,
     format_digits,
     format_estimate,
     round_to_error,
@@ -43,9 +42,10 @@ from experiments.study.records import code_history, training_hours
 Results = dict[str, VariantResults]  # by arm
 BySeed = Float[np.ndarray, " seeds"]
 ALPHA = 1 - LEVEL
+FEWEST = 3  # seeds of an interval
 HEADING = "Made from the runs' records by `python -m experiments.study --only_tables`; not edited by hand."
 ARM_NOTES = (
-    "Means of arms with other seeds are not comparable: see the differences, which are paired.",
+    "Means over different seeds are not comparable: see the differences, which are paired.",
     "± 0: the same for every seed, as of a term without trained parameters. Without ±: one seed, to the digits of its "
     "Monte-Carlo error.",
 )
@@ -73,36 +73,36 @@ class Outcome(NamedTuple):
     """What came out of a primary comparison.
 
     Attributes:
-      lacking: runs without a finite bound, as ARM/seed_K; with any, nothing is tested.
+      missing: runs that are not there, as ARM/seed_K; with any, nothing is tested.
+      not_finite: runs without a finite bound; likewise.
       contrasts: to every rival, B first: the rival with the lowest mean.
-      p_holm: the p of the test against B, corrected for the number of primary comparisons.
+      p_holm: p, corrected for the number of primary comparisons.
     """
 
     primary: Primary
-    lacking: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    not_finite: tuple[str, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     p_holm: float | None = None
 
     @property
+    def p(self) -> float | None:
+        """The largest p of its contrasts, as A has to differ from every rival; None if nothing is tested."""
+        found = [contrast.test.two_sided for contrast in self.contrasts]
+        return max((1.0 if p is None else p for p in found), default=None)
+
+    @property
     def verdict(self) -> str:
         """The words that the rules, fixed before the results, have for it."""
-        if self.lacking:
-            return "not tested"
-        first, *others = self.contrasts
+        if self.missing or self.not_finite:
+            return "runs missing" if self.missing else "not finite"
+        first = self.contrasts[0]
+        signs = {float(np.sign(contrast.test.difference)) for contrast in self.contrasts}
         # All draws are shared by the seeds, so their error does not show in the spread over seeds.
-        small = first.by_pass.mc_se <= mean_error(first.differences) / 2
-        alike = all(
-            _is_significant(other.test.two_sided)
-            and np.sign(other.test.difference) == np.sign(first.test.difference)
-            for other in others
-        )
-        if not (_is_significant(self.p_holm) and small and alike):
+        is_small = first.by_pass.mc_se <= stats.sem(first.differences) / 2
+        if self.p_holm is None or self.p_holm > ALPHA or len(signs) > 1 or not is_small:
             return "cannot be told"
         return "A ahead" if first.test.difference < 0 else "A behind"
-
-
-def _is_significant(p: float | None) -> bool:
-    return p is not None and p <= ALPHA
 
 
 def read_part(part: Part) -> Results:
@@ -120,14 +120,16 @@ def read_part(part: Part) -> Results:
 
 
 def _read_arm(part: Part, arm: str, seeds: Sequence[int]) -> VariantResults:
-    return read_results(arm, {seed: part.workdir(arm, seed) for seed in seeds})
+    result = read_results(arm, {seed: part.workdir(arm, seed) for seed in seeds})
+    require_comparable([result])
+    return result
 
 
 def part_page(part: Part) -> Page:
     """Returns the tables of a part: bits/dim of each arm, and the paired differences that it describes."""
     results = read_part(part)
     recorded = [result for result in results.values() if result.seeds]
-    pairs = [(results[a], results[b]) for a, b in part.pairs if common_seeds(results[a], results[b])]
+    pairs = recorded_pairs(part, results)
     hours = [training_hours(part.workdir(arm, seed)) for arm in part.arms for seed in results[arm].seeds]
     facts = list(describe_evaluations(recorded))
     if hours:
@@ -137,6 +139,12 @@ def part_page(part: Part) -> Page:
         facts.append(f"{len(missing)} of {len(part.arms) * len(part.seeds)} runs missing")
     sheets = [*([arms_sheet(recorded)] if recorded else []), *([pairs_sheet(pairs)] if pairs else [])]
     return Page(part.title, tuple(facts), tuple(sheets))
+
+
+def recorded_pairs(part: Part, results: Results) -> list[tuple[VariantResults, VariantResults]]:
+    """Returns the pairs (A, B) that a part describes, both of the seeds that both have; not those without such seeds."""
+    pairs = [(results[a], results[b], common_seeds(results[a], results[b])) for a, b in part.pairs]
+    return [(a.select(seeds), b.select(seeds)) for a, b, seeds in pairs if seeds]
 
 
 def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
@@ -170,32 +178,35 @@ def _list_seeds(seeds: Sequence[int]) -> str:
 
 
 def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
-    """Returns a row for each pair (A, B): A - B of every term, paired by seed, and the interval of the total."""
+    """Returns a row for each pair (A, B) of the same seeds: A - B of every term, and the interval of the total."""
     heads = ("A − B", *COMPONENTS, *_interval_heads(LEVEL), "seeds")
     rows = []
     for a, b in pairs:
-        seeds = common_seeds(a, b)
-        one, two = (each.select(seeds).values("total") for each in (a, b))
-        interval = t_interval(one - two, LEVEL) if len(seeds) > 2 else (None, None)
-        ends = [format_digits(end, mean_error(one - two)) for end in interval]
-        rows.append((f"{a.name} − {b.name}", *component_differences(a, b), *ends, _list_seeds(seeds)))
-    note = "Lower is better: a negative difference is in favour of A. Intervals, of the total, are about other seeds; not of fewer than three."
+        differences = a.values("total") - b.values("total")
+        interval = t_interval(differences, LEVEL)
+        ends = [MISSING] * 2 if interval is None else _format_ends(interval, differences)
+        rows.append((f"{a.name} − {b.name}", *component_differences(a, b), *ends, _list_seeds(a.seeds)))
+    note = (
+        "Lower is better: a negative difference is in favour of A. Intervals are about the total with other seeds; "
+        f"none for fewer than {FEWEST} seeds."
+    )
     return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note,))
 
 
 def _interval_heads(level: float) -> tuple[str, str]:
-    return f"{100 * level:.3g} % from", f"{100 * level:.3g} % to"
+    return f"{100 * level:.4g} % from", f"{100 * level:.4g} % to"
 
 
-def mean_error(values: BySeed) -> float:
-    """Returns the standard error of the mean; NaN of one value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+def _format_ends(interval: tuple[float, float], differences: BySeed) -> list[str]:
+    return [format_digits(end, float(stats.sem(differences))) for end in interval]
 
 
-def t_interval(values: BySeed, level: float) -> tuple[float, float]:
-    """Returns the interval of Student's t for the mean of at least two values."""
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * mean_error(values)
-    return float(values.mean() - half), float(values.mean() + half)
+def t_interval(values: BySeed, level: float) -> tuple[float, float] | None:
+    """Returns the interval of Student's t for the mean; None of fewer than FEWEST values, with which it says little."""
+    if len(values) < FEWEST:
+        return None
+    low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
+    return float(low), float(high)
 
 
 def _missing(part: Part, results: Mapping[str, VariantResults]) -> Iterator[str]:
@@ -209,7 +220,7 @@ def judge(primaries: Sequence[Primary]) -> list[Outcome]:
     A comparison without p counts in Holm's correction with p = 1.
     """
     outcomes = [_compare(primary) for primary in primaries]
-    found = [outcome.contrasts[0].test.two_sided if outcome.contrasts else None for outcome in outcomes]
+    found = [outcome.p for outcome in outcomes]
     corrected = holm_correction([1.0 if p is None else p for p in found])
     return [
         outcome._replace(p_holm=None if p is None else holm)
@@ -220,12 +231,13 @@ def judge(primaries: Sequence[Primary]) -> list[Outcome]:
 def _compare(primary: Primary) -> Outcome:
     read = read_part(primary.part)
     results = {arm: read[arm] for arm in (primary.a, *primary.rivals)}
-    lacking = [*_missing(primary.part, results)]
+    not_finite = []
     for arm, result in results.items():
         totals = zip(result.seeds, result.values("total"), strict=True)
-        lacking += [f"{arm}/seed_{seed}" for seed, total in totals if not math.isfinite(total)]
-    if lacking:
-        return Outcome(primary, tuple(lacking))
+        not_finite += [f"{arm}/seed_{seed}" for seed, total in totals if not math.isfinite(total)]
+    missing = tuple(_missing(primary.part, results))
+    if missing or not_finite:
+        return Outcome(primary, missing, tuple(not_finite))
     rivals = sorted(primary.rivals, key=lambda arm: results[arm].values("total").mean())
     return Outcome(primary, contrasts=tuple(_contrast(results[primary.a], results[arm]) for arm in rivals))
 
@@ -238,18 +250,20 @@ def _contrast(a: VariantResults, b: VariantResults) -> Contrast:
 
 def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:
     """Returns the table of the primary comparisons, with a row for every rival."""
-    level = 1 - ALPHA / len(outcomes) if outcomes else LEVEL
+    num_rows = sum(len(outcome.primary.rivals) for outcome in outcomes)
+    level = 1 - ALPHA / max(num_rows, 1)
     heads = ("A − B", "part", "bits/dim", *_interval_heads(level), "p", "p, Holm", "verdict")
     notes = [
-        "Lower is better: a negative difference is in favour of A. ± is the standard error over seeds. p: two-sided paired t-tests; "
-        f"Holm: corrected for {len(outcomes)} comparisons. The intervals, Student's t, hold for all of them together at {LEVEL:.0%}.",
-        "Of several rivals the first is B, the one with the lowest mean; the others are shown.",
+        "Lower is better: a negative difference is in favour of A. ± is the standard error over seeds. p: two-sided paired t-tests. "
+        f"Holm: the largest p of a comparison's rows, corrected for {len(outcomes)} comparisons; it may be below {ALPHA:.2f} where an "
+        f"interval contains 0. Intervals, Student's t, hold for all {num_rows} rows together at {100 * LEVEL:.0f} %.",
+        "Of several rivals the first is the one with the lowest mean. A verdict is final when no runs are missing.",
     ]
-    notes += [
-        f"{_label(outcome)}: not tested, without a finite bound: {', '.join(outcome.lacking)}."
-        for outcome in outcomes
-        if outcome.lacking
-    ]
+    for outcome in outcomes:
+        notes += [f"{_label(outcome)}, missing: {', '.join(outcome.missing)}."] * bool(outcome.missing)
+        notes += [f"{_label(outcome)}, not finite: {', '.join(outcome.not_finite)}."] * bool(
+            outcome.not_finite
+        )
     rows = (row for outcome in outcomes for row in _primary_rows(outcome, level))
     return Sheet("primary", "Primary comparisons", heads, tuple(rows), tuple(notes))
 
@@ -260,22 +274,15 @@ def _label(outcome: Outcome) -> str:
 
 def _primary_rows(outcome: Outcome, level: float) -> Iterator[tuple[Cell, ...]]:
     title = outcome.primary.part.title
-    if outcome.lacking:
+    if not outcome.contrasts:
         yield (_label(outcome), title, *[MISSING] * 5, outcome.verdict)
     for place, contrast in enumerate(outcome.contrasts):
-        values, test = contrast.differences, contrast.test
-        ends = [format_digits(end, test.error) for end in t_interval(values, level)]
-        holm, verdict = (format_p(outcome.p_holm), outcome.verdict) if place == 0 else (MISSING, "shown")
+        test, interval = contrast.test, t_interval(contrast.differences, level)
+        ends = [MISSING] * 2 if interval is None else _format_ends(interval, contrast.differences)
+        of_all = (format_p(outcome.p_holm), outcome.verdict) if place == 0 else (MISSING, MISSING)
         difference = round_to_error(test.difference, test.error)
-        yield (
-            f"{outcome.primary.a} − {contrast.b}",
-            title,
-            difference,
-            *ends,
-            format_p(test.two_sided),
-            holm,
-            verdict,
-        )
+        label = f"{outcome.primary.a} − {contrast.b}"
+        yield (label, title, difference, *ends, format_p(test.two_sided), *of_all)
 
 
 def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
@@ -315,9 +322,9 @@ def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
         f"{outcome.primary.a} − {contrast.b}",
         outcome.primary.part.title,
         *(format_digits(value, contrast.by_pass.mc_se) for value in values),
-        *(format_digits(end, test.error) for end in t_interval(values, LEVEL)),
+        *([MISSING] * 2 if test.interval is None else _format_ends(test.interval, values)),
         format_p(contrast.welch.two_sided),
-        mean_and_standard_error(values[1:]) if len(values) > 2 else Figure(MISSING),
+        mean_and_standard_error(values[1:]),
         *map(Digits, errors),
     )
 

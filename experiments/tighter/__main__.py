@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def perform() -> None:
         start_up()
-        plots.save_png(plot_learned([read_learned(*run) for run in args.runs]), args.output)
+        plots.save_png(
+            plot_learned([(label, read_learned(workdir)) for label, workdir in args.runs]), args.output
+        )
         print(args.output)
 
     return exit_status(perform)

@@ -39,10 +39,12 @@ def recorded(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RECORDS", tmp_path / "records")
     part = Part("toy", "Toy", "toy.gin", tuple(MEANS), (("second", "first"), ("third", "first")), SEEDS)
 
-    def record(values, part=part, experiment=tiny(steps=3)):  # noqa: B008
+    def record(values, part=part, experiment=tiny(steps=3), by_pass=None):  # noqa: B008
         for (arm, seed), bits in values.items():
             diffusion = np.full((2, 3), bits * DIMS * math.log(2))
             diffusion += np.array([[0.01, -0.01, 0.0], [-0.01, 0.01, 0.0]])
+            # bits/dim, up in the first pass and down in the second: by so much the mean errs over passes
+            diffusion += (by_pass or {}).get(arm, 0.0) * DIMS * math.log(2) * np.array([[1.0], [-1.0]])
             nats = {"reconstruction": np.zeros((2, 3)), "latent": np.zeros((2, 3)), "diffusion": diffusion}
             terms = ElboTerms(nats, np.full((2, 3, 1), 0.5), DIMS, LossDraws(np.empty(0), np.empty(0)))
             figures = evaluation_record(
@@ -85,12 +87,14 @@ def test_a_primary_comparison_is_a_paired_t_test_with_the_better_rival(recorded)
         ["first"],
     ]
     ps = []
-    for outcome, b in zip(found, ("second", "first"), strict=True):
-        a, rival = column(values, outcome.primary.a), column(values, b)
-        test = outcome.contrasts[0].test
-        assert test.difference == pytest.approx((a - rival).mean(), abs=1e-9)
-        ps.append(float(stats.ttest_rel(a, rival).pvalue))
-        assert test.two_sided == pytest.approx(ps[-1], rel=1e-5)
+    for outcome in found:
+        of_rivals = []
+        for contrast in outcome.contrasts:
+            a, rival = column(values, outcome.primary.a), column(values, contrast.b)
+            assert contrast.test.difference == pytest.approx((a - rival).mean(), abs=1e-9)
+            of_rivals.append(float(stats.ttest_rel(a, rival).pvalue))
+            assert contrast.test.two_sided == pytest.approx(of_rivals[-1], rel=1e-5)
+        ps.append(max(of_rivals))
     low, high = sorted(ps)
     holm = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
     assert [outcome.p_holm for outcome in found] == pytest.approx([holm[p] for p in ps], rel=1e-5)
@@ -102,12 +106,12 @@ def test_an_incomplete_comparison_has_no_p_and_counts_in_the_correction(recorded
     complete, lacking = results.judge(
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
-    assert lacking.lacking == ("third/seed_4",)
-    assert (lacking.contrasts, lacking.p_holm, lacking.verdict) == ((), None, "not tested")
+    assert lacking.missing == ("third/seed_4",)
+    assert (lacking.contrasts, lacking.p_holm, lacking.verdict) == ((), None, "runs missing")
     expected = stats.ttest_rel(column(values, "second"), column(values, "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
     text = results.tables((part,), (complete.primary, lacking.primary))
-    assert "third − first: not tested, without a finite bound: third/seed_4." in text
+    assert "third − first, missing: third/seed_4." in text
     assert "1 of 15 runs missing" in text
 
 
@@ -116,24 +120,34 @@ def test_a_run_that_diverged_leaves_its_comparison_without_p(recorded):
     complete, lacking = results.judge(
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
-    assert (lacking.lacking, lacking.p_holm) == (("third/seed_2",), None)
+    assert (lacking.not_finite, lacking.p_holm, lacking.verdict) == (("third/seed_2",), None, "not finite")
     expected = stats.ttest_rel(column(values_of(), "second"), column(values_of(), "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
 
 
 def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
-    """Images and passes of A differ as those of B do, so that only the mean is left of the difference."""
+    """Images of A differ as those of B do, so that the mean is left, and what its passes are apart from B's."""
     values = values_of()
-    part = recorded(values)
+    part = recorded(values, by_pass={"third": 0.003, "first": 0.001})
     (found,) = results.judge((Primary(part, "third", ("first",)),))
-    expected = (column(values, "third") - column(values, "first")).mean()
-    assert found.contrasts[0].by_pass.values == pytest.approx(np.full((2, 3), expected), abs=1e-9)
-
-
-def test_tables_of_the_same_records_are_the_same(recorded):
-    part = recorded(values_of())
-    primaries = (Primary(part, "third", ("first", "second")),)
-    assert results.tables((part,), primaries) == results.tables((part,), primaries)
+    difference = column(values, "third") - column(values, "first")
+    passes = difference.mean() + np.array([[0.002], [-0.002]])
+    by_pass = found.contrasts[0].by_pass
+    assert by_pass.values == pytest.approx(np.broadcast_to(passes, (2, 3)), abs=1e-9)
+    assert by_pass.mc_se == pytest.approx(0.002)
+    detail = next(
+        line for line in results.tables((part,), (found.primary,)).splitlines() if "± Monte Carlo" in line
+    )
+    (row,) = [
+        line
+        for line in results.tables((part,), (found.primary,)).splitlines()
+        if line.startswith("| third − first | Toy |") and line.count("|") == detail.count("|")
+    ]
+    cells = dict(zip(detail.split(" | "), row.split(" | "), strict=True))
+    assert float(cells["± Monte Carlo |"].removesuffix(" |")) == pytest.approx(0.002)
+    assert float(cells["without the first seed"].split()[0]) == pytest.approx(difference[1:].mean(), abs=1e-4)
+    _, welch = stats.ttest_ind(column(values, "third"), column(values, "first"), equal_var=False)
+    assert float(cells["p, Welch"]) == pytest.approx(welch, rel=0.05)
 
 
 def test_hours_of_training_are_the_sum_over_a_parts_own_runs(recorded):
@@ -152,6 +166,13 @@ def test_arms_of_other_steps_are_compared_only_where_the_part_has_them(recorded,
     assert "trained for 3 or 7 steps" in results.tables((part._replace(equal_steps=False),), ())
 
 
+def test_seeds_of_an_arm_have_the_same_steps(recorded, tiny):
+    part = recorded(values_of())
+    recorded({("third", 1): 0.25}, experiment=tiny(steps=7))
+    with pytest.raises(UserError, match="step"):
+        results.tables((part._replace(equal_steps=False),), ())
+
+
 def test_differences_may_be_to_an_arm_of_another_part(recorded):
     values = values_of()
     part = recorded(values)
@@ -165,7 +186,7 @@ def test_differences_may_be_to_an_arm_of_another_part(recorded):
     assert "| fourth − first |" in results.tables((shorter,), ())
 
 
-def outcome(differences, others=(), holm=0.01, monte_carlo=0.0):
+def outcome(differences, others=(), holm: float | None = 0.01, monte_carlo=0.0):
     """Of one or more contrasts with these differences by seed; passes differ so that they have this Monte-Carlo error."""
     values = np.zeros((2, 3)) + monte_carlo * np.array([[1.0], [-1.0]]) * math.sqrt(3)
     contrasts = [
@@ -177,7 +198,6 @@ def outcome(differences, others=(), holm=0.01, monte_carlo=0.0):
 
 LOWER = (-0.9, -1.0, -1.1, -1.0, -1.0)  # mean -1, standard error 0.032
 HIGHER = tuple(-value for value in LOWER)
-MIXED = (-3.0, 2.0, -4.0, 1.0, -1.0)  # mean -1, p 0.4
 
 
 @pytest.mark.parametrize(
@@ -189,9 +209,10 @@ MIXED = (-3.0, 2.0, -4.0, 1.0, -1.0)  # mean -1, p 0.4
         (outcome(LOWER, monte_carlo=0.015), "A ahead"),
         (outcome(LOWER, monte_carlo=0.017), "cannot be told"),
         (outcome(LOWER, others=(LOWER,)), "A ahead"),
-        (outcome(LOWER, others=(MIXED,)), "cannot be told"),
         (outcome(LOWER, others=(HIGHER,)), "cannot be told"),
-        (results.Outcome(PRIMARIES[0], lacking=("vdm/seed_3",)), "not tested"),
+        (outcome(LOWER, holm=None), "cannot be told"),
+        (results.Outcome(PRIMARIES[0], missing=("vdm/seed_3",)), "runs missing"),
+        (results.Outcome(PRIMARIES[0], not_finite=("vdm/seed_3",)), "not finite"),
     ],
 )
 def test_a_verdict_needs_every_rival_and_a_small_monte_carlo_error(found, expected):
@@ -206,10 +227,14 @@ def test_every_rival_is_shown_with_an_interval_for_all_comparisons_together(reco
     )
     for b in ("first", "second"):
         difference = column(values, "third") - column(values, b)
-        low, _ = stats.t.interval(1 - 0.05 / 2, 4, difference.mean(), stats.sem(difference))
+        ends = stats.t.interval(1 - 0.05 / 3, 4, difference.mean(), stats.sem(difference))  # of three rows
         row = next(line for line in text.splitlines() if line.startswith(f"| third − {b} | Toy |"))
-        assert "97.5 % from" in text
-        assert float(row.split("|")[4]) == pytest.approx(low, abs=2e-4)
+        assert "| 98.33 % from | 98.33 % to |" in text
+        assert [float(cell) for cell in row.split("|")[4:6]] == pytest.approx(ends, abs=2e-4)
+        if b == "first":  # the part describes this pair
+            pair = next(line for line in text.splitlines() if line.startswith("| third − first | -"))
+            ends = stats.t.interval(0.95, 4, difference.mean(), stats.sem(difference))
+            assert [float(cell) for cell in pair.split("|")[6:8]] == pytest.approx(ends, abs=2e-4)
         detail = [line for line in text.splitlines() if line.startswith(f"| third − {b} | Toy |")][1]
         assert [float(cell) for cell in detail.split("|")[3:8]] == pytest.approx(list(difference), abs=1e-4)
     assert text.index("| third − second | Toy |") < text.index("| third − first | Toy |")
@@ -231,6 +256,25 @@ def test_commits_of_a_run_that_was_resumed(tmp_path):
     (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
     expected = "aaaaaaaaa to step 1,000, then bbbbbbbbb+ to step 1,500, then not recorded"
     assert records.code_history(tmp_path) == expected
+    starts = [{"step": 0, "commit": "a" * 40}, {"step": 1000, "commit": "a" * 40, "jax": "1"}]
+    (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
+    assert records.code_history(tmp_path) == "aaaaaaaaa"
+
+
+def test_runs_of_a_seed_are_listed_by_their_commits(recorded):
+    part = recorded({(arm, 0): 0.3 for arm in MEANS})
+    for arm, letter in (("first", "a"), ("third", "a")):
+        record = {"starts": [{"step": 0, "commit": letter * 40}]}
+        (part.workdir(arm, 0) / "environment.json").write_text(json.dumps(record))
+    text = results.tables((part,), ())
+    assert "| toy | 0 | first, third | aaaaaaaaa |\n| toy | 0 | second | not recorded |" in text
+
+
+def test_a_run_without_metrics_is_named(recorded):
+    part = recorded({("first", 0): 0.3})
+    (part.workdir("first", 0) / METRICS).unlink()
+    with pytest.raises(UserError, match=r"first/seed_0/metrics\.jsonl: has no metrics"):
+        results.tables((part,), ())
 
 
 def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monkeypatch):
@@ -240,10 +284,10 @@ def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monk
     loop.train(experiment, tmp_path)
     monkeypatch.setattr(diffenc, "load", functools.partial(diffenc.load, allow_imports=("tests",)))
     records.complete_record(tmp_path, has_learned=True)
-    kept = records.kept_learned(tmp_path, "arm")
+    kept = records.kept_learned(tmp_path)
     assert list(kept) == [1, 2]
     for step, found in kept.items():
-        there = read_learned("arm", tmp_path, step, records.POINTS)
+        there = read_learned(tmp_path, step, records.POINTS)
         assert found.chain is not None
         assert there.chain is not None
         assert found.chain.w == pytest.approx(there.chain.w, abs=1e-6)
@@ -254,9 +298,12 @@ def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monk
     written = (tmp_path / records.LEARNED).stat().st_mtime_ns
     records.complete_record(tmp_path, has_learned=True)
     assert (tmp_path / records.LEARNED).stat().st_mtime_ns == written
+    (tmp_path / records.LEARNED).write_text("[]")  # as of a run that went on
+    records.complete_record(tmp_path, has_learned=True)
+    assert list(records.kept_learned(tmp_path)) == [1, 2]
 
 
-def test_the_picture_of_learned_chains_has_the_mean_over_seeds(tmp_path, monkeypatch):
+def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RECORDS", tmp_path)
     part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",))
     assert figures.plot_kept_learned(part) is None
@@ -274,8 +321,13 @@ def test_the_picture_of_learned_chains_has_the_mean_over_seeds(tmp_path, monkeyp
     figure = figures.plot_kept_learned(part)
     assert figure is not None
     path, _, variances = figure.axes
-    assert np.asarray(path.lines[0].get_xydata()).tolist() == [[-5.5, 3], [5.5, 1.5]]
-    assert np.asarray(variances.lines[0].get_xydata()).tolist() == [[1, 1.0]]
+    for seed in (0, 1):
+        assert np.asarray(path.lines[seed].get_xydata()).tolist() == [[-5 - seed, 3], [5 + seed, 1 + seed]]
+        assert np.asarray(variances.lines[seed].get_xydata()).tolist() == [[1, 0.5 + seed]]
+    legend = path.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["arm", "$1 + 2\\sigma^2$"]
+    assert len({line.get_color() for line in path.lines[:2]}) == 1
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
@@ -382,9 +434,9 @@ def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
 
 
 def test_no_record_names_a_folder_of_a_machine():
-    configs = [*parts.RECORDS.rglob("config.gin")]
-    assert configs
-    assert [str(config) for config in configs if re.search(r"\([~/]", config.read_text())] == []
+    kept = [*parts.RECORDS.rglob("config.gin"), *parts.RECORDS.rglob("*.json")]
+    assert kept
+    assert [str(file) for file in kept if re.search(r"[(\"'][~/]", file.read_text())] == []
 
 
 @pytest.mark.slow

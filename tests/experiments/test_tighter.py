@@ -41,7 +41,7 @@ def test_the_picture_of_a_run_has_its_schedule(tiny, tmp_path, monkeypatch):
     output = tmp_path / "learned.png"
     assert tighter.main([f"--output={output}", f"some run={tmp_path}/run"]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
-    found = learned.read_learned("some", tmp_path / "run")
+    found = learned.read_learned(tmp_path / "run")
     ends = experiment.model.schedule.log_snr_max, experiment.model.schedule.log_snr_min
     assert found.chain is not None
     assert found.chain.log_snr == pytest.approx(np.linspace(*ends, steps + 1), abs=1e-3)
@@ -62,11 +62,11 @@ def test_w_is_q_over_p(tiny):
 
 def test_stops_are_counted_from_0_and_steps_from_1():
     chain = learned.LearnedChain(np.array([6.0, 0.0, -5.0]), np.array([0.5, 2.0]))
-    run = learned.Learned("some", np.linspace(-5, 6, 5), np.ones(5), chain)
-    _, stops, steps = learned.plot_learned([run]).axes
+    run = learned.Learned(np.linspace(-5, 6, 5), np.ones(5), chain)
+    _, stops, steps = learned.plot_learned([("some", run)]).axes
     assert np.array(stops.lines[0].get_xydata()) == pytest.approx(np.array([(0, 6), (1, 0), (2, -5)]))
     assert np.array(steps.lines[0].get_xydata()) == pytest.approx(np.array([(1, 0.5), (2, 2)]))
-    (path,) = learned.plot_learned([run._replace(chain=None)]).axes
+    (path,) = learned.plot_learned([("some", run._replace(chain=None))]).axes
     drawn = np.array(path.lines[1].get_ydata())
     assert drawn[[0, -1]] == pytest.approx([1 + 2 / (1 + math.exp(each)) for each in (-5, 6)])
 
