@@ -6,7 +6,11 @@ ifeq ($(origin PYTHON),undefined)
 PYTHON := python3
 VENV := .venv
 else
-VENV := .venv-$(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>&1)
+ifneq ($(words $(subst ., ,$(VERSION))),2)
+$(error PYTHON=$(PYTHON): this is no Python: $(VERSION))
+endif
+VENV := .venv-$(VERSION)
 endif
 
 BIN := $(VENV)/bin

@@ -261,7 +261,7 @@ for name, bound in bounds.items():
 #
 # Next:
 #
-# - **See more of both runs**: `python -m diffenc.tools.explore runs/first_hour/diffenc runs/first_hour/vdm` makes a page in which one moves $t$ and sees
+# - **See more of both runs**: `python -m diffenc.tools.explore docs/runs/first_hour/diffenc docs/runs/first_hour/vdm` makes a page in which one moves $t$ and sees
 #   $x_\phi$, $z_t$ and $\hat x$ ([more](explore.md)), and `python -m diffenc.report` with the same arguments [a report](report.md).
 # - **Another seed**: `_ = train(dataclasses.replace(diffenc_run, seed=1), "runs/first_hour/diffenc_1")`, and the same for `vdm_run`.
 # - **An exercise**: train the `MyBlur` of [Write a plugin](write_a_plugin.md) under a name and in a workdir of its own, with

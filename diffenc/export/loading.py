@@ -171,6 +171,6 @@ def _file(path: PathLike) -> Iterator[Path]:
 
 def _nothing(path: PathLike) -> UserError:
     return UserError(
-        f"{path}: no trained model there: name a workdir, which has {CONFIG}, the folder of an export, which has {FILE}, "
+        f"{path}: no trained model there: name a workdir, which has {CONFIG} and {CHECKPOINTS}/, the folder of an export, which has {FILE}, "
         "or such a file"
     )

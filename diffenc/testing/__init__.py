@@ -8,6 +8,7 @@ A check takes the plugin, small enough to compile in a second, and raises Assert
 violation. The checks of encoders and networks also take `image_shape`, (8, 8, 2) by default.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,10 +61,12 @@ def check(plugin: Any, **options: Any) -> None:
 
     Raises:
       AssertionError: the first check that fails.
-      UserError: `plugin` is a class.
+      UserError: `plugin` is a class, or no plugin at all.
     """
     if isinstance(plugin, type):
         raise UserError(f"testing.check({plugin.__name__}): pass an instance, as {plugin.__name__}()")
+    if not dataclasses.is_dataclass(plugin):
+        raise UserError(f"testing.check({plugin!r}): pass an instance of a plugin, which is a dataclass")
     for each in any_plugin.CHECKS:  # first: the others call what these make sure is there
         each(plugin)
     for each in _CHECKS_OF_KIND[any_plugin.kind_of(plugin)]:

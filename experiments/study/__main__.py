@@ -92,16 +92,17 @@ def write_results() -> None:
     from experiments.study import figures, records, results
 
     for part in PARTS:
-        for evaluation in sorted(part.records.glob("*/seed_*/evaluation.json")):
-            arm = evaluation.parents[1].name
-            records.complete_record(evaluation.parent, arm in part.learned)
-    atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
+        for run in make_runs(part.records, part.variants(part.arms), part.seeds):
+            if (run.workdir / "evaluation.json").exists():
+                records.check_record(run)
+                records.complete_record(run.workdir, run.variant.name in part.learned)
     drawn = {
         "differences": figures.plot_differences(PARTS),
         "sizes": figures.plot_sizes(DIGITS_SIZE, SIZES, VDM),
         "training": figures.plot_training(MNIST),
         **{f"learned_{part.name}": figures.plot_kept_learned(part) for part in PARTS if part.learned},
     }
+    atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
     for name, figure in drawn.items():
         if figure is not None:
             FIGURES.mkdir(exist_ok=True)

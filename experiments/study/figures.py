@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from diffenc.errors import UserError
 from diffenc.evaluation import plots
 from diffenc.evaluation.significance import LEVEL
 from experiments.learned import plot_learned
 from experiments.study.parts import Part
-from experiments.study.records import kept_learned, training_rows
+from experiments.study.records import RESTORE, kept_learned, training_rows
 from experiments.study.results import BySeed, read_part, recorded_pairs, t_interval
 
 
@@ -84,6 +85,8 @@ def plot_training(part: Part, start: int = 1_000) -> plots.Figure | None:
         rows = [training_rows(workdir) for workdir in result.workdirs.values()]
         if rows:
             steps = np.array([row["step"] for row in rows[0]])
+            if any([row["step"] for row in each] != list(steps) for each in rows):
+                raise UserError(f"{part.records / arm}: the seeds have metrics of different steps; {RESTORE}")
             values = np.mean([[row["bpd"] for row in each] for each in rows], axis=0)
             label = f"{arm} ({len(rows)} {'seed' if len(rows) == 1 else 'seeds'})"
             axes.plot(steps[steps >= start], values[steps >= start], label=label)

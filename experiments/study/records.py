@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from diffenc.config.serialize import config_hash
 from diffenc.errors import UserError
+from diffenc.evaluation.saved_records import parse_record, terms_by_pass
 from diffenc.files import atomic
+from diffenc.files.record_checksum import write_record
+from diffenc.tools.sweep.runs import Run, is_evaluated
 from diffenc.workdir.config_check import CONFIG
 from diffenc.workdir.provenance import ENVIRONMENT, parse_starts
 from diffenc.workdir.writers import METRICS
@@ -20,8 +24,28 @@ from experiments.learned import Learned, LearnedChain, read_learned
 CHECKPOINTS = "checkpoints"
 LEARNED = "learned.json"
 UNKNOWN = "not recorded"
+RESTORE = "restore it from the repository, or make the run again in an empty folder"
+ROW = ("step", "bpd", "steps_per_second")
 POINTS = 41  # log-SNRs at which the path's noise is kept
 PLACES = 6  # decimal places of what is kept
+
+
+def check_record(run: Run) -> None:
+    """Requires that the evaluation in a run's folder is whole, and of this run.
+
+    Raises:
+      UserError: it was changed, or is of another run.
+    """
+    file = run.workdir / "evaluation.json"
+    record = parse_record(file.read_bytes(), file, RESTORE)
+    if record.get("config_hash") != config_hash(run.experiment) or not is_evaluated(run):
+        raise UserError(
+            f"{file}: is not of the last step of this arm and seed, with the study's settings; {RESTORE}"
+        )
+    terms = file.with_suffix(".npz")
+    if not terms.is_file():
+        raise UserError(f"{terms}: is missing; {RESTORE}")
+    terms_by_pass(terms.read_bytes(), record, terms)
 
 
 def complete_record(workdir: Path, has_learned: bool) -> None:
@@ -39,7 +63,7 @@ def complete_record(workdir: Path, has_learned: bool) -> None:
 def _checkpoints(workdir: Path) -> list[int]:
     folder = workdir / CHECKPOINTS
     names = (each.name for each in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def omit_folders(config: Path) -> None:
@@ -59,14 +83,18 @@ def keep_learned(workdir: Path, steps: Sequence[int]) -> None:
         if learned.chain is not None:
             values |= {"stops": learned.chain.log_snr, "w": learned.chain.w}
         found.append({"step": step, **{key: np.round(each, PLACES).tolist() for key, each in values.items()}})
-    atomic.write_text(workdir / LEARNED, json.dumps(found) + "\n")
+    write_record(workdir / LEARNED, {"checkpoints": found})
     logging.info("wrote %s", os.path.relpath(workdir / LEARNED))
 
 
 def kept_learned(workdir: Path) -> dict[int, Learned]:
-    """Returns the learned path and chain that were kept of a run, by step; none if nothing was kept."""
+    """Returns the learned path and chain that were kept of a run, by step; none if nothing was kept.
+
+    Raises:
+      UserError: the file was changed.
+    """
     file = workdir / LEARNED
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    kept = parse_record(file.read_bytes(), file, RESTORE)["checkpoints"] if file.is_file() else []
     return {each["step"]: _learned({key: np.array(each[key]) for key in each}) for each in kept}
 
 
@@ -79,13 +107,19 @@ def training_rows(workdir: Path) -> list[dict[str, float]]:
     """Returns the metrics of training, of every hundredth step; not those of evaluations while it trains.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or steps do not rise, or a value is missing or not finite.
     """
     file = workdir / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = [row for row in map(json.loads, lines) if "steps_per_second" in row]
-    if not rows:
-        raise UserError(f"{file}: has no metrics of training; restore it, or make the run again")
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if "steps_per_second" in row]
+        steps, *values = np.array([[float(row[key]) for key in ROW] for row in rows]).T
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: no metrics of a training ({error}); {RESTORE}") from None
+    if not (np.diff(steps, prepend=0) > 0).all() or not np.isfinite(values).all() or (values[1] <= 0).any():
+        raise UserError(
+            f"{file}: steps do not rise, or {ROW[1]} or {ROW[2]} is not that of a training; {RESTORE}"
+        )
     return rows
 
 
@@ -97,9 +131,13 @@ def training_hours(workdir: Path) -> float:
 
 
 def code_history(workdir: Path) -> str:
-    """Returns the commits of diffenc that trained a run, as `A to step 1,000, then B`; a + marks changes without commit."""
+    """Returns the commits of diffenc that trained a run, as `A to step 1,000, then B`; a + marks changes without commit.
+
+    Raises:
+      UserError: the file was changed.
+    """
     file = workdir / ENVIRONMENT
-    starts = parse_starts(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    starts = parse_starts(parse_record(file.read_bytes(), file, RESTORE)) if file.is_file() else []
     commits = [(_shorten(start.get("commit")), start["step"]) for start in starts]
     # A run that goes on has a new entry for other packages too.
     changes = [each for place, each in enumerate(commits) if place == 0 or each[0] != commits[place - 1][0]]

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.evaluation.significance import paired_test
 from diffenc.export.loading import load
+from diffenc.files.record_checksum import write_record
+from diffenc.tools.sweep.runs import Run, make_runs
 from diffenc.training import loop
 from diffenc.workdir.measurements import save_measurement
 from diffenc.workdir.writers import METRICS
@@ -253,11 +256,11 @@ def test_a_mean_of_one_seed_has_no_error_and_says_so(recorded):
 def test_commits_of_a_run_that_was_resumed(tmp_path):
     starts = [{"step": 0, "commit": "a" * 40}, {"step": 1000, "commit": "b" * 40 + "+"}, {"step": 1500}]
     assert records.code_history(tmp_path) == "not recorded"
-    (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
+    write_record(tmp_path / "environment.json", {"starts": starts})
     expected = "aaaaaaaaa to step 1,000, then bbbbbbbbb+ to step 1,500, then not recorded"
     assert records.code_history(tmp_path) == expected
     starts = [{"step": 0, "commit": "a" * 40}, {"step": 1000, "commit": "a" * 40, "jax": "1"}]
-    (tmp_path / "environment.json").write_text(json.dumps({"starts": starts}))
+    write_record(tmp_path / "environment.json", {"starts": starts})
     assert records.code_history(tmp_path) == "aaaaaaaaa"
 
 
@@ -265,16 +268,58 @@ def test_runs_of_a_seed_are_listed_by_their_commits(recorded):
     part = recorded({(arm, 0): 0.3 for arm in MEANS})
     for arm, letter in (("first", "a"), ("third", "a")):
         record = {"starts": [{"step": 0, "commit": letter * 40}]}
-        (part.workdir(arm, 0) / "environment.json").write_text(json.dumps(record))
+        write_record(part.workdir(arm, 0) / "environment.json", record)
     text = results.tables((part,), ())
     assert "| toy | 0 | first, third | aaaaaaaaa |\n| toy | 0 | second | not recorded |" in text
 
 
-def test_a_run_without_metrics_is_named(recorded):
+ROW = {"step": 200, "bpd": 3.0, "steps_per_second": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("", "not enough values"),
+        ('{"step": 1', "Expecting ',' delimiter"),
+        ("3", "not iterable"),
+        (json.dumps({**ROW, "bpd": None}), "no metrics of a training"),
+        (json.dumps({"step": 1, "steps_per_second": 1}), "'bpd'"),
+        (f"{json.dumps(ROW)}\n{json.dumps(ROW)}", "steps do not rise"),
+        (json.dumps({**ROW, "steps_per_second": math.nan}), "steps do not rise, or"),
+        (json.dumps({**ROW, "steps_per_second": 0}), "steps do not rise, or"),
+    ],
+)
+def test_metrics_that_are_none_are_named(recorded, text, message):
     part = recorded({("first", 0): 0.3})
-    (part.workdir("first", 0) / METRICS).unlink()
-    with pytest.raises(UserError, match=r"first/seed_0/metrics\.jsonl: has no metrics"):
+    file = part.workdir("first", 0) / METRICS
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(UserError, match=rf"first/seed_0/metrics\.jsonl: .*{message}.*restore it"):
         results.tables((part,), ())
+
+
+def test_a_record_of_another_run_is_refused(tmp_path, monkeypatch):
+    """Every record that is kept is of its arm and seed, and a copy from another is not."""
+    (run, other) = make_runs(parts.MNIST.records, parts.MNIST.variants(["vdm"]), (0, 1))
+    records.check_record(run)
+    monkeypatch.setattr(Run, "workdir", tmp_path)
+    for file in ("evaluation.json", "evaluation.npz"):
+        shutil.copy(parts.MNIST.workdir("vdm", 0) / file, tmp_path)
+    records.check_record(run)
+    with pytest.raises(UserError, match=r"evaluation\.json: is not of the last step of this arm and seed"):
+        records.check_record(other)
+    (tmp_path / "evaluation.json").write_text(
+        (tmp_path / "evaluation.json").read_text().replace("1.307", "1.207", 1)
+    )
+    with pytest.raises(UserError, match="does not match its sha256"):
+        records.check_record(run)
+    shutil.copy(parts.MNIST.workdir("vdm", 0) / "evaluation.json", tmp_path)
+    shutil.copy(parts.MNIST.workdir("vdm", 1) / "evaluation.npz", tmp_path)
+    with pytest.raises(UserError, match=r"evaluation\.npz"):
+        records.check_record(run)
+    (tmp_path / "evaluation.npz").unlink()
+    with pytest.raises(UserError, match=r"evaluation\.npz: is missing"):
+        records.check_record(run)
 
 
 def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monkeypatch):
@@ -298,7 +343,7 @@ def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monk
     written = (tmp_path / records.LEARNED).stat().st_mtime_ns
     records.complete_record(tmp_path, has_learned=True)
     assert (tmp_path / records.LEARNED).stat().st_mtime_ns == written
-    (tmp_path / records.LEARNED).write_text("[]")  # as of a run that went on
+    write_record(tmp_path / records.LEARNED, {"checkpoints": []})  # as of a run that went on
     records.complete_record(tmp_path, has_learned=True)
     assert list(records.kept_learned(tmp_path)) == [1, 2]
 
@@ -317,7 +362,7 @@ def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path,
             "w": [0.5 + seed],
         }
         kept = [{**last, "step": 10, "w": [9.0]}, last]
-        (part.workdir("arm", seed) / records.LEARNED).write_text(json.dumps(kept))
+        write_record(part.workdir("arm", seed) / records.LEARNED, {"checkpoints": kept})
     figure = figures.plot_kept_learned(part)
     assert figure is not None
     path, _, variances = figure.axes

@@ -105,6 +105,7 @@ def describe_run(model: TrainedModel, shown: ShownImages) -> list[tuple[str, str
         ("Pixels", shorten_digest(shown.fingerprint)),
         ("Encoder", encoder),
         ("Generative mean", mean),
+        ("Path", registry.stochasticities.spell(parts.stochasticity)),
         ("Time", f"T = {depth:,} steps" if depth else "continuous"),
         *condition,
         ("Checkpoint", f"step {model.step:,}"),

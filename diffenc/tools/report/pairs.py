@@ -227,5 +227,5 @@ def _conclude_about_seeds(test: TestResult | None, p: CorrectedP, fewest: int) -
 
 def _describe_other_differences(a: Group, b: Group, have_other_seeds: bool) -> list[str]:
     differing = saved_records.list_differences(a.records[0], b.records[0], REPORTED_KEYS)
-    sentences = [f"They differ in: {', '.join(differing)}."] if differing else []
+    sentences = [f"They differ, among others, in {'; '.join(differing)}."] if differing else []
     return [*sentences, *(["They were trained with different seeds."] if have_other_seeds else [])]

@@ -192,6 +192,12 @@ def test_a_class_in_place_of_an_instance_is_told_so():
         testing.check(Fine)
 
 
+@pytest.mark.parametrize("other", [None, "encoder.identity", 3])
+def test_what_is_no_plugin_is_told_so(other):
+    with pytest.raises(UserError, match="pass an instance of a plugin, which is a dataclass"):
+        testing.check(other)
+
+
 def test_every_check_has_a_fault():
     assert {check for check, _, _ in FAULTS} | {checks.is_registered} == set(checks.CHECKS)
 

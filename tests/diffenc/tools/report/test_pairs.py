@@ -147,7 +147,7 @@ def test_other_lengths_of_training_are_told(made):
         made("b", config=OTHER, said=evaluation(step=10), plus=[0.1, 0.2, 0.4]),
     )
     (found,) = pairs.compare_groups(groups(a, b))
-    assert "They differ in: step 20 and 10." in found.caveats
+    assert "They differ, among others, in step 20 and 10." in found.caveats
 
 
 def test_equal_runs_have_no_p(made):
