@@ -24,6 +24,7 @@ from diffenc.files.user_paths import path_argument
 from diffenc.runtime.console import STOPPED, exit_status, start_up
 from diffenc.tools.sweep.execution import require_done, run_locally, run_sweep
 from diffenc.tools.sweep.runs import Run, is_trained, make_runs
+from experiments.study.other_paths import measure_other_paths
 from experiments.study.parts import (
     DIGITS_SIZE,
     FOLDER,
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.only_tables:
             check_stages()
             runs = [run for stage in STAGES for run in run_stage(stage, args.jobs)]
+            for part in PARTS:
+                measure_other_paths(part, [run for run in runs if run.folder == part.records])
             export_models(MODELS)
         write_results()
         require_done(runs)

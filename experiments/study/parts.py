@@ -5,11 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffenc.core.stochasticity import MARKOV
+from diffenc.interfaces import Stochasticity
+from diffenc.registry import stochasticities
 from diffenc.tools.sweep.variants import Variant, make_variants
+from diffenc_plugins.stochasticities import Nontrainable
 
 FOLDER = Path(__file__).parent
 RECORDS = FOLDER / "records"
 MODELS_FOLDER = FOLDER / "models"
+
+
+class OtherPath(NamedTuple):
+    """A path on which an arm's networks are measured besides that of their training."""
+
+    arm: str
+    path: Stochasticity
+
+    @property
+    def name(self) -> str:
+        """The path, as records have it."""
+        return stochasticities.spell(self.path)
+
+    @property
+    def file(self) -> str:
+        """The record in the folder of a run."""
+        return f"on_{self.name}.json"
 
 
 class Part(NamedTuple):
@@ -25,6 +46,7 @@ class Part(NamedTuple):
       borrowed: arms of other parts, shown beside its own, which `pairs` may name too.
       equal_steps: False if arms are trained for different numbers of steps.
       learned: arms that learn their path, their times or their variances.
+      other_paths: on which arms are measured too.
     """
 
     name: str
@@ -36,6 +58,7 @@ class Part(NamedTuple):
     borrowed: tuple[tuple["Part", str], ...] = ()
     equal_steps: bool = True
     learned: tuple[str, ...] = ()
+    other_paths: tuple[OtherPath, ...] = ()
 
     @property
     def records(self) -> Path:
@@ -101,6 +124,7 @@ MNIST = Part(
     ),
     FIVE,
     learned=(LEARNED_PATH,),
+    other_paths=(OtherPath(NT, Nontrainable()), OtherPath(LEARNED_PATH, MARKOV)),
 )
 MNIST_T10 = Part(
     "mnist_t10",

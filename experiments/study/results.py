@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +33,12 @@ from diffenc.tools.sweep.results import (
     VariantResults,
     describe_evaluations,
     mean_and_standard_error,
+    read_record,
     read_results,
     require_comparable,
 )
 from diffenc.tools.sweep.sheets import Cell, Page, Sheet, to_markdown
+from diffenc.workdir.fitted_chains import MEASURED_PATH
 from experiments.study.parts import Part, Primary
 from experiments.study.records import code_history, training_hours
 
@@ -138,7 +141,8 @@ def part_page(part: Part) -> Page:
     if missing:
         facts.append(f"{len(missing)} of {len(part.arms) * len(part.seeds)} runs missing")
     sheets = [*([arms_sheet(recorded)] if recorded else []), *([pairs_sheet(pairs)] if pairs else [])]
-    return Page(part.title, tuple(facts), tuple(sheets))
+    paths = other_paths_sheet(part, results)
+    return Page(part.title, tuple(facts), (*sheets, *([paths] if paths.rows else [])))
 
 
 def recorded_pairs(part: Part, results: Results) -> list[tuple[VariantResults, VariantResults]]:
@@ -191,6 +195,35 @@ def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet
         f"none for fewer than {FEWEST} seeds."
     )
     return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note,))
+
+
+def other_paths_sheet(part: Part, results: Results) -> Sheet:
+    """Returns a row for each path on which an arm was measured besides its own: the bound on that path minus that on its own.
+
+    Raises:
+      UserError: a record is not of the same images and draws.
+    """
+    rows = []
+    for other in part.other_paths:
+        own = results[other.arm]
+        found = {seed: read_record(own.workdirs[seed], Path(other.file).stem) for seed in own.seeds}
+        there = VariantResults(
+            f"{other.arm} on {other.name}",
+            own.workdirs,
+            {seed: record for seed, record in found.items() if record is not None},
+        )
+        if there.seeds:
+            keys = [key for key in COMPARABLE_KEYS if key != MEASURED_PATH]
+            require_comparable([there, own], keys)
+            differences = there.values("total") - own.select(there.seeds).values("total")
+            interval = t_interval(differences, LEVEL)
+            ends = [MISSING] * 2 if interval is None else _format_ends(interval, differences)
+            rows.append(
+                (other.arm, other.name, mean_and_standard_error(differences), *ends, _list_seeds(there.seeds))
+            )
+    heads = ("arm", "measured on", "minus on its own path", *_interval_heads(LEVEL), "seeds")
+    note = "The same networks, images, times and noise, on another path."
+    return Sheet("paths", "The same networks on another path, bits/dim", heads, tuple(rows), (note,))
 
 
 def _interval_heads(level: float) -> tuple[str, str]:

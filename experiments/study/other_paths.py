@@ -1,0 +1,31 @@
+"""Trained networks measured on another path than that of their training: what a path does to the bound of the same network."""
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+from diffenc import evaluate
+from diffenc.files.record_checksum import write_record
+from diffenc.tools.sweep.runs import Run, is_trained
+from experiments.study.parts import OtherPath, Part
+
+NOT_NEEDED = shutil.ignore_patterns("evaluation*", "export", "events*", ".lock")
+
+
+def measure_other_paths(part: Part, runs: list[Run]) -> None:
+    """Measures those of a part's runs that were trained here on the other paths that it names, as far as they are missing."""
+    for other in part.other_paths:
+        for run in runs:
+            if run.variant.name == other.arm and not (run.workdir / other.file).exists() and is_trained(run):
+                _measure(run, other)
+
+
+def _measure(run: Run, other: OtherPath) -> None:
+    settings = dataclasses.replace(run.experiment.evaluate, stochasticity=other.path)
+    # In a copy, since the newest evaluation in a workdir is that which tables take.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "run")
+        shutil.copytree(run.workdir, copy, ignore=NOT_NEEDED)
+        record = evaluate(dataclasses.replace(run.experiment, evaluate=settings), copy)
+    write_record(run.workdir / other.file, record)
