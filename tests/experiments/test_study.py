@@ -25,6 +25,7 @@ from diffenc.tools.sweep.runs import Run, make_runs
 from diffenc.training import loop
 from diffenc.workdir.measurements import save_measurement
 from diffenc.workdir.writers import METRICS
+from diffenc_plugins.stochasticities import Nontrainable
 from diffenc_plugins.variances import Learned
 from experiments.learned import read_learned
 from experiments.study import __main__ as study
@@ -42,7 +43,7 @@ def recorded(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RECORDS", tmp_path / "records")
     part = Part("toy", "Toy", "toy.gin", tuple(MEANS), (("second", "first"), ("third", "first")), SEEDS)
 
-    def record(values, part=part, experiment=tiny(steps=3), by_pass=None):  # noqa: B008
+    def record(values, part=part, experiment=tiny(steps=3), by_pass=None, name="evaluation"):  # noqa: B008
         for (arm, seed), bits in values.items():
             diffusion = np.full((2, 3), bits * DIMS * math.log(2))
             diffusion += np.array([[0.01, -0.01, 0.0], [-0.01, 0.01, 0.0]])
@@ -54,7 +55,7 @@ def recorded(tiny, tmp_path, monkeypatch):
                 dataclasses.replace(experiment, seed=seed), terms, experiment.steps, 99, {}
             )
             workdir = part.records / arm / f"seed_{seed}"
-            save_measurement(workdir, "evaluation", figures, terms.arrays())
+            save_measurement(workdir, name, figures, terms.arrays())
             rows: list[dict[str, float]] = [
                 {"step": 100, "steps_per_second": 0.5, "bpd": 4.0 + seed},
                 {"step": 300, "steps_per_second": 2.0, "bpd": 2.0 + seed},
@@ -167,6 +168,25 @@ def test_arms_of_other_steps_are_compared_only_where_the_part_has_them(recorded,
     with pytest.raises(UserError, match="step"):
         results.tables((part,), ())
     assert "trained for 3 or 7 steps" in results.tables((part._replace(equal_steps=False),), ())
+
+
+def test_another_path_is_compared_with_the_arms_own_by_seed(recorded, tiny):
+    values = values_of()
+    part = recorded(values)._replace(other_paths=(parts.OtherPath("third", Nontrainable()),))
+    assert "on another path" not in results.tables((part,), ())
+    lower = {("third", seed): values["third", seed] - 0.01 - 0.001 * seed for seed in (0, 1, 2)}
+    recorded(lower, name="on_nontrainable")
+    difference = -0.01 - 0.001 * np.arange(3)
+    ends = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    text = results.tables((part,), ())
+    (row,) = [
+        line for line in text.splitlines() if line.startswith("| third | nontrainable | -0.01100 ± 0.00058 |")
+    ]
+    assert [float(cell) for cell in row.split("|")[4:6]] == pytest.approx(ends, abs=1e-5)
+    assert row.endswith("| 0–2 |")
+    recorded({("third", 0): 0.3}, name="on_nontrainable", experiment=tiny(steps=7))
+    with pytest.raises(UserError, match="step"):
+        results.tables((part,), ())
 
 
 def test_seeds_of_an_arm_have_the_same_steps(recorded, tiny):
@@ -497,7 +517,8 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
     )
     (tmp_path / "arms").mkdir()
     (tmp_path / "arms" / "vdm.gin").write_text("include 'gin/fragments/vdmv.gin'\n")
-    toy = Part("toy", "Toy", "base.gin", ("vdm",), (), (0,))
+    other = parts.OtherPath("vdm", Nontrainable())
+    toy = Part("toy", "Toy", "base.gin", ("vdm",), (), (0,), other_paths=(other,))
     for name, value in {"PARTS": (toy,), "PRIMARIES": (), "STAGES": (parts.Stage(toy, ("vdm",)),)}.items():
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "DIGITS_SIZE", toy)
@@ -508,14 +529,21 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
     assert (tmp_path / "records/toy/vdm/seed_0/evaluation.json").is_file()
     written = (tmp_path / "tables.md").read_text()
     assert "| vdm |" in written
+    own, there = (
+        json.loads((tmp_path / "records/toy/vdm/seed_0" / name).read_text())
+        for name in ("evaluation.json", other.file)
+    )
+    assert ("measured_path" in own, there["measured_path"]) == (False, "nontrainable")
+    assert own["bpd_reconstruction"] == there["bpd_reconstruction"]
+    assert own["bpd"] < there["bpd"]  # of VDM the Markov path is the best
     assert f"({tmp_path}" not in (tmp_path / "records/toy/vdm/seed_0/config.gin").read_text()
     model = tmp_path / "models/toy_vdm"
     assert load(model).step == 2
     card = (model / "README.md").read_text()
     assert "| bits/dim |" in card
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: diffenc\n")
-    held = [tmp_path / "records/toy/vdm/seed_0/evaluation.json", *model.iterdir()]
-    assert not any(str(tmp_path).encode() in file.read_bytes() for file in held[1:])
+    held = [*(tmp_path / "records/toy/vdm/seed_0").glob("*.json"), *model.iterdir()]
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in model.iterdir())
     before = [file.stat().st_mtime_ns for file in held]
     assert study.main([]) == 0
     assert (tmp_path / "tables.md").read_text() == written
