@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from diffenc import evaluate
 from diffenc.files.record_checksum import write_record
@@ -17,15 +18,15 @@ def measure_other_paths(part: Part, runs: list[Run]) -> None:
     """Measures those of a part's runs that were trained here on the other paths that it names, as far as they are missing."""
     for other in part.other_paths:
         for run in runs:
-            if run.variant.name == other.arm and not (run.workdir / other.file).exists() and is_trained(run):
-                _measure(run, other)
+            record = run.workdir / f"{other.record_name}.json"
+            if run.variant.name == other.arm and not record.exists() and is_trained(run):
+                write_record(record, _measure(run, other))
 
 
-def _measure(run: Run, other: OtherPath) -> None:
+def _measure(run: Run, other: OtherPath) -> dict[str, Any]:
     settings = dataclasses.replace(run.experiment.evaluate, stochasticity=other.path)
     # In a copy, since the newest evaluation in a workdir is that which tables take.
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "run")
         shutil.copytree(run.workdir, copy, ignore=NOT_NEEDED)
-        record = evaluate(dataclasses.replace(run.experiment, evaluate=settings), copy)
-    write_record(run.workdir / other.file, record)
+        return evaluate(dataclasses.replace(run.experiment, evaluate=settings), copy)

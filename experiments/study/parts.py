@@ -28,9 +28,9 @@ class OtherPath(NamedTuple):
         return stochasticities.spell(self.path)
 
     @property
-    def file(self) -> str:
-        """The record in the folder of a run."""
-        return f"on_{self.name}.json"
+    def record_name(self) -> str:
+        """The record in the folder of a run, without its ending."""
+        return f"on_{self.name}"
 
 
 class Part(NamedTuple):

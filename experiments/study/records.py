@@ -4,16 +4,19 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from diffenc.checkpoint import meta
+from diffenc.checkpoint.checkpoints import FOLDER
 from diffenc.config.serialize import config_hash
 from diffenc.errors import UserError
 from diffenc.evaluation.saved_records import parse_record, terms_by_pass
-from diffenc.files import atomic
+from diffenc.files import atomic, stores
 from diffenc.files.record_checksum import write_record
 from diffenc.tools.sweep.runs import Run, is_evaluated
 from diffenc.workdir.config_check import CONFIG
@@ -21,7 +24,6 @@ from diffenc.workdir.provenance import ENVIRONMENT, parse_starts
 from diffenc.workdir.writers import METRICS
 from experiments.learned import Learned, LearnedChain, read_learned
 
-CHECKPOINTS = "checkpoints"
 LEARNED = "learned.json"
 UNKNOWN = "not recorded"
 RESTORE = "restore it from the repository, or make the run again in an empty folder"
@@ -61,9 +63,8 @@ def complete_record(workdir: Path, has_learned: bool) -> None:
 
 
 def _checkpoints(workdir: Path) -> list[int]:
-    folder = workdir / CHECKPOINTS
-    names = (each.name for each in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    found = meta.list_checkpoints(stores.open_store(workdir / FOLDER))
+    return sorted(name.step for name, committed in found.items() if committed)
 
 
 def omit_folders(config: Path) -> None:
@@ -140,7 +141,7 @@ def code_history(workdir: Path) -> str:
     starts = parse_starts(parse_record(file.read_bytes(), file, RESTORE)) if file.is_file() else []
     commits = [(_shorten(start.get("commit")), start["step"]) for start in starts]
     # A run that goes on has a new entry for other packages too.
-    changes = [each for place, each in enumerate(commits) if place == 0 or each[0] != commits[place - 1][0]]
+    changes = [next(same) for _, same in groupby(commits, itemgetter(0))]
     ends = (f" to step {step:,}" for _, step in changes[1:])
     return (
         ", then ".join(commit + end for (commit, _), end in zip_longest(changes, ends, fillvalue=""))

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +32,6 @@ from diffenc.tools.sweep.results import (
     VariantResults,
     describe_evaluations,
     mean_and_standard_error,
-    read_record,
     read_results,
     require_comparable,
 )
@@ -160,7 +158,7 @@ def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
         rows.append(
             (
                 result.name,
-                *map(_mean, [result] * len(COMPONENTS), COMPONENTS),
+                *(_mean(result, component) for component in COMPONENTS),
                 _list_seeds(result.seeds),
                 steps,
                 params,
@@ -187,8 +185,7 @@ def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet
     rows = []
     for a, b in pairs:
         differences = a.values("total") - b.values("total")
-        interval = t_interval(differences, LEVEL)
-        ends = [MISSING] * 2 if interval is None else _format_ends(interval, differences)
+        ends = _interval_cells(differences, LEVEL)
         rows.append((f"{a.name} − {b.name}", *component_differences(a, b), *ends, _list_seeds(a.seeds)))
     note = (
         "Lower is better: a negative difference is in favour of A. Intervals are about the total with other seeds; "
@@ -206,18 +203,11 @@ def other_paths_sheet(part: Part, results: Results) -> Sheet:
     rows = []
     for other in part.other_paths:
         own = results[other.arm]
-        found = {seed: read_record(own.workdirs[seed], Path(other.file).stem) for seed in own.seeds}
-        there = VariantResults(
-            f"{other.arm} on {other.name}",
-            own.workdirs,
-            {seed: record for seed, record in found.items() if record is not None},
-        )
+        there = read_results(other.arm, own.workdirs, other.record_name)
         if there.seeds:
-            keys = [key for key in COMPARABLE_KEYS if key != MEASURED_PATH]
-            require_comparable([there, own], keys)
+            require_comparable([there, own], [key for key in COMPARABLE_KEYS if key != MEASURED_PATH])
             differences = there.values("total") - own.select(there.seeds).values("total")
-            interval = t_interval(differences, LEVEL)
-            ends = [MISSING] * 2 if interval is None else _format_ends(interval, differences)
+            ends = _interval_cells(differences, LEVEL)
             rows.append(
                 (other.arm, other.name, mean_and_standard_error(differences), *ends, _list_seeds(there.seeds))
             )
@@ -230,7 +220,10 @@ def _interval_heads(level: float) -> tuple[str, str]:
     return f"{100 * level:.4g} % from", f"{100 * level:.4g} % to"
 
 
-def _format_ends(interval: tuple[float, float], differences: BySeed) -> list[str]:
+def _interval_cells(differences: BySeed, level: float) -> list[str]:
+    interval = t_interval(differences, level)
+    if interval is None:
+        return [MISSING] * 2
     return [format_digits(end, float(stats.sem(differences))) for end in interval]
 
 
@@ -293,10 +286,9 @@ def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:
         "Of several rivals the first is the one with the lowest mean. A verdict is final when no runs are missing.",
     ]
     for outcome in outcomes:
-        notes += [f"{_label(outcome)}, missing: {', '.join(outcome.missing)}."] * bool(outcome.missing)
-        notes += [f"{_label(outcome)}, not finite: {', '.join(outcome.not_finite)}."] * bool(
-            outcome.not_finite
-        )
+        for what, runs in (("missing", outcome.missing), ("not finite", outcome.not_finite)):
+            if runs:
+                notes.append(f"{_label(outcome)}, {what}: {', '.join(runs)}.")
     rows = (row for outcome in outcomes for row in _primary_rows(outcome, level))
     return Sheet("primary", "Primary comparisons", heads, tuple(rows), tuple(notes))
 
@@ -310,8 +302,7 @@ def _primary_rows(outcome: Outcome, level: float) -> Iterator[tuple[Cell, ...]]:
     if not outcome.contrasts:
         yield (_label(outcome), title, *[MISSING] * 5, outcome.verdict)
     for place, contrast in enumerate(outcome.contrasts):
-        test, interval = contrast.test, t_interval(contrast.differences, level)
-        ends = [MISSING] * 2 if interval is None else _format_ends(interval, contrast.differences)
+        test, ends = contrast.test, _interval_cells(contrast.differences, level)
         of_all = (format_p(outcome.p_holm), outcome.verdict) if place == 0 else (MISSING, MISSING)
         difference = round_to_error(test.difference, test.error)
         label = f"{outcome.primary.a} − {contrast.b}"
@@ -355,7 +346,7 @@ def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
         f"{outcome.primary.a} − {contrast.b}",
         outcome.primary.part.title,
         *(format_digits(value, contrast.by_pass.mc_se) for value in values),
-        *([MISSING] * 2 if test.interval is None else _format_ends(test.interval, values)),
+        *_interval_cells(values, LEVEL),
         format_p(contrast.welch.two_sided),
         mean_and_standard_error(values[1:]),
         *map(Digits, errors),
@@ -372,14 +363,11 @@ def code_sheet(parts: Sequence[Part]) -> Sheet | None:
                 if seed in results[arm].seeds:
                     arms[code_history(part.workdir(arm, seed))].append(arm)
             rows += [(part.name, str(seed), ", ".join(names), history) for history, names in arms.items()]
+    if not rows:
+        return None
+    heads = ("part", "seed", "arms", "commit")
     note = "A + after a commit: with changes that were not committed."
-    return (
-        Sheet(
-            "code", "Commits that trained the runs", ("part", "seed", "arms", "commit"), tuple(rows), (note,)
-        )
-        if rows
-        else None
-    )
+    return Sheet("code", "Commits that trained the runs", heads, tuple(rows), (note,))
 
 
 def tables(parts: Sequence[Part], primaries: Sequence[Primary]) -> str:

@@ -531,7 +531,7 @@ def test_a_stage_runs_what_is_missing_and_writes_the_tables(tmp_path, monkeypatc
     assert "| vdm |" in written
     own, there = (
         json.loads((tmp_path / "records/toy/vdm/seed_0" / name).read_text())
-        for name in ("evaluation.json", other.file)
+        for name in ("evaluation.json", f"{other.record_name}.json")
     )
     assert ("measured_path" in own, there["measured_path"]) == (False, "nontrainable")
     assert own["bpd_reconstruction"] == there["bpd_reconstruction"]

@@ -96,10 +96,14 @@ def encode_png(pixels: UInt8[np.ndarray, "h w c"], alt: str) -> Picture:
     return Picture(source, pixels.shape[1], pixels.shape[0], alt)
 
 
+def _format_step(figure: FigureData) -> str:
+    return format_count(figure.record["of"].get("step"))
+
+
 def _draw_samples(figure: FigureData) -> tuple[Picture, str] | None:
     """Draws a grid and its caption from the levels that --mode=figures writes."""
     levels, num_levels = figure.arrays.get("levels"), finite_number(figure.record.get("num_levels"))
-    step = format_count(figure.record["of"].get("step"))
+    step = _format_step(figure)
     # The array comes from an untrusted file: its size bounds the work.
     if levels is None or num_levels is None or levels.size > MAX_BYTES:
         return None
@@ -127,7 +131,7 @@ def make_frames(index: int, run: RunData) -> tuple[tuple[float, ...], Frames] | 
     except (KeyError, TypeError, ValueError):
         return "figures/heat_maps.npz does not contain valid heat maps."
     if not change.any():
-        return f"This encoder does not depend on t (step {format_count(figure.record['of'].get('step'))})."
+        return f"This encoder does not depend on t (step {_format_step(figure)})."
     frames = _draw_frames(index, run, figure, times, x, change)
     if frames.size > MAX_BYTES and len(x) > 1:
         # Proportional: images compress about alike.
@@ -150,7 +154,7 @@ def _draw_frames(
         parts.append(
             (encode_png(tile_images(colours[:, index_of_t]), f"{alt}. {which}"), _format_limit(float(limit)))
         )
-    note = f"Step {format_count(figure.record['of'].get('step'))}, {which}. Change from t − {gap:g} to t."
+    note = f"Step {_format_step(figure)}, {which}. Change from t − {gap:g} to t."
     images = encode_png(tile_images(plots.to_rgb(x)), f"The original images: {which}")
     return Frames(index, run.label, note, images, tuple(parts), _draw_encoded(run, figure, times, x))
 

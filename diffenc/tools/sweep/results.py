@@ -80,12 +80,12 @@ class VariantResults:
         return VariantResults(self.name, workdirs, {seed: self.records[seed] for seed in seeds})
 
 
-def read_results(name: str, workdirs: Mapping[int, Path]) -> VariantResults:
-    """Reads the evaluations in `workdirs`, given by seed; workdirs without an evaluation are left out."""
+def read_results(name: str, workdirs: Mapping[int, Path], record_name: str = "evaluation") -> VariantResults:
+    """Reads the evaluations WORKDIR/RECORD_NAME.json of `workdirs`, given by seed; workdirs without one are left out."""
     records = {
         seed: record
         for seed in sorted(workdirs)
-        if (record := read_record(workdirs[seed], needed=NEEDED_FOR_ROW)) is not None
+        if (record := read_record(workdirs[seed], record_name, NEEDED_FOR_ROW)) is not None
     }
     return VariantResults(name, {seed: workdirs[seed] for seed in records}, records)
 
