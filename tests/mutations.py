@@ -38,6 +38,7 @@ GRADIENT_CURVE = "tests/diffenc/training/test_gradient_curve.py"
 LOSS_CURVE = "tests/diffenc/training/test_loss_curve.py"
 FIT_VARIANCE = "tests/diffenc/evaluation/test_fit_variance.py"
 CLASSES = "tests/diffenc/test_class_conditioning.py"
+STUDY = "tests/experiments/test_study.py"
 ENCODERS = "tests/plugins/encoders"
 MEANS = "tests/plugins/generative_means"
 PARAMETERIZATIONS = "tests/plugins/parameterizations"
@@ -768,6 +769,77 @@ FAULTS = (
         "return np.unique(np.concatenate([np.arange(batch_size)[span] for span in spans]))",
         "return np.arange(sum(len(np.arange(batch_size)[span]) for span in spans))",
         ("tests/cli/test_processes.py",),
+    ),
+    Fault(
+        "a win over one rival is enough",
+        "experiments/study/verdicts.py",
+        "return max((1.0 if p is None else p for p in found), default=None)",
+        "return min((1.0 if p is None else p for p in found), default=None)",
+        (STUDY,),
+    ),
+    Fault(
+        "verdicts without Holm's correction",
+        "experiments/study/verdicts.py",
+        "p_holm=None if p is None else holm)",
+        "p_holm=None if p is None else p)",
+        (STUDY,),
+    ),
+    Fault(
+        "comparisons without p are left out of the correction",
+        "experiments/study/verdicts.py",
+        "corrected = holm_correction([1.0 if p is None else p for p in found])",
+        "tested = iter(holm_correction([p for p in found if p is not None]))\n"
+        "    corrected = [1.0 if p is None else next(tested) for p in found]",
+        (STUDY,),
+    ),
+    Fault(
+        "compared with the worst rival",
+        "experiments/study/verdicts.py",
+        'key=lambda arm: results[arm].values("total").mean())',
+        'key=lambda arm: -results[arm].values("total").mean())',
+        (STUDY,),
+    ),
+    Fault(
+        "a shared Monte-Carlo error is no obstacle to a verdict",
+        "experiments/study/verdicts.py",
+        "is_small = first.by_pass.mc_se <= stats.sem(first.differences) / 2",
+        "is_small = True",
+        (STUDY,),
+    ),
+    Fault(
+        "intervals of one comparison called those of all",
+        "experiments/study/verdicts.py",
+        "level = 1 - ALPHA / max(num_rows, 1)",
+        "level = LEVEL",
+        (STUDY,),
+    ),
+    Fault(
+        "an interval of the normal distribution for five seeds",
+        "experiments/study/results.py",
+        "stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))",
+        "stats.norm.interval(level, values.mean(), stats.sem(values))",
+        (STUDY,),
+    ),
+    Fault(
+        "another path's bound with the sign of the arm's own minus it",
+        "experiments/study/results.py",
+        'there.values("total") - own.select(there.seeds).values("total")',
+        'own.select(there.seeds).values("total") - there.values("total")',
+        (STUDY,),
+    ),
+    Fault(
+        "the learned chain of the first checkpoint drawn",
+        "experiments/study/figures.py",
+        "by_step[max(by_step)]",
+        "by_step[min(by_step)]",
+        (STUDY,),
+    ),
+    Fault(
+        "hours of training counted from every row's whole step",
+        "experiments/study/records.py",
+        'steps = np.diff([0, *(row["step"] for row in rows)])',
+        'steps = np.array([row["step"] for row in rows])',
+        (STUDY,),
     ),
 )
 

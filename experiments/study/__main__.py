@@ -90,7 +90,7 @@ def write_results() -> None:
     """Writes the tables and, of the parts that have records, the figures; makes the records fit to be kept."""
     # They take seconds to import.
     from diffenc.evaluation.plots import render_files
-    from experiments.study import figures, records, results
+    from experiments.study import figures, records, tables
 
     for part in PARTS:
         for run in make_runs(part.records, part.variants(part.arms), part.seeds):
@@ -103,7 +103,7 @@ def write_results() -> None:
         "training": figures.plot_training(MNIST),
         **{f"learned_{part.name}": figures.plot_kept_learned(part) for part in PARTS if part.learned},
     }
-    atomic.write_text(TABLES, results.tables(PARTS, PRIMARIES))
+    atomic.write_text(TABLES, tables.tables(PARTS, PRIMARIES))
     for name, figure in drawn.items():
         if figure is not None:
             FIGURES.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ from diffenc_plugins.stochasticities import Nontrainable
 from diffenc_plugins.variances import Learned
 from experiments.learned import read_learned
 from experiments.study import __main__ as study
-from experiments.study import figures, parts, records, results
+from experiments.study import figures, parts, records, tables, verdicts
 from experiments.study.parts import PARTS, PRIMARIES, STAGES, Part, Primary
 
 DIMS = 4
@@ -85,7 +85,7 @@ def test_a_primary_comparison_is_a_paired_t_test_with_the_better_rival(recorded)
     values = values_of()
     part = recorded(values)
     primaries = (Primary(part, "third", ("first", "second")), Primary(part, "second", ("first",)))
-    found = results.judge(primaries)
+    found = verdicts.judge(primaries)
     assert [[contrast.b for contrast in outcome.contrasts] for outcome in found] == [
         ["second", "first"],
         ["first"],
@@ -107,21 +107,21 @@ def test_a_primary_comparison_is_a_paired_t_test_with_the_better_rival(recorded)
 def test_an_incomplete_comparison_has_no_p_and_counts_in_the_correction(recorded):
     values = {key: value for key, value in values_of().items() if key != ("third", 4)}
     part = recorded(values)
-    complete, lacking = results.judge(
+    complete, lacking = verdicts.judge(
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
     assert lacking.missing == ("third/seed_4",)
     assert (lacking.contrasts, lacking.p_holm, lacking.verdict) == ((), None, "runs missing")
     expected = stats.ttest_rel(column(values, "second"), column(values, "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
-    text = results.tables((part,), (complete.primary, lacking.primary))
+    text = tables.tables((part,), (complete.primary, lacking.primary))
     assert "third − first, missing: third/seed_4." in text
     assert "1 of 15 runs missing" in text
 
 
 def test_a_run_that_diverged_leaves_its_comparison_without_p(recorded):
     part = recorded(values_of() | {("third", 2): math.nan})
-    complete, lacking = results.judge(
+    complete, lacking = verdicts.judge(
         (Primary(part, "second", ("first",)), Primary(part, "third", ("first",)))
     )
     assert (lacking.not_finite, lacking.p_holm, lacking.verdict) == (("third/seed_2",), None, "not finite")
@@ -133,18 +133,18 @@ def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
     """Images of A differ as those of B do, so that the mean is left, and what its passes are apart from B's."""
     values = values_of()
     part = recorded(values, by_pass={"third": 0.003, "first": 0.001})
-    (found,) = results.judge((Primary(part, "third", ("first",)),))
+    (found,) = verdicts.judge((Primary(part, "third", ("first",)),))
     difference = column(values, "third") - column(values, "first")
     passes = difference.mean() + np.array([[0.002], [-0.002]])
     by_pass = found.contrasts[0].by_pass
     assert by_pass.values == pytest.approx(np.broadcast_to(passes, (2, 3)), abs=1e-9)
     assert by_pass.mc_se == pytest.approx(0.002)
     detail = next(
-        line for line in results.tables((part,), (found.primary,)).splitlines() if "± Monte Carlo" in line
+        line for line in tables.tables((part,), (found.primary,)).splitlines() if "± Monte Carlo" in line
     )
     (row,) = [
         line
-        for line in results.tables((part,), (found.primary,)).splitlines()
+        for line in tables.tables((part,), (found.primary,)).splitlines()
         if line.startswith("| third − first | Toy |") and line.count("|") == detail.count("|")
     ]
     cells = dict(zip(detail.split(" | "), row.split(" | "), strict=True))
@@ -156,29 +156,29 @@ def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
 
 def test_hours_of_training_are_the_sum_over_a_parts_own_runs(recorded):
     part = recorded(values_of())
-    text = results.tables((part,), ())
+    text = tables.tables((part,), ())
     assert f"training took {15 * (100 / 0.5 + 200 / 2.0) / 3600:.1f} h, the sum over 15 runs" in text
     borrowing = part._replace(arms=("second",), pairs=(), borrowed=((part, "first"),))
-    assert "training took 0.4 h, the sum over 5 runs" in results.tables((borrowing,), ())
+    assert "training took 0.4 h, the sum over 5 runs" in tables.tables((borrowing,), ())
 
 
 def test_arms_of_other_steps_are_compared_only_where_the_part_has_them(recorded, tiny):
     part = recorded(values_of())
     recorded({("third", seed): 0.25 for seed in SEEDS}, experiment=tiny(steps=7))
     with pytest.raises(UserError, match="step"):
-        results.tables((part,), ())
-    assert "trained for 3 or 7 steps" in results.tables((part._replace(equal_steps=False),), ())
+        tables.tables((part,), ())
+    assert "trained for 3 or 7 steps" in tables.tables((part._replace(equal_steps=False),), ())
 
 
 def test_another_path_is_compared_with_the_arms_own_by_seed(recorded, tiny):
     values = values_of()
     part = recorded(values)._replace(other_paths=(parts.OtherPath("third", Nontrainable()),))
-    assert "on another path" not in results.tables((part,), ())
+    assert "on another path" not in tables.tables((part,), ())
     lower = {("third", seed): values["third", seed] - 0.01 - 0.001 * seed for seed in (0, 1, 2)}
     recorded(lower, name="on_nontrainable")
     difference = -0.01 - 0.001 * np.arange(3)
     ends = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
-    text = results.tables((part,), ())
+    text = tables.tables((part,), ())
     (row,) = [
         line for line in text.splitlines() if line.startswith("| third | nontrainable | -0.01100 ± 0.00058 |")
     ]
@@ -186,14 +186,14 @@ def test_another_path_is_compared_with_the_arms_own_by_seed(recorded, tiny):
     assert row.endswith("| 0–2 |")
     recorded({("third", 0): 0.3}, name="on_nontrainable", experiment=tiny(steps=7))
     with pytest.raises(UserError, match="step"):
-        results.tables((part,), ())
+        tables.tables((part,), ())
 
 
 def test_seeds_of_an_arm_have_the_same_steps(recorded, tiny):
     part = recorded(values_of())
     recorded({("third", 1): 0.25}, experiment=tiny(steps=7))
     with pytest.raises(UserError, match="step"):
-        results.tables((part._replace(equal_steps=False),), ())
+        tables.tables((part._replace(equal_steps=False),), ())
 
 
 def test_differences_may_be_to_an_arm_of_another_part(recorded):
@@ -206,17 +206,17 @@ def test_differences_may_be_to_an_arm_of_another_part(recorded):
     ((label, found),) = figures.differences(shorter)
     assert label == "fourth − first"
     assert found == pytest.approx(0.5 - column(values, "first"), abs=1e-9)
-    assert "| fourth − first |" in results.tables((shorter,), ())
+    assert "| fourth − first |" in tables.tables((shorter,), ())
 
 
 def outcome(differences, others=(), holm: float | None = 0.01, monte_carlo=0.0):
     """Of one or more contrasts with these differences by seed; passes differ so that they have this Monte-Carlo error."""
     values = np.zeros((2, 3)) + monte_carlo * np.array([[1.0], [-1.0]]) * math.sqrt(3)
     contrasts = [
-        results.Contrast("b", row, paired_test(row, 0 * row), paired_test(row, 0 * row), PassValues(values))
+        verdicts.Contrast("b", row, paired_test(row, 0 * row), paired_test(row, 0 * row), PassValues(values))
         for row in map(np.array, (differences, *others))
     ]
-    return results.Outcome(PRIMARIES[0], contrasts=tuple(contrasts), p_holm=holm)
+    return verdicts.Outcome(PRIMARIES[0], contrasts=tuple(contrasts), p_holm=holm)
 
 
 LOWER = (-0.9, -1.0, -1.1, -1.0, -1.0)  # mean -1, standard error 0.032
@@ -234,8 +234,8 @@ HIGHER = tuple(-value for value in LOWER)
         (outcome(LOWER, others=(LOWER,)), "A ahead"),
         (outcome(LOWER, others=(HIGHER,)), "cannot be told"),
         (outcome(LOWER, holm=None), "cannot be told"),
-        (results.Outcome(PRIMARIES[0], missing=("vdm/seed_3",)), "runs missing"),
-        (results.Outcome(PRIMARIES[0], not_finite=("vdm/seed_3",)), "not finite"),
+        (verdicts.Outcome(PRIMARIES[0], missing=("vdm/seed_3",)), "runs missing"),
+        (verdicts.Outcome(PRIMARIES[0], not_finite=("vdm/seed_3",)), "not finite"),
     ],
 )
 def test_a_verdict_needs_every_rival_and_a_small_monte_carlo_error(found, expected):
@@ -245,7 +245,7 @@ def test_a_verdict_needs_every_rival_and_a_small_monte_carlo_error(found, expect
 def test_every_rival_is_shown_with_an_interval_for_all_comparisons_together(recorded):
     values = values_of()
     part = recorded(values)
-    text = results.tables(
+    text = tables.tables(
         (part,), (Primary(part, "third", ("first", "second")), Primary(part, "second", ("first",)))
     )
     for b in ("first", "second"):
@@ -265,7 +265,7 @@ def test_every_rival_is_shown_with_an_interval_for_all_comparisons_together(reco
 
 def test_a_mean_of_one_seed_has_no_error_and_says_so(recorded):
     part = recorded({("first", 0): 0.3, ("second", 1): 0.25, ("second", 2): 0.25})
-    rows = [line.split(" | ") for line in results.tables((part,), ()).splitlines()]
+    rows = [line.split(" | ") for line in tables.tables((part,), ()).splitlines()]
     (first,) = [row for row in rows if row[0] == "| first"]
     assert "±" not in first[1]
     assert first[5] == "0"
@@ -289,7 +289,7 @@ def test_runs_of_a_seed_are_listed_by_their_commits(recorded):
     for arm, letter in (("first", "a"), ("third", "a")):
         record = {"starts": [{"step": 0, "commit": letter * 40}]}
         write_record(part.workdir(arm, 0) / "environment.json", record)
-    text = results.tables((part,), ())
+    text = tables.tables((part,), ())
     assert "| toy | 0 | first, third | aaaaaaaaa |\n| toy | 0 | second | not recorded |" in text
 
 
@@ -315,7 +315,7 @@ def test_metrics_that_are_none_are_named(recorded, text, message):
     file = part.workdir("first", 0) / METRICS
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(UserError, match=rf"first/seed_0/metrics\.jsonl: .*{message}.*restore it"):
-        results.tables((part,), ())
+        tables.tables((part,), ())
 
 
 def test_a_record_of_another_run_is_refused(tmp_path, monkeypatch):
