@@ -1,12 +1,14 @@
-"""What mkdocs.yml has done to the pages: equations, lists of plugins, and the pages that lie in experiments/."""
+"""What mkdocs.yml has done to the pages: equations, lists of plugins, and pages of notebooks and of experiments/."""
 
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 from diffenc import registry
 from diffenc.cli import run
@@ -18,12 +20,15 @@ CLOSING = r"&#x0(?:0029|005D|007D|007C|2016|2225|27E9|230B|2309);|[)\]}|‖∥�
 NORM = re.compile(r"<mo>(&#x0(?:2016|007C|2225);)</mo>")  # latex2mathml leaves those of \lVert to stretch
 SCRIPTED_FENCE = re.compile(rf"<(msup|msub|msubsup)><(m[oi])([^>]*)>({CLOSING})</\2>")
 NO_PAGES = {"records", "models"}  # folders of experiments/: files of runs, and models with their cards
+NOTEBOOK = "first_hour"
 DEEPER = "\n    options: {heading_level: 4, members: []}"
 CLASSES = "<!-- classes of plugins -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of experiments/, and the pictures they show, where links in the checkout lead to them."""
+    """Adds a page of the notebook, and the pages of experiments/ and their pictures where links in the checkout lead to them."""
+    for file in notebook_files(config):
+        files.append(file)
     for path in sorted((ROOT / "experiments").rglob("*")):
         if path.suffix in (".md", ".png") and NO_PAGES.isdisjoint(path.parts):
             name = path.relative_to(ROOT).as_posix()
@@ -31,12 +36,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def notebook_files(config: MkDocsConfig) -> Iterator[File]:
+    """The executed notebook as a page, with the pictures of its outputs."""
+    notebook = ROOT / "docs" / f"{NOTEBOOK}.ipynb"
+    folder = {"output_files_dir": f"{NOTEBOOK}_files"}
+    text, found = MarkdownExporter().from_filename(str(notebook), resources=folder)
+    yield File.generated(config, f"{NOTEBOOK}.md", content=text.replace("![png]", "![what the cell draws]"))
+    for name, picture in found["outputs"].items():
+        yield File.generated(config, name, content=picture)
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Lists plugins where a comment asks for them; links between docs/ and experiments/ hold in the site too."""
+    """Lists plugins where a comment asks for them; links that hold in the checkout hold in the site too."""
     registry.discover()
     listed = PLUGINS.sub(lambda match: table(match[1]), markdown)
     listed = listed.replace(CLASSES, classes())
-    return listed.replace("](../experiments/", "](experiments/").replace("](../docs/", "](../")
+    for there, here in (
+        ("../experiments/", "experiments/"),
+        ("../docs/", "../"),
+        (f"{NOTEBOOK}.ipynb", f"{NOTEBOOK}.md"),
+    ):
+        listed = listed.replace(f"]({there}", f"]({here}")
+    return listed
 
 
 def table(kind: str) -> str:

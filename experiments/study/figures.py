@@ -33,7 +33,7 @@ def plot_differences(parts: Sequence[Part]) -> plots.Figure | None:
     figure = plots.Figure((7.2, 0.34 * sum(heights) + 0.5 * len(shown)), layout="constrained")
     every_axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (part, found) in zip(every_axes, shown, strict=True):
-        axes.set_title(part.title, fontsize="medium", loc="left")
+        axes.set_title(part.title, fontsize="medium", loc="right")  # long ones have the labels' room too
         axes.axvline(0, color="0.4", linewidth=0.8)
         for place, (_, values) in enumerate(found):
             axes.plot(values, np.full(len(values), place), "o", color="C0", markersize=3.5, alpha=0.5)
@@ -49,8 +49,8 @@ def plot_differences(parts: Sequence[Part]) -> plots.Figure | None:
         axes.set_yticks(range(len(found)), [label for label, _ in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
-    every_axes[-1].set_xlabel(
-        f"A − B, bits/dim, with the {LEVEL:.0%} interval over seeds; left of 0: A is lower"
+    figure.supxlabel(
+        f"A − B, bits/dim, with the {LEVEL:.0%} interval over seeds; left of 0: A is lower", fontsize="medium"
     )
     return figure
 

@@ -2,6 +2,7 @@
 
 import ast
 import html
+import json
 import os
 import re
 import runpy
@@ -53,6 +54,21 @@ def test_no_page_asks_another_host_for_anything(site):
         assert [url for url in loaded.found if re.match(r"(https?:)?//", url)] == []
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", sheet.read_text())
+
+
+def test_the_notebook_is_a_page_with_its_pictures(site):
+    """Links to the notebook lead there; as many pictures as the notebook's outputs hold are shown, and exist."""
+    notebook = json.loads((ROOT / "docs" / "first_hour.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+    folder = site / "first_hour"
+    page = (folder / "index.html").read_text()
+    shown = re.findall(r'src="(\.\./first_hour_files/[^"]+)"', page)
+    assert len(shown) == drawn > 0
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+    assert 'id="write-an-encoder"' in page
+    assert 'href="first_hour/"' in (site / "index.html").read_text()
+    assert "first_hour.ipynb" not in (site / "index.html").read_text()
 
 
 def test_equations_are_mathml(site):
