@@ -489,6 +489,19 @@ def test_sizes_are_those_of_the_run_files():
             assert encoder.network.blocks == blocks
 
 
+def test_the_tables_that_are_kept_are_those_of_the_records():
+    assert study.TABLES.read_text() == tables.tables(PARTS, PRIMARIES)
+
+
+def test_the_page_has_the_primary_comparisons_as_the_tables_have_them():
+    page = (parts.FOLDER.parent / "study.md").read_text().splitlines()
+    (heads,) = [place for place, line in enumerate(page) if line.startswith("| A − B | part |")]
+    kept = study.TABLES.read_text().splitlines()
+    first = kept.index(page[heads])
+    rows = sum(len(primary.rivals) for primary in PRIMARIES)
+    assert page[heads : heads + rows + 3] == kept[first : first + rows + 3]
+
+
 @pytest.mark.parametrize("folder", ["/data/checkout", "~/diffenc"])
 def test_a_config_names_no_folder_of_this_machine(tmp_path, folder):
     config = tmp_path / "config.gin"
