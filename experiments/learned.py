@@ -79,20 +79,28 @@ def read_learned(workdir: Path, step: int | None = None, points: int = POINTS) -
     return Learned(grid, eta_squared(trained.model, trained.params, grid), chain)
 
 
-def plot_learned(runs: Sequence[tuple[str, Learned]]) -> plots.Figure:
-    """Plots eta^2 of every model and, if any was trained at T steps, lambda at its stops and w of its steps.
+def plot_learned(
+    runs: Sequence[tuple[str, Learned]], start: Float[np.ndarray, " stops"] | None = None
+) -> plots.Figure:
+    """Plots eta^2 of every model and, if any was trained at T steps, lambda of its times and w of its steps.
 
     Args:
       runs: with labels; those with the same label, as of several seeds, look alike.
+      start: lambda of the times that all began with; shown is then how far each is from it.
     """
     chains = [(label, run.chain) for label, run in runs if run.chain is not None]
     titles = [("$\\lambda$ = log SNR", "$\\eta^2$ = dh/d$\\lambda$")]
     if chains:
+        of_times = "$\\lambda$ of the time" + ("" if start is None else ", minus where it started")
         titles += [
-            ("stop (0 = data)", "$\\lambda$ at the stop"),
+            ("time (0 = data)", of_times),
             ("step (1 = least noise)", "w = $\\sigma_Q^2 / \\sigma_P^2$"),
         ]
-    figure, (path, *others) = plots.make_axes_row("Path, times and variances after training", *titles)
+        if start is not None:
+            chains = [(label, chain._replace(log_snr=chain.log_snr - start)) for label, chain in chains]
+    figure, (path, *others) = plots.make_axes_row(
+        "Path, times and variances after training" if chains else "Path after training", *titles
+    )
     labels = list(dict.fromkeys(label for label, _ in runs))
     # Models often coincide: the first has the widest line, so that it shows beside the later ones.
     styles = {

@@ -98,9 +98,9 @@ def write_results() -> None:
                 records.check_record(run)
                 records.complete_record(run.workdir, run.variant.name in part.learned)
     drawn = {
-        "differences": figures.plot_differences(PARTS),
+        "differences": figures.plot_differences(PARTS, PRIMARIES),
         "sizes": figures.plot_sizes(DIGITS_SIZE, SIZES, VDM),
-        "training": figures.plot_training(MNIST),
+        "training": figures.plot_training(MNIST, VDM),
         **{f"learned_{part.name}": figures.plot_kept_learned(part) for part in PARTS if part.learned},
     }
     atomic.write_text(TABLES, tables.tables(PARTS, PRIMARIES))

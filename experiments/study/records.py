@@ -1,6 +1,7 @@
 """What is kept of a run of the study, and what the tables read from it besides its evaluation."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ UNKNOWN = "not recorded"
 RESTORE = "restore it from the repository, or make the run again in an empty folder"
 ROW = ("step", "bpd", "steps_per_second")
 POINTS = 41  # log-SNRs at which the path's noise is kept
+WINDOW = 1_000  # steps, over which the slope of the training loss is fitted
 PLACES = 6  # decimal places of what is kept
 
 
@@ -122,6 +124,18 @@ def training_rows(workdir: Path) -> list[dict[str, float]]:
             f"{file}: steps do not rise, or {ROW[1]} or {ROW[2]} is not that of a training; {RESTORE}"
         )
     return rows
+
+
+def training_slope(workdir: Path) -> float:
+    """Returns by how many bits/dim the loss of training batches rises in 100 steps: least squares over the last WINDOW steps.
+
+    NaN of a run with a single row there.
+    """
+    steps, losses = np.array([(row["step"], row["bpd"]) for row in training_rows(workdir)]).T
+    last = steps >= steps[-1] - WINDOW
+    if last.sum() < 2:
+        return math.nan
+    return float(100 * np.polyfit(steps[last], losses[last], 1)[0])
 
 
 def training_hours(workdir: Path) -> float:

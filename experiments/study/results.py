@@ -6,14 +6,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.saved_records import COMPARABLE_KEYS
-from diffenc.evaluation.significance import (
-    LEVEL,
-)
-from diffenc.evaluation.uncertainty_format import (
-    MISSING,
-    format_digits,
-)
+from diffenc.evaluation.significance import LEVEL, average_seeds
+from diffenc.evaluation.uncertainty_format import MISSING, Digits, format_digits, format_estimate
 from diffenc.tools.sweep.comparison import common_seeds, component_differences
 from diffenc.tools.sweep.results import (
     COMPONENTS,
@@ -26,15 +22,22 @@ from diffenc.tools.sweep.results import (
 from diffenc.tools.sweep.sheets import Cell, Page, Sheet
 from diffenc.workdir.fitted_chains import MEASURED_PATH
 from experiments.study.parts import Part
-from experiments.study.records import training_hours
+from experiments.study.records import WINDOW, training_hours, training_slope
 
 Results = dict[str, VariantResults]  # by arm
 BySeed = Float[np.ndarray, " seeds"]
 FEWEST = 3  # seeds of an interval
+ERROR_HEADS = ("± over images", "± Monte Carlo")
+ERROR_NOTE = (
+    "± over images: by the choice of the test images; after <= an upper bound, where it is not resolved. The seeds share it, and "
+    "the Monte-Carlo error."
+)
 ARM_NOTES = (
     "Means over different seeds are not comparable: see the differences, which are paired.",
     "± 0: the same for every seed, as of a term without trained parameters. Without ±: one seed, to the digits of its "
     "Monte-Carlo error.",
+    "Loss in 100 steps: by how much the loss of training batches changes (with dropout, and the parameters themselves in place "
+    f"of their averages), least squares over the last {WINDOW:,} steps.",
 )
 
 
@@ -82,8 +85,8 @@ def recorded_pairs(part: Part, results: Results) -> list[tuple[VariantResults, V
 
 
 def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
-    """Returns a row for each arm: mean ± standard error over its seeds of every term, its steps and its parameters."""
-    heads = ("arm", *COMPONENTS, "seeds", "steps", "parameters")
+    """Returns a row for each arm: mean ± standard error over its seeds of every term, its training and its parameters."""
+    heads = ("arm", *COMPONENTS, "seeds", "steps", "loss in 100 steps", "parameters")
     rows = []
     for result in results:
         ((steps, params),) = {(each["step"], each["num_params"]) for each in result.records.values()}
@@ -93,6 +96,9 @@ def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
                 *(_mean(result, component) for component in COMPONENTS),
                 _list_seeds(result.seeds),
                 steps,
+                mean_and_standard_error(
+                    np.array([training_slope(workdir) for workdir in result.workdirs.values()])
+                ),
                 params,
             )
         )
@@ -113,15 +119,26 @@ def _list_seeds(seeds: Sequence[int]) -> str:
 
 def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
     """Returns a row for each pair (A, B) of the same seeds: A - B of every term, and the interval of the total."""
-    heads = ("A − B", *COMPONENTS, *interval_heads(LEVEL), "seeds")
+    heads = ("A − B", *COMPONENTS, *interval_heads(LEVEL), "A is lower in", "seeds", *ERROR_HEADS)
     rows = []
     for a, b in pairs:
         differences = a.values("total") - b.values("total")
         ends = interval_cells(differences, LEVEL)
-        rows.append((f"{a.name} − {b.name}", *component_differences(a, b), *ends, _list_seeds(a.seeds)))
+        lower = f"{(differences < 0).sum()} of {len(differences)}"
+        errors = error_cells(difference_by_pass(a, b))
+        rows.append(
+            (
+                f"{a.name} − {b.name}",
+                *component_differences(a, b),
+                *ends,
+                lower,
+                _list_seeds(a.seeds),
+                *errors,
+            )
+        )
     note = (
-        "Lower is better: a negative difference is in favour of A. Intervals are about the total with other seeds; "
-        f"none for fewer than {FEWEST} seeds."
+        "Lower is better: a negative difference is in favour of A. Intervals are about the total with other seeds, each for itself, "
+        f"not corrected; none for fewer than {FEWEST} seeds. {ERROR_NOTE}"
     )
     return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note,))
 
@@ -146,6 +163,18 @@ def other_paths_sheet(part: Part, results: Results) -> Sheet:
     heads = ("arm", "measured on", "minus on its own path", *interval_heads(LEVEL), "seeds")
     note = "The same networks, images, times and noise, on another path."
     return Sheet("paths", "The same networks on another path, bits/dim", heads, tuple(rows), (note,))
+
+
+def difference_by_pass(a: VariantResults, b: VariantResults) -> PassValues:
+    """Returns A - B of the total of each image in each pass, the mean over their seeds, which are the same."""
+    return average_seeds([a.terms(seed)["total"].minus(b.terms(seed)["total"]) for seed in a.seeds])
+
+
+def error_cells(by_pass: PassValues) -> list[Cell]:
+    """Returns the errors of a difference that the seeds share: over images, and of Monte Carlo."""
+    images = by_pass.over_images
+    _, *errors = format_estimate(float(by_pass.values.mean()), images.se, images.upper, by_pass.mc_se)
+    return [Digits(error) for error in errors]
 
 
 def interval_heads(level: float) -> tuple[str, str]:

@@ -11,7 +11,6 @@ from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.significance import (
     LEVEL,
     TestResult,
-    average_seeds,
     holm_correction,
     paired_test,
     welch_test,
@@ -20,14 +19,23 @@ from diffenc.evaluation.uncertainty_format import (
     MISSING,
     Digits,
     format_digits,
-    format_estimate,
     round_to_error,
 )
 from diffenc.tools.sweep.comparison import format_p
 from diffenc.tools.sweep.results import VariantResults, mean_and_standard_error
 from diffenc.tools.sweep.sheets import Cell, Sheet
 from experiments.study.parts import Primary
-from experiments.study.results import BySeed, interval_cells, interval_heads, missing_runs, read_part
+from experiments.study.results import (
+    ERROR_HEADS,
+    ERROR_NOTE,
+    BySeed,
+    difference_by_pass,
+    error_cells,
+    interval_cells,
+    interval_heads,
+    missing_runs,
+    read_part,
+)
 
 ALPHA = 1 - LEVEL
 
@@ -116,8 +124,7 @@ def _compare(primary: Primary) -> Outcome:
 
 def _contrast(a: VariantResults, b: VariantResults) -> Contrast:
     one, two = a.values("total"), b.values("total")
-    by_seed = [a.terms(seed)["total"].minus(b.terms(seed)["total"]) for seed in a.seeds]
-    return Contrast(b.name, one - two, paired_test(one, two), welch_test(one, two), average_seeds(by_seed))
+    return Contrast(b.name, one - two, paired_test(one, two), welch_test(one, two), difference_by_pass(a, b))
 
 
 def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:
@@ -169,13 +176,10 @@ def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
         *interval_heads(LEVEL),
         "p, Welch",
         "without the first seed",
-        "± over images",
-        "± Monte Carlo",
+        "SD over seeds",
+        *ERROR_HEADS,
     )
-    notes = (
-        "None of this enters a verdict but the Monte-Carlo error, which all seeds share. ± over images: by the choice of the "
-        "test images; after <= an upper bound, where it is not resolved.",
-    )
+    notes = (f"None of this enters a verdict but the Monte-Carlo error. {ERROR_NOTE}",)
     return Sheet(
         "detail",
         "Primary comparisons, by seed and with other errors",
@@ -186,8 +190,7 @@ def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
 
 
 def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
-    values, test, images = contrast.differences, contrast.test, contrast.by_pass.over_images
-    _, *errors = format_estimate(test.difference, images.se, images.upper, contrast.by_pass.mc_se)
+    values = contrast.differences
     return (
         f"{outcome.primary.a} − {contrast.b}",
         outcome.primary.part.title,
@@ -195,5 +198,6 @@ def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
         *interval_cells(values, LEVEL),
         format_p(contrast.welch.two_sided),
         mean_and_standard_error(values[1:]),
-        *map(Digits, errors),
+        Digits(f"{values.std(ddof=1):.2g}"),
+        *error_cells(contrast.by_pass),
     )

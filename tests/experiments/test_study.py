@@ -370,7 +370,7 @@ def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monk
 
 def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RECORDS", tmp_path)
-    part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",))
+    part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",), first_ends=(4, -6))
     assert figures.plot_kept_learned(part) is None
     for seed in (0, 1):
         part.workdir("arm", seed).mkdir(parents=True)
@@ -385,8 +385,9 @@ def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path,
         write_record(part.workdir("arm", seed) / records.LEARNED, {"checkpoints": kept})
     figure = figures.plot_kept_learned(part)
     assert figure is not None
-    path, _, variances = figure.axes
+    path, times, variances = figure.axes
     for seed in (0, 1):
+        assert np.asarray(times.lines[seed].get_xydata()).tolist() == [[0, 5 - 4], [1, -5 + 6]]
         assert np.asarray(path.lines[seed].get_xydata()).tolist() == [[-5 - seed, 3], [5 + seed, 1 + seed]]
         assert np.asarray(variances.lines[seed].get_xydata()).tolist() == [[1, 0.5 + seed]]
     legend = path.get_legend()
@@ -402,15 +403,18 @@ def test_what_learns_is_named(part):
         model = experiment.model
         learns = type(model.stochasticity).__name__ == "Learned" or experiment.num_timesteps
         assert (variant.name in part.learned) == bool(learns)
+        schedule: Any = model.schedule
+        ends = (schedule.log_snr_max, schedule.log_snr_min) if experiment.num_timesteps else None
+        assert part.first_ends == ends
 
 
 def test_figures_are_of_what_is_recorded(recorded):
     part = recorded({})
-    assert figures.plot_differences((part,)) is None
+    assert figures.plot_differences((part,), (Primary(part, "third", ("first",)),)) is None
     assert figures.plot_sizes(part, {"second": 1}, "first") is None
     values = values_of()
     recorded(values)
-    figure = figures.plot_differences((part,))
+    figure = figures.plot_differences((part,), (Primary(part, "third", ("first",)),))
     assert figure is not None
     (axes,) = figure.axes
     dots = [line for line in axes.lines if line.get_marker() == "o"]
@@ -421,12 +425,55 @@ def test_figures_are_of_what_is_recorded(recorded):
     assert figure is not None
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [np.asarray(line.get_xdata())[0] for line in dots] == [1, 2]
-    figure = figures.plot_training(part, start=200)
+
+
+def test_training_losses_are_means_and_paired_differences_with_their_error(recorded):
+    part = recorded({})
+    assert figures.plot_training(part, "first") is None
+    recorded(values_of())
+    for seed in SEEDS:
+        row = {"step": 300, "steps_per_second": 2.0, "bpd": 2.0 + 3 * seed}
+        with (part.workdir("third", seed) / METRICS).open("r+") as file:
+            rows = [*file.read().splitlines()[:-1], json.dumps(row)]
+            file.seek(0)
+            file.write("".join(f"{each}\n" for each in rows))
+            file.truncate()
+    figure = figures.plot_training(part, "first", start=200)
     assert figure is not None
-    lines = figure.axes[0].lines
-    assert [np.asarray(line.get_xydata()).tolist() for line in lines] == [
-        [[300, 4.0]]
-    ] * 3  # 2 + the mean seed
+    whole, differences = figure.axes
+    means = [np.asarray(line.get_xydata()).tolist() for line in whole.lines]
+    assert means == [[[300, 4.0]], [[300, 4.0]], [[300, 8.0]]]  # 2 + the mean seed, or 2 + 3 times it
+    paired = [np.asarray(line.get_xydata()).tolist() for line in differences.lines[:2]]
+    assert paired == [[[300, 0.0]], [[300, 4.0]]]  # 2 times the mean seed
+    band = differences.collections[1].get_paths()[0].vertices
+    error = stats.sem([2 * seed for seed in SEEDS])
+    assert sorted({round(float(y), 6) for _, y in np.asarray(band)}) == pytest.approx([4 - error, 4 + error])
+
+
+def test_the_slope_of_the_training_loss_is_of_the_last_thousand_steps(tmp_path):
+    """A line that falls by 0.25 in 100 steps, and a level before it."""
+    losses = {step: 9.0 if step < 1500 else 5 - 0.0025 * (step - 1500) for step in range(100, 2501, 100)}
+    rows = [{"step": step, "steps_per_second": 1, "bpd": loss} for step, loss in losses.items()]
+    (tmp_path / METRICS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert records.training_slope(tmp_path) == pytest.approx(-0.25)
+
+
+def test_pairs_say_in_how_many_seeds_a_is_lower_and_the_errors_that_seeds_share(recorded):
+    values = {
+        (arm, seed): MEANS[arm] + 0.4 * ((arm, seed) == ("second", 3)) + 0.001 * seed * (arm == "third")
+        for arm in MEANS
+        for seed in SEEDS
+    }
+    part = recorded(values, by_pass={"second": 0.003})
+    rows = tables.tables((part,), ()).splitlines()
+    (heads,) = [row.strip("| ").split(" | ") for row in rows if row.startswith("| A − B | total |")]
+    (cells,) = [row.strip("| ").split(" | ") for row in rows if row.startswith("| second − first |")]
+    cell = dict(zip(heads, cells, strict=True))
+    lower = sum(values["second", seed] < values["first", seed] for seed in SEEDS)
+    assert cell["A is lower in"] == f"{lower} of 5"
+    assert 0 < lower < 5
+    assert cell["seeds"] == "0–4"
+    assert float(cell["± Monte Carlo"]) == pytest.approx(0.003)
 
 
 def test_every_arm_runs_once_and_what_is_tested_runs_first():
