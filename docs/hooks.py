@@ -51,13 +51,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     registry.discover()
     listed = PLUGINS.sub(lambda match: table(match[1]), markdown)
     listed = listed.replace(CLASSES, classes())
-    for there, here in (
-        ("../experiments/", "experiments/"),
-        ("../docs/", "../"),
-        (f"{NOTEBOOK}.ipynb", f"{NOTEBOOK}.md"),
-    ):
+    for there, here in (("../experiments/", "experiments/"), ("../docs/", "../")):
         listed = listed.replace(f"]({there}", f"]({here}")
-    return listed
+    return listed.replace(f"{NOTEBOOK}.ipynb)", f"{NOTEBOOK}.md)")
 
 
 def table(kind: str) -> str:

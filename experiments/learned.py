@@ -80,27 +80,23 @@ def read_learned(workdir: Path, step: int | None = None, points: int = POINTS) -
 
 
 def plot_learned(
-    runs: Sequence[tuple[str, Learned]], start: Float[np.ndarray, " stops"] | None = None
+    runs: Sequence[tuple[str, Learned]],
+    title: str = "Path, times and variances after training",
+    times_label: str = "$\\lambda$ of the time",
 ) -> plots.Figure:
     """Plots eta^2 of every model and, if any was trained at T steps, lambda of its times and w of its steps.
 
     Args:
       runs: with labels; those with the same label, as of several seeds, look alike.
-      start: lambda of the times that all began with; shown is then how far each is from it.
     """
     chains = [(label, run.chain) for label, run in runs if run.chain is not None]
-    titles = [("$\\lambda$ = log SNR", "$\\eta^2$ = dh/d$\\lambda$")]
+    axes_labels = [("$\\lambda$ = log SNR", "$\\eta^2$ = dh/d$\\lambda$")]
     if chains:
-        of_times = "$\\lambda$ of the time" + ("" if start is None else ", minus where it started")
-        titles += [
-            ("time (0 = data)", of_times),
+        axes_labels += [
+            ("time (0 = data)", times_label),
             ("step (1 = least noise)", "w = $\\sigma_Q^2 / \\sigma_P^2$"),
         ]
-        if start is not None:
-            chains = [(label, chain._replace(log_snr=chain.log_snr - start)) for label, chain in chains]
-    figure, (path, *others) = plots.make_axes_row(
-        "Path, times and variances after training" if chains else "Path after training", *titles
-    )
+    figure, (path, *others) = plots.make_axes_row(title, *axes_labels)
     labels = list(dict.fromkeys(label for label, _ in runs))
     # Models often coincide: the first has the widest line, so that it shows beside the later ones.
     styles = {

@@ -101,7 +101,11 @@ def write_results() -> None:
         "differences": figures.plot_differences(PARTS, PRIMARIES),
         "sizes": figures.plot_sizes(DIGITS_SIZE, SIZES, VDM),
         "training": figures.plot_training(MNIST, VDM),
-        **{f"learned_{part.name}": figures.plot_kept_learned(part) for part in PARTS if part.learned},
+        **{
+            f"learned_{part.name}": figures.plot_kept_learned(part, figures.first_log_snr(part))
+            for part in PARTS
+            if part.learned
+        },
     }
     atomic.write_text(TABLES, tables.tables(PARTS, PRIMARIES))
     for name, figure in drawn.items():

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
+from diffenc.config.gin_loader import load_experiment
+from diffenc.core.discretization import equal_times
 from diffenc.errors import UserError
 from diffenc.evaluation import plots
 from diffenc.evaluation.significance import LEVEL
-from diffenc.tools.sweep.results import VariantResults
-from experiments.learned import plot_learned
+from experiments.learned import Learned, plot_learned
 from experiments.study.parts import Part, Primary
 from experiments.study.records import RESTORE, kept_learned, training_rows
 from experiments.study.results import BySeed, read_part, recorded_pairs, t_interval
@@ -85,59 +89,96 @@ def plot_sizes(part: Part, sizes: Mapping[str, int], reference: str) -> plots.Fi
 def plot_training(part: Part, reference: str, start: int = 1_000) -> plots.Figure | None:
     """Plots the training loss from step `start` on, and that of every arm minus the arm `reference`; None without records.
 
-    The loss is the mean over an arm's seeds. Differences are paired by seed, with a band of one standard error.
+    The loss is a mean over the steps of a row of the metrics, and over an arm's seeds. Differences are paired by seed, with a
+    band of one standard error; there are none without two seeds.
+
+    Raises:
+      UserError: the metrics are of different steps.
     """
-    losses = {arm: _losses(part, arm, result) for arm, result in read_part(part).items() if result.seeds}
+    steps, losses = _training_losses(part)
     if not losses:
         return None
-    y_label = "bits/dim of training batches"
-    figure, (whole, differences) = plots.make_axes_row(
-        part.title, ("step", y_label), ("step", f"A − {reference}, {y_label}")
-    )
-    for place, (arm, (steps, by_seed)) in enumerate(losses.items()):
-        shown, num_seeds = steps >= start, len(by_seed)
-        label = f"{arm} ({num_seeds} {'seed' if num_seeds == 1 else 'seeds'})"
+    level = losses.get(reference, {})
+    shared = {
+        arm: [seed for seed in by_seed if seed in level]
+        for arm, by_seed in losses.items()
+        if arm != reference
+    }
+    paired = {
+        arm: [losses[arm][seed] - level[seed] for seed in seeds]
+        for arm, seeds in shared.items()
+        if len(seeds) > 1
+    }
+    labels = [
+        "bits/dim of training batches",
+        *([f"the same, A − {reference}, ± standard error"] if paired else []),
+    ]
+    figure, (whole, *others) = plots.make_axes_row(part.title, *(("step", label) for label in labels))
+    colors = {arm: f"C{place}" for place, arm in enumerate(losses)}
+    shown = steps >= start
+    for arm, by_seed in losses.items():
+        label = f"{arm} ({len(by_seed)} {'seed' if len(by_seed) == 1 else 'seeds'})"
         mean = np.mean(list(by_seed.values()), axis=0)
-        whole.plot(steps[shown], mean[shown], color=f"C{place}", label=label)
-        shared = [seed for seed in by_seed if seed in losses.get(reference, (steps, {}))[1]]
-        if arm != reference and len(shared) > 1:
-            paired = np.array([by_seed[seed] - losses[reference][1][seed] for seed in shared])[:, shown]
-            center, error = paired.mean(axis=0), stats.sem(paired, axis=0)
-            differences.plot(steps[shown], center, color=f"C{place}")
-            differences.fill_between(
-                steps[shown], center - error, center + error, color=f"C{place}", alpha=0.15, linewidth=0
-            )
-    differences.axhline(0, color="0.4", linewidth=0.8)
+        whole.plot(steps[shown], mean[shown], color=colors[arm], label=label)
     whole.legend()
+    for axes in others:
+        axes.axhline(0, color="0.4", linewidth=0.8)
+        for arm, values in paired.items():
+            center, error = np.mean(values, axis=0)[shown], stats.sem(values, axis=0)[shown]
+            axes.plot(steps[shown], center, color=colors[arm])
+            band = (center - error, center + error)
+            axes.fill_between(steps[shown], *band, color=colors[arm], alpha=0.15, linewidth=0)
     return figure
 
 
-def _losses(part: Part, arm: str, result: VariantResults) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Returns the steps of an arm's metrics, and the training loss there by seed."""
-    rows = {seed: training_rows(workdir) for seed, workdir in result.workdirs.items()}
-    first, *others = ([row["step"] for row in each] for each in rows.values())
-    if any(steps != first for steps in others):
-        raise UserError(f"{part.records / arm}: the seeds have metrics of different steps; {RESTORE}")
-    return np.array(first), {seed: np.array([row["bpd"] for row in each]) for seed, each in rows.items()}
+def _training_losses(part: Part) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
+    """Returns the steps of the metrics, and the training loss there by arm and seed."""
+    rows = {
+        arm: {seed: training_rows(workdir) for seed, workdir in result.workdirs.items()}
+        for arm, result in read_part(part).items()
+        if result.seeds
+    }
+    steps = {tuple(row["step"] for row in each) for by_seed in rows.values() for each in by_seed.values()}
+    if len(steps) > 1:
+        raise UserError(f"{part.records}: runs have metrics of different steps; {RESTORE}")
+    losses = {
+        arm: {seed: np.array([row["bpd"] for row in each]) for seed, each in by_seed.items()}
+        for arm, by_seed in rows.items()
+    }
+    return np.array(next(iter(steps), ())), losses
 
 
-def plot_kept_learned(part: Part) -> plots.Figure | None:
+def plot_kept_learned(part: Part, start: Float[np.ndarray, " times"] | None) -> plots.Figure | None:
     """Plots the learned paths, times and variances after the last step, of every seed; None without records.
 
-    Of times, it is how far they are from the linear log-SNR that they start from.
+    Args:
+      start: lambda that the times of all arms start from, which is subtracted; None if none are learned.
     """
     kept = [
-        (arm, by_step[max(by_step)])
+        (arm, _since(start, by_step[max(by_step)]))
         for arm in part.learned
         for seed in part.seeds
         if (by_step := kept_learned(part.workdir(arm, seed)))
     ]
-    if not kept:
+    moved = "$\\lambda$ of the time, minus where it started"
+    return plot_learned(kept, f"{part.title}: after training", moved) if kept else None
+
+
+def _since(start: Float[np.ndarray, " times"] | None, learned: Learned) -> Learned:
+    if learned.chain is None or start is None:
+        return learned
+    return learned._replace(chain=learned.chain._replace(log_snr=learned.chain.log_snr - start))
+
+
+def first_log_snr(part: Part) -> Float[np.ndarray, " times"] | None:
+    """Returns lambda of the times that the arms of a part start from; None if they train in continuous time."""
+    (variant,) = part.variants(part.arms[:1])
+    experiment = load_experiment(variant.gin_files, ())
+    if not experiment.num_timesteps:
         return None
-    chain = kept[0][1].chain
-    if chain is None or part.first_ends is None:
-        return plot_learned(kept)
-    return plot_learned(kept, np.linspace(*part.first_ends, len(chain.log_snr)))
+    schedule = experiment.model.schedule
+    times = jnp.asarray(equal_times(experiment.num_timesteps))
+    return np.asarray(schedule.apply(schedule.init(jax.random.key(experiment.seed)), times))
 
 
 def _half_width(values: BySeed) -> float | None:

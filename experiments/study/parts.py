@@ -47,7 +47,6 @@ class Part(NamedTuple):
       equal_steps: False if arms are trained for different numbers of steps.
       learned: arms that learn their path, their times or their variances.
       other_paths: on which arms are measured too.
-      first_ends: log-SNR at t = 0 and 1, from which times that are learned start; None if none are.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Part(NamedTuple):
     equal_steps: bool = True
     learned: tuple[str, ...] = ()
     other_paths: tuple[OtherPath, ...] = ()
-    first_ends: tuple[float, float] | None = None
 
     @property
     def records(self) -> Path:
@@ -136,7 +134,6 @@ MNIST_T10 = Part(
     ((TIGHT, VDM), (LEARNED_PATH, VDM), (LEARNED_PATH, TIGHT)),
     FIVE,
     learned=(VDM, TIGHT, LEARNED_PATH),
-    first_ends=(13.3, -5.0),
 )
 CIFAR10 = Part(
     "cifar10",

@@ -49,7 +49,8 @@ def check_record(run: Run) -> None:
     terms = file.with_suffix(".npz")
     if not terms.is_file():
         raise UserError(f"{terms}: is missing; {RESTORE}")
-    terms_by_pass(terms.read_bytes(), record, terms)
+    if record["bpd"] is not None:  # that of a run that diverged
+        terms_by_pass(terms.read_bytes(), record, terms)
 
 
 def complete_record(workdir: Path, has_learned: bool) -> None:
@@ -107,7 +108,7 @@ def _learned(values: dict[str, np.ndarray]) -> Learned:
 
 
 def training_rows(workdir: Path) -> list[dict[str, float]]:
-    """Returns the metrics of training, of every hundredth step; not those of evaluations while it trains.
+    """Returns the metrics of training, each the mean over the steps since the row before; not those of evaluations while it trains.
 
     Raises:
       UserError: there are none, or steps do not rise, or a value is missing or not finite.
@@ -132,7 +133,7 @@ def training_slope(workdir: Path) -> float:
     NaN of a run with a single row there.
     """
     steps, losses = np.array([(row["step"], row["bpd"]) for row in training_rows(workdir)]).T
-    last = steps >= steps[-1] - WINDOW
+    last = steps > steps[-1] - WINDOW  # a row is the mean since the row before
     if last.sum() < 2:
         return math.nan
     return float(100 * np.polyfit(steps[last], losses[last], 1)[0])

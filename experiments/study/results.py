@@ -1,5 +1,6 @@
 """Tables of the study's parts, made from the records of its runs alone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ ERROR_NOTE = (
 )
 ARM_NOTES = (
     "Means over different seeds are not comparable: see the differences, which are paired.",
-    "± 0: the same for every seed, as of a term without trained parameters. Without ±: one seed, to the digits of its "
+    "± 0: the same for every seed, as of a term without trained parameters. Without ±: one seed; terms to the digits of their "
     "Monte-Carlo error.",
     "Loss in 100 steps: by how much the loss of training batches changes (with dropout, and the parameters themselves in place "
     f"of their averages), least squares over the last {WINDOW:,} steps.",
@@ -96,9 +97,7 @@ def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
                 *(_mean(result, component) for component in COMPONENTS),
                 _list_seeds(result.seeds),
                 steps,
-                mean_and_standard_error(
-                    np.array([training_slope(workdir) for workdir in result.workdirs.values()])
-                ),
+                _mean_slope(result),
                 params,
             )
         )
@@ -110,6 +109,11 @@ def _mean(result: VariantResults, component: str) -> Cell:
         return result.mean(component)
     (record,) = result.records.values()
     return format_digits(float(result.values(component)[0]), record.get(f"{COMPONENTS[component]}_mc_se"))
+
+
+def _mean_slope(result: VariantResults) -> Cell:
+    slopes = np.array([training_slope(workdir) for workdir in result.workdirs.values()])
+    return mean_and_standard_error(slopes) if len(slopes) > 1 else format_digits(float(slopes[0]))
 
 
 def _list_seeds(seeds: Sequence[int]) -> str:
@@ -124,8 +128,10 @@ def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet
     for a, b in pairs:
         differences = a.values("total") - b.values("total")
         ends = interval_cells(differences, LEVEL)
-        lower = f"{(differences < 0).sum()} of {len(differences)}"
-        errors = error_cells(difference_by_pass(a, b))
+        lower, errors = MISSING, [MISSING] * len(ERROR_HEADS)
+        if np.isfinite(differences).all():
+            lower = f"{(differences < 0).sum()} of {len(differences)}"
+            errors = error_cells(difference_by_pass(a, b))
         rows.append(
             (
                 f"{a.name} − {b.name}",
@@ -191,8 +197,11 @@ def interval_cells(differences: BySeed, level: float) -> list[str]:
 
 
 def t_interval(values: BySeed, level: float) -> tuple[float, float] | None:
-    """Returns the interval of Student's t for the mean; None of fewer than FEWEST values, with which it says little."""
-    if len(values) < FEWEST:
+    """Returns the interval of Student's t for the mean; None of fewer than FEWEST values, with which it says little.
+
+    None too of values that do not vary, or are not finite.
+    """
+    if len(values) < FEWEST or not 0 < stats.sem(values) < math.inf:
         return None
     low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
     return float(low), float(high)

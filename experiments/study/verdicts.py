@@ -88,8 +88,8 @@ class Outcome(NamedTuple):
         first = self.contrasts[0]
         signs = {float(np.sign(contrast.test.difference)) for contrast in self.contrasts}
         # All draws are shared by the seeds, so their error does not show in the spread over seeds.
-        is_small = first.by_pass.mc_se <= stats.sem(first.differences) / 2
-        if self.p_holm is None or self.p_holm > ALPHA or len(signs) > 1 or not is_small:
+        are_small = all(each.by_pass.mc_se <= stats.sem(each.differences) / 2 for each in self.contrasts)
+        if self.p_holm is None or self.p_holm > ALPHA or len(signs) > 1 or not are_small:
             return "cannot be told"
         return "A ahead" if first.test.difference < 0 else "A behind"
 
@@ -167,7 +167,9 @@ def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
     complete = [(outcome, contrast) for outcome in outcomes for contrast in outcome.contrasts]
     if not complete:
         return None
-    (seeds,) = {outcome.primary.part.seeds for outcome, _ in complete}
+    # A primary comparison has all seeds of its part, and its parts have the same.
+    seeds = complete[0][0].primary.part.seeds
+    assert all(outcome.primary.part.seeds == seeds for outcome, _ in complete)
     by_seed = [f"seed {seed}" for seed in seeds]
     heads = (
         "A − B",

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import types
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_a_run_that_diverged_leaves_its_comparison_without_p(recorded):
     assert (lacking.not_finite, lacking.p_holm, lacking.verdict) == (("third/seed_2",), None, "not finite")
     expected = stats.ttest_rel(column(values_of(), "second"), column(values_of(), "first")).pvalue
     assert complete.p_holm == pytest.approx(min(1, 2 * expected), rel=1e-5)
+    rows = tables.tables((part,), (lacking.primary,)).splitlines()
+    assert any(row.startswith("| third − first | Toy | -") and row.endswith("| not finite |") for row in rows)
+    (described,) = [row.strip("| ").split(" | ") for row in rows if row.startswith("| third − first | nan")]
+    assert described[5:] == ["-", "-", "-", "0–4", "-", "-"]
+
+
+def test_a_record_of_a_run_that_diverged_is_kept(recorded, tiny, monkeypatch):
+    """It is of its run; its terms, which are not finite, are nothing to be compared."""
+    part = recorded({("first", 0): math.nan})
+    monkeypatch.setattr(records, "config_hash", lambda experiment: experiment)
+    monkeypatch.setattr(records, "is_evaluated", lambda run: True)
+    file = part.workdir("first", 0) / "evaluation.json"
+    run: Any = types.SimpleNamespace(
+        workdir=file.parent, experiment=json.loads(file.read_text()).get("config_hash")
+    )
+    records.check_record(run)
 
 
 def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
@@ -149,6 +166,7 @@ def test_errors_of_a_difference_are_of_the_mean_over_seeds(recorded):
     ]
     cells = dict(zip(detail.split(" | "), row.split(" | "), strict=True))
     assert float(cells["± Monte Carlo |"].removesuffix(" |")) == pytest.approx(0.002)
+    assert float(cells["SD over seeds"]) == pytest.approx(np.std(difference, ddof=1), rel=0.05)
     assert float(cells["without the first seed"].split()[0]) == pytest.approx(difference[1:].mean(), abs=1e-4)
     _, welch = stats.ttest_ind(column(values, "third"), column(values, "first"), equal_var=False)
     assert float(cells["p, Welch"]) == pytest.approx(welch, rel=0.05)
@@ -233,6 +251,7 @@ HIGHER = tuple(-value for value in LOWER)
         (outcome(LOWER, monte_carlo=0.017), "cannot be told"),
         (outcome(LOWER, others=(LOWER,)), "A ahead"),
         (outcome(LOWER, others=(HIGHER,)), "cannot be told"),
+        (outcome(LOWER, others=((-1.0, -1.001, -0.999, -1.0, -1.0),), monte_carlo=0.015), "cannot be told"),
         (outcome(LOWER, holm=None), "cannot be told"),
         (verdicts.Outcome(PRIMARIES[0], missing=("vdm/seed_3",)), "runs missing"),
         (verdicts.Outcome(PRIMARIES[0], not_finite=("vdm/seed_3",)), "not finite"),
@@ -370,8 +389,9 @@ def test_what_a_run_has_learned_is_kept_of_every_checkpoint(tiny, tmp_path, monk
 
 def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "RECORDS", tmp_path)
-    part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",), first_ends=(4, -6))
-    assert figures.plot_kept_learned(part) is None
+    part = Part("toy", "Toy", "toy.gin", ("arm",), (), (0, 1, 2), learned=("arm",))
+    start = np.array([4, -6])
+    assert figures.plot_kept_learned(part, start) is None
     for seed in (0, 1):
         part.workdir("arm", seed).mkdir(parents=True)
         last = {
@@ -383,7 +403,7 @@ def test_the_picture_of_learned_chains_has_the_last_step_of_every_seed(tmp_path,
         }
         kept = [{**last, "step": 10, "w": [9.0]}, last]
         write_record(part.workdir("arm", seed) / records.LEARNED, {"checkpoints": kept})
-    figure = figures.plot_kept_learned(part)
+    figure = figures.plot_kept_learned(part, start)
     assert figure is not None
     path, times, variances = figure.axes
     for seed in (0, 1):
@@ -403,9 +423,6 @@ def test_what_learns_is_named(part):
         model = experiment.model
         learns = type(model.stochasticity).__name__ == "Learned" or experiment.num_timesteps
         assert (variant.name in part.learned) == bool(learns)
-        schedule: Any = model.schedule
-        ends = (schedule.log_snr_max, schedule.log_snr_min) if experiment.num_timesteps else None
-        assert part.first_ends == ends
 
 
 def test_figures_are_of_what_is_recorded(recorded):
@@ -417,6 +434,7 @@ def test_figures_are_of_what_is_recorded(recorded):
     figure = figures.plot_differences((part,), (Primary(part, "third", ("first",)),))
     assert figure is not None
     (axes,) = figure.axes
+    assert [text.get_fontweight() for text in axes.get_yticklabels()] == ["normal", "bold"]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert np.asarray(dots[1].get_xdata()) == pytest.approx(
         column(values, "third") - column(values, "first"), abs=1e-9
@@ -443,7 +461,7 @@ def test_training_losses_are_means_and_paired_differences_with_their_error(recor
     whole, differences = figure.axes
     means = [np.asarray(line.get_xydata()).tolist() for line in whole.lines]
     assert means == [[[300, 4.0]], [[300, 4.0]], [[300, 8.0]]]  # 2 + the mean seed, or 2 + 3 times it
-    paired = [np.asarray(line.get_xydata()).tolist() for line in differences.lines[:2]]
+    paired = [np.asarray(line.get_xydata()).tolist() for line in differences.lines[1:]]  # after that of 0
     assert paired == [[[300, 0.0]], [[300, 4.0]]]  # 2 times the mean seed
     band = differences.collections[1].get_paths()[0].vertices
     error = stats.sem([2 * seed for seed in SEEDS])
@@ -451,11 +469,40 @@ def test_training_losses_are_means_and_paired_differences_with_their_error(recor
 
 
 def test_the_slope_of_the_training_loss_is_of_the_last_thousand_steps(tmp_path):
-    """A line that falls by 0.25 in 100 steps, and a level before it."""
-    losses = {step: 9.0 if step < 1500 else 5 - 0.0025 * (step - 1500) for step in range(100, 2501, 100)}
+    """Of the ten rows after step 1,500, of which the first is off the level: slopes by the normal equations.
+
+    Rows are means over the hundred steps before them, so that of step 1,500 is of earlier ones.
+    """
+    losses = {step: 9.0 if step <= 1500 else 5.0 + (step == 1600) for step in range(100, 2501, 100)}
     rows = [{"step": step, "steps_per_second": 1, "bpd": loss} for step, loss in losses.items()]
     (tmp_path / METRICS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert records.training_slope(tmp_path) == pytest.approx(-0.25)
+    # In units of 100 steps the ten rows are at -4.5 ... 4.5 from their mean, whose squares sum to 82.5.
+    assert records.training_slope(tmp_path) == pytest.approx(-4.5 / 82.5)
+
+
+def test_training_losses_of_different_steps_are_refused_and_without_reference_there_is_no_difference(
+    recorded,
+):
+    part = recorded({("first", 0): 0.3, ("first", 1): 0.3, ("second", 0): 0.3, ("second", 1): 0.3})
+    alone = figures.plot_training(part, "third")
+    assert alone is not None
+    assert len(alone.axes) == 1
+    metrics = part.workdir("second", 1) / METRICS
+    metrics.write_text(metrics.read_text().replace('"step": 300', '"step": 250'))
+    with pytest.raises(UserError, match="runs have metrics of different steps"):
+        figures.plot_training(part, "first")
+
+
+def test_times_start_from_those_of_the_schedule():
+    """13.3 - 18.3 g(t) / g(1), g a line of slope 0.8 + 0.001 + 0.05 r(1), and r, a fifth of 32 sigmoids of steepness 18."""
+    times = np.linspace(0, 1, 11)
+    centres = (np.arange(32) + 0.5) / 32
+    risen = [
+        0.2 / 32 * sum(1 / (1 + np.exp(-18 * (t - centres))) - 1 / (1 + np.exp(18 * centres))) for t in times
+    ]
+    g = (0.801 + 0.05 * risen[-1]) * times + risen
+    assert figures.first_log_snr(parts.MNIST_T10) == pytest.approx(13.3 - 18.3 * g / g[-1], abs=1e-4)
+    assert figures.first_log_snr(parts.MNIST) is None
 
 
 def test_pairs_say_in_how_many_seeds_a_is_lower_and_the_errors_that_seeds_share(recorded):
