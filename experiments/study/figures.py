@@ -56,6 +56,7 @@ def plot_differences(parts: Sequence[Part], primaries: Sequence[Primary]) -> plo
         for text, (label, _) in zip(axes.get_yticklabels(), found, strict=True):
             text.set_fontweight("bold" if (part.name, label) in bold else "normal")
         axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=6)  # labels of small differences are long
         axes.grid(axis="x", alpha=0.3)
     figure.supxlabel(
         f"A − B, bits/dim, each with its own {LEVEL:.0%} interval over seeds; left of 0: A is lower",
