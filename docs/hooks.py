@@ -51,8 +51,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     registry.discover()
     listed = PLUGINS.sub(lambda match: table(match[1]), markdown)
     listed = listed.replace(CLASSES, classes())
-    for there, here in (("../experiments/", "experiments/"), ("../docs/", "../")):
-        listed = listed.replace(f"]({there}", f"]({here}")
+    listed = listed.replace("](../experiments/", "](experiments/").replace("](../docs/", "](../")
     return listed.replace(f"{NOTEBOOK}.ipynb)", f"{NOTEBOOK}.md)")
 
 

@@ -56,9 +56,9 @@ def make_axes_row(title: str, *labels: tuple[str, str]) -> tuple[Figure, list[Ax
     return figure, result
 
 
-def plot_band(axes: Axes, x: Values, y: Values, error: Values, label: str) -> None:
-    """Plots a curve, and a band of one standard error on either side."""
-    (line,) = axes.plot(x, y, label=label, linewidth=1.2)
+def plot_band(axes: Axes, x: Values, y: Values, error: Values, label: str, color: str | None = None) -> None:
+    """Plots a curve, and a band of one standard error on either side; by default in the next color of the axes."""
+    (line,) = axes.plot(x, y, label=label, linewidth=1.2, color=color)
     axes.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.3, linewidth=0)
 
 

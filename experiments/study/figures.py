@@ -126,9 +126,7 @@ def plot_training(part: Part, reference: str, start: int = 1_000) -> plots.Figur
         axes.axhline(0, color="0.4", linewidth=0.8)
         for arm, values in paired.items():
             center, error = np.mean(values, axis=0)[shown], stats.sem(values, axis=0)[shown]
-            axes.plot(steps[shown], center, color=colors[arm])
-            band = (center - error, center + error)
-            axes.fill_between(steps[shown], *band, color=colors[arm], alpha=0.15, linewidth=0)
+            plots.plot_band(axes, steps[shown], center, error, arm, colors[arm])
     return figure
 
 
@@ -146,7 +144,7 @@ def _training_losses(part: Part) -> tuple[np.ndarray, dict[str, dict[int, np.nda
         arm: {seed: np.array([row["bpd"] for row in each]) for seed, each in by_seed.items()}
         for arm, by_seed in rows.items()
     }
-    return np.array(next(iter(steps), ())), losses
+    return np.array(next(iter(steps), ()), dtype=float), losses
 
 
 def plot_kept_learned(part: Part, start: Float[np.ndarray, " times"] | None) -> plots.Figure | None:
