@@ -131,7 +131,8 @@ def test_the_citation_is_of_this_version():
 
 def test_the_changelog_has_this_version():
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[0].endswith(PROJECT["version"])
+    version = re.escape(PROJECT["version"])
+    assert re.fullmatch(rf"Unreleased: {version}|{version} \(\d{{4}}-\d\d-\d\d\)", headings[0])
 
 
 def test_every_extra_of_an_accelerator_is_jaxs_own():

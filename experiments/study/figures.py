@@ -17,13 +17,13 @@ from diffenc.evaluation.significance import LEVEL
 from experiments.learned import Learned, plot_learned
 from experiments.study.parts import Part, Primary
 from experiments.study.records import RESTORE, kept_learned, training_rows
-from experiments.study.results import BySeed, read_part, recorded_pairs, t_interval
+from experiments.study.results import BySeed, name_difference, read_part, recorded_pairs, t_interval
 
 
 def differences(part: Part) -> list[tuple[str, BySeed]]:
     """Returns the label and the differences by seed, bits/dim, of every pair that the part describes."""
     pairs = recorded_pairs(part, read_part(part))
-    return [(f"{a.name} − {b.name}", a.values("total") - b.values("total")) for a, b in pairs]
+    return [(name_difference(a.name, b.name), a.values("total") - b.values("total")) for a, b in pairs]
 
 
 def plot_differences(parts: Sequence[Part], primaries: Sequence[Primary]) -> plots.Figure | None:
@@ -31,7 +31,7 @@ def plot_differences(parts: Sequence[Part], primaries: Sequence[Primary]) -> plo
 
     One panel a part, as differences of different data do not share an axis. Labels of primary comparisons are bold.
     """
-    bold = {(one.part.name, f"{one.a} − {rival}") for one in primaries for rival in one.rivals}
+    bold = {(one.part.name, name_difference(one.a, rival)) for one in primaries for rival in one.rivals}
     shown = [(part, found) for part in parts if (found := differences(part))]
     if not shown:
         return None

@@ -85,6 +85,11 @@ def recorded_pairs(part: Part, results: Results) -> list[tuple[VariantResults, V
     return [(a.select(seeds), b.select(seeds)) for a, b, seeds in pairs if seeds]
 
 
+def name_difference(a: str, b: str) -> str:
+    """Returns the label of the difference of two arms."""
+    return f"{a} − {b}"
+
+
 def arms_sheet(results: Sequence[VariantResults]) -> Sheet:
     """Returns a row for each arm: mean ± standard error over its seeds of every term, its training and its parameters."""
     heads = ("arm", *COMPONENTS, "seeds", "steps", "loss in 100 steps", "parameters")
@@ -134,7 +139,7 @@ def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet
             errors = error_cells(difference_by_pass(a, b))
         rows.append(
             (
-                f"{a.name} − {b.name}",
+                name_difference(a.name, b.name),
                 *component_differences(a, b),
                 *ends,
                 lower,

@@ -34,6 +34,7 @@ from experiments.study.results import (
     interval_cells,
     interval_heads,
     missing_runs,
+    name_difference,
     read_part,
 )
 
@@ -147,7 +148,7 @@ def primary_sheet(outcomes: Sequence[Outcome]) -> Sheet:
 
 
 def _label(outcome: Outcome) -> str:
-    return f"{outcome.primary.a} − {' or '.join(outcome.primary.rivals)}"
+    return name_difference(outcome.primary.a, " or ".join(outcome.primary.rivals))
 
 
 def _primary_rows(outcome: Outcome, level: float) -> Iterator[tuple[Cell, ...]]:
@@ -158,7 +159,7 @@ def _primary_rows(outcome: Outcome, level: float) -> Iterator[tuple[Cell, ...]]:
         test, ends = contrast.test, interval_cells(contrast.differences, level)
         of_all = (format_p(outcome.p_holm), outcome.verdict) if place == 0 else (MISSING, MISSING)
         difference = round_to_error(test.difference, test.error)
-        label = f"{outcome.primary.a} − {contrast.b}"
+        label = name_difference(outcome.primary.a, contrast.b)
         yield (label, title, difference, *ends, format_p(test.two_sided), *of_all)
 
 
@@ -194,7 +195,7 @@ def detail_sheet(outcomes: Sequence[Outcome]) -> Sheet | None:
 def _detail_row(outcome: Outcome, contrast: Contrast) -> tuple[Cell, ...]:
     values = contrast.differences
     return (
-        f"{outcome.primary.a} − {contrast.b}",
+        name_difference(outcome.primary.a, contrast.b),
         outcome.primary.part.title,
         *(format_digits(value, contrast.by_pass.mc_se) for value in values),
         *interval_cells(values, LEVEL),
