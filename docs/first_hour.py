@@ -67,7 +67,7 @@ from diffenc.core.pixels import scale_pixels
 from diffenc.interfaces import NO_CONTEXT
 
 STEPS = 1200
-# log-SNR at t = 0, where the noise is a seventh of the distance of two neighbouring levels of the 17, and at t = 1, where the image is
+# log-SNR at t = 0, where the noise is a sixth of the distance of two neighbouring levels of the 17, and at t = 1, where the image is
 # all but gone. The networks scale their time embedding to it.
 HIGHEST, LOWEST = 8.0, -5.0
 diffenc_model = Model(
@@ -161,7 +161,7 @@ print(
     f"Over all test images x_phi at t = 1 is {share:.2f} x and a constant, but for {left:.0%} of its variance."
 )
 # %% [markdown]
-# So what it learned is mostly to undo its start: to keep the image at its contrast, as VDM does.
+# So what it learned is mostly to undo its start: to keep the image, with most of its contrast, where VDM keeps all of it.
 #
 # Sampling does not need the encoder: a step back takes the network's $\hat x$ and the counterterm. (With a trained encoder only their sum is
 # learned, an estimate of $x_\phi + \mathrm{d}x_\phi/\mathrm{d}\lambda$; $\hat x$ alone is then no estimate of $x_\phi$:
@@ -215,12 +215,12 @@ shifted = train(shifted_run, "runs/first_hour/shifted")
 print(f"shift: {Shifted().start} -> {float(shifted.state.ema['encoder']['shift']):.2f}")
 
 # %% [markdown]
-# - Towards VDM again; how far it would go, so few steps do not tell. The reason: with $s$ now for $\mathrm{sigmoid}(\lambda + \text{shift})$, the loss at a $\lambda$
-#   has the weight $e^\lambda s^2 (2 - s)^2$, where a VDM with the same $z_t$ has $e^\lambda s^2 (3 - 2s)$, less by $e^\lambda s^2 (1 - s)^2$: on this path an encoder that
+# - Towards VDM again; how far it would go, so few steps do not tell. The reason: with $a = \mathrm{sigmoid}(\lambda + s)$, the loss at a $\lambda$
+#   has the weight $e^\lambda a^2 (2 - a)^2$, where a VDM with the same $z_t$ has $e^\lambda a^2 (3 - 2a)$, less by $e^\lambda a^2 (1 - a)^2$: on this path an encoder that
 #   shrinks the image costs bits. A noisier path mends that ([Concepts](concepts.md#how-noisy-the-path-is)).
 # - The counterterm $\sigma^2 \hat x$ is the exact slope of $\alpha^2 x$, here only where the shift is 0. The bound holds for any pair of encoder
 #   and generative mean, and in continuous time it contains only $(1 + \sigma^2)\, \hat x$, so that the network can make up for a counterterm that
-#   does not fit: VDM's $x_\phi = x$ trained with this counterterm is −0.005 ± 0.003 from VDM below. What $\hat x$ means does depend on it.
+#   does not fit: VDM's $x_\phi = x$ trained with this counterterm was lower than VDM below by 0.005 ± 0.003 (one run of seed 0). What $\hat x$ means does depend on it.
 #   [Plugins](plugins.md) has the others.
 # - If you change the encoder, give it a new workdir: a finished run is recognised by its config, in which the code of `apply` is not.
 #
@@ -254,7 +254,7 @@ for name, bound in bounds.items():
     print(line)
 
 # %% [markdown]
-# So here DiffEnc is behind VDM by two to three of these errors. But they are about these three trained networks, not about the methods: another
+# So here DiffEnc is behind VDM by two to three of these errors, and `shifted` by five. But they are about these three trained networks, not about the methods: another
 # seed gives other networks. With `seed=1` the same difference was −0.002 ± 0.004, and two seeds decide nothing either. With
 # several seeds of each variant the question can be answered, and `python -m diffenc.sweep` runs and tests that ([how](sweeps.md)).
 # [What has been found so far](results.md): no advantage of DiffEnc is established with small networks.
@@ -265,6 +265,6 @@ for name, bound in bounds.items():
 #   $x_\phi$, $z_t$ and $\hat x$ ([more](explore.md)), and `python -m diffenc.report` with the same arguments [a report](report.md).
 # - **Another seed**: `_ = train(dataclasses.replace(diffenc_run, seed=1), "runs/first_hour/diffenc_1")`, and the same for `vdm_run`.
 # - **An exercise**: train the `MyBlur` of [Write a plugin](write_a_plugin.md) under a name and in a workdir of its own, with
-#   `generative_means.VDM()`, and compare. Ours was 0.027 ± 0.005 behind VDM.
+#   `generative_means.VDM()`, and compare.
 # - **Your own network**, of PyTorch too: [what is its NLL?](nll_of_my_model.md)
 # - [All kinds of plugin](plugins.md), and [reading a bound honestly](reading_a_bound.md).

@@ -126,7 +126,10 @@ def test_the_citation_is_of_this_version():
     assert {key: citation[key] for key in ("title", "version", "license")} == {
         "title": PROJECT["name"], "version": PROJECT["version"], "license": PROJECT["license"],
     }  # fmt: skip
-    assert citation["preferred-citation"]["url"].endswith("2310.19789")
+    (paper,) = citation[
+        "references"
+    ]  # not "preferred-citation", which would be cited in place of the software
+    assert paper["url"].endswith("2310.19789")
 
 
 def test_the_changelog_has_this_version():

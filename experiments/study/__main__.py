@@ -27,6 +27,7 @@ from diffenc.tools.sweep.runs import Run, is_trained, make_runs
 from experiments.study.other_paths import measure_other_paths
 from experiments.study.parts import (
     DIGITS_SIZE,
+    DIGITS_TIME,
     FOLDER,
     MNIST,
     MODELS,
@@ -35,6 +36,7 @@ from experiments.study.parts import (
     PRIMARIES,
     SIZES,
     STAGES,
+    TIMES,
     VDM,
     Part,
     Stage,
@@ -99,7 +101,7 @@ def write_results() -> None:
                 records.complete_record(run.workdir, run.variant.name in part.learned)
     drawn = {
         "differences": figures.plot_differences(PARTS, PRIMARIES),
-        "sizes": figures.plot_sizes(DIGITS_SIZE, SIZES, VDM),
+        "sizes": figures.plot_sizes([(DIGITS_SIZE, SIZES), (DIGITS_TIME, TIMES)], VDM),
         "training": figures.plot_training(MNIST, VDM),
         **{
             f"learned_{part.name}": figures.plot_kept_learned(part, figures.first_log_snr(part))

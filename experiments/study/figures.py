@@ -65,25 +65,33 @@ def plot_differences(parts: Sequence[Part], primaries: Sequence[Primary]) -> plo
     return figure
 
 
-def plot_sizes(part: Part, sizes: Mapping[str, int], reference: str) -> plots.Figure | None:
-    """Plots bits/dim over the encoder's blocks, `sizes` by arm, beside the arm `reference`; None if there is no record.
+def plot_sizes(sizes: Sequence[tuple[Part, Mapping[str, int]]], reference: str) -> plots.Figure | None:
+    """Plots bits/dim over the encoder's blocks, by arm of each part, beside the arm `reference`; None if there is no record.
 
-    A dot a seed, and mean ± standard error. VDM is no encoder of 0 blocks (that is the non-trainable one), so it is a line.
+    A dot a seed, and mean ± standard error. One panel a part, on one scale. VDM is no encoder of 0 blocks (that is the
+    non-trainable one), so it is a line.
     """
-    results = read_part(part)
-    points = [(size, results[arm].values("total")) for arm, size in sizes.items() if results[arm].seeds]
-    if not points or not results[reference].seeds:
+    shown = []
+    for part, blocks in sizes:
+        results = read_part(part)
+        points = [(size, results[arm].values("total")) for arm, size in blocks.items() if results[arm].seeds]
+        if points and results[reference].seeds:
+            shown.append((part, points, results[reference].values("total")))
+    if not shown:
         return None
-    figure, axes = plots.make_axes(part.title, "blocks of the encoder", "bits/dim")
-    for size, values in points:
-        axes.plot(np.full(len(values), size), values, "o", color="C0", markersize=3.5, alpha=0.5)
-        axes.errorbar(size, values.mean(), _error(values), color="C1", marker="_", markersize=12, capsize=4)
-    level = results[reference].values("total")
-    error = _error(level)
-    axes.axhline(level.mean(), color="0.4", linewidth=1, label=f"{reference}, ± standard error")
-    axes.axhspan(level.mean() - error, level.mean() + error, color="0.4", alpha=0.15)
-    axes.set_xticks([size for size, _ in points])
-    axes.legend()
+    figure, panels = plots.make_axes_row("", *[("blocks of the encoder", "bits/dim")] * len(shown))
+    for axes, (part, points, level) in zip(panels, shown, strict=True):
+        axes.set_title(part.title, fontsize="medium")
+        axes.sharey(panels[0])
+        for size, values in points:
+            axes.plot(np.full(len(values), size), values, "o", color="C0", markersize=3.5, alpha=0.5)
+            axes.errorbar(
+                size, values.mean(), _error(values), color="C1", marker="_", markersize=12, capsize=4
+            )
+        axes.axhline(level.mean(), color="0.4", linewidth=1, label=f"{reference}, ± standard error")
+        axes.axhspan(level.mean() - _error(level), level.mean() + _error(level), color="0.4", alpha=0.15)
+        axes.set_xticks([size for size, _ in points])
+    panels[0].legend()
     return figure
 
 

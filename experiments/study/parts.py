@@ -165,6 +165,8 @@ DIGITS_TIME = Part(
     equal_steps=False,
 )
 
+TIMES = dict(zip(EQUAL_TIME, SIZES.values(), strict=True))
+
 PARTS = (MNIST, MNIST_T10, DIGITS_SIZE, DIGITS_TIME, CIFAR10)
 PRIMARIES = (
     Primary(MNIST, LEARNED_PATH, (VDM, CONTROL)),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import diffenc
 from diffenc import registry
 
 pytest.importorskip("mkdocs")
@@ -54,6 +55,14 @@ def test_no_page_asks_another_host_for_anything(site):
         assert [url for url in loaded.found if re.match(r"(https?:)?//", url)] == []
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", sheet.read_text())
+
+
+def test_the_api_page_has_all_that_the_package_exports(site):
+    page = (site / "api" / "index.html").read_text()
+    found = {name.rpartition(".")[2] for name in re.findall(r'id="(diffenc[\w.]*)"', page)}
+    assert (
+        set(diffenc.__all__) - {"plugins", "registry"} <= found
+    )  # modules, of which only the contents are shown
 
 
 def test_the_notebook_is_a_page_with_its_pictures(site):

@@ -428,7 +428,7 @@ def test_what_learns_is_named(part):
 def test_figures_are_of_what_is_recorded(recorded):
     part = recorded({})
     assert figures.plot_differences((part,), (Primary(part, "third", ("first",)),)) is None
-    assert figures.plot_sizes(part, {"second": 1}, "first") is None
+    assert figures.plot_sizes([(part, {"second": 1})], "first") is None
     values = values_of()
     recorded(values)
     figure = figures.plot_differences((part,), (Primary(part, "third", ("first",)),))
@@ -439,10 +439,12 @@ def test_figures_are_of_what_is_recorded(recorded):
     assert np.asarray(dots[1].get_xdata()) == pytest.approx(
         column(values, "third") - column(values, "first"), abs=1e-9
     )
-    figure = figures.plot_sizes(part, {"second": 1, "third": 2}, "first")
+    figure = figures.plot_sizes([(part, {"second": 1, "third": 2}), (part, {"second": 4})], "first")
     assert figure is not None
-    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert [np.asarray(line.get_xdata())[0] for line in dots] == [1, 2]
+    dots = [[line for line in axes.lines if line.get_marker() == "o"] for axes in figure.axes]
+    assert [[np.asarray(line.get_xdata())[0] for line in each] for each in dots] == [[1, 2], [4]]
+    assert np.asarray(dots[0][1].get_ydata()) == pytest.approx(column(values, "third"), abs=1e-9)
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
 def test_training_losses_are_means_and_paired_differences_with_their_error(recorded):
@@ -576,9 +578,10 @@ def test_the_control_is_told_its_own_ends_of_log_snr():
 
 
 def test_sizes_are_those_of_the_run_files():
-    for arm, blocks in parts.SIZES.items():
-        for part, name in ((parts.DIGITS_SIZE, arm), (parts.DIGITS_TIME, f"{arm}_equal_time")):
-            (variant,) = part.variants((name,))
+    for part, sizes in ((parts.DIGITS_SIZE, parts.SIZES), (parts.DIGITS_TIME, parts.TIMES)):
+        assert set(sizes) == set(part.arms) - {parts.VDM}
+        for arm, blocks in sizes.items():
+            (variant,) = part.variants((arm,))
             encoder: Any = gin_loader.load_experiment(variant.gin_files, ()).model.encoder
             assert encoder.network.blocks == blocks
 
