@@ -34,6 +34,27 @@ class PreparedMaps(NamedTuple):
     context: Context
 
 
+def halve(groups: int) -> int:
+    """Returns the number of groups of the last norm."""
+    return max(1, groups // 2)
+
+
+def resolve_groups(channels: int, groups: int | None) -> int:
+    """Returns `groups`, or the default if None.
+
+    Raises:
+      UserError: it, or half of it, does not divide `channels`.
+    """
+    found = layers.resolve_groups(NAME, channels, groups)
+    if groups is None:
+        found = max(each for each in layers.possible_groups(channels) if channels % halve(each) == 0)
+    if channels % halve(found):
+        raise UserError(
+            f"{NAME}.groups = {found}: the last norm has {halve(found)} groups, which does not divide {NAME}.channels = {channels}"
+        )
+    return found
+
+
 @networks.register("encoder_unet")
 @dataclasses.dataclass(frozen=True)
 class EncoderUNet(PreparedOnce, ClassConditional):
@@ -42,8 +63,8 @@ class EncoderUNet(PreparedOnce, ClassConditional):
     Attributes:
       blocks: m; 1 is one level of one block, an even m two levels of m / 2 blocks each way.
       channels: of the first level; the second has twice as many.
-      groups: of the group norms; None = the largest divisor of `channels` up to min(32, channels / 2).
-        The last norm has half as many, and at m = 2 so have the middle blocks (as published).
+      groups: of the group norms. The last norm has half as many, and at m = 2 so have the middle blocks (as published), which
+        has to divide `channels` too. None = the largest divisor up to min(32, channels / 2) of which this holds.
       dropout: rate, inside the blocks.
       last: the function that the output goes through: "tanh", as published, or "none".
       classes: the number of classes of the condition; 0 = the condition is ignored.
@@ -70,7 +91,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
             raise UserError(
                 f"{NAME}.blocks = {self.blocks}: must be 1 or an even number up to {layers.MAX_BLOCKS}"
             )
-        layers.resolve_groups(NAME, self.channels, self.groups)
+        resolve_groups(self.channels, self.groups)
         layers.check_dropout(NAME, self.dropout)
         layers.check_precision(NAME, self.precision)
         layers.check_classes(NAME, self.classes)
@@ -115,7 +136,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
         run_turns = stacks.choose_turns(self.scan)
         saving = jax.checkpoint if self.remat else lambda function: function
         # As published, so that released weights compute the published function.
-        middle_groups = max(1, self._groups // 2) if self.blocks == 2 else self._groups
+        middle_groups = halve(self._groups) if self.blocks == 2 else self._groups
 
         def apply_block(block: Blocks, h: Maps, channels: int, groups: int) -> MapsOut:
             return stacks.apply_block(block, h, embedding, channels, groups, self.dropout)
@@ -188,7 +209,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
             channels=self.channels,
             image_channels=image_channels,
             groups=self._groups,
-            head_groups=max(1, self._groups // 2),
+            head_groups=halve(self._groups),
             classes=self.classes,
             log_snr_range=(self.log_snr_min, self.log_snr_max),
             precision=self.precision,
@@ -196,7 +217,7 @@ class EncoderUNet(PreparedOnce, ClassConditional):
 
     @property
     def _groups(self) -> int:
-        return layers.resolve_groups(NAME, self.channels, self.groups)
+        return resolve_groups(self.channels, self.groups)
 
     def _unpool(self, level: int) -> hk.Transformed:
         return hk.transform(lambda h: layers.unpool(h, self._levels()[level], f"unpool_{level}"))

@@ -31,21 +31,21 @@ MAX_LOGITS = 2**20  # attention weights of a chunk of queries, of all images of 
 PRECISIONS = ("float32", "bfloat16")
 
 
-def default_groups(channels: int) -> int:
-    """Returns the largest divisor of `channels` up to min(32, channels / 2).
+def possible_groups(channels: int) -> list[int]:
+    """Returns the divisors of `channels` up to min(32, channels / 2), rising.
 
     A group has at least two channels: with one, the norm would cancel the shift by the time embedding.
     """
     limit = max(1, min(32, channels // 2))
-    return max(groups for groups in range(1, limit + 1) if channels % groups == 0)
+    return [groups for groups in range(1, limit + 1) if channels % groups == 0]
 
 
 def resolve_groups(name: str, channels: int, groups: int | None) -> int:
-    """Returns `groups`, or the default if None. Raises UserError if it does not divide `channels`."""
+    """Returns `groups`, or the largest of `possible_groups` if None. Raises UserError if it does not divide `channels`."""
     if channels < 1:
         raise UserError(f"{name}.channels = {channels}: must be at least 1")
     if groups is None:
-        return default_groups(channels)
+        return possible_groups(channels)[-1]
     if groups < 1 or channels % groups:
         raise UserError(f"{name}.groups = {groups} does not divide {name}.channels = {channels}")
     return groups

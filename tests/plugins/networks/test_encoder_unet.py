@@ -12,9 +12,29 @@ from diffenc_plugins.networks.encoder_unet import max_pool
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def shapes(blocks, side):
-    network = EncoderUNet(blocks, channels=8)
+def shapes(blocks, side, **settings):
+    network = EncoderUNet(blocks, **{"channels": 8, **settings})
     return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 1)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize("channels", [3, 7, 14, 15, 18, 50, 100])
+def test_without_a_number_of_groups_every_width_works(channels):
+    """Of 14 channels the largest divisor is 7, and its half, 3, divides neither 14 nor the middle's 28."""
+    assert shapes(2, 8, channels=channels)["conv_out"]["b"].shape == (1,)
+
+
+def test_groups_stay_the_largest_divisor_where_its_half_divides_too():
+    for channels, groups in ((8, 4), (16, 8), (32, 16), (64, 32), (12, 6), (6, 3)):
+        explicit, default = (shapes(2, 8, channels=channels, groups=given) for given in (groups, None))
+        assert default == explicit
+        assert EncoderUNet(channels=channels)._groups == groups
+
+
+def test_groups_whose_half_does_not_divide_are_refused():
+    with pytest.raises(
+        UserError, match=r"groups = 7: the last norm has 3 groups, which does not divide .*channels = 14"
+    ):
+        EncoderUNet(channels=14, groups=7)
 
 
 def test_max_pool():

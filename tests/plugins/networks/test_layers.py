@@ -60,14 +60,14 @@ def test_norm_of_constant_maps_is_the_offset_with_a_finite_gradient():
 
 @given(st.integers(1, 600))
 @settings(deadline=None, max_examples=200)
-def test_default_groups_is_the_largest_divisor_that_leaves_two_channels_a_group(channels):
+def test_the_last_possible_number_of_groups_is_the_largest_divisor_that_leaves_two_channels_a_group(channels):
     divisors = [g for g in range(1, 33) if channels % g == 0 and channels // g >= 2]
-    assert layers.default_groups(channels) == max(divisors, default=1)
+    assert layers.possible_groups(channels) == (divisors or [1])
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (128, 32), (256, 32), (32, 16)])
 def test_default_groups_at_the_published_widths(channels, groups):
-    assert layers.default_groups(channels) == groups
+    assert layers.resolve_groups("n", channels, None) == groups
 
 
 @pytest.mark.parametrize("channels", [8, 9])
