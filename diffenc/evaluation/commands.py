@@ -13,9 +13,9 @@ from diffenc.config.experiment import Experiment
 from diffenc.core.parameters import count_parameters
 from diffenc.data.sources import describe_images
 from diffenc.errors import UserError
-from diffenc.evaluation.evaluation_record import KEYS, errors_table, evaluation_record
+from diffenc.evaluation.evaluation_record import KEYS, describe_path, errors_table, evaluation_record
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import save_png
+from diffenc.evaluation.image_grid import check_channels, save_png
 from diffenc.evaluation.restore_params import restore_ema, restore_for_bound
 from diffenc.evaluation.sample_images import ImageSampler, sample_file_name
 from diffenc.files import atomic
@@ -47,8 +47,9 @@ def sample(experiment: Experiment, workdir: Path) -> Path:
     """Draws a grid of images into the workdir's samples/; returns the path of the PNG.
 
     Raises:
-      UserError: no run there, one of another config, or no such checkpoint.
+      UserError: no run there, one of another config, or no such checkpoint; or the images cannot be shown.
     """
+    check_channels(experiment.dataset.image_shape[-1])  # before they are drawn
     mesh, settings = data_mesh(experiment.mesh), experiment.sampling
     ema, step = restore_ema(experiment, workdir, mesh, settings.step)
     sampler = ImageSampler(
@@ -92,5 +93,5 @@ def evaluation_table(record: Mapping[str, Any]) -> Table:
     """Returns an evaluation as a table: bits/dim and both errors of each term."""
     images = f"{record['num_images']} images, {record['passes']} pass(es)"
     chain = "".join(f", {record[key]} {key}" for key in ("times", "variance") if key in record)
-    title = f"{describe_images(record)}, {images}, T {record['T']}{chain}, step {record['step']}"
+    title = f"{describe_images(record)}, {images}, T {record['T']}{chain}{describe_path(record)}, step {record['step']}"
     return errors_table(record, KEYS, title, f"pixels {record['fingerprint'][:16]}")

@@ -29,7 +29,7 @@ from diffenc.evaluation.uncertainty_format import format_estimate
 from diffenc.interfaces import Dataset
 from diffenc.registry import time_samplers
 from diffenc.runtime.matmul_precision import matmul_precision
-from diffenc.workdir.fitted_chains import measured_path
+from diffenc.workdir.fitted_chains import MEASURED_PATH, measured_path
 
 TERMS = Terms._fields
 TIMES = "times"  # in evaluation.npz
@@ -158,6 +158,11 @@ def image_metadata(dataset: Dataset, model: Model, split: str, num_images: int) 
         "fingerprint": dataset.fingerprint(split),
         **model.condition_metadata(),
     }
+
+
+def describe_path(record: Mapping[str, Any]) -> str:
+    """Returns ", measured on the path NAME" if that is not the path of training; else nothing."""
+    return f", measured on the path {record[MEASURED_PATH]}" if record.get(MEASURED_PATH) else ""
 
 
 def errors_table(record: Mapping[str, Any], keys: Sequence[str], title: str, caption: str) -> Table:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffenc.config import serialize
 from diffenc.data.versions import UNKNOWN, is_published
+from diffenc.evaluation.evaluation_record import describe_path
 from diffenc.evaluation.measurement_text import NO_VALUE, format_measurement, typeset_minus
 from diffenc.evaluation.saved_records import finite_number, stored_value
 from diffenc.evaluation.significance import TestResult
@@ -115,10 +116,9 @@ def _condition_suffix(record: Record) -> str:
 
 
 def format_chain(record: Record) -> str:
-    """Returns T of a bound, with times and variance of a discrete chain."""
-    return " ".join(str(record[key]) for key in ("T", "times", "variance") if key in record) + (
-        " (times, variance)" if "times" in record else ""
-    )
+    """Returns T of a bound, with times and variance of a discrete chain, and its path where it is not that of training."""
+    chain = " ".join(str(record[key]) for key in ("T", "times", "variance") if key in record)
+    return f"{chain}{' (times, variance)' if 'times' in record else ''}{describe_path(record)}"
 
 
 def data_version(record: Record) -> str:

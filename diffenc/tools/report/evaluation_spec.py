@@ -29,8 +29,12 @@ def matches_config(record: Record | None, config: Mapping[str, str]) -> bool:
 def _parse_spec(config: Mapping[str, str]) -> EvaluationSpec:
     bound = _chain_metadata(config) | {"time_sampler": _format_plugin(config, "time_sampler", "uniform")}
     split, seed = _parse_literal(config, SPLIT, "test"), _parse_literal(config, SEED, 0)
-    bound_path = config.get("evaluate.stochasticity", "None")
-    path = None if bound_path == "None" else _format_plugin(config, "stochasticity", "markov")
+    path = None
+    if config.get("evaluate.stochasticity", "None") != "None":
+        path, trained = (
+            _format_plugin(config, "stochasticity", "markov", owner) for owner in ("evaluate", "Model")
+        )
+        path = None if path == trained else path  # as `Evaluate.resolve` has it
     return EvaluationSpec(split, bound, _parse_literal(config, NUM_IMAGES, None), seed, path)
 
 

@@ -1,6 +1,7 @@
 """Groups of runs whose configs differ only in the seed."""
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Group:
 
     @property
     def by_seed(self) -> dict[int, RunData]:
-        return {_seed_or_index(run, index): run for index, run in enumerate(self.evaluated)}
+        return {_seed_or_number(run): run for run in self.evaluated}
 
     @property
     def mean(self) -> tuple[float, float] | None:
@@ -91,9 +92,11 @@ def _config_key(run: RunData) -> object:
     return tuple(sorted(kept.items())) or run.workdir
 
 
-def _seed_or_index(run: RunData, index: int) -> int:
-    """Returns the run's seed, or a negative number that no other run has, if the seed is unknown."""
-    return int(run.seed) if run.seed.isdecimal() and len(run.seed) < 100 else -1 - index
+def _seed_or_number(run: RunData) -> int:
+    """Returns the run's seed, or a negative number that no other run of the page has, if the seed is unknown."""
+    if run.seed.isdecimal() and len(run.seed) < 100:
+        return int(run.seed)
+    return -1 - int.from_bytes(hashlib.sha256(run.label.encode()).digest())
 
 
 def _group_name(runs: Sequence[RunData], labels: Sequence[str]) -> str:

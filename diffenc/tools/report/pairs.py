@@ -15,6 +15,7 @@ from diffenc.runtime.progress import Progress
 from diffenc.tools.report import formatting
 from diffenc.tools.report.grouping import Group, find_incompatibility
 from diffenc.tools.report.run_data import RunData
+from diffenc.workdir.fitted_chains import MEASURED_PATH
 
 ALPHA = 0.05
 MAX_PAIRS = 15  # with more, each group is compared with the first alone
@@ -32,6 +33,7 @@ EQUAL_KEYS = (
     "seed",
     "prng",
     "stratified",
+    MEASURED_PATH,
 )
 # Keys that may differ, and are then mentioned.
 REPORTED_KEYS = ("step", "stochasticity", "trained_at", "precision", "matmul_precision")

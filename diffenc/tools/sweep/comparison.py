@@ -41,27 +41,36 @@ def compare_totals(a: VariantResults, b: VariantResults) -> list[TestResult]:
 
 
 def comparison_sheets(
-    pairs: Sequence[tuple[VariantResults, VariantResults]], seeds: Collection[int] = ()
-) -> tuple[Sheet, Sheet]:
-    """Returns the sheets of differences and of tests, with rows for each pair (A, B).
+    pairs: Sequence[tuple[VariantResults, VariantResults]],
+    seeds: Collection[int],
+    others: Sequence[tuple[str, TestResult]] = (),
+) -> tuple[Sheet, ...]:
+    """Returns the sheets of differences and of tests, with rows for each pair (A, B); none without anything to compare.
 
     Args:
-      seeds: all seeds of the sweep; a pair that lacks one of them is not tested.
+      pairs: all that are to be compared, those of which no run is done yet too.
+      seeds: all seeds of the runs; a pair that lacks one of them is not tested.
+      others: further tests with the labels of their pairs, which are corrected for together with these.
     """
-    complete = [(a, b) for a, b in pairs if len(common_seeds(a, b)) >= len(seeds)]
+    begun = [(a, b) for a, b in pairs if a.seeds and b.seeds]
+    complete = [(a, b) for a, b in begun if len(common_seeds(a, b)) >= len(seeds)]
     missing = [_label(a, b) for a, b in pairs if (a, b) not in complete]
     notes = (f"Not tested, as runs are missing: {'; '.join(missing)}.",) if missing else ()
-    return differences_sheet(pairs), tests_sheet(collect_tests(complete), notes, len(missing))
+    tests = [*_collect_tests(complete), *others]
+    return (
+        *([_differences_sheet(begun)] if begun else []),
+        *([_tests_sheet(tests, notes, len(missing))] if begun or tests else []),
+    )
 
 
-def differences_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
+def _differences_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
     """Returns the sheet of differences by component, with the number of common seeds."""
     rows = [(_label(a, b), *component_differences(a, b), len(common_seeds(a, b))) for a, b in pairs]
     heads = ("A − B", *COMPONENTS, "pairs")
     return Sheet("differences", "Differences, paired by seed, bits/dim", heads, tuple(rows))
 
 
-def collect_tests(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> list[tuple[str, TestResult]]:
+def _collect_tests(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> list[tuple[str, TestResult]]:
     """Returns every test of each pair, with the label of the pair."""
     return [(_label(a, b), result) for a, b in pairs for result in compare_totals(a, b)]
 
@@ -70,7 +79,7 @@ def _label(a: VariantResults, b: VariantResults) -> str:
     return f"{a.name} − {b.name}"
 
 
-def tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str], untested: int) -> Sheet:
+def _tests_sheet(tests: Sequence[tuple[str, TestResult]], notes: Sequence[str], untested: int) -> Sheet:
     """Returns the sheet of labelled tests; p is corrected for the number of comparisons made with the same test.
 
     Args:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from diffenc.data.sources import describe_images, require_same_images
 from diffenc.errors import UserError
 from diffenc.evaluation import saved_records as evaluation_records
+from diffenc.evaluation.evaluation_record import describe_path
 from diffenc.evaluation.image_error import PassValues
 from diffenc.evaluation.saved_records import (
     COMPARABLE_KEYS,
@@ -172,7 +173,7 @@ def describe_evaluations(variants: Sequence[VariantResults]) -> tuple[str, ...]:
         *checksum_note(records),
         f"images: {first['num_images']:,} of {describe_evaluated_images(first)}",
         f"trained for {' or '.join(f'{step:,}' for step in sorted({record['step'] for record in records}))} steps",
-        f"measured: -ELBO in bits/dim, T {first['T']}{chain}, {first['passes']} pass(es), {first['precision']}",
+        f"measured: -ELBO in bits/dim, T {first['T']}{chain}{describe_path(first)}, {first['passes']} pass(es), {first['precision']}",
         f"± is the standard error over seeds; Monte Carlo, shared by the runs: {_monte_carlo_error(records)}",
     )
 

@@ -19,6 +19,7 @@ from diffenc.registry import time_samplers
 from diffenc.tools.sweep.results import read_record
 from diffenc.tools.sweep.variants import Variant
 from diffenc.workdir.config_check import refuse_other_config
+from diffenc.workdir.fitted_chains import MEASURED_PATH, measured_path
 
 PROGRAM = (sys.executable, "-m", "diffenc.run")
 SETTINGS_WITH_STEP = {
@@ -100,7 +101,7 @@ def is_evaluated(run: Run) -> bool:
 
 
 def expected_metadata(experiment: Experiment) -> dict[str, Any]:
-    """Returns the metadata that an evaluation record of `experiment` must have."""
+    """Returns the metadata that an evaluation record of `experiment` must have; None where it has no such key."""
     settings = experiment.evaluation
     return {
         **bound_metadata(settings),
@@ -111,6 +112,7 @@ def expected_metadata(experiment: Experiment) -> dict[str, Any]:
         "seed": settings.seed,
         "time_sampler": time_samplers.spell(settings.time_sampler),
         "precision": network_precision(experiment),
+        MEASURED_PATH: measured_path(experiment).get(MEASURED_PATH),
         "step": settings.step or experiment.steps,
     }
 

@@ -92,14 +92,14 @@ def select_executor(args: argparse.Namespace, folder: Path) -> Execute:
 
 def make_page(name: str, runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> Page:
     """Returns the results of the runs that are done, and the comparisons of the pairs of variants."""
-    workdirs: dict[str, dict[int, Path]] = {}
+    workdirs: dict[str, dict[int, Path]] = {run.variant.name: {} for run in runs}
     for run in runs:
         if not remaining_modes(run, TASKS):
-            workdirs.setdefault(run.variant.name, {})[run.seed] = run.workdir
-    variants = [read_results(variant, by_seed) for variant, by_seed in workdirs.items()]
+            workdirs[run.variant.name][run.seed] = run.workdir
+    by_name = {name: read_results(name, by_seed) for name, by_seed in workdirs.items()}
+    variants = [variant for variant in by_name.values() if variant.seeds]
     require_comparable(variants)
-    by_name = {variant.name: variant for variant in variants}
-    done = [(by_name[a], by_name[b]) for a, b in pairs if a in by_name and b in by_name]
-    seeds = {run.seed for run in runs}
-    comparisons = comparison.comparison_sheets(done, seeds) if done else ()
+    # Pairs without any run too: they count among the comparisons that p is corrected for.
+    compared = [(by_name[a], by_name[b]) for a, b in pairs]
+    comparisons = comparison.comparison_sheets(compared, {run.seed for run in runs})
     return Page(f"Sweep {name}", describe_evaluations(variants), (results_sheet(variants), *comparisons))

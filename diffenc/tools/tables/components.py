@@ -59,12 +59,9 @@ def _make_sheets(lines: Sequence[TableLine], with_paper: bool) -> Iterator[Sheet
         "table", "Bits/dim, mean ± standard error over seeds", _HEADS, tuple(_table_rows(lines, with_paper))
     )
     pairs = list(pair_with_baseline(lines))
-    evaluated = [(a.results, b.results) for a, b in pairs if a.results.seeds and b.results.seeds]
-    if evaluated:
-        yield comparison.differences_sheet(evaluated)
-    tests = comparison.collect_tests(evaluated) + [_paper_test(a, b) for a, b in pairs if with_paper]
-    if tests:
-        yield comparison.tests_sheet(tests, (), 0)
+    published = [_paper_test(a, b) for a, b in pairs if with_paper]
+    seeds = {run.seed for line in lines for run in line.runs}
+    yield from comparison.comparison_sheets([(a.results, b.results) for a, b in pairs], seeds, published)
 
 
 _HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")

@@ -1,5 +1,6 @@
 """Ticks, scales and paths, against places worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from diffenc.config.serialize import config_text
 from diffenc.config.settings import Evaluate
 from diffenc.evaluation.evaluated_bound import bound_metadata
-from diffenc.registry import time_samplers
+from diffenc.registry import stochasticities, time_samplers
 from diffenc.tools.report import charts, evaluation_spec, run_data
 from diffenc.tools.report.curves import (
     Curve,
@@ -19,6 +20,7 @@ from diffenc.tools.report.curves import (
     thin,
     values_per_point,
 )
+from diffenc_plugins.stochasticities import Constant, Markov
 from diffenc_plugins.time_samplers import Importance
 from diffenc_plugins.variances import Fitted, Fixed
 
@@ -213,6 +215,22 @@ ASKED = [
     {"num_timesteps": 8, "variance": Fixed(2.0), "evaluate": Evaluate(num_timesteps=9)},
     {"num_timesteps": 8, "variance": Fixed(2.0), "evaluate": Evaluate(times="fitted")},
 ]
+
+
+def test_the_path_of_training_named_explicitly_is_no_other_path(made, tiny):
+    for own in (Markov(), Constant(0.5)):
+        model = dataclasses.replace(tiny().model, stochasticity=own)
+        for asked in (Markov(), Constant(0.5)):
+            experiment = tiny(model=model, evaluate=Evaluate(stochasticity=asked))
+            said = evaluation(
+                num_images=1300, **({} if asked == own else {"measured_path": stochasticities.spell(asked)})
+            )
+            run = run_data.read_run(
+                str(made(f"{own} {asked}", config=config_text(experiment), said=said)), "a"
+            )
+            assert evaluation_spec.matches_config(run.evaluation, run.config)
+            others = evaluation(num_images=1300, measured_path="nontrainable")
+            assert not evaluation_spec.matches_config(others, run.config)
 
 
 def test_configs_that_the_program_writes_ask_for_what_its_evaluations_say(made, tiny):

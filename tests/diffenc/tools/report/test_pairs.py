@@ -78,6 +78,7 @@ def test_seeds_are_paired_by_seed(made):
         ({"times_per_image": 2}, "times_per_image 1 and 2"),
         ({"times": "fitted"}, "times None and fitted"),
         ({"variance": "fitted"}, "variance None and fitted"),
+        ({"measured_path": "nontrainable"}, "measured_path None and nontrainable"),
         ({"bpd": None}, "bits/dim are not finite"),
     ],
 )
@@ -107,6 +108,11 @@ def test_one_evaluated_run_of_several_is_not_called_trained_once(made):
     b = made("b", config=OTHER, said=evaluation(), plus=[0.1, 0.2, 0.4])
     (found,) = pairs.compare_groups(groups(*a, b))
     assert found.caveats[0].startswith("Only one run of each was evaluated, a1 and b. Whether other seeds")
+
+
+def test_runs_of_unknown_seeds_are_not_taken_for_runs_of_one_seed(made):
+    a, b = groups(*(made(name, config=None, rows=[], said=evaluation()) for name in "ab"))
+    assert set(a.by_seed).isdisjoint(b.by_seed)
 
 
 def names(made, *paths):

@@ -12,7 +12,7 @@ from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import ElboTerms, evaluation_record
 from diffenc.evaluation.loss_over_log_snr import LossDraws
 from diffenc.files import atomic
-from diffenc.tools.sweep import results
+from diffenc.tools.sweep import comparison, results
 from diffenc.workdir.measurements import save_measurement
 
 DIMS = 16
@@ -53,6 +53,33 @@ def test_mean_and_error_over_seeds(evaluated):
         figure = found.mean(component)
         assert float(figure.mean) == pytest.approx(mean, abs=0.06 * error)
         assert float(figure.error or "nan") == pytest.approx(error, rel=0.06)
+
+
+def test_a_pair_of_which_no_run_is_done_counts_in_the_correction(evaluated):
+    """p of B - A is doubled, as Holm's smallest of two is, whether C is late or was never done."""
+    a, b = (
+        results.read_results(
+            name, {seed: evaluated(name, seed, nats(10 * place + seed)) for seed in range(4)}
+        )
+        for place, name in enumerate("ab")
+    )
+    missing = results.read_results("c", {})
+
+    def corrected(*pairs):
+        differences, tests = comparison.comparison_sheets(pairs, range(4))
+        assert [row[0] for row in differences.rows] == ["b − a"]
+        ((p, holm),) = (row[-3:-1] for row in tests.rows if row[1] == "paired t")
+        return (
+            float(str(p)),
+            float(str(holm)),
+            [note for note in tests.notes if note.startswith("Not tested")],
+        )
+
+    p, holm, notes = corrected((b, a), (missing, a))
+    assert notes == ["Not tested, as runs are missing: c − a."]
+    assert holm == pytest.approx(min(1, 2 * p), rel=0.05)
+    assert corrected((b, a)) == (p, p, [])
+    assert comparison.comparison_sheets([(missing, a)], range(4)) == ()
 
 
 def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):

@@ -1,5 +1,6 @@
 """A sweep with a stand-in for diffenc.run, which leaves behind what a run leaves behind and keeps a list of its calls."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -146,6 +147,20 @@ def test_a_record_with_a_changed_digit_is_left_out_and_measured_again(calls, wri
     assert calls() == ["evaluate s/blocks=1/seed_0"]
     assert json.loads(file.read_text())["bpd"] == 2.0
     assert runs.is_evaluated(found)
+
+
+def test_an_evaluation_on_another_path_is_not_that_of_the_config(calls, write_record):
+    variant = variants()[0]
+    path = "evaluate.stochasticity = @stochasticity.nontrainable()"
+    (own,) = execution.run_sweep(Path("s"), [variant], [0])
+    (other,) = runs.make_runs(
+        Path("s"), [dataclasses.replace(variant, bindings=(*variant.bindings, path))], [0]
+    )
+    assert own.workdir == other.workdir
+    assert [runs.is_evaluated(run) for run in (own, other)] == [True, False]
+    file = own.workdir / "evaluation.json"
+    write_record(file, json.loads(file.read_text()) | {"measured_path": "nontrainable"})
+    assert [runs.is_evaluated(run) for run in (own, other)] == [False, True]
 
 
 def start(tmp_path: Path) -> subprocess.Popen:

@@ -179,6 +179,8 @@ def test_what_is_missing_is_said_and_the_rest_shown(copy):
     assert (rows["DiffEnc-8-2"]["total_se"], rows["DiffEnc-8-2"]["total"] != "") == ("", True)
     differences = {row["A − B"]: row["pairs"] for row in rows_of(copy / "differences.csv")}
     assert differences == {"DiffEnc-8-2_fixed − VDMv-8_fixed": "0", "DiffEnc-8-nt_fixed − VDMv-8_fixed": "2"}
+    assert f"Not tested, as runs are missing: {'; '.join(differences)}." in stated
+    assert all(row["A − B"].endswith(", paper") for row in rows_of(copy / "tests.csv"))
 
 
 def test_of_nothing_there_is_a_table_of_the_papers_rows(tmp_path):
