@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
+from absl import logging
 from gin import config as gin_state
 from gin import config_parser
 
@@ -30,6 +31,7 @@ from diffenc.config.import_rules import PYTHON_HINT, SHELL_HINT, Import, check_i
 from diffenc.errors import UserError
 
 COMMAND_LINE = "--gin_bindings"
+WRITTEN = (("compress", "file"), ("compress", "decoded"))  # files outside of the workdir that a mode writes
 
 _configurables: set[str] = set()
 _constructions: list[Construction] = []  # of the build in progress, in order
@@ -235,7 +237,7 @@ def _statements(text: str, name: str, from_command_line: bool) -> Iterator[tuple
 def _bindings_of(found: Iterable[_Statement]) -> list[Binding]:
     """Returns the bindings among statements, and imports the modules of import statements."""
     bindings = []
-    for statement, location, from_command_line, _ in found:
+    for statement, location, from_command_line, from_run in found:
         match statement:
             # Before BindingSet resolves names: the module may register plugins that bindings name.
             case config_parser.ImportStatement(module=module):
@@ -243,6 +245,15 @@ def _bindings_of(found: Iterable[_Statement]) -> list[Binding]:
             case config_parser.BindingStatement(arg_name=""):
                 name = "/".join(filter(None, [statement.scope, statement.selector]))
                 bindings.append(Binding("", MACRO, name, statement.value, location, from_command_line))
+            case config_parser.BindingStatement(selector=selector, arg_name=field) if (
+                from_run and (selector, field) in WRITTEN
+            ):
+                if statement.value is not None:
+                    logging.warning(
+                        "%s: %s.%s is ignored: the config of a run, which may be from another person, does not choose where "
+                        "files are written; bind it on the command line",
+                        *(location, selector, field),
+                    )
             case config_parser.BindingStatement():
                 scope, selector, field, value, _ = statement
                 bindings.append(Binding(scope, selector, field, value, location, from_command_line))

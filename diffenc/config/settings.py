@@ -312,8 +312,8 @@ class Compress:
         batch.
       bins: cells per standard deviation in which latents are coded. Each doubling takes one more initial bit per latent.
       seed: seed of the initial bits.
-      file: the coded images; None = compressed.diffenc in the workdir.
-      decoded: an .npz file for the decoded images; None = decompressed.npz in the workdir.
+      file: the coded images; None = compressed.diffenc in the workdir. A run's own config does not decide on it.
+      decoded: an .npz file for the decoded images; None = decompressed.npz in the workdir. Nor on this.
     """
 
     batch_size: int = 16

@@ -5,8 +5,8 @@ T edges. The costs are measured once per checkpoint (diffenc.evaluation.step_cos
 """
 
 import dataclasses
+import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ from diffenc.interfaces import LearnedVariance, Params, Variance
 from diffenc.parallel.distributed import main_process_only
 from diffenc.parallel.sharding import data_mesh
 from diffenc.registry import variances
+from diffenc.safe_io import safe_npz
 from diffenc.workdir import fitted_chains
 from diffenc.workdir.fitted_chains import measured_path
 from diffenc.workdir.mirror import on_local_copy
 
 CACHE = "costs.npz"
+MAX_BYTES = 1 << 30  # limit of the unpacked costs
 MAX_STEPS = 1024
 _MIN_CELLS = 512  # of the grid that times are chosen from
 _CELLS_PER_STEP = 4
@@ -214,7 +216,9 @@ def _write(file: Path, costs: StepCosts, origin: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: np.asarray(getattr(costs, field.name)) for field in dataclasses.fields(costs)}
     # The origin is in the file itself: costs and the checkpoint they belong to cannot come apart.
-    atomic.write_bytes(file, atomic.encode_npz({"origin": np.asarray(origin), **arrays}))
+    atomic.write_bytes(
+        file, atomic.encode_npz({"origin": np.frombuffer(origin.encode(), np.uint8), **arrays})
+    )
 
 
 def _read(file: Path, origin: str) -> StepCosts | None:
@@ -222,13 +226,12 @@ def _read(file: Path, origin: str) -> StepCosts | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            # Without pickles, loading never executes code from the file.
-            if str(arrays["origin"]) != origin:
-                logging.info("%s is of another checkpoint, config or settings of fit: measuring again", file)
-                return None
-            names = ("knots", "mean", "standard_error")
-            return StepCosts(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        arrays = safe_npz.load(io.BytesIO(file.read_bytes()), str(file), None, MAX_BYTES)
+        if arrays["origin"].tobytes() != origin.encode():
+            logging.info("%s is of another checkpoint, config or settings of fit: measuring again", file)
+            return None
+        names = ("knots", "mean", "standard_error")
+        return StepCosts(*(arrays[name] for name in names), num_images=int(arrays["num_images"]))
+    except (UserError, ValueError, KeyError, OSError) as error:
         logging.warning("%s cannot be read (%s): measuring again", file, error)
         return None

@@ -12,12 +12,13 @@ from diffenc.safe_io.bounded_reader import BoundedReader
 from diffenc.safe_io.reading import convert_errors
 
 
-def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> dict[str, np.ndarray]:
+def load(stream: io.BytesIO, name: str, wanted: Collection[str] | None, limit: int) -> dict[str, np.ndarray]:
     """Returns the `wanted` arrays that are in the .npz file `stream`.
 
     Args:
       name: the name of the file in messages.
-      limit: maximal number of bytes of one array.
+      wanted: names of arrays; None = all.
+      limit: maximal number of bytes of one array, and of all if `wanted` is None.
 
     Raises:
       UserError: the file is damaged, or an array is not of plain numbers, is larger than `limit` or has not the size in its
@@ -25,6 +26,9 @@ def load(stream: io.BytesIO, name: str, wanted: Collection[str], limit: int) -> 
     """
     with convert_errors(name), zipfile.ZipFile(stream) as archive:
         held = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        if wanted is None:
+            wanted = tuple(held)
+            refuse_bombs(archive, name, limit)
         return {key: _array(archive, held[key], f"{name}:{key}", limit) for key in wanted if key in held}
 
 
@@ -44,6 +48,13 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: 
         if len(content) != length or stream.read(1):  # reading to the end also has zip check its sum
             raise UserError(f"{name}: has not the {length:,} bytes that it claims; download it again")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def refuse_bombs(archive: zipfile.ZipFile, name: str, limit: int) -> None:
+    """Raises UserError if the members of an archive together claim more than `limit` bytes."""
+    claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > limit:
+        raise UserError(f"{name}: claims {claimed:,} bytes, more than the {limit:,} it may have")
 
 
 def refuse_bomb(member: zipfile.ZipInfo, name: str, limit: int) -> None:

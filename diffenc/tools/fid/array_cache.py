@@ -31,13 +31,16 @@ def load_or_compute(
 def load_array(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     """Returns the array in the .npy file; None if there is no file, it is corrupt, or has another shape or dtype."""
     try:
-        found = np.load(file, allow_pickle=False)
+        # Mapped: a file that claims another size is not read, nor is memory taken for it.
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
         logging.warning("%s is corrupt; recomputing (%s)", file, error)
         return None
-    return found if (found.shape, found.dtype.name) == (shape, dtype) else None
+    if not isinstance(found, np.memmap) or (found.shape, found.dtype.name) != (shape, dtype):
+        return None
+    return np.array(found)
 
 
 @main_process_only

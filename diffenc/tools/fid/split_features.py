@@ -1,6 +1,7 @@
 """Feature summary of a split of a data set, computed once and cached per user for all runs."""
 
 import hashlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from diffenc.files.directories import cache_directory
 from diffenc.interfaces import Dataset, Source
 from diffenc.parallel.distributed import main_process_only
 from diffenc.runtime.progress import Progress
+from diffenc.safe_io import safe_npz
 from diffenc.tools.fid import array_cache
 from diffenc.tools.fid.extraction import Extractor, FeatureCollector, FeatureSummary
 from diffenc.tools.fid.frechet import Gaussian
 
+MAX_BYTES = 1 << 32  # limit of an unpacked summary
 FORMAT = 1  # of the cache; raise it when the format, or the conversion of images to uint8, changes
 CHUNK = 1024  # images; at most so many are computed again after an interruption
 
@@ -90,9 +93,9 @@ def compute_summary(
 def load_summary(file: Path) -> FeatureSummary | None:
     """Returns the cached summary; None if there is none, or it is corrupt."""
     try:
-        with np.load(file, allow_pickle=False) as held:
-            gaussian = Gaussian(held["mean"], held["covariance"])
-            return FeatureSummary(gaussian, int(held["count"]), held["some"])
+        held = safe_npz.load(io.BytesIO(file.read_bytes()), str(file), None, MAX_BYTES)
+        gaussian = Gaussian(held["mean"], held["covariance"])
+        return FeatureSummary(gaussian, int(held["count"]), held["some"])
     except FileNotFoundError:
         return None
     except Exception as error:  # zipfile raises more types than it documents

@@ -19,11 +19,13 @@ from diffenc.files import atomic, record_checksum
 from diffenc.parallel import collectives
 from diffenc.parallel.distributed import is_main
 from diffenc.parallel.sharding import data_mesh
+from diffenc.safe_io import safe_npz
 from diffenc.tools.figures import class_changes, encoded_images, loss, norms, samples, schedule, spectra
 from diffenc.tools.figures.figure_data import FigureInputs, FigureRecord, Record
 from diffenc.workdir.mirror import display_name, on_local_copy
 
 FOLDER = "figures"
+MAX_BYTES = 1 << 30  # limit of the unpacked data of a figure
 
 
 class FigureKind(NamedTuple):
@@ -108,7 +110,11 @@ def read_figure(target: Path, metadata: Record) -> FigureRecord | None:
     # Through JSON and back, as the stored one has been: tuples become lists, NaN null.
     if record.get("of") != json.loads(atomic.to_json(metadata)) or record["npz"] != _digest(arrays):
         return None
-    return FigureRecord(record, dict(np.load(io.BytesIO(arrays))) if arrays else {})
+    return FigureRecord(record, _read_arrays(arrays, target) if arrays else {})
+
+
+def _read_arrays(data: bytes, target: Path) -> dict[str, np.ndarray]:
+    return safe_npz.load(io.BytesIO(data), f"{target}.npz", None, MAX_BYTES)
 
 
 def publish_figure(

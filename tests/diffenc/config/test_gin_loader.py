@@ -355,3 +355,18 @@ def test_the_new_name_of_an_old_one_is_stated(tmp_path, old, new):
     (tmp_path / "mine.gin").write_text(f"include 'gin/quickstart.gin'\n{old}\n")
     with pytest.raises(UserError, match=f"mine.gin:2: {new}: rename it"):
         gin_loader.load_experiment([str(tmp_path / "mine.gin")], [])
+
+
+@pytest.mark.parametrize("field", ["file", "decoded"])
+def test_the_config_of_a_run_does_not_choose_where_files_are_written(small, tmp_path, caplog, field):
+    run, line = tmp_path / "config.gin", f"compress.{field} = '~/.bashrc'"
+    run.write_text(SMALL + line + "\nelsewhere/" + line + "\ncompress.seed = 3\n")
+    for bindings, wanted in (((), None), ((f"compress.{field} = 'here'",), "here")):
+        found = gin_loader.load_experiment(str(run), bindings).compress
+        assert (getattr(found, field), found.seed) == (wanted, 3)
+    assert f"config.gin:19: compress.{field} is ignored: the config of a run" in caplog.text
+    text = run.read_text()
+    assert getattr(gin_loader.load_untrusted(text, "x", lambda _: False).compress, field) is None
+    own = tmp_path / "own.gin"
+    own.write_text(f"{line}\n")
+    assert getattr(gin_loader.load_experiment([small, str(own)]).compress, field) == "~/.bashrc"

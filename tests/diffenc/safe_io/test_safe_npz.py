@@ -18,6 +18,14 @@ def saved(save=np.savez, **arrays) -> bytes:
     return stream.getvalue()
 
 
+def test_all_arrays_together_are_limited():
+    content = saved(a=np.zeros(100), b=np.ones(100))
+    whole = safe_npz.load(io.BytesIO(content), "file", None, 2000)
+    assert {name: array.sum() for name, array in whole.items()} == {"a": 0, "b": 100}
+    with pytest.raises(UserError, match=r"^file: claims 1,856 bytes, more than the 1,500 it may have$"):
+        safe_npz.load(io.BytesIO(content), "file", None, 1500)
+
+
 ARRAYS = [
     np.arange(12, dtype=np.uint8).reshape(3, 4),
     np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),

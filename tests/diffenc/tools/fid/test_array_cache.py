@@ -29,7 +29,7 @@ def test_what_is_kept_is_not_made_again(tmp_path, warnings):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.npy"]
 
 
-@pytest.mark.parametrize("content", [b"", b"text", "half", "pickled", "shape", "dtype"])
+@pytest.mark.parametrize("content", [b"", b"text", "half", "pickled", "claims", "archive", "shape", "dtype"])
 def test_what_is_no_such_array_is_made_anew(tmp_path, warnings, content):
     file = tmp_path / "a.npy"
     if isinstance(content, bytes):
@@ -39,10 +39,18 @@ def test_what_is_no_such_array_is_made_anew(tmp_path, warnings, content):
         file.write_bytes(file.read_bytes()[:500])
     elif content == "pickled":
         np.save(file, np.array([print], object), allow_pickle=True)
+    elif content == "claims":
+        with file.open("wb") as stream:  # a header alone
+            np.lib.format.write_array_header_1_0(
+                stream, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+            )
+    elif content == "archive":
+        np.savez(tmp_path / "b.npz", a=np.zeros(3))
+        (tmp_path / "b.npz").rename(file)
     else:
         np.save(file, np.zeros(3, np.int32) if content == "dtype" else np.zeros(4))
     assert array_cache.load_array(file, (3,), "float64") is None
-    assert len(warnings) == (content not in ("shape", "dtype"))
+    assert len(warnings) == (content not in ("shape", "dtype", "archive"))
     np.testing.assert_array_equal(
         array_cache.load_or_compute(file, lambda: np.ones(3), (3,), "float64"), np.ones(3)
     )
