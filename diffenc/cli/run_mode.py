@@ -29,7 +29,7 @@ READ_ONLY = (
     "decompress",
     "plan",
 )  # modes that only print where the workdir is read-only, or write where they are told
-CONTINUOUS = ("likelihood", "diagnose")  # modes without a T
+CONTINUOUS = ("likelihood", "diagnose", "fit_ode", "fit_stochasticity")  # modes without a T
 
 
 def run_mode(mode: str, perform: Callable[[Experiment, str | Path], Any], given: Any) -> None:

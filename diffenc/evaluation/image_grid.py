@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from diffenc.errors import UserError
 from diffenc.files import atomic
 
 BORDER = 2  # pixels
@@ -27,6 +28,12 @@ def to_uint8(levels: Integer[np.ndarray, "*shape"], num_levels: int) -> UInt8[np
     return ((levels.astype(np.int64) * 510 + top) // (2 * top)).astype(np.uint8)
 
 
+def check_channels(channels: int, way_out: str = "") -> None:
+    """Raises UserError unless images of so many channels can be shown; `way_out` ends the message."""
+    if channels not in (1, 3):
+        raise UserError(f"images of {channels} channels cannot be shown, only those of 1 or 3{way_out}")
+
+
 def make_grid(
     images: UInt8[np.ndarray, "n h w c"], columns: int | None = None, scale: int | None = None
 ) -> UInt8[np.ndarray, "rows cols c"]:
@@ -38,11 +45,13 @@ def make_grid(
         an image's shorter side has 64 pixels or more.
 
     Raises:
-      ValueError: no images, or neither 1 nor 3 channels.
+      ValueError: no images.
+      UserError: neither 1 nor 3 channels.
     """
     n, height, width, channels = images.shape
-    if n == 0 or channels not in (1, 3):
-        raise ValueError(f"cannot show images of shape {images.shape}: needs some, of 1 or 3 channels")
+    if n == 0:
+        raise ValueError("no images to show")
+    check_channels(channels)
     columns = columns or math.ceil(math.sqrt(n))
     scale = scale or math.ceil(TILE / min(height, width))
     tiles = np.full((-(-n // columns) * columns, height * scale + BORDER, width * scale + BORDER, channels),
@@ -57,8 +66,8 @@ def save_png(path: atomic.PathLike, images: Integer[np.ndarray, "n h w c"], num_
     """Writes images of integer levels as one grid to the PNG file `path`, atomically.
 
     Raises:
-      UserError: the file cannot be written.
-      ValueError: a level is out of range, or the images cannot be shown.
+      UserError: the file cannot be written, or the images cannot be shown.
+      ValueError: a level is out of range.
     """
     sheet = make_grid(to_uint8(images, num_levels))
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)

@@ -90,8 +90,9 @@ class ImageSampler:
         self._solver = SOLVERS[self.settings.sampler]
         self._trained_at = trained_at
         # ODE solvers need a modelled slope; a model trained at T
-        # serves other steps only under the same condition.
-        other_steps = (settings.num_timesteps, settings.times) != (trained_at, "equal")
+        # serves other steps and solvers only under the same condition.
+        as_trained = ("ancestral", trained_at, "equal")
+        other_steps = (settings.sampler, settings.num_timesteps, settings.times) != as_trained
         self._must_check_slope = settings.sampler in ODE_SOLVERS or (trained_at > 0 and other_steps)
         self._stretch = compile_stretch(
             model, self._solver, settings.guidance, self._sharding, platform_of(mesh)
@@ -145,7 +146,7 @@ class ImageSampler:
         )
 
     def _warn_if_inconsistent(self, params: Params) -> None:
-        """Warns once if an ODE solver, or steps other than those of training at T, does not sample the trained model.
+        """Warns once if an ODE solver, or steps or a solver other than those of training at T, does not sample the trained model.
 
         Needs the parameters in use: a trainable encoder is initialised to equal the non-trainable one.
         """
@@ -157,7 +158,7 @@ class ImageSampler:
         if self._trained_at:
             logging.warning(
                 "sample.sampler = %s with sample.num_timesteps = %d, %s times: the encoder depends on the noise level and "
-                "the model was trained at T = %d, so that its x_hat serves these equal steps alone: these are samples of "
+                "the model was trained at T = %d, so that its x_hat serves these equal steps of ancestral sampling alone: these are samples of "
                 "another model than the one whose bound was trained; sample.sampler = ancestral with "
                 "sample.num_timesteps = %d, equal times, draws from that one",
                 self.settings.sampler,

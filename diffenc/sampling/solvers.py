@@ -29,7 +29,7 @@ from diffenc.core.interval import Chord, chord, tangent
 from diffenc.core.model import Model
 from diffenc.core.reverse import Estimator
 from diffenc.core.stochasticity import Increment
-from diffenc.interfaces import Context, Data, Estimate, LogSNR, Params, PerExample
+from diffenc.interfaces import Condition, Context, Data, Estimate, Key, LogSNR, Params, PerExample
 
 # (z, log_snr_t, log_snr_s, log_w, estimate, increment, noise) -> z_s; the noise is standard normal, shaped like z
 Solver = Callable[[Data, LogSNR, LogSNR, PerExample, Estimator, Increment, Data], Data]
@@ -168,8 +168,8 @@ def slope_is_modelled(
     the means of their values and slopes, to 1e-4 of their norm: d x_phi / d lambda = kappa x_phi for one head. For a model
     trained at T = `trained_at` > 0 the slopes must also be 0, since x_hat otherwise serves the T steps alone.
 
-    Tests random images at each of three values of log_snr, and of each class that the encoder knows, by one jvp of
-    the encoder. Compiles once for a model and a shape.
+    Tests random images at each of three values of log_snr, and of each class that the encoder knows, by a jvp of
+    the encoder for each class. Compiles once for a model and a shape.
     """
     # Its value is E[x_phi | z] by its own loss; at T the slope is that of a step, not the derivative.
     if model.generative_mean.learns_value and not trained_at:
@@ -193,11 +193,33 @@ def _slope_error(
     # 1. Noise levels, classes and two random images for each.
     count = max((count for _, count in conditioned_modules(model.encoder)), default=1)
     # No larger values: at low noise x_phi approaches x whatever the encoder, and its slope vanishes.
-    # Three levels for each class the encoder knows, [3 classes]:
-    # an encoder may fulfil the condition for one class alone.
-    log_snr = jnp.tile(jnp.array([-4.0, -1.0, 2.0]), count)
-    pair = jax.random.uniform(jax.random.key(0), (2, len(log_snr), *image_shape), minval=-1.0)
-    condition = jax.tree.map(jnp.asarray, model.conditioning(np.repeat(np.arange(count, dtype=np.int32), 3)))
+    log_snr = jnp.array([-4.0, -1.0, 2.0])
+    # Each class the encoder knows: it may fulfil the condition for one alone.
+    # One after the other, as there may be a thousand.
+    labels = np.repeat(np.arange(count, dtype=np.int32), len(log_snr))
+    conditions = jax.tree.map(
+        lambda leaf: jnp.reshape(jnp.asarray(leaf), (count, len(log_snr), *jnp.shape(leaf)[1:])),
+        model.conditioning(labels),
+    )
+    keys = jax.random.split(jax.random.key(0), count)
+
+    def of_class(drawn: tuple[Key, Condition | None]) -> tuple[Float[Array, "2 b"], PerExample]:
+        return _slope_errors(model, params, log_snr, *drawn, image_shape)
+
+    errors, slopes = jax.lax.map(of_class, (keys, conditions))
+    return jnp.max(errors), jnp.max(slopes)
+
+
+def _slope_errors(
+    model: Model,
+    params: Params,
+    log_snr: LogSNR,
+    key: Key,
+    condition: Condition | None,
+    image_shape: tuple[int, ...],
+) -> tuple[Float[Array, "2 b"], PerExample]:
+    """Returns the errors of value and slope, and the slope, of two random images of one class at each log_snr."""
+    pair = jax.random.uniform(key, (2, len(log_snr), *image_shape), minval=-1.0)
     context = Context(condition)
     at = tangent(partial(model.increment, params), log_snr)
 
@@ -215,10 +237,10 @@ def _slope_error(
     z = scale(alpha_sigma(log_snr)[0], truth.value)
     made = model.bind_mean(params, context).estimate(x_hat, z, at)
 
-    # 3. Errors relative to |x_phi|, the largest over levels and classes.
+    # 3. Errors relative to |x_phi|.
     def norm(x: Data) -> PerExample:
         return jnp.sqrt(jnp.sum(jnp.square(x), tuple(range(1, x.ndim))))
 
     size = norm(truth.value)
     errors = [norm(one - other) / size for one, other in zip(made, truth, strict=True)]
-    return jnp.max(jnp.stack(errors)), jnp.max(norm(made.slope) / size)
+    return jnp.stack(errors), norm(made.slope) / size

@@ -176,7 +176,7 @@ def find_ends_stride(images: int, ends_stride: int) -> int:
     The largest divisor, up to `ends_stride`, of `images`, the number of images in a device's part of a microbatch.
     """
     # 1 always divides: then the losses at the ends are those of all images.
-    return max(k for k in range(1, ends_stride + 1) if images % k == 0)
+    return max(k for k in range(1, min(images, ends_stride) + 1) if images % k == 0)
 
 
 def take_every(stride: int, first: Int[Array, ""], images: Any) -> Any:

@@ -13,7 +13,7 @@ from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
 from diffenc.evaluation.evaluation_record import evaluation_record
 from diffenc.evaluation.evaluator import Evaluator
-from diffenc.evaluation.image_grid import make_grid, to_uint8
+from diffenc.evaluation.image_grid import check_channels, make_grid, to_uint8
 from diffenc.evaluation.loss_over_log_snr import equal_shares
 from diffenc.evaluation.sample_images import ImageSampler
 from diffenc.interfaces import GRADIENT_CURVE, requires
@@ -169,6 +169,7 @@ class Samples(Hook):
 
     def __init__(self, experiment: Experiment, mesh: Mesh, files: RunFiles):
         fitted_chains.refuse_fits(experiment.sampling)
+        check_channels(experiment.dataset.image_shape[-1], "; set Experiment.sample_every = 0")
         self.every = experiment.sample_every
         model, dataset = experiment.model, experiment.dataset
         self._num_levels = dataset.num_levels

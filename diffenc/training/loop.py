@@ -76,7 +76,8 @@ def train(experiment: Experiment, workdir: stores.PathLike = "runs/experiment") 
         or infinite.
       Interrupted: the run was requested to stop, as by SIGTERM or Ctrl-C, and is saved.
     """
-    return _train(experiment, workdir)
+    with jax.enable_x64(False):  # which a notebook may have on; parameters and losses are float32
+        return _train(experiment, workdir)
 
 
 @mirror.on_local_copy

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from diffenc.config.experiment import Experiment
+from diffenc.config.names import SETTINGS
 from diffenc.core.compiled_once import compiled_once
 from diffenc.core.model import Terms
 from diffenc.core.parameters import abstract_arrays, require_same_structure
@@ -71,7 +72,7 @@ ORIGIN_UPDATES = 10**6
 # Fields of an experiment that neither its first state nor its train step depends on.
 OUTSIDE_A_STEP = (
     "log_every", "checkpoint_every", "evaluate_every", "sample_every", "keep_last", "keep_every", "profile_at", "writers",
-    "evaluate", "sample", "fit", "k_sample", "diagnose", "figures", "likelihood", "fid", "plan",
+    *(name for name in SETTINGS if name != "mesh"),
 )  # fmt: skip
 _DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(Experiment) if field.name in OUTSIDE_A_STEP

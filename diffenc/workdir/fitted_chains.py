@@ -144,8 +144,10 @@ def save_fit(file: Path, times: Float[np.ndarray, "..."], record: dict[str, Any]
     """Writes a fit of `times` with the other keys of `record`; returns it as `load_fit` would.
 
     Raises:
-      UserError: a failed write.
+      UserError: a value is not finite, or a failed write.
     """
+    if not all(np.isfinite(values).all() for values in (times, record.get("excess", 0.0))):
+        raise UserError("nothing was fitted: the loss of this model is not finite")
     content = record_checksum.with_checksum({**record, "steps": len(times) - 1, "times": times.tolist()})
     text = atomic.to_json(content, indent=1) + "\n"
     # Only the main process writes; all parse the text, as the file may not be visible to the others yet.

@@ -153,6 +153,13 @@ def test_x64_is_asked_for(called, go):
     [
         ({"num_timesteps": 9, "gin_file": [GIN]}, "--num_timesteps is not for --mode=train"),
         ({"topology": "v5e:4x8", "gin_file": [GIN]}, "--topology and --quick are for --mode=plan"),
+        *(
+            (
+                {"num_timesteps": 9, "mode": mode, "gin_file": [GIN]},
+                f"--num_timesteps is not for --mode={mode}, which is of continuous time",
+            )
+            for mode in ("fit_ode", "fit_stochasticity")
+        ),
         ({"x64": True, "gin_file": [GIN]}, "--x64 is not for --mode=train"),
         (
             {"x64": True, "mode": "evaluate", "gin_file": [GIN], "gin_bindings": ["PRECISION = 'bfloat16'"]},

@@ -53,9 +53,15 @@ def test_default_grid_is_about_square(n, size, shape):
     assert sheet.shape == (shape[0] * side + 2, shape[1] * side + 2, 1)
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 8, 1), (1, 8, 8, 2)])
-def test_what_cannot_be_shown_is_refused(shape):
-    with pytest.raises(ValueError, match="cannot show"):
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        ((0, 8, 8, 1), ValueError, "no images"),
+        ((1, 8, 8, 2), UserError, "images of 2 channels cannot be shown, only those of 1 or 3"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(shape, error, message):
+    with pytest.raises(error, match=message):
         image_grid.make_grid(np.zeros(shape, np.uint8))
 
 

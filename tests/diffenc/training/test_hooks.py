@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffenc.config.settings import Evaluate, Sample
 from diffenc.core.model import Terms
+from diffenc.errors import UserError
 from diffenc.evaluation.evaluator import Evaluator
 from diffenc.evaluation.image_grid import make_grid
 from diffenc.evaluation.sample_images import ImageSampler
@@ -175,6 +176,18 @@ def test_samples_are_of_the_averaged_parameters(run, state, tmp_path):
     ((step, shown),) = writer.images
     assert step == 6
     np.testing.assert_array_equal(shown["samples"][..., 0], picture)
+
+
+def test_images_that_cannot_be_shown_are_refused_before_the_run_begins(tiny, tmp_path):
+    class TwoChannels(type(tiny().dataset)):
+        image_shape = (4, 4, 2)
+
+    two = TwoChannels()
+    with pytest.raises(
+        UserError, match=r"images of 2 channels cannot be shown.*; set Experiment.sample_every = 0$"
+    ):
+        make_hooks(tiny(dataset=two, sample_every=6), data_mesh(), RunFiles(tiny(), tmp_path))
+    make_hooks(tiny(dataset=two, sample_every=0), data_mesh(), RunFiles(tiny(), tmp_path))
 
 
 def test_a_picture_that_a_full_disk_refuses_does_not_end_the_run(run, tmp_path, caplog):

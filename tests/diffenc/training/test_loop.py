@@ -122,6 +122,13 @@ def straight(full, tmp_path_factory):
     return workdir
 
 
+def test_a_run_is_the_same_where_float64_is_on(full, straight, tmp_path):
+    with jax.enable_x64(True):
+        loop.train(full, tmp_path)
+    assert _rows(tmp_path) == _rows(straight)
+    _assert_same(_state(full, tmp_path), _state(full, straight))
+
+
 def test_a_run_is_the_plain_loop(full, straight):
     """The same steps by hand, in one row of sums."""
     mesh, source = data_mesh(), full.dataset.source("train")

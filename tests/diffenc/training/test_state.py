@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffenc.config.settings import Evaluate, Sample
+from diffenc.config.settings import Compress, Evaluate, Fit, Likelihood, Sample
 from diffenc.core.model import Losses, Model, Terms, draw_noise
 from diffenc.core.parameters import count_parameters
 from diffenc.errors import UserError
@@ -271,6 +271,7 @@ def test_only_what_is_trained_tells_compiled_steps_apart(tiny):
     other = tiny(
         **{"log_every": 1, "checkpoint_every": 2, "evaluate_every": 4, "sample_every": 6, "keep_last": 1},
         **{"keep_every": 6, "profile_at": 3, "evaluate": Evaluate(seed=5), "sample": Sample(num=2)},
+        **{"fit": Fit(seed=5), "likelihood": Likelihood(rtol=1e-3), "compress": Compress(seed=5)},
     )
     assert make_train_step(one, mesh) is make_train_step(other, mesh)
     assert make_init(one, mesh) is make_init(other, mesh)

@@ -2,6 +2,7 @@
 
 import json
 import logging as std_logging
+import math
 from typing import Any
 
 import jax
@@ -239,3 +240,11 @@ def test_training_is_not_begun_with_what_only_a_trained_run_can_have(settings, k
         fitted_chains.refuse_fits(settings)
     fitted_chains.refuse_fits(ResolvedEvaluate(num_timesteps=3, variance=Fixed(0.9)))
     fitted_chains.refuse_fits(ResolvedSample())
+
+
+@pytest.mark.parametrize("values", [{"excess": [0.1, math.nan]}, {"times": np.array([0.0, math.nan, 1.0])}])
+def test_a_fit_of_a_loss_that_is_not_finite_is_not_written(tmp_path, values):
+    given = {"times": np.array([0.0, 0.5, 1.0]), "excess": [0.1, 0.2], **values}
+    with pytest.raises(UserError, match="nothing was fitted: the loss of this model is not finite"):
+        fitted_chains.save_fit(tmp_path / "fits" / "T2.json", given.pop("times"), given)
+    assert list(tmp_path.iterdir()) == []
