@@ -71,7 +71,12 @@ def measure(given: argparse.Namespace) -> str:
     for num_timesteps in given.num_timesteps:
         settings = dataclasses.replace(experiment.evaluate, num_timesteps=num_timesteps)
         at_t = dataclasses.replace(experiment, evaluate=settings)
-        bound = evaluate(at_t, given.workdir)
+        with tempfile.TemporaryDirectory() as folder:
+            # In a copy, since the newest evaluation in a workdir is that which reports and tables take.
+            copy = shutil.copytree(
+                given.workdir, f"{folder}/run", ignore=shutil.ignore_patterns("events*", ".lock")
+            )
+            bound = evaluate(at_t, copy)
         for bins in given.bins:
             records = [
                 compress_and_check(at_t, given.workdir, images, bins, seed, given.batch_size)

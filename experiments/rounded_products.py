@@ -82,7 +82,7 @@ def round_products(function: Callable[..., Any], bits: int, is_rounded: IsRounde
     """Returns `function` with the factors of the chosen products rounded to `bits` of mantissa.
 
     Raises:
-      NotImplementedError: a product is within a loop or a branch.
+      NotImplementedError: a product is within a `while` loop or a branch.
     """
 
     def rounded(*args: Any) -> Any:
@@ -107,6 +107,8 @@ def _evaluate(
         called = _called(eqn)
         if called is not None:
             outputs = _evaluate(called.jaxpr, called.consts, factors, own_names, bits, is_rounded)
+        elif eqn.primitive.name == "scan":
+            outputs = _scan(eqn.params, factors, own_names, bits, is_rounded)
         else:
             if eqn.primitive.name in PRODUCTS and is_rounded(own_names, _is_full(eqn)):
                 factors = [jax.lax.reduce_precision(factor, EXPONENT_BITS, bits) for factor in factors]
@@ -116,12 +118,28 @@ def _evaluate(
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _scan(
+    params: dict[str, Any], inputs: Sequence[Any], names: str, bits: int, is_rounded: IsRounded
+) -> list[Any]:
+    """Evaluates a scan of these parameters, with the factors of the products in its body rounded where `is_rounded`."""
+    body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+    begin = num_consts + num_carry
+    consts, carry, xs = inputs[:num_consts], inputs[num_consts:begin], inputs[begin:]
+
+    def turn(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = _evaluate(body.jaxpr, body.consts, [*consts, *carry, *x], names, bits, is_rounded)
+        return outputs[:num_carry], outputs[num_carry:]
+
+    last, rows = jax.lax.scan(turn, list(carry), list(xs), params["length"], reverse=params["reverse"])
+    return [*last, *rows]
+
+
 def _called(eqn: Any) -> Any:
     """Returns the closed jaxpr that an equation merely calls; None for any other equation."""
     if eqn.primitive.name in CALLS:
         inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
         return inner if hasattr(inner, "consts") else jax.extend.core.ClosedJaxpr(inner, ())
-    if any(map(_has_product, jax.extend.core.jaxprs_in_params(eqn.params))):
+    if eqn.primitive.name != "scan" and any(map(_has_product, jax.extend.core.jaxprs_in_params(eqn.params))):
         raise NotImplementedError(f"a product within {eqn.primitive.name}")
     return None
 

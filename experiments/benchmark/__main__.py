@@ -96,15 +96,6 @@ def load_experiment(args: argparse.Namespace) -> Experiment:
     return dataclasses.replace(experiment, batch_size=args.batch_size)
 
 
-def measure_parts(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
-    """Returns the results of each part by name."""
-    figures = {}
-    for name in names:
-        logging.info("part %s", name)
-        figures[name] = PARTS[name](subject)
-    return figures
-
-
 def describe_measurement(experiment: Experiment, argv: Sequence[str]) -> dict[str, Any]:
     """Returns date, command, hardware, versions and config."""
     device = jax.devices()[0]
@@ -139,10 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(args.json)
         settings = Settings(args.rounds, args.least, args.sampling_steps, args.images)
         figures = describe_measurement(experiment, argv) | {"rounds": args.rounds}
-        figures |= measure_parts(Subject(experiment, settings), names)
+        subject = Subject(experiment, settings)
+        for name in names:
+            logging.info("part %s", name)
+            figures[name] = PARTS[name](subject)
+            if args.json:  # after each part, as a later one may fail
+                atomic.write_json(args.json, figures)
         print_tables(figures)
-        if args.json:
-            atomic.write_json(args.json, figures)
 
     return exit_status(perform)
 

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffenc.config.experiment import Experiment
+from diffenc.core.conditioning import conditioned_modules
 from diffenc.core.discretization import equal_steps
 from diffenc.core.parameters import count_parameters
+from diffenc.core.stochasticity import MARKOV
 from diffenc.runtime import accelerators
 from diffenc.runtime.progress import Progress
 from diffenc.sampling import sampler
 from diffenc.sampling.solvers import ancestral
 from diffenc.tools.planning.flops import Contraction, Operand, Work
 from diffenc.tools.planning.plan import compiled_memory, state_memory
+from diffenc_plugins.conditionings import Nothing
 from diffenc_plugins.encoders import Identity, Nontrainable
 from diffenc_plugins.generative_means import VDM, Counterterm
 from experiments.benchmark.subject import (
@@ -80,10 +83,14 @@ def device_memory() -> dict[str, int]:
 
 
 def with_encoders(experiment: Experiment) -> dict[str, Experiment]:
-    """Returns VDMv, DiffEnc-nt and the file's own model, if it is neither."""
+    """Returns VDMv, DiffEnc-nt, both on the paper's path, and the file's own model, if it is neither."""
+    model = experiment.model
+    # A conditioning that was the encoder's alone would be read by nothing.
+    conditioning = model.conditioning if conditioned_modules(model.network) else Nothing()
+    model = dataclasses.replace(model, stochasticity=MARKOV, conditioning=conditioning)
 
     def replace(**changes: Any) -> Experiment:
-        return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
+        return dataclasses.replace(experiment, model=dataclasses.replace(model, **changes))
 
     found = {
         "vdmv": replace(encoder=Identity(), generative_mean=VDM()),

@@ -10,6 +10,7 @@ over T go to WORKDIR/bounds. Finished measurements are kept there, so that the p
 
 import argparse
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,13 +40,26 @@ from diffenc.interfaces import EXCESS, requires
 from diffenc.parallel.sharding import data_mesh
 from diffenc.runtime.console import exit_status, start_up
 from diffenc.runtime.progress import Progress
+from diffenc.safe_io import safe_npz
 from diffenc.sampling.solvers import slope_is_modelled
 from diffenc.workdir.config_check import CONFIG
 from diffenc.workdir.fitted_chains import fit_origin, fit_path, load_fit
 from diffenc_plugins.variances import Equal, Fitted, Fixed
 from experiments.bounds.formatting import Results, bounds_record, bounds_table, few_images_table, plot_bounds
 
+MAX_BYTES = 1 << 32  # limit of an unpacked cell
 NUM_TIMESTEPS = (5, 10, 25, 50, 100, 250, 1000)
+
+
+def _read_cell(file: Path) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of a cell; None if it is missing or, with a warning, damaged."""
+    if not file.is_file():
+        return None
+    try:
+        return safe_npz.load(io.BytesIO(file.read_bytes()), str(file), None, MAX_BYTES)
+    except UserError as error:
+        logging.warning("%s: measuring again", error)
+        return None
 
 
 class Bounds:
@@ -75,13 +89,13 @@ class Bounds:
         )
         file = self.workdir / "bounds" / "cells" / f"{name}.npz"
         origin = self._origin(experiment, *more)
-        if file.is_file():
-            with np.load(file, allow_pickle=False) as arrays:
-                if str(arrays["origin"]) == origin:
-                    return dict(arrays)
+        cached = _read_cell(file)
+        if cached is not None and cached.pop("origin", np.zeros(0)).tobytes() == origin.encode():
+            return cached
         file.parent.mkdir(parents=True, exist_ok=True)
         arrays = compute()
-        atomic.write_bytes(file, atomic.encode_npz(arrays | {"origin": np.asarray(origin)}))
+        stored = arrays | {"origin": np.frombuffer(origin.encode(), np.uint8)}
+        atomic.write_bytes(file, atomic.encode_npz(stored))
         return arrays
 
     def _origin(self, experiment: Experiment, *more: Any) -> str:

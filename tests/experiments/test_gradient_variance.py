@@ -34,6 +34,9 @@ def test_every_part_with_parameters_is_stated(tiny, tmp_path, capsys):
     assert set(found) == {"network", "encoder", "schedule"}
     Console().print(gradient_variance.format_table(found))
     assert set(found["encoder"]) == {"uniform", "importance", "importance_by_gradient"}
+    ratios = {name: part.ratio for name, part in found["encoder"].items()}
+    assert ratios["uniform"] == 1
+    assert len(set(ratios.values())) == 3  # each sampler draws other times
     assert "ratio to uniform" in capsys.readouterr().out
 
 

@@ -1,13 +1,18 @@
 """Products whose factors are rounded, beside numpy's of factors that were rounded bit by bit; and the command on a run."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from diffenc.core.objective import continuous
+from diffenc.core.discretization import equal_steps
+from diffenc.core.objective import continuous, discrete
 from diffenc.training import loop
+from diffenc_plugins.encoders import Trainable
+from diffenc_plugins.networks import EncoderUNet, UNet
 from experiments import rounded_products
 from experiments.rounded_products import CASES, round_products
 
@@ -50,12 +55,49 @@ def test_products_at_full_precision_are_held_and_slopes_are_rounded():
     assert np.abs(got - want).max() < 0.2 * np.abs(got - exact).max()
 
 
-def test_a_product_in_a_loop_is_refused():
-    def power(x):
-        return jax.lax.scan(lambda y, _: (jnp.matmul(y, B), None), x, length=3)[0]
+def test_products_in_a_loop_are_rounded_as_those_written_out():
+    def power(x, scan):
+        """Of the carry, an entry of each turn and a constant; the products of each turn are kept."""
+        return scan(
+            lambda y, b: (jnp.matmul(y, b) / 5, jnp.matmul(B, y)), x, jnp.stack([B, A, B]), reverse=True
+        )
 
-    with pytest.raises(NotImplementedError, match="a product within scan"):
-        round_products(power, 7, CASES["held"])(A)
+    def written_out(turn, carry, xs, reverse):
+        assert reverse
+        rows = []
+        for x in xs[::-1]:
+            carry, row = turn(carry, x)
+            rows.append(row)
+        return carry, jnp.stack(rows[::-1])
+
+    loop_, plain = (
+        round_products(lambda x, s=s: power(x, s), 7, CASES["held"])(A) for s in (jax.lax.scan, written_out)
+    )
+    for one, other, exact in zip(loop_, plain, power(A, jax.lax.scan), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        assert np.abs(one - exact).max() > 1e-4
+
+
+def test_a_product_in_a_branch_is_refused():
+    def choose(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda y: jnp.matmul(y, B), lambda y: y, x)
+
+    with pytest.raises(NotImplementedError, match="a product within cond"):
+        round_products(choose, 7, CASES["held"])(A)
+
+
+def test_each_case_rounds_other_products_of_real_networks(tiny, tmp_path, monkeypatch):
+    """At T = 4, where the encoder is held at both ends of a step."""
+    networks = {"network": UNet(1, 8), "encoder": Trainable(EncoderUNet(1, 8))}
+    experiment = tiny(model=dataclasses.replace(tiny().model, **networks))
+    key = jax.random.key(0)
+    drawn = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(key, leaf.shape), experiment.init_params(key))
+    params = drawn | {"schedule": experiment.init_params(key)["schedule"]}
+    monkeypatch.setattr(rounded_products, "restore_for_bound", lambda *_: (params, 0))
+    monkeypatch.setattr(rounded_products, "MANTISSA_BITS", {"bfloat16": 7})
+    rules = {"4": discrete(equal_steps(4))}
+    shifts = [shift.mean for *_, shift in rounded_products.measure_shifts(experiment, tmp_path, 5, rules)]
+    assert len({*shifts, 0.0}) == 1 + len(CASES)
 
 
 def test_the_command_states_every_case(tiny, tmp_path, capsys):

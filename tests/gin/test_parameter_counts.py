@@ -1,6 +1,7 @@
 """Sizes of the published models, (score network, encoder)."""
 
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -32,6 +33,12 @@ TOTALS = {
     "cifar10_diffenc_32_4": 33_322_310,
     "imagenet32_diffenc_32_8": 126_557_510,
 }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_headers_state_the_size(name):
+    text = (Path(__file__).parents[2] / "gin" / f"{name}.gin").read_text()
+    assert re.findall(r"^# Parameters: ([\d,]+)", text, re.MULTILINE) == [f"{sum(PUBLISHED[name]):,}"]
 
 
 @functools.cache

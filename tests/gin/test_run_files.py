@@ -10,6 +10,7 @@ from diffenc.config import gin_loader
 from diffenc.config.gin_files import shipped_files
 from diffenc.config.serialize import config_text
 from diffenc.tools.planning.plan import compute_plan
+from diffenc.tools.tables import paper
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -182,9 +183,13 @@ def test_a_published_run_trains_as_published(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_header_states_row_command_result_and_cost(name):
     head, experiment = comment(name), load(name)
-    assert re.search(r"table \d of DiffEnc", head)
     assert f"python -m diffenc.run --gin_file=gin/{name}.gin\n" in head
-    assert re.search(r"Expected: \d\.\d{3} ± 0\.\d{3} bits/dim .*published", head)
+    table = re.search(r"table (\d) of DiffEnc", head)
+    assert table is not None
+    rows = [row for row in paper.load_rows(int(table[1])) if row.gin_files == (f"gin/{name}.gin",)]
+    ((total, count),) = ((row.figures["total"], row.seeds) for row in rows)
+    wanted = f"Expected: {total.mean} ± {total.error} bits/dim on the test split (published: mean and standard error of {count} seeds)."
+    assert wanted in head
     assert re.search(r"Parameters: [\d,]+", head)
     image, images, steps, total = stated_cost(head)
     assert (images, steps) == (experiment.batch_size, experiment.steps)

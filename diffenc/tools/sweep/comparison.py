@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from diffenc.evaluation import significance
 from diffenc.evaluation.significance import LEVEL, MIN_SEEDS, TestResult, holm_correction
@@ -42,18 +42,18 @@ def compare_totals(a: VariantResults, b: VariantResults) -> list[TestResult]:
 
 def comparison_sheets(
     pairs: Sequence[tuple[VariantResults, VariantResults]],
-    seeds: Collection[int],
+    planned: Mapping[str, Collection[int]],
     others: Sequence[tuple[str, TestResult]] = (),
 ) -> tuple[Sheet, ...]:
     """Returns the sheets of differences and of tests, with rows for each pair (A, B); none without anything to compare.
 
     Args:
       pairs: all that are to be compared, those of which no run is done yet too.
-      seeds: all seeds of the runs; a pair that lacks one of them is not tested.
+      planned: the seeds that each variant is to have, by its name; a pair that lacks one of them is not tested.
       others: further tests with the labels of their pairs, which are corrected for together with these.
     """
     begun = [(a, b) for a, b in pairs if a.seeds and b.seeds]
-    complete = [(a, b) for a, b in begun if len(common_seeds(a, b)) >= len(seeds)]
+    complete = [pair for pair in begun if all(set(planned[each.name]) <= set(each.seeds) for each in pair)]
     missing = [_label(a, b) for a, b in pairs if (a, b) not in complete]
     notes = (f"Not tested, as runs are missing: {'; '.join(missing)}.",) if missing else ()
     tests = [*_collect_tests(complete), *others]

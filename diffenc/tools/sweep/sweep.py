@@ -101,5 +101,6 @@ def make_page(name: str, runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) 
     require_comparable(variants)
     # Pairs without any run too: they count among the comparisons that p is corrected for.
     compared = [(by_name[a], by_name[b]) for a, b in pairs]
-    comparisons = comparison.comparison_sheets(compared, {run.seed for run in runs})
+    planned = dict.fromkeys(by_name, tuple(run.seed for run in runs))
+    comparisons = comparison.comparison_sheets(compared, planned)
     return Page(f"Sweep {name}", describe_evaluations(variants), (results_sheet(variants), *comparisons))

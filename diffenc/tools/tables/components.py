@@ -60,8 +60,8 @@ def _make_sheets(lines: Sequence[TableLine], with_paper: bool) -> Iterator[Sheet
     )
     pairs = list(pair_with_baseline(lines))
     published = [_paper_test(a, b) for a, b in pairs if with_paper]
-    seeds = {run.seed for line in lines for run in line.runs}
-    yield from comparison.comparison_sheets([(a.results, b.results) for a, b in pairs], seeds, published)
+    planned = {line.row.name: {run.seed for run in line.runs} for line in lines}
+    yield from comparison.comparison_sheets([(a.results, b.results) for a, b in pairs], planned, published)
 
 
 _HEADS = ("model", "noise", "from", *COMPONENTS, "seeds", "parameters")

@@ -47,5 +47,5 @@ def test_an_evaluation_keeps_each_draw_of_each_image_and_none_of_the_filling(tin
     assert log_snr.shape == diffusion.shape == (78,)
     np.testing.assert_allclose(diffusion.mean(), measured.terms["diffusion"].mean(), rtol=1e-6)
     t = np.sort((6 - log_snr) / 11)
-    np.testing.assert_allclose(t, (np.arange(78) + 0.5) / 78, atol=0.2)
+    np.testing.assert_allclose(t, (np.arange(78) + 0.5) / 78, atol=0.05)
     assert t[0] >= 0 > t[-1] - 1

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from diffenc.core.stochasticity import MARKOV
+from diffenc_plugins.conditionings import ByClass, Nothing
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
+from diffenc_plugins.stochasticities import Constant
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import formatting, program, steps
 from experiments.benchmark.subject import Compiled, Settings, Subject, random_images, without_compile_cache
@@ -103,6 +106,21 @@ def test_variants_differ_by_their_encoder(subject):
         assert type(models[name].encoder).__name__ == encoder
         assert type(models[name].generative_mean).__name__ == mean
         assert models[name].network == subject.experiment.model.network
+
+
+def test_the_papers_models_are_on_its_path_and_of_classes_only_where_the_network_knows_them(tiny):
+    model = tiny().model
+    told = dataclasses.replace(
+        model,
+        encoder=dataclasses.replace(model.encoder, network=dataclasses.replace(model.network, classes=3)),
+        stochasticity=Constant(0.5),
+        conditioning=ByClass(),
+    )
+    found = {name: one.model for name, one in steps.with_encoders(tiny(model=told)).items()}
+    assert found.pop("own") == told
+    assert {(one.stochasticity, one.conditioning) for one in found.values()} == {(MARKOV, Nothing())}
+    both = dataclasses.replace(told, network=told.encoder.network)
+    assert steps.with_encoders(tiny(model=both))["vdmv"].model.conditioning == ByClass()
 
 
 def test_a_vdm_is_not_timed_twice(tiny):

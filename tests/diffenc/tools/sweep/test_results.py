@@ -63,10 +63,10 @@ def test_a_pair_of_which_no_run_is_done_counts_in_the_correction(evaluated):
         )
         for place, name in enumerate("ab")
     )
-    missing = results.read_results("c", {})
+    missing, planned = results.read_results("c", {}), dict.fromkeys("abc", range(4))
 
     def corrected(*pairs):
-        differences, tests = comparison.comparison_sheets(pairs, range(4))
+        differences, tests = comparison.comparison_sheets(pairs, planned)
         assert [row[0] for row in differences.rows] == ["b − a"]
         ((p, holm),) = (row[-3:-1] for row in tests.rows if row[1] == "paired t")
         return (
@@ -79,7 +79,7 @@ def test_a_pair_of_which_no_run_is_done_counts_in_the_correction(evaluated):
     assert notes == ["Not tested, as runs are missing: c − a."]
     assert holm == pytest.approx(min(1, 2 * p), rel=0.05)
     assert corrected((b, a)) == (p, p, [])
-    assert comparison.comparison_sheets([(missing, a)], range(4)) == ()
+    assert comparison.comparison_sheets([(missing, a)], planned) == ()
 
 
 def test_one_seed_has_no_error_and_none_no_mean(evaluated, tmp_path):

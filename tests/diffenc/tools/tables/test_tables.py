@@ -17,7 +17,7 @@ from diffenc.tools.tables import paper
 from diffenc.tools.tables.collection import load_lines
 
 DIMS = {"mnist": 784, "cifar10": 3072, "imagenet32": 3072}
-SHIFT = {"VDMv-8": 0.0, "DiffEnc-8-2": -0.02, "DiffEnc-8-nt": 0.01, "VDMv-32": 0.0, "DiffEnc-32-4": -0.02, "DiffEnc-32-8": -0.01}  # fmt: skip
+SHIFT = {"VDMv-8": 0.0, "DiffEnc-8-2": -0.02, "DiffEnc-8-4": -0.02, "DiffEnc-8-nt": 0.01, "VDMv-32": 0.0, "DiffEnc-32-4": -0.02, "DiffEnc-32-8": -0.01}  # fmt: skip
 SMALL = ["--steps=1000", "--seeds=3", "--batch_size=16", "--blocks=1", "--channels=32", "--encoder_channels=16", "--passes=2"]  # fmt: skip
 TERMS = ("reconstruction", "latent", "diffusion")
 
@@ -181,6 +181,20 @@ def test_what_is_missing_is_said_and_the_rest_shown(copy):
     assert differences == {"DiffEnc-8-2_fixed − VDMv-8_fixed": "0", "DiffEnc-8-nt_fixed − VDMv-8_fixed": "2"}
     assert f"Not tested, as runs are missing: {'; '.join(differences)}." in stated
     assert all(row["A − B"].endswith(", paper") for row in rows_of(copy / "tests.csv"))
+
+
+def test_rows_of_fewer_seeds_are_tested_when_all_of_theirs_are_there(tmp_path):
+    """Table 7 has five seeds of VDMv-8 and three of DiffEnc-8-4."""
+    folder, flags = tmp_path / "7", [flag for flag in SMALL if not flag.startswith("--seeds")]
+    made = finish(7, folder, flags)
+    assert tables.main(["--table=7", f"--output={folder}", "--norun", *flags]) == 0
+    assert "Not tested" not in (folder / "table.md").read_text()
+    rows = [row for row in rows_of(folder / "tests.csv") if "paper" not in row["A − B"]]
+    assert {row["A − B"] for row in rows} == {"DiffEnc-8-4 − VDMv-8"}
+    assert {"5 + 3", "3 + 5"} & {row["n"].removesuffix(" runs") for row in rows}
+    assert {(model, seed) for model, _, seed in made} == {
+        *(("VDMv-8", seed) for seed in range(5)), *(("DiffEnc-8-4", seed) for seed in range(3)),
+    }  # fmt: skip
 
 
 def test_of_nothing_there_is_a_table_of_the_papers_rows(tmp_path):
