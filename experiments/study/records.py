@@ -139,6 +139,18 @@ def training_slope(workdir: Path) -> float:
     return float(100 * np.polyfit(steps[last], losses[last], 1)[0])
 
 
+def mean_losses(workdir: Path) -> tuple[float, float]:
+    """Returns the mean loss of training batches, bits/dim, over the first and over the last WINDOW steps; NaN without a row there."""
+    rows = training_rows(workdir)
+    steps, losses = np.array([(row["step"], row["bpd"]) for row in rows]).T
+    weights = np.diff(steps, prepend=0)  # a row is the mean since the row before
+    parts = steps <= WINDOW, steps > steps[-1] - WINDOW
+    first, last = (
+        float(np.average(losses[part], weights=weights[part])) if part.any() else math.nan for part in parts
+    )
+    return first, last
+
+
 def training_hours(workdir: Path) -> float:
     """Returns how long a run trained, from its steps per second; without compilation and evaluation."""
     rows = training_rows(workdir)

@@ -23,12 +23,13 @@ from diffenc.tools.sweep.results import (
 from diffenc.tools.sweep.sheets import Cell, Page, Sheet
 from diffenc.workdir.fitted_chains import MEASURED_PATH
 from experiments.study.parts import Part
-from experiments.study.records import WINDOW, training_hours, training_slope
+from experiments.study.records import WINDOW, mean_losses, training_hours, training_slope
 
 Results = dict[str, VariantResults]  # by arm
 BySeed = Float[np.ndarray, " seeds"]
 FEWEST = 3  # seeds of an interval
 ERROR_HEADS = ("± over images", "± Monte Carlo")
+TRAINING_HEADS = (f"training, first {WINDOW:,} steps", f"training, last {WINDOW:,} steps")
 ERROR_NOTE = (
     "± over images: by the choice of the test images; after <= an upper bound, where it is not resolved. The seeds share it, and "
     "the Monte-Carlo error."
@@ -128,7 +129,15 @@ def _list_seeds(seeds: Sequence[int]) -> str:
 
 def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet:
     """Returns a row for each pair (A, B) of the same seeds: A - B of every term, and the interval of the total."""
-    heads = ("A − B", *COMPONENTS, *interval_heads(LEVEL), "A is lower in", "seeds", *ERROR_HEADS)
+    heads = (
+        "A − B",
+        *COMPONENTS,
+        *interval_heads(LEVEL),
+        "A is lower in",
+        "seeds",
+        *ERROR_HEADS,
+        *TRAINING_HEADS,
+    )
     rows = []
     for a, b in pairs:
         differences = a.values("total") - b.values("total")
@@ -145,13 +154,23 @@ def pairs_sheet(pairs: Sequence[tuple[VariantResults, VariantResults]]) -> Sheet
                 lower,
                 _list_seeds(a.seeds),
                 *errors,
+                *_training_cells(a, b),
             )
         )
     note = (
         "Lower is better: a negative difference is in favour of A. Intervals are about the total with other seeds, each for itself, "
         f"not corrected; none for fewer than {FEWEST} seeds. {ERROR_NOTE}"
     )
-    return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note,))
+    training = "Training: of the mean loss of training batches; the last steps are compared of arms that were trained for equally many."
+    return Sheet("pairs", "Differences, paired by seed, bits/dim", heads, tuple(rows), (note, training))
+
+
+def _training_cells(a: VariantResults, b: VariantResults) -> tuple[Cell, Cell]:
+    """Returns the differences of the training loss over the first and the last WINDOW steps."""
+    means = [np.array([mean_losses(each.workdirs[seed]) for seed in a.seeds]) for each in (a, b)]
+    first, last = (mean_and_standard_error(values) for values in (means[0] - means[1]).T)
+    steps = {record["step"] for each in (a, b) for record in each.records.values()}
+    return first, last if len(steps) == 1 else MISSING
 
 
 def other_paths_sheet(part: Part, results: Results) -> Sheet:

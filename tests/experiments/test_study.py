@@ -482,6 +482,14 @@ def test_the_slope_of_the_training_loss_is_of_the_last_thousand_steps(tmp_path):
     assert records.training_slope(tmp_path) == pytest.approx(-4.5 / 82.5)
 
 
+def test_the_mean_training_losses_are_weighted_by_the_steps_of_a_row(tmp_path):
+    """Rows after 200, 1,000, 1,400 and 2,000 steps: (200 x 5 + 800 x 2) / 1,000, and (400 x 1 + 600 x 3) / 1,000."""
+    losses = {200: 5.0, 1000: 2.0, 1400: 1.0, 2000: 3.0}
+    rows = [{"step": step, "steps_per_second": 1, "bpd": loss} for step, loss in losses.items()]
+    (tmp_path / METRICS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert records.mean_losses(tmp_path) == pytest.approx((2.6, 2.2))
+
+
 def test_training_losses_of_different_steps_are_refused_and_without_reference_there_is_no_difference(
     recorded,
 ):
@@ -514,6 +522,11 @@ def test_pairs_say_in_how_many_seeds_a_is_lower_and_the_errors_that_seeds_share(
         for seed in SEEDS
     }
     part = recorded(values, by_pass={"second": 0.003})
+    for seed in SEEDS:
+        # The mean over the steps is then higher than that of `first` by 4/3 of the seed.
+        metrics = part.workdir("second", seed) / METRICS
+        old, new = (f'"bpd": {2.0 + factor * seed}}}' for factor in (1, 3))
+        metrics.write_text(metrics.read_text().replace(old, new))
     rows = tables.tables((part,), ()).splitlines()
     (heads,) = [row.strip("| ").split(" | ") for row in rows if row.startswith("| A − B | total |")]
     (cells,) = [row.strip("| ").split(" | ") for row in rows if row.startswith("| second − first |")]
@@ -523,6 +536,9 @@ def test_pairs_say_in_how_many_seeds_a_is_lower_and_the_errors_that_seeds_share(
     assert 0 < lower < 5
     assert cell["seeds"] == "0–4"
     assert float(cell["± Monte Carlo"]) == pytest.approx(0.003)
+    for when in ("first", "last"):
+        mean, error = map(float, cell[f"training, {when} 1,000 steps"].split(" ± "))
+        assert (mean, error) == pytest.approx((4 / 3 * 2, 4 / 3 * stats.sem(SEEDS)), rel=0.02)
 
 
 def test_every_arm_runs_once_and_what_is_tested_runs_first():
