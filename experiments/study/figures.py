@@ -81,7 +81,7 @@ def plot_sizes(sizes: Sequence[tuple[Part, Mapping[str, int]]], reference: str) 
         return None
     figure, panels = plots.make_axes_row("", *[("blocks of the encoder", "bits/dim")] * len(shown))
     for axes, (part, points, level) in zip(panels, shown, strict=True):
-        axes.set_title(part.title, fontsize="medium")
+        axes.set_title(part.title, fontsize="small")
         axes.sharey(panels[0])
         for size, values in points:
             axes.plot(np.full(len(values), size), values, "o", color="C0", markersize=3.5, alpha=0.5)
