@@ -78,7 +78,9 @@ class Registry(Generic[T]):
         """
         if name not in self._classes:
             known = self._classes
-            offer = f"nearest: {self.kind}.{nearest(name, known)}" if known else "none is registered"
+            offer = "none is registered: call diffenc.registry.discover() first"
+            if known:
+                offer = f"nearest: {self.kind}.{nearest(name, known)}"
             raise UserError(f"no {self.kind} is called {name!r}; {offer}")
         return self._classes[name]
 

@@ -77,7 +77,10 @@ def test_decorators_in_the_wrong_order_are_refused(registry):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(registry):
-    with pytest.raises(UserError, match=r"^no schedule is called 'liner'; none is registered$"):
+    with pytest.raises(
+        UserError,
+        match=r"^no schedule is called 'liner'; none is registered: call diffenc.registry.discover\(\) first$",
+    ):
         registry["liner"]
     registry.register("linear")(One)
     registry.register("learned_endpoints")(Other)
