@@ -12,11 +12,14 @@ from scipy.integrate import solve_ivp
 from scipy.stats import ks_2samp
 
 from diffenc import registry
+from diffenc.core.gaussian import scale
 from diffenc.core.reverse import BoundMean
 from diffenc.core.stochasticity import MARKOV
-from diffenc.interfaces import NO_CONTEXT, ProportionalMean
+from diffenc.interfaces import NO_CONTEXT, ClassConditional, ProportionalMean
 from diffenc.sampling.sampler import walk
 from diffenc.sampling.solvers import ODE_SOLVERS, SDE_SOLVERS, SOLVERS, slope_is_modelled
+from diffenc_plugins.conditionings import ByClass
+from diffenc_plugins.encoders import Trainable
 from diffenc_plugins.stochasticities import Constant, Nontrainable
 
 KAPPA: dict[str, Any] = {"none": jnp.zeros_like, "sigma_2": lambda log_snr: jax.nn.sigmoid(-log_snr)}
@@ -412,3 +415,24 @@ def test_whether_the_slope_is_modelled(tiny, encoder, mean, gain, modelled, at_s
     params = {"encoder": {"gain": jnp.array(gain)} if arguments else {}, "generative_mean": {"gain": 0.0}}
     assert slope_is_modelled(model, params, (4, 4, 1)) is modelled
     assert slope_is_modelled(model, params, (4, 4, 1), trained_at=8) is at_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class GainByClass(ClassConditional):
+    """y = gain x, with a gain for each class."""
+
+    classes: int = 3
+
+    def init(self, key, z, log_snr):
+        return {"gain": jnp.zeros(self.classes)}
+
+    def apply(self, params, z, log_snr, context=NO_CONTEXT):
+        assert context.condition is not None
+        return scale(params["gain"][context.condition - 1], z)
+
+
+@pytest.mark.parametrize("gain", [(0.0, 0.0, 0.0), (0.0, 0.0, 0.5), (0.5, 0.0, 0.0)])
+def test_the_slope_of_every_class_counts(tiny, gain):
+    model = dataclasses.replace(tiny().model, encoder=Trainable(GainByClass()), conditioning=ByClass())
+    params = {"encoder": {"gain": jnp.array(gain)}, "generative_mean": {}}
+    assert slope_is_modelled(model, params, (4, 4, 1)) is not any(gain)
