@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffenc.checkpoint.checkpoints import FOLDER as CHECKPOINTS
 from diffenc.compression.commands import compress, decompress
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
@@ -35,6 +36,19 @@ from diffenc.workdir.config_check import CONFIG
 
 Images = UInt8[np.ndarray, "n h w c"]
 MOST_SIDE = 16_383  # of a WebP
+
+NOT_NEEDED = shutil.ignore_patterns(
+    CHECKPOINTS,
+    "export",
+    "bounds",
+    "samples",
+    "figures",
+    "plugins",
+    "compress*",
+    "evaluation*",
+    "events*",
+    ".lock",
+)
 
 
 class Sizes(NamedTuple):
@@ -71,12 +85,7 @@ def measure(given: argparse.Namespace) -> str:
     for num_timesteps in given.num_timesteps:
         settings = dataclasses.replace(experiment.evaluate, num_timesteps=num_timesteps)
         at_t = dataclasses.replace(experiment, evaluate=settings)
-        with tempfile.TemporaryDirectory() as folder:
-            # In a copy, since the newest evaluation in a workdir is that which reports and tables take.
-            copy = shutil.copytree(
-                given.workdir, f"{folder}/run", ignore=shutil.ignore_patterns("events*", ".lock")
-            )
-            bound = evaluate(at_t, copy)
+        bound = evaluate_copy(at_t, given.workdir)
         for bins in given.bins:
             records = [
                 compress_and_check(at_t, given.workdir, images, bins, seed, given.batch_size)
@@ -84,6 +93,14 @@ def measure(given: argparse.Namespace) -> str:
             ]
             lines.append(row(num_timesteps, bins, bound, records))
     return "\n".join([*lines, "", codecs_table(images)])
+
+
+def evaluate_copy(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Evaluates a copy of a run, since the newest evaluation in a workdir is that which reports and tables take."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(workdir, Path(folder, workdir.name), ignore=NOT_NEEDED)
+        (copy / CHECKPOINTS).symlink_to((workdir / CHECKPOINTS).resolve())  # large, and only read
+        return evaluate(experiment, copy)
 
 
 def sent_images(experiment: Experiment) -> Images:

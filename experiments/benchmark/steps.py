@@ -28,6 +28,7 @@ from experiments.benchmark.subject import (
     Compiled,
     Stepper,
     Subject,
+    batch_of,
     compile_step,
     count_share_work,
     make_initial_params,
@@ -110,7 +111,11 @@ def measure_variants(subject: Subject) -> dict[str, Any]:
         steppers[name] = (
             subject.stepper
             if own
-            else Stepper(compiled.step, make_initial_state(experiment, subject.mesh), subject.images)
+            else Stepper(
+                compiled.step,
+                make_initial_state(experiment, subject.mesh),
+                batch_of(experiment, subject.mesh),
+            )
         )
     logging.info("timing %s interleaved", ", ".join(steppers))
     took = time_interleaved(steppers, subject.settings.rounds, subject.settings.least)

@@ -93,10 +93,7 @@ class Subject:
     @functools.cached_property
     def images(self) -> Images:
         """A batch on the devices."""
-        batch = random_images(self.experiment, self.experiment.batch_size).__getitems__(
-            np.arange(self.experiment.batch_size)
-        )
-        return images_to_devices(batch, self.experiment.model.conditioning, self.mesh)
+        return batch_of(self.experiment, self.mesh)
 
     @functools.cached_property
     def source(self) -> ArraySource:
@@ -118,6 +115,12 @@ class Stepper:
         # the old state was donated, so it must be replaced
         self.state = self.step(self.state, images)
         return self.state.step
+
+
+def batch_of(experiment: Experiment, mesh: Mesh) -> Images:
+    """Returns a batch of random images, with the condition of its model, on the devices."""
+    batch = random_images(experiment, experiment.batch_size).__getitems__(np.arange(experiment.batch_size))
+    return images_to_devices(batch, experiment.model.conditioning, mesh)
 
 
 def random_images(experiment: Experiment, count: int) -> ArraySource:

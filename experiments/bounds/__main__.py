@@ -58,7 +58,7 @@ def _read_cell(file: Path) -> dict[str, np.ndarray] | None:
     try:
         return safe_npz.load(io.BytesIO(file.read_bytes()), str(file), None, MAX_BYTES)
     except UserError as error:
-        logging.warning("%s: measuring again", error)
+        logging.warning("%s, or is of a version before 0.1.0: measuring again", error)
         return None
 
 

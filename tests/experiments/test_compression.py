@@ -1,5 +1,6 @@
 """The codecs that coded images are compared with lose nothing, and all images together are in one picture."""
 
+import dataclasses
 import io
 import shutil
 
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffenc.config.settings import Evaluate
+from diffenc.evaluation.commands import evaluate
+from diffenc.training import loop
 from experiments import compression
 
 
@@ -53,3 +57,14 @@ def test_a_row_states_bound_net_and_initial_bits():
     assert compression.row(50, 16, {"bpd": 2.0, "bpd_mc_se": 0.01}, records) == (
         "| 50 | 16 | 2.0000 ± 0.0100 | 2.0000, 2.2000; mean +5.00 % | 103.4 | 256,469 |"
     )
+
+
+def test_the_bound_is_measured_in_a_copy(tiny, tmp_path):
+    experiment, workdir = tiny(steps=2), tmp_path / "run"
+    loop.train(experiment, workdir)
+    evaluate(experiment, workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    at_t = dataclasses.replace(experiment, evaluate=Evaluate(num_timesteps=4))
+    record = compression.evaluate_copy(at_t, workdir)
+    assert (record["T"], record["step"]) == (4, 2)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before

@@ -11,6 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from diffenc.core.stochasticity import MARKOV
+from diffenc.errors import UserError
 from diffenc_plugins.conditionings import ByClass, Nothing
 from diffenc_plugins.encoders import Identity
 from diffenc_plugins.generative_means import VDM
@@ -119,6 +120,9 @@ def test_the_papers_models_are_on_its_path_and_of_classes_only_where_the_network
     found = {name: one.model for name, one in steps.with_encoders(tiny(model=told)).items()}
     assert found.pop("own") == told
     assert {(one.stochasticity, one.conditioning) for one in found.values()} == {(MARKOV, Nothing())}
+    # Each takes a step with images of its own condition.
+    subject = Subject(tiny(model=told), Settings(rounds=1, least=0.0))
+    assert set(steps.measure_variants(subject)["steps"]) == {"vdmv", "nt", "own"}
     both = dataclasses.replace(told, network=told.encoder.network)
     assert steps.with_encoders(tiny(model=both))["vdmv"].model.conditioning == ByClass()
 
@@ -275,6 +279,18 @@ def test_figures_are_printed_and_filed(go, tmp_path, capsys):
     assert f"jax {jax.__version__}, jaxlib" in printed
     assert "medians and quartiles of 2 rounds" in printed
     assert "images a second" in printed
+
+
+def test_what_a_part_measured_is_kept_when_a_later_one_fails(go, tmp_path, monkeypatch):
+    def fail(subject):
+        raise UserError("no space")
+
+    monkeypatch.setitem(benchmark.PARTS, "checkpoint", fail)
+    status, _ = go("--only=input,checkpoint", f"--json={tmp_path / 'found.json'}")
+    assert status == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "input" in found
+    assert "checkpoint" not in found
 
 
 def test_parts_come_in_their_own_order():

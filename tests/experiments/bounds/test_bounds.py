@@ -147,3 +147,17 @@ def test_mistakes_are_told_in_a_line(workdir, capsys, flags, message):
     told = capsys.readouterr().err.splitlines()
     assert told[-1].startswith("error: ")
     assert message in told[-1]
+
+
+def test_a_damaged_cell_is_measured_again_and_said_to_be(tmp_path, caplog):
+    cell = tmp_path / "cell.npz"
+    assert bounds._read_cell(cell) is None
+    np.savez(cell, nats=np.arange(3.0))
+    found = bounds._read_cell(cell)
+    assert found is not None
+    assert found["nats"].tolist() == [0, 1, 2]
+    assert caplog.text == ""
+    cell.write_bytes(cell.read_bytes()[:100])
+    assert bounds._read_cell(cell) is None
+    assert f"{cell}" in caplog.text
+    assert "measuring again" in caplog.text
