@@ -21,34 +21,20 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffenc.checkpoint.checkpoints import FOLDER as CHECKPOINTS
 from diffenc.compression.commands import compress, decompress
 from diffenc.config import gin_loader
 from diffenc.config.experiment import Experiment
 from diffenc.config.settings import Compress
 from diffenc.errors import UserError
 from diffenc.evaluation.batches import select_images
-from diffenc.evaluation.commands import evaluate
 from diffenc.files.user_paths import path_argument
 from diffenc.runtime.compile_cache import enable_cache
 from diffenc.runtime.console import exit_status, print_line, start_up
 from diffenc.workdir.config_check import CONFIG
+from experiments.evaluate_copy import evaluate_copy
 
 Images = UInt8[np.ndarray, "n h w c"]
 MOST_SIDE = 16_383  # of a WebP
-
-NOT_NEEDED = shutil.ignore_patterns(
-    CHECKPOINTS,
-    "export",
-    "bounds",
-    "samples",
-    "figures",
-    "plugins",
-    "compress*",
-    "evaluation*",
-    "events*",
-    ".lock",
-)
 
 
 class Sizes(NamedTuple):
@@ -93,14 +79,6 @@ def measure(given: argparse.Namespace) -> str:
             ]
             lines.append(row(num_timesteps, bins, bound, records))
     return "\n".join([*lines, "", codecs_table(images)])
-
-
-def evaluate_copy(experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Evaluates a copy of a run, since the newest evaluation in a workdir is that which reports and tables take."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = shutil.copytree(workdir, Path(folder, workdir.name), ignore=NOT_NEEDED)
-        (copy / CHECKPOINTS).symlink_to((workdir / CHECKPOINTS).resolve())  # large, and only read
-        return evaluate(experiment, copy)
 
 
 def sent_images(experiment: Experiment) -> Images:

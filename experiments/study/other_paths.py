@@ -1,17 +1,12 @@
 """Trained networks measured on another path than that of their training: what a path does to the bound of the same network."""
 
 import dataclasses
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from diffenc import evaluate
 from diffenc.files.record_checksum import write_record
 from diffenc.tools.sweep.runs import Run, is_trained
+from experiments.evaluate_copy import evaluate_copy
 from experiments.study.parts import OtherPath, Part
-
-NOT_NEEDED = shutil.ignore_patterns("evaluation*", "export", "events*", ".lock")
 
 
 def measure_other_paths(part: Part, runs: list[Run]) -> None:
@@ -25,8 +20,4 @@ def measure_other_paths(part: Part, runs: list[Run]) -> None:
 
 def _measure(run: Run, other: OtherPath) -> dict[str, Any]:
     settings = dataclasses.replace(run.experiment.evaluate, stochasticity=other.path)
-    # In a copy, since the newest evaluation in a workdir is that which tables take.
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "run")
-        shutil.copytree(run.workdir, copy, ignore=NOT_NEEDED)
-        return evaluate(dataclasses.replace(run.experiment, evaluate=settings), copy)
+    return evaluate_copy(dataclasses.replace(run.experiment, evaluate=settings), run.workdir)

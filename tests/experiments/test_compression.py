@@ -12,6 +12,7 @@ from diffenc.config.settings import Evaluate
 from diffenc.evaluation.commands import evaluate
 from diffenc.training import loop
 from experiments import compression
+from experiments.evaluate_copy import evaluate_copy
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -65,6 +66,6 @@ def test_the_bound_is_measured_in_a_copy(tiny, tmp_path):
     evaluate(experiment, workdir)
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     at_t = dataclasses.replace(experiment, evaluate=Evaluate(num_timesteps=4))
-    record = compression.evaluate_copy(at_t, workdir)
+    record = evaluate_copy(at_t, workdir)
     assert (record["T"], record["step"]) == (4, 2)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
